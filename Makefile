@@ -1,0 +1,22 @@
+# `make`: set up and run the whole pipeline. `make test`: set up and test. Both work on a fresh machine with Python 3.11+.
+PYTHON ?= python3
+VENV := .venv
+# What DVC starts must find this environment's `python`.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: repro test setup
+repro: setup
+	python -m stages.params
+	dvc repro
+
+test: setup
+	python -m stages.params
+	python -m pytest
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
