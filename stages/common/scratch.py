@@ -1,0 +1,57 @@
+"""Scratch of long stages: checkpoints and finished shards, in the user's cache folder, so that a killed run goes on.
+
+Keyed by a fingerprint of the stage's params and inputs, hence never picked up after either changed, and found again by
+a run in a temporary copy of the repository (`dvc exp run --temp`).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from stages.common.artefacts import digest
+from stages.common.fail import fail
+from stages.common.progress import say
+
+
+def root() -> Path:
+    """`$REMOTE_DIFFUSION_SCRATCH`, else the user's cache folder."""
+    return Path(os.environ.get("REMOTE_DIFFUSION_SCRATCH") or user_cache_path("remote-diffusion"))
+
+
+def fingerprint(settings: dict, inputs: list[str | Path]) -> str:
+    """16 hex digits that change with any setting or with any byte of an input file or folder."""
+    text = json.dumps(settings, sort_keys=True, default=str) + "".join(digest(path) for path in inputs)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def folder(stage: str, mark: str, keep: bool = False):
+    """A locked folder for one stage at one fingerprint; removed when the block ends well, unless `keep`.
+
+    Left behind by a kill or an error, it is found again by the next run with the same fingerprint. One process per
+    machine holds it: under several processes only the first locks it, the others share it.
+    """
+    path = root() / stage / mark
+    path.mkdir(parents=True, exist_ok=True)
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    lock = FileLock(path.with_suffix(".lock"))
+    if first:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            fail(f"{stage}: another run is working on the same params and inputs ({path})")
+        if others := [p.name for p in path.parent.iterdir() if p.is_dir() and p != path]:
+            say(f"{stage}: {len(others)} unfinished run(s) of other params or inputs stay in {path.parent}, unused")
+    try:
+        yield path
+        if first and not keep:
+            shutil.rmtree(path)
+    finally:
+        if first:
+            lock.release()

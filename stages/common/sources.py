@@ -1,0 +1,80 @@
+"""Every external input has one `source`: where it comes from, and what it turned out to be (`SOURCE.json`)."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from stages.common.artefacts import write_json
+from stages.common.fail import fail
+
+
+def kind(source: str) -> str:
+    """embedded, none, path, hub or arxiv."""
+    return source.partition(":")[0]
+
+
+def local(source: str, key: str) -> Path:
+    """The file or folder of a `path:` or `arxiv:` source: absolute, or relative to the repository; `$VAR` is expanded."""
+    text = source.partition(":")[2]
+    if text.startswith("$"):
+        name, slash, rest = text[1:].partition("/")
+        if name not in os.environ:
+            fail(f"{key}: {source}: the environment variable {name} is not set")
+        text = os.environ[name] + slash + rest
+    path = Path(text).expanduser()
+    if not path.exists():
+        fail(f"{key}: {source}: no such file or folder")
+    return path
+
+
+def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Path, dict]:
+    """Download the files of a `hub:<repo>[@revision]` source that match `patterns`.
+
+    Returns the local snapshot folder and what it resolved to (repo, commit, licence).
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    import httpx
+
+    repo, _, revision = source.partition(":")[2].partition("@")
+    try:
+        info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None)
+        folder = snapshot_download(repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns)
+    except GatedRepoError:
+        fail(f"{key}: {source} is gated: accept its terms on its hub page, then set HF_TOKEN")
+    except RevisionNotFoundError:
+        fail(f"{key}: {source}: the hub has no such revision")
+    except RepositoryNotFoundError:
+        fail(f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)")
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as fault:
+        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+        fail(f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a copy you have")
+    card = getattr(info, "card_data", None) or {}
+    return Path(folder), {"repo": repo, "commit": info.sha, "licence": card.get("license")}
+
+
+def record(folder: str | Path, source: str, **found) -> None:
+    """Write `SOURCE.json` beside fetched data: the source and what it resolved to (no clock, host or absolute path)."""
+    write_json(Path(folder) / "SOURCE.json", {"source": source, **found})
+
+
+def hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
+    """File name (below `root`, where given) -> SHA-256, for SOURCE.json."""
+    found = {}
+    for path in paths:
+        with open(path, "rb") as stream:
+            found[path.relative_to(root).as_posix() if root else path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def copy_tree(origin: Path, target: Path, patterns: list[str]) -> list[Path]:
+    """Copy the files of `origin` that match `patterns`, keeping folders. Returns the copies, sorted."""
+    files = sorted({file for pattern in patterns for file in origin.rglob(pattern) if file.is_file()})
+    copies = []
+    for file in files:
+        copy = target / file.relative_to(origin)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)  # follows the hub cache's links
+        copies.append(copy)
+    return copies

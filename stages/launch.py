@@ -1,0 +1,57 @@
+"""Run a stage in place, or on all the devices that this machine's accelerate config asks for.
+
+    python -m stages.launch <stage> [item]
+
+`dvc.yaml` holds this same command everywhere; `accelerate config`, once per machine, decides on how many processes. With
+no config, or one for a single process, the stage runs right here. Cannot change a result.
+"""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from stages.common.fail import fail
+
+
+def config_file() -> Path:
+    """Where `accelerate config` keeps its answers."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(home) / "accelerate" / "default_config.yaml"
+
+
+def main(stage: str, *args: str) -> None:
+    module, config = f"stages.{stage}", config_file()
+    answers = yaml.safe_load(config.read_text()) if config.exists() else {}
+    if not isinstance(answers, dict):
+        fail(f"{config}: not an accelerate config")
+    processes = int(answers.get("num_processes") or 1)
+    if processes == 1 and int(answers.get("num_machines") or 1) == 1:
+        sys.argv = [stage, *args]
+        runpy.run_module(module, run_name="__main__")
+        return
+    cpu = answers.get("use_cpu") or answers.get("distributed_type") == "MULTI_CPU"
+    if cpu and int(answers.get("num_machines") or 1) == 1:
+        # `accelerate launch --cpu` runs one process without MPI whatever it is told; torchrun starts them all.
+        command = ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "--module", module]
+        environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": str(answers.get("mixed_precision") or "no")}
+    else:
+        command, environment = ["accelerate.commands.launch", "--config_file", str(config), "--module", module], {}
+        if not cpu and int(answers.get("num_machines") or 1) == 1 and (found := _gpus()) < processes:
+            fail(f"{config}: num_processes is {processes}, this machine has {found} GPU(s)")
+    # The stage checks that so many really came up (stages.common.processes).
+    environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)
+    sys.exit(subprocess.run([sys.executable, "-m", *command, *args], env={**os.environ, **environment}).returncode)
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

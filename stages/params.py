@@ -1,0 +1,294 @@
+"""The schema of `params.yaml`: one class per section, no defaults; each field says its meaning and unit.
+
+    python -m stages.params [file]     check a whole params file; prints one line per fault, exit code 1
+
+Stages call `load()`, which checks the *whole* file, so that a typo in the last section stops the first stage.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+
+def _source(value: str) -> str:
+    kind, _, rest = value.partition(":")
+    if kind not in ("embedded", "none", "path", "hub", "arxiv") or (kind in ("path", "hub", "arxiv")) != bool(rest):
+        raise ValueError("a source is embedded, path:<folder or file>, hub:<repo>[@revision]" + _MORE)
+    return value
+
+
+_MORE = ", arxiv:<csv> (papers only) or none (models only)"
+
+
+def _number(value):
+    # YAML 1.1 reads `1e-6` as text: say so instead of "should be a number".
+    if isinstance(value, str) and value.lower().replace("e-", "").replace("e", "").replace(".", "").isdigit():
+        raise ValueError(f"write {float(value):.1e} with a point: YAML reads {value} as text")
+    return value
+
+
+Source = Annotated[str, AfterValidator(_source)]
+Count = Annotated[int, Field(gt=0)]
+Steps = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
+Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Precision = Literal["fp32", "bf16", "fp16"]
+LULC = Literal["Bare Land", "Crop Land", "Cultivated Vegetation", "Natural Vegetation", "Snow Ice", "Water Body",
+               "Woody Vegetation"]
+LULC_CLASSES: tuple[str, ...] = LULC.__args__
+
+
+class Section(BaseModel):
+    # Strict: 3.7 is not an epoch count, "yes" is not a switch. Ints are accepted where floats are asked for.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Sampling(Section):
+    scheduler: Literal["pndm", "ddim", "dpm"] = Field(description="PNDM (Liu et al. 2022), DDIM (Song et al. 2021) or "
+                                                      "DPM-Solver++ (Lu et al. 2022)")
+    steps: Count = Field(description="denoising steps per image")
+    guidance_scale: float = Field(ge=1, description="classifier-free guidance scale (Ho & Salimans 2022); 1 = off")
+    resolution: Count = Field(description="pixels per side; a multiple of the VAE's factor")
+    batch_size: Count = Field(description="images per fixed, padded group")
+    precision: Precision = Field(description="arithmetic of UNet and VAE")
+
+
+class FetchPapers(Section):
+    source: Source = Field(description="where the papers come from")
+
+
+class Scrape(Section):
+    min_papers: Count = Field(description="readable papers below which the stage fails")
+    cut_references: bool = Field(description="drop each paper's reference list")
+    test_fraction: Share = Field(description="share of the text lines held out, as whole papers")
+    min_test_papers: Count = Field(description="papers held out at least")
+
+
+class Chunk(Section):
+    min_characters: Count = Field(description="a chunk runs to the first full stop after so many characters")
+
+
+class Splits(Section):
+    train: str | None = Field(description="the source's name for it; null = carve it out")
+    valid: str | None = Field(description="ditto")
+    test: str | None = Field(description="ditto")
+
+
+class FetchImagery(Section):
+    source: Source = Field(description="where the captioned imagery comes from")
+    resolution: Count = Field(ge=16, description="pixels per side of the stored tiles")
+    splits: Splits = Field(description="names of the source's own splits")
+    valid: Amount = Field(description="carved out where the source has none: fraction (< 1) or count")
+    test: Amount = Field(description="ditto")
+    max_images: Count | None = Field(description="embedded: tiles rendered; else kept per source split; null = all")
+
+
+class FetchModel(Section):
+    diffusion: Source = Field(description="a StableDiffusionPipeline")
+    language: Source = Field(description="a causal language model")
+    writer: Source = Field(description="an instruction-tuned language model that writes prompts")
+    embedder: Source = Field(description="a sentence embedder; embedded = TF-IDF + SVD")
+    classifier: Source = Field(description="weights the classifier starts from")
+    vision: Source = Field(description="folder of further feature extractors")
+
+
+class TrainBase(Section):
+    source: Literal["base", "scratch"] = Field(description="pass fetch_model.diffusion through, or train a VAE and text encoder")
+    vae_channels: list[Count] = Field(min_length=1, description="channels per level; each level but the last halves the resolution")
+    latent_channels: Count = Field(description="channels of the latents")
+    vae_steps: Steps = Field(description="optimiser steps of the VAE")
+    text_width: Count = Field(description="width of the text encoder")
+    text_layers: Count = Field(description="its layers")
+    text_steps: Steps = Field(description="contrastive steps (image, caption)")
+    unet_channels: list[Count] = Field(min_length=1, description="channels per level of the untrained UNet")
+    batch_size: Count = Field(description="images per step")
+    lr: Rate = Field(description="peak learning rate")
+
+
+class TrainScene(Section):
+    model: str = Field(description="a timm model name")
+    resolution: Count = Field(ge=16, description="pixels per side")
+    epochs: Count = Field(description="passes over the training tiles")
+    batch_size: Count = Field(description="images per step")
+    lr: Rate = Field(description="peak learning rate")
+
+
+class FinetuneLLM(Section):
+    quantization: Literal["none", "nf4"] = Field(description="4-bit NormalFloat (Dettmers et al. 2023) or none")
+    rank: Count = Field(description="LoRA rank r (Hu et al. 2022)")
+    alpha: Count = Field(description="LoRA alpha")
+    dropout: Share = Field(description="LoRA dropout")
+    target_modules: list[str] = Field(min_length=1, description="names of the adapted linear layers")
+    lr: Rate = Field(description="learning rate")
+    weight_decay: Amount = Field(description="AdamW weight decay")
+    batch_size: Count = Field(description="sequences per step")
+    steps: Count = Field(description="optimiser steps")
+    context: Count = Field(ge=16, description="tokens per sequence")
+    packing: bool = Field(description="fill each sequence to the context length")
+
+
+class IndexRag(Section):
+    passage_tokens: Count = Field(description="tokens per passage")
+    overlap_tokens: Steps = Field(description="tokens shared by neighbouring passages")
+    dimensions: Count = Field(description="of the embedded embedder's vectors")
+
+
+Writer = Literal["extractive", "huggingface", "domain"]
+Technique = Literal["zero_shot", "few_shot", "chain_of_thought", "retrieval"]
+
+
+class Pair(Section):
+    writer: Writer = Field(description="who writes the prompts")
+    technique: Technique = Field(description="how it is asked")
+
+
+class Prompt(Section):
+    writer: Writer = Field(description="who writes the prompts")
+    technique: Technique = Field(description="how it is asked")
+    compare: list[Pair] = Field(description="further pairs, measured but not used")
+    compare_count: Count = Field(description="prompts asked of each compared pair, per class")
+    top_k: Count = Field(description="passages retrieved per query")
+    per_class: dict[LULC, Count] = Field(description="prompts kept per class")
+    attempts: Count = Field(description="times a writer is asked again")
+    positive_cues: str = Field(description="put before every prompt")
+    negative_prompt: str = Field(description="what guidance pushes away from")
+
+
+class Encode(Section):
+    normalisation: Literal["vae", "dataset"] = Field(description="[-1, 1], or the data set's own mean and std")
+    batch_size: Count = Field(description="images per forward pass")
+    precision: Precision = Field(description="arithmetic of the VAE and text encoder")
+
+
+class FinetuneSD(Section):
+    method: Literal["full", "lora"] = Field(description="train the whole UNet or a LoRA of its attention")
+    epochs: Amount = Field(description="passes over the training images; 0 = no fine-tuning")
+    batch_size: Count = Field(description="images per step over all processes")
+    gradient_accumulation: Count = Field(description="steps whose gradients are summed")
+    lr: Rate = Field(description="peak learning rate of AdamW")
+    lr_schedule: Literal["constant", "cosine"] = Field(description="after the warm-up")
+    warmup_steps: Steps = Field(description="optimiser steps of linear warm-up")
+    weight_decay: Amount = Field(description="AdamW weight decay")
+    max_grad_norm: Rate = Field(description="gradient clipping")
+    precision: Precision = Field(description="autocast; weights stay fp32")
+    ema_decay: Share = Field(description="exponential moving average of the weights; 0 = off")
+    min_snr_gamma: Rate | None = Field(description="Min-SNR loss weighting (Hang et al. 2023); null = off")
+    caption_dropout: Share = Field(description="share of captions replaced by the empty one")
+    latent: Literal["sample", "mean"] = Field(description="of the VAE posterior")
+    checkpoint_steps: Count = Field(description="optimiser steps between checkpoints and validations")
+    keep_checkpoints: Count = Field(description="checkpoints kept on disk while training")
+    validation_images: Count = Field(description="valid images in the validation loss")
+
+
+class Generate(Section):
+    images_per_prompt: Count = Field(description="images per prompt, each with its own seed")
+
+
+class Features(Section):
+    extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(min_length=1, description="feature networks")
+    batch_size: Count = Field(description="images per forward pass")
+
+
+class Fid(Section):
+    standard_min_n: Count = Field(description="images below which the standard protocol refuses")
+    paper_n: Count = Field(description="images per draw of the paper's protocol")
+    paper_draws: Count = Field(description="seeded draws of it")
+    subsets: Count = Field(ge=2, description="subsamples behind a 95 % interval")
+
+
+class Classifier(Section):
+    model: str = Field(description="a timm model name")
+    resolution: Count = Field(ge=16, description="pixels per side")
+    epochs: Count = Field(description="passes over the training images")
+    batch_size: Count = Field(description="images per step")
+    lr: Rate = Field(description="learning rate of AdamW")
+    seeds: Count = Field(description="classifiers trained")
+    valid_fraction: Share = Field(description="of the synthetic images, stratified")
+    test_fraction: Share = Field(description="ditto")
+
+
+class Report(Section):
+    gallery_per_class: Count = Field(description="images")
+
+
+class Params(Section):
+    seed: int = Field(ge=0, description="of every random number")
+    classes: dict[LULC, list[str]] = Field(description="LULC class -> scenes that show it; [] = none in this imagery")
+    sampling: Sampling
+    fetch_papers: FetchPapers
+    scrape: Scrape
+    chunk: Chunk
+    fetch_imagery: FetchImagery
+    fetch_model: FetchModel
+    train_base: TrainBase
+    train_scene: TrainScene
+    finetune_llm: FinetuneLLM
+    index_rag: IndexRag
+    prompt: Prompt
+    encode: Encode
+    finetune_sd: FinetuneSD
+    generate: Generate
+    features: Features
+    fid: Fid
+    classifier: Classifier
+    report: Report
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        scenes = [s for names in self.classes.values() for s in names]
+        if twice := sorted({s for s in scenes if scenes.count(s) > 1}):
+            raise ValueError(f"classes: {twice[0]} stands in two classes")
+        if missing := [c for c in LULC_CLASSES if c not in self.classes]:
+            raise ValueError(f"classes: {missing[0]} is missing (write {missing[0]}: [] when the imagery has none)")
+        if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
+            raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
+        return self
+
+
+def load(path: str | Path = "params.yaml") -> Params:
+    """Read and check a whole params file. Faults are printed one per line, then the process exits with code 1."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        sys.exit(f"{path}: cannot be read: {' '.join(str(fault).split())}")
+    if not isinstance(values, dict):
+        sys.exit(f"{path}: expected sections, found {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as fault:
+        sys.exit("\n".join(f"{path}: {_explain(error)}" for error in fault.errors()))
+
+
+def _explain(error: dict) -> str:
+    """One line: the key, the value, what is allowed and, for an unknown key, the nearest valid name."""
+    where = [part for part in error["loc"] if part != "[key]"]
+    key = ".".join(str(part) for part in where)
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        allowed = list(_fields(where[:-1]))
+        near = difflib.get_close_matches(str(where[-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+        return f"{key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{key}: missing ({_fields(where[:-1])[where[-1]].description or 'a section'})"
+    if not key:
+        return message
+    return f"{key}: {message.replace('Input should', 'should')}, not {error['input']!r}"
+
+
+def _fields(where: list) -> dict:
+    """The model fields of the section that `where` leads to."""
+    model = Params
+    for part in where:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else model
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Pair
+    return model.model_fields
+
+
+if __name__ == "__main__":
+    load(*sys.argv[1:2])

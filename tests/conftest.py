@@ -1,0 +1,48 @@
+"""Shared by all tests: a copy of the repository, and the whole pipeline run once in it at smoke scale."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def shell(*command: str, cwd: Path, env: dict | None = None, timeout: int = 600) -> subprocess.CompletedProcess:
+    """Run a command as a user would, with this environment's `python` and `dvc` first on PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": path, **(env or {})}, text=True, capture_output=True, timeout=timeout)
+
+
+def copy_repository(target: Path) -> Path:
+    """What a clone would hold, uncommitted changes included, as a fresh git repository with nothing built."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, text=True, capture_output=True, check=True)
+    for name in listed.stdout.splitlines():
+        if (REPOSITORY / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(REPOSITORY / name, target / name)
+    (target / "dvc.lock").unlink(missing_ok=True)
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "copy"]):
+        subprocess.run(["git", *command], cwd=target, check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict:
+    """Scratch of its own, and no way out: a stage that reached for the network would fail here."""
+    dead = "http://127.0.0.1:9"
+    return {"REMOTE_DIFFUSION_SCRATCH": str(tmp_path_factory.mktemp("scratch")), "HTTP_PROXY": dead, "HTTPS_PROXY": dead,
+            "http_proxy": dead, "https_proxy": dead, "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory, environment) -> Path:
+    """A copy of the repository in which `dvc repro` ran the whole pipeline at smoke scale."""
+    copy = copy_repository(tmp_path_factory.mktemp("smoke"))
+    shutil.copyfile(copy / "tests/params.yaml", copy / "params.yaml")
+    done = shell("dvc", "repro", cwd=copy, env=environment, timeout=1200)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return copy

@@ -1,0 +1,50 @@
+"""The launcher: in place by default, on as many processes as the accelerate config says, and never silently on fewer."""
+
+import pytest
+from conftest import REPOSITORY, shell
+
+PROBE = "import os, sys\nprint('rank', os.environ.get('RANK', '-'), 'of', os.environ.get('WORLD_SIZE', '-'), sys.argv[1:])\n"
+
+
+@pytest.fixture
+def probe(tmp_path):
+    """A stage that prints its rank, in a copy of the launcher's package."""
+    (tmp_path / "stages").mkdir()
+    for name in ("__init__.py", "launch.py"):
+        (tmp_path / "stages" / name).write_text((REPOSITORY / "stages" / name).read_text())
+    (tmp_path / "stages/common").mkdir()
+    for name in ("__init__.py", "fail.py"):
+        (tmp_path / "stages/common" / name).write_text((REPOSITORY / "stages/common" / name).read_text())
+    (tmp_path / "stages/probe.py").write_text(PROBE)
+    return tmp_path
+
+
+def run(probe, config: str | None):
+    home = probe / "hub/accelerate"
+    home.mkdir(parents=True)
+    if config is not None:
+        (home / "default_config.yaml").write_text(config)
+    return shell("python", "-m", "stages.launch", "probe", "item", cwd=probe, env={"HF_HOME": str(probe / "hub")})
+
+
+def test_in_place_without_a_config(probe):
+    assert run(probe, None).stdout == "rank - of - ['item']\n"
+
+
+def test_in_place_for_one_process(probe):
+    assert run(probe, "num_processes: 1\ndistributed_type: 'NO'\n").stdout == "rank - of - ['item']\n"
+
+
+def test_two_cpu_processes(probe):
+    done = run(probe, "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n")
+    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 ['item']", "rank 1 of 2 ['item']"], done.stderr
+
+
+def test_gpus_that_are_not_there(probe):
+    done = run(probe, "num_processes: 64\ndistributed_type: MULTI_GPU\nuse_cpu: false\n")
+    assert done.returncode == 1 and "num_processes is 64, this machine has" in done.stderr and "default_config.yaml" in done.stderr
+
+
+def test_not_a_config(probe):
+    done = run(probe, "- nothing\n")
+    assert done.returncode == 1 and "not an accelerate config" in done.stderr

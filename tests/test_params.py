@@ -1,0 +1,66 @@
+"""params.yaml and its schema: every scale is whole, and a fault is one line with the key, the value and the way out."""
+
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, shell
+
+from stages.params import load
+
+SCALES = ["params.yaml", "tests/params.yaml", *sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("params/*.yaml"))]
+DEMO = (REPOSITORY / "params.yaml").read_text()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_scale_is_valid(scale):
+    load(REPOSITORY / scale)
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("guidance_scale: 3.0", "guidence_scale: 3.0", ["sampling.guidence_scale", "did you mean guidance_scale?"]),
+    ("guidance_scale: 3.0", "guidance_scale: 0.5", ["sampling.guidance_scale", "greater than or equal to 1", "0.5"]),
+    ("scheduler: pndm", "scheduler: euler", ["sampling.scheduler", "'pndm', 'ddim' or 'dpm'", "'euler'"]),
+    ("lr: 5.0e-4", "lr: 5e-4", ["finetune_sd.lr", "5.0e-04", "text"]),
+    ("  gallery_per_class: 24", "  gallery_per_klass: 24", ["report.gallery_per_klass", "did you mean gallery_per_class?"]),
+    ("\nreport:", "\nreporting:", ["reporting", "did you mean report?"]),
+    ("seed: 0", "seed: zero", ["seed", "integer", "'zero'"]),
+    ("  source: embedded             # the scene", "  source: imagery/             # the scene", ["fetch_imagery.source", "path:<folder or file>"]),
+    ("[bareland, desert]", "[bareland, lake]", ["classes", "lake stands in two classes"]),
+    ("  Snow Ice: [snowfield]                    # RSICD has none\n", "", ["classes", "Snow Ice is missing"]),
+    ("keep_checkpoints: 2", "keep_checkpoints: two words", ["finetune_sd.keep_checkpoints", "'two words'"]),
+    ("seed: 0", "seed: [", ["cannot be read"]),
+])
+def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
+    assert old in DEMO, "the test's own premise"
+    file = tmp_path / "params.yaml"
+    file.write_text(DEMO.replace(old, new, 1))
+    done = shell("python", "-m", "stages.params", str(file), cwd=REPOSITORY)
+    assert done.returncode == 1
+    line = next(line for line in done.stderr.splitlines() if all(word in line for word in words))
+    assert str(file) in line
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):
+    (tmp_path / "params.yaml").write_text(DEMO.replace("gallery_per_class", "galery_per_class"))
+    done = shell("python", "-m", "stages.chunk", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 1 and "report.galery_per_class: unknown key; did you mean gallery_per_class?" in done.stderr
+
+
+def test_no_params_file(tmp_path):
+    done = shell("python", "-m", "stages.params", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 1 and done.stderr.startswith("params.yaml: cannot be read") and len(done.stderr.splitlines()) == 1
+
+
+def test_every_value_has_a_comment():
+    """What a knob means stands where a person turns it."""
+    for scale in SCALES:
+        lines = (REPOSITORY / scale).read_text().splitlines()
+        bare = [line for line in lines if line.strip() and  "#" not in line and not line.rstrip().endswith(":")]
+        assert not bare, f"{scale}: {bare}"
+
+
+def test_readme_names_every_scale():
+    text = (REPOSITORY / "README.md").read_text()
+    for scale in SCALES:
+        assert Path(scale).name in text
