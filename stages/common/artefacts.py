@@ -13,8 +13,8 @@ from PIL import Image
 
 # The Hugging Face `Image` feature: what `datasets` reads back as a picture.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-# Tiles per shard: few files keep DVC and a million images fast; a shard of 64 px tiles is about 10 MB.
-SHARD_ROWS = 1024
+# A shard ends at so many rows or so many image bytes: few files keep DVC and a million images fast, and one fits in memory.
+SHARD_ROWS, SHARD_BYTES = 1024, 64 * 2**20
 
 
 def write_json(path: str | Path, value) -> None:
@@ -59,13 +59,15 @@ def write_shard(folder: str | Path, number: int, rows: list[dict], schema: pa.Sc
 
 
 def write_shards(folder: str | Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Stream rows into shards of `SHARD_ROWS`; returns how many rows were written (no rows: one empty shard)."""
-    batch, number, total = [], 0, 0
+    """Stream rows into shards; returns how many rows were written (no rows: one empty shard)."""
+    batch, size, number, total = [], 0, 0, 0
     for row in rows:
         batch.append(row)
-        if len(batch) == SHARD_ROWS:
+        size += len(row["image"]["bytes"]) if "image" in row else 0
+        if len(batch) == SHARD_ROWS or size >= SHARD_BYTES:
             write_shard(folder, number, batch, schema)
-            batch, number, total = [], number + 1, total + SHARD_ROWS
+            total += len(batch)
+            batch, size, number = [], 0, number + 1
     if batch or not total:
         write_shard(folder, number, batch, schema)
     return total + len(batch)

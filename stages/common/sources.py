@@ -64,7 +64,8 @@ def hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
     found = {}
     for path in paths:
         with open(path, "rb") as stream:
-            found[path.relative_to(root).as_posix() if root else path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+            name = path.relative_to(root).as_posix() if root else path.name
+            found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
 
 

@@ -1,0 +1,23 @@
+"""A folder that appears whole or not at all."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Build `<out>.part`, which becomes `out` when the block ends well and is removed when it fails; replaces an old `out`.
+
+    A kill leaves `.part`, which nothing reads and the next run removes.
+    """
+    part = out.with_name(out.name + ".part")
+    for folder in (part, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

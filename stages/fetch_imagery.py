@@ -1,0 +1,104 @@
+"""Captioned imagery from any source -> data/imagery/{train,valid,test}/NNNNN.parquet, SOURCE.json, REPORT.json.
+
+    python -m stages.fetch_imagery
+
+Bad images and captions are skipped, named and counted in REPORT.json. Images are never all in memory: finished tiles
+wait in an unnamed temporary file until the splits are known.
+"""
+
+import difflib
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from stages.common import sources
+from stages.common.artefacts import write_json, write_shards
+from stages.common.fail import fail
+from stages.common.imagery import SCHEMA, Origin, open_origin
+from stages.common.progress import progress, say
+from stages.common.splits import carve, duplicates, near_duplicates, own_splits, share
+from stages.common.tiles import Skipped, drawn, read, survey, unspool
+from stages.common.whole import whole
+from stages.params import FetchImagery, load
+
+OUT = Path("data/imagery")
+SPLITS = ("train", "valid", "test")
+
+
+def main() -> None:
+    p = load()
+    settings, classes, seed = p.fetch_imagery, p.classes, p.seed
+    origin, found = resolve(settings, seed)
+    skipped, counts = Skipped(), Counter()
+
+    # First pass, without images: what is there and which of it is usable.
+    usable, scenes = survey(origin, skipped)
+    if not usable:
+        fail(f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'}")
+    known_scenes(classes, scenes)
+    splits = settings.splits.model_dump()
+    given, missing = own_splits({name: len(pairs) for name, pairs in usable.items()}, splits, "fetch_imagery.splits")
+    keep = {index for name in given for _, index in sorted(usable[name])[:settings.max_images]}
+
+    with whole(OUT) as part, tempfile.TemporaryFile(dir=part) as spool:
+        # Second pass: decode on all cores, spool finished tiles with their captions.
+        rows, dhash, thumbs, images = read(origin, keep, given, settings.resolution, spool, skipped, counts)
+        if not rows:
+            fail(f"fetch_imagery.source: {settings.source}: no usable image: {skipped}")
+
+        # Carve the missing splits out of train, near-duplicates together.
+        groups = near_duplicates(dhash, thumbs)
+        pool = [i for i, row in enumerate(rows) if row.split == "train"]
+        carved = carve([rows[i].name for i in pool], groups[pool], settings.valid * ("valid" in missing),
+                       settings.test * ("test" in missing))
+        for i, split in zip(pool, carved):
+            rows[i] = rows[i]._replace(split=split)
+        kept = {split: sum(row.split == split for row in rows) for split in SPLITS}
+        if empty := [split for split in SPLITS if not kept[split]]:
+            fail(f"fetch_imagery: the {empty[0]} split is empty ({kept}): change fetch_imagery.{{splits,valid,test}}")
+        for split in SPLITS:
+            ordered = sorted((row for row in rows if row.split == split), key=lambda row: share(row.name, "order"))
+            tiles = progress(unspool(spool, ordered), total=len(ordered), what=split, unit="tile")
+            write_shards(part / split, tiles, SCHEMA)
+
+        report = {"kept": kept, "scenes": len(scenes), "skipped": skipped, **dict(sorted(counts.items())),
+                  "unused_splits": {str(name): len(pairs) for name, pairs in usable.items() if name not in given},
+                  "near_duplicates": duplicates(groups, [row.split for row in rows])}
+        write_json(part / "REPORT.json", report)
+        sources.record(part, settings.source, **found, **images)
+    say(f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped or 'none'}")
+
+
+def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:
+    """Open the source; also what it resolved to, for SOURCE.json."""
+    key, source = "fetch_imagery.source", settings.source
+    match sources.kind(source):
+        case "embedded":
+            if settings.max_images is None:
+                fail("fetch_imagery.max_images: the embedded renderer never ends: say how many tiles")
+            return drawn(seed, settings.max_images), {"licence": None, "seed": seed}
+        case "path":
+            root, found = sources.local(source, key), {"licence": None}
+        case "hub":
+            root, found = sources.hub(source, key, "dataset", ["*.parquet"])
+            if not any(root.rglob("*.parquet")):
+                fail(f"{key}: {source} holds no Parquet; try {source.partition('@')[0]}@refs/convert/parquet")
+        case other:
+            fail(f"{key}: {other} is not for imagery; it is embedded, path:<folder or file> or hub:<repo>[@revision]")
+    origin = open_origin(root, key)
+    below = root if root.is_dir() else root.parent
+    return origin, found | {"files": sources.hashes(origin.files, below)}
+
+
+def known_scenes(classes: dict[str, list[str]], scenes: Counter) -> None:
+    """Every scene that `classes` names must be in the imagery."""
+    there = sorted(scenes)
+    if unknown := [scene for named in classes.values() for scene in named if scene not in scenes]:
+        near = difflib.get_close_matches(unknown[0], there, n=1)
+        fail(f"classes: no image shows {', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; "
+             f"the imagery's scenes are {', '.join(there[:60])}{' ...' if len(there) > 60 else ''}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,216 @@
+"""fetch_model: every role's layout, refusals in one line, no pickles, same bytes."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from stages import fetch_model
+from stages.common import sources, weights
+from stages.common.artefacts import read_json
+
+REPO = Path(__file__).parents[1]
+
+
+def text(path: Path, content) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def tensors(path: Path, value: float = 1.0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"weight": np.full((4, 4), value, np.float32)}, path)
+
+
+def diffusion(folder: Path) -> Path:
+    """The layout of stable-diffusion-v1-5, weights and all that we leave out included."""
+    text(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", "safety_checker": ["x", "Y"],
+                                       "requires_safety_checker": True, **{part: ["a", "B"] for part in weights.DIFFUSION}})
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"),
+                       ("safety_checker", "model")):
+        text(folder / part / "config.json", {"part": part})
+        tensors(folder / part / f"{stem}.safetensors")
+        tensors(folder / part / f"{stem}.fp16.safetensors", 16)
+        text(folder / part / f"{stem}.bin", "a pickle")
+    tensors(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
+    tensors(folder / "v1-5-pruned.safetensors")
+    text(folder / "v1-5-pruned.ckpt", "a pickle")
+    text(folder / "scheduler/scheduler_config.json", {})
+    text(folder / "tokenizer/vocab.json", {})
+    text(folder / "tokenizer/merges.txt", "#version: 0.2\n")
+    text(folder / "evil.py", "raise SystemExit")
+    return folder
+
+
+def language(folder: Path) -> Path:
+    text(folder / "config.json", {"model_type": "phi", "auto_map": {"AutoModel": "evil.Model"}})
+    text(folder / "tokenizer.json", {})
+    tensors(folder / "model.safetensors")
+    text(folder / "evil.py", "raise SystemExit")
+    return folder
+
+
+@pytest.fixture
+def fetch(tmp_path, monkeypatch):
+    """fetch(role, source) -> the files made; the stage run in a folder of its own."""
+    place = tmp_path / "run"
+    place.mkdir()
+    monkeypatch.chdir(place)
+
+    def run(role: str, source: str) -> dict[str, bytes]:
+        params = yaml.safe_load((REPO / "params.yaml").read_text())
+        params["fetch_model"][role] = source
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        fetch_model.main(role)
+        out = Path("models/base") / role
+        return {file.relative_to(out).as_posix(): file.read_bytes() for file in sorted(out.rglob("*")) if file.is_file()}
+
+    return run
+
+
+def refused(fetch, role: str, source: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        fetch(role, source)
+    line = str(end.value)
+    assert line.startswith("error: ") and "\n" not in line and role in line
+    assert not Path("models/base", role).exists() and not Path("models/base", role + ".part").exists()
+    return line
+
+
+def test_diffusion_takes_only_what_the_pipeline_reads(fetch, tmp_path):
+    found = fetch("diffusion", f"path:{diffusion(tmp_path / 'sd')}")
+    assert set(found) == {"SOURCE.json", "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+                          "text_encoder/model.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json",
+                          "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
+                          "vae/diffusion_pytorch_model.safetensors"}
+    index, source = json.loads(found["model_index.json"]), json.loads(found["SOURCE.json"])
+    assert index["safety_checker"] == [None, None] and index["requires_safety_checker"] is False
+    assert index["unet"] == ["a", "B"]
+    del found["SOURCE.json"]
+    assert source["files"] == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+    assert fetch("diffusion", f"path:{tmp_path}/sd").items() > found.items()
+
+
+def test_half_precision_is_taken_where_there_is_no_other(fetch, tmp_path):
+    (diffusion(tmp_path / "sd") / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / "sd/unet/diffusion_pytorch_model.non_ema.safetensors").unlink()
+    fetch("diffusion", f"path:{tmp_path}/sd")
+    assert load_file("models/base/diffusion/unet/diffusion_pytorch_model.safetensors")["weight"][0, 0] == 16
+    assert load_file("models/base/diffusion/vae/diffusion_pytorch_model.safetensors")["weight"][0, 0] == 1
+
+
+@pytest.mark.parametrize("gone", ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json",
+                                  "unet/config.json", "vae/config.json", "text_encoder/model.safetensors"])
+def test_missing_file_is_named(fetch, tmp_path, gone):
+    folder = diffusion(tmp_path / "sd")
+    (folder / gone).unlink()
+    for extra in folder.rglob("*fp16*"):
+        extra.unlink()
+    line = refused(fetch, "diffusion", f"path:{folder}")
+    assert gone in line and "is missing" in line
+    if "safetensors" in gone:
+        assert "model.bin" in line and "pickle" in line
+
+
+def test_language_in_shards_no_code_no_pickles(fetch, tmp_path):
+    folder = language(tmp_path / "phi")
+    assert set(fetch("language", f"path:{folder}")) == {"SOURCE.json", "config.json", "model.safetensors", "tokenizer.json"}
+    (folder / "model.safetensors").unlink()
+    text(folder / "model.safetensors.index.json", {"weight_map": {"a": "model-00001-of-00002.safetensors",
+                                                                  "b": "model-00002-of-00002.safetensors"}})
+    tensors(folder / "model-00001-of-00002.safetensors")
+    assert "model-00002-of-00002.safetensors is missing" in refused(fetch, "writer", f"path:{folder}")
+    tensors(folder / "model-00002-of-00002.safetensors")
+    assert len(fetch("writer", f"path:{folder}")) == 6
+    (folder / "tokenizer.json").unlink()
+    assert "tokenizer.json or" in refused(fetch, "language", f"path:{folder}")
+
+
+def test_truncated_weights_and_broken_json_are_named(fetch, tmp_path):
+    folder = language(tmp_path / "phi")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-10])
+    assert "model.safetensors is not whole" in refused(fetch, "language", f"path:{folder}")
+    (folder / "model.safetensors").write_bytes(whole)
+    text(folder / "config.json", "{")
+    assert "config.json is not readable JSON" in refused(fetch, "language", f"path:{folder}")
+
+
+def test_embedder_with_its_modules(fetch, tmp_path):
+    folder = language(tmp_path / "minilm")
+    text(folder / "modules.json", [{"path": "1_Pooling"}])
+    text(folder / "1_Pooling/config.json", {})
+    text(folder / "onnx/config.json", {})
+    assert set(fetch("embedder", f"path:{folder}")) == {"1_Pooling/config.json", "SOURCE.json", "config.json",
+                                                        "model.safetensors", "modules.json", "tokenizer.json"}
+
+
+def test_none_and_embedded(fetch):
+    for role in ("diffusion", "writer", "classifier", "vision"):
+        assert f"no embedded {role}" in refused(fetch, role, "embedded")
+        assert json.loads(fetch(role, "none")["SOURCE.json"]) == {"source": "none", "licence": None, "files": {}}
+    for role in ("language", "embedder"):
+        assert "the pipeline needs one" in refused(fetch, role, "none")
+    assert set(fetch("embedder", "embedded")) == {"SOURCE.json"}
+    assert "no such file or folder" in refused(fetch, "language", "path:/nowhere/at/all")
+    assert "arxiv is not for models" in refused(fetch, "language", "arxiv:list.csv")
+    with pytest.raises(SystemExit, match="say which"):
+        fetch_model.main("difusion")
+
+
+@pytest.mark.parametrize("role", ["diffusion", "language"])
+def test_embedded_models_are_whole(fetch, role):
+    if not any((fetch_model.EMBEDDED / role).glob("*.json")):
+        pytest.skip(f"stages/embedded/models/{role} is not trained yet")
+    assert fetch(role, "embedded") == fetch(role, "embedded")
+
+
+def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):
+    import torch
+
+    path = tmp_path / "moco" / "resnet18-abc.pth"
+    path.parent.mkdir()
+    torch.save({"conv1.weight": torch.arange(6.0).reshape(2, 3).T, "epoch": 3}, path)
+    assert "not on the allow-list" in refused(fetch, "classifier", f"path:{path}")
+    monkeypatch.setitem(weights.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors")
+    for source in (path, path.parent):
+        assert set(fetch("classifier", f"path:{source}")) == {"SOURCE.json", "model.safetensors"}
+        assert load_file("models/base/classifier/model.safetensors")["conv1.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert "is a file" in refused(fetch, "language", f"path:{path}")
+
+    class Evil:
+        def __reduce__(self):
+            return exec, ("raise RuntimeError('ran')",)
+
+    torch.save(Evil(), path)
+    monkeypatch.setitem(weights.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors")
+    assert "not plain tensors" in refused(fetch, "classifier", f"path:{path}")
+
+
+def test_vision_folder(fetch, tmp_path):
+    tensors(tmp_path / "eyes/inception2048/model.safetensors")
+    text(tmp_path / "eyes" / weights.INCEPTION, "the pickle beside its conversion is not needed")
+    for part in ("dinov2", "clip"):
+        language(tmp_path / "eyes" / part)
+    assert {name.partition("/")[0] for name in fetch("vision", f"path:{tmp_path}/eyes")} == {
+        "SOURCE.json", "inception2048", "dinov2", "clip"}
+    (tmp_path / "none").mkdir()
+    assert "inception2048" in refused(fetch, "vision", f"path:{tmp_path}/none")
+
+
+def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
+    snapshot = language(tmp_path / "snapshot")
+    monkeypatch.setattr(sources, "hub", lambda *_: (snapshot, {"repo": "a/b", "commit": "c0ffee", "licence": "mit"}))
+    fetch("language", "hub:a/b@v1")
+    source = read_json("models/base/language/SOURCE.json")
+    assert (source["source"], source["commit"], source["licence"]) == ("hub:a/b@v1", "c0ffee", "mit")
+
+
+def test_hub_without_a_network_is_one_line(fetch, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "cannot be reached" in refused(fetch, "language", "hub:nobody/nothing")
