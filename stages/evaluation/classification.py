@@ -1,0 +1,200 @@
+"""The land-use classifier: labelled tiles -> Albumentations -> a LightningDataModule -> TorchGeo's ClassificationTask.
+
+Used twice: trained on generated images (`classify`) and, as the ceiling, on as many real ones (`ceiling`); tested on real.
+"""
+
+import logging
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import albumentations as A
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from scipy.special import stdtrit
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.trainers import ClassificationTask
+from torchmetrics.functional.classification import multiclass_f1_score
+
+from stages.common.artefacts import read_rows
+from stages.common.fail import fail
+from stages.common.rng import rng
+from stages.common.torch_setup import torch_generator
+from stages.evaluation.intervals import wilson
+from stages.evaluation.networks import statistics, stored
+from stages.params import Classifier
+
+# ESA's 8-bit true-colour images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights were trained on
+# reflectance (digital numbers / 10,000, bands B4, B3, B2 = R, G, B), so that is what pixels are scaled to for them.
+SENTINEL2_WHITE = 0.3558
+
+
+class Labelled(NamedTuple):
+    """Tiles of one size with the numbers of their classes."""
+    images: np.ndarray  # uint8 [N, R, R, 3]
+    labels: np.ndarray  # int64 [N]
+
+    def take(self, chosen: np.ndarray) -> "Labelled":
+        return Labelled(self.images[chosen], self.labels[chosen])
+
+
+class Outcome(NamedTuple):
+    """One trained classifier and what it scored on each test set."""
+    task: ClassificationTask
+    scores: dict[str, dict[str, float]]
+    predicted: dict[str, np.ndarray]   # class numbers [N]
+    config: dict
+
+
+def read_labelled(folder: str, column: str, number: dict[str, int], resolution: int,
+                  wanted: dict[int, int] | None = None, seed: int = 0) -> tuple[Labelled, Counter]:
+    """The images of a folder of shards whose `column` has a class number, resized, and how many rows had none, by value.
+
+    `wanted`: at most so many images of each class, drawn at random.
+    """
+    values = [row[column] for row in read_rows(folder, [column])]
+    left_out = Counter(value for value in values if value not in number)
+    places = [i for i, value in enumerate(values) if value in number]
+    if wanted is not None:
+        order = rng(seed, "ceiling").permutation(places).tolist()
+        taken: Counter = Counter()
+        places = sorted(i for i in order if (label := number[values[i]]) in wanted and taken[label] < wanted[label]
+                        and not taken.update([label]))
+    images = stored(folder, resolution, places).permute(0, 2, 3, 1).contiguous().numpy()
+    return Labelled(images, np.array([number[values[i]] for i in places], dtype=np.int64)), left_out
+
+
+def split(labels: np.ndarray, valid: float, test: float, draws: np.random.Generator) -> dict[str, np.ndarray]:
+    """Places of train, valid and test [.], disjoint and stratified: each class is shared out evenly; none is empty."""
+    order = draws.permutation(len(labels))
+    spread = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        spread[members] = (np.arange(len(members)) + draws.random()) / len(members)   # a class fills [0, 1) evenly
+    order = np.argsort(spread, kind="stable")
+    tested, validated = max(round(test * len(labels)), 1), max(round(valid * len(labels)), 1)
+    return {"test": order[:tested], "valid": order[tested:tested + validated], "train": order[tested + validated:]}
+
+
+class Tiles(Dataset):
+    """Batches for TorchGeo: {image: float [3, R, R], label}."""
+
+    def __init__(self, tiles: Labelled, transform: A.Compose):
+        self.tiles, self.transform = tiles, transform
+
+    def __len__(self) -> int:
+        return len(self.tiles.labels)
+
+    def __getitem__(self, i: int) -> dict:
+        image = self.transform(image=self.tiles.images[i])["image"]                   # float32 [R, R, 3]
+        return {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "label": int(self.tiles.labels[i])}
+
+
+class TilesModule(LightningDataModule):
+    """Three separate splits of the training source. Only train is augmented: the others are measured as they are."""
+
+    def __init__(self, source: Labelled, p: Classifier, mean: list[float], std: list[float], seed: int):
+        super().__init__()
+        places = split(source.labels, p.valid_fraction, p.test_fraction, rng(seed, "classifier splits"))
+        plain = A.Compose([A.Normalize(mean, std)])
+        margin = p.resolution // 8
+        augmented = A.Compose([
+            A.Pad(margin, border_mode=2),  # 2: mirrored, so that a crop never shows a frame
+            A.RandomCrop(p.resolution, p.resolution), A.HorizontalFlip(), A.VerticalFlip(), A.RandomRotate90(),
+            A.RandomBrightnessContrast(), A.Normalize(mean, std)], seed=seed)
+        self.size = p.batch_size
+        self.generator = torch_generator(seed, "classifier")
+        self.plain = plain
+        self.train = Tiles(source.take(places["train"]), augmented)
+        self.valid, self.test = Tiles(source.take(places["valid"]), plain), Tiles(source.take(places["test"]), plain)
+
+    def train_dataloader(self) -> DataLoader:
+        # A last batch of one image would leave batch normalisation nothing to normalise.
+        return DataLoader(self.train, self.size, shuffle=True, generator=self.generator,
+                          drop_last=len(self.train) > self.size)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.valid, self.size)
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test, self.size)
+
+
+def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classifier, seed: int,
+                   weights: Path | None) -> Outcome:
+    """Train one classifier on its part of `source`; test it on the part of `source` held back, and on `real`.
+
+    weights: a TorchGeo backbone as safetensors, or None for random weights. Scores: TorchGeo's own (its F1 is
+    micro-averaged, hence equal to the overall accuracy, as in the paper), and `f1_macro`.
+    """
+    quiet()
+    torch.manual_seed(seed)
+    mean, std = ([0.0] * 3, [1 / SENTINEL2_WHITE] * 3) if weights else statistics(
+        torch.from_numpy(source.images).permute(0, 3, 1, 2))
+    data = TilesModule(source, p, mean, std, seed)
+    task = ClassificationTask(model=p.model, num_classes=len(names), lr=p.lr)
+    if weights:
+        start_from(task, weights)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(max_epochs=p.epochs, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
+                          enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, deterministic=True,
+                          default_root_dir=scratch)
+        trainer.fit(task, data)
+        loaders = {"synthetic_test": data.test_dataloader(), "real_test": DataLoader(Tiles(real, data.plain), p.batch_size)}
+        scores, predicted = {}, {}
+        for name, loader in loaders.items():
+            found = trainer.test(task, loader, verbose=False)[0]
+            guesses = torch.cat(trainer.predict(task, loader)).argmax(1)                   # [N]
+            labels = torch.from_numpy(loader.dataset.tiles.labels)
+            predicted[name] = guesses.numpy()
+            scores[name] = {"loss": found["test_loss"], "average_accuracy": found["test_AverageAccuracy"],
+                            "f1": found["test_F1Score"], "jaccard": found["test_JaccardIndex"],
+                            "overall_accuracy": found["test_OverallAccuracy"],
+                            "f1_macro": float(multiclass_f1_score(guesses, labels, len(names), average="macro")),
+                            "n": len(labels)}
+    scores["train"] = {"n": len(data.train)}
+    config = {"model": p.model, "resolution": p.resolution, "classes": names, "mean": mean, "std": std}
+    return Outcome(task, scores, predicted, config)
+
+
+def start_from(task: ClassificationTask, weights: Path) -> None:
+    """Load a backbone in timm's names (TorchGeo's layout); everything but the last layer must be in it and fit."""
+    from safetensors.torch import load_file
+
+    found, head = load_file(weights), task.model.get_classifier()
+    last = tuple(f"{name}." for name, module in task.model.named_modules() if module is head)
+    wanted = {name: value for name, value in task.model.state_dict().items() if not name.startswith(last)}
+    for name, value in wanted.items():
+        if name not in found or found[name].shape != value.shape:
+            fail(f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these are not weights of "
+                 f"classifier.model {task.hparams['model']} for 3 bands")
+    task.model.load_state_dict({name: found[name] for name in wanted}, strict=False)
+
+
+def pooled(outcomes: list[Outcome], test: str) -> dict[str, float]:
+    """The mean of each score over the classifiers, and a 95 % interval of the overall accuracy.
+
+    The interval holds the size of the test set (Wilson) and, with several classifiers, their spread (Student's t).
+    """
+    scores = [outcome.scores[test] for outcome in outcomes]
+    result = {name: float(np.mean([score[name] for score in scores])) for name in scores[0] if name != "n"}
+    n, accuracy = scores[0]["n"], result["overall_accuracy"]
+    lo, hi = wilson(round(accuracy * n), n)
+    spread = 0.0
+    if len(scores) > 1:
+        std = float(np.std([score["overall_accuracy"] for score in scores], ddof=1))
+        spread = stdtrit(len(scores) - 1, 0.975) * std / np.sqrt(len(scores))
+        result["overall_accuracy_std"] = std
+    result["overall_accuracy_lo"] = max(float(accuracy - np.hypot(accuracy - lo, spread)), 0.0)
+    result["overall_accuracy_hi"] = min(float(accuracy + np.hypot(hi - accuracy, spread)), 1.0)
+    return result | {"n": n}
+
+
+def quiet() -> None:
+    """Lightning talks about devices and workers on every call."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,85 @@
+"""Feature extractors behind one interface: uint8 images of any size in, a row of float32 numbers per image out.
+
+Each resizes by itself, antialiased, so that real and generated images go through the same path. Only `scene` comes with
+the pipeline; the others read weights from `models/base/vision` (`fetch_model.vision`).
+"""
+
+import io
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stages.common.artefacts import read_json
+from stages.common.fail import fail
+from stages.evaluation.networks import load_scene, normalise, resize
+
+VISION = Path("models/base/vision")
+
+
+class Scene(nn.Module):
+    """This run's own scene classifier: what lies before its last layer, and its logits."""
+
+    def __init__(self, folder: str | Path = "models/scene"):
+        super().__init__()
+        self.network, self.config = load_scene(folder)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 [B, 3, H, W] -> features [B, D], logits [B, scenes]."""
+        x = normalise(resize(images, self.config["resolution"]), self.config["mean"], self.config["std"])
+        hidden = self.network.forward_features(x)
+        return {"features": self.network.forward_head(hidden, pre_logits=True), "logits": self.network.forward_head(hidden)}
+
+
+class Inception(nn.Module):
+    """Inception-v3's 2048 pooled features, the FID network, as torchmetrics runs it (antialiased resize to 299 px)."""
+
+    def __init__(self, file: Path = VISION / "inception2048/model.safetensors"):
+        super().__init__()
+        from safetensors.torch import load_file
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        found(file, "torch-fidelity's weights-inception-2015-12-05-6726825d.pth, converted")
+        weights = io.BytesIO()  # the class reads torch's own format only
+        torch.save(load_file(file), weights)
+        weights.seek(0)
+        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 [B, 3, H, W] -> features [B, 2048]."""
+        return {"features": self.network(images)}
+
+
+class Transformer(nn.Module):
+    """DINOv2's normalised class token, or CLIP's image embedding, from a folder in the layout of transformers."""
+
+    def __init__(self, name: str, folder: Path):
+        super().__init__()
+        from transformers import CLIPVisionModelWithProjection, Dinov2Model
+
+        for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
+            found(folder / file, f"a {name} folder of the Hugging Face hub")
+        kind, self.output = {"dinov2": (Dinov2Model, "pooler_output"),
+                             "clip": (CLIPVisionModelWithProjection, "image_embeds")}[name]
+        self.network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self.settings = read_json(folder / "preprocessor_config.json")
+        crop = self.settings.get("crop_size") or self.settings["size"]
+        self.size = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 [B, 3, H, W] -> features [B, D]."""
+        x = normalise(resize(images, self.size), self.settings["image_mean"], self.settings["image_std"])
+        return {"features": getattr(self.network(pixel_values=x), self.output)}
+
+
+def extractor(name: str) -> nn.Module:
+    """The extractor of that name, in evaluation mode; one line and exit code 1 where its weights are missing."""
+    if name == "scene":
+        return Scene().eval()
+    return (Inception() if name == "inception2048" else Transformer(name, VISION / name)).eval()
+
+
+def found(file: Path, what: str) -> None:
+    if not file.is_file():
+        fail(f"features.extractors: {file} is missing ({what}): put {file.relative_to(VISION)} into a folder and name that "
+             "folder in params.yaml, fetch_model.vision: path:<folder>")

@@ -1,0 +1,80 @@
+"""The scene network: a timm classifier of real tiles, its input scaling, its folder."""
+
+from collections.abc import Collection
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from stages.common.artefacts import open_image, read_json, stream_rows, write_json
+from stages.common.fail import fail
+
+
+def create(model: str, classes: int, key: str) -> nn.Module:
+    """A timm network with random weights. An unknown name ends the stage; `key` is the params key that gave it."""
+    import timm
+
+    if not timm.is_model(model):
+        near = timm.list_models(f"{model.split('_')[0][:6]}*")[:5]
+        fail(f"{key}: timm has no model {model!r}" + (f"; near: {', '.join(near)}" if near else ""))
+    return timm.create_model(model, num_classes=classes)
+
+
+def pixels(rows: list[dict]) -> torch.Tensor:
+    """The images of rows as uint8 [N, 3, H, W]; all must have one size."""
+    return torch.from_numpy(np.stack([np.asarray(open_image(row["image"])) for row in rows])).permute(0, 3, 1, 2)
+
+
+def stored(folder: str | Path, resolution: int, places: Collection[int] | None = None) -> torch.Tensor:
+    """Images of a folder of shards (all, or those at sorted row numbers) as uint8 [N, 3, R, R]."""
+    wanted = None if places is None else set(places)
+    rows = (row for i, row in enumerate(stream_rows(folder, ["image"])) if wanted is None or i in wanted)
+    groups = []
+    while some := list(islice(rows, 256)):  # resized in groups: all of them as floats would take four times the memory
+        groups.append(resize(pixels(some), resolution).round().byte())
+    return torch.cat(groups) if groups else torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 [N, 3, H, W] to float [N, 3, size, size] in [0, 255]; bicubic, antialiased (Parmar et al. 2022, clean-fid)."""
+    images = images.float()
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+
+
+def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """Float [N, 3, H, W] in [0, 255] to zero mean and unit variance; mean and std per channel, of pixels in [0, 1]."""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
+    return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel of uint8 [N, 3, H, W], as shares of 255."""
+    flat = [images[:, c].numpy().ravel() for c in range(3)]
+    mean, std = ([float(value) for value in values] for values in (
+        [x.mean(dtype=np.float64) / 255 for x in flat], [max(x.std(dtype=np.float64), 1.0) / 255 for x in flat]))
+    return mean, std
+
+
+def save(folder: str | Path, network: nn.Module, config: dict) -> None:
+    """Write model.safetensors and config.json."""
+    from safetensors.torch import save_file
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    save_file(state, Path(folder) / "model.safetensors")
+    write_json(Path(folder) / "config.json", config)
+
+
+def load_scene(folder: str | Path) -> tuple[nn.Module, dict]:
+    """The trained scene network, in evaluation mode, and its config."""
+    from safetensors.torch import load_file
+
+    config = read_json(Path(folder) / "config.json")
+    network = create(config["model"], len(config["scenes"]), "train_scene.model")
+    network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return network.eval().to(memory_format=torch.channels_last), config

@@ -1,0 +1,91 @@
+"""A scene classifier, trained from scratch on real training tiles.
+
+    python -m stages.train_scene
+
+It is the `scene` feature extractor (what lies before its last layer) and the judge of whether an image shows the scene
+of its caption.
+"""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from stages.common.artefacts import read_rows
+from stages.common.fail import fail
+from stages.common.progress import progress, say
+from stages.common.torch_setup import deterministic, torch_generator
+from stages.evaluation.networks import create, normalise, save, statistics, stored
+from stages.params import TrainScene, load
+
+WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.05, 0.1, 0.15  # AdamW; share of the target spread; share of the steps
+
+
+def main():
+    p = load()
+    deterministic(p.seed)
+    images, labels, scenes = tiles("data/imagery/train", None, p.train_scene.resolution)
+    if len(scenes) < 2:
+        fail(f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2")
+    mean, std = statistics(images)
+    network = train(images, labels, mean, std, len(scenes), p.train_scene, p.seed)
+
+    valid, valid_labels, _ = tiles("data/imagery/valid", scenes, p.train_scene.resolution)
+    accuracy = float((predict(network, valid, mean, std) == valid_labels).float().mean()) if len(valid) else None
+    say(f"train_scene: accuracy {accuracy} on {len(valid)} valid tiles, {len(scenes)} scenes")
+    save("models/scene", network, {
+        "model": p.train_scene.model, "resolution": p.train_scene.resolution, "scenes": scenes, "mean": mean, "std": std,
+        "valid_accuracy": accuracy, "n_valid": len(valid), "n_train": len(images)})
+
+
+def tiles(folder: str, scenes: list[str] | None, resolution: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Tiles uint8 [N, 3, R, R], their scene numbers [N], the scenes' names. With `scenes`, tiles of others are left out."""
+    shown = [row["scene"] for row in read_rows(folder, ["scene"])]
+    scenes = sorted(set(shown)) if scenes is None else scenes
+    places = [i for i, scene in enumerate(shown) if scene in scenes]
+    labels = torch.tensor([scenes.index(shown[i]) for i in places], dtype=torch.long)
+    return stored(folder, resolution, places), labels, scenes
+
+
+def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: list[float], classes: int, p: TrainScene,
+          seed: int) -> torch.nn.Module:
+    """Cross-entropy on every tile once per epoch, each time under one of its 8 flips and rotations."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = create(p.model, classes, "train_scene.model").to(device, memory_format=torch.channels_last).train()
+    optimiser = torch.optim.AdamW(network.parameters(), lr=p.lr, weight_decay=WEIGHT_DECAY)
+    per_epoch = max(len(images) // p.batch_size, 1)
+    steps = p.epochs * per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min((step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
+    draws = torch_generator(seed, "train_scene")
+    for epoch in progress(range(p.epochs), what="train_scene", unit="epoch"):
+        order = torch.randperm(len(images), generator=draws)
+        for step in range(per_epoch):
+            chosen = order[step * p.batch_size:(step + 1) * p.batch_size]
+            turns = torch.randint(8, (len(chosen),), generator=draws).tolist()
+            x = torch.stack([turn(images[i], k) for i, k in zip(chosen.tolist(), turns)])     # [B, 3, R, R]
+            x, y = normalise(x.to(device).float(), mean, std), labels[chosen].to(device)
+            with torch.autocast(device, torch.bfloat16):
+                loss = F.cross_entropy(network(x).float(), y, label_smoothing=LABEL_SMOOTHING)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return network.eval()
+
+
+def turn(image: torch.Tensor, k: int) -> torch.Tensor:
+    """One of the 8 flips and rotations of an image [3, R, R]: a view from above has no preferred side."""
+    image = image.flip(2) if k >= 4 else image
+    return image.rot90(k % 4, (1, 2))
+
+
+@torch.inference_mode()
+def predict(network, images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+    """Scene numbers [N] of tiles uint8 [N, 3, R, R]."""
+    device = next(network.parameters()).device
+    return torch.cat([network(normalise(x.to(device).float(), mean, std)).argmax(1).cpu() for x in images.split(256)])
+
+
+if __name__ == "__main__":
+    main()

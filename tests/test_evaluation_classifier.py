@@ -1,0 +1,157 @@
+"""The land-use classifier: its splits, its augmentation, what it learns and what it reports."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from stages.common.artefacts import IMAGE, png, write_json, write_shards
+from stages.embedded.scenes import render
+from stages.evaluation.classification import (SENTINEL2_WHITE, Labelled, Outcome, TilesModule, pooled, read_labelled, split,
+                                              train_and_test)
+from stages.params import Classifier, load
+
+REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
+SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
+LABELLED = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
+P = Classifier(model="test_resnet", resolution=32, epochs=8, batch_size=8, lr=4e-3, seeds=1, valid_fraction=0.1,
+               test_fraction=0.2)
+
+
+def flat(count: int, classes: int = 3, seed: int = 0) -> Labelled:
+    """Tiles whose class is their brightness."""
+    labels = np.arange(count) % classes
+    noise = np.random.default_rng(seed).integers(-20, 20, (count, 32, 32, 3))
+    return Labelled((noise + (60 + 70 * labels)[:, None, None, None]).clip(0, 255).astype(np.uint8), labels)
+
+
+def test_splits_are_disjoint_whole_and_stratified():
+    labels = np.repeat(np.arange(7), 50)
+    found = split(labels, 0.1, 0.2, np.random.default_rng(0))
+    assert sorted(np.concatenate(list(found.values())).tolist()) == list(range(350))
+    for name, each in (("test", 10), ("valid", 5), ("train", 35)):
+        counts = np.bincount(labels[found[name]], minlength=7)
+        assert abs(counts - each).max() <= 1, (name, counts)
+    tiny = split(np.array([0, 1, 1, 0]), 0.1, 0.1, np.random.default_rng(0))
+    assert {name: len(places) for name, places in tiny.items()} == {"test": 1, "valid": 1, "train": 2}
+
+
+def test_only_train_is_augmented():
+    data = TilesModule(flat(40), P, [0.5] * 3, [0.25] * 3, 0)
+    for tiles, varies in ((data.train, True), (data.valid, False), (data.test, False)):
+        views = [tiles[0]["image"] for _ in range(4)]
+        assert any((views[0] != view).any() for view in views) == varies
+        assert views[0].shape == (3, 32, 32)
+    plain = (data.test.tiles.images[0].astype(np.float32) / 255 - 0.5) / 0.25
+    assert np.allclose(data.test[0]["image"].numpy(), plain.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_it_learns_and_gives_the_same_scores_twice():
+    outcome = train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None)
+    real = outcome.scores["real_test"]
+    assert real["overall_accuracy"] > 0.9 and real["n"] == 30 and real["f1"] == pytest.approx(real["overall_accuracy"])
+    assert (outcome.predicted["real_test"] == flat(30).labels).mean() == pytest.approx(real["overall_accuracy"])
+    assert train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None).scores == outcome.scores
+
+
+def test_shuffled_labels_bring_it_to_chance():
+    source = flat(90)
+    shuffled = Labelled(source.images, np.random.default_rng(0).permutation(source.labels))
+    short = P.model_copy(update={"epochs": 3})
+    outcomes = [train_and_test(shuffled, flat(60, seed=1), list("abc"), short, seed, None) for seed in range(2)]
+    assert pooled(outcomes, "real_test")["overall_accuracy"] < 0.7  # 1.0 with the true labels
+
+
+def test_weights_are_loaded_and_fed_reflectance(tmp_path):
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    backbone = timm.create_model("test_resnet", num_classes=0).state_dict()
+    save_file(backbone, tmp_path / "model.safetensors")
+    short = P.model_copy(update={"epochs": 1})
+    outcome = train_and_test(flat(30), flat(9), list("abc"), short, 0, tmp_path / "model.safetensors")
+    assert outcome.config["std"] == [1 / SENTINEL2_WHITE] * 3
+    data = TilesModule(flat(9), P, outcome.config["mean"], outcome.config["std"], 0)
+    white = data.plain(image=np.full((32, 32, 3), 255, np.uint8))["image"]
+    assert np.allclose(white, 0.3558)  # what ESA draws as white, in units of reflectance
+    save_file(backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}, tmp_path / "other.safetensors")  # 13 bands
+    with pytest.raises(SystemExit, match="fetch_model.classifier: .*conv1.0.weight"):
+        train_and_test(flat(30), flat(9), list("abc"), short, 0, tmp_path / "other.safetensors")
+
+
+def test_several_seeds_widen_the_interval():
+    def outcome(accuracy):
+        scores = {"loss": 1.0, "overall_accuracy": accuracy, "n": 100}
+        return Outcome(None, {"real_test": scores}, {}, {})
+
+    one, same = pooled([outcome(0.7)], "real_test"), pooled([outcome(0.7)] * 3, "real_test")
+    apart = pooled([outcome(0.6), outcome(0.7), outcome(0.8)], "real_test")
+    assert one["overall_accuracy_lo"] == same["overall_accuracy_lo"] > apart["overall_accuracy_lo"]
+    assert apart["overall_accuracy"] == pytest.approx(0.7) and apart["overall_accuracy_std"] == pytest.approx(0.1)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Real tiles of four scenes, one of no class; synthetic images of three classes."""
+    monkeypatch.chdir(tmp_path)
+
+    def tile(scene, i):
+        return {"bytes": png(Image.fromarray(render(scene, 0, i, 32, "domain")[0])), "path": None}
+
+    values = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    values["classifier"] |= P.model_dump() | {"epochs": 2}
+    values["generate"]["images_per_prompt"] = 1
+    values["prompt"]["per_class"] = dict.fromkeys(values["classes"], 6)
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    for name, start, count in (("train", 0, 40), ("test", 40, 16)):
+        chosen = [((*REAL, "airport")[i % 4], i) for i in range(start, start + count)]
+        rows = [{"image": tile(scene, i), "filename": f"{scene}_{i}.png", "scene": scene} for scene, i in chosen]
+        write_shards(f"data/imagery/{name}", rows, SCHEMA)
+    write_shards("data/synthetic", [{"image": tile(scene, i), "row": i, "label": REAL[scene]}
+                                    for i in range(100, 108) for scene in REAL], LABELLED)
+    write_json("models/base/classifier/SOURCE.json", {"source": "none"})
+    return tmp_path
+
+
+def test_the_stages_report_what_they_did(folder):
+    from stages import ceiling, classify
+
+    classify.main("lulc")
+    ceiling.main("lulc")
+    scores = json.loads(Path("metrics/classify_lulc.json").read_text())
+    assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(scores["synthetic_test"])
+    assert scores["real_test"]["n"] == 12
+    assert scores["chance"] == pytest.approx(1 / 7) and scores["majority"] == pytest.approx(1 / 3)
+    assert scores["classes_without_real"] == 4
+    context = json.loads(Path("models/classifier/lulc/context.json").read_text())
+    assert context["scenes_of_no_class"] == {"airport": 4} and "Snow Ice" in context["classes_without_real"]
+    lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
+    assert lines[0] == "actual,predicted" and len(lines) == 13
+    top = json.loads(Path("metrics/ceiling_lulc.json").read_text())
+    assert top["n"] == 12 and top["n_train"] == 12  # 6 of each of 3 classes, less valid and test
+    # Nothing but outputs: no logs or checkpoints of Lightning.
+    assert {p.name for p in folder.iterdir()} == {"params.yaml", "data", "models", "metrics"}
+
+
+def test_bad_input_ends_in_one_line(folder):
+    from stages import classify
+
+    with pytest.raises(SystemExit, match="lulc or scenes"):
+        classify.main("classes")
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["classes"] |= {name: [] for name in values["classes"]} | {"Water Body": ["ocean"]}
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(SystemExit, match="classes: none of its scenes is in data/imagery/test, which has airport"):
+        classify.main("lulc")
+
+
+def test_wanted_images_are_drawn_per_class(folder):
+    number = {scene: i for i, scene in enumerate(REAL)}
+    tiles, left_out = read_labelled("data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed)
+    assert np.bincount(tiles.labels).tolist() == [5, 2, 10] and left_out == {"airport": 10}
+    assert tiles.images.shape == (17, 16, 16, 3)
