@@ -1,0 +1,82 @@
+"""The report page: a template, numbers, pictures. One folder that opens from disk; no server, no outside request."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from stages.reporting import charts, tables
+
+TEMPLATE = Path(__file__).parent / "template.html"
+# The first numbers of the page.
+SUMMARY = {"agreement.text_agreement": "generated images show their caption's scene",
+           "fid.scene.standard.fid": "FID to real tiles, in features of a scene classifier; less is better",
+           "classify_lulc.real_test.overall_accuracy": "of real tiles right, by a classifier trained on generated images",
+           "llm.perplexity": "perplexity of the domain language model; less is better"}
+EXACT = 128       # pixels up to which a gallery picture is kept lossless
+
+
+def write(folder: Path, **content) -> None:
+    """Fill the template into `folder/index.html`. A name that the template misses is an error."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
+    environment.filters |= {"number": tables.number, "texts": tables.texts}
+    rows = {row.key: row for table in content["tables"] for row in table.rows}
+    content["summary"] = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
+    content["numeric"] = tables.NUMERIC
+    content["numbers"] = list(flat(content["metrics"]))
+    text = environment.get_template(TEMPLATE.name).render(**content)
+    (folder / "index.html").write_text(text, encoding="utf-8")
+
+
+def flat(value, key: str = "") -> Iterator[tuple[str, float]]:
+    """(dotted key, number) of nested metrics."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from flat(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value
+
+
+def save(picture: Image.Image, folder: Path, name: str) -> str:
+    """Store a gallery picture below `folder`, a large one as JPEG; returns its address on the page."""
+    exact = max(picture.size) <= EXACT
+    target = (folder / name).with_suffix(".png" if exact else ".jpg")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target, **({} if exact else {"quality": 88}))
+    return target.relative_to(folder).as_posix()
+
+
+def charts_of(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
+    """The charts of the page from the rows of metrics/plots/*.csv: {title, text, svg}. classes: LULC names, in order."""
+    def column(name: str, key: str, kind=float) -> list:
+        return [kind(row[key]) for row in plots[name]]
+
+    def figure(title: str, text: str, chart, *what) -> dict:
+        return {"title": title, "text": text, "svg": Markup(chart(title, *what))}
+
+    def pairs(name: str) -> list[tuple[str, str]]:
+        return [(row["actual"], row["predicted"]) for row in plots[name]]
+
+    scenes = sorted({scene for pair in pairs("confusion_scenes") for scene in pair})
+    agreement = {"tuned": column("agreement_by_scene", "tuned"), "base": column("agreement_by_scene", "base"),
+                 "real (ceiling)": column("agreement_by_scene", "real")}
+    losses = {"training": column("diffusion_loss", "train_loss"), "validation": column("diffusion_loss", "validation_loss")}
+    return [
+        figure("Agreement by scene", "Share of images in which a classifier of real tiles sees the scene of the caption.",
+               charts.bars, column("agreement_by_scene", "scene", str), agreement, "share recognised"),
+        figure("Diffusion fine-tuning", "Denoising loss; step 0 is the base model.",
+               charts.curves, column("diffusion_loss", "step"), losses, "step", "loss"),
+        figure("Language model fine-tuning", "Training loss per token.",
+               charts.curves, column("llm_loss", "step"), {"training": column("llm_loss", "loss")}, "step", "loss (nats)"),
+        figure("Land cover: accuracy by class", "On real tiles, of the classifier trained on generated ones.",
+               charts.bars, column("accuracy_by_class_lulc", "class", str),
+               {"accuracy": column("accuracy_by_class_lulc", "accuracy")}, "accuracy"),
+        figure("Land cover: real tiles, classifier of generated ones", "Counts, shaded by the share of the actual class.",
+               charts.confusion, pairs("confusion_lulc"), classes),
+        figure("Scenes: real tiles, classifier of generated ones", "Counts, shaded by the share of the actual scene.",
+               charts.confusion, pairs("confusion_scenes"), scenes),
+    ]

@@ -1,0 +1,103 @@
+"""Which images are shown, and where: the grids, and the gallery by class."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from stages.common.artefacts import read_rows
+from stages.reporting import page
+from stages.reporting.grids import Line, grid, pictures
+
+REAL, SYNTHETIC = Path("data/imagery/test"), Path("data/synthetic")
+BASE, TUNED, FIGURES = Path("data/samples/base"), Path("data/samples/tuned"), Path("data/samples/figures")
+SETTINGS = ("prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
+ACROSS, PER_FIGURE = 8, 4    # tiles in a row of a grid; images per figure's prompt
+
+
+def rows() -> tuple[list[dict], list[dict], list[dict]]:
+    """What is known of the real test tiles, the tuned model's samples and the synthetic images, without the images."""
+    return (read_rows(REAL, ["filename", "scene"]),
+            read_rows(TUNED, ["filename", "scene", "caption", "scheduler", "steps", "guidance_scale", "model"]),
+            read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *SETTINGS]))
+
+
+def grids(real: list[dict], tuned: list[dict], synthetic: list[dict],
+          classes: dict[str, list[str]]) -> dict[str, Image.Image]:
+    """The image grids. The same cell of real, base and tuned has the same caption."""
+    class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
+    order = list(class_of) + sorted({row["scene"] for row in tuned} - set(class_of))
+    at = {row["filename"]: place for place, row in enumerate(real)}
+    cells = {scene: [place for place, row in enumerate(tuned) if row["scene"] == scene][:ACROSS] for scene in order}
+    cells = {scene: places for scene, places in cells.items() if places}
+    wanted = {place for places in cells.values() for place in places}
+    images = {"real": pictures(REAL, {at[tuned[place]["filename"]] for place in wanted}),
+              "base": pictures(BASE, wanted), "tuned": pictures(TUNED, wanted)}
+    images["real"] = {place: images["real"][at[tuned[place]["filename"]]] for place in wanted}
+
+    sheets = {name: grid([Line(scene, class_of.get(scene, ""), [[of[place]] for place in places])
+                          for scene, places in cells.items()]) for name, of in images.items()}
+    # Side by side: the first caption of each scene, two scenes in a row.
+    firsts = [(scene, places[0]) for scene, places in cells.items()]
+    lines = [Line("", "", [[of[place] for of in images.values()] for _, place in pair],
+                  [(scene, tuned[place]["caption"]) for scene, place in pair])
+             for pair in (firsts[i:i + 2] for i in range(0, len(firsts), 2))]
+    sheets["base_tuned"] = grid(lines, list(images), names=0)
+
+    chosen = {label: spread(synthetic, label, ACROSS) for label in classes}
+    made = pictures(SYNTHETIC, {place for places in chosen.values() for place in places})
+    sheets["synthetic"] = grid([Line(label, "", [[made[place]] for place in places]) for label, places in chosen.items()])
+    return sheets
+
+
+def figures(number: dict[str, str]) -> Image.Image:
+    """The prompts of the paper's Figures 4-10, each beside the tuned model's images. number: prompt -> figure."""
+    rows = read_rows(FIGURES, ["scene", "caption"])
+    places = {caption: [place for place, row in enumerate(rows) if row["caption"] == caption][:PER_FIGURE]
+              for caption in dict.fromkeys(row["caption"] for row in rows)}
+    images = pictures(FIGURES, {place for each in places.values() for place in each})
+    lines = []
+    for caption, each in places.items():
+        label = rows[each[0]]["scene"]
+        name = f"Figure {number[caption]}: {label}" if caption in number else label
+        lines.append(Line(name, caption, [[images[place]] for place in each]))
+    return grid(lines, names=220)
+
+
+def spread(synthetic: list[dict], label: str, most: int) -> list[int]:
+    """Rows of a class, from as many different prompts as there are: every prompt's first image before any second."""
+    seen: dict[int, int] = {}
+    ranked = []
+    for place, row in enumerate(synthetic):
+        if row["label"] == label:
+            seen[row["row"]] = seen.get(row["row"], 0) + 1
+            ranked.append((seen[row["row"]], place))
+    return [place for _, place in sorted(ranked)[:most]]
+
+
+def gallery(out: Path, real: list[dict], synthetic: list[dict], classes: dict[str, list[str]], most: int) -> list[dict]:
+    """Per LULC class its pictures, saved below `out`: {label, slug, real: [{address, what}], generated: ...}."""
+    tiles = {label: [place for place, row in enumerate(real) if row["scene"] in scenes][:most]
+             for label, scenes in classes.items()}
+    drawn = {label: spread(synthetic, label, most) for label in classes}
+    sides = {"real": (tiles, real, pictures(REAL, {place for places in tiles.values() for place in places})),
+             "generated": (drawn, synthetic, pictures(SYNTHETIC, {place for places in drawn.values() for place in places}))}
+    found = []
+    for label in classes:
+        slug = label.lower().replace(" ", "-")
+        entry = {"label": label, "slug": slug}
+        for side, (chosen, rows, images) in sides.items():
+            entry[side] = [{"address": page.save(images[place], out, f"gallery/{slug}-{side}-{number:02d}"),
+                            "what": what(rows[place])} for number, place in enumerate(chosen[label])]
+        found.append(entry)
+    return found
+
+
+def what(row: dict) -> dict[str, str]:
+    """What the page tells of a picture. Text only: JavaScript would round a 63-bit seed."""
+    if "filename" in row:
+        return {"scene": row["scene"], "file": row["filename"]}
+    told = {name.replace("_", " "): str(row[name]) for name in SETTINGS}
+    told["writer"] = f"{row['writer']}, {row['technique']}"
+    if row["passages"]:
+        told["passages"] = "; ".join(f"{cited['paper']}, page {cited['page']}" for cited in row["passages"])
+    return told

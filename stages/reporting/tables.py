@@ -1,0 +1,245 @@
+"""The paper's tables beside ours, line by line, and what each number is (its identity, for metrics/context.json)."""
+
+from dataclasses import dataclass, field
+from math import log
+
+# The paper's values as it prints them: Tables 1-3 and the text of section 5.
+TABLE_1 = {"loss": "1.555", "average_accuracy": "0.495", "f1": "0.436", "jaccard": "0.280", "overall_accuracy": "0.436"}
+TABLE_2 = {"Bare Land": "52", "Crop Land": "57", "Cultivated Vegetation": "54", "Natural Vegetation": "54", "Snow Ice": "58",
+           "Water Body": "52", "Woody Vegetation": "61"}
+FID, SINKHORN, PERPLEXITY, LLM_LOSS = "245.3629", "0.2", "30.5", "3.3855"
+SCORES = {"loss": "Test Loss", "average_accuracy": "Test Average Accuracy", "f1": "Test F1 Score",
+          "jaccard": "Test Jaccard Index", "overall_accuracy": "Test Overall Accuracy"}
+BEYOND = {"kid_x1000": "KID x 1000", "precision": "Precision", "recall": "Recall", "density": "Density",
+          "coverage": "Coverage"}
+NUMERIC = ("ours", "95 % interval", "the paper")     # columns of numbers
+DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
+NO_DEMO = "no: small models, rendered scenes"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number beside the paper's. key: its place in metrics/; beside: what its size is judged by (floor, chance ...)."""
+    key: str
+    metric: str
+    ours: float | None
+    comparable: str                     # "yes", "no: why", "in part: why", or "" where the paper has no such number
+    paper: str = ""
+    interval: tuple[float, float] | None = None
+    std: float | None = None            # over several draws, where there is no interval
+    beside: dict[str, float] = field(default_factory=dict)
+    identity: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    rows: list[Row]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the tables need to know besides the numbers."""
+    sources: dict[str, dict]            # role -> SOURCE.json; imagery, papers, diffusion, language, ...
+    extractors: dict[str, dict]         # extractor -> {weights: digest, ...}
+    classifiers: dict[str, dict]        # lulc, scenes -> what the classifier is
+    sampling: dict                      # scheduler, steps, guidance_scale, resolution, model
+    labels: dict[str, int]              # generated images by LULC class
+
+    def embedded(self, role: str) -> bool:
+        return self.sources[role]["source"] == "embedded"
+
+    @property
+    def scale(self) -> str:
+        return DEMO if self.embedded("imagery") else f"imagery: {self.sources['imagery']['source']}"
+
+
+def tables(metrics: dict[str, dict], facts: Facts) -> list[Table]:
+    return [table_1(metrics, facts), table_2(facts), table_3(metrics, facts), text(metrics, facts), more(metrics, facts)]
+
+
+def table_1(metrics: dict, facts: Facts) -> Table:
+    """The classifier trained on generated images."""
+    found, ceiling, rows = metrics["classify_lulc"], metrics["ceiling_lulc"], []
+    chance = {"loss": log(1 / found["chance"]), "average_accuracy": found["chance"], "overall_accuracy": found["chance"]}
+    for test, what in (("synthetic_test", "generated images"), ("real_test", "real tiles")):
+        n = found[test]["n"]
+        identity = {"protocol": f"tested on held-out {what}", "n": n, "n_train": found.get("n_train"),
+                    **facts.classifiers["lulc"]}
+        for name, title in SCORES.items():
+            beside = {"chance": chance[name]} if name in chance else {}
+            if test == "real_test":
+                comparable = "no: the paper tested on generated images only"
+                beside |= {"ceiling": ceiling[name]} if name in ceiling else {}
+            elif facts.embedded("imagery"):
+                comparable = NO_DEMO
+            else:
+                comparable = f"in part: other images, {n} of them tested (the paper: about 39)"
+            paper = TABLE_1[name] if test == "synthetic_test" else ""
+            key = f"classify_lulc.{test}.{name}"
+            rows.append(row(key, f"{title}, {what}", found[test], comparable, paper, beside, identity))
+    note = ("Tested on held-out generated images, as in the paper, and on held-out real tiles. TorchGeo's F1 is "
+            "micro-averaged, hence equal to the overall accuracy, in the paper too; its 49.48 % is the average accuracy. "
+            "Ceiling: the same network trained on as many real tiles.")
+    if missing := facts.classifiers["lulc"].get("classes_without_real"):
+        note += f" No real tile shows {', '.join(missing)}: the real test is of the other classes."
+    return Table("Table 1: downstream evaluation, a land-cover classifier trained on generated images", rows, note)
+
+
+def table_2(facts: Facts) -> Table:
+    counts = [Row(f"synthetic.{label}", label, facts.labels.get(label, 0), "yes: a count", paper)
+              for label, paper in TABLE_2.items()]
+    total = Row("synthetic", "all", sum(facts.labels.values()), "yes: a count", "388")
+    s = facts.sampling
+    ours = f"Ours: {s['resolution']} px, {s['scheduler'].upper()}, {s['steps']} steps, guidance {s['guidance_scale']:g}."
+    return Table("Table 2: images of the synthetic land-cover data set", [*counts, total],
+                 f"{ours} The paper: 512 px, PNDM, 50 steps.")
+
+
+def table_3(metrics: dict, facts: Facts) -> Table:
+    """FID by each extractor and protocol; Sinkhorn divergence; the training loss that the paper calls by that name."""
+    rows = []
+    for extractor in sorted(metrics["fid"], key=lambda name: (name != "inception2048", name)):
+        for protocol, found in sorted(metrics["fid"][extractor].items()):
+            n, as_paper = found["n"], protocol.startswith("paper")
+            what = f"the paper's protocol (N = {n})" if as_paper else f"all {n} test captions"
+            if found.get("refused"):
+                comparable = f"refused: {n} images, {found['n_needed']} needed"
+            elif facts.embedded("imagery"):
+                comparable = NO_DEMO
+            elif extractor != "inception2048":
+                comparable = f"no: {extractor} features; the paper's are Inception-2048"
+            elif as_paper:
+                comparable = "in part: the paper padded its real tiles with black"
+            else:
+                comparable = f"no: the paper's N is 250, ours {n}"
+            if found.get("singular"):
+                comparable += "; N is below the features' dimensions"
+            identity = {"protocol": protocol, "n": n, "draws": found.get("draws"), **judged_by(extractor, facts)}
+            rows.append(row(f"fid.{extractor}.{protocol}.fid", f"FID, {extractor} features, {what}", found, comparable, FID,
+                            marks(found, "fid"), identity))
+    rows.append(Row("fid.sinkhorn", "Sinkhorn divergence of diffusion training", None,
+                    "not measured: the paper gives no protocol; its text calls 0.2 the training loss", SINKHORN))
+    found = metrics["diffusion"]
+    comparable = NO_DEMO if facts.embedded("imagery") else "no: depends on latents, weighting and what is predicted"
+    rows.append(row("diffusion.train_loss", "Diffusion training loss at the best step", found, comparable, SINKHORN,
+                    {"validation": found["validation_loss"], "the base's validation": found["validation_loss_base"]},
+                    {"protocol": "mean since the checkpoint before the best", "best_step": found["best_step"],
+                     "start": facts.sources["diffusion"]["source"]}))
+    return Table("Table 3: metrics of the generated images", rows,
+                 "Lower is better. Floor: real test tiles against as many real training tiles. Base: the model before "
+                 "fine-tuning. FID of a few hundred images measures their number as much as the model.")
+
+
+def text(metrics: dict, facts: Facts) -> Table:
+    """The language model, of which the paper tells in section 5."""
+    found, model = metrics["llm"], facts.sources["language"]["source"]
+    if facts.embedded("language") or facts.embedded("papers"):
+        comparable = "no: a tiny language model, field notes"
+    elif "phi-1_5" in model:
+        comparable = "in part: the same model, other held-out papers"
+    else:
+        comparable = "no: another model and tokenizer; bits per character compare"
+    identity = {"protocol": "every token of whole held-out papers", "n": found.get("n"), "tokens": found.get("tokens"),
+                "start": model, "weights": weights(facts.sources["language"]), "papers": facts.sources["papers"]["source"]}
+    rows = [row("llm.perplexity", "Perplexity of the domain language model", found, comparable, PERPLEXITY,
+                {"base": found["perplexity_base"]}, identity),
+            row("llm.train_loss", "Its training loss (ours: the last tenth; the paper: the least)", found, comparable,
+                LLM_LOSS, {}, identity)]
+    if "bits_per_character" in found:
+        rows.append(row("llm.bits_per_character", "Bits per character", found, "", "", marks(found, "bits_per_character"),
+                        identity))
+    return Table("Section 5: the domain language model", rows, "Base: the model before fine-tuning, on the same tokens.")
+
+
+def more(metrics: dict, facts: Facts) -> Table:
+    """What the paper doesn't measure."""
+    seen, scenes, rows = metrics["agreement"], metrics["classify_scenes"], []
+    judge = {"protocol": "scene of the caption, by a classifier of real tiles", **judged_by("scene", facts)}
+    rows.append(row("agreement.text_agreement", "Generated images that show their caption's scene", seen, "", "",
+                    marks(seen, "text_agreement") | {"ceiling": seen["ceiling"]}, judge | {"n": seen.get("n")}))
+    if "class_agreement" in seen:
+        rows.append(row("agreement.class_agreement", "Synthetic images that show their land-cover class", seen, "", "", {},
+                        judge | {"n": seen.get("class_agreement_n")}))
+    for extractor, protocols in sorted(metrics["fid"].items()):
+        found = protocols.get("standard", {})
+        for name, title in BEYOND.items():
+            if name in found:
+                identity = {"protocol": "standard", "n": found["n"], **judged_by(extractor, facts)}
+                rows.append(row(f"fid.{extractor}.standard.{name}", f"{title}, {extractor} features", found, "", "",
+                                marks(found, name), identity))
+    real = scenes["real_test"]
+    published = "" if facts.embedded("imagery") else "published on RSICD: 0.326 to 0.903, at 256 px, 10 images per caption"
+    rows.append(row("classify_scenes.real_test.overall_accuracy",
+                    "Scene accuracy on real tiles of a classifier trained on generated ones", real, published, "",
+                    {"chance": scenes["chance"], "ceiling": metrics["ceiling_scenes"]["overall_accuracy"]},
+                    {"protocol": "classification accuracy score, one image per test caption", "n": real["n"],
+                     **facts.classifiers["scenes"]}))
+    return Table("Not in the paper", rows, "Ceiling: the same of real tiles. Floor and base as above.")
+
+
+def judged_by(extractor: str, facts: Facts) -> dict:
+    """Whose features, of whose images."""
+    return {"extractor": extractor, **facts.extractors.get(extractor, {}), "generator": facts.sampling["model"]}
+
+
+def marks(found: dict, name: str) -> dict[str, float]:
+    """The floor and the base of a number, where they were measured."""
+    return {mark: found[f"{name}_{mark}"] for mark in ("floor", "base") if f"{name}_{mark}" in found}
+
+
+def weights(source: dict, below: str = "") -> dict[str, str]:
+    """Weight file -> SHA-256 (16 digits) of a SOURCE.json."""
+    files = source.get("files", {})
+    return {name: files[name][:16] for name in files if name.endswith(".safetensors") and name.startswith(below)}
+
+
+def row(key: str, metric: str, found: dict, comparable: str, paper: str, beside: dict, identity: dict) -> Row:
+    """A row of the number that `key` ends in, with the interval (`_lo`, `_hi`) or standard deviation (`_std`) beside it."""
+    name = key.rpartition(".")[2]
+    interval = (found[f"{name}_lo"], found[f"{name}_hi"]) if f"{name}_lo" in found else None
+    return Row(key, metric, found.get(name), comparable, paper, interval, None if interval else found.get(f"{name}_std"),
+               beside, {key: value for key, value in identity.items() if value is not None})
+
+
+def number(value: float | None) -> str:
+    """For people: counts whole, the rest to three decimals or four digits."""
+    if value is None:
+        return "-"
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def texts(table: Table) -> list[dict[str, str]]:
+    """The rows as text by column title, without columns that are empty throughout."""
+    rows = []
+    for line in table.rows:
+        spread = f"std {number(line.std)} of draws" if line.std is not None else "-"
+        rows.append({"metric": line.metric, "ours": number(line.ours),
+                     "95 % interval": " to ".join(map(number, line.interval)) if line.interval else spread,
+                     "beside": ", ".join(f"{name} {number(value)}" for name, value in line.beside.items()) or "-",
+                     "the paper": line.paper or "-", "comparable": line.comparable or "-"})
+    filled = [title for title in rows[0] if title in ("metric", "ours") or any(row[title] != "-" for row in rows)]
+    return [{title: row[title] for title in filled} for row in rows]
+
+
+def markdown(found: list[Table], facts: Facts) -> str:
+    """metrics/table.md."""
+    lines = ["# This run beside the paper", "", f"Written by the `report` stage. Scale: **{facts.scale}**.", ""]
+    for table in found:
+        rows = texts(table)
+        align = "|".join("---:" if title in NUMERIC else "---" for title in rows[0])
+        lines += [f"## {table.title}", "", f"| {' | '.join(rows[0])} |", f"|{align}|"]
+        lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row.values()) + " |" for row in rows]
+        lines += ["", table.note, ""] if table.note else [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def context(found: list[Table], facts: Facts) -> dict:
+    """metrics/context.json: the words behind the numbers."""
+    numbers = {line.key: {"metric": line.metric, **({"paper": float(line.paper)} if line.paper else {}),
+                          **({"comparable": line.comparable} if line.comparable else {}), **line.identity}
+               for table in found for line in table.rows}
+    return {"scale": facts.scale, "sources": facts.sources, "sampling": facts.sampling, "numbers": numbers}
