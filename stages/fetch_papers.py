@@ -1,0 +1,84 @@
+"""Bring the papers: render the field notes, copy a folder of PDFs or a text file, or fetch from the hub or arXiv.
+
+    python -m stages.fetch_papers
+
+reads   fetch_papers; stages/embedded/notes (embedded)
+writes  data/papers/: PDFs, or text files, and SOURCE.json (what the source resolved to, hashes of the files)
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from stages.common import sources
+from stages.common.fail import fail
+from stages.common.progress import say
+from stages.params import load
+
+OUT = Path("data/papers")
+KEY = "fetch_papers.source"
+
+
+def copy(origin: Path, out: Path) -> list[Path]:
+    """The PDFs and text files of a folder (its subfolders too, by their path), or one file."""
+    if origin.is_file():
+        if origin.suffix.lower() not in (".pdf", ".txt"):
+            fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
+        return [Path(shutil.copyfile(origin, out / origin.name))]
+    files = sorted(f for f in origin.rglob("*") if f.is_file() and f.suffix.lower() in (".pdf", ".txt"))
+    return [Path(shutil.copyfile(f, out / "__".join(f.relative_to(origin).parts))) for f in files]
+
+
+def corpus(folder: Path, out: Path) -> list[Path]:
+    """A hub data set of text lines (Parquet or .txt, splits in the order of their names) as one `corpus.txt`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    target = out / "corpus.txt"
+    with open(target, "w", encoding="utf-8") as text:
+        for path in sorted(folder.rglob("*.txt")):
+            text.write(path.read_text(encoding="utf-8", errors="replace").rstrip("\n") + "\n")
+        for path in sorted(folder.rglob("*.parquet")):
+            file = pq.ParquetFile(path)
+            strings = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+            if not strings:
+                fail(f"{KEY}: {path.name} has no text column")
+            column = "text" if "text" in strings else strings[0]
+            for batch in file.iter_batches(columns=[column]):
+                text.writelines(f"{line}\n" for line in batch.column(0).to_pylist() if line)
+    return [target] if target.stat().st_size else []
+
+
+def main() -> None:
+    p = load()
+    source = p.fetch_papers.source
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+
+    found = {}
+    match sources.kind(source):
+        case "embedded":
+            from stages.embedded.notes_pdf import render_all
+
+            files = render_all(OUT)
+        case "path":
+            files = copy(sources.local(source, KEY), OUT)
+        case "hub":
+            folder, found = sources.hub(source, KEY, "dataset", ["*.parquet", "*.txt"])
+            files = corpus(folder, OUT)
+        case "arxiv":
+            from stages.text.arxiv import download
+
+            files, failed = download(sources.local(source, KEY), OUT)
+            found = {"failed": failed}
+        case other:
+            fail(f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:")
+    if not files:
+        fail(f"{KEY}: {source}: no PDF or text file")
+
+    sources.record(OUT, source, **found, files=sources.hashes(files))
+    say(f"fetch_papers: {len(files)} file(s) in {OUT}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

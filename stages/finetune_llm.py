@@ -1,0 +1,86 @@
+"""Adapt the base language model to the corpus: LoRA, on a 4-bit base where asked (QLoRA, Dettmers et al. 2023).
+
+    python -m stages.finetune_llm
+
+reads   finetune_llm, seed; data/chunks.parquet, models/base/language
+writes  models/llm/                   the LoRA adapter (safetensors)
+        metrics/llm.json              perplexity of the tuned and the base model on identical tokens of held-out papers
+        metrics/plots/llm_loss.csv    step, loss
+
+A killed run goes on from its last checkpoint (scratch folder).
+"""
+
+import shutil
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from stages.common import scratch
+from stages.common.artefacts import replace, write_json
+from stages.common.fail import fail
+from stages.common.progress import say
+from stages.common.rng import rng
+from stages.params import load
+from stages.text import lora, perplexity, tokens
+
+BASE, CHUNKS, OUT = Path("models/base/language"), Path("data/chunks.parquet"), Path("models/llm")
+
+
+def main() -> None:
+    params = load()
+    p, seed = params.finetune_llm, params.seed
+    from transformers import AutoTokenizer
+
+    from stages.common.torch_setup import deterministic
+
+    deterministic(seed)
+
+    # Texts -> token ids, each text with its end token.
+    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    if tokenizer.eos_token_id is None:
+        fail(f"{BASE}: its tokenizer has no end-of-sequence token")
+    chunks = pq.read_table(CHUNKS).to_pylist()
+    ids = tokens.encode([row["text"] for row in chunks if row["split"] == "train"], tokenizer)
+    rows = tokens.pack(ids, p.context, rng(seed, "pack")) if p.packing else tokens.separate(ids, p.context)
+    held = [list(group) for _, group in groupby((row for row in chunks if row["split"] == "test"), lambda row: row["paper"])]
+    documents = [tokens.encode([row["text"] for row in document], tokenizer) for document in held]
+    characters = sum(len(row["text"]) for document in held for row in document)
+
+    # The base first: before LoRA wraps it.
+    base = lora.load_base(BASE, p.quantization)
+    before = perplexity.document_losses(base, documents, p.context)
+    model = lora.adapt(base, p)
+    trainable = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    say(f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with scratch.folder("finetune_llm", scratch.fingerprint({**p.model_dump(), "seed": seed}, [CHUNKS, BASE])) as folder:
+        log = lora.train(model, rows, pad, p, seed, folder)
+    after = perplexity.document_losses(model, documents, p.context)
+
+    shutil.rmtree(OUT, ignore_errors=True)
+    model.peft_config["default"].target_modules = sorted(p.target_modules)  # a set is saved in no fixed order
+    model.save_pretrained(OUT)
+    (OUT / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    replace("metrics/plots/llm_loss.csv", ("step,loss\n" + "".join(f"{e['step']},{e['loss']}\n" for e in log)).encode())
+    low, high = perplexity.interval(after, rng(seed, "bootstrap"))
+    base_low, base_high = perplexity.interval(before, rng(seed, "bootstrap"))
+    ratio_low, ratio_high = perplexity.interval(after, rng(seed, "bootstrap"), before)
+    tail = [entry["loss"] for entry in log[-max(1, len(log) // 10):]]
+    metrics = {
+        "perplexity": perplexity.perplexity(after), "perplexity_lo": low, "perplexity_hi": high,
+        "perplexity_base": perplexity.perplexity(before), "perplexity_base_lo": base_low, "perplexity_base_hi": base_high,
+        "perplexity_ratio": perplexity.perplexity(after) / perplexity.perplexity(before),
+        "perplexity_ratio_lo": ratio_low, "perplexity_ratio_hi": ratio_high,
+        "bits_per_character": after[:, 0].sum() / characters / 0.6931471805599453,
+        "bits_per_character_base": before[:, 0].sum() / characters / 0.6931471805599453,
+        "n": len(documents), "tokens": int(after[:, 1].sum()), "tokens_train": sum(map(len, ids)),
+        "train_loss": sum(tail) / len(tail), "trainable_share": trainable / sum(w.numel() for w in model.parameters())}
+    write_json("metrics/llm.json", metrics)
+    say(f"finetune_llm: perplexity {metrics['perplexity']:.1f} [{low:.1f}, {high:.1f}], base "
+        f"{metrics['perplexity_base']:.1f} [{base_low:.1f}, {base_high:.1f}] on {len(documents)} held-out papers")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

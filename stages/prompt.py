@@ -1,0 +1,84 @@
+"""Write the image prompts of the synthetic data set: so many per class, each checked before it is kept.
+
+    python -m stages.prompt
+
+reads   prompt, seed; models/index, models/base/{embedder,writer,language,diffusion/tokenizer}, models/llm
+writes  data/prompts.parquet     row, label, prompt (cues included), negative_prompt, writer, technique, passages, tokens
+        metrics/prompts.json     {writer: {technique: counts, rejects by reason, diversity, agreement, retrieval}}
+
+What a writer offers is kept when `stages.text.checks` finds no fault. A class that stays short of its count is an error.
+"""
+
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+
+from stages.common.artefacts import write_json, write_table
+from stages.common.fail import fail
+from stages.common.progress import progress, say
+from stages.params import load
+from stages.text import checks, writers
+from stages.text.asking import Asking, retrieval_quality
+from stages.text.retrieval import Retriever
+
+INDEX, BASE, LLM = Path("models/index"), Path("models/base"), Path("models/llm")
+SCHEMA = pa.schema([("row", pa.int32()), ("label", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
+                    ("writer", pa.string()), ("technique", pa.string()),
+                    ("passages", pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))),
+                    ("tokens", pa.int32())])
+TECHNIQUES = {"extractive": ("retrieval",), "domain": ("zero_shot", "few_shot"),
+              "huggingface": ("zero_shot", "few_shot", "chain_of_thought", "retrieval")}
+
+
+def make_writer(writer: str, technique: str, seed: int):
+    if technique not in TECHNIQUES[writer]:
+        fail(f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}")
+    if writer == "extractive":
+        return writers.Extractive()
+    if writer == "domain":
+        return writers.Domain(BASE / "language", LLM, technique, seed)
+    return writers.Instructed(BASE / "writer", technique, seed)
+
+
+def main() -> None:
+    params = load()
+    p, seed = params.prompt, params.seed
+    retriever, tokens = Retriever(INDEX, BASE / "embedder"), checks.Counter(BASE / "diffusion" / "tokenizer")
+    negative = tokens(p.negative_prompt)
+    if negative > checks.LIMIT:
+        fail(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
+
+    # The data set.
+    asking = Asking(make_writer(p.writer, p.technique, seed), p.technique, retriever, tokens, p.positive_cues, p.top_k)
+    for label, wanted in progress(p.per_class.items(), what="prompt", unit="class"):
+        rows, refused = asking.ask(label, wanted, p.attempts)
+        if len(rows) < wanted:
+            why = ", ".join(f"{count} {reason}" for reason, count in refused.most_common()) or "none was offered"
+            fail(f"prompt.per_class.{label}: {len(rows)} of {wanted} prompts after {p.attempts} attempts (refused: {why}); "
+                 "ask for fewer, raise prompt.attempts or prompt.top_k, or bring more papers")
+    if composed := sum(row["text"] in asking.write.composed for row in asking.kept):
+        say(f"prompt: {composed} of {len(asking.kept)} prompts are composed of the lexicon's words: too few sentences of the "
+            "passages describe a class from above")
+    metrics = {p.writer: {p.technique: {**asking.metrics(), **retrieval_quality(retriever)}}}
+
+    # The comparison: measured, not used.
+    for pair in p.compare:
+        if pair.technique in metrics.get(pair.writer, {}):
+            fail(f"prompt.compare: {pair.writer} with {pair.technique} stands twice")
+        other = Asking(make_writer(pair.writer, pair.technique, seed), pair.technique, retriever, tokens,
+                       p.positive_cues, p.top_k)
+        for label in p.per_class:
+            other.ask(label, p.compare_count, 1)
+        metrics.setdefault(pair.writer, {})[pair.technique] = other.metrics()
+
+    shared = {"negative_prompt": p.negative_prompt, "writer": p.writer, "technique": p.technique}
+    rows = [{"row": number, **shared, **{name: row[name] for name in ("label", "prompt", "passages", "tokens")}}
+            for number, row in enumerate(asking.kept)]
+    write_table("data/prompts.parquet", pa.Table.from_pylist(rows, SCHEMA))
+    write_json("metrics/prompts.json", metrics)
+    say(f"prompt: {len(asking.kept)} prompts, {asking.rejected.total()} candidates refused {dict(asking.rejected)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

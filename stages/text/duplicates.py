@@ -1,0 +1,38 @@
+"""Near-duplicates by shared word shingles."""
+
+import re
+import zlib
+
+import numpy as np
+
+WIDTH = 5  # words per shingle
+_WEIGHTS = np.array([0x9E3779B97F4A7C15 * (2 * i + 1) % 2**64 for i in range(WIDTH)], dtype=np.uint64)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words."""
+    return re.findall(r"\w+", text.lower())
+
+
+def shingles(text: str) -> np.ndarray:
+    """64-bit hashes of the distinct runs of `WIDTH` words, sorted: [n] uint64; a shorter text is one shingle."""
+    codes = np.array([zlib.crc32(word.encode()) for word in words(text)], dtype=np.uint64)
+    if len(codes) < WIDTH:
+        codes = np.concatenate([codes, np.zeros(WIDTH - len(codes), np.uint64)])
+    windows = np.lib.stride_tricks.sliding_window_view(codes, WIDTH)  # [n, WIDTH]
+    mixed = (windows * _WEIGHTS).sum(axis=1, dtype=np.uint64)
+    mixed ^= mixed >> np.uint64(31)
+    return np.unique(mixed * np.uint64(0xBF58476D1CE4E5B9))
+
+
+def contained(text: str, known: np.ndarray) -> float:
+    """Share of a text's shingles among `known` ones (sorted)."""
+    mine = shingles(text)
+    at = np.minimum(np.searchsorted(known, mine), len(known) - 1)
+    return float((known[at] == mine).mean()) if len(known) else 0.0
+
+
+def alike(a: str, b: str) -> float:
+    """Jaccard similarity of two short texts' sets of words."""
+    first, second = set(words(a)), set(words(b))
+    return len(first & second) / max(1, len(first | second))

@@ -1,0 +1,131 @@
+"""Fine-tuning the language model: the end token is learnt, perplexity is what its definition says, a killed run goes on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.common.rng import rng
+from stages.text import perplexity, tokens
+
+EOS = 0
+
+
+def tiny(vocabulary: int = 32):
+    import torch
+    from transformers import PhiConfig, PhiForCausalLM
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return PhiForCausalLM(PhiConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                                    num_attention_heads=2, max_position_embeddings=64, bos_token_id=EOS, eos_token_id=EOS))
+
+
+def test_end_is_learnt_and_padding_is_not():
+    batch = tokens.collate([{"input_ids": [5, 6, EOS]}, {"input_ids": [7, EOS]}], pad=EOS)
+    assert batch["labels"].tolist() == [[5, 6, EOS], [7, EOS, tokens.IGNORED]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+
+
+def test_packing_loses_nothing_and_fills():
+    texts = [[n] * (5 + n) + [EOS] for n in range(1, 12)]
+    rows = tokens.pack(texts, 16, rng(0, "pack"))
+    assert all(len(row) == 16 for row in rows[:-1])
+    assert rows == tokens.pack(texts, 16, rng(0, "pack"))
+    assert sum(row.count(EOS) for row in rows) >= len(texts) - 1
+    assert [token for row in tokens.separate(texts, 4) for token in row] == [token for text in texts for token in text]
+
+
+def test_perplexity_of_a_uniform_model_is_its_vocabulary():
+    import torch
+
+    model = tiny(32)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.zero_()
+    documents = [[[3, 4, 5, 6, 7, EOS], [8, 9, EOS]], [[1] * 40 + [EOS]]]
+    losses = perplexity.document_losses(model, documents, 16)
+    assert perplexity.perplexity(losses) == pytest.approx(32, rel=1e-5)
+    # The first token of each window and the end tokens are not scored: 9 - 1 - 2, and 41 - 3 - 1.
+    assert losses[:, 1].tolist() == [6, 37]
+
+
+def test_interval_covers_and_shrinks():
+    generator, hits = np.random.default_rng(0), 0
+    for trial in range(100):
+        counts = np.full(20, 1000.0)
+        losses = np.stack([counts * generator.normal(4, 0.2, 20), counts], axis=1)
+        low, high = perplexity.interval(losses, rng(trial))
+        hits += low <= np.exp(4) <= high
+    assert 85 <= hits <= 99
+    same = np.stack([np.full(5, 400.0), np.full(5, 100.0)], axis=1)
+    assert perplexity.interval(same, rng(0)) == pytest.approx((np.exp(4), np.exp(4)))
+    assert perplexity.interval(same, rng(0), same) == pytest.approx((1, 1))
+
+
+def settings(**changed):
+    from stages.params import FinetuneLLM
+
+    return FinetuneLLM(**{**dict(quantization="none", rank=8, alpha=16, dropout=0.0, lr=3e-2,
+                                 target_modules=["q_proj", "fc1", "fc2"], weight_decay=0.0, batch_size=4,
+                                 steps=60, context=16, packing=False), **changed})
+
+
+def test_tuned_model_stops_and_a_killed_run_goes_on(tmp_path):
+    import torch
+
+    from stages.text import lora
+
+    p, rows = settings(), [[5, 6, 7, 8, EOS], [9, 10, 11, EOS]] * 4
+    model = lora.adapt(tiny(), p)
+    lora.train(model, rows, EOS, p, 0, tmp_path / "whole")
+    model.eval()
+    answer = model.generate(input_ids=torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2, dtype=torch.long),
+                            max_new_tokens=8, do_sample=False, pad_token_id=EOS)
+    assert answer[0].tolist() == [5, 6, 7, 8, EOS]
+
+    # Killed after 30 of 60 steps: the checkpoint of step 30 is there, later ones are not.
+    import shutil
+
+    half = lora.adapt(tiny(), p)
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    left = sorted((tmp_path / "killed").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    shutil.rmtree(left[-1])
+    lora.train(half, rows, EOS, p, 0, tmp_path / "killed")
+    for a, b in zip(model.state_dict().values(), half.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_wrong_target_module_is_named():
+    from stages.text import lora
+
+    with pytest.raises(SystemExit, match="finetune_llm.target_modules: the base model has no query"):
+        lora.adapt(tiny(), settings(target_modules=["query"]))
+
+
+def test_four_bit_on_this_machine(tmp_path):
+    """nf4: an evaluation between training steps must not break them (bitsandbytes on CPUs with AVX512-BF16)."""
+    from stages.text import lora
+
+    tiny(64).save_pretrained(tmp_path / "base")
+    p = settings(quantization="nf4", steps=3)
+    base = lora.load_base(tmp_path / "base", "nf4")
+    before = perplexity.document_losses(base, [[[5, 6, 7, EOS]]], 16)
+    model = lora.adapt(base, p)
+    log = lora.train(model, [[5, 6, 7, EOS]] * 4, EOS, p, 0, tmp_path / "run")
+    after = perplexity.document_losses(model, [[[5, 6, 7, EOS]]], 16)
+    assert len(log) == 3 and np.isfinite(before).all() and np.isfinite(after).all()
+
+
+def test_shipped_model_speaks_english():
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    import torch
+
+    folder = Path(__file__).parents[1] / "stages/embedded/models/language"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 6 << 20
+    text = "This function returns the number of items in the list."
+    losses = [perplexity.document_losses(model, [tokens.encode([words], tokenizer)], 256)
+              for words in (text, " ".join(reversed(text.split())))]
+    assert perplexity.perplexity(losses[0]) < perplexity.perplexity(losses[1]) < 5 * tokenizer.vocab_size

@@ -1,0 +1,204 @@
+"""PDFs and text files to clean lines, chunks and splits: `fetch_papers`, `scrape`, `chunk`."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from stages import chunk
+from stages.common.artefacts import digest
+from stages.text import clean, duplicates, papers, pdf, sentences
+
+WORDS = "the farmland shows green rows on brown soil beside a straight road and a narrow canal".split()
+
+
+def make_pdf(path: Path, pages: list[str], title: str = "Published at a Workshop") -> Path:
+    from fpdf import FPDF
+
+    paper = FPDF()
+    for number, text in enumerate(pages, 1):
+        paper.add_page()
+        paper.set_font("helvetica", size=11)
+        paper.cell(0, 6, title, new_x="LMARGIN", new_y="NEXT")
+        paper.multi_cell(0, 6, text, new_x="LMARGIN", new_y="NEXT")
+        paper.cell(0, 6, str(number))
+    paper.output(str(path))
+    return path
+
+
+@pytest.mark.parametrize("text, count", [
+    ("It rains. The field is wet.", 2),
+    ("Trees, e.g. Oak and Beech, are green.", 1),
+    ("See Fig. 2 and Eq. 3 for it. Then stop.", 2),
+    ("Smith et al. The second author is missing.", 1),
+    ("The value is 3.5 m. It grew.", 2),
+    ("J. Smith and A. B. Jones wrote it.", 1),
+    ("Is it green? Yes! It is.", 3),
+    ("He said \"it is wet.\" Then he left.", 2),
+    ("It ends at 2. Next one.", 2),
+    ("no stop at all", 1),
+])
+def test_sentence_ends(text, count):
+    assert len(sentences.sentences(text)) == count
+    assert "".join(sentences.spans(text)) == text
+
+
+def test_headings_stand_alone():
+    lines = ["Bare Land", "Ground on which nothing grows and nothing was ever built is called", "bare, and it is brown.",
+             "The look", "From above it is a smooth surface with soft edges and few shadows, or a", "rough one."]
+    assert sentences.sentences(sentences.flow(lines))[0] == "Bare Land"
+    assert "The look" in sentences.sentences(sentences.flow(lines))
+
+
+def test_normalise_and_hyphens():
+    assert clean.normalise("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
+    assert clean.join_hyphens(["an im-", "perative need"]) == ["an imperative", "need"]
+    kept = clean.join_hyphens(["a self-supervised model is self-", "supervised"])
+    assert kept == ["a self-supervised model is self-supervised", ""]
+
+
+def test_headers_footers_and_page_numbers_go():
+    pages = [["A Workshop 2023", f"text {w} starts", "more", f"and {w} ends", str(n)] for n, w in enumerate("abcde", 1)]
+    assert clean.body(pages) == [[f"text {w} starts", "more", f"and {w} ends"] for w in "abcde"]
+
+
+def test_a_title_under_an_equal_header_stays():
+    body = clean.body([["Orchards", "Orchards", "first text", "1"], ["Orchards", "second text", "2"]])
+    assert body == [["Orchards", "first text"], ["second text"]]
+
+
+def test_references_end_at_an_appendix_or_in_silence():
+    lines = ["body", "References", "A. Smith. Fields. 2020.", "A APPENDIX", "more"]
+    assert clean.references(lines, True) == [(1, 3)]
+    lines = ["body", "REFERENCES", *["[1] B. Jones. Proceedings, 2019."] * 3, *[f"new paper line {n} x" for n in range(40)]]
+    assert clean.references(lines, False) == [(1, 5)]
+
+
+def test_chunks_end_at_full_stops():
+    text = " ".join(f"{' '.join(WORDS)} number {n}, e.g. this one." for n in range(40))
+    text = text.replace("the farmland", "The farmland")
+    found = chunk.chunks(text, 500)
+    assert " ".join(found) == text and all(part.endswith("this one.") for part in found)
+    assert all(len(part) >= 500 for part in found)
+    assert chunk.chunks("A short paper.", 500) == ["A short paper."]
+
+
+def test_shingles_find_copies_only():
+    known = duplicates.shingles(" ".join(f"word{n}" for n in range(200)))
+    assert duplicates.contained(" ".join(f"Word{n}," for n in range(50, 90)), known) == 1
+    assert duplicates.contained(" ".join(f"other{n}" for n in range(40)), known) == 0
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """One good paper and one of every kind of bad one."""
+    from pypdf import PdfReader, PdfWriter
+
+    good = make_pdf(tmp_path / "good.pdf", [" ".join(WORDS * 5)] * 2)
+    writer = PdfWriter(clone_from=PdfReader(good))
+    writer.encrypt("secret", algorithm="AES-256")
+    writer.write(tmp_path / "locked.pdf")
+    blank = PdfWriter()
+    blank.add_blank_page(200, 200)
+    blank.write(tmp_path / "blank.pdf")
+    (tmp_path / "empty.pdf").write_bytes(b"")
+    (tmp_path / "cut.pdf").write_bytes(good.read_bytes()[:600])
+    (tmp_path / "page.pdf").write_text("<html><body>not found</body></html>")
+    return tmp_path
+
+
+def test_each_odd_pdf_costs_only_itself(odd):
+    answers = {path.stem: answer for path, answer in pdf.read_all(sorted(odd.glob("*.pdf")))}
+    assert "farmland" in answers["good"]["pages"][0]
+    reasons = {name: answer["reason"] for name, answer in answers.items() if "reason" in answer}
+    assert reasons["locked"].startswith("encrypted") and reasons["empty"] == "empty file"
+    assert reasons["page"] == "not a PDF" and "words" in reasons["blank"]
+    assert set(reasons) == {"locked", "blank", "empty", "cut", "page"}
+
+
+def test_text_is_pypdfs_own(odd):
+    from pypdf import PdfReader
+
+    (_, answer), = pdf.read_all([odd / "good.pdf"])
+    assert answer["pages"] == [page.extract_text() for page in PdfReader(odd / "good.pdf").pages]
+
+
+def test_a_bomb_and_a_hang_cost_only_themselves(tmp_path):
+    """A page that unpacks to 300 MB, and a file that takes longer than it may."""
+    import zlib
+
+    bomb = zlib.compress(b"BT (" + b"a" * (300 << 20) + b") Tj ET", 9)
+    body = (b"%%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n"
+            b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Resources<<>>/Contents 4 0 R>>endobj\n"
+            b"4 0 obj<</Length %d/Filter/FlateDecode>>stream\n" % len(bomb)
+            + bomb + b"\nendstream endobj\n"
+            b"trailer<</Root 1 0 R>>\n")
+    (tmp_path / "bomb.pdf").write_bytes(body)
+    good = make_pdf(tmp_path / "good.pdf", [" ".join(WORDS * 5)])
+    (_, first), (_, second) = pdf.read_all([tmp_path / "bomb.pdf", good], seconds=5, megabytes=600)
+    assert "reason" in first and "pages" in second
+    worker = pdf.Worker(0.01, 600)  # less time than the interpreter takes to start
+    assert "took more than" in worker.read(good)["reason"]
+    worker.close()
+
+
+def test_held_out_whole_papers():
+    lines = {f"paper{n}": 100 for n in range(20)}
+    test = papers.held_out(lines, 0.2, 4)
+    assert len(test) == 4 and test == papers.held_out(dict(reversed(lines.items())), 0.2, 4)
+    book = {**{f"leaflet{n}": 1 for n in range(10)}, "book": 1000}
+    assert "book" not in papers.held_out(book, 0.2, 4)
+
+
+def run(stage: str) -> None:
+    importlib.import_module(f"stages.{stage}").main()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The working folder, with params.yaml and papers of its own."""
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "papers").mkdir()
+    text = (root / "params.yaml").read_text()
+    text = text.replace("fetch_papers:\n  source: embedded ", "fetch_papers:\n  source: path:papers ")
+    assert "path:papers" in text
+    (tmp_path / "params.yaml").write_text(text)
+    return tmp_path
+
+
+def test_papers_to_chunks(project, odd):
+    for n in range(8):
+        text = " ".join(f"The {word} of paper {n} is {k}." for k, word in enumerate(WORDS * 5))
+        make_pdf(project / "papers" / f"paper{n}.pdf", [text] * 2)
+    shutil.copy(odd / "locked.pdf", project / "papers")
+    for stage in ("fetch_papers", "scrape", "chunk"):
+        run(stage)
+    report = (project / "data/papers_report.csv").read_text()
+    assert "locked,0,0,failed,encrypted: needs a password" in report
+    rows = pq.read_table(project / "data/chunks.parquet").to_pylist()
+    assert {row["split"] for row in rows} == {"train", "test"}
+    first = [digest(f"data/{name}.parquet") for name in ("corpus", "chunks")]
+    run("scrape"), run("chunk")
+    assert first == [digest(f"data/{name}.parquet") for name in ("corpus", "chunks")]
+
+
+def test_bad_folders_end_in_one_line(project, odd):
+    with pytest.raises(SystemExit, match="^error: fetch_papers.source: path:papers: no PDF or text file$"):
+        run("fetch_papers")
+    shutil.copy(odd / "locked.pdf", project / "papers")
+    run("fetch_papers")
+    with pytest.raises(SystemExit, match="^error: scrape.min_papers: 0 of 1 .*locked: encrypted"):
+        run("scrape")
+
+
+def test_a_text_file_is_cut_at_its_reference_lists(tmp_path):
+    text = []
+    for n in range(4):
+        text += [f"A line about the fields of paper {n}."] * 30 + ["References", "[1] A. Smith. Fields. 2020."] * 1
+    (tmp_path / "corpus.txt").write_text("\n".join(text))
+    parts, how = papers.read_text(tmp_path / "corpus.txt", True)
+    assert len(parts) == 4 and "reference lists" in how
+    assert all("Smith" not in line for _, lines in parts for _, line in lines)
