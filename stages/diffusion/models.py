@@ -1,0 +1,174 @@
+"""Parts of a StableDiffusionPipeline folder, loaded one at a time: a stage holds only what it uses.
+
+A missing, broken or pickled part ends the stage in one line that names the file.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.artefacts import digest, read_json, write_json
+from stages.common.fail import fail
+
+WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+SETTINGS = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json", "scheduler": "scheduler_config.json",
+            "tokenizer": "tokenizer_config.json"}
+# Pixel values a model is fed: (x - mean) / std of x in [0, 1], per channel. This is the VAE's own [-1, 1].
+VAE_PIXELS = {"normalisation": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def start_folder() -> Path:
+    """The pipeline that fine-tuning starts from: `models/start` names it (the fetched base, or one trained from scratch)."""
+    path = Path("models/start/start.json")
+    if not path.is_file():
+        fail(f"{path}: not found; run the stage train_base")
+    return Path(read_json(path)["folder"])
+
+
+def config(folder: str | Path, part: str) -> dict:
+    """The JSON configuration of a part (unet, vae, text_encoder, scheduler, tokenizer)."""
+    path = Path(folder) / part / SETTINGS[part]
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        fail(f"{path}: not found; a diffusion model is a folder with {', '.join(SETTINGS)}, as diffusers saves it")
+    except (ValueError, OSError) as fault:
+        fail(f"{path}: cannot be read: {fault}")
+
+
+def weights(folder: str | Path, part: str) -> tuple[list[Path], str | None]:
+    """The safetensors files of a part, and their variant ("fp16", or None for the plain ones, which are preferred)."""
+    where, stem = Path(folder) / part, WEIGHTS[part]
+    for variant in (None, "fp16"):
+        name = stem if variant is None else f"{stem}.{variant}"
+        if files := sorted({*where.glob(f"{name}.safetensors"), *where.glob(f"{name}-*-of-*.safetensors"),
+                            *where.glob(f"{stem}.safetensors.index{'.' + variant if variant else ''}.json")}):
+            return files, variant
+    if pickles := sorted([*where.glob("*.bin"), *where.glob("*.pt"), *where.glob("*.ckpt")]):
+        fail(f"{pickles[0]}: a pickle can run code, so it is refused; convert it to {stem}.safetensors")
+    fail(f"{where / stem}.safetensors: not found")
+
+
+def load(folder: str | Path, part: str):
+    """The unet, vae or text_encoder on the CPU, float32, in eval mode, gradients off."""
+    import torch
+    from safetensors import SafetensorError
+
+    config(folder, part)
+    _, variant = weights(folder, part)
+    if part == "text_encoder":
+        from transformers import CLIPTextModel as Model
+        from transformers.utils.logging import disable_progress_bar
+        disable_progress_bar()
+    elif part == "vae":
+        from diffusers import AutoencoderKL as Model
+    else:
+        from diffusers import UNet2DConditionModel as Model
+    try:
+        model = Model.from_pretrained(folder, subfolder=part, variant=variant, use_safetensors=True, local_files_only=True,
+                                      **{"dtype" if part == "text_encoder" else "torch_dtype": torch.float32})
+    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
+        fail(f"{Path(folder) / part}: cannot be loaded: {str(fault).splitlines()[0]}")
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: str | Path):
+    """The CLIP tokenizer."""
+    from transformers import CLIPTokenizer
+
+    where = Path(folder) / "tokenizer"
+    if not (where / "tokenizer.json").is_file():
+        for name in ("vocab.json", "merges.txt"):  # without them it silently makes a tokenizer of two tokens
+            if not (where / name).is_file():
+                fail(f"{where / name}: not found")
+    return CLIPTokenizer.from_pretrained(where)
+
+
+def load_scheduler(folder: str | Path, name: str):
+    """The noise schedule of the folder, stepped by `ddpm` (training), `pndm`, `ddim` or `dpm` (DPM-Solver++)."""
+    import diffusers
+
+    settings = config(folder, "scheduler")
+    if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
+        fail(f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)")
+    # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
+    # Runge-Kutta start costs 9 more steps.
+    kind, extra = {
+        "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
+        "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+        "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+        "dpm": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    }[name]
+    return kind.from_config(settings, **extra)
+
+
+def vae_factor(folder: str | Path) -> int:
+    """Pixels per latent, along a side."""
+    return 2 ** (len(config(folder, "vae")["block_out_channels"]) - 1)
+
+
+def latent_scale(folder: str | Path) -> float:
+    """What VAE latents are multiplied by so that their standard deviation is near 1."""
+    return float(config(folder, "vae").get("scaling_factor", 0.18215))
+
+
+def text_length(tokenizer, encoder) -> int:
+    """Tokens per caption: CLIP's 77."""
+    return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+
+
+def embed(tokenizer, encoder, texts: list[str]):
+    """Text embeddings as the UNet reads them, the last hidden state: float32 [N,L,D]; longer texts are cut at L."""
+    length = text_length(tokenizer, encoder)
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float()
+
+
+def pixel_statistics(folder: str | Path) -> dict:
+    """{normalisation, mean [3], std [3]} of the pixels this model makes; the VAE's own where the folder doesn't say."""
+    path = Path(folder) / "normalisation.json"
+    return read_json(path) if path.is_file() else VAE_PIXELS
+
+
+def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
+    """Decoded images [N,3,H,W] float -> uint8 [N,H,W,3], undoing the normalisation."""
+    mean, std = (np.asarray(statistics[key], np.float32)[:, None, None] for key in ("mean", "std"))
+    return (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> None:
+    """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
+
+    Weights are copied as they are and written as float32 safetensors. The safety checker, a classifier of photographs, and
+    its feature extractor are left out. `statistics` tells the sampler how to undo the normalisation.
+    """
+    from safetensors.torch import save_file
+
+    shutil.rmtree(target, ignore_errors=True)
+    for part in SETTINGS:
+        (target / part).mkdir(parents=True)
+        for file in sorted(p for p in (start / part).iterdir() if p.is_file() and p.suffix in (".json", ".txt")):
+            shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
+        if part in WEIGHTS and not (part == "unet" and unet is not None):
+            for file in weights(start, part)[0]:
+                shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
+    if unet is not None:
+        for stale in (target / "unet").glob("*.index*.json"):
+            stale.unlink()
+        save_file(unet, target / "unet" / f"{WEIGHTS['unet']}.safetensors", metadata={"format": "pt"})
+    if not (start / "model_index.json").is_file():
+        fail(f"{start / 'model_index.json'}: not found")
+    index = read_json(start / "model_index.json") | {"requires_safety_checker": False}
+    index |= {part: [None, None] for part in ("feature_extractor", "safety_checker")}
+    index.pop("_name_or_path", None)
+    write_json(target / "model_index.json", index)
+    if statistics != VAE_PIXELS:
+        write_json(target / "normalisation.json", statistics)
+
+
+def model_digest(folder: str | Path) -> str:
+    """16 hex digits over everything that decides what the model draws."""
+    folder = Path(folder)
+    return digest(*(folder / part for part in SETTINGS), *(p for p in [folder / "normalisation.json"] if p.is_file()))

@@ -1,0 +1,136 @@
+"""Text-to-image in fixed, padded groups: what `sample` and `generate` share.
+
+An image is decided by its prompt, negative prompt and seed: the noise is drawn per image, and a group is always
+`sampling.batch_size` images, padded at the end, so that it comes out bit-identical from one process or eight, and after
+a restart. Finished groups are kept in the scratch folder until all are done.
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import nn
+
+from stages.common import scratch
+from stages.common.artefacts import png, stream_rows, write_shard, write_shards
+from stages.common.fail import fail
+from stages.common.processes import processes
+from stages.common.progress import progress, say
+from stages.common.rng import rng
+from stages.diffusion import models
+from stages.params import Sampling
+
+FIRST_GROUP = 10**8  # group numbers of equal length: their files sort by name as by number
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def image_seed(seed: int, *item: int | str) -> int:
+    """The seed of one image's noise, from the run's seed and the row's id: what `torch.Generator().manual_seed` takes."""
+    return int(rng(seed, "image", *item).integers(2**63))
+
+
+class Sampler:
+    """A pipeline folder ready to draw: UNet and VAE in `settings.precision`, text encoder in float32."""
+
+    def __init__(self, folder: str | Path, settings: Sampling, device: torch.device | str = "cpu"):
+        factor = models.vae_factor(folder)
+        if settings.resolution % factor:
+            fail(f"sampling.resolution: {settings.resolution} px is not a multiple of {factor}, the VAE's factor")
+        if settings.precision == "fp16" and torch.device(device).type != "cuda":
+            fail("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
+        self.settings, self.device, self.dtype = settings, torch.device(device), DTYPES[settings.precision]
+        self.unet, self.vae = (self.place(models.load(folder, part)) for part in ("unet", "vae"))
+        self.tokenizer, self.text_encoder = models.load_tokenizer(folder), models.load(folder, "text_encoder").to(device)
+        self.scheduler = models.load_scheduler(folder, settings.scheduler)
+        self.scale, self.statistics = models.latent_scale(folder), models.pixel_statistics(folder)
+        side = settings.resolution // factor
+        self.shape = (self.unet.config.in_channels, side, side)                        # (C,h,w)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """On the device, with the weights that autocast would cast at every call cast once.
+
+        The rest stays in float32: with norms and residuals in bfloat16 too, a small model's images are off by 14/255.
+        """
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.to(self.dtype)
+        return model.to(self.device, memory_format=torch.channels_last)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @torch.inference_mode()
+    def draw(self, prompts: list[str], negatives: list[str], seeds: list[int]) -> np.ndarray:
+        """Images uint8 [n,H,W,3] of at most `batch_size` prompts; the group is padded to that size whatever n is."""
+        count, size, guidance = len(prompts), self.settings.batch_size, self.settings.guidance_scale
+        pad = [0] * (size - count)
+        noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds + pad]
+        x = torch.stack(noise).to(self.device)                                         # [B,C,h,w]
+        text = self.embed(prompts + [""] * len(pad))                                   # [B,L,D]
+        if guidance > 1:
+            text = torch.cat([self.embed(negatives + [""] * len(pad)), text])          # [2B,L,D]
+        self.scheduler.set_timesteps(self.settings.steps, device=self.device)          # also clears the scheduler's history
+        x = x * self.scheduler.init_noise_sigma
+        for t in self.scheduler.timesteps:
+            both = self.scheduler.scale_model_input(torch.cat([x, x]) if guidance > 1 else x, t)
+            both = both.contiguous(memory_format=torch.channels_last)
+            with self.autocast():
+                prediction = self.unet(both, t, text, return_dict=False)[0].float()
+            if guidance > 1:  # one call for both halves (Ho & Salimans 2022, eq. 6)
+                without, prediction = prediction.chunk(2)
+                prediction = without + guidance * (prediction - without)
+            x = self.scheduler.step(prediction, t, x, return_dict=False)[0]
+        latents = (x / self.scale).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            images = self.vae.decode(latents, return_dict=False)[0].float()            # [B,3,H,W]
+        return models.to_pixels(images[:count].cpu().numpy(), self.statistics)
+
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """Text embeddings [N,L,D]."""
+        return models.embed(self.tokenizer, self.text_encoder, texts)
+
+
+def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total: int, schema: pa.Schema, settings: Sampling,
+                seed: int, inputs: list[Path]) -> None:
+    """Draw an image for each of `total` rows {prompt, negative_prompt, item: ids its noise is drawn from, ...} into shards.
+
+    `schema` names the columns: those of the rows and image, seed, scheduler, steps, guidance_scale, model. Rows stream in,
+    images stream out. `inputs`, the files the rows come from, key the scratch with the model, `settings` and `seed`.
+    """
+    if not total:
+        fail(f"{inputs[0]}: no rows to draw")
+    state = processes()
+    drawn_by = {"scheduler": settings.scheduler, "steps": settings.steps, "guidance_scale": settings.guidance_scale,
+                "model": models.model_digest(folder)}
+    mark = scratch.fingerprint({"sampling": settings.model_dump(), "seed": seed, "model": drawn_by["model"]},
+                               [*inputs, *sorted(Path(__file__).parent.glob("*.py"))])
+    with scratch.folder(stage.replace("@", "_"), mark) as cache:
+        rows, size = iter(rows), settings.batch_size
+        kept = len(list(cache.glob("*.parquet")))
+        if kept:
+            say(f"{stage}: {kept} finished groups of an earlier run are kept")
+        if kept * size < total:
+            sampler = Sampler(folder, settings, state.device)
+        bar = progress(total=total, what=stage, unit="image")
+        for number in range(math.ceil(total / size)):
+            group = list(islice(rows, size))
+            number += FIRST_GROUP
+            if number % state.num_processes == state.process_index and not (cache / f"{number}.parquet").exists():
+                seeds = [image_seed(seed, *row["item"]) for row in group]
+                images = sampler.draw([row["prompt"] for row in group], [row["negative_prompt"] for row in group], seeds)
+                done = [row | drawn_by | {"seed": s, "image": {"bytes": png(Image.fromarray(image)), "path": None}}
+                        for row, s, image in zip(group, seeds, images)]
+                write_shard(cache, number, done, schema)
+            bar.update(len(group))
+        bar.close()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            for stale in out.glob("*.parquet"):
+                stale.unlink()
+            write_shards(out, stream_rows(cache), schema)
+        state.wait_for_everyone()

@@ -1,0 +1,145 @@
+"""Run the VAE and the text encoder once, so that fine-tuning never needs them: `data/latents/`.
+
+    python -m stages.launch encode        in one process, or several: the same bytes
+Reads data/imagery/{train,valid} and the model that models/start names; what it writes is told in
+stages/diffusion/latents.py. Memory doesn't grow with the number of images.
+"""
+
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+
+from stages.common.artefacts import open_image, shards, stream_rows, write_json, write_table
+from stages.common.fail import fail
+from stages.common.processes import processes
+from stages.common.progress import progress, say
+from stages.common.torch_setup import deterministic
+from stages.diffusion import models
+from stages.diffusion.latents import VARIANTS, allocate, arrays, dihedral
+from stages.params import Encode, load
+
+IMAGERY, OUT = Path("data/imagery"), Path("data/latents")
+
+
+def main() -> None:
+    p = load()
+    deterministic(p.seed)
+    state = processes()
+    if p.encode.precision == "fp16" and state.device.type != "cuda":
+        fail("encode.precision: fp16 needs a GPU; use bf16 or fp32")
+    start = models.start_folder()
+    if state.is_main_process:
+        shutil.rmtree(OUT, ignore_errors=True)
+    state.wait_for_everyone()
+    statistics = pixel_mean_std() if p.encode.normalisation == "dataset" else models.VAE_PIXELS
+    captions = encode_captions(start, p.encode, state)
+    for split, variants in (("train", VARIANTS), ("valid", 1)):
+        encode_images(split, variants, start, statistics, captions, p.encode, state)
+    if state.is_main_process:
+        write_json(OUT / "normalisation.json", statistics)
+
+
+def pixel_mean_std() -> dict:
+    """Mean and standard deviation [3] of the training pixels in [0, 1]."""
+    total, square, count = np.zeros(3), np.zeros(3), 0
+    for row in stream_rows(IMAGERY / "train", ["image"]):
+        x = np.asarray(open_image(row["image"]), np.float64).reshape(-1, 3) / 255
+        total, square, count = total + x.sum(0), square + (x * x).sum(0), count + len(x)
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 1e-8))
+    return {"normalisation": "dataset", "mean": mean.tolist(), "std": std.tolist()}
+
+
+def encode_captions(start: Path, p: Encode, state: PartialState) -> dict[str, int]:
+    """Embed every distinct caption of both splits; returns caption -> id. The empty caption is 0."""
+    captions = {"": 0}
+    for split in ("train", "valid"):
+        for row in stream_rows(IMAGERY / split, ["captions"], 4096):
+            for caption in row["captions"]:
+                captions.setdefault(caption, len(captions))
+    tokenizer, encoder = models.load_tokenizer(start), models.load(start, "text_encoder").to(state.device)
+    length = models.text_length(tokenizer, encoder)
+    texts, path = list(captions), OUT / "captions.safetensors"
+    if state.is_main_process:
+        truncated = [len(ids) > length for i in range(0, len(texts), 4096)
+                     for ids in tokenizer(texts[i:i + 4096], verbose=False).input_ids]
+        if any(truncated):
+            say(f"encode: {sum(truncated)} of {len(texts)} distinct captions are longer than {length} tokens and are cut")
+        allocate(path, {"embeddings": (len(texts), length, encoder.config.hidden_size)})
+        ids = pa.array(range(len(texts)), pa.int32())
+        write_table(OUT / "captions.parquet", pa.table({"id": ids, "caption": texts, "truncated": truncated}))
+    state.wait_for_everyone()
+    out = arrays(path, "r+")["embeddings"]                                              # [M,L,D]
+    for begin in progress(range(0, len(texts), p.batch_size), what="encode captions", unit="group"):
+        if not mine(begin, p, state):
+            continue
+        batch = texts[begin:begin + p.batch_size]
+        with torch.inference_mode(), autocast(p, state):
+            e = models.embed(tokenizer, encoder, batch + [""] * (p.batch_size - len(batch)))  # [B,L,D], padded
+        out[begin:begin + len(batch)] = e[:len(batch)].cpu().numpy()
+    out.flush()
+    return captions
+
+
+def encode_images(split: str, variants: int, start: Path, statistics: dict, captions: dict[str, int], p: Encode,
+                  state: PartialState) -> None:
+    """Posterior mean and log-variance of the split's images under `variants` flips and rotations."""
+    words = ["filename", "scene", "captions"]
+    table = pa.concat_tables([pq.read_table(path, columns=words) for path in shards(IMAGERY / split)])
+    if not len(table):
+        fail(f"{IMAGERY / split}: no images")
+    size, factor = open_image(next(stream_rows(IMAGERY / split, ["image"], 1))["image"]).width, models.vae_factor(start)
+    if size % factor:
+        fail(f"fetch_imagery.resolution: {size} px is not a multiple of {factor}, the VAE's factor")
+    vae = models.load(start, "vae").to(state.device, memory_format=torch.channels_last)
+    shape = (len(table), variants, vae.config.latent_channels, size // factor, size // factor)
+    path = OUT / f"{split}.safetensors"
+    if state.is_main_process:
+        allocate(path, {"mean": shape, "logvar": shape})
+        ids = [[captions[caption] for caption in row] or [0] for row in table["captions"].to_pylist()]
+        table = table.select(["filename", "scene"]).append_column("caption_ids", pa.array(ids, pa.list_(pa.int32())))
+        write_table(OUT / f"rows_{split}.parquet", table)
+    state.wait_for_everyone()
+    out = arrays(path, "r+")                                                            # mean, logvar [N,V,C,h,w]
+    mean, std = (torch.tensor(statistics[key], device=state.device)[:, None, None] for key in ("mean", "std"))
+    rows = stream_rows(IMAGERY / split, ["image", "filename"], p.batch_size)
+    for begin in progress(range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"):
+        group = list(islice(rows, p.batch_size))
+        if not mine(begin, p, state):
+            continue
+        pixels = np.zeros((p.batch_size, size, size, 3), np.uint8)                      # the last group is padded
+        for i, row in enumerate(group):
+            image = open_image(row["image"])
+            if image.size != (size, size):
+                fail(f"{IMAGERY / split}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}")
+            pixels[i] = image
+        x = (torch.from_numpy(pixels).to(state.device).permute(0, 3, 1, 2) / 255 - mean) / std  # [B,3,H,W]
+        for variant in range(variants):
+            turned = dihedral(x, variant).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode(), autocast(p, state):
+                posterior = vae.encode(turned).latent_dist                              # [B,C,h,w]
+            for name in out:
+                out[name][begin:begin + len(group), variant] = getattr(posterior, name)[:len(group)].float().cpu().numpy()
+    for array in out.values():
+        array.flush()
+    state.wait_for_everyone()
+
+
+def mine(begin: int, p: Encode, state: PartialState) -> bool:
+    """Whether this process does the fixed group that begins here: which one does it changes nothing in it."""
+    return begin // p.batch_size % state.num_processes == state.process_index
+
+
+def autocast(p: Encode, state: PartialState):
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[p.precision]
+    return torch.autocast(state.device.type, dtype, enabled=dtype is not None)
+
+
+if __name__ == "__main__":
+    main()

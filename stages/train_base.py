@@ -1,0 +1,56 @@
+"""The model that fine-tuning starts from: the base as fetched, or a VAE and text encoder trained on this run's imagery.
+
+    python -m stages.train_base
+
+`source: base` writes only `models/start/start.json`, which points at the fetched model: nothing is copied. `source:
+scratch` (compact latent diffusion, no weights from elsewhere) leaves the UNet untrained: `finetune_sd` trains it.
+"""
+
+from pathlib import Path
+
+from stages.common.artefacts import open_image, read_rows, write_json
+from stages.common.fail import fail
+from stages.params import load
+
+
+def main() -> None:
+    p = load()
+    start = Path("models/start")
+    if p.train_base.source == "base":
+        index = Path("models/base/diffusion/model_index.json")
+        if not index.exists():
+            fail("fetch_model.diffusion: none leaves nothing to start from; name a model, or set train_base.source: scratch")
+        return write_json(start / "start.json", {"folder": "models/base/diffusion"})
+
+    import numpy as np
+    import torch
+    from transformers import CLIPTokenizer
+
+    from stages.common.torch_setup import deterministic
+    from stages.diffusion import scratch
+
+    deterministic(p.seed)
+    rows = read_rows("data/imagery/train")
+    images = np.stack([np.asarray(open_image(row["image"])) for row in rows])           # [N,H,W,3] uint8
+    captions = [row["captions"] for row in rows]
+    width, height = p.train_base.vae_channels, images.shape[1]
+    factor = 2 ** (len(width) - 1)
+    if height % factor:
+        fail(f"fetch_imagery.resolution: {height} is not a multiple of the VAE's factor {factor}")
+
+    # The parts in the order they depend on each other: tokenizer, text encoder; VAE; a UNet that knows nothing yet.
+    scratch.train_tokenizer([c for five in captions for c in five], start / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
+    text = scratch.train_text_encoder(tokenizer, images, captions, p.train_base.text_width, p.train_base.text_layers,
+                                      p.train_base.text_steps, p.train_base.batch_size, p.train_base.lr, p.seed)
+    vae = scratch.train_vae(images, width, p.train_base.latent_channels, p.train_base.vae_steps, p.train_base.batch_size,
+                            p.train_base.lr, p.seed)
+    torch.manual_seed(p.seed)
+    unet = scratch.untrained_unet(p.train_base.unet_channels, p.train_base.latent_channels, height // factor,
+                                  p.train_base.text_width)
+    scratch.save_pipeline(start, vae, text, unet)
+    write_json(start / "start.json", {"folder": "models/start"})
+
+
+if __name__ == "__main__":
+    main()
