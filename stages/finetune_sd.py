@@ -142,7 +142,7 @@ def main() -> None:
             bar.update()
             if done % LOG_STEPS == 0 or checkpoint:
                 recent = torch.stack(losses[-LOG_STEPS * p.gradient_accumulation:]).tolist()
-                rate = (done - resumed) / bar.format_dict["elapsed"] * p.batch_size * p.gradient_accumulation
+                rate = (done - resumed) * p.batch_size * p.gradient_accumulation / max(bar.format_dict["elapsed"], 1e-9)
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", images_s=f"{rate:.0f}", refresh=False)
                 if not all(map(math.isfinite, recent)):
                     diverged(done, state, p, bar)

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# One thread a process, stages included: the workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -3,7 +3,10 @@
 import pytest
 from conftest import REPOSITORY, shell
 
-PROBE = "import os, sys\nprint('rank', os.environ.get('RANK', '-'), 'of', os.environ.get('WORLD_SIZE', '-'), sys.argv[1:])\n"
+# One write a line: two processes share the pipe.
+PROBE = """import os, sys
+os.write(1, f"rank {os.environ.get('RANK', '-')} of {os.environ.get('WORLD_SIZE', '-')} {sys.argv[1:]}\\n".encode())
+"""
 
 
 @pytest.fixture

@@ -150,8 +150,9 @@ def test_embedder_with_its_modules(fetch, tmp_path):
 
 
 def test_none_and_embedded(fetch):
-    for role in ("diffusion", "writer", "classifier", "vision"):
+    for role in ("writer", "classifier", "vision"):
         assert f"no embedded {role}" in refused(fetch, role, "embedded")
+    for role in ("diffusion", "writer", "classifier", "vision"):
         assert json.loads(fetch(role, "none")["SOURCE.json"]) == {"source": "none", "licence": None, "files": {}}
     for role in ("language", "embedder"):
         assert "the pipeline needs one" in refused(fetch, role, "none")

@@ -1,0 +1,123 @@
+"""Train the tiny base diffusion model that ships in `stages/embedded/models/diffusion/` (once; about an hour and a half on 2 cores).
+
+    python -m stages.embedded.train_base diffusion
+
+It stands in for Stable Diffusion v1.5: its VAE and text encoder have seen both looks and all scenes (as SD's have seen
+the web), its UNet only the `base` look and not the scenes of `UNSEEN`, so that fine-tuning has a domain to learn.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from stages.common.progress import progress
+from stages.common.rng import rng
+from stages.common.torch_setup import deterministic, torch_generator
+from stages.diffusion import scratch
+from stages.embedded.scenes import SCENES, tiles
+
+FOLDER = Path("stages/embedded/models/diffusion")
+SEED = 20260101        # far from any run's own tiles: base and domain imagery never share a tile
+SIZE = 64              # pixels
+UNSEEN = ("orchard", "snowfield", "airport")
+BOTH_TILES, UNET_TILES = 6000, 9600
+
+
+def main(*parts: str, vae_steps: int = 2500, text_steps: int = 800, unet_steps: int = 7500, refine_steps: int = 9000) -> None:
+    """Train the named parts (vae, text_encoder, unet, refine), or all; the others are taken from the folder as they are."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    deterministic(SEED)
+    parts = parts or ("vae", "text_encoder", "unet", "refine")
+    notes = [re.sub(r"[^a-z ]", " ", path.read_text().lower()) for path in sorted(Path("stages/embedded/notes").glob("*.md"))]
+    half = BOTH_TILES // 2
+    both = [*tiles(SEED, 0, half, SIZE, "domain"), *tiles(SEED, half, BOTH_TILES, SIZE, "base")]
+    images, captions = np.stack([t["image"] for t in both]), [t["captions"] for t in both]
+    sentences = [c for five in captions for c in five]
+    # Words of the notes that no caption uses: general English, to the text encoder.
+    fillers = sorted({word for note in notes for word in note.split()} - {word for c in sentences for word in c.split()})
+
+    if "vae" in parts:
+        scratch.train_vae(images, [24, 48, 96], 4, vae_steps, 32, 3e-3, SEED).save_pretrained(FOLDER / "vae")
+    if "text_encoder" in parts:
+        scratch.train_tokenizer(sentences + notes, FOLDER / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+        scratch.train_text_encoder(tokenizer, images, captions, 64, 2, text_steps, 96, 2e-3, SEED,
+                                   fillers).save_pretrained(FOLDER / "text_encoder")
+    if not {"unet", "refine"} & set(parts):
+        return
+    vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
+    base = list(tiles(SEED + 1, 0, UNET_TILES, SIZE, "base", [s for s in SCENES if s not in UNSEEN]))
+    latents, captions = encode(vae, np.stack([t["image"] for t in base])), [t["captions"] for t in base]
+    if "unet" in parts:
+        unet = scratch.untrained_unet([64, 128, 128], 4, SIZE // 4, 64)
+        train_unet(unet, latents, captions, text, tokenizer, fillers, unet_steps, batch=32, lr=1.2e-3, gamma=None)
+        scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
+    if "refine" in parts:  # smaller steps, more of them, where structure is decided
+        unet = UNet2DConditionModel.from_pretrained(FOLDER / "unet", torch_dtype=torch.float32)
+        train_unet(unet, latents, captions, text, tokenizer, fillers, refine_steps, batch=16, lr=8e-4, gamma=5.0)
+        scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
+
+
+@torch.no_grad()
+def encode(vae, images: np.ndarray) -> torch.Tensor:
+    """Latents of each image and of one random flip or rotation of it: fp16 [2N,C,h,w]."""
+    turned = np.stack([np.rot90(x, k % 4)[:, ::-1 if k > 3 else 1] for x, k in zip(images, rng(SEED, "turns").integers(1, 8, len(images)))])
+    parts = []
+    for i in progress(range(0, 2 * len(images), 64), what="latents", unit="batch"):
+        batch = images[i:i + 64] if i < len(images) else turned[i - len(images):i - len(images) + 64]
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(vae.encode(scratch._pixels(batch)).latent_dist.mean.half() * vae.config.scaling_factor)
+    return torch.cat(parts)
+
+
+def train_unet(unet, latents, captions, text, tokenizer, fillers, steps: int, batch: int, lr: float, gamma: float | None) -> None:
+    """v-prediction (Salimans & Ho 2022, eq. 12) on latents [2N,C,h,w], captions dropped at 10 %; leaves the averaged weights.
+
+    `gamma`: Min-SNR weighting (Hang et al. 2023, eq. 6 for v), which spends the steps where structure is decided.
+    """
+    from diffusers import PNDMScheduler
+
+    count = len(latents) // 2
+    unet.to(memory_format=torch.channels_last).train()
+    ema = [p.detach().clone() for p in unet.parameters()]
+    noise = PNDMScheduler.from_pretrained(FOLDER / "scheduler")
+    snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1, s / 200) * 0.5 * (1.02 + np.cos(np.pi * s / steps)))
+    losses = []
+    for step in (bar := progress(range(steps), what="UNet", unit="step")):
+        draw, generator = rng(SEED, "unet", batch, step), torch_generator(SEED, "unet noise", batch, step)
+        rows = draw.integers(2 * count, size=batch)
+        words = ["" if draw.random() < 0.1 else scratch.scatter(captions[r % count][draw.integers(5)], fillers, draw) for r in rows]
+        with torch.no_grad():
+            context = text(scratch.tokenize(tokenizer, words)).last_hidden_state              # [B,77,D]
+        x = latents[rows].float()                                                             # [B,C,h,w]
+        eps, t = torch.randn(x.shape, generator=generator), torch.randint(1000, (batch,), generator=generator)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = unet(noise.add_noise(x, eps, t), t, context).sample
+        error = (v.float() - velocity(noise, x, eps, t)).square().mean((1, 2, 3))             # [B]
+        loss = (error * (snr[t].clamp(max=gamma) / (snr[t] + 1) if gamma else 1)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        torch._foreach_lerp_(ema, [p.detach() for p in unet.parameters()], 1 - min(0.999, (1 + step) / (10 + step)))
+        losses.append(error.mean().item())
+        if step % 100 == 0:
+            bar.set_postfix(error=f"{np.mean(losses[-500:]):.4f}", refresh=False)
+    with torch.no_grad():
+        for p, e in zip(unet.parameters(), ema):
+            p.copy_(e)
+
+
+def velocity(scheduler, x, eps, t):
+    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x."""
+    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
+    return a.sqrt() * eps - (1 - a).sqrt() * x

@@ -1,0 +1,136 @@
+"""The whole pipeline as a user runs it: a real `dvc repro` at smoke scale, then what a second one and a changed param do."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+import yaml
+from conftest import copy_repository, shell
+
+from stages.params import LULC_CLASSES
+
+
+def stages_that_would_run(copy, environment) -> set[str]:
+    done = shell("dvc", "repro", "--dry", cwd=copy, env=environment)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"Running stage '([^']+)'", done.stdout))
+
+
+@pytest.fixture
+def changed(smoke, environment):
+    """Change lines of params.yaml for one test."""
+    original = (smoke / "params.yaml").read_text()
+
+    def change(old: str, new: str) -> set[str]:
+        assert old in original, "the test's own premise"
+        (smoke / "params.yaml").write_text(original.replace(old, new, 1))
+        return stages_that_would_run(smoke, environment)
+
+    yield change
+    (smoke / "params.yaml").write_text(original)
+
+
+def test_every_stage_ran_offline(smoke):
+    lock = yaml.safe_load((smoke / "dvc.lock").read_text())["stages"]
+    declared = set()
+    for name, entry in yaml.safe_load((smoke / "dvc.yaml").read_text())["stages"].items():
+        declared |= {f"{name}@{item}" for item in entry["foreach"]} if "foreach" in entry else {name}
+    assert set(lock) == declared
+
+
+def test_nothing_to_do(smoke, environment):
+    done = shell("dvc", "repro", cwd=smoke, env=environment)
+    assert done.returncode == 0 and "Data and pipelines are up to date." in done.stdout
+    listed = shell("git", "status", "--porcelain", "--untracked-files=all", "--", "data", "models", cwd=smoke).stdout.splitlines()
+    stray = [line for line in listed if not line.endswith((".gitignore", "data/papers_report.csv"))]
+    assert not stray, "an output is neither in git nor ignored by DVC"
+
+
+def test_guidance_scale_reruns_what_samples_and_nothing_that_trains_a_generator(changed):
+    ran = changed("guidance_scale: 3.0", "guidance_scale: 4.0")
+    assert {"sample@base", "sample@tuned", "generate"} <= ran
+    # Everything else waits for their outputs: `--dry` lists it as well.
+    assert not {stage.split("@")[0] for stage in ran} & {"fetch_papers", "fetch_imagery", "fetch_model", "scrape", "chunk", "train_base",
+                                                         "train_scene", "finetune_llm", "index_rag", "prompt", "encode", "finetune_sd",
+                                                         "ceiling"}
+    assert "features@real" not in ran
+
+
+@pytest.mark.parametrize(("old", "new", "first", "untouched"), [
+    ("min_characters: 500", "min_characters: 400", {"chunk"}, {"index_rag", "finetune_sd", "encode", "scrape"}),
+    ("gallery_per_class: 2", "gallery_per_class: 3", {"report"}, {"fid", "sample", "review"}),
+    ("subsets: 4", "subsets: 5", {"fid"}, {"features", "sample", "classify"}),
+    ("ema_decay: 0.99", "ema_decay: 0.9", {"finetune_sd"}, {"encode", "prompt", "ceiling", "train_scene"}),
+])
+def test_only_what_depends_on_a_param_runs(changed, old, new, first, untouched):
+    ran = {stage.split("@")[0] for stage in changed(old, new)}
+    assert first <= ran and not ran & untouched
+
+
+def test_metrics_have_their_names_and_are_finite(smoke):
+    read = {path.stem: json.loads(path.read_text()) for path in (smoke / "metrics").glob("*.json")}
+    numbers = []
+
+    def walk(value):
+        if isinstance(value, dict):
+            for inner in value.values():
+                walk(inner)
+        else:
+            numbers.append(value)
+
+    for name, metrics in read.items():
+        if name != "context":
+            walk(metrics)
+    assert all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    assert {"perplexity", "perplexity_base", "train_loss", "tokens", "trainable_share"} <= set(read["llm"])
+    assert {"train_loss", "validation_loss", "validation_loss_base", "best_step"} <= set(read["diffusion"])
+    assert {"fid", "fid_floor", "fid_base", "kid_x1000", "precision", "recall", "n"} <= set(read["fid"]["scene"]["standard"])
+    assert {"text_agreement", "ceiling"} <= set(read["agreement"])
+    for key in ("lulc", "scenes"):
+        for part in ("synthetic_test", "real_test"):
+            assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(read[f"classify_{key}"][part])
+        assert 0 < read[f"classify_{key}"]["chance"] < 1 and "overall_accuracy" in read[f"ceiling_{key}"]
+    assert {"count", "distinct_2", "class_agreement", "rejected"} <= set(read["prompts"]["extractive"]["retrieval"])
+    assert {"corpus", "review"} <= set(read)
+
+
+def test_synthetic_data_set_loads_with_datasets(smoke):
+    import datasets
+
+    loaded = datasets.load_dataset("parquet", data_dir=str(smoke / "data/synthetic"), split="train", cache_dir=str(smoke / "tmp"))
+    params = yaml.safe_load((smoke / "params.yaml").read_text())
+    assert len(loaded) == sum(params["prompt"]["per_class"].values()) * params["generate"]["images_per_prompt"]
+    assert loaded[0]["image"].size == (32, 32) and set(loaded["label"]) == set(LULC_CLASSES)
+
+
+def test_tuned_model_is_a_stable_diffusion_pipeline(smoke):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(smoke / "models/diffusion")
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a lake", num_inference_steps=2, height=32, width=32).images[0]
+    assert image.size == (32, 32)
+
+
+def test_dvc_reads_metrics_and_plots(smoke, environment):
+    shown = json.loads(shell("dvc", "metrics", "show", "--json", cwd=smoke, env=environment).stdout)[""]["data"]
+    assert shown["metrics/fid.json"]["data"]["scene"]["standard"]["n"] > 0
+    done = shell("dvc", "plots", "show", "-o", "plots_page", cwd=smoke, env=environment)
+    assert done.returncode == 0, done.stderr
+    page = (smoke / "plots_page/index.html").read_text()
+    assert "diffusion_loss" in page and "confusion" in page and ".png" in page
+    shutil.rmtree(smoke / "plots_page")
+
+
+def test_two_runs_give_the_same_bytes(smoke, environment, tmp_path_factory):
+    """A second copy, from nothing, with a scratch folder of its own: the same hashes, weights included."""
+    copy = copy_repository(tmp_path_factory.mktemp("again"))
+    shutil.copyfile(smoke / "params.yaml", copy / "params.yaml")
+    done = shell("dvc", "repro", cwd=copy, env={**environment, "REMOTE_DIFFUSION_SCRATCH": str(copy / "scratch")}, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (yaml.safe_load((folder / "dvc.lock").read_text())["stages"] for folder in (smoke, copy))
+    differ = [out["path"] for name in first for out, other in zip(first[name].get("outs", []), second[name].get("outs", []), strict=True)
+              if out["md5"] != other["md5"]]
+    assert not differ
