@@ -141,7 +141,7 @@ def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
 def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> None:
     """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
 
-    Weights are copied as they are and written as float32 safetensors. The safety checker, a classifier of photographs, and
+    The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety checker, a classifier of photographs, and
     its feature extractor are left out. `statistics` tells the sampler how to undo the normalisation.
     """
     from safetensors.torch import save_file
@@ -151,9 +151,11 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> N
         (target / part).mkdir(parents=True)
         for file in sorted(p for p in (start / part).iterdir() if p.is_file() and p.suffix in (".json", ".txt")):
             shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
-        if part in WEIGHTS and not (part == "unet" and unet is not None):
+        if part == "vae" or part == "unet" and unet is None:
             for file in weights(start, part)[0]:
                 shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
+    # diffusers loads the other parts in float32 whatever they are stored in, transformers loads this one as stored.
+    load(start, "text_encoder").save_pretrained(target / "text_encoder")
     if unet is not None:
         for stale in (target / "unet").glob("*.index*.json"):
             stale.unlink()
