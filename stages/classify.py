@@ -47,6 +47,7 @@ def main(key: str = ""):
     tests = {test: pooled(outcomes, test) for test in ("synthetic_test", "real_test")}
     write_json(f"metrics/classify_{key}.json", tests | {
         "chance": 1 / len(names), "majority": float(counts.max() / counts.sum()), "classes": len(names),
+        "scenes_without_real": sum(map(len, p.classes.values())) - len(of_scene) if key == "lulc" else 0,
         "classes_without_real": int((counts == 0).sum()), "n_train": outcomes[0].scores["train"]["n"],
         "seeds": len(outcomes)})
     say(f"classify: {key}: {tests['real_test']['overall_accuracy']:.3f} of {len(real.labels)} real tiles right")

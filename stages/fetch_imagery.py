@@ -6,7 +6,6 @@ Bad images and captions are skipped, named and counted in REPORT.json. Images ar
 wait in an unnamed temporary file until the splits are known.
 """
 
-import difflib
 import sys
 import tempfile
 from collections import Counter
@@ -28,7 +27,7 @@ SPLITS = ("train", "valid", "test")
 
 def main() -> None:
     p = load()
-    settings, classes, seed = p.fetch_imagery, p.classes, p.seed
+    settings, seed = p.fetch_imagery, p.seed
     origin, found = resolve(settings, seed)
     skipped, counts = Skipped(), Counter()
 
@@ -36,7 +35,6 @@ def main() -> None:
     usable, scenes = survey(origin, skipped)
     if not usable:
         fail(f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'}")
-    known_scenes(classes, scenes)
     splits = settings.splits.model_dump()
     given, missing = own_splits({name: len(pairs) for name, pairs in usable.items()}, splits, "fetch_imagery.splits")
     keep = {index for name in given for _, index in sorted(usable[name])[:settings.max_images]}
@@ -89,15 +87,6 @@ def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:
     origin = open_origin(root, key)
     below = root if root.is_dir() else root.parent
     return origin, found | {"files": sources.hashes(origin.files, below)}
-
-
-def known_scenes(classes: dict[str, list[str]], scenes: Counter) -> None:
-    """Every scene that `classes` names must be in the imagery."""
-    there = sorted(scenes)
-    if unknown := [scene for named in classes.values() for scene in named if scene not in scenes]:
-        near = difflib.get_close_matches(unknown[0], there, n=1)
-        fail(f"classes: no image shows {', '.join(unknown)}{f' (did you mean {near[0]}?)' if near else ''}; "
-             f"the imagery's scenes are {', '.join(there[:60])}{' ...' if len(there) > 60 else ''}")
 
 
 if __name__ == "__main__":

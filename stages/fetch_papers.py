@@ -26,7 +26,14 @@ def copy(origin: Path, out: Path) -> list[Path]:
             fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
         return [Path(shutil.copyfile(origin, out / origin.name))]
     files = sorted(f for f in origin.rglob("*") if f.is_file() and f.suffix.lower() in (".pdf", ".txt"))
-    return [Path(shutil.copyfile(f, out / "__".join(f.relative_to(origin).parts))) for f in files]
+    copies = {}
+    for file in files:
+        name = "__".join(file.relative_to(origin).parts)
+        if (known := copies.setdefault(Path(name).stem.lower(), name)) != name:
+            say(f"fetch_papers: {name} is skipped: {known} has the same name")
+            continue
+        shutil.copyfile(file, out / name)
+    return [out / name for name in copies.values()]
 
 
 def corpus(folder: Path, out: Path) -> list[Path]:

@@ -52,10 +52,10 @@ def main() -> None:
     base = lora.load_base(BASE, p.quantization)
     before = perplexity.document_losses(base, documents, p.context)
     model = lora.adapt(base, p)
-    trainable = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    trainable, total = model.get_nb_trainable_parameters()  # counts 4-bit weights as weights, not as bytes
     say(f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with scratch.folder("finetune_llm", scratch.fingerprint({**p.model_dump(), "seed": seed}, [CHUNKS, BASE])) as folder:
+    with scratch.folder("finetune_llm", scratch.fingerprint({**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__])) as folder:
         log = lora.train(model, rows, pad, p, seed, folder)
     after = perplexity.document_losses(model, documents, p.context)
 
@@ -76,7 +76,7 @@ def main() -> None:
         "bits_per_character": after[:, 0].sum() / characters / 0.6931471805599453,
         "bits_per_character_base": before[:, 0].sum() / characters / 0.6931471805599453,
         "n": len(documents), "tokens": int(after[:, 1].sum()), "tokens_train": sum(map(len, ids)),
-        "train_loss": sum(tail) / len(tail), "trainable_share": trainable / sum(w.numel() for w in model.parameters())}
+        "train_loss": sum(tail) / len(tail), "trainable_share": trainable / total}
     write_json("metrics/llm.json", metrics)
     say(f"finetune_llm: perplexity {metrics['perplexity']:.1f} [{low:.1f}, {high:.1f}], base "
         f"{metrics['perplexity_base']:.1f} [{base_low:.1f}, {base_high:.1f}] on {len(documents)} held-out papers")

@@ -25,10 +25,11 @@ def config_file() -> Path:
 
 def main(stage: str, *args: str) -> None:
     module, config = f"stages.{stage}", config_file()
-    answers = yaml.safe_load(config.read_text()) if config.exists() else {}
-    if not isinstance(answers, dict):
-        fail(f"{config}: not an accelerate config")
-    processes = int(answers.get("num_processes") or 1)
+    try:
+        answers = yaml.safe_load(config.read_text()) if config.exists() else {}
+        processes = int(answers.get("num_processes") or 1)
+    except (OSError, yaml.YAMLError, AttributeError, ValueError):
+        fail(f"{config}: not an accelerate config; run `accelerate config` again")
     if processes == 1 and int(answers.get("num_machines") or 1) == 1:
         sys.argv = [stage, *args]
         runpy.run_module(module, run_name="__main__")

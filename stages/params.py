@@ -45,7 +45,7 @@ LULC_CLASSES: tuple[str, ...] = LULC.__args__
 
 class Section(BaseModel):
     # Strict: 3.7 is not an epoch count, "yes" is not a switch. Ints are accepted where floats are asked for.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Sampling(Section):
@@ -140,6 +140,8 @@ class IndexRag(Section):
 
 Writer = Literal["extractive", "huggingface", "domain"]
 Technique = Literal["zero_shot", "few_shot", "chain_of_thought", "retrieval"]
+TECHNIQUES = {"extractive": ("retrieval",), "domain": ("zero_shot", "few_shot"),
+              "huggingface": ("zero_shot", "few_shot", "chain_of_thought", "retrieval")}
 
 
 class Pair(Section):
@@ -245,6 +247,30 @@ class Params(Section):
             raise ValueError(f"classes: {twice[0]} stands in two classes")
         if missing := [c for c in LULC_CLASSES if c not in self.classes]:
             raise ValueError(f"classes: {missing[0]} is missing (write {missing[0]}: [] when the imagery has none)")
+        kinds = {source: value.partition(":")[0] for source, value in self.fetch_model}
+        if wrong := [role for role, kind in kinds.items() if kind == "arxiv"]:
+            raise ValueError(f"fetch_model.{wrong[0]}: arxiv: is for papers")
+        if self.fetch_papers.source == "none" or self.fetch_imagery.source.startswith(("none", "arxiv:")):
+            raise ValueError("fetch_papers.source, fetch_imagery.source: the pipeline needs papers (embedded, path:, hub:, arxiv:) "
+                             "and imagery (embedded, path:, hub:)")
+        if missing := [role for role in ("language", "embedder") if kinds[role] == "none"]:
+            raise ValueError(f"fetch_model.{missing[0]}: none: the pipeline needs one")
+        if self.train_base.source == "base" and kinds["diffusion"] == "none":
+            raise ValueError("fetch_model.diffusion: none leaves train_base.source: base nothing to start from; say scratch")
+        if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
+            raise ValueError("fetch_imagery.max_images: null: say how many tiles the embedded renderer makes")
+        if kinds["vision"] == "none" and self.features.extractors != ["scene"]:
+            raise ValueError("features.extractors: all but scene need fetch_model.vision, which is none")
+        pairs = [(self.prompt.writer, self.prompt.technique), *((pair.writer, pair.technique) for pair in self.prompt.compare)]
+        if kinds["writer"] == "none" and any(writer == "huggingface" for writer, _ in pairs):
+            raise ValueError("prompt.writer: huggingface needs fetch_model.writer, which is none")
+        for writer, technique in pairs:
+            if technique not in TECHNIQUES[writer]:
+                raise ValueError(f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}")
+        if missing := [name for name in LULC_CLASSES if name not in self.prompt.per_class]:
+            raise ValueError(f"prompt.per_class: {missing[0]} is missing")
+        if self.index_rag.overlap_tokens >= self.index_rag.passage_tokens:
+            raise ValueError("index_rag.overlap_tokens: must be less than passage_tokens")
         if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
         return self

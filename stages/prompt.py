@@ -2,7 +2,7 @@
 
     python -m stages.prompt
 
-reads   prompt, seed; models/index, models/base/{embedder,writer,language,diffusion/tokenizer}, models/llm
+reads   prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the tokenizer of models/start
 writes  data/prompts.parquet     row, label, prompt (cues included), negative_prompt, writer, technique, passages, tokens
         metrics/prompts.json     {writer: {technique: counts, rejects by reason, diversity, agreement, retrieval}}
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 from stages.common.artefacts import write_json, write_table
 from stages.common.fail import fail
 from stages.common.progress import progress, say
+from stages.diffusion.models import start_folder
 from stages.params import load
 from stages.text import checks, writers
 from stages.text.asking import Asking, retrieval_quality
@@ -27,13 +28,9 @@ SCHEMA = pa.schema([("row", pa.int32()), ("label", pa.string()), ("prompt", pa.s
                     ("writer", pa.string()), ("technique", pa.string()),
                     ("passages", pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))),
                     ("tokens", pa.int32())])
-TECHNIQUES = {"extractive": ("retrieval",), "domain": ("zero_shot", "few_shot"),
-              "huggingface": ("zero_shot", "few_shot", "chain_of_thought", "retrieval")}
 
 
 def make_writer(writer: str, technique: str, seed: int):
-    if technique not in TECHNIQUES[writer]:
-        fail(f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}")
     if writer == "extractive":
         return writers.Extractive()
     if writer == "domain":
@@ -44,7 +41,7 @@ def make_writer(writer: str, technique: str, seed: int):
 def main() -> None:
     params = load()
     p, seed = params.prompt, params.seed
-    retriever, tokens = Retriever(INDEX, BASE / "embedder"), checks.Counter(BASE / "diffusion" / "tokenizer")
+    retriever, tokens = Retriever(INDEX, BASE / "embedder"), checks.Counter(start_folder() / "tokenizer")
     negative = tokens(p.negative_prompt)
     if negative > checks.LIMIT:
         fail(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")

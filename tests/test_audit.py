@@ -2,6 +2,8 @@
 
 import audit
 import pytest
+import yaml
+from conftest import REPOSITORY
 
 from stages.params import Params
 
@@ -32,6 +34,29 @@ def test_params_read_are_params_declared(stage):
     read = audit.sections(STAGES[stage]["script"])
     declared = {param.split(".")[0] for param in STAGES[stage]["params"]}
     assert read == declared
+
+
+def test_every_data_dep_is_made_by_a_stage_or_kept_in_git():
+    entries = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    resolved = [(name, item, entry["do"] if "foreach" in entry else entry) for name, entry in entries.items()
+                for item in (entry["foreach"] if "foreach" in entry else [None])]
+
+    def paths(body, kinds, name, item):
+        value = entries[name]["foreach"][item] if isinstance(entries[name].get("foreach"), dict) else item
+        for kind in kinds:
+            for path in body.get(kind, []):
+                path = next(iter(path)) if isinstance(path, dict) else path
+                path = path.replace("${key}", str(item))
+                for key, part in value.items() if isinstance(value, dict) else ():
+                    path = path.replace("${item." + key + "}", part)
+                yield path.replace("${item}", str(value))
+
+    made = {path for name, item, body in resolved for path in paths(body, ("outs", "metrics"), name, item)}
+    for name, item, body in resolved:
+        for dep in paths(body, ("deps",), name, item):
+            # What is inside an out of another stage must be there at every scale: whole outs, or files that it always writes.
+            inside = any(dep == out or dep.startswith(out + "/") for out in made)
+            assert inside or (REPOSITORY / dep).exists(), f"{name}: {dep} is made by no stage and is not in the repository"
 
 
 def test_every_section_is_declared_by_some_stage():

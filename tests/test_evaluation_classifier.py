@@ -155,3 +155,17 @@ def test_wanted_images_are_drawn_per_class(folder):
     tiles, left_out = read_labelled("data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed)
     assert np.bincount(tiles.labels).tolist() == [5, 2, 10] and left_out == {"airport": 10}
     assert tiles.images.shape == (17, 16, 16, 3)
+
+
+def test_scenes_of_classes_that_no_image_shows(tmp_path, monkeypatch, capsys):
+    """One is named and left out; none at all is an error that lists what there is."""
+    from stages.common.artefacts import write_shards
+    from stages.evaluation import labels
+
+    monkeypatch.chdir(tmp_path)
+    write_shards("data/imagery/test", [{"scene": "lake"}, {"scene": "forest"}], pa.schema([("scene", pa.string())]))
+    names, of_scene = labels.of_imagery("lulc", {"Water Body": ["lake", "cost"], "Woody Vegetation": ["forests"]})
+    assert of_scene == {"lake": 0} and names == ["Water Body", "Woody Vegetation"]
+    assert "no test image shows forests (did you mean forest?)" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="classes: none of its scenes .* forest, lake"):
+        labels.of_imagery("lulc", {"Water Body": ["lak"]})

@@ -48,6 +48,7 @@ def test_gpus_that_are_not_there(probe):
     assert done.returncode == 1 and "num_processes is 64, this machine has" in done.stderr and "default_config.yaml" in done.stderr
 
 
-def test_not_a_config(probe):
-    done = run(probe, "- nothing\n")
+@pytest.mark.parametrize("text", ["- nothing\n", "num_processes: two\n", "{"])
+def test_not_a_config(probe, text):
+    done = run(probe, text)
     assert done.returncode == 1 and "not an accelerate config" in done.stderr

@@ -64,6 +64,7 @@ def fetch(tmp_path, monkeypatch):
     def run(role: str, source: str) -> dict[str, bytes]:
         params = yaml.safe_load((REPO / "params.yaml").read_text())
         params["fetch_model"][role] = source
+        params["train_base"]["source"] = "scratch"
         Path("params.yaml").write_text(yaml.safe_dump(params))
         fetch_model.main(role)
         out = Path("models/base") / role
@@ -76,7 +77,7 @@ def refused(fetch, role: str, source: str) -> str:
     with pytest.raises(SystemExit) as end:
         fetch(role, source)
     line = str(end.value)
-    assert line.startswith("error: ") and "\n" not in line and role in line
+    assert line.startswith(("error: ", "params.yaml: ")) and "\n" not in line and role in line
     assert not Path("models/base", role).exists() and not Path("models/base", role + ".part").exists()
     return line
 
@@ -158,16 +159,26 @@ def test_none_and_embedded(fetch):
         assert "the pipeline needs one" in refused(fetch, role, "none")
     assert set(fetch("embedder", "embedded")) == {"SOURCE.json"}
     assert "no such file or folder" in refused(fetch, "language", "path:/nowhere/at/all")
-    assert "arxiv is not for models" in refused(fetch, "language", "arxiv:list.csv")
+    assert "arxiv: is for papers" in refused(fetch, "language", "arxiv:list.csv")
     with pytest.raises(SystemExit, match="say which"):
         fetch_model.main("difusion")
 
 
 @pytest.mark.parametrize("role", ["diffusion", "language"])
 def test_embedded_models_are_whole(fetch, role):
-    if not any((fetch_model.EMBEDDED / role).glob("*.json")):
-        pytest.skip(f"stages/embedded/models/{role} is not trained yet")
     assert fetch(role, "embedded") == fetch(role, "embedded")
+
+
+def test_embedded_models_are_small_half_precision_safetensors():
+    from safetensors import safe_open
+
+    files = [file for file in fetch_model.EMBEDDED.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 20e6
+    assert {file.suffix for file in files} <= {".safetensors", ".json", ".md"}
+    for file in files:
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as tensors:
+                assert {tensors.get_slice(key).get_dtype() for key in tensors.keys()} == {"F16"}
 
 
 def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):

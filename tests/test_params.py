@@ -29,6 +29,11 @@ def test_every_scale_is_valid(scale):
     ("  Snow Ice: [snowfield]                    # RSICD has none\n", "", ["classes", "Snow Ice is missing"]),
     ("keep_checkpoints: 2", "keep_checkpoints: two words", ["finetune_sd.keep_checkpoints", "'two words'"]),
     ("seed: 0", "seed: [", ["cannot be read"]),
+    ("  diffusion: embedded", "  diffusion: none    ", ["fetch_model.diffusion", "train_base.source"]),
+    ("  technique: retrieval", "  technique: few_shot", ["prompt.technique", "extractive"]),
+    ("extractors: [scene]", "extractors: [scene, clip]", ["features.extractors", "fetch_model.vision"]),
+    ("max_images: 2400", "max_images: null", ["fetch_imagery.max_images"]),
+    ("guidance_scale: 3.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
 ])
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     assert old in DEMO, "the test's own premise"

@@ -102,6 +102,8 @@ def demo(tmp_path_factory):
         vocab_size=600, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     (folder / "models/base/diffusion/tokenizer").mkdir(parents=True)
     tokenizer.save(str(folder / "models/base/diffusion/tokenizer/tokenizer.json"))
+    (folder / "models/start").mkdir()
+    (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(folder / "scratch"))
@@ -141,7 +143,7 @@ def test_shortfall_and_wrong_pair_are_one_line(demo):
     with pytest.raises(SystemExit, match="^error: prompt.per_class.Snow Ice: [0-9]+ of 9000 prompts"):
         prompt.main()
     Path("params.yaml").write_text(text.replace("technique: retrieval ", "technique: zero_shot "))
-    with pytest.raises(SystemExit, match="^error: prompt.technique: the extractive writer knows retrieval"):
+    with pytest.raises(SystemExit, match="prompt.technique: the extractive writer knows retrieval, not zero_shot"):
         prompt.main()
     Path("params.yaml").write_text(text)
 

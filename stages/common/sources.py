@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from pathlib import Path
 
 from stages.common.artefacts import write_json
@@ -34,13 +33,15 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
     Returns the local snapshot folder and what it resolved to (repo, commit, licence).
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
     import httpx
 
     repo, _, revision = source.partition(":")[2].partition("@")
     try:
         info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None)
         folder = snapshot_download(repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns)
+    except HFValidationError:
+        fail(f"{key}: {source} is no hub name; write hub:<owner>/<name>[@revision]")
     except GatedRepoError:
         fail(f"{key}: {source} is gated: accept its terms on its hub page, then set HF_TOKEN")
     except RevisionNotFoundError:
@@ -67,15 +68,3 @@ def hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
             name = path.relative_to(root).as_posix() if root else path.name
             found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
-
-
-def copy_tree(origin: Path, target: Path, patterns: list[str]) -> list[Path]:
-    """Copy the files of `origin` that match `patterns`, keeping folders. Returns the copies, sorted."""
-    files = sorted({file for pattern in patterns for file in origin.rglob(pattern) if file.is_file()})
-    copies = []
-    for file in files:
-        copy = target / file.relative_to(origin)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)  # follows the hub cache's links
-        copies.append(copy)
-    return copies

@@ -38,7 +38,7 @@ PATTERNS = {
     "embedder": [*TEXT, *WEIGHTS, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
                  "[0-9]_*/config.json", "[0-9]_*/model.safetensors"],
     "classifier": ["config.json", "model.safetensors", "*.pth"],
-    "vision": ["inception2048/model.safetensors", "*.pth",
+    "vision": ["inception2048/model.safetensors", "*.pth", "inception2048/*.pth",
                *(f"{part}/{name}" for part in ("dinov2", "clip") for name in TEXT + WEIGHTS)],
 }
 
