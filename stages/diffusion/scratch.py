@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stages.common.artefacts import read_json, write_json
 from stages.common.progress import progress
 from stages.common.rng import rng
 
@@ -132,10 +133,11 @@ def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) ->
     """Write a StableDiffusionPipeline folder around `folder/tokenizer`, v-prediction, PNDM (Salimans & Ho 2022; Liu et al. 2022)."""
     from diffusers import PNDMScheduler
 
-    from stages.common.artefacts import write_json
-
     for name, model in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
         copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder / name)
+        settings = read_json(folder / name / "config.json")
+        settings.pop("_name_or_path", None)  # a folder of this machine
+        write_json(folder / name / "config.json", settings)
     PNDMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1,
                   set_alpha_to_one=False, prediction_type="v_prediction").save_pretrained(folder / "scheduler")
     write_json(folder / "model_index.json", {
