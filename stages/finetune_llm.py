@@ -55,7 +55,8 @@ def main() -> None:
     trainable, total = model.get_nb_trainable_parameters()  # counts 4-bit weights as weights, not as bytes
     say(f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with scratch.folder("finetune_llm", scratch.fingerprint({**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__])) as folder:
+    mark = scratch.fingerprint({**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__])
+    with scratch.folder("finetune_llm", mark) as folder:
         log = lora.train(model, rows, pad, p, seed, folder)
     after = perplexity.document_losses(model, documents, p.context)
 

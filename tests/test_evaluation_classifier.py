@@ -11,8 +11,7 @@ from PIL import Image
 
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import render
-from stages.evaluation.classification import (SENTINEL2_WHITE, Labelled, Outcome, TilesModule, pooled, read_labelled, split,
-                                              train_and_test)
+from stages.evaluation.classification import SENTINEL2_WHITE, Labelled, Outcome, TilesModule, pooled, read_labelled, split, train_and_test
 from stages.params import Classifier, load
 
 REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}

@@ -131,9 +131,10 @@ def test_too_few_images_are_refused(here, capsys):
 
 def test_features_do_not_depend_on_the_last_groups_size(here):
     """Padded groups: an image gets the same features whatever follows it; another group size changes rounding only."""
+    import torch
+
     from stages.evaluation.extractors import extractor
     from stages.evaluation.networks import pixels
-    import torch
 
     images = pixels(read_rows("data/imagery/test", ["image"]))
     network = extractor("scene")

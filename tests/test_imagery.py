@@ -90,8 +90,8 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 RGB = picture(1)
 ODD = {
     "cmyk.jpg": encoded(RGB.convert("CMYK"), "JPEG", quality=95),
-    "sixteen.png": encoded(Image.fromarray((np.asarray(RGB.convert("L"), np.uint16) * 257))),
-    "twelve.png": encoded(Image.fromarray((np.asarray(RGB.convert("L"), np.uint16) * 16))),
+    "sixteen.png": encoded(Image.fromarray(np.asarray(RGB.convert("L"), np.uint16) * 257)),
+    "twelve.png": encoded(Image.fromarray(np.asarray(RGB.convert("L"), np.uint16) * 16)),
     "float.tif": encoded(Image.fromarray(np.asarray(RGB.convert("L"), np.float32) / 255), "TIFF"),
     "alpha.png": encoded(RGB.convert("RGBA")),
     "palette.png": encoded(RGB.quantize(64)),

@@ -118,8 +118,8 @@ def test_four_bit_on_this_machine(tmp_path):
 
 
 def test_shipped_model_speaks_english():
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = Path(__file__).parents[1] / "stages/embedded/models/language"
     tokenizer = AutoTokenizer.from_pretrained(folder)

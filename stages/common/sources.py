@@ -32,9 +32,9 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
 
     Returns the local snapshot folder and what it resolved to (repo, commit, licence).
     """
+    import httpx
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    import httpx
 
     repo, _, revision = source.partition(":")[2].partition("@")
     try:

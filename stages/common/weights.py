@@ -151,8 +151,9 @@ def convert(pickle: Path, target: Path, key: str) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found not in PICKLES:
         fail(f"{key}: {pickle.name} is a pickle not on the allow-list (SHA-256 {found[:16]}...): convert it to safetensors")
-    import torch
     from pickle import UnpicklingError
+
+    import torch
     from safetensors.torch import save_file
 
     try:

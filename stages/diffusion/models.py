@@ -141,8 +141,8 @@ def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
 def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> None:
     """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
 
-    The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety checker, a classifier of photographs, and
-    its feature extractor are left out. `statistics` tells the sampler how to undo the normalisation.
+    The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety
+    checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo the normalisation.
     """
     from safetensors.torch import save_file
 

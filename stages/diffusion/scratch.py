@@ -63,7 +63,7 @@ def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         learnt.append(best)
-        for word, parts in split.items():
+        for parts in split.values():
             i = 0
             while i < len(parts) - 1:
                 if (parts[i], parts[i + 1]) == best:
@@ -89,16 +89,17 @@ def train_text_encoder(tokenizer, images: np.ndarray, captions: list[list[str]],
     # Orthonormal-ish start: CLIP's init (std 0.02) is sized for widths of 512 and more and learns nothing in 500 steps at 64.
     nn.init.normal_(text.get_input_embeddings().weight, std=0.2)
     vision = nn.Sequential(*(layer for a, b in ((3, 32), (32, 64), (64, 128), (128, 128)) for layer in (
-        nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU())), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, width))
+        nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU())),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, width))
     both = nn.ModuleDict({"text": text, "vision": vision, "project": nn.Linear(width, width)}).to(_device())
-    scale = both.register_parameter("scale", nn.Parameter(torch.tensor(2.3))) or both.scale
+    both.scale = nn.Parameter(torch.tensor(2.3, device=_device()))      # logit scale: starts at 10
     for step, batch in _loop(both, images, steps, batch_size, lr, seed, "text encoder"):
         draw = rng(seed, "captions", int(batch[0]), int(batch[-1]))
         chosen = [scatter(captions[i][draw.integers(len(captions[i]))], fillers, draw) for i in batch]
         ids = tokenize(tokenizer, chosen).to(_device())
         t = F.normalize(both.project(text(ids).pooler_output.float()), dim=-1)         # [B,width]
         v = F.normalize(vision(_pixels(images[batch])).float(), dim=-1)                # [B,width]
-        logits = scale.exp() * t @ v.T                                                 # [B,B]
+        logits = both.scale.exp() * t @ v.T                                                 # [B,B]
         target = torch.arange(len(batch), device=logits.device)
         step((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
     return text.eval()
@@ -144,7 +145,8 @@ def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) ->
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "feature_extractor": [None, None],
         "requires_safety_checker": False, "safety_checker": [None, None], "image_encoder": [None, None],
         "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]})
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"]})
 
 
 def _loop(model, images, steps, batch_size, lr, seed, what):

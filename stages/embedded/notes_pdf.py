@@ -9,13 +9,13 @@ The bytes depend on the note alone (and on the fpdf2 and zlib that write them): 
 
 import re
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fpdf import FPDF
 
 NOTES = Path(__file__).with_name("notes")
-DATED = datetime(2024, 1, 1, tzinfo=timezone.utc)  # any fixed day: the date is part of the bytes
+DATED = datetime(2024, 1, 1, tzinfo=UTC)  # any fixed day: the date is part of the bytes
 SOFT_HYPHEN = "\u00ad"
 # Word ends before which English allows a break, with at least three letters ahead of them.
 BREAK = re.compile(r"(?<=[A-Za-z]{3})(?=(?:tion|sion|ment|ness|ture|graph|shine|light|ward)[a-z]{0,4}\b)")

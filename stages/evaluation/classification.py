@@ -104,7 +104,9 @@ class TilesModule(LightningDataModule):
         augmented = A.Compose([
             A.Pad(margin, border_mode=2),  # 2: mirrored, so that a crop never shows a frame
             A.RandomCrop(p.resolution, p.resolution), A.HorizontalFlip(), A.VerticalFlip(), A.RandomRotate90(),
-            A.RandomBrightnessContrast(), A.Normalize(mean, std)], seed=seed)
+            A.RandomBrightnessContrast(),
+            A.GaussNoise(std_range=(0.01, 0.06)),  # generated images have no sensor noise, real ones do
+            A.Normalize(mean, std)], seed=seed)
         self.size = p.batch_size
         self.generator = torch_generator(seed, "classifier")
         self.plain = plain

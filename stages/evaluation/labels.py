@@ -17,7 +17,8 @@ def check(key: str) -> None:
 def of_imagery(key: str, classes: dict[str, list[str]]) -> tuple[list[str], dict[str, int]]:
     """Names of the classes, and scene of the real imagery -> class number.
 
-    lulc: by `classes` of params, less the scenes that no test tile shows, which are named in the log; scenes that are in none are no part of the question. scenes: those of the test tiles.
+    lulc: by `classes` of params, less the scenes that no test tile shows, which are named in the log; scenes that are in
+    none are no part of the question. scenes: those of the test tiles.
     """
     scenes = sorted({row["scene"] for row in read_rows("data/imagery/test", ["scene"])})
     if key == "scenes":
