@@ -299,7 +299,7 @@ def fault_of(folder: Path, monkeypatch, **settings) -> str:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as end:
         fetch_imagery.main()
-    assert str(end.value).startswith("error: ") and "\n" not in str(end.value)
+    assert str(end.value).startswith(("error: ", "params.yaml: ")) and "\n" not in str(end.value)
     return str(end.value)
 
 
@@ -328,7 +328,7 @@ def test_whole_input_faults_are_one_line(tmp_path, monkeypatch):
     assert "3 captions are not text (a_0.png ...)" in said("numbers.parquet")
     assert "other, train" in said("two")
     assert "splits.test: no split 'tset'" in said("two", splits=named | {"test": "tset"})
-    assert "arxiv is not for imagery" in said("arxiv:list.csv")
+    assert "imagery (embedded, path:, hub:)" in said("arxiv:list.csv")
     assert "NOT_SET_ANYWHERE" in said("path:$NOT_SET_ANYWHERE/x")
     assert "max_images" in fault_of(tmp_path / "run", monkeypatch, source="embedded")
     assert not (tmp_path / "run/data").exists()
