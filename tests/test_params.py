@@ -65,6 +65,20 @@ def test_every_value_has_a_comment():
         assert not bare, f"{scale}: {bare}"
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_experiments_can_rewrite_it(tmp_path, scale):
+    """`dvc exp run -S` writes the file anew, wrapped at 80 columns: it must still be the same params, but for what was set."""
+    from dvc.utils.serialize import modify_yaml
+
+    file = tmp_path / "params.yaml"
+    file.write_text((REPOSITORY / scale).read_text())
+    with modify_yaml(str(file)) as values:
+        values["sampling"]["guidance_scale"] = 5
+    before = load(REPOSITORY / scale).model_dump()
+    before["sampling"]["guidance_scale"] = 5
+    assert load(file).model_dump() == before
+
+
 def test_readme_names_every_scale():
     text = (REPOSITORY / "README.md").read_text()
     for scale in SCALES:
