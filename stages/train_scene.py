@@ -66,7 +66,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: li
             x = torch.stack([turn(images[i], k) for i, k in zip(chosen.tolist(), turns)])     # [B, 3, R, R]
             x = soften(x.to(device).float(), draws)
             x, y = normalise(x, mean, std), labels[chosen].to(device)
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 loss = F.cross_entropy(network(x).float(), y, label_smoothing=LABEL_SMOOTHING)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

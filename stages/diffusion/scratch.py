@@ -120,13 +120,14 @@ def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
 
 
 def untrained_unet(channels: list[int], latent_channels: int, latent_size: int, text_width: int):
-    """A UNet2DConditionModel with attention at its lowest level only: the rest costs time that a small model lacks."""
+    """A UNet2DConditionModel with attention below its first level: there it costs as much as the convolutions and adds less."""
     from diffusers import UNet2DConditionModel
 
-    last = len(channels) - 1
+    attention = [level > 0 or len(channels) == 1 for level in range(len(channels))]
     return UNet2DConditionModel(
         sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels, block_out_channels=channels,
-        down_block_types=["DownBlock2D"] * last + ["CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D"] + ["UpBlock2D"] * last,
+        down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
+        up_block_types=["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)],
         cross_attention_dim=text_width, layers_per_block=1, attention_head_dim=4, norm_num_groups=16)
 
 
@@ -150,7 +151,7 @@ def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) ->
 
 
 def _loop(model, images, steps, batch_size, lr, seed, what):
-    """Yield (step function, row numbers) `steps` times: AdamW, one-cycle learning rate, bf16 autocast."""
+    """Yield (step function, row numbers) `steps` times: AdamW, one-cycle learning rate; bf16 autocast on a GPU."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(steps, 1), pct_start=0.1)
     bar = progress(total=steps, what=what, unit="step")
@@ -167,7 +168,7 @@ def _loop(model, images, steps, batch_size, lr, seed, what):
 
     model.train()
     for number in range(steps):
-        with torch.autocast(_device(), torch.bfloat16):
+        with torch.autocast(_device(), torch.bfloat16, enabled=_device() == "cuda"):
             yield step, rng(seed, what, number).choice(len(images), min(batch_size, len(images)), replace=False)
     bar.close()
 
