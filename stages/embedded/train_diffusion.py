@@ -16,22 +16,23 @@ from stages.common.progress import progress
 from stages.common.rng import rng
 from stages.common.torch_setup import deterministic, torch_generator
 from stages.diffusion import scratch
+from stages.diffusion.loss import denoising_loss
 from stages.embedded.scenes import SCENES, tiles
 
 FOLDER = Path("stages/embedded/models/diffusion")
 SEED = 20260101        # far from any run's own tiles: base and domain imagery never share a tile
 SIZE = 64              # pixels
-UNSEEN = ("orchard", "snowfield", "airport")
-BOTH_TILES, UNET_TILES = 6000, 9600
+UNSEEN = ("snowfield", "airport")
+BOTH_TILES, UNET_TILES = 6000, 24000
 
 
-def main(*parts: str, vae_steps: int = 2500, text_steps: int = 800, unet_steps: int = 7500, refine_steps: int = 9000) -> None:
-    """Train the named parts (vae, text_encoder, unet, refine), or all; the others are taken from the folder as they are."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+def main(*parts: str, vae_steps: int = 2500, text_steps: int = 800, unet_steps: int = 8000) -> None:
+    """Train the named parts (vae, text_encoder, unet), or all; the others are taken from the folder as they are."""
+    from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
     deterministic(SEED)
-    parts = parts or ("vae", "text_encoder", "unet", "refine")
+    parts = parts or ("vae", "text_encoder", "unet")
     notes = [re.sub(r"[^a-z ]", " ", path.read_text().lower()) for path in sorted(Path("stages/embedded/notes").glob("*.md"))]
     half = BOTH_TILES // 2
     both = [*tiles(SEED, 0, half, SIZE, "domain"), *tiles(SEED, half, BOTH_TILES, SIZE, "base")]
@@ -47,77 +48,59 @@ def main(*parts: str, vae_steps: int = 2500, text_steps: int = 800, unet_steps: 
         tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
         scratch.train_text_encoder(tokenizer, images, captions, 64, 2, text_steps, 96, 2e-3, SEED,
                                    fillers).save_pretrained(FOLDER / "text_encoder")
-    if not {"unet", "refine"} & set(parts):
+    if "unet" not in parts:
         return
     vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
     text = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
     base = list(tiles(SEED + 1, 0, UNET_TILES, SIZE, "base", [s for s in SCENES if s not in UNSEEN]))
     latents, captions = encode(vae, np.stack([t["image"] for t in base])), [t["captions"] for t in base]
-    if "unet" in parts:
-        unet = scratch.untrained_unet([64, 128, 128], 4, SIZE // 4, 64)
-        train_unet(unet, latents, captions, text, tokenizer, fillers, unet_steps, batch=32, lr=1.2e-3, gamma=None)
-        scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
-    if "refine" in parts:  # smaller steps, more of them, where structure is decided
-        unet = UNet2DConditionModel.from_pretrained(FOLDER / "unet", torch_dtype=torch.float32)
-        train_unet(unet, latents, captions, text, tokenizer, fillers, refine_steps, batch=16, lr=8e-4, gamma=5.0)
-        scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
+    unet = scratch.untrained_unet([32, 80, 160], 4, SIZE // 4, 64)
+    train_unet(unet, latents, captions, text, tokenizer, fillers, unet_steps, batch=32, lr=1.5e-3)
+    scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
 
 
 @torch.no_grad()
 def encode(vae, images: np.ndarray) -> torch.Tensor:
-    """Latents of each image and of one random flip or rotation of it: fp16 [2N,C,h,w]."""
-    turned = np.stack([np.rot90(x, k % 4)[:, ::-1 if k > 3 else 1] for x, k in zip(images, rng(SEED, "turns").integers(1, 8, len(images)))])
-    parts = []
-    for i in progress(range(0, 2 * len(images), 64), what="latents", unit="batch"):
-        batch = images[i:i + 64] if i < len(images) else turned[i - len(images):i - len(images) + 64]
-        with torch.autocast("cpu", torch.bfloat16):
-            parts.append(vae.encode(scratch._pixels(batch)).latent_dist.mean.half() * vae.config.scaling_factor)
-    return torch.cat(parts)
+    """Latents of images, each under a random flip or rotation: fp16 [N,C,h,w]."""
+    turns = rng(SEED, "turns").integers(8, size=len(images))
+    images = np.stack([np.rot90(x, k % 4)[:, ::-1 if k > 3 else 1] for x, k in zip(images, turns)])
+    return torch.cat([vae.encode(scratch._pixels(images[i:i + 64])).latent_dist.mean.half() * vae.config.scaling_factor
+                      for i in progress(range(0, len(images), 64), what="latents", unit="batch")])
 
 
-def train_unet(unet, latents, captions, text, tokenizer, fillers, steps: int, batch: int, lr: float, gamma: float | None) -> None:
-    """v-prediction (Salimans & Ho 2022, eq. 12) on latents [2N,C,h,w], captions dropped at 10 %; leaves the averaged weights.
+def train_unet(unet, latents, captions, text, tokenizer, fillers, steps: int, batch: int, lr: float) -> None:
+    """v-prediction (Salimans & Ho 2022, eq. 12) on latents [N,C,h,w], captions dropped at 10 %; leaves the averaged weights.
 
-    `gamma`: Min-SNR weighting (Hang et al. 2023, eq. 6 for v), which spends the steps where structure is decided.
+    Min-SNR weighting (Hang et al. 2023, eq. 6 for v, gamma 5) spends the steps where structure is decided.
     """
     from diffusers import PNDMScheduler
 
-    count = len(latents) // 2
     unet.to(memory_format=torch.channels_last).train()
     ema = [p.detach().clone() for p in unet.parameters()]
-    noise = PNDMScheduler.from_pretrained(FOLDER / "scheduler")
-    snr = noise.alphas_cumprod / (1 - noise.alphas_cumprod)
+    powers = PNDMScheduler.from_pretrained(FOLDER / "scheduler").alphas_cumprod                # [T]
     optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: min(1, s / 200) * 0.5 * (1.02 + np.cos(np.pi * s / steps)))
     losses = []
     for step in (bar := progress(range(steps), what="UNet", unit="step")):
         draw, generator = rng(SEED, "unet", batch, step), torch_generator(SEED, "unet noise", batch, step)
-        rows = draw.integers(2 * count, size=batch)
-        words = ["" if draw.random() < 0.1 else scratch.scatter(captions[r % count][draw.integers(5)], fillers, draw) for r in rows]
+        rows = draw.integers(len(latents), size=batch)
+        words = ["" if draw.random() < 0.1 else scratch.scatter(captions[r][draw.integers(5)], fillers, draw) for r in rows]
         with torch.no_grad():
             context = text(scratch.tokenize(tokenizer, words)).last_hidden_state              # [B,77,D]
         x = latents[rows].float()                                                             # [B,C,h,w]
         eps, t = torch.randn(x.shape, generator=generator), torch.randint(1000, (batch,), generator=generator)
-        with torch.autocast("cpu", torch.bfloat16):
-            v = unet(noise.add_noise(x, eps, t), t, context).sample
-        error = (v.float() - velocity(noise, x, eps, t)).square().mean((1, 2, 3))             # [B]
-        loss = (error * (snr[t].clamp(max=gamma) / (snr[t] + 1) if gamma else 1)).mean()
+        loss = denoising_loss(unet, {"latents": x, "noise": eps, "timesteps": t, "text": context}, powers, "v_prediction", 5.0).mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         torch._foreach_lerp_(ema, [p.detach() for p in unet.parameters()], 1 - min(0.999, (1 + step) / (10 + step)))
-        losses.append(error.mean().item())
+        losses.append(loss.item())
         if step % 100 == 0:
-            bar.set_postfix(error=f"{np.mean(losses[-500:]):.4f}", refresh=False)
+            bar.set_postfix(loss=f"{np.mean(losses[-500:]):.4f}", refresh=False)
     with torch.no_grad():
         for p, e in zip(unet.parameters(), ema):
             p.copy_(e)
 
-
-def velocity(scheduler, x, eps, t):
-    """v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x."""
-    a = scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-    return a.sqrt() * eps - (1 - a).sqrt() * x

@@ -12,7 +12,7 @@ f32 = np.float32
 def farmland(c: Canvas) -> None:
     """Parcels, each with its own crop and furrows; rectangular, irregular or pivot-irrigated."""
     kind = str(c.rng.choice(["rectangular", "irregular", "circular"], p=[0.5, 0.32, 0.18]))
-    angle = c.rng.uniform(0, np.pi)
+    angle = c.bearing()
     if kind == "rectangular":
         u, v = c.uv(angle, c.rng.uniform(0, 0.02))
         depth = int(c.rng.integers(1, 5))
@@ -85,7 +85,7 @@ def orchard(c: Canvas) -> None:
     ground(c, under, c.pick(under)[0], 0.6)
     bloom = c.chance(0.18)
     word, a = c.pick("blossom" if bloom else "tree")
-    angle = c.rng.uniform(0, np.pi)
+    angle = c.bearing()
     u, v = c.uv(angle, c.rng.uniform(0, 0.012))
     period = c.rng.uniform(0.115, 0.19)
     aspect = c.rng.uniform(1.0, 1.35)
@@ -112,7 +112,7 @@ def residential(c: Canvas) -> None:
     """Houses in lots along a turned street grid, with gardens and trees."""
     under = "grass" if c.chance(0.65) else "soil"
     ground(c, under, c.pick(under)[0], 0.5)
-    angle = c.rng.uniform(0, np.pi)
+    angle = c.bearing()
     u, v = c.uv(angle, c.rng.uniform(0, 0.04), 1.2)
     lot_u, lot_v = c.rng.uniform(0.17, 0.27), c.rng.uniform(0.2, 0.3)
     street = c.rng.uniform(0.07, 0.1)
@@ -165,7 +165,7 @@ def airport(c: Canvas) -> None:
     """A runway with markings, taxiway, apron, terminal and planes."""
     under = "grass" if c.chance(0.6) else "soil"
     ground(c, under, c.pick(under)[0], 0.5)
-    angle = c.rng.uniform(0, np.pi)
+    angle = c.bearing()
     u, v = c.uv(angle)
     v = v + f32(c.rng.uniform(-0.05, 0.2))
     u = u + f32(c.rng.uniform(-0.25, 0.25))
@@ -248,7 +248,7 @@ def parking(c: Canvas) -> None:
     word, tar = c.pick("road")
     c.fill(tar)
     c.grain(c.noise(3, 4, 0.6), 0.05)
-    angle = c.rng.uniform(0, np.pi)
+    angle = c.bearing()
     u, v = c.uv(angle)
     wide, deep, aisle = c.rng.uniform(0.085, 0.115), c.rng.uniform(0.16, 0.2), c.rng.uniform(0.12, 0.22)
     u, v = u + f32(c.rng.uniform(0, 1)), v + f32(c.rng.uniform(0, 1))

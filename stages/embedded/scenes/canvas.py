@@ -99,6 +99,11 @@ class Canvas:
         """Fractal noise on this canvas (see noise.fbm)."""
         return fbm(self.rng, self.size, freq, octaves, gain, stretch)
 
+    def bearing(self) -> float:
+        """Direction of what people laid out, in radians: surveyed land keeps within a few degrees of the compass, mostly."""
+        along = self.rng.integers(4) * np.pi / 2 + self.rng.normal(0, 0.05)
+        return along if self.chance(0.85) else self.rng.uniform(0, np.pi)
+
     def uv(self, angle: float, warp: float = 0.0, freq: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates turned by `angle` about the centre, and bent by up to about `warp`."""
         x, y = self.x - f32(0.5), self.y - f32(0.5)
