@@ -19,5 +19,6 @@ $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 	@echo "Installing requirements.txt into $(VENV): about 7.5 GB, a few minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@# Compiling all 28,000 modules ahead takes a minute; the few that are used are compiled as they are met.
+	$(VENV)/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
