@@ -1,6 +1,7 @@
 """Read PDFs with pypdf in worker processes, so that a bad file costs only itself.
 
-    python -m stages.text.pdf      a worker: paths on standard input, one JSON line of text per path on standard output
+    python -m stages.text.pdf MEGABYTES [PAGES]    a worker: paths on standard input, one JSON line of text per path on
+                                                   standard output
 
 A file may take `SECONDS` and its worker `MEGABYTES`; a worker that hangs, runs out of memory or crashes is killed, its
 file named with the reason, and another worker started.
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from threading import Timer, local
 
@@ -22,9 +24,11 @@ SECONDS, MEGABYTES, WORDS = 60, 2048, 20
 class Worker:
     """One worker process and its pipe."""
 
-    def __init__(self, seconds: float, megabytes: int):
+    def __init__(self, seconds: float, megabytes: int, pages: int | None = None):
+        """`pages`: read only so many."""
         self.seconds, self.errors = seconds, tempfile.TemporaryFile()
-        self.process = subprocess.Popen([sys.executable, "-m", "stages.text.pdf", str(megabytes)], stdin=subprocess.PIPE,
+        limits = [str(limit) for limit in (megabytes, pages) if limit]
+        self.process = subprocess.Popen([sys.executable, "-m", "stages.text.pdf", *limits], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=self.errors, cwd=Path(__file__).parents[2])
 
     def read(self, path: Path) -> dict:
@@ -79,7 +83,7 @@ def read_all(paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGAB
             worker.close()
 
 
-def pages_of(path: str) -> dict:
+def pages_of(path: str, first: int | None = None) -> dict:
     """The text of each page as pypdf gives it, or the reason there is none. Faults of the parser itself end the worker."""
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError
@@ -94,7 +98,7 @@ def pages_of(path: str) -> dict:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             return {"reason": "encrypted: needs a password"}
-        pages = [page.extract_text() for page in reader.pages]
+        pages = [page.extract_text() for page in islice(reader.pages, first)]
     except (FileNotDecryptedError, DependencyError) as fault:
         return {"reason": f"encrypted: {fault}"}
     except PyPdfError as fault:
@@ -106,7 +110,7 @@ def pages_of(path: str) -> dict:
     return {"pages": pages}
 
 
-def worker(megabytes: int) -> None:
+def worker(megabytes: int, first: int | None = None) -> None:
     import logging
     import resource
 
@@ -115,8 +119,8 @@ def worker(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))  # a bomb ends in MemoryError
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        print(json.dumps(pages_of(json.loads(line))), flush=True)
+        print(json.dumps(pages_of(json.loads(line), first)), flush=True)
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]))
+    worker(*map(int, sys.argv[1:]))
