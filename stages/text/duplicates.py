@@ -25,11 +25,10 @@ def shingles(text: str) -> np.ndarray:
     return np.unique(mixed * np.uint64(0xBF58476D1CE4E5B9))
 
 
-def contained(text: str, known: np.ndarray) -> float:
-    """Share of a text's shingles among `known` ones (sorted)."""
-    mine = shingles(text)
+def where(mine: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Positions in `known` (sorted, not empty) of those of `mine` that it holds."""
     at = np.minimum(np.searchsorted(known, mine), len(known) - 1)
-    return float((known[at] == mine).mean()) if len(known) else 0.0
+    return at[known[at] == mine]
 
 
 def alike(a: str, b: str) -> float:

@@ -8,15 +8,17 @@ file named with the reason, and another worker started.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from threading import Timer, local
+
+from stages.common.parallel import cores
 
 SECONDS, MEGABYTES, WORDS = 60, 2048, 20
 
@@ -73,10 +75,13 @@ def read_all(paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGAB
             everyone.append(worker)
         return worker.read(path)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(min(cores, max(1, len(paths))))
+    workers, waiting, ahead = max(1, min(cores(), len(paths))), deque(), iter(paths)
+    pool = ThreadPoolExecutor(workers)
     try:
-        yield from zip(paths, pool.map(read, paths))
+        for path in paths:
+            # A few papers ahead, no more: memory does not grow with their number.
+            waiting.extend(pool.submit(read, later) for later in islice(ahead, 2 * workers - len(waiting)))
+            yield path, waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         for worker in everyone:
