@@ -24,8 +24,10 @@ class Retriever:
     def __init__(self, index: Path, base: Path):
         self.embedder = embedder.load(index, base)
         self.store = _open(index / "passages.parquet")
-        batches = pq.ParquetFile(index / "passages.parquet").iter_batches(BATCH, columns=["text"])
-        self.vocabulary = {word for batch in batches for text in batch["text"].to_pylist() for word in words(text)}
+        self.papers, self.vocabulary = set(), set()
+        for batch in pq.ParquetFile(index / "passages.parquet").iter_batches(BATCH, columns=["paper", "text"]):
+            self.papers.update(batch["paper"].to_pylist())
+            self.vocabulary.update(word for text in batch["text"].to_pylist() for word in words(text))
 
     def nearest(self, query: str, count: int) -> list[dict]:
         """The `count` passages nearest to the query in cosine similarity, nearest first."""
