@@ -6,8 +6,8 @@ reads   index_rag, seed; data/corpus.parquet, models/base/embedder
 writes  models/index/passages.parquet      id, paper, title, page, text, vector
         models/index/embedder.json, embedder.safetensors      the fitted TF-IDF + SVD (embedded embedder only)
 
-Passages are LlamaIndex sentence splits and never span two papers; they are made and embedded a few at a time. Chroma's own files differ on every build, so the store
-is built from the Parquet file by whoever queries (`stages.text.retrieval`).
+Passages are LlamaIndex sentence splits and never span two papers; they are made and embedded a few at a time. Chroma's own
+files differ on every build, so the store is built from the Parquet file by whoever queries (`stages.text.retrieval`).
 """
 
 import re
