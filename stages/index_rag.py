@@ -29,7 +29,7 @@ from stages.text.tables import table_file
 
 OUT, BASE = Path("models/index"), Path("models/base/embedder")
 BATCH = 1024  # passages embedded at once
-FIT = 10_000  # passages, evenly spread, that the embedded embedder is fitted on: memory stops growing there
+FIT = 4_000  # passages, evenly spread, that the embedded embedder is fitted on: memory stops growing there
 SCHEMA = pa.schema([("id", pa.string()), ("paper", pa.string()), ("title", pa.string()), ("page", pa.int32()),
                     ("text", pa.string()), ("vector", pa.list_(pa.float32()))])
 

@@ -117,6 +117,28 @@ def test_four_bit_on_this_machine(tmp_path):
     assert len(log) == 3 and np.isfinite(before).all() and np.isfinite(after).all()
 
 
+@pytest.mark.parametrize("papers, message", [
+    ([("a", "train"), ("b", "test"), ("c", "test")], "scrape.min_test_papers: 2 held-out papers are left"),
+    ([("a", "train"), *((name, "test") for name in "abcde")], "data/chunks.parquet: a is in the training and in the held-out text"),
+])
+def test_a_perplexity_without_footing_is_refused(tmp_path, monkeypatch, papers, message):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages import finetune_llm
+
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(tmp_path)
+    Path("models/base").mkdir(parents=True)
+    Path("models/base/language").symlink_to(root / "stages/embedded/models/language")
+    Path("params.yaml").write_text((root / "params.yaml").read_text())
+    Path("data").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"paper": name, "chunk": 0, "text": "A green field.", "split": split} for name, split in papers]),
+                   "data/chunks.parquet")
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        finetune_llm.main()
+
+
 def test_four_bit_without_bitsandbytes_is_one_line(tmp_path):
     """The library is kept from loading in a process of its own, as on a machine it does not support."""
     import subprocess

@@ -172,7 +172,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_papers_to_chunks(project, odd):
-    for n in range(8):
+    for n in range(12):
         text = " ".join(f"The {word} of paper {n} is {k}." for k, word in enumerate(WORDS * 5))
         make_pdf(project / "papers" / f"paper{n}.pdf", [text] * 2)
     shutil.copy(odd / "locked.pdf", project / "papers")

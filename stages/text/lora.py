@@ -14,16 +14,17 @@ CHECKPOINTS = 10  # per run
 
 def load_base(folder: Path, quantization: str):
     """The base model on the GPU where there is one; its linear layers in 4 bits for `nf4`."""
+    if quantization == "nf4":
+        try:
+            import bitsandbytes
+        except (ImportError, OSError) as fault:
+            fail(f"finetune_llm.quantization: nf4 needs bitsandbytes, which does not load on this machine ({fault}); write none")
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     gpu = torch.cuda.is_available()
     if quantization == "none":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to("cuda" if gpu else "cpu")
-    try:
-        import bitsandbytes
-    except (ImportError, OSError) as fault:
-        fail(f"finetune_llm.quantization: nf4 needs bitsandbytes, which does not load on this machine ({fault}); write none")
     if ("cuda" if gpu else "cpu") not in bitsandbytes.supported_torch_devices:
         fail(f"finetune_llm.quantization: bitsandbytes {bitsandbytes.__version__} has no nf4 for this machine's "
              f"{'GPU' if gpu else 'CPU'}; write none")
