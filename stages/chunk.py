@@ -3,7 +3,7 @@
     python -m stages.chunk
 
 reads   chunk; data/corpus.parquet
-writes  data/chunks.parquet: paper, chunk, text, split
+writes  data/chunks.parquet: paper, chunk, text, split; first the training papers, then the held-out ones
 
 A chunk never spans two papers; a remainder that is too short joins the chunk before it. Test chunks that are near
 duplicates of training text (half of their 5-word shingles) are dropped. The end-of-sequence token is added by the
@@ -11,18 +11,20 @@ tokenizer's owner, `finetune_llm`.
 """
 
 import sys
+from collections.abc import Iterator
 from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import write_table
 from stages.common.fail import fail
 from stages.common.progress import say
 from stages.params import load
 from stages.text import duplicates, sentences
+from stages.text.tables import table_file
 
+OUT = "data/chunks.parquet"
 SCHEMA = pa.schema([("paper", pa.string()), ("chunk", pa.int32()), ("text", pa.string()), ("split", pa.string())])
 DUPLICATE = 0.5  # share of a test chunk's shingles found in training text
 
@@ -43,22 +45,42 @@ def chunks(text: str, least: int) -> list[str]:
     return found
 
 
+def documents(corpus: pq.ParquetFile, split: str) -> Iterator[tuple[str, str]]:
+    """(paper, its flowing text) for each paper of a split, a paper in memory at a time."""
+    batches = corpus.iter_batches(4096, columns=["paper", "text", "split"])
+    rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == split)
+    for paper, lines in groupby(rows, key=lambda row: row["paper"]):
+        yield paper, sentences.flow([line["text"] for line in lines])
+
+
 def main() -> None:
     p = load().chunk
-    corpus = pq.read_table("data/corpus.parquet", columns=["paper", "text", "split"]).to_pylist()
-    rows = []
-    for (paper, split), lines in groupby(corpus, key=lambda row: (row["paper"], row["split"])):
-        text = sentences.flow([line["text"] for line in lines])
-        rows += [{"paper": paper, "chunk": number, "text": part, "split": split}
-                 for number, part in enumerate(chunks(text, p.min_characters))]
+    corpus = pq.ParquetFile("data/corpus.parquet")
 
-    train = [duplicates.shingles(row["text"]) for row in rows if row["split"] == "train"]
-    known = np.unique(np.concatenate(train)) if train else fail("data/corpus.parquet: no training text")
-    kept = [row for row in rows if row["split"] == "train" or duplicates.contained(row["text"], known) < DUPLICATE]
-    if not any(row["split"] == "test" for row in kept):
-        fail("data/corpus.parquet: no held-out text is left beside near duplicates of the training text")
-    write_table("data/chunks.parquet", pa.Table.from_pylist(kept, SCHEMA))
-    say(f"chunk: {len(kept)} chunks, {len(rows) - len(kept)} near-duplicate test chunks dropped")
+    def table(split: str) -> Iterator[pa.Table]:
+        for paper, text in documents(corpus, split):
+            yield pa.Table.from_pylist([{"paper": paper, "chunk": number, "text": part, "split": split}
+                                        for number, part in enumerate(chunks(text, p.min_characters))], SCHEMA)
+
+    # Whether each shingle of the held-out text stands in training text too: only the held-out text stays in memory.
+    test = [row for part in table("test") for row in part.to_pylist()]
+    marks = [duplicates.shingles(row["text"]) for row in test]
+    held = np.unique(np.concatenate(marks)) if marks else fail("data/corpus.parquet: no held-out text")
+    seen = np.zeros(len(held), bool)
+    with table_file(OUT, SCHEMA) as writer:
+        count = 0
+        for some in table("train"):
+            for text in some["text"].to_pylist():
+                seen[duplicates.where(duplicates.shingles(text), held)] = True
+            writer.write_table(some)
+            count += len(some)
+        if not count:
+            fail("data/corpus.parquet: no training text")
+        kept = [row for row, mark in zip(test, marks) if seen[np.searchsorted(held, mark)].mean() < DUPLICATE]
+        if not kept:
+            fail("data/corpus.parquet: no held-out text is left beside near duplicates of the training text")
+        writer.write_table(pa.Table.from_pylist(kept, SCHEMA))
+    say(f"chunk: {count + len(kept)} chunks, {len(test) - len(kept)} near-duplicate test chunks dropped")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m stages.fetch_papers
 
 reads   fetch_papers; stages/embedded/notes (embedded)
-writes  data/papers/: PDFs, or text files, and SOURCE.json (what the source resolved to, hashes of the files)
+writes  data/papers/: PDFs, or text files, SOURCE.json (what the source resolved to, hashes of the files) and, from arXiv,
+        arxiv.csv (which papers came and why the others did not)
 """
 
 import shutil
@@ -80,6 +81,8 @@ def main() -> None:
             found = {"failed": failed}
         case other:
             fail(f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:")
+    if not files and "failed" in found:
+        fail(f"{KEY}: {source}: none of {len(found['failed'])} papers could be got; {OUT / 'arxiv.csv'} says why")
     if not files:
         fail(f"{KEY}: {source}: no PDF or text file")
 

@@ -26,6 +26,7 @@ from stages.params import load
 from stages.text import lora, perplexity, tokens
 
 BASE, CHUNKS, OUT = Path("models/base/language"), Path("data/chunks.parquet"), Path("models/llm")
+DOCUMENTS = 4  # held-out papers at least: they are what the bootstrap draws
 
 
 def main() -> None:
@@ -46,6 +47,11 @@ def main() -> None:
     rows = tokens.pack(ids, p.context, rng(seed, "pack")) if p.packing else tokens.separate(ids, p.context)
     held = [list(group) for _, group in groupby((row for row in chunks if row["split"] == "test"), lambda row: row["paper"])]
     documents = [tokens.encode([row["text"] for row in document], tokenizer) for document in held]
+    if both := {row["paper"] for document in held for row in document} & {row["paper"] for row in chunks if row["split"] == "train"}:
+        fail(f"{CHUNKS}: {sorted(both)[0]} is in the training and in the held-out text")
+    if len(held) < DOCUMENTS:
+        fail(f"scrape.min_test_papers: {len(held)} held-out papers are left after near duplicates went, fewer than the {DOCUMENTS} that "
+             "an interval of the perplexity needs")
     characters = sum(len(row["text"]) for document in held for row in document)
 
     # The base first: before LoRA wraps it.

@@ -6,29 +6,45 @@ reads   index_rag, seed; data/corpus.parquet, models/base/embedder
 writes  models/index/passages.parquet      id, paper, title, page, text, vector
         models/index/embedder.json, embedder.safetensors      the fitted TF-IDF + SVD (embedded embedder only)
 
-Passages are LlamaIndex sentence splits and never span two papers. Chroma's own files differ on every build, so the store
-is built from the Parquet file by whoever queries (`stages.text.retrieval`).
+Passages are LlamaIndex sentence splits and never span two papers; they are made and embedded a few at a time. Chroma's own
+files differ on every build, so the store is built from the Parquet file by whoever queries (`stages.text.retrieval`).
 """
 
 import re
 import shutil
 import sys
 from bisect import bisect_right
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import write_table
 from stages.common.fail import fail
 from stages.common.progress import progress, say
 from stages.params import load
 from stages.text import embedder, sentences
+from stages.text.tables import table_file
 
 OUT, BASE = Path("models/index"), Path("models/base/embedder")
+BATCH = 1024  # passages embedded at once
+FIT = 4_000  # passages, evenly spread, that the embedded embedder is fitted on: memory stops growing there
 SCHEMA = pa.schema([("id", pa.string()), ("paper", pa.string()), ("title", pa.string()), ("page", pa.int32()),
                     ("text", pa.string()), ("vector", pa.list_(pa.float32()))])
+
+
+def papers(corpus: pq.ParquetFile) -> Iterator[list[dict]]:
+    """The lines of each paper, a paper in memory at a time."""
+    batches = corpus.iter_batches(4096, columns=["paper", "page", "text"])
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for _, lines in groupby(rows, key=lambda row: row["paper"]):
+        yield list(lines)
+
+
+def texts(path: Path) -> Iterator[str]:
+    for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=["text"]):
+        yield from batch["text"].to_pylist()
 
 
 def passages(rows: list[dict], splitter) -> list[dict]:
@@ -60,26 +76,34 @@ def main() -> None:
     # Tokens are words and punctuation marks: LlamaIndex's own tokenizer would be downloaded.
     splitter = SentenceSplitter(chunk_size=p.passage_tokens, chunk_overlap=p.overlap_tokens, paragraph_separator="\n",
                                 tokenizer=re.compile(r"\w+|[^\w\s]").findall, chunking_tokenizer_fn=sentences.spans)
-    corpus = pq.read_table("data/corpus.parquet", columns=["paper", "page", "text"]).to_pylist()
-    rows = []
-    for _, lines in groupby(progress(corpus, what="index_rag", unit="line"), key=lambda row: row["paper"]):
-        rows += passages(list(lines), splitter)
-    if not rows:
-        fail("data/corpus.parquet: no text to index")
-
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    texts = [row["text"] for row in rows]
+    count, bare = 0, OUT / "bare.parquet"
+    with table_file(bare, SCHEMA) as writer:
+        for rows in papers(pq.ParquetFile("data/corpus.parquet")):
+            found = passages(rows, splitter)
+            count += len(found)
+            writer.write_table(pa.Table.from_pylist(found, SCHEMA))
+    if not count:
+        fail("data/corpus.parquet: no text to index")
+
     if embedder.neural(BASE):
-        vectors = embedder.Neural(BASE).embed(texts)  # [N, D]
+        model = embedder.Neural(BASE)
     else:
-        model = embedder.LatentSemantic.fit(texts, p.dimensions, params.seed)
+        step = -(-count // FIT)
+        model = embedder.LatentSemantic.fit([text for at, text in enumerate(texts(bare)) if at % step == 0], p.dimensions,
+                                            params.seed)
         model.save(OUT)
-        vectors = model.embed(texts)
-    for row, vector in zip(rows, vectors):
-        row["vector"] = vector
-    write_table(OUT / "passages.parquet", pa.Table.from_pylist(rows, SCHEMA))
-    say(f"index_rag: {len(rows)} passages, vectors of {vectors.shape[1]}")
+    bar = progress(total=count, what="index_rag", unit="passage")
+    with table_file(OUT / "passages.parquet", SCHEMA) as writer:
+        for batch in pq.ParquetFile(bare).iter_batches(BATCH):
+            vectors = model.embed(batch["text"].to_pylist())  # [N, D] float32
+            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(SCHEMA.field("vector").type)
+            writer.write_table(pa.Table.from_batches([batch]).set_column(5, SCHEMA.field("vector"), column))
+            bar.update(len(batch))
+    bar.close()
+    bare.unlink()
+    say(f"index_rag: {count} passages, vectors of {vectors.shape[1]}")
 
 
 if __name__ == "__main__":

@@ -138,10 +138,11 @@ class IndexRag(Section):
     dimensions: Count = Field(description="of the embedded embedder's vectors")
 
 
-Writer = Literal["extractive", "huggingface", "domain"]
-Technique = Literal["zero_shot", "few_shot", "chain_of_thought", "retrieval"]
+Writer = Literal["extractive", "huggingface", "openai", "domain"]
+# `retrieval` alone is zero-shot with passages.
+Technique = Literal["zero_shot", "few_shot", "chain_of_thought", "retrieval", "few_shot_retrieval", "chain_of_thought_retrieval"]
 TECHNIQUES = {"extractive": ("retrieval",), "domain": ("zero_shot", "few_shot"),
-              "huggingface": ("zero_shot", "few_shot", "chain_of_thought", "retrieval")}
+              "huggingface": Technique.__args__, "openai": Technique.__args__}
 
 
 class Pair(Section):
@@ -154,6 +155,8 @@ class Prompt(Section):
     technique: Technique = Field(description="how it is asked")
     compare: list[Pair] = Field(description="further pairs, measured but not used")
     compare_count: Count = Field(description="prompts asked of each compared pair, per class")
+    openai_base_url: str | None = Field(description="of an OpenAI-compatible endpoint (writer openai); its key is $OPENAI_API_KEY")
+    openai_model: str | None = Field(description="the model asked there")
     top_k: Count = Field(description="passages retrieved per query")
     per_class: dict[LULC, Count] = Field(description="prompts kept per class")
     attempts: Count = Field(description="times a writer is asked again")
@@ -264,6 +267,8 @@ class Params(Section):
         pairs = [(self.prompt.writer, self.prompt.technique), *((pair.writer, pair.technique) for pair in self.prompt.compare)]
         if kinds["writer"] == "none" and any(writer == "huggingface" for writer, _ in pairs):
             raise ValueError("prompt.writer: huggingface needs fetch_model.writer, which is none")
+        if not (self.prompt.openai_base_url and self.prompt.openai_model) and any(writer == "openai" for writer, _ in pairs):
+            raise ValueError("prompt.openai_base_url, prompt.openai_model: the openai writer needs both")
         for writer, technique in pairs:
             if technique not in TECHNIQUES[writer]:
                 raise ValueError(f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}")

@@ -2,9 +2,10 @@
 
     python -m stages.prompt
 
-reads   prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the tokenizer of models/start
+reads   prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the tokenizer of models/start,
+        stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer openai)
 writes  data/prompts.parquet     row, label, prompt (cues included), negative_prompt, writer, technique, passages, tokens
-        metrics/prompts.json     {writer: {technique: counts, rejects by reason, diversity, agreement, retrieval}}
+        metrics/prompts.json     {writer: {technique: what stages/text/prompt_metrics.py lists}}
 
 What a writer offers is kept when `stages.text.checks` finds no fault. A class that stays short of its count is an error.
 """
@@ -18,24 +19,29 @@ from stages.common.artefacts import write_json, write_table
 from stages.common.fail import fail
 from stages.common.progress import progress, say
 from stages.diffusion.models import start_folder
-from stages.params import load
-from stages.text import checks, writers
-from stages.text.asking import Asking, retrieval_quality
+from stages.params import Prompt, load
+from stages.text import checks, lexicon, prompt_metrics, writers
+from stages.text.asking import Asking
 from stages.text.retrieval import Retriever
 
 INDEX, BASE, LLM = Path("models/index"), Path("models/base"), Path("models/llm")
+QUESTIONS = Path("stages/embedded/notes_questions.csv")
 SCHEMA = pa.schema([("row", pa.int32()), ("label", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
                     ("writer", pa.string()), ("technique", pa.string()),
                     ("passages", pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))),
                     ("tokens", pa.int32())])
 
 
-def make_writer(writer: str, technique: str, seed: int):
-    if writer == "extractive":
-        return writers.Extractive()
-    if writer == "domain":
-        return writers.Domain(BASE / "language", LLM, technique, seed)
-    return writers.Instructed(BASE / "writer", technique, seed)
+def make_writer(p: Prompt, writer: str, technique: str, seed: int):
+    match writer:
+        case "extractive":
+            return writers.Extractive()
+        case "domain":
+            return writers.Domain(BASE / "language", LLM, technique, seed)
+        case "openai":
+            return writers.Hosted(p.openai_base_url, p.openai_model, technique, seed)
+        case "huggingface":
+            return writers.Instructed(BASE / "writer", technique, seed)
 
 
 def main() -> None:
@@ -45,9 +51,12 @@ def main() -> None:
     negative = tokens(p.negative_prompt)
     if negative > checks.LIMIT:
         fail(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
+    if p.positive_cues and not lexicon.VIEWPOINT.search(p.positive_cues):
+        fail("prompt.positive_cues: name the viewpoint (satellite image, aerial view, ...), or a pumpkin field is a heap of pumpkins; "
+             'or write "" where the model\'s words are few')
 
     # The data set.
-    asking = Asking(make_writer(p.writer, p.technique, seed), p.technique, retriever, tokens, p.positive_cues, p.top_k)
+    asking = Asking(make_writer(p, p.writer, p.technique, seed), p.technique, retriever, tokens, p.positive_cues, p.top_k)
     for label, wanted in progress(p.per_class.items(), what="prompt", unit="class"):
         rows, refused = asking.ask(label, wanted, p.attempts)
         if len(rows) < wanted:
@@ -57,17 +66,17 @@ def main() -> None:
     if composed := sum(row["text"] in asking.write.composed for row in asking.kept):
         say(f"prompt: {composed} of {len(asking.kept)} prompts are composed of the lexicon's words: too few sentences of the "
             "passages describe a class from above")
-    metrics = {p.writer: {p.technique: {**asking.metrics(), **retrieval_quality(retriever)}}}
+    metrics = {p.writer: {p.technique: {**prompt_metrics.of_prompts(asking), **prompt_metrics.of_retrieval(retriever, QUESTIONS)}}}
 
     # The comparison: measured, not used.
     for pair in p.compare:
         if pair.technique in metrics.get(pair.writer, {}):
             fail(f"prompt.compare: {pair.writer} with {pair.technique} stands twice")
-        other = Asking(make_writer(pair.writer, pair.technique, seed), pair.technique, retriever, tokens,
+        other = Asking(make_writer(p, pair.writer, pair.technique, seed), pair.technique, retriever, tokens,
                        p.positive_cues, p.top_k)
         for label in p.per_class:
             other.ask(label, p.compare_count, 1)
-        metrics.setdefault(pair.writer, {})[pair.technique] = other.metrics()
+        metrics.setdefault(pair.writer, {})[pair.technique] = prompt_metrics.of_prompts(other)
 
     shared = {"negative_prompt": p.negative_prompt, "writer": p.writer, "technique": p.technique}
     rows = [{"row": number, **shared, **{name: row[name] for name in ("label", "prompt", "passages", "tokens")}}

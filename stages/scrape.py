@@ -24,21 +24,20 @@ from stages.common.fail import fail
 from stages.common.progress import say
 from stages.params import load
 from stages.text.papers import held_out, read
+from stages.text.tables import table_file
 
 PAPERS, CORPUS, REPORT = Path("data/papers"), Path("data/corpus.parquet"), Path("data/papers_report.csv")
 SCHEMA = pa.schema([("paper", pa.string()), ("page", pa.int32()), ("line", pa.int32()), ("text", pa.string()),
                     ("split", pa.string())])
 
 
-def write_split(unsplit: Path, test: set[str]) -> None:
+def write_split(unsplit: pq.ParquetFile, test: set[str]) -> None:
     """Write `CORPUS` with its split column, a paper in memory at a time."""
-    part, source = CORPUS.with_name("corpus.parquet.split"), pq.ParquetFile(unsplit)
-    with pq.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
-        for group in range(source.num_row_groups):
-            table = source.read_row_group(group)
+    with table_file(CORPUS, SCHEMA) as writer:
+        for group in range(unsplit.num_row_groups):
+            table = unsplit.read_row_group(group)
             split = ["test" if name in test else "train" for name in table["paper"].to_pylist()]
             writer.write_table(table.set_column(4, SCHEMA.field("split"), pa.array(split)))
-    part.replace(CORPUS)
 
 
 def main() -> None:
@@ -48,8 +47,8 @@ def main() -> None:
         fail(f"{PAPERS}: no PDF or text file (fetch_papers.source)")
 
     # Read and clean, a paper in memory at a time.
-    report, counts, characters, unsplit = [], {}, 0, CORPUS.with_name("corpus.parquet.part")
-    with pq.ParquetWriter(unsplit, SCHEMA, compression="zstd") as writer:
+    report, counts, characters, unsplit = [], {}, 0, CORPUS.with_name("unsplit.parquet")
+    with table_file(unsplit, SCHEMA) as writer:
         for paper, pages, lines, status, reason in read(papers, p.cut_references):
             report.append((paper, pages, len(lines), status, reason))
             if status == "ok":
@@ -58,20 +57,18 @@ def main() -> None:
                 writer.write_table(pa.Table.from_pylist(
                     [{"paper": paper, "page": page, "line": n, "text": text} for n, (page, text) in enumerate(lines, 1)],
                     SCHEMA))
-    failed = [f"{row[0]}: {row[4]}" for row in report if row[3] == "failed"]
-    pdfs = any(path.suffix.lower() == ".pdf" for path in papers)
-    if (pdfs and len(counts) < p.min_papers) or not counts:
-        unsplit.unlink()
-        fail(f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}; "
-             + "; ".join(failed)[:1000])
+        failed = [f"{row[0]}: {row[4]}" for row in report if row[3] == "failed"]
+        pdfs = any(path.suffix.lower() == ".pdf" for path in papers)
+        if (pdfs and len(counts) < p.min_papers) or not counts:
+            fail(f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}; "
+                 + "; ".join(failed)[:1000])
 
-    # Hold whole papers out, by their names.
-    test = held_out(counts, p.test_fraction, p.min_test_papers)
-    if len(test) < p.min_test_papers:
-        unsplit.unlink()
-        fail(f"scrape.min_test_papers: only {len(test)} of {len(counts)} papers can be held out with half of the text left "
-             f"to train on, not {p.min_test_papers}")
-    write_split(unsplit, test)
+        # Hold whole papers out, by their names.
+        test = held_out(counts, p.test_fraction, p.min_test_papers)
+        if len(test) < p.min_test_papers:
+            fail(f"scrape.min_test_papers: only {len(test)} of {len(counts)} papers can be held out with half of the text "
+                 f"left to train on, not {p.min_test_papers}")
+    write_split(pq.ParquetFile(unsplit), test)
     unsplit.unlink()
 
     text = io.StringIO()

@@ -117,6 +117,68 @@ def test_four_bit_on_this_machine(tmp_path):
     assert len(log) == 3 and np.isfinite(before).all() and np.isfinite(after).all()
 
 
+@pytest.mark.parametrize("papers, message", [
+    ([("a", "train"), ("b", "test"), ("c", "test")], "scrape.min_test_papers: 2 held-out papers are left"),
+    ([("a", "train"), *((name, "test") for name in "abcde")], "data/chunks.parquet: a is in the training and in the held-out text"),
+])
+def test_a_perplexity_without_footing_is_refused(tmp_path, monkeypatch, papers, message):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages import finetune_llm
+
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(tmp_path)
+    Path("models/base").mkdir(parents=True)
+    Path("models/base/language").symlink_to(root / "stages/embedded/models/language")
+    Path("params.yaml").write_text((root / "params.yaml").read_text())
+    Path("data").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"paper": name, "chunk": 0, "text": "A green field.", "split": split} for name, split in papers]),
+                   "data/chunks.parquet")
+    with pytest.raises(SystemExit, match=f"^error: {message}"):
+        finetune_llm.main()
+
+
+def test_four_bit_without_bitsandbytes_is_one_line(tmp_path):
+    """The library is kept from loading in a process of its own, as on a machine it does not support."""
+    import subprocess
+    import sys
+
+    code = ("import sys; sys.modules['bitsandbytes'] = None\nfrom pathlib import Path\nfrom stages.text import lora\n"
+            "lora.load_base(Path('nowhere'), 'nf4')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: finetune_llm.quantization: nf4 needs bitsandbytes, which does not load")
+
+
+def test_export_merges_the_adapter(tmp_path, monkeypatch):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stages import export
+    from stages.text import lora
+
+    shipped = Path(__file__).parents[1] / "stages/embedded/models/language"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^error: export: no adapter in models/llm; run `dvc repro finetune_llm`"):
+        export.main("llm", "out")
+    Path("models/base").mkdir(parents=True)
+    Path("models/base/language").symlink_to(shipped)
+    model = lora.adapt(AutoModelForCausalLM.from_pretrained(shipped), settings())
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.1)
+    model.eval().save_pretrained("models/llm")
+    export.main("llm", "out")
+    ids = AutoTokenizer.from_pretrained("out")("a green field", return_tensors="pt")
+    with torch.no_grad():
+        merged, adapted = (m(**ids).logits.float() for m in (AutoModelForCausalLM.from_pretrained("out"), model))
+        base = AutoModelForCausalLM.from_pretrained(shipped)(**ids).logits.float()
+    assert torch.allclose(merged, adapted, atol=0.02) and not torch.allclose(merged, base, atol=0.2)
+    with pytest.raises(SystemExit, match="^error: export: out exists and is not an empty folder"):
+        export.main("llm", "out")
+
+
 def test_shipped_model_speaks_english():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

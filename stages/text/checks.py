@@ -15,6 +15,12 @@ INSTRUCTION = re.compile(
     r"\b(ignore|disregard|instructions?|prompts?|system|assistant|respond|reply|answer|write|print|output|repeat|translate|"
     r"pretend|please|must|should|you|your|yours|i|we|our|let us|do not|don't|describe|generate|imagine|note that|sorry|"
     r"as an ai)\b", re.I)
+# A sentence with one of these speaks to a model that reads it: it is cut out of a passage before any writer sees it.
+ORDER = re.compile(
+    r"\b(ignore|disregard|forget|override)\b.{0,40}\b(instructions?|prompts?|rules?|above|previous|everything)\b|"
+    r"\b(instructions?|prompts?) (is|are|to|for)\b|\bsystem prompt\b|\bas an ai\b|\byou (are|must|should|will|shall) (now\b|an? |"
+    r"write|answer|reply|respond|say|output|print|describe|generate|always|only)|\bthe (assistant|language model|chatbot) (must|should|"
+    r"shall|will|has to)\b|</?(excerpt|system|user|assistant|inst)\b|\[/?inst\]|<\|", re.I)
 MARKUP = re.compile(r"[<>{}\[\]#*_|\\^~=$@`]|https?:|www\.")
 CITATION = re.compile(r"\bet al\b|\(\s*\d{4}|\b(19|20)\d\d\b|\[\d|\b(fig|figs|eq|tab|sec)\.|"
                       r"\b(figure|table|section|equation) \d", re.I)
@@ -44,6 +50,11 @@ class Counter:
 
     def __call__(self, text: str) -> int:
         return len(self._ids(text))
+
+
+def disarm(passage: dict) -> dict:
+    """A passage without the sentences that give a model orders (scraped text is data, whoever wrote it)."""
+    return {**passage, "text": " ".join(part for part in sentences(passage["text"]) if not ORDER.search(part))}
 
 
 def fault(text: str, label: str, others: list[str], tokens: int) -> str | None:

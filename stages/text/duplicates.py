@@ -2,6 +2,7 @@
 
 import re
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,22 +15,26 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
+@lru_cache(1 << 17)
+def _code(word: str) -> int:
+    return zlib.crc32(word.encode())
+
+
 def shingles(text: str) -> np.ndarray:
     """64-bit hashes of the distinct runs of `WIDTH` words, sorted: [n] uint64; a shorter text is one shingle."""
-    codes = np.array([zlib.crc32(word.encode()) for word in words(text)], dtype=np.uint64)
+    codes = np.fromiter(map(_code, words(text)), np.uint64)
     if len(codes) < WIDTH:
         codes = np.concatenate([codes, np.zeros(WIDTH - len(codes), np.uint64)])
-    windows = np.lib.stride_tricks.sliding_window_view(codes, WIDTH)  # [n, WIDTH]
-    mixed = (windows * _WEIGHTS).sum(axis=1, dtype=np.uint64)
+    runs = len(codes) - WIDTH + 1
+    mixed = sum(codes[at:at + runs] * weight for at, weight in enumerate(_WEIGHTS))  # [runs], modulo 2^64
     mixed ^= mixed >> np.uint64(31)
     return np.unique(mixed * np.uint64(0xBF58476D1CE4E5B9))
 
 
-def contained(text: str, known: np.ndarray) -> float:
-    """Share of a text's shingles among `known` ones (sorted)."""
-    mine = shingles(text)
+def where(mine: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Positions in `known` (sorted, not empty) of those of `mine` that it holds."""
     at = np.minimum(np.searchsorted(known, mine), len(known) - 1)
-    return float((known[at] == mine).mean()) if len(known) else 0.0
+    return at[known[at] == mine]
 
 
 def alike(a: str, b: str) -> float:

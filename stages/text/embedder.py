@@ -60,16 +60,16 @@ class LatentSemantic:
 
 
 class Neural:
-    """A sentence-transformers or Hugging Face folder, through LlamaIndex."""
+    """A sentence-transformers folder (a plain Hugging Face encoder is mean-pooled)."""
 
     def __init__(self, folder: Path):
-        from llama_index.embeddings.huggingface import HuggingFaceEmbedding
+        from sentence_transformers import SentenceTransformer
 
-        self.model = HuggingFaceEmbedding(str(folder), embed_batch_size=64, trust_remote_code=False)
+        self.model = SentenceTransformer(str(folder), trust_remote_code=False)
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, D] float32."""
-        return np.asarray(self.model.get_text_embedding_batch(texts), np.float32)
+        return self.model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
 
 
 def _vectorizer(**options):

@@ -93,9 +93,15 @@ fifth third half quarter world may might can cannot same kinds? resembl\w+ tones
 """.split()) + r")\b", re.I)
 # What fills the frame when an image model is asked for it: no view from above (the paper's pumpkins).
 CLOSE_UP = re.compile(r"\b(" + "|".join("""
-pumpkins? apples? oranges grapes? fruits? flowers? leaf leaves petals? faces? hands? people person man woman children cows?
-sheep horses? animals? birds? fish insects? cars? tractors?
+pumpkins? apples? oranges lemons? bananas? melons? watermelons? tomatoes cabbages? carrots? strawberr(y|ies) berry berries
+cherr(y|ies) olives grapes? fruits? vegetables kernels? cobs? pinecones? cones acorns? mushrooms? flowers? sunflowers? roses
+tulips? blossoms? buds leaf leaves petals? twigs? snowflakes? icicles? snowm[ae]n droplets? pebbles faces? eyes hands? feet people
+persons? man men woman women children farmers? hikers? skiers? swimmers? cows? cattle sheep horses? dogs? deer (polar )?bears? penguins?
+seals? whales? animals? birds? gulls? ducks? swans? fish insects? butterfl(y|ies) bees? cars? tractors? bicycles?
 """.split()) + r")\b", re.I)
+
+# What cues say so that the image is one from above and of that size, whatever the words after them.
+VIEWPOINT = re.compile(r"\b(satellite|aerial|overhead|nadir|orthophoto|bird'?s[- ]eye|from (above|space|the air)|top[- ]down)\b", re.I)
 
 
 @cache

@@ -14,12 +14,20 @@ CHECKPOINTS = 10  # per run
 
 def load_base(folder: Path, quantization: str):
     """The base model on the GPU where there is one; its linear layers in 4 bits for `nf4`."""
+    if quantization == "nf4":
+        try:
+            import bitsandbytes
+        except (ImportError, OSError) as fault:
+            fail(f"finetune_llm.quantization: nf4 needs bitsandbytes, which does not load on this machine ({fault}); write none")
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     gpu = torch.cuda.is_available()
     if quantization == "none":
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to("cuda" if gpu else "cpu")
+    if ("cuda" if gpu else "cpu") not in bitsandbytes.supported_torch_devices:
+        fail(f"finetune_llm.quantization: bitsandbytes {bitsandbytes.__version__} has no nf4 for this machine's "
+             f"{'GPU' if gpu else 'CPU'}; write none")
     compute = torch.bfloat16 if gpu else torch.float32
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
                                 bnb_4bit_compute_dtype=compute)
@@ -48,7 +56,9 @@ def adapt(model, p: FinetuneLLM):
 def train(model, rows: list[list[int]], pad: int, p: FinetuneLLM, seed: int, folder: Path) -> list[dict]:
     """Run `transformers.Trainer` in `folder`; returns its log, a {step, loss} per logged step."""
     import torch
+    from dvclive import Live
     from transformers import Trainer, TrainingArguments
+    from transformers.integrations import DVCLiveCallback
     from transformers.trainer_utils import get_last_checkpoint
 
     gpu = torch.cuda.is_available()
@@ -57,9 +67,12 @@ def train(model, rows: list[list[int]], pad: int, p: FinetuneLLM, seed: int, fol
         weight_decay=p.weight_decay, seed=seed, data_seed=seed, full_determinism=False, use_cpu=not gpu, bf16=gpu,
         logging_steps=max(1, p.steps // 50), save_steps=max(1, p.steps // CHECKPOINTS), save_total_limit=2, report_to="none",
         remove_unused_columns=False, disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=gpu)
-    trainer = Trainer(model=model, args=arguments, train_dataset=[{"input_ids": ids} for ids in rows],
-                      data_collator=partial(tokens.collate, pad=pad))
+    folder.mkdir(parents=True, exist_ok=True)
     last = get_last_checkpoint(str(folder))
+    # Curves to follow while it trains; clocks and host names in them stay out of the pipeline's outputs.
+    live = Live(dir=str(folder / "dvclive"), resume=bool(last), save_dvc_exp=False, dvcyaml=False)
+    trainer = Trainer(model=model, args=arguments, train_dataset=[{"input_ids": ids} for ids in rows],
+                      data_collator=partial(tokens.collate, pad=pad), callbacks=[DVCLiveCallback(live)])
     if last:
         say(f"finetune_llm: goes on from {Path(last).name}")
     trainer.train(resume_from_checkpoint=last)

@@ -1,20 +1,24 @@
 """Read PDFs with pypdf in worker processes, so that a bad file costs only itself.
 
-    python -m stages.text.pdf      a worker: paths on standard input, one JSON line of text per path on standard output
+    python -m stages.text.pdf MEGABYTES [PAGES]    a worker: paths on standard input, one JSON line of text per path on
+                                                   standard output
 
 A file may take `SECONDS` and its worker `MEGABYTES`; a worker that hangs, runs out of memory or crashes is killed, its
 file named with the reason, and another worker started.
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from threading import Timer, local
+
+from stages.common.parallel import cores
 
 SECONDS, MEGABYTES, WORDS = 60, 2048, 20
 
@@ -22,9 +26,11 @@ SECONDS, MEGABYTES, WORDS = 60, 2048, 20
 class Worker:
     """One worker process and its pipe."""
 
-    def __init__(self, seconds: float, megabytes: int):
+    def __init__(self, seconds: float, megabytes: int, pages: int | None = None):
+        """`pages`: read only so many."""
         self.seconds, self.errors = seconds, tempfile.TemporaryFile()
-        self.process = subprocess.Popen([sys.executable, "-m", "stages.text.pdf", str(megabytes)], stdin=subprocess.PIPE,
+        limits = [str(limit) for limit in (megabytes, pages) if limit]
+        self.process = subprocess.Popen([sys.executable, "-m", "stages.text.pdf", *limits], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=self.errors, cwd=Path(__file__).parents[2])
 
     def read(self, path: Path) -> dict:
@@ -69,17 +75,20 @@ def read_all(paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGAB
             everyone.append(worker)
         return worker.read(path)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    pool = ThreadPoolExecutor(min(cores, max(1, len(paths))))
+    workers, waiting, ahead = max(1, min(cores(), len(paths))), deque(), iter(paths)
+    pool = ThreadPoolExecutor(workers)
     try:
-        yield from zip(paths, pool.map(read, paths))
+        for path in paths:
+            # A few papers ahead, no more: memory does not grow with their number.
+            waiting.extend(pool.submit(read, later) for later in islice(ahead, 2 * workers - len(waiting)))
+            yield path, waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         for worker in everyone:
             worker.close()
 
 
-def pages_of(path: str) -> dict:
+def pages_of(path: str, first: int | None = None) -> dict:
     """The text of each page as pypdf gives it, or the reason there is none. Faults of the parser itself end the worker."""
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError
@@ -94,7 +103,7 @@ def pages_of(path: str) -> dict:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             return {"reason": "encrypted: needs a password"}
-        pages = [page.extract_text() for page in reader.pages]
+        pages = [page.extract_text() for page in islice(reader.pages, first)]
     except (FileNotDecryptedError, DependencyError) as fault:
         return {"reason": f"encrypted: {fault}"}
     except PyPdfError as fault:
@@ -106,7 +115,7 @@ def pages_of(path: str) -> dict:
     return {"pages": pages}
 
 
-def worker(megabytes: int) -> None:
+def worker(megabytes: int, first: int | None = None) -> None:
     import logging
     import resource
 
@@ -115,8 +124,8 @@ def worker(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))  # a bomb ends in MemoryError
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        print(json.dumps(pages_of(json.loads(line))), flush=True)
+        print(json.dumps(pages_of(json.loads(line), first)), flush=True)
 
 
 if __name__ == "__main__":
-    worker(int(sys.argv[1]))
+    worker(*map(int, sys.argv[1:]))
