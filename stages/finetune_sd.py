@@ -3,31 +3,35 @@
     python -m stages.launch finetune_sd      in one process, or several (data-parallel, the same global batch)
 Killed at any moment, the next run goes on from the last checkpoint and ends with the same bytes. The loop is the usual one
 (Ho et al. 2020; the diffusers text-to-image example) less the VAE and the text encoder, which `encode` has already run.
+At each checkpoint it also measures what the base knew and may forget: the loss on the base's own domain, and a grid's diversity.
 """
 
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from stages.common import scratch
 from stages.common.artefacts import read_json, replace, write_json
 from stages.common.fail import fail
 from stages.common.processes import processes
 from stages.common.progress import progress, say
-from stages.common.rng import rng
 from stages.common.torch_setup import deterministic
+from stages.common.tracking import tracking
 from stages.diffusion import checkpoints, models
 from stages.diffusion.latents import Latents
-from stages.diffusion.loss import denoising_loss, stratified_timesteps
+from stages.diffusion.loss import denoising_loss
+from stages.diffusion.memory import out_of_memory
+from stages.diffusion.validation import sample_grid, validation_loss
 from stages.params import load
 
-LATENTS, OUT = Path("data/latents"), Path("models/diffusion")
+LATENTS, OUT, GRIDS = Path("data/latents"), Path("models/diffusion"), Path("metrics/plots/diffusion_grid")
+COLUMNS = ("step", "train_loss", "validation_loss", "base_domain_loss", "diversity")  # of metrics/plots/diffusion_loss.csv
 LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled (Hu et al. 2022)
 LOG_STEPS = 10  # steps between looks at the loss: each look waits for the GPU
 
@@ -47,13 +51,18 @@ def main() -> None:
 
     # Data: memory-mapped latents and embeddings.
     start = models.start_folder()
-    train, valid = (Latents(LATENTS, split, models.latent_scale(start)) for split in ("train", "valid"))
+    scale, statistics = models.latent_scale(start), read_json(LATENTS / "normalisation.json")
+    train, valid = (Latents(LATENTS, split, scale) for split in ("train", "valid"))
+    base = Latents(LATENTS, "base", scale) if (LATENTS / "base.safetensors").exists() else None
     settings = models.config(start, "unet")
     if settings["in_channels"] != train.shape[0] or settings["cross_attention_dim"] != train.embeddings.shape[2]:
         fail(f"{start}/unet: reads latents of {settings['in_channels']} channels and text of width "
              f"{settings['cross_attention_dim']}; {LATENTS} holds {train.shape[0]} and {train.embeddings.shape[2]}")
-    schedule = models.load_scheduler(start, "ddpm")
+    schedule = models.load_scheduler(start, "ddpm", p.zero_terminal_snr)
     kind, alphas_cumprod = schedule.config.prediction_type, schedule.alphas_cumprod.to(device)  # [T]
+    if p.zero_terminal_snr and kind != "v_prediction":
+        fail(f"finetune_sd.zero_terminal_snr: at zero signal the noise says nothing of the image, and {start} predicts {kind}; "
+             "it needs a base with v_prediction")
     steps = math.ceil(p.epochs * len(train) / (p.batch_size * p.gradient_accumulation))
     share = p.batch_size // world
 
@@ -65,56 +74,59 @@ def main() -> None:
     def on_device(b: dict) -> dict:
         return {key: value.to(device, non_blocking=True) for key, value in b.items()}
 
-    # Model: all of the UNet, or a low-rank update of its attention.
-    unet = models.load(start, "unet")
-    if p.method == "lora":
-        from peft import LoraConfig
-        torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    # Model and optimiser.
+    unet = trainable_unet(start, p.method, seed).to(device, memory_format=torch.channels_last)
+    if p.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if p.compile:
+        unet.compile()
+    trained = [w for w in unet.parameters() if w.requires_grad]
+    if p.optimiser == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+        adamw = AdamW8bit(trained, lr=p.lr, weight_decay=p.weight_decay)
     else:
-        unet.requires_grad_(True)
-    unet.train().to(device, memory_format=torch.channels_last)
-    names, weights = zip(*((name, w) for name, w in unet.named_parameters() if w.requires_grad))
-    optimiser = torch.optim.AdamW(weights, lr=p.lr, weight_decay=p.weight_decay, fused=True)
-    ema = [w.detach().clone() for w in weights] if p.ema_decay else None
-    model, optimiser = accelerator.prepare(unet, optimiser)
+        adamw = torch.optim.AdamW(trained, lr=p.lr, weight_decay=p.weight_decay, fused=True)
+    model, optimiser = accelerator.prepare(unet, adamw)
+    names, weights = zip(*((name, w) for name, w in unet.named_parameters() if w.requires_grad))  # sharded by now, under FSDP2
+    ema = [w.detach().clone() for w in weights] if p.ema_decay else []
 
-    def validation_loss() -> float:
-        """Mean squared error on the valid split: the same noise, timesteps, captions for every checkpoint and experiment."""
-        order = rng(0, "validation").permutation(len(valid))[:p.validation_images]
-        times = stratified_timesteps(len(order), len(alphas_cumprod))
-        errors = torch.zeros(len(order), dtype=torch.float64, device=device)
-        for number, first in enumerate(range(0, len(order), share)):
-            if number % world == accelerator.process_index:
-                rows = order[first:first + share]
-                noise = np.stack([rng(0, "validation", int(row)).standard_normal(valid.shape, np.float32) for row in rows])
-                b = {"latents": valid.latents(rows, 0, None), "noise": torch.from_numpy(noise),
-                     "timesteps": times[first:first + share], "text": valid.text([valid.captions[row][0] for row in rows])}
-                with torch.no_grad():
-                    errors[first:first + share] = denoising_loss(model, on_device(b), alphas_cumprod, kind).double()
-        return accelerator.reduce(errors, "sum").mean().item()
+    def attempt(count: int) -> None:
+        """This process's part of a step on `count` images, to see whether it fits into memory; waits for no other process."""
+        b = on_device(train.visits(range(math.ceil(count / world)), seed, len(alphas_cumprod), 0.0, False))
+        with accelerator.no_sync(model):
+            denoising_loss(unet, b, alphas_cumprod, kind).mean().backward()
+        adamw.step()
+        adamw.zero_grad()
+
+    def measure(step: int, train_loss: float) -> list[float]:
+        """A row of the curve (see COLUMNS); draws the sample grid."""
+        losses = [validation_loss(model, data, count, share, accelerator, alphas_cumprod, kind) if data else None
+                  for data, count in ((valid, p.validation_images), (base, len(base or ())))]
+        grid, diversity = sample_grid(model, valid, p.grid_captions, start, statistics, device, p.zero_terminal_snr)
+        if accelerator.is_main_process:
+            (cache / "grid").mkdir(exist_ok=True)
+            grid.save(grid_file(cache, step))
+        return [step, train_loss, *losses, diversity]
 
     # Resume from the last whole checkpoint of the same params and inputs.
     code = [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     inputs = [LATENTS, start / "unet", start / "scheduler", *code]
     mark = scratch.fingerprint({"finetune_sd": p.model_dump(), "seed": seed}, inputs)
-    with scratch.folder("finetune_sd", mark) as cache:
+    advice = "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and adamw8bit save memory"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        attempt = None  # it would wait for the other processes
+    with (scratch.folder("finetune_sd", mark) as cache, out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
+          tracking("finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))) as log):
         if found := checkpoints.load_latest(cache):
             tensors, state = found
-            with torch.no_grad():
-                for i, (name, w) in enumerate(zip(names, weights)):
-                    w.copy_(tensors[f"weight.{name}"])
-                    moments = {key: torch.empty_like(w).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
-                    optimiser.state[w] = {"step": torch.tensor(float(state["step"]), device=device), **moments}
-                    if ema:
-                        ema[i].copy_(tensors[f"ema.{name}"])
+            checkpoints.unpack(tensors, names, weights, ema, adamw)
             if accelerator.scaler:
                 accelerator.scaler.load_state_dict(state["scaler"])
             say(f"finetune_sd: going on from step {state['step']}")
         else:
             with torch.no_grad():
                 loss = denoising_loss(model, on_device(batch(0)), alphas_cumprod, kind, p.min_snr_gamma).mean()
-            before = [0, accelerator.reduce(loss, "mean").item(), validation_loss()]
+            before = measure(0, accelerator.reduce(loss, "mean").item())
             state = {"step": 0, "best_step": 0, "best": math.inf, "curve": [before]}
 
         # Train. The next batch is drawn while this one is learnt from.
@@ -146,30 +158,25 @@ def main() -> None:
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", images_s=f"{rate:.0f}", refresh=False)
                 if not all(map(math.isfinite, recent)):
                     diverged(done, state, p, bar)
+                log(done, {"train_loss": sum(recent) / len(recent), "images_per_second": rate, "lr": group["lr"]})
             if not checkpoint:
                 continue
 
             # Checkpoint: measure the averaged weights, keep them if they are the best so far, write all that resuming needs.
             if ema:
                 swap(weights, ema)
-            error, average = validation_loss(), accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            losses = []
-            if not math.isfinite(error):
+            row, losses = measure(done, accelerator.reduce(torch.stack(losses).mean(), "mean").item()), []
+            if not math.isfinite(row[2]):
                 diverged(done, state, p, bar)
-            state["curve"].append([done, average, error])
-            if error < state["best"]:
-                state |= {"best": error, "best_step": done}
-                if accelerator.is_main_process:
-                    checkpoints.save(cache / "best.safetensors", dict(zip(names, weights)), {"step": done})
+            state["curve"].append(row)
+            if row[2] < state["best"]:
+                state |= {"best": row[2], "best_step": done}
+                checkpoints.save(cache / "best.safetensors", dict(zip(names, weights)), {"step": done})
             if ema:
                 swap(weights, ema)
-            if accelerator.is_main_process:
-                tensors = {f"ema.{name}": w for name, w in zip(names, ema or [])}
-                for name, w in zip(names, weights):
-                    moments = optimiser.state[w]
-                    tensors |= {f"weight.{name}": w} | {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-                state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
-                checkpoints.save_step(cache, done, tensors, state, p.keep_checkpoints)
+            state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
+            checkpoints.save_step(cache, done, checkpoints.pack(names, weights, ema, adamw), state, p.keep_checkpoints)
+            log(done, {name: value for name, value in zip(COLUMNS[2:], row[2:]) if value is not None}, grid_file(cache, done))
             state["step"] = done
         bar.close()
         following.result()
@@ -178,17 +185,30 @@ def main() -> None:
         if accelerator.is_main_process:
             best = None
             if steps:
+                best = trainable_unet(start, p.method, seed)
+                tensors, _ = checkpoints.load(cache / "best.safetensors")
                 with torch.no_grad():
-                    tensors, _ = checkpoints.load(cache / "best.safetensors")
-                    for name, w in zip(names, weights):
-                        w.copy_(tensors[name])
+                    for name, w in best.named_parameters():
+                        if w.requires_grad:
+                            w.copy_(tensors[name])
                 if p.method == "lora":
-                    unet.fuse_lora()
-                    unet.unload_lora()
-                best = {name: w.detach().cpu().contiguous() for name, w in unet.state_dict().items()}
-            models.publish(start, OUT, best, read_json(LATENTS / "normalisation.json") if steps else models.VAE_PIXELS)
-            write_metrics(state, steps)
+                    best.fuse_lora()
+                    best.unload_lora()
+                best = {name: w.detach().contiguous() for name, w in best.state_dict().items()}
+            models.publish(start, OUT, best, statistics if steps else models.VAE_PIXELS, p.zero_terminal_snr and steps > 0)
+            write_metrics(state, steps, cache)
         accelerator.wait_for_everyone()
+
+
+def trainable_unet(start: Path, method: str, seed: int):
+    """The UNet with gradients on: all of it, or a low-rank update of its attention (Hu et al. 2022)."""
+    unet = models.load(start, "unet").train()
+    if method == "full":
+        return unet.requires_grad_(True)
+    from peft import LoraConfig
+    torch.manual_seed(seed)
+    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    return unet
 
 
 def learning_rate(step: int, steps: int, p) -> float:
@@ -202,7 +222,7 @@ def learning_rate(step: int, steps: int, p) -> float:
 
 def diverged(step: int, state: dict, p, bar) -> NoReturn:
     bar.close()
-    curve = ", ".join(f"step {step}: {loss:.4f}" for step, loss, _ in state["curve"])
+    curve = ", ".join(f"step {step}: {loss:.4f}" for step, loss, *_ in state["curve"])
     fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {curve}). The checkpoint of "
          f"step {state['step']} is kept. Try a lower lr than {p.lr}, a longer warm-up, or precision fp32")
 
@@ -216,16 +236,25 @@ def swap(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
             b.copy_(kept)
 
 
-def write_metrics(state: dict, steps: int) -> None:
-    curve = state["curve"]
-    best = next(row for row in curve if row[0] == state["best_step"])
+def grid_file(cache: Path, step: int) -> Path:
+    return cache / "grid" / f"{step:08d}.png"
+
+
+def write_metrics(state: dict, steps: int, cache: Path) -> None:
+    """metrics/diffusion.json, the curve and the grids."""
+    curve = [dict(zip(COLUMNS, row)) for row in state["curve"]]
+    first, best, last = curve[0], next(row for row in curve if row["step"] == state["best_step"]), curve[-1]
     truncated = pq.read_table(LATENTS / "captions.parquet", columns=["truncated"])["truncated"].to_pylist()
+    forgetting = {"base_domain_loss": best["base_domain_loss"], "base_domain_loss_base": first["base_domain_loss"],
+                  "base_domain_loss_last": last["base_domain_loss"]} if first["base_domain_loss"] is not None else {}
     write_json("metrics/diffusion.json", {
-        "train_loss": best[1], "validation_loss": best[2], "validation_loss_base": curve[0][2],
-        "validation_loss_last": curve[-1][2], "best_step": state["best_step"], "steps": steps,
-        "truncated_captions": sum(truncated)})
-    lines = ["step,train_loss,validation_loss", *(f"{step},{loss!r},{error!r}" for step, loss, error in curve)]
+        "train_loss": best["train_loss"], "validation_loss": best["validation_loss"], "validation_loss_base": first["validation_loss"],
+        "validation_loss_last": last["validation_loss"], **forgetting, "diversity": best["diversity"],
+        "diversity_base": first["diversity"], "best_step": state["best_step"], "steps": steps, "truncated_captions": sum(truncated)})
+    lines = [",".join(COLUMNS), *(",".join("" if value is None else repr(value) for value in row) for row in state["curve"])]
     replace("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
+    shutil.rmtree(GRIDS, ignore_errors=True)
+    shutil.copytree(cache / "grid", GRIDS)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,54 @@
-"""Training state on disk: one safetensors file per checkpoint, there whole or not at all."""
+"""Training state on disk: one safetensors file per checkpoint, there whole or not at all.
+
+Tensors are written one after another, sharded ones (FSDP2's DTensors) gathered one at a time: at no moment does a second
+copy of the model sit in memory. Every process of a sharded run has to call these functions; the first one writes.
+"""
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.common.fail import fail
 from stages.common.progress import say
 
+DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.uint8: "U8"}
+
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     """Write tensors and a JSON state (numbers survive exactly): a kill or a power cut leaves the old file or the new."""
+    first = int(os.environ.get("RANK", "0")) == 0
     part = path.with_suffix(".part")
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # hence all aligned
+    header, end = {"__metadata__": {"state": json.dumps(state)}}, 0
+    for name, t in tensors.items():
+        size = t.numel() * t.element_size()
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     try:
-        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, part, {"state": json.dumps(state)})
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
-        where = os.open(path.parent, os.O_RDONLY)
-        os.fsync(where)
-        os.close(where)
-    except (OSError, SafetensorError) as fault:
+        with open(part, "wb") if first else nullcontext() as file:
+            if file:
+                file.write(len(text).to_bytes(8, "little") + text)
+            for t in tensors.values():
+                t = whole(t.detach())
+                if file:
+                    file.write(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            if file:
+                file.flush()
+                os.fsync(file.fileno())
+        if first:
+            part.replace(path)
+            where = os.open(path.parent, os.O_RDONLY)
+            os.fsync(where)
+            os.close(where)
+    except OSError as fault:
         part.unlink(missing_ok=True)
         fail(f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
              "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again")
@@ -33,7 +58,7 @@ def save_step(folder: Path, step: int, tensors: dict, state: dict, keep: int) ->
     """Write the checkpoint of an optimiser step and remove all but the last `keep`."""
     save(folder / f"step_{step:08d}.safetensors", tensors, state | {"step": step})
     for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
-        old.unlink()
+        old.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -50,3 +75,39 @@ def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
         except (SafetensorError, OSError) as fault:
             say(f"{path.name}: torn, using the one before ({fault})")
     return None
+
+
+def pack(names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> dict[str, torch.Tensor]:
+    """All tensors that resuming needs: weights, their average, the optimiser's state."""
+    tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {f"ema.{name}": w for name, w in zip(names, ema)}
+    for name, w in zip(names, weights):
+        for key, value in optimiser.state[w].items():
+            tensors[f"optimiser.{key}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
+    return tensors
+
+
+@torch.no_grad()
+def unpack(tensors: dict[str, torch.Tensor], names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> None:
+    """Put what `pack` took back in its place, in the weights' own memory layout and sharding."""
+    states = {name: {} for name in names}
+    for full, value in tensors.items():
+        if full.startswith("optimiser."):
+            _, key, name = full.split(".", 2)
+            states[name][key] = value
+    for i, (name, w) in enumerate(zip(names, weights)):
+        w.copy_(sharded(tensors[f"weight.{name}"], w))
+        if ema:
+            ema[i].copy_(sharded(tensors[f"ema.{name}"], w))
+        # A count is a tensor in torch's optimisers, an int in bitsandbytes'.
+        optimiser.state[w] = {key: torch.empty_like(w, dtype=value.dtype).copy_(sharded(value, w)) if value.shape == w.shape
+                              else value.item() if value.dtype == torch.int64 else value.to(w.device)
+                              for key, value in states[name].items()}
+
+
+def whole(t: torch.Tensor) -> torch.Tensor:
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def sharded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor split as `like` is, where that is split."""
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else value

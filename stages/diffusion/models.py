@@ -86,11 +86,17 @@ def load_tokenizer(folder: str | Path):
     return CLIPTokenizer.from_pretrained(where)
 
 
-def load_scheduler(folder: str | Path, name: str):
+# Rescaled to zero terminal signal-to-noise ratio (Lin et al. 2024, algorithm 1), and sampled from its very end (section 3.3).
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = False):
     """The noise schedule of the folder, stepped by `ddpm` (training), `pndm`, `ddim` or `dpm` (DPM-Solver++)."""
     import diffusers
 
-    settings = config(folder, "scheduler")
+    settings = config(folder, "scheduler") | (ZERO_SNR if zero_terminal_snr else {})
+    if settings.get("rescale_betas_zero_snr") and name == "pndm":
+        fail(f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm")
     if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         fail(f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)")
     # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
@@ -138,11 +144,12 @@ def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
     return (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> None:
+def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero_terminal_snr: bool = False) -> None:
     """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
 
     The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety
-    checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo the normalisation.
+    checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo
+    the normalisation, `zero_terminal_snr` the noise schedule that the UNet was trained on.
     """
     from safetensors.torch import save_file
 
@@ -165,6 +172,10 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> N
     index = read_json(start / "model_index.json") | {"requires_safety_checker": False}
     index |= {part: [None, None] for part in ("feature_extractor", "safety_checker")}
     index.pop("_name_or_path", None)
+    if zero_terminal_snr:  # PNDM can't sample it
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+        settings = config(start, "scheduler") | ZERO_SNR | {"_class_name": "DDIMScheduler", "clip_sample": False}
+        write_json(target / "scheduler" / SETTINGS["scheduler"], settings)
     write_json(target / "model_index.json", index)
     if statistics != VAE_PIXELS:
         write_json(target / "normalisation.json", statistics)
