@@ -7,32 +7,29 @@ At each checkpoint it also measures what the base knew and may forget: the loss 
 """
 
 import math
-import shutil
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import NoReturn
 
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator, DistributedType
 
 from stages.common import scratch
-from stages.common.artefacts import read_json, replace, write_json
+from stages.common.artefacts import read_json
 from stages.common.fail import fail
 from stages.common.processes import processes
 from stages.common.progress import progress, say
 from stages.common.torch_setup import deterministic
 from stages.common.tracking import tracking
-from stages.diffusion import checkpoints, models
+from stages.diffusion import checkpoints, curve, models
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss
 from stages.diffusion.memory import out_of_memory
 from stages.diffusion.validation import sample_grid, validation_loss
 from stages.params import load
 
-LATENTS, OUT, GRIDS = Path("data/latents"), Path("models/diffusion"), Path("metrics/plots/diffusion_grid")
-COLUMNS = ("step", "train_loss", "validation_loss", "base_domain_loss", "diversity")  # of metrics/plots/diffusion_loss.csv
-LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled (Hu et al. 2022)
+LATENTS, OUT = Path("data/latents"), Path("models/diffusion")
 LOG_STEPS = 10  # steps between looks at the loss: each look waits for the GPU
 
 
@@ -75,7 +72,7 @@ def main() -> None:
         return {key: value.to(device, non_blocking=True) for key, value in b.items()}
 
     # Model and optimiser.
-    unet = trainable_unet(start, p.method, seed).to(device, memory_format=torch.channels_last)
+    unet = models.trainable_unet(start, p.method, seed).to(device, memory_format=torch.channels_last)
     if p.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if p.compile:
@@ -99,13 +96,13 @@ def main() -> None:
         adamw.zero_grad()
 
     def measure(step: int, train_loss: float) -> list[float]:
-        """A row of the curve (see COLUMNS); draws the sample grid."""
+        """A row of the curve (see curve.COLUMNS); draws the sample grid."""
         losses = [validation_loss(model, data, count, share, accelerator, alphas_cumprod, kind) if data else None
                   for data, count in ((valid, p.validation_images), (base, len(base or ())))]
         grid, diversity = sample_grid(model, valid, p.grid_captions, start, statistics, device, p.zero_terminal_snr)
         if accelerator.is_main_process:
             (cache / "grid").mkdir(exist_ok=True)
-            grid.save(grid_file(cache, step))
+            grid.save(curve.grid_file(cache, step))
         return [step, train_loss, *losses, diversity]
 
     # Resume from the last whole checkpoint of the same params and inputs.
@@ -118,8 +115,8 @@ def main() -> None:
     with (scratch.folder("finetune_sd", mark) as cache, out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
           tracking("finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))) as log):
         if found := checkpoints.load_latest(cache):
-            tensors, state = found
-            checkpoints.unpack(tensors, names, weights, ema, adamw)
+            checkpoints.unpack(found[0], names, weights, ema, adamw)
+            state, found = found[1], None  # its tensors are as large as the model, the average and the optimiser together
             if accelerator.scaler:
                 accelerator.scaler.load_state_dict(state["scaler"])
             say(f"finetune_sd: going on from step {state['step']}")
@@ -133,7 +130,9 @@ def main() -> None:
         bar, pool, losses = progress(total=steps, what="finetune_sd", unit="step"), ThreadPoolExecutor(1), []
         resumed = state["step"]
         bar.update(resumed)
-        following = pool.submit(batch, state["step"] * p.gradient_accumulation)
+        following = pool.submit(batch, resumed * p.gradient_accumulation)
+        writer = ThreadPoolExecutor(1)
+        written = writer.submit(lambda: None)  # the last checkpoint
         for step in range(state["step"], steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, p)
@@ -162,53 +161,37 @@ def main() -> None:
             if not checkpoint:
                 continue
 
-            # Checkpoint: measure the averaged weights, keep them if they are the best so far, write all that resuming needs.
+            # Checkpoint: measure the averaged weights, keep them if they are the best so far, write all that resuming needs
+            # while training goes on.
             if ema:
                 swap(weights, ema)
             row, losses = measure(done, accelerator.reduce(torch.stack(losses).mean(), "mean").item()), []
-            if not math.isfinite(row[2]):
+            if not all(math.isfinite(value) for value in row if value is not None):
                 diverged(done, state, p, bar)
             state["curve"].append(row)
             if row[2] < state["best"]:
                 state |= {"best": row[2], "best_step": done}
-                checkpoints.save(cache / "best.safetensors", dict(zip(names, weights)), {"step": done})
             if ema:
                 swap(weights, ema)
-            state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
-            checkpoints.save_step(cache, done, checkpoints.pack(names, weights, ema, adamw), state, p.keep_checkpoints)
-            log(done, {name: value for name, value in zip(COLUMNS[2:], row[2:]) if value is not None}, grid_file(cache, done))
-            state["step"] = done
+            state |= {"step": done, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
+            written.result()
+            tensors = checkpoints.pack(names, weights, ema, adamw)
+            if accelerator.is_main_process:
+                written = writer.submit(checkpoints.save_step, cache, tensors, deepcopy(state), p.keep_checkpoints)
+            del tensors
+            log(done, {name: value for name, value in zip(curve.COLUMNS[2:], row[2:]) if value is not None}, curve.grid_file(cache, done))
         bar.close()
         following.result()
+        written.result()
 
         # Publish the best checkpoint as a whole pipeline, with its metrics.
         if accelerator.is_main_process:
             best = None
             if steps:
-                best = trainable_unet(start, p.method, seed)
-                tensors, _ = checkpoints.load(cache / "best.safetensors")
-                with torch.no_grad():
-                    for name, w in best.named_parameters():
-                        if w.requires_grad:
-                            w.copy_(tensors[name])
-                if p.method == "lora":
-                    best.fuse_lora()
-                    best.unload_lora()
-                best = {name: w.detach().contiguous() for name, w in best.state_dict().items()}
+                best = models.trained_unet(start, p.method, seed, checkpoints.load(cache / "best.safetensors")[0])
             models.publish(start, OUT, best, statistics if steps else models.VAE_PIXELS, p.zero_terminal_snr and steps > 0)
-            write_metrics(state, steps, cache)
+            curve.write(state, steps, cache, LATENTS)
         accelerator.wait_for_everyone()
-
-
-def trainable_unet(start: Path, method: str, seed: int):
-    """The UNet with gradients on: all of it, or a low-rank update of its attention (Hu et al. 2022)."""
-    unet = models.load(start, "unet").train()
-    if method == "full":
-        return unet.requires_grad_(True)
-    from peft import LoraConfig
-    torch.manual_seed(seed)
-    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    return unet
 
 
 def learning_rate(step: int, steps: int, p) -> float:
@@ -222,8 +205,8 @@ def learning_rate(step: int, steps: int, p) -> float:
 
 def diverged(step: int, state: dict, p, bar) -> NoReturn:
     bar.close()
-    curve = ", ".join(f"step {step}: {loss:.4f}" for step, loss, *_ in state["curve"])
-    fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {curve}). The checkpoint of "
+    before = ", ".join(f"step {step}: {loss:.4f}" for step, loss, *_ in state["curve"])
+    fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {before}). The checkpoint of "
          f"step {state['step']} is kept. Try a lower lr than {p.lr}, a longer warm-up, or precision fp32")
 
 
@@ -234,27 +217,6 @@ def swap(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
             kept = a.clone()
             a.copy_(b)
             b.copy_(kept)
-
-
-def grid_file(cache: Path, step: int) -> Path:
-    return cache / "grid" / f"{step:08d}.png"
-
-
-def write_metrics(state: dict, steps: int, cache: Path) -> None:
-    """metrics/diffusion.json, the curve and the grids."""
-    curve = [dict(zip(COLUMNS, row)) for row in state["curve"]]
-    first, best, last = curve[0], next(row for row in curve if row["step"] == state["best_step"]), curve[-1]
-    truncated = pq.read_table(LATENTS / "captions.parquet", columns=["truncated"])["truncated"].to_pylist()
-    forgetting = {"base_domain_loss": best["base_domain_loss"], "base_domain_loss_base": first["base_domain_loss"],
-                  "base_domain_loss_last": last["base_domain_loss"]} if first["base_domain_loss"] is not None else {}
-    write_json("metrics/diffusion.json", {
-        "train_loss": best["train_loss"], "validation_loss": best["validation_loss"], "validation_loss_base": first["validation_loss"],
-        "validation_loss_last": last["validation_loss"], **forgetting, "diversity": best["diversity"],
-        "diversity_base": first["diversity"], "best_step": state["best_step"], "steps": steps, "truncated_captions": sum(truncated)})
-    lines = [",".join(COLUMNS), *(",".join("" if value is None else repr(value) for value in row) for row in state["curve"])]
-    replace("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
-    shutil.rmtree(GRIDS, ignore_errors=True)
-    shutil.copytree(cache / "grid", GRIDS)
 
 
 if __name__ == "__main__":

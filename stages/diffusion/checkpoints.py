@@ -1,12 +1,7 @@
-"""Training state on disk: one safetensors file per checkpoint, there whole or not at all.
-
-Tensors are written one after another, sharded ones (FSDP2's DTensors) gathered one at a time: at no moment does a second
-copy of the model sit in memory. Every process of a sharded run has to call these functions; the first one writes.
-"""
+"""Training state on disk: one safetensors file per checkpoint, there whole or not at all."""
 
 import json
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -22,8 +17,6 @@ DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     """Write tensors and a JSON state (numbers survive exactly): a kill or a power cut leaves the old file or the new."""
-    first = int(os.environ.get("RANK", "0")) == 0
-    part = path.with_suffix(".part")
     tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # hence all aligned
     header, end = {"__metadata__": {"state": json.dumps(state)}}, 0
     for name, t in tensors.items():
@@ -32,33 +25,36 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    part = path.with_suffix(".part")
     try:
-        with open(part, "wb") if first else nullcontext() as file:
-            if file:
-                file.write(len(text).to_bytes(8, "little") + text)
-            for t in tensors.values():
-                t = whole(t.detach())
-                if file:
-                    file.write(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            if file:
-                file.flush()
-                os.fsync(file.fileno())
-        if first:
-            part.replace(path)
-            where = os.open(path.parent, os.O_RDONLY)
-            os.fsync(where)
-            os.close(where)
+        with open(part, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for t in tensors.values():  # one at a time: safetensors' own writer copies them all first
+                file.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        where = os.open(path.parent, os.O_RDONLY)
+        os.fsync(where)
+        os.close(where)
     except OSError as fault:
         part.unlink(missing_ok=True)
         fail(f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
              "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again")
 
 
-def save_step(folder: Path, step: int, tensors: dict, state: dict, keep: int) -> None:
-    """Write the checkpoint of an optimiser step and remove all but the last `keep`."""
-    save(folder / f"step_{step:08d}.safetensors", tensors, state | {"step": step})
+def save_step(folder: Path, tensors: dict, state: dict, keep: int) -> None:
+    """Write the checkpoint of `state["step"]`, what `pack` took, and remove all but the last `keep`.
+
+    Before it, where this is `state["best_step"]`, `best.safetensors`: the weights that are published, averaged if they are.
+    """
+    if state["best_step"] == state["step"]:
+        kind = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
+        best = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
+        save(folder / "best.safetensors", best, {"step": state["step"]})
+    save(folder / f"step_{state['step']:08d}.safetensors", tensors, state)
     for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
-        old.unlink(missing_ok=True)
+        old.unlink()
 
 
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -78,12 +74,20 @@ def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
 
 
 def pack(names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> dict[str, torch.Tensor]:
-    """All tensors that resuming needs: weights, their average, the optimiser's state."""
+    """Copies, on the CPU, of all tensors that resuming needs: they can be written while training goes on.
+
+    weight.*, ema.* and optimiser.<key>.*. Every process of a sharded run has to call this; only the first gets them.
+    """
     tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {f"ema.{name}": w for name, w in zip(names, ema)}
     for name, w in zip(names, weights):
         for key, value in optimiser.state[w].items():
             tensors[f"optimiser.{key}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
-    return tensors
+    packed = {}
+    for name, t in tensors.items():
+        t = whole(t.detach())
+        if int(os.environ.get("RANK", "0")) == 0:
+            packed[name] = t.to("cpu", copy=True)
+    return packed
 
 
 @torch.no_grad()

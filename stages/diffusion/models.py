@@ -15,6 +15,7 @@ from stages.common.fail import fail
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 SETTINGS = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json", "scheduler": "scheduler_config.json",
             "tokenizer": "tokenizer_config.json"}
+LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled
 # Pixel values a model is fed: (x - mean) / std of x in [0, 1], per channel. This is the VAE's own [-1, 1].
 VAE_PIXELS = {"normalisation": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -72,6 +73,34 @@ def load(folder: str | Path, part: str):
     except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
         fail(f"{Path(folder) / part}: cannot be loaded: {str(fault).splitlines()[0]}")
     return model.eval().requires_grad_(False)
+
+
+def trainable_unet(folder: str | Path, method: str, seed: int):
+    """The UNet with gradients on: all of it, or a low-rank update of its attention (Hu et al. 2022), drawn from `seed`."""
+    import torch
+
+    unet = load(folder, "unet").train()
+    if method == "full":
+        return unet.requires_grad_(True)
+    from peft import LoraConfig
+    torch.manual_seed(seed)
+    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    return unet
+
+
+def trained_unet(folder: str | Path, method: str, seed: int, weights: dict) -> dict:
+    """All weights of the UNet by name, on the CPU, with the trained ones put in, a low-rank update merged."""
+    import torch
+
+    unet = trainable_unet(folder, method, seed)
+    with torch.no_grad():
+        for name, w in unet.named_parameters():
+            if w.requires_grad:
+                w.copy_(weights[name])
+    if method == "lora":
+        unet.fuse_lora()
+        unet.unload_lora()
+    return {name: w.detach().contiguous() for name, w in unet.state_dict().items()}
 
 
 def load_tokenizer(folder: str | Path):
