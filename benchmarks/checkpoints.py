@@ -23,7 +23,8 @@ def main(size: str = "all") -> None:
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(REPOSITORY / "stages/embedded/models/diffusion", subfolder="unet")
-    print(f"| checkpoint, median of {ROUNDS} | GB | training waits | written in | a step | waits / {INTERVAL} steps |\n|---|---|---|---|---|---|")
+    print(f"| checkpoint, median of {ROUNDS} | GB | training waits | written in | a step | waits / {INTERVAL} steps |")
+    print("|---|---|---|---|---|---|")
     show("demo size, with EMA", unet, ema=True, batch=32, side=16)
     if size == "all":
         del unet
@@ -55,7 +56,8 @@ def show(name: str, unet, ema: bool, batch: int, side: int) -> None:
             size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e9
             del tensors
     wait = statistics.median(waits)
-    print(f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {statistics.median(writes):.1f} s | {step:.3f} s | {wait / (INTERVAL * step):.2%} |")
+    print(f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {statistics.median(writes):.1f} s | {step:.3f} s | "
+          f"{wait / (INTERVAL * step):.2%} |", flush=True)
 
 
 def train(unet, adamw, batch: int, side: int, device: str) -> None:

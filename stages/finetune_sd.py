@@ -114,7 +114,11 @@ def main() -> None:
         attempt = None  # it would wait for the other processes
     with (scratch.folder("finetune_sd", mark) as cache, out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
           tracking("finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))) as log):
-        if found := checkpoints.load_latest(cache):
+        found = checkpoints.load_latest(cache)
+        at = accelerator.gather(torch.tensor([found[1]["step"] if found else 0], device=device))
+        if at.min() != at.max():
+            fail(f"{cache}: not all processes see the same checkpoints: set REMOTE_DIFFUSION_SCRATCH to a folder that all machines see")
+        if found:
             checkpoints.unpack(found[0], names, weights, ema, adamw)
             state, found = found[1], None  # its tensors are as large as the model, the average and the optimiser together
             if accelerator.scaler:

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, make_workspace, run, write_params
 
-from stages import encode, finetune_sd, generate, sample
+from stages import encode, features, finetune_sd, generate, sample, train_scene
 from stages.common.artefacts import digest, open_image, read_json, read_rows, write_json
 from stages.diffusion import checkpoints, models
 from stages.diffusion.latents import dihedral
@@ -432,6 +432,18 @@ def test_images_are_the_same_from_two_processes(sampled, workspace):
     assert digest(workspace / "data/samples") == digest(sampled / "data/samples")
 
 
+def test_features_are_the_same_from_two_processes(sampled, tmp_path):
+    workspace = shutil.copytree(sampled, tmp_path / "work")
+    write_params(workspace, features={"batch_size": 3}, train_scene={"model": "test_byobnet", "resolution": 32, "epochs": 1})
+    assert run(workspace, train_scene.main)[0] == 0
+    found = []
+    for count in (1, 2):
+        code, log = run(workspace, features.main, "base", processes=count)
+        assert code == 0, log
+        found.append(digest(workspace / "data/features"))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_another_batch_size_differs_by_rounding(workspace, precision):
     drawn = []
@@ -504,6 +516,12 @@ def test_generate_draws_each_prompt_several_times(workspace):
     assert [row["row"] for row in rows] == [0, 0, 1, 1] and rows[2]["label"] == "Bare Land"
     assert rows[0]["passages"] == prompts[0]["passages"]
     assert len({row["image"]["bytes"] for row in rows}) == 4
+    for row in rows:
+        assert row["prompt"] == f"satellite image, {row['label']}" and row["negative_prompt"] == "blurry"
+        assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("pndm", 3, 3.0)
+        assert row["model"] == models.model_digest(workspace / "models/diffusion")
+    alone = digest(workspace / "data/synthetic")
+    assert run(workspace, generate.main, processes=2)[0] == 0 and digest(workspace / "data/synthetic") == alone
     from datasets import Dataset
     read = Dataset.from_parquet(str(workspace / "data/synthetic/00000.parquet"), cache_dir=str(workspace / "cache"))
     assert read[0]["image"].size == (32, 32)

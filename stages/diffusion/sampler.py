@@ -134,6 +134,9 @@ def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total
         bar.close()
         state.wait_for_everyone()
         if state.is_main_process:
+            if (found := len(list(cache.glob("*.parquet")))) != math.ceil(total / size):
+                fail(f"{cache}: {found} of {math.ceil(total / size)} groups of images are here: set REMOTE_DIFFUSION_SCRATCH to a folder "
+                     "that all machines see")
             for stale in out.glob("*.parquet"):
                 stale.unlink()
             write_shards(out, stream_rows(cache), schema)
