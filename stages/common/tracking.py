@@ -5,7 +5,7 @@ It goes to `dvclive/<stage>/`, which git and the pipeline ignore: what the stage
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from stages.common.fail import fail
@@ -22,12 +22,18 @@ def tracking(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Lo
     if int(os.environ.get("RANK", "0")) > 0:
         yield lambda *_: None
         return
-    from dvclive import Live  # imports dvc: a second
-
     wandb_run = wandb(stage, settings, mark) if os.environ.get("WANDB_PROJECT") else None
-    # Neither an experiment nor a dvc.yaml of its own: `dvc exp run` and the pipeline's dvc.yaml are those.
-    with Live(f"dvclive/{stage}", resume=resume, save_dvc_exp=False, dvcyaml=None) as live:
+    with ExitStack() as stack:
+        live = None
+
         def log(step: int, numbers: dict[str, float], picture: Path | None = None) -> None:
+            nonlocal live
+            if live is None:
+                from dvclive import Live  # late: it imports dvc, and training needn't wait for that
+                # A kill may have torn its summary, which it would read; the curves are other files.
+                Path(f"dvclive/{stage}/metrics.json").unlink(missing_ok=True)
+                # Neither an experiment nor a dvc.yaml of its own: `dvc exp run` and the pipeline's dvc.yaml are those.
+                live = stack.enter_context(Live(f"dvclive/{stage}", resume=resume, save_dvc_exp=False, dvcyaml=None))
             live.step = step
             for name, value in numbers.items():
                 live.log_metric(name, value)
