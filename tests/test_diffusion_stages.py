@@ -219,6 +219,18 @@ def test_a_torn_checkpoint_costs_steps_but_changes_nothing(trained, workspace):
     assert outputs(workspace) == outputs(trained)
 
 
+def test_a_disk_that_fills_up_at_the_end_costs_nothing(trained, workspace):
+    (workspace / "metrics/plots").mkdir(parents=True)
+    full = workspace / "metrics/plots/diffusion_loss.csv.part"
+    full.symlink_to("/dev/full")
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 1 and "No space left" in log and "is kept in" in log and "Traceback" not in log
+    full.unlink()
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and "going on from step 10" in log
+    assert outputs(workspace) == outputs(trained)
+
+
 def test_another_param_never_resumes_a_stale_checkpoint(workspace):
     assert run(workspace, kill_at, 8)[0] == -signal.SIGKILL
     write_params(workspace, finetune_sd={"lr": 2.0e-3})

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from stages.common.artefacts import digest
 from stages.common.fail import fail
@@ -52,6 +53,10 @@ def folder(stage: str, mark: str, keep: bool = False):
         yield path
         if first and not keep:
             shutil.rmtree(path)
+    except (OSError, SafetensorError) as fault:
+        if "No space left" not in str(fault):
+            raise
+        fail(f"{stage}: {fault}. What is finished is kept in {path}: free some space and run again")
     finally:
         if first:
             lock.release()

@@ -22,7 +22,7 @@ def tracking(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Lo
     if int(os.environ.get("RANK", "0")) > 0:
         yield lambda *_: None
         return
-    wandb_run = wandb(stage, settings, mark) if os.environ.get("WANDB_PROJECT") else None
+    wandb_run = start_wandb(stage, settings, mark) if os.environ.get("WANDB_PROJECT") else None
     with ExitStack() as stack:
         live = None
 
@@ -49,7 +49,7 @@ def tracking(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Lo
         wandb_run.finish()
 
 
-def wandb(stage: str, settings: dict, mark: str):
+def start_wandb(stage: str, settings: dict, mark: str):
     """A W&B run of the project that the environment names."""
     try:
         import wandb
