@@ -1,8 +1,8 @@
 """Run the VAE and the text encoder once, so that fine-tuning never needs them: `data/latents/`.
 
     python -m stages.launch encode        in one process, or several: the same bytes
-Reads data/imagery/{train,valid} and the model that models/start names; what it writes is told in
-stages/diffusion/latents.py. Memory doesn't grow with the number of images.
+Reads data/imagery/{train,valid}, the base's own domain (`encode.base_domain`) and the model that models/start names; what
+it writes is told in stages/diffusion/latents.py. Memory doesn't grow with the number of images.
 """
 
 import shutil
@@ -20,11 +20,13 @@ from stages.common.fail import fail
 from stages.common.processes import processes
 from stages.common.progress import progress, say
 from stages.common.torch_setup import deterministic
-from stages.diffusion import models
+from stages.diffusion import base_domain, models
 from stages.diffusion.latents import VARIANTS, allocate, arrays, dihedral
+from stages.diffusion.memory import out_of_memory
 from stages.params import Encode, load
 
 IMAGERY, OUT = Path("data/imagery"), Path("data/latents")
+BASE = OUT / "base_images"  # while encoding
 
 
 def main() -> None:
@@ -38,11 +40,27 @@ def main() -> None:
         shutil.rmtree(OUT, ignore_errors=True)
     state.wait_for_everyone()
     statistics = pixel_mean_std() if p.encode.normalisation == "dataset" else models.VAE_PIXELS
-    captions = encode_captions(start, p.encode, state)
-    for split, variants in (("train", VARIANTS), ("valid", 1)):
-        encode_images(split, variants, start, statistics, captions, p.encode, state)
+    splits = {"train": (IMAGERY / "train", VARIANTS), "valid": (IMAGERY / "valid", 1)}
+    if p.encode.base_domain != "none":
+        if state.is_main_process:
+            base_domain.fetch(p.encode.base_domain, p.encode.base_images, tile_size(IMAGERY / "train"), BASE)
+            (BASE / "SOURCE.json").replace(OUT / "SOURCE_base.json")
+        state.wait_for_everyone()
+        splits["base"] = (BASE, 1)
+    captions = encode_captions([folder for folder, _ in splits.values()], start, p.encode, state)
+    for split, (folder, variants) in splits.items():
+        encode_images(split, folder, variants, start, statistics, captions, p.encode, state)
     if state.is_main_process:
+        shutil.rmtree(BASE, ignore_errors=True)
         write_json(OUT / "normalisation.json", statistics)
+
+
+def tile_size(folder: Path) -> int:
+    """Pixels along a side of the folder's first tile."""
+    first = next(stream_rows(folder, ["image"], 1), None)
+    if first is None:
+        fail(f"{folder}: no images")
+    return open_image(first["image"]).width
 
 
 def pixel_mean_std() -> dict:
@@ -56,11 +74,11 @@ def pixel_mean_std() -> dict:
     return {"normalisation": "dataset", "mean": mean.tolist(), "std": std.tolist()}
 
 
-def encode_captions(start: Path, p: Encode, state: PartialState) -> dict[str, int]:
-    """Embed every distinct caption of both splits; returns caption -> id. The empty caption is 0."""
+def encode_captions(folders: list[Path], start: Path, p: Encode, state: PartialState) -> dict[str, int]:
+    """Embed every distinct caption of these folders of shards; returns caption -> id. The empty caption is 0."""
     captions = {"": 0}
-    for split in ("train", "valid"):
-        for row in stream_rows(IMAGERY / split, ["captions"], 4096):
+    for folder in folders:
+        for row in stream_rows(folder, ["captions"], 4096):
             for caption in row["captions"]:
                 captions.setdefault(caption, len(captions))
     tokenizer, encoder = models.load_tokenizer(start), models.load(start, "text_encoder").to(state.device)
@@ -87,14 +105,12 @@ def encode_captions(start: Path, p: Encode, state: PartialState) -> dict[str, in
     return captions
 
 
-def encode_images(split: str, variants: int, start: Path, statistics: dict, captions: dict[str, int], p: Encode,
+def encode_images(split: str, folder: Path, variants: int, start: Path, statistics: dict, captions: dict[str, int], p: Encode,
                   state: PartialState) -> None:
-    """Posterior mean and log-variance of the split's images under `variants` flips and rotations."""
+    """Posterior mean and log-variance of the folder's images under `variants` flips and rotations."""
+    size, factor = tile_size(folder), models.vae_factor(start)
     words = ["filename", "scene", "captions"]
-    table = pa.concat_tables([pq.read_table(path, columns=words) for path in shards(IMAGERY / split)])
-    if not len(table):
-        fail(f"{IMAGERY / split}: no images")
-    size, factor = open_image(next(stream_rows(IMAGERY / split, ["image"], 1))["image"]).width, models.vae_factor(start)
+    table = pa.concat_tables([pq.read_table(path, columns=words) for path in shards(folder)])
     if size % factor:
         fail(f"fetch_imagery.resolution: {size} px is not a multiple of {factor}, the VAE's factor")
     vae = models.load(start, "vae").to(state.device, memory_format=torch.channels_last)
@@ -108,24 +124,32 @@ def encode_images(split: str, variants: int, start: Path, statistics: dict, capt
     state.wait_for_everyone()
     out = arrays(path, "r+")                                                            # mean, logvar [N,V,C,h,w]
     mean, std = (torch.tensor(statistics[key], device=state.device)[:, None, None] for key in ("mean", "std"))
-    rows = stream_rows(IMAGERY / split, ["image", "filename"], p.batch_size)
-    for begin in progress(range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"):
-        group = list(islice(rows, p.batch_size))
-        if not mine(begin, p, state):
-            continue
-        pixels = np.zeros((p.batch_size, size, size, 3), np.uint8)                      # the last group is padded
-        for i, row in enumerate(group):
-            image = open_image(row["image"])
-            if image.size != (size, size):
-                fail(f"{IMAGERY / split}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}")
-            pixels[i] = image
+    rows = stream_rows(folder, ["image", "filename"], p.batch_size)
+
+    def posteriors(pixels: np.ndarray, variant: int):
+        """The VAE's posterior of uint8 pixels [B,H,W,3], turned: mean and logvar [B,C,h,w]."""
         x = (torch.from_numpy(pixels).to(state.device).permute(0, 3, 1, 2) / 255 - mean) / std  # [B,3,H,W]
-        for variant in range(variants):
-            turned = dihedral(x, variant).contiguous(memory_format=torch.channels_last)
-            with torch.inference_mode(), autocast(p, state):
-                posterior = vae.encode(turned).latent_dist                              # [B,C,h,w]
-            for name in out:
-                out[name][begin:begin + len(group), variant] = getattr(posterior, name)[:len(group)].float().cpu().numpy()
+        turned = dihedral(x, variant).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), autocast(p, state):
+            return vae.encode(turned).latent_dist
+
+    blank = np.zeros((p.batch_size, size, size, 3), np.uint8)
+    with out_of_memory("encode.batch_size", p.batch_size, lambda count: posteriors(blank[:count], 0)):
+        for begin in progress(range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"):
+            group = list(islice(rows, p.batch_size))
+            if not mine(begin, p, state):
+                continue
+            pixels = blank.copy()                                                       # the last group is padded
+            for i, row in enumerate(group):
+                image = open_image(row["image"])
+                if image.size != (size, size):
+                    fail(f"{folder}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}")
+                pixels[i] = image
+            for variant in range(variants):
+                posterior = posteriors(pixels, variant)
+                for name in out:
+                    values = getattr(posterior, name)[:len(group)].float().cpu().numpy()
+                    out[name][begin:begin + len(group), variant] = values
     for array in out.values():
         array.flush()
     state.wait_for_everyone()

@@ -3,32 +3,33 @@
     python -m stages.launch finetune_sd      in one process, or several (data-parallel, the same global batch)
 Killed at any moment, the next run goes on from the last checkpoint and ends with the same bytes. The loop is the usual one
 (Ho et al. 2020; the diffusers text-to-image example) less the VAE and the text encoder, which `encode` has already run.
+At each checkpoint it also measures what the base knew and may forget: the loss on the base's own domain, and a grid's diversity.
 """
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from stages.common import scratch
-from stages.common.artefacts import read_json, replace, write_json
+from stages.common.artefacts import read_json
 from stages.common.fail import fail
 from stages.common.processes import processes
 from stages.common.progress import progress, say
-from stages.common.rng import rng
 from stages.common.torch_setup import deterministic
-from stages.diffusion import checkpoints, models
+from stages.common.tracking import tracking
+from stages.diffusion import checkpoints, curve, models
 from stages.diffusion.latents import Latents
-from stages.diffusion.loss import denoising_loss, stratified_timesteps
+from stages.diffusion.loss import denoising_loss
+from stages.diffusion.memory import out_of_memory
+from stages.diffusion.validation import sample_grid, validation_loss
 from stages.params import load
 
 LATENTS, OUT = Path("data/latents"), Path("models/diffusion")
-LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled (Hu et al. 2022)
 LOG_STEPS = 10  # steps between looks at the loss: each look waits for the GPU
 
 
@@ -47,13 +48,18 @@ def main() -> None:
 
     # Data: memory-mapped latents and embeddings.
     start = models.start_folder()
-    train, valid = (Latents(LATENTS, split, models.latent_scale(start)) for split in ("train", "valid"))
+    scale, statistics = models.latent_scale(start), read_json(LATENTS / "normalisation.json")
+    train, valid = (Latents(LATENTS, split, scale) for split in ("train", "valid"))
+    base = Latents(LATENTS, "base", scale) if (LATENTS / "base.safetensors").exists() else None
     settings = models.config(start, "unet")
     if settings["in_channels"] != train.shape[0] or settings["cross_attention_dim"] != train.embeddings.shape[2]:
         fail(f"{start}/unet: reads latents of {settings['in_channels']} channels and text of width "
              f"{settings['cross_attention_dim']}; {LATENTS} holds {train.shape[0]} and {train.embeddings.shape[2]}")
-    schedule = models.load_scheduler(start, "ddpm")
+    schedule = models.load_scheduler(start, "ddpm", p.zero_terminal_snr)
     kind, alphas_cumprod = schedule.config.prediction_type, schedule.alphas_cumprod.to(device)  # [T]
+    if p.zero_terminal_snr and kind != "v_prediction":
+        fail(f"finetune_sd.zero_terminal_snr: at zero signal the noise says nothing of the image, and {start} predicts {kind}; "
+             "it needs a base with v_prediction")
     steps = math.ceil(p.epochs * len(train) / (p.batch_size * p.gradient_accumulation))
     share = p.batch_size // world
 
@@ -65,63 +71,72 @@ def main() -> None:
     def on_device(b: dict) -> dict:
         return {key: value.to(device, non_blocking=True) for key, value in b.items()}
 
-    # Model: all of the UNet, or a low-rank update of its attention.
-    unet = models.load(start, "unet")
-    if p.method == "lora":
-        from peft import LoraConfig
-        torch.manual_seed(seed)
-        unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    # Model and optimiser.
+    unet = models.trainable_unet(start, p.method, seed).to(device, memory_format=torch.channels_last)
+    if p.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if p.compile:
+        unet.compile()
+    trained = [w for w in unet.parameters() if w.requires_grad]
+    if p.optimiser == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+        adamw = AdamW8bit(trained, lr=p.lr, weight_decay=p.weight_decay)
     else:
-        unet.requires_grad_(True)
-    unet.train().to(device, memory_format=torch.channels_last)
-    names, weights = zip(*((name, w) for name, w in unet.named_parameters() if w.requires_grad))
-    optimiser = torch.optim.AdamW(weights, lr=p.lr, weight_decay=p.weight_decay, fused=True)
-    ema = [w.detach().clone() for w in weights] if p.ema_decay else None
-    model, optimiser = accelerator.prepare(unet, optimiser)
+        adamw = torch.optim.AdamW(trained, lr=p.lr, weight_decay=p.weight_decay, fused=True)
+    model, optimiser = accelerator.prepare(unet, adamw)
+    names, weights = zip(*((name, w) for name, w in unet.named_parameters() if w.requires_grad))  # sharded by now, under FSDP2
+    ema = [w.detach().clone() for w in weights] if p.ema_decay else []
 
-    def validation_loss() -> float:
-        """Mean squared error on the valid split: the same noise, timesteps, captions for every checkpoint and experiment."""
-        order = rng(0, "validation").permutation(len(valid))[:p.validation_images]
-        times = stratified_timesteps(len(order), len(alphas_cumprod))
-        errors = torch.zeros(len(order), dtype=torch.float64, device=device)
-        for number, first in enumerate(range(0, len(order), share)):
-            if number % world == accelerator.process_index:
-                rows = order[first:first + share]
-                noise = np.stack([rng(0, "validation", int(row)).standard_normal(valid.shape, np.float32) for row in rows])
-                b = {"latents": valid.latents(rows, 0, None), "noise": torch.from_numpy(noise),
-                     "timesteps": times[first:first + share], "text": valid.text([valid.captions[row][0] for row in rows])}
-                with torch.no_grad():
-                    errors[first:first + share] = denoising_loss(model, on_device(b), alphas_cumprod, kind).double()
-        return accelerator.reduce(errors, "sum").mean().item()
+    def attempt(count: int) -> None:
+        """This process's part of a step on `count` images, to see whether it fits into memory; waits for no other process."""
+        b = on_device(train.visits(range(math.ceil(count / world)), seed, len(alphas_cumprod), 0.0, False))
+        with accelerator.no_sync(model):
+            denoising_loss(unet, b, alphas_cumprod, kind).mean().backward()
+        adamw.step()
+        adamw.zero_grad()
+
+    def measure(step: int, train_loss: float) -> list[float]:
+        """A row of the curve (see curve.COLUMNS); draws the sample grid."""
+        losses = [validation_loss(model, data, count, share, accelerator, alphas_cumprod, kind) if data else None
+                  for data, count in ((valid, p.validation_images), (base, len(base or ())))]
+        grid, diversity = sample_grid(model, valid, p.grid_captions, start, statistics, device, p.zero_terminal_snr)
+        if accelerator.is_main_process:
+            (cache / "grid").mkdir(exist_ok=True)
+            grid.save(curve.grid_file(cache, step))
+        return [step, train_loss, *losses, diversity]
 
     # Resume from the last whole checkpoint of the same params and inputs.
     code = [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     inputs = [LATENTS, start / "unet", start / "scheduler", *code]
     mark = scratch.fingerprint({"finetune_sd": p.model_dump(), "seed": seed}, inputs)
-    with scratch.folder("finetune_sd", mark) as cache:
-        if found := checkpoints.load_latest(cache):
-            tensors, state = found
-            with torch.no_grad():
-                for i, (name, w) in enumerate(zip(names, weights)):
-                    w.copy_(tensors[f"weight.{name}"])
-                    moments = {key: torch.empty_like(w).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
-                    optimiser.state[w] = {"step": torch.tensor(float(state["step"]), device=device), **moments}
-                    if ema:
-                        ema[i].copy_(tensors[f"ema.{name}"])
+    advice = "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and adamw8bit save memory"
+    if accelerator.distributed_type == DistributedType.FSDP:
+        attempt = None  # it would wait for the other processes
+    with (scratch.folder("finetune_sd", mark) as cache, out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
+          tracking("finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))) as log):
+        found = checkpoints.load_latest(cache)
+        at = accelerator.gather(torch.tensor([found[1]["step"] if found else 0], device=device))
+        if at.min() != at.max():
+            fail(f"{cache}: not all processes see the same checkpoints: set REMOTE_DIFFUSION_SCRATCH to a folder that all machines see")
+        if found:
+            checkpoints.unpack(found[0], names, weights, ema, adamw)
+            state, found = found[1], None  # its tensors are as large as the model, the average and the optimiser together
             if accelerator.scaler:
                 accelerator.scaler.load_state_dict(state["scaler"])
             say(f"finetune_sd: going on from step {state['step']}")
         else:
             with torch.no_grad():
                 loss = denoising_loss(model, on_device(batch(0)), alphas_cumprod, kind, p.min_snr_gamma).mean()
-            before = [0, accelerator.reduce(loss, "mean").item(), validation_loss()]
+            before = measure(0, accelerator.reduce(loss, "mean").item())
             state = {"step": 0, "best_step": 0, "best": math.inf, "curve": [before]}
 
         # Train. The next batch is drawn while this one is learnt from.
         bar, pool, losses = progress(total=steps, what="finetune_sd", unit="step"), ThreadPoolExecutor(1), []
         resumed = state["step"]
         bar.update(resumed)
-        following = pool.submit(batch, state["step"] * p.gradient_accumulation)
+        following = pool.submit(batch, resumed * p.gradient_accumulation)
+        writer = ThreadPoolExecutor(1)
+        written = writer.submit(lambda: None)  # the last checkpoint
         for step in range(state["step"], steps):
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(step, steps, p)
@@ -146,48 +161,40 @@ def main() -> None:
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", images_s=f"{rate:.0f}", refresh=False)
                 if not all(map(math.isfinite, recent)):
                     diverged(done, state, p, bar)
+                log(done, {"train_loss": sum(recent) / len(recent), "images_per_second": rate, "lr": group["lr"]})
             if not checkpoint:
                 continue
 
-            # Checkpoint: measure the averaged weights, keep them if they are the best so far, write all that resuming needs.
+            # Checkpoint: measure the averaged weights, keep them if they are the best so far, write all that resuming needs
+            # while training goes on.
             if ema:
                 swap(weights, ema)
-            error, average = validation_loss(), accelerator.reduce(torch.stack(losses).mean(), "mean").item()
-            losses = []
-            if not math.isfinite(error):
+            row, losses = measure(done, accelerator.reduce(torch.stack(losses).mean(), "mean").item()), []
+            if not all(math.isfinite(value) for value in row if value is not None):
                 diverged(done, state, p, bar)
-            state["curve"].append([done, average, error])
-            if error < state["best"]:
-                state |= {"best": error, "best_step": done}
-                if accelerator.is_main_process:
-                    checkpoints.save(cache / "best.safetensors", dict(zip(names, weights)), {"step": done})
+            state["curve"].append(row)
+            if row[2] < state["best"]:
+                state |= {"best": row[2], "best_step": done}
             if ema:
                 swap(weights, ema)
+            state |= {"step": done, "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
+            written.result()
+            tensors = checkpoints.pack(names, weights, ema, adamw)
             if accelerator.is_main_process:
-                tensors = {f"ema.{name}": w for name, w in zip(names, ema or [])}
-                for name, w in zip(names, weights):
-                    moments = optimiser.state[w]
-                    tensors |= {f"weight.{name}": w} | {f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-                state["scaler"] = accelerator.scaler.state_dict() if accelerator.scaler else None
-                checkpoints.save_step(cache, done, tensors, state, p.keep_checkpoints)
-            state["step"] = done
+                written = writer.submit(checkpoints.save_step, cache, tensors, deepcopy(state), p.keep_checkpoints)
+            del tensors
+            log(done, {name: value for name, value in zip(curve.COLUMNS[2:], row[2:]) if value is not None}, curve.grid_file(cache, done))
         bar.close()
         following.result()
+        written.result()
 
         # Publish the best checkpoint as a whole pipeline, with its metrics.
         if accelerator.is_main_process:
             best = None
             if steps:
-                with torch.no_grad():
-                    tensors, _ = checkpoints.load(cache / "best.safetensors")
-                    for name, w in zip(names, weights):
-                        w.copy_(tensors[name])
-                if p.method == "lora":
-                    unet.fuse_lora()
-                    unet.unload_lora()
-                best = {name: w.detach().cpu().contiguous() for name, w in unet.state_dict().items()}
-            models.publish(start, OUT, best, read_json(LATENTS / "normalisation.json") if steps else models.VAE_PIXELS)
-            write_metrics(state, steps)
+                best = models.trained_unet(start, p.method, seed, checkpoints.load(cache / "best.safetensors")[0])
+            models.publish(start, OUT, best, statistics if steps else models.VAE_PIXELS, p.zero_terminal_snr and steps > 0)
+            curve.write(state, steps, cache, LATENTS)
         accelerator.wait_for_everyone()
 
 
@@ -202,8 +209,8 @@ def learning_rate(step: int, steps: int, p) -> float:
 
 def diverged(step: int, state: dict, p, bar) -> NoReturn:
     bar.close()
-    curve = ", ".join(f"step {step}: {loss:.4f}" for step, loss, _ in state["curve"])
-    fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {curve}). The checkpoint of "
+    before = ", ".join(f"step {step}: {loss:.4f}" for step, loss, *_ in state["curve"])
+    fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {before}). The checkpoint of "
          f"step {state['step']} is kept. Try a lower lr than {p.lr}, a longer warm-up, or precision fp32")
 
 
@@ -214,18 +221,6 @@ def swap(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
             kept = a.clone()
             a.copy_(b)
             b.copy_(kept)
-
-
-def write_metrics(state: dict, steps: int) -> None:
-    curve = state["curve"]
-    best = next(row for row in curve if row[0] == state["best_step"])
-    truncated = pq.read_table(LATENTS / "captions.parquet", columns=["truncated"])["truncated"].to_pylist()
-    write_json("metrics/diffusion.json", {
-        "train_loss": best[1], "validation_loss": best[2], "validation_loss_base": curve[0][2],
-        "validation_loss_last": curve[-1][2], "best_step": state["best_step"], "steps": steps,
-        "truncated_captions": sum(truncated)})
-    lines = ["step,train_loss,validation_loss", *(f"{step},{loss!r},{error!r}" for step, loss, error in curve)]
-    replace("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -168,6 +168,8 @@ class Encode(Section):
     normalisation: Literal["vae", "dataset"] = Field(description="[-1, 1], or the data set's own mean and std")
     batch_size: Count = Field(description="images per forward pass")
     precision: Precision = Field(description="arithmetic of the VAE and text encoder")
+    base_domain: Source = Field(description="captioned images of the base model's own domain, for the forgetting curve; none = no curve")
+    base_images: Count = Field(description="of them at most")
 
 
 class FinetuneSD(Section):
@@ -175,7 +177,9 @@ class FinetuneSD(Section):
     epochs: Amount = Field(description="passes over the training images; 0 = no fine-tuning")
     batch_size: Count = Field(description="images per step over all processes")
     gradient_accumulation: Count = Field(description="steps whose gradients are summed")
-    lr: Rate = Field(description="peak learning rate of AdamW")
+    optimiser: Literal["adamw", "adamw8bit"] = Field(description="AdamW (Loshchilov & Hutter 2019); with 8-bit state (Dettmers "
+                                                     "et al. 2022)")
+    lr: Rate = Field(description="peak learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(description="after the warm-up")
     warmup_steps: Steps = Field(description="optimiser steps of linear warm-up")
     weight_decay: Amount = Field(description="AdamW weight decay")
@@ -185,9 +189,13 @@ class FinetuneSD(Section):
     min_snr_gamma: Rate | None = Field(description="Min-SNR loss weighting (Hang et al. 2023); null = off")
     caption_dropout: Share = Field(description="share of captions replaced by the empty one")
     latent: Literal["sample", "mean"] = Field(description="of the VAE posterior")
+    gradient_checkpointing: bool = Field(description="recompute activations in the backward pass")
+    compile: bool = Field(description="torch.compile the UNet")
+    zero_terminal_snr: bool = Field(description="noise schedule rescaled to no signal at its end (Lin et al. 2024); needs v-prediction")
     checkpoint_steps: Count = Field(description="optimiser steps between checkpoints and validations")
     keep_checkpoints: Count = Field(description="checkpoints kept on disk while training")
     validation_images: Count = Field(description="valid images in the validation loss")
+    grid_captions: Count = Field(description="rows of the sample grid: validation captions, four images each")
 
 
 class Generate(Section):
@@ -262,6 +270,8 @@ class Params(Section):
             raise ValueError("fetch_model.diffusion: none leaves train_base.source: base nothing to start from; say scratch")
         if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
             raise ValueError("fetch_imagery.max_images: null: say how many tiles the embedded renderer makes")
+        if self.encode.base_domain.startswith("arxiv:"):
+            raise ValueError("encode.base_domain: arxiv: is for papers")
         if kinds["vision"] == "none" and self.features.extractors != ["scene"]:
             raise ValueError("features.extractors: all but scene need fetch_model.vision, which is none")
         pairs = [(self.prompt.writer, self.prompt.technique), *((pair.writer, pair.technique) for pair in self.prompt.compare)]

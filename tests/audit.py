@@ -12,6 +12,8 @@ HARMLESS = {
     "stages/launch.py": "decides on how many processes a stage runs; results don't depend on that (tested)",
     "stages/common/progress.py": "prints",
     "stages/common/fail.py": "prints, then stops the stage: nothing is written",
+    "stages/common/tracking.py": "shows the course of a run in a folder that nothing reads",
+    "stages/diffusion/memory.py": "says which batch size fits, then stops the stage",
     "stages/common/scratch.py": "where unfinished work waits, keyed by params and inputs; a resumed run gives the same bytes (tested)",
     "stages/common/parallel.py": "an ordered map: the same results on any number of processes (tested)",
     "stages/common/processes.py": "stops a run that came up with fewer processes than asked for",

@@ -7,6 +7,8 @@ import torch
 from stages.diffusion import checkpoints
 from stages.diffusion.latents import Latents, allocate, arrays, dihedral
 from stages.diffusion.loss import add_noise, denoising_loss, min_snr_weight, stratified_timesteps, target
+from stages.diffusion.memory import largest_batch, out_of_memory
+from stages.diffusion.validation import spread
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
@@ -108,22 +110,67 @@ def test_captions_are_dropped_at_the_rate_asked_and_the_posterior_is_sampled(dat
     assert abs((sampled - mean).std() - 0.5) < 0.02  # logvar 0 is a standard deviation of 1, scaled by 0.5
 
 
+def test_checkpoints_are_safetensors_of_any_type_and_layout(tmp_path):
+    from safetensors.torch import load_file
+
+    tensors = {"bytes": torch.arange(7, dtype=torch.uint8), "count": torch.tensor(3), "half": torch.randn(5).half(),
+               "image": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), "none": torch.zeros(0, 2)}
+    checkpoints.save(tmp_path / "a.safetensors", tensors, {"step": 1})
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in tensors.items())
+    assert checkpoints.load(tmp_path / "a.safetensors")[1] == {"step": 1}
+
+
 def test_a_torn_checkpoint_is_never_loaded(tmp_path, capsys):
     for step in (3, 6, 9):
-        checkpoints.save_step(tmp_path, step, {"w": torch.full((100,), float(step))}, {"loss": 0.1 + 0.2}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000006.safetensors", "step_00000009.safetensors"]
+        state = {"loss": 0.1 + 0.2, "step": step, "best_step": 3}
+        checkpoints.save_step(tmp_path, {"weight.w": torch.full((100,), float(step))}, state, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "step_00000006.safetensors", "step_00000009.safetensors"]
+    assert (checkpoints.load(tmp_path / "best.safetensors")[0]["w"] == 3).all()
     last = tmp_path / "step_00000009.safetensors"
     last.write_bytes(last.read_bytes()[:-7])
     tensors, state = checkpoints.load_latest(tmp_path)
-    assert state == {"loss": 0.1 + 0.2, "step": 6} and (tensors["w"] == 6).all()
+    assert state == {"loss": 0.1 + 0.2, "step": 6, "best_step": 3} and (tensors["weight.w"] == 6).all()
     assert "step_00000009.safetensors" in capsys.readouterr().err
     (tmp_path / "step_00000006.safetensors").write_bytes(b"")
     assert checkpoints.load_latest(tmp_path) is None
 
 
-def test_a_disk_that_cannot_be_written_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
-    checkpoints.save_step(tmp_path, 1, {"w": torch.ones(3)}, {}, keep=1)
-    monkeypatch.setattr(checkpoints, "save_file", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path):
+    checkpoints.save_step(tmp_path, {"w": torch.ones(3)}, {"step": 1, "best_step": 0}, keep=1)
+    (tmp_path / "step_00000002.part").symlink_to("/dev/full")
     with pytest.raises(SystemExit, match="No space left.*kept"):
-        checkpoints.save_step(tmp_path, 2, {"w": torch.ones(3)}, {}, keep=1)
+        checkpoints.save_step(tmp_path, {"w": torch.ones(3)}, {"step": 2, "best_step": 0}, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.safetensors"]
+
+
+def card(holds: int):
+    """An attempt on a GPU whose memory holds so many images."""
+    def attempt(count: int) -> None:
+        if count > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+    return attempt
+
+
+@pytest.mark.parametrize("holds, fits", [(9, 8), (8, 8), (1, 1), (0, 0), (100, 16)])
+def test_the_batch_that_fits_is_found(holds, fits):
+    assert largest_batch(card(holds), 32) == fits
+
+
+@pytest.mark.parametrize("attempt, line", [(card(9), "32 images at a time.*8 do: set it to 8; or less"),
+                                           (card(0), "nor does the smallest batch"), (None, "try half of them")])
+def test_out_of_memory_is_one_line_that_says_which_batch_fits(attempt, line):
+    with pytest.raises(SystemExit, match=f"error: sampling.batch_size: .*{line}"):
+        with out_of_memory("sampling.batch_size", 32, attempt, "; or less"):
+            card(31)(32)
+    with pytest.raises(ZeroDivisionError):  # other faults are none of its business
+        with out_of_memory("sampling.batch_size", 32, attempt):
+            raise ZeroDivisionError
+
+
+def test_the_spread_of_latents_is_the_distance_of_two():
+    latents = torch.randn(2000, 4, 2, 2, generator=torch.Generator().manual_seed(0)) * 3
+    distances = (latents[:1000] - latents[1000:]).square().mean((1, 2, 3))
+    assert spread(latents) == pytest.approx(distances.mean().sqrt().item(), rel=0.02)
+    assert spread(latents[:1].repeat(5, 1, 1, 1)) == 0

@@ -81,9 +81,9 @@ def make_workspace(folder: Path, train: int = 20, valid: int = 6, test: int = 7,
 
 
 TINY = {"sampling": {"steps": 3, "resolution": 32, "batch_size": 4, "precision": "fp32"},
-        "encode": {"batch_size": 8, "precision": "fp32"},
+        "encode": {"batch_size": 8, "precision": "fp32", "base_images": 4},
         "finetune_sd": {"epochs": 4, "batch_size": 8, "lr": 1.0e-3, "warmup_steps": 2, "precision": "fp32",
-                        "checkpoint_steps": 3, "validation_images": 5},
+                        "checkpoint_steps": 3, "validation_images": 5, "grid_captions": 2},
         "generate": {"images_per_prompt": 2}}
 
 
@@ -100,7 +100,7 @@ def write_params(folder: Path, **sections: dict) -> None:
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["stages.encode", "stages.finetune_sd", "stages.sample", "stages.generate", "diffusers",
                                 "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
-                                "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip"])
+                                "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "dvclive"])
 
 
 def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]:

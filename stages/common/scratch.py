@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from stages.common.artefacts import digest
 from stages.common.fail import fail
@@ -34,12 +35,12 @@ def fingerprint(settings: dict, inputs: list[str | Path]) -> str:
 def folder(stage: str, mark: str, keep: bool = False):
     """A locked folder for one stage at one fingerprint; removed when the block ends well, unless `keep`.
 
-    Left behind by a kill or an error, it is found again by the next run with the same fingerprint. One process per
-    machine holds it: under several processes only the first locks it, the others share it.
+    Left behind by a kill or an error, it is found again by the next run with the same fingerprint. Under several processes
+    the first locks it and the others share it; several machines need it on a disk that all see.
     """
     path = root() / stage / mark
     path.mkdir(parents=True, exist_ok=True)
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    first = int(os.environ.get("RANK", "0")) == 0
     lock = FileLock(path.with_suffix(".lock"))
     if first:
         try:
@@ -52,6 +53,10 @@ def folder(stage: str, mark: str, keep: bool = False):
         yield path
         if first and not keep:
             shutil.rmtree(path)
+    except (OSError, SafetensorError) as fault:
+        if "No space left" not in str(fault):
+            raise
+        fail(f"{stage}: {fault}. What is finished is kept in {path}: free some space and run again")
     finally:
         if first:
             lock.release()

@@ -6,32 +6,53 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.common.fail import fail
 from stages.common.progress import say
 
+DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+          torch.uint8: "U8"}
+
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     """Write tensors and a JSON state (numbers survive exactly): a kill or a power cut leaves the old file or the new."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # hence all aligned
+    header, end = {"__metadata__": {"state": json.dumps(state)}}, 0
+    for name, t in tensors.items():
+        size = t.numel() * t.element_size()
+        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     part = path.with_suffix(".part")
     try:
-        save_file({name: t.detach().contiguous().cpu() for name, t in tensors.items()}, part, {"state": json.dumps(state)})
-        with open(part, "rb") as file:
+        with open(part, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for t in tensors.values():  # one at a time: safetensors' own writer copies them all first
+                file.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         where = os.open(path.parent, os.O_RDONLY)
         os.fsync(where)
         os.close(where)
-    except (OSError, SafetensorError) as fault:
+    except OSError as fault:
         part.unlink(missing_ok=True)
         fail(f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
              "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again")
 
 
-def save_step(folder: Path, step: int, tensors: dict, state: dict, keep: int) -> None:
-    """Write the checkpoint of an optimiser step and remove all but the last `keep`."""
-    save(folder / f"step_{step:08d}.safetensors", tensors, state | {"step": step})
+def save_step(folder: Path, tensors: dict, state: dict, keep: int) -> None:
+    """Write the checkpoint of `state["step"]`, what `pack` took, and remove all but the last `keep`.
+
+    Before it, where this is `state["best_step"]`, `best.safetensors`: the weights that are published, averaged if they are.
+    """
+    if state["best_step"] == state["step"]:
+        kind = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
+        best = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
+        save(folder / "best.safetensors", best, {"step": state["step"]})
+    save(folder / f"step_{state['step']:08d}.safetensors", tensors, state)
     for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
         old.unlink()
 
@@ -50,3 +71,47 @@ def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
         except (SafetensorError, OSError) as fault:
             say(f"{path.name}: torn, using the one before ({fault})")
     return None
+
+
+def pack(names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> dict[str, torch.Tensor]:
+    """Copies, on the CPU, of all tensors that resuming needs: they can be written while training goes on.
+
+    weight.*, ema.* and optimiser.<key>.*. Every process of a sharded run has to call this; only the first gets them.
+    """
+    tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {f"ema.{name}": w for name, w in zip(names, ema)}
+    for name, w in zip(names, weights):
+        for key, value in optimiser.state[w].items():
+            tensors[f"optimiser.{key}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
+    packed = {}
+    for name, t in tensors.items():
+        t = whole(t.detach())
+        if int(os.environ.get("RANK", "0")) == 0:
+            packed[name] = t.to("cpu", copy=True)
+    return packed
+
+
+@torch.no_grad()
+def unpack(tensors: dict[str, torch.Tensor], names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> None:
+    """Put what `pack` took back in its place, in the weights' own memory layout and sharding."""
+    states = {name: {} for name in names}
+    for full, value in tensors.items():
+        if full.startswith("optimiser."):
+            _, key, name = full.split(".", 2)
+            states[name][key] = value
+    for i, (name, w) in enumerate(zip(names, weights)):
+        w.copy_(sharded(tensors[f"weight.{name}"], w))
+        if ema:
+            ema[i].copy_(sharded(tensors[f"ema.{name}"], w))
+        # A count is a tensor in torch's optimisers, an int in bitsandbytes'.
+        optimiser.state[w] = {key: torch.empty_like(w, dtype=value.dtype).copy_(sharded(value, w)) if value.shape == w.shape
+                              else value.item() if value.dtype == torch.int64 else value.to(w.device)
+                              for key, value in states[name].items()}
+
+
+def whole(t: torch.Tensor) -> torch.Tensor:
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def sharded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A whole tensor split as `like` is, where that is split."""
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else value

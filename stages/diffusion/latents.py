@@ -1,8 +1,9 @@
 """What `encode` makes once and `finetune_sd` reads: VAE latents of the eight flips and rotations, text embeddings.
 
 `data/latents/`
-    {train,valid}.safetensors    mean, logvar: float16 [N,V,C,h,w] of the VAE's posterior, unscaled; V = 8 (train), 1 (valid)
-    rows_{train,valid}.parquet   filename, scene, caption_ids (list; a row without captions has [0])
+    {train,valid,base}.safetensors    mean, logvar: float16 [N,V,C,h,w] of the VAE's posterior, unscaled; V = 8 (train) or 1
+    rows_{train,valid,base}.parquet   filename, scene, caption_ids (list; a row without captions has [0])
+                                 base: the base model's own domain, with SOURCE_base.json; absent where there is none
     captions.parquet             id, caption, truncated (longer than the text encoder reads); id 0 is the empty caption
     captions.safetensors         embeddings: float16 [M,L,D]
     normalisation.json           {normalisation, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1]

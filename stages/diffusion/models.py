@@ -15,6 +15,7 @@ from stages.common.fail import fail
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 SETTINGS = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json", "scheduler": "scheduler_config.json",
             "tokenizer": "tokenizer_config.json"}
+LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled
 # Pixel values a model is fed: (x - mean) / std of x in [0, 1], per channel. This is the VAE's own [-1, 1].
 VAE_PIXELS = {"normalisation": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
 
@@ -74,6 +75,34 @@ def load(folder: str | Path, part: str):
     return model.eval().requires_grad_(False)
 
 
+def trainable_unet(folder: str | Path, method: str, seed: int):
+    """The UNet with gradients on: all of it, or a low-rank update of its attention (Hu et al. 2022), drawn from `seed`."""
+    import torch
+
+    unet = load(folder, "unet").train()
+    if method == "full":
+        return unet.requires_grad_(True)
+    from peft import LoraConfig
+    torch.manual_seed(seed)
+    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    return unet
+
+
+def trained_unet(folder: str | Path, method: str, seed: int, weights: dict) -> dict:
+    """All weights of the UNet by name, on the CPU, with the trained ones put in, a low-rank update merged."""
+    import torch
+
+    unet = trainable_unet(folder, method, seed)
+    with torch.no_grad():
+        for name, w in unet.named_parameters():
+            if w.requires_grad:
+                w.copy_(weights[name])
+    if method == "lora":
+        unet.fuse_lora()
+        unet.unload_lora()
+    return {name: w.detach().contiguous() for name, w in unet.state_dict().items()}
+
+
 def load_tokenizer(folder: str | Path):
     """The CLIP tokenizer."""
     from transformers import CLIPTokenizer
@@ -86,11 +115,17 @@ def load_tokenizer(folder: str | Path):
     return CLIPTokenizer.from_pretrained(where)
 
 
-def load_scheduler(folder: str | Path, name: str):
+# Rescaled to zero terminal signal-to-noise ratio (Lin et al. 2024, algorithm 1), and sampled from its very end (section 3.3).
+ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+
+
+def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = False):
     """The noise schedule of the folder, stepped by `ddpm` (training), `pndm`, `ddim` or `dpm` (DPM-Solver++)."""
     import diffusers
 
-    settings = config(folder, "scheduler")
+    settings = config(folder, "scheduler") | (ZERO_SNR if zero_terminal_snr else {})
+    if settings.get("rescale_betas_zero_snr") and name == "pndm":
+        fail(f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm")
     if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         fail(f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)")
     # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
@@ -138,11 +173,12 @@ def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
     return (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> None:
+def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero_terminal_snr: bool = False) -> None:
     """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
 
     The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety
-    checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo the normalisation.
+    checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo
+    the normalisation, `zero_terminal_snr` the noise schedule that the UNet was trained on.
     """
     from safetensors.torch import save_file
 
@@ -165,6 +201,10 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict) -> N
     index = read_json(start / "model_index.json") | {"requires_safety_checker": False}
     index |= {part: [None, None] for part in ("feature_extractor", "safety_checker")}
     index.pop("_name_or_path", None)
+    if zero_terminal_snr:  # PNDM can't sample it
+        index["scheduler"] = ["diffusers", "DDIMScheduler"]
+        settings = config(start, "scheduler") | ZERO_SNR | {"_class_name": "DDIMScheduler", "clip_sample": False}
+        write_json(target / "scheduler" / SETTINGS["scheduler"], settings)
     write_json(target / "model_index.json", index)
     if statistics != VAE_PIXELS:
         write_json(target / "normalisation.json", statistics)

@@ -23,6 +23,8 @@ from stages.common.processes import processes
 from stages.common.progress import progress, say
 from stages.common.rng import rng
 from stages.diffusion import models
+from stages.diffusion.denoising import denoise
+from stages.diffusion.memory import out_of_memory
 from stages.params import Sampling
 
 FIRST_GROUP = 10**8  # group numbers of equal length: their files sort by name as by number
@@ -46,6 +48,7 @@ class Sampler:
         self.settings, self.device, self.dtype = settings, torch.device(device), DTYPES[settings.precision]
         self.unet, self.vae = (self.place(models.load(folder, part)) for part in ("unet", "vae"))
         self.tokenizer, self.text_encoder = models.load_tokenizer(folder), models.load(folder, "text_encoder").to(device)
+        self.negatives: dict[str, torch.Tensor] = {}
         self.scheduler = models.load_scheduler(folder, settings.scheduler)
         self.scale, self.statistics = models.latent_scale(folder), models.pixel_statistics(folder)
         side = settings.resolution // factor
@@ -64,35 +67,34 @@ class Sampler:
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def attempt(self, count: int) -> None:
+        """What `draw` does in memory, for groups of `count` images."""
+        text = self.embed_negative("").expand(2 * count if self.settings.guidance_scale > 1 else count, -1, -1)
+        noise = torch.zeros(count, *self.shape, device=self.device)
+        with torch.inference_mode(), self.autocast():
+            latents = denoise(self.unet, self.scheduler, noise, text, self.settings.guidance_scale, 1)
+            self.vae.decode(latents, return_dict=False)
+
     @torch.inference_mode()
     def draw(self, prompts: list[str], negatives: list[str], seeds: list[int]) -> np.ndarray:
         """Images uint8 [n,H,W,3] of at most `batch_size` prompts; the group is padded to that size whatever n is."""
         count, size, guidance = len(prompts), self.settings.batch_size, self.settings.guidance_scale
         pad = [0] * (size - count)
         noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds + pad]
-        x = torch.stack(noise).to(self.device)                                         # [B,C,h,w]
-        text = self.embed(prompts + [""] * len(pad))                                   # [B,L,D]
+        noise = torch.stack(noise).to(self.device)                                     # [B,C,h,w]
+        text = models.embed(self.tokenizer, self.text_encoder, prompts + [""] * len(pad))   # [B,L,D]
         if guidance > 1:
-            text = torch.cat([self.embed(negatives + [""] * len(pad)), text])          # [2B,L,D]
-        self.scheduler.set_timesteps(self.settings.steps, device=self.device)          # also clears the scheduler's history
-        x = x * self.scheduler.init_noise_sigma
-        for t in self.scheduler.timesteps:
-            both = self.scheduler.scale_model_input(torch.cat([x, x]) if guidance > 1 else x, t)
-            both = both.contiguous(memory_format=torch.channels_last)
-            with self.autocast():
-                prediction = self.unet(both, t, text, return_dict=False)[0].float()
-            if guidance > 1:  # one call for both halves (Ho & Salimans 2022, eq. 6)
-                without, prediction = prediction.chunk(2)
-                prediction = without + guidance * (prediction - without)
-            x = self.scheduler.step(prediction, t, x, return_dict=False)[0]
-        latents = (x / self.scale).contiguous(memory_format=torch.channels_last)
+            text = torch.cat([*map(self.embed_negative, negatives + [""] * len(pad)), text])  # [2B,L,D]
         with self.autocast():
-            images = self.vae.decode(latents, return_dict=False)[0].float()            # [B,3,H,W]
-        return models.to_pixels(images[:count].cpu().numpy(), self.statistics)
+            latents = denoise(self.unet, self.scheduler, noise, text, guidance, self.settings.steps) / self.scale
+            images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+        return models.to_pixels(images[:count].float().cpu().numpy(), self.statistics)     # from [B,3,H,W]
 
-    def embed(self, texts: list[str]) -> torch.Tensor:
-        """Text embeddings [N,L,D]."""
-        return models.embed(self.tokenizer, self.text_encoder, texts)
+    def embed_negative(self, text: str) -> torch.Tensor:
+        """Text embedding [1,L,D], made once: negative prompts repeat. Alone in its batch it has the same bytes in any group."""
+        if text not in self.negatives:
+            self.negatives = {text: models.embed(self.tokenizer, self.text_encoder, [text])}
+        return self.negatives[text]
 
 
 def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total: int, schema: pa.Schema, settings: Sampling,
@@ -122,7 +124,9 @@ def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total
             number += FIRST_GROUP
             if number % state.num_processes == state.process_index and not (cache / f"{number}.parquet").exists():
                 seeds = [image_seed(seed, *row["item"]) for row in group]
-                images = sampler.draw([row["prompt"] for row in group], [row["negative_prompt"] for row in group], seeds)
+                prompts, negatives = ([row[name] for row in group] for name in ("prompt", "negative_prompt"))
+                with out_of_memory("sampling.batch_size", size, sampler.attempt):
+                    images = sampler.draw(prompts, negatives, seeds)
                 done = [row | drawn_by | {"seed": s, "image": {"bytes": png(Image.fromarray(image)), "path": None}}
                         for row, s, image in zip(group, seeds, images)]
                 write_shard(cache, number, done, schema)
@@ -130,6 +134,9 @@ def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total
         bar.close()
         state.wait_for_everyone()
         if state.is_main_process:
+            if (found := len(list(cache.glob("*.parquet")))) != math.ceil(total / size):
+                fail(f"{cache}: {found} of {math.ceil(total / size)} groups of images are here: set REMOTE_DIFFUSION_SCRATCH to a folder "
+                     "that all machines see")
             for stale in out.glob("*.parquet"):
                 stale.unlink()
             write_shards(out, stream_rows(cache), schema)

@@ -1,0 +1,57 @@
+"""Captioned images of the base model's own domain: fine-tuning's loss on them says what the model forgets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from stages.common import sources
+from stages.common.artefacts import png, write_shards
+from stages.common.fail import fail
+from stages.common.imagery import SCHEMA, Tile, open_origin, sentences, tile
+
+KEY = "encode.base_domain"
+SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others
+UNSEEN = ("snowfield", "airport")  # left out there, too
+
+
+def fetch(source: str, count: int, size: int, out: Path) -> None:
+    """Write at most `count` tiles of `size` px as Parquet shards into `out`, with SOURCE.json. The first usable ones are taken."""
+    if sources.kind(source) == "embedded":
+        rows, found = embedded(count, size), {"licence": None}
+    else:
+        root, found = (sources.hub(source, KEY, "dataset", ["*.parquet"]) if sources.kind(source) == "hub"
+                       else (sources.local(source, KEY), {"licence": None}))
+        origin = open_origin(root, KEY)
+        rows, below = external(origin, count, size), root if root.is_dir() else root.parent
+        found = found | {"files": sources.hashes(origin.files, below)}
+    rows = list(rows)
+    if not rows:
+        fail(f"{KEY}: {source}: no usable image with a caption")
+    write_shards(out, rows, SCHEMA)
+    sources.record(out, source, **found)
+
+
+def embedded(count: int, size: int) -> Iterator[dict]:
+    """The rendered scenes in the look, and of the kinds, that the embedded base was trained on."""
+    from stages.embedded.scenes import SCENES, tiles
+
+    known = tuple(scene for scene in SCENES if scene not in UNSEEN)
+    for scene in tiles(SEED, 0, count, size, "base", known):
+        yield row(png(Image.fromarray(scene["image"])), scene["captions"], scene["scene"], f"{scene['scene']}_{scene['index']}.png")
+
+
+def external(origin, count: int, size: int) -> Iterator[dict]:
+    """The first usable captioned images of an opened source."""
+    for item in origin.items(True):
+        captions, _ = sentences(item.captions)
+        found = tile(item.image, size) if captions and not item.fault else None
+        if isinstance(found, Tile):
+            yield row(found.png, captions, item.scene or "", item.name)
+            count -= 1
+        if not count:
+            return
+
+
+def row(image: bytes, captions: list[str], scene: str, filename: str) -> dict:
+    return {"image": {"bytes": image, "path": None}, "captions": captions, "scene": scene, "filename": filename}

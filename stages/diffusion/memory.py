@@ -1,0 +1,43 @@
+"""Running out of GPU memory ends a stage in one line that says which batch size fits."""
+
+import traceback
+from collections.abc import Callable
+from contextlib import contextmanager
+
+import torch
+
+from stages.common.fail import fail
+from stages.common.progress import say
+
+
+@contextmanager
+def out_of_memory(key: str, size: int, attempt: Callable[[int], object] | None, advice: str = ""):
+    """Where the block runs out of GPU memory, fail with the largest batch for which `attempt(n)`, its work on n images, doesn't.
+
+    `key`: the params key that says `size`, images at a time. `attempt` None: nothing is tried. `advice`: what else would help.
+    """
+    try:
+        yield
+        return
+    except torch.OutOfMemoryError as fault:
+        traceback.clear_frames(fault.__traceback__)  # they hold on to activations
+    if attempt is None:
+        fail(f"{key}: {size} images at a time don't fit into the GPU's memory; try half of them{advice}")
+    say(f"{key}: out of GPU memory; looking for a batch that fits")
+    fits = largest_batch(attempt, size)
+    least = f"{fits} do: set it to {fits}" if fits else "nor does the smallest batch"
+    fail(f"{key}: {size} images at a time don't fit into the GPU's memory; {least}{advice}")
+
+
+def largest_batch(attempt: Callable[[int], object], size: int) -> int:
+    """The largest of size/2, size/4, ... 1 for which `attempt` does not run out of memory; 0: none."""
+    while size > 1:
+        size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            attempt(size)
+            return size
+        except torch.OutOfMemoryError as fault:
+            traceback.clear_frames(fault.__traceback__)
+    return 0
