@@ -16,8 +16,8 @@ ACROSS, PER_FIGURE = 8, 4    # tiles in a row of a grid; images per figure's pro
 
 def rows() -> tuple[list[dict], list[dict], list[dict]]:
     """What is known of the real test tiles, the tuned model's samples and the synthetic images, without the images."""
-    return (read_rows(REAL, ["filename", "scene"]),
-            read_rows(TUNED, ["filename", "scene", "caption", "scheduler", "steps", "guidance_scale", "model"]),
+    tuned = read_rows(TUNED, ["filename", "scene", "caption", "scheduler", "steps", "guidance_scale", "model"])
+    return (read_rows(REAL, ["filename", "scene"]), tuned[:len({row["filename"] for row in tuned})],  # one per caption
             read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *SETTINGS]))
 
 
