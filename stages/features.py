@@ -77,14 +77,14 @@ def extract(network: torch.nn.Module, images: str, count: int, size: int, state:
             prepare: Callable[[torch.Tensor], torch.Tensor] = lambda images: images) -> dict[str, torch.Tensor]:
     """float32 [N, ...] of each output of the network, of the first `count` rows, in groups of `size`."""
     mine = []
-    rows = islice(stream_rows(images, ["image"]), count)
-    for number, rows in enumerate(progress(groups_of(rows, size), what=what, unit="group")):
+    groups = groups_of(islice(stream_rows(images, ["image"]), count), size)
+    for number, rows in enumerate(progress(groups, what=what, unit="group")):
         if number % state.num_processes == state.process_index:
             padded = rows + [rows[-1]] * (size - len(rows))
             output = network(prepare(pixels(padded).to(state.device)))
             mine.append((number, {key: value[:len(rows)].float().cpu() for key, value in output.items()}))
-    groups = sorted(gather_object(mine), key=lambda group: group[0])
-    return {key: torch.cat([output[key] for _, output in groups]).contiguous() for key in groups[0][1]}
+    outputs = [output for _, output in sorted(gather_object(mine), key=lambda group: group[0])]
+    return {key: torch.cat([output[key] for output in outputs]).contiguous() for key in outputs[0]}
 
 
 def groups_of(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
