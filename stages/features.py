@@ -48,7 +48,7 @@ def main(which: str = ""):
         for place, images in SOURCES[which].items():
             found = extract(network, images, len(rows[place]), p.features.batch_size, state, f"{name} of {place}")
             if name == "clip" and captioned:
-                found["captions"] = caption_embeddings([row["caption"] for row in rows[place]], p.features.batch_size, state.device)
+                found["captions"] = caption_embeddings(network, [row["caption"] for row in rows[place]], p.features.batch_size)
             write(place, name, found, state)
         if which == "real" and p.features.padded and name != "pixels":
             found = extract(network, SOURCES["real"]["real/test"], len(rows["real/test"]), p.features.batch_size, state,

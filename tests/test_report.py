@@ -78,7 +78,9 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
                 "f1_macro": value - 0.01, "overall_accuracy_lo": value - 0.05, "overall_accuracy_hi": value + 0.05, "n": n}
 
     standard = {"refused": 0, "n": count, "n_real": count, "n_floor": count, "singular": 1}
-    for name, value in {"fid": 2.1, "fid_infinity": 1.1, "sinkhorn": 0.3, "kid_x1000": 1.2, "precision": 0.8, "recall": 0.7, "density": 0.9, "coverage": 0.75}.items():
+    for name, value in {
+            "fid": 2.1, "fid_infinity": 1.1, "sinkhorn": 0.3, "kid_x1000": 1.2, "precision": 0.8, "recall": 0.7, "density": 0.9,
+            "coverage": 0.75}.items():
         standard |= {name: value, f"{name}_lo": value * 0.9, f"{name}_hi": value * 1.1, f"{name}_floor": value / 4,
                      f"{name}_base": value * 9}
     paper = {"refused": 0, "n": 8, "draws": 2, "singular": 1, "fid": 3.25, "fid_std": 0.5, "fid_floor": 0.6, "fid_base": 21.0}

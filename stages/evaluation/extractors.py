@@ -72,39 +72,40 @@ class Inception(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DINOv2's normalised class token, or CLIP's image embedding, from a folder in the layout of transformers."""
+    """DINOv2's normalised class token, or CLIP's embedding of an image, from a folder in the layout of transformers."""
 
     def __init__(self, name: str, folder: Path):
         super().__init__()
-        from transformers import CLIPVisionModelWithProjection, Dinov2Model
+        from transformers import CLIPModel, Dinov2Model
 
         for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
             found(folder / file, f"a {name} folder of the Hugging Face hub")
-        kind, self.output = {"dinov2": (Dinov2Model, "pooler_output"),
-                             "clip": (CLIPVisionModelWithProjection, "image_embeds")}[name]
+        kind = {"dinov2": Dinov2Model, "clip": CLIPModel}[name]
         self.network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        self.settings = read_json(folder / "preprocessor_config.json")
+        self.settings, self.is_clip = read_json(folder / "preprocessor_config.json"), name == "clip"
         crop = self.settings.get("crop_size") or self.settings["size"]
         self.size = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D]."""
         x = normalise(resize(images, self.size), self.settings["image_mean"], self.settings["image_std"])
-        return {"features": getattr(self.network(pixel_values=x), self.output)}
+        if not self.is_clip:
+            return {"features": self.network(pixel_values=x).pooler_output}
+        return {"features": self.network.visual_projection(self.network.vision_model(pixel_values=x).pooler_output)}
 
 
 @torch.inference_mode()
-def caption_embeddings(captions: list[str], size: int, device: torch.device | str, folder: Path = VISION / "clip") -> torch.Tensor:
+def caption_embeddings(clip: Transformer, captions: list[str], size: int, folder: Path = VISION / "clip") -> torch.Tensor:
     """CLIP's embeddings float32 [N, D] of captions, cut at its context; in groups of `size`."""
-    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+    from transformers import AutoTokenizer
 
     found(folder / "tokenizer_config.json", "a clip folder of the Hugging Face hub")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().to(device)
-    length, embedded = model.config.max_position_embeddings, []
+    tokenizer, model = AutoTokenizer.from_pretrained(folder, local_files_only=True), clip.network
+    length, embedded = model.config.text_config.max_position_embeddings, []
     for start in range(0, len(captions), size):
         tokens = tokenizer(captions[start:start + size], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        embedded.append(model(**tokens.to(device)).text_embeds.float().cpu())
+        hidden = model.text_model(**tokens.to(model.device)).pooler_output
+        embedded.append(model.text_projection(hidden).float().cpu())
     return torch.cat(embedded)
 
 
