@@ -15,7 +15,7 @@ from stages.common.progress import say
 from stages.common.torch_setup import deterministic
 from stages.evaluation import labels
 from stages.evaluation.plots import write_csv
-from stages.evaluation.scores import pooled
+from stages.evaluation.scores import pooled, share_of_ceiling
 from stages.params import load
 
 BASE = Path("models/base/classifier")
@@ -45,9 +45,7 @@ def main(key: str = ""):
 
     counts = np.bincount(real.labels, minlength=len(names))
     tests = {test: pooled(outcomes, test) for test in ("synthetic_test", "real_test")}
-    ceiling = read_json(f"metrics/ceiling_{key}.json")["overall_accuracy"]
-    if ceiling:
-        tests["real_test"]["share_of_ceiling"] = tests["real_test"]["overall_accuracy"] / ceiling
+    tests["real_test"] |= share_of_ceiling(tests["real_test"], read_json(f"metrics/ceiling_{key}.json"))
     write_json(f"metrics/classify_{key}.json", tests | {
         "chance": 1 / len(names), "majority": float(counts.max() / counts.sum()), "classes": len(names),
         "scenes_without_real": sum(map(len, p.classes.values())) - len(of_scene) if key == "lulc" else 0,

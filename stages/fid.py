@@ -114,8 +114,8 @@ def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> 
 def paper(sets: dict[str, np.ndarray], places: np.ndarray, p: Fid, seed: int) -> dict[str, float]:
     """The paper's protocol: few images, drawn at random with their generated counterparts; mean over several draws.
 
-    Padded: `sets` hold the test tiles in their black frame. The floor is then what real training tiles without one score:
-    no generator of whole images can do better.
+    Padded: `sets` hold the test tiles in their black frame. The floor is then what real training tiles without one score,
+    as a generator of perfect tiles would.
     """
     n = p.paper_n
     if len(places) < max(n, 2):

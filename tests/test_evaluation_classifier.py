@@ -12,7 +12,7 @@ from PIL import Image
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import render
 from stages.evaluation.classification import SENTINEL2_WHITE, Labelled, Outcome, TilesModule, read_labelled, split, train_and_test
-from stages.evaluation.scores import errors_of, pooled, scores_of
+from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
 from stages.params import Classifier, load
 
 REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
@@ -116,6 +116,11 @@ def test_scores_are_torchgeos_where_every_class_has_images():
     error = errors_of(labels, guesses, np.ones(200), 4, draws)["overall_accuracy"]
     share = ours["overall_accuracy"][0]
     assert error == pytest.approx(np.sqrt(share * (1 - share) / 200), rel=0.15)
+    none = {"overall_accuracy": 0.0, "overall_accuracy_lo": 0.0, "overall_accuracy_hi": 0.1}
+    some = {"overall_accuracy": 0.6, "overall_accuracy_lo": 0.5, "overall_accuracy_hi": 0.7}
+    top = {"overall_accuracy": 0.8, "overall_accuracy_lo": 0.8, "overall_accuracy_hi": 0.8}
+    found = share_of_ceiling(some, top)
+    assert list(found.values()) == pytest.approx([0.75, 0.625, 0.875]) and share_of_ceiling(none, top) == {}
     # A class without test images that is guessed now and then is no zero in the average.
     some = scores_of(np.zeros((1, 10), int), np.array([[0] * 8 + [1] * 2]), np.ones((1, 10)), 3)
     assert some["average_accuracy"][0] == pytest.approx(0.8)

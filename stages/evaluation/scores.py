@@ -57,3 +57,16 @@ def pooled(outcomes: list, test: str) -> dict[str, float]:
         result |= {name: mean, f"{name}_lo": max(float(mean - np.hypot(mean - lo, spread)), 0.0),
                    f"{name}_hi": min(float(mean + np.hypot(hi - mean, spread)), np.inf if name == "loss" else 1.0)}
     return result
+
+
+def share_of_ceiling(scores: dict[str, float], ceiling: dict[str, float]) -> dict[str, float]:
+    """Overall accuracy relative to the ceiling's, with a 95 % interval that holds both of theirs (errors of the logarithm).
+
+    Nothing where one of the accuracies is 0 and no ratio has a meaning.
+    """
+    (ours, lo, hi), (top, top_lo, top_hi) = ([each[f"overall_accuracy{end}"] for end in ("", "_lo", "_hi")] for each in (scores, ceiling))
+    if not ours * lo * top * top_lo:
+        return {}
+    share, below, above = ours / top, np.hypot(np.log(ours / lo), np.log(top_hi / top)), np.hypot(np.log(hi / ours), np.log(top / top_lo))
+    return {"share_of_ceiling": share, "share_of_ceiling_lo": float(share * np.exp(-below)),
+            "share_of_ceiling_hi": float(share * np.exp(above))}
