@@ -131,9 +131,10 @@ def table_3(metrics: dict, facts: Facts) -> Table:
             key = f"fid.{extractor}.{protocol}"
             rows.append(row(f"{key}.fid", f"FID, {extractor} features, {what}", found, comparable, FID, marks(found, "fid"), identity))
             if "fid_infinity" in found:
-                short = "; its smallest sets are below the features' dimensions" * found.get("infinity_singular", 0)
-                rows.append(row(f"{key}.fid_infinity", f"FID at infinitely many images, {extractor} features", found,
-                                (NO_DEMO if facts.embedded("imagery") else "no: the paper's N is 250") + short, FID, marks(found, "fid_infinity"), identity))
+                why = NO_DEMO if facts.embedded("imagery") else "no: the paper's N is 250"
+                why += "; its smallest sets are below the features' dimensions" * found.get("infinity_singular", 0)
+                rows.append(row(f"{key}.fid_infinity", f"FID at infinitely many images, {extractor} features", found, why, FID,
+                                marks(found, "fid_infinity"), identity))
             if "sinkhorn" in found:
                 rows.append(row(f"{key}.sinkhorn", f"Sinkhorn divergence of {extractor} features", found,
                                 "no: the paper gives no protocol; its text calls 0.2 the training loss", SINKHORN,
