@@ -185,7 +185,7 @@ def test_sinkhorn_of_moved_sets_has_the_closed_form():
     x = draws(60, 5, 0, shift=7, scale=3)
     move = np.array([1, 2, 0, 0, 2], np.float32)
     unit = ((x - x.mean(0)) ** 2).sum(1).mean()
-    assert sinkhorn(x, x) == pytest.approx(0, abs=1e-6)
+    assert sinkhorn(x, x) == pytest.approx(0, abs=1e-5)
     assert sinkhorn(x, x + move) == pytest.approx(9 / 2 / unit, rel=1e-3)
     assert sinkhorn(10 * x, 10 * (x + move)) == pytest.approx(9 / 2 / unit, rel=1e-3)
     assert sinkhorn(x, draws(60, 5, 1, shift=7, scale=3)) < sinkhorn(x, draws(60, 5, 1, shift=7, scale=6))

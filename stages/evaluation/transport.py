@@ -18,5 +18,5 @@ def sinkhorn(real: np.ndarray, fake: np.ndarray) -> float:
     real, fake = real[:LARGEST].astype(np.float64), fake[:LARGEST].astype(np.float64)
     centre = real.mean(0)
     unit = np.sqrt(((real - centre) ** 2).sum(1).mean()) or 1.0
-    x, y = (torch.from_numpy((each - centre) / unit) for each in (real, fake))
+    x, y = (torch.from_numpy((each - centre) / unit).float() for each in (real, fake))
     return float(SamplesLoss("sinkhorn", p=2, blur=BLUR, backend="tensorized")(x, y))
