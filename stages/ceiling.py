@@ -1,9 +1,10 @@
-"""The ceiling of `classify`: the same network, trained on as many real tiles as the data set has generated ones.
+"""The ceiling of `classify`: the same network, trained on as many real tiles as there are generated ones.
 
-    python -m stages.ceiling lulc|scenes
+    python -m stages.ceiling
+
+One stage for both questions, LULC classes and scenes: starting up costs as much as training.
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,36 +14,36 @@ from stages.common.fail import fail
 from stages.common.progress import say
 from stages.common.torch_setup import deterministic
 from stages.evaluation import labels
+from stages.evaluation.scores import pooled
 from stages.params import load
 
 
-def main(key: str = ""):
-    labels.check(key)
+def main():
     p = load()
-    deterministic(p.seed)
-    from stages.evaluation.classification import pooled, read_labelled, train_and_test
+    from stages.evaluation.classification import read_labelled, train_and_test
 
-    names, of_scene = labels.of_imagery(key, p.classes)
-    # As many images of each class as there are generated: by the params, or one per test caption.
-    if key == "lulc":
-        wanted = {names.index(name): count * p.generate.images_per_prompt for name, count in p.prompt.per_class.items()}
-    else:
-        asked = [of_scene[row["scene"]] for row in read_rows("data/imagery/test", ["scene"])]
-        wanted = {i: asked.count(i) for i in set(asked)}
-    source, _ = read_labelled("data/imagery/train", "scene", of_scene, p.classifier.resolution, wanted, p.seed)
-    real, _ = read_labelled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
-    if len(np.unique(source.labels)) < 2:
-        fail(f"data/imagery/train: images of {len(np.unique(source.labels))} class(es); a classifier needs at least 2")
-    if len(source.labels) < sum(wanted.values()):
-        say(f"ceiling: {key}: {len(source.labels)} real training tiles where {sum(wanted.values())} images are generated")
+    for key in labels.KEYS:
+        deterministic(p.seed)
+        names, of_scene = labels.of_imagery(key, p.classes)
+        # As many images of each class as there are generated: by the params, or so many per test caption.
+        if key == "lulc":
+            wanted = {names.index(name): count * p.generate.images_per_prompt for name, count in p.prompt.per_class.items()}
+        else:
+            asked = [of_scene[row["scene"]] for row in read_rows("data/imagery/test", ["scene"])]
+            wanted = {i: asked.count(i) * p.classifier.images_per_caption for i in set(asked)}
+        source, _ = read_labelled("data/imagery/train", "scene", of_scene, p.classifier.resolution, wanted, p.seed)
+        real, _ = read_labelled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
+        if (classes := len(np.unique(source.labels))) < 2:
+            fail(f"data/imagery/train: images of {classes} class(es); a classifier needs at least 2")
+        if len(source.labels) < sum(wanted.values()):
+            say(f"ceiling: {key}: {len(source.labels)} real training tiles where {sum(wanted.values())} images are generated")
 
-    weights = Path("models/base/classifier/model.safetensors")
-    weights = weights if weights.exists() else None
-    outcomes = [train_and_test(source, real, names, p.classifier, p.seed + i, weights)
-                for i in range(p.classifier.seeds)]
-    write_json(f"metrics/ceiling_{key}.json", pooled(outcomes, "real_test") | {
-        "n_train": outcomes[0].scores["train"]["n"], "n_wanted": sum(wanted.values()), "seeds": len(outcomes)})
+        weights = Path("models/base/classifier/model.safetensors")
+        weights = weights if weights.exists() else None
+        outcomes = [train_and_test(source, real, names, p.classifier, p.seed + i, weights) for i in range(p.classifier.seeds)]
+        write_json(f"metrics/ceiling_{key}.json", pooled(outcomes, "real_test") | {
+            "n_train": outcomes[0].scores["train"]["n"], "n_wanted": sum(wanted.values()), "seeds": len(outcomes)})
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -4,18 +4,18 @@
     python -m stages.classify scenes    scenes: trained on the tuned model's images of the test captions (zero-shot accuracy)
 """
 
-import csv
-import io
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from stages.common.artefacts import read_json, replace, write_json
+from stages.common.artefacts import read_json, write_json
 from stages.common.fail import fail
 from stages.common.progress import say
 from stages.common.torch_setup import deterministic
 from stages.evaluation import labels
+from stages.evaluation.plots import write_csv
+from stages.evaluation.scores import pooled, share_of_ceiling
 from stages.params import load
 
 BASE = Path("models/base/classifier")
@@ -25,7 +25,7 @@ def main(key: str = ""):
     labels.check(key)
     p = load()
     deterministic(p.seed)
-    from stages.evaluation.classification import pooled, read_labelled, train_and_test
+    from stages.evaluation.classification import read_labelled, train_and_test
     from stages.evaluation.networks import save
 
     # The question, its training images (generated), its test images (real).
@@ -45,6 +45,7 @@ def main(key: str = ""):
 
     counts = np.bincount(real.labels, minlength=len(names))
     tests = {test: pooled(outcomes, test) for test in ("synthetic_test", "real_test")}
+    tests["real_test"] |= share_of_ceiling(tests["real_test"], read_json(f"metrics/ceiling_{key}.json"))
     write_json(f"metrics/classify_{key}.json", tests | {
         "chance": 1 / len(names), "majority": float(counts.max() / counts.sum()), "classes": len(names),
         "scenes_without_real": sum(map(len, p.classes.values())) - len(of_scene) if key == "lulc" else 0,
@@ -61,18 +62,11 @@ def main(key: str = ""):
         "classes_without_real": [name for name, count in zip(names, counts) if count == 0],
         "scenes_of_no_class": dict(sorted(left_out.items()))})
     predicted = first.predicted["real_test"]
-    write_csv(f"metrics/plots/confusion_{key}.csv", ["actual", "predicted"],
-              [[names[a], names[b]] for a, b in zip(real.labels, predicted)])
-    write_csv(f"metrics/plots/accuracy_by_class_{key}.csv", ["class", "accuracy", "n"],
-              [[name, float((predicted[real.labels == i] == i).mean()), int(counts[i])]
-               for i, name in enumerate(names) if counts[i]])
-
-
-def write_csv(path: str, header: list[str], rows: list[list]) -> None:
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerows([header, *rows])
-    replace(path, sink.getvalue().encode())
+    write_csv(f"metrics/plots/confusion_{key}.csv", [
+        {"actual": names[a], "predicted": names[b]} for a, b in zip(real.labels, predicted)], ["actual", "predicted"])
+    write_csv(f"metrics/plots/accuracy_by_class_{key}.csv", [
+        {"class": name, "accuracy": float((predicted[real.labels == i] == i).mean()), "n": int(counts[i])}
+        for i, name in enumerate(names) if counts[i]], ["class", "accuracy", "n"])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m stages.features real|base|tuned|synthetic
 
-Images go through in fixed groups, the last one padded, dealt out over the processes: the same bytes for any number of them.
+Images go through in fixed groups, the last one padded, dealt out over the processes: the same bytes for any number of
+them. Of each caption's samples the first counts (`classifier.images_per_caption` may ask for more).
 """
 
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from stages.common.fail import fail
 from stages.common.processes import processes
 from stages.common.progress import progress, say
 from stages.common.torch_setup import deterministic
-from stages.evaluation.extractors import extractor
-from stages.evaluation.networks import pixels
+from stages.evaluation.extractors import caption_embeddings, extractor
+from stages.evaluation.networks import framed, pixels
 from stages.params import load
 
 SOURCES = {"real": {"real/train": "data/imagery/train", "real/test": "data/imagery/test"},
@@ -39,32 +40,51 @@ def main(which: str = ""):
     state = processes()
     if state.is_main_process:
         shutil.rmtree(f"data/features/{which}", ignore_errors=True)
-    for name in p.features.extractors:
+    captioned = which in ("base", "tuned") and "clip" in p.features.extractors
+    keys = (["row", "label"] if which == "synthetic" else ["filename", "scene"]) + ["caption"] * captioned
+    rows = {place: firsts(read_rows(images, keys)) for place, images in SOURCES[which].items()}
+    for name in [*p.features.extractors, "pixels"]:
         network = extractor(name).to(state.device)
         for place, images in SOURCES[which].items():
-            found = extract(network, images, p.features.batch_size, state, f"{name} of {place}")
-            if state.is_main_process:
-                folder = Path("data/features", place)
-                folder.mkdir(parents=True, exist_ok=True)
-                save_file(found, folder / f"{name}.safetensors")
-                say(f"features: {place}: {name}, {len(found['features'])} x {found['features'].shape[1]}")
+            found = extract(network, images, len(rows[place]), p.features.batch_size, state, f"{name} of {place}")
+            if name == "clip" and captioned:
+                found["captions"] = caption_embeddings(network, [row["caption"] for row in rows[place]], p.features.batch_size)
+            write(place, name, found, state)
+        if which == "real" and p.features.padded and name != "pixels":
+            found = extract(network, SOURCES["real"]["real/test"], len(rows["real/test"]), p.features.batch_size, state,
+                            f"{name} of padded tiles", framed)
+            write("real/test_padded", name, found, state)
     if state.is_main_process:
-        for place, images in SOURCES[which].items():
-            columns = ["row", "label"] if which == "synthetic" else ["filename", "scene"]
-            write_table(Path("data/features", place, "rows.parquet"), pa.Table.from_pylist(read_rows(images, columns)))
+        for place, kept in rows.items():
+            write_table(Path("data/features", place, "rows.parquet"), pa.Table.from_pylist(kept).select(keys[:2]))
+
+
+def firsts(rows: list[dict]) -> list[dict]:
+    """The rows up to where file names begin to repeat: further samples of the same captions come after all first ones."""
+    return rows[:len({row["filename"] for row in rows})] if rows and "filename" in rows[0] else rows
+
+
+def write(place: str, name: str, found: dict[str, torch.Tensor], state: PartialState) -> None:
+    if state.is_main_process:
+        folder = Path("data/features", place)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(found, folder / f"{name}.safetensors")
+        say(f"features: {place}: {name}, {len(found['features'])} x {found['features'].shape[1]}")
 
 
 @torch.inference_mode()
-def extract(network: torch.nn.Module, images: str, size: int, state: PartialState, what: str) -> dict[str, torch.Tensor]:
-    """float32 [N, ...] of each output of the network, in the order of the rows."""
+def extract(network: torch.nn.Module, images: str, count: int, size: int, state: PartialState, what: str,
+            prepare: Callable[[torch.Tensor], torch.Tensor] = lambda images: images) -> dict[str, torch.Tensor]:
+    """float32 [N, ...] of each output of the network, of the first `count` rows, in groups of `size`."""
     mine = []
-    for number, rows in enumerate(progress(groups_of(stream_rows(images, ["image"]), size), what=what, unit="group")):
+    groups = groups_of(islice(stream_rows(images, ["image"]), count), size)
+    for number, rows in enumerate(progress(groups, what=what, unit="group")):
         if number % state.num_processes == state.process_index:
             padded = rows + [rows[-1]] * (size - len(rows))
-            output = network(pixels(padded).to(state.device))
+            output = network(prepare(pixels(padded).to(state.device)))
             mine.append((number, {key: value[:len(rows)].float().cpu() for key, value in output.items()}))
-    groups = sorted(gather_object(mine), key=lambda group: group[0])
-    return {key: torch.cat([output[key] for _, output in groups]).contiguous() for key in groups[0][1]}
+    outputs = [output for _, output in sorted(gather_object(mine), key=lambda group: group[0])]
+    return {key: torch.cat([output[key] for output in outputs]).contiguous() for key in outputs[0]}
 
 
 def groups_of(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:

@@ -52,6 +52,11 @@ def main() -> None:
                        settings.test * ("test" in missing))
         for i, split in zip(pool, carved):
             rows[i] = rows[i]._replace(split=split)
+        alike = duplicates(groups, [row.split for row in rows])
+        if settings.exclude_near_duplicates:
+            seen = {group for row, group in zip(rows, groups.tolist()) if row.split == "train"}
+            rows = [row._replace(split="excluded") if row.split == "test" and group in seen else row
+                    for row, group in zip(rows, groups.tolist())]
         kept = {split: sum(row.split == split for row in rows) for split in SPLITS}
         if empty := [split for split in SPLITS if not kept[split]]:
             fail(f"fetch_imagery: the {empty[0]} split is empty ({kept}): change fetch_imagery.{{splits,valid,test}}")
@@ -62,7 +67,7 @@ def main() -> None:
 
         report = {"kept": kept, "scenes": len(scenes), "skipped": skipped, **dict(sorted(counts.items())),
                   "unused_splits": {str(name): len(pairs) for name, pairs in usable.items() if name not in given},
-                  "near_duplicates": duplicates(groups, [row.split for row in rows])}
+                  "near_duplicates": alike | {"excluded_from_test": sum(row.split == "excluded" for row in rows)}}
         write_json(part / "REPORT.json", report)
         sources.record(part, settings.source, **found, **images)
     say(f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped or 'none'}")

@@ -1,4 +1,4 @@
-"""Image metrics from stored features: distance to real tiles, fidelity and diversity, agreement with the text.
+"""Image metrics from stored features: distance to real tiles, fidelity and diversity, memorisation, agreement with the text.
 
     python -m stages.fid
 
@@ -6,47 +6,64 @@ Each number stands beside its interval, its floor (real test against as many rea
 model before fine-tuning).
 """
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
-from stages.common.artefacts import read_json, replace, write_json
+from stages.common.artefacts import read_json, write_json
 from stages.common.fail import fail
 from stages.common.progress import progress, say
 from stages.common.rng import rng
-from stages.evaluation.frechet import fid
-from stages.evaluation.intervals import around, halves, wilson
-from stages.evaluation.kernel import kid
+from stages.evaluation.agreement import clip_agreement, text_agreement
+from stages.evaluation.frechet import PARTS, at_infinity, curve, fid
+from stages.evaluation.intervals import around, halves
+from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.manifold import manifold
+from stages.evaluation.mismatch import mismatch
+from stages.evaluation.nearest import memorised, nearest, nearest_turned
+from stages.evaluation.plots import write_csv
+from stages.evaluation.transport import sinkhorn
 from stages.params import Fid, load
 
 FEATURES = Path("data/features")
 SETS = {"test": "real/test", "train": "real/train", "tuned": "tuned", "base": "base", "synthetic": "synthetic"}
+PADDED = "real/test_padded"
+RANGE = {"precision": (0, 1), "recall": (0, 1), "coverage": (0, 1), "kid_x1000": (-np.inf, np.inf),
+         "fid_infinity": (-np.inf, np.inf)}  # all others: 0 and above
+CLOSEST = 24  # pairs of generated and training image that are named
 
 
 def main():
     p = load()
     rows = {name: pq.read_table(FEATURES / place / "rows.parquet").to_pydict() for name, place in SETS.items()}
-    scene = {name: load_file(FEATURES / place / "scene.safetensors") for name, place in SETS.items()}
     places = paired(rows)
+    small = {name: load_file(FEATURES / place / "pixels.safetensors") for name, place in SETS.items()}
+    images = {"mismatch": {name: mismatch(small["test"], small[name], name) for name in ("tuned", "synthetic")}}
+    images["pixels"], _ = memorisation({name: values["features"] for name, values in small.items()}, rows, nearest_turned)
 
-    metrics = {}
-    for extractor in sorted(path.stem for path in (FEATURES / "real/test").glob("*.safetensors")):
-        found = scene if extractor == "scene" else {
-            name: load_file(FEATURES / place / f"{extractor}.safetensors") for name, place in SETS.items()}
+    metrics, curves, agreement = {}, {}, {}
+    for extractor in sorted(path.stem for path in (FEATURES / "real/test").glob("*.safetensors") if path.stem != "pixels"):
+        found = {name: load_file(FEATURES / place / f"{extractor}.safetensors") for name, place in SETS.items()}
         sets = {name: values["features"] for name, values in found.items()}    # each [N, D]
-        metrics[extractor] = {
-            "standard": standard(sets, p.fid, p.seed, extractor),
-            "paper": paper(sets, places, p.fid, p.seed)}
+        metrics[extractor] = {"standard": standard(sets, p.fid, p.seed, extractor), "paper": paper(sets, places, p.fid, p.seed)}
+        if (padded := FEATURES / PADDED / f"{extractor}.safetensors").exists():
+            metrics[extractor]["paper_padded"] = paper(sets | {"test": load_file(padded)["features"]}, places, p.fid, p.seed)
+        curves[extractor] = fid_curves(sets, p.seed)
+        images[extractor], closest = memorisation(sets, rows, nearest)
+        if extractor == "scene":
+            write_csv("metrics/plots/nearest_training.csv", closest, list(closest[0]))
+            agreement, table = text_agreement(rows, found, read_json("models/scene/config.json")["scenes"], p.classes)
+            write_csv("metrics/plots/agreement_by_scene.csv", table, list(table[0]) if table else ["scene"])
+        if extractor == "clip":
+            real = sets["test"][places]
+            clip = clip_agreement(sets | {"real": real}, found["tuned"]["captions"], rng(p.seed, "clip null"))
     write_json("metrics/fid.json", metrics)
-
-    agreement, table = text_agreement(rows, scene, read_json("models/scene/config.json")["scenes"], p.classes)
-    write_json("metrics/agreement.json", agreement)
-    write_csv("metrics/plots/agreement_by_scene.csv", table)
+    write_json("metrics/images.json", images)
+    write_json("metrics/agreement.json", agreement | (clip if "clip" in metrics else {}))
+    shown = curves.get("inception2048", curves["scene"])
+    write_csv("metrics/plots/fid_curve.csv", shown, list(shown[0]))
 
 
 def paired(rows: dict) -> np.ndarray:
@@ -60,35 +77,46 @@ def paired(rows: dict) -> np.ndarray:
     return np.array([place[filename] for filename in rows["tuned"]["filename"]])
 
 
-def measure(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+def measure(real: np.ndarray, fake: np.ndarray, extractor: str, draws: np.random.Generator) -> dict[str, float]:
     """All distances between features [N, D] and [M, D]."""
-    return {"fid": fid(real, fake), "kid_x1000": 1000 * kid(real, fake), **manifold(real, fake)}
+    found = {"fid": fid(real, fake), "fid_infinity": at_infinity(curve(real, fake, draws)), "kid_x1000": 1000 * kid(real, fake),
+             **manifold(real, fake), "sinkhorn": sinkhorn(real, fake)}
+    return found | ({"cmmd": cmmd(real, fake)} if extractor == "clip" else {})
+
+
+def floor_of(sets: dict[str, np.ndarray], seed: int) -> np.ndarray:
+    """As many real training tiles as there are real test tiles, drawn at random."""
+    return sets["train"][np.sort(rng(seed, "floor").permutation(len(sets["train"]))[:len(sets["test"])])]
 
 
 def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> dict[str, float]:
     """All generated images against all real test tiles."""
-    real, fake, train = sets["test"], sets["tuned"], sets["train"]
+    real, fake = sets["test"], sets["tuned"]
     n = min(len(real), len(fake))
-    if n < max(p.standard_min_n, 4):
+    if n < max(p.standard_min_n, 8):  # 8: quarters of them still have a covariance
         say(f"fid: {n} images are fewer than fid.standard_min_n = {p.standard_min_n}: no standard protocol for {extractor}")
-        return {"refused": 1, "n": n, "n_needed": p.standard_min_n}
-    draw = rng(seed, "floor").permutation(len(train))[:len(real)]
-    value, floor, base = measure(real, fake), measure(real, train[np.sort(draw)]), measure(real, sets["base"])
-
-    draws = rng(seed, "intervals")
+        return {"refused": 1, "n": n, "n_needed": max(p.standard_min_n, 8)}
+    train, draws = floor_of(sets, seed), rng(seed, "intervals")
+    value, floor, base = (measure(a, b, extractor, draws) for a, b in ((real, fake), (real, train), (real, sets["base"])))
     pairs = zip(halves(len(real), p.subsets, draws), halves(len(fake), p.subsets, draws))
-    spread = [measure(real[i], fake[j]) for i, j in progress(pairs, total=p.subsets, what=f"intervals of {extractor}")]
-    result = {"refused": 0, "n": len(fake), "n_real": len(real), "n_floor": len(draw), "singular": int(n <= real.shape[1])}
+    spread = [measure(real[i], fake[j], extractor, draws)
+              for i, j in progress(pairs, total=p.subsets, what=f"intervals of {extractor}")]
+    # FID of fewer images than dimensions compares singular covariances; the curve's line holds above them only.
+    result = {"refused": 0, "n": len(fake), "n_real": len(real), "n_floor": len(train), "singular": int(n <= real.shape[1]),
+              "infinity_singular": int(n // max(PARTS) <= real.shape[1])}
     for name in value:
-        low, high = -np.inf if name == "kid_x1000" else 0, 1 if name in ("precision", "recall", "coverage") else np.inf
-        lo, hi = around(value[name], [each[name] for each in spread], n, low, high)
+        lo, hi = around(value[name], [each[name] for each in spread], n, *RANGE.get(name, (0, np.inf)))
         result |= {name: value[name], f"{name}_lo": lo, f"{name}_hi": hi,
                    f"{name}_floor": floor[name], f"{name}_base": base[name]}
     return result
 
 
 def paper(sets: dict[str, np.ndarray], places: np.ndarray, p: Fid, seed: int) -> dict[str, float]:
-    """The paper's protocol: few images, drawn at random with their generated counterparts; mean over several draws."""
+    """The paper's protocol: few images, drawn at random with their generated counterparts; mean over several draws.
+
+    Padded: `sets` hold the test tiles in their black frame. The floor is then what real training tiles without one score,
+    as a generator of perfect tiles would.
+    """
     n = p.paper_n
     if len(places) < max(n, 2):
         say(f"fid: {len(places)} generated images are fewer than fid.paper_n = {n}: no paper protocol")
@@ -104,45 +132,26 @@ def paper(sets: dict[str, np.ndarray], places: np.ndarray, p: Fid, seed: int) ->
             "fid": float(value), "fid_std": float(std), "fid_floor": float(floor), "fid_base": float(base)}
 
 
-def text_agreement(rows: dict, found: dict, scenes: list[str], classes: dict[str, list[str]]) -> tuple[dict, list[dict]]:
-    """Share of images in which a classifier of real tiles sees the scene of their caption, and a table by scene.
+def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
+    """FID at 1/N, for the plot whose lines meet the axis at FID of infinitely many images."""
+    found = {"tuned": sets["tuned"], "base": sets["base"], "floor": floor_of(sets, seed)}
+    lines = {name: curve(sets["test"], values, rng(seed, "curve")) for name, values in found.items()}
+    return [{"images": size, "one_over_n": 1 / size, **{name: points[place][1] for name, points in lines.items()}}
+            for place, (size, _) in enumerate(lines["tuned"])]
 
-    `ceiling` is the same share of real test tiles. Scenes that the classifier never saw (none in training) are left out
-    and counted. For synthetic images: the share whose scene is one of its LULC class's.
-    """
-    seen = {name: np.array(scenes)[values["logits"].argmax(1)] for name, values in found.items()}    # each [N], names
-    result, shares = {}, {}
-    for name, key in (("tuned", "text_agreement"), ("base", "text_agreement_base"), ("test", "ceiling")):
-        asked = np.array(rows[name]["scene"])
-        known = np.isin(asked, scenes)
-        right = seen[name][known] == asked[known]
-        result |= share(key, right)
-        shares[name] = {scene: right[asked[known] == scene].mean() for scene in scenes if (asked[known] == scene).any()}
+
+def memorisation(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict, list[dict]]:
+    """How near generated and held-out real images are to their nearest training images, and the closest tuned pairs."""
+    real, _ = search(sets["test"], sets["train"])
+    result, closest = {}, []
+    for name in ("tuned", "synthetic"):
+        distances, neighbours = search(sets[name], sets["train"])
+        result[name] = memorised(distances, real)
         if name == "tuned":
-            result |= {"n": len(right), "n_unknown_scene": int((~known).sum())}
-    shown = shares["tuned"]
-    result |= {"per_scene_min": float(min(shown.values(), default=0)), "per_scene": {s: float(v) for s, v in shown.items()}}
-
-    class_of = {scene: name for name, members in classes.items() for scene in members}
-    asked, answered = rows["synthetic"]["label"], [class_of.get(scene) for scene in seen["synthetic"]]
-    result |= share("class_agreement", np.array([a == b for a, b in zip(asked, answered)]))
-    result["class_agreement_n"] = len(asked)
-    table = [{"scene": s, "tuned": shown[s], "base": shares["base"][s], "real": shares["test"][s]} for s in shown]
-    return result, table
-
-
-def share(key: str, right: np.ndarray) -> dict[str, float]:
-    """A share of true values with its 95 % interval."""
-    lo, hi = wilson(int(right.sum()), len(right))
-    return {key: float(right.mean()) if len(right) else 0.0, f"{key}_lo": lo, f"{key}_hi": hi}
-
-
-def write_csv(path: str, table: list[dict]) -> None:
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, list(table[0]) if table else ["scene"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    replace(path, sink.getvalue().encode())
+            closest = [{"generated": rows["tuned"]["filename"][i], "training": rows["train"]["filename"][neighbours[i]],
+                        "distance": float(distances[i]), "real_percentile": float((real <= distances[i]).mean())}
+                       for i in np.argsort(distances, kind="stable")[:CLOSEST]]
+    return result, closest
 
 
 if __name__ == "__main__":

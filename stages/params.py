@@ -86,6 +86,7 @@ class FetchImagery(Section):
     valid: Amount = Field(description="carved out where the source has none: fraction (< 1) or count")
     test: Amount = Field(description="ditto")
     max_images: Count | None = Field(description="embedded: tiles rendered; else kept per source split; null = all")
+    exclude_near_duplicates: bool = Field(description="leave test tiles out that look like a training tile")
 
 
 class FetchModel(Section):
@@ -205,6 +206,7 @@ class Generate(Section):
 class Features(Section):
     extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(min_length=1, description="feature networks")
     batch_size: Count = Field(description="images per forward pass")
+    padded: bool = Field(description="also test tiles in a black frame, as the released script compares them")
 
 
 class Fid(Section):
@@ -223,6 +225,7 @@ class Classifier(Section):
     seeds: Count = Field(description="classifiers trained")
     valid_fraction: Share = Field(description="of the synthetic images, stratified")
     test_fraction: Share = Field(description="ditto")
+    images_per_caption: Count = Field(description="sampled for each test caption, for classify@scenes")
 
 
 class Report(Section):

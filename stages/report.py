@@ -2,7 +2,7 @@
 
     python -m stages.report
 
-reads   report, classes; every metrics/*.json and metrics/plots/*.csv, data/imagery/test, data/samples, data/synthetic
+reads   report, classes; every metrics/*.json and metrics/plots/*.csv, data/imagery, data/samples, data/synthetic
 writes  metrics/report/          index.html with its pictures (opens from disk), grids/*.png
         metrics/table.md         the paper's tables line by line
         metrics/context.json     the words behind the numbers: sources, protocols, digests, what compares and what doesn't
@@ -22,9 +22,10 @@ from stages.reporting import page, selection, tables
 from stages.reporting.grids import pictures
 
 OUT = Path("metrics/report")
-METRICS = ("corpus", "llm", "prompts", "diffusion", "fid", "agreement", "ceiling_lulc", "ceiling_scenes", "classify_lulc",
-           "classify_scenes", "review")
-PLOTS = ("diffusion_loss", "llm_loss", "agreement_by_scene", "confusion_lulc", "confusion_scenes", "accuracy_by_class_lulc")
+METRICS = ("corpus", "llm", "prompts", "diffusion", "fid", "images", "agreement", "ceiling_lulc", "ceiling_scenes",
+           "classify_lulc", "classify_scenes", "review")
+PLOTS = ("diffusion_loss", "llm_loss", "agreement_by_scene", "nearest_training", "confusion_lulc", "confusion_scenes",
+         "accuracy_by_class_lulc")
 VISION = ("inception2048", "dinov2", "clip")
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 
@@ -39,7 +40,8 @@ def main() -> None:
     shown = tables.tables(metrics, found)
 
     with whole(OUT) as out:
-        sheets = selection.grids(real, tuned, synthetic, p.classes) | {"figures": selection.figures(figure_of)}
+        sheets = selection.grids(real, tuned, synthetic, p.classes) | {
+            "figures": selection.figures(figure_of), "nearest": selection.nearest(plots["nearest_training"], tuned)}
         (out / "grids").mkdir()
         for name, sheet in sheets.items():
             sheet.save(out / "grids" / f"{name}.png")
@@ -75,7 +77,8 @@ def facts(tuned: list[dict], synthetic: list[dict]) -> tables.Facts:
         classifiers[key] = {"model": config["model"], "resolution": config["resolution"], **words}
     side = next(iter(pictures(selection.TUNED, {0}).values())).width
     settings = {"resolution": side, **{name: tuned[0][name] for name in ("scheduler", "steps", "guidance_scale", "model")}}
-    return tables.Facts(sources, extractors, classifiers, settings, Counter(row["label"] for row in synthetic))
+    alike = read("data/imagery/REPORT.json").get("near_duplicates", {})
+    return tables.Facts(sources, extractors, classifiers, settings, Counter(row["label"] for row in synthetic), alike)
 
 
 if __name__ == "__main__":

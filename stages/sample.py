@@ -1,8 +1,9 @@
 """Draw one image per held-out caption, by the base model or the fine-tuned one: `data/samples/<which>/`.
 
     python -m stages.launch sample base|tuned|figures      in one process, or several: the same bytes
-Both draw the same captions from the same noise, so that their images compare pair by pair. `figures` draws the prompts
-of the paper's Figures 4-10 by the fine-tuned model.
+Both draw the same captions from the same noise, so that their images compare pair by pair. After one image per caption,
+`tuned` draws the further ones that `classifier.images_per_caption` asks for. `figures` draws the prompts of the paper's
+Figures 4-10 by the fine-tuned model.
 """
 
 import csv
@@ -32,17 +33,20 @@ def main(which: str) -> None:
     if which == "figures":
         rows, total, inputs = figures(), sum(1 for _ in figures()), [FIGURES]
     else:
-        rows, total, inputs = held_out(p.seed), sum(pq.read_metadata(path).num_rows for path in shards(REAL)), shards(REAL)
+        copies = p.classifier.images_per_caption if which == "tuned" else 1
+        rows, inputs = (row for copy in range(copies) for row in held_out(p.seed, copy)), shards(REAL)
+        total = copies * sum(pq.read_metadata(path).num_rows for path in inputs)
     folder = models.start_folder() if which == "base" else Path("models/diffusion")
     draw_shards(f"sample@{which}", Path("data/samples") / which, folder, rows, total, SCHEMA, p.sampling, p.seed, inputs)
 
 
-def held_out(seed: int):
-    """A row per real image, with one of its captions drawn by (seed, filename)."""
+def held_out(seed: int, copy: int):
+    """A row per real image, with one of its captions drawn by (seed, filename): the same for each copy, from other noise."""
     for row in stream_rows(REAL, ["filename", "scene", "captions"]):
         captions = row["captions"] or [""]
         caption = captions[rng(seed, "caption", row["filename"]).integers(len(captions))]
-        yield request(row["filename"], row["scene"], caption)
+        wanted = request(row["filename"], row["scene"], caption)
+        yield wanted | {"item": (*wanted["item"], copy)} if copy else wanted
 
 
 def figures():

@@ -463,6 +463,19 @@ def test_features_are_the_same_from_two_processes(sampled, tmp_path):
     assert found[0] == found[1]
 
 
+def test_further_images_of_a_caption_come_after_all_first_ones(sampled, workspace):
+    """Three of each: the first are those that one of each gives; the others are of the same captions, from other noise."""
+    shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
+    write_params(workspace, classifier={"images_per_caption": 3})
+    assert run(workspace, sample.main, "tuned")[0] == 0
+    rows, first = read_rows(workspace / "data/samples/tuned"), read_rows(sampled / "data/samples/base")
+    names = [(row["filename"], row["caption"]) for row in first]
+    assert [(row["filename"], row["caption"]) for row in rows] == 3 * names
+    assert [row["seed"] for row in rows[:7]] == [row["seed"] for row in first] and len({row["seed"] for row in rows}) == 21
+    assert run(workspace, sample.main, "base")[0] == 0
+    assert digest(workspace / "data/samples/base") == digest(sampled / "data/samples/base")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_another_batch_size_differs_by_rounding(workspace, precision):
     drawn = []

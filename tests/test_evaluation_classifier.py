@@ -11,14 +11,15 @@ from PIL import Image
 
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import render
-from stages.evaluation.classification import SENTINEL2_WHITE, Labelled, Outcome, TilesModule, pooled, read_labelled, split, train_and_test
+from stages.evaluation.classification import SENTINEL2_WHITE, Labelled, Outcome, TilesModule, read_labelled, split, train_and_test
+from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
 from stages.params import Classifier, load
 
 REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
 SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
 LABELLED = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
 P = Classifier(model="test_resnet", resolution=32, epochs=8, batch_size=8, lr=4e-3, seeds=1, valid_fraction=0.1,
-               test_fraction=0.2)
+               test_fraction=0.2, images_per_caption=1)
 
 
 def flat(count: int, classes: int = 3, seed: int = 0) -> Labelled:
@@ -78,6 +79,10 @@ def test_weights_are_loaded_and_fed_reflectance(tmp_path):
     data = TilesModule(flat(9), P, outcome.config["mean"], outcome.config["std"], 0)
     white = data.plain(image=np.full((32, 32, 3), 255, np.uint8))["image"]
     assert np.allclose(white, 0.3558)  # what ESA draws as white, in units of reflectance
+    # Bands B4, B3, B2 are red, green, blue, the order that a PNG is read in: red light is in the first channel alone.
+    red = Labelled(np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1)), np.arange(9) % 3)
+    shown = TilesModule(red, P, outcome.config["mean"], outcome.config["std"], 0).test[0]["image"]
+    assert np.allclose(shown.mean((1, 2)), [200 / 255 * 0.3558, 0, 0])
     save_file(backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}, tmp_path / "other.safetensors")  # 13 bands
     with pytest.raises(SystemExit, match="fetch_model.classifier: .*conv1.0.weight"):
         train_and_test(flat(30), flat(9), list("abc"), short, 0, tmp_path / "other.safetensors")
@@ -86,12 +91,39 @@ def test_weights_are_loaded_and_fed_reflectance(tmp_path):
 def test_several_seeds_widen_the_interval():
     def outcome(accuracy):
         scores = {"loss": 1.0, "overall_accuracy": accuracy, "n": 100}
-        return Outcome(None, {"real_test": scores}, {}, {})
+        return Outcome(None, {"real_test": scores}, {"real_test": {"loss": 0.1, "overall_accuracy": 0.05}}, {}, {})
 
     one, same = pooled([outcome(0.7)], "real_test"), pooled([outcome(0.7)] * 3, "real_test")
     apart = pooled([outcome(0.6), outcome(0.7), outcome(0.8)], "real_test")
     assert one["overall_accuracy_lo"] == same["overall_accuracy_lo"] > apart["overall_accuracy_lo"]
     assert apart["overall_accuracy"] == pytest.approx(0.7) and apart["overall_accuracy_std"] == pytest.approx(0.1)
+    assert (one["loss_lo"], one["loss_hi"]) == pytest.approx((1 - 0.196, 1 + 0.196))
+
+
+def test_scores_are_torchgeos_where_every_class_has_images():
+    """And the bootstrap's error of an accuracy is the binomial one."""
+    import torch
+    from torchgeo.trainers import ClassificationTask
+
+    draws = np.random.default_rng(0)
+    labels, guesses = np.arange(200) % 4, draws.integers(0, 4, 200)
+    metrics = ClassificationTask(model="test_resnet", num_classes=4).test_metrics
+    theirs = metrics(torch.from_numpy(guesses), torch.from_numpy(labels))
+    ours = scores_of(labels[None], guesses[None], np.ones((1, 200)), 4)
+    for key, name in (("overall_accuracy", "OverallAccuracy"), ("average_accuracy", "AverageAccuracy"), ("f1", "F1Score"),
+                      ("jaccard", "JaccardIndex")):
+        assert ours[key][0] == pytest.approx(float(theirs[f"test_{name}"]), abs=1e-6), key
+    error = errors_of(labels, guesses, np.ones(200), 4, draws)["overall_accuracy"]
+    share = ours["overall_accuracy"][0]
+    assert error == pytest.approx(np.sqrt(share * (1 - share) / 200), rel=0.15)
+    none = {"overall_accuracy": 0.0, "overall_accuracy_lo": 0.0, "overall_accuracy_hi": 0.1}
+    some = {"overall_accuracy": 0.6, "overall_accuracy_lo": 0.5, "overall_accuracy_hi": 0.7}
+    top = {"overall_accuracy": 0.8, "overall_accuracy_lo": 0.8, "overall_accuracy_hi": 0.8}
+    found = share_of_ceiling(some, top)
+    assert list(found.values()) == pytest.approx([0.75, 0.625, 0.875]) and share_of_ceiling(none, top) == {}
+    # A class without test images that is guessed now and then is no zero in the average.
+    some = scores_of(np.zeros((1, 10), int), np.array([[0] * 8 + [1] * 2]), np.ones((1, 10)), 3)
+    assert some["average_accuracy"][0] == pytest.approx(0.8)
 
 
 @pytest.fixture
@@ -120,18 +152,20 @@ def folder(tmp_path, monkeypatch):
 def test_the_stages_report_what_they_did(folder):
     from stages import ceiling, classify
 
+    ceiling.main()
     classify.main("lulc")
-    ceiling.main("lulc")
     scores = json.loads(Path("metrics/classify_lulc.json").read_text())
     assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(scores["synthetic_test"])
     assert scores["real_test"]["n"] == 12
+    top = json.loads(Path("metrics/ceiling_lulc.json").read_text())
+    assert scores["real_test"]["share_of_ceiling"] == pytest.approx(scores["real_test"]["overall_accuracy"] / top["overall_accuracy"])
     assert scores["chance"] == pytest.approx(1 / 7) and scores["majority"] == pytest.approx(1 / 3)
     assert scores["classes_without_real"] == 4
     context = json.loads(Path("models/classifier/lulc/context.json").read_text())
     assert context["scenes_of_no_class"] == {"airport": 4} and "Snow Ice" in context["classes_without_real"]
     lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
     assert lines[0] == "actual,predicted" and len(lines) == 13
-    top = json.loads(Path("metrics/ceiling_lulc.json").read_text())
+    assert json.loads(Path("metrics/ceiling_scenes.json").read_text())["n"] == 16
     assert top["n"] == 12 and top["n_train"] == 12  # 6 of each of 3 classes, less valid and test
     # Nothing but outputs: no logs or checkpoints of Lightning.
     assert {p.name for p in folder.iterdir()} == {"params.yaml", "data", "models", "metrics"}

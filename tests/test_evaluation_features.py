@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         params(train_scene={"model": "test_byobnet", "resolution": 32, "epochs": 12, "batch_size": 16, "lr": 4e-3},
-               features={"extractors": ["scene"], "batch_size": 16},
+               features={"extractors": ["scene"], "batch_size": 16, "padded": True},
                fid={"standard_min_n": 20, "paper_n": 20, "paper_draws": 2})
         write_shards("data/imagery/train", tiles(0, 120), SCHEMA)
         write_shards("data/imagery/valid", tiles(120, 30), SCHEMA)
@@ -103,6 +103,102 @@ def test_numbers_and_their_floor_base_and_ceiling(here):
     assert agreement["text_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
     assert set(agreement["per_scene"]) == set(SCENES) and min(agreement["per_scene"].values()) == agreement["per_scene_min"]
     assert Path("metrics/plots/agreement_by_scene.csv").read_text().startswith("scene,tuned,base,real\n")
+    for name in ("fid_infinity", "sinkhorn"):
+        assert standard[f"{name}_lo"] <= standard[name] <= standard[f"{name}_hi"] and standard[name] < standard[f"{name}_base"]
+    lines = Path("metrics/plots/fid_curve.csv").read_text().splitlines()
+    assert lines[0] == "images,one_over_n,tuned,base,floor" and [line.split(",")[0] for line in lines[1:]] == ["45", "22", "15", "11"]
+
+
+def test_a_black_frame_moves_fid_for_a_perfect_generator_too(here):
+    """In the released script's protocol even real training tiles are far from the framed test tiles."""
+    features("real", "tuned", "base", "synthetic")
+    distances, _ = scores()
+    plain, padded = distances["paper"], distances["paper_padded"]
+    assert padded["fid"] > 2 * plain["fid"] and padded["fid_floor"] > 2 * plain["fid_floor"]
+
+
+def test_the_frame_has_the_released_scripts_proportions():
+    import torch
+
+    from stages.evaluation.networks import framed
+
+    assert framed(torch.full((1, 3, 224, 224), 9, dtype=torch.uint8)).shape == (1, 3, 512, 512)
+    small = framed(torch.full((1, 3, 32, 32), 9, dtype=torch.uint8))
+    side = small.shape[-1]
+    assert side == pytest.approx(32 * 512 / 224, abs=1.5) and small[0, 0, 0].sum() == 0
+    edge = (side - 32) // 2
+    assert (small[:, :, edge:-edge, edge:-edge] == 9).all() and small.sum() == 3 * 32 * 32 * 9
+
+
+def rewrite(folder: str, change) -> None:
+    """The images of a folder of shards, each through `change`."""
+    from stages.common.artefacts import open_image
+
+    rows = read_rows(folder)
+    for i, row in enumerate(rows):
+        row["image"] = {"bytes": png(change(open_image(row["image"]), i)), "path": None}
+    shutil.rmtree(folder)
+    write_shards(folder, rows, SCHEMA)
+
+
+def test_a_generator_that_copies_training_tiles_is_caught(here, monkeypatch, tmp_path):
+    """Copies, some of them turned or mirrored: in pixels and in features."""
+    shutil.copytree(here, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    from stages.common.artefacts import open_image
+
+    train = [open_image(row["image"]) for row in read_rows("data/imagery/train", ["image"])]
+    features("real", "base", "synthetic")
+    for change in (lambda image, i: train[i], lambda image, i: train[i].transpose(i % 7)):
+        rewrite("data/samples/tuned", change)
+        features("tuned")
+        scores()
+        images = json.loads(Path("metrics/images.json").read_text())
+        assert images["pixels"]["tuned"]["memorised"] > 0.9 and images["pixels"]["synthetic"]["memorised"] < 0.3
+    rewrite("data/samples/tuned", lambda image, i: train[i])
+    features("tuned")
+    scores()
+    assert json.loads(Path("metrics/images.json").read_text())["scene"]["tuned"]["memorised"] > 0.9
+    first = Path("metrics/plots/nearest_training.csv").read_text().splitlines()[1].split(",")
+    assert int(first[0].split("_")[1][:-4]) - 150 == int(first[1].split("_")[1][:-4])  # tile i of the samples was training tile i
+
+
+def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
+    """Every set went through the same renderer; then one is compressed, or scaled down and up again."""
+    import io
+
+    from stages.common.artefacts import open_image
+    from stages.evaluation.extractors import Pixels
+    from stages.evaluation.mismatch import mismatch
+    from stages.evaluation.networks import pixels
+
+    def look(images) -> dict:
+        rows = [{"image": {"bytes": png(image), "path": None}} for image in images]
+        return {key: value.numpy() for key, value in Pixels()(pixels(rows)).items()}
+
+    def jpeg(image):
+        sink = io.BytesIO()
+        image.save(sink, "JPEG", quality=75)
+        return Image.open(sink)
+
+    real, other = ([open_image(row["image"]) for row in read_rows(f"data/imagery/{split}", ["image"])] for split in ("train", "test"))
+    assert mismatch(look(real), look(other), "test")["warned"] == 0 and not capsys.readouterr().err
+    found = mismatch(look(real), look([jpeg(image) for image in other]), "samples")
+    assert found["warned"] == 1 and "samples: warning: compressed" in capsys.readouterr().err
+    small = [image.resize((20, 20), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC) for image in other]
+    found = mismatch(look(real), look(small), "samples")
+    assert found["warned"] == 1 and "samples: warning: 0." in capsys.readouterr().err
+
+
+def test_of_several_images_per_caption_the_first_is_measured(here, monkeypatch, tmp_path):
+    shutil.copytree(here, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    features("tuned")
+    before = {path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()}
+    rows = read_rows("data/samples/tuned")
+    write_shards("data/samples/tuned", rows + [row | {"image": tile("forest", 3)} for row in rows], SCHEMA)
+    features("tuned")
+    assert {path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()} == before
 
 
 def test_a_label_shuffle_brings_agreement_to_chance(here, monkeypatch, tmp_path):
@@ -171,6 +267,33 @@ def test_an_unknown_network_is_named(here):
 
     with pytest.raises(SystemExit, match="train_scene.model: timm has no model 'resnet19'"):
         create("resnet19", 3, "train_scene.model")
+
+
+def test_clip_gives_images_and_captions_one_space(here, tmp_path):
+    """A tiny CLIP in the hub's layout: what the extractor and `caption_embeddings` give is what the whole model gives."""
+    import torch
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    from stages.evaluation.extractors import Transformer, caption_embeddings
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parent.parent / "stages/embedded/models/diffusion/tokenizer")
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=small | {"image_size": 28, "patch_size": 14}, projection_dim=8)).eval()
+    model.save_pretrained(tmp_path / "clip")
+    tokenizer.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip/preprocessor_config.json").write_text(json.dumps(
+        {"crop_size": 28, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    captions = ["a lake", "a forest beside a lake"]
+    images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
+    with torch.inference_mode():
+        clip = Transformer("clip", tmp_path / "clip")
+        seen = clip(images)["features"]
+        tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
+        whole = model(pixel_values=(images / 255 - 0.5) / 0.5, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+    found = caption_embeddings(clip, captions, 1, tmp_path / "clip")
+    for ours, theirs in ((seen, whole.image_embeds), (found, whole.text_embeds)):
+        assert torch.allclose(torch.nn.functional.normalize(ours), theirs, atol=1e-5)
 
 
 def test_a_transformers_folder_is_an_extractor(here, tmp_path):

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
-from stages.evaluation.frechet import distance, fid, gaussian
+from stages.evaluation.agreement import clip_agreement
+from stages.evaluation.frechet import at_infinity, curve, distance, fid, gaussian
 from stages.evaluation.intervals import around, halves, wilson
-from stages.evaluation.kernel import kid
+from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.manifold import manifold
+from stages.evaluation.nearest import SIDE, memorised, nearest, nearest_turned
+from stages.evaluation.transport import sinkhorn
 
 
 def draws(n, d, seed, shift=0.0, scale=1.0):
@@ -155,3 +158,114 @@ def test_wilson():
     lo, hi = wilson(8, 10)
     assert (lo, hi) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Wilson 1927, as statsmodels gives it
     assert wilson(10, 10)[1] == pytest.approx(1)
+
+
+def test_fid_at_infinity_is_the_closed_form_that_fid_misses():
+    """Two Gaussians at a distance of 1 with one covariance: FID at 400 images is half as large again."""
+    deviations, rng = np.arange(1, 65) ** -0.5, np.random.default_rng(0)
+    plain, infinite = [], []
+    for _ in range(8):
+        real, fake = rng.normal(size=(2, 400, 64)) * deviations
+        points = curve(real, fake + np.eye(64)[0], rng)
+        plain.append(points[0][1])
+        infinite.append(at_infinity(points))
+    assert [size for size, _ in points] == [400, 200, 133, 100]
+    assert np.mean(plain) > 1.2
+    assert np.mean(infinite) == pytest.approx(1, abs=0.1)
+    assert at_infinity([(n, 2 + 30 / n) for n in (10, 20, 40)]) == pytest.approx(2)
+
+
+def test_curve_draws_as_many_of_the_larger_set():
+    points = curve(draws(90, 4, 0), draws(40, 4, 1), np.random.default_rng(0))
+    assert [size for size, _ in points] == [40, 20, 13, 10]
+
+
+def test_sinkhorn_of_moved_sets_has_the_closed_form():
+    """A set moved by t costs |t|^2 / 2, in units of the real set's root mean square distance from its mean."""
+    x = draws(60, 5, 0, shift=7, scale=3)
+    move = np.array([1, 2, 0, 0, 2], np.float32)
+    unit = ((x - x.mean(0)) ** 2).sum(1).mean()
+    assert sinkhorn(x, x) == pytest.approx(0, abs=1e-5)
+    assert sinkhorn(x, x + move) == pytest.approx(9 / 2 / unit, rel=1e-3)
+    assert sinkhorn(10 * x, 10 * (x + move)) == pytest.approx(9 / 2 / unit, rel=1e-3)
+    assert sinkhorn(x, draws(60, 5, 1, shift=7, scale=3)) < sinkhorn(x, draws(60, 5, 1, shift=7, scale=6))
+
+
+def test_sinkhorn_sees_what_mean_and_covariance_do_not():
+    """Two clusters against a Gaussian of their mean and covariance."""
+    clusters = draws(400, 2, 0, scale=0.1)
+    clusters[::2, 0] += 1
+    clusters[1::2, 0] -= 1
+    mean, root = gaussian(clusters)
+    same = (mean + np.random.default_rng(1).normal(size=(400, 2)) @ root).astype(np.float32)
+    again = draws(400, 2, 5, scale=0.1)
+    again[::2, 0] += 1
+    again[1::2, 0] -= 1
+    assert fid(clusters, same) < 0.02 and sinkhorn(clusters, same) > 10 * sinkhorn(clusters, again)
+
+
+def test_cmmd_is_the_authors_formula(monkeypatch):
+    """Their mmd in full: Gaussian kernel of sigma 10 of embeddings at unit length, means over all pairs, x 1000."""
+    real, fake = draws(50, 8, 0), draws(40, 8, 1, shift=0.5)
+    x, y = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (real, fake))
+
+    def kernel(a, b):
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(2) / (2 * 10 ** 2)).mean()
+
+    truth = 1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
+    assert cmmd(real, fake) == pytest.approx(truth, rel=1e-4)
+    monkeypatch.setattr("stages.evaluation.kernel.BLOCK", 7)
+    assert cmmd(3 * real, fake) == pytest.approx(truth, rel=1e-4)
+    assert cmmd(real, real) == pytest.approx(0, abs=1e-9)
+
+
+def test_nearest_training_image_by_hand(monkeypatch):
+    train, x = draws(30, 6, 0, shift=50), draws(20, 6, 1, shift=50)
+    full = np.linalg.norm(x[:, None].astype(np.float64) - train[None], axis=2)
+    for block in (1024, 7):
+        monkeypatch.setattr("stages.evaluation.nearest.BLOCK", block)
+        distances, places = nearest(x, train)
+        assert np.allclose(distances, full.min(1)) and (places == full.argmin(1)).all()
+
+
+def test_a_turned_or_mirrored_copy_is_found():
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 256, (12, 3, SIDE, SIDE)).astype(np.float32)
+    for k, mirrored in ((0, False), (1, False), (3, True)):
+        copies = np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3)) + 1  # a grey level off
+        distances, places = nearest_turned(copies.reshape(12, -1), train.reshape(12, -1))
+        assert np.allclose(distances, 1, atol=1e-3) and (places == np.arange(12)).all()
+
+
+def test_a_copying_generator_is_caught_and_a_fair_one_is_not():
+    train, held_out = draws(400, 8, 0), draws(200, 8, 1)
+    real, _ = nearest(held_out, train)
+    rng = np.random.default_rng(2)
+    copies = train[rng.integers(0, 400, 150)] + 0.01 * rng.normal(size=(150, 8))
+    assert memorised(nearest(copies, train)[0], real)["memorised"] > 0.9
+    fair = memorised(nearest(draws(150, 8, 3), train)[0], real)
+    assert fair["memorised"] < 0.06 and fair["memorised_lo"] <= 0.01 <= fair["memorised_hi"]
+    # The test set itself holds copies of training images: only exact ones count then.
+    real[:20] = 0
+    assert memorised(np.array([0, 0.5, 1]), real)["memorised"] == pytest.approx(1 / 3)
+
+
+def test_mode_collapse_is_caught():
+    """Twenty classes; the generator draws one: recall and coverage fall below 0.1, precision does not."""
+    centres = 6 * draws(20, 16, 0)
+    real, good = (np.repeat(centres, 15, 0) + draws(300, 16, seed) for seed in (1, 2))
+    collapsed = centres[:1] + draws(300, 16, 3)
+    found = manifold(real, collapsed)
+    assert found["recall"] < 0.1 and found["coverage"] < 0.1 and found["precision"] > 0.5
+    assert min(manifold(real, good)[name] for name in ("recall", "coverage")) > 0.5
+    assert fid(real, collapsed) > 10 * fid(real, good)
+
+
+def test_clip_score_stands_between_null_and_one():
+    rng = np.random.default_rng(0)
+    captions = rng.normal(size=(200, 32)).astype(np.float32)
+    images = {"tuned": captions + 0.5 * rng.normal(size=captions.shape), "base": rng.normal(size=captions.shape), "real": 3 * captions}
+    found = clip_agreement(images, captions, rng)
+    assert found["clip_score_real"] == pytest.approx(100, rel=1e-5)
+    assert found["clip_score_lo"] < found["clip_score"] < found["clip_score_hi"] < 100
+    assert found["clip_score_null"] == pytest.approx(found["clip_score_base"], abs=2) and found["clip_score"] > 80

@@ -53,7 +53,8 @@ def good(count: int, scene: str = "lake", start: int = 0) -> list[tuple]:
 def write_params(folder: Path, classes: dict | None, **settings) -> None:
     params = yaml.safe_load((REPO / "params.yaml").read_text())
     params["classes"] = {name: [] for name in LULC_CLASSES} | (classes or {})
-    params["fetch_imagery"] |= {"resolution": 32, "max_images": None, "valid": 0.2, "test": 0.2} | settings
+    params["fetch_imagery"] |= {"resolution": 32, "max_images": None, "valid": 0.2, "test": 0.2,
+                                "exclude_near_duplicates": False} | settings
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
@@ -216,6 +217,20 @@ def test_parquet_with_bad_items_and_own_splits(tmp_path):
     run(tmp_path / "b", {"Water Body": ["lake", "river"]}, source=f"path:{tmp_path}/in",
         splits={"train": "train", "valid": None, "test": "valid"}, valid=7)
     assert bytes_of(tmp_path / "a/data") == bytes_of(tmp_path / "b/data")
+
+
+def test_test_tiles_that_look_like_training_tiles_are_left_out_when_asked(tmp_path):
+    twins = [(f"rsicd_images/river_{900 + i}.jpg", ["a twin"], encoded(picture(i), "JPEG", quality=80)) for i in range(3)]
+    table(tmp_path / "in/train.parquet", good(12))
+    table(tmp_path / "in/valid.parquet", good(2, "river", 200))
+    table(tmp_path / "in/test.parquet", good(6, "river", 100) + twins)
+    own = {"source": f"path:{tmp_path}/in", "splits": {"train": "train", "valid": "valid", "test": "test"}}
+    for name, asked in (("kept", False), ("left_out", True)):
+        assert run(tmp_path / name, exclude_near_duplicates=asked, **own).returncode == 0
+        found = read_json(tmp_path / name / "data/imagery/REPORT.json")
+        assert found["near_duplicates"]["train_test"] == 3
+        assert found["near_duplicates"]["excluded_from_test"] == 3 * asked and found["kept"]["test"] == 9 - 3 * asked
+    assert not {row["filename"] for row in rows_of(tmp_path / "left_out")["test"]} & {name for name, _, _ in twins}
 
 
 def test_splits_stay_when_images_are_added_and_twins_stay_together(tmp_path):

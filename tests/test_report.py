@@ -20,6 +20,7 @@ from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import SCENES, tiles
 from stages.params import LULC_CLASSES
 from stages.reporting import charts, grids, page, tables
+from stages.reporting.comparable import differences
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = {"Bare Land": ["bareland", "desert"], "Crop Land": ["farmland"], "Cultivated Vegetation": ["orchard"],
@@ -41,6 +42,9 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
     looks = {name: list(tiles(seed, 0, count, size, look)) for name, seed, look in
              (("real", 1, "domain"), ("base", 2, "base"), ("tuned", 3, "domain"))}
     names = [f"{tile['scene']}_{i:05d}.png" for i, tile in enumerate(looks["real"])]
+    write_shards(root / "data/imagery/train", (
+        {"image": cell(tile["image"]), "filename": name} for tile, name in zip(looks["real"], names)),
+        pa.schema([("image", IMAGE), ("filename", pa.string())]))
     write_shards(root / "data/imagery/test", (
         {"image": cell(tile["image"]), "captions": tile["captions"], "scene": tile["scene"], "filename": name}
         for tile, name in zip(looks["real"], names)), pa.schema([("image", IMAGE), ("captions", pa.list_(pa.string())),
@@ -74,7 +78,9 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
                 "f1_macro": value - 0.01, "overall_accuracy_lo": value - 0.05, "overall_accuracy_hi": value + 0.05, "n": n}
 
     standard = {"refused": 0, "n": count, "n_real": count, "n_floor": count, "singular": 1}
-    for name, value in {"fid": 2.1, "kid_x1000": 1.2, "precision": 0.8, "recall": 0.7, "density": 0.9, "coverage": 0.75}.items():
+    for name, value in {
+            "fid": 2.1, "fid_infinity": 1.1, "sinkhorn": 0.3, "kid_x1000": 1.2, "precision": 0.8, "recall": 0.7, "density": 0.9,
+            "coverage": 0.75}.items():
         standard |= {name: value, f"{name}_lo": value * 0.9, f"{name}_hi": value * 1.1, f"{name}_floor": value / 4,
                      f"{name}_base": value * 9}
     paper = {"refused": 0, "n": 8, "draws": 2, "singular": 1, "fid": 3.25, "fid_std": 0.5, "fid_floor": 0.6, "fid_base": 21.0}
@@ -88,6 +94,11 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
                     "domain": {"zero_shot": {"count": 0, "asked": 28, "rejected": 28}}},
         "diffusion": {"train_loss": 0.21, "validation_loss": 0.22, "validation_loss_base": 0.5, "best_step": 300, "steps": 400},
         "fid": {"scene": {"standard": standard, "paper": paper}},
+        "images": {"mismatch": {which: {"blocking": 1.0, "blocking_real": 1.0, "detail_ratio": ratio, "warned": int(ratio < 0.8)}
+                                for which, ratio in (("tuned", 0.6), ("synthetic", 0.9))},
+                   **{space: {which: {"memorised": 0.02, "memorised_lo": 0.01, "memorised_hi": 0.05, "limit": 1.0, "median": 2.0,
+                                      "median_real": 2.1, "n": count} for which in ("tuned", "synthetic")}
+                      for space in ("pixels", "scene")}},
         "agreement": {"text_agreement": 0.88, "text_agreement_lo": 0.85, "text_agreement_hi": 0.9, "text_agreement_base": 0.3,
                       "ceiling": 0.98, "n": count, "per_scene_min": 0.6, "class_agreement": 0.9, "class_agreement_lo": 0.8,
                       "class_agreement_hi": 0.95, "class_agreement_n": 21},
@@ -101,6 +112,8 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
     plots = {"diffusion_loss": "step,train_loss,validation_loss\n0,0.6,0.5\n100,0.3,0.29\n200,0.25,0.24\n",
              "llm_loss": "step,loss\n10,4.4\n20,3.9\n30,3.6\n",
              "agreement_by_scene": "scene,tuned,base,real\n" + "".join(f"{scene},0.8,0.3,1.0\n" for scene in SCENES),
+             "nearest_training": "generated,training,distance,real_percentile\n" + "".join(
+                 f"{name},{name},0.{i + 1},0.{i}\n" for i, name in enumerate(names[:6])),
              "confusion_lulc": "actual,predicted\n" + "".join(f"{a},{b}\n" for a, b in lulc),
              "confusion_scenes": "actual,predicted\n" + "".join(f"{a},{b}\n" for a, b in scenes),
              "accuracy_by_class_lulc": "class,accuracy,n\n" + "".join(f"{label},0.7,9\n" for label in LULC_CLASSES)}
@@ -110,7 +123,8 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
     for folder in ("data/imagery", "data/papers", *(f"models/base/{role}" for role in report.ROLES)):
         source = {"source": "none" if folder.endswith(("writer", "vision", "classifier")) else "embedded", "licence": None}
         write_json(root / folder / "SOURCE.json", source | {"files": {"model.safetensors": "ab" * 32}})
-    write_json(root / "data/imagery/REPORT.json", {"kept": {"train": 100, "valid": 10, "test": count}, "scenes": 12, "skipped": {}})
+    write_json(root / "data/imagery/REPORT.json", {"kept": {"train": 100, "valid": 10, "test": count}, "scenes": 12, "skipped": {},
+                                                "near_duplicates": {"groups": 3, "train_test": 2, "excluded_from_test": 1}})
     write_json(root / "models/scene/config.json", {"model": "resnet18", "resolution": 64, "scenes": list(SCENES)})
     for key in ("lulc", "scenes"):
         write_json(root / f"models/classifier/{key}/config.json", {"model": "resnet18", "resolution": 64, "classes": []})
@@ -163,15 +177,42 @@ def test_what_compares_depends_on_what_was_run(made):
     sources = {role: {"source": "hub:someone/" + role} for role in ("imagery", "papers", "diffusion")}
     sources |= {"language": {"source": "hub:microsoft/phi-1_5"}}
     facts = tables.Facts(sources, {}, {"lulc": {"classes_without_real": ["Snow Ice"]}, "scenes": {}},
-                         {"resolution": 512, "scheduler": "pndm", "steps": 50, "guidance_scale": 7.5, "model": "0"}, {})
+                         {"resolution": 512, "scheduler": "pndm", "steps": 50, "guidance_scale": 7.5, "model": "0"}, {}, {})
     metrics = {path.stem: json.loads(path.read_text()) for path in (made / "metrics").glob("*.json")}
-    metrics["fid"]["inception2048"] = {"paper": {"n": 250, "fid": 200.5}, "paper_padded": {"n": 250, "fid": 240.5}}
+    metrics["fid"]["inception2048"] = {"paper": {"n": 250, "fid": 100.5, "fid_floor": 60.0},
+                                       "paper_padded": {"n": 250, "fid": 240.5, "fid_floor": 230.0}}
     found = {row.key: row for table in tables.tables(metrics, facts) for row in table.rows}
     assert found["fid.inception2048.paper.fid"].comparable.startswith("in part")
+    assert found["fid.inception2048.paper_padded.fid"].comparable.startswith("in part")
+    assert "alone moves FID (inception2048 features) from 100.5 to 240.5; real training tiles without one score 230.0" in (
+        tables.tables(metrics, facts)[2].note)
     assert found["fid.scene.paper.fid"].comparable.startswith("no: scene features")
     assert found["llm.perplexity"].comparable.startswith("in part: the same model")
     assert found["classify_lulc.synthetic_test.loss"].comparable.startswith("in part")
     assert "No real tile shows Snow Ice" in tables.tables(metrics, facts)[0].note and "demo" not in facts.scale
+
+
+def test_copies_look_alikes_and_mismatches_are_told(made):
+    text = (made / "metrics/table.md").read_text()
+    assert "| FID at infinitely many images, scene features | 1.100 | 0.990 to 1.210 | floor 0.275, base 9.900 |" in text
+    assert "| Sinkhorn divergence of scene features | 0.300 |" in text
+    assert "test captions, pixels, flips and rotations included | 0.020 | 0.010 to 0.050 | expected 0.010 |" in text
+    assert "**The images of tuned are compressed, resized or blurred" in text and "images of synthetic" not in text
+    assert "in both training and test: 2; test tiles left out for it: 1" in text
+
+
+def test_what_does_not_compare_is_named(made):
+    """Another model compares; another number of images, other tiles, another judge don't; a number of one run alone is said."""
+    ours = json.loads((made / "metrics/context.json").read_text())
+    theirs = json.loads(json.dumps(ours))
+    for number in theirs["numbers"].values():
+        number |= {"generator": "another model"} if "generator" in number else {}
+    assert differences(ours, theirs) == {}
+    theirs["numbers"]["fid.scene.standard.fid"] |= {"n": 1093, "weights": "fedcba9876543210"}
+    del theirs["numbers"]["llm.perplexity"]
+    found = differences(ours, theirs)
+    assert set(found) == {"fid.scene.standard.fid", "llm.perplexity"} and found["llm.perplexity"] == "only in the first run"
+    assert "n: 24 and 1093" in found["fid.scene.standard.fid"] and "weights: " in found["fid.scene.standard.fid"]
 
 
 def test_page_stands_alone(made):
@@ -192,7 +233,7 @@ def test_page_stands_alone(made):
 def test_grids_have_a_row_per_scene_and_a_cell_per_caption(made):
     folder = made / "metrics/report/grids"
     size = {path.stem: Image.open(path).size for path in folder.glob("*.png")}
-    assert set(size) == {"real", "base", "tuned", "base_tuned", "synthetic", "figures"}
+    assert set(size) == {"real", "base", "tuned", "base_tuned", "synthetic", "figures", "nearest"}
     pitch = grids.SIDE + grids.GAP
     assert size["real"] == size["base"] == size["tuned"] == (32 + 130 + 2 * pitch - 4, 32 + 12 * pitch - 4)
     assert size["synthetic"][1] == size["figures"][1] == 2 * grids.MARGIN + 7 * pitch - 4

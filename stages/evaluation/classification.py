@@ -14,17 +14,15 @@ import albumentations as A
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from scipy.special import stdtrit
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import ClassificationTask
-from torchmetrics.functional.classification import multiclass_f1_score
 
 from stages.common.artefacts import read_rows
 from stages.common.fail import fail
 from stages.common.rng import rng
 from stages.common.torch_setup import torch_generator
-from stages.evaluation.intervals import wilson
 from stages.evaluation.networks import statistics, stored
+from stages.evaluation.scores import errors_of, scores_of
 from stages.params import Classifier
 
 # ESA's 8-bit true-colour images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights were trained on
@@ -45,6 +43,7 @@ class Outcome(NamedTuple):
     """One trained classifier and what it scored on each test set."""
     task: ClassificationTask
     scores: dict[str, dict[str, float]]
+    errors: dict[str, dict[str, float]]   # their standard errors, from the size of the test set
     predicted: dict[str, np.ndarray]   # class numbers [N]
     config: dict
 
@@ -129,8 +128,8 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
                    weights: Path | None) -> Outcome:
     """Train one classifier on its part of `source`; test it on the part of `source` held back, and on `real`.
 
-    weights: a TorchGeo backbone as safetensors, or None for random weights. Scores: TorchGeo's own (its F1 is
-    micro-averaged, hence equal to the overall accuracy, as in the paper), and `f1_macro`.
+    weights: a TorchGeo backbone as safetensors, or None for random weights. Scores: as TorchGeo's own metrics have them
+    where every class has test images (`scores.scores_of` says what is averaged where one has none).
     """
     quiet()
     torch.manual_seed(seed)
@@ -146,20 +145,18 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
                           default_root_dir=scratch)
         trainer.fit(task, data)
         loaders = {"synthetic_test": data.test_dataloader(), "real_test": DataLoader(Tiles(real, data.plain), p.batch_size)}
-        scores, predicted = {}, {}
+        scores, errors, predicted = {}, {}, {}
         for name, loader in loaders.items():
-            found = trainer.test(task, loader, verbose=False)[0]
-            guesses = torch.cat(trainer.predict(task, loader)).argmax(1)                   # [N]
-            labels = torch.from_numpy(loader.dataset.tiles.labels)
-            predicted[name] = guesses.numpy()
-            scores[name] = {"loss": found["test_loss"], "average_accuracy": found["test_AverageAccuracy"],
-                            "f1": found["test_F1Score"], "jaccard": found["test_JaccardIndex"],
-                            "overall_accuracy": found["test_OverallAccuracy"],
-                            "f1_macro": float(multiclass_f1_score(guesses, labels, len(names), average="macro")),
-                            "n": len(labels)}
+            likely = torch.cat(trainer.predict(task, loader))                               # [N, K], probabilities
+            labels = loader.dataset.tiles.labels
+            losses = -likely[torch.arange(len(labels)), torch.from_numpy(labels)].clamp_min(1e-30).log().double().numpy()
+            predicted[name] = likely.argmax(1).numpy()
+            found = scores_of(labels[None], predicted[name][None], losses[None], len(names))
+            scores[name] = {score: float(value[0]) for score, value in found.items()} | {"n": len(labels)}
+            errors[name] = errors_of(labels, predicted[name], losses, len(names), rng(seed, "classifier errors"))
     scores["train"] = {"n": len(data.train)}
     config = {"model": p.model, "resolution": p.resolution, "classes": names, "mean": mean, "std": std}
-    return Outcome(task, scores, predicted, config)
+    return Outcome(task, scores, errors, predicted, config)
 
 
 def start_from(task: ClassificationTask, weights: Path) -> None:
@@ -174,25 +171,6 @@ def start_from(task: ClassificationTask, weights: Path) -> None:
             fail(f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these are not weights of "
                  f"classifier.model {task.hparams['model']} for 3 bands")
     task.model.load_state_dict({name: found[name] for name in wanted}, strict=False)
-
-
-def pooled(outcomes: list[Outcome], test: str) -> dict[str, float]:
-    """The mean of each score over the classifiers, and a 95 % interval of the overall accuracy.
-
-    The interval holds the size of the test set (Wilson) and, with several classifiers, their spread (Student's t).
-    """
-    scores = [outcome.scores[test] for outcome in outcomes]
-    result = {name: float(np.mean([score[name] for score in scores])) for name in scores[0] if name != "n"}
-    n, accuracy = scores[0]["n"], result["overall_accuracy"]
-    lo, hi = wilson(round(accuracy * n), n)
-    spread = 0.0
-    if len(scores) > 1:
-        std = float(np.std([score["overall_accuracy"] for score in scores], ddof=1))
-        spread = stdtrit(len(scores) - 1, 0.975) * std / np.sqrt(len(scores))
-        result["overall_accuracy_std"] = std
-    result["overall_accuracy_lo"] = max(float(accuracy - np.hypot(accuracy - lo, spread)), 0.0)
-    result["overall_accuracy_hi"] = min(float(accuracy + np.hypot(hi - accuracy, spread)), 1.0)
-    return result | {"n": n}
 
 
 def quiet() -> None:

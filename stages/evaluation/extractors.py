@@ -12,6 +12,7 @@ from torch import nn
 
 from stages.common.artefacts import read_json
 from stages.common.fail import fail
+from stages.evaluation.nearest import SIDE
 from stages.evaluation.networks import load_scene, normalise, resize
 
 VISION = Path("models/base/vision")
@@ -29,6 +30,26 @@ class Scene(nn.Module):
         x = normalise(resize(images, self.config["resolution"]), self.config["mean"], self.config["std"])
         hidden = self.network.forward_features(x)
         return {"features": self.network.forward_head(hidden, pre_logits=True), "logits": self.network.forward_head(hidden)}
+
+
+class Pixels(nn.Module):
+    """The image itself, small, and what a compressed or resized one gives itself away by. No weights.
+
+    `blocking`: brightness steps across the borders of 8 x 8 blocks, relative to those elsewhere: 1 where nothing was JPEG.
+    `detail`: the Laplacian relative to the gradient: falls when an image was scaled up, or blurred.
+    """
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """uint8 [B, 3, H, W] -> features [B, 3 * SIDE * SIDE] in [0, 255]; blocking, detail [B]."""
+        grey = images.float().mean(1)                                                         # [B, H, W]
+        steps = (grey.diff(dim=2).abs().mean(1), grey.diff(dim=1).abs().mean(2))              # [B, W - 1], [B, H - 1]
+        border, inside = (sum(step[:, (torch.arange(step.shape[1]) % 8 == 7) == wanted].mean(1) for step in steps)
+                          for wanted in (True, False))
+        around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+        laplacian = (4 * grey[:, 1:-1, 1:-1] - around).abs().mean((1, 2))
+        tiny = 1e-3  # grey levels: a blank image has no steps at all
+        return {"features": resize(images, SIDE).flatten(1), "blocking": (border + tiny) / (inside + tiny),
+                "detail": laplacian / (sum(step.mean(1) for step in steps) + tiny)}
 
 
 class Inception(nn.Module):
@@ -51,31 +72,47 @@ class Inception(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DINOv2's normalised class token, or CLIP's image embedding, from a folder in the layout of transformers."""
+    """DINOv2's normalised class token, or CLIP's embedding of an image, from a folder in the layout of transformers."""
 
     def __init__(self, name: str, folder: Path):
         super().__init__()
-        from transformers import CLIPVisionModelWithProjection, Dinov2Model
+        from transformers import CLIPModel, Dinov2Model
 
         for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
             found(folder / file, f"a {name} folder of the Hugging Face hub")
-        kind, self.output = {"dinov2": (Dinov2Model, "pooler_output"),
-                             "clip": (CLIPVisionModelWithProjection, "image_embeds")}[name]
+        kind = {"dinov2": Dinov2Model, "clip": CLIPModel}[name]
         self.network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
-        self.settings = read_json(folder / "preprocessor_config.json")
+        self.settings, self.is_clip = read_json(folder / "preprocessor_config.json"), name == "clip"
         crop = self.settings.get("crop_size") or self.settings["size"]
         self.size = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D]."""
         x = normalise(resize(images, self.size), self.settings["image_mean"], self.settings["image_std"])
-        return {"features": getattr(self.network(pixel_values=x), self.output)}
+        if not self.is_clip:
+            return {"features": self.network(pixel_values=x).pooler_output}
+        return {"features": self.network.visual_projection(self.network.vision_model(pixel_values=x).pooler_output)}
+
+
+@torch.inference_mode()
+def caption_embeddings(clip: Transformer, captions: list[str], size: int, folder: Path = VISION / "clip") -> torch.Tensor:
+    """CLIP's embeddings float32 [N, D] of captions, cut at its context; in groups of `size`."""
+    from transformers import AutoTokenizer
+
+    found(folder / "tokenizer_config.json", "a clip folder of the Hugging Face hub")
+    tokenizer, model = AutoTokenizer.from_pretrained(folder, local_files_only=True), clip.network
+    length, embedded = model.config.text_config.max_position_embeddings, []
+    for start in range(0, len(captions), size):
+        tokens = tokenizer(captions[start:start + size], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        hidden = model.text_model(**tokens.to(model.device)).pooler_output
+        embedded.append(model.text_projection(hidden).float().cpu())
+    return torch.cat(embedded)
 
 
 def extractor(name: str) -> nn.Module:
     """The extractor of that name, in evaluation mode; one line and exit code 1 where its weights are missing."""
-    if name == "scene":
-        return Scene().eval()
+    if name in ("scene", "pixels"):
+        return (Scene() if name == "scene" else Pixels()).eval()
     return (Inception() if name == "inception2048" else Transformer(name, VISION / name)).eval()
 
 

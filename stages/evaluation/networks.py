@@ -46,6 +46,16 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
 
 
+def framed(images: torch.Tensor) -> torch.Tensor:
+    """Tiles uint8 [N, 3, H, W] in the middle of a black frame of 512/224 their size.
+
+    What the paper's released script does to RSICD's 224 px tiles when it centre-crops them to 512 px, beside generated
+    images that fill those 512 px.
+    """
+    before = [round(side * (512 / 224 - 1) / 2) for side in images.shape[-2:]]
+    return F.pad(images, (before[1], before[1], before[0], before[0]))
+
+
 def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """Float [N, 3, H, W] in [0, 255] to zero mean and unit variance; mean and std per channel, of pixels in [0, 1]."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))

@@ -8,7 +8,7 @@ from stages.common.artefacts import read_rows
 from stages.reporting import page
 from stages.reporting.grids import Line, grid, pictures
 
-REAL, SYNTHETIC = Path("data/imagery/test"), Path("data/synthetic")
+REAL, TRAINING, SYNTHETIC = Path("data/imagery/test"), Path("data/imagery/train"), Path("data/synthetic")
 BASE, TUNED, FIGURES = Path("data/samples/base"), Path("data/samples/tuned"), Path("data/samples/figures")
 SETTINGS = ("prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
 ACROSS, PER_FIGURE = 8, 4    # tiles in a row of a grid; images per figure's prompt
@@ -16,8 +16,8 @@ ACROSS, PER_FIGURE = 8, 4    # tiles in a row of a grid; images per figure's pro
 
 def rows() -> tuple[list[dict], list[dict], list[dict]]:
     """What is known of the real test tiles, the tuned model's samples and the synthetic images, without the images."""
-    return (read_rows(REAL, ["filename", "scene"]),
-            read_rows(TUNED, ["filename", "scene", "caption", "scheduler", "steps", "guidance_scale", "model"]),
+    tuned = read_rows(TUNED, ["filename", "scene", "caption", "scheduler", "steps", "guidance_scale", "model"])
+    return (read_rows(REAL, ["filename", "scene"]), tuned[:len({row["filename"] for row in tuned})],  # one per caption
             read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *SETTINGS]))
 
 
@@ -61,6 +61,18 @@ def figures(number: dict[str, str]) -> Image.Image:
         name = f"Figure {number[caption]}: {label}" if caption in number else label
         lines.append(Line(name, caption, [[images[place]] for place in each]))
     return grid(lines, names=220)
+
+
+def nearest(pairs: list[dict], tuned: list[dict]) -> Image.Image:
+    """The generated images that lie closest to a training tile, each beside that tile. pairs: rows of nearest_training.csv."""
+    pairs, training = pairs[:2 * ACROSS], [row["filename"] for row in read_rows(TRAINING, ["filename"])]
+    at = {row["filename"]: place for place, row in enumerate(tuned)}
+    places = [(at[pair["generated"]], training.index(pair["training"])) for pair in pairs]
+    made, tiles = pictures(TUNED, {i for i, _ in places}), pictures(TRAINING, {j for _, j in places})
+    cells = [[made[i], tiles[j]] for i, j in places]
+    captions = [(f"distance {float(pair['distance']):.3g}", f"{100 * float(pair['real_percentile']):.0f} % of real test tiles are closer")
+                for pair in pairs]
+    return grid([Line("", "", cells[i:i + 4], captions[i:i + 4]) for i in range(0, len(cells), 4)], ["generated", "training"], names=0)
 
 
 def spread(synthetic: list[dict], label: str, most: int) -> list[int]:

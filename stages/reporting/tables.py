@@ -10,8 +10,9 @@ TABLE_2 = {"Bare Land": "52", "Crop Land": "57", "Cultivated Vegetation": "54", 
 FID, SINKHORN, PERPLEXITY, LLM_LOSS = "245.3629", "0.2", "30.5", "3.3855"
 SCORES = {"loss": "Test Loss", "average_accuracy": "Test Average Accuracy", "f1": "Test F1 Score",
           "jaccard": "Test Jaccard Index", "overall_accuracy": "Test Overall Accuracy"}
-BEYOND = {"kid_x1000": "KID x 1000", "precision": "Precision", "recall": "Recall", "density": "Density",
+BEYOND = {"kid_x1000": "KID x 1000", "cmmd": "CMMD", "precision": "Precision", "recall": "Recall", "density": "Density",
           "coverage": "Coverage"}
+SPACES = {"pixels": "pixels, flips and rotations included", "scene": "scene features"}
 NUMERIC = ("ours", "95 % interval", "the paper")     # columns of numbers
 DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
 NO_DEMO = "no: small models, rendered scenes"
@@ -46,9 +47,15 @@ class Facts:
     classifiers: dict[str, dict]        # lulc, scenes -> what the classifier is
     sampling: dict                      # scheduler, steps, guidance_scale, resolution, model
     labels: dict[str, int]              # generated images by LULC class
+    look_alikes: dict[str, int]         # near-duplicates of the imagery: groups, train_test, excluded_from_test, ...
 
     def embedded(self, role: str) -> bool:
         return self.sources[role]["source"] == "embedded"
+
+    @property
+    def imagery(self) -> str:
+        """The digest of the tiles: numbers of other tiles are other numbers."""
+        return self.sources["imagery"].get("images_sha256", "")[:16]
 
     @property
     def scale(self) -> str:
@@ -66,7 +73,7 @@ def table_1(metrics: dict, facts: Facts) -> Table:
     for test, what in (("synthetic_test", "generated images"), ("real_test", "real tiles")):
         n = found[test]["n"]
         identity = {"protocol": f"tested on held-out {what}", "n": n, "n_train": found.get("n_train"),
-                    **facts.classifiers["lulc"]}
+                    "seeds": found.get("seeds"), "imagery": facts.imagery, **facts.classifiers["lulc"]}
         for name, title in SCORES.items():
             beside = {"chance": chance[name]} if name in chance else {}
             if test == "real_test":
@@ -81,7 +88,8 @@ def table_1(metrics: dict, facts: Facts) -> Table:
             rows.append(row(key, f"{title}, {what}", found[test], comparable, paper, beside, identity))
     note = ("Tested on held-out generated images, as in the paper, and on held-out real tiles. TorchGeo's F1 is "
             "micro-averaged, hence equal to the overall accuracy, in the paper too; its 49.48 % is the average accuracy. "
-            "Ceiling: the same network trained on as many real tiles.")
+            "Ceiling: the same network trained on as many real tiles. Intervals hold the size of the test set and the spread "
+            f"over {found.get('seeds', 1)} classifier(s).")
     if missing := facts.classifiers["lulc"].get("classes_without_real"):
         note += f" No real tile shows {', '.join(missing)}: the real test is of the other classes."
     return Table("Table 1: downstream evaluation, a land-cover classifier trained on generated images", rows, note)
@@ -104,12 +112,15 @@ def table_3(metrics: dict, facts: Facts) -> Table:
         for protocol, found in sorted(metrics["fid"][extractor].items()):
             n, as_paper = found["n"], protocol.startswith("paper")
             what = f"the paper's protocol (N = {n})" if as_paper else f"all {n} test captions"
+            what += ", real tiles in the released script's black frame" * (protocol == "paper_padded")
             if found.get("refused"):
                 comparable = f"refused: {n} images, {found['n_needed']} needed"
             elif facts.embedded("imagery"):
                 comparable = NO_DEMO
             elif extractor != "inception2048":
                 comparable = f"no: {extractor} features; the paper's are Inception-2048"
+            elif protocol == "paper_padded":
+                comparable = "in part: other captions, and what the paper left unsaid"
             elif as_paper:
                 comparable = "in part: the paper padded its real tiles with black"
             else:
@@ -117,19 +128,36 @@ def table_3(metrics: dict, facts: Facts) -> Table:
             if found.get("singular"):
                 comparable += "; N is below the features' dimensions"
             identity = {"protocol": protocol, "n": n, "draws": found.get("draws"), **judged_by(extractor, facts)}
-            rows.append(row(f"fid.{extractor}.{protocol}.fid", f"FID, {extractor} features, {what}", found, comparable, FID,
-                            marks(found, "fid"), identity))
-    rows.append(Row("fid.sinkhorn", "Sinkhorn divergence of diffusion training", None,
-                    "not measured: the paper gives no protocol; its text calls 0.2 the training loss", SINKHORN))
+            key = f"fid.{extractor}.{protocol}"
+            rows.append(row(f"{key}.fid", f"FID, {extractor} features, {what}", found, comparable, FID, marks(found, "fid"), identity))
+            if "fid_infinity" in found:
+                why = NO_DEMO if facts.embedded("imagery") else "no: the paper's N is 250"
+                why += "; its smallest sets are below the features' dimensions" * found.get("infinity_singular", 0)
+                rows.append(row(f"{key}.fid_infinity", f"FID at infinitely many images, {extractor} features", found, why, FID,
+                                marks(found, "fid_infinity"), identity))
+            if "sinkhorn" in found:
+                rows.append(row(f"{key}.sinkhorn", f"Sinkhorn divergence of {extractor} features", found,
+                                "no: the paper gives no protocol; its text calls 0.2 the training loss", SINKHORN,
+                                marks(found, "sinkhorn"), identity))
     found = metrics["diffusion"]
     comparable = NO_DEMO if facts.embedded("imagery") else "no: depends on latents, weighting and what is predicted"
     rows.append(row("diffusion.train_loss", "Diffusion training loss at the best step", found, comparable, SINKHORN,
                     {"validation": found["validation_loss"], "the base's validation": found["validation_loss_base"]},
                     {"protocol": "mean since the checkpoint before the best", "best_step": found["best_step"],
                      "start": facts.sources["diffusion"]["source"]}))
-    return Table("Table 3: metrics of the generated images", rows,
-                 "Lower is better. Floor: real test tiles against as many real training tiles. Base: the model before "
-                 "fine-tuning. FID of a few hundred images measures their number as much as the model.")
+    note = ("Lower is better. Floor: real test tiles against as many real training tiles. Base: the model before "
+            "fine-tuning. FID of a few hundred images measures their number as much as the model.")
+    return Table("Table 3: metrics of the generated images", rows, note + padding(metrics["fid"]))
+
+
+def padding(found: dict) -> str:
+    """By how much the released script's black frame moves FID."""
+    moved = [f" The black frame around the real tiles alone moves FID ({extractor} features) from "
+             f"{number(protocols['paper']['fid'])} to {number(protocols['paper_padded']['fid'])}; real training tiles without "
+             f"one score {number(protocols['paper_padded']['fid_floor'])} there."
+             for extractor, protocols in sorted(found.items())
+             if all("fid" in protocols.get(protocol, {}) for protocol in ("paper", "paper_padded"))]
+    return "".join(moved)
 
 
 def text(metrics: dict, facts: Facts) -> Table:
@@ -162,6 +190,10 @@ def more(metrics: dict, facts: Facts) -> Table:
     if "class_agreement" in seen:
         rows.append(row("agreement.class_agreement", "Synthetic images that show their land-cover class", seen, "", "", {},
                         judge | {"n": seen.get("class_agreement_n")}))
+    if "clip_score" in seen:
+        rows.append(row("agreement.clip_score", "CLIP score (100 x cosine of image and caption)", seen, "", "",
+                        marks(seen, "clip_score") | {"other captions": seen["clip_score_null"], "real tiles": seen["clip_score_real"]},
+                        {"protocol": "first caption drawn", "n": seen.get("n"), **judged_by("clip", facts)}))
     for extractor, protocols in sorted(metrics["fid"].items()):
         found = protocols.get("standard", {})
         for name, title in BEYOND.items():
@@ -169,19 +201,40 @@ def more(metrics: dict, facts: Facts) -> Table:
                 identity = {"protocol": "standard", "n": found["n"], **judged_by(extractor, facts)}
                 rows.append(row(f"fid.{extractor}.standard.{name}", f"{title}, {extractor} features", found, "", "",
                                 marks(found, name), identity))
+    for space in sorted(set(metrics["images"]) - {"mismatch"}):
+        for which, what in (("tuned", "test captions"), ("synthetic", "synthetic set")):
+            found, identity = metrics["images"][space][which], judged_by(space, facts)
+            rows.append(row(f"images.{space}.{which}.memorised",
+                            f"Images nearer to a training tile than 99 % of real test tiles are, {what}, "
+                            f"{SPACES.get(space, f'{space} features')}", found, "", "", {"expected": 0.01}, identity | {"n": found["n"]}))
     real = scenes["real_test"]
     published = "" if facts.embedded("imagery") else "published on RSICD: 0.326 to 0.903, at 256 px, 10 images per caption"
     rows.append(row("classify_scenes.real_test.overall_accuracy",
                     "Scene accuracy on real tiles of a classifier trained on generated ones", real, published, "",
                     {"chance": scenes["chance"], "ceiling": metrics["ceiling_scenes"]["overall_accuracy"]},
-                    {"protocol": "classification accuracy score, one image per test caption", "n": real["n"],
+                    {"protocol": "classification accuracy score: trained on images of the test captions", "n": real["n"],
+                     "n_train": scenes.get("n_train"), "seeds": scenes.get("seeds"), "imagery": facts.imagery,
                      **facts.classifiers["scenes"]}))
-    return Table("Not in the paper", rows, "Ceiling: the same of real tiles. Floor and base as above.")
+    if "share_of_ceiling" in real:
+        rows.append(row("classify_scenes.real_test.share_of_ceiling", "The same as a share of its ceiling", real, "", "", {},
+                        {"protocol": "accuracy / accuracy of the same network trained on as many real tiles", "n": real["n"],
+                         "imagery": facts.imagery, **facts.classifiers["scenes"]}))
+    note = "Ceiling: the same of real tiles. Floor and base as above."
+    for which, found in metrics["images"]["mismatch"].items():
+        if found["warned"]:
+            note += (f" **The images of {which} are compressed, resized or blurred otherwise than the real tiles**: "
+                     f"{found['detail_ratio']:.2f} times their finest detail, steps at 8 px blocks {found['blocking']:.2f} "
+                     f"(real: {found['blocking_real']:.2f}); every distance above measures that as well.")
+    alike = facts.look_alikes
+    note += (f" Groups of look-alike tiles in both training and test: {alike.get('train_test', 0)}; test tiles left out for it: "
+             f"{alike.get('excluded_from_test', 0)}.")
+    return Table("Not in the paper", rows, note)
 
 
 def judged_by(extractor: str, facts: Facts) -> dict:
     """Whose features, of whose images."""
-    return {"extractor": extractor, **facts.extractors.get(extractor, {}), "generator": facts.sampling["model"]}
+    return {"extractor": extractor, "imagery": facts.imagery, **facts.extractors.get(extractor, {}),
+            "generated_px": facts.sampling["resolution"], "generator": facts.sampling["model"]}
 
 
 def marks(found: dict, name: str) -> dict[str, float]:

@@ -69,8 +69,9 @@ def train(model, rows: list[list[int]], pad: int, p: FinetuneLLM, seed: int, fol
         remove_unused_columns=False, disable_tqdm=not sys.stderr.isatty(), dataloader_pin_memory=gpu)
     folder.mkdir(parents=True, exist_ok=True)
     last = get_last_checkpoint(str(folder))
-    # Curves to follow while it trains; clocks and host names in them stay out of the pipeline's outputs.
-    live = Live(dir=str(folder / "dvclive"), resume=bool(last), save_dvc_exp=False, dvcyaml=False)
+    # To be watched while it trains, where finetune_sd's curves are (stages/common/tracking.py): git and the pipeline ignore it.
+    Path("dvclive/finetune_llm/metrics.json").unlink(missing_ok=True)  # its summary: a kill may have torn it
+    live = Live("dvclive/finetune_llm", resume=bool(last), save_dvc_exp=False, dvcyaml=None)
     trainer = Trainer(model=model, args=arguments, train_dataset=[{"input_ids": ids} for ids in rows],
                       data_collator=partial(tokens.collate, pad=pad), callbacks=[DVCLiveCallback(live)])
     if last:

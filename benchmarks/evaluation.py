@@ -1,0 +1,176 @@
+"""The evaluation on real tiles, and its cost. Prints Markdown; benchmarks/RESULTS_EVALUATION.md keeps it.
+
+    python -m benchmarks.evaluation degradations [epochs]   RSICD ($RD_DATA): does each metric order what is worse?
+    python -m benchmarks.evaluation halvings [epochs]       2,000 real tiles in halves: does the floor's interval hold?
+    python -m benchmarks.evaluation speed                   seconds and memory at the sizes that the issue names
+"""
+
+import io
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+DATA = Path(os.environ.get("RD_DATA", "../shared/data")) / "rsicd"
+SIDE, BATCH = 64, 256
+FEW = ("forest", "meadow", "desert")    # what a generator that has lost most classes would draw
+SHOWN = ("fid", "fid_infinity", "kid_x1000", "sinkhorn", "precision", "recall", "density", "coverage", "agreement")
+WORSE_IS_MORE = ("fid", "fid_infinity", "kid_x1000", "sinkhorn")
+
+
+def tiles(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """RSICD tiles uint8 [N, SIDE, SIDE, 3] and their scenes [N]."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    table = pq.read_table(DATA / f"{split}.parquet", columns=["filename", "image"]).to_pylist()
+    images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS) for row in table]
+    return np.stack([np.asarray(image) for image in images]), np.array([Path(row["filename"]).stem.rpartition("_")[0] for row in table])
+
+
+def judge(images: np.ndarray, scenes: np.ndarray, epochs: int):
+    """The `scene` extractor, trained by the stage's own code."""
+    import torch
+
+    from stages.evaluation.extractors import Scene
+    from stages.evaluation.networks import save, statistics
+    from stages.params import TrainScene
+    from stages.train_scene import train
+
+    names = sorted(set(scenes))
+    x, y = torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor([names.index(scene) for scene in scenes])
+    mean, std = statistics(x)
+    p = TrainScene(model="test_resnet", resolution=SIDE, epochs=epochs, batch_size=64, lr=6e-3)
+    network = train(x, y, mean, std, len(names), p, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        save(folder, network.cpu(), {"model": p.model, "resolution": SIDE, "scenes": names, "mean": mean, "std": std})
+        return Scene(folder).eval(), names
+
+
+def look(extractor, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Features and logits of tiles."""
+    import torch
+
+    with torch.inference_mode():
+        found = [extractor(torch.from_numpy(images[i:i + BATCH]).permute(0, 3, 1, 2)) for i in range(0, len(images), BATCH)]
+    return {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
+
+
+def blurred(images: np.ndarray, sigma: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(images, (0, sigma, sigma, 0))
+
+
+def compressed(images: np.ndarray, quality: int) -> np.ndarray:
+    from PIL import Image
+
+    def once(image: np.ndarray) -> np.ndarray:
+        sink = io.BytesIO()
+        Image.fromarray(image).save(sink, "JPEG", quality=quality)
+        return np.asarray(Image.open(sink).convert("RGB"))
+
+    return np.stack([once(image) for image in images])
+
+
+def mixed(images: np.ndarray, scenes: np.ndarray, share: float) -> np.ndarray:
+    """A share of the images is replaced by images of three classes."""
+    rng = np.random.default_rng(0)
+    few = np.flatnonzero(np.isin(scenes, FEW))
+    places = np.arange(len(images))
+    gone = rng.permutation(len(images))[:round(share * len(images))]
+    places[gone] = rng.choice(few, len(gone))
+    return images[places]
+
+
+def degradations(epochs: int = 6) -> None:
+    from stages.fid import measure
+
+    images, scenes = tiles("train")
+    real, real_scenes = tiles("valid")
+    order = np.random.default_rng(0).permutation(len(images))
+    fake, rest = order[:len(real)], order[len(real):]      # the judge hasn't seen what plays the generated images
+    start = time.time()
+    extractor, names = judge(images[rest], scenes[rest], epochs)
+    fake, fake_scenes = images[fake], scenes[fake]
+    reference = look(extractor, real)
+    right = np.array(names)[reference["logits"].argmax(1)] == real_scenes
+    print(f"Judge: test_resnet, {epochs} epochs on {len(rest)} tiles, {time.time() - start:.0f} s; {right.mean():.3f} of {len(real)} "
+          f"valid tiles right. {len(fake)} other training tiles play the generated images.\n")
+    print(f"| generated | {' | '.join(SHOWN)} |\n|---|{'---:|' * len(SHOWN)}")
+    families = {"blur, sigma {} px": [(s, blurred(fake, s)) for s in (0.5, 1.0, 2.0)],
+                "JPEG, quality {}": [(q, compressed(fake, q)) for q in (75, 40, 15)],
+                "{:.0%} replaced by 3 classes": [(s, mixed(fake, fake_scenes, s)) for s in (0.25, 0.5, 1.0)]}
+    table = {"as they are (floor)": fake, **{name.format(level): made for name, each in families.items() for level, made in each}}
+    rows = {}
+    for name, made in table.items():
+        found = look(extractor, made)
+        rows[name] = measure(reference["features"], found["features"], "scene", np.random.default_rng(0))
+        rows[name]["agreement"] = float((np.array(names)[found["logits"].argmax(1)] == fake_scenes).mean())
+        print(f"| {name} | {' | '.join(f'{rows[name][key]:.3f}' for key in SHOWN)} |", flush=True)
+    print("\n| ordered from the floor to the worst | blur | JPEG | classes lost |\n|---|---|---|---|")
+    for key in SHOWN:
+        sign = 1 if key in WORSE_IS_MORE else -1
+        verdicts = []
+        for name, each in families.items():
+            values = [sign * rows["as they are (floor)"][key], *(sign * rows[name.format(level)][key] for level, _ in each)]
+            verdicts.append("yes" if all(a < b for a, b in zip(values, values[1:])) else "no")
+        print(f"| {key} | {' | '.join(verdicts)} |")
+
+
+def halvings(epochs: int = 6) -> None:
+    """Twenty random halvings of 2,000 tiles against the interval of the first, for each metric."""
+    from stages.evaluation.intervals import around, halves
+    from stages.fid import RANGE, measure
+
+    images, scenes = tiles("train")
+    order = np.random.default_rng(1).permutation(len(images))
+    extractor, _ = judge(images[order[2000:]], scenes[order[2000:]], epochs)
+    features = look(extractor, images[order[:2000]])["features"]
+    draws, values = np.random.default_rng(2), []
+    for number in range(21):
+        places = draws.permutation(2000)
+        a, b = features[places[:1000]], features[places[1000:]]
+        values.append(measure(a, b, "scene", draws))
+        if number == 0:
+            spread = [measure(a[i], b[j], "scene", draws) for i, j in zip(halves(1000, 20, draws), halves(1000, 20, draws))]
+    print("| metric | first halving, 95 % interval | of 20 others inside |\n|---|---|---:|")
+    for name in values[0]:
+        lo, hi = around(values[0][name], [each[name] for each in spread], 1000, *RANGE.get(name, (0, np.inf)))
+        inside = sum(lo <= value[name] <= hi for value in values[1:])
+        print(f"| {name} | {values[0][name]:.3f} [{lo:.3f}, {hi:.3f}] | {inside} |", flush=True)
+
+
+def speed(what: str = "") -> None:
+    """Each measurement in a process of its own, so that its peak memory is its own."""
+    if not what:
+        print(f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}\n")
+        print("| what | size | seconds | of CPU time | peak memory, GB |\n|---|---|---:|---:|---:|", flush=True)
+        for each in ("all", "fid", "kid", "manifold"):
+            subprocess.run([sys.executable, "-m", "benchmarks.evaluation", "speed", each], check=True)
+        return
+    from stages import fid
+    from stages.params import Fid
+
+    rng = np.random.default_rng(0)
+    n, d = (2000, 512) if what == "all" else (20000, 2048)
+    real, fake = (rng.standard_normal((n, d), dtype=np.float32) * (np.arange(1, d + 1) ** -0.5).astype(np.float32) for _ in range(2))
+    start, busy = time.time(), time.process_time()
+    if what == "all":
+        sets = {"test": real, "tuned": fake, "base": fake + 1, "train": real[::-1]}
+        fid.standard(sets, Fid(standard_min_n=1000, paper_n=250, paper_draws=5, subsets=20), 0, "scene")
+    else:
+        getattr(fid, what)(real, fake)
+    name = "all metrics, floor, base, 20-subsample intervals" if what == "all" else what
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"| {name} | {n:,} x {n:,}, {d} dimensions | {time.time() - start:.0f} | {time.process_time() - busy:.0f} | {peak:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    which, *rest = sys.argv[1:] or ["degradations"]
+    {"degradations": degradations, "halvings": halvings, "speed": speed}[which](*(int(x) if x.isdigit() else x for x in rest))
