@@ -168,7 +168,8 @@ def speed(what: str = "") -> None:
         getattr(fid, what)(real, fake)
     name = "all metrics, floor, base, 20-subsample intervals" if what == "all" else what
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"| {name} | {n:,} x {n:,}, {d} dimensions | {time.time() - start:.0f} | {time.process_time() - busy:.0f} | {peak:.1f} |", flush=True)
+    wall, cpu = time.time() - start, time.process_time() - busy
+    print(f"| {name} | {n:,} x {n:,}, {d} dimensions | {wall:.0f} | {cpu:.0f} | {peak:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

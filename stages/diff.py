@@ -4,7 +4,8 @@
     python -m stages.diff main comment/     writes comment/comment.md and the pictures it shows
 
 Reads what git holds (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data and no cache. A metric is better or
-worse only beyond its 95 % intervals: where the two runs' intervals overlap it says so instead.
+worse only beyond its 95 % intervals: where the two runs' intervals overlap it says so instead, and where metrics/context.json says
+that the two measure different things (other imagery, another judge, another N) it says that.
 """
 
 import csv
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 from stages.common.fail import fail
+from stages.reporting.comparable import differences
 
 # Which way is better, by a key's last part. A key that is not here is shown without an arrow.
 BETTER = {
@@ -39,36 +41,44 @@ def main(base: str, folder: str | None = None) -> None:
     if git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
         fail(f"diff: {base} is no revision of this repository; a shallow clone lacks history (fetch-depth: 0)")
     pictures = loss_curves(base, Path(folder)) if folder else []
-    text = comment(base, dvc("params", base), dvc("metrics", base, "--all"), pictures)
+    text = comment(base, dvc("params", base), dvc("metrics", base, "--all"), incomparable(base), pictures)
     if folder:
         (Path(folder) / "comment.md").write_text(text, encoding="utf-8")
     else:
         print(text, end="")
 
 
-def comment(base: str, params: dict, metrics: dict, pictures: list[str]) -> str:
-    """Markdown. `params`, `metrics`: {file: {dotted key: {old, new}}}, as DVC's `diff --json` prints them; None where there is none."""
+def comment(base: str, params: dict, metrics: dict, apart: dict[str, str], pictures: list[str]) -> str:
+    """Markdown. `params`, `metrics`: {file: {dotted key: {old, new}}}, as DVC's `diff --json` prints them; None where there is none.
+
+    `apart`: metric -> why its two values don't compare.
+    """
     rows = {(file, key): values for file, keys in metrics.items() for key, values in keys.items()}
-    told = {where: verdict(where, rows) for where in rows}
+    told = {where: verdict(where, rows, apart) for where in rows}
     first = [where for where in rows if where[1].endswith(HEADLINES.get(where[0], ()))]
     changed = [where for where in rows if where not in first and rows[where].get("old") != rows[where].get("new")]
     lines = [f"## This run against `{base}`", ""]
     if all(values.get("old") is None for values in rows.values()):
         lines += [f"`{base}` has no metrics to compare with.", ""]
-    lines += ["### Params", "", *table(base, [(f"`{key}`", values, "") for keys in params.values() for key, values in sorted(keys.items())]),
-              "", "### Metrics", "", *table(base, [(f"{Path(file).stem} `{key}`", rows[file, key], told[file, key]) for file, key in first])]
+
+    def named(wheres: list) -> list:
+        return [(f"{Path(file).stem} `{key}`", rows[file, key], told[file, key]) for file, key in wheres]
+
+    options = [(f"`{key}`", values, "") for keys in params.values() for key, values in sorted(keys.items())]
+    lines += ["### Params", "", *table(base, options), "", "### Metrics", "", *table(base, named(first))]
     if changed:
-        lines += ["", f"<details><summary>{len(changed)} other numbers changed</summary>", "",
-                  *table(base, [(f"{Path(file).stem} `{key}`", rows[file, key], told[file, key]) for file, key in sorted(changed)]),
-                  "", "</details>"]
+        lines += ["", f"<details><summary>{len(changed)} other numbers changed</summary>", "", *table(base, named(sorted(changed))), "",
+                  "</details>"]
     return "\n".join([*lines, *(line for name in pictures for line in ("", f"![{name}](./{name})"))]) + "\n"
 
 
-def verdict(where: tuple[str, str], rows: dict) -> str:
+def verdict(where: tuple[str, str], rows: dict, apart: dict[str, str]) -> str:
     """One metric's change in words, with an arrow that points the way it moved."""
     (file, key), old, new = where, rows[where].get("old"), rows[where].get("new")
     if old is None or new is None:
         return "new" if old is None else "gone"
+    if why := apart.get(f"{Path(file).stem}.{key}"):
+        return f"not comparable: {why}"
     if old == new:
         return "the same"
     arrow, way = "▲" if new > old else "▼", BETTER.get(key.rsplit(".")[-1])
@@ -85,11 +95,19 @@ def verdict(where: tuple[str, str], rows: dict) -> str:
 def table(base: str, rows: list[tuple[str, dict, str]]) -> list[str]:
     if not rows:
         return ["No change."]
+
     def cell(value) -> str:
         return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
 
     return [f"| | `{base}` | here | |", "|---|---:|---:|---|",
             *(f"| {name} | {cell(v.get('old'))} | {cell(v.get('new'))} | {told} |" for name, v, told in rows)]
+
+
+def incomparable(base: str) -> dict[str, str]:
+    """Metric -> why the two revisions' values measure different things, by what each says of its numbers."""
+    path = Path("metrics/context.json")
+    before = git("show", f"{base}:./{path}")
+    return differences(json.loads(path.read_text(encoding="utf-8")), json.loads(before)) if before and path.exists() else {}
 
 
 def loss_curves(base: str, folder: Path) -> list[str]:

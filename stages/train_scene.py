@@ -58,7 +58,7 @@ def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: li
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
     draws = torch_generator(seed, "train_scene")
-    for epoch in progress(range(p.epochs), what="train_scene", unit="epoch"):
+    for _ in progress(range(p.epochs), what="train_scene", unit="epoch"):
         order = torch.randperm(len(images), generator=draws)
         for step in range(per_epoch):
             chosen = order[step * p.batch_size:(step + 1) * p.batch_size]

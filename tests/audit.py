@@ -54,7 +54,8 @@ def sections(path: str) -> set[str]:
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found = {parents[call].attr for call in calls if isinstance(parents[call], ast.Attribute)}
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        names = {target.id for node in ast.walk(function) if isinstance(node, ast.Assign) and node.value in calls for target in node.targets}
+        names = {target.id for node in ast.walk(function) if isinstance(node, ast.Assign) and node.value in calls
+                 for target in node.targets}
         for node in ast.walk(function):
             if isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load):
                 parent = parents[node]

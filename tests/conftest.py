@@ -17,7 +17,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def shell(*command: str, cwd: Path, env: dict | None = None, timeout: int = 600) -> subprocess.CompletedProcess:
     """Run a command as a user would, with this environment's `python` and `dvc` first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": path, **(env or {})}, text=True, capture_output=True, timeout=timeout)
+    env = {**os.environ, "PATH": path, **(env or {})}
+    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout)
 
 
 def copy_repository(target: Path) -> Path:

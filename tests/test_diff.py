@@ -18,13 +18,15 @@ def clone(tmp_path, environment):
     """`clone(metrics)`: a clone of a repository whose `main` holds them; then `commit` others on top and `diff` the two."""
     origin, copy = tmp_path / "origin", tmp_path / "clone"
 
-    def commit(metrics: dict, guidance: float = 3.0, where=copy) -> None:
+    def commit(metrics: dict, guidance: float = 3.0, imagery: str = "a", where=copy) -> None:
         for old in (where / "metrics").glob("*.json"):
             old.unlink()
         for name, numbers in metrics.items():
             (where / f"metrics/{name}.json").write_text(json.dumps(numbers))
         (where / "params.yaml").write_text(f"sampling:\n  guidance_scale: {guidance}\n")
         (where / "metrics/plots/diffusion_loss.csv").write_text(CURVE)
+        context = {"fid.scene.standard.fid": {"protocol": "standard", "n": 300, "imagery": imagery}}
+        (where / "metrics/context.json").write_text(json.dumps({"numbers": context}))
         listed = ["params: [params.yaml]", *(["metrics:"] if metrics else []), *(f"  - metrics/{name}.json" for name in metrics)]
         (where / "dvc.yaml").write_text("\n".join(listed) + "\n")
         for words in (["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"]):
@@ -83,6 +85,14 @@ def test_a_change_within_the_intervals_is_neither(clone):
     text = here.diff("origin/main").stdout
     assert row(text, "fid `scene.standard.fid`") == "4 | 4.4 | ▲ within the intervals"
     assert row(text, "fid `scene.standard.n`") == "300 | 310 | ▲"
+
+
+def test_numbers_of_other_imagery_are_not_compared(clone):
+    here = clone(BASE)
+    here.commit(changed(fid=2.0, fid_lo=1.5, fid_hi=2.5, recall=0.6), imagery="b")
+    text = here.diff("origin/main").stdout
+    assert row(text, "fid `scene.standard.fid`") == "4 | 2 | not comparable: imagery: b and a"
+    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ **better**"
 
 
 def test_metrics_come_and_go(clone):

@@ -36,7 +36,10 @@ def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
     return sink.getvalue()
 
 
-def table(path: Path, rows: list[tuple], captions: pa.DataType = pa.list_(pa.string())) -> None:
+TEXTS = pa.list_(pa.string())
+
+
+def table(path: Path, rows: list[tuple], captions: pa.DataType = TEXTS) -> None:
     """Rows (filename, captions, bytes) in RSICD's columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names, texts, images = zip(*rows)

@@ -12,7 +12,7 @@ from stages.common.imagery import SCHEMA, Tile, open_origin, sentences, tile
 
 KEY = "encode.base_domain"
 SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others
-UNSEEN = ("snowfield", "airport")  # left out there, too
+UNSEEN = ("snowfield", "airport")  # scenes the embedded base never saw: they are no part of what it could forget
 
 
 def fetch(source: str, count: int, size: int, out: Path) -> None:

@@ -16,13 +16,13 @@ from stages.common.progress import progress
 from stages.common.rng import rng
 from stages.common.torch_setup import deterministic, torch_generator
 from stages.diffusion import scratch
+from stages.diffusion.base_domain import UNSEEN
 from stages.diffusion.loss import denoising_loss
 from stages.embedded.scenes import SCENES, tiles
 
 FOLDER = Path("stages/embedded/models/diffusion")
 SEED = 20260101        # far from any run's own tiles: base and domain imagery never share a tile
 SIZE = 64              # pixels
-UNSEEN = ("snowfield", "airport")
 BOTH_TILES, UNET_TILES = 6000, 24000
 
 

@@ -226,7 +226,8 @@ def airport(c: Canvas) -> None:
         c.fill(c.rgb("car", "white"), body)
         if body.mean() > 0.005:
             c.details.append("some planes")
-        hall = np.maximum(np.abs(apron_at + f32(depth + 0.07)) - f32(0.055), np.abs(u - f32(c.rng.uniform(-0.1, 0.1))) - f32(c.rng.uniform(0.2, 0.45)))
+        along = np.abs(u - f32(c.rng.uniform(-0.1, 0.1))) - f32(c.rng.uniform(0.2, 0.45))
+        hall = np.maximum(np.abs(apron_at + f32(depth + 0.07)) - f32(0.055), along)
         c.cast(cover(hall - f32(0.03 * c.sun_length), 0.03) * (1 - apron), 0.4)
         c.fill(c.pick("roof")[1], cover(hall, c.soft))
         if cover(hall, c.soft).mean() > 0.03:
