@@ -25,6 +25,7 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     params["train_base"] |= {"vae_channels": [8, 16, 16], "vae_steps": 4, "text_width": 32, "text_steps": 4, "unet_channels": [16, 32, 32],
                              "batch_size": 8}
     params["sampling"] |= {"steps": 2, "resolution": 32, "precision": "fp32"}
+    params["encode"] |= {"precision": "fp32"}
     params["finetune_sd"] |= {"epochs": 0.5}
     params["prompt"] |= {"per_class": dict.fromkeys(params["prompt"]["per_class"], 1), "compare": []}
     params["fid"] |= {"standard_min_n": 100, "paper_n": 100}
