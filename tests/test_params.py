@@ -17,10 +17,10 @@ def test_every_scale_is_valid(scale):
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
-    ("guidance_scale: 3.0", "guidence_scale: 3.0", ["sampling.guidence_scale", "did you mean guidance_scale?"]),
-    ("guidance_scale: 3.0", "guidance_scale: 0.5", ["sampling.guidance_scale", "greater than or equal to 1", "0.5"]),
-    ("scheduler: pndm", "scheduler: euler", ["sampling.scheduler", "'pndm', 'ddim' or 'dpm'", "'euler'"]),
-    ("lr: 8.0e-4", "lr: 8e-4", ["finetune_sd.lr", "8.0e-04", "text"]),
+    ("guidance_scale: 2.0", "guidence_scale: 2.0", ["sampling.guidence_scale", "did you mean guidance_scale?"]),
+    ("guidance_scale: 2.0", "guidance_scale: 0.5", ["sampling.guidance_scale", "greater than or equal to 1", "0.5"]),
+    ("scheduler: dpm", "scheduler: euler", ["sampling.scheduler", "'pndm', 'ddim' or 'dpm'", "'euler'"]),
+    ("lr: 1.2e-3", "lr: 8e-4", ["finetune_sd.lr", "8.0e-04", "text"]),
     ("  gallery_per_class: 24", "  gallery_per_klass: 24", ["report.gallery_per_klass", "did you mean gallery_per_class?"]),
     ("\nreport:", "\nreporting:", ["reporting", "did you mean report?"]),
     ("seed: 0", "seed: zero", ["seed", "integer", "'zero'"]),
@@ -33,8 +33,8 @@ def test_every_scale_is_valid(scale):
     ("  diffusion: embedded", "  diffusion: none    ", ["fetch_model.diffusion", "train_base.source"]),
     ("  technique: retrieval", "  technique: few_shot", ["prompt.technique", "extractive"]),
     ("extractors: [scene]", "extractors: [scene, clip]", ["features.extractors", "fetch_model.vision"]),
-    ("max_images: 2200", "max_images: null", ["fetch_imagery.max_images"]),
-    ("guidance_scale: 3.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
+    ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
+    ("guidance_scale: 2.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
 ])
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     assert old in DEMO, "the test's own premise"

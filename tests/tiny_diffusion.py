@@ -80,7 +80,7 @@ def make_workspace(folder: Path, train: int = 20, valid: int = 6, test: int = 7,
     return folder
 
 
-TINY = {"sampling": {"steps": 3, "resolution": 32, "batch_size": 4, "precision": "fp32"},
+TINY = {"sampling": {"scheduler": "pndm", "guidance_scale": 3.0, "steps": 3, "resolution": 32, "batch_size": 4, "precision": "fp32"},
         "encode": {"batch_size": 8, "precision": "fp32", "base_images": 4},
         "finetune_sd": {"epochs": 4, "batch_size": 8, "lr": 1.0e-3, "warmup_steps": 2, "precision": "fp32",
                         "checkpoint_steps": 3, "validation_images": 5, "grid_captions": 2},
