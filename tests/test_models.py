@@ -173,7 +173,7 @@ def test_embedded_models_are_small_half_precision_safetensors():
     from safetensors import safe_open
 
     files = [file for file in fetch_model.EMBEDDED.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) <= 20 * 2**20
+    assert sum(file.stat().st_size for file in files) <= 20e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".md"}
     for file in files:
         if file.suffix == ".safetensors":

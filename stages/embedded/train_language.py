@@ -22,7 +22,7 @@ from stages.common.progress import progress, say
 SHA256 = "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
 TARGET = Path(__file__).with_name("models") / "language"
 EOS = "<|endoftext|>"
-VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 2560, 192, 4, 4, 256
+VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 2560, 192, 3, 4, 256
 STEPS, BATCH, LR, WARMUP, HELD_OUT = 1600, 8, 3e-3, 80, 20  # every 20th page is held out
 
 
@@ -137,8 +137,7 @@ def main(package: str, folder: str = str(TARGET)) -> None:
             LR * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))))
         starts = torch.randint(len(train) - CONTEXT, (BATCH,), generator=generator)
         ids = torch.stack([train[s:s + CONTEXT] for s in starts])  # [B, CONTEXT]
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids).loss
+        loss = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
