@@ -59,11 +59,14 @@ def test_it_learns_and_gives_the_same_scores_twice():
 
 
 def test_shuffled_labels_bring_it_to_chance():
-    source = flat(90)
-    shuffled = Labelled(source.images, np.random.default_rng(0).permutation(source.labels))
-    short = P.model_copy(update={"epochs": 3})
-    outcomes = [train_and_test(shuffled, flat(60, seed=1), list("abc"), short, seed, None) for seed in range(2)]
-    assert pooled(outcomes, "real_test")["overall_accuracy"] < 0.7  # 1.0 with the true labels
+    source, short = flat(90), P.model_copy(update={"epochs": 3})
+    outcomes = []
+    for seed in range(6):  # a shuffle may favour a class by luck, six don't
+        shuffled = Labelled(source.images, np.random.default_rng(seed).permutation(source.labels))
+        outcomes.append(train_and_test(shuffled, flat(60, seed=1), list("abc"), short, seed, None))
+    found = pooled(outcomes, "real_test")
+    assert found["overall_accuracy_lo"] <= 1 / 3 <= found["overall_accuracy_hi"]
+    assert found["overall_accuracy"] < 0.45  # 1.0 with the true labels
 
 
 def test_weights_are_loaded_and_fed_reflectance(tmp_path):

@@ -137,6 +137,7 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
         torch.from_numpy(source.images).permute(0, 3, 1, 2))
     data = TilesModule(source, p, mean, std, seed)
     task = ClassificationTask(model=p.model, num_classes=len(names), lr=p.lr)
+    task.model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     if weights:
         start_from(task, weights)
     with tempfile.TemporaryDirectory() as scratch:
