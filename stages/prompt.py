@@ -51,9 +51,11 @@ def main() -> None:
     negative = tokens(p.negative_prompt)
     if negative > checks.LIMIT:
         fail(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
-    if p.positive_cues and not lexicon.VIEWPOINT.search(p.positive_cues):
-        fail("prompt.positive_cues: name the viewpoint (satellite image, aerial view, ...), or a pumpkin field is a heap of pumpkins; "
-             'or write "" where the model\'s words are few')
+    for cue, words, such in (("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
+                             ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view")):
+        if p.positive_cues and not words.search(p.positive_cues):
+            fail(f"prompt.positive_cues: name the {cue} ({such}, ...), or a pumpkin field is a heap of pumpkins; "
+                 'or write "" where the model\'s words are few')
 
     # The data set.
     asking = Asking(make_writer(p, p.writer, p.technique, seed), p.technique, retriever, tokens, p.positive_cues, p.top_k)

@@ -25,6 +25,7 @@ MARKUP = re.compile(r"[<>{}\[\]#*_|\\^~=$@`]|https?:|www\.")
 CITATION = re.compile(r"\bet al\b|\(\s*\d{4}|\b(19|20)\d\d\b|\[\d|\b(fig|figs|eq|tab|sec)\.|"
                       r"\b(figure|table|section|equation) \d", re.I)
 STOP = re.compile(r"[.!?]\s")  # written small, the next sentence would not be seen
+RUN_IN = re.compile(r"(?<=[a-z] )(A|[A-Z][a-z])\b")  # "stony plains A desert is": a heading has run into its text
 # A capital inside a sentence is a name; months and the class names of our own legend are not.
 NAME = re.compile(r"(?<=[a-z0-9,;:'\"] )[A-Z][a-z]{2,}")
 COMMON = re.compile(r"^(January|February|March|April|May|June|July|August|September|October|November|December)$")
@@ -72,7 +73,7 @@ def fault(text: str, label: str, others: list[str], tokens: int) -> str | None:
         return "instruction"
     if CITATION.search(text):
         return "citation"
-    if len(sentences(text)) != 1 or STOP.search(text):
+    if len(sentences(text)) != 1 or STOP.search(text) or RUN_IN.search(text):
         return "not_one_sentence"
     names = [name for name in NAME.findall(text) if not COMMON.match(name) and not lexicon.named(name)]
     if names and not all(re.search(rf"\b{name}\b", " ".join(lexicon.LEXICON)) for name in names):

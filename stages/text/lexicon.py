@@ -102,6 +102,7 @@ seals? whales? animals? birds? gulls? ducks? swans? fish insects? butterfl(y|ies
 
 # What cues say so that the image is one from above and of that size, whatever the words after them.
 VIEWPOINT = re.compile(r"\b(satellite|aerial|overhead|nadir|orthophoto|bird'?s[- ]eye|from (above|space|the air)|top[- ]down)\b", re.I)
+SCALE = re.compile(r"\b(resolution|scale|wide|metres?|meters?|km|kilomet(re|er)s?|altitude|distant|far)\b", re.I)
 
 
 @cache
