@@ -16,7 +16,7 @@ ROUNDS = 5
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as place:
-        folder = demo(Path(place), 2200)
+        folder = demo(Path(place), 1800)
         stage(folder, "stages.encode")
         found = []
         for _ in range(ROUNDS):

@@ -11,6 +11,7 @@ import yaml
 from stages.common.artefacts import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SPLITS = {"valid": 0.1, "test": 0.15}  # fractions: the demo's counts would leave few images nothing to train on
 # stable-diffusion-v1-5's config.json files, as far as they differ from the classes' defaults.
 UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)}
 VAE = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -44,7 +45,7 @@ def stage(folder: Path, *command: str) -> str:
 
 def demo(folder: Path, images: int, **sections: dict) -> Path:
     """Rendered tiles and the embedded model."""
-    write_params(folder, **({"fetch_imagery": {"max_images": images}} | sections))
+    write_params(folder, **({"fetch_imagery": SPLITS | {"max_images": images}} | sections))
     for command in (["stages.fetch_imagery"], ["stages.fetch_model", "diffusion"], ["stages.train_base"]):
         stage(folder, *command)
     return folder
@@ -55,7 +56,7 @@ def stable_diffusion(folder: Path, images: int, resolution: int, **sections: dic
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    write_params(folder, **({"fetch_imagery": {"max_images": images, "resolution": resolution},
+    write_params(folder, **({"fetch_imagery": SPLITS | {"max_images": images, "resolution": resolution},
                              "encode": {"base_domain": "none", "batch_size": 16, "precision": "bf16"}} | sections))
     for command in (["stages.fetch_imagery"], ["stages.fetch_model", "diffusion"], ["stages.train_base"]):
         stage(folder, *command)
