@@ -8,6 +8,7 @@ from functools import cache
 
 import audit
 import pytest
+import tracing
 import yaml
 from conftest import REPOSITORY, copy_repository, shell
 
@@ -69,6 +70,41 @@ def test_every_stage_ran_offline(smoke):
     for name, entry in yaml.safe_load((smoke / "dvc.yaml").read_text())["stages"].items():
         declared |= {f"{name}@{item}" for item in entry["foreach"]} if "foreach" in entry else {name}
     assert set(lock) == declared
+
+
+traced = pytest.mark.skipif(not tracing.available(), reason="no strace here, or not allowed to trace: apt-get install strace")
+
+
+@traced
+def test_every_file_that_a_stage_opens_is_declared(smoke):
+    lock = yaml.safe_load((smoke / "dvc.lock").read_text())["stages"]
+    traces = smoke.parent / "traces"
+    read = {name: tracing.opened(traces / stage["cmd"].removeprefix("python "), smoke) for name, stage in lock.items()}
+    # The trace itself saw what each stage surely reads: its script, and tables and weights that C++ and Rust open.
+    assert all(any(file.startswith("stages/") for file in files) for files in read.values())
+    assert "data/imagery/test/00000.parquet" in read["features@real"] and "models/scene/model.safetensors" in read["features@real"]
+    found = {name: tracing.undeclared(files, lock[name], smoke) for name, files in read.items()}
+    assert not {name: files for name, files in found.items() if files}, "read, but neither deps nor outs"
+
+
+@traced
+def test_the_trace_tells_on_a_stage_that_reads_an_undeclared_file(tmp_path):
+    """The same check on a stage that reads one declared and three undeclared files: in Python, in a child process, in C++."""
+    root = tmp_path / "copy"
+    root.mkdir()
+    for name in ("declared.csv", "sneaky.csv", "child.csv", "arrow.csv"):
+        (root / name).write_text("x\n1\n")
+    (root / "stage.py").write_text("""
+import subprocess, pyarrow.csv
+open("declared.csv"), open("sneaky.csv"), open("new", "w"), open("new")
+subprocess.run(["cat", "child.csv"])
+pyarrow.csv.read_csv("arrow.csv")
+""")
+    tracing.install(tmp_path / "shim", tmp_path / "traces")
+    done = shell(str(tmp_path / "shim/python"), "stage.py", cwd=root)
+    assert done.returncode == 0, done.stderr
+    stage = {"deps": [{"path": "declared.csv"}, {"path": "stage.py"}]}
+    assert tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), stage, root) == ["arrow.csv", "child.csv", "sneaky.csv"]
 
 
 def test_nothing_to_do(smoke, environment):
