@@ -89,13 +89,17 @@ def test_every_file_that_a_stage_opens_is_declared(smoke):
 
 @traced
 def test_the_trace_tells_on_a_stage_that_reads_an_undeclared_file(tmp_path):
-    """The same check on a stage that reads one declared and three undeclared files: in Python, in a child process, in C++."""
+    """The same check on a stage that reads one declared and four undeclared files: in Python, a child process, C++, as a module."""
     root = tmp_path / "copy"
     root.mkdir()
     for name in ("declared.csv", "sneaky.csv", "child.csv", "arrow.csv"):
         (root / name).write_text("x\n1\n")
+    (root / "part").mkdir()
+    for name in ("__init__", "helper", "bystander"):
+        (root / f"part/{name}.py").touch()
     (root / "stage.py").write_text("""
-import subprocess, pyarrow.csv
+import importlib, subprocess, pyarrow.csv
+open("part/bystander.py"), importlib.import_module("part.helper")
 open("declared.csv"), open("sneaky.csv"), open("new", "w"), open("new")
 subprocess.run(["cat", "child.csv"])
 pyarrow.csv.read_csv("arrow.csv")
@@ -103,8 +107,8 @@ pyarrow.csv.read_csv("arrow.csv")
     tracing.install(tmp_path / "shim", tmp_path / "traces")
     done = shell(str(tmp_path / "shim/python"), "stage.py", cwd=root)
     assert done.returncode == 0, done.stderr
-    stage = {"deps": [{"path": "declared.csv"}, {"path": "stage.py"}]}
-    assert tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), stage, root) == ["arrow.csv", "child.csv", "sneaky.csv"]
+    found = tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), {"deps": [{"path": "declared.csv"}]}, root)
+    assert found == ["arrow.csv", "child.csv", "part/helper.py", "sneaky.csv"]
 
 
 def test_nothing_to_do(smoke, environment):

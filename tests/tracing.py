@@ -31,7 +31,7 @@ exec strace -f -y -qq --seccomp-bpf -e trace=open,openat -e signal=none -o "{tra
 
 
 def opened(trace: Path, root: Path) -> set[str]:
-    """Files below `root` that were opened and that the traced processes had not made themselves."""
+    """Files below `root` that were opened and that the traced processes had not made themselves; of code, the modules imported."""
     read, made, halves = set(), set(), {}
     for line in trace.read_text(encoding="utf-8", errors="replace").splitlines():
         pid, _, call = line.partition(" ")
@@ -41,13 +41,17 @@ def opened(trace: Path, root: Path) -> set[str]:
             continue
         if call.startswith("<... open"):
             call = halves.pop(pid) + call
+        # An import asks for the compiled module, there or not. Sources are also opened by a library that hashes all that lie beside its
+        # caller, without running them: opening a `.py` is no import.
+        if imported := re.search(rf'"{re.escape(str(root))}/(\S+)/__pycache__/([^/]+?)\.cpython-[^/"]*\.pyc"', call):
+            read.add(f"{imported[1]}/{imported[2]}.py")
         # openat(AT_FDCWD</folder>, "name", O_RDONLY|O_CLOEXEC) = 3</folder/name>
         if not (found := re.search(r"= \d+<(.+?)(?: \(deleted\))?>$", call)) or not found[1].startswith(f"{root}/"):
             continue
         path = found[1].removeprefix(f"{root}/")
         if "O_CREAT" in call or "O_TMPFILE" in call:
             made |= {path, path.removesuffix(".part")}  # written as a part, then renamed
-        elif "O_DIRECTORY" not in call and path not in made and not (root / path).is_dir():
+        elif not path.endswith((".py", ".pyc")) and "O_DIRECTORY" not in call and path not in made and not (root / path).is_dir():
             read.add(path)
     return read
 
@@ -56,12 +60,8 @@ def undeclared(files: set[str], stage: dict, root: Path) -> list[str]:
     """Those of the opened files that are neither deps nor outs of a stage (an entry of dvc.lock), nor known to be harmless."""
     declared = {entry["path"] for kind in ("deps", "outs") for entry in stage.get(kind, [])} | set(audit.HARMLESS) | set(NOT_DATA)
 
-    def source(file: str) -> str:
-        """stages/__pycache__/fid.cpython-311.pyc is stages/fid.py."""
-        return re.sub(r"__pycache__/([^/]+?)\.cpython-[^/]*\.pyc.*", r"\1.py", file)
-
     def harmless(file: str) -> bool:
         empty = file.endswith("__init__.py") and not (root / file).read_text()
         return empty or any(file == name or file.startswith((f"{name}/", f"{name}.part")) for name in declared)
 
-    return sorted({source(file) for file in files if not harmless(source(file))})
+    return sorted(file for file in files if not harmless(file))
