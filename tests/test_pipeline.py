@@ -143,6 +143,11 @@ def test_the_documented_table_is_the_dag():
     assert table() in (REPOSITORY / "docs/experiments.md").read_text(), f"docs/experiments.md should hold:\n{table()}"
 
 
+def test_the_documented_graph_is_the_dag():
+    assert shell("dvc", "dag", "--md", cwd=REPOSITORY).stdout.strip() in (REPOSITORY / "docs/pipeline.md").read_text(), \
+        "docs/pipeline.md should hold what `dvc dag --md` prints"
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_changed_section_reaches_its_readers_and_nothing_else(section, smoke, environment):
     path = smoke / "params.yaml"
@@ -219,6 +224,55 @@ def test_dvc_reads_metrics_and_plots(smoke, environment):
     for shown in ("Diffusion loss", "validation_loss", "Language model loss", "Land cover of real tiles", "base_tuned.png", "figures.png"):
         assert shown in page, shown
     shutil.rmtree(smoke / "plots_page")
+
+
+def test_artifacts_are_outputs_of_stages(smoke, environment):
+    declared = yaml.safe_load((smoke / "dvc.yaml").read_text())["artifacts"]
+    assert set(declared) == {"diffusion-model", "language-model", "land-cover-classifier", "synthetic-data-set"}
+    outs = {out["path"] for stage in yaml.safe_load((smoke / "dvc.lock").read_text())["stages"].values() for out in stage["outs"]}
+    assert {artifact["path"] for artifact in declared.values()} <= outs
+
+
+@pytest.fixture
+def committed(smoke, environment, tmp_path):
+    """A clone whose last commit is the smoke run, over the smoke run's cache; returns a way to run commands in it."""
+    clone = tmp_path / "clone"
+
+    def run(*command: str, **options) -> str:
+        identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        done = shell(*command, cwd=clone, env={**environment, **identity}, **options)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    assert shell("git", "clone", "-q", str(smoke), str(clone), cwd=tmp_path).returncode == 0
+    for name in shell("git", "ls-files", "-mo", "--exclude-standard", cwd=smoke).stdout.splitlines():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(smoke / name, clone / name)
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "run")
+    run("dvc", "config", "--local", "cache.dir", str(smoke / ".dvc/cache"))
+    run("dvc", "checkout", "-q")
+    return clone, run
+
+
+def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
+    clone, run = committed
+    run("dvc", "exp", "run", "--queue", "--name", "other", "-S", "fid.subsets=5")
+    run("dvc", "exp", "run", "--run-all", timeout=900)
+    assert run("git", "status", "--porcelain") == "", "the working tree is untouched"
+    # It ran what reads the param, and nothing it needs was left behind.
+    locks = [yaml.safe_load(run("git", "show", f"{revision}:dvc.lock"))["stages"] for revision in ("HEAD", "other")]
+    differ = {name for name in locks[0] if locks[0][name] != locks[1][name]}
+    assert "fid" in differ and differ <= {"fid", "report"}
+
+    table = run("dvc", "exp", "show", "--csv", "--only-changed", "--drop", re.search(r"^UNREAD := (.*)$", (clone / "Makefile").read_text(),
+                                                                                  re.MULTILINE)[1].replace("$$", "$"))
+    columns = table.splitlines()[0].split(",")
+    assert "fid.subsets" in columns and not [name for name in columns if name.startswith(("data/", "models/", "stages/"))]
+    run("dvc", "plots", "diff", "HEAD", "other", "-o", "page")
+    page = (clone / "page/index.html").read_text()
+    for shown in ("Diffusion loss", "validation_loss", "FID at infinitely many images", "Land cover of real tiles", "base_tuned.png"):
+        assert shown in page, shown
 
 
 def test_committed_metrics_keep_the_demos_promises():
