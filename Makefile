@@ -4,7 +4,7 @@ VENV := .venv
 # What DVC starts must find this environment's `python`.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: repro test setup
+.PHONY: repro test compare sweep-guidance sweep-prompts setup
 repro: setup
 	python -m stages.params
 	dvc repro
@@ -12,6 +12,18 @@ repro: setup
 test: setup
 	python -m stages.params
 	python -m pytest
+
+# The experiments of this commit side by side: the params that differ and the numbers that a person compares.
+compare: setup
+	dvc exp show --only-changed --no-pager --hide-workspace --precision 3 --drop '$(UNREAD)'
+# Data and code (a hash each), and numbers that another number is read against.
+UNREAD := ^(data|models|stages|metrics/plots|metrics/[a-z_]*\.json$$)|_(lo|hi|std|floor|base|last|n)$$|\.n$$|^(Created|State|Executor)
+
+# Each of a dozen experiments in a temporary copy, one per GPU; sweeps/*.md and *.png say what came out (stages/sweep.py).
+sweep-guidance: setup
+	python -m stages.sweep guidance
+sweep-prompts: setup
+	python -m stages.sweep prompts
 
 setup: $(VENV)/installed
 
