@@ -46,7 +46,7 @@ def repository(tmp_path, environment):
     def run(*command: str, cwd: Path = folder, **env):
         identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         two = {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
-        done = shell(*command, cwd=cwd, env={**environment, **identity, **two, **env})
+        done = shell(*command, cwd=cwd, env={**environment, **identity, **two, **env}, timeout=1800)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
