@@ -80,14 +80,16 @@ def hub(owner: str, folder: str | None = None) -> None:
 
 def published_commit(paths: list[str], strict: bool) -> str:
     """The commit that the cards name. Where the run on disk is not the committed one, that is an error, or (not `strict`) is said."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], text=True, capture_output=True, check=True).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages"], text=True,
-                             capture_output=True, check=True).stdout.split("\n")[0][3:]
-    data = json.loads(subprocess.run(["dvc", "data", "status", "--json"], text=True, capture_output=True, check=True).stdout)
-    touched = [path.rstrip("/") for paths in data.get("uncommitted", {}).values() if isinstance(paths, list) for path in paths]
-    changed = changed or next((path for path in touched if path in paths), "")
+    def told(*command: str) -> str:
+        return subprocess.run(command, text=True, capture_output=True, check=True).stdout
+
+    commit = told("git", "rev-parse", "HEAD").strip()
+    changed = [line[3:] for line in told("git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages").splitlines()]
+    data = json.loads(told("dvc", "data", "status", "--json")).get("uncommitted", {})
+    touched = [path.rstrip("/") for state in ("added", "modified", "deleted") for path in data.get(state, [])]
+    changed += [path for path in touched if path in paths]
     if changed and strict:
-        fail(f"export: {changed} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit")
+        fail(f"export: {changed[0]} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit")
     return f"{commit} (with uncommitted changes)" if changed else commit
 
 

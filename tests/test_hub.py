@@ -52,8 +52,8 @@ def run(tmp_path_factory) -> Path:
     rows = [{"image": {"bytes": png(Image.new("RGB", (8, 8), (i, 90, 9))), "path": f"{i}.png"}, "label": label, "prompt": f"a {label}"}
             for i, label in enumerate(LULC_CLASSES * 2)]
     write_shards(folder / "data/synthetic", rows, pa.schema([("image", IMAGE), ("label", pa.string()), ("prompt", pa.string())]))
-    (folder / ".gitignore").write_text("/data\n/models\n/out\n")
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["git", "add", "-A"],
+    (folder / ".gitignore").write_text("/data/imagery\n/data/papers\n/models\n")
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "add", "-q", "data/synthetic"], ["git", "add", "-A"],
                     ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"]):
         assert shell(*command, cwd=folder).returncode == 0
     return folder
@@ -147,6 +147,11 @@ def test_faults_of_publishing_are_one_line(run, hub, client, tmp_path):
         assert "params.yaml is not what the last commit has" in one_line(client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
     finally:
         shell("git", "checkout", "-q", "params.yaml", cwd=run)
+    (run / "data/synthetic/stray.parquet").touch()
+    try:
+        assert "data/synthetic is not what the last commit has" in one_line(client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
+    finally:
+        (run / "data/synthetic/stray.parquet").unlink()
 
 
 def test_a_wrong_token_and_no_hub_are_told(run, hub, monkeypatch):
