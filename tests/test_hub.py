@@ -149,7 +149,8 @@ def test_faults_of_publishing_are_one_line(run, hub, client, tmp_path):
         shell("git", "checkout", "-q", "params.yaml", cwd=run)
     (run / "data/synthetic/stray.parquet").touch()
     try:
-        assert "data/synthetic is not what the last commit has" in one_line(client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
+        said = one_line(client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
+        assert "data/synthetic is not what the last commit has" in said
     finally:
         (run / "data/synthetic/stray.parquet").unlink()
 
