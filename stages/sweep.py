@@ -70,7 +70,8 @@ def gpus() -> list[str]:
 def run(experiment: str, params: dict[str, str], devices: Queue) -> None:
     device = devices.get()
     say(f"sweep: {experiment}" + (f" on GPU {device}" if device else ""))
-    command = ["dvc", "exp", "run", "--temp", "--name", experiment, *(f"--set-param={key}={value}" for key, value in params.items())]
+    # Those that start at the same time wait for each other, instead of giving up after DVC's three seconds.
+    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment, *(f"--set-param={key}={value}" for key, value in params.items())]
     done = subprocess.run(command, text=True, capture_output=True,
                           env=os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {}))
     devices.put(device)

@@ -63,7 +63,7 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_ends_in_a_pareto_table(reposito
     assert table in done.stdout and (folder / "sweeps/guidance.png").read_bytes().startswith(b"\x89PNG")
     rows = {name: cells for name, *cells in (re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:14])}
     assert len(rows) == 12 and rows["guidance-5.0-7"][:2] == ["failed", "failed"]
-    assert "this one breaks" in done.stderr
+    assert "this one breaks" in done.stderr and re.findall(r"sweep: (\S+) failed", done.stderr) == ["guidance-5.0-7"], done.stderr
     assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2 [0.2, 0.2]"]
     # Least FID at 2; more guidance buys accuracy; less than 2, or fewer steps, buys nothing.
     assert {name for name, cells in rows.items() if cells[-1] == "yes"} == {"guidance-2.0-28", "guidance-3.0-28", "guidance-5.0-28"}
