@@ -71,7 +71,8 @@ def run(experiment: str, params: dict[str, str], devices: Queue) -> None:
     device = devices.get()
     say(f"sweep: {experiment}" + (f" on GPU {device}" if device else ""))
     # Those that start at the same time wait for each other, instead of giving up after DVC's three seconds.
-    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment, *(f"--set-param={key}={value}" for key, value in params.items())]
+    settings = [f"--set-param={key}={value}" for key, value in params.items()]
+    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment, *settings]
     done = subprocess.run(command, text=True, capture_output=True,
                           env=os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {}))
     devices.put(device)
