@@ -1,8 +1,8 @@
 """What changed against another revision, as the Markdown of a pull request's comment: params, metrics, loss curves.
 
-    python -m stages.diff main              prints it
-    python -m stages.diff main comment/     writes comment/comment.md and the pictures it shows
+    python -m stages.diff main > comment.md
 
+The curves are Mermaid charts, which a comment shows by itself: nothing has to be uploaded anywhere for it to be complete.
 Reads what git holds (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data and no cache. A metric is better or
 worse only beyond its 95 % intervals: where the two runs' intervals overlap it says so instead, and where metrics/context.json says
 that the two measure different things (other imagery, another judge, another N) it says that.
@@ -14,6 +14,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 from stages.common.fail import fail
 from stages.reporting.comparable import differences
@@ -37,18 +39,13 @@ HEADLINES = {
 CURVES = {"diffusion_loss": "validation_loss", "llm_loss": "loss"}  # metrics/plots/<name>.csv -> the column drawn over `step`
 
 
-def main(base: str, folder: str | None = None) -> None:
+def main(base: str) -> None:
     if git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
         fail(f"diff: {base} is no revision of this repository; a shallow clone lacks history (fetch-depth: 0)")
-    pictures = loss_curves(base, Path(folder)) if folder else []
-    text = comment(base, dvc("params", base), dvc("metrics", base, "--all"), incomparable(base), pictures)
-    if folder:
-        (Path(folder) / "comment.md").write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    print(comment(base, dvc("params", base), dvc("metrics", base, "--all"), incomparable(base), loss_curves(base)), end="")
 
 
-def comment(base: str, params: dict, metrics: dict, apart: dict[str, str], pictures: list[str]) -> str:
+def comment(base: str, params: dict, metrics: dict, apart: dict[str, str], charts: list[str]) -> str:
     """Markdown. `params`, `metrics`: {file: {dotted key: {old, new}}}, as DVC's `diff --json` prints them; None where there is none.
 
     `apart`: metric -> why its two values don't compare.
@@ -69,7 +66,7 @@ def comment(base: str, params: dict, metrics: dict, apart: dict[str, str], pictu
     if changed:
         lines += ["", f"<details><summary>{len(changed)} other numbers changed</summary>", "", *table(base, named(sorted(changed))), "",
                   "</details>"]
-    return "\n".join([*lines, *(line for name in pictures for line in ("", f"![{name}](./{name})"))]) + "\n"
+    return "\n".join([*lines, *charts]) + "\n"
 
 
 def verdict(where: tuple[str, str], rows: dict, apart: dict[str, str]) -> str:
@@ -110,26 +107,23 @@ def incomparable(base: str) -> dict[str, str]:
     return differences(json.loads(path.read_text(encoding="utf-8")), json.loads(before)) if before and path.exists() else {}
 
 
-def loss_curves(base: str, folder: Path) -> list[str]:
-    """Draw each loss of both revisions over one another; returns the pictures' names."""
-    from matplotlib.figure import Figure
-
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+def loss_curves(base: str) -> list[str]:
+    """Lines of Markdown: each loss of both revisions over one another, at 25 steps that both have."""
+    lines = []
     for name, column in CURVES.items():
         path = Path(f"metrics/plots/{name}.csv")
         texts = {base: git("show", f"{base}:./{path}"), "here": path.read_text(encoding="utf-8") if path.exists() else None}
-        curves = {label: list(csv.DictReader(io.StringIO(text))) for label, text in texts.items() if text}
-        figure = Figure((6, 3), layout="constrained")
-        axes = figure.add_subplot(xlabel="step", ylabel=f"{name} {column}")
-        for label, rows in curves.items():
-            points = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
-            axes.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
-        if curves:
-            axes.legend(frameon=False)
-            figure.savefig(folder / f"{name}.png", dpi=120)
-            drawn.append(f"{name}.png")
-    return drawn
+        rows = {label: [row for row in csv.DictReader(io.StringIO(text)) if row.get(column)] for label, text in texts.items() if text}
+        curves = {label: np.array([(float(row["step"]), float(row[column])) for row in found]).T for label, found in rows.items() if found}
+        first = max((steps.min() for steps, _ in curves.values()), default=0)
+        last = min((steps.max() for steps, _ in curves.values()), default=0)
+        if first >= last:
+            continue
+        at = np.linspace(first, last, 25)
+        drawn = [", ".join(f"{value:.4g}" for value in np.interp(at, *curve)) for curve in curves.values()]
+        lines += ["", "```mermaid", "xychart-beta", f'  title "{column} of {name}: {", then ".join(curves)}"',
+                  f'  x-axis "step" {first:g} --> {last:g}', *(f"  line [{values}]" for values in drawn), "```"]
+    return lines
 
 
 def dvc(kind: str, base: str, *options: str) -> dict:
@@ -147,6 +141,6 @@ def git(*words: str) -> str | None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) != 2:
         sys.exit(__doc__.strip())
     main(*sys.argv[1:])

@@ -2,20 +2,27 @@
 
     python -m stages.export imagefolder train out/
     python -m stages.export llm out/
+    python -m stages.export hub <owner>                       with HF_TOKEN in the environment
+    python -m stages.export hub <owner> --dry-run out/
 
+hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each with a card made from the run;
+--dry-run writes the folders that would be uploaded, and uploads nothing.
 llm: the fine-tuned language model as one ordinary `transformers` folder: the adapter merged into its base.
 imagefolder: PNGs + metadata.jsonl {file_name, text}, for `load_dataset("imagefolder", ...)`, the diffusers training scripts
 and `fetch_imagery.source: path:out`. One of an image's captions (the first) is `text`; all of them stand in `captions`.
 """
 
 import json
+import os
 import re
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from stages.common.artefacts import replace, stream_rows
 from stages.common.fail import fail
-from stages.common.progress import progress
+from stages.common.progress import progress, say
 
 IMAGERY = Path("data/imagery")
 LANGUAGE, LLM = Path("models/base/language"), Path("models/llm")
@@ -52,6 +59,59 @@ def llm(folder: str) -> None:
     AutoTokenizer.from_pretrained(LANGUAGE).save_pretrained(target)
 
 
+def hub(owner: str, folder: str | None = None) -> None:
+    """Write the upload folders below `folder`; without one, write them to a temporary place and upload them."""
+    from stages.params import load
+    from stages.publishing import folders
+
+    if missing := [kind["path"] for kind in folders.KINDS.values() if not Path(kind["path"]).exists()]:
+        fail(f"export: {missing[0]} is missing; run `dvc repro` or `dvc pull {missing[0]}`")
+    commit, classes = published_commit([kind["path"] for kind in folders.KINDS.values()], strict=folder is None), list(load().classes)
+    if folder is None and not os.environ.get("HF_TOKEN"):
+        fail("export: set HF_TOKEN in the environment to a token that may write (or look first: --dry-run <folder>)")
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) if folder is None else _empty(folder)
+        for name in folders.KINDS:
+            folders.write(name, place / name, commit, classes, merge=llm)
+        if folder is None:
+            for name, kind in folders.KINDS.items():
+                say(f"export: {upload(f'{owner}/{name}', kind['type'], place / name, commit)}")
+
+
+def published_commit(paths: list[str], strict: bool) -> str:
+    """The commit that the cards name. Where the run on disk is not the committed one, that is an error, or (not `strict`) is said."""
+    def told(*command: str) -> str:
+        return subprocess.run(command, text=True, capture_output=True, check=True).stdout
+
+    commit = told("git", "rev-parse", "HEAD").strip()
+    changed = [line[3:] for line in told("git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages").splitlines()]
+    data = json.loads(told("dvc", "data", "status", "--json")).get("uncommitted", {})
+    touched = [path.rstrip("/") for state in ("added", "modified", "deleted") for path in data.get(state, [])]
+    changed += [path for path in touched if path in paths]
+    if changed and strict:
+        fail(f"export: {changed[0]} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit")
+    return f"{commit} (with uncommitted changes)" if changed else commit
+
+
+def upload(repo: str, kind: str, folder: Path, commit: str) -> str:
+    """Make the repository hold just this folder; returns its address."""
+    import httpx2
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(token=os.environ["HF_TOKEN"])  # never the token file of `hf auth login`
+    try:
+        address = api.create_repo(repo, repo_type=kind, exist_ok=True)
+        api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder, commit_message=f"Run of {commit}", delete_patterns="*")
+    except HFValidationError:
+        fail(f"export: {repo} is no name of a repository on the hub")
+    except (HfHubHTTPError, httpx2.HTTPError) as fault:
+        status = getattr(getattr(fault, "response", None), "status_code", None)
+        why = {401: "HF_TOKEN is not valid", 403: "HF_TOKEN may not write there"}.get(status, str(fault).partition("\n")[0])
+        fail(f"export: {repo} was not uploaded: {why}. Run it again: what the hub has already is not sent twice")
+    return str(address)
+
+
 def _empty(folder: str) -> Path:
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -66,8 +126,13 @@ def main(form: str = "", *arguments: str) -> None:
             imagefolder(split, folder)
         case "llm", (folder,):
             llm(folder)
+        case "hub", (owner,):
+            hub(owner)
+        case "hub", (owner, "--dry-run", folder):
+            hub(owner, folder)
         case _:
-            fail("export: use `python -m stages.export imagefolder <split> <folder>` or `python -m stages.export llm <folder>`")
+            fail("export: use `python -m stages.export imagefolder <split> <folder>`, `... llm <folder>` or "
+                 "`... hub <owner> [--dry-run <folder>]`")
 
 
 if __name__ == "__main__":

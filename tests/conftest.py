@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tracing
 
 # One thread a process, stages included: the workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,9 +45,13 @@ def environment(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, environment) -> Path:
-    """A copy of the repository in which `dvc repro` ran the whole pipeline at smoke scale."""
-    copy = copy_repository(tmp_path_factory.mktemp("smoke"))
+    """A copy of the repository in which `dvc repro` ran the whole pipeline at smoke scale, its stages traced into `traces/` beside it."""
+    copy = copy_repository(tmp_path_factory.mktemp("smoke") / "copy")
     shutil.copyfile(copy / "tests/params.yaml", copy / "params.yaml")
-    done = shell("dvc", "repro", cwd=copy, env=environment, timeout=1200)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if tracing.available():
+        tracing.install(copy.parent / "shim", copy.parent / "traces")
+        path = f"{copy.parent / 'shim'}{os.pathsep}{path}"
+    done = shell("dvc", "repro", cwd=copy, env={**environment, "PATH": path}, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return copy

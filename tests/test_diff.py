@@ -112,13 +112,14 @@ def test_a_base_without_metrics(clone):
     assert "`origin/main` has no metrics to compare with." in done.stdout and row(done.stdout, "llm `perplexity`") == "- | 100 | new"
 
 
-def test_the_folder_for_ci_holds_the_comment_and_the_curves_it_shows(clone):
+def test_the_losses_of_both_are_drawn_over_one_another(clone):
     here = clone(BASE)
-    here.commit(changed(fid=2.0))
-    assert here.diff("origin/main", "comment").returncode == 0
-    text = (here.folder / "comment/comment.md").read_text()
-    assert re.findall(r"!\[.*?\]\(\./(.*?)\)", text) == ["diffusion_loss.png"]
-    assert (here.folder / "comment/diffusion_loss.png").read_bytes().startswith(b"\x89PNG")
+    (here.folder / "metrics/plots/diffusion_loss.csv").write_text("step,train_loss,validation_loss\n0,,0.8\n16,0.5,0.4\n")
+    chart = here.diff("origin/main").stdout.split("```mermaid\n")[1].split("```")[0]
+    assert 'title "validation_loss of diffusion_loss: origin/main, then here"' in chart and 'x-axis "step" 0 --> 16' in chart
+    base, ours = ([float(value) for value in values.split(",")] for values in re.findall(r"line \[(.*)\]", chart))
+    # At steps that both have, between the measured ones by a straight line.
+    assert len(base) == len(ours) == 25 and (base[0], base[15], ours[0], ours[-1]) == (0.7, 0.65, 0.8, 0.4)
 
 
 def test_an_unknown_revision_is_one_line(clone):

@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import shlex
 import shutil
 from functools import cache
 
 import audit
 import pytest
+import tracing
 import yaml
 from conftest import REPOSITORY, copy_repository, shell
 
@@ -71,6 +73,45 @@ def test_every_stage_ran_offline(smoke):
     assert set(lock) == declared
 
 
+traced = pytest.mark.skipif(not tracing.available(), reason="no strace here, or not allowed to trace: apt-get install strace")
+
+
+@traced
+def test_every_file_that_a_stage_opens_is_declared(smoke):
+    lock = yaml.safe_load((smoke / "dvc.lock").read_text())["stages"]
+    traces = smoke.parent / "traces"
+    read = {name: tracing.opened(traces / stage["cmd"].removeprefix("python "), smoke) for name, stage in lock.items()}
+    # The trace itself saw what each stage surely reads: its script, and tables and weights that C++ and Rust open.
+    assert all(any(file.startswith("stages/") for file in files) for files in read.values())
+    assert "data/imagery/test/00000.parquet" in read["features@real"] and "models/scene/model.safetensors" in read["features@real"]
+    found = {name: tracing.undeclared(files, lock[name], smoke) for name, files in read.items()}
+    assert not {name: files for name, files in found.items() if files}, "read, but neither deps nor outs"
+
+
+@traced
+def test_the_trace_tells_on_a_stage_that_reads_an_undeclared_file(tmp_path):
+    """The same check on a stage that reads one declared and four undeclared files: in Python, a child process, C++, as a module."""
+    root = tmp_path / "copy"
+    root.mkdir()
+    for name in ("declared.csv", "sneaky.csv", "child.csv", "arrow.csv"):
+        (root / name).write_text("x\n1\n")
+    (root / "part").mkdir()
+    for name in ("__init__", "helper", "bystander"):
+        (root / f"part/{name}.py").touch()
+    (root / "stage.py").write_text("""
+import importlib, subprocess, pyarrow.csv
+open("part/bystander.py"), importlib.import_module("part.helper")
+open("declared.csv"), open("sneaky.csv"), open("new", "w"), open("new")
+subprocess.run(["cat", "child.csv"])
+pyarrow.csv.read_csv("arrow.csv")
+""")
+    tracing.install(tmp_path / "shim", tmp_path / "traces")
+    done = shell(str(tmp_path / "shim/python"), "stage.py", cwd=root)
+    assert done.returncode == 0, done.stderr
+    found = tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), {"deps": [{"path": "declared.csv"}]}, root)
+    assert found == ["arrow.csv", "child.csv", "part/helper.py", "sneaky.csv"]
+
+
 def test_nothing_to_do(smoke, environment):
     done = shell("dvc", "repro", cwd=smoke, env=environment)
     assert done.returncode == 0 and "Data and pipelines are up to date." in done.stdout
@@ -101,6 +142,11 @@ def test_only_what_depends_on_a_param_runs(changed, old, new, first, untouched):
 
 def test_the_documented_table_is_the_dag():
     assert table() in (REPOSITORY / "docs/experiments.md").read_text(), f"docs/experiments.md should hold:\n{table()}"
+
+
+def test_the_documented_graph_is_the_dag():
+    assert shell("dvc", "dag", "--md", cwd=REPOSITORY).stdout.strip() in (REPOSITORY / "docs/pipeline.md").read_text(), \
+        "docs/pipeline.md should hold what `dvc dag --md` prints"
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -179,6 +225,63 @@ def test_dvc_reads_metrics_and_plots(smoke, environment):
     for shown in ("Diffusion loss", "validation_loss", "Language model loss", "Land cover of real tiles", "base_tuned.png", "figures.png"):
         assert shown in page, shown
     shutil.rmtree(smoke / "plots_page")
+
+
+@pytest.fixture
+def committed(smoke, environment, tmp_path):
+    """A clone whose last commit is the smoke run, over the smoke run's cache; returns a way to run commands in it."""
+    clone = tmp_path / "clone"
+
+    def run(*command: str, **options) -> str:
+        identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        done = shell(*command, cwd=clone, env={**environment, **identity}, **options)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    assert shell("git", "clone", "-q", str(smoke), str(clone), cwd=tmp_path).returncode == 0
+    for name in shell("git", "ls-files", "-mo", "--exclude-standard", cwd=smoke).stdout.splitlines():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(smoke / name, clone / name)
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "run")
+    run("dvc", "config", "--local", "cache.dir", str(smoke / ".dvc/cache"))
+    run("dvc", "checkout", "-q")
+    return clone, run
+
+
+def test_an_artifact_is_registered_and_taken_by_name(committed):
+    clone, run = committed
+    declared = yaml.safe_load((clone / "dvc.yaml").read_text())["artifacts"]
+    assert set(declared) == {"diffusion-model", "language-model", "land-cover-classifier", "synthetic-data-set"}
+    outs = {out["path"] for stage in yaml.safe_load((clone / "dvc.lock").read_text())["stages"].values() for out in stage["outs"]}
+    assert {artifact["path"] for artifact in declared.values()} <= outs
+    run("gto", "register", "synthetic-data-set")
+    run("dvc", "artifacts", "get", ".", "synthetic-data-set", "-o", "got")
+    assert {path.name for path in (clone / "got").iterdir()} == {path.name for path in (clone / "data/synthetic").iterdir()}
+
+
+def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
+    clone, run = committed
+    run("dvc", "exp", "run", "--queue", "--name", "other", "-S", "fid.subsets=5")
+    run("dvc", "exp", "run", "--run-all", timeout=900)
+    assert run("git", "status", "--porcelain") == "", "the working tree is untouched"
+    # It ran what reads the param, and nothing it needs was left behind.
+    ref = next(ref for ref in run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split() if ref.endswith("/other"))
+    locks = [yaml.safe_load(run("git", "show", f"{revision}:dvc.lock"))["stages"] for revision in ("HEAD", ref)]
+    differ = {name for name in locks[0] if locks[0][name] != locks[1][name]}
+    assert "fid" in differ and differ <= {"fid", "report"}
+
+    # `make compare`, its `dvc exp show` as CSV and with the columns that did not change, too.
+    recipe = run("make", "-n", "compare", "VENV=nowhere", "PYTHON=true").splitlines()
+    command = shlex.split(next(line for line in recipe if line.startswith("dvc exp show")))
+    columns = run(*[word for word in command if word != "--only-changed"], "--csv").splitlines()[0].split(",")
+    assert {"scene.standard.fid", "fid.subsets", "metrics/classify_lulc.json:real_test.overall_accuracy"} <= set(columns), columns
+    sections = tuple(yaml.safe_load((clone / "params.yaml").read_text()))
+    assert len([name for name in columns if not name.startswith(sections)]) < 20, columns
+    run("dvc", "plots", "diff", "HEAD", "other", "-o", "page")
+    page = (clone / "page/index.html").read_text()
+    for shown in ("Diffusion loss", "validation_loss", "FID at infinitely many images", "Land cover of real tiles", "base_tuned.png"):
+        assert shown in page, shown
 
 
 def test_committed_metrics_keep_the_demos_promises():

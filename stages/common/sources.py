@@ -32,7 +32,7 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
 
     Returns the local snapshot folder and what it resolved to (repo, commit, licence).
     """
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -48,7 +48,7 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
         fail(f"{key}: {source}: the hub has no such revision")
     except RepositoryNotFoundError:
         fail(f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)")
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as fault:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as fault:
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
         fail(f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a copy you have")
     card = getattr(info, "card_data", None) or {}

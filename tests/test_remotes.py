@@ -1,0 +1,216 @@
+"""Sharing a run: push, clone, pull, and `dvc repro` runs nothing; over a real SSH server and a server that speaks S3.
+
+What is shared is a small repository of the pipeline's shape: outputs of the same names (a data set, checkpoints, a metric in git),
+filled with random bytes, so that a push takes seconds.
+"""
+
+import getpass
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from conftest import shell
+
+SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+STAGE = """
+import random, sys
+from pathlib import Path
+folder, count, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+folder.mkdir(parents=True, exist_ok=True)
+for i in range(count):
+    (folder / f"{i:05d}.bin").write_bytes(random.Random(f"{folder}{i}").randbytes(size))
+"""
+PIPELINE = {"stages": {
+    "finetune_sd": {"cmd": "python stage.py models/diffusion 4 2000000", "deps": ["stage.py"], "outs": ["models/diffusion"]},
+    "generate": {"cmd": "python stage.py data/synthetic 30 20000", "deps": ["models/diffusion"], "outs": ["data/synthetic"]},
+    "fid": {"cmd": "python stage.py metrics 1 40", "deps": ["data/synthetic"], "outs": [{"metrics": {"cache": False}}]},
+}}
+OBJECTS = 4 + 30 + 2  # files, and a list of each of the two folders
+
+
+def objects(store: Path) -> list[Path]:
+    """Whole objects, named by the rest of their MD5: not the part that a cut-off push may leave."""
+    return [path for path in store.rglob("*") if path.is_file() and len(path.name.removesuffix(".dir")) == 30]
+
+
+# `dvc push`, killed when it opens the twelfth file to be sent.
+CUT_OFF = """
+import os, signal, sys
+opened = set()
+def watch(event, args):
+    if event == "open" and "/cache/files/md5/" in str(args[0]) and not str(args[0]).endswith(".dir"):
+        opened.add(args[0])
+        if len(opened) == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+from dvc.cli import main
+main(["push", "-j", "1"])
+"""
+
+
+@pytest.fixture
+def ssh(tmp_path):
+    """An OpenSSH server on loopback that lets in one key, made here."""
+    if SSHD is None:
+        pytest.skip("no sshd here: apt-get install openssh-server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    home, store = tmp_path / "sshd", tmp_path / "store"
+    home.mkdir()
+    for key in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / key], check=True)
+    settings = {"Port": port, "ListenAddress": "127.0.0.1", "HostKey": home / "host", "PidFile": home / "pid", "StrictModes": "no",
+                "AuthorizedKeysFile": home / "user.pub", "PasswordAuthentication": "no", "PermitRootLogin": "prohibit-password",
+                "UsePAM": "no", "Subsystem": "sftp internal-sftp"}
+    (home / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    server = subprocess.Popen([SSHD, "-D", "-e", "-f", home / "config"], stderr=open(home / "log", "w"))
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert server.poll() is None, (home / "log").read_text()
+            time.sleep(0.1)
+        yield SimpleNamespace(
+            url=f"ssh://{getpass.getuser()}@127.0.0.1:{port}{store}", options={"keyfile": str(home / "user")}, environment={},
+            objects=lambda: objects(store),
+            spoil=lambda path: path.write_bytes(b"spoilt" + path.read_bytes()[6:]))
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def s3():
+    """A bucket of a server on loopback that speaks S3's protocol."""
+    import boto3
+    from moto.backends import get_backend
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+        client.create_bucket(Bucket="bucket")
+
+        def spoil(key: str) -> None:
+            body = client.get_object(Bucket="bucket", Key=key)["Body"].read()
+            client.put_object(Bucket="bucket", Key=key, Body=b"spoilt" + body[6:])
+
+        kept = get_backend("s3")["123456789012"]["aws"].buckets["bucket"].keys
+        yield SimpleNamespace(url="s3://bucket/store", options={"endpointurl": endpoint}, environment=keys, spoil=spoil,
+                              objects=lambda: list(kept))
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = tmp_path / "store"
+    return SimpleNamespace(url=str(store), options={}, environment={}, objects=lambda: objects(store),
+                           spoil=lambda path: (path.chmod(0o644), path.write_bytes(b"spoilt" + path.read_bytes()[6:])))
+
+
+@pytest.fixture(params=["ssh", "s3", "folder"])
+def remote(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, environment) -> Path:
+    """The small repository after its run."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "stage.py").write_text(STAGE)
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"]):
+        done = shell(*command, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def share(tmp_path, finished, remote, environment):
+    """The finished run, told of the remote as README says; `clone()` makes another checkout of it, with a cache of its own."""
+    origin = shutil.copytree(finished, tmp_path / "origin")
+    env = {**environment, **remote.environment, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+
+    def run(*command: str, cwd: Path, fails: bool = False):
+        done = shell(*command, cwd=cwd, env=env, timeout=120)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def clone(name: str) -> Path:
+        run("git", "clone", "-q", str(origin), name, cwd=tmp_path)
+        # What only this machine knows (a key file, a server of one's own) is no part of the repository.
+        for option, value in remote.options.items():
+            run("dvc", "remote", "modify", "--local", "store", option, value, cwd=tmp_path / name)
+        return tmp_path / name
+
+    for command in (["dvc", "remote", "add", "-d", "store", remote.url], ["dvc", "remote", "modify", "store", "verify", "true"],
+                    *(["dvc", "remote", "modify", "--local", "store", *pair] for pair in remote.options.items()), ["git", "add", "-A"],
+                    ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"]):
+        run(*command, cwd=origin)
+    return SimpleNamespace(origin=origin, clone=clone, run=run, env=env)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".bin"}
+
+
+def test_what_is_pushed_is_all_that_a_clone_needs(share, remote):
+    share.run("dvc", "push", cwd=share.origin)
+    assert len(remote.objects()) == OBJECTS
+
+    whole = share.clone("whole")
+    share.run("dvc", "pull", cwd=whole)
+    assert content(whole / "models/diffusion") == content(share.origin / "models/diffusion")
+    assert "Data and pipelines are up to date." in share.run("dvc", "repro", cwd=whole)
+    assert share.run("git", "status", "--porcelain", cwd=whole) == ""
+
+    data = share.clone("data")
+    share.run("dvc", "pull", "data/synthetic", cwd=data)
+    assert content(data / "data/synthetic") == content(share.origin / "data/synthetic") and not (data / "models/diffusion").exists()
+
+
+def test_a_push_that_was_cut_off_is_completed_by_the_next(share, remote):
+    push = subprocess.run([sys.executable, "-c", CUT_OFF], cwd=share.origin, env={**os.environ, **share.env}, capture_output=True)
+    assert push.returncode == -signal.SIGKILL
+    assert 0 < len(remote.objects()) < OBJECTS, "the push was to be cut off in the middle"
+
+    # The check of a pull request sees that it is incomplete; the next push completes it.
+    status = ("dvc", "data", "status", "--not-in-remote", "--json")
+    assert json.loads(share.run(*status, cwd=share.origin)).get("not_in_remote")
+    share.run("dvc", "push", cwd=share.origin)
+    assert len(remote.objects()) == OBJECTS
+    assert not json.loads(share.run(*status, cwd=share.origin)).get("not_in_remote")
+    clone = share.clone("clone")
+    share.run("dvc", "pull", cwd=clone)
+    assert content(clone / "data/synthetic") == content(share.origin / "data/synthetic")
+
+
+def test_a_corrupted_object_is_noticed_and_not_used(share, remote):
+    share.run("dvc", "push", cwd=share.origin)
+    good = content(share.origin / "data/synthetic")
+    spoilt = random.Random(0).choice(sorted(good))
+    md5 = json.loads(share.run("dvc", "ls", "--json", "--show-hash", ".", "data/synthetic", cwd=share.origin))
+    digest = next(entry["md5"] for entry in md5 if entry["path"] == spoilt)
+    remote.spoil(next(found for found in remote.objects() if str(found).endswith(f"{digest[:2]}/{digest[2:]}")))
+
+    clone = share.clone("clone")
+    said = share.run("dvc", "pull", cwd=clone, fails=True)
+    assert "failed to pull data" in said and "data/synthetic" in said, said
+    assert not (clone / "data/synthetic").exists()
+    assert content(clone / "models/diffusion") == content(share.origin / "models/diffusion")
