@@ -2,7 +2,7 @@
 
     python -m stages.report
 
-reads   report, classes; every metrics/*.json, metrics/plots/*.csv and metrics/sweeps/*.csv, data/imagery, data/samples,
+reads   report, classes; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery, data/samples,
         data/synthetic, data/features
 writes  metrics/report/          index.html with its pictures (opens from disk), grids/*.jpg, and run.js: commit, versions,
                                  device, times and sizes of the stages, the one file that differs from run to run
@@ -25,7 +25,7 @@ from stages.reporting.album import Album
 from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
 
-OUT, SWEEPS = Path("metrics/report"), Path("metrics/sweeps")
+OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
 METRICS = ("corpus", "llm", "prompts", "diffusion", "fid", "images", "agreement", "ceiling_lulc", "ceiling_scenes",
            "classify_lulc", "classify_scenes", "review")
 PLOTS = ("diffusion_loss", "llm_loss", "agreement_by_scene", "fid_curve", "nearest_training", "confusion_lulc",

@@ -95,7 +95,7 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     for item, seconds in (("features@real", 61.0), ("features@base", 2.5), ("generate", 4.25)):
         (root / ".dvc/tmp/stage_times" / item).write_text(f"{seconds}\n")
-    (root / "metrics/sweeps").mkdir(parents=True)
+    (root / "sweeps").mkdir()
 
     def score(value: float, n: int) -> dict:
         return {"loss": 1.1, "average_accuracy": value - 0.02, "f1": value, "jaccard": value / 2, "overall_accuracy": value,
@@ -309,13 +309,27 @@ def test_run_js_holds_what_belongs_to_the_moment(made):
         assert f'data-stage="{stage}"' in run["flow"]
 
 
+def test_a_stage_that_dvc_runs_leaves_its_time(tmp_path):
+    """Once, by its first process; outside DVC nothing is written."""
+    code = "import stages, subprocess, sys, time; time.sleep(0.3); subprocess.run([sys.executable, '-c', 'import stages'])"
+    environment = {"PYTHONPATH": str(REPOSITORY), "DVC_STAGE": "features@real", "DVC_ROOT": str(tmp_path)}
+    for env in (environment, {"PYTHONPATH": str(REPOSITORY)}):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+    file, = (file for file in tmp_path.rglob("*") if file.is_file())
+    assert file == tmp_path / ".dvc/tmp/stage_times/features@real" and 0.3 <= float(file.read_text()) < 60
+
+
 def test_a_sweep_is_a_chart_with_its_front(tmp_path):
-    (tmp_path / "guidance_steps.csv").write_text("guidance_scale,steps,fid,overall_accuracy\n1,10,9,0.5\n3,10,5,0.6\n5,10,6,0.7\n5,30,7,0.65\n")
+    """The table that `stages.sweep` writes; a file that is none is said."""
+    (tmp_path / "guidance.md").write_text(
+        "| experiment | fid scene.standard.fid (lower is better) | classify_lulc real_test.overall_accuracy (higher is better) | Pareto |\n"
+        "|---|---:|---:|---|\n| guidance-2.0-14 | 3.65 [2.08, 5.2] | 0.658 [0.45, 0.86] | yes |\n"
+        "| guidance-5.0-14 | 9.1 [7, 11] | 0.5 [0.4, 0.6] |  |\n| guidance-5.0-28 | failed | failed |  |\n\nValues with their 95 % intervals.\n")
     chart, = sweeps.charts_of(tmp_path)
-    assert "guidance_scale, steps" in chart["text"] and "lower fid and higher overall_accuracy" in chart["text"] and "5, 30" in chart["svg"]
-    assert sweeps.undominated([(-9, 0.5), (-5, 0.6), (-6, 0.7), (-7, 0.65)]) == [False, True, True, False]
-    (tmp_path / "broken.csv").write_text("guidance_scale,fid\n1,9\n")
-    with pytest.raises(SystemExit, match="broken.csv: a sweep needs"):
+    assert chart["text"].startswith("2 experiments, 1 more failed") and "2.0-14" in chart["svg"] and "5.0-28" not in chart["svg"]
+    assert "fid scene.standard.fid (lower is better)" in chart["svg"]
+    (tmp_path / "other.md").write_text("# Notes\n")
+    with pytest.raises(SystemExit, match="other.md: not the table of a sweep"):
         sweeps.charts_of(tmp_path)
 
 

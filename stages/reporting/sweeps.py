@@ -1,41 +1,30 @@
-"""Sweeps: a chart per metrics/sweeps/*.csv, with the runs that no other beats in both numbers joined."""
+"""Sweeps: what `stages.sweep` found, a chart per sweeps/*.md: experiments as points, those that no other beats joined."""
 
-import csv
+import re
 from pathlib import Path
 
 from markupsafe import Markup
 
 from stages.common.fail import fail
-from stages.diff import BETTER
 from stages.reporting import charts
+
+ROW = re.compile(r"\| ([^|]+) \| (\S+) \[[^|]*\] \| (\S+) \[[^|]*\] \| (yes)? *\|")
 
 
 def charts_of(folder: Path) -> list[dict]:
-    """{title, text, svg} of each sweep. A row is a run; a column is one of its settings or a metric that `stages.diff` knows."""
-    return [chart(path) for path in sorted(folder.glob("*.csv"))]
+    """{title, text, svg} of each sweep."""
+    return [chart(path) for path in sorted(folder.glob("*.md"))]
 
 
 def chart(path: Path) -> dict:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
-    measured = [name for name in columns if name.rpartition(".")[2] in BETTER]
-    if len(measured) < 2:
-        fail(f"{path}: a sweep needs rows and two columns named for metrics ({', '.join(BETTER)})")
-    x, y = measured[:2]
-    points = [(", ".join(row[name] for name in columns if name not in measured), float(row[x]), float(row[y])) for row in rows]
-    best = undominated([(sign(x) * at, sign(y) * value) for _, at, value in points])
-    ways = " and ".join(f"{BETTER[name.rpartition('.')[2]]} {name}" for name in (x, y))
-    settings = ", ".join(name for name in columns if name not in measured)
-    svg = charts.pareto(path.stem, [(*point, good) for point, good in zip(points, best)], x, y)
-    return {"title": f"Sweep: {path.stem.replace('_', ' ')}", "svg": Markup(svg),
-            "text": f"A point per run, named by its {settings}; joined: no other run has both {ways}."}
-
-
-def sign(name: str) -> int:
-    return 1 if BETTER[name.rpartition(".")[2]] == "higher" else -1
-
-
-def undominated(points: list[tuple[float, float]]) -> list[bool]:
-    """Whether no other point is at least as high in both and higher in one."""
-    return [not any(x >= a and y >= b and (x, y) != (a, b) for x, y in points) for a, b in points]
+    """From the table of a sweep: | experiment | value [interval] | value [interval] | yes, where it is on the front |."""
+    text = path.read_text(encoding="utf-8")
+    titles = re.match(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|", text)
+    rows = [found.groups() for found in map(ROW.match, text.splitlines()) if found]
+    if not titles or not rows:
+        fail(f"{path}: not the table of a sweep; `python -m stages.sweep {path.stem}` writes it")
+    points = [(name.removeprefix(f"{path.stem}-"), float(x), float(y), best == "yes") for name, x, y, best in rows]
+    failed = text.count("| failed | failed |")
+    return {"title": f"Sweep: {path.stem}", "svg": Markup(charts.pareto(f"Sweep: {path.stem}", points, *titles.groups())),
+            "text": f"{len(points)} experiments{f', {failed} more failed' if failed else ''}; joined: no other is better in one number without "
+                    "being worse in the other. Intervals are in the sweep's own table."}
