@@ -56,12 +56,12 @@ def grow(root: Path, count: int, pixels: int) -> None:
                                              + draws.normal(0, 9, (pixels, pixels, 1)), 0, 255).astype(np.uint8)))
                  for image in (small * DIFFERENT)[:DIFFERENT if place == "data/synthetic" else len(rows)]]
         shutil.rmtree(root / place)
-        write_shards(root / place, (rows[i % len(rows)] | {"image": {"bytes": files[i % len(files)], "path": None}} for i in range(wanted)),
-                     pa.schema([field.remove_metadata() for field in table.schema]))
+        many = (rows[i % len(rows)] | {"image": {"bytes": files[i % len(files)], "path": None}} for i in range(wanted))
+        write_shards(root / place, many, pa.schema([field.remove_metadata() for field in table.schema]))
         for name in {"data/synthetic": ["synthetic"], "data/imagery/test": ["real/test"], "data/imagery/train": ["real/train"]}.get(place, []):
             path = root / "data/features" / name / "scene.safetensors"
             logits = load_file(path)["logits"]
-            save_file({"logits": np.ascontiguousarray(logits[np.arange(wanted) % len(logits)]) + draws.normal(0, 1, (wanted, 1)).astype(np.float32),
+            save_file({"logits": logits[np.arange(wanted) % len(logits)] * draws.random((wanted, 1), np.float32),
                        "features": draws.normal(size=(wanted, 512)).astype(np.float32)}, path)
 
 

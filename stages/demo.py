@@ -84,8 +84,9 @@ class Studio:
         with self.lock:
             try:
                 if self.asking is None:     # built when first asked for: a language model may take a minute to load
-                    self.asking = Asking(make_writer(p, p.writer, p.technique, self.p.seed), p.technique, Retriever(INDEX, BASE / "embedder"),
-                                         checks.Counter(start_folder() / "tokenizer"), p.positive_cues, p.top_k)
+                    tokens, retriever = checks.Counter(start_folder() / "tokenizer"), Retriever(INDEX, BASE / "embedder")
+                    writer = make_writer(p, p.writer, p.technique, self.p.seed)
+                    self.asking = Asking(writer, p.technique, retriever, tokens, p.positive_cues, p.top_k)
                 rows, refused = self.asking.ask(label, 1, p.attempts)
             except SystemExit as end:       # how a stage says what is wrong
                 raise gr.Error(str(end)) from None
@@ -125,11 +126,13 @@ def page(studio: Studio) -> gr.Blocks:
                     draw = gr.Button("Draw", variant="primary")
                     cancel = gr.Button("Cancel", variant="stop")
             with gr.Column(scale=3):
-                images = gr.Gallery(label="Images", columns=3, format="png", object_fit="contain", buttons=["download", "download_all", "fullscreen"])
+                images = gr.Gallery(label="Images", columns=3, format="png", object_fit="contain",
+                                    buttons=["download", "download_all", "fullscreen"])
                 told = gr.Markdown()
         passages = gr.HTML()
         write.click(studio.write, label, [prompt, passages], **alone)
-        drawing = gr.on([draw.click, prompt.submit], studio.draw, [prompt, negative, steps, guidance, seed, count], [images, told], **alone)
+        asked = [prompt, negative, steps, guidance, seed, count]
+        drawing = gr.on([draw.click, prompt.submit], studio.draw, asked, [images, told], **alone)
         cancel.click(studio.cancel, queue=False, cancels=[drawing])
     blocks.unload(studio.cancel)
     return blocks.queue()

@@ -21,7 +21,7 @@ from stages.params import load
 from stages.text.embedder import LatentSemantic
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one that these tests drive")
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here")
 PASSAGES = ["An orchard is a regular grid of dark green crowns on pale grass. <img src=x onerror=alert(1)> Rows run north.",
             "The desert is a yellow plain of narrow dunes with long dark shadows. Tracks cross it.",
             "A lake is a smooth dark blue surface with a pale sandy shore and green reeds."]
@@ -37,10 +37,10 @@ def studio(tmp_path_factory) -> Iterator[demo.Studio]:
     (root / "models/index").mkdir()
     embedder.save(root / "models/index")
     pq.write_table(pa.table({
-        "id": [f"p#{i}" for i in range(3)], "paper": ["p"] * 3, "title": ["Fields <b>from</b> above"] * 3, "page": pa.array([1, 2, 3], pa.int32()),
-        "text": PASSAGES, "vector": [list(map(float, row)) for row in embedder.embed(PASSAGES)]}), root / "models/index/passages.parquet")
-    text = (REPOSITORY / "tests/params.yaml").read_text()
-    (root / "params.yaml").write_text(text)
+        "id": [f"p#{i}" for i in range(3)], "paper": ["p"] * 3, "title": ["Fields <b>from</b> above"] * 3,
+        "page": pa.array([1, 2, 3], pa.int32()), "text": PASSAGES,
+        "vector": [list(map(float, row)) for row in embedder.embed(PASSAGES)]}), root / "models/index/passages.parquet")
+    shutil.copyfile(REPOSITORY / "tests/params.yaml", root / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(root / "scratch"))
@@ -99,7 +99,7 @@ def test_images_are_drawn_and_can_be_taken_along(page, studio):
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_text("First seed: 7")).to_be_visible()
     expect(page.get_by_text("seed 10", exact=True)).to_be_visible()        # four images, a seed each
-    studio.sampler.settings = studio.p.sampling.model_copy(update={"steps": 3, "batch_size": 4, "guidance_scale": studio.p.sampling.guidance_scale})
+    studio.sampler.settings = studio.p.sampling.model_copy(update={"steps": 3, "batch_size": 4})
     drawn = studio.sampler.draw(["a lake"] * 4, [""] * 4, [7, 8, 9, 10])
     page.get_by_text("seed 7", exact=True).click()
     with page.expect_download() as download:

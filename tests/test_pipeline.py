@@ -176,7 +176,7 @@ def test_dvc_reads_metrics_and_plots(smoke, environment):
     done = shell("dvc", "plots", "show", "-o", "plots_page", cwd=smoke, env=environment)
     assert done.returncode == 0, done.stderr
     page = (smoke / "plots_page/index.html").read_text()
-    for shown in ("Diffusion loss", "validation_loss", "Language model loss", "Land cover of real tiles", "base_tuned.png", "figures.png"):
+    for shown in ("Diffusion loss", "validation_loss", "Language model loss", "Land cover of real tiles", "base_tuned.jpg", "figures.jpg"):
         assert shown in page, shown
     shutil.rmtree(smoke / "plots_page")
 
