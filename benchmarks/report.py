@@ -25,6 +25,7 @@ from stages.common.artefacts import png, write_shards
 
 sys.path.append("tests")
 DIFFERENT = 400    # pictures drawn; they repeat
+FEATURES = {"data/synthetic": "synthetic", "data/imagery/test": "real/test", "data/imagery/train": "real/train"}
 
 
 def main(count: int = 5000, pixels: int = 512) -> None:
@@ -58,8 +59,8 @@ def grow(root: Path, count: int, pixels: int) -> None:
         shutil.rmtree(root / place)
         many = (rows[i % len(rows)] | {"image": {"bytes": files[i % len(files)], "path": None}} for i in range(wanted))
         write_shards(root / place, many, pa.schema([field.remove_metadata() for field in table.schema]))
-        for name in {"data/synthetic": ["synthetic"], "data/imagery/test": ["real/test"], "data/imagery/train": ["real/train"]}.get(place, []):
-            path = root / "data/features" / name / "scene.safetensors"
+        if place in FEATURES:
+            path = root / "data/features" / FEATURES[place] / "scene.safetensors"
             logits = load_file(path)["logits"]
             save_file({"logits": logits[np.arange(wanted) % len(logits)] * draws.random((wanted, 1), np.float32),
                        "features": draws.normal(size=(wanted, 512)).astype(np.float32)}, path)

@@ -52,7 +52,7 @@ class Studio:
         self.progress((self.done, len(self.sampler.scheduler.timesteps)), unit="steps")
 
     def draw(self, prompt: str, negative: str, steps: int, guidance: float, seed: str, count: int, request: gr.Request,
-             progress=gr.Progress()):
+             progress=gr.Progress()):  # noqa: B008  where Gradio looks for it
         """(images with their seeds, the first seed), for the gallery."""
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
