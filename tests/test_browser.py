@@ -19,6 +19,7 @@ from stages.params import LULC_CLASSES
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here")
+expect.set_options(timeout=60_000)      # a machine that does much else is slow, not wrong
 SECTIONS = ("images", "gallery", "extremes", "copies", "tables", "curves", "prompts", "experts", "flow", "run", "numbers")
 
 
@@ -67,7 +68,7 @@ def page(browser, base) -> Iterator[Page]:
     faults = []
     context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
     found = context.new_page()
-    found.set_default_timeout(20_000)
+    found.set_default_timeout(60_000)
     found.on("console", lambda message: faults.append(f"console: {message.text}"))
     found.on("pageerror", lambda error: faults.append(f"error: {error}"))
     found.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))

@@ -22,6 +22,7 @@ from stages.text.embedder import LatentSemantic
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here")
+expect.set_options(timeout=60_000)      # a machine that does much else is slow, not wrong
 PASSAGES = ["An orchard is a regular grid of dark green crowns on pale grass. <img src=x onerror=alert(1)> Rows run north.",
             "The desert is a yellow plain of narrow dunes with long dark shadows. Tracks cross it.",
             "A lake is a smooth dark blue surface with a pale sandy shore and green reeds."]
@@ -116,7 +117,7 @@ def test_a_cancelled_request_stops_computing_and_the_next_one_works(page, studio
     while len(studio.steps) < 3:
         page.wait_for_timeout(20)
     page.get_by_role("button", name="Cancel").click()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while studio.lock.locked() and time.monotonic() < deadline:
         page.wait_for_timeout(20)
     made = len(studio.steps)
@@ -136,7 +137,7 @@ def test_a_closed_tab_stops_computing(page, studio):
     while len(studio.steps) < 3:
         page.wait_for_timeout(20)
     page.context.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while studio.lock.locked() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not studio.lock.locked() and len(studio.steps) < 100
