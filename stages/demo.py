@@ -98,6 +98,7 @@ class Studio:
 
 def sources(passages: list[dict]) -> str:
     """The passages as HTML. What papers say is text, never markup."""
+    passages = list({each["id"]: each for each in passages}.values())
     if not passages:
         return "<p>No passage: the writer used none for this prompt.</p>"
     return "<h3>Where this prompt comes from</h3>" + "".join(

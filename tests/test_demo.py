@@ -23,7 +23,7 @@ from stages.text.embedder import LatentSemantic
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here")
 expect.set_options(timeout=60_000)      # a machine that does much else is slow, not wrong
-PASSAGES = ["An orchard is a regular grid of dark green crowns on pale grass. <img src=x onerror=alert(1)> Rows run north.",
+PASSAGES = ["An orchard is a regular grid of dark green crowns on pale grass. Rows run north. <img src=x onerror=alert(1)>",
             "The desert is a yellow plain of narrow dunes with long dark shadows. Tracks cross it.",
             "A lake is a smooth dark blue surface with a pale sandy shore and green reeds."]
 
@@ -88,7 +88,8 @@ def test_a_prompt_is_written_with_its_sources(page):
     page.get_by_label("Class", exact=True).click()
     page.get_by_role("option", name="Cultivated Vegetation").click()
     page.get_by_role("button", name="Write me a prompt").click()
-    expect(page.get_by_label("Prompt", exact=True)).to_have_value("an orchard is a regular grid of dark green crowns on pale grass")
+    written = "satellite image, an orchard is a regular grid of dark green crowns on pale grass"
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value(written)
     expect(page.locator("summary")).to_have_text("Fields <b>from</b> above (p), page 1")
     expect(page.locator("blockquote")).to_contain_text("<img src=x onerror=alert(1)>")      # what papers say is text
 
@@ -101,7 +102,7 @@ def test_images_are_drawn_and_can_be_taken_along(page, studio):
     expect(page.get_by_text("First seed: 7")).to_be_visible()
     expect(page.get_by_text("seed 10", exact=True)).to_be_visible()        # four images, a seed each
     studio.sampler.settings = studio.p.sampling.model_copy(update={"steps": 3, "batch_size": 4})
-    drawn = studio.sampler.draw(["a lake"] * 4, [""] * 4, [7, 8, 9, 10])
+    drawn = studio.sampler.draw(["a lake"] * 4, [studio.p.prompt.negative_prompt] * 4, [7, 8, 9, 10])
     page.get_by_text("seed 7", exact=True).click()
     with page.expect_download() as download:
         page.get_by_label("Download", exact=False).first.click()
