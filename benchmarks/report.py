@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 from stages.common.artefacts import png, write_shards
 
 sys.path.append("tests")
-DIFFERENT = 400    # pictures drawn; they repeat
+DIFFERENT = 120    # pictures drawn; they repeat
 FEATURES = {"data/synthetic": "synthetic", "data/imagery/test": "real/test", "data/imagery/train": "real/train"}
 
 
@@ -34,6 +34,8 @@ def main(count: int = 5000, pixels: int = 512) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = build(Path(folder), per_scene=24)
         grow(root, int(count), int(pixels))
+        params = root / "params.yaml"       # as many pictures as at full scale
+        params.write_text(params.read_text().replace("gallery_per_class: 2 ", "gallery_per_class: 24 "))
         repository = Path.cwd()
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "stages.report"], cwd=root, env={**os.environ, "PYTHONPATH": str(repository)}, check=True)
@@ -55,7 +57,7 @@ def grow(root: Path, count: int, pixels: int) -> None:
         wanted = count if place == "data/synthetic" else len(rows)
         files = [png(Image.fromarray(np.clip(np.asarray(image.resize((pixels, pixels), Image.Resampling.BICUBIC), np.int16)
                                              + draws.normal(0, 9, (pixels, pixels, 1)), 0, 255).astype(np.uint8)))
-                 for image in (small * DIFFERENT)[:DIFFERENT if place == "data/synthetic" else len(rows)]]
+                 for image in (small * DIFFERENT)[:DIFFERENT]]
         shutil.rmtree(root / place)
         many = (rows[i % len(rows)] | {"image": {"bytes": files[i % len(files)], "path": None}} for i in range(wanted))
         write_shards(root / place, many, pa.schema([field.remove_metadata() for field in table.schema]))
