@@ -229,7 +229,8 @@ class Classifier(Section):
 
 
 class Report(Section):
-    gallery_per_class: Count = Field(description="images")
+    gallery_per_class: Count = Field(description="images a class, real and generated")
+    review_tiles: int = Field(ge=2, multiple_of=2, description="tiles that an expert rates blind, half of them generated")
 
 
 class Params(Section):

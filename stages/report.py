@@ -2,8 +2,10 @@
 
     python -m stages.report
 
-reads   report, classes; every metrics/*.json and metrics/plots/*.csv, data/imagery, data/samples, data/synthetic
-writes  metrics/report/          index.html with its pictures (opens from disk), grids/*.png
+reads   report, classes; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery, data/samples,
+        data/synthetic, data/features
+writes  metrics/report/          index.html with its pictures (opens from disk), grids/*.jpg, and run.js: commit, versions,
+                                 device, times and sizes of the stages, the one file that differs from run to run
         metrics/table.md         the paper's tables line by line
         metrics/context.json     the words behind the numbers: sources, protocols, digests, what compares and what doesn't
 """
@@ -18,14 +20,17 @@ from stages.common.fail import fail
 from stages.common.progress import say
 from stages.common.whole import whole
 from stages.params import load
-from stages.reporting import page, selection, tables
+from stages.reporting import flow, page, run, selection, sweeps, tables
+from stages.reporting.album import Album
+from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
 
-OUT = Path("metrics/report")
+OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
 METRICS = ("corpus", "llm", "prompts", "diffusion", "fid", "images", "agreement", "ceiling_lulc", "ceiling_scenes",
            "classify_lulc", "classify_scenes", "review")
-PLOTS = ("diffusion_loss", "llm_loss", "agreement_by_scene", "nearest_training", "confusion_lulc", "confusion_scenes",
-         "accuracy_by_class_lulc")
+PLOTS = ("diffusion_loss", "llm_loss", "agreement_by_scene", "fid_curve", "nearest_training", "confusion_lulc",
+         "confusion_scenes", "accuracy_by_class_lulc")
+LIMIT = 15 * 10**6   # bytes of the folder
 VISION = ("inception2048", "dinov2", "clip")
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 
@@ -39,18 +44,31 @@ def main() -> None:
     found = facts(tuned, synthetic)
     shown = tables.tables(metrics, found)
 
+    judged = judge([row["label"] for row in synthetic], read("models/scene/config.json")["scenes"], p.classes)
+    album = Album()
+    gallery = Gallery(album, synthetic, judged)
+    shown_by_class = gallery.by_class(real, p.classes, p.report.gallery_per_class)
+    extremes, pairs = gallery.extremes(), gallery.pairs(plots["nearest_training"], tuned)
+    stages, outs = flow.graph()
+
     with whole(OUT) as out:
         sheets = selection.grids(real, tuned, synthetic, p.classes) | {
             "figures": selection.figures(figure_of), "nearest": selection.nearest(plots["nearest_training"], tuned)}
         (out / "grids").mkdir()
         for name, sheet in sheets.items():
-            sheet.save(out / "grids" / f"{name}.png")
-        gallery = selection.gallery(out, real, synthetic, p.classes, p.report.gallery_per_class)
-        page.write(out, facts=found, tables=shown, metrics=metrics, gallery=gallery,
-                   charts=page.charts_of(plots, list(p.classes)), imagery=read("data/imagery/REPORT.json"))
+            sheet.save(out / "grids" / f"{name}.jpg", quality=90, subsampling=0)
+        album.write(out)
+        page.write(out, thumb=album.thumb, facts=found, tables=shown, metrics=metrics, gallery=shown_by_class, extremes=extremes,
+                   pairs=pairs, items=gallery.items,
+                   sizes={name: sheet.size for name, sheet in sheets.items()},
+                   charts=page.charts_of(plots, list(p.classes)), sweeps=sweeps.charts_of(SWEEPS),
+                   imagery=read("data/imagery/REPORT.json"))
+        (out / "run.js").write_text(run.script(flow.diagram(stages), outs | {"report": [out]}), encoding="utf-8")
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        if size > LIMIT:
+            fail(f"report.gallery_per_class: the page comes to {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: show fewer")
     replace("metrics/table.md", tables.markdown(shown, found).encode())
     write_json("metrics/context.json", tables.context(shown, found))
-    size = sum(file.stat().st_size for file in OUT.rglob("*") if file.is_file())
     say(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
 
 
@@ -75,7 +93,7 @@ def facts(tuned: list[dict], synthetic: list[dict]) -> tables.Facts:
     for key in ("lulc", "scenes"):
         config, words = (read(f"models/classifier/{key}/{name}.json") for name in ("config", "context"))
         classifiers[key] = {"model": config["model"], "resolution": config["resolution"], **words}
-    side = next(iter(pictures(selection.TUNED, {0}).values())).width
+    side = next(iter(pictures(selection.TUNED, {0}, largest=10**4).values())).width
     settings = {"resolution": side, **{name: tuned[0][name] for name in ("scheduler", "steps", "guidance_scale", "model")}}
     alike = read("data/imagery/REPORT.json").get("near_duplicates", {})
     return tables.Facts(sources, extractors, classifiers, settings, Counter(row["label"] for row in synthetic), alike)

@@ -1,102 +1,114 @@
 """What experts said of the images: realism, and whether they can tell generated from real.
 
-    python -m stages.review
+    python -m stages.review                     the stage
+    python -m stages.review add ratings.csv     checks the CSV that the blind page saved, adds the answers from
+                                                metrics/review_key.csv and files it under data/reviews (commit it)
 
-reads   data/reviews/*.csv: `run,rater,tile,truth,answer,realism,label,label_answer,artefacts,comment`, a row per rated tile
-        truth, answer        real or generated
-        realism              1 (not at all) to 5 (entirely)
-        label, label_answer  the tile's LULC class and the one the expert named; may be blank
-        artefacts            any of repetition, blur, deformation, wrong scale, separated by `;`; may be blank
-writes  metrics/review.json  {"ratings": 0, "experts": 0} until someone has rated
+reads   metrics/review_key.csv   names this run: ratings of other runs' images are counted and left out
+        data/reviews/*.csv       run,rater,tile,truth,answer,realism,label,label_answer,artefacts,comment, a row per rated tile
+                                 truth, answer        real or generated
+                                 realism              1 (not at all) to 5 (entirely)
+                                 label, label_answer  the tile's LULC class and the one the expert named; may be blank
+                                 artefacts            any of repetition, blur, deformation, wrong scale, separated by `;`
+writes  metrics/review.json      {"ratings": 0, "experts": 0, ...} until someone has rated
 """
 
 import csv
+import io
+import re
 import sys
 from pathlib import Path
 
+import krippendorff
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.common.artefacts import write_json
+from stages.common.artefacts import replace, write_json
 from stages.common.fail import fail
 from stages.common.progress import say
 from stages.evaluation.intervals import wilson
 from stages.params import LULC_CLASSES
-
-REVIEWS = Path("data/reviews")
-COLUMNS = ["run", "rater", "tile", "truth", "answer", "realism", "label", "label_answer", "artefacts", "comment"]
-TRUTHS = ("real", "generated")
-ARTEFACTS = ("repetition", "blur", "deformation", "wrong scale")
+from stages.reporting import ratings
 
 
-def main() -> None:
-    rows, seen = [], {}
-    for path in sorted(REVIEWS.glob("*.csv")):
-        for where, row in read(path):
-            rating = (row["run"], row["rater"], row["tile"])
-            if rating in seen:
-                fail(f"{where}: {row['rater']} rated tile {row['tile']} already in {seen[rating]}")
-            seen[rating] = where
-            rows.append(row)
-    write_json("metrics/review.json", summary(rows))
-    say(f"review: {len(rows)} ratings" if rows else "review: no ratings yet")
+def main(*words: str) -> None:
+    if not words:
+        measure()
+    elif words[0] == "add" and len(words) == 2:
+        add(Path(words[1]))
+    else:
+        fail("review: `python -m stages.review` measures, `python -m stages.review add ratings.csv` files ratings")
 
 
-def read(path: Path) -> list[tuple[str, dict]]:
-    """(file and line, row) of each rating of a file; the first bad one ends the stage."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file, strict=True)
-            if missing := [name for name in COLUMNS if name not in (table.fieldnames or [])]:
-                fail(f"{path}: no column {missing[0]}; a ratings file has {','.join(COLUMNS)}")
-            rows = []
-            for row in table:
-                where = f"{path}:{table.line_num}"
-                if message := fault(row):
-                    fail(f"{where}: {message}")
-                rows.append((where, row))
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        fail(f"{path}: cannot be read: {problem}")
+def measure() -> None:
+    runs = {run for run, _ in ratings.key()}
+    rows = [row for _, row in ratings.filed()]
+    ours = [row for row in rows if row["run"] in runs]
+    write_json("metrics/review.json", summary(ours) | {"ratings_of_other_runs": len(rows) - len(ours)})
+    say(f"review: {len(ours)} ratings" if ours else "review: no ratings of this run yet")
 
 
-def fault(row: dict) -> str:
-    """What is wrong with a row, or ""."""
-    if None in row or None in row.values():
-        return f"expected {len(COLUMNS)} fields"
-    for name in ("run", "rater", "tile"):
-        if not row[name].strip():
-            return f"{name} is blank"
-    for name in ("truth", "answer"):
-        if row[name] not in TRUTHS:
-            return f"{name} is {row[name]!r}, not real or generated"
-    if row["realism"] not in list("12345"):
-        return f"realism is {row['realism']!r}, not a whole number from 1 to 5"
-    for name in ("label", "label_answer"):
-        if row[name] and row[name] not in LULC_CLASSES:
-            return f"{name} is {row[name]!r}, not blank or one of {', '.join(LULC_CLASSES)}"
-    if strange := [name for name in row["artefacts"].split(";") if name.strip() and name.strip() not in ARTEFACTS]:
-        return f"artefacts has {strange[0]!r}, not one of {', '.join(ARTEFACTS)}"
-    return ""
+def add(path: Path) -> None:
+    """File the ratings of one expert: all of them or none."""
+    rows = ratings.checked(path)
+    name = re.sub(r"[^a-z0-9]+", "-", rows[0]["rater"].casefold()).strip("-") or "expert"
+    target, number = ratings.REVIEWS / f"{rows[0]['run']}-{name}.csv", 1
+    while target.exists():      # the same expert's further tiles, or a namesake
+        number += 1
+        target = target.with_name(f"{rows[0]['run']}-{name}-{number}.csv")
+    sink = io.StringIO()
+    writer = csv.DictWriter(sink, ratings.COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace(target, sink.getvalue().encode())
+    say(f"review: {len(rows)} ratings by {rows[0]['rater']} in {target}; now `dvc repro`, and commit both")
 
 
-def summary(rows: list[dict]) -> dict[str, float]:
+def summary(rows: list[dict]) -> dict:
     """Realism with Student's 95 % interval over tiles, detection and class agreement with Wilson's over ratings."""
-    found = {"ratings": len(rows), "experts": len({row["rater"] for row in rows})}
+    found: dict = {"ratings": len(rows), "experts": len({row["rater"].casefold() for row in rows})}
     if not rows:
         return found
-    found["runs"] = len({row["run"] for row in rows})
-    for truth in TRUTHS:
+    for truth in ratings.TRUTHS:
         # Several experts' ratings of one tile are not independent: the tile is the unit.
-        tiles: dict[tuple, list[int]] = {}
+        tiles: dict[str, list[int]] = {}
         for row in rows:
             if row["truth"] == truth:
-                tiles.setdefault((row["run"], row["tile"]), []).append(int(row["realism"]))
+                tiles.setdefault(row["tile"], []).append(int(row["realism"]))
         if tiles:
             found |= realism(f"realism_{truth}", [float(np.mean(marks)) for marks in tiles.values()])
     found |= share("detection_accuracy", [row["answer"] == row["truth"] for row in rows]) | {"detection_chance": 0.5}
     if named := [row["label_answer"] == row["label"] for row in rows if row["label"] and row["label_answer"]]:
         found |= share("class_agreement", named) | {"class_agreement_chance": 1 / len(LULC_CLASSES)}
+    for name, field, level in (("answer", "answer", "nominal"), ("realism", "realism", "ordinal"), ("class", "label_answer", "nominal")):
+        if (value := alpha(rows, field, level)) is not None:
+            found[f"alpha_{name}"] = value
+    return found | {"artefacts": {truth: artefacts([row for row in rows if row["truth"] == truth]) for truth in ratings.TRUTHS}}
+
+
+def alpha(rows: list[dict], field: str, level: str) -> float | None:
+    """Krippendorff's alpha between the experts: 1 = they agree, 0 = as by chance. None where no tile was rated by two, or
+    where all gave the same value everywhere: it is not defined then."""
+    values = sorted({row[field] for row in rows if row[field]})
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        if row[field]:
+            counts.setdefault(row["tile"], [0] * len(values))[values.index(row[field])] += 1
+    shared = np.array([each for each in counts.values() if sum(each) > 1])      # [tiles, values]
+    if not len(shared) or (shared.sum(0) > 0).sum() < 2:
+        return None
+    domain = [int(value) for value in values] if level == "ordinal" else None
+    return float(krippendorff.alpha(value_counts=shared, value_domain=domain, level_of_measurement=level))
+
+
+def artefacts(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """class -> share of its ratings that name each artefact, and how many there are."""
+    found = {}
+    for label in LULC_CLASSES:
+        seen = [{name.strip() for name in row["artefacts"].split(";")} for row in rows if row["label"] == label]
+        if seen:
+            found[label] = {name.replace(" ", "_"): sum(name in each for each in seen) / len(seen) for name in ratings.ARTEFACTS}
+            found[label]["n"] = len(seen)
     return found
 
 

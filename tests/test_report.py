@@ -1,25 +1,28 @@
-"""The report and the review: the paper's lines, known numbers, a page that stands alone, the same bytes twice."""
+"""The report: the paper's lines, known numbers, a page that stands alone, the same bytes twice."""
 
 import csv
 import io
 import json
-import math
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
-from stages import report, review
+from stages import report
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import SCENES, tiles
 from stages.params import LULC_CLASSES
-from stages.reporting import charts, grids, page, tables
+from stages.reporting import charts, grids, sweeps, tables
+from stages.reporting.album import Album
 from stages.reporting.comparable import differences
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -34,6 +37,10 @@ SETTING_FIELDS = [("negative_prompt", pa.string()), ("seed", pa.int64()), ("sche
 
 def cell(image) -> dict:
     return {"bytes": png(Image.fromarray(image)), "path": None}
+
+
+def cell_row(image) -> dict:
+    return {"image": cell(image)}
 
 
 def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) -> Path:
@@ -73,6 +80,24 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
         pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string()), ("prompt", pa.string()),
                    ("writer", pa.string()), ("technique", pa.string()), ("passages", passages), *SETTING_FIELDS]))
 
+    (root / "models/index").mkdir(parents=True)
+    pq.write_table(pa.table({"paper": ["03_fields"], "title": ["Fields <i>from</i> above"]}), root / "models/index/passages.parquet")
+    # What the scene classifier sees: the scene itself, but the first image of each class as a car park.
+    draws, names_of = np.random.default_rng(0), list(SCENES)
+    scenes = [tile["scene"] for tile in looks["real"]]
+    shown = ["parking" if copy == 0 else CLASSES[label][0] for label in LULC_CLASSES for copy in range(per_class)]
+    for place, asked in (("real/train", scenes), ("real/test", scenes), ("synthetic", shown)):
+        logits = np.float32([[5.0 * (name == scene) for name in names_of] for scene in asked])
+        (root / "data/features" / place).mkdir(parents=True, exist_ok=True)
+        save_file({"logits": logits, "features": logits + draws.normal(size=logits.shape).astype(np.float32)},
+                  root / "data/features" / place / "scene.safetensors")
+    shutil.copyfile(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
+    (root / ".dvc/tmp/stage_times").mkdir(parents=True)
+    (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    for item, seconds in (("features@real", 61.0), ("features@base", 2.5), ("generate", 4.25)):
+        (root / ".dvc/tmp/stage_times" / item).write_text(f"{seconds}\n")
+    (root / "sweeps").mkdir()
+
     def score(value: float, n: int) -> dict:
         return {"loss": 1.1, "average_accuracy": value - 0.02, "f1": value, "jaccard": value / 2, "overall_accuracy": value,
                 "f1_macro": value - 0.01, "overall_accuracy_lo": value - 0.05, "overall_accuracy_hi": value + 0.05, "n": n}
@@ -105,7 +130,7 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
         "ceiling_lulc": score(0.93, 72), "ceiling_scenes": score(0.9, 96),
         "classify_lulc": {"synthetic_test": score(0.81, 70), "real_test": score(0.7, 72), "chance": 1 / 7, "n_train": 245},
         "classify_scenes": {"synthetic_test": score(0.6, 96), "real_test": score(0.66, 96), "chance": 1 / 12, "n_train": 300},
-        "review": {"ratings": 0, "experts": 0}}
+        "review": {"ratings": 0, "experts": 0, "ratings_of_other_runs": 0}}
     for name, value in metrics.items():
         write_json(root / f"metrics/{name}.json", value)
     lulc, scenes = zip(LULC_CLASSES * 3, LULC_CLASSES[::-1] * 3), zip(SCENES * 4, SCENES * 4)
@@ -116,6 +141,7 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
                  f"{name},{name},0.{i + 1},0.{i}\n" for i, name in enumerate(names[:6])),
              "confusion_lulc": "actual,predicted\n" + "".join(f"{a},{b}\n" for a, b in lulc),
              "confusion_scenes": "actual,predicted\n" + "".join(f"{a},{b}\n" for a, b in scenes),
+             "fid_curve": "images,one_over_n,tuned,base,floor\n24,0.0417,2.1,19,0.5\n12,0.0833,3.3,20,1.1\n",
              "accuracy_by_class_lulc": "class,accuracy,n\n" + "".join(f"{label},0.7,9\n" for label in LULC_CLASSES)}
     (root / "metrics/plots").mkdir()
     for name, text in plots.items():
@@ -134,7 +160,8 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
 
 
 def outputs(root: Path) -> dict[str, bytes]:
-    found = [file for file in (root / "metrics/report").rglob("*") if file.is_file()]
+    # All but run.js, which holds what belongs to the moment.
+    found = [file for file in (root / "metrics/report").rglob("*") if file.is_file() and file.name != "run.js"]
     found += [root / "metrics/table.md", root / "metrics/context.json"]
     return {str(file.relative_to(root)): file.read_bytes() for file in found}
 
@@ -219,20 +246,19 @@ def test_page_stands_alone(made):
     folder = made / "metrics/report"
     text = (folder / "index.html").read_text()
     local = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert len(local) > 30 and not [address for address in local if address.startswith(("http", "//", "/"))]
-    assert all((folder / address).is_file() for address in local if not address.startswith("#"))
+    assert len(local) > 30 and "run.js" in local and not [address for address in local if address.startswith(("http", "//", "/"))]
+    assert all((folder / address).is_file() for address in local if not address.startswith(("#", "data:")))
     assert {address[1:] for address in local if address.startswith("#")} <= set(re.findall(r'id="([^"]*)"', text))
     assert "@import" not in text and "url(http" not in text and not re.search(r"\bNone\b|undefined", text.split("<script>")[0])
     identifiers = re.findall(r'\bid="([^"]*)"', text)
     assert len(identifiers) == len(set(identifiers))
     assert "&lt;b&gt;" in text and "\"0\" <b>" not in text, "prompts are text, not markup"
-    assert "No expert has rated" in text and "03_fields, page 1" in text
-    assert len(list((folder / "gallery").glob("*-generated-*.png"))) == 2 * 7      # report.gallery_per_class of tests/params.yaml
+    assert "No expert has rated" in text and "(03_fields), page 1" in text and "<i>from" not in text
 
 
 def test_grids_have_a_row_per_scene_and_a_cell_per_caption(made):
     folder = made / "metrics/report/grids"
-    size = {path.stem: Image.open(path).size for path in folder.glob("*.png")}
+    size = {path.stem: Image.open(path).size for path in folder.glob("*.jpg")}
     assert set(size) == {"real", "base", "tuned", "base_tuned", "synthetic", "figures", "nearest"}
     pitch = grids.SIDE + grids.GAP
     assert size["real"] == size["base"] == size["tuned"] == (32 + 130 + 2 * pitch - 4, 32 + 12 * pitch - 4)
@@ -243,7 +269,70 @@ def test_grids_have_a_row_per_scene_and_a_cell_per_caption(made):
         row = next(row for row in pq.read_table(made / path).to_pylist() if row["scene"] == "bareland")
         expected = grids.tile(Image.open(io.BytesIO(row["image"]["bytes"])))
         box = (grids.MARGIN + 130, grids.MARGIN, grids.MARGIN + 130 + grids.SIDE, grids.MARGIN + grids.SIDE)
-        assert Image.open(folder / f"{name}.png").crop(box).tobytes() == expected.tobytes()
+        shown = Image.open(folder / f"{name}.jpg").crop(box)
+        assert np.abs(np.asarray(shown, int) - np.asarray(expected, int)).mean() < 4, "the tile, as well as JPEG keeps it"
+
+
+def test_gallery_says_what_is_known_of_each_picture(made):
+    """Prompt, seed, sources, the nearest training tile; agreement by the classifier; the extremes by its probabilities."""
+    text = (made / "metrics/report/index.html").read_text()
+    items = json.loads(re.search(r'id="items">(.*?)</script>', text, re.DOTALL)[1])
+    drawn = {key: item for key, item in items.items() if key.startswith("pictures/synthetic")}
+    assert len(drawn) == 21                                                     # all of them are among the extremes
+    first, second = drawn["pictures/synthetic-000000.webp"], drawn["pictures/synthetic-000001.webp"]
+    assert not first["agrees"] and "parking" in first["facts"]["shows"] and second["agrees"]
+    assert first["title"] == 'satellite image, bare land "0" <b>' and (first["facts"]["seed"], first["facts"]["scheduler"]) == ("7", "pndm")
+    assert second["passages"] == ["Fields <i>from</i> above (03_fields), page 1"] and first["passages"] == []
+    train, made_features = (load_file(made / f"data/features/{place}/scene.safetensors")["features"]
+                            for place in ("real/train", "synthetic"))
+    distances = np.linalg.norm(train - made_features[1], axis=1)
+    assert second["nearest"]["picture"] == f"pictures/training-{distances.argmin():06d}.webp"
+    assert second["nearest"]["distance"] == f"{distances.min():.3g}"
+    for item in items.values():
+        assert (made / "metrics/report" / item["picture"]).is_file()
+        assert "nearest" not in item or (made / "metrics/report" / item["nearest"]["picture"]).is_file()
+    worst = re.search(r"Least like their class(.*?)Most like", text, re.DOTALL)[1]
+    shown = re.findall(r'data-item="(.*?)"', worst)
+    assert len(shown) == 12 and not any(items[each]["agrees"] for each in shown[:7]) and all(items[each]["agrees"] for each in shown[7:])
+    gallery = text[text.index('<section id="gallery">'):text.index('<section id="extremes">')]
+    assert gallery.count('data-item="pictures/synthetic') == 2 * 7              # report.gallery_per_class of tests/params.yaml
+
+
+def test_run_js_holds_what_belongs_to_the_moment(made):
+    text = (made / "metrics/report/run.js").read_text()
+    run = json.loads(text.removeprefix("const run = ").removesuffix(";\n"))
+    assert run["commit"] == "" and run["versions"]["torch"] and run["device"] and "gallery_per_class: 2" in run["params"]
+    assert run["stages"]["features"]["seconds"] == 63.5 and run["stages"]["generate"]["seconds"] == 4.2
+    assert run["stages"]["fid"]["seconds"] is None, "not run here"
+    size = sum(file.stat().st_size for file in (made / "data/synthetic").iterdir())
+    assert run["stages"]["generate"]["bytes"] == size and run["stages"]["chunk"]["bytes"] is None
+    assert "fetch_model <tspan" in run["flow"] and "× 6" in run["flow"]
+    for stage in yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]:
+        assert f'data-stage="{stage}"' in run["flow"]
+
+
+def test_a_stage_that_dvc_runs_leaves_its_time(tmp_path):
+    """Once, by its first process; outside DVC nothing is written."""
+    code = "import stages, subprocess, sys, time; time.sleep(0.3); subprocess.run([sys.executable, '-c', 'import stages'])"
+    environment = {"PYTHONPATH": str(REPOSITORY), "DVC_STAGE": "features@real", "DVC_ROOT": str(tmp_path)}
+    for env in (environment, {"PYTHONPATH": str(REPOSITORY)}):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+    file, = (file for file in tmp_path.rglob("*") if file.is_file())
+    assert file == tmp_path / ".dvc/tmp/stage_times/features@real" and 0.3 <= float(file.read_text()) < 60
+
+
+def test_a_sweep_is_a_chart_with_its_front(tmp_path):
+    """The table that `stages.sweep` writes; a file that is none is said."""
+    (tmp_path / "guidance.md").write_text(
+        "| experiment | fid scene.standard.fid (lower is better) | classify_lulc real_test.overall_accuracy (higher is better) | Pareto |\n"
+        "|---|---:|---:|---|\n| guidance-2.0-14 | 3.65 [2.08, 5.2] | 0.658 [0.45, 0.86] | yes |\n"
+        "| guidance-5.0-14 | 9.1 [7, 11] | 0.5 [0.4, 0.6] |  |\n| guidance-5.0-28 | failed | failed |  |\n\nValues.\n")
+    chart, = sweeps.charts_of(tmp_path)
+    assert chart["text"].startswith("2 experiments, 1 more failed") and "2.0-14" in chart["svg"] and "5.0-28" not in chart["svg"]
+    assert "fid scene.standard.fid (lower is better)" in chart["svg"]
+    (tmp_path / "other.md").write_text("# Notes\n")
+    with pytest.raises(SystemExit, match="other.md: not the table of a sweep"):
+        sweeps.charts_of(tmp_path)
 
 
 def test_same_bytes_twice(made, monkeypatch):
@@ -272,85 +361,31 @@ def test_chart_text_is_text_and_colours_are_the_pages():
     assert drawn == charts.bars("a chart", ["<i>", "$x_1$"], {"one": [0.5, 1.0], "two": [0.0, 0.25]}, "share")
 
 
-def test_large_pictures_are_shrunk_and_small_ones_kept(tmp_path):
-    image = pa.schema([("image", IMAGE)])
-    write_shards(tmp_path / "rows", [{"image": {"bytes": png(Image.new("RGB", (side, side), "navy")), "path": None}}
-                                     for side in (64, 512, 32)], image)
-    found = grids.pictures(tmp_path / "rows", {0, 1})
-    assert {place: picture.width for place, picture in found.items()} == {0: 64, 1: grids.LARGEST}
-    assert page.save(found[0], tmp_path, "gallery/a") == "gallery/a.png" and page.save(found[1], tmp_path, "b") == "b.jpg"
-    assert Image.open(tmp_path / "gallery/a.png").tobytes() == found[0].tobytes() and (tmp_path / "b.jpg").is_file()
+def test_large_pictures_have_thumbnails_and_fit_the_budget(tmp_path, monkeypatch):
+    """Small ones are kept exactly; a folder of large ones gets the best quality at which it fits, or is refused."""
+    noise = np.random.default_rng(0).integers(0, 255, (700, 700, 3), np.uint8)
+    write_shards(tmp_path / "rows", [cell_row(noise[:side, :side]) for side in (64, 700)], pa.schema([("image", IMAGE)]))
+
+    def stored(budget: int) -> Path:
+        monkeypatch.setattr("stages.reporting.album.BUDGET", budget)
+        album, out = Album(), tmp_path / f"out{budget}"
+        out.mkdir()
+        for place in (0, 1):
+            assert album.add("real", tmp_path / "rows", place) == f"pictures/real-{place:06d}.webp"
+        album.write(out)
+        assert album.thumb("pictures/real-000000.webp") == "pictures/real-000000.webp"
+        assert album.thumb("pictures/real-000001.webp") == "thumbs/real-000001.webp"
+        return out / "pictures/real-000001.webp"
+
+    ample, tight = stored(10**6), stored(150_000)
+    assert Image.open(ample).size == (512, 512) and Image.open(ample.parent.parent / "thumbs/real-000001.webp").size == (128, 128)
+    assert tight.stat().st_size < ample.stat().st_size <= 10**6 and tight.stat().st_size < 150_000
+    assert Image.open(ample.with_name("real-000000.webp")).convert("RGB").tobytes() == noise[:64, :64].tobytes()
+    with pytest.raises(SystemExit, match="report.gallery_per_class: 2 pictures come to"):
+        stored(20_000)
 
 
 def test_long_names_stay_in_their_column():
     font = grids.ImageFont.load_default(15)
     lines = grids.wrap("a_scene_whose_name_is_one_very_long_word and more words than fit", font, 100, 2)
     assert len(lines) == 2 and all(font.getlength(line) <= 100 for line in lines) and lines[1].endswith("...")
-
-
-# Review -------------------------------------------------------------------------------------------------------------------
-
-def rate(folder: Path, rows: list[dict], name: str = "a.csv") -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    blank = dict.fromkeys(review.COLUMNS, "") | {"run": "r", "rater": "ada", "truth": "real", "answer": "real", "realism": "3"}
-    with open(folder / name, "w", newline="") as file:
-        writer = csv.DictWriter(file, review.COLUMNS)
-        writer.writeheader()
-        writer.writerows(blank | row for row in rows)
-
-
-def test_no_ratings_is_a_clean_empty_state(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data/reviews").mkdir(parents=True)
-    (tmp_path / "data/reviews/.gitkeep").touch()
-    review.main()
-    assert json.loads(Path("metrics/review.json").read_text()) == {"ratings": 0, "experts": 0}
-
-
-def test_known_ratings_give_known_numbers(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    real = [{"tile": f"t{i}", "realism": str(mark)} for i, mark in enumerate((3, 2, 3, 3))]
-    made = [{"tile": f"g{i}", "truth": "generated", "answer": answer, "realism": "2", "label": "Snow Ice", "label_answer": named}
-            for i, (answer, named) in enumerate((("generated", "Snow Ice"), ("real", "Bare Land"), ("real", "")))]
-    rate(tmp_path / "data/reviews", real + made)
-    # A second expert's mark of the first tile: the tile's mean is 2, so the tiles' are 2, 2, 3, 3.
-    again = {"rater": "bob", "tile": "t0", "realism": "1", "artefacts": "blur; wrong scale"}
-    rate(tmp_path / "data/reviews", [again], "b.csv")
-    review.main()
-    found = json.loads(Path("metrics/review.json").read_text())
-    assert found["ratings"] == 8 and found["experts"] == 2
-    error = 3.182446305284263 * math.sqrt(1 / 3) / math.sqrt(4)                     # Student's t with 3 degrees of freedom
-    realism = [found[f"realism_real{end}"] for end in ("", "_lo", "_hi", "_n")]
-    assert realism == pytest.approx([2.5, 2.5 - error, 2.5 + error, 4])
-    assert found["realism_generated"] == found["realism_generated_lo"] == found["realism_generated_hi"] == 2
-    # 6 of 8 right; the ends p of Wilson's interval solve |p - 6/8| = z sqrt(p (1 - p) / 8).
-    assert found["detection_accuracy"] == 0.75 and found["detection_chance"] == 0.5
-    for bound in (found["detection_accuracy_lo"], found["detection_accuracy_hi"]):
-        assert abs(bound - 0.75) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / 8), rel=1e-6)
-    assert found["class_agreement"] == 0.5 and found["class_agreement_n"] == 2
-
-
-@pytest.mark.parametrize(("row", "said"), [
-    ({"truth": "fake"}, "truth is 'fake'"), ({"answer": ""}, "answer is ''"), ({"realism": "6"}, "realism is '6'"),
-    ({"realism": "4.5"}, "realism is '4.5'"), ({"rater": " "}, "rater is blank"), ({"label": "Beach"}, "label is 'Beach'"),
-    ({"artefacts": "blur;ugly"}, "artefacts has 'ugly'"), ({"tile": "good"}, "already in data/reviews/a.csv:2")])
-def test_a_bad_rating_is_one_line_with_file_and_row(row, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    rate(tmp_path / "data/reviews", [{"tile": "good"}, {"tile": "bad"} | row])
-    with pytest.raises(SystemExit) as end:
-        review.main()
-    assert str(end.value).startswith("error: data/reviews/a.csv:3: ") and said in str(end.value)
-    assert "\n" not in str(end.value)
-    assert not Path("metrics/review.json").exists()
-
-
-@pytest.mark.parametrize(("content", "said"), [
-    (b"run,rater\n1,2\n", "no column tile"), (b"\xff\xfe\x00", "cannot be read"), (b"", "no column run"),
-    (",".join(review.COLUMNS).encode() + b"\nr,ada,t\n", ":2: expected 10 fields")])
-def test_a_file_that_is_no_ratings_file_is_one_line(content, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data/reviews").mkdir(parents=True)
-    (tmp_path / "data/reviews/x.csv").write_bytes(content)
-    with pytest.raises(SystemExit) as end:
-        review.main()
-    assert "data/reviews/x.csv" in str(end.value) and said in str(end.value) and "\n" not in str(end.value)

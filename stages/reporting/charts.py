@@ -19,7 +19,8 @@ def curves(name: str, steps: list[float], series: dict[str, list[float]], x: str
     """Lines over steps, each named."""
     def draw(axes):
         for (label, values), colour in zip(series.items(), SERIES):
-            axes.plot(steps, values, color=colour, linewidth=1.8, marker="o" if len(steps) < 2 else None, label=label)
+            axes.plot(steps, values, color=colour, linewidth=1.8, marker="o" if len(steps) < 12 else None, markersize=4, label=label)
+        axes.set_xlim(left=0)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y", color=SOFT, linewidth=0.6)
@@ -43,6 +44,21 @@ def bars(name: str, rows: list[str], series: dict[str, list[float]], x: str) -> 
         if len(series) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     return svg(name, (5.2, 0.9 + 0.32 * max(len(rows), 1)), draw)
+
+
+def pareto(name: str, points: list[tuple[str, float, float, bool]], x: str, y: str) -> str:
+    """Runs as points (name, x, y, whether no other is better in both), each named; the undominated ones joined by a line."""
+    def draw(axes):
+        front = sorted((at, value) for _, at, value, best in points if best)
+        axes.plot([at for at, _ in front], [value for _, value in front], color=SERIES[0], linewidth=1.2)
+        for label, at, value, best in points:
+            axes.plot(at, value, "o", color=SERIES[0] if best else SERIES[2], markersize=6 if best else 4)
+            axes.annotate(label, (at, value), (5, 4), textcoords="offset points", fontsize=8)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.margins(0.12)
+        axes.grid(color=SOFT, linewidth=0.6)
+    return svg(name, (5.2, 3.6), draw)
 
 
 def confusion(name: str, pairs: list[tuple[str, str]], order: list[str]) -> str:

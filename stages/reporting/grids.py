@@ -8,7 +8,6 @@ from PIL import Image, ImageDraw, ImageFont
 from stages.common.artefacts import open_image, stream_rows
 
 SIDE = 128        # pixels of a tile in a grid
-LARGEST = 256     # pixels of a picture kept in memory, and in the gallery
 GAP, BETWEEN, MARGIN = 4, 18, 16   # pixels between tiles, between groups and rows with captions, around all
 INK, SOFT, PAPER = "#1c2127", "#66707c", "#ffffff"
 
@@ -21,14 +20,14 @@ class Line(NamedTuple):
     captions: list[tuple[str, str]] = []
 
 
-def pictures(folder: str | Path, places: set[int]) -> dict[int, Image.Image]:
-    """The images of some rows of a folder of shards, by row number, none larger than `LARGEST`; streamed."""
+def pictures(folder: str | Path, places: set[int], largest: int = SIDE) -> dict[int, Image.Image]:
+    """The images of some rows of a folder of shards, by row number, none with more than so many pixels a side; streamed."""
     found = {}
     for place, row in enumerate(stream_rows(folder, ["image"]) if places else ()):
         if place in places:
             picture = open_image(row["image"])
-            if max(picture.size) > LARGEST:
-                picture.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
+            if max(picture.size) > largest:
+                picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
             found[place] = picture
             if len(found) == len(places):
                 break

@@ -1,35 +1,34 @@
 """The report page: a template, numbers, pictures. One folder that opens from disk; no server, no outside request."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from PIL import Image
+from markupsafe import Markup, escape
 
-from stages.reporting import charts, tables
+from stages.reporting import charts, tables, templates
 
-TEMPLATE = Path(__file__).parent / "template.html"
 # The first numbers of the page.
 SUMMARY = {"agreement.text_agreement": "generated images show their caption's scene",
            "fid.scene.standard.fid": "FID to real tiles, in features of a scene classifier; less is better",
            "classify_lulc.real_test.overall_accuracy": "of real tiles right, by a classifier trained on generated images",
            "llm.perplexity": "perplexity of the domain language model; less is better"}
-EXACT = 128       # pixels up to which a gallery picture is kept lossless
+
+
+def strong(note: str) -> Markup:
+    """The notes are Markdown, of which they use bold."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(note))))
 
 
 def write(folder: Path, **content) -> None:
-    """Fill the template into `folder/index.html`. A name that the template misses is an error."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    environment.filters |= {"number": tables.number, "texts": tables.texts}
+    """Fill the template into `folder/index.html`."""
     rows = {row.key: row for table in content["tables"] for row in table.rows}
     content["summary"] = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
     content["numeric"] = tables.NUMERIC
+    content["writers"] = sorted({item["writer"] for item in content["items"].values() if "writer" in item})
     content["numbers"] = list(flat(content["metrics"]))
-    text = environment.get_template(TEMPLATE.name).render(**content)
-    (folder / "index.html").write_text(text, encoding="utf-8")
+    filters = {"number": tables.number, "texts": tables.texts, "strong": strong}
+    (folder / "index.html").write_text(templates.render("report.html", filters, **content), encoding="utf-8")
 
 
 def flat(value, key: str = "") -> Iterator[tuple[str, float]]:
@@ -39,15 +38,6 @@ def flat(value, key: str = "") -> Iterator[tuple[str, float]]:
             yield from flat(inner, f"{key}.{name}" if key else name)
     else:
         yield key, value
-
-
-def save(picture: Image.Image, folder: Path, name: str) -> str:
-    """Store a gallery picture below `folder`, a large one as JPEG; returns its address on the page."""
-    exact = max(picture.size) <= EXACT
-    target = (folder / name).with_suffix(".png" if exact else ".jpg")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(target, **({} if exact else {"quality": 88}))
-    return target.relative_to(folder).as_posix()
 
 
 def charts_of(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
@@ -65,9 +55,13 @@ def charts_of(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
     agreement = {"tuned": column("agreement_by_scene", "tuned"), "base": column("agreement_by_scene", "base"),
                  "real (ceiling)": column("agreement_by_scene", "real")}
     losses = {"training": column("diffusion_loss", "train_loss"), "validation": column("diffusion_loss", "validation_loss")}
+    curve = {"tuned": column("fid_curve", "tuned"), "base": column("fid_curve", "base"), "floor": column("fid_curve", "floor")}
     return [
         figure("Agreement by scene", "Share of images in which a classifier of real tiles sees the scene of the caption.",
                charts.bars, column("agreement_by_scene", "scene", str), agreement, "share recognised"),
+        figure("FID and the number of images", "FID of ever fewer images, over one by their number: the lines meet the left edge at FID "
+               "of infinitely many. Floor: real training tiles.",
+               charts.curves, column("fid_curve", "one_over_n"), curve, "1 / number of images", "FID"),
         figure("Diffusion fine-tuning", "Denoising loss; step 0 is the base model.",
                charts.curves, column("diffusion_loss", "step"), losses, "step", "loss"),
         figure("Language model fine-tuning", "Training loss per token.",

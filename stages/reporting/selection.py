@@ -1,24 +1,23 @@
-"""Which images are shown, and where: the grids, and the gallery by class."""
+"""Which images the grids show, and where."""
 
 from pathlib import Path
 
 from PIL import Image
 
 from stages.common.artefacts import read_rows
-from stages.reporting import page
 from stages.reporting.grids import Line, grid, pictures
 
 REAL, TRAINING, SYNTHETIC = Path("data/imagery/test"), Path("data/imagery/train"), Path("data/synthetic")
 BASE, TUNED, FIGURES = Path("data/samples/base"), Path("data/samples/tuned"), Path("data/samples/figures")
-SETTINGS = ("prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
 ACROSS, PER_FIGURE = 8, 4    # tiles in a row of a grid; images per figure's prompt
 
 
 def rows() -> tuple[list[dict], list[dict], list[dict]]:
     """What is known of the real test tiles, the tuned model's samples and the synthetic images, without the images."""
-    tuned = read_rows(TUNED, ["filename", "scene", "caption", "scheduler", "steps", "guidance_scale", "model"])
+    drawn = ["prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale"]
+    tuned = read_rows(TUNED, ["filename", "scene", "caption", "model", *drawn])
     return (read_rows(REAL, ["filename", "scene"]), tuned[:len({row["filename"] for row in tuned})],  # one per caption
-            read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *SETTINGS]))
+            read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *drawn]))
 
 
 def grids(real: list[dict], tuned: list[dict], synthetic: list[dict],
@@ -85,31 +84,3 @@ def spread(synthetic: list[dict], label: str, most: int) -> list[int]:
             ranked.append((seen[row["row"]], place))
     return [place for _, place in sorted(ranked)[:most]]
 
-
-def gallery(out: Path, real: list[dict], synthetic: list[dict], classes: dict[str, list[str]], most: int) -> list[dict]:
-    """Per LULC class its pictures, saved below `out`: {label, slug, real: [{address, what}], generated: ...}."""
-    tiles = {label: [place for place, row in enumerate(real) if row["scene"] in scenes][:most]
-             for label, scenes in classes.items()}
-    drawn = {label: spread(synthetic, label, most) for label in classes}
-    sides = {"real": (tiles, real, pictures(REAL, {place for places in tiles.values() for place in places})),
-             "generated": (drawn, synthetic, pictures(SYNTHETIC, {place for places in drawn.values() for place in places}))}
-    found = []
-    for label in classes:
-        slug = label.lower().replace(" ", "-")
-        entry = {"label": label, "slug": slug}
-        for side, (chosen, rows, images) in sides.items():
-            entry[side] = [{"address": page.save(images[place], out, f"gallery/{slug}-{side}-{number:02d}"),
-                            "what": what(rows[place])} for number, place in enumerate(chosen[label])]
-        found.append(entry)
-    return found
-
-
-def what(row: dict) -> dict[str, str]:
-    """What the page tells of a picture. Text only: JavaScript would round a 63-bit seed."""
-    if "filename" in row:
-        return {"scene": row["scene"], "file": row["filename"]}
-    told = {name.replace("_", " "): str(row[name]) for name in SETTINGS}
-    told["writer"] = f"{row['writer']}, {row['technique']}"
-    if row["passages"]:
-        told["passages"] = "; ".join(f"{cited['paper']}, page {cited['page']}" for cited in row["passages"])
-    return told
