@@ -280,7 +280,7 @@ def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
     assert len([name for name in columns if not name.startswith(sections)]) < 20, columns
     run("dvc", "plots", "diff", "HEAD", "other", "-o", "page")
     page = (clone / "page/index.html").read_text()
-    for shown in ("Diffusion loss", "validation_loss", "FID at infinitely many images", "Land cover of real tiles", "base_tuned.png"):
+    for shown in ("Diffusion loss", "validation_loss", "FID at infinitely many images", "Land cover of real tiles", "base_tuned.jpg"):
         assert shown in page, shown
 
 
