@@ -148,7 +148,7 @@ def share(tmp_path, finished, remote, environment):
     env = {**environment, **remote.environment, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
 
     def run(*command: str, cwd: Path, fails: bool = False):
-        done = shell(*command, cwd=cwd, env=env, timeout=120)
+        done = shell(*command, cwd=cwd, env=env)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return done.stdout + done.stderr
 
