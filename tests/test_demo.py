@@ -88,7 +88,7 @@ def test_a_prompt_is_written_with_its_sources(page):
     page.get_by_label("Class", exact=True).click()
     page.get_by_role("option", name="Cultivated Vegetation").click()
     page.get_by_role("button", name="Write me a prompt").click()
-    written = "satellite image, an orchard is a regular grid of dark green crowns on pale grass"
+    written = "satellite image, wide view, an orchard is a regular grid of dark green crowns on pale grass"
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(written)
     expect(page.locator("summary")).to_have_text("Fields <b>from</b> above (p), page 1")
     expect(page.locator("blockquote")).to_contain_text("<img src=x onerror=alert(1)>")      # what papers say is text

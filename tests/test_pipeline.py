@@ -108,7 +108,8 @@ pyarrow.csv.read_csv("arrow.csv")
     tracing.install(tmp_path / "shim", tmp_path / "traces")
     done = shell(str(tmp_path / "shim/python"), "stage.py", cwd=root)
     assert done.returncode == 0, done.stderr
-    found = tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), {"deps": [{"path": "declared.csv"}]}, root)
+    stage = {"cmd": "python stage.py", "deps": [{"path": "declared.csv"}]}
+    found = tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), stage, root)
     assert found == ["arrow.csv", "child.csv", "part/helper.py", "sneaky.csv"]
 
 

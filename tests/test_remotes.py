@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 import yaml
 from conftest import shell
 
@@ -102,6 +104,7 @@ def s3():
     server.start()
     try:
         endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        requests.post(f"{endpoint}/moto-api/reset", timeout=10)  # its store outlives the server
         keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
         client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
         client.create_bucket(Bucket="bucket")
@@ -111,7 +114,8 @@ def s3():
             client.put_object(Bucket="bucket", Key=key, Body=b"spoilt" + body[6:])
 
         kept = get_backend("s3")["123456789012"]["aws"].buckets["bucket"].keys
-        yield SimpleNamespace(url="s3://bucket/store", options={"endpointurl": endpoint}, environment=keys, spoil=spoil,
+        # DVC remembers what a remote of this name holds, wherever it is: another name for each.
+        yield SimpleNamespace(url=f"s3://bucket/{secrets.token_hex(4)}", options={"endpointurl": endpoint}, environment=keys, spoil=spoil,
                               objects=lambda: list(kept))
     finally:
         server.stop()

@@ -12,7 +12,9 @@ import audit
 
 # Opened by stages though no dep: git and DVC, asked by DVCLive for the repository's root, and its folder (stages/common/tracking.py,
 # which the audit of imports lists as harmless), and params.yaml, of which `params:` declares the sections.
-NOT_DATA = (".git", ".gitignore", ".dvc", ".dvcignore", "dvclive", "params.yaml")
+NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml")
+# The report asks git and DVC for the graph and what was run, for run.js alone: what changes between two runs (stages/reporting/run.py).
+OF_THE_MOMENT = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
 
 
 def available() -> bool:
@@ -59,8 +61,11 @@ def opened(trace: Path, root: Path) -> set[str]:
 def undeclared(files: set[str], stage: dict, root: Path) -> list[str]:
     """Those of the opened files that are neither deps nor outs of a stage (an entry of dvc.lock), nor known to be harmless."""
     declared = {entry["path"] for kind in ("deps", "outs") for entry in stage.get(kind, [])} | set(audit.HARMLESS) | set(NOT_DATA)
+    declared |= set(OF_THE_MOMENT.get(stage["cmd"], ()))
 
     def harmless(file: str) -> bool:
+        if file.endswith(".gitignore"):
+            return True
         empty = file.endswith("__init__.py") and not (root / file).read_text()
         return empty or any(file == name or file.startswith((f"{name}/", f"{name}.part")) for name in declared)
 
