@@ -157,7 +157,7 @@ def packing() -> None:
     stage(folder, "chunk")
     tokenizer = AutoTokenizer.from_pretrained(language)
     texts = [r["text"] for r in pq.read_table(folder / "data/chunks.parquet").to_pylist() if r["split"] == "train"]
-    ids, steps, rates = tokens.encode(texts, tokenizer), 20, {True: [], False: []}
+    ids, steps, rates = tokens.encode(texts, tokenizer), 8, {True: [], False: []}
     for turn in range(3):
         for packed in (True, False):
             p = load(folder / "params.yaml").finetune_llm.model_copy(update={"steps": steps, "packing": packed})
