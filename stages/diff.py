@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.fail import fail
+from stages.common.git import git
 from stages.reporting.comparable import differences
 
 # Which way is better, by a key's last part. A key that is not here is shown without an arrow.
@@ -132,12 +133,6 @@ def dvc(kind: str, base: str, *options: str) -> dict:
     if done.returncode:
         fail(f"diff: dvc {kind} diff {base}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout or "{}")
-
-
-def git(*words: str) -> str | None:
-    """What git prints, or None where it fails."""
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None
 
 
 if __name__ == "__main__":

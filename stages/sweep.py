@@ -18,6 +18,7 @@ from pathlib import Path
 from queue import Queue
 
 from stages.common.fail import fail
+from stages.common.git import git
 from stages.common.progress import say
 from stages.params import TECHNIQUES, load
 
@@ -78,11 +79,6 @@ def run(experiment: str, params: dict[str, str], devices: Queue) -> None:
     devices.put(device)
     if done.returncode:
         say(f"sweep: {experiment} failed:", *(done.stdout + done.stderr).strip().splitlines()[-5:])
-
-
-def git(*words: str) -> str | None:
-    done = subprocess.run(["git", *words], text=True, capture_output=True)
-    return done.stdout if done.returncode == 0 else None
 
 
 def revision(experiment: str) -> str | None:

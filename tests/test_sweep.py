@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, shell
 
+from stages.reporting import sweeps
+
 # FID falls with steps and is least at guidance 2; accuracy rises with guidance; one combination breaks.
 STAGE = """
 import json, os, sys, time, yaml
@@ -29,6 +31,7 @@ stages:
     deps: [stage.py]
     metrics: [metrics/fid.json: {cache: false}, metrics/classify_lulc.json: {cache: false}, metrics/gpu.json: {cache: false}]
 """
+
 
 @pytest.fixture
 def repository(tmp_path, environment):
@@ -67,6 +70,8 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_ends_in_a_pareto_table(reposito
     assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2 [0.2, 0.2]"]
     # Least FID at 2; more guidance buys accuracy; less than 2, or fewer steps, buys nothing.
     assert {name for name, cells in rows.items() if cells[-1] == "yes"} == {"guidance-2.0-28", "guidance-3.0-28", "guidance-5.0-28"}
+    chart, = sweeps.charts_of(folder / "sweeps")
+    assert chart["text"].startswith("11 experiments, 1 more failed"), "the report reads this very table"
     refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
     seen = [json.loads(run("git", "show", f"{ref}:metrics/gpu.json").stdout)["gpu"] for ref in refs if "/guidance-" in ref]
     assert len(seen) == 11 and set(seen) == {"0", "1"}, "each with one GPU to itself, both in use"
