@@ -29,7 +29,7 @@ FEATURES = {"data/synthetic": "synthetic", "data/imagery/test": "real/test", "da
 
 
 def main(count: int = 5000, pixels: int = 512) -> None:
-    from test_report import build
+    from report_run import build
 
     with tempfile.TemporaryDirectory() as folder:
         root = build(Path(folder), per_scene=24)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_report import build
+from report_run import build
 
 from stages import report, review, review_page
 from stages.params import LULC_CLASSES

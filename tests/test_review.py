@@ -12,7 +12,7 @@ import krippendorff
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import build
+from report_run import build
 
 from stages import review, review_page
 from stages.reporting import ratings
