@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
-from test_report import REPOSITORY
 from tiny_diffusion import make_pipeline
 
 from stages import demo
@@ -80,6 +80,16 @@ def steps(page: Page, count: int) -> None:
     box.blur()
 
 
+def start_a_long_one(page: Page, studio) -> None:
+    """Ask for 100 steps; back when the first few are done."""
+    page.get_by_label("Prompt", exact=True).fill("a lake")
+    steps(page, 100)
+    studio.steps.clear()
+    page.get_by_role("button", name="Draw").click()
+    while len(studio.steps) < 3:
+        page.wait_for_timeout(20)
+
+
 def test_it_is_for_this_machine_alone(address):
     assert address.startswith("http://127.0.0.1:")
 
@@ -111,12 +121,7 @@ def test_images_are_drawn_and_can_be_taken_along(page, studio):
 
 
 def test_a_cancelled_request_stops_computing_and_the_next_one_works(page, studio):
-    page.get_by_label("Prompt", exact=True).fill("a lake")
-    steps(page, 100)
-    studio.steps.clear()
-    page.get_by_role("button", name="Draw").click()
-    while len(studio.steps) < 3:
-        page.wait_for_timeout(20)
+    start_a_long_one(page, studio)
     page.get_by_role("button", name="Cancel").click()
     deadline = time.monotonic() + 60
     while studio.lock.locked() and time.monotonic() < deadline:
@@ -131,12 +136,7 @@ def test_a_cancelled_request_stops_computing_and_the_next_one_works(page, studio
 
 
 def test_a_closed_tab_stops_computing(page, studio):
-    page.get_by_label("Prompt", exact=True).fill("a lake")
-    steps(page, 100)
-    studio.steps.clear()
-    page.get_by_role("button", name="Draw").click()
-    while len(studio.steps) < 3:
-        page.wait_for_timeout(20)
+    start_a_long_one(page, studio)
     page.context.close()
     deadline = time.monotonic() + 60
     while studio.lock.locked() and time.monotonic() < deadline:
