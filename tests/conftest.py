@@ -44,6 +44,25 @@ def environment(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="session")
+def encoded(tmp_path_factory) -> Path:
+    """A workspace of the tiny diffusion model with latents in it."""
+    from tiny_diffusion import make_workspace, run, write_params
+
+    from stages import encode
+
+    folder = make_workspace(tmp_path_factory.mktemp("encoded"))
+    write_params(folder)
+    assert run(folder, encode.main) == (0, (folder / "stderr0.txt").read_text())
+    return folder
+
+
+@pytest.fixture
+def workspace(encoded, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(encoded, tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
 def smoke(tmp_path_factory, environment) -> Path:
     """A copy of the repository in which `dvc repro` ran the whole pipeline at smoke scale, its stages traced into `traces/` beside it."""
     copy = copy_repository(tmp_path_factory.mktemp("smoke") / "copy")
