@@ -39,6 +39,12 @@ def test_a_fork_reaches_no_secret_and_injects_no_command(name):
     assert all("${{" not in step.get("run", "") for step in steps(name)), "what an event says goes in through env, never into the script"
 
 
+def test_no_test_is_skipped_for_want_of_a_tool():
+    install = next(step["run"] for step in steps("pull-request") if step.get("name") == "Install")
+    for script in (install, (REPOSITORY / ".ci/run").read_text()):
+        assert all(tool in script for tool in ("openssh-server", "strace", "chromium", "/run/sshd"))
+
+
 def test_the_job_that_may_write_checks_out_nothing():
     assert not [step for step in steps("pull-request-comment") if "checkout" in step.get("uses", "")]
 
