@@ -15,10 +15,10 @@ test: setup
 
 # The experiments of this commit side by side: the params that differ, and the numbers that a person compares (there are 200).
 compare: setup
-	dvc exp show --no-pager --only-changed --precision 3 --drop '(?!($(READ))$$).*'
+	dvc exp show --hide-workspace --only-changed --precision 3 --drop '(?!($(READ))$$).*'
 SECTIONS := $(shell sed -n 's/^\([a-z_]*\):.*/\1/p' params.yaml)
 EMPTY :=
-READ := ($(subst $(EMPTY) $(EMPTY),|,$(SECTIONS)))(\..*)?|scene\.standard\.(fid|kid_x1000)|text_agreement|class_agreement|validation_loss|perplexity|metrics/classify_[a-z]*\.json:real_test\.overall_accuracy
+READ := Experiment|($(subst $(EMPTY) $(EMPTY),|,$(SECTIONS)))(\..*)?|scene\.standard\.(fid|kid_x1000)|text_agreement|class_agreement|validation_loss|perplexity|metrics/classify_[a-z]*\.json:real_test\.overall_accuracy
 
 # Each of a dozen experiments in a temporary copy, one per GPU; sweeps/*.md and *.png say what came out (stages/sweep.py).
 sweep-guidance: setup
