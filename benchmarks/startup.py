@@ -28,7 +28,10 @@ def main() -> None:
 
 
 def first_step() -> None:
-    """The stage, ended when it begins its second step."""
+    """The stage as the launcher starts it, ended when it begins its second step."""
+    from stages.launch import spare
+
+    spare("finetune_sd")
     from stages import finetune_sd
 
     rate = finetune_sd.learning_rate

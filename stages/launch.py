@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from stages.common.fail import fail
+from stages.params import load
 
 
 def config_file() -> Path:
@@ -31,6 +32,7 @@ def main(stage: str, *args: str) -> None:
     except (OSError, yaml.YAMLError, AttributeError, ValueError):
         fail(f"{config}: not an accelerate config; run `accelerate config` again")
     if processes == 1 and int(answers.get("num_machines") or 1) == 1:
+        spare(stage)
         sys.argv = [stage, *args]
         runpy.run_module(module, run_name="__main__")
         return
@@ -46,6 +48,17 @@ def main(stage: str, *args: str) -> None:
     # The stage checks that so many really came up (stages.common.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)
     sys.exit(subprocess.run([sys.executable, "-m", *command, *args], env={**os.environ, **environment}).returncode)
+
+
+def spare(stage: str) -> None:
+    """Hide what this stage has no use for: accelerate and diffusers import it wherever they find it, a third of the start."""
+    p = load().finetune_sd
+    trains = stage == "finetune_sd"
+    used = {"peft": trains and p.method == "lora", "bitsandbytes": trains and p.optimiser == "adamw8bit", "scipy": stage == "features",
+            "boto3": False}
+    for name in used:
+        if not used[name]:
+            sys.modules[name] = None  # "not installed", to whoever looks
 
 
 def _gpus() -> int:
