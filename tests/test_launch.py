@@ -1,5 +1,7 @@
 """The launcher: in place by default, on as many processes as the accelerate config says, and never silently on fewer."""
 
+import shutil
+
 import pytest
 from conftest import REPOSITORY, shell
 
@@ -12,12 +14,8 @@ os.write(1, f"rank {os.environ.get('RANK', '-')} of {os.environ.get('WORLD_SIZE'
 @pytest.fixture
 def probe(tmp_path):
     """A stage that prints its rank, in a copy of the launcher's package."""
-    (tmp_path / "stages").mkdir()
-    for name in ("__init__.py", "launch.py"):
-        (tmp_path / "stages" / name).write_text((REPOSITORY / "stages" / name).read_text())
-    (tmp_path / "stages/common").mkdir()
-    for name in ("__init__.py", "fail.py"):
-        (tmp_path / "stages/common" / name).write_text((REPOSITORY / "stages/common" / name).read_text())
+    shutil.copytree(REPOSITORY / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    shutil.copyfile(REPOSITORY / "tests/params.yaml", tmp_path / "params.yaml")
     (tmp_path / "stages/probe.py").write_text(PROBE)
     return tmp_path
 
@@ -52,3 +50,23 @@ def test_gpus_that_are_not_there(probe):
 def test_not_a_config(probe, text):
     done = run(probe, text)
     assert done.returncode == 1 and "not an accelerate config" in done.stderr
+
+
+@pytest.mark.parametrize(("changed", "found"), [
+    ({}, []),
+    ({"method: full": "method: lora"}, ["peft"]),
+    ({"optimiser: adamw ": "optimiser: adamw8bit "}, ["bitsandbytes"]),
+])
+def test_libraries_that_a_stage_has_no_use_for_are_hidden_from_it(probe, changed, found):
+    """Looked for as accelerate and diffusers do. The features are measured with scipy, fine-tuning by params."""
+    look = "import importlib.util as u\nprint([n for n in ('peft', 'bitsandbytes', 'boto3', 'scipy') if u.find_spec(n)])\n"
+    params = (probe / "params.yaml").read_text()
+    for old, new in changed.items():
+        assert old in params
+        params = params.replace(old, new)
+    (probe / "params.yaml").write_text(params)
+    for stage in ("finetune_sd", "features"):
+        (probe / f"stages/{stage}.py").write_text(look)
+    run = {stage: shell("python", "-m", "stages.launch", stage, cwd=probe, env={"HF_HOME": str(probe)}).stdout.strip()
+           for stage in ("finetune_sd", "features")}
+    assert run == {"finetune_sd": str(found), "features": "['scipy']"}

@@ -276,7 +276,8 @@ def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
     recipe = run("make", "-n", "compare", "VENV=nowhere", "PYTHON=true").splitlines()
     command = shlex.split(next(line for line in recipe if line.startswith("dvc exp show")))
     columns = run(*[word for word in command if word != "--only-changed"], "--csv").splitlines()[0].split(",")
-    assert {"Experiment", "scene.standard.fid", "fid.subsets", "metrics/classify_lulc.json:real_test.overall_accuracy"} <= set(columns), columns
+    read = {"Experiment", "scene.standard.fid", "fid.subsets", "metrics/classify_lulc.json:real_test.overall_accuracy"}
+    assert read <= set(columns), columns
     sections = tuple(yaml.safe_load((clone / "params.yaml").read_text()))
     assert len([name for name in columns if not name.startswith(sections)]) < 20, columns
     run("dvc", "plots", "diff", "HEAD", "other", "-o", "page")
