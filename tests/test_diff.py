@@ -65,7 +65,7 @@ def test_a_better_run(clone):
     done = here.diff("origin/main")
     assert done.returncode == 0, done.stderr
     assert row(done.stdout, "fid `scene.standard.fid`") == "4 | 2 | ▼ **better**"
-    assert row(done.stdout, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ **better**"
+    assert row(done.stdout, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ better, no interval"
     assert row(done.stdout, "llm `perplexity`") == "100 | 100 | the same"
     assert row(done.stdout, "`sampling.guidance_scale`") == "3 | 5 | "
 
@@ -75,7 +75,7 @@ def test_a_worse_run(clone):
     here.commit(changed(fid=6.0, fid_lo=5.5, fid_hi=6.5, recall=0.4))
     text = here.diff("origin/main").stdout
     assert row(text, "fid `scene.standard.fid`") == "4 | 6 | ▲ **worse**"
-    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.4 | ▼ **worse**"
+    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.4 | ▼ worse, no interval"
     assert "No change." in text.split("### Metrics")[0]
 
 
@@ -92,7 +92,7 @@ def test_numbers_of_other_imagery_are_not_compared(clone):
     here.commit(changed(fid=2.0, fid_lo=1.5, fid_hi=2.5, recall=0.6), imagery="b")
     text = here.diff("origin/main").stdout
     assert row(text, "fid `scene.standard.fid`") == "4 | 2 | not comparable: imagery: b and a"
-    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ **better**"
+    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ better, no interval"
 
 
 def test_metrics_come_and_go(clone):
