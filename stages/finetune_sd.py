@@ -87,6 +87,12 @@ def main() -> None:
     names, weights = zip(*((name, w) for name, w in unet.named_parameters() if w.requires_grad))  # sharded by now, under FSDP2
     ema = [w.detach().clone() for w in weights] if p.ema_decay else []
 
+    def learn(b: dict) -> torch.Tensor:
+        """Loss and gradients of a micro-batch. A function, so that nothing holds on to its activations when memory runs out."""
+        loss = denoising_loss(model, b, alphas_cumprod, kind, p.min_snr_gamma).mean()
+        accelerator.backward(loss)
+        return loss.detach()
+
     def attempt(count: int) -> None:
         """This process's part of a step on `count` images, to see whether it fits into memory; waits for no other process."""
         b = on_device(train.visits(range(math.ceil(count / world)), seed, len(alphas_cumprod), 0.0, False))
@@ -143,23 +149,24 @@ def main() -> None:
             for micro in range(step * p.gradient_accumulation, (step + 1) * p.gradient_accumulation):
                 b, following = on_device(following.result()), pool.submit(batch, micro + 1)
                 with accelerator.accumulate(model):
-                    loss = denoising_loss(model, b, alphas_cumprod, kind, p.min_snr_gamma).mean()
-                    accelerator.backward(loss)
+                    losses.append(learn(b))
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(weights, p.max_grad_norm)
                     optimiser.step()
                     optimiser.zero_grad()
-                losses.append(loss.detach())
             if ema:
                 # Warmed up, or the average would keep the base's weights for the first 1 / (1 - decay) steps.
                 torch._foreach_lerp_(ema, [w.detach() for w in weights], 1 - min(p.ema_decay, (step + 1) / (step + 10)))
             done, checkpoint = step + 1, (step + 1) % p.checkpoint_steps == 0 or step + 1 == steps
             bar.update()
+            if written.done():
+                written.result()  # ends the stage here if the disk was full
             if done % LOG_STEPS == 0 or checkpoint:
                 recent = torch.stack(losses[-LOG_STEPS * p.gradient_accumulation:]).tolist()
                 rate = (done - resumed) * p.batch_size * p.gradient_accumulation / max(bar.format_dict["elapsed"], 1e-9)
                 bar.set_postfix(loss=f"{sum(recent) / len(recent):.4f}", images_s=f"{rate:.0f}", refresh=False)
                 if not all(map(math.isfinite, recent)):
+                    written.result()
                     diverged(done, state, p, bar)
                 log(done, {"train_loss": sum(recent) / len(recent), "images_per_second": rate, "lr": group["lr"]})
             if not checkpoint:
@@ -171,6 +178,7 @@ def main() -> None:
                 swap(weights, ema)
             row, losses = measure(done, accelerator.reduce(torch.stack(losses).mean(), "mean").item()), []
             if not all(math.isfinite(value) for value in row if value is not None):
+                written.result()
                 diverged(done, state, p, bar)
             state["curve"].append(row)
             if row[2] < state["best"]:
@@ -210,8 +218,9 @@ def learning_rate(step: int, steps: int, p) -> float:
 def diverged(step: int, state: dict, p, bar) -> NoReturn:
     bar.close()
     before = ", ".join(f"step {step}: {loss:.4f}" for step, loss, *_ in state["curve"])
-    fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {before}). The checkpoint of "
-         f"step {state['step']} is kept. Try a lower lr than {p.lr}, a longer warm-up, or precision fp32")
+    kept = f"The checkpoint of step {state['step']} is kept" if state["step"] else "No checkpoint was written yet"
+    fail(f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {before}). {kept}. Try a lower lr than "
+         f"{p.lr}, a longer warm-up, or precision fp32")
 
 
 def swap(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:

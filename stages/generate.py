@@ -27,7 +27,7 @@ def main() -> None:
     copies = p.generate.images_per_prompt
     total = pq.read_metadata(PROMPTS).num_rows * copies
     out, model = Path("data/synthetic"), Path("models/diffusion")
-    draw_shards("generate", out, model, rows(copies), total, schema, p.sampling, p.seed, [PROMPTS])
+    draw_shards("generate", out, model, rows(copies), total, schema, p.sampling, p.seed, [PROMPTS, Path(__file__)])
 
 
 def rows(images_per_prompt: int):

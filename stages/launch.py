@@ -24,26 +24,31 @@ def config_file() -> Path:
     return Path(home) / "accelerate" / "default_config.yaml"
 
 
-def main(stage: str, *args: str) -> None:
+STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
+
+
+def main(stage: str = "", *args: str) -> None:
+    if stage not in STAGES:
+        fail(f"launch: {stage or 'nothing'} is no stage that runs on several processes: {', '.join(STAGES)}")
     module, config = f"stages.{stage}", config_file()
     try:
         answers = yaml.safe_load(config.read_text()) if config.exists() else {}
-        processes = int(answers.get("num_processes") or 1)
-    except (OSError, yaml.YAMLError, AttributeError, ValueError):
+        processes, machines = (int(answers.get(key) or 1) for key in ("num_processes", "num_machines"))
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
         fail(f"{config}: not an accelerate config; run `accelerate config` again")
-    if processes == 1 and int(answers.get("num_machines") or 1) == 1:
+    if processes == 1 and machines == 1:
         spare(stage)
         sys.argv = [stage, *args]
         runpy.run_module(module, run_name="__main__")
         return
     cpu = answers.get("use_cpu") or answers.get("distributed_type") == "MULTI_CPU"
-    if cpu and int(answers.get("num_machines") or 1) == 1:
+    if cpu and machines == 1:
         # `accelerate launch --cpu` runs one process without MPI whatever it is told; torchrun starts them all.
         command = ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "--module", module]
         environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": str(answers.get("mixed_precision") or "no")}
     else:
         command, environment = ["accelerate.commands.launch", "--config_file", str(config), "--module", module], {}
-        if not cpu and int(answers.get("num_machines") or 1) == 1 and (found := _gpus()) < processes:
+        if not cpu and machines == 1 and (found := _gpus()) < processes:
             fail(f"{config}: num_processes is {processes}, this machine has {found} GPU(s)")
     # The stage checks that so many really came up (stages.common.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)

@@ -33,6 +33,7 @@ def _number(value):
 
 Source = Annotated[str, AfterValidator(_source)]
 Count = Annotated[int, Field(gt=0)]
+Groups8, Groups16 = Annotated[int, Field(gt=0, multiple_of=8)], Annotated[int, Field(gt=0, multiple_of=16)]  # group normalisation
 Steps = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
@@ -51,7 +52,7 @@ class Section(BaseModel):
 class Sampling(Section):
     scheduler: Literal["pndm", "ddim", "dpm"] = Field(description="PNDM (Liu et al. 2022), DDIM (Song et al. 2021) or "
                                                       "DPM-Solver++ (Lu et al. 2022)")
-    steps: Count = Field(description="denoising steps per image")
+    steps: Count = Field(le=1000, description="denoising steps per image; models know 1000 timesteps")
     guidance_scale: float = Field(ge=1, description="classifier-free guidance scale (Ho & Salimans 2022); 1 = off")
     resolution: Count = Field(description="pixels per side; a multiple of the VAE's factor")
     batch_size: Count = Field(description="images per fixed, padded group")
@@ -100,13 +101,14 @@ class FetchModel(Section):
 
 class TrainBase(Section):
     source: Literal["base", "scratch"] = Field(description="pass fetch_model.diffusion through, or train a VAE and text encoder")
-    vae_channels: list[Count] = Field(min_length=1, description="channels per level; each level but the last halves the resolution")
+    vae_channels: list[Groups8] = Field(min_length=1, description="channels per level, multiples of 8; each level but the last halves "
+                                                                  "the resolution")
     latent_channels: Count = Field(description="channels of the latents")
     vae_steps: Steps = Field(description="optimiser steps of the VAE")
-    text_width: Count = Field(description="width of the text encoder")
+    text_width: int = Field(gt=0, multiple_of=32, description="width of the text encoder, a multiple of 32 (an attention head)")
     text_layers: Count = Field(description="its layers")
     text_steps: Steps = Field(description="contrastive steps (image, caption)")
-    unet_channels: list[Count] = Field(min_length=1, description="channels per level of the untrained UNet")
+    unet_channels: list[Groups16] = Field(min_length=1, description="channels per level of the untrained UNet, multiples of 16")
     batch_size: Count = Field(description="images per step")
     lr: Rate = Field(description="peak learning rate")
 
@@ -177,7 +179,7 @@ class FinetuneSD(Section):
     method: Literal["full", "lora"] = Field(description="train the whole UNet or a LoRA of its attention")
     epochs: Amount = Field(description="passes over the training images; 0 = no fine-tuning")
     batch_size: Count = Field(description="images per step over all processes")
-    gradient_accumulation: Count = Field(description="steps whose gradients are summed")
+    gradient_accumulation: Count = Field(description="steps whose gradients are averaged")
     optimiser: Literal["adamw", "adamw8bit"] = Field(description="AdamW (Loshchilov & Hutter 2019); with 8-bit state (Dettmers "
                                                      "et al. 2022)")
     lr: Rate = Field(description="peak learning rate")
@@ -290,6 +292,10 @@ class Params(Section):
             raise ValueError(f"prompt.per_class: {missing[0]} is missing")
         if self.index_rag.overlap_tokens >= self.index_rag.passage_tokens:
             raise ValueError("index_rag.overlap_tokens: must be less than passage_tokens")
+        if self.finetune_sd.zero_terminal_snr and self.sampling.scheduler == "pndm":
+            raise ValueError("sampling.scheduler: pndm can't start from pure noise, as finetune_sd.zero_terminal_snr asks; use ddim or dpm")
+        if self.finetune_sd.zero_terminal_snr and self.finetune_sd.min_snr_gamma is not None:
+            raise ValueError("finetune_sd.min_snr_gamma: gives pure noise, which zero_terminal_snr is for, no weight; say null")
         if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
         return self

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common.artefacts import IMAGE, shards, stream_rows
+from stages.common.fail import fail
 from stages.common.rng import rng
 from stages.common.torch_setup import deterministic
 from stages.diffusion import models
@@ -27,7 +28,9 @@ SCHEMA = pa.schema([
     ("guidance_scale", pa.float64()), ("model", pa.string())])
 
 
-def main(which: str) -> None:
+def main(which: str = "") -> None:
+    if which not in ("base", "tuned", "figures"):
+        fail("sample: say which: base, tuned, figures")
     p = load()
     deterministic(p.seed)
     if which == "figures":
@@ -37,7 +40,8 @@ def main(which: str) -> None:
         rows, inputs = (row for copy in range(copies) for row in held_out(p.seed, copy)), shards(REAL)
         total = copies * sum(pq.read_metadata(path).num_rows for path in inputs)
     folder = models.start_folder() if which == "base" else Path("models/diffusion")
-    draw_shards(f"sample@{which}", Path("data/samples") / which, folder, rows, total, SCHEMA, p.sampling, p.seed, inputs)
+    draw_shards(f"sample@{which}", Path("data/samples") / which, folder, rows, total, SCHEMA, p.sampling, p.seed,
+                [*inputs, Path(__file__)])
 
 
 def held_out(seed: int, copy: int):

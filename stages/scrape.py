@@ -60,8 +60,8 @@ def main() -> None:
         failed = [f"{row[0]}: {row[4]}" for row in report if row[3] == "failed"]
         pdfs = any(path.suffix.lower() == ".pdf" for path in papers)
         if (pdfs and len(counts) < p.min_papers) or not counts:
-            fail(f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}; "
-                 + "; ".join(failed)[:1000])
+            why = "; ".join(failed)[:1000] or "none failed"
+            fail(f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}: {why}")
 
         # Hold whole papers out, by their names.
         test = held_out(counts, p.test_fraction, p.min_test_papers)

@@ -4,7 +4,9 @@ import os
 import shutil
 import signal
 import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,11 @@ from tiny_diffusion import run, write_params
 from stages import encode, finetune_sd, sample
 from stages.common.artefacts import digest, read_json
 from stages.diffusion import checkpoints, models
+from stages.diffusion.latents import Latents
+from stages.diffusion.validation import validation_loss
+from stages.params import load
+
+WORSENS = {"lr": 1.0, "lr_schedule": "constant", "warmup_steps": 10, "ema_decay": 0.0}  # better, then worse
 
 
 def outputs(folder):
@@ -44,6 +51,41 @@ def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
     pipe = StableDiffusionPipeline.from_pretrained(trained / "models/diffusion", local_files_only=True)
     assert pipe.unet.dtype == torch.float32
     assert not list((trained / "scratch/finetune_sd").glob("*/"))  # nothing is left of the checkpoints
+
+
+def curve_of(folder) -> dict[int, float]:
+    """Step -> validation loss."""
+    lines = [line.split(",") for line in (folder / "metrics/plots/diffusion_loss.csv").read_text().splitlines()]
+    return {int(line[0]): float(line[lines[0].index("validation_loss")]) for line in lines[1:]}
+
+
+def test_what_is_published_is_what_was_measured(trained):
+    """The averaged weights: they are what the validation loss of the best step was measured on."""
+    folder, p = trained / "models/diffusion", load(trained / "params.yaml").finetune_sd
+    assert p.ema_decay > 0
+    schedule = models.load_scheduler(folder, "ddpm")
+    here = SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, reduce=lambda tensor, _: tensor)
+    data = Latents(trained / "data/latents", "valid", models.latent_scale(folder))
+    found = validation_loss(models.load(folder, "unet"), data, p.validation_images, p.batch_size, here, schedule.alphas_cumprod,
+                            schedule.config.prediction_type)
+    metrics = read_json(trained / "metrics/diffusion.json")
+    assert found == pytest.approx(metrics["validation_loss"], rel=1e-5)
+    assert metrics["validation_loss"] == pytest.approx(min(curve_of(trained).values()), rel=1e-6)
+
+
+def test_the_best_checkpoint_is_published_not_the_last(workspace):
+    write_params(workspace, finetune_sd=WORSENS)
+    assert run(workspace, finetune_sd.main)[0] == 0
+    metrics, curve = read_json(workspace / "metrics/diffusion.json"), curve_of(workspace)
+    best = min((step for step in curve if step), key=curve.get)
+    assert metrics["best_step"] == best < metrics["steps"]
+    assert metrics["validation_loss"] == pytest.approx(curve[best], rel=1e-6) < metrics["validation_loss_last"]
+
+
+def test_gradients_are_clipped(trained, workspace):
+    write_params(workspace, finetune_sd={"max_grad_norm": 1.0e-6})
+    assert run(workspace, finetune_sd.main)[0] == 0
+    assert curve_of(workspace)[0] == curve_of(trained)[0] and curve_of(workspace)[10] != curve_of(trained)[10]
 
 
 def test_forgetting_is_measured_at_every_checkpoint(trained):
@@ -160,14 +202,37 @@ def test_small_memory_options_learn_and_resume_too(workspace, tmp_path):
     assert metrics["validation_loss"] < metrics["validation_loss_base"]
 
 
+class Activations:
+    """What a graph holds: the activations of so many images."""
+
+    alive = weakref.WeakSet()
+
+    def __init__(self, images: int):
+        self.images = images
+        self.alive.add(self)
+
+
+class Held(torch.autograd.Function):
+    """The identity, on a GPU that holds the activations of three images and learns so in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, activations):
+        ctx.activations = activations
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if sum(each.images for each in Activations.alive) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient, None
+
+
 def run_out_of_memory():
-    """finetune_sd on a GPU that holds two images."""
     loss = finetune_sd.denoising_loss
 
     def denoising_loss(unet, batch, *rest):
-        if unet.training and torch.is_grad_enabled() and len(batch["latents"]) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss(unet, batch, *rest)
+        found = loss(unet, batch, *rest)
+        return Held.apply(found, Activations(len(batch["latents"]))) if torch.is_grad_enabled() else found
 
     finetune_sd.denoising_loss = denoising_loss
     finetune_sd.main()
@@ -180,14 +245,20 @@ def test_out_of_gpu_memory_says_which_batch_fits(workspace):
 
 
 def test_zero_terminal_snr_is_published_and_sampled(workspace):
-    write_params(workspace, finetune_sd={"epochs": 0.5, "zero_terminal_snr": True})
+    zero = {"epochs": 0.5, "zero_terminal_snr": True, "min_snr_gamma": None}
+    for wrong, key in (({"finetune_sd": zero}, "sampling.scheduler"), ({"finetune_sd": zero | {"min_snr_gamma": 5.0},
+                        "sampling": {"scheduler": "ddim"}}, "finetune_sd.min_snr_gamma")):
+        write_params(workspace, **wrong)
+        code, log = run(workspace, finetune_sd.main)
+        assert code == 1 and f"params.yaml: {key}: " in log
+    write_params(workspace, finetune_sd=zero, sampling={"scheduler": "ddim"})
     assert run(workspace, finetune_sd.main)[0] == 0
     assert models.config(workspace / "models/diffusion", "scheduler")["rescale_betas_zero_snr"] is True
     assert models.load_scheduler(workspace / "models/diffusion", "ddpm").alphas_cumprod[-1] == 0
+    assert run(workspace, sample.main, "tuned")[0] == 0
+    write_params(workspace)
     code, log = run(workspace, sample.main, "tuned")
     assert code == 1 and "sampling.scheduler: pndm can't start from pure noise" in log
-    write_params(workspace, sampling={"scheduler": "ddim"})
-    assert run(workspace, sample.main, "tuned")[0] == 0
 
 
 def sharded_checkpoint(workspace):

@@ -13,10 +13,10 @@ os.write(1, f"rank {os.environ.get('RANK', '-')} of {os.environ.get('WORLD_SIZE'
 
 @pytest.fixture
 def probe(tmp_path):
-    """A stage that prints its rank, in a copy of the launcher's package."""
+    """`encode` as a stage that prints its rank, in a copy of the launcher's package."""
     shutil.copytree(REPOSITORY / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     shutil.copyfile(REPOSITORY / "tests/params.yaml", tmp_path / "params.yaml")
-    (tmp_path / "stages/probe.py").write_text(PROBE)
+    (tmp_path / "stages/encode.py").write_text(PROBE)
     return tmp_path
 
 
@@ -25,7 +25,7 @@ def run(probe, config: str | None):
     home.mkdir(parents=True)
     if config is not None:
         (home / "default_config.yaml").write_text(config)
-    return shell("python", "-m", "stages.launch", "probe", "item", cwd=probe, env={"HF_HOME": str(probe / "hub")})
+    return shell("python", "-m", "stages.launch", "encode", "item", cwd=probe, env={"HF_HOME": str(probe / "hub")})
 
 
 def test_in_place_without_a_config(probe):
@@ -46,10 +46,16 @@ def test_gpus_that_are_not_there(probe):
     assert done.returncode == 1 and "num_processes is 64, this machine has" in done.stderr and "default_config.yaml" in done.stderr
 
 
-@pytest.mark.parametrize("text", ["- nothing\n", "num_processes: two\n", "{"])
+@pytest.mark.parametrize("text", ["- nothing\n", "num_processes: two\n", "num_processes: [2]\n", "num_machines: two\n", "{"])
 def test_not_a_config(probe, text):
     done = run(probe, text)
     assert done.returncode == 1 and "not an accelerate config" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["fid"], ["no_such"]])
+def test_not_a_stage_of_several_processes(probe, words):
+    done = shell("python", "-m", "stages.launch", *words, cwd=probe)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "encode, finetune_sd" in done.stderr
 
 
 @pytest.mark.parametrize(("changed", "found"), [

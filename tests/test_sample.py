@@ -13,7 +13,7 @@ from tiny_diffusion import run, write_params
 
 from stages import features, generate, sample, train_scene
 from stages.common.artefacts import digest, open_image, read_rows
-from stages.diffusion import models
+from stages.diffusion import models, sampler
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,30 @@ def test_a_sample_per_real_image_with_its_own_caption(sampled):
     assert {row["model"] for row in rows} == {models.model_digest(sampled / "models/base/diffusion")}
     assert len({row["seed"] for row in rows}) == len(rows) and len({row["image"]["bytes"] for row in rows}) == len(rows)
     assert pictures(sampled / "data/samples/base").shape == (7, 32, 32, 3)
+
+
+def cut_off(group, main, *args):
+    """A stage, killed when it has written so many groups."""
+    write = sampler.write_shard
+
+    def write_shard(*words):
+        write(*words)
+        if len(list(words[0].glob("*.parquet"))) == group:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sampler.write_shard = write_shard
+    main(*args)
+
+
+def test_groups_of_fewer_images_per_caption_are_not_taken_up(workspace):
+    """Killed, and run again with another number of images: their rows are dealt out over other groups."""
+    shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
+    write_params(workspace, classifier={"images_per_caption": 2})
+    assert run(workspace, cut_off, 3, sample.main, "tuned")[0] == -signal.SIGKILL
+    write_params(workspace, classifier={"images_per_caption": 3})
+    code, log = run(workspace, sample.main, "tuned")
+    assert code == 0 and "are kept" not in log
+    assert len({row["seed"] for row in read_rows(workspace / "data/samples/tuned")}) == 21
 
 
 def test_images_are_the_same_from_two_processes(sampled, workspace):
@@ -83,22 +107,8 @@ def test_another_batch_size_differs_by_rounding(workspace, precision):
     assert np.abs(drawn[0] - drawn[1]).max() <= 2
 
 
-def kill_in_second_group():
-    from stages.diffusion import sampler
-
-    write = sampler.write_shard
-
-    def write_shard(cache, number, *rest):
-        if number == sampler.FIRST_GROUP + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(cache, number, *rest)
-
-    sampler.write_shard = write_shard
-    sample.main("base")
-
-
 def test_a_restart_keeps_finished_groups(sampled, workspace):
-    assert run(workspace, kill_in_second_group)[0] == -signal.SIGKILL
+    assert run(workspace, cut_off, 1, sample.main, "base")[0] == -signal.SIGKILL
     assert not (workspace / "data/samples/base").exists()
     code, log = run(workspace, sample.main, "base")
     assert code == 0 and "1 finished groups of an earlier run are kept" in log

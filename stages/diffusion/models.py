@@ -128,6 +128,8 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
         fail(f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm")
     if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
         fail(f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)")
+    if settings.get("use_beta_sigmas"):
+        fail(f"{folder}/scheduler: use_beta_sigmas is not supported")  # needs scipy, which the launcher hides: a second of each start
     # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
     # Runge-Kutta start costs 9 more steps.
     kind, extra = {

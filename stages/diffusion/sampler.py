@@ -88,7 +88,10 @@ class Sampler:
         with self.autocast():
             latents = denoise(self.unet, self.scheduler, noise, text, guidance, self.settings.steps) / self.scale
             images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
-        return models.to_pixels(images[:count].float().cpu().numpy(), self.statistics)     # from [B,3,H,W]
+        images = images[:count].float().cpu().numpy()                                      # [n,3,H,W]
+        if not np.isfinite(images).all():
+            fail(f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32")
+        return models.to_pixels(images, self.statistics)
 
     def embed_negative(self, text: str) -> torch.Tensor:
         """Text embedding [1,L,D], made once: negative prompts repeat. Alone in its batch it has the same bytes in any group."""
@@ -102,14 +105,15 @@ def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total
     """Draw an image for each of `total` rows {prompt, negative_prompt, item: ids its noise is drawn from, ...} into shards.
 
     `schema` names the columns: those of the rows and image, seed, scheduler, steps, guidance_scale, model. Rows stream in,
-    images stream out. `inputs`, the files the rows come from, key the scratch with the model, `settings` and `seed`.
+    images stream out. `inputs`, the files that decide the rows (the stage's script is one), key the scratch with `total`, the model,
+    `settings` and `seed`.
     """
     if not total:
         fail(f"{inputs[0]}: no rows to draw")
     state = processes()
     drawn_by = {"scheduler": settings.scheduler, "steps": settings.steps, "guidance_scale": settings.guidance_scale,
                 "model": models.model_digest(folder)}
-    mark = scratch.fingerprint({"sampling": settings.model_dump(), "seed": seed, "model": drawn_by["model"]},
+    mark = scratch.fingerprint({"sampling": settings.model_dump(), "seed": seed, "model": drawn_by["model"], "total": total},
                                [*inputs, *sorted(Path(__file__).parent.glob("*.py"))])
     with scratch.folder(stage.replace("@", "_"), mark) as cache:
         rows, size = iter(rows), settings.batch_size
