@@ -17,14 +17,13 @@ import yaml
 from stages.common.fail import fail
 from stages.params import load
 
+STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
+
 
 def config_file() -> Path:
     """Where `accelerate config` keeps its answers."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
     return Path(home) / "accelerate" / "default_config.yaml"
-
-
-STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
 
 
 def main(stage: str = "", *args: str) -> None:

@@ -63,6 +63,19 @@ def workspace(encoded, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(encoded, tmp_path_factory) -> Path:
+    """A workspace in which fine-tuning ran without a stop: 10 steps, checkpoints at 3, 6, 9 and 10."""
+    from tiny_diffusion import run
+
+    from stages import finetune_sd
+
+    folder = shutil.copytree(encoded, tmp_path_factory.mktemp("trained") / "work")
+    code, log = run(folder, finetune_sd.main)
+    assert code == 0, log
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smoke(tmp_path_factory, environment) -> Path:
     """A copy of the repository in which `dvc repro` ran the whole pipeline at smoke scale, its stages traced into `traces/` beside it."""
     copy = copy_repository(tmp_path_factory.mktemp("smoke") / "copy")

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_diffusion import make_imagery, run, write_params
 
 from stages import encode, finetune_sd, sample
@@ -38,6 +39,17 @@ def predicts_noise(folder):
     write_json(path, read_json(path) | {"prediction_type": "epsilon"})
 
 
+def beta_sigmas(folder):
+    path = folder / "models/base/diffusion/scheduler/scheduler_config.json"
+    write_json(path, read_json(path) | {"use_beta_sigmas": True})
+
+
+def not_numbers(folder):
+    path = folder / "models/base/diffusion/unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"conv_out.bias": weights["conv_out.bias"] * float("nan")}, path, {"format": "pt"})
+
+
 def torn_weights(folder):
     path = folder / "models/base/diffusion/vae/diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:500])
@@ -60,6 +72,8 @@ FAULTS = [
     (encode, lambda folder: None, {"encode": {"base_domain": "path:none/such"}}, "encode.base_domain: path:none/such: no such"),
     (encode, lambda folder: None, {"encode": {"base_domain": "path:models"}}, "encode.base_domain: models: no images in it"),
     (sample, lambda folder: None, {"sampling": {"resolution": 30}}, "sampling.resolution: 30 px is not a multiple of 4"),
+    (sample, beta_sigmas, {}, "scheduler: use_beta_sigmas is not supported"),
+    (sample, not_numbers, {}, "sampling.precision: in fp32 the model's images are no numbers"),
 ]
 
 

@@ -34,6 +34,10 @@ def test_every_scale_is_valid(scale):
     ("  technique: retrieval", "  technique: few_shot", ["prompt.technique", "extractive"]),
     ("extractors: [scene]", "extractors: [scene, clip]", ["features.extractors", "fetch_model.vision"]),
     ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
+    ("vae_channels: [16, 32, 64]", "vae_channels: [12, 32, 64]", ["train_base.vae_channels.0", "multiple of 8", "12"]),
+    ("unet_channels: [64, 128, 128]", "unet_channels: [64, 40, 128]", ["train_base.unet_channels.1", "multiple of 16", "40"]),
+    ("text_width: 64", "text_width: 100", ["train_base.text_width", "multiple of 32", "100"]),
+    ("steps: 14", "steps: 1001", ["sampling.steps", "less than or equal to 1000", "1001"]),
     ("guidance_scale: 2.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
 ])
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
