@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 # libgomp's threads spin while they wait, by default for milliseconds: with anything else on the machine, each small parallel
 # region then costs a scheduler slice (2 cores, one taken: 21 s a step). Some 20 microseconds bridge the gaps between the regions of
@@ -12,6 +13,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 gc.set_threshold(50_000)
 
 
+def _explain(kind, fault, trace) -> None:
+    from stages.common.fail import explain
+
+    explain(kind, fault, trace)
+
+
+sys.excepthook = _explain  # of whatever ends a process; a debugger or a test sees the exception itself
+
+
 def _note_time() -> None:
     """Leave the wall time of a stage that DVC runs in `.dvc/tmp/stage_times`: DVC keeps none, and the report shows them.
 
@@ -19,6 +29,7 @@ def _note_time() -> None:
     """
     import atexit
     import time
+    from contextlib import suppress
     from pathlib import Path
 
     stage, root = os.environ.get("DVC_STAGE"), os.environ.get("DVC_ROOT")
@@ -28,8 +39,9 @@ def _note_time() -> None:
 
     def note() -> None:
         folder = Path(root) / ".dvc/tmp/stage_times"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / stage).write_text(f"{time.monotonic() - started:.2f}\n")
+        with suppress(OSError):  # a full disk has been told of
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / stage).write_text(f"{time.monotonic() - started:.2f}\n")
 
     atexit.register(note)
 

@@ -5,8 +5,11 @@
 reads   fetch_papers; stages/embedded/notes (embedded)
 writes  data/papers/: PDFs, or text files, SOURCE.json (what the source resolved to, hashes of the files) and, from arXiv,
         arxiv.csv (which papers came and why the others did not)
+
+The stem of a file's name is the paper's name from here on.
 """
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 from stages.common import sources
 from stages.common.fail import fail
 from stages.common.progress import say
+from stages.common.whole import whole
 from stages.params import load
 
 OUT = Path("data/papers")
@@ -21,7 +25,10 @@ KEY = "fetch_papers.source"
 
 
 def copy(origin: Path, out: Path) -> list[Path]:
-    """The PDFs and text files of a folder (its subfolders too, by their path), or one file."""
+    """The PDFs and text files of a folder (its subfolders too, by their path), or one file.
+
+    Names that differ only in case or suffix, or aren't UTF-8, are changed: papers go by them, on any disk.
+    """
     if origin.is_file():
         if origin.suffix.lower() not in (".pdf", ".txt"):
             fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
@@ -29,12 +36,16 @@ def copy(origin: Path, out: Path) -> list[Path]:
     files = sorted(f for f in origin.rglob("*") if f.is_file() and f.suffix.lower() in (".pdf", ".txt"))
     copies = {}
     for file in files:
-        name = "__".join(file.relative_to(origin).parts)
-        if (known := copies.setdefault(Path(name).stem.lower(), name)) != name:
-            say(f"fetch_papers: {name} is skipped: {known} has the same name")
-            continue
-        shutil.copyfile(file, out / name)
-    return [out / name for name in copies.values()]
+        given = "__".join(file.relative_to(origin).parts)
+        name = stem = os.fsencode(Path(given).stem).decode(errors="replace")
+        number = 1
+        while name.lower() in copies:
+            number += 1
+            name = f"{stem}_{number}"
+        copies[name.lower()] = Path(shutil.copyfile(file, out / (name + file.suffix)))
+        if copies[name.lower()].name != given:
+            say(f"fetch_papers: {given!a} is stored as {copies[name.lower()].name}")
+    return list(copies.values())
 
 
 def corpus(folder: Path, out: Path) -> list[Path]:
@@ -60,33 +71,30 @@ def corpus(folder: Path, out: Path) -> list[Path]:
 def main() -> None:
     p = load()
     source = p.fetch_papers.source
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-
     found = {}
-    match sources.kind(source):
-        case "embedded":
-            from stages.embedded.notes_pdf import render_all
+    with whole(OUT) as out:
+        match sources.kind(source):
+            case "embedded":
+                from stages.embedded.notes_pdf import render_all
 
-            files = render_all(OUT)
-        case "path":
-            files = copy(sources.local(source, KEY), OUT)
-        case "hub":
-            folder, found = sources.hub(source, KEY, "dataset", ["*.parquet", "*.txt"])
-            files = corpus(folder, OUT)
-        case "arxiv":
-            from stages.text.arxiv import download
+                files = render_all(out)
+            case "path":
+                files = copy(sources.local(source, KEY), out)
+            case "hub":
+                folder, found = sources.hub(source, KEY, "dataset", ["*.parquet", "*.txt"])
+                files = corpus(folder, out)
+            case "arxiv":
+                from stages.text.arxiv import download
 
-            files, failed = download(sources.local(source, KEY), OUT)
-            found = {"failed": failed}
-        case other:
-            fail(f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:")
-    if not files and "failed" in found:
-        fail(f"{KEY}: {source}: none of {len(found['failed'])} papers could be got; {OUT / 'arxiv.csv'} says why")
-    if not files:
-        fail(f"{KEY}: {source}: no PDF or text file")
-
-    sources.record(OUT, source, **found, files=sources.hashes(files))
+                files, failed = download(sources.local(source, KEY), out)
+                found = {"failed": failed}
+            case other:
+                fail(f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:")
+        if not files and "failed" in found:
+            fail(f"{KEY}: {source}: none of {len(failed)} papers could be got; {next(iter(failed))}: {next(iter(failed.values()))}")
+        if not files:
+            fail(f"{KEY}: {source}: no PDF or text file")
+        sources.record(out, source, **found, files=sources.hashes(files))
     say(f"fetch_papers: {len(files)} file(s) in {OUT}")
 
 

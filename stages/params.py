@@ -66,7 +66,7 @@ class FetchPapers(Section):
 class Scrape(Section):
     min_papers: Count = Field(description="readable papers below which the stage fails")
     cut_references: bool = Field(description="drop each paper's reference list")
-    test_fraction: Share = Field(description="share of the text lines held out, as whole papers")
+    test_fraction: Share = Field(le=0.5, description="share of the text lines held out, as whole papers")
     min_test_papers: Count = Field(description="papers held out at least")
 
 
@@ -117,7 +117,7 @@ class TrainScene(Section):
     model: str = Field(description="a timm model name")
     resolution: Count = Field(ge=16, description="pixels per side")
     epochs: Count = Field(description="passes over the training tiles")
-    batch_size: Count = Field(description="images per step")
+    batch_size: Count = Field(ge=2, description="images per step; batch normalisation needs two")
     lr: Rate = Field(description="peak learning rate")
 
 
@@ -213,7 +213,7 @@ class Features(Section):
 
 class Fid(Section):
     standard_min_n: Count = Field(description="images below which the standard protocol refuses")
-    paper_n: Count = Field(description="images per draw of the paper's protocol")
+    paper_n: Count = Field(ge=2, description="images per draw of the paper's protocol")
     paper_draws: Count = Field(description="seeded draws of it")
     subsets: Count = Field(ge=2, description="subsamples behind a 95 % interval")
 
@@ -222,7 +222,7 @@ class Classifier(Section):
     model: str = Field(description="a timm model name")
     resolution: Count = Field(ge=16, description="pixels per side")
     epochs: Count = Field(description="passes over the training images")
-    batch_size: Count = Field(description="images per step")
+    batch_size: Count = Field(ge=2, description="images per step; batch normalisation needs two")
     lr: Rate = Field(description="learning rate of AdamW")
     seeds: Count = Field(description="classifiers trained")
     valid_fraction: Share = Field(description="of the synthetic images, stratified")
@@ -236,7 +236,7 @@ class Report(Section):
 
 
 class Params(Section):
-    seed: int = Field(ge=0, description="of every random number")
+    seed: int = Field(ge=0, lt=2**32, description="of every random number")
     classes: dict[LULC, list[str]] = Field(description="LULC class -> scenes that show it; [] = none in this imagery")
     sampling: Sampling
     fetch_papers: FetchPapers
@@ -261,7 +261,7 @@ class Params(Section):
     def _consistent(self):
         scenes = [s for names in self.classes.values() for s in names]
         if twice := sorted({s for s in scenes if scenes.count(s) > 1}):
-            raise ValueError(f"classes: {twice[0]} stands in two classes")
+            raise ValueError(f"classes: {twice[0]} stands there twice; a scene shows one class")
         if missing := [c for c in LULC_CLASSES if c not in self.classes]:
             raise ValueError(f"classes: {missing[0]} is missing (write {missing[0]}: [] when the imagery has none)")
         kinds = {source: value.partition(":")[0] for source, value in self.fetch_model}
@@ -278,6 +278,8 @@ class Params(Section):
             raise ValueError("fetch_imagery.max_images: null: say how many tiles the embedded renderer makes")
         if self.encode.base_domain.startswith("arxiv:"):
             raise ValueError("encode.base_domain: arxiv: is for papers")
+        if "scene" not in self.features.extractors or len(set(self.features.extractors)) < len(self.features.extractors):
+            raise ValueError("features.extractors: each once, and scene among them: agreement is measured in its features")
         if kinds["vision"] == "none" and self.features.extractors != ["scene"]:
             raise ValueError("features.extractors: all but scene need fetch_model.vision, which is none")
         pairs = [(self.prompt.writer, self.prompt.technique), *((pair.writer, pair.technique) for pair in self.prompt.compare)]
@@ -305,7 +307,7 @@ def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a whole params file. Faults are printed one per line, then the process exits with code 1."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+    except (OSError, ValueError, yaml.YAMLError) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
         sys.exit(f"{path}: cannot be read: {' '.join(str(fault).split())}")
     if not isinstance(values, dict):
         sys.exit(f"{path}: expected sections, found {type(values).__name__}")

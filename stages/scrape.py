@@ -8,7 +8,7 @@ writes  data/corpus.parquet         a row per text line: paper, page, line, text
         metrics/corpus.json
 
 A text file holds no papers: it is split behind its reference lists, or into contiguous blocks where it has fewer than
-three, and those parts are the "papers" (page 0; `min_papers` counts PDFs only).
+three, and those parts are the "papers" (page 0; `min_papers` counts PDFs only). One that isn't UTF-8 text has failed.
 """
 
 import csv
@@ -77,7 +77,8 @@ def main() -> None:
     artefacts.write_json("metrics/corpus.json", {
         "papers": len(counts), "papers_failed": len(failed), "papers_test": len(test), "lines": sum(counts.values()),
         "lines_test": sum(counts[name] for name in test), "characters": characters})
-    say(f"scrape: {len(counts)} papers ({len(failed)} failed, {len(test)} held out), {sum(counts.values())} lines")
+    say(f"scrape: {len(counts)} papers ({len(failed)} failed, {len(test)} held out), {sum(counts.values())} lines "
+        f"({sum(counts[name] for name in test) / sum(counts.values()):.0%} held out)")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,11 @@ def combinations(name: str) -> dict[str, dict[str, str]]:
 def main(name: str = "", number: str | None = None) -> None:
     if name not in AXES:
         fail(f"sweep: say which: {', '.join(AXES)}")
+    if git("rev-parse", "HEAD") is None:
+        fail("sweep: an experiment belongs to a commit: run it in a git repository that has one")
     wanted = combinations(name)
+    if number is not None and number not in map(str, range(len(wanted))):
+        fail(f"sweep: {number}: the experiments of {name} are numbered 0 to {len(wanted) - 1}")
     chosen = list(wanted) if number is None else [list(wanted)[int(number)]]
     devices: Queue[str | None] = Queue()
     found = gpus() or [None]

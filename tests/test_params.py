@@ -26,7 +26,7 @@ def test_every_scale_is_valid(scale):
     ("seed: 0", "seed: zero", ["seed", "integer", "'zero'"]),
     ("  source: embedded             # the scene", "  source: imagery/             # the scene",
      ["fetch_imagery.source", "path:<folder or file>"]),
-    ("[bareland, desert]", "[bareland, lake]", ["classes", "lake stands in two classes"]),
+    ("[bareland, desert]", "[bareland, lake]", ["classes", "lake stands there twice"]),
     ("  Snow Ice: [snowfield]                    # RSICD has none\n", "", ["classes", "Snow Ice is missing"]),
     ("keep_checkpoints: 2", "keep_checkpoints: two words", ["finetune_sd.keep_checkpoints", "'two words'"]),
     ("seed: 0", "seed: [", ["cannot be read"]),
@@ -38,6 +38,12 @@ def test_every_scale_is_valid(scale):
     ("unet_channels: [64, 128, 128]", "unet_channels: [64, 40, 128]", ["train_base.unet_channels.1", "multiple of 16", "40"]),
     ("text_width: 64", "text_width: 100", ["train_base.text_width", "multiple of 32", "100"]),
     ("steps: 14", "steps: 1001", ["sampling.steps", "less than or equal to 1000", "1001"]),
+    ("seed: 0", "seed: 4294967296", ["seed", "less than 4294967296"]),
+    ("seed: 0", "seed: 2026-13-01", ["cannot be read"]),
+    ("test_fraction: 0.2 ", "test_fraction: 0.95 ", ["scrape.test_fraction", "less than or equal to 0.5"]),
+    ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "each once"]),
+    ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene among them"]),
+    ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake stands there twice"]),
     ("guidance_scale: 2.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
 ])
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):

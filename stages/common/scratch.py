@@ -21,8 +21,13 @@ from stages.common.progress import say
 
 
 def root() -> Path:
-    """`$REMOTE_DIFFUSION_SCRATCH`, else the user's cache folder."""
-    return Path(os.environ.get("REMOTE_DIFFUSION_SCRATCH") or user_cache_path("remote-diffusion"))
+    """`$REMOTE_DIFFUSION_SCRATCH`, else the user's cache folder; made where there is none."""
+    path = Path(os.environ.get("REMOTE_DIFFUSION_SCRATCH") or user_cache_path("remote-diffusion"))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        fail(f"{path}: {fault.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder that scratch files can be written to")
+    return path
 
 
 def fingerprint(settings: dict, inputs: list[str | Path]) -> str:

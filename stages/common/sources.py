@@ -7,6 +7,10 @@ from pathlib import Path
 from stages.common.artefacts import write_json
 from stages.common.fail import fail
 
+# Folders that stages empty before they fill them: nothing that a user gives may lie in one.
+OUTPUTS = ["data/papers", "data/imagery", "data/latents", "data/samples", "data/synthetic", "data/features", "models/base",
+           "models/start", "models/scene", "models/llm", "models/index", "models/diffusion", "models/classifier", "metrics"]
+
 
 def kind(source: str) -> str:
     """embedded, none, path, hub or arxiv."""
@@ -24,6 +28,10 @@ def local(source: str, key: str) -> Path:
     path = Path(text).expanduser()
     if not path.exists():
         fail(f"{key}: {source}: no such file or folder")
+    real = path.resolve()
+    for output in map(Path, OUTPUTS):
+        if real.is_relative_to(output.resolve()) or output.resolve().is_relative_to(real):
+            fail(f"{key}: {source}: a run replaces {output}; keep what is yours in a folder of its own and name that")
     return path
 
 
@@ -66,5 +74,6 @@ def hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
     for path in paths:
         with open(path, "rb") as stream:
             name = path.relative_to(root).as_posix() if root else path.name
+            name = os.fsencode(name).decode(errors="replace")  # a name need not be UTF-8; JSON must
             found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found

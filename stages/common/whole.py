@@ -10,14 +10,14 @@ from pathlib import Path
 def whole(out: Path) -> Iterator[Path]:
     """Build `<out>.part`, which becomes `out` when the block ends well and is removed when it fails; replaces an old `out`.
 
-    A kill leaves `.part`, which nothing reads and the next run removes.
+    A kill leaves `.part`, which nothing reads and the next run removes; the old `out` stays until the new one is whole.
     """
     part = out.with_name(out.name + ".part")
-    for folder in (part, out):
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
+        shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

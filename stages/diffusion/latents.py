@@ -11,6 +11,7 @@ Arrays are memory-mapped: any size is read, and written, in constant memory.
 """
 
 import json
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,7 +34,10 @@ def dihedral(images: torch.Tensor, variant: int) -> torch.Tensor:
 
 
 def allocate(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Write a safetensors file of float16 zeros (sparse on disk), to be filled through `arrays(path, "r+")`."""
+    """Write a safetensors file of float16 zeros, to be filled through `arrays(path, "r+")`.
+
+    Its blocks are reserved: where a memory map finds the disk full, the process dies by a signal.
+    """
     header, end = {}, 0
     for name, shape in shapes.items():
         size = int(np.prod(shape)) * 2
@@ -44,7 +48,13 @@ def allocate(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        size = 8 + len(text) + end
+        try:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as fault:
+            fail(f"{path}: no room for its {size / 2**20:,.1f} MiB: {fault.strerror}")
 
 
 def arrays(path: Path, mode: str = "r") -> dict[str, np.ndarray]:

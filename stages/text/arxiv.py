@@ -40,8 +40,11 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     fetches only what is missing. `out/arxiv.csv` is the table of what came and what didn't.
     `$REMOTE_DIFFUSION_ARXIV` stands in for https://arxiv.org (a mirror or a test).
     """
-    with open(list_csv, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with open(list_csv, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as fault:
+        fail(f"{list_csv}: not a CSV in UTF-8 ({fault})")
     if not rows or not {"id", "title"} <= set(rows[0]):
         fail(f"{list_csv}: expected the columns id, title and a row per paper")
     base = os.environ.get("REMOTE_DIFFUSION_ARXIV", "https://arxiv.org").rstrip("/")
@@ -82,7 +85,7 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     replace(out / "arxiv.csv", table.getvalue().encode())
     for name, reason in failed.items():
         say(f"arxiv: {name} not got: {reason}")
-    say(f"arxiv: {len(files)} of {len(rows)} papers got, {len(failed)} not ({out / 'arxiv.csv'})")
+    say(f"arxiv: {len(files)} of {len(rows)} papers got, {len(failed)} not (arxiv.csv)")
     return files, failed
 
 

@@ -24,8 +24,14 @@ def read_paper(pages: list[str], cut_references: bool) -> Lines:
 
 
 def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]], str]:
-    """The parts of a text file as (name, lines), and how they were cut."""
-    raw = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    """The parts of a text file as (name, lines), and how they were cut; or no parts, and why."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as fault:
+        return [], f"not UTF-8 text (byte {fault.start} on); iconv converts it"
+    if "\0" in text:
+        return [], "not text: NUL bytes in it"
+    raw = text.splitlines()
     lines = [line for text in raw if (line := clean.normalise(text)) and not clean.NUMBER.match(line)]
     lists = clean.references(lines, False)
     ends = [end for _, end in lists] if len(lists) >= 3 else list(range(BLOCK, len(lines), BLOCK))
@@ -36,7 +42,7 @@ def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]]
         joined = clean.join_hyphens([lines[at] for at in range(start, end) if at not in cut])
         if part := [(0, line) for line in joined if line]:
             parts.append((f"{path.stem}_{number:03d}", part))
-    return parts, how
+    return parts, how if parts else "no text left after cleaning"
 
 
 def read(papers: list[Path], cut_references: bool) -> Iterator[tuple[str, int, Lines, str, str]]:
@@ -51,7 +57,9 @@ def read(papers: list[Path], cut_references: bool) -> Iterator[tuple[str, int, L
     for path in papers:
         if path.suffix.lower() == ".txt":
             parts, how = read_text(path, cut_references)
-            say(f"scrape: {path.name}: {len(parts)} parts ({how})")
+            say(f"scrape: {path.name} " + (f"cut into {len(parts)}: {how}" if parts else f"skipped: {how}"))
+            if not parts:
+                yield path.stem, 0, [], "failed", how
             for name, lines in parts:
                 yield name, 0, lines, "ok", how
 
