@@ -168,7 +168,7 @@ def halvings(epochs: int = 6) -> None:
             spread = [measure(a[i], b[j], "scene", draws) for i, j in zip(halves(1000, 20, draws), halves(1000, 20, draws))]
     print("| metric | first halving, 95 % interval | of 20 others inside |\n|---|---|---:|")
     for name in values[0]:
-        lo, hi = around(values[0][name], [each[name] for each in spread], 1000, *RANGE.get(name, (0, np.inf)))
+        lo, hi = around(values[0][name], [each[name] for each in spread], 1000, *RANGE.get(name, (0, np.inf)), again=True)
         inside = sum(lo <= value[name] <= hi for value in values[1:])
         print(f"| {name} | {values[0][name]:.3f} [{lo:.3f}, {hi:.3f}] | {inside} |", flush=True)
 

@@ -2,8 +2,8 @@
 
     python -m stages.fetch_imagery
 
-Bad images and captions are skipped, named and counted in REPORT.json. Images are never all in memory: finished tiles
-wait in an unnamed temporary file until the splits are known.
+Bad images and captions, and files that are no images, are skipped, named and counted in REPORT.json. Images are never all in
+memory: finished tiles wait in an unnamed temporary file until the splits are known.
 """
 
 import sys
@@ -34,7 +34,12 @@ def main() -> None:
     # First pass, without images: what is there and which of it is usable.
     usable, scenes = survey(origin, skipped)
     if not usable:
-        fail(f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'}")
+        fail(f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'} (layouts: docs/data.md)")
+    # train_scene, and with it the whole evaluation, needs scenes to tell apart; better said before hours of decoding and training.
+    if len(shown := sorted(filter(None, scenes))) < 2:
+        fail(f"fetch_imagery.source: {settings.source}: {len(shown)} scene(s) in {sum(scenes.values())} usable image(s)"
+             f"{': ' * bool(shown)}{', '.join(shown)}; the pipeline classifies scenes: give class folders, a `scene` column or field, "
+             f"or names such as airport_1.jpg; skipped: {skipped}")
     splits = settings.splits.model_dump()
     given, missing = own_splits({name: len(pairs) for name, pairs in usable.items()}, splits, "fetch_imagery.splits")
     keep = {index for name in given for _, index in sorted(usable[name])[:settings.max_images]}
@@ -59,7 +64,7 @@ def main() -> None:
                     for row, group in zip(rows, groups.tolist())]
         kept = {split: sum(row.split == split for row in rows) for split in SPLITS}
         if empty := [split for split in SPLITS if not kept[split]]:
-            fail(f"fetch_imagery: the {empty[0]} split is empty ({kept}): change fetch_imagery.{{splits,valid,test}}")
+            fail(f"fetch_imagery: the {empty[0]} split is empty ({kept}; skipped: {skipped}): change fetch_imagery.{{splits,valid,test}}")
         for split in SPLITS:
             ordered = sorted((row for row in rows if row.split == split), key=lambda row: share(row.name, "order"))
             tiles = progress(unspool(spool, ordered), total=len(ordered), what=split, unit="tile")
@@ -70,7 +75,7 @@ def main() -> None:
                   "near_duplicates": alike | {"excluded_from_test": sum(row.split == "excluded" for row in rows)}}
         write_json(part / "REPORT.json", report)
         sources.record(part, settings.source, **found, **images)
-    say(f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped or 'none'}")
+    say(f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped}")
 
 
 def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:

@@ -20,7 +20,7 @@ from stages.common.fail import fail
 from stages.common.progress import say
 from stages.common.whole import whole
 from stages.params import load
-from stages.reporting import flow, page, run, selection, sweeps, tables
+from stages.reporting import flow, page, rows, run, selection, sweeps, tables
 from stages.reporting.album import Album
 from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
@@ -67,7 +67,7 @@ def main() -> None:
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         if size > LIMIT:
             fail(f"report.gallery_per_class: the page comes to {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: show fewer")
-    replace("metrics/table.md", tables.markdown(shown, found).encode())
+    replace("metrics/table.md", rows.markdown(shown, found.scale).encode())
     write_json("metrics/context.json", tables.context(shown, found))
     say(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
 

@@ -95,7 +95,7 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
             "fid": 2.1, "fid_infinity": 1.1, "sinkhorn": 0.3, "kid_x1000": 1.2, "precision": 0.8, "recall": 0.7, "density": 0.9,
             "coverage": 0.75}.items():
         standard |= {name: value, f"{name}_lo": value * 0.9, f"{name}_hi": value * 1.1, f"{name}_floor": value / 4,
-                     f"{name}_base": value * 9}
+                     f"{name}_floor_lo": value / 8, f"{name}_floor_hi": value / 2, f"{name}_base": value * 9}
     paper = {"refused": 0, "n": 8, "draws": 2, "singular": 1, "fid": 3.25, "fid_std": 0.5, "fid_floor": 0.6, "fid_base": 21.0}
     metrics = {
         "corpus": {"papers": 21, "papers_failed": 1, "papers_test": 4, "lines": 1500, "lines_test": 300, "characters": 99999},

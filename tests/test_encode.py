@@ -1,5 +1,6 @@
 """encode on a tiny untrained model: every run is a process of its own."""
 
+import json
 import shutil
 
 import numpy as np
@@ -49,6 +50,28 @@ def test_the_bases_own_domain_comes_from_any_source(encoded, workspace):
     assert captions(workspace) == [f"a field number {i}" for i in range(4)]
     assert load_file(workspace / "data/latents/base.safetensors")["mean"].shape == (4, 1, 4, 8, 8)
     assert not (workspace / "data/latents/base_images").exists()
+    assert "encode.base_domain: 4 images; skipped: none" in log
+
+
+def test_what_is_skipped_of_the_bases_own_domain_is_named_and_counted(workspace):
+    folder = make_imagery(workspace / "tiles", {"test": 7}, size=50) / "test"
+    rows = [row["image"]["bytes"] for row in read_rows(folder)]
+    shutil.rmtree(folder.parent)
+    (workspace / "photographs").mkdir()
+    for i, content in enumerate(rows):
+        (workspace / f"photographs/{i}.png").write_bytes(content if i != 1 else content[:99])
+    texts = [("0.png", "a field"), ("1.png", "broken"), ("0.png", "again"), ("2.png", ""), ("gone.png", "x"),
+             *((f"{i}.png", f"field {i}") for i in range(3, 7))]
+    (workspace / "photographs/metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in texts))
+    write_params(workspace, encode={"base_domain": "path:photographs"})
+    code, log = run(workspace, encode.main)
+    assert code == 0, log
+    assert ("encode.base_domain: 4 images; skipped: 1 image is unreadable or truncated (1.png ...); 1 duplicate file name (0.png ...); "
+            "1 blank captions (2.png ...); 1 listed file is missing (gone.png ...)") in log
+    (workspace / "photographs/metadata.jsonl").write_text('{"file_name": "1.png", "text": "broken"}\n')
+    code, log = run(workspace, encode.main)
+    assert code == 1 and "no usable image with a caption; skipped: 1 image is unreadable or truncated (1.png ...); 6 not in" in log
 
 
 def test_encoding_by_two_processes_gives_the_same_bytes(encoded, workspace):

@@ -149,8 +149,22 @@ def test_floor_of_random_halvings_lies_in_the_interval():
         values.append(fid(a, b))
         if number == 0:
             spread = [fid(a[i], b[j]) for i, j in zip(halves(500, 20, rng), halves(500, 20, rng))]
-            lo, hi = around(values[0], spread, 500, low=0)
+            lo, hi = around(values[0], spread, 500, low=0, again=True)
     assert sum(lo <= value <= hi for value in values[1:]) >= 18
+
+
+def test_interval_of_a_repetition_holds_what_another_sample_gives():
+    """Means of 200 numbers, twice each: 95 % of the first one's intervals hold the second, fewer of those that hold the truth."""
+    hits, narrow = 0, 0
+    for i in range(300):
+        rng = np.random.default_rng(i)
+        x, other = rng.normal(size=(2, 200))
+        means = [x[half].mean() for half in halves(200, 30, rng)]
+        for again in (True, False):
+            lo, hi = around(x.mean(), means, 200, again=again)
+            hits += again and lo <= other.mean() <= hi
+            narrow += not again and lo <= other.mean() <= hi
+    assert 0.92 < hits / 300 < 0.98 and narrow / 300 < 0.9
 
 
 def test_wilson():

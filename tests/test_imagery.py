@@ -17,7 +17,8 @@ from PIL import Image, ImageFilter
 
 from stages import fetch_imagery
 from stages.common.artefacts import IMAGE, open_image, png, read_json, read_rows
-from stages.common.imagery import deep, sentences, tile
+from stages.common.imagery import sentences
+from stages.common.images import deep, tile
 from stages.common.splits import carve, near_duplicates, share
 from stages.params import LULC_CLASSES
 
@@ -353,10 +354,10 @@ def test_whole_input_faults_are_one_line(tmp_path, monkeypatch):
 
 
 def test_all_bad_or_too_few_leave_nothing_behind(tmp_path):
-    table(tmp_path / "bad.parquet", [(f"a_{i}.png", ["a"], b"x") for i in range(3)])
-    table(tmp_path / "one.parquet", good(1))
+    table(tmp_path / "bad.parquet", [(f"{'ab'[i % 2]}_{i}.png", ["a"], b"x") for i in range(3)])
+    table(tmp_path / "few.parquet", good(1) + good(1, "river", 5))
     one_line_failure(run(tmp_path / "run", source=f"path:{tmp_path}/bad.parquet"), "3 image is unreadable or truncated")
-    one_line_failure(run(tmp_path / "run", source=f"path:{tmp_path}/one.parquet"), "split is empty")
+    one_line_failure(run(tmp_path / "run", source=f"path:{tmp_path}/few.parquet"), "split is empty", "skipped: none")
     assert not list((tmp_path / "run/data").iterdir())
 
 

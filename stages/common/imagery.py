@@ -1,40 +1,30 @@
-"""Captioned imagery as the world stores it: Parquet, class folders, folders with `metadata.jsonl`; odd images made RGB.
+"""Captioned imagery as the world stores it: Parquet, class folders, folders with metadata; odd images made RGB.
 
-A reader turns a source into `Item`s, in a fixed order, one at a time; `Item.check` and `tile` say what is wrong with a
-bad one, so that the stage can skip, name and count it.
+A reader turns a source into `Item`s, in a fixed order, one at a time, with one for each file that is none of its images;
+`Item.fault`, `sentences` and `tile` say what is wrong with a bad one, so that the stage can skip, name and count it.
 """
 
-import hashlib
-import io
+import csv
 import json
-import struct
-import warnings
-import zlib
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
 
-from stages.common.artefacts import IMAGE, png
+from stages.common.artefacts import IMAGE
 from stages.common.fail import fail
 
-SCHEMA = pa.schema([("image", IMAGE), ("captions", pa.list_(pa.string())), ("scene", pa.string()),
-                    ("filename", pa.string())])
+SCHEMA = pa.schema([("image", IMAGE), ("captions", pa.list_(pa.string())), ("scene", pa.string()), ("filename", pa.string())])
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
+METADATA = ("metadata.jsonl", "metadata.csv")
+ENCODED = ("binary", "large_binary", "fixed_size_binary", "dictionary<values=binary", "null")  # Arrow types an image comes in
 SPLIT_NAMES = {"train", "training", "valid", "val", "validation", "test", "testing"}
-SMALLEST = 16  # pixels of the shorter side: fewer show no scene
-# What Pillow raises on broken files (its plugins parse bytes with struct, zlib and indexing).
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error,
-          Image.DecompressionBombError)
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One image of a source as found: nothing about it is checked yet."""
     split: str | None                # the source's own name of its split
     name: str                        # file name
@@ -53,7 +43,7 @@ class Origin(NamedTuple):
 
 def scene_of(item: Item) -> str:
     """The scene the source gives, else the file name up to its last `_` (RSICD: rsicd_images/airport_1.jpg -> airport)."""
-    return item.scene if item.scene is not None else PurePosixPath(item.name).stem.rpartition("_")[0]
+    return item.scene or PurePosixPath(item.name).stem.rpartition("_")[0]
 
 
 def sentences(found) -> tuple[list[str], str]:
@@ -80,181 +70,159 @@ def open_origin(path: Path, key: str) -> Origin:
     if path.is_file():
         if path.suffix != ".parquet":
             fail(f"{key}: {path.name} is not a .parquet file (or give a folder)")
-        return parquet([path], path.parent, key)
-    if tables := visible(path, "*.parquet"):
-        return parquet(tables, path, key)
-    if lists := visible(path, "metadata.jsonl"):
-        return image_folder(lists, path, key)
-    images = [file for file in visible(path, "*") if file.suffix.lower() in SUFFIXES]
-    if not images:
-        fail(f"{key}: {path.name}: no images in it (looked for *.parquet, metadata.jsonl and {' '.join(sorted(SUFFIXES))})")
-    return class_folders(images, path)
+        return parquet([path], [], path.parent, key)
+    files = sorted(visible(path))
+    if tables := [file for file in files if file.suffix == ".parquet" and os.path.isfile(file)]:
+        return parquet(tables, [file for file in files if file.suffix.lower() in SUFFIXES], path, key)
+    if lists := [file for file in files if file.name in METADATA and os.path.isfile(file)]:
+        return image_folder(lists, files, path)
+    if not any(file.suffix.lower() in SUFFIXES for file in files):
+        fail(f"{key}: {path.name}: no images in it (looked for *.parquet, {', '.join(METADATA)} and {' '.join(sorted(SUFFIXES))})")
+    return class_folders(files, path)
 
 
-def visible(folder: Path, pattern: str) -> list[Path]:
-    """Files below a folder, sorted, without hidden ones (.git, .DS_Store)."""
-    return sorted(file for file in folder.rglob(pattern) if file.is_file()
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+def visible(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """What lies below a folder, without hidden things (.git, .DS_Store). Links are followed, but not round in a circle."""
+    above |= {folder.resolve()}
+    for path in (path for path in folder.iterdir() if not path.name.startswith(".")):
+        if not os.path.isdir(path):
+            yield path
+        elif path.resolve() not in above:
+            yield from visible(path, above)
 
 
-def parquet(files: list[Path], root: Path, key: str) -> Origin:
+def unread(file: Path, root: Path, why: str = "") -> Item:
+    """What lies in a source and is none of its images: named and counted, so that nothing is dropped unseen."""
+    if not os.path.isfile(file):
+        why = "not a file" if os.path.exists(file) else "link to nothing"
+    elif file.suffix.lower() not in SUFFIXES:
+        why = f"not read: {file.suffix.lower() or 'no suffix'}"
+    return Item(None, printable(file.relative_to(root).as_posix()), fault=why)
+
+
+def split_in(folders: tuple[str, ...]) -> str | None:
+    """The first folder named as a split."""
+    return next((folder for folder in folders if folder.lower() in SPLIT_NAMES), None)
+
+
+def parquet(files: list[Path], beside: list[Path], root: Path, key: str) -> Origin:
     """Tables with `image` ({bytes, path} or bytes) and, by any of these names, captions, a file name, a scene."""
     tables = []
     for file in files:
+        shown = f"{key}: {file.relative_to(root)}"
         try:
             schema = pq.read_schema(file)
-        except (pa.ArrowException, OSError) as fault:
-            fail(f"{key}: {file.name} cannot be read: {str(fault).splitlines()[0]}")
+        except (pa.ArrowException, OSError, ValueError) as fault:  # ValueError: a file name that is no UTF-8
+            fail(f"{shown} cannot be read: {str(fault).splitlines()[0]}")
         column = {role: next((name for name in names if name in schema.names), None) for role, names in {
-            "image": ("image",), "captions": ("captions", "caption", "text"), "name": ("filename", "file_name"),
-            "scene": ("scene", "label")}.items()}
-        if column["image"] is None:
-            fail(f"{key}: {file.name} has no column `image`; it has {', '.join(schema.names)}")
-        tables.append((file, split_of(file, root, alone=len(files) == 1), column, label_names(schema, column["scene"])))
+            "captions": ("captions", "caption", "text"), "name": ("filename", "file_name"), "scene": ("scene", "label")}.items()}
+        if "image" not in schema.names:
+            fail(f"{shown} has no column `image`; it has {', '.join(schema.names)}")
+        kind = schema.types[schema.names.index("image")]
+        cell = {field.name: str(field.type) for field in kind} if pa.types.is_struct(kind) else {"bytes": str(kind)}
+        if not cell.get("bytes", "").startswith(ENCODED):
+            fail(f"{shown}: column `image` holds {kind}, not encoded images (bytes, or a struct {{bytes, path}})")
+        light = [name for name in column.values() if name]
+        columns = {False: light + ["image.path"] * ("path" in cell), True: [*light, "image"]}  # without and with images
+        tables.append((file, shown, split_of(file, root, alone=len(files) == 1), column, columns, label_names(schema, column["scene"])))
 
     def items(images: bool) -> Iterator[Item]:
-        for file, split, column, labels in tables:
-            kind = pq.read_schema(file).field(column["image"]).type
-            wanted = [name for role, name in column.items() if name and role != "image"]
-            wanted += [column["image"]] if images else [column["image"] + ".path"] if pa.types.is_struct(kind) else []
-            number = 0
-            for batch in pq.ParquetFile(file).iter_batches(64 if images else 4096, columns=wanted):
-                for row in batch.to_pylist() if wanted else [{}] * len(batch):
-                    cell = row.get(column["image"])
-                    cell = cell if isinstance(cell, dict) else {"bytes": cell}
-                    name = row.get(column["name"]) or cell.get("path") or f"{file.stem}-{number:07d}"
-                    scene = row.get(column["scene"])
-                    scene = labels[scene] if isinstance(scene, int) and 0 <= scene < len(labels) else scene
-                    yield Item(split, printable(str(name)), row.get(column["captions"]),
-                               None if scene is None else printable(str(scene)), cell.get("bytes"))
-                    number += 1
+        for file, shown, split, column, columns, labels in tables:
+            for number, row in enumerate(table_rows(file, columns[images], 64 if images else 4096, shown)):
+                cell = row["image"] if isinstance(row.get("image"), dict) else {"bytes": row.get("image")}
+                name = row.get(column["name"]) or cell.get("path") or f"{file.stem}-{number:07d}"
+                scene = row.get(column["scene"])
+                scene = labels[scene] if isinstance(scene, int) and 0 <= scene < len(labels) else scene
+                yield Item(split, printable(str(name)), row.get(column["captions"]),
+                           None if scene is None else printable(str(scene)), cell.get("bytes"))
+        yield from (unread(file, root, "image beside Parquet tables") for file in beside)
 
-    return Origin(files, items, any(column["captions"] for _, _, column, _ in tables))
+    return Origin(files, items, any(column["captions"] for _, _, _, column, _, _ in tables))
+
+
+def table_rows(file: Path, columns: list[str], batch: int, shown: str) -> Iterator[dict]:
+    """The rows of a table. A damaged page ends the stage: what stood there cannot be named or counted."""
+    try:
+        for rows in pq.ParquetFile(file).iter_batches(batch, columns=columns):
+            yield from rows.to_pylist() if columns else [{}] * len(rows)
+    except (pa.ArrowException, OSError, ValueError) as fault:
+        fail(f"{shown} is damaged: {fault}")
 
 
 def split_of(table: Path, root: Path, alone: bool) -> str | None:
-    """train.parquet, data/train-00000-of-00002.parquet and train/00000.parquet are all of split `train`."""
-    name = table.stem.partition("-")[0]
+    """train.parquet, data/train-00000-of-00002.parquet, train/00000.parquet and train/part-0.parquet are all of split `train`."""
+    name, folders = table.stem.partition("-")[0], table.relative_to(root).parts[:-1]
+    if name.lower() not in SPLIT_NAMES and (split := split_in(folders)):
+        return split
     if name.isdigit():
-        parents = table.relative_to(root).parts[:-1]
-        return parents[-1] if parents else None
+        return folders[-1] if folders else None
     return None if alone and name not in SPLIT_NAMES else name
 
 
 def label_names(schema: pa.Schema, column: str | None) -> list[str]:
-    """The names behind an integer label column, which `datasets` writes into the schema (ClassLabel)."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    feature = features.get(column)
-    return feature.get("names") or [] if isinstance(feature, dict) else []
+    """The names behind an integer label column, which `datasets` writes into the schema (ClassLabel); [] where it has none."""
+    found = parse((schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name in ("info", "features", column, "names"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, list) else []
 
 
-def class_folders(images: list[Path], root: Path) -> Origin:
-    """class/image.jpg or split/class/image.jpg. No captions: the stage writes one from the class name."""
+def class_folders(files: list[Path], root: Path) -> Origin:
+    """class/image.jpg, optionally with a split: train/class/image.jpg. No captions: the stage writes one from the class name.
+
+    A folder named as in SPLIT_NAMES is a split, not a class, wherever it stands; of two (train/test/image.jpg) the second is
+    a class. An image in a split folder alone shows what its file name says (train/airport_1.jpg), or it is skipped.
+    """
     def items(_: bool) -> Iterator[Item]:
-        for file in images:
-            parts = file.relative_to(root).parts
-            split = parts[0] if len(parts) > 2 and parts[0] in SPLIT_NAMES else None
-            scene = parts[-2] if len(parts) > 1 else None
-            yield Item(split, printable("/".join(parts)), None, scene and printable(scene), file)
+        for file in files:
+            if file.suffix.lower() not in SUFFIXES or not os.path.isfile(file):
+                yield unread(file, root)
+                continue
+            *folders, name = file.relative_to(root).parts
+            if split := split_in(folders):
+                folders.remove(split)
+            scene = folders[-1] if folders else scene_of(Item(None, name)) if split else ""
+            yield Item(split, printable(file.relative_to(root).as_posix()), None, printable(scene), file,
+                       None if scene else "no class folder and no captions")
 
     return Origin([], items, captioned=False)
 
 
-def image_folder(lists: list[Path], root: Path, key: str) -> Origin:
-    """`metadata.jsonl` rows {file_name, text or captions[, scene][, split]}, in the root or one per split folder."""
+def image_folder(lists: list[Path], files: list[Path], root: Path) -> Origin:
+    """Rows {file_name, text or captions[, scene][, split]} of metadata.jsonl or .csv, in the root or one per split folder."""
+    csv.field_size_limit(2**31 - 1)  # after a quote that never closes the rest is one field: its images count as not listed
+
     def items(_: bool) -> Iterator[Item]:
-        listed = set()
+        listed = set(lists)
         for path in lists:
             place = path.parent.relative_to(root)
-            folder_split = place.parts[0] if place.parts else None
-            with open(path, encoding="utf-8-sig", errors="replace") as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
-                    row, label = parse(line), (place / f"metadata.jsonl:{number}").as_posix()
-                    name = row.get("file_name")
+            with open(path, encoding="utf-8-sig", errors="replace", newline="") as text:
+                lines = ((number, parse(line)) for number, line in enumerate(text, 1) if line.strip())
+                for number, row in enumerate(csv.DictReader(text), 2) if path.suffix == ".csv" else lines:
+                    name, label = row.get("file_name"), printable((place / f"{path.name}:{number}").as_posix())
                     if not isinstance(name, str) or not name.strip():
-                        yield Item(folder_split, label, fault="metadata line without a file_name")
+                        yield Item(None, label, fault="metadata line without a file_name")
                         continue
-                    file = path.parent / printable(name)
-                    shown, inside = (place / printable(name)).as_posix(), ".." not in PurePosixPath(name).parts
-                    if not inside or PurePosixPath(name).is_absolute():
-                        yield Item(folder_split, label, fault="file_name outside the folder")
+                    if ".." in PurePosixPath(name).parts or name.startswith("/"):
+                        yield Item(None, label, fault="file_name outside the folder")
                         continue
-                    listed.add(shown)
+                    listed.add(file := path.parent / printable(name))
+                    shown = file.relative_to(root)
                     captions = next((row[field] for field in ("captions", "text", "caption") if field in row), None)
-                    scene = next((str(row[field]) for field in ("scene", "label") if row.get(field) is not None), None)
-                    split = row["split"] if isinstance(row.get("split"), str) else folder_split
-                    yield Item(split, shown, captions, scene and printable(scene), file,
-                               None if file.is_file() else "listed file is missing")
-        for file in visible(root, "*"):
-            if file.suffix.lower() in SUFFIXES and (name := file.relative_to(root).as_posix()) not in listed:
-                yield Item(None, printable(name), fault="not in metadata.jsonl")
+                    scene = next((str(row[field]) for field in ("scene", "label") if row.get(field) not in (None, "")), None)
+                    split = row["split"] if isinstance(row.get("split"), str) and row["split"] else split_in(shown.parts[:-1])
+                    yield Item(split or next(iter(place.parts), None), printable(shown.as_posix()), captions,
+                               scene and printable(scene), file, None if os.path.isfile(file) else "listed file is missing")
+        names = " or ".join(sorted({path.name for path in lists}))
+        yield from (unread(file, root, f"not in {names}") for file in files if file not in listed)
 
     return Origin(lists, items, captioned=True)
 
 
-def parse(line: str) -> dict:
-    """A JSON object, or {} where the line is none."""
+def parse(text: str | bytes) -> dict:
+    """A JSON object, or {} where the text is none."""
     try:
-        row = json.loads(line)
+        row = json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return row if isinstance(row, dict) else {}
-
-
-# Images ----------------------------------------------------------------------------------------------------------------
-
-class Tile(NamedTuple):
-    """A stored tile and what near-duplicates are found by."""
-    png: bytes
-    dhash: int                       # 64 bits
-    thumb: bytes                     # 16 x 16 grey
-    mode: str                        # Pillow mode the image came in
-    sha256: str                      # of the encoded image, "" for a drawn one
-    captions: list[str] | None = None  # of a drawn tile
-
-
-def tile(source: bytes | Path | None, resolution: int) -> Tile | str:
-    """Decode, make RGB, scale the shorter side to `resolution` (antialiased) and centre-crop; or a word on what is wrong."""
-    if source is None or source == b"":
-        return "image is empty"
-    try:
-        content = source.read_bytes() if isinstance(source, Path) else source
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large or slightly broken files it then reads
-            with Image.open(io.BytesIO(content)) as image:
-                image.load()
-                if min(image.size) < SMALLEST:
-                    return f"smaller than {SMALLEST} pixels"
-                picture = ImageOps.fit(rgb(image), (resolution, resolution), Image.Resampling.LANCZOS)
-                return finish(picture, image.mode, hashlib.sha256(content).hexdigest())
-    except BROKEN:
-        return "image is unreadable or truncated"
-
-
-def finish(picture: Image.Image, mode: str = "RGB", sha256: str = "") -> Tile:
-    """Encode an RGB tile and take its fingerprints."""
-    grey = picture.convert("L")
-    small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = np.packbits(small[:, 1:] > small[:, :-1])  # difference hash: does brightness rise to the right? 8 x 8
-    thumb = grey.resize((16, 16), Image.Resampling.BOX).tobytes()
-    return Tile(png(picture), int.from_bytes(bits.tobytes(), "big"), thumb, mode, sha256)
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode: transparent parts turn black (no data), deep greys are scaled by their bit depth."""
-    if image.mode[0] in "IF":
-        return deep(np.asarray(image, np.float64)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def deep(values: np.ndarray) -> Image.Image:
-    """16-bit, 32-bit or float grey [H,W] to 8 bits; white is 1 for fractions, else the least 2^k - 1 >= maximum, k >= 8."""
-    values = np.nan_to_num(values, nan=0, posinf=0, neginf=0).clip(min=0)
-    top = values.max()
-    white = 1.0 if top <= 1 else 2.0 ** max(8, np.ceil(np.log2(top + 1))) - 1
-    return Image.fromarray(np.rint(values / white * 255).astype(np.uint8))

@@ -77,14 +77,14 @@ def own_splits(found: dict[str | None, int], wanted: dict[str, str | None], key:
     Returns {source split: "train", "valid" or "test"} and the splits to carve out of what is `train` there.
     """
     has = [name for name in found if name is not None]
-    there = f"the source has {', '.join(sorted(has)) if has else 'none'}"
+    there = f"the source has {', '.join(sorted(has)) if has else 'none'}" + " and images in no split" * bool(has and None in found)
     named = {ours: theirs for ours, theirs in wanted.items() if theirs is not None}
     for ours, theirs in named.items():
         if theirs not in has:
             fail(f"{key}.{ours}: no split {theirs!r} in the imagery; {there}")
         if list(named.values()).count(theirs) > 1:
             fail(f"{key}: {theirs} is named twice; {there}")
-    if not named and len(has) > 1:
+    if not named and len(found) > 1:
         fail(f"{key}: {there} as its own splits: say which is train, valid, test (null: carved out of train)")
     # Without a train of its own, whatever is not named is the pool.
     pool = [named["train"]] if "train" in named else [name for name in found if name not in named.values()]

@@ -6,13 +6,16 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from stages.common.imagery import Item, Origin, finish, scene_of, sentences, tile
+from stages.common.fail import fail
+from stages.common.imagery import Item, Origin, scene_of, sentences
+from stages.common.images import finish, tile
 from stages.common.parallel import ordered_map
 from stages.common.progress import progress
 from stages.common.splits import share
@@ -27,7 +30,7 @@ class Skipped(dict):
         entry["names"] += [name] * (len(entry["names"]) < 20)
 
     def __str__(self) -> str:
-        return "; ".join(f"{entry['count']} {reason} ({entry['names'][0]} ...)" for reason, entry in self.items())
+        return "; ".join(f"{entry['count']} {reason} ({entry['names'][0]} ...)" for reason, entry in self.items()) or "none"
 
 
 class Row(NamedTuple):
@@ -81,8 +84,7 @@ def read(origin: Origin, keep: set[int], given: dict, resolution: int, spool, sk
     """Decode the kept items into the spool. Returns rows, dhash uint64 [N], thumbs uint8 [N,256], hashes for SOURCE.json."""
     rows, dhash, thumbs, offset, total = [], array("Q"), bytearray(), 0, hashlib.sha256()
     jobs = ((item, item.image) for index, item in enumerate(origin.items(True)) if index in keep)
-    results = ordered_map(partial(make, resolution=resolution), jobs)
-    for item, made in progress(results, total=len(keep), what="tiles", unit="tile"):
+    for item, made in progress(decoded(jobs, resolution), total=len(keep), what="tiles", unit="tile"):
         if isinstance(made, str):
             skipped.add(made, item.name)
             continue
@@ -92,6 +94,8 @@ def read(origin: Origin, keep: set[int], given: dict, resolution: int, spool, sk
             counts["captions_from_class_names"] += 1
         elif isinstance(item.captions, list) and not made.captions:
             counts["captions_dropped"] += len(item.captions) - len(captions)
+        if not scene:
+            counts["without_scene"] += 1
         counts["captions"] += len(captions)
         if made.mode != "RGB":
             counts[f"converted_from_{made.mode}"] += 1
@@ -104,6 +108,14 @@ def read(origin: Origin, keep: set[int], given: dict, resolution: int, spool, sk
         total.update(f"{item.name}\0{made.sha256}\n".encode())
     images = {"images": len(rows), "images_sha256": total.hexdigest()}
     return rows, np.frombuffer(dhash, np.uint64), np.frombuffer(thumbs, np.uint8).reshape(-1, 256), images
+
+
+def decoded(jobs: Iterator[tuple], resolution: int) -> Iterator[tuple]:
+    """(item, its tile or what is wrong with it), on all cores."""
+    try:
+        yield from ordered_map(partial(make, resolution=resolution), jobs)
+    except BrokenProcessPool:
+        fail("fetch_imagery: a process that decodes images was killed, most likely because memory ran out: scale the largest images down")
 
 
 def words(scene: str) -> str:

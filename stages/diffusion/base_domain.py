@@ -8,7 +8,9 @@ from PIL import Image
 from stages.common import sources
 from stages.common.artefacts import png, write_shards
 from stages.common.fail import fail
-from stages.common.imagery import SCHEMA, Tile, open_origin, sentences, tile
+from stages.common.imagery import SCHEMA, open_origin, sentences
+from stages.common.images import tile
+from stages.common.progress import say
 
 KEY = "encode.base_domain"
 SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others
@@ -16,18 +18,23 @@ UNSEEN = ("snowfield", "airport")  # scenes the embedded base never saw: they ar
 
 
 def fetch(source: str, count: int, size: int, out: Path) -> None:
-    """Write at most `count` tiles of `size` px as Parquet shards into `out`, with SOURCE.json. The first usable ones are taken."""
+    """Write at most `count` tiles of `size` px as Parquet shards into `out`, with SOURCE.json. The first usable ones are taken;
+    what is skipped on the way to them is named and counted in the log.
+    """
+    skipped: dict[str, list[str]] = {}
     if sources.kind(source) == "embedded":
         rows, found = embedded(count, size), {"licence": None}
     else:
         root, found = (sources.hub(source, KEY, "dataset", ["*.parquet"]) if sources.kind(source) == "hub"
                        else (sources.local(source, KEY), {"licence": None}))
         origin = open_origin(root, KEY)
-        rows, below = external(origin, count, size), root if root.is_dir() else root.parent
+        rows, below = external(origin, count, size, skipped), root if root.is_dir() else root.parent
         found = found | {"files": sources.hashes(origin.files, below)}
     rows = list(rows)
+    told = "; ".join(f"{len(names)} {reason} ({names[0]} ...)" for reason, names in skipped.items()) or "none"
     if not rows:
-        fail(f"{KEY}: {source}: no usable image with a caption")
+        fail(f"{KEY}: {source}: no usable image with a caption; skipped: {told}")
+    say(f"{KEY}: {len(rows)} images; skipped: {told}")
     write_shards(out, rows, SCHEMA)
     sources.record(out, source, **found)
 
@@ -41,14 +48,18 @@ def embedded(count: int, size: int) -> Iterator[dict]:
         yield row(png(Image.fromarray(scene["image"])), scene["captions"], scene["scene"], f"{scene['scene']}_{scene['index']}.png")
 
 
-def external(origin, count: int, size: int) -> Iterator[dict]:
-    """The first usable captioned images of an opened source."""
+def external(origin, count: int, size: int, skipped: dict[str, list[str]]) -> Iterator[dict]:
+    """The first usable captioned images of an opened source; into `skipped` go the others on the way: reason -> names."""
+    seen = set()
     for item in origin.items(True):
-        captions, _ = sentences(item.captions)
-        found = tile(item.image, size) if captions and not item.fault else None
-        if isinstance(found, Tile):
-            yield row(found.png, captions, item.scene or "", item.name)
-            count -= 1
+        captions, reason = sentences(item.captions)
+        found = item.fault or ("duplicate file name" if item.name in seen else "") or reason or tile(item.image, size)
+        if isinstance(found, str):
+            skipped.setdefault(found, []).append(item.name)
+            continue
+        seen.add(item.name)
+        yield row(found.png, captions, item.scene or "", item.name)
+        count -= 1
         if not count:
             return
 

@@ -17,16 +17,17 @@ def halves(n: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]
         yield np.sort(rng.permutation(n)[:min(n // 2, LARGEST)])
 
 
-def around(estimate: float, subsampled: list[float], n: int, low: float = -np.inf,
-           high: float = np.inf) -> tuple[float, float]:
+def around(estimate: float, subsampled: list[float], n: int, low: float = -np.inf, high: float = np.inf,
+           again: bool = False) -> tuple[float, float]:
     """95 % interval around an estimate from all n rows, from the same statistic of subsamples of `halves(n, ...)`.
 
     Subsamples of m of n rows differ among each other by s^2 (1/m - 1/n), the estimate from the truth by s^2 / n (Politis &
     Romano 1994, finite population): for halves the two are the same. Only their spread is used: their mean has the bias
-    of a smaller N. Student's t, because they are few. `low`, `high`: the range of the statistic.
+    of a smaller N. Student's t, because they are few. `low`, `high`: the range of the statistic. `again`: not where the truth
+    lies but where the same statistic of n other rows would; it varies as much as the estimate does, hence sqrt(2) times as wide.
     """
     m = min(n // 2, LARGEST)
-    error = np.std(subsampled, ddof=1) * np.sqrt(m / (n - m)) * stdtrit(len(subsampled) - 1, 0.975)
+    error = np.std(subsampled, ddof=1) * np.sqrt(m / (n - m)) * stdtrit(len(subsampled) - 1, 0.975) * (np.sqrt(2) if again else 1)
     return float(max(estimate - error, low)), float(min(estimate + error, high))
 
 

@@ -1,7 +1,9 @@
 """The paper's tables beside ours, line by line, and what each number is (its identity, for metrics/context.json)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import log
+
+from stages.reporting.rows import Row, Table, number
 
 # The paper's values as it prints them: Tables 1-3 and the text of section 5.
 TABLE_1 = {"loss": "1.555", "average_accuracy": "0.495", "f1": "0.436", "jaccard": "0.280", "overall_accuracy": "0.436"}
@@ -13,30 +15,8 @@ SCORES = {"loss": "Test Loss", "average_accuracy": "Test Average Accuracy", "f1"
 BEYOND = {"kid_x1000": "KID x 1000", "cmmd": "CMMD", "precision": "Precision", "recall": "Recall", "density": "Density",
           "coverage": "Coverage"}
 SPACES = {"pixels": "pixels, flips and rotations included", "scene": "scene features"}
-NUMERIC = ("ours", "95 % interval", "the paper")     # columns of numbers
 DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
 NO_DEMO = "no: small models, rendered scenes"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number beside the paper's. key: its place in metrics/; beside: what its size is judged by (floor, chance ...)."""
-    key: str
-    metric: str
-    ours: float | None
-    comparable: str                     # "yes", "no: why", "in part: why", or "" where the paper has no such number
-    paper: str = ""
-    interval: tuple[float, float] | None = None
-    std: float | None = None            # over several draws, where there is no interval
-    beside: dict[str, float] = field(default_factory=dict)
-    identity: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    rows: list[Row]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,8 +125,8 @@ def table_3(metrics: dict, facts: Facts) -> Table:
                     {"validation": found["validation_loss"], "the base's validation": found["validation_loss_base"]},
                     {"protocol": "mean since the checkpoint before the best", "best_step": found["best_step"],
                      "start": facts.sources["diffusion"]["source"]}))
-    note = ("Lower is better. Floor: real test tiles against as many real training tiles. Base: the model before "
-            "fine-tuning. FID of a few hundred images measures their number as much as the model.")
+    note = ("Lower is better. Floor: real test tiles against as many real training tiles; other floors: where 95 % of other tiles put "
+            "it. Base: the model before fine-tuning. FID of a few hundred images measures their number as much as the model.")
     return Table("Table 3: metrics of the generated images", rows, note + padding(metrics["fid"]))
 
 
@@ -237,9 +217,14 @@ def judged_by(extractor: str, facts: Facts) -> dict:
             "generated_px": facts.sampling["resolution"], "generator": facts.sampling["model"]}
 
 
-def marks(found: dict, name: str) -> dict[str, float]:
-    """The floor and the base of a number, where they were measured."""
-    return {mark: found[f"{name}_{mark}"] for mark in ("floor", "base") if f"{name}_{mark}" in found}
+def marks(found: dict, name: str) -> dict[str, float | tuple[float, float]]:
+    """The floor, where it would be with other real tiles, and the base of a number, where they were measured."""
+    marked = {mark: found.get(f"{name}_{mark}") for mark in ("floor", "base")} | {"other floors": ends(found, f"{name}_floor")}
+    return {mark: value for mark, value in marked.items() if value is not None}
+
+
+def ends(found: dict, name: str) -> tuple[float, float] | None:
+    return (found[f"{name}_lo"], found[f"{name}_hi"]) if f"{name}_lo" in found else None
 
 
 def weights(source: dict, below: str = "") -> dict[str, str]:
@@ -251,43 +236,9 @@ def weights(source: dict, below: str = "") -> dict[str, str]:
 def row(key: str, metric: str, found: dict, comparable: str, paper: str, beside: dict, identity: dict) -> Row:
     """A row of the number that `key` ends in, with the interval (`_lo`, `_hi`) or standard deviation (`_std`) beside it."""
     name = key.rpartition(".")[2]
-    interval = (found[f"{name}_lo"], found[f"{name}_hi"]) if f"{name}_lo" in found else None
+    interval = ends(found, name)
     return Row(key, metric, found.get(name), comparable, paper, interval, None if interval else found.get(f"{name}_std"),
                beside, {key: value for key, value in identity.items() if value is not None})
-
-
-def number(value: float | None) -> str:
-    """For people: counts whole, the rest to three decimals or four digits."""
-    if value is None:
-        return "-"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def texts(table: Table) -> list[dict[str, str]]:
-    """The rows as text by column title, without columns that are empty throughout."""
-    rows = []
-    for line in table.rows:
-        spread = f"std {number(line.std)} of draws" if line.std is not None else "-"
-        rows.append({"metric": line.metric, "ours": number(line.ours),
-                     "95 % interval": " to ".join(map(number, line.interval)) if line.interval else spread,
-                     "beside": ", ".join(f"{name} {number(value)}" for name, value in line.beside.items()) or "-",
-                     "the paper": line.paper or "-", "comparable": line.comparable or "-"})
-    filled = [title for title in rows[0] if title in ("metric", "ours") or any(row[title] != "-" for row in rows)]
-    return [{title: row[title] for title in filled} for row in rows]
-
-
-def markdown(found: list[Table], facts: Facts) -> str:
-    """metrics/table.md."""
-    lines = ["# This run beside the paper", "", f"Written by the `report` stage. Scale: **{facts.scale}**.", ""]
-    for table in found:
-        rows = texts(table)
-        align = "|".join("---:" if title in NUMERIC else "---" for title in rows[0])
-        lines += [f"## {table.title}", "", f"| {' | '.join(rows[0])} |", f"|{align}|"]
-        lines += ["| " + " | ".join(text.replace("|", "\\|") for text in row.values()) + " |" for row in rows]
-        lines += ["", table.note, ""] if table.note else [""]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def context(found: list[Table], facts: Facts) -> dict:
