@@ -22,6 +22,7 @@ from pathlib import Path
 
 from stages.common.artefacts import replace, stream_rows
 from stages.common.fail import fail
+from stages.common.pretrained import load_whole
 from stages.common.progress import progress, say
 
 IMAGERY = Path("data/imagery")
@@ -54,7 +55,7 @@ def llm(folder: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # From the unquantized base: merging into 4-bit weights would round the adapter away.
-    base = AutoModelForCausalLM.from_pretrained(LANGUAGE)
+    base = load_whole(AutoModelForCausalLM, LANGUAGE)
     PeftModel.from_pretrained(base, LLM).merge_and_unload().save_pretrained(target)
     AutoTokenizer.from_pretrained(LANGUAGE).save_pretrained(target)
 
@@ -81,7 +82,10 @@ def hub(owner: str, folder: str | None = None) -> None:
 def published_commit(paths: list[str], strict: bool) -> str:
     """The commit that the cards name. Where the run on disk is not the committed one, that is an error, or (not `strict`) is said."""
     def told(*command: str) -> str:
-        return subprocess.run(command, text=True, capture_output=True, check=True).stdout
+        done = subprocess.run(command, text=True, capture_output=True)
+        if done.returncode:
+            fail(f"export: {' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
+        return done.stdout
 
     commit = told("git", "rev-parse", "HEAD").strip()
     changed = [line[3:] for line in told("git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages").splitlines()]

@@ -38,11 +38,13 @@ def main(which: str = ""):
     p = load()
     deterministic(p.seed)
     state = processes()
-    if state.is_main_process:
-        shutil.rmtree(f"data/features/{which}", ignore_errors=True)
     captioned = which in ("base", "tuned") and "clip" in p.features.extractors
     keys = (["row", "label"] if which == "synthetic" else ["filename", "scene"]) + ["caption"] * captioned
     rows = {place: firsts(read_rows(images, keys)) for place, images in SOURCES[which].items()}
+    if empty := [images for place, images in SOURCES[which].items() if not rows[place]]:
+        fail(f"{empty[0]}: no images in it")
+    if state.is_main_process:
+        shutil.rmtree(f"data/features/{which}", ignore_errors=True)
     for name in [*p.features.extractors, "pixels"]:
         network = extractor(name).to(state.device)
         for place, images in SOURCES[which].items():

@@ -2,8 +2,8 @@
 
     python -m stages.fid
 
-Each number stands beside its interval, its floor (real test against as many real training tiles) and its base (the
-model before fine-tuning).
+Each number stands beside its interval, its floor (real test against as many real training tiles), the range in which other real
+tiles would put that floor, and its base (the model before fine-tuning).
 """
 
 from pathlib import Path
@@ -38,6 +38,10 @@ CLOSEST = 24  # pairs of generated and training image that are named
 def main():
     p = load()
     rows = {name: pq.read_table(FEATURES / place / "rows.parquet").to_pydict() for name, place in SETS.items()}
+    for name, place in SETS.items():
+        if (count := len(next(iter(rows[name].values())))) < 2:
+            hint = " (fetch_imagery.test says how many tiles are held out)" if name == "test" else ""
+            fail(f"{FEATURES / place}: {count} image(s); a distance between sets needs at least 2 of each{hint}")
     places = paired(rows)
     small = {name: load_file(FEATURES / place / "pixels.safetensors") for name, place in SETS.items()}
     images = {"mismatch": {name: mismatch(small["test"], small[name], name) for name in ("tuned", "synthetic")}}
@@ -98,16 +102,18 @@ def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> 
         return {"refused": 1, "n": n, "n_needed": max(p.standard_min_n, 8)}
     train, draws = floor_of(sets, seed), rng(seed, "intervals")
     value, floor, base = (measure(a, b, extractor, draws) for a, b in ((real, fake), (real, train), (real, sets["base"])))
-    pairs = zip(halves(len(real), p.subsets, draws), halves(len(fake), p.subsets, draws))
-    spread = [measure(real[i], fake[j], extractor, draws)
-              for i, j in progress(pairs, total=p.subsets, what=f"intervals of {extractor}")]
+    spread, floor_spread = ([measure(a[i], b[j], extractor, draws) for i, j in progress(
+        zip(halves(len(a), p.subsets, draws), halves(len(b), p.subsets, draws)), total=p.subsets, what=f"intervals of {extractor}, {what}")]
+        for a, b, what in ((real, fake, "generated"), (real, train, "floor")))
     # FID of fewer images than dimensions compares singular covariances; the curve's line holds above them only.
     result = {"refused": 0, "n": len(fake), "n_real": len(real), "n_floor": len(train), "singular": int(n <= real.shape[1]),
               "infinity_singular": int(n // max(PARTS) <= real.shape[1])}
     for name in value:
-        lo, hi = around(value[name], [each[name] for each in spread], n, *RANGE.get(name, (0, np.inf)))
-        result |= {name: value[name], f"{name}_lo": lo, f"{name}_hi": hi,
-                   f"{name}_floor": floor[name], f"{name}_base": base[name]}
+        ends = RANGE.get(name, (0, np.inf))
+        lo, hi = around(value[name], [each[name] for each in spread], n, *ends)
+        floor_lo, floor_hi = around(floor[name], [each[name] for each in floor_spread], min(len(real), len(train)), *ends, again=True)
+        result |= {name: value[name], f"{name}_lo": lo, f"{name}_hi": hi, f"{name}_floor": floor[name],
+                   f"{name}_floor_lo": floor_lo, f"{name}_floor_hi": floor_hi, f"{name}_base": base[name]}
     return result
 
 
@@ -136,8 +142,9 @@ def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
     """FID at 1/N, for the plot whose lines meet the axis at FID of infinitely many images."""
     found = {"tuned": sets["tuned"], "base": sets["base"], "floor": floor_of(sets, seed)}
     lines = {name: curve(sets["test"], values, rng(seed, "curve")) for name, values in found.items()}
+    shared = min(map(len, lines.values()))  # few training tiles have no quarters
     return [{"images": size, "one_over_n": 1 / size, **{name: points[place][1] for name, points in lines.items()}}
-            for place, (size, _) in enumerate(lines["tuned"])]
+            for place, (size, _) in enumerate(lines["tuned"][:shared])]
 
 
 def memorisation(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict, list[dict]]:

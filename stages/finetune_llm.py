@@ -10,7 +10,7 @@ writes  models/llm/                   the LoRA adapter (safetensors)
 A killed run goes on from its last checkpoint (scratch folder).
 """
 
-import shutil
+import math
 import sys
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +22,7 @@ from stages.common.artefacts import replace, write_json
 from stages.common.fail import fail
 from stages.common.progress import say
 from stages.common.rng import rng
+from stages.common.whole import whole
 from stages.params import load
 from stages.text import lora, perplexity, tokens
 
@@ -45,6 +46,9 @@ def main() -> None:
     chunks = pq.read_table(CHUNKS).to_pylist()
     ids = tokens.encode([row["text"] for row in chunks if row["split"] == "train"], tokenizer)
     rows = tokens.pack(ids, p.context, rng(seed, "pack")) if p.packing else tokens.separate(ids, p.context)
+    rows = [row for row in rows if len(row) > 1]  # a batch of lone tokens, which nothing follows, would have no loss
+    if not rows:
+        fail(f"{CHUNKS}: no training text is in it")
     held = [list(group) for _, group in groupby((row for row in chunks if row["split"] == "test"), lambda row: row["paper"])]
     documents = [tokens.encode([row["text"] for row in document], tokenizer) for document in held]
     if both := {row["paper"] for document in held for row in document} & {row["paper"] for row in chunks if row["split"] == "train"}:
@@ -56,7 +60,12 @@ def main() -> None:
 
     # The base first: before LoRA wraps it.
     base = lora.load_base(BASE, p.quantization)
+    limit = getattr(base.config, "max_position_embeddings", None) or math.inf
+    if p.context > limit:
+        fail(f"finetune_llm.context: {p.context} tokens are more than the {limit} that {BASE} can read")
     before = perplexity.document_losses(base, documents, p.context)
+    if not math.isfinite(perplexity.perplexity(before)):
+        fail(f"{BASE}: its perplexity is no number before any training: not all of its weights are numbers")
     model = lora.adapt(base, p)
     trainable, total = model.get_nb_trainable_parameters()  # counts 4-bit weights as weights, not as bytes
     say(f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters")
@@ -66,11 +75,6 @@ def main() -> None:
         log = lora.train(model, rows, pad, p, seed, folder)
     after = perplexity.document_losses(model, documents, p.context)
 
-    shutil.rmtree(OUT, ignore_errors=True)
-    model.peft_config["default"].target_modules = sorted(p.target_modules)  # a set is saved in no fixed order
-    model.save_pretrained(OUT)
-    (OUT / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    replace("metrics/plots/llm_loss.csv", ("step,loss\n" + "".join(f"{e['step']},{e['loss']}\n" for e in log)).encode())
     low, high = perplexity.interval(after, rng(seed, "bootstrap"))
     base_low, base_high = perplexity.interval(before, rng(seed, "bootstrap"))
     ratio_low, ratio_high = perplexity.interval(after, rng(seed, "bootstrap"), before)
@@ -84,6 +88,14 @@ def main() -> None:
         "bits_per_character_base": before[:, 0].sum() / characters / 0.6931471805599453,
         "n": len(documents), "tokens": int(after[:, 1].sum()), "tokens_train": sum(map(len, ids)),
         "train_loss": sum(tail) / len(tail), "trainable_share": trainable / total}
+    if not all(map(math.isfinite, metrics.values())):
+        fail(f"finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than {p.lr}")
+
+    with whole(OUT) as part:
+        model.peft_config["default"].target_modules = sorted(p.target_modules)  # a set is saved in no fixed order
+        model.save_pretrained(part)
+        (part / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    replace("metrics/plots/llm_loss.csv", ("step,loss\n" + "".join(f"{e['step']},{e['loss']}\n" for e in log)).encode())
     write_json("metrics/llm.json", metrics)
     say(f"finetune_llm: perplexity {metrics['perplexity']:.1f} [{low:.1f}, {high:.1f}], base "
         f"{metrics['perplexity_base']:.1f} [{base_low:.1f}, {base_high:.1f}] on {len(documents)} held-out papers")

@@ -303,10 +303,20 @@ class Params(Section):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, which would take the last of two equal keys."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.value[0][0].start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a whole params file. Faults are printed one per line, then the process exits with code 1."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
         sys.exit(f"{path}: cannot be read: {' '.join(str(fault).split())}")
     if not isinstance(values, dict):

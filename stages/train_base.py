@@ -10,6 +10,7 @@ from pathlib import Path
 
 from stages.common.artefacts import open_image, read_rows, write_json
 from stages.common.fail import fail
+from stages.common.whole import whole
 from stages.params import load
 
 
@@ -39,17 +40,18 @@ def main() -> None:
         fail(f"fetch_imagery.resolution: {height} is not a multiple of the VAE's factor {factor}")
 
     # The parts in the order they depend on each other: tokenizer, text encoder; VAE; a UNet that knows nothing yet.
-    scratch.train_tokenizer([c for five in captions for c in five], start / "tokenizer")
-    tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer")
-    text = scratch.train_text_encoder(tokenizer, images, captions, p.train_base.text_width, p.train_base.text_layers,
-                                      p.train_base.text_steps, p.train_base.batch_size, p.train_base.lr, p.seed)
-    vae = scratch.train_vae(images, width, p.train_base.latent_channels, p.train_base.vae_steps, p.train_base.batch_size,
-                            p.train_base.lr, p.seed)
-    torch.manual_seed(p.seed)
-    unet = scratch.untrained_unet(p.train_base.unet_channels, p.train_base.latent_channels, height // factor,
-                                  p.train_base.text_width)
-    scratch.save_pipeline(start, vae, text, unet)
-    write_json(start / "start.json", {"folder": "models/start"})
+    with whole(start) as part:
+        scratch.train_tokenizer([c for five in captions for c in five], part / "tokenizer")
+        tokenizer = CLIPTokenizer.from_pretrained(part / "tokenizer")
+        text = scratch.train_text_encoder(tokenizer, images, captions, p.train_base.text_width, p.train_base.text_layers,
+                                          p.train_base.text_steps, p.train_base.batch_size, p.train_base.lr, p.seed)
+        vae = scratch.train_vae(images, width, p.train_base.latent_channels, p.train_base.vae_steps, p.train_base.batch_size,
+                                p.train_base.lr, p.seed)
+        torch.manual_seed(p.seed)
+        unet = scratch.untrained_unet(p.train_base.unet_channels, p.train_base.latent_channels, height // factor,
+                                      p.train_base.text_width)
+        scratch.save_pipeline(part, vae, text, unet)
+        write_json(part / "start.json", {"folder": "models/start"})
 
 
 if __name__ == "__main__":

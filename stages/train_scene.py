@@ -51,14 +51,14 @@ def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: li
           seed: int) -> torch.nn.Module:
     """Cross-entropy on every tile once per epoch, each time under one of its 8 flips and rotations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = create(p.model, classes, "train_scene.model").to(device, memory_format=torch.channels_last).train()
+    network = create(p.model, classes, p.resolution, "train_scene.model").to(device, memory_format=torch.channels_last).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=p.lr, weight_decay=WEIGHT_DECAY)
     per_epoch = max(len(images) // p.batch_size, 1)
     steps = p.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
     draws = torch_generator(seed, "train_scene")
-    for _ in progress(range(p.epochs), what="train_scene", unit="epoch"):
+    for epoch in progress(range(1, p.epochs + 1), what="train_scene", unit="epoch"):
         order = torch.randperm(len(images), generator=draws)
         for step in range(per_epoch):
             chosen = order[step * p.batch_size:(step + 1) * p.batch_size]
@@ -72,7 +72,12 @@ def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: li
             loss.backward()
             optimiser.step()
             schedule.step()
-    return network.eval()
+        if not loss.isfinite():
+            fail(f"train_scene.lr: the loss is no number by epoch {epoch}. Try a lower lr than {p.lr}")
+    with torch.no_grad():
+        if not network.eval()(x).isfinite().all():  # the last step's update, or the running averages, which training doesn't use
+            fail(f"train_scene.lr: the trained network's answers are no numbers. Try a lower lr than {p.lr}")
+    return network
 
 
 def turn(image: torch.Tensor, k: int) -> torch.Tensor:

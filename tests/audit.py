@@ -12,6 +12,7 @@ HARMLESS = {
     "stages/launch.py": "decides on how many processes a stage runs; results don't depend on that (tested)",
     "stages/common/progress.py": "prints",
     "stages/common/fail.py": "prints, then stops the stage: nothing is written",
+    "stages/common/pretrained.py": "loads as its callers say, or stops the stage: a model that lacks weights is refused",
     "stages/common/tracking.py": "shows the course of a run in a folder that nothing reads",
     "stages/diffusion/memory.py": "says which batch size fits, then stops the stage",
     "stages/common/scratch.py": "where unfinished work waits, keyed by params and inputs; a resumed run gives the same bytes (tested)",

@@ -186,6 +186,29 @@ def test_bad_input_ends_in_one_line(folder):
         classify.main("lulc")
 
 
+@pytest.mark.parametrize("changed, line", [
+    ({"model": "resnet99"}, "classifier.model: timm has no model 'resnet99'; near: resnet50, "),
+    ({"lr": 1.0e30}, "classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than 1e\\+30"),
+    ({"valid_fraction": 0.5, "test_fraction": 0.49}, "classifier.valid_fraction, classifier.test_fraction: of 24 images 12 and 12 are"),
+])
+def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changed, line):
+    from stages import classify
+
+    values = yaml.safe_load(Path("params.yaml").read_text())
+    values["classifier"] |= changed
+    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    write_json("metrics/classify_lulc.json", "of an older run")
+    with pytest.raises(SystemExit, match=f"^error: {line}"):
+        classify.main("lulc")
+    assert json.loads(Path("metrics/classify_lulc.json").read_text()) == "of an older run" and not Path("models/classifier").exists()
+
+
+def test_a_network_of_one_size_is_made_for_ours():
+    """A vision transformer, published for 160 px, on tiles of 32."""
+    vit = P.model_copy(update={"model": "test_vit", "epochs": 1})
+    assert train_and_test(flat(30), flat(9), list("abc"), vit, 0, None).scores["real_test"]["n"] == 9
+
+
 def test_wanted_images_are_drawn_per_class(folder):
     number = {scene: i for i, scene in enumerate(REAL)}
     tiles, left_out = read_labelled("data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed)

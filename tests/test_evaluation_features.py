@@ -1,6 +1,7 @@
 """train_scene -> features -> fid on a small set of rendered tiles, in an empty folder."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from stages.common.artefacts import IMAGE, png, read_rows, write_shards
 from stages.embedded.scenes import render
@@ -262,11 +263,73 @@ def test_missing_weights_end_in_one_line_that_says_where_to_put_them(here, name,
     assert f"models/base/vision/{name}/{file}" in str(end.value) and "fetch_model.vision" in str(end.value)
 
 
-def test_an_unknown_network_is_named(here):
+@pytest.mark.parametrize("model, resolution, line", [
+    ("resnet19", 32, "train_scene.model: timm has no model 'resnet19'; near: .*resnet18"),
+    ("resnet18.mine", 32, "train_scene.model: resnet18.mine can't read images of 32 px: Invalid pretrained tag"),
+    ("inception_v3", 32, "train_scene.model: inception_v3 can't read images of 32 px: .*Kernel size"),
+])
+def test_a_network_that_cannot_be_is_named(here, model, resolution, line):
     from stages.evaluation.networks import create
 
-    with pytest.raises(SystemExit, match="train_scene.model: timm has no model 'resnet19'"):
-        create("resnet19", 3, "train_scene.model")
+    with pytest.raises(SystemExit, match=line):
+        create(model, 3, resolution, "train_scene.model")
+
+
+def test_a_network_of_one_size_is_made_for_ours(here, monkeypatch, tmp_path):
+    """A vision transformer, published for 160 px, reads tiles of 32."""
+    import torch
+
+    from stages import train_scene
+    from stages.evaluation.extractors import extractor
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(here / "data/imagery", "data/imagery")
+    params(train_scene={"model": "test_vit", "resolution": 32, "epochs": 1, "batch_size": 16})
+    train_scene.main()
+    with torch.inference_mode():
+        assert extractor("scene")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))["logits"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("model, size, line", [
+    ("test_resnet", 16, "train_scene.lr: the loss is no number by epoch 1. Try a lower lr than 1e+30"),
+    ("test_byobnet", 120, "train_scene.lr: the trained network's answers are no numbers. Try a lower lr than 1e+30"),  # one step
+])
+def test_training_that_diverges_replaces_nothing(here, monkeypatch, tmp_path, model, size, line):
+    from stages import train_scene
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(here / "data/imagery", "data/imagery")
+    shutil.copytree(here / "models/scene", "models/scene")
+    before = Path("models/scene/model.safetensors").read_bytes()
+    params(train_scene={"model": model, "resolution": 32, "batch_size": size, "lr": 1.0e30, "epochs": 1})
+    with pytest.raises(SystemExit, match=f"^error: {re.escape(line)}"):
+        train_scene.main()
+    assert Path("models/scene/model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("train, test", [(120, 1), (4, 45)])
+def test_few_tiles(here, monkeypatch, tmp_path, train, test):
+    """A single held-out tile is too few for any distance; fewer training tiles than test tiles shorten the curve."""
+    from stages import fid
+
+    shutil.copytree(here, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    for split, start, count in (("train", 0, train), ("test", 150, test)):
+        shutil.rmtree(f"data/imagery/{split}")
+        write_shards(f"data/imagery/{split}", tiles(start, count), SCHEMA)
+    for which, seed in (("tuned", 7), ("base", 8)):
+        write_shards(f"data/samples/{which}", tiles(150, test, seed), SCHEMA)
+    features("real", "tuned", "base", "synthetic")
+    if test == 1:
+        with pytest.raises(SystemExit, match="^error: data/features/real/test: 1 image.* needs at least 2 of each .fetch_imagery.test"):
+            fid.main()
+        shutil.rmtree("data/imagery/test")
+        write_shards("data/imagery/test", [], SCHEMA)
+        with pytest.raises(SystemExit, match="^error: data/imagery/test: no images in it"):
+            features("real")
+    else:
+        fid.main()
+        assert [line.split(",")[0] for line in Path("metrics/plots/fid_curve.csv").read_text().splitlines()] == ["images", "45", "22"]
 
 
 def test_clip_gives_images_and_captions_one_space(here, tmp_path):
@@ -296,6 +359,14 @@ def test_clip_gives_images_and_captions_one_space(here, tmp_path):
         assert torch.allclose(torch.nn.functional.normalize(ours), theirs, atol=1e-5)
 
 
+def test_weights_of_another_network_are_not_inceptions(here, tmp_path):
+    from stages.evaluation.extractors import Inception
+
+    save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(SystemExit, match="^error: .*model.safetensors: not the weights of the FID network: .*Conv2d_1a_3x3"):
+        Inception(tmp_path / "model.safetensors")
+
+
 def test_a_transformers_folder_is_an_extractor(here, tmp_path):
     import torch
     from transformers import Dinov2Config, Dinov2Model
@@ -309,3 +380,8 @@ def test_a_transformers_folder_is_an_extractor(here, tmp_path):
     with torch.inference_mode():
         output = Transformer("dinov2", tmp_path / "dinov2")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))
     assert output["features"].shape == (2, 16)
+    weights = load_file(tmp_path / "dinov2/model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, tmp_path / "dinov2/model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit, match="dinov2: its weights lack layernorm.weight: "):
+        Transformer("dinov2", tmp_path / "dinov2")

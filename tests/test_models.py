@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,16 @@ def fetch(tmp_path, monkeypatch):
 
 
 def refused(fetch, role: str, source: str) -> str:
+    """The line that the stage ends in; what an older run made is as it was."""
+    def made() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()}
+
+    before = made()
     with pytest.raises(SystemExit) as end:
         fetch(role, source)
     line = str(end.value)
     assert line.startswith(("error: ", "params.yaml: ")) and "\n" not in line and role in line
-    assert not Path("models/base", role).exists() and not Path("models/base", role + ".part").exists()
+    assert made() == before and not Path("models/base", role + ".part").exists()
     return line
 
 
@@ -226,3 +232,65 @@ def test_hub_without_a_network_is_one_line(fetch, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "cannot be reached" in refused(fetch, "language", "hub:nobody/nothing")
+
+
+def test_what_a_library_leaves_out_itself_is_not_missing(tmp_path):
+    """Tied weights are stored once; older files name things otherwise and hold buffers that are no weights."""
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, CLIPTextModel, GPT2Config, GPT2LMHeadModel
+
+    from stages.common.pretrained import load_whole
+
+    settings = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=16, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(settings).save_pretrained(tmp_path / "gpt2")
+    assert "lm_head.weight" not in load_file(tmp_path / "gpt2/model.safetensors")
+    load_whole(AutoModelForCausalLM, tmp_path / "gpt2")
+
+    shutil.copytree(fetch_model.EMBEDDED / "diffusion/text_encoder", tmp_path / "old/text_encoder")
+    now = load_whole(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
+    older = {f"text_model.{name}": value.clone() for name, value in now.items()}
+    older["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(older, tmp_path / "old/text_encoder/model.safetensors", {"format": "pt"})
+    old = load_whole(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
+    assert all(torch.equal(value, old[name]) for name, value in now.items())
+
+
+@pytest.mark.parametrize("wrong, line", [
+    ({"num_hidden_layers": 4}, "its weights lack model.layers.3.input_layernorm.bias (and "),
+    ({"vocab_size": 100}, "lm_head.bias is [2560] in its weights, [100] by its config.json (and 1 more)"),
+    ({"model_type": "nosuch"}, "cannot be loaded: The checkpoint you are trying to load has model type `nosuch`"),
+    ({"hidden_size": "wide"}, "cannot be loaded: Validation error for field 'hidden_size'"),
+])
+def test_a_config_that_is_not_the_weights_ends_in_one_line(tmp_path, wrong, line):
+    from transformers import AutoModelForCausalLM
+
+    from stages.common.pretrained import load_whole
+
+    folder = shutil.copytree(fetch_model.EMBEDDED / "language", tmp_path / "language")
+    text(folder / "config.json", read_json(folder / "config.json") | wrong)
+    with pytest.raises(SystemExit) as end:
+        load_whole(AutoModelForCausalLM, folder)
+    assert str(end.value).startswith(f"error: {folder}: {line}") and "\n" not in str(end.value)
+
+
+def test_a_neural_embedder_that_lacks_weights_is_refused_and_one_without_a_pooler_is_not(tmp_path):
+    from safetensors.torch import load_file as read
+    from safetensors.torch import save_file as write
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    from stages.text.embedder import Neural
+
+    folder = tmp_path / "embedder"
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=8, **sizes)).save_pretrained(folder)
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nland\nwater\nforest\n")
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    file = folder / "model.safetensors"
+    weights = read(file)
+    write({name: value for name, value in weights.items() if not name.startswith("pooler.")}, file, {"format": "pt"})
+    first, second = (Neural(folder).embed(["land", "water forest"]) for _ in range(2))
+    assert np.array_equal(first, second) and np.allclose(np.linalg.norm(first, axis=1), 1)
+    write({name: value for name, value in weights.items() if "attention.self.query" not in name}, file, {"format": "pt"})
+    with pytest.raises(SystemExit, match="its weights lack encoder.layer.0.attention.self.query.bias .and 1 more"):
+        Neural(folder)

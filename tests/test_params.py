@@ -40,11 +40,17 @@ def test_every_scale_is_valid(scale):
     ("steps: 14", "steps: 1001", ["sampling.steps", "less than or equal to 1000", "1001"]),
     ("seed: 0", "seed: 4294967296", ["seed", "less than 4294967296"]),
     ("seed: 0", "seed: 2026-13-01", ["cannot be read"]),
+    ("  steps: 14", "  steps: 14\n  steps: 15", ["cannot be read", "steps stands there twice"]),
     ("test_fraction: 0.2 ", "test_fraction: 0.95 ", ["scrape.test_fraction", "less than or equal to 0.5"]),
     ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "each once"]),
     ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene among them"]),
     ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake stands there twice"]),
     ("guidance_scale: 2.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
+    ("  batch_size: 64               # images per step", "  batch_size: 1                # images per step",
+     ["train_scene.batch_size", "greater than or equal to 2", "1"]),
+    ("  batch_size: 32               # images per step\n", "  batch_size: 1                # images per step\n",
+     ["classifier.batch_size", "greater than or equal to 2", "1"]),
+    ("paper_n: 250", "paper_n: 1", ["fid.paper_n", "greater than or equal to 2", "1"]),
 ])
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     assert old in DEMO, "the test's own premise"

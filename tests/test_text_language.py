@@ -1,5 +1,6 @@
 """Fine-tuning the language model: the end token is learnt, perplexity is what its definition says, a killed run goes on."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,6 @@ def test_tuned_model_stops_and_a_killed_run_goes_on(tmp_path):
     assert answer[0].tolist() == [5, 6, 7, 8, EOS]
 
     # Killed after 30 of 60 steps: the checkpoint of step 30 is there, later ones are not.
-    import shutil
-
     half = lora.adapt(tiny(), p)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     left = sorted((tmp_path / "killed").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
@@ -99,8 +98,9 @@ def test_tuned_model_stops_and_a_killed_run_goes_on(tmp_path):
 def test_wrong_target_module_is_named():
     from stages.text import lora
 
-    with pytest.raises(SystemExit, match="finetune_llm.target_modules: the base model has no query"):
-        lora.adapt(tiny(), settings(target_modules=["query"]))
+    for name in ("query", "self_attn", "input_layernorm"):  # none at all; a block of layers; no matrix
+        with pytest.raises(SystemExit, match=f"finetune_llm.target_modules: the base model has no {name} to adapt; it has .*fc1"):
+            lora.adapt(tiny(), settings(target_modules=[name]))
 
 
 def test_four_bit_on_this_machine(tmp_path):
@@ -117,26 +117,100 @@ def test_four_bit_on_this_machine(tmp_path):
     assert len(log) == 3 and np.isfinite(before).all() and np.isfinite(after).all()
 
 
-@pytest.mark.parametrize("papers, message", [
-    ([("a", "train"), ("b", "test"), ("c", "test")], "scrape.min_test_papers: 2 held-out papers are left"),
-    ([("a", "train"), *((name, "test") for name in "abcde")], "data/chunks.parquet: a is in the training and in the held-out text"),
-])
-def test_a_perplexity_without_footing_is_refused(tmp_path, monkeypatch, papers, message):
+@pytest.fixture
+def finetune(tmp_path, monkeypatch):
+    """finetune(papers, text, **params): the stage in a folder of its own that has an older run's outputs.
+
+    -> the line that it ends in, the outputs being as they were; empty where it ends well.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
+    import yaml
 
     from stages import finetune_llm
 
     root = Path(__file__).parents[1]
     monkeypatch.chdir(tmp_path)
-    Path("models/base").mkdir(parents=True)
-    Path("models/base/language").symlink_to(root / "stages/embedded/models/language")
-    Path("params.yaml").write_text((root / "params.yaml").read_text())
-    Path("data").mkdir()
-    pq.write_table(pa.Table.from_pylist([{"paper": name, "chunk": 0, "text": "A green field.", "split": split} for name, split in papers]),
-                   "data/chunks.parquet")
-    with pytest.raises(SystemExit, match=f"^error: {message}"):
-        finetune_llm.main()
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
+    for folder in ("models/base", "models/llm", "metrics", "data"):
+        Path(folder).mkdir(parents=True)
+    shutil.copytree(root / "stages/embedded/models/language", "models/base/language")
+    old = [Path("models/llm/adapter_model.safetensors"), Path("metrics/llm.json")]
+
+    def run(papers: list[tuple[str, str]] = (("a", "train"), *((name, "test") for name in "bcde")), text: str = "A green field.",
+            **changed) -> str:
+        values = yaml.safe_load((root / "params.yaml").read_text())
+        values["finetune_llm"] |= {"context": 16, "steps": 3} | changed
+        Path("params.yaml").write_text(yaml.safe_dump(values))
+        rows = [{"paper": name, "chunk": 0, "text": text, "split": split} for name, split in papers]
+        pq.write_table(pa.Table.from_pylist(rows), "data/chunks.parquet")
+        for path in old:
+            path.write_text("of an older run")
+        try:
+            finetune_llm.main()
+        except SystemExit as end:
+            assert all(path.read_text() == "of an older run" for path in old)
+            return str(end)
+        return ""
+
+    return run
+
+
+@pytest.mark.parametrize("papers, message", [
+    ([("a", "train"), ("b", "test"), ("c", "test")], "scrape.min_test_papers: 2 held-out papers are left"),
+    ([("a", "train"), *((name, "test") for name in "abcde")], "data/chunks.parquet: a is in the training and in the held-out text"),
+    ([(name, "test") for name in "abcde"], "data/chunks.parquet: no training text"),
+])
+def test_a_perplexity_without_footing_is_refused(finetune, papers, message):
+    assert finetune(papers).startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"lr": 1.0e30}, "finetune_llm.lr: the loss is no number by step 2. Try a lower lr than 1e+30"),
+    ({"lr": 1.0e30, "steps": 1}, "finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than 1e+30"),
+    ({"context": 257}, "finetune_llm.context: 257 tokens are more than the 256 that models/base/language can read"),
+])
+def test_a_run_that_leads_nowhere_replaces_nothing(finetune, changed, message):
+    assert finetune(**changed) == f"error: {message}"
+
+
+def test_a_base_model_without_all_its_weights_is_refused(finetune):
+    """By whatever loads it: the fine-tuning, the writer of prompts, the export."""
+    from safetensors.torch import load_file, save_file
+
+    from stages import export
+    from stages.text.writers import Domain
+
+    file = Path("models/base/language/model.safetensors")
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.fc1.weight"]
+    save_file(weights, file, {"format": "pt"})
+    line = "error: models/base/language: its weights lack model.layers.1.mlp.fc1.weight"
+    assert finetune().startswith(line)
+    with pytest.raises(SystemExit, match=line):
+        Domain(file.parent, Path("models/llm"), "zero_shot", 0)
+    Path("models/llm/adapter_config.json").write_text("{}")
+    with pytest.raises(SystemExit, match=line):
+        export.main("llm", "out")
+    weights["model.layers.1.mlp.fc1.weight"] = weights["model.layers.0.mlp.fc1.weight"] * float("nan")
+    save_file(weights, file, {"format": "pt"})
+    assert finetune().startswith("error: models/base/language: its perplexity is no number before any training")
+
+
+def test_a_lone_token_is_not_learnt_from(finetune):
+    """Cut into sequences of 16, a text of 17 tokens leaves one: alone in a batch, its loss would be no number."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("models/base/language")
+    text = tokenizer.decode(tokenizer("A green field lies by a lake. " * 3)["input_ids"][:16])
+    assert [len(row) for row in tokens.separate(tokens.encode([text], tokenizer), 16)] == [16, 1]
+    assert finetune(text=text, packing=False, batch_size=1) == ""
+
+
+def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity():
+    losses = np.array([[1e6, 10.0]])
+    assert perplexity.perplexity(losses) == perplexity.perplexity(losses * float("nan")) == float("inf")
+    assert not np.isfinite(perplexity.interval(losses, rng(0))).any()
 
 
 def test_four_bit_without_bitsandbytes_is_one_line(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from stages.common.artefacts import digest, read_json, write_json
 from stages.common.fail import fail
+from stages.common.pretrained import load_whole
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 SETTINGS = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json", "scheduler": "scheduler_config.json",
@@ -32,11 +33,14 @@ def config(folder: str | Path, part: str) -> dict:
     """The JSON configuration of a part (unet, vae, text_encoder, scheduler, tokenizer)."""
     path = Path(folder) / part / SETTINGS[part]
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         fail(f"{path}: not found; a diffusion model is a folder with {', '.join(SETTINGS)}, as diffusers saves it")
     except (ValueError, OSError) as fault:
         fail(f"{path}: cannot be read: {fault}")
+    if not isinstance(found, dict):
+        fail(f"{path}: holds no JSON object")
+    return found
 
 
 def weights(folder: str | Path, part: str) -> tuple[list[Path], str | None]:
@@ -55,7 +59,6 @@ def weights(folder: str | Path, part: str) -> tuple[list[Path], str | None]:
 def load(folder: str | Path, part: str):
     """The unet, vae or text_encoder on the CPU, float32, in eval mode, gradients off."""
     import torch
-    from safetensors import SafetensorError
 
     config(folder, part)
     _, variant = weights(folder, part)
@@ -67,12 +70,8 @@ def load(folder: str | Path, part: str):
         from diffusers import AutoencoderKL as Model
     else:
         from diffusers import UNet2DConditionModel as Model
-    try:
-        model = Model.from_pretrained(folder, subfolder=part, variant=variant, use_safetensors=True, local_files_only=True,
-                                      **{"dtype" if part == "text_encoder" else "torch_dtype": torch.float32})
-    except (OSError, ValueError, RuntimeError, SafetensorError) as fault:
-        fail(f"{Path(folder) / part}: cannot be loaded: {str(fault).splitlines()[0]}")
-    return model.eval().requires_grad_(False)
+    kind = "dtype" if part == "text_encoder" else "torch_dtype"
+    return load_whole(Model, folder, part, variant=variant, **{kind: torch.float32}).eval().requires_grad_(False)
 
 
 def trainable_unet(folder: str | Path, method: str, seed: int):

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stages.common.artefacts import read_json, write_json
+from stages.common.fail import fail
 from stages.common.progress import progress
 from stages.common.rng import rng
 
@@ -39,6 +40,8 @@ def train_vae(images: np.ndarray, channels: list[int], latent_channels: int, ste
         step(loss + 1e-6 * posterior.kl().mean())
     with torch.no_grad():
         z = torch.cat([vae.encode(_pixels(images[i:i + 64])).latent_dist.sample().float() for i in range(0, min(len(images), 1024), 64)])
+        _check(z, "VAE", lr)
+        _check(vae.decode(z[:1]).sample, "VAE", lr)
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
     return vae.eval()
 
@@ -102,7 +105,10 @@ def train_text_encoder(tokenizer, images: np.ndarray, captions: list[list[str]],
         logits = both.scale.exp() * t @ v.T                                                 # [B,B]
         target = torch.arange(len(batch), device=logits.device)
         step((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
-    return text.eval()
+    text.eval()
+    with torch.no_grad():
+        _check(text(tokenize(tokenizer, captions[0][:1]).to(_device())).last_hidden_state, "text encoder", lr)
+    return text
 
 
 def scatter(caption: str, fillers: list[str], draw: np.random.Generator) -> str:
@@ -164,6 +170,7 @@ def _loop(model, images, steps, batch_size, lr, seed, what):
         schedule.step()
         bar.update()
         if bar.n % 20 == 0:
+            _check(loss, what, lr)
             bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
 
     model.train()
@@ -171,6 +178,12 @@ def _loop(model, images, steps, batch_size, lr, seed, what):
         with torch.autocast(_device(), torch.bfloat16, enabled=_device() == "cuda"):
             yield step, rng(seed, what, number).choice(len(images), min(batch_size, len(images)), replace=False)
     bar.close()
+
+
+def _check(values: torch.Tensor, what: str, lr: float) -> None:
+    """Training that diverged ends the stage."""
+    if not values.isfinite().all():
+        fail(f"train_base.lr: training the {what} leads to values that are no numbers. Try a lower lr than {lr}")
 
 
 def _pixels(images: np.ndarray) -> torch.Tensor:

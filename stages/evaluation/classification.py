@@ -21,7 +21,7 @@ from stages.common.artefacts import read_rows
 from stages.common.fail import fail
 from stages.common.rng import rng
 from stages.common.torch_setup import torch_generator
-from stages.evaluation.networks import statistics, stored
+from stages.evaluation.networks import create, statistics, stored
 from stages.evaluation.scores import errors_of, scores_of
 from stages.params import Classifier
 
@@ -41,7 +41,7 @@ class Labelled(NamedTuple):
 
 class Outcome(NamedTuple):
     """One trained classifier and what it scored on each test set."""
-    task: ClassificationTask
+    task: "Task"
     scores: dict[str, dict[str, float]]
     errors: dict[str, dict[str, float]]   # their standard errors, from the size of the test set
     predicted: dict[str, np.ndarray]   # class numbers [N]
@@ -98,6 +98,9 @@ class TilesModule(LightningDataModule):
     def __init__(self, source: Labelled, p: Classifier, mean: list[float], std: list[float], seed: int):
         super().__init__()
         places = split(source.labels, p.valid_fraction, p.test_fraction, rng(seed, "classifier splits"))
+        if len(places["train"]) < 2:  # batch normalisation needs two
+            fail(f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} images {len(places['valid'])} and "
+                 f"{len(places['test'])} are held out; {len(places['train'])} left to train on is not enough")
         plain = A.Compose([A.Normalize(mean, std)])
         margin = p.resolution // 8
         augmented = A.Compose([
@@ -124,6 +127,16 @@ class TilesModule(LightningDataModule):
         return DataLoader(self.test, self.size)
 
 
+class Task(ClassificationTask):
+    """TorchGeo's, with a network for images of our size: some networks know but the size they were published at."""
+
+    def __init__(self, resolution: int, **options):
+        super().__init__(**options)
+
+    def configure_models(self) -> None:
+        self.model = create(self.hparams["model"], self.hparams["num_classes"], self.hparams["resolution"], "classifier.model")
+
+
 def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classifier, seed: int,
                    weights: Path | None) -> Outcome:
     """Train one classifier on its part of `source`; test it on the part of `source` held back, and on `real`.
@@ -136,7 +149,7 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
     mean, std = ([0.0] * 3, [1 / SENTINEL2_WHITE] * 3) if weights else statistics(
         torch.from_numpy(source.images).permute(0, 3, 1, 2))
     data = TilesModule(source, p, mean, std, seed)
-    task = ClassificationTask(model=p.model, num_classes=len(names), lr=p.lr)
+    task = Task(p.resolution, model=p.model, num_classes=len(names), lr=p.lr)
     task.model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     if weights:
         start_from(task, weights)
@@ -149,6 +162,8 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
         scores, errors, predicted = {}, {}, {}
         for name, loader in loaders.items():
             likely = torch.cat(trainer.predict(task, loader))                               # [N, K], probabilities
+            if not likely.isfinite().all():
+                fail(f"classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than {p.lr}")
             labels = loader.dataset.tiles.labels
             losses = -likely[torch.arange(len(labels)), torch.from_numpy(labels)].clamp_min(1e-30).log().double().numpy()
             predicted[name] = likely.argmax(1).numpy()
@@ -160,7 +175,7 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
     return Outcome(task, scores, errors, predicted, config)
 
 
-def start_from(task: ClassificationTask, weights: Path) -> None:
+def start_from(task: Task, weights: Path) -> None:
     """Load a backbone in timm's names (TorchGeo's layout); everything but the last layer must be in it and fit."""
     from safetensors.torch import load_file
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from stages.common.artefacts import read_json
 from stages.common.fail import fail
+from stages.common.pretrained import load_whole
 from stages.evaluation.nearest import SIDE
 from stages.evaluation.networks import load_scene, normalise, resize
 
@@ -64,7 +65,10 @@ class Inception(nn.Module):
         weights = io.BytesIO()  # the class reads torch's own format only
         torch.save(load_file(file), weights)
         weights.seek(0)
-        self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
+        try:
+            self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
+        except RuntimeError as fault:
+            fail(f"{file}: not the weights of the FID network: {str(fault)[:300]}")
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, 2048]."""
@@ -81,7 +85,7 @@ class Transformer(nn.Module):
         for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
             found(folder / file, f"a {name} folder of the Hugging Face hub")
         kind = {"dinov2": Dinov2Model, "clip": CLIPModel}[name]
-        self.network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        self.network = load_whole(kind, folder).eval()
         self.settings, self.is_clip = read_json(folder / "preprocessor_config.json"), name == "clip"
         crop = self.settings.get("crop_size") or self.settings["size"]
         self.size = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]

@@ -1,5 +1,6 @@
 """The scene network: a timm classifier of real tiles, its input scaling, its folder."""
 
+import difflib
 from collections.abc import Collection
 from itertools import islice
 from pathlib import Path
@@ -13,14 +14,24 @@ from stages.common.artefacts import open_image, read_json, stream_rows, write_js
 from stages.common.fail import fail
 
 
-def create(model: str, classes: int, key: str) -> nn.Module:
-    """A timm network with random weights. An unknown name ends the stage; `key` is the params key that gave it."""
+def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:
+    """A timm network with random weights for images of `resolution` px. What there is none of ends the stage.
+
+    `key`: the params key that gave its name.
+    """
     import timm
 
     if not timm.is_model(model):
-        near = timm.list_models(f"{model.split('_')[0][:6]}*")[:5]
+        near = difflib.get_close_matches(model, timm.list_models())
         fail(f"{key}: timm has no model {model!r}" + (f"; near: {', '.join(near)}" if near else ""))
-    return timm.create_model(model, num_classes=classes)
+    try:
+        fixed = timm.get_pretrained_cfg(model).fixed_input_size  # a transformer's positions are weights: it is made for one size
+        network = timm.create_model(model, num_classes=classes, **({"img_size": resolution} if fixed else {}))
+        with torch.no_grad():
+            network.eval()(torch.zeros(1, 3, resolution, resolution))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as fault:
+        fail(f"{key}: {model} can't read images of {resolution} px: {str(fault)[:300]}")
+    return network.train()
 
 
 def pixels(rows: list[dict]) -> torch.Tensor:
@@ -85,6 +96,6 @@ def load_scene(folder: str | Path) -> tuple[nn.Module, dict]:
     from safetensors.torch import load_file
 
     config = read_json(Path(folder) / "config.json")
-    network = create(config["model"], len(config["scenes"]), "train_scene.model")
+    network = create(config["model"], len(config["scenes"]), config["resolution"], "train_scene.model")
     network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return network.eval().to(memory_format=torch.channels_last), config

@@ -6,6 +6,7 @@ import numpy as np
 
 from stages.common.artefacts import read_json, write_json
 from stages.common.fail import fail
+from stages.common.pretrained import load_whole
 from stages.common.progress import say
 
 TERMS = 20_000  # the most frequent words and word pairs
@@ -64,7 +65,9 @@ class Neural:
 
     def __init__(self, folder: Path):
         from sentence_transformers import SentenceTransformer
+        from transformers import AutoModel
 
+        load_whole(AutoModel, folder, spare="pooler.")  # only to see that nothing is missing: the next line would not say so
         self.model = SentenceTransformer(str(folder), trust_remote_code=False)
 
     def embed(self, texts: list[str]) -> np.ndarray:

@@ -34,8 +34,9 @@ def document_losses(model, documents: list[list[list[int]]], context: int) -> np
 
 
 def perplexity(losses: np.ndarray) -> float:
-    """exp of the mean loss per token of `document_losses`."""
-    return math.exp(losses[:, 0].sum() / losses[:, 1].sum())
+    """exp of the mean loss per token of `document_losses`; infinite where that is no number, or beyond what a float holds."""
+    mean = losses[:, 0].sum() / losses[:, 1].sum()
+    return math.exp(mean) if mean < 709 else math.inf
 
 
 def interval(losses: np.ndarray, generator: np.random.Generator, base: np.ndarray | None = None) -> tuple[float, float]:
@@ -48,6 +49,7 @@ def interval(losses: np.ndarray, generator: np.random.Generator, base: np.ndarra
     def logs(rows):
         return rows[draws, 0].sum(1) / rows[draws, 1].sum(1)
 
-    values = np.exp(logs(losses) - (logs(base) if base is not None else 0.0))
+    with np.errstate(over="ignore"):  # finetune_llm refuses what is no number
+        values = np.exp(logs(losses) - (logs(base) if base is not None else 0.0))
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from stages.common.fail import fail
+from stages.common.pretrained import load_whole
 from stages.text import lexicon
 from stages.text.duplicates import words
 from stages.text.sentences import sentences
@@ -218,7 +219,7 @@ def _language(folder: Path, adapter: Path | None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gpu = torch.cuda.is_available()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if gpu else torch.float32)
+    model = load_whole(AutoModelForCausalLM, folder, dtype=torch.bfloat16 if gpu else torch.float32)
     if adapter:
         from peft import PeftModel
 

@@ -1,0 +1,35 @@
+"""A pretrained model with all its weights, or one line: the libraries draw those that a file lacks at random, and go on."""
+
+import logging
+from pathlib import Path
+
+from stages.common.fail import fail
+
+
+def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **options):
+    """`kind.from_pretrained` of a folder, or of a part of a pipeline's; `kind`: a class of transformers or diffusers.
+
+    Tied weights, what the library itself knows to be none, and names that begin with `spare` (nothing reads them) may be absent.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    where = Path(folder) / part
+    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
+        logging.getLogger(name).disabled = True  # their report, a table, advises to train what lacks weights
+    try:
+        # Weights of another shape would raise without a name; so they are counted like those that are missing.
+        model, found = kind.from_pretrained(folder, subfolder=part, use_safetensors=True, local_files_only=True,
+                                            output_loading_info=True, ignore_mismatched_sizes=True, **options)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as fault:
+        fail(f"{where}: cannot be loaded: {str(fault)[:300]}")
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(spare)):
+        fail(f"{where}: its weights lack {missing[0]}{_more(missing)}: they are not whole, or not those of its config.json")
+    if shapes := sorted(found["mismatched_keys"]):
+        name, there, wanted = shapes[0]
+        fail(f"{where}: {name} is {list(there)} in its weights, {list(wanted)} by its config.json{_more(shapes)}")
+    return model
+
+
+def _more(names: list) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
