@@ -20,7 +20,8 @@ def main() -> None:
     if p.train_base.source == "base":
         index = Path("models/base/diffusion/model_index.json")
         if not index.exists():
-            fail("fetch_model.diffusion: none leaves nothing to start from; name a model, or set train_base.source: scratch")
+            fail(f"{index}: not found; `dvc repro fetch_model@diffusion` makes it, unless fetch_model.diffusion is none: then set "
+                 "train_base.source: scratch")
         return write_json(start / "start.json", {"folder": "models/base/diffusion"})
 
     import numpy as np
