@@ -7,6 +7,7 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from stages.reporting import charts, templates
+from stages.reporting.rows import NUMERIC, number, texts
 
 # The first numbers of the page.
 SUMMARY = {"agreement.text_agreement": "generated images show their caption's scene",
@@ -24,10 +25,10 @@ def write(folder: Path, **content) -> None:
     """Fill the template into `folder/index.html`."""
     rows = {row.key: row for table in content["tables"] for row in table.rows}
     content["summary"] = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
-    content["numeric"] = rows.NUMERIC
+    content["numeric"] = NUMERIC
     content["writers"] = sorted({item["writer"] for item in content["items"].values() if "writer" in item})
     content["numbers"] = list(flat(content["metrics"]))
-    filters = {"number": rows.number, "texts": rows.texts, "strong": strong}
+    filters = {"number": number, "texts": texts, "strong": strong}
     (folder / "index.html").write_text(templates.render("report.html", filters, **content), encoding="utf-8")
 
 
