@@ -219,7 +219,7 @@ def judged_by(extractor: str, facts: Facts) -> dict:
 
 def marks(found: dict, name: str) -> dict[str, float | tuple[float, float]]:
     """The floor, where it would be with other real tiles, and the base of a number, where they were measured."""
-    marked = {mark: found.get(f"{name}_{mark}") for mark in ("floor", "base")} | {"other floors": ends(found, f"{name}_floor")}
+    marked = {"floor": found.get(f"{name}_floor"), "other floors": ends(found, f"{name}_floor"), "base": found.get(f"{name}_base")}
     return {mark: value for mark, value in marked.items() if value is not None}
 
 
