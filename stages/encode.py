@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
+from stages.common import sources
 from stages.common.artefacts import open_image, shards, stream_rows, write_json, write_table
 from stages.common.fail import fail
 from stages.common.processes import processes
@@ -36,6 +37,8 @@ def main() -> None:
     if p.encode.precision == "fp16" and state.device.type != "cuda":
         fail("encode.precision: fp16 needs a GPU; use bf16 or fp32")
     start = models.start_folder()
+    if sources.kind(p.encode.base_domain) == "path":
+        sources.local(p.encode.base_domain, base_domain.KEY)  # refused while the latents of the last run are still there
     if state.is_main_process:
         shutil.rmtree(OUT, ignore_errors=True)
     state.wait_for_everyone()

@@ -38,6 +38,7 @@ def imagefolder(split: str, folder: str) -> None:
     for number, row in enumerate(progress(stream_rows(IMAGERY / split), what=split, unit="tile")):
         # A file name is data: it must not lead out of the folder.
         stem = re.sub(r"[^\w.-]", "_", re.sub(r"\.(png|jpe?g|tiff?)$", "", row["filename"], flags=re.I)).lstrip(".")
+        stem = stem.encode()[:200].decode(errors="ignore")  # no file system takes a name of more than 255 bytes
         name = f"{stem}.png" if stem and f"{stem}.png" not in taken else f"{stem}_{number:07d}.png"
         taken.add(name)
         (target / name).write_bytes(row["image"]["bytes"])

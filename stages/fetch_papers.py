@@ -29,15 +29,14 @@ def copy(origin: Path, out: Path) -> list[Path]:
 
     Names that differ only in case or suffix, or aren't UTF-8, are changed: papers go by them, on any disk.
     """
-    if origin.is_file():
-        if origin.suffix.lower() not in (".pdf", ".txt"):
-            fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
-        return [Path(shutil.copyfile(origin, out / origin.name))]
-    files = sorted(f for f in origin.rglob("*") if f.is_file() and f.suffix.lower() in (".pdf", ".txt"))
+    if origin.is_file() and origin.suffix.lower() not in (".pdf", ".txt"):
+        fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
+    found = [origin] if origin.is_file() else sorted(sources.visible(origin, KEY))
     copies = {}
-    for file in files:
-        given = "__".join(file.relative_to(origin).parts)
-        name = stem = os.fsencode(Path(given).stem).decode(errors="replace")
+    for file in (file for file in found if file.suffix.lower() in (".pdf", ".txt") and file.is_file()):
+        given = "__".join(file.relative_to(origin).parts) or file.name
+        # No file system takes a name of more than 255 bytes.
+        name = stem = os.fsencode(Path(given).stem)[:200].decode(errors="replace")
         number = 1
         while name.lower() in copies:
             number += 1

@@ -11,7 +11,6 @@ files differ on every build, so the store is built from the Parquet file by whoe
 """
 
 import re
-import shutil
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 
 from stages.common.fail import fail
 from stages.common.progress import progress, say
+from stages.common.whole import whole
 from stages.params import load
 from stages.text import embedder, sentences
 from stages.text.tables import table_file
@@ -76,33 +76,32 @@ def main() -> None:
     # Tokens are words and punctuation marks: LlamaIndex's own tokenizer would be downloaded.
     splitter = SentenceSplitter(chunk_size=p.passage_tokens, chunk_overlap=p.overlap_tokens, paragraph_separator="\n",
                                 tokenizer=re.compile(r"\w+|[^\w\s]").findall, chunking_tokenizer_fn=sentences.spans)
-    shutil.rmtree(OUT, ignore_errors=True)
-    OUT.mkdir(parents=True)
-    count, bare = 0, OUT / "bare.parquet"
-    with table_file(bare, SCHEMA) as writer:
-        for rows in papers(pq.ParquetFile("data/corpus.parquet")):
-            found = passages(rows, splitter)
-            count += len(found)
-            writer.write_table(pa.Table.from_pylist(found, SCHEMA))
-    if not count:
-        fail("data/corpus.parquet: no text to index")
+    with whole(OUT) as part:
+        count, bare = 0, part / "bare.parquet"
+        with table_file(bare, SCHEMA) as writer:
+            for rows in papers(pq.ParquetFile("data/corpus.parquet")):
+                found = passages(rows, splitter)
+                count += len(found)
+                writer.write_table(pa.Table.from_pylist(found, SCHEMA))
+        if not count:
+            fail("data/corpus.parquet: no text to index")
 
-    if embedder.neural(BASE):
-        model = embedder.Neural(BASE)
-    else:
-        step = -(-count // FIT)
-        model = embedder.LatentSemantic.fit([text for at, text in enumerate(texts(bare)) if at % step == 0], p.dimensions,
-                                            params.seed)
-        model.save(OUT)
-    bar = progress(total=count, what="index_rag", unit="passage")
-    with table_file(OUT / "passages.parquet", SCHEMA) as writer:
-        for batch in pq.ParquetFile(bare).iter_batches(BATCH):
-            vectors = model.embed(batch["text"].to_pylist())  # [N, D] float32
-            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(SCHEMA.field("vector").type)
-            writer.write_table(pa.Table.from_batches([batch]).set_column(5, SCHEMA.field("vector"), column))
-            bar.update(len(batch))
-    bar.close()
-    bare.unlink()
+        if embedder.neural(BASE):
+            model = embedder.Neural(BASE)
+        else:
+            step = -(-count // FIT)
+            model = embedder.LatentSemantic.fit([text for at, text in enumerate(texts(bare)) if at % step == 0], p.dimensions,
+                                                params.seed)
+            model.save(part)
+        bar = progress(total=count, what="index_rag", unit="passage")
+        with table_file(part / "passages.parquet", SCHEMA) as writer:
+            for batch in pq.ParquetFile(bare).iter_batches(BATCH):
+                vectors = model.embed(batch["text"].to_pylist())  # [N, D] float32
+                column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(SCHEMA.field("vector").type)
+                writer.write_table(pa.Table.from_batches([batch]).set_column(5, SCHEMA.field("vector"), column))
+                bar.update(len(batch))
+        bar.close()
+        bare.unlink()
     say(f"index_rag: {count} passages, vectors of {vectors.shape[1]}")
 
 

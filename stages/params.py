@@ -317,7 +317,7 @@ def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a whole params file. Faults are printed one per line, then the process exits with code 1."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, yaml.YAMLError) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
         sys.exit(f"{path}: cannot be read: {' '.join(str(fault).split())}")
     if not isinstance(values, dict):
         sys.exit(f"{path}: expected sections, found {type(values).__name__}")

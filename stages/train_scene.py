@@ -7,6 +7,7 @@ of its caption.
 """
 
 import math
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from stages.common.artefacts import read_rows
 from stages.common.fail import fail
 from stages.common.progress import progress, say
 from stages.common.torch_setup import deterministic, torch_generator
+from stages.common.whole import whole
 from stages.evaluation.networks import create, normalise, save, statistics, stored
 from stages.params import TrainScene, load
 
@@ -33,9 +35,10 @@ def main():
     valid, valid_labels, _ = tiles("data/imagery/valid", scenes, p.train_scene.resolution)
     accuracy = float((predict(network, valid, mean, std) == valid_labels).float().mean()) if len(valid) else None
     say(f"train_scene: accuracy {accuracy} on {len(valid)} valid tiles, {len(scenes)} scenes")
-    save("models/scene", network, {
-        "model": p.train_scene.model, "resolution": p.train_scene.resolution, "scenes": scenes, "mean": mean, "std": std,
-        "valid_accuracy": accuracy, "n_valid": len(valid), "n_train": len(images)})
+    with whole(Path("models/scene")) as part:
+        save(part, network, {
+            "model": p.train_scene.model, "resolution": p.train_scene.resolution, "scenes": scenes, "mean": mean, "std": std,
+            "valid_accuracy": accuracy, "n_valid": len(valid), "n_train": len(images)})
 
 
 def tiles(folder: str, scenes: list[str] | None, resolution: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

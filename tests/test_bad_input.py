@@ -43,13 +43,41 @@ def stage(folder: Path, *words: str, **env):
 
 # Sources ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("source", ["path:data/papers", "path:data/papers/mine", "path:data", "path:.", "path:link", "path:metrics/plots"])
+@pytest.mark.parametrize("source", ["path:data/papers", "path:data/papers/mine", "path:data", "path:.", "path:link", "path:metrics/plots",
+                                    "path:data/imagery.part"])
 def test_a_source_among_the_outputs_is_refused(project, source):
-    (project / "data/papers/mine").mkdir(parents=True)
-    (project / "metrics/plots").mkdir(parents=True)
+    for folder in ("data/papers/mine", "metrics/plots", "data/imagery.part"):
+        (project / folder).mkdir(parents=True)
     (project / "link").symlink_to("data/papers")
     with pytest.raises(SystemExit, match="^error: fetch_papers.source: .*a run replaces"):
         sources.local(source, "fetch_papers.source")
+
+
+@pytest.mark.parametrize("stage", ["fetch_papers", "fetch_imagery"])
+def test_links_from_a_source_into_the_outputs_are_refused(project, stage):
+    """The old output goes when the new one is whole: by then it would be the only copy."""
+    for number, name in enumerate(("forest", "lake")):
+        mine = project / "data" / stage.removeprefix("fetch_") / "mine" / name
+        mine.mkdir(parents=True)
+        (mine / f"{number}.txt").write_text("mine")
+        (mine / f"{number}.png").write_bytes(b"mine")
+        (project / "given").mkdir(exist_ok=True)
+        (project / "given" / name).symlink_to(mine)
+    change(project, f"{stage}:\n  source: embedded", f"{stage}:\n  source: path:given")
+    with pytest.raises(SystemExit, match=f"^error: {stage}.source: .*given/(forest|lake): a run replaces data/"):
+        importlib.import_module(f"stages.{stage}").main()
+    assert len(list((project / "data").rglob("mine/*/*"))) == 4
+
+
+def test_linked_folders_of_papers_are_followed(project):
+    os.makedirs("far/away")
+    Path("far/away/a.txt").write_text("A line about land.\n" * 40)
+    os.makedirs("papers")
+    Path("papers/near.txt").write_text("A line about water.\n" * 40)
+    Path("papers/linked").symlink_to("../far")
+    change(project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:papers")
+    importlib.import_module("stages.fetch_papers").main()
+    assert sorted(read_json("data/papers/SOURCE.json")["files"]) == ["linked__away__a.txt", "near.txt"]
 
 
 def test_every_output_is_known_to_be_one():
@@ -83,6 +111,15 @@ def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path):
     with whole(out) as part:
         (part / "third").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "third"]
+    out.rename(tmp_path / "out.old")  # as a kill between the two renames leaves it
+    with pytest.raises(KeyError), whole(out):
+        raise KeyError
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "third"]
+    link = tmp_path / "link"
+    link.symlink_to(out)
+    with pytest.raises(SystemExit, match="link: a mount point or a link can't be replaced"), whole(link):
+        pass
+    assert (out / "third").exists()
 
 
 # Papers ----------------------------------------------------------------------------------------------------------------
@@ -107,17 +144,37 @@ def test_papers_of_like_or_foreign_names_all_come(project):
 def test_text_that_is_none_is_named_and_counted(project):
     os.makedirs("data/papers")
     for n in range(12):
-        Path(f"data/papers/good{n}.txt").write_text(f"Line about field {n}.\n" * 40)
-    Path("data/papers/bom.txt").write_text("\ufefffirst line.\n" * 40, encoding="utf-8")
+        Path(f"data/papers/good{n}.txt").write_text(f"Line about field {n}, and a\0 stray byte.\n" * 40)
+    Path("data/papers/bom.txt").write_text("\ufeff" + "first line.\n" * 40, encoding="utf-8")
     Path("data/papers/latin.txt").write_bytes("Les for\xeats brûlent.\n".encode("latin-1") * 40)
     Path("data/papers/binary.txt").write_bytes(bytes(range(128)) * 10)
     Path("data/papers/blank.txt").write_text(" \n\n")
     importlib.import_module("stages.scrape").main()
     report = Path("data/papers_report.csv").read_text()
     assert "latin,0,0,failed,not UTF-8 text (byte 7 on); iconv converts it" in report
-    assert "binary,0,0,failed,not text: NUL bytes in it" in report and "blank,0,0,failed,no text left after cleaning" in report
+    assert "binary,0,0,failed,not text: control characters in it" in report and "blank,0,0,failed,no text left after cleaning" in report
     counts = read_json("metrics/corpus.json")
     assert (counts["papers"], counts["papers_failed"]) == (13, 3)
+
+
+@pytest.mark.parametrize("file", [b"caf\xe9.txt", b"n" * 240 + b".txt"])
+def test_a_single_paper_of_an_odd_name(project, file, monkeypatch):
+    with open(file, "w") as text:
+        text.write("A line about fields.\n" * 4000)
+    monkeypatch.setenv("PAPER", os.fsdecode(file))
+    change(project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:$PAPER")
+    change(project, "min_test_papers: ", "min_test_papers: 1 # ")
+    for stage in ("fetch_papers", "scrape"):
+        importlib.import_module(f"stages.{stage}").main()
+    assert read_json("metrics/corpus.json")["lines"] == 4000
+
+
+@pytest.mark.parametrize("content", [b"id,title\na\0b,A title\n", b"id,title\n2101.00001\n", b"id,title\n../x y,A title\n"])
+def test_rows_that_are_no_papers_end_the_stage_before_anything_is_asked(project, content):
+    Path("list.csv").write_bytes(content)
+    change(project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: arxiv:list.csv")
+    with pytest.raises(SystemExit, match="^error: list.csv: .*are no id and title of a paper"):
+        importlib.import_module("stages.fetch_papers").main()
 
 
 @pytest.mark.parametrize("content", ["id,title\n1,\xe9t\xe9\n".encode("latin-1"), None])
@@ -154,6 +211,8 @@ def test_faults_of_our_own_keep_their_traceback(project):
     done = stage(project, "stages.launch", "encode", HF_HOME=str(project))
     assert "Traceback" not in done.stderr
     (project / "broken.py").write_text("import stages\n\n\ndef work():\n    return 1 + None\n\n\nwork()\n")
+    (project / "early.py").write_text("import stages\nX = len(5)\n")
+    assert "Traceback" in stage(project, "early").stderr
     done = stage(project, "broken")
     assert done.returncode == 1 and "Traceback" in done.stderr and "TypeError" in done.stderr
 

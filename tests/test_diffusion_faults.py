@@ -44,14 +44,20 @@ def beta_sigmas(folder):
     write_json(path, read_json(path) | {"use_beta_sigmas": True})
 
 
+def own_latents(folder):
+    (folder / "data/latents/mine").mkdir(parents=True)
+
+
 def empty(folder):
     (folder / "empty").mkdir()
 
 
-def not_numbers(folder):
-    path = folder / "models/base/diffusion/unet/diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    save_file(weights | {"conv_out.bias": weights["conv_out.bias"] * float("nan")}, path, {"format": "pt"})
+def spoilt(part, tensor, value):
+    def spoil(folder):
+        path = folder / f"models/base/diffusion/{part}/diffusion_pytorch_model.safetensors"
+        weights = load_file(path)
+        save_file(weights | {tensor: weights[tensor] * 0 + value}, path, {"format": "pt"})
+    return spoil
 
 
 def lacking(part, tensor):
@@ -98,10 +104,12 @@ FAULTS = [
      "finetune_sd.zero_terminal_snr: at zero signal"),
     (encode, lambda folder: None, {"encode": {"base_domain": "path:none/such"}}, "encode.base_domain: path:none/such: no such"),
     (encode, lambda folder: None, {"encode": {"base_domain": "path:models"}}, "encode.base_domain: path:models: a run replaces models"),
+    (encode, own_latents, {"encode": {"base_domain": "path:data/latents/mine"}}, "data/latents/mine: a run replaces data/latents"),
     (encode, empty, {"encode": {"base_domain": "path:empty"}}, "encode.base_domain: empty: no images in it"),
     (sample, lambda folder: None, {"sampling": {"resolution": 30}}, "sampling.resolution: 30 px is not a multiple of 4"),
     (sample, beta_sigmas, {}, "scheduler: use_beta_sigmas is not supported"),
-    (sample, not_numbers, {}, "sampling.precision: in fp32 the model's images are no numbers"),
+    (encode, spoilt("vae", "encoder.conv_in.bias", float("nan")), {}, "vae: encoder.conv_in.bias holds values that are no numbers"),
+    (sample, spoilt("unet", "conv_out.bias", 3.0e38), {}, "sampling.precision: in fp32 the model's images are no numbers"),
 ]
 
 

@@ -164,13 +164,14 @@ def test_metadata_csv_is_read_like_metadata_jsonl(tmp_path):
     lines = ["file_name,text,scene,split", *(f'lake_{i}.png,"a lake, number {i}",water,' for i in range(20)),
              *(f"river_{i}.png,a river,," for i in range(30, 50)), "lake_3.png,again,,", ",no name,,", "gone.png,gone,,",
              f"{'x' * 300}.png,too long a name,,", "../x.png,out,,", "short.png", "lake_1.png,more,columns,than,there,are"]
-    (root / "metadata.csv").write_text("\ufeff" + "\r\n".join(lines) + "\r\n", encoding="utf-8")
+    latin = "lake_4.png,for\xeat,,\r\n".encode("latin-1")
+    (root / "metadata.csv").write_bytes(("\ufeff" + "\r\n".join(lines) + "\r\n").encode() + latin)
     (root / "readme.md").write_text("x")
     result = run(tmp_path / "run", {"Water Body": ["water"]}, source=f"path:{root}")
     assert result.returncode == 0, result.stderr
     assert skipped(tmp_path / "run") == {
         "duplicate file name": 2, "metadata line without a file_name": 1, "listed file is missing": 3, "file_name outside the folder": 1,
-        "not in metadata.csv": 1, "not read: .md": 1}
+        "not in metadata.csv": 1, "not read: .md": 1, "metadata line that is not UTF-8": 1}
     assert read_json(tmp_path / "run/data/imagery/REPORT.json")["skipped"]["metadata line without a file_name"]["names"] == [
         "metadata.csv:43"]
     rows = {row["filename"]: row for r in rows_of(tmp_path / "run").values() for row in r}

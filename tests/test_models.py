@@ -33,14 +33,14 @@ def diffusion(folder: Path) -> Path:
                                        "requires_safety_checker": True, **{part: ["a", "B"] for part in weights.DIFFUSION}})
     for part, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model"),
                        ("safety_checker", "model")):
-        text(folder / part / "config.json", {"part": part})
+        text(folder / part / "config.json", {"_class_name": part, "model_type": part, "in_channels": 4, "block_out_channels": [4]})
         tensors(folder / part / f"{stem}.safetensors")
         tensors(folder / part / f"{stem}.fp16.safetensors", 16)
         text(folder / part / f"{stem}.bin", "a pickle")
     tensors(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
     tensors(folder / "v1-5-pruned.safetensors")
     text(folder / "v1-5-pruned.ckpt", "a pickle")
-    text(folder / "scheduler/scheduler_config.json", {})
+    text(folder / "scheduler/scheduler_config.json", {"_class_name": "PNDMScheduler", "num_train_timesteps": 1000})
     text(folder / "tokenizer/vocab.json", {})
     text(folder / "tokenizer/merges.txt", "#version: 0.2\n")
     text(folder / "evil.py", "raise SystemExit")
@@ -49,7 +49,7 @@ def diffusion(folder: Path) -> Path:
 
 def language(folder: Path) -> Path:
     text(folder / "config.json", {"model_type": "phi", "auto_map": {"AutoModel": "evil.Model"}})
-    text(folder / "tokenizer.json", {})
+    text(folder / "tokenizer.json", {"model": {}})
     tensors(folder / "model.safetensors")
     text(folder / "evil.py", "raise SystemExit")
     return folder
@@ -294,3 +294,14 @@ def test_a_neural_embedder_that_lacks_weights_is_refused_and_one_without_a_poole
     write({name: value for name, value in weights.items() if "attention.self.query" not in name}, file, {"format": "pt"})
     with pytest.raises(SystemExit, match="its weights lack encoder.layer.0.attention.self.query.bias .and 1 more"):
         Neural(folder)
+
+
+@pytest.mark.parametrize("file, content, entry", [
+    ("model_index.json", {}, "_class_name"), ("model_index.json", [], "_class_name"),
+    ("scheduler/scheduler_config.json", {}, "_class_name"), ("unet/config.json", {}, "_class_name"),
+    ("vae/config.json", {"_class_name": "x"}, "block_out_channels"),
+    ("tokenizer/tokenizer.json", {}, "model")])
+def test_a_config_that_says_nothing_is_named(fetch, tmp_path, file, content, entry):
+    folder = diffusion(tmp_path / "sd")
+    text(folder / file, content)
+    assert f"{file} does not say {entry}" in refused(fetch, "diffusion", f"path:{folder}")

@@ -88,7 +88,8 @@ def test_what_compares_depends_on_what_was_run(made):
 
 def test_copies_look_alikes_and_mismatches_are_told(made):
     text = (made / "metrics/table.md").read_text()
-    assert "| FID at infinitely many images, scene features | 1.100 | 0.990 to 1.210 | floor 0.275, other floors 0.138 to 0.550, base 9.900 |" in text
+    assert ("| FID at infinitely many images, scene features | 1.100 | 0.990 to 1.210 | "
+            "floor 0.275, other floors 0.138 to 0.550, base 9.900 |") in text
     assert "| Sinkhorn divergence of scene features | 0.300 |" in text
     assert "test captions, pixels, flips and rotations included | 0.020 | 0.010 to 0.050 | expected 0.010 |" in text
     assert "**The images of tuned are compressed, resized or blurred" in text and "images of synthetic" not in text

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from stages.common.artefacts import IMAGE
 from stages.common.fail import fail
+from stages.common.sources import visible
 
 SCHEMA = pa.schema([("image", IMAGE), ("captions", pa.list_(pa.string())), ("scene", pa.string()), ("filename", pa.string())])
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
@@ -71,7 +72,7 @@ def open_origin(path: Path, key: str) -> Origin:
         if path.suffix != ".parquet":
             fail(f"{key}: {path.name} is not a .parquet file (or give a folder)")
         return parquet([path], [], path.parent, key)
-    files = sorted(visible(path))
+    files = sorted(visible(path, key))
     if tables := [file for file in files if file.suffix == ".parquet" and os.path.isfile(file)]:
         return parquet(tables, [file for file in files if file.suffix.lower() in SUFFIXES], path, key)
     if lists := [file for file in files if file.name in METADATA and os.path.isfile(file)]:
@@ -79,16 +80,6 @@ def open_origin(path: Path, key: str) -> Origin:
     if not any(file.suffix.lower() in SUFFIXES for file in files):
         fail(f"{key}: {path.name}: no images in it (looked for *.parquet, {', '.join(METADATA)} and {' '.join(sorted(SUFFIXES))})")
     return class_folders(files, path)
-
-
-def visible(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """What lies below a folder, without hidden things (.git, .DS_Store). Links are followed, but not round in a circle."""
-    above |= {folder.resolve()}
-    for path in (path for path in folder.iterdir() if not path.name.startswith(".")):
-        if not os.path.isdir(path):
-            yield path
-        elif path.resolve() not in above:
-            yield from visible(path, above)
 
 
 def unread(file: Path, root: Path, why: str = "") -> Item:
@@ -132,7 +123,8 @@ def parquet(files: list[Path], beside: list[Path], root: Path, key: str) -> Orig
                 cell = row["image"] if isinstance(row.get("image"), dict) else {"bytes": row.get("image")}
                 name = row.get(column["name"]) or cell.get("path") or f"{file.stem}-{number:07d}"
                 scene = row.get(column["scene"])
-                scene = labels[scene] if isinstance(scene, int) and 0 <= scene < len(labels) else scene
+                if isinstance(scene, int):
+                    scene = labels[scene] if 0 <= scene < len(labels) else None if scene < 0 else scene  # -1: the hub's "no label"
                 yield Item(split, printable(str(name)), row.get(column["captions"]),
                            None if scene is None else printable(str(scene)), cell.get("bytes"))
         yield from (unread(file, root, "image beside Parquet tables") for file in beside)
@@ -200,6 +192,9 @@ def image_folder(lists: list[Path], files: list[Path], root: Path) -> Origin:
                 lines = ((number, parse(line)) for number, line in enumerate(text, 1) if line.strip())
                 for number, row in enumerate(csv.DictReader(text), 2) if path.suffix == ".csv" else lines:
                     name, label = row.get("file_name"), printable((place / f"{path.name}:{number}").as_posix())
+                    if "\ufffd" in str(row):
+                        yield Item(None, label, fault="metadata line that is not UTF-8")
+                        continue
                     if not isinstance(name, str) or not name.strip():
                         yield Item(None, label, fault="metadata line without a file_name")
                         continue

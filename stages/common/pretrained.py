@@ -28,6 +28,8 @@ def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **opt
     if shapes := sorted(found["mismatched_keys"]):
         name, there, wanted = shapes[0]
         fail(f"{where}: {name} is {list(there)} in its weights, {list(wanted)} by its config.json{_more(shapes)}")
+    if odd := next((name for name, value in model.named_parameters() if value.is_floating_point() and not value.isfinite().all()), None):
+        fail(f"{where}: {odd} holds values that are no numbers")
     return model
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from stages.common.artefacts import write_json
@@ -28,11 +29,32 @@ def local(source: str, key: str) -> Path:
     path = Path(text).expanduser()
     if not path.exists():
         fail(f"{key}: {source}: no such file or folder")
-    real = path.resolve()
-    for output in map(Path, OUTPUTS):
-        if real.is_relative_to(output.resolve()) or output.resolve().is_relative_to(real):
-            fail(f"{key}: {source}: a run replaces {output}; keep what is yours in a folder of its own and name that")
+    refuse_outputs(path, f"{key}: {source}")
     return path
+
+
+def refuse_outputs(path: Path, shown: str) -> None:
+    """End the stage where a file or folder holds, or lies in, what a run replaces. `shown` begins the line."""
+    real = path.resolve()
+    for output in OUTPUTS:
+        for made in (Path(output).resolve(), Path(output + ".part").resolve()):
+            if real.is_relative_to(made) or made.is_relative_to(real):
+                fail(f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that")
+
+
+def visible(folder: Path, key: str, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """What lies below a folder, without hidden things (.git, .DS_Store). Links are followed, but not round in a circle.
+
+    `key`: the params key that named the folder, for the line in which a link into the outputs ends the stage.
+    """
+    above |= {folder.resolve()}
+    for path in (path for path in folder.iterdir() if not path.name.startswith(".")):
+        if path.is_symlink():
+            refuse_outputs(path, f"{key}: {path}")
+        if not os.path.isdir(path):
+            yield path
+        elif path.resolve() not in above:
+            yield from visible(path, key, above)
 
 
 def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Path, dict]:

@@ -26,6 +26,12 @@ UNET = [name.replace("model", "diffusion_pytorch_model", 1) for name in WEIGHTS]
 DIFFUSION = {"unet": ["config.json", *UNET], "vae": ["config.json", *UNET], "text_encoder": ["config.json", *WEIGHTS],
              "tokenizer": TEXT, "scheduler": ["scheduler_config.json"]}
 
+# What a file says where the library saved it: without, its reader takes defaults, or ends in a traceback.
+NAMED = {"model_index.json": ["_class_name", *DIFFUSION], "scheduler/scheduler_config.json": ["_class_name", "num_train_timesteps"],
+         "unet/config.json": ["_class_name", "in_channels"], "vae/config.json": ["_class_name", "block_out_channels"],
+         "text_encoder/config.json": ["model_type"], "config.json": ["model_type"], "tokenizer.json": ["model"],
+         "tokenizer/tokenizer.json": ["model"], "dinov2/config.json": ["model_type"], "clip/config.json": ["model_type"]}
+
 # Weights of a diffusion model that comes in half precision only.
 HALF = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
         "text_encoder/model.fp16.safetensors"]
@@ -97,9 +103,11 @@ def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
             shards = parsed(root / f"{stem}.safetensors.index.json", key)
             for shard in sorted(set((shards.get("weight_map") or {}).values())):
                 need(names, [part + shard], root, key)
-    for file in files:
+    for file, name in files.items():
         if file.suffix == ".json":
-            parsed(file, key)
+            found = parsed(file, key)
+            if lacking := [entry for entry in NAMED.get(name, ()) if role != "classifier" and entry not in found]:
+                fail(f"{key}: {name} does not say {lacking[0]}: it is not what the library saves")
         elif file.suffix == ".safetensors":
             readable(file, key)
 

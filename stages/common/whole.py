@@ -1,9 +1,12 @@
 """A folder that appears whole or not at all."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from stages.common.fail import fail
 
 
 @contextmanager
@@ -12,12 +15,19 @@ def whole(out: Path) -> Iterator[Path]:
 
     A kill leaves `.part`, which nothing reads and the next run removes; the old `out` stays until the new one is whole.
     """
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    if os.path.ismount(out) or out.is_symlink():
+        fail(f"{out}: a mount point or a link can't be replaced; mount or link a folder above it")
+    part, old = out.with_name(out.name + ".part"), out.with_name(out.name + ".old")
+    if old.exists() and not out.exists():  # killed between the two renames
+        old.rename(out)
+    for folder in (part, old):
+        shutil.rmtree(folder, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
-        shutil.rmtree(out, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
         part.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -47,6 +47,8 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
         fail(f"{list_csv}: not a CSV in UTF-8 ({fault})")
     if not rows or not {"id", "title"} <= set(rows[0]):
         fail(f"{list_csv}: expected the columns id, title and a row per paper")
+    if odd := [row for row in rows if not row["title"] or not re.fullmatch(r"[\w./-]{1,100}", row["id"] or "")]:
+        fail(f"{list_csv}: {str(odd[0]['id'])[:40]!a}, {str(odd[0]['title'])[:40]!a} are no id and title of a paper")
     base = os.environ.get("REMOTE_DIFFUSION_ARXIV", "https://arxiv.org").rstrip("/")
     pause = PAUSE if base.startswith("https://") else 0.0
     http = requests.Session()  # proxies as the environment says

@@ -68,7 +68,10 @@ class Neural:
         from transformers import AutoModel
 
         load_whole(AutoModel, folder, spare="pooler.")  # only to see that nothing is missing: the next line would not say so
-        self.model = SentenceTransformer(str(folder), trust_remote_code=False)
+        try:
+            self.model = SentenceTransformer(str(folder), trust_remote_code=False)
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as fault:
+            fail(f"{folder}: cannot be loaded: {str(fault)[:300]}")
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, D] float32."""

@@ -29,8 +29,9 @@ def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]]
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as fault:
         return [], f"not UTF-8 text (byte {fault.start} on); iconv converts it"
-    if "\0" in text:
-        return [], "not text: NUL bytes in it"
+    # Some: extraction from PDFs leaves NULs and the like, which cleaning removes.
+    if sum(not letter.isprintable() and not letter.isspace() for letter in text) > len(text) / 20:
+        return [], "not text: control characters in it"
     raw = text.splitlines()
     lines = [line for text in raw if (line := clean.normalise(text)) and not clean.NUMBER.match(line)]
     lists = clean.references(lines, False)
