@@ -192,9 +192,11 @@ def test_a_base_model_without_all_its_weights_is_refused(finetune):
     Path("models/llm/adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match=line):
         export.main("llm", "out")
-    weights["model.layers.1.mlp.fc1.weight"] = weights["model.layers.0.mlp.fc1.weight"] * float("nan")
-    save_file(weights, file, {"format": "pt"})
-    assert finetune().startswith("error: models/base/language: its perplexity is no number before any training")
+    for value, line in ((float("nan"), "model.layers.1.mlp.fc1.weight holds values that are no numbers"),
+                        (3.0e38, "its perplexity is no number before any training")):
+        weights["model.layers.1.mlp.fc1.weight"] = weights["model.layers.0.mlp.fc1.weight"].float() * 0 + value
+        save_file(weights, file, {"format": "pt"})
+        assert finetune().startswith(f"error: models/base/language: {line}")
 
 
 def test_a_lone_token_is_not_learnt_from(finetune):
