@@ -65,7 +65,7 @@ def main() -> None:
         fail(f"finetune_llm.context: {p.context} tokens are more than the {limit} that {BASE} can read")
     before = perplexity.document_losses(base, documents, p.context)
     if not math.isfinite(perplexity.perplexity(before)):
-        fail(f"{BASE}: its perplexity is no number before any training: not all of its weights are numbers")
+        fail(f"{BASE}: its perplexity is no number before any training: its weights are too large for float32")
     model = lora.adapt(base, p)
     trainable, total = model.get_nb_trainable_parameters()  # counts 4-bit weights as weights, not as bytes
     say(f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters")

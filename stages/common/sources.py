@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from stages.common.artefacts import write_json
@@ -35,11 +36,16 @@ def local(source: str, key: str) -> Path:
 
 def refuse_outputs(path: Path, shown: str) -> None:
     """End the stage where a file or folder holds, or lies in, what a run replaces. `shown` begins the line."""
-    real = path.resolve()
-    for output in OUTPUTS:
-        for made in (Path(output).resolve(), Path(output + ".part").resolve()):
-            if real.is_relative_to(made) or made.is_relative_to(real):
-                fail(f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that")
+    real = os.path.realpath(path) + os.sep
+    for output, made in replaced(os.getcwd()):
+        if real.startswith(made) or made.startswith(real):
+            fail(f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that")
+
+
+@cache
+def replaced(root: str) -> list[tuple[str, str]]:
+    """`OUTPUTS` and their unfinished selves, with where they really lie; once: a source may hold a million links."""
+    return [(output, os.path.realpath(f"{root}/{output}{end}") + os.sep) for output in OUTPUTS for end in ("", ".part")]
 
 
 def visible(folder: Path, key: str, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
