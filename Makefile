@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 # What DVC starts must find this environment's `python`.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Containers often forbid Python to keep compiled modules; DVC and pytest start anew some forty times (stages/__init__.py, too).
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: repro test compare sweep-guidance sweep-prompts setup
 repro: setup

@@ -9,6 +9,9 @@ import sys
 # a small model: 8 % off its step on quiet cores, 15 % more where one is taken, against not spinning. Read when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+# Containers often forbid Python to keep compiled modules. With torch's kin that costs each of some thirty stages 3 to 10 seconds.
+sys.dont_write_bytecode = False
+
 # Importing torch and its kin makes millions of objects and no garbage: looked for every 700 of them, it takes a sixth of the start.
 gc.set_threshold(50_000)
 

@@ -20,12 +20,12 @@ def probe(tmp_path):
     return tmp_path
 
 
-def run(probe, config: str | None):
+def run(probe, config: str | None, **env: str):
     home = probe / "hub/accelerate"
     home.mkdir(parents=True)
     if config is not None:
         (home / "default_config.yaml").write_text(config)
-    return shell("python", "-m", "stages.launch", "encode", "item", cwd=probe, env={"HF_HOME": str(probe / "hub")})
+    return shell("python", "-m", "stages.launch", "encode", "item", cwd=probe, env={"HF_HOME": str(probe / "hub"), **env})
 
 
 def test_in_place_without_a_config(probe):
@@ -34,6 +34,11 @@ def test_in_place_without_a_config(probe):
 
 def test_in_place_for_one_process(probe):
     assert run(probe, "num_processes: 1\ndistributed_type: 'NO'\n").stdout == "rank - of - ['item']\n"
+
+
+def test_compiled_modules_are_kept_where_python_is_told_not_to(probe):
+    assert run(probe, None, PYTHONDONTWRITEBYTECODE="1").returncode == 0
+    assert list((probe / "stages/common/__pycache__").glob("fail.*.pyc"))
 
 
 def test_two_cpu_processes(probe):
