@@ -125,11 +125,11 @@ def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
     return tokenizer(texts, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt").input_ids
 
 
-def untrained_unet(channels: list[int], latent_channels: int, latent_size: int, text_width: int):
-    """A UNet2DConditionModel with attention below its first level: there it costs as much as the convolutions and adds less."""
+def untrained_unet(channels: list[int], latent_channels: int, latent_size: int, text_width: int, attention_from: int = 1):
+    """A UNet2DConditionModel with attention from that level down: on the first it costs as much as the convolutions and adds less."""
     from diffusers import UNet2DConditionModel
 
-    attention = [level > 0 or len(channels) == 1 for level in range(len(channels))]
+    attention = [level >= min(attention_from, len(channels) - 1) for level in range(len(channels))]
     return UNet2DConditionModel(
         sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels, block_out_channels=channels,
         down_block_types=["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attention],
