@@ -28,7 +28,7 @@ def copy_repository(target: Path) -> Path:
     for name in listed.stdout.splitlines():
         if (REPOSITORY / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(REPOSITORY / name, target / name)
+            shutil.copy2(REPOSITORY / name, target / name)  # with its time: git reads anew what is as young as its index
     (target / "dvc.lock").unlink(missing_ok=True)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "copy"]):
         subprocess.run(["git", *command], cwd=target, check=True)
