@@ -24,6 +24,7 @@ from stages.common.torch_setup import deterministic
 from stages.diffusion import base_domain, models
 from stages.diffusion.latents import VARIANTS, allocate, arrays, dihedral
 from stages.diffusion.memory import out_of_memory
+from stages.diffusion.slices import Slices
 from stages.params import Encode, load
 
 IMAGERY, OUT = Path("data/imagery"), Path("data/latents")
@@ -136,7 +137,7 @@ def encode_images(split: str, folder: Path, variants: int, start: Path, statisti
         with torch.inference_mode(), autocast(p, state):
             return vae.encode(turned).latent_dist
 
-    blank = np.zeros((p.batch_size, size, size, 3), np.uint8)
+    blank, slices = np.zeros((p.batch_size, size, size, 3), np.uint8), Slices(p.batch_size, state.device)
     with out_of_memory("encode.batch_size", p.batch_size, lambda count: posteriors(blank[:count], 0)):
         for begin in progress(range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"):
             group = list(islice(rows, p.batch_size))
@@ -148,11 +149,15 @@ def encode_images(split: str, folder: Path, variants: int, start: Path, statisti
                 if image.size != (size, size):
                     fail(f"{folder}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}")
                 pixels[i] = image
-            for variant in range(variants):
-                posterior = posteriors(pixels, variant)
-                for name in out:
-                    values = getattr(posterior, name)[:len(group)].float().cpu().numpy()
-                    out[name][begin:begin + len(group), variant] = values
+
+            def encode(part: slice) -> None:
+                for variant in range(variants):
+                    posterior = posteriors(pixels[part], variant)
+                    for name in out:
+                        values = getattr(posterior, name)[:max(len(group) - part.start, 0)].float().cpu().numpy()
+                        out[name][begin + part.start:begin + part.start + len(values), variant] = values
+
+            slices.map(encode)
     for array in out.values():
         array.flush()
     state.wait_for_everyone()

@@ -26,6 +26,7 @@ from stages.diffusion import checkpoints, curve, models
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss
 from stages.diffusion.memory import out_of_memory
+from stages.diffusion.slices import Slices
 from stages.diffusion.validation import sample_grid, validation_loss
 from stages.params import load
 
@@ -86,12 +87,20 @@ def main() -> None:
     model, optimiser = accelerator.prepare(unet, adamw)
     names, weights = zip(*((name, w) for name, w in unet.named_parameters() if w.requires_grad))  # sharded by now, under FSDP2
     ema = [w.detach().clone() for w in weights] if p.ema_decay else []
+    slices = Slices(share, device)
+    sliced = len(slices.slices) > 1 and world == 1 and not p.compile  # elsewhere accelerate has hooks on `backward`
 
     def learn(b: dict) -> torch.Tensor:
         """Loss and gradients of a micro-batch. A function, so that nothing holds on to its activations when memory runs out."""
-        loss = denoising_loss(model, b, alphas_cumprod, kind, p.min_snr_gamma).mean()
-        accelerator.backward(loss)
-        return loss.detach()
+        def loss(part: slice) -> torch.Tensor:
+            images = {key: value[part] for key, value in b.items()}
+            return denoising_loss(model, images, alphas_cumprod, kind, p.min_snr_gamma).sum() / share
+
+        if sliced:
+            return slices.backward(loss, weights, 1 / p.gradient_accumulation)
+        whole = loss(slice(None))
+        accelerator.backward(whole)
+        return whole.detach()
 
     def attempt(count: int) -> None:
         """This process's part of a step on `count` images, to see whether it fits into memory; waits for no other process."""

@@ -18,7 +18,7 @@ HARMLESS = {
     "stages/common/scratch.py": "where unfinished work waits, keyed by params and inputs; a resumed run gives the same bytes (tested)",
     "stages/common/parallel.py": "an ordered map: the same results on any number of processes (tested)",
     "stages/common/processes.py": "stops a run that came up with fewer processes than asked for",
-    "stages/__init__.py": "sets how long idle threads spin and how often the collector looks, and notes how long a stage took",
+    "stages/__init__.py": "sets how long idle threads spin, how often the collector looks and what malloc keeps; notes how long a stage took",
     "stages/common/whole.py": "makes a folder appear whole; doesn't choose what is in it",
 }
 

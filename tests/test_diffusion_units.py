@@ -8,6 +8,7 @@ from stages.diffusion import checkpoints
 from stages.diffusion.latents import Latents, allocate, arrays, dihedral
 from stages.diffusion.loss import add_noise, denoising_loss, min_snr_weight, stratified_timesteps, target
 from stages.diffusion.memory import largest_batch, out_of_memory
+from stages.diffusion.slices import Slices
 from stages.diffusion.validation import spread
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -167,6 +168,46 @@ def test_out_of_memory_is_one_line_that_says_which_batch_fits(attempt, line):
     with pytest.raises(ZeroDivisionError):  # other faults are none of its business
         with out_of_memory("sampling.batch_size", 32, attempt):
             raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("count, sizes", [(1, [1]), (16, [16]), (17, [9, 8]), (64, [16] * 4)])
+def test_a_group_is_cut_evenly_on_a_cpu_and_stays_whole_on_a_gpu(count, sizes):
+    images = torch.arange(count)
+    assert [len(images[part]) for part in Slices(count, torch.device("cpu")).slices] == sizes
+    assert torch.equal(torch.cat(Slices(count, torch.device("cpu")).map(lambda part: images[part])), images)
+    assert Slices(count, torch.device("cuda")).slices == [slice(0, count)]
+
+
+def test_gradients_of_slices_add_up_to_those_of_the_whole(four_threads):
+    torch.manual_seed(0)
+    network, images = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3)), sample(40)[0]
+    weights = [*network.parameters(), unused := torch.nn.Parameter(torch.ones(3))]
+
+    def loss(part):
+        return network(images[part]).square().sum() / len(images)
+
+    def gradients(backward) -> list[torch.Tensor]:
+        for w in weights:
+            w.grad = torch.ones_like(w)  # of an earlier micro-batch
+        total = backward()
+        return [total.detach(), *(w.grad for w in weights)]
+
+    whole = gradients(lambda: (total := loss(slice(None)), (total / 2).backward())[0])
+    slices = Slices(len(images), torch.device("cpu"))
+    assert len(slices.slices) == 3
+    parts = [gradients(lambda: slices.backward(loss, weights, 1 / 2)) for _ in range(5)]
+    torch.testing.assert_close(parts[0], whole)
+    assert torch.equal(unused.grad, torch.ones(3))
+    for others in parts[1:]:  # whichever slice is done first
+        assert all(map(torch.equal, others, parts[0]))
+
+
+@pytest.fixture
+def four_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_spread_of_latents_is_the_distance_of_two():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
-from tiny_diffusion import make_imagery, run, write_params
+from tiny_diffusion import make_imagery, on_threads, run, write_params
 
 from stages import encode, finetune_sd
 from stages.common.artefacts import digest, open_image, read_json, read_rows
@@ -77,6 +77,16 @@ def test_what_is_skipped_of_the_bases_own_domain_is_named_and_counted(workspace)
 def test_encoding_by_two_processes_gives_the_same_bytes(encoded, workspace):
     assert run(workspace, encode.main, processes=2)[0] == 0
     assert digest(workspace / "data/latents") == digest(encoded / "data/latents")
+
+
+def test_encoding_on_more_cores_gives_the_same_bytes(workspace):
+    write_params(workspace, encode={"batch_size": 32})  # two slices; the last is all padding in valid
+    outputs = []
+    for threads in (1, 2):
+        code, log = run(workspace, on_threads, threads, encode.main)
+        assert code == 0, log
+        outputs.append(digest(workspace / "data/latents"))
+    assert outputs[0] == outputs[1]
 
 
 def test_long_captions_are_counted_and_images_without_any_are_kept(workspace):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_diffusion import run, write_params
+from tiny_diffusion import on_threads, run, write_params
 
 from stages import encode, finetune_sd, sample
 from stages.common.artefacts import digest, read_json
@@ -175,6 +175,16 @@ def test_accumulation_equals_the_bigger_batch(trained, workspace):
     assert run(workspace, finetune_sd.main)[0] == 0
     one, two = (read_json(folder / "metrics/diffusion.json") for folder in (trained, workspace))
     np.testing.assert_allclose(two["validation_loss_last"], one["validation_loss_last"], rtol=1e-4)
+
+
+def test_slices_on_several_cores_equal_the_whole_batch(workspace):
+    losses = []
+    for overlay in ({"batch_size": 32}, {"batch_size": 16, "gradient_accumulation": 2}):  # two slices; two batches of one
+        write_params(workspace, finetune_sd=overlay)
+        code, log = run(workspace, on_threads, 2, finetune_sd.main)
+        assert code == 0, log
+        losses.append(read_json(workspace / "metrics/diffusion.json")["validation_loss_last"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
 def test_no_epochs_publish_the_base_as_it_is(workspace):

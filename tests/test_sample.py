@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_diffusion import run, write_params
+from tiny_diffusion import on_threads, run, write_params
 
 from stages import features, generate, sample, train_scene
 from stages.common.artefacts import digest, open_image, read_rows
@@ -65,6 +65,17 @@ def test_groups_of_fewer_images_per_caption_are_not_taken_up(workspace):
 def test_images_are_the_same_from_two_processes(sampled, workspace):
     assert run(workspace, sample.main, "base", processes=2)[0] == 0
     assert digest(workspace / "data/samples") == digest(sampled / "data/samples")
+
+
+def test_images_are_the_same_on_more_cores(workspace):
+    write_params(workspace, sampling={"batch_size": 32})  # two slices
+    outputs = []
+    for threads in (1, 2):
+        code, log = run(workspace, on_threads, threads, sample.main, "base")
+        assert code == 0, log
+        outputs.append(digest(workspace / "data/samples"))
+        shutil.rmtree(workspace / "data/samples")
+    assert outputs[0] == outputs[1]
 
 
 def test_features_are_the_same_from_two_processes(sampled, tmp_path):

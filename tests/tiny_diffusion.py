@@ -126,6 +126,11 @@ def _child(workspace, rank, world, port, function, args):
     function(*args)
 
 
+def on_threads(count: int, function, *args) -> None:
+    torch.set_num_threads(count)
+    function(*args)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

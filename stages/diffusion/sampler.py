@@ -7,6 +7,7 @@ a restart. Finished groups are kept in the scratch folder until all are done.
 
 import math
 from collections.abc import Iterable
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from stages.common.rng import rng
 from stages.diffusion import models
 from stages.diffusion.denoising import denoise
 from stages.diffusion.memory import out_of_memory
+from stages.diffusion.slices import Slices
 from stages.params import Sampling
 
 FIRST_GROUP = 10**8  # group numbers of equal length: their files sort by name as by number
@@ -49,7 +51,7 @@ class Sampler:
         self.unet, self.vae = (self.place(models.load(folder, part)) for part in ("unet", "vae"))
         self.tokenizer, self.text_encoder = models.load_tokenizer(folder), models.load(folder, "text_encoder").to(device)
         self.negatives: dict[str, torch.Tensor] = {}
-        self.scheduler = models.load_scheduler(folder, settings.scheduler)
+        self.scheduler, self.slices = models.load_scheduler(folder, settings.scheduler), Slices(settings.batch_size, self.device)
         self.scale, self.statistics = models.latent_scale(folder), models.pixel_statistics(folder)
         side = settings.resolution // factor
         self.shape = (self.unet.config.in_channels, side, side)                        # (C,h,w)
@@ -82,13 +84,18 @@ class Sampler:
         pad = [0] * (size - count)
         noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds + pad]
         noise = torch.stack(noise).to(self.device)                                     # [B,C,h,w]
-        text = models.embed(self.tokenizer, self.text_encoder, prompts + [""] * len(pad))   # [B,L,D]
+        texts = [models.embed(self.tokenizer, self.text_encoder, prompts + [""] * len(pad))]  # [B,L,D]
         if guidance > 1:
-            text = torch.cat([*map(self.embed_negative, negatives + [""] * len(pad)), text])  # [2B,L,D]
-        with self.autocast():
-            latents = denoise(self.unet, self.scheduler, noise, text, guidance, self.settings.steps) / self.scale
-            images = self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
-        images = images[:count].float().cpu().numpy()                                      # [n,3,H,W]
+            texts.insert(0, torch.cat([*map(self.embed_negative, negatives + [""] * len(pad))]))
+
+        @torch.inference_mode()
+        def images_of(part: slice) -> torch.Tensor:
+            text = torch.cat([t[part] for t in texts])                                 # [b,L,D], with guidance [2b,L,D]
+            with self.autocast():
+                latents = denoise(self.unet, deepcopy(self.scheduler), noise[part], text, guidance, self.settings.steps) / self.scale
+                return self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+
+        images = torch.cat(self.slices.map(images_of))[:count].float().cpu().numpy()       # [n,3,H,W]
         if not np.isfinite(images).all():
             fail(f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32")
         return models.to_pixels(images, self.statistics)
