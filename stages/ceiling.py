@@ -8,6 +8,7 @@ One stage for both questions, LULC classes and scenes: starting up costs as much
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stages.common.artefacts import read_rows, write_json
 from stages.common.fail import fail
@@ -20,29 +21,35 @@ from stages.params import load
 
 def main():
     p = load()
-    from stages.evaluation.classification import read_labelled, train_and_test
+    deterministic(p.seed)
+    torch.set_num_threads(1)  # of this process; see train_and_test_all
+    from stages.evaluation.classification import read_labelled, train_and_test_all
 
+    weights = Path("models/base/classifier/model.safetensors")
+    weights = weights if weights.exists() else None
+    seeds, asked, images = p.classifier.seeds, [], {}
     for key in labels.KEYS:
-        deterministic(p.seed)
         names, of_scene = labels.of_imagery(key, p.classes)
         # As many images of each class as there are generated: by the params, or so many per test caption.
         if key == "lulc":
             wanted = {names.index(name): count * p.generate.images_per_prompt for name, count in p.prompt.per_class.items()}
         else:
-            asked = [of_scene[row["scene"]] for row in read_rows("data/imagery/test", ["scene"])]
-            wanted = {i: asked.count(i) * p.classifier.images_per_caption for i in set(asked)}
+            shown = [of_scene[row["scene"]] for row in read_rows("data/imagery/test", ["scene"])]
+            wanted = {i: shown.count(i) * p.classifier.images_per_caption for i in set(shown)}
         source, _ = read_labelled("data/imagery/train", "scene", of_scene, p.classifier.resolution, wanted, p.seed)
         real, _ = read_labelled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
         if (classes := len(np.unique(source.labels))) < 2:
             fail(f"data/imagery/train: images of {classes} class(es); a classifier needs at least 2")
         if len(source.labels) < sum(wanted.values()):
             say(f"ceiling: {key}: {len(source.labels)} real training tiles where {sum(wanted.values())} images are generated")
+        asked += [(source, real, names, p.classifier, p.seed + i, weights) for i in range(seeds)]
+        images[key] = sum(wanted.values())
 
-        weights = Path("models/base/classifier/model.safetensors")
-        weights = weights if weights.exists() else None
-        outcomes = [train_and_test(source, real, names, p.classifier, p.seed + i, weights) for i in range(p.classifier.seeds)]
-        write_json(f"metrics/ceiling_{key}.json", pooled(outcomes, "real_test") | {
-            "n_train": outcomes[0].scores["train"]["n"], "n_wanted": sum(wanted.values()), "seeds": len(outcomes)})
+    outcomes = train_and_test_all(asked)
+    for i, key in enumerate(labels.KEYS):
+        of_key = outcomes[i * seeds:(i + 1) * seeds]
+        write_json(f"metrics/ceiling_{key}.json", pooled(of_key, "real_test") | {
+            "n_train": of_key[0].scores["train"]["n"], "n_wanted": images[key], "seeds": seeds})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from stages.common.artefacts import read_json, write_json
 from stages.common.fail import fail
@@ -25,7 +26,8 @@ def main(key: str = ""):
     labels.check(key)
     p = load()
     deterministic(p.seed)
-    from stages.evaluation.classification import read_labelled, train_and_test
+    torch.set_num_threads(1)  # of this process; see train_and_test_all
+    from stages.evaluation.classification import read_labelled, train_and_test_all
     from stages.evaluation.networks import save
 
     # The question, its training images (generated), its test images (real).
@@ -40,8 +42,7 @@ def main(key: str = ""):
 
     weights = BASE / "model.safetensors"
     weights = weights if weights.exists() else None
-    outcomes = [train_and_test(source, real, names, p.classifier, p.seed + i, weights)
-                for i in range(p.classifier.seeds)]
+    outcomes = train_and_test_all([(source, real, names, p.classifier, p.seed + i, weights) for i in range(p.classifier.seeds)])
 
     counts = np.bincount(real.labels, minlength=len(names))
     tests = {test: pooled(outcomes, test) for test in ("synthetic_test", "real_test")}
@@ -56,7 +57,7 @@ def main(key: str = ""):
     # The first classifier and where it errs.
     first = outcomes[0]
     target = Path("models/classifier", key)
-    save(target, first.task.model, first.config)
+    save(target, first.network, first.config)
     write_json(target / "context.json", {
         "weights": read_json(BASE / "SOURCE.json")["source"], "trained_on": folder, "tested_on": "data/imagery/test",
         "classes_without_real": [name for name, count in zip(names, counts) if count == 0],

@@ -11,7 +11,8 @@ from PIL import Image
 
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import render
-from stages.evaluation.classification import SENTINEL2_WHITE, Labelled, Outcome, TilesModule, read_labelled, split, train_and_test
+from stages.evaluation.classification import (SENTINEL2_WHITE, Labelled, Outcome, TilesModule, read_labelled, split, train_and_test,
+                                              train_and_test_all)
 from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
 from stages.params import Classifier, load
 
@@ -56,6 +57,16 @@ def test_it_learns_and_gives_the_same_scores_twice():
     assert real["overall_accuracy"] > 0.9 and real["n"] == 30 and real["f1"] == pytest.approx(real["overall_accuracy"])
     assert (outcome.predicted["real_test"] == flat(30).labels).mean() == pytest.approx(real["overall_accuracy"])
     assert train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None).scores == outcome.scores
+
+
+def test_classifiers_trained_side_by_side_are_those_trained_one_by_one():
+    short = P.model_copy(update={"epochs": 2})
+    asked = [(flat(40), flat(30, seed=1), list("abc"), short, seed, None) for seed in range(3)]
+    for outcome, arguments in zip(train_and_test_all(asked), asked):
+        alone = train_and_test(*arguments)
+        assert (outcome.scores, outcome.errors, outcome.config) == (alone.scores, alone.errors, alone.config)
+        weights, theirs = outcome.network.state_dict(), alone.network.state_dict()
+        assert weights.keys() == theirs.keys() and all((weights[name] == theirs[name]).all() for name in weights)
 
 
 def test_shuffled_labels_bring_it_to_chance():

@@ -19,6 +19,7 @@ from torchgeo.trainers import ClassificationTask
 
 from stages.common.artefacts import read_rows
 from stages.common.fail import fail
+from stages.common.parallel import cores, ordered_map
 from stages.common.rng import rng
 from stages.common.torch_setup import torch_generator
 from stages.evaluation.networks import create, statistics, stored
@@ -41,7 +42,7 @@ class Labelled(NamedTuple):
 
 class Outcome(NamedTuple):
     """One trained classifier and what it scored on each test set."""
-    task: "Task"
+    network: torch.nn.Module
     scores: dict[str, dict[str, float]]
     errors: dict[str, dict[str, float]]   # their standard errors, from the size of the test set
     predicted: dict[str, np.ndarray]   # class numbers [N]
@@ -137,6 +138,25 @@ class Task(ClassificationTask):
         self.model = create(self.hparams["model"], self.hparams["num_classes"], self.hparams["resolution"], "classifier.model")
 
 
+def train_and_test_all(asked: list[tuple]) -> list[Outcome]:
+    """`train_and_test` of each of these arguments: one after the other on a GPU, else side by side, the cores shared out.
+
+    Much of a small network's step is Python, which leaves the other cores idle. Call `torch.set_num_threads(1)` before
+    anything is computed: once torch's own threads have started, processes forked from this one can't start theirs.
+    """
+    if torch.cuda.is_available():
+        return [train_and_test(*arguments) for arguments in asked]
+    processes = min(len(asked), 2 * cores())
+    threads = max(1, cores() // processes)
+    return [outcome for _, outcome in ordered_map(_on_threads, ((i, (threads, each)) for i, each in enumerate(asked)), 1, processes)]
+
+
+def _on_threads(arguments: tuple) -> Outcome:
+    threads, asked = arguments
+    torch.set_num_threads(threads)
+    return train_and_test(*asked)
+
+
 def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classifier, seed: int,
                    weights: Path | None) -> Outcome:
     """Train one classifier on its part of `source`; test it on the part of `source` held back, and on `real`.
@@ -172,7 +192,7 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
             errors[name] = errors_of(labels, predicted[name], losses, len(names), rng(seed, "classifier errors"))
     scores["train"] = {"n": len(data.train)}
     config = {"model": p.model, "resolution": p.resolution, "classes": names, "mean": mean, "std": std}
-    return Outcome(task, scores, errors, predicted, config)
+    return Outcome(task.model, scores, errors, predicted, config)
 
 
 def start_from(task: Task, weights: Path) -> None:

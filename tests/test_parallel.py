@@ -1,0 +1,52 @@
+"""The ordered map over processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from stages.common.parallel import ordered_map
+
+WAITS = """
+import os, time
+from stages.common.parallel import ordered_map
+
+def told(i):
+    os.write(1, f"{os.getpid()}\\n".encode())
+    time.sleep(60)
+
+if __name__ == "__main__":
+    list(ordered_map(told, ((i, i) for i in range(2)), batch=1, processes=2))
+"""
+
+
+def square(i: int) -> int:
+    return i * i
+
+
+def test_results_come_in_order_whatever_the_number_of_processes():
+    expected = [(f"label {i}", i * i) for i in range(50)]
+    for processes in (1, 3):
+        assert list(ordered_map(square, ((f"label {i}", i) for i in range(50)), batch=4, processes=processes)) == expected
+
+
+def test_a_killed_run_leaves_no_process_behind(tmp_path):
+    (tmp_path / "waits.py").write_text(WAITS)
+    with subprocess.Popen([sys.executable, tmp_path / "waits.py"], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, "PYTHONPATH": os.getcwd()}) as run:
+        children = [int(run.stdout.readline()) for _ in range(2)]
+        assert all(map(alive, children))
+        run.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
