@@ -17,8 +17,8 @@ def test_every_scale_is_valid(scale):
 
 
 @pytest.mark.parametrize(("old", "new", "words"), [
-    ("guidance_scale: 2.0", "guidence_scale: 2.0", ["sampling.guidence_scale", "did you mean guidance_scale?"]),
-    ("guidance_scale: 2.0", "guidance_scale: 0.5", ["sampling.guidance_scale", "greater than or equal to 1", "0.5"]),
+    ("guidance_scale: 2.5", "guidence_scale: 2.5", ["sampling.guidence_scale", "did you mean guidance_scale?"]),
+    ("guidance_scale: 2.5", "guidance_scale: 0.5", ["sampling.guidance_scale", "greater than or equal to 1", "0.5"]),
     ("scheduler: dpm", "scheduler: euler", ["sampling.scheduler", "'pndm', 'ddim' or 'dpm'", "'euler'"]),
     ("lr: 1.2e-3", "lr: 8e-4", ["finetune_sd.lr", "8.0e-04", "text"]),
     ("  gallery_per_class: 24", "  gallery_per_klass: 24", ["report.gallery_per_klass", "did you mean gallery_per_class?"]),
@@ -45,7 +45,7 @@ def test_every_scale_is_valid(scale):
     ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "each once"]),
     ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene among them"]),
     ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake stands there twice"]),
-    ("guidance_scale: 2.0", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
+    ("guidance_scale: 2.5", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
     ("  batch_size: 64               # images per step", "  batch_size: 1                # images per step",
      ["train_scene.batch_size", "greater than or equal to 2", "1"]),
     ("  batch_size: 32               # images per step\n", "  batch_size: 1                # images per step\n",
