@@ -21,6 +21,7 @@ from PIL import Image
 from stages.common.fail import fail
 from stages.diffusion.models import start_folder
 from stages.diffusion.sampler import Sampler
+from stages.diffusion.slices import Slices
 from stages.params import LULC_CLASSES, Params, load
 from stages.prompt import BASE, INDEX, make_writer
 from stages.text import checks
@@ -49,7 +50,7 @@ class Studio:
         if self.stop.is_set():
             raise Stopped
         self.done += 1
-        self.progress((self.done, len(self.sampler.scheduler.timesteps)), unit="steps")
+        self.progress((self.done, self.total), unit="steps")
 
     def draw(self, prompt: str, negative: str, steps: int, guidance: float, seed: str, count: int, request: gr.Request,
              progress=gr.Progress()):  # noqa: B008  where Gradio looks for it
@@ -65,6 +66,9 @@ class Studio:
             self.stop.clear()
             self.sampler.settings = self.p.sampling.model_copy(
                 update={"steps": steps, "guidance_scale": guidance, "batch_size": count})
+            self.sampler.slices = Slices(count, self.sampler.device)
+            self.sampler.scheduler.set_timesteps(steps)     # PNDM takes one more than it is asked for
+            self.total = len(self.sampler.scheduler.timesteps) * len(self.sampler.slices.slices)
             try:
                 images = self.sampler.draw([prompt] * count, [negative] * count, seeds)
             except Stopped:
