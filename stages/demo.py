@@ -66,9 +66,8 @@ class Studio:
             self.stop.clear()
             self.sampler.settings = self.p.sampling.model_copy(
                 update={"steps": steps, "guidance_scale": guidance, "batch_size": count})
-            self.sampler.slices = Slices(count, self.sampler.device)
             self.sampler.scheduler.set_timesteps(steps)     # PNDM takes one more than it is asked for
-            self.total = len(self.sampler.scheduler.timesteps) * len(self.sampler.slices.slices)
+            self.total = len(self.sampler.scheduler.timesteps) * len(Slices(count, self.sampler.device).slices)
             try:
                 images = self.sampler.draw([prompt] * count, [negative] * count, seeds)
             except Stopped:

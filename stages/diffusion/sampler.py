@@ -51,7 +51,7 @@ class Sampler:
         self.unet, self.vae = (self.place(models.load(folder, part)) for part in ("unet", "vae"))
         self.tokenizer, self.text_encoder = models.load_tokenizer(folder), models.load(folder, "text_encoder").to(device)
         self.negatives: dict[str, torch.Tensor] = {}
-        self.scheduler, self.slices = models.load_scheduler(folder, settings.scheduler), Slices(settings.batch_size, self.device)
+        self.scheduler = models.load_scheduler(folder, settings.scheduler)
         self.scale, self.statistics = models.latent_scale(folder), models.pixel_statistics(folder)
         side = settings.resolution // factor
         self.shape = (self.unet.config.in_channels, side, side)                        # (C,h,w)
@@ -95,7 +95,7 @@ class Sampler:
                 latents = denoise(self.unet, deepcopy(self.scheduler), noise[part], text, guidance, self.settings.steps) / self.scale
                 return self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
 
-        images = torch.cat(self.slices.map(images_of))[:count].float().cpu().numpy()       # [n,3,H,W]
+        images = torch.cat(Slices(size, self.device).map(images_of))[:count].float().cpu().numpy()       # [n,3,H,W]
         if not np.isfinite(images).all():
             fail(f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32")
         return models.to_pixels(images, self.statistics)
