@@ -8,7 +8,6 @@ One stage for both questions, LULC classes and scenes: starting up costs as much
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stages.common.artefacts import read_rows, write_json
 from stages.common.fail import fail
@@ -22,7 +21,6 @@ from stages.params import load
 def main():
     p = load()
     deterministic(p.seed)
-    torch.set_num_threads(1)  # of this process; see train_and_test_all
     from stages.evaluation.classification import read_labelled, train_and_test_all
 
     weights = Path("models/base/classifier/model.safetensors")

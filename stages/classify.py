@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from stages.common.artefacts import read_json, write_json
 from stages.common.fail import fail
@@ -26,7 +25,6 @@ def main(key: str = ""):
     labels.check(key)
     p = load()
     deterministic(p.seed)
-    torch.set_num_threads(1)  # of this process; see train_and_test_all
     from stages.evaluation.classification import read_labelled, train_and_test_all
     from stages.evaluation.networks import save
 

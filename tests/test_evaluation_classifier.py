@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
+from stages.common.parallel import cores
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (SENTINEL2_WHITE, Labelled, Outcome, TilesModule, read_labelled, split, train_and_test,
                                               train_and_test_all)
@@ -61,7 +63,11 @@ def test_it_learns_and_gives_the_same_scores_twice():
 
 def test_classifiers_trained_side_by_side_are_those_trained_one_by_one():
     short = P.model_copy(update={"epochs": 2})
-    asked = [(flat(40), flat(30, seed=1), list("abc"), short, seed, None) for seed in range(3)]
+    asked = [(flat(40), flat(30, seed=1), list("abc"), short, seed, None) for seed in range(max(3, cores()))]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    torch.ones(10**6).exp_()    # starts OpenMP's threads, which a forked process lacks
+    torch.set_num_threads(threads)
     for outcome, arguments in zip(train_and_test_all(asked), asked):
         alone = train_and_test(*arguments)
         assert (outcome.scores, outcome.errors, outcome.config) == (alone.scores, alone.errors, alone.config)
@@ -82,7 +88,6 @@ def test_shuffled_labels_bring_it_to_chance():
 
 def test_weights_are_loaded_and_fed_reflectance(tmp_path):
     import timm
-    import torch
     from safetensors.torch import save_file
 
     backbone = timm.create_model("test_resnet", num_classes=0).state_dict()
@@ -116,7 +121,6 @@ def test_several_seeds_widen_the_interval():
 
 def test_scores_are_torchgeos_where_every_class_has_images():
     """And the bootstrap's error of an accuracy is the binomial one."""
-    import torch
     from torchgeo.trainers import ClassificationTask
 
     draws = np.random.default_rng(0)

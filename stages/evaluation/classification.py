@@ -139,22 +139,19 @@ class Task(ClassificationTask):
 
 
 def train_and_test_all(asked: list[tuple]) -> list[Outcome]:
-    """`train_and_test` of each of these arguments: one after the other on a GPU, else side by side, the cores shared out.
+    """`train_and_test` of each of these arguments: side by side where they would have a core each at most, else one by one.
 
-    Much of a small network's step is Python, which leaves the other cores idle. Call `torch.set_num_threads(1)` before
-    anything is computed: once torch's own threads have started, processes forked from this one can't start theirs.
+    Much of a small network's step is Python, which leaves other cores idle. Processes are forked, and a fork of a process whose
+    OpenMP threads have started hangs as soon as it uses more than one: hence one thread each, and none on a GPU.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() or not 1 < cores() <= len(asked):
         return [train_and_test(*arguments) for arguments in asked]
-    processes = min(len(asked), 2 * cores())
-    threads = max(1, cores() // processes)
-    return [outcome for _, outcome in ordered_map(_on_threads, ((i, (threads, each)) for i, each in enumerate(asked)), 1, processes)]
+    return [outcome for _, outcome in ordered_map(_on_one_thread, enumerate(asked), 1, min(len(asked), 2 * cores()))]
 
 
-def _on_threads(arguments: tuple) -> Outcome:
-    threads, asked = arguments
-    torch.set_num_threads(threads)
-    return train_and_test(*asked)
+def _on_one_thread(arguments: tuple) -> Outcome:
+    torch.set_num_threads(1)
+    return train_and_test(*arguments)
 
 
 def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classifier, seed: int,
