@@ -22,13 +22,23 @@ INTERVAL, ROUNDS = 500, 3
 def main(size: str = "all") -> None:
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(REPOSITORY / "stages/embedded/models/diffusion", subfolder="unet")
-    print(f"| checkpoint, median of {ROUNDS} | GB | training waits | written in | a step | waits / {INTERVAL} steps |")
+    unet = UNet2DConditionModel.from_pretrained(
+        REPOSITORY / "stages/embedded/models/diffusion", subfolder="unet"
+    )
+    print(
+        f"| checkpoint, median of {ROUNDS} | GB | training waits | written in | a step | waits / {INTERVAL} steps |"
+    )
     print("|---|---|---|---|---|---|")
     show("demo size, with EMA", unet, ema=True, batch=32, side=16)
     if size == "all":
         del unet
-        show("SD v1.5's size, the paper's recipe (no EMA)", UNet2DConditionModel(**UNET), ema=False, batch=16, side=28)
+        show(
+            "SD v1.5's size, the paper's recipe (no EMA)",
+            UNet2DConditionModel(**UNET),
+            ema=False,
+            batch=16,
+            side=28,
+        )
 
 
 def show(name: str, unet, ema: bool, batch: int, side: int) -> None:
@@ -44,7 +54,9 @@ def show(name: str, unet, ema: bool, batch: int, side: int) -> None:
         adamw.step()
         step = float("nan")
     else:
-        step = statistics.median(seconds(lambda: train(unet, adamw, batch, side, device)) for _ in range(4))
+        step = statistics.median(
+            seconds(lambda: train(unet, adamw, batch, side, device)) for _ in range(4)
+        )
     adamw.zero_grad()
     waits, writes, state = [], [], {"step": 1, "best_step": 1}
     with tempfile.TemporaryDirectory() as place:
@@ -52,12 +64,19 @@ def show(name: str, unet, ema: bool, batch: int, side: int) -> None:
             began = time.perf_counter()
             tensors = checkpoints.pack(names, weights, average, adamw)
             waits.append(time.perf_counter() - began)
-            writes.append(seconds(lambda tensors=tensors: checkpoints.save_step(Path(place), tensors, state, 1)))
+            writes.append(
+                seconds(
+                    lambda tensors=tensors: checkpoints.save_step(Path(place), tensors, state, 1)
+                )
+            )
             size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e9
             del tensors
     wait = statistics.median(waits)
-    print(f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {statistics.median(writes):.1f} s | {step:.3f} s | "
-          f"{wait / (INTERVAL * step):.2%} |", flush=True)
+    print(
+        f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {statistics.median(writes):.1f} s | {step:.3f} s | "
+        f"{wait / (INTERVAL * step):.2%} |",
+        flush=True,
+    )
 
 
 def train(unet, adamw, batch: int, side: int, device: str) -> None:

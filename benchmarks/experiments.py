@@ -27,7 +27,9 @@ SCHEMA = pa.schema([("image", IMAGE), ("label", pa.string())])
 
 
 def main(*chosen: str) -> None:
-    print("| what | wall s, median | lowest to highest | processor s, median | wanted |\n|---|---:|---|---:|---|")
+    print(
+        "| what | wall s, median | lowest to highest | processor s, median | wanted |\n|---|---:|---|---:|---|"
+    )
     if not chosen or "nothing" in chosen:
         for command in (["dvc", "repro"], ["dvc", "status"]):
             measure(f"`{' '.join(command)}`, nothing to do", command, Path("."), "<= 2 s")
@@ -39,17 +41,34 @@ def main(*chosen: str) -> None:
                 changed = text.replace("subsets: 20 ", f"subsets: {21 + number} ")
                 assert changed != text, "params.yaml: fid.subsets is not 20 here"
                 (folder / "params.yaml").write_text(changed, encoding="utf-8")
-                measure(f"`dvc repro` after fid.subsets = {21 + number}", ["dvc", "repro"], folder, "<= 15 s", rounds=1)
+                measure(
+                    f"`dvc repro` after fid.subsets = {21 + number}",
+                    ["dvc", "repro"],
+                    folder,
+                    "<= 15 s",
+                    rounds=1,
+                )
     if not chosen or "large" in chosen:
         with copy() as folder:
             shutil.rmtree(folder / "data/synthetic")
             noise = random.Random(0)
-            rows = ({"image": {"bytes": noise.randbytes(IMAGE_BYTES), "path": f"{i}.png"}, "label": "Bare Land"} for i in range(IMAGES))
+            rows = (
+                {
+                    "image": {"bytes": noise.randbytes(IMAGE_BYTES), "path": f"{i}.png"},
+                    "label": "Bare Land",
+                }
+                for i in range(IMAGES)
+            )
             write_shards(folder / "data/synthetic", rows, SCHEMA)
             # As if the pipeline had made them: dvc.lock takes what lies there, nothing runs.
             subprocess.run(["dvc", "commit", "-q", "-f"], cwd=folder, check=True)
             for command in (["dvc", "repro"], ["dvc", "status"]):
-                measure(f"`{' '.join(command)}`, {IMAGES:,} images of {IMAGE_BYTES / 1000:.0f} kB", command, folder, "<= 5 s")
+                measure(
+                    f"`{' '.join(command)}`, {IMAGES:,} images of {IMAGE_BYTES / 1000:.0f} kB",
+                    command,
+                    folder,
+                    "<= 5 s",
+                )
 
 
 @contextmanager
@@ -73,7 +92,10 @@ def measure(what: str, command: list[str], folder: Path, wanted: str, rounds: in
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         processors.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     wall, processor = statistics.median(walls), statistics.median(processors)
-    print(f"| {what} | {wall:.2f} | {min(walls):.2f} to {max(walls):.2f} | {processor:.2f} | {wanted} |", flush=True)
+    print(
+        f"| {what} | {wall:.2f} | {min(walls):.2f} to {max(walls):.2f} | {processor:.2f} | {wanted} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

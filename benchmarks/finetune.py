@@ -18,15 +18,31 @@ from benchmarks.interleaved import compare
 from benchmarks.workspace import demo, stable_diffusion, stage, write_params
 
 ROUNDS, WARM_UP, STEPS = 5, 3, 12
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}  # dense bf16 FLOP/s, by its maker
+PEAK = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}  # dense bf16 FLOP/s, by its maker
 
 
 def main(size: str = "demo") -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     large = size != "demo"
-    training = {"epochs": 1000, "checkpoint_steps": 10**6, "validation_images": 2, "grid_captions": 1}
+    training = {
+        "epochs": 1000,
+        "checkpoint_steps": 10**6,
+        "validation_images": 2,
+        "grid_captions": 1,
+    }
     if large:
-        training |= {"batch_size": 16 if size == "224" else 8, "precision": "bf16", "ema_decay": 0, "lr": 1.0e-6}
+        training |= {
+            "batch_size": 16 if size == "224" else 8,
+            "precision": "bf16",
+            "ema_decay": 0,
+            "lr": 1.0e-6,
+        }
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if large:
@@ -36,17 +52,31 @@ def main(size: str = "demo") -> None:
         stage(folder, "stages.encode")
 
         def run(name: str, **options) -> float:
-            write_params(folder, finetune_sd=training | options, **({"encode": {"precision": "bf16"}} if large else {}))
+            write_params(
+                folder,
+                finetune_sd=training | options,
+                **({"encode": {"precision": "bf16"}} if large else {}),
+            )
             return float(stage(folder, "benchmarks.finetune", name).split()[-1])
 
-        runs = {"encode at every step": lambda: run("reference"), "encode once": lambda: run("ours")}
+        runs = {
+            "encode at every step": lambda: run("reference"),
+            "encode once": lambda: run("ours"),
+        }
         if device != "CPU":
             runs["encode once, compiled"] = lambda: run("ours", compile=True)
         found = compare(f"fine-tuning, {size}, {device}", "images/s", runs, ROUNDS)
         peak = next((value for name, value in PEAK.items() if name in device), None)
         if large and peak:
             flops = training_flops(int(size))["UNet, forward and backward"]
-            print("\nMFU of bf16 peak: " + ", ".join(f"{name} {flops * rate / peak:.1%}" for name, rate in found.items() if "once" in name))
+            print(
+                "\nMFU of bf16 peak: "
+                + ", ".join(
+                    f"{name} {flops * rate / peak:.1%}"
+                    for name, rate in found.items()
+                    if "once" in name
+                )
+            )
 
 
 class Clock:
@@ -92,8 +122,14 @@ def reference() -> None:
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(p.precision, p.precision))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[p.precision]
     rows, tokenizer = read_rows(Path("data/imagery/train")), models.load_tokenizer(start)
-    augment = transforms.Compose([transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip(), transforms.ToTensor(),
-                                  transforms.Normalize([0.5], [0.5])])
+    augment = transforms.Compose(
+        [
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomVerticalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5], [0.5]),
+        ]
+    )
 
     class Tiles(Dataset):
         def __len__(self) -> int:
@@ -101,14 +137,21 @@ def reference() -> None:
 
         def __getitem__(self, i: int) -> dict:
             caption = rows[i]["captions"][np.random.randint(len(rows[i]["captions"]))]
-            ids = tokenizer(caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids[0]
+            ids = tokenizer(
+                caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
+            ).input_ids[0]
             return {"pixel_values": augment(open_image(rows[i]["image"])), "input_ids": ids}
 
     loader = DataLoader(Tiles(), batch_size=p.batch_size, shuffle=True, drop_last=True)
     unet = models.load(start, "unet").requires_grad_(True).train()
-    vae, text = (models.load(start, part).to(accelerator.device, dtype) for part in ("vae", "text_encoder"))
+    vae, text = (
+        models.load(start, part).to(accelerator.device, dtype) for part in ("vae", "text_encoder")
+    )
     schedule = models.load_scheduler(start, "ddpm")
-    kind, alphas_cumprod = schedule.config.prediction_type, schedule.alphas_cumprod.to(accelerator.device)
+    kind, alphas_cumprod = (
+        schedule.config.prediction_type,
+        schedule.alphas_cumprod.to(accelerator.device),
+    )
     optimiser = torch.optim.AdamW(unet.parameters(), lr=p.lr, weight_decay=p.weight_decay)
     unet, optimiser, loader = accelerator.prepare(unet, optimiser, loader)
     ema = [w.detach().clone() for w in unet.parameters()] if p.ema_decay else []
@@ -117,12 +160,24 @@ def reference() -> None:
         for batch in loader:
             clock()
             with torch.no_grad():
-                x = vae.encode(batch["pixel_values"].to(dtype)).latent_dist.sample().float() * vae.config.scaling_factor
+                x = (
+                    vae.encode(batch["pixel_values"].to(dtype)).latent_dist.sample().float()
+                    * vae.config.scaling_factor
+                )
                 states = text(batch["input_ids"])[0]
-            noise, t = torch.randn_like(x), torch.randint(0, len(alphas_cumprod), (len(x),), device=x.device)
+            noise, t = (
+                torch.randn_like(x),
+                torch.randint(0, len(alphas_cumprod), (len(x),), device=x.device),
+            )
             prediction = unet(add_noise(x, noise, t, alphas_cumprod).to(dtype), t, states).sample
-            error = (prediction.float() - target(x, noise, t, alphas_cumprod, kind)).square().mean((1, 2, 3))
-            accelerator.backward((error * min_snr_weight(t, alphas_cumprod, kind, p.min_snr_gamma)).mean())
+            error = (
+                (prediction.float() - target(x, noise, t, alphas_cumprod, kind))
+                .square()
+                .mean((1, 2, 3))
+            )
+            accelerator.backward(
+                (error * min_snr_weight(t, alphas_cumprod, kind, p.min_snr_gamma)).mean()
+            )
             accelerator.clip_grad_norm_(unet.parameters(), p.max_grad_norm)
             optimiser.step()
             optimiser.zero_grad()

@@ -18,12 +18,21 @@ def training_flops(resolution: int) -> dict[str, float]:
     side = resolution // 8
     with torch.device("meta"):
         unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
-        text = CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=49408, max_position_embeddings=77, attn_implementation="sdpa"))
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                **TEXT, vocab_size=49408, max_position_embeddings=77, attn_implementation="sdpa"
+            )
+        )
         image, latent = torch.zeros(1, 3, resolution, resolution), torch.zeros(1, 4, side, side)
         tokens, states = torch.zeros(1, 77, dtype=torch.long), torch.zeros(1, 77, 768)
     with torch.no_grad():
-        encode, embed = count(lambda: vae.encode(image).latent_dist.mean), count(lambda: text(tokens))
-    train = count(lambda: unet(latent, torch.zeros(1, device="meta"), states).sample.sum().backward())
+        encode, embed = (
+            count(lambda: vae.encode(image).latent_dist.mean),
+            count(lambda: text(tokens)),
+        )
+    train = count(
+        lambda: unet(latent, torch.zeros(1, device="meta"), states).sample.sum().backward()
+    )
     return {"VAE encoder": encode, "text encoder": embed, "UNet, forward and backward": train}
 
 
@@ -35,11 +44,21 @@ def count(work) -> float:
 
 def main() -> None:
     found = {resolution: training_flops(resolution) for resolution in (224, 512)}
-    print("| TFLOP per training image | " + " | ".join(f"{r} px" for r in found) + " |\n|---|---|---|")
+    print(
+        "| TFLOP per training image | " + " | ".join(f"{r} px" for r in found) + " |\n|---|---|---|"
+    )
     for name in found[224]:
-        print(f"| {name} | " + " | ".join(f"{parts[name] / 1e12:.3f}" for parts in found.values()) + " |")
+        print(
+            f"| {name} | "
+            + " | ".join(f"{parts[name] / 1e12:.3f}" for parts in found.values())
+            + " |"
+        )
     ratios = [sum(parts.values()) / parts["UNet, forward and backward"] for parts in found.values()]
-    print("| encode at every step / encode once | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    print(
+        "| encode at every step / encode once | "
+        + " | ".join(f"{ratio:.2f}" for ratio in ratios)
+        + " |"
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Generation: our sampler in groups against `pipe(prompt)`, one prompt at a time.
 
-    python -m benchmarks.generate                 demo size (CPU or GPU)
-    python -m benchmarks.generate 512             Stable Diffusion v1.5's size at 512 px, random weights (a GPU)
+python -m benchmarks.generate                 demo size (CPU or GPU)
+python -m benchmarks.generate 512             Stable Diffusion v1.5's size at 512 px, random weights (a GPU)
 """
 
 import sys
@@ -30,7 +30,13 @@ def main(size: str = "demo") -> None:
         model = folder / "models/base/diffusion"
         settings = load(folder / "params.yaml").sampling.model_dump()
         if large:
-            settings |= {"resolution": int(size), "steps": 50, "batch_size": 16, "guidance_scale": 7.5, "precision": "fp16"}
+            settings |= {
+                "resolution": int(size),
+                "steps": 50,
+                "batch_size": 16,
+                "guidance_scale": 7.5,
+                "precision": "fp16",
+            }
         settings = Sampling(**settings)
         sampler = Sampler(model, settings, "cuda" if gpu else "cpu")
         prompts = [f"an aerial image of field {i}" for i in range(settings.batch_size)]
@@ -41,15 +47,22 @@ def main(size: str = "demo") -> None:
             return len(prompts) / (time.perf_counter() - began)
 
         def plain(dtype: torch.dtype):
-            pipe = StableDiffusionPipeline.from_pretrained(model, torch_dtype=dtype, local_files_only=True).to(sampler.device)
+            pipe = StableDiffusionPipeline.from_pretrained(
+                model, torch_dtype=dtype, local_files_only=True
+            ).to(sampler.device)
             pipe.set_progress_bar_config(disable=True)
 
             def run() -> float:
                 some = prompts[:2] if large else prompts[:8]
                 began = time.perf_counter()
                 for prompt in some:
-                    pipe(prompt, num_inference_steps=settings.steps, guidance_scale=settings.guidance_scale,
-                         height=settings.resolution, width=settings.resolution)
+                    pipe(
+                        prompt,
+                        num_inference_steps=settings.steps,
+                        guidance_scale=settings.guidance_scale,
+                        height=settings.resolution,
+                        width=settings.resolution,
+                    )
                 return len(some) / (time.perf_counter() - began)
 
             return run

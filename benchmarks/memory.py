@@ -23,10 +23,22 @@ def main() -> None:
     found = {"encode": [], "generate": []}
     for count in (N, 10 * N):
         with tempfile.TemporaryDirectory() as place:
-            folder = demo(Path(place), count, sampling={"steps": 2}, encode={"base_domain": "none"}, generate={"images_per_prompt": 1})
+            folder = demo(
+                Path(place),
+                count,
+                sampling={"steps": 2},
+                encode={"base_domain": "none"},
+                generate={"images_per_prompt": 1},
+            )
             (folder / "models/diffusion").symlink_to(folder / "models/base/diffusion")
-            texts = {name: [f"{name} {i}" for i in range(count)] for name in ("label", "prompt", "negative_prompt", "writer", "technique")}
-            pq.write_table(pa.table({"row": range(count), **texts, "passages": [""] * count}), folder / "data/prompts.parquet")
+            texts = {
+                name: [f"{name} {i}" for i in range(count)]
+                for name in ("label", "prompt", "negative_prompt", "writer", "technique")
+            }
+            pq.write_table(
+                pa.table({"row": range(count), **texts, "passages": [""] * count}),
+                folder / "data/prompts.parquet",
+            )
             for stage in found:
                 found[stage].append(peak(folder, "-m", f"stages.{stage}"))
     for stage, (small, large) in found.items():
@@ -54,7 +66,9 @@ def training_data(batch: int = 64) -> None:
     out, shape = Path("data/latents"), (TRAIN, VARIANTS, 4, 64, 64)
     allocate(out / "train.safetensors", {"mean": shape, "logvar": shape})
     allocate(out / "captions.safetensors", {"embeddings": (CAPTIONS, 77, 768)})
-    ids = pa.array([[(5 * i + k) % CAPTIONS for k in range(5)] for i in range(TRAIN)], pa.list_(pa.int32()))
+    ids = pa.array(
+        [[(5 * i + k) % CAPTIONS for k in range(5)] for i in range(TRAIN)], pa.list_(pa.int32())
+    )
     pq.write_table(pa.table({"caption_ids": ids}), out / "rows_train.parquet")
     train = Latents(out, "train", 0.18215)
     for first in range(0, TRAIN - batch, batch):
@@ -62,9 +76,11 @@ def training_data(batch: int = 64) -> None:
     sizes = sum(path.stat().st_size for path in out.iterdir()) / 2**30
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     mib = {name: int(status[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon")}
-    print(f"\n| data of fine-tuning at SD v1.5's size, {TRAIN} images x {VARIANTS} variants at 512 px, {CAPTIONS} captions | |\n|---|---|\n"
-          f"| on disk | {sizes:.1f} GiB |\n| peak resident memory over an epoch, mapped pages included | {mib['VmHWM']:.0f} MiB |\n"
-          f"| without mapped pages | {mib['RssAnon']:.0f} MiB |")
+    print(
+        f"\n| data of fine-tuning at SD v1.5's size, {TRAIN} images x {VARIANTS} variants at 512 px, {CAPTIONS} captions | |\n|---|---|\n"
+        f"| on disk | {sizes:.1f} GiB |\n| peak resident memory over an epoch, mapped pages included | {mib['VmHWM']:.0f} MiB |\n"
+        f"| without mapped pages | {mib['RssAnon']:.0f} MiB |"
+    )
 
 
 if __name__ == "__main__":

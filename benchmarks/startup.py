@@ -1,6 +1,6 @@
 """From process start to the end of the first training step, at demo size.
 
-    python -m benchmarks.startup
+python -m benchmarks.startup
 """
 
 import statistics
@@ -23,8 +23,12 @@ def main() -> None:
             began = time.perf_counter()
             stage(folder, "benchmarks.startup", "first_step")
             found.append(time.perf_counter() - began)
-    print(f"| start-up to the end of the first step | s, median of {ROUNDS} | lowest to highest |\n|---|---|---|")
-    print(f"| finetune_sd, demo size | {statistics.median(found):.1f} | {min(found):.1f} to {max(found):.1f} |")
+    print(
+        f"| start-up to the end of the first step | s, median of {ROUNDS} | lowest to highest |\n|---|---|---|"
+    )
+    print(
+        f"| finetune_sd, demo size | {statistics.median(found):.1f} | {min(found):.1f} to {max(found):.1f} |"
+    )
 
 
 def first_step() -> None:

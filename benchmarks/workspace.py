@@ -11,12 +11,32 @@ import yaml
 from stages.common.artefacts import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SPLITS = {"valid": 0.1, "test": 0.15}  # fractions: the demo's counts would leave few images nothing to train on
+SPLITS = {
+    "valid": 0.1,
+    "test": 0.15,
+}  # fractions: the demo's counts would leave few images nothing to train on
 # stable-diffusion-v1-5's config.json files, as far as they differ from the classes' defaults.
-UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "block_out_channels": (320, 640, 1280, 1280)}
-VAE = {"block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-       "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 4, "sample_size": 512}
-TEXT = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
+UNET = {
+    "sample_size": 64,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+}
+VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+TEXT = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
 
 
 def write_params(folder: Path, **sections: dict) -> None:
@@ -30,8 +50,19 @@ def write_params(folder: Path, **sections: dict) -> None:
 
 def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen:
     """`python <command>` in the folder, with the repository's modules, and scratch of its own."""
-    return subprocess.Popen([sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
-        **os.environ, "PYTHONPATH": str(REPOSITORY), "REMOTE_DIFFUSION_SCRATCH": str(folder / "scratch"), **environment})
+    return subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "REMOTE_DIFFUSION_SCRATCH": str(folder / "scratch"),
+            **environment,
+        },
+    )
 
 
 def stage(folder: Path, *command: str) -> str:
@@ -46,7 +77,11 @@ def stage(folder: Path, *command: str) -> str:
 def demo(folder: Path, images: int, **sections: dict) -> Path:
     """Rendered tiles and the embedded model."""
     write_params(folder, **({"fetch_imagery": SPLITS | {"max_images": images}} | sections))
-    for command in (["stages.fetch_imagery"], ["stages.fetch_model", "diffusion"], ["stages.train_base"]):
+    for command in (
+        ["stages.fetch_imagery"],
+        ["stages.fetch_model", "diffusion"],
+        ["stages.train_base"],
+    ):
         stage(folder, *command)
     return folder
 
@@ -56,15 +91,30 @@ def stable_diffusion(folder: Path, images: int, resolution: int, **sections: dic
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    write_params(folder, **({"fetch_imagery": SPLITS | {"max_images": images, "resolution": resolution},
-                             "encode": {"base_domain": "none", "batch_size": 16, "precision": "bf16"}} | sections))
-    for command in (["stages.fetch_imagery"], ["stages.fetch_model", "diffusion"], ["stages.train_base"]):
+    write_params(
+        folder,
+        **(
+            {
+                "fetch_imagery": SPLITS | {"max_images": images, "resolution": resolution},
+                "encode": {"base_domain": "none", "batch_size": 16, "precision": "bf16"},
+            }
+            | sections
+        ),
+    )
+    for command in (
+        ["stages.fetch_imagery"],
+        ["stages.fetch_model", "diffusion"],
+        ["stages.train_base"],
+    ):
         stage(folder, *command)
     base = folder / "models/base/diffusion"  # the embedded one: its tokenizer and scheduler stay
     vocabulary = {"vocab_size": 49408, "max_position_embeddings": 77}
     torch.manual_seed(0)
-    for name, model in (("unet", UNet2DConditionModel(**UNET)), ("vae", AutoencoderKL(**VAE)),
-                        ("text_encoder", CLIPTextModel(CLIPTextConfig(**TEXT, **vocabulary)))):
+    for name, model in (
+        ("unet", UNet2DConditionModel(**UNET)),
+        ("vae", AutoencoderKL(**VAE)),
+        ("text_encoder", CLIPTextModel(CLIPTextConfig(**TEXT, **vocabulary))),
+    ):
         for old in (base / name).iterdir():
             old.unlink()
         model.save_pretrained(base / name)

@@ -18,7 +18,7 @@ gc.set_threshold(50_000)
 
 # glibc hands every freed activation back to the system, and the next one is faulted in anew: an eighth of `encode`'s time.
 if sys.platform == "linux" and hasattr(_libc := ctypes.CDLL(None), "mallopt"):
-    _libc.mallopt(-3, 32 << 20)   # M_MMAP_THRESHOLD, bytes
+    _libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, bytes
     _libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
@@ -28,7 +28,9 @@ def _explain(kind, fault, trace) -> None:
     explain(kind, fault, trace)
 
 
-sys.excepthook = _explain  # of whatever ends a process; a debugger or a test sees the exception itself
+sys.excepthook = (
+    _explain  # of whatever ends a process; a debugger or a test sees the exception itself
+)
 
 
 def _note_time() -> None:
@@ -42,7 +44,11 @@ def _note_time() -> None:
     from pathlib import Path
 
     stage, root = os.environ.get("DVC_STAGE"), os.environ.get("DVC_ROOT")
-    if not stage or not root or os.environ.setdefault("REMOTE_DIFFUSION_TIMED_BY", str(os.getpid())) != str(os.getpid()):
+    if (
+        not stage
+        or not root
+        or os.environ.setdefault("REMOTE_DIFFUSION_TIMED_BY", str(os.getpid())) != str(os.getpid())
+    ):
         return
     started = time.monotonic()
 

@@ -25,7 +25,9 @@ from stages.text import duplicates, sentences
 from stages.text.tables import table_file
 
 OUT = "data/chunks.parquet"
-SCHEMA = pa.schema([("paper", pa.string()), ("chunk", pa.int32()), ("text", pa.string()), ("split", pa.string())])
+SCHEMA = pa.schema(
+    [("paper", pa.string()), ("chunk", pa.int32()), ("text", pa.string()), ("split", pa.string())]
+)
 DUPLICATE = 0.5  # share of a test chunk's shingles found in training text
 
 
@@ -59,13 +61,20 @@ def main() -> None:
 
     def table(split: str) -> Iterator[pa.Table]:
         for paper, text in documents(corpus, split):
-            yield pa.Table.from_pylist([{"paper": paper, "chunk": number, "text": part, "split": split}
-                                        for number, part in enumerate(chunks(text, p.min_characters))], SCHEMA)
+            yield pa.Table.from_pylist(
+                [
+                    {"paper": paper, "chunk": number, "text": part, "split": split}
+                    for number, part in enumerate(chunks(text, p.min_characters))
+                ],
+                SCHEMA,
+            )
 
     # Whether each shingle of the held-out text stands in training text too: only the held-out text stays in memory.
     test = [row for part in table("test") for row in part.to_pylist()]
     marks = [duplicates.shingles(row["text"]) for row in test]
-    held = np.unique(np.concatenate(marks)) if marks else fail("data/corpus.parquet: no held-out text")
+    held = (
+        np.unique(np.concatenate(marks)) if marks else fail("data/corpus.parquet: no held-out text")
+    )
     seen = np.zeros(len(held), bool)
     with table_file(OUT, SCHEMA) as writer:
         count = 0
@@ -76,11 +85,19 @@ def main() -> None:
             count += len(some)
         if not count:
             fail("data/corpus.parquet: no training text")
-        kept = [row for row, mark in zip(test, marks) if seen[np.searchsorted(held, mark)].mean() < DUPLICATE]
+        kept = [
+            row
+            for row, mark in zip(test, marks)
+            if seen[np.searchsorted(held, mark)].mean() < DUPLICATE
+        ]
         if not kept:
-            fail("data/corpus.parquet: no held-out text is left beside near duplicates of the training text")
+            fail(
+                "data/corpus.parquet: no held-out text is left beside near duplicates of the training text"
+            )
         writer.write_table(pa.Table.from_pylist(kept, SCHEMA))
-    say(f"chunk: {count + len(kept)} chunks, {len(test) - len(kept)} near-duplicate test chunks dropped")
+    say(
+        f"chunk: {count + len(kept)} chunks, {len(test) - len(kept)} near-duplicate test chunks dropped"
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from stages.text.asking import Asking
 from stages.text.retrieval import Retriever
 
 MODEL = Path("models/diffusion")
-MOST = 9    # images of one request
+MOST = 9  # images of one request
 
 
 class Stopped(Exception):
@@ -52,29 +52,45 @@ class Studio:
         self.done += 1
         self.progress((self.done, self.total), unit="steps")
 
-    def draw(self, prompt: str, negative: str, steps: int, guidance: float, seed: str, count: int, request: gr.Request,
-             progress=gr.Progress()):  # noqa: B008  where Gradio looks for it
+    def draw(
+        self,
+        prompt: str,
+        negative: str,
+        steps: int,
+        guidance: float,
+        seed: str,
+        count: int,
+        request: gr.Request,
+        progress=gr.Progress(),
+    ):  # noqa: B008  where Gradio looks for it
         """(images with their seeds, the first seed), for the gallery."""
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
         seed = seed.strip() or str(secrets.randbelow(2**31))
         if not seed.isdecimal() or int(seed) >= 2**63:
-            raise gr.Error(f"The seed is a whole number from 0 to {2**63 - 1}, or nothing for a random one.")
+            raise gr.Error(
+                f"The seed is a whole number from 0 to {2**63 - 1}, or nothing for a random one."
+            )
         seeds = [(int(seed) + i) % 2**63 for i in range(count)]
-        with self.lock:     # a cancelled request may still be in its last step
+        with self.lock:  # a cancelled request may still be in its last step
             self.visitor, self.done, self.progress = request.session_hash, 0, progress
             self.stop.clear()
             self.sampler.settings = self.p.sampling.model_copy(
-                update={"steps": steps, "guidance_scale": guidance, "batch_size": count})
-            self.sampler.scheduler.set_timesteps(steps)     # PNDM takes one more than it is asked for
-            self.total = len(self.sampler.scheduler.timesteps) * len(Slices(count, self.sampler.device).slices)
+                update={"steps": steps, "guidance_scale": guidance, "batch_size": count}
+            )
+            self.sampler.scheduler.set_timesteps(steps)  # PNDM takes one more than it is asked for
+            self.total = len(self.sampler.scheduler.timesteps) * len(
+                Slices(count, self.sampler.device).slices
+            )
             try:
                 images = self.sampler.draw([prompt] * count, [negative] * count, seeds)
             except Stopped:
                 return gr.skip(), gr.skip()
             finally:
                 self.visitor = None
-        return [(Image.fromarray(image), f"seed {each}") for image, each in zip(images, seeds)], f"First seed: {seed}"
+        return [
+            (Image.fromarray(image), f"seed {each}") for image, each in zip(images, seeds)
+        ], f"First seed: {seed}"
 
     def cancel(self, request: gr.Request) -> None:
         """Stop what this visitor has running; another's goes on."""
@@ -86,15 +102,25 @@ class Studio:
         p = self.p.prompt
         with self.lock:
             try:
-                if self.asking is None:     # built when first asked for: a language model may take a minute to load
-                    tokens, retriever = checks.Counter(start_folder() / "tokenizer"), Retriever(INDEX, BASE / "embedder")
+                if (
+                    self.asking is None
+                ):  # built when first asked for: a language model may take a minute to load
+                    tokens, retriever = (
+                        checks.Counter(start_folder() / "tokenizer"),
+                        Retriever(INDEX, BASE / "embedder"),
+                    )
                     writer = make_writer(p, p.writer, p.technique, self.p.seed)
-                    self.asking = Asking(writer, p.technique, retriever, tokens, p.positive_cues, p.top_k)
+                    self.asking = Asking(
+                        writer, p.technique, retriever, tokens, p.positive_cues, p.top_k
+                    )
                 rows, refused = self.asking.ask(label, 1, p.attempts)
-            except SystemExit as end:       # how a stage says what is wrong
+            except SystemExit as end:  # how a stage says what is wrong
                 raise gr.Error(str(end)) from None
         if not rows:
-            why = ", ".join(f"{count} {reason}" for reason, count in refused.most_common()) or "none was offered"
+            why = (
+                ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
+                or "none was offered"
+            )
             raise gr.Error(f"No further prompt for {label} passes the checks ({why}).")
         return rows[0]["prompt"], sources(rows[0]["source"])
 
@@ -106,7 +132,9 @@ def sources(passages: list[dict]) -> str:
         return "<p>No passage: the writer used none for this prompt.</p>"
     return "<h3>Where this prompt comes from</h3>" + "".join(
         f"<details open><summary>{html.escape(each['title'])} ({html.escape(each['paper'])}), page {each['page']}</summary>"
-        f"<blockquote>{html.escape(each['text'])}</blockquote></details>" for each in passages)
+        f"<blockquote>{html.escape(each['text'])}</blockquote></details>"
+        for each in passages
+    )
 
 
 def page(studio: Studio) -> gr.Blocks:
@@ -119,7 +147,9 @@ def page(studio: Studio) -> gr.Blocks:
                     label = gr.Dropdown(list(LULC_CLASSES), value=LULC_CLASSES[0], label="Class")
                     write = gr.Button("Write me a prompt")
                 prompt = gr.Textbox(label="Prompt", lines=3)
-                negative = gr.Textbox(label="Negative prompt", value=studio.p.prompt.negative_prompt)
+                negative = gr.Textbox(
+                    label="Negative prompt", value=studio.p.prompt.negative_prompt
+                )
                 with gr.Row():
                     steps = gr.Slider(1, 100, s.steps, step=1, label="Steps")
                     guidance = gr.Slider(1, 15, s.guidance_scale, step=0.5, label="Guidance")
@@ -130,8 +160,13 @@ def page(studio: Studio) -> gr.Blocks:
                     draw = gr.Button("Draw", variant="primary")
                     cancel = gr.Button("Cancel", variant="stop")
             with gr.Column(scale=3):
-                images = gr.Gallery(label="Images", columns=3, format="png", object_fit="contain",
-                                    buttons=["download", "download_all", "fullscreen"])
+                images = gr.Gallery(
+                    label="Images",
+                    columns=3,
+                    format="png",
+                    object_fit="contain",
+                    buttons=["download", "download_all", "fullscreen"],
+                )
                 told = gr.Markdown()
         passages = gr.HTML()
         write.click(studio.write, label, [prompt, passages], **alone)
@@ -145,7 +180,9 @@ def page(studio: Studio) -> gr.Blocks:
 def main() -> None:
     for path in (MODEL / "unet", INDEX / "passages.parquet"):
         if not path.exists():
-            fail(f"{path}: missing; `dvc repro prompt finetune_sd` makes it, `dvc pull models` fetches it")
+            fail(
+                f"{path}: missing; `dvc repro prompt finetune_sd` makes it, `dvc pull models` fetches it"
+            )
     page(Studio(load())).launch(footer_links=[], ssr_mode=False)
 
 

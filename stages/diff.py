@@ -23,30 +23,83 @@ from stages.reporting.comparable import differences
 
 # Which way is better, by a key's last part. The change of a key that is not here is an arrow, called neither better nor worse.
 BETTER = {
-    **dict.fromkeys(("fid", "fid_infinity", "kid_x1000", "cmmd", "sinkhorn", "loss", "train_loss", "validation_loss", "perplexity",
-                     "bits_per_character", "memorised", "self_bleu"), "lower"),
-    **dict.fromkeys(("precision", "recall", "density", "coverage", "text_agreement", "class_agreement", "overall_accuracy",
-                     "average_accuracy", "f1", "f1_macro", "jaccard", "distinct_2", "groundedness", "clip_score"), "higher"),
+    **dict.fromkeys(
+        (
+            "fid",
+            "fid_infinity",
+            "kid_x1000",
+            "cmmd",
+            "sinkhorn",
+            "loss",
+            "train_loss",
+            "validation_loss",
+            "perplexity",
+            "bits_per_character",
+            "memorised",
+            "self_bleu",
+        ),
+        "lower",
+    ),
+    **dict.fromkeys(
+        (
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "text_agreement",
+            "class_agreement",
+            "overall_accuracy",
+            "average_accuracy",
+            "f1",
+            "f1_macro",
+            "jaccard",
+            "distinct_2",
+            "groundedness",
+            "clip_score",
+        ),
+        "higher",
+    ),
 }
 # What a person compares first: the rest is folded away.
 HEADLINES = {
-    "metrics/fid.json": ("standard.fid", "standard.kid_x1000", "standard.precision", "standard.recall"),
+    "metrics/fid.json": (
+        "standard.fid",
+        "standard.kid_x1000",
+        "standard.precision",
+        "standard.recall",
+    ),
     "metrics/agreement.json": ("text_agreement",),
     "metrics/classify_lulc.json": ("real_test.overall_accuracy", "synthetic_test.overall_accuracy"),
     "metrics/classify_scenes.json": ("real_test.overall_accuracy",),
     "metrics/diffusion.json": ("validation_loss",),
     "metrics/llm.json": ("perplexity",),
 }
-CURVES = {"diffusion_loss": "validation_loss", "llm_loss": "loss"}  # metrics/plots/<name>.csv -> the column drawn over `step`
+CURVES = {
+    "diffusion_loss": "validation_loss",
+    "llm_loss": "loss",
+}  # metrics/plots/<name>.csv -> the column drawn over `step`
 
 
 def main(base: str) -> None:
     if git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
-        fail(f"diff: {base} is no revision of this repository; a shallow clone lacks history (fetch-depth: 0)")
-    print(comment(base, dvc("params", base), dvc("metrics", base, "--all"), incomparable(base), loss_curves(base)), end="")
+        fail(
+            f"diff: {base} is no revision of this repository; a shallow clone lacks history (fetch-depth: 0)"
+        )
+    print(
+        comment(
+            base,
+            dvc("params", base),
+            dvc("metrics", base, "--all"),
+            incomparable(base),
+            loss_curves(base),
+        ),
+        end="",
+    )
 
 
-def comment(base: str, params: dict, metrics: dict, apart: dict[str, str], charts: list[str]) -> str:
+def comment(
+    base: str, params: dict, metrics: dict, apart: dict[str, str], charts: list[str]
+) -> str:
     """Markdown. `params`, `metrics`: {file: {dotted key: {old, new}}}, as DVC's `diff --json` prints them; None where there is none.
 
     `apart`: metric -> why its two values don't compare.
@@ -54,19 +107,41 @@ def comment(base: str, params: dict, metrics: dict, apart: dict[str, str], chart
     rows = {(file, key): values for file, keys in metrics.items() for key, values in keys.items()}
     told = {where: verdict(where, rows, apart) for where in rows}
     first = [where for where in rows if where[1].endswith(HEADLINES.get(where[0], ()))]
-    changed = [where for where in rows if where not in first and rows[where].get("old") != rows[where].get("new")]
+    changed = [
+        where
+        for where in rows
+        if where not in first and rows[where].get("old") != rows[where].get("new")
+    ]
     lines = [f"## This run against `{base}`", ""]
     if all(values.get("old") is None for values in rows.values()):
         lines += [f"`{base}` has no metrics to compare with.", ""]
 
     def named(wheres: list) -> list:
-        return [(f"{Path(file).stem} `{key}`", rows[file, key], told[file, key]) for file, key in wheres]
+        return [
+            (f"{Path(file).stem} `{key}`", rows[file, key], told[file, key]) for file, key in wheres
+        ]
 
-    options = [(f"`{key}`", values, "") for keys in params.values() for key, values in sorted(keys.items())]
-    lines += ["### Params", "", *table(base, options), "", "### Metrics", "", *table(base, named(first))]
+    options = [
+        (f"`{key}`", values, "") for keys in params.values() for key, values in sorted(keys.items())
+    ]
+    lines += [
+        "### Params",
+        "",
+        *table(base, options),
+        "",
+        "### Metrics",
+        "",
+        *table(base, named(first)),
+    ]
     if changed:
-        lines += ["", f"<details><summary>{len(changed)} other numbers changed</summary>", "", *table(base, named(sorted(changed))), "",
-                  "</details>"]
+        lines += [
+            "",
+            f"<details><summary>{len(changed)} other numbers changed</summary>",
+            "",
+            *table(base, named(sorted(changed))),
+            "",
+            "</details>",
+        ]
     return "\n".join([*lines, *charts]) + "\n"
 
 
@@ -86,7 +161,11 @@ def verdict(where: tuple[str, str], rows: dict, apart: dict[str, str]) -> str:
     lo, hi = (rows.get((file, f"{key}{end}"), {}) for end in ("_lo", "_hi"))
     if any(end.get(side) is None for end in (lo, hi) for side in ("old", "new")):
         return f"{arrow} {word}, no interval"
-    return f"{arrow} within the intervals" if max(lo["old"], lo["new"]) <= min(hi["old"], hi["new"]) else f"{arrow} **{word}**"
+    return (
+        f"{arrow} within the intervals"
+        if max(lo["old"], lo["new"]) <= min(hi["old"], hi["new"])
+        else f"{arrow} **{word}**"
+    )
 
 
 def table(base: str, rows: list[tuple[str, dict, str]]) -> list[str]:
@@ -94,17 +173,33 @@ def table(base: str, rows: list[tuple[str, dict, str]]) -> list[str]:
         return ["No change."]
 
     def cell(value) -> str:
-        return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+        return (
+            "-"
+            if value is None
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value).replace("|", "\\|")
+        )
 
-    return [f"| | `{base}` | here | |", "|---|---:|---:|---|",
-            *(f"| {name} | {cell(v.get('old'))} | {cell(v.get('new'))} | {told} |" for name, v, told in rows)]
+    return [
+        f"| | `{base}` | here | |",
+        "|---|---:|---:|---|",
+        *(
+            f"| {name} | {cell(v.get('old'))} | {cell(v.get('new'))} | {told} |"
+            for name, v, told in rows
+        ),
+    ]
 
 
 def incomparable(base: str) -> dict[str, str]:
     """Metric -> why the two revisions' values measure different things, by what each says of its numbers."""
     path = Path("metrics/context.json")
     before = git("show", f"{base}:./{path}")
-    return differences(json.loads(path.read_text(encoding="utf-8")), json.loads(before)) if before and path.exists() else {}
+    return (
+        differences(json.loads(path.read_text(encoding="utf-8")), json.loads(before))
+        if before and path.exists()
+        else {}
+    )
 
 
 def loss_curves(base: str) -> list[str]:
@@ -112,23 +207,46 @@ def loss_curves(base: str) -> list[str]:
     lines = []
     for name, column in CURVES.items():
         path = Path(f"metrics/plots/{name}.csv")
-        texts = {base: git("show", f"{base}:./{path}"), "here": path.read_text(encoding="utf-8") if path.exists() else None}
-        rows = {label: [row for row in csv.DictReader(io.StringIO(text)) if row.get(column)] for label, text in texts.items() if text}
-        curves = {label: np.array([(float(row["step"]), float(row[column])) for row in found]).T for label, found in rows.items() if found}
+        texts = {
+            base: git("show", f"{base}:./{path}"),
+            "here": path.read_text(encoding="utf-8") if path.exists() else None,
+        }
+        rows = {
+            label: [row for row in csv.DictReader(io.StringIO(text)) if row.get(column)]
+            for label, text in texts.items()
+            if text
+        }
+        curves = {
+            label: np.array([(float(row["step"]), float(row[column])) for row in found]).T
+            for label, found in rows.items()
+            if found
+        }
         first = max((steps.min() for steps, _ in curves.values()), default=0)
         last = min((steps.max() for steps, _ in curves.values()), default=0)
         if first >= last:
             continue
         at = np.linspace(first, last, 25)
-        drawn = [", ".join(f"{value:.4g}" for value in np.interp(at, *curve)) for curve in curves.values()]
-        lines += ["", "```mermaid", "xychart-beta", f'  title "{column} of {name}: {", then ".join(curves)}"',
-                  f'  x-axis "step" {first:g} --> {last:g}', *(f"  line [{values}]" for values in drawn), "```"]
+        drawn = [
+            ", ".join(f"{value:.4g}" for value in np.interp(at, *curve))
+            for curve in curves.values()
+        ]
+        lines += [
+            "",
+            "```mermaid",
+            "xychart-beta",
+            f'  title "{column} of {name}: {", then ".join(curves)}"',
+            f'  x-axis "step" {first:g} --> {last:g}',
+            *(f"  line [{values}]" for values in drawn),
+            "```",
+        ]
     return lines
 
 
 def dvc(kind: str, base: str, *options: str) -> dict:
     """{file: {key: {old, new}}} of params or metrics. DVC tells on stderr what it cannot read."""
-    done = subprocess.run(["dvc", kind, "diff", "--json", *options, base], capture_output=True, text=True)
+    done = subprocess.run(
+        ["dvc", kind, "diff", "--json", *options, base], capture_output=True, text=True
+    )
     if done.returncode:
         fail(f"diff: dvc {kind} diff {base}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout or "{}")

@@ -39,7 +39,9 @@ def main() -> None:
         fail("encode.precision: fp16 needs a GPU; use bf16 or fp32")
     start = models.start_folder()
     if sources.kind(p.encode.base_domain) == "path":
-        sources.local(p.encode.base_domain, base_domain.KEY)  # refused while the latents of the last run are still there
+        sources.local(
+            p.encode.base_domain, base_domain.KEY
+        )  # refused while the latents of the last run are still there
     if state.is_main_process:
         shutil.rmtree(OUT, ignore_errors=True)
     state.wait_for_everyone()
@@ -47,7 +49,9 @@ def main() -> None:
     splits = {"train": (IMAGERY / "train", VARIANTS), "valid": (IMAGERY / "valid", 1)}
     if p.encode.base_domain != "none":
         if state.is_main_process:
-            base_domain.fetch(p.encode.base_domain, p.encode.base_images, tile_size(IMAGERY / "train"), BASE)
+            base_domain.fetch(
+                p.encode.base_domain, p.encode.base_images, tile_size(IMAGERY / "train"), BASE
+            )
             (BASE / "SOURCE.json").replace(OUT / "SOURCE_base.json")
         state.wait_for_everyone()
         splits["base"] = (BASE, 1)
@@ -78,39 +82,62 @@ def pixel_mean_std() -> dict:
     return {"normalisation": "dataset", "mean": mean.tolist(), "std": std.tolist()}
 
 
-def encode_captions(folders: list[Path], start: Path, p: Encode, state: PartialState) -> dict[str, int]:
+def encode_captions(
+    folders: list[Path], start: Path, p: Encode, state: PartialState
+) -> dict[str, int]:
     """Embed every distinct caption of these folders of shards; returns caption -> id. The empty caption is 0."""
     captions = {"": 0}
     for folder in folders:
         for row in stream_rows(folder, ["captions"], 4096):
             for caption in row["captions"]:
                 captions.setdefault(caption, len(captions))
-    tokenizer, encoder = models.load_tokenizer(start), models.load(start, "text_encoder").to(state.device)
+    tokenizer, encoder = (
+        models.load_tokenizer(start),
+        models.load(start, "text_encoder").to(state.device),
+    )
     length = models.text_length(tokenizer, encoder)
     texts, path = list(captions), OUT / "captions.safetensors"
     if state.is_main_process:
-        truncated = [len(ids) > length for i in range(0, len(texts), 4096)
-                     for ids in tokenizer(texts[i:i + 4096], verbose=False).input_ids]
+        truncated = [
+            len(ids) > length
+            for i in range(0, len(texts), 4096)
+            for ids in tokenizer(texts[i : i + 4096], verbose=False).input_ids
+        ]
         if any(truncated):
-            say(f"encode: {sum(truncated)} of {len(texts)} distinct captions are longer than {length} tokens and are cut")
+            say(
+                f"encode: {sum(truncated)} of {len(texts)} distinct captions are longer than {length} tokens and are cut"
+            )
         allocate(path, {"embeddings": (len(texts), length, encoder.config.hidden_size)})
         ids = pa.array(range(len(texts)), pa.int32())
-        write_table(OUT / "captions.parquet", pa.table({"id": ids, "caption": texts, "truncated": truncated}))
+        write_table(
+            OUT / "captions.parquet",
+            pa.table({"id": ids, "caption": texts, "truncated": truncated}),
+        )
     state.wait_for_everyone()
-    out = arrays(path, "r+")["embeddings"]                                              # [M,L,D]
+    out = arrays(path, "r+")["embeddings"]  # [M,L,D]
     for begin in progress(range(0, len(texts), p.batch_size), what="encode captions", unit="group"):
         if not mine(begin, p, state):
             continue
-        batch = texts[begin:begin + p.batch_size]
+        batch = texts[begin : begin + p.batch_size]
         with torch.inference_mode(), autocast(p, state):
-            e = models.embed(tokenizer, encoder, batch + [""] * (p.batch_size - len(batch)))  # [B,L,D], padded
-        out[begin:begin + len(batch)] = e[:len(batch)].cpu().numpy()
+            e = models.embed(
+                tokenizer, encoder, batch + [""] * (p.batch_size - len(batch))
+            )  # [B,L,D], padded
+        out[begin : begin + len(batch)] = e[: len(batch)].cpu().numpy()
     out.flush()
     return captions
 
 
-def encode_images(split: str, folder: Path, variants: int, start: Path, statistics: dict, captions: dict[str, int], p: Encode,
-                  state: PartialState) -> None:
+def encode_images(
+    split: str,
+    folder: Path,
+    variants: int,
+    start: Path,
+    statistics: dict,
+    captions: dict[str, int],
+    p: Encode,
+    state: PartialState,
+) -> None:
     """Posterior mean and log-variance of the folder's images under `variants` flips and rotations."""
     size, factor = tile_size(folder), models.vae_factor(start)
     words = ["filename", "scene", "captions"]
@@ -122,40 +149,64 @@ def encode_images(split: str, folder: Path, variants: int, start: Path, statisti
     path = OUT / f"{split}.safetensors"
     if state.is_main_process:
         allocate(path, {"mean": shape, "logvar": shape})
-        ids = [[captions[caption] for caption in row] or [0] for row in table["captions"].to_pylist()]
-        table = table.select(["filename", "scene"]).append_column("caption_ids", pa.array(ids, pa.list_(pa.int32())))
+        ids = [
+            [captions[caption] for caption in row] or [0] for row in table["captions"].to_pylist()
+        ]
+        table = table.select(["filename", "scene"]).append_column(
+            "caption_ids", pa.array(ids, pa.list_(pa.int32()))
+        )
         write_table(OUT / f"rows_{split}.parquet", table)
     state.wait_for_everyone()
-    out = arrays(path, "r+")                                                            # mean, logvar [N,V,C,h,w]
-    mean, std = (torch.tensor(statistics[key], device=state.device)[:, None, None] for key in ("mean", "std"))
+    out = arrays(path, "r+")  # mean, logvar [N,V,C,h,w]
+    mean, std = (
+        torch.tensor(statistics[key], device=state.device)[:, None, None] for key in ("mean", "std")
+    )
     rows = stream_rows(folder, ["image", "filename"], p.batch_size)
 
     def posteriors(pixels: np.ndarray, variant: int):
         """The VAE's posterior of uint8 pixels [B,H,W,3], turned: mean and logvar [B,C,h,w]."""
-        x = (torch.from_numpy(pixels).to(state.device).permute(0, 3, 1, 2) / 255 - mean) / std  # [B,3,H,W]
+        x = (
+            torch.from_numpy(pixels).to(state.device).permute(0, 3, 1, 2) / 255 - mean
+        ) / std  # [B,3,H,W]
         turned = dihedral(x, variant).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), autocast(p, state):
             return vae.encode(turned).latent_dist
 
-    blank, slices = np.zeros((p.batch_size, size, size, 3), np.uint8), Slices(p.batch_size, state.device)
-    with out_of_memory("encode.batch_size", p.batch_size, lambda count: posteriors(blank[:count], 0)):
-        for begin in progress(range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"):
+    blank, slices = (
+        np.zeros((p.batch_size, size, size, 3), np.uint8),
+        Slices(p.batch_size, state.device),
+    )
+    with out_of_memory(
+        "encode.batch_size", p.batch_size, lambda count: posteriors(blank[:count], 0)
+    ):
+        for begin in progress(
+            range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"
+        ):
             group = list(islice(rows, p.batch_size))
             if not mine(begin, p, state):
                 continue
-            pixels = blank.copy()                                                       # the last group is padded
+            pixels = blank.copy()  # the last group is padded
             for i, row in enumerate(group):
                 image = open_image(row["image"])
                 if image.size != (size, size):
-                    fail(f"{folder}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}")
+                    fail(
+                        f"{folder}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}"
+                    )
                 pixels[i] = image
 
             def encode(part: slice) -> None:
                 for variant in range(variants):
                     posterior = posteriors(pixels[part], variant)
                     for name in out:
-                        values = getattr(posterior, name)[:max(len(group) - part.start, 0)].float().cpu().numpy()
-                        out[name][begin + part.start:begin + part.start + len(values), variant] = values
+                        values = (
+                            getattr(posterior, name)[: max(len(group) - part.start, 0)]
+                            .float()
+                            .cpu()
+                            .numpy()
+                        )
+                        out[name][
+                            begin + part.start : begin + part.start + len(values), variant
+                        ] = values
 
             slices.map(encode)
     for array in out.values():

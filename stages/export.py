@@ -32,18 +32,34 @@ LANGUAGE, LLM = Path("models/base/language"), Path("models/llm")
 def imagefolder(split: str, folder: str) -> None:
     """Write a split of data/imagery as an image folder. The target must be new or empty."""
     if not (IMAGERY / split).is_dir():
-        fail(f"export: no split {split!r} in {IMAGERY}; run `dvc repro fetch_imagery`, or choose train, valid or test")
+        fail(
+            f"export: no split {split!r} in {IMAGERY}; run `dvc repro fetch_imagery`, or choose train, valid or test"
+        )
     target = _empty(folder)
     lines, taken = [], set()
     for number, row in enumerate(progress(stream_rows(IMAGERY / split), what=split, unit="tile")):
         # A file name is data: it must not lead out of the folder.
-        stem = re.sub(r"[^\w.-]", "_", re.sub(r"\.(png|jpe?g|tiff?)$", "", row["filename"], flags=re.I)).lstrip(".")
-        stem = stem.encode()[:200].decode(errors="ignore")  # no file system takes a name of more than 255 bytes
+        stem = re.sub(
+            r"[^\w.-]", "_", re.sub(r"\.(png|jpe?g|tiff?)$", "", row["filename"], flags=re.I)
+        ).lstrip(".")
+        stem = stem.encode()[:200].decode(
+            errors="ignore"
+        )  # no file system takes a name of more than 255 bytes
         name = f"{stem}.png" if stem and f"{stem}.png" not in taken else f"{stem}_{number:07d}.png"
         taken.add(name)
         (target / name).write_bytes(row["image"]["bytes"])
-        lines.append(json.dumps({"file_name": name, "text": row["captions"][0], "captions": row["captions"],
-                                 "scene": row["scene"]}, ensure_ascii=False) + "\n")
+        lines.append(
+            json.dumps(
+                {
+                    "file_name": name,
+                    "text": row["captions"][0],
+                    "captions": row["captions"],
+                    "scene": row["scene"],
+                },
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
     replace(target / "metadata.jsonl", "".join(lines).encode())
 
 
@@ -66,11 +82,18 @@ def hub(owner: str, folder: str | None = None) -> None:
     from stages.params import load
     from stages.publishing import folders
 
-    if missing := [kind["path"] for kind in folders.KINDS.values() if not Path(kind["path"]).exists()]:
+    if missing := [
+        kind["path"] for kind in folders.KINDS.values() if not Path(kind["path"]).exists()
+    ]:
         fail(f"export: {missing[0]} is missing; run `dvc repro` or `dvc pull {missing[0]}`")
-    commit, classes = published_commit([kind["path"] for kind in folders.KINDS.values()], strict=folder is None), list(load().classes)
+    commit, classes = (
+        published_commit([kind["path"] for kind in folders.KINDS.values()], strict=folder is None),
+        list(load().classes),
+    )
     if folder is None and not os.environ.get("HF_TOKEN"):
-        fail("export: set HF_TOKEN in the environment to a token that may write (or look first: --dry-run <folder>)")
+        fail(
+            "export: set HF_TOKEN in the environment to a token that may write (or look first: --dry-run <folder>)"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else _empty(folder)
         for name in folders.KINDS:
@@ -82,6 +105,7 @@ def hub(owner: str, folder: str | None = None) -> None:
 
 def published_commit(paths: list[str], strict: bool) -> str:
     """The commit that the cards name. Where the run on disk is not the committed one, that is an error, or (not `strict`) is said."""
+
     def told(*command: str) -> str:
         done = subprocess.run(command, text=True, capture_output=True)
         if done.returncode:
@@ -89,12 +113,23 @@ def published_commit(paths: list[str], strict: bool) -> str:
         return done.stdout
 
     commit = told("git", "rev-parse", "HEAD").strip()
-    changed = [line[3:] for line in told("git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages").splitlines()]
+    changed = [
+        line[3:]
+        for line in told(
+            "git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages"
+        ).splitlines()
+    ]
     data = json.loads(told("dvc", "data", "status", "--json")).get("uncommitted", {})
-    touched = [path.rstrip("/") for state in ("added", "modified", "deleted") for path in data.get(state, [])]
+    touched = [
+        path.rstrip("/")
+        for state in ("added", "modified", "deleted")
+        for path in data.get(state, [])
+    ]
     changed += [path for path in touched if path in paths]
     if changed and strict:
-        fail(f"export: {changed[0]} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit")
+        fail(
+            f"export: {changed[0]} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit"
+        )
     return f"{commit} (with uncommitted changes)" if changed else commit
 
 
@@ -107,13 +142,23 @@ def upload(repo: str, kind: str, folder: Path, commit: str) -> str:
     api = HfApi(token=os.environ["HF_TOKEN"])  # never the token file of `hf auth login`
     try:
         address = api.create_repo(repo, repo_type=kind, exist_ok=True)
-        api.upload_folder(repo_id=repo, repo_type=kind, folder_path=folder, commit_message=f"Run of {commit}", delete_patterns="*")
+        api.upload_folder(
+            repo_id=repo,
+            repo_type=kind,
+            folder_path=folder,
+            commit_message=f"Run of {commit}",
+            delete_patterns="*",
+        )
     except HFValidationError:
         fail(f"export: {repo} is no name of a repository on the hub")
     except (HfHubHTTPError, httpx2.HTTPError) as fault:
         status = getattr(getattr(fault, "response", None), "status_code", None)
-        why = {401: "HF_TOKEN is not valid", 403: "HF_TOKEN may not write there"}.get(status, str(fault).partition("\n")[0])
-        fail(f"export: {repo} was not uploaded: {why}. Run it again: what the hub has already is not sent twice")
+        why = {401: "HF_TOKEN is not valid", 403: "HF_TOKEN may not write there"}.get(
+            status, str(fault).partition("\n")[0]
+        )
+        fail(
+            f"export: {repo} was not uploaded: {why}. Run it again: what the hub has already is not sent twice"
+        )
     return str(address)
 
 
@@ -136,8 +181,10 @@ def main(form: str = "", *arguments: str) -> None:
         case "hub", (owner, "--dry-run", folder):
             hub(owner, folder)
         case _:
-            fail("export: use `python -m stages.export imagefolder <split> <folder>`, `... llm <folder>` or "
-                 "`... hub <owner> [--dry-run <folder>]`")
+            fail(
+                "export: use `python -m stages.export imagefolder <split> <folder>`, `... llm <folder>` or "
+                "`... hub <owner> [--dry-run <folder>]`"
+            )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,12 @@ from stages.evaluation.extractors import caption_embeddings, extractor
 from stages.evaluation.networks import framed, pixels
 from stages.params import load
 
-SOURCES = {"real": {"real/train": "data/imagery/train", "real/test": "data/imagery/test"},
-           "base": {"base": "data/samples/base"}, "tuned": {"tuned": "data/samples/tuned"},
-           "synthetic": {"synthetic": "data/synthetic"}}
+SOURCES = {
+    "real": {"real/train": "data/imagery/train", "real/test": "data/imagery/test"},
+    "base": {"base": "data/samples/base"},
+    "tuned": {"tuned": "data/samples/tuned"},
+    "synthetic": {"synthetic": "data/synthetic"},
+}
 
 
 def main(which: str = ""):
@@ -39,7 +42,9 @@ def main(which: str = ""):
     deterministic(p.seed)
     state = processes()
     captioned = which in ("base", "tuned") and "clip" in p.features.extractors
-    keys = (["row", "label"] if which == "synthetic" else ["filename", "scene"]) + ["caption"] * captioned
+    keys = (["row", "label"] if which == "synthetic" else ["filename", "scene"]) + [
+        "caption"
+    ] * captioned
     rows = {place: firsts(read_rows(images, keys)) for place, images in SOURCES[which].items()}
     if empty := [images for place, images in SOURCES[which].items() if not rows[place]]:
         fail(f"{empty[0]}: no images in it")
@@ -48,22 +53,43 @@ def main(which: str = ""):
     for name in [*p.features.extractors, "pixels"]:
         network = extractor(name).to(state.device)
         for place, images in SOURCES[which].items():
-            found = extract(network, images, len(rows[place]), p.features.batch_size, state, f"{name} of {place}")
+            found = extract(
+                network,
+                images,
+                len(rows[place]),
+                p.features.batch_size,
+                state,
+                f"{name} of {place}",
+            )
             if name == "clip" and captioned:
-                found["captions"] = caption_embeddings(network, [row["caption"] for row in rows[place]], p.features.batch_size)
+                found["captions"] = caption_embeddings(
+                    network, [row["caption"] for row in rows[place]], p.features.batch_size
+                )
             write(place, name, found, state)
         if which == "real" and p.features.padded and name != "pixels":
-            found = extract(network, SOURCES["real"]["real/test"], len(rows["real/test"]), p.features.batch_size, state,
-                            f"{name} of padded tiles", framed)
+            found = extract(
+                network,
+                SOURCES["real"]["real/test"],
+                len(rows["real/test"]),
+                p.features.batch_size,
+                state,
+                f"{name} of padded tiles",
+                framed,
+            )
             write("real/test_padded", name, found, state)
     if state.is_main_process:
         for place, kept in rows.items():
-            write_table(Path("data/features", place, "rows.parquet"), pa.Table.from_pylist(kept).select(keys[:2]))
+            write_table(
+                Path("data/features", place, "rows.parquet"),
+                pa.Table.from_pylist(kept).select(keys[:2]),
+            )
 
 
 def firsts(rows: list[dict]) -> list[dict]:
     """The rows up to where file names begin to repeat: further samples of the same captions come after all first ones."""
-    return rows[:len({row["filename"] for row in rows})] if rows and "filename" in rows[0] else rows
+    return (
+        rows[: len({row["filename"] for row in rows})] if rows and "filename" in rows[0] else rows
+    )
 
 
 def write(place: str, name: str, found: dict[str, torch.Tensor], state: PartialState) -> None:
@@ -75,8 +101,15 @@ def write(place: str, name: str, found: dict[str, torch.Tensor], state: PartialS
 
 
 @torch.inference_mode()
-def extract(network: torch.nn.Module, images: str, count: int, size: int, state: PartialState, what: str,
-            prepare: Callable[[torch.Tensor], torch.Tensor] = lambda images: images) -> dict[str, torch.Tensor]:
+def extract(
+    network: torch.nn.Module,
+    images: str,
+    count: int,
+    size: int,
+    state: PartialState,
+    what: str,
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+) -> dict[str, torch.Tensor]:
     """float32 [N, ...] of each output of the network, of the first `count` rows, in groups of `size`."""
     mine = []
     groups = groups_of(islice(stream_rows(images, ["image"]), count), size)
@@ -84,7 +117,9 @@ def extract(network: torch.nn.Module, images: str, count: int, size: int, state:
         if number % state.num_processes == state.process_index:
             padded = rows + [rows[-1]] * (size - len(rows))
             output = network(prepare(pixels(padded).to(state.device)))
-            mine.append((number, {key: value[:len(rows)].float().cpu() for key, value in output.items()}))
+            mine.append(
+                (number, {key: value[: len(rows)].float().cpu() for key, value in output.items()})
+            )
     outputs = [output for _, output in sorted(gather_object(mine), key=lambda group: group[0])]
     return {key: torch.cat([output[key] for output in outputs]).contiguous() for key in outputs[0]}
 

@@ -34,48 +34,77 @@ def main() -> None:
     # First pass, without images: what is there and which of it is usable.
     usable, scenes = survey(origin, skipped)
     if not usable:
-        fail(f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'} (layouts: docs/data.md)")
+        fail(
+            f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'} (layouts: docs/data.md)"
+        )
     # train_scene, and with it the whole evaluation, needs scenes to tell apart; better said before hours of decoding and training.
     if len(shown := sorted(filter(None, scenes))) < 2:
-        fail(f"fetch_imagery.source: {settings.source}: {len(shown)} scene(s) in {sum(scenes.values())} usable image(s)"
-             f"{': ' * bool(shown)}{', '.join(shown)}; the pipeline classifies scenes: give class folders, a `scene` column or field, "
-             f"or names such as airport_1.jpg; skipped: {skipped}")
+        fail(
+            f"fetch_imagery.source: {settings.source}: {len(shown)} scene(s) in {sum(scenes.values())} usable image(s)"
+            f"{': ' * bool(shown)}{', '.join(shown)}; the pipeline classifies scenes: give class folders, a `scene` column or field, "
+            f"or names such as airport_1.jpg; skipped: {skipped}"
+        )
     splits = settings.splits.model_dump()
-    given, missing = own_splits({name: len(pairs) for name, pairs in usable.items()}, splits, "fetch_imagery.splits")
-    keep = {index for name in given for _, index in sorted(usable[name])[:settings.max_images]}
+    given, missing = own_splits(
+        {name: len(pairs) for name, pairs in usable.items()}, splits, "fetch_imagery.splits"
+    )
+    keep = {index for name in given for _, index in sorted(usable[name])[: settings.max_images]}
 
     with whole(OUT) as part, tempfile.TemporaryFile(dir=part) as spool:
         # Second pass: decode on all cores, spool finished tiles with their captions.
-        rows, dhash, thumbs, images = read(origin, keep, given, settings.resolution, spool, skipped, counts)
+        rows, dhash, thumbs, images = read(
+            origin, keep, given, settings.resolution, spool, skipped, counts
+        )
         if not rows:
             fail(f"fetch_imagery.source: {settings.source}: no usable image: {skipped}")
 
         # Carve the missing splits out of train, near-duplicates together.
         groups = near_duplicates(dhash, thumbs)
         pool = [i for i, row in enumerate(rows) if row.split == "train"]
-        carved = carve([rows[i].name for i in pool], groups[pool], settings.valid * ("valid" in missing),
-                       settings.test * ("test" in missing))
+        carved = carve(
+            [rows[i].name for i in pool],
+            groups[pool],
+            settings.valid * ("valid" in missing),
+            settings.test * ("test" in missing),
+        )
         for i, split in zip(pool, carved):
             rows[i] = rows[i]._replace(split=split)
         alike = duplicates(groups, [row.split for row in rows])
         if settings.exclude_near_duplicates:
             seen = {group for row, group in zip(rows, groups.tolist()) if row.split == "train"}
-            rows = [row._replace(split="excluded") if row.split == "test" and group in seen else row
-                    for row, group in zip(rows, groups.tolist())]
+            rows = [
+                row._replace(split="excluded") if row.split == "test" and group in seen else row
+                for row, group in zip(rows, groups.tolist())
+            ]
         kept = {split: sum(row.split == split for row in rows) for split in SPLITS}
         if empty := [split for split in SPLITS if not kept[split]]:
-            fail(f"fetch_imagery: the {empty[0]} split is empty ({kept}; skipped: {skipped}): change fetch_imagery.{{splits,valid,test}}")
+            fail(
+                f"fetch_imagery: the {empty[0]} split is empty ({kept}; skipped: {skipped}): change fetch_imagery.{{splits,valid,test}}"
+            )
         for split in SPLITS:
-            ordered = sorted((row for row in rows if row.split == split), key=lambda row: share(row.name, "order"))
+            ordered = sorted(
+                (row for row in rows if row.split == split),
+                key=lambda row: share(row.name, "order"),
+            )
             tiles = progress(unspool(spool, ordered), total=len(ordered), what=split, unit="tile")
             write_shards(part / split, tiles, SCHEMA)
 
-        report = {"kept": kept, "scenes": len(scenes), "skipped": skipped, **dict(sorted(counts.items())),
-                  "unused_splits": {str(name): len(pairs) for name, pairs in usable.items() if name not in given},
-                  "near_duplicates": alike | {"excluded_from_test": sum(row.split == "excluded" for row in rows)}}
+        report = {
+            "kept": kept,
+            "scenes": len(scenes),
+            "skipped": skipped,
+            **dict(sorted(counts.items())),
+            "unused_splits": {
+                str(name): len(pairs) for name, pairs in usable.items() if name not in given
+            },
+            "near_duplicates": alike
+            | {"excluded_from_test": sum(row.split == "excluded" for row in rows)},
+        }
         write_json(part / "REPORT.json", report)
         sources.record(part, settings.source, **found, **images)
-    say(f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped}")
+    say(
+        f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped}"
+    )
 
 
 def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:
@@ -84,16 +113,22 @@ def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:
     match sources.kind(source):
         case "embedded":
             if settings.max_images is None:
-                fail("fetch_imagery.max_images: the embedded renderer never ends: say how many tiles")
+                fail(
+                    "fetch_imagery.max_images: the embedded renderer never ends: say how many tiles"
+                )
             return drawn(seed, settings.max_images), {"licence": None, "seed": seed}
         case "path":
             root, found = sources.local(source, key), {"licence": None}
         case "hub":
             root, found = sources.hub(source, key, "dataset", ["*.parquet"])
             if not any(root.rglob("*.parquet")):
-                fail(f"{key}: {source} holds no Parquet; try {source.partition('@')[0]}@refs/convert/parquet")
+                fail(
+                    f"{key}: {source} holds no Parquet; try {source.partition('@')[0]}@refs/convert/parquet"
+                )
         case other:
-            fail(f"{key}: {other} is not for imagery; it is embedded, path:<folder or file> or hub:<repo>[@revision]")
+            fail(
+                f"{key}: {other} is not for imagery; it is embedded, path:<folder or file> or hub:<repo>[@revision]"
+            )
     origin = open_origin(root, key)
     below = root if root.is_dir() else root.parent
     return origin, found | {"files": sources.hashes(origin.files, below)}

@@ -28,20 +28,31 @@ def main(role: str = "") -> None:
     found, origin = {"licence": None}, None
     match sources.kind(source):
         case "none":
-            if role in ("language", "embedder"):  # without a diffusion model `train_base` starts from scratch
-                fail(f"{key}: the pipeline needs one; it is embedded, path:<folder> or hub:<repo>[@revision]")
+            if role in (
+                "language",
+                "embedder",
+            ):  # without a diffusion model `train_base` starts from scratch
+                fail(
+                    f"{key}: the pipeline needs one; it is embedded, path:<folder> or hub:<repo>[@revision]"
+                )
         case "embedded":
             origin = None if role == "embedder" else EMBEDDED / role
             if origin and not origin.is_dir():
-                fail(f"{key}: no embedded {role} is shipped; it is none, path:<folder> or hub:<repo>[@revision]")
+                fail(
+                    f"{key}: no embedded {role} is shipped; it is none, path:<folder> or hub:<repo>[@revision]"
+                )
         case "path":
             origin = sources.local(source, f"fetch_model.{role}")
         case "hub":
             origin, found = sources.hub(source, f"fetch_model.{role}", "model", PATTERNS[role])
             if role == "diffusion" and not list(origin.glob("unet/*.safetensors")):
-                origin, found = sources.hub(source, f"fetch_model.{role}", "model", PATTERNS[role] + HALF)
+                origin, found = sources.hub(
+                    source, f"fetch_model.{role}", "model", PATTERNS[role] + HALF
+                )
         case other:
-            fail(f"{key}: {other} is not for models; it is embedded, path:<folder>, hub:<repo>[@revision] or none")
+            fail(
+                f"{key}: {other} is not for models; it is embedded, path:<folder>, hub:<repo>[@revision] or none"
+            )
 
     with whole(Path("models/base") / role) as part:
         files = copy_model(role, origin, part, key) if origin else []

@@ -33,7 +33,9 @@ def copy(origin: Path, out: Path) -> list[Path]:
         fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
     found = [origin] if origin.is_file() else sorted(sources.visible(origin, KEY))
     copies = {}
-    for file in (file for file in found if file.suffix.lower() in (".pdf", ".txt") and file.is_file()):
+    for file in (
+        file for file in found if file.suffix.lower() in (".pdf", ".txt") and file.is_file()
+    ):
         given = "__".join(file.relative_to(origin).parts) or file.name
         # No file system takes a name of more than 255 bytes.
         name = stem = os.fsencode(Path(given).stem)[:200].decode(errors="replace")
@@ -58,7 +60,11 @@ def corpus(folder: Path, out: Path) -> list[Path]:
             text.write(path.read_text(encoding="utf-8", errors="replace").rstrip("\n") + "\n")
         for path in sorted(folder.rglob("*.parquet")):
             file = pq.ParquetFile(path)
-            strings = [f.name for f in file.schema_arrow if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)]
+            strings = [
+                f.name
+                for f in file.schema_arrow
+                if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
+            ]
             if not strings:
                 fail(f"{KEY}: {path.name} has no text column")
             column = "text" if "text" in strings else strings[0]
@@ -90,7 +96,9 @@ def main() -> None:
             case other:
                 fail(f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:")
         if not files and "failed" in found:
-            fail(f"{KEY}: {source}: none of {len(failed)} papers could be got; {next(iter(failed))}: {next(iter(failed.values()))}")
+            fail(
+                f"{KEY}: {source}: none of {len(failed)} papers could be got; {next(iter(failed))}: {next(iter(failed.values()))}"
+            )
         if not files:
             fail(f"{KEY}: {source}: no PDF or text file")
         sources.record(out, source, **found, files=sources.hashes(files))

@@ -28,41 +28,87 @@ from stages.evaluation.transport import sinkhorn
 from stages.params import Fid, load
 
 FEATURES = Path("data/features")
-SETS = {"test": "real/test", "train": "real/train", "tuned": "tuned", "base": "base", "synthetic": "synthetic"}
+SETS = {
+    "test": "real/test",
+    "train": "real/train",
+    "tuned": "tuned",
+    "base": "base",
+    "synthetic": "synthetic",
+}
 PADDED = "real/test_padded"
-RANGE = {"precision": (0, 1), "recall": (0, 1), "coverage": (0, 1), "kid_x1000": (-np.inf, np.inf),
-         "fid_infinity": (-np.inf, np.inf)}  # all others: 0 and above
+RANGE = {
+    "precision": (0, 1),
+    "recall": (0, 1),
+    "coverage": (0, 1),
+    "kid_x1000": (-np.inf, np.inf),
+    "fid_infinity": (-np.inf, np.inf),
+}  # all others: 0 and above
 CLOSEST = 24  # pairs of generated and training image that are named
 
 
 def main():
     p = load()
-    rows = {name: pq.read_table(FEATURES / place / "rows.parquet").to_pydict() for name, place in SETS.items()}
+    rows = {
+        name: pq.read_table(FEATURES / place / "rows.parquet").to_pydict()
+        for name, place in SETS.items()
+    }
     for name, place in SETS.items():
         if (count := len(next(iter(rows[name].values())))) < 2:
-            hint = " (fetch_imagery.test says how many tiles are held out)" if name == "test" else ""
-            fail(f"{FEATURES / place}: {count} image(s); a distance between sets needs at least 2 of each{hint}")
+            hint = (
+                " (fetch_imagery.test says how many tiles are held out)" if name == "test" else ""
+            )
+            fail(
+                f"{FEATURES / place}: {count} image(s); a distance between sets needs at least 2 of each{hint}"
+            )
     places = paired(rows)
-    small = {name: load_file(FEATURES / place / "pixels.safetensors") for name, place in SETS.items()}
-    images = {"mismatch": {name: mismatch(small["test"], small[name], name) for name in ("tuned", "synthetic")}}
-    images["pixels"], _ = memorisation({name: values["features"] for name, values in small.items()}, rows, nearest_turned)
+    small = {
+        name: load_file(FEATURES / place / "pixels.safetensors") for name, place in SETS.items()
+    }
+    images = {
+        "mismatch": {
+            name: mismatch(small["test"], small[name], name) for name in ("tuned", "synthetic")
+        }
+    }
+    images["pixels"], _ = memorisation(
+        {name: values["features"] for name, values in small.items()}, rows, nearest_turned
+    )
 
     metrics, curves, agreement = {}, {}, {}
-    for extractor in sorted(path.stem for path in (FEATURES / "real/test").glob("*.safetensors") if path.stem != "pixels"):
-        found = {name: load_file(FEATURES / place / f"{extractor}.safetensors") for name, place in SETS.items()}
-        sets = {name: values["features"] for name, values in found.items()}    # each [N, D]
-        metrics[extractor] = {"standard": standard(sets, p.fid, p.seed, extractor), "paper": paper(sets, places, p.fid, p.seed)}
+    for extractor in sorted(
+        path.stem
+        for path in (FEATURES / "real/test").glob("*.safetensors")
+        if path.stem != "pixels"
+    ):
+        found = {
+            name: load_file(FEATURES / place / f"{extractor}.safetensors")
+            for name, place in SETS.items()
+        }
+        sets = {name: values["features"] for name, values in found.items()}  # each [N, D]
+        metrics[extractor] = {
+            "standard": standard(sets, p.fid, p.seed, extractor),
+            "paper": paper(sets, places, p.fid, p.seed),
+        }
         if (padded := FEATURES / PADDED / f"{extractor}.safetensors").exists():
-            metrics[extractor]["paper_padded"] = paper(sets | {"test": load_file(padded)["features"]}, places, p.fid, p.seed)
+            metrics[extractor]["paper_padded"] = paper(
+                sets | {"test": load_file(padded)["features"]}, places, p.fid, p.seed
+            )
         curves[extractor] = fid_curves(sets, p.seed)
         images[extractor], closest = memorisation(sets, rows, nearest)
         if extractor == "scene":
             write_csv("metrics/plots/nearest_training.csv", closest, list(closest[0]))
-            agreement, table = text_agreement(rows, found, read_json("models/scene/config.json")["scenes"], p.classes)
-            write_csv("metrics/plots/agreement_by_scene.csv", table, list(table[0]) if table else ["scene"])
+            agreement, table = text_agreement(
+                rows, found, read_json("models/scene/config.json")["scenes"], p.classes
+            )
+            write_csv(
+                "metrics/plots/agreement_by_scene.csv",
+                table,
+                list(table[0]) if table else ["scene"],
+            )
         if extractor == "clip":
             real = sets["test"][places]
-            clip = clip_agreement(sets | {"real": real}, found["tuned"]["captions"], rng(p.seed, "clip null"))
+            clip = clip_agreement(
+                sets | {"real": real}, found["tuned"]["captions"], rng(p.seed, "clip null")
+            )
     write_json("metrics/fid.json", metrics)
     write_json("metrics/images.json", images)
     write_json("metrics/agreement.json", agreement | (clip if "clip" in metrics else {}))
@@ -75,22 +121,35 @@ def paired(rows: dict) -> np.ndarray:
     place = {filename: i for i, filename in enumerate(rows["test"]["filename"])}
     for name in ("tuned", "base"):
         if stray := [filename for filename in rows[name]["filename"] if filename not in place]:
-            fail(f"{FEATURES}/{name}: {stray[0]} is not among the test tiles; run sample and features again")
+            fail(
+                f"{FEATURES}/{name}: {stray[0]} is not among the test tiles; run sample and features again"
+            )
     if rows["tuned"]["filename"] != rows["base"]["filename"]:
-        fail(f"{FEATURES}/tuned and {FEATURES}/base are of different captions; run sample and features again")
+        fail(
+            f"{FEATURES}/tuned and {FEATURES}/base are of different captions; run sample and features again"
+        )
     return np.array([place[filename] for filename in rows["tuned"]["filename"]])
 
 
-def measure(real: np.ndarray, fake: np.ndarray, extractor: str, draws: np.random.Generator) -> dict[str, float]:
+def measure(
+    real: np.ndarray, fake: np.ndarray, extractor: str, draws: np.random.Generator
+) -> dict[str, float]:
     """All distances between features [N, D] and [M, D]."""
-    found = {"fid": fid(real, fake), "fid_infinity": at_infinity(curve(real, fake, draws)), "kid_x1000": 1000 * kid(real, fake),
-             **manifold(real, fake), "sinkhorn": sinkhorn(real, fake)}
+    found = {
+        "fid": fid(real, fake),
+        "fid_infinity": at_infinity(curve(real, fake, draws)),
+        "kid_x1000": 1000 * kid(real, fake),
+        **manifold(real, fake),
+        "sinkhorn": sinkhorn(real, fake),
+    }
     return found | ({"cmmd": cmmd(real, fake)} if extractor == "clip" else {})
 
 
 def floor_of(sets: dict[str, np.ndarray], seed: int) -> np.ndarray:
     """As many real training tiles as there are real test tiles, drawn at random."""
-    return sets["train"][np.sort(rng(seed, "floor").permutation(len(sets["train"]))[:len(sets["test"])])]
+    return sets["train"][
+        np.sort(rng(seed, "floor").permutation(len(sets["train"]))[: len(sets["test"])])
+    ]
 
 
 def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> dict[str, float]:
@@ -98,22 +157,54 @@ def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> 
     real, fake = sets["test"], sets["tuned"]
     n = min(len(real), len(fake))
     if n < max(p.standard_min_n, 8):  # 8: quarters of them still have a covariance
-        say(f"fid: {n} images are fewer than fid.standard_min_n = {p.standard_min_n}: no standard protocol for {extractor}")
+        say(
+            f"fid: {n} images are fewer than fid.standard_min_n = {p.standard_min_n}: no standard protocol for {extractor}"
+        )
         return {"refused": 1, "n": n, "n_needed": max(p.standard_min_n, 8)}
     train, draws = floor_of(sets, seed), rng(seed, "intervals")
-    value, floor, base = (measure(a, b, extractor, draws) for a, b in ((real, fake), (real, train), (real, sets["base"])))
-    spread, floor_spread = ([measure(a[i], b[j], extractor, draws) for i, j in progress(
-        zip(halves(len(a), p.subsets, draws), halves(len(b), p.subsets, draws)), total=p.subsets, what=f"intervals of {extractor}, {what}")]
-        for a, b, what in ((real, fake, "generated"), (real, train, "floor")))
+    value, floor, base = (
+        measure(a, b, extractor, draws)
+        for a, b in ((real, fake), (real, train), (real, sets["base"]))
+    )
+    spread, floor_spread = (
+        [
+            measure(a[i], b[j], extractor, draws)
+            for i, j in progress(
+                zip(halves(len(a), p.subsets, draws), halves(len(b), p.subsets, draws)),
+                total=p.subsets,
+                what=f"intervals of {extractor}, {what}",
+            )
+        ]
+        for a, b, what in ((real, fake, "generated"), (real, train, "floor"))
+    )
     # FID of fewer images than dimensions compares singular covariances; the curve's line holds above them only.
-    result = {"refused": 0, "n": len(fake), "n_real": len(real), "n_floor": len(train), "singular": int(n <= real.shape[1]),
-              "infinity_singular": int(n // max(PARTS) <= real.shape[1])}
+    result = {
+        "refused": 0,
+        "n": len(fake),
+        "n_real": len(real),
+        "n_floor": len(train),
+        "singular": int(n <= real.shape[1]),
+        "infinity_singular": int(n // max(PARTS) <= real.shape[1]),
+    }
     for name in value:
         ends = RANGE.get(name, (0, np.inf))
         lo, hi = around(value[name], [each[name] for each in spread], n, *ends)
-        floor_lo, floor_hi = around(floor[name], [each[name] for each in floor_spread], min(len(real), len(train)), *ends, again=True)
-        result |= {name: value[name], f"{name}_lo": lo, f"{name}_hi": hi, f"{name}_floor": floor[name],
-                   f"{name}_floor_lo": floor_lo, f"{name}_floor_hi": floor_hi, f"{name}_base": base[name]}
+        floor_lo, floor_hi = around(
+            floor[name],
+            [each[name] for each in floor_spread],
+            min(len(real), len(train)),
+            *ends,
+            again=True,
+        )
+        result |= {
+            name: value[name],
+            f"{name}_lo": lo,
+            f"{name}_hi": hi,
+            f"{name}_floor": floor[name],
+            f"{name}_floor_lo": floor_lo,
+            f"{name}_floor_hi": floor_hi,
+            f"{name}_base": base[name],
+        }
     return result
 
 
@@ -125,26 +216,49 @@ def paper(sets: dict[str, np.ndarray], places: np.ndarray, p: Fid, seed: int) ->
     """
     n = p.paper_n
     if len(places) < max(n, 2):
-        say(f"fid: {len(places)} generated images are fewer than fid.paper_n = {n}: no paper protocol")
+        say(
+            f"fid: {len(places)} generated images are fewer than fid.paper_n = {n}: no paper protocol"
+        )
         return {"refused": 1, "n": len(places), "n_needed": n}
     values = []
     for number in range(p.paper_draws):
         draw = rng(seed, "paper", number)
         chosen = draw.permutation(len(places))[:n]
-        real, train = sets["test"][places[chosen]], sets["train"][draw.permutation(len(sets["train"]))[:n]]
-        values.append([fid(real, sets["tuned"][chosen]), fid(real, train), fid(real, sets["base"][chosen])])
+        real, train = (
+            sets["test"][places[chosen]],
+            sets["train"][draw.permutation(len(sets["train"]))[:n]],
+        )
+        values.append(
+            [fid(real, sets["tuned"][chosen]), fid(real, train), fid(real, sets["base"][chosen])]
+        )
     (value, floor, base), std = np.mean(values, 0), np.std([row[0] for row in values])
-    return {"refused": 0, "n": n, "draws": p.paper_draws, "singular": int(n <= sets["test"].shape[1]),
-            "fid": float(value), "fid_std": float(std), "fid_floor": float(floor), "fid_base": float(base)}
+    return {
+        "refused": 0,
+        "n": n,
+        "draws": p.paper_draws,
+        "singular": int(n <= sets["test"].shape[1]),
+        "fid": float(value),
+        "fid_std": float(std),
+        "fid_floor": float(floor),
+        "fid_base": float(base),
+    }
 
 
 def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
     """FID at 1/N, for the plot whose lines meet the axis at FID of infinitely many images."""
     found = {"tuned": sets["tuned"], "base": sets["base"], "floor": floor_of(sets, seed)}
-    lines = {name: curve(sets["test"], values, rng(seed, "curve")) for name, values in found.items()}
+    lines = {
+        name: curve(sets["test"], values, rng(seed, "curve")) for name, values in found.items()
+    }
     shared = min(map(len, lines.values()))  # few training tiles have no quarters
-    return [{"images": size, "one_over_n": 1 / size, **{name: points[place][1] for name, points in lines.items()}}
-            for place, (size, _) in enumerate(lines["tuned"][:shared])]
+    return [
+        {
+            "images": size,
+            "one_over_n": 1 / size,
+            **{name: points[place][1] for name, points in lines.items()},
+        }
+        for place, (size, _) in enumerate(lines["tuned"][:shared])
+    ]
 
 
 def memorisation(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict, list[dict]]:
@@ -155,9 +269,15 @@ def memorisation(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict,
         distances, neighbours = search(sets[name], sets["train"])
         result[name] = memorised(distances, real)
         if name == "tuned":
-            closest = [{"generated": rows["tuned"]["filename"][i], "training": rows["train"]["filename"][neighbours[i]],
-                        "distance": float(distances[i]), "real_percentile": float((real <= distances[i]).mean())}
-                       for i in np.argsort(distances, kind="stable")[:CLOSEST]]
+            closest = [
+                {
+                    "generated": rows["tuned"]["filename"][i],
+                    "training": rows["train"]["filename"][neighbours[i]],
+                    "distance": float(distances[i]),
+                    "real_percentile": float((real <= distances[i]).mean()),
+                }
+                for i in np.argsort(distances, kind="stable")[:CLOSEST]
+            ]
     return result, closest
 
 

@@ -45,32 +45,57 @@ def main() -> None:
         fail(f"{BASE}: its tokenizer has no end-of-sequence token")
     chunks = pq.read_table(CHUNKS).to_pylist()
     ids = tokens.encode([row["text"] for row in chunks if row["split"] == "train"], tokenizer)
-    rows = tokens.pack(ids, p.context, rng(seed, "pack")) if p.packing else tokens.separate(ids, p.context)
-    rows = [row for row in rows if len(row) > 1]  # a batch of lone tokens, which nothing follows, would have no loss
+    rows = (
+        tokens.pack(ids, p.context, rng(seed, "pack"))
+        if p.packing
+        else tokens.separate(ids, p.context)
+    )
+    rows = [
+        row for row in rows if len(row) > 1
+    ]  # a batch of lone tokens, which nothing follows, would have no loss
     if not rows:
         fail(f"{CHUNKS}: no training text is in it")
-    held = [list(group) for _, group in groupby((row for row in chunks if row["split"] == "test"), lambda row: row["paper"])]
+    held = [
+        list(group)
+        for _, group in groupby(
+            (row for row in chunks if row["split"] == "test"), lambda row: row["paper"]
+        )
+    ]
     documents = [tokens.encode([row["text"] for row in document], tokenizer) for document in held]
-    if both := {row["paper"] for document in held for row in document} & {row["paper"] for row in chunks if row["split"] == "train"}:
+    if both := {row["paper"] for document in held for row in document} & {
+        row["paper"] for row in chunks if row["split"] == "train"
+    }:
         fail(f"{CHUNKS}: {sorted(both)[0]} is in the training and in the held-out text")
     if len(held) < DOCUMENTS:
-        fail(f"scrape.min_test_papers: {len(held)} held-out papers are left after near duplicates went, fewer than the {DOCUMENTS} that "
-             "an interval of the perplexity needs")
+        fail(
+            f"scrape.min_test_papers: {len(held)} held-out papers are left after near duplicates went, fewer than the {DOCUMENTS} that "
+            "an interval of the perplexity needs"
+        )
     characters = sum(len(row["text"]) for document in held for row in document)
 
     # The base first: before LoRA wraps it.
     base = lora.load_base(BASE, p.quantization)
     limit = getattr(base.config, "max_position_embeddings", None) or math.inf
     if p.context > limit:
-        fail(f"finetune_llm.context: {p.context} tokens are more than the {limit} that {BASE} can read")
+        fail(
+            f"finetune_llm.context: {p.context} tokens are more than the {limit} that {BASE} can read"
+        )
     before = perplexity.document_losses(base, documents, p.context)
     if not math.isfinite(perplexity.perplexity(before)):
-        fail(f"{BASE}: its perplexity is no number before any training: its weights are too large for float32")
+        fail(
+            f"{BASE}: its perplexity is no number before any training: its weights are too large for float32"
+        )
     model = lora.adapt(base, p)
-    trainable, total = model.get_nb_trainable_parameters()  # counts 4-bit weights as weights, not as bytes
-    say(f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters")
+    trainable, total = (
+        model.get_nb_trainable_parameters()
+    )  # counts 4-bit weights as weights, not as bytes
+    say(
+        f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters"
+    )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    mark = scratch.fingerprint({**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__])
+    mark = scratch.fingerprint(
+        {**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__]
+    )
     with scratch.folder("finetune_llm", mark) as folder:
         log = lora.train(model, rows, pad, p, seed, folder)
     after = perplexity.document_losses(model, documents, p.context)
@@ -78,27 +103,45 @@ def main() -> None:
     low, high = perplexity.interval(after, rng(seed, "bootstrap"))
     base_low, base_high = perplexity.interval(before, rng(seed, "bootstrap"))
     ratio_low, ratio_high = perplexity.interval(after, rng(seed, "bootstrap"), before)
-    tail = [entry["loss"] for entry in log[-max(1, len(log) // 10):]]
+    tail = [entry["loss"] for entry in log[-max(1, len(log) // 10) :]]
     metrics = {
-        "perplexity": perplexity.perplexity(after), "perplexity_lo": low, "perplexity_hi": high,
-        "perplexity_base": perplexity.perplexity(before), "perplexity_base_lo": base_low, "perplexity_base_hi": base_high,
+        "perplexity": perplexity.perplexity(after),
+        "perplexity_lo": low,
+        "perplexity_hi": high,
+        "perplexity_base": perplexity.perplexity(before),
+        "perplexity_base_lo": base_low,
+        "perplexity_base_hi": base_high,
         "perplexity_ratio": perplexity.perplexity(after) / perplexity.perplexity(before),
-        "perplexity_ratio_lo": ratio_low, "perplexity_ratio_hi": ratio_high,
+        "perplexity_ratio_lo": ratio_low,
+        "perplexity_ratio_hi": ratio_high,
         "bits_per_character": after[:, 0].sum() / characters / 0.6931471805599453,
         "bits_per_character_base": before[:, 0].sum() / characters / 0.6931471805599453,
-        "n": len(documents), "tokens": int(after[:, 1].sum()), "tokens_train": sum(map(len, ids)),
-        "train_loss": sum(tail) / len(tail), "trainable_share": trainable / total}
+        "n": len(documents),
+        "tokens": int(after[:, 1].sum()),
+        "tokens_train": sum(map(len, ids)),
+        "train_loss": sum(tail) / len(tail),
+        "trainable_share": trainable / total,
+    }
     if not all(map(math.isfinite, metrics.values())):
-        fail(f"finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than {p.lr}")
+        fail(
+            f"finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than {p.lr}"
+        )
 
     with whole(OUT) as part:
-        model.peft_config["default"].target_modules = sorted(p.target_modules)  # a set is saved in no fixed order
+        model.peft_config["default"].target_modules = sorted(
+            p.target_modules
+        )  # a set is saved in no fixed order
         model.save_pretrained(part)
         (part / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    replace("metrics/plots/llm_loss.csv", ("step,loss\n" + "".join(f"{e['step']},{e['loss']}\n" for e in log)).encode())
+    replace(
+        "metrics/plots/llm_loss.csv",
+        ("step,loss\n" + "".join(f"{e['step']},{e['loss']}\n" for e in log)).encode(),
+    )
     write_json("metrics/llm.json", metrics)
-    say(f"finetune_llm: perplexity {metrics['perplexity']:.1f} [{low:.1f}, {high:.1f}], base "
-        f"{metrics['perplexity_base']:.1f} [{base_low:.1f}, {base_high:.1f}] on {len(documents)} held-out papers")
+    say(
+        f"finetune_llm: perplexity {metrics['perplexity']:.1f} [{low:.1f}, {high:.1f}], base "
+        f"{metrics['perplexity_base']:.1f} [{base_low:.1f}, {base_high:.1f}] on {len(documents)} held-out papers"
+    )
 
 
 if __name__ == "__main__":

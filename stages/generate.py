@@ -1,6 +1,6 @@
 """Draw the synthetic land-cover set, some images of each prompt of data/prompts.parquet: `data/synthetic/`.
 
-    python -m stages.launch generate      in one process, or several: the same bytes
+python -m stages.launch generate      in one process, or several: the same bytes
 """
 
 from pathlib import Path
@@ -21,13 +21,31 @@ def main() -> None:
     p = load()
     deterministic(p.seed)
     columns = pq.read_schema(PROMPTS)
-    schema = pa.schema([
-        ("image", IMAGE), *(columns.field(name) for name in CARRIED), ("seed", pa.int64()), ("scheduler", pa.string()),
-        ("steps", pa.int32()), ("guidance_scale", pa.float64()), ("model", pa.string())])
+    schema = pa.schema(
+        [
+            ("image", IMAGE),
+            *(columns.field(name) for name in CARRIED),
+            ("seed", pa.int64()),
+            ("scheduler", pa.string()),
+            ("steps", pa.int32()),
+            ("guidance_scale", pa.float64()),
+            ("model", pa.string()),
+        ]
+    )
     copies = p.generate.images_per_prompt
     total = pq.read_metadata(PROMPTS).num_rows * copies
     out, model = Path("data/synthetic"), Path("models/diffusion")
-    draw_shards("generate", out, model, rows(copies), total, schema, p.sampling, p.seed, [PROMPTS, Path(__file__)])
+    draw_shards(
+        "generate",
+        out,
+        model,
+        rows(copies),
+        total,
+        schema,
+        p.sampling,
+        p.seed,
+        [PROMPTS, Path(__file__)],
+    )
 
 
 def rows(images_per_prompt: int):

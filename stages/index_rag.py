@@ -30,8 +30,16 @@ from stages.text.tables import table_file
 OUT, BASE = Path("models/index"), Path("models/base/embedder")
 BATCH = 1024  # passages embedded at once
 FIT = 4_000  # passages, evenly spread, that the embedded embedder is fitted on: memory stops growing there
-SCHEMA = pa.schema([("id", pa.string()), ("paper", pa.string()), ("title", pa.string()), ("page", pa.int32()),
-                    ("text", pa.string()), ("vector", pa.list_(pa.float32()))])
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("paper", pa.string()),
+        ("title", pa.string()),
+        ("page", pa.int32()),
+        ("text", pa.string()),
+        ("vector", pa.list_(pa.float32())),
+    ]
+)
 
 
 def papers(corpus: pq.ParquetFile) -> Iterator[list[dict]]:
@@ -60,8 +68,15 @@ def passages(rows: list[dict], splitter) -> list[dict]:
     for number, passage in enumerate(splitter.split_text(text)):
         at = max(0, text.find(passage, at))
         page = rows[max(0, bisect_right(starts, at) - 1)]["page"]
-        found.append({"id": f"{rows[0]['paper']}#{number:04d}", "paper": rows[0]["paper"], "title": rows[0]["text"],
-                      "page": page, "text": passage})
+        found.append(
+            {
+                "id": f"{rows[0]['paper']}#{number:04d}",
+                "paper": rows[0]["paper"],
+                "title": rows[0]["text"],
+                "page": page,
+                "text": passage,
+            }
+        )
         at += 1
     return found
 
@@ -70,12 +85,19 @@ def main() -> None:
     params = load()
     p = params.index_rag
     if p.overlap_tokens >= p.passage_tokens:
-        fail(f"index_rag.overlap_tokens: {p.overlap_tokens} is not less than passage_tokens, {p.passage_tokens}")
+        fail(
+            f"index_rag.overlap_tokens: {p.overlap_tokens} is not less than passage_tokens, {p.passage_tokens}"
+        )
     from llama_index.core.node_parser import SentenceSplitter
 
     # Tokens are words and punctuation marks: LlamaIndex's own tokenizer would be downloaded.
-    splitter = SentenceSplitter(chunk_size=p.passage_tokens, chunk_overlap=p.overlap_tokens, paragraph_separator="\n",
-                                tokenizer=re.compile(r"\w+|[^\w\s]").findall, chunking_tokenizer_fn=sentences.spans)
+    splitter = SentenceSplitter(
+        chunk_size=p.passage_tokens,
+        chunk_overlap=p.overlap_tokens,
+        paragraph_separator="\n",
+        tokenizer=re.compile(r"\w+|[^\w\s]").findall,
+        chunking_tokenizer_fn=sentences.spans,
+    )
     with whole(OUT) as part:
         count, bare = 0, part / "bare.parquet"
         with table_file(bare, SCHEMA) as writer:
@@ -90,15 +112,22 @@ def main() -> None:
             model = embedder.Neural(BASE)
         else:
             step = -(-count // FIT)
-            model = embedder.LatentSemantic.fit([text for at, text in enumerate(texts(bare)) if at % step == 0], p.dimensions,
-                                                params.seed)
+            model = embedder.LatentSemantic.fit(
+                [text for at, text in enumerate(texts(bare)) if at % step == 0],
+                p.dimensions,
+                params.seed,
+            )
             model.save(part)
         bar = progress(total=count, what="index_rag", unit="passage")
         with table_file(part / "passages.parquet", SCHEMA) as writer:
             for batch in pq.ParquetFile(bare).iter_batches(BATCH):
                 vectors = model.embed(batch["text"].to_pylist())  # [N, D] float32
-                column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(SCHEMA.field("vector").type)
-                writer.write_table(pa.Table.from_batches([batch]).set_column(5, SCHEMA.field("vector"), column))
+                column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(
+                    SCHEMA.field("vector").type
+                )
+                writer.write_table(
+                    pa.Table.from_batches([batch]).set_column(5, SCHEMA.field("vector"), column)
+                )
                 bar.update(len(batch))
         bar.close()
         bare.unlink()

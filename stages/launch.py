@@ -22,17 +22,24 @@ STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
 
 def config_file() -> Path:
     """Where `accelerate config` keeps its answers."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    home = (
+        os.environ.get("HF_HOME")
+        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    )
     return Path(home) / "accelerate" / "default_config.yaml"
 
 
 def main(stage: str = "", *args: str) -> None:
     if stage not in STAGES:
-        fail(f"launch: {stage or 'nothing'} is no stage that runs on several processes: {', '.join(STAGES)}")
+        fail(
+            f"launch: {stage or 'nothing'} is no stage that runs on several processes: {', '.join(STAGES)}"
+        )
     module, config = f"stages.{stage}", config_file()
     try:
         answers = yaml.safe_load(config.read_text()) if config.exists() else {}
-        processes, machines = (int(answers.get(key) or 1) for key in ("num_processes", "num_machines"))
+        processes, machines = (
+            int(answers.get(key) or 1) for key in ("num_processes", "num_machines")
+        )
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
         fail(f"{config}: not an accelerate config; run `accelerate config` again")
     if processes == 1 and machines == 1:
@@ -43,23 +50,44 @@ def main(stage: str = "", *args: str) -> None:
     cpu = answers.get("use_cpu") or answers.get("distributed_type") == "MULTI_CPU"
     if cpu and machines == 1:
         # `accelerate launch --cpu` runs one process without MPI whatever it is told; torchrun starts them all.
-        command = ["torch.distributed.run", "--nproc_per_node", str(processes), "--standalone", "--module", module]
-        environment = {"ACCELERATE_USE_CPU": "true", "ACCELERATE_MIXED_PRECISION": str(answers.get("mixed_precision") or "no")}
+        command = [
+            "torch.distributed.run",
+            "--nproc_per_node",
+            str(processes),
+            "--standalone",
+            "--module",
+            module,
+        ]
+        environment = {
+            "ACCELERATE_USE_CPU": "true",
+            "ACCELERATE_MIXED_PRECISION": str(answers.get("mixed_precision") or "no"),
+        }
     else:
-        command, environment = ["accelerate.commands.launch", "--config_file", str(config), "--module", module], {}
+        command, environment = (
+            ["accelerate.commands.launch", "--config_file", str(config), "--module", module],
+            {},
+        )
         if not cpu and machines == 1 and (found := _gpus()) < processes:
             fail(f"{config}: num_processes is {processes}, this machine has {found} GPU(s)")
     # The stage checks that so many really came up (stages.common.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)
-    sys.exit(subprocess.run([sys.executable, "-m", *command, *args], env={**os.environ, **environment}).returncode)
+    sys.exit(
+        subprocess.run(
+            [sys.executable, "-m", *command, *args], env={**os.environ, **environment}
+        ).returncode
+    )
 
 
 def spare(stage: str) -> None:
     """Hide what this stage has no use for: accelerate and diffusers import it wherever they find it, a third of the start."""
     p = load().finetune_sd
     trains = stage == "finetune_sd"
-    used = {"peft": trains and p.method == "lora", "bitsandbytes": trains and p.optimiser == "adamw8bit", "scipy": stage == "features",
-            "boto3": False}
+    used = {
+        "peft": trains and p.method == "lora",
+        "bitsandbytes": trains and p.optimiser == "adamw8bit",
+        "scipy": stage == "features",
+        "boto3": False,
+    }
     for name in used:
         if not used[name]:
             sys.modules[name] = None  # "not installed", to whoever looks

@@ -17,7 +17,9 @@ def main() -> None:
     if done.returncode:
         fail(f"lock: dvc repro --dry: {done.stderr}")
     if stale := re.findall(r"Running stage '([^']+)'", done.stdout):
-        fail(f"lock: {', '.join(stale)}: changed since the run in dvc.lock; run `dvc repro` and commit what it changes")
+        fail(
+            f"lock: {', '.join(stale)}: changed since the run in dvc.lock; run `dvc repro` and commit what it changes"
+        )
     print("lock: dvc.lock agrees with the pipeline")
     if not dvc("config", "core.remote").stdout.strip():
         print("lock: there is no remote: whether the outputs were pushed is not checked")

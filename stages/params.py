@@ -11,13 +11,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 
 def _source(value: str) -> str:
     kind, _, rest = value.partition(":")
-    if kind not in ("embedded", "none", "path", "hub", "arxiv") or (kind in ("path", "hub", "arxiv")) != bool(rest):
-        raise ValueError("a source is embedded, path:<folder or file>, hub:<repo>[@revision]" + _MORE)
+    if kind not in ("embedded", "none", "path", "hub", "arxiv") or (
+        kind in ("path", "hub", "arxiv")
+    ) != bool(rest):
+        raise ValueError(
+            "a source is embedded, path:<folder or file>, hub:<repo>[@revision]" + _MORE
+        )
     return value
 
 
@@ -26,21 +38,34 @@ _MORE = ", arxiv:<csv> (papers only) or none (models only)"
 
 def _number(value):
     # YAML 1.1 reads `1e-6` as text: say so instead of "should be a number".
-    if isinstance(value, str) and value.lower().replace("e-", "").replace("e", "").replace(".", "").isdigit():
+    if (
+        isinstance(value, str)
+        and value.lower().replace("e-", "").replace("e", "").replace(".", "").isdigit()
+    ):
         raise ValueError(f"write {float(value):.1e} with a point: YAML reads {value} as text")
     return value
 
 
 Source = Annotated[str, AfterValidator(_source)]
 Count = Annotated[int, Field(gt=0)]
-Groups8, Groups16 = Annotated[int, Field(gt=0, multiple_of=8)], Annotated[int, Field(gt=0, multiple_of=16)]  # group normalisation
+Groups8, Groups16 = (
+    Annotated[int, Field(gt=0, multiple_of=8)],
+    Annotated[int, Field(gt=0, multiple_of=16)],
+)  # group normalisation
 Steps = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
 Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
 Precision = Literal["fp32", "bf16", "fp16"]
-LULC = Literal["Bare Land", "Crop Land", "Cultivated Vegetation", "Natural Vegetation", "Snow Ice", "Water Body",
-               "Woody Vegetation"]
+LULC = Literal[
+    "Bare Land",
+    "Crop Land",
+    "Cultivated Vegetation",
+    "Natural Vegetation",
+    "Snow Ice",
+    "Water Body",
+    "Woody Vegetation",
+]
 LULC_CLASSES: tuple[str, ...] = LULC.__args__
 
 
@@ -50,10 +75,16 @@ class Section(BaseModel):
 
 
 class Sampling(Section):
-    scheduler: Literal["pndm", "ddim", "dpm"] = Field(description="PNDM (Liu et al. 2022), DDIM (Song et al. 2021) or "
-                                                      "DPM-Solver++ (Lu et al. 2022)")
-    steps: Count = Field(le=1000, description="denoising steps per image; models know 1000 timesteps")
-    guidance_scale: float = Field(ge=1, description="classifier-free guidance scale (Ho & Salimans 2022); 1 = off")
+    scheduler: Literal["pndm", "ddim", "dpm"] = Field(
+        description="PNDM (Liu et al. 2022), DDIM (Song et al. 2021) or "
+        "DPM-Solver++ (Lu et al. 2022)"
+    )
+    steps: Count = Field(
+        le=1000, description="denoising steps per image; models know 1000 timesteps"
+    )
+    guidance_scale: float = Field(
+        ge=1, description="classifier-free guidance scale (Ho & Salimans 2022); 1 = off"
+    )
     resolution: Count = Field(description="pixels per side; a multiple of the VAE's factor")
     batch_size: Count = Field(description="images per fixed, padded group")
     precision: Precision = Field(description="arithmetic of UNet and VAE")
@@ -66,12 +97,16 @@ class FetchPapers(Section):
 class Scrape(Section):
     min_papers: Count = Field(description="readable papers below which the stage fails")
     cut_references: bool = Field(description="drop each paper's reference list")
-    test_fraction: Share = Field(le=0.5, description="share of the text lines held out, as whole papers")
+    test_fraction: Share = Field(
+        le=0.5, description="share of the text lines held out, as whole papers"
+    )
     min_test_papers: Count = Field(description="papers held out at least")
 
 
 class Chunk(Section):
-    min_characters: Count = Field(description="a chunk runs to the first full stop after so many characters")
+    min_characters: Count = Field(
+        description="a chunk runs to the first full stop after so many characters"
+    )
 
 
 class Splits(Section):
@@ -84,10 +119,16 @@ class FetchImagery(Section):
     source: Source = Field(description="where the captioned imagery comes from")
     resolution: Count = Field(ge=16, description="pixels per side of the stored tiles")
     splits: Splits = Field(description="names of the source's own splits")
-    valid: Amount = Field(description="carved out where the source has none: fraction (< 1) or count")
+    valid: Amount = Field(
+        description="carved out where the source has none: fraction (< 1) or count"
+    )
     test: Amount = Field(description="ditto")
-    max_images: Count | None = Field(description="embedded: tiles rendered; else kept per source split; null = all")
-    exclude_near_duplicates: bool = Field(description="leave test tiles out that look like a training tile")
+    max_images: Count | None = Field(
+        description="embedded: tiles rendered; else kept per source split; null = all"
+    )
+    exclude_near_duplicates: bool = Field(
+        description="leave test tiles out that look like a training tile"
+    )
 
 
 class FetchModel(Section):
@@ -100,15 +141,26 @@ class FetchModel(Section):
 
 
 class TrainBase(Section):
-    source: Literal["base", "scratch"] = Field(description="pass fetch_model.diffusion through, or train a VAE and text encoder")
-    vae_channels: list[Groups8] = Field(min_length=1, description="channels per level, multiples of 8; each level but the last halves "
-                                                                  "the resolution")
+    source: Literal["base", "scratch"] = Field(
+        description="pass fetch_model.diffusion through, or train a VAE and text encoder"
+    )
+    vae_channels: list[Groups8] = Field(
+        min_length=1,
+        description="channels per level, multiples of 8; each level but the last halves "
+        "the resolution",
+    )
     latent_channels: Count = Field(description="channels of the latents")
     vae_steps: Steps = Field(description="optimiser steps of the VAE")
-    text_width: int = Field(gt=0, multiple_of=32, description="width of the text encoder, a multiple of 32 (an attention head)")
+    text_width: int = Field(
+        gt=0,
+        multiple_of=32,
+        description="width of the text encoder, a multiple of 32 (an attention head)",
+    )
     text_layers: Count = Field(description="its layers")
     text_steps: Steps = Field(description="contrastive steps (image, caption)")
-    unet_channels: list[Groups16] = Field(min_length=1, description="channels per level of the untrained UNet, multiples of 16")
+    unet_channels: list[Groups16] = Field(
+        min_length=1, description="channels per level of the untrained UNet, multiples of 16"
+    )
     batch_size: Count = Field(description="images per step")
     lr: Rate = Field(description="peak learning rate")
 
@@ -122,11 +174,15 @@ class TrainScene(Section):
 
 
 class FinetuneLLM(Section):
-    quantization: Literal["none", "nf4"] = Field(description="4-bit NormalFloat (Dettmers et al. 2023) or none")
+    quantization: Literal["none", "nf4"] = Field(
+        description="4-bit NormalFloat (Dettmers et al. 2023) or none"
+    )
     rank: Count = Field(description="LoRA rank r (Hu et al. 2022)")
     alpha: Count = Field(description="LoRA alpha")
     dropout: Share = Field(description="LoRA dropout")
-    target_modules: list[str] = Field(min_length=1, description="names of the adapted linear layers")
+    target_modules: list[str] = Field(
+        min_length=1, description="names of the adapted linear layers"
+    )
     lr: Rate = Field(description="learning rate")
     weight_decay: Amount = Field(description="AdamW weight decay")
     batch_size: Count = Field(description="sequences per step")
@@ -143,9 +199,20 @@ class IndexRag(Section):
 
 Writer = Literal["extractive", "huggingface", "openai", "domain"]
 # `retrieval` alone is zero-shot with passages.
-Technique = Literal["zero_shot", "few_shot", "chain_of_thought", "retrieval", "few_shot_retrieval", "chain_of_thought_retrieval"]
-TECHNIQUES = {"extractive": ("retrieval",), "domain": ("zero_shot", "few_shot"),
-              "huggingface": Technique.__args__, "openai": Technique.__args__}
+Technique = Literal[
+    "zero_shot",
+    "few_shot",
+    "chain_of_thought",
+    "retrieval",
+    "few_shot_retrieval",
+    "chain_of_thought_retrieval",
+]
+TECHNIQUES = {
+    "extractive": ("retrieval",),
+    "domain": ("zero_shot", "few_shot"),
+    "huggingface": Technique.__args__,
+    "openai": Technique.__args__,
+}
 
 
 class Pair(Section):
@@ -158,7 +225,9 @@ class Prompt(Section):
     technique: Technique = Field(description="how it is asked")
     compare: list[Pair] = Field(description="further pairs, measured but not used")
     compare_count: Count = Field(description="prompts asked of each compared pair, per class")
-    openai_base_url: str | None = Field(description="of an OpenAI-compatible endpoint (writer openai); its key is $OPENAI_API_KEY")
+    openai_base_url: str | None = Field(
+        description="of an OpenAI-compatible endpoint (writer openai); its key is $OPENAI_API_KEY"
+    )
     openai_model: str | None = Field(description="the model asked there")
     top_k: Count = Field(description="passages retrieved per query")
     per_class: dict[LULC, Count] = Field(description="prompts kept per class")
@@ -168,20 +237,27 @@ class Prompt(Section):
 
 
 class Encode(Section):
-    normalisation: Literal["vae", "dataset"] = Field(description="[-1, 1], or the data set's own mean and std")
+    normalisation: Literal["vae", "dataset"] = Field(
+        description="[-1, 1], or the data set's own mean and std"
+    )
     batch_size: Count = Field(description="images per forward pass")
     precision: Precision = Field(description="arithmetic of the VAE and text encoder")
-    base_domain: Source = Field(description="captioned images of the base model's own domain, for the forgetting curve; none = no curve")
+    base_domain: Source = Field(
+        description="captioned images of the base model's own domain, for the forgetting curve; none = no curve"
+    )
     base_images: Count = Field(description="of them at most")
 
 
 class FinetuneSD(Section):
-    method: Literal["full", "lora"] = Field(description="train the whole UNet or a LoRA of its attention")
+    method: Literal["full", "lora"] = Field(
+        description="train the whole UNet or a LoRA of its attention"
+    )
     epochs: Amount = Field(description="passes over the training images; 0 = no fine-tuning")
     batch_size: Count = Field(description="images per step over all processes")
     gradient_accumulation: Count = Field(description="steps whose gradients are averaged")
-    optimiser: Literal["adamw", "adamw8bit"] = Field(description="AdamW (Loshchilov & Hutter 2019); with 8-bit state (Dettmers "
-                                                     "et al. 2022)")
+    optimiser: Literal["adamw", "adamw8bit"] = Field(
+        description="AdamW (Loshchilov & Hutter 2019); with 8-bit state (Dettmers et al. 2022)"
+    )
     lr: Rate = Field(description="peak learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(description="after the warm-up")
     warmup_steps: Steps = Field(description="optimiser steps of linear warm-up")
@@ -189,16 +265,24 @@ class FinetuneSD(Section):
     max_grad_norm: Rate = Field(description="gradient clipping")
     precision: Precision = Field(description="autocast; weights stay fp32")
     ema_decay: Share = Field(description="exponential moving average of the weights; 0 = off")
-    min_snr_gamma: Rate | None = Field(description="Min-SNR loss weighting (Hang et al. 2023); null = off")
+    min_snr_gamma: Rate | None = Field(
+        description="Min-SNR loss weighting (Hang et al. 2023); null = off"
+    )
     caption_dropout: Share = Field(description="share of captions replaced by the empty one")
     latent: Literal["sample", "mean"] = Field(description="of the VAE posterior")
     gradient_checkpointing: bool = Field(description="recompute activations in the backward pass")
     compile: bool = Field(description="torch.compile the UNet")
-    zero_terminal_snr: bool = Field(description="noise schedule rescaled to no signal at its end (Lin et al. 2024); needs v-prediction")
-    checkpoint_steps: Count = Field(description="optimiser steps between checkpoints and validations")
+    zero_terminal_snr: bool = Field(
+        description="noise schedule rescaled to no signal at its end (Lin et al. 2024); needs v-prediction"
+    )
+    checkpoint_steps: Count = Field(
+        description="optimiser steps between checkpoints and validations"
+    )
     keep_checkpoints: Count = Field(description="checkpoints kept on disk while training")
     validation_images: Count = Field(description="valid images in the validation loss")
-    grid_captions: Count = Field(description="rows of the sample grid: validation captions, four images each")
+    grid_captions: Count = Field(
+        description="rows of the sample grid: validation captions, four images each"
+    )
 
 
 class Generate(Section):
@@ -206,9 +290,13 @@ class Generate(Section):
 
 
 class Features(Section):
-    extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(min_length=1, description="feature networks")
+    extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(
+        min_length=1, description="feature networks"
+    )
     batch_size: Count = Field(description="images per forward pass")
-    padded: bool = Field(description="also test tiles in a black frame, as the released script compares them")
+    padded: bool = Field(
+        description="also test tiles in a black frame, as the released script compares them"
+    )
 
 
 class Fid(Section):
@@ -227,17 +315,23 @@ class Classifier(Section):
     seeds: Count = Field(description="classifiers trained")
     valid_fraction: Share = Field(description="of the synthetic images, stratified")
     test_fraction: Share = Field(description="ditto")
-    images_per_caption: Count = Field(description="sampled for each test caption, for classify@scenes")
+    images_per_caption: Count = Field(
+        description="sampled for each test caption, for classify@scenes"
+    )
 
 
 class Report(Section):
     gallery_per_class: Count = Field(description="images a class, real and generated")
-    review_tiles: int = Field(ge=2, multiple_of=2, description="tiles that an expert rates blind, half of them generated")
+    review_tiles: int = Field(
+        ge=2, multiple_of=2, description="tiles that an expert rates blind, half of them generated"
+    )
 
 
 class Params(Section):
     seed: int = Field(ge=0, lt=2**32, description="of every random number")
-    classes: dict[LULC, list[str]] = Field(description="LULC class -> scenes that show it; [] = none in this imagery")
+    classes: dict[LULC, list[str]] = Field(
+        description="LULC class -> scenes that show it; [] = none in this imagery"
+    )
     sampling: Sampling
     fetch_papers: FetchPapers
     scrape: Scrape
@@ -263,41 +357,70 @@ class Params(Section):
         if twice := sorted({s for s in scenes if scenes.count(s) > 1}):
             raise ValueError(f"classes: {twice[0]} stands there twice; a scene shows one class")
         if missing := [c for c in LULC_CLASSES if c not in self.classes]:
-            raise ValueError(f"classes: {missing[0]} is missing (write {missing[0]}: [] when the imagery has none)")
+            raise ValueError(
+                f"classes: {missing[0]} is missing (write {missing[0]}: [] when the imagery has none)"
+            )
         kinds = {source: value.partition(":")[0] for source, value in self.fetch_model}
         if wrong := [role for role, kind in kinds.items() if kind == "arxiv"]:
             raise ValueError(f"fetch_model.{wrong[0]}: arxiv: is for papers")
-        if self.fetch_papers.source == "none" or self.fetch_imagery.source.startswith(("none", "arxiv:")):
-            raise ValueError("fetch_papers.source, fetch_imagery.source: the pipeline needs papers (embedded, path:, hub:, arxiv:) "
-                             "and imagery (embedded, path:, hub:)")
+        if self.fetch_papers.source == "none" or self.fetch_imagery.source.startswith(
+            ("none", "arxiv:")
+        ):
+            raise ValueError(
+                "fetch_papers.source, fetch_imagery.source: the pipeline needs papers (embedded, path:, hub:, arxiv:) "
+                "and imagery (embedded, path:, hub:)"
+            )
         if missing := [role for role in ("language", "embedder") if kinds[role] == "none"]:
             raise ValueError(f"fetch_model.{missing[0]}: none: the pipeline needs one")
         if self.train_base.source == "base" and kinds["diffusion"] == "none":
-            raise ValueError("fetch_model.diffusion: none leaves train_base.source: base nothing to start from; say scratch")
+            raise ValueError(
+                "fetch_model.diffusion: none leaves train_base.source: base nothing to start from; say scratch"
+            )
         if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
-            raise ValueError("fetch_imagery.max_images: null: say how many tiles the embedded renderer makes")
+            raise ValueError(
+                "fetch_imagery.max_images: null: say how many tiles the embedded renderer makes"
+            )
         if self.encode.base_domain.startswith("arxiv:"):
             raise ValueError("encode.base_domain: arxiv: is for papers")
-        if "scene" not in self.features.extractors or len(set(self.features.extractors)) < len(self.features.extractors):
-            raise ValueError("features.extractors: each once, and scene among them: agreement is measured in its features")
+        if "scene" not in self.features.extractors or len(set(self.features.extractors)) < len(
+            self.features.extractors
+        ):
+            raise ValueError(
+                "features.extractors: each once, and scene among them: agreement is measured in its features"
+            )
         if kinds["vision"] == "none" and self.features.extractors != ["scene"]:
-            raise ValueError("features.extractors: all but scene need fetch_model.vision, which is none")
-        pairs = [(self.prompt.writer, self.prompt.technique), *((pair.writer, pair.technique) for pair in self.prompt.compare)]
+            raise ValueError(
+                "features.extractors: all but scene need fetch_model.vision, which is none"
+            )
+        pairs = [
+            (self.prompt.writer, self.prompt.technique),
+            *((pair.writer, pair.technique) for pair in self.prompt.compare),
+        ]
         if kinds["writer"] == "none" and any(writer == "huggingface" for writer, _ in pairs):
             raise ValueError("prompt.writer: huggingface needs fetch_model.writer, which is none")
-        if not (self.prompt.openai_base_url and self.prompt.openai_model) and any(writer == "openai" for writer, _ in pairs):
-            raise ValueError("prompt.openai_base_url, prompt.openai_model: the openai writer needs both")
+        if not (self.prompt.openai_base_url and self.prompt.openai_model) and any(
+            writer == "openai" for writer, _ in pairs
+        ):
+            raise ValueError(
+                "prompt.openai_base_url, prompt.openai_model: the openai writer needs both"
+            )
         for writer, technique in pairs:
             if technique not in TECHNIQUES[writer]:
-                raise ValueError(f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}")
+                raise ValueError(
+                    f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}"
+                )
         if missing := [name for name in LULC_CLASSES if name not in self.prompt.per_class]:
             raise ValueError(f"prompt.per_class: {missing[0]} is missing")
         if self.index_rag.overlap_tokens >= self.index_rag.passage_tokens:
             raise ValueError("index_rag.overlap_tokens: must be less than passage_tokens")
         if self.finetune_sd.zero_terminal_snr and self.sampling.scheduler == "pndm":
-            raise ValueError("sampling.scheduler: pndm can't start from pure noise, as finetune_sd.zero_terminal_snr asks; use ddim or dpm")
+            raise ValueError(
+                "sampling.scheduler: pndm can't start from pure noise, as finetune_sd.zero_terminal_snr asks; use ddim or dpm"
+            )
         if self.finetune_sd.zero_terminal_snr and self.finetune_sd.min_snr_gamma is not None:
-            raise ValueError("finetune_sd.min_snr_gamma: gives pure noise, which zero_terminal_snr is for, no weight; say null")
+            raise ValueError(
+                "finetune_sd.min_snr_gamma: gives pure noise, which zero_terminal_snr is for, no weight; say null"
+            )
         if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
         return self
@@ -309,7 +432,9 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} stands there twice", node.value[0][0].start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]} stands there twice", node.value[0][0].start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -317,7 +442,12 @@ def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a whole params file. Faults are printed one per line, then the process exits with code 1."""
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
         sys.exit(f"{path}: cannot be read: {' '.join(str(fault).split())}")
     if not isinstance(values, dict):
         sys.exit(f"{path}: expected sections, found {type(values).__name__}")
@@ -349,7 +479,11 @@ def _fields(where: list) -> dict:
     model = Params
     for part in where:
         annotation = model.model_fields[part].annotation if part in model.model_fields else model
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else Pair
+        model = (
+            annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
+            else Pair
+        )
     return model.model_fields
 
 

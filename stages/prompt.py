@@ -26,10 +26,18 @@ from stages.text.retrieval import Retriever
 
 INDEX, BASE, LLM = Path("models/index"), Path("models/base"), Path("models/llm")
 QUESTIONS = Path("stages/embedded/notes_questions.csv")
-SCHEMA = pa.schema([("row", pa.int32()), ("label", pa.string()), ("prompt", pa.string()), ("negative_prompt", pa.string()),
-                    ("writer", pa.string()), ("technique", pa.string()),
-                    ("passages", pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))),
-                    ("tokens", pa.int32())])
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int32()),
+        ("label", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("writer", pa.string()),
+        ("technique", pa.string()),
+        ("passages", pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))),
+        ("tokens", pa.int32()),
+    ]
+)
 
 
 def make_writer(p: Prompt, writer: str, technique: str, seed: int):
@@ -47,45 +55,87 @@ def make_writer(p: Prompt, writer: str, technique: str, seed: int):
 def main() -> None:
     params = load()
     p, seed = params.prompt, params.seed
-    retriever, tokens = Retriever(INDEX, BASE / "embedder"), checks.Counter(start_folder() / "tokenizer")
+    retriever, tokens = (
+        Retriever(INDEX, BASE / "embedder"),
+        checks.Counter(start_folder() / "tokenizer"),
+    )
     negative = tokens(p.negative_prompt)
     if negative > checks.LIMIT:
         fail(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
-    for cue, words, such in (("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
-                             ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view")):
+    for cue, words, such in (
+        ("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
+        ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view"),
+    ):
         if p.positive_cues and not words.search(p.positive_cues):
-            fail(f"prompt.positive_cues: name the {cue} ({such}, ...), or a pumpkin field is a heap of pumpkins; "
-                 'or write "" where the model\'s words are few')
+            fail(
+                f"prompt.positive_cues: name the {cue} ({such}, ...), or a pumpkin field is a heap of pumpkins; "
+                'or write "" where the model\'s words are few'
+            )
 
     # The data set.
-    asking = Asking(make_writer(p, p.writer, p.technique, seed), p.technique, retriever, tokens, p.positive_cues, p.top_k)
+    asking = Asking(
+        make_writer(p, p.writer, p.technique, seed),
+        p.technique,
+        retriever,
+        tokens,
+        p.positive_cues,
+        p.top_k,
+    )
     for label, wanted in progress(p.per_class.items(), what="prompt", unit="class"):
         rows, refused = asking.ask(label, wanted, p.attempts)
         if len(rows) < wanted:
-            why = ", ".join(f"{count} {reason}" for reason, count in refused.most_common()) or "none was offered"
-            fail(f"prompt.per_class.{label}: {len(rows)} of {wanted} prompts after {p.attempts} attempts (refused: {why}); "
-                 "ask for fewer, raise prompt.attempts or prompt.top_k, or bring more papers")
+            why = (
+                ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
+                or "none was offered"
+            )
+            fail(
+                f"prompt.per_class.{label}: {len(rows)} of {wanted} prompts after {p.attempts} attempts (refused: {why}); "
+                "ask for fewer, raise prompt.attempts or prompt.top_k, or bring more papers"
+            )
     if composed := sum(row["text"] in asking.write.composed for row in asking.kept):
-        say(f"prompt: {composed} of {len(asking.kept)} prompts are composed of the lexicon's words: too few sentences of the "
-            "passages describe a class from above")
-    metrics = {p.writer: {p.technique: {**prompt_metrics.of_prompts(asking), **prompt_metrics.of_retrieval(retriever, QUESTIONS)}}}
+        say(
+            f"prompt: {composed} of {len(asking.kept)} prompts are composed of the lexicon's words: too few sentences of the "
+            "passages describe a class from above"
+        )
+    metrics = {
+        p.writer: {
+            p.technique: {
+                **prompt_metrics.of_prompts(asking),
+                **prompt_metrics.of_retrieval(retriever, QUESTIONS),
+            }
+        }
+    }
 
     # The comparison: measured, not used.
     for pair in p.compare:
         if pair.technique in metrics.get(pair.writer, {}):
             fail(f"prompt.compare: {pair.writer} with {pair.technique} stands twice")
-        other = Asking(make_writer(p, pair.writer, pair.technique, seed), pair.technique, retriever, tokens,
-                       p.positive_cues, p.top_k)
+        other = Asking(
+            make_writer(p, pair.writer, pair.technique, seed),
+            pair.technique,
+            retriever,
+            tokens,
+            p.positive_cues,
+            p.top_k,
+        )
         for label in p.per_class:
             other.ask(label, p.compare_count, 1)
         metrics.setdefault(pair.writer, {})[pair.technique] = prompt_metrics.of_prompts(other)
 
     shared = {"negative_prompt": p.negative_prompt, "writer": p.writer, "technique": p.technique}
-    rows = [{"row": number, **shared, **{name: row[name] for name in ("label", "prompt", "passages", "tokens")}}
-            for number, row in enumerate(asking.kept)]
+    rows = [
+        {
+            "row": number,
+            **shared,
+            **{name: row[name] for name in ("label", "prompt", "passages", "tokens")},
+        }
+        for number, row in enumerate(asking.kept)
+    ]
     write_table("data/prompts.parquet", pa.Table.from_pylist(rows, SCHEMA))
     write_json("metrics/prompts.json", metrics)
-    say(f"prompt: {len(asking.kept)} prompts, {asking.rejected.total()} candidates refused {dict(asking.rejected)}")
+    say(
+        f"prompt: {len(asking.kept)} prompts, {asking.rejected.total()} candidates refused {dict(asking.rejected)}"
+    )
 
 
 if __name__ == "__main__":

@@ -26,11 +26,31 @@ from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
 
 OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
-METRICS = ("corpus", "llm", "prompts", "diffusion", "fid", "images", "agreement", "ceiling_lulc", "ceiling_scenes",
-           "classify_lulc", "classify_scenes", "review")
-PLOTS = ("diffusion_loss", "llm_loss", "agreement_by_scene", "fid_curve", "nearest_training", "confusion_lulc",
-         "confusion_scenes", "accuracy_by_class_lulc")
-LIMIT = 15 * 10**6   # bytes of the folder
+METRICS = (
+    "corpus",
+    "llm",
+    "prompts",
+    "diffusion",
+    "fid",
+    "images",
+    "agreement",
+    "ceiling_lulc",
+    "ceiling_scenes",
+    "classify_lulc",
+    "classify_scenes",
+    "review",
+)
+PLOTS = (
+    "diffusion_loss",
+    "llm_loss",
+    "agreement_by_scene",
+    "fid_curve",
+    "nearest_training",
+    "confusion_lulc",
+    "confusion_scenes",
+    "accuracy_by_class_lulc",
+)
+LIMIT = 15 * 10**6  # bytes of the folder
 VISION = ("inception2048", "dinov2", "clip")
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 
@@ -44,7 +64,9 @@ def main() -> None:
     found = facts(tuned, synthetic)
     shown = tables.tables(metrics, found)
 
-    judged = judge([row["label"] for row in synthetic], read("models/scene/config.json")["scenes"], p.classes)
+    judged = judge(
+        [row["label"] for row in synthetic], read("models/scene/config.json")["scenes"], p.classes
+    )
     album = Album()
     gallery = Gallery(album, synthetic, judged)
     shown_by_class = gallery.by_class(real, p.classes, p.report.gallery_per_class)
@@ -53,20 +75,36 @@ def main() -> None:
 
     with whole(OUT) as out:
         sheets = selection.grids(real, tuned, synthetic, p.classes) | {
-            "figures": selection.figures(figure_of), "nearest": selection.nearest(plots["nearest_training"], tuned)}
+            "figures": selection.figures(figure_of),
+            "nearest": selection.nearest(plots["nearest_training"], tuned),
+        }
         (out / "grids").mkdir()
         for name, sheet in sheets.items():
             sheet.save(out / "grids" / f"{name}.jpg", quality=90, subsampling=0)
         album.write(out)
-        page.write(out, thumb=album.thumb, facts=found, tables=shown, metrics=metrics, gallery=shown_by_class, extremes=extremes,
-                   pairs=pairs, items=gallery.items,
-                   sizes={name: sheet.size for name, sheet in sheets.items()},
-                   charts=page.charts_of(plots, list(p.classes)), sweeps=sweeps.charts_of(SWEEPS),
-                   imagery=read("data/imagery/REPORT.json"))
-        (out / "run.js").write_text(run.script(flow.diagram(stages), outs | {"report": [out]}), encoding="utf-8")
+        page.write(
+            out,
+            thumb=album.thumb,
+            facts=found,
+            tables=shown,
+            metrics=metrics,
+            gallery=shown_by_class,
+            extremes=extremes,
+            pairs=pairs,
+            items=gallery.items,
+            sizes={name: sheet.size for name, sheet in sheets.items()},
+            charts=page.charts_of(plots, list(p.classes)),
+            sweeps=sweeps.charts_of(SWEEPS),
+            imagery=read("data/imagery/REPORT.json"),
+        )
+        (out / "run.js").write_text(
+            run.script(flow.diagram(stages), outs | {"report": [out]}), encoding="utf-8"
+        )
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         if size > LIMIT:
-            fail(f"report.gallery_per_class: the page comes to {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: show fewer")
+            fail(
+                f"report.gallery_per_class: the page comes to {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: show fewer"
+            )
     replace("metrics/table.md", rows.markdown(shown, found.scale).encode())
     write_json("metrics/context.json", tables.context(shown, found))
     say(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
@@ -84,19 +122,40 @@ def read(path: str):
 
 def facts(tuned: list[dict], synthetic: list[dict]) -> tables.Facts:
     """What was run: sources, judges, sampler."""
-    sources = {"imagery": read("data/imagery/SOURCE.json"), "papers": read("data/papers/SOURCE.json")}
+    sources = {
+        "imagery": read("data/imagery/SOURCE.json"),
+        "papers": read("data/papers/SOURCE.json"),
+    }
     sources |= {role: read(f"models/base/{role}/SOURCE.json") for role in ROLES}
     scene = read("models/scene/config.json")
-    extractors = {name: {"weights": tables.weights(sources["vision"], f"{name}/")} for name in VISION}
-    extractors["scene"] = {"model": scene["model"], "resolution": scene["resolution"], "weights": digest("models/scene")}
+    extractors = {
+        name: {"weights": tables.weights(sources["vision"], f"{name}/")} for name in VISION
+    }
+    extractors["scene"] = {
+        "model": scene["model"],
+        "resolution": scene["resolution"],
+        "weights": digest("models/scene"),
+    }
     classifiers = {}
     for key in ("lulc", "scenes"):
-        config, words = (read(f"models/classifier/{key}/{name}.json") for name in ("config", "context"))
+        config, words = (
+            read(f"models/classifier/{key}/{name}.json") for name in ("config", "context")
+        )
         classifiers[key] = {"model": config["model"], "resolution": config["resolution"], **words}
     side = next(iter(pictures(selection.TUNED, {0}, largest=10**4).values())).width
-    settings = {"resolution": side, **{name: tuned[0][name] for name in ("scheduler", "steps", "guidance_scale", "model")}}
+    settings = {
+        "resolution": side,
+        **{name: tuned[0][name] for name in ("scheduler", "steps", "guidance_scale", "model")},
+    }
     alike = read("data/imagery/REPORT.json").get("near_duplicates", {})
-    return tables.Facts(sources, extractors, classifiers, settings, Counter(row["label"] for row in synthetic), alike)
+    return tables.Facts(
+        sources,
+        extractors,
+        classifiers,
+        settings,
+        Counter(row["label"] for row in synthetic),
+        alike,
+    )
 
 
 if __name__ == "__main__":

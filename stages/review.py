@@ -37,14 +37,18 @@ def main(*words: str) -> None:
     elif words[0] == "add" and len(words) == 2:
         add(Path(words[1]))
     else:
-        fail("review: `python -m stages.review` measures, `python -m stages.review add ratings.csv` files ratings")
+        fail(
+            "review: `python -m stages.review` measures, `python -m stages.review add ratings.csv` files ratings"
+        )
 
 
 def measure() -> None:
     runs = {run for run, _ in ratings.key()}
     rows = [row for _, row in ratings.filed()]
     ours = [row for row in rows if row["run"] in runs]
-    write_json("metrics/review.json", summary(ours) | {"ratings_of_other_runs": len(rows) - len(ours)})
+    write_json(
+        "metrics/review.json", summary(ours) | {"ratings_of_other_runs": len(rows) - len(ours)}
+    )
     say(f"review: {len(ours)} ratings" if ours else "review: no ratings of this run yet")
 
 
@@ -53,7 +57,7 @@ def add(path: Path) -> None:
     rows = ratings.checked(path)
     name = re.sub(r"[^a-z0-9]+", "-", rows[0]["rater"].casefold()).strip("-") or "expert"
     target, number = ratings.REVIEWS / f"{rows[0]['run']}-{name}.csv", 1
-    while target.exists():      # the same expert's further tiles, or a namesake
+    while target.exists():  # the same expert's further tiles, or a namesake
         number += 1
         target = target.with_name(f"{rows[0]['run']}-{name}-{number}.csv")
     sink = io.StringIO()
@@ -61,7 +65,9 @@ def add(path: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     replace(target, sink.getvalue().encode())
-    say(f"review: {len(rows)} ratings by {rows[0]['rater']} in {target}; now `dvc repro`, and commit both")
+    say(
+        f"review: {len(rows)} ratings by {rows[0]['rater']} in {target}; now `dvc repro`, and commit both"
+    )
 
 
 def summary(rows: list[dict]) -> dict:
@@ -76,14 +82,29 @@ def summary(rows: list[dict]) -> dict:
             if row["truth"] == truth:
                 tiles.setdefault(row["tile"], []).append(int(row["realism"]))
         if tiles:
-            found |= realism(f"realism_{truth}", [float(np.mean(marks)) for marks in tiles.values()])
-    found |= share("detection_accuracy", [row["answer"] == row["truth"] for row in rows]) | {"detection_chance": 0.5}
-    if named := [row["label_answer"] == row["label"] for row in rows if row["label"] and row["label_answer"]]:
+            found |= realism(
+                f"realism_{truth}", [float(np.mean(marks)) for marks in tiles.values()]
+            )
+    found |= share("detection_accuracy", [row["answer"] == row["truth"] for row in rows]) | {
+        "detection_chance": 0.5
+    }
+    if named := [
+        row["label_answer"] == row["label"] for row in rows if row["label"] and row["label_answer"]
+    ]:
         found |= share("class_agreement", named) | {"class_agreement_chance": 1 / len(LULC_CLASSES)}
-    for name, field, level in (("answer", "answer", "nominal"), ("realism", "realism", "ordinal"), ("class", "label_answer", "nominal")):
+    for name, field, level in (
+        ("answer", "answer", "nominal"),
+        ("realism", "realism", "ordinal"),
+        ("class", "label_answer", "nominal"),
+    ):
         if (value := alpha(rows, field, level)) is not None:
             found[f"alpha_{name}"] = value
-    return found | {"artefacts": {truth: artefacts([row for row in rows if row["truth"] == truth]) for truth in ratings.TRUTHS}}
+    return found | {
+        "artefacts": {
+            truth: artefacts([row for row in rows if row["truth"] == truth])
+            for truth in ratings.TRUTHS
+        }
+    }
 
 
 def alpha(rows: list[dict], field: str, level: str) -> float | None:
@@ -94,20 +115,29 @@ def alpha(rows: list[dict], field: str, level: str) -> float | None:
     for row in rows:
         if row[field]:
             counts.setdefault(row["tile"], [0] * len(values))[values.index(row[field])] += 1
-    shared = np.array([each for each in counts.values() if sum(each) > 1])      # [tiles, values]
+    shared = np.array([each for each in counts.values() if sum(each) > 1])  # [tiles, values]
     if not len(shared) or (shared.sum(0) > 0).sum() < 2:
         return None
     domain = [int(value) for value in values] if level == "ordinal" else None
-    return float(krippendorff.alpha(value_counts=shared, value_domain=domain, level_of_measurement=level))
+    return float(
+        krippendorff.alpha(value_counts=shared, value_domain=domain, level_of_measurement=level)
+    )
 
 
 def artefacts(rows: list[dict]) -> dict[str, dict[str, float]]:
     """class -> share of its ratings that name each artefact, and how many there are."""
     found = {}
     for label in LULC_CLASSES:
-        seen = [{name.strip() for name in row["artefacts"].split(";")} for row in rows if row["label"] == label]
+        seen = [
+            {name.strip() for name in row["artefacts"].split(";")}
+            for row in rows
+            if row["label"] == label
+        ]
         if seen:
-            found[label] = {name.replace(" ", "_"): sum(name in each for each in seen) / len(seen) for name in ratings.ARTEFACTS}
+            found[label] = {
+                name.replace(" ", "_"): sum(name in each for each in seen) / len(seen)
+                for name in ratings.ARTEFACTS
+            }
             found[label]["n"] = len(seen)
     return found
 
@@ -116,13 +146,23 @@ def realism(key: str, marks: list[float]) -> dict[str, float]:
     """Mean mark of tiles with its 95 % interval on the scale 1 to 5 (one tile tells nothing of the spread: all of it)."""
     mean, n = float(np.mean(marks)), len(marks)
     error = float(stdtrit(n - 1, 0.975) * np.std(marks, ddof=1) / np.sqrt(n)) if n > 1 else 4.0
-    return {key: mean, f"{key}_lo": max(mean - error, 1.0), f"{key}_hi": min(mean + error, 5.0), f"{key}_n": n}
+    return {
+        key: mean,
+        f"{key}_lo": max(mean - error, 1.0),
+        f"{key}_hi": min(mean + error, 5.0),
+        f"{key}_n": n,
+    }
 
 
 def share(key: str, right: list[bool]) -> dict[str, float]:
     """Share of true values with Wilson's 95 % interval."""
     low, high = wilson(sum(right), len(right))
-    return {key: sum(right) / len(right), f"{key}_lo": low, f"{key}_hi": high, f"{key}_n": len(right)}
+    return {
+        key: sum(right) / len(right),
+        f"{key}_lo": low,
+        f"{key}_hi": high,
+        f"{key}_n": len(right),
+    }
 
 
 if __name__ == "__main__":

@@ -22,10 +22,21 @@ from stages.diffusion.sampler import draw_shards
 from stages.params import load
 
 REAL, FIGURES = Path("data/imagery/test"), Path("stages/embedded/figures.csv")
-SCHEMA = pa.schema([
-    ("image", IMAGE), ("filename", pa.string()), ("scene", pa.string()), ("caption", pa.string()), ("prompt", pa.string()),
-    ("negative_prompt", pa.string()), ("seed", pa.int64()), ("scheduler", pa.string()), ("steps", pa.int32()),
-    ("guidance_scale", pa.float64()), ("model", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("image", IMAGE),
+        ("filename", pa.string()),
+        ("scene", pa.string()),
+        ("caption", pa.string()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("seed", pa.int64()),
+        ("scheduler", pa.string()),
+        ("steps", pa.int32()),
+        ("guidance_scale", pa.float64()),
+        ("model", pa.string()),
+    ]
+)
 
 
 def main(which: str = "") -> None:
@@ -37,11 +48,23 @@ def main(which: str = "") -> None:
         rows, total, inputs = figures(), sum(1 for _ in figures()), [FIGURES]
     else:
         copies = p.classifier.images_per_caption if which == "tuned" else 1
-        rows, inputs = (row for copy in range(copies) for row in held_out(p.seed, copy)), shards(REAL)
+        rows, inputs = (
+            (row for copy in range(copies) for row in held_out(p.seed, copy)),
+            shards(REAL),
+        )
         total = copies * sum(pq.read_metadata(path).num_rows for path in inputs)
     folder = models.start_folder() if which == "base" else Path("models/diffusion")
-    draw_shards(f"sample@{which}", Path("data/samples") / which, folder, rows, total, SCHEMA, p.sampling, p.seed,
-                [*inputs, Path(__file__)])
+    draw_shards(
+        f"sample@{which}",
+        Path("data/samples") / which,
+        folder,
+        rows,
+        total,
+        SCHEMA,
+        p.sampling,
+        p.seed,
+        [*inputs, Path(__file__)],
+    )
 
 
 def held_out(seed: int, copy: int):
@@ -62,8 +85,14 @@ def figures():
 
 
 def request(filename: str, scene: str, caption: str) -> dict:
-    return {"filename": filename, "scene": scene, "caption": caption, "prompt": caption, "negative_prompt": "",
-            "item": ("sample", filename)}
+    return {
+        "filename": filename,
+        "scene": scene,
+        "caption": caption,
+        "prompt": caption,
+        "negative_prompt": "",
+        "item": ("sample", filename),
+    }
 
 
 if __name__ == "__main__":

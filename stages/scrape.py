@@ -26,9 +26,20 @@ from stages.params import load
 from stages.text.papers import held_out, read
 from stages.text.tables import table_file
 
-PAPERS, CORPUS, REPORT = Path("data/papers"), Path("data/corpus.parquet"), Path("data/papers_report.csv")
-SCHEMA = pa.schema([("paper", pa.string()), ("page", pa.int32()), ("line", pa.int32()), ("text", pa.string()),
-                    ("split", pa.string())])
+PAPERS, CORPUS, REPORT = (
+    Path("data/papers"),
+    Path("data/corpus.parquet"),
+    Path("data/papers_report.csv"),
+)
+SCHEMA = pa.schema(
+    [
+        ("paper", pa.string()),
+        ("page", pa.int32()),
+        ("line", pa.int32()),
+        ("text", pa.string()),
+        ("split", pa.string()),
+    ]
+)
 
 
 def write_split(unsplit: pq.ParquetFile, test: set[str]) -> None:
@@ -54,31 +65,53 @@ def main() -> None:
             if status == "ok":
                 counts[paper] = len(lines)
                 characters += sum(len(text) for _, text in lines)
-                writer.write_table(pa.Table.from_pylist(
-                    [{"paper": paper, "page": page, "line": n, "text": text} for n, (page, text) in enumerate(lines, 1)],
-                    SCHEMA))
+                writer.write_table(
+                    pa.Table.from_pylist(
+                        [
+                            {"paper": paper, "page": page, "line": n, "text": text}
+                            for n, (page, text) in enumerate(lines, 1)
+                        ],
+                        SCHEMA,
+                    )
+                )
         failed = [f"{row[0]}: {row[4]}" for row in report if row[3] == "failed"]
         pdfs = any(path.suffix.lower() == ".pdf" for path in papers)
         if (pdfs and len(counts) < p.min_papers) or not counts:
             why = "; ".join(failed)[:1000] or "none failed"
-            fail(f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}: {why}")
+            fail(
+                f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}: {why}"
+            )
 
         # Hold whole papers out, by their names.
         test = held_out(counts, p.test_fraction, p.min_test_papers)
         if len(test) < p.min_test_papers:
-            fail(f"scrape.min_test_papers: only {len(test)} of {len(counts)} papers can be held out with half of the text "
-                 f"left to train on, not {p.min_test_papers}")
+            fail(
+                f"scrape.min_test_papers: only {len(test)} of {len(counts)} papers can be held out with half of the text "
+                f"left to train on, not {p.min_test_papers}"
+            )
     write_split(pq.ParquetFile(unsplit), test)
     unsplit.unlink()
 
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("paper", "pages", "lines", "status", "reason"), *report])
+    csv.writer(text, lineterminator="\n").writerows(
+        [("paper", "pages", "lines", "status", "reason"), *report]
+    )
     artefacts.replace(REPORT, text.getvalue().encode())
-    artefacts.write_json("metrics/corpus.json", {
-        "papers": len(counts), "papers_failed": len(failed), "papers_test": len(test), "lines": sum(counts.values()),
-        "lines_test": sum(counts[name] for name in test), "characters": characters})
-    say(f"scrape: {len(counts)} papers ({len(failed)} failed, {len(test)} held out), {sum(counts.values())} lines "
-        f"({sum(counts[name] for name in test) / sum(counts.values()):.0%} held out)")
+    artefacts.write_json(
+        "metrics/corpus.json",
+        {
+            "papers": len(counts),
+            "papers_failed": len(failed),
+            "papers_test": len(test),
+            "lines": sum(counts.values()),
+            "lines_test": sum(counts[name] for name in test),
+            "characters": characters,
+        },
+    )
+    say(
+        f"scrape: {len(counts)} papers ({len(failed)} failed, {len(test)} held out), {sum(counts.values())} lines "
+        f"({sum(counts[name] for name in test) / sum(counts.values()):.0%} held out)"
+    )
 
 
 if __name__ == "__main__":

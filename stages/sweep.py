@@ -33,13 +33,28 @@ def combinations(name: str) -> dict[str, dict[str, str]]:
     """Experiment -> the params it sets."""
     if name == "guidance":
         grid = product(("1.5", "2.0", "3.0", "5.0"), ("7", "14", "28"))
-        return {f"guidance-{scale}-{steps}": {"sampling.guidance_scale": scale, "sampling.steps": steps} for scale, steps in grid}
+        return {
+            f"guidance-{scale}-{steps}": {"sampling.guidance_scale": scale, "sampling.steps": steps}
+            for scale, steps in grid
+        }
     p = load()
     # Writers that there is a model for; `compare` would ask the same pair twice.
-    there = {"extractive": True, "domain": True, "huggingface": p.fetch_model.writer != "none", "openai": bool(p.prompt.openai_model)}
-    return {f"prompts-{writer}-{technique}".replace("_", "-"): {
-        "prompt.writer": writer, "prompt.technique": technique, "prompt.compare": "[]"}
-        for writer, techniques in TECHNIQUES.items() if there[writer] for technique in techniques}
+    there = {
+        "extractive": True,
+        "domain": True,
+        "huggingface": p.fetch_model.writer != "none",
+        "openai": bool(p.prompt.openai_model),
+    }
+    return {
+        f"prompts-{writer}-{technique}".replace("_", "-"): {
+            "prompt.writer": writer,
+            "prompt.technique": technique,
+            "prompt.compare": "[]",
+        }
+        for writer, techniques in TECHNIQUES.items()
+        if there[writer]
+        for technique in techniques
+    }
 
 
 def main(name: str = "", number: str | None = None) -> None:
@@ -56,7 +71,12 @@ def main(name: str = "", number: str | None = None) -> None:
     for device in found:
         devices.put(device)
     with ThreadPoolExecutor(len(found)) as pool:
-        list(pool.map(lambda experiment: run(experiment, wanted[experiment], devices), [e for e in chosen if not revision(e)]))
+        list(
+            pool.map(
+                lambda experiment: run(experiment, wanted[experiment], devices),
+                [e for e in chosen if not revision(e)],
+            )
+        )
     rows = {experiment: point(name, experiment) for experiment in wanted}
     if not any(rows.values()):
         fail(f"sweep: none of the {len(rows)} experiments ended well; see what they said above")
@@ -78,8 +98,12 @@ def run(experiment: str, params: dict[str, str], devices: Queue) -> None:
     # Those that start at the same time wait for each other, instead of giving up after DVC's three seconds.
     settings = [f"--set-param={key}={value}" for key, value in params.items()]
     command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment, *settings]
-    done = subprocess.run(command, text=True, capture_output=True,
-                          env=os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {}))
+    done = subprocess.run(
+        command,
+        text=True,
+        capture_output=True,
+        env=os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {}),
+    )
     devices.put(device)
     if done.returncode:
         say(f"sweep: {experiment} failed:", *(done.stdout + done.stderr).strip().splitlines()[-5:])
@@ -101,27 +125,50 @@ def point(name: str, experiment: str) -> list[dict] | None:
         for part in path:
             numbers = numbers[part]
         value = numbers[last]
-        found.append({"value": value, "lo": numbers.get(f"{last}_lo", value), "hi": numbers.get(f"{last}_hi", value)})
+        found.append(
+            {
+                "value": value,
+                "lo": numbers.get(f"{last}_lo", value),
+                "hi": numbers.get(f"{last}_hi", value),
+            }
+        )
     return found or None
 
 
 def pareto(name: str, points: dict[str, list[dict]]) -> set[str]:
     """Experiments that no other one beats in one metric without losing in the other."""
     signs = [1 if better == "higher" else -1 for *_, better in AXES[name]]
-    scores = {experiment: [sign * axis["value"] for sign, axis in zip(signs, axes)] for experiment, axes in points.items()}
-    return {e for e, mine in scores.items()
-            if not any(all(b >= a for a, b in zip(mine, other)) and other != mine for other in scores.values())}
+    scores = {
+        experiment: [sign * axis["value"] for sign, axis in zip(signs, axes)]
+        for experiment, axes in points.items()
+    }
+    return {
+        e
+        for e, mine in scores.items()
+        if not any(
+            all(b >= a for a, b in zip(mine, other)) and other != mine for other in scores.values()
+        )
+    }
 
 
 def report(name: str, wanted: dict[str, dict], rows: dict[str, list | None]) -> None:
     from matplotlib.figure import Figure
 
     points = {experiment: axes for experiment, axes in rows.items() if axes}
-    best, labels = pareto(name, points), [f"{Path(file).stem} {key} ({better} is better)" for file, key, better in AXES[name]]
+    best, labels = (
+        pareto(name, points),
+        [f"{Path(file).stem} {key} ({better} is better)" for file, key, better in AXES[name]],
+    )
     lines = [f"| experiment | {' | '.join(labels)} | Pareto |", "|---|---:|---:|---|"]
     for experiment, axes in sorted(rows.items(), key=lambda row: (row[0] not in best, row[0])):
-        told = [f"{axis['value']:.4g} [{axis['lo']:.4g}, {axis['hi']:.4g}]" for axis in axes] if axes else ["failed", "failed"]
-        lines.append(f"| {experiment} | {' | '.join(told)} | {'yes' if experiment in best else ''} |")
+        told = (
+            [f"{axis['value']:.4g} [{axis['lo']:.4g}, {axis['hi']:.4g}]" for axis in axes]
+            if axes
+            else ["failed", "failed"]
+        )
+        lines.append(
+            f"| {experiment} | {' | '.join(told)} | {'yes' if experiment in best else ''} |"
+        )
     out = Path("sweeps")
     out.mkdir(exist_ok=True)
     lines += ["", "Values with their 95 % intervals: where those overlap, the ranks may be chance."]
@@ -129,10 +176,28 @@ def report(name: str, wanted: dict[str, dict], rows: dict[str, list | None]) -> 
     figure = Figure((7, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=labels[0], ylabel=labels[1])
     for experiment, (x, y) in points.items():
-        across, up = ([[axis["value"] - axis["lo"]], [axis["hi"] - axis["value"]]] for axis in (x, y))
-        axes.errorbar(x["value"], y["value"], up, across, fmt="o", color="C1" if experiment in best else "0.7", elinewidth=0.5)
-        axes.annotate(experiment.partition("-")[2], (x["value"], y["value"]), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    front = sorted((points[experiment][0]["value"], points[experiment][1]["value"]) for experiment in best)
+        across, up = (
+            [[axis["value"] - axis["lo"]], [axis["hi"] - axis["value"]]] for axis in (x, y)
+        )
+        axes.errorbar(
+            x["value"],
+            y["value"],
+            up,
+            across,
+            fmt="o",
+            color="C1" if experiment in best else "0.7",
+            elinewidth=0.5,
+        )
+        axes.annotate(
+            experiment.partition("-")[2],
+            (x["value"], y["value"]),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    front = sorted(
+        (points[experiment][0]["value"], points[experiment][1]["value"]) for experiment in best
+    )
     axes.plot(*zip(*front), color="C1", label="Pareto front")
     axes.legend(frameon=False)
     figure.savefig(out / f"{name}.png", dpi=120)

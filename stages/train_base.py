@@ -20,8 +20,10 @@ def main() -> None:
     if p.train_base.source == "base":
         index = Path("models/base/diffusion/model_index.json")
         if not index.exists():
-            fail(f"{index}: not found; `dvc repro fetch_model@diffusion` makes it, unless fetch_model.diffusion is none: then set "
-                 "train_base.source: scratch")
+            fail(
+                f"{index}: not found; `dvc repro fetch_model@diffusion` makes it, unless fetch_model.diffusion is none: then set "
+                "train_base.source: scratch"
+            )
         return write_json(start / "start.json", {"folder": "models/base/diffusion"})
 
     import numpy as np
@@ -33,7 +35,7 @@ def main() -> None:
 
     deterministic(p.seed)
     rows = read_rows("data/imagery/train")
-    images = np.stack([np.asarray(open_image(row["image"])) for row in rows])           # [N,H,W,3] uint8
+    images = np.stack([np.asarray(open_image(row["image"])) for row in rows])  # [N,H,W,3] uint8
     captions = [row["captions"] for row in rows]
     width, height = p.train_base.vae_channels, images.shape[1]
     factor = 2 ** (len(width) - 1)
@@ -44,13 +46,33 @@ def main() -> None:
     with whole(start) as part:
         scratch.train_tokenizer([c for five in captions for c in five], part / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(part / "tokenizer")
-        text = scratch.train_text_encoder(tokenizer, images, captions, p.train_base.text_width, p.train_base.text_layers,
-                                          p.train_base.text_steps, p.train_base.batch_size, p.train_base.lr, p.seed)
-        vae = scratch.train_vae(images, width, p.train_base.latent_channels, p.train_base.vae_steps, p.train_base.batch_size,
-                                p.train_base.lr, p.seed)
+        text = scratch.train_text_encoder(
+            tokenizer,
+            images,
+            captions,
+            p.train_base.text_width,
+            p.train_base.text_layers,
+            p.train_base.text_steps,
+            p.train_base.batch_size,
+            p.train_base.lr,
+            p.seed,
+        )
+        vae = scratch.train_vae(
+            images,
+            width,
+            p.train_base.latent_channels,
+            p.train_base.vae_steps,
+            p.train_base.batch_size,
+            p.train_base.lr,
+            p.seed,
+        )
         torch.manual_seed(p.seed)
-        unet = scratch.untrained_unet(p.train_base.unet_channels, p.train_base.latent_channels, height // factor,
-                                      p.train_base.text_width)
+        unet = scratch.untrained_unet(
+            p.train_base.unet_channels,
+            p.train_base.latent_channels,
+            height // factor,
+            p.train_base.text_width,
+        )
         scratch.save_pipeline(part, vae, text, unet)
         write_json(part / "start.json", {"folder": "models/start"})
 

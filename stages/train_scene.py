@@ -20,7 +20,11 @@ from stages.common.whole import whole
 from stages.evaluation.networks import create, normalise, save, statistics, stored
 from stages.params import TrainScene, load
 
-WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = 0.05, 0.1, 0.15  # AdamW; share of the target spread; share of the steps
+WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = (
+    0.05,
+    0.1,
+    0.15,
+)  # AdamW; share of the target spread; share of the steps
 
 
 def main():
@@ -33,15 +37,32 @@ def main():
     network = train(images, labels, mean, std, len(scenes), p.train_scene, p.seed)
 
     valid, valid_labels, _ = tiles("data/imagery/valid", scenes, p.train_scene.resolution)
-    accuracy = float((predict(network, valid, mean, std) == valid_labels).float().mean()) if len(valid) else None
+    accuracy = (
+        float((predict(network, valid, mean, std) == valid_labels).float().mean())
+        if len(valid)
+        else None
+    )
     say(f"train_scene: accuracy {accuracy} on {len(valid)} valid tiles, {len(scenes)} scenes")
     with whole(Path("models/scene")) as part:
-        save(part, network, {
-            "model": p.train_scene.model, "resolution": p.train_scene.resolution, "scenes": scenes, "mean": mean, "std": std,
-            "valid_accuracy": accuracy, "n_valid": len(valid), "n_train": len(images)})
+        save(
+            part,
+            network,
+            {
+                "model": p.train_scene.model,
+                "resolution": p.train_scene.resolution,
+                "scenes": scenes,
+                "mean": mean,
+                "std": std,
+                "valid_accuracy": accuracy,
+                "n_valid": len(valid),
+                "n_train": len(images),
+            },
+        )
 
 
-def tiles(folder: str, scenes: list[str] | None, resolution: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+def tiles(
+    folder: str, scenes: list[str] | None, resolution: int
+) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Tiles uint8 [N, 3, R, R], their scene numbers [N], the scenes' names. With `scenes`, tiles of others are left out."""
     shown = [row["scene"] for row in read_rows(folder, ["scene"])]
     scenes = sorted(set(shown)) if scenes is None else scenes
@@ -50,23 +71,40 @@ def tiles(folder: str, scenes: list[str] | None, resolution: int) -> tuple[torch
     return stored(folder, resolution, places), labels, scenes
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: list[float], classes: int, p: TrainScene,
-          seed: int) -> torch.nn.Module:
+def train(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    mean: list[float],
+    std: list[float],
+    classes: int,
+    p: TrainScene,
+    seed: int,
+) -> torch.nn.Module:
     """Cross-entropy on every tile once per epoch, each time under one of its 8 flips and rotations."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = create(p.model, classes, p.resolution, "train_scene.model").to(device, memory_format=torch.channels_last).train()
+    network = (
+        create(p.model, classes, p.resolution, "train_scene.model")
+        .to(device, memory_format=torch.channels_last)
+        .train()
+    )
     optimiser = torch.optim.AdamW(network.parameters(), lr=p.lr, weight_decay=WEIGHT_DECAY)
     per_epoch = max(len(images) // p.batch_size, 1)
     steps = p.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
+        optimiser,
+        lambda step: min(
+            (step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)
+        ),
+    )
     draws = torch_generator(seed, "train_scene")
     for epoch in progress(range(1, p.epochs + 1), what="train_scene", unit="epoch"):
         order = torch.randperm(len(images), generator=draws)
         for step in range(per_epoch):
-            chosen = order[step * p.batch_size:(step + 1) * p.batch_size]
+            chosen = order[step * p.batch_size : (step + 1) * p.batch_size]
             turns = torch.randint(8, (len(chosen),), generator=draws).tolist()
-            x = torch.stack([turn(images[i], k) for i, k in zip(chosen.tolist(), turns)])     # [B, 3, R, R]
+            x = torch.stack(
+                [turn(images[i], k) for i, k in zip(chosen.tolist(), turns)]
+            )  # [B, 3, R, R]
             x = soften(x.to(device).float(), draws)
             x, y = normalise(x, mean, std), labels[chosen].to(device)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -76,10 +114,16 @@ def train(images: torch.Tensor, labels: torch.Tensor, mean: list[float], std: li
             optimiser.step()
             schedule.step()
         if not loss.isfinite():
-            fail(f"train_scene.lr: the loss is no number by epoch {epoch}. Try a lower lr than {p.lr}")
+            fail(
+                f"train_scene.lr: the loss is no number by epoch {epoch}. Try a lower lr than {p.lr}"
+            )
     with torch.no_grad():
-        if not network.eval()(x).isfinite().all():  # the last step's update, or the running averages, which training doesn't use
-            fail(f"train_scene.lr: the trained network's answers are no numbers. Try a lower lr than {p.lr}")
+        if (
+            not network.eval()(x).isfinite().all()
+        ):  # the last step's update, or the running averages, which training doesn't use
+            fail(
+                f"train_scene.lr: the trained network's answers are no numbers. Try a lower lr than {p.lr}"
+            )
     return network
 
 
@@ -105,7 +149,12 @@ def soften(images: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
 def predict(network, images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """Scene numbers [N] of tiles uint8 [N, 3, R, R]."""
     device = next(network.parameters()).device
-    return torch.cat([network(normalise(x.to(device).float(), mean, std)).argmax(1).cpu() for x in images.split(256)])
+    return torch.cat(
+        [
+            network(normalise(x.to(device).float(), mean, std)).argmax(1).cpu()
+            for x in images.split(256)
+        ]
+    )
 
 
 if __name__ == "__main__":

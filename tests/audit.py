@@ -38,30 +38,50 @@ def imports(path: str) -> frozenset[str]:
             if isinstance(node, ast.Import):
                 names += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                base = ".".join(package.parts[:len(package.parts) - node.level + 1]) if node.level else ""
+                base = (
+                    ".".join(package.parts[: len(package.parts) - node.level + 1])
+                    if node.level
+                    else ""
+                )
                 module = ".".join(part for part in (base, node.module) if part)
                 names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
             for name in names:
                 if name.split(".")[0] == "stages":
                     stem = Path(*name.split("."))
-                    waiting += [str(f) for f in (stem.with_suffix(".py"), stem / "__init__.py") if f.is_file() and f.stat().st_size]
+                    waiting += [
+                        str(f)
+                        for f in (stem.with_suffix(".py"), stem / "__init__.py")
+                        if f.is_file() and f.stat().st_size
+                    ]
     return frozenset(found)
 
 
 def sections(path: str) -> set[str]:
     """Params that a stage script reads: `p.section` where `p = load()`, or `load().section`."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    calls = {node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load"}
+    calls = {
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load"
+    }
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     found = {parents[call].attr for call in calls if isinstance(parents[call], ast.Attribute)}
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        names = {target.id for node in ast.walk(function) if isinstance(node, ast.Assign) and node.value in calls
-                 for target in node.targets}
+        names = {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and node.value in calls
+            for target in node.targets
+        }
         for node in ast.walk(function):
             if isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load):
                 parent = parents[node]
                 # Handed on whole it could be read anywhere: forbidden.
-                found.add(parent.attr if isinstance(parent, ast.Attribute) else f"<{path}:{node.lineno}: params passed on whole>")
+                found.add(
+                    parent.attr
+                    if isinstance(parent, ast.Attribute)
+                    else f"<{path}:{node.lineno}: params passed on whole>"
+                )
     return found
 
 
@@ -73,9 +93,14 @@ def pipeline() -> dict[str, dict]:
         command = body["cmd"].split()
         module = command[3] if command[2] == "stages.launch" else command[2].removeprefix("stages.")
         stages[name] = {
-            "script": f"stages/{module}.py", "cmd": body["cmd"], "deps": body.get("deps", []),
+            "script": f"stages/{module}.py",
+            "cmd": body["cmd"],
+            "deps": body.get("deps", []),
             "params": [str(param) for param in body.get("params", [])],
-            "outs": [next(iter(out)) if isinstance(out, dict) else out
-                     for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])],
+            "outs": [
+                next(iter(out)) if isinstance(out, dict) else out
+                for kind in ("outs", "metrics", "plots")
+                for out in body.get(kind, [])
+            ],
         }
     return stages

@@ -15,22 +15,38 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def shell(*command: str, cwd: Path, env: dict | None = None, timeout: int = 600) -> subprocess.CompletedProcess:
+def shell(
+    *command: str, cwd: Path, env: dict | None = None, timeout: int = 600
+) -> subprocess.CompletedProcess:
     """Run a command as a user would, with this environment's `python` and `dvc` first on PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, **(env or {})}
-    return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout
+    )
 
 
 def copy_repository(target: Path) -> Path:
     """What a clone would hold, uncommitted changes included, as a fresh git repository with nothing built."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, text=True, capture_output=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
     for name in listed.stdout.splitlines():
         if (REPOSITORY / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, target / name)  # with its time: git reads anew what is as young as its index
+            shutil.copy2(
+                REPOSITORY / name, target / name
+            )  # with its time: git reads anew what is as young as its index
     (target / "dvc.lock").unlink(missing_ok=True)
-    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "copy"]):
+    for command in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "copy"],
+    ):
         subprocess.run(["git", *command], cwd=target, check=True)
     return target
 
@@ -39,8 +55,14 @@ def copy_repository(target: Path) -> Path:
 def environment(tmp_path_factory) -> dict:
     """Scratch of its own, and no way out: a stage that reached for the network would fail here."""
     dead = "http://127.0.0.1:9"
-    return {"REMOTE_DIFFUSION_SCRATCH": str(tmp_path_factory.mktemp("scratch")), "HTTP_PROXY": dead, "HTTPS_PROXY": dead,
-            "http_proxy": dead, "https_proxy": dead, "HF_HOME": str(tmp_path_factory.mktemp("hub"))}
+    return {
+        "REMOTE_DIFFUSION_SCRATCH": str(tmp_path_factory.mktemp("scratch")),
+        "HTTP_PROXY": dead,
+        "HTTPS_PROXY": dead,
+        "http_proxy": dead,
+        "https_proxy": dead,
+        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+    }
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,21 @@ class Hub:
 
     def __init__(self, token: str):
         self.token, self.gated = token, set()
-        self.repositories: dict[str, dict[str, bytes]] = {}  # "datasets/owner/name" or "owner/name" -> {file: content}
-        self.objects: dict[str, bytes] = {}                  # uploaded large files by SHA-256
+        self.repositories: dict[
+            str, dict[str, bytes]
+        ] = {}  # "datasets/owner/name" or "owner/name" -> {file: content}
+        self.objects: dict[str, bytes] = {}  # uploaded large files by SHA-256
         self.cut: dict[str, int] = {}
-        self.served: list[tuple[str, str | None]] = []       # (file, Range) of each download
-        self.refused: list[str] = []                         # paths that were asked for with a bad token
+        self.served: list[tuple[str, str | None]] = []  # (file, Range) of each download
+        self.refused: list[str] = []  # paths that were asked for with a bad token
         self.url = ""
 
     def commit(self, repository: str) -> str:
         """The id of what a repository holds now."""
-        content = b"".join(name.encode() + hashlib.sha1(data).digest() for name, data in sorted(self.repositories[repository].items()))
+        content = b"".join(
+            name.encode() + hashlib.sha1(data).digest()
+            for name, data in sorted(self.repositories[repository].items())
+        )
         return hashlib.sha1(content).hexdigest()
 
 
@@ -53,7 +58,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, status: int, value=None, headers: dict | None = None, content: bytes | None = None) -> None:
+    def answer(
+        self, status: int, value=None, headers: dict | None = None, content: bytes | None = None
+    ) -> None:
         content = json.dumps(value).encode() if content is None else content
         self.send_response(status)
         for name, text in ({"Content-Length": len(content)} | (headers or {})).items():
@@ -66,11 +73,17 @@ class Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == f"Bearer {self.hub.token}"
 
     def do_POST(self):  # noqa: N802
-        path, body = unquote(urlsplit(self.path).path), self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path, body = (
+            unquote(urlsplit(self.path).path),
+            self.rfile.read(int(self.headers.get("Content-Length", 0))),
+        )
         if not self.known():
             self.hub.refused.append(path)
-            return self.answer(401, {"error": "Invalid credentials in Authorization header"},
-                               {"X-Error-Message": "Invalid credentials in Authorization header"})
+            return self.answer(
+                401,
+                {"error": "Invalid credentials in Authorization header"},
+                {"X-Error-Message": "Invalid credentials in Authorization header"},
+            )
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if path == "/api/repos/create":
@@ -81,14 +94,28 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(status, {"url": f"{self.hub.url}/{name}", "error": "exists"})
         if path.endswith(".git/info/lfs/objects/batch"):
             # An object that is here already gets no upload action.
-            objects = [{"oid": entry["oid"], "size": entry["size"]} | (
-                {} if entry["oid"] in self.hub.objects else {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}"}}})
-                for entry in json.loads(body)["objects"]]
+            objects = [
+                {"oid": entry["oid"], "size": entry["size"]}
+                | (
+                    {}
+                    if entry["oid"] in self.hub.objects
+                    else {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{entry['oid']}"}}}
+                )
+                for entry in json.loads(body)["objects"]
+            ]
             return self.answer(200, {"transfer": "basic", "objects": objects})
-        repository, action = re.fullmatch(r"/api/(?:models/)?(.+?)/(preupload|commit)/main", path).groups()
+        repository, action = re.fullmatch(
+            r"/api/(?:models/)?(.+?)/(preupload|commit)/main", path
+        ).groups()
         if action == "preupload":
-            files = [{"path": entry["path"], "shouldIgnore": False, "uploadMode": "regular" if entry["path"].endswith((".json", ".md"))
-                      else "lfs"} for entry in json.loads(body)["files"]]
+            files = [
+                {
+                    "path": entry["path"],
+                    "shouldIgnore": False,
+                    "uploadMode": "regular" if entry["path"].endswith((".json", ".md")) else "lfs",
+                }
+                for entry in json.loads(body)["files"]
+            ]
             return self.answer(200, {"files": files})
         files = self.hub.repositories[repository]
         for line in map(json.loads, body.splitlines()):
@@ -100,7 +127,9 @@ class Handler(BaseHTTPRequestHandler):
                 case "deletedFile", value:
                     del files[value["path"]]
         sha = self.hub.commit(repository)
-        self.answer(200, {"commitUrl": f"{self.hub.url}/{repository}/commit/{sha}", "commitOid": sha})
+        self.answer(
+            200, {"commitUrl": f"{self.hub.url}/{repository}/commit/{sha}", "commitOid": sha}
+        )
 
     def do_PUT(self):  # noqa: N802
         content = self.rfile.read(int(self.headers["Content-Length"]))
@@ -111,32 +140,68 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):  # noqa: N802
         path = unquote(urlsplit(self.path).path)
-        if found := re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path):
+        if found := re.fullmatch(
+            r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path
+        ):
             repository, kind, revision = found.groups()
         else:
-            repository, revision, file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path).groups()
+            repository, revision, file = re.fullmatch(
+                r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path
+            ).groups()
             kind = "file"
         if repository not in self.hub.repositories:
-            return self.answer(401, {"error": "Invalid username or password."}, {"X-Error-Code": "RepoNotFound"})
+            return self.answer(
+                401, {"error": "Invalid username or password."}, {"X-Error-Code": "RepoNotFound"}
+            )
         if repository in self.hub.gated and not self.known():
             return self.answer(401, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
         sha, files = self.hub.commit(repository), self.hub.repositories[repository]
         if revision not in (None, "main", sha):
-            return self.answer(404, {"error": "no such revision"}, {"X-Error-Code": "RevisionNotFound"})
+            return self.answer(
+                404, {"error": "no such revision"}, {"X-Error-Code": "RevisionNotFound"}
+            )
         if kind == "tree":
-            return self.answer(200, [{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                                     for name, data in files.items()])
+            return self.answer(
+                200,
+                [
+                    {
+                        "type": "file",
+                        "path": name,
+                        "size": len(data),
+                        "oid": hashlib.sha1(data).hexdigest(),
+                    }
+                    for name, data in files.items()
+                ],
+            )
         if kind != "file":
-            return self.answer(200, {"id": repository.removeprefix("datasets/"), "sha": sha, "private": False, "gated": False, "tags": [],
-                                     "siblings": [{"rfilename": name} for name in files], "cardData": {"license": "cc-by-4.0"}})
+            return self.answer(
+                200,
+                {
+                    "id": repository.removeprefix("datasets/"),
+                    "sha": sha,
+                    "private": False,
+                    "gated": False,
+                    "tags": [],
+                    "siblings": [{"rfilename": name} for name in files],
+                    "cardData": {"license": "cc-by-4.0"},
+                },
+            )
         if file not in files:
-            return self.answer(404, {"error": "no such file"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
+            return self.answer(
+                404,
+                {"error": "no such file"},
+                {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha},
+            )
         self.send_file(file, files[file], sha)
 
     do_HEAD = do_GET  # noqa: N815
 
     def send_file(self, file: str, content: bytes, sha: str) -> None:
-        about = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        about = {
+            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "X-Repo-Commit": sha,
+            "Accept-Ranges": "bytes",
+        }
         if self.command == "HEAD":
             return self.answer(200, headers=about, content=content)
         asked = self.headers.get("Range")
@@ -151,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
             for name, text in (about | {"Content-Length": len(rest)}).items():
                 self.send_header(name, str(text))
             self.end_headers()
-            self.wfile.write(rest[:len(rest) // 2])
+            self.wfile.write(rest[: len(rest) // 2])
             self.close_connection = True
             return None
         return self.answer(206 if start else 200, headers=about, content=rest)

@@ -24,7 +24,11 @@ def test_every_imported_module_is_a_dep(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_declared_module_is_unused(stage):
     used = audit.imports(STAGES[stage]["script"])
-    declared = [dep for dep in STAGES[stage]["deps"] if dep.endswith(".py") or dep == "stages/embedded/scenes"]
+    declared = [
+        dep
+        for dep in STAGES[stage]["deps"]
+        if dep.endswith(".py") or dep == "stages/embedded/scenes"
+    ]
     unused = [dep for dep in declared if not any(covered(file, [dep]) for file in used)]
     assert not unused, f"{stage}: declared, but not imported: {unused}"
 
@@ -38,11 +42,18 @@ def test_params_read_are_params_declared(stage):
 
 def test_every_data_dep_is_made_by_a_stage_or_kept_in_git():
     entries = yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    resolved = [(name, item, entry["do"] if "foreach" in entry else entry) for name, entry in entries.items()
-                for item in (entry["foreach"] if "foreach" in entry else [None])]
+    resolved = [
+        (name, item, entry["do"] if "foreach" in entry else entry)
+        for name, entry in entries.items()
+        for item in (entry["foreach"] if "foreach" in entry else [None])
+    ]
 
     def paths(body, kinds, name, item):
-        value = entries[name]["foreach"][item] if isinstance(entries[name].get("foreach"), dict) else item
+        value = (
+            entries[name]["foreach"][item]
+            if isinstance(entries[name].get("foreach"), dict)
+            else item
+        )
         for kind in kinds:
             for path in body.get(kind, []):
                 path = next(iter(path)) if isinstance(path, dict) else path
@@ -51,12 +62,18 @@ def test_every_data_dep_is_made_by_a_stage_or_kept_in_git():
                     path = path.replace("${item." + key + "}", part)
                 yield path.replace("${item}", str(value))
 
-    made = {path for name, item, body in resolved for path in paths(body, ("outs", "metrics"), name, item)}
+    made = {
+        path
+        for name, item, body in resolved
+        for path in paths(body, ("outs", "metrics"), name, item)
+    }
     for name, item, body in resolved:
         for dep in paths(body, ("deps",), name, item):
             # What is inside an out of another stage must be there at every scale: whole outs, or files that it always writes.
             inside = any(dep == out or dep.startswith(out + "/") for out in made)
-            assert inside or (REPOSITORY / dep).exists(), f"{name}: {dep} is made by no stage and is not in the repository"
+            assert inside or (REPOSITORY / dep).exists(), (
+                f"{name}: {dep} is made by no stage and is not in the repository"
+            )
 
 
 def test_every_section_is_declared_by_some_stage():
@@ -74,7 +91,9 @@ def test_audit_sees_nested_imports_and_params_passed_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages/deep.py").write_text("x = 1\n")
-    (tmp_path / "stages/one.py").write_text("def main():\n    p = load()\n    from stages import deep\n    return p.seed, helper(p)\n")
+    (tmp_path / "stages/one.py").write_text(
+        "def main():\n    p = load()\n    from stages import deep\n    return p.seed, helper(p)\n"
+    )
     assert audit.imports("stages/one.py") == {"stages/one.py", "stages/deep.py"}
     assert any("passed on whole" in name for name in audit.sections("stages/one.py"))
     assert "seed" in audit.sections("stages/one.py")

@@ -43,8 +43,19 @@ def stage(folder: Path, *words: str, **env):
 
 # Sources ---------------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("source", ["path:data/papers", "path:data/papers/mine", "path:data", "path:.", "path:link", "path:metrics/plots",
-                                    "path:data/imagery.part"])
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "path:data/papers",
+        "path:data/papers/mine",
+        "path:data",
+        "path:.",
+        "path:link",
+        "path:metrics/plots",
+        "path:data/imagery.part",
+    ],
+)
 def test_a_source_among_the_outputs_is_refused(project, source):
     for folder in ("data/papers/mine", "metrics/plots", "data/imagery.part"):
         (project / folder).mkdir(parents=True)
@@ -64,7 +75,9 @@ def test_links_from_a_source_into_the_outputs_are_refused(project, stage):
         (project / "given").mkdir(exist_ok=True)
         (project / "given" / name).symlink_to(mine)
     change(project, f"{stage}:\n  source: embedded", f"{stage}:\n  source: path:given")
-    with pytest.raises(SystemExit, match=f"^error: {stage}.source: .*given/(forest|lake): a run replaces data/"):
+    with pytest.raises(
+        SystemExit, match=f"^error: {stage}.source: .*given/(forest|lake): a run replaces data/"
+    ):
         importlib.import_module(f"stages.{stage}").main()
     assert len(list((project / "data").rglob("mine/*/*"))) == 4
 
@@ -77,14 +90,19 @@ def test_linked_folders_of_papers_are_followed(project):
     Path("papers/linked").symlink_to("../far")
     change(project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:papers")
     importlib.import_module("stages.fetch_papers").main()
-    assert sorted(read_json("data/papers/SOURCE.json")["files"]) == ["linked__away__a.txt", "near.txt"]
+    assert sorted(read_json("data/papers/SOURCE.json")["files"]) == [
+        "linked__away__a.txt",
+        "near.txt",
+    ]
 
 
 def test_every_output_is_known_to_be_one():
     made = [Path(out) for entry in audit.pipeline().values() for out in entry["outs"]]
     folders = [out for out in made if not out.suffix]
     assert len(folders) > 15
-    assert [out for out in folders if not any(out.is_relative_to(known) for known in sources.OUTPUTS)] == []
+    assert [
+        out for out in folders if not any(out.is_relative_to(known) for known in sources.OUTPUTS)
+    ] == []
 
 
 def test_files_put_where_a_stage_writes_survive_dvc_repro(tmp_path, environment):
@@ -96,7 +114,10 @@ def test_files_put_where_a_stage_writes_survive_dvc_repro(tmp_path, environment)
     mine.write_text("years of work")
     change(copy, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:data/papers")
     done = shell("dvc", "repro", "fetch_papers", cwd=copy, env=environment)
-    assert done.returncode != 0 and "fetch_papers.source: path:data/papers: a run replaces data/papers" in done.stderr
+    assert (
+        done.returncode != 0
+        and "fetch_papers.source: path:data/papers: a run replaces data/papers" in done.stderr
+    )
     assert mine.read_text() == "years of work"
 
 
@@ -117,12 +138,16 @@ def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "third"]
     link = tmp_path / "link"
     link.symlink_to(out)
-    with pytest.raises(SystemExit, match="link: a mount point or a link can't be replaced"), whole(link):
+    with (
+        pytest.raises(SystemExit, match="link: a mount point or a link can't be replaced"),
+        whole(link),
+    ):
         pass
     assert (out / "third").exists()
 
 
 # Papers ----------------------------------------------------------------------------------------------------------------
+
 
 def test_papers_of_like_or_foreign_names_all_come(project):
     from test_text_papers import make_pdf
@@ -136,15 +161,26 @@ def test_papers_of_like_or_foreign_names_all_come(project):
     change(project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:papers")
     importlib.import_module("stages.fetch_papers").main()
     found = sorted(read_json("data/papers/SOURCE.json")["files"])
-    assert found == ["DUP.txt", "caf\ufffd.txt", "dup_2.txt", "sub__zero.txt", "zero.pdf", "zero_2.txt"]
-    assert sorted(path.name for path in Path("data/papers").iterdir()) == sorted([*found, "SOURCE.json"])
+    assert found == [
+        "DUP.txt",
+        "caf\ufffd.txt",
+        "dup_2.txt",
+        "sub__zero.txt",
+        "zero.pdf",
+        "zero_2.txt",
+    ]
+    assert sorted(path.name for path in Path("data/papers").iterdir()) == sorted(
+        [*found, "SOURCE.json"]
+    )
     assert Path("data/papers/zero_2.txt").read_text().startswith("The land of zero.txt")
 
 
 def test_text_that_is_none_is_named_and_counted(project):
     os.makedirs("data/papers")
     for n in range(12):
-        Path(f"data/papers/good{n}.txt").write_text(f"Line about field {n}, and a\0 stray byte.\n" * 40)
+        Path(f"data/papers/good{n}.txt").write_text(
+            f"Line about field {n}, and a\0 stray byte.\n" * 40
+        )
     Path("data/papers/bom.txt").write_text("\ufeff" + "first line.\n" * 40, encoding="utf-8")
     Path("data/papers/latin.txt").write_bytes("Les for\xeats brûlent.\n".encode("latin-1") * 40)
     Path("data/papers/binary.txt").write_bytes(bytes(range(128)) * 10)
@@ -152,7 +188,10 @@ def test_text_that_is_none_is_named_and_counted(project):
     importlib.import_module("stages.scrape").main()
     report = Path("data/papers_report.csv").read_text()
     assert "latin,0,0,failed,not UTF-8 text (byte 7 on); iconv converts it" in report
-    assert "binary,0,0,failed,not text: control characters in it" in report and "blank,0,0,failed,no text left after cleaning" in report
+    assert (
+        "binary,0,0,failed,not text: control characters in it" in report
+        and "blank,0,0,failed,no text left after cleaning" in report
+    )
     counts = read_json("metrics/corpus.json")
     assert (counts["papers"], counts["papers_failed"]) == (13, 3)
 
@@ -169,7 +208,10 @@ def test_a_single_paper_of_an_odd_name(project, file, monkeypatch):
     assert read_json("metrics/corpus.json")["lines"] == 4000
 
 
-@pytest.mark.parametrize("content", [b"id,title\na\0b,A title\n", b"id,title\n2101.00001\n", b"id,title\n../x y,A title\n"])
+@pytest.mark.parametrize(
+    "content",
+    [b"id,title\na\0b,A title\n", b"id,title\n2101.00001\n", b"id,title\n../x y,A title\n"],
+)
 def test_rows_that_are_no_papers_end_the_stage_before_anything_is_asked(project, content):
     Path("list.csv").write_bytes(content)
     change(project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: arxiv:list.csv")
@@ -187,20 +229,40 @@ def test_a_list_of_papers_that_is_no_csv(project, content):
 
 # Too early, nowhere to write, a word too many -------------------------------------------------------------------------
 
-@pytest.mark.parametrize("words, missing", [
-    ("scrape", "data/papers"), ("chunk", "data/corpus.parquet"), ("fid", "data/features/real"), ("ceiling", "data/imagery/test"),
-    ("review_page", "data/imagery/test"), ("launch generate", "data/prompts.parquet"), ("finetune_llm", "models/base/language")])
+
+@pytest.mark.parametrize(
+    "words, missing",
+    [
+        ("scrape", "data/papers"),
+        ("chunk", "data/corpus.parquet"),
+        ("fid", "data/features/real"),
+        ("ceiling", "data/imagery/test"),
+        ("review_page", "data/imagery/test"),
+        ("launch generate", "data/prompts.parquet"),
+        ("finetune_llm", "models/base/language"),
+    ],
+)
 def test_a_stage_run_too_early_names_what_is_missing(project, words, missing):
     module, *rest = words.split()
     assert missing in one_line(stage(project, f"stages.{module}", *rest))
 
 
-@pytest.mark.parametrize("words, line", [
-    ("fetch_model diffusion language", "takes from 0 to 1 positional arguments but 2 were given"),
-    ("sweep guidance", "run it in a git repository"), ("chunk quickly", "takes 0 positional arguments but 1 was given")])
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (
+            "fetch_model diffusion language",
+            "takes from 0 to 1 positional arguments but 2 were given",
+        ),
+        ("sweep guidance", "run it in a git repository"),
+        ("chunk quickly", "takes 0 positional arguments but 1 was given"),
+    ],
+)
 def test_a_command_that_cannot_be(project, words, line):
     module, *rest = words.split()
-    assert line in one_line(stage(project, f"stages.{module}", *rest, GIT_CEILING_DIRECTORIES=str(project.parent)))
+    assert line in one_line(
+        stage(project, f"stages.{module}", *rest, GIT_CEILING_DIRECTORIES=str(project.parent))
+    )
 
 
 def test_a_number_that_the_sweep_has_not():
@@ -210,7 +272,9 @@ def test_a_number_that_the_sweep_has_not():
 def test_faults_of_our_own_keep_their_traceback(project):
     done = stage(project, "stages.launch", "encode", HF_HOME=str(project))
     assert "Traceback" not in done.stderr
-    (project / "broken.py").write_text("import stages\n\n\ndef work():\n    return 1 + None\n\n\nwork()\n")
+    (project / "broken.py").write_text(
+        "import stages\n\n\ndef work():\n    return 1 + None\n\n\nwork()\n"
+    )
     (project / "early.py").write_text("import stages\nX = len(5)\n")
     assert "Traceback" in stage(project, "early").stderr
     done = stage(project, "broken")
@@ -219,8 +283,13 @@ def test_faults_of_our_own_keep_their_traceback(project):
 
 def test_no_place_for_scratch_names_the_variable(project):
     (project / "data/imagery").mkdir(parents=True)
-    done = shell("python", "-c", "import stages; from stages.common import scratch; scratch.root()", cwd=project,
-                 env={"PYTHONPATH": str(REPOSITORY), "REMOTE_DIFFUSION_SCRATCH": "/etc/passwd"})
+    done = shell(
+        "python",
+        "-c",
+        "import stages; from stages.common import scratch; scratch.root()",
+        cwd=project,
+        env={"PYTHONPATH": str(REPOSITORY), "REMOTE_DIFFUSION_SCRATCH": "/etc/passwd"},
+    )
     assert "/etc/passwd: " in one_line(done) and "set REMOTE_DIFFUSION_SCRATCH" in done.stderr
 
 

@@ -18,16 +18,33 @@ from stages import report, review, review_page
 from stages.params import LULC_CLASSES
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here")
-expect.set_options(timeout=60_000)      # a machine that does much else is slow, not wrong
-SECTIONS = ("images", "gallery", "extremes", "copies", "tables", "curves", "prompts", "experts", "flow", "run", "numbers")
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM,
+    reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here",
+)
+expect.set_options(timeout=60_000)  # a machine that does much else is slow, not wrong
+SECTIONS = (
+    "images",
+    "gallery",
+    "extremes",
+    "copies",
+    "tables",
+    "curves",
+    "prompts",
+    "experts",
+    "flow",
+    "run",
+    "numbers",
+)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A repository in which report and review page were made."""
     root = build(tmp_path_factory.mktemp("browser"), per_scene=3, size=16, per_class=6)
-    (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("gallery_per_class: 2 ", "gallery_per_class: 4 "))
+    (root / "params.yaml").write_text(
+        (root / "params.yaml").read_text().replace("gallery_per_class: 2 ", "gallery_per_class: 4 ")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         review_page.main()
@@ -39,7 +56,9 @@ def made(tmp_path_factory) -> Path:
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         # Chromium's sandbox refuses to run as root, which containers do.
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         yield started
         started.close()
 
@@ -47,11 +66,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def server(made) -> Iterator[str]:
     """The repository's metrics folder over HTTP."""
+
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=made / "metrics")) as running:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=made / "metrics")
+    ) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
@@ -59,7 +81,11 @@ def server(made) -> Iterator[str]:
 
 @pytest.fixture(params=["file", "http"])
 def base(request, made) -> str:
-    return (made / "metrics").as_uri() if request.param == "file" else request.getfixturevalue("server")
+    return (
+        (made / "metrics").as_uri()
+        if request.param == "file"
+        else request.getfixturevalue("server")
+    )
 
 
 @pytest.fixture
@@ -72,9 +98,19 @@ def page(browser, base) -> Iterator[Page]:
     found.on("console", lambda message: faults.append(f"console: {message.text}"))
     found.on("pageerror", lambda error: faults.append(f"error: {error}"))
     found.on("requestfailed", lambda request: faults.append(f"failed: {request.url}"))
-    found.on("response", lambda answer: faults.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None)
+    found.on(
+        "response",
+        lambda answer: (
+            faults.append(f"{answer.status}: {answer.url}") if answer.status >= 400 else None
+        ),
+    )
     inside = (base, "data:", "blob:")
-    found.on("request", lambda request: None if request.url.startswith(inside) else faults.append(f"outside: {request.url}"))
+    found.on(
+        "request",
+        lambda request: (
+            None if request.url.startswith(inside) else faults.append(f"outside: {request.url}")
+        ),
+    )
     yield found
     context.close()
     assert not faults
@@ -115,6 +151,7 @@ CONTRAST = """() => {
 
 # The report ---------------------------------------------------------------------------------------------------------------
 
+
 def test_every_section_renders(page, base):
     page.goto(f"{base}/report/index.html")
     for name in SECTIONS:
@@ -143,7 +180,9 @@ def test_filters_filter(page, base):
     expect(gallery.locator(".class:visible h3")).to_have_text(["Water Body"])
     page.get_by_role("combobox", name="Shows its class").select_option("false")
     expect(told).to_have_text("1 of 28 generated images")
-    assert gallery.locator("[data-side=real] .tile:visible").count() == 4, "real tiles stay beside them"
+    assert gallery.locator("[data-side=real] .tile:visible").count() == 4, (
+        "real tiles stay beside them"
+    )
     expect(gallery.locator("[data-side=generated] .tile:visible")).to_have_class("tile differs")
     page.get_by_role("combobox", name="Writer of the prompt").select_option("extractive, retrieval")
     expect(told).to_have_text("1 of 28 generated images")
@@ -162,10 +201,15 @@ def test_a_picture_opens_with_what_is_known_of_it(page, base):
     expect(viewer.locator("#title")).to_have_text('satellite image, bare land "1" <b>')
     for text in ("seed7", "schedulerpndm", "writerextractive, retrieval"):
         expect(viewer.locator("#facts")).to_contain_text(text)
-    expect(viewer.locator("#sources li")).to_have_text("Fields <i>from</i> above (03_fields), page 1")
+    expect(viewer.locator("#sources li")).to_have_text(
+        "Fields <i>from</i> above (03_fields), page 1"
+    )
     expect(viewer.locator("#near")).to_contain_text("distance")
     for name in ("#picture", "#near img"):
-        assert viewer.locator(name).evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
+        assert (
+            viewer.locator(name).evaluate("image => image.decode().then(() => image.naturalWidth)")
+            == 16
+        )
     first = viewer.locator("#picture").get_attribute("src")
     page.keyboard.press("ArrowLeft")
     expect(viewer.locator("#sources li")).to_have_text("none: written without a passage")
@@ -180,9 +224,13 @@ def test_a_picture_opens_with_what_is_known_of_it(page, base):
 def test_it_can_be_read(browser, made, scheme):
     """No text below AA contrast, in either scheme; on a phone nothing is wider than the screen."""
     for width in (390, 1440):
-        page = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme).new_page()
+        page = browser.new_context(
+            viewport={"width": width, "height": 844}, color_scheme=scheme
+        ).new_page()
         page.goto((made / "metrics/report/index.html").as_uri())
-        assert contrast(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+        assert (
+            contrast(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+        )
         page.locator(".tile").first.click()
         assert contrast(page) == []
         page.goto((made / "metrics/review/index.html").as_uri())
@@ -190,13 +238,16 @@ def test_it_can_be_read(browser, made, scheme):
         page.fill("#rater", "Ada")
         page.keyboard.press("Enter")
         page.keyboard.press("g")
-        assert contrast(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+        assert (
+            contrast(page) == [] and page.evaluate("document.documentElement.scrollWidth") <= width
+        )
         page.click("#to-end")
         assert contrast(page) == []
         page.context.close()
 
 
 # The blind review ---------------------------------------------------------------------------------------------------------
+
 
 def test_a_whole_review_from_first_click_to_metrics(page, base, made, tmp_path, monkeypatch):
     """20 tiles: some by mouse, most by keys; the tab closed in the middle; the CSV back in the metrics."""
@@ -210,19 +261,31 @@ def test_a_whole_review_from_first_click_to_metrics(page, base, made, tmp_path, 
     page.get_by_role("button", name="Start").click()
     for number, (tile, answer) in enumerate(key.items(), 1):
         expect(page.locator("#place")).to_have_text(f"Tile {number} of 20")
-        assert page.locator("#tile").evaluate("image => image.decode().then(() => image.naturalWidth)") == 16
+        assert (
+            page.locator("#tile").evaluate("image => image.decode().then(() => image.naturalWidth)")
+            == 16
+        )
         assert tile in page.locator("#tile").get_attribute("src")
-        if number == 1:     # by mouse: wrong on purpose
-            for value in ("real" if answer["truth"] == "generated" else "generated", "5", answer["label"], "wrong scale"):
+        if number == 1:  # by mouse: wrong on purpose
+            for value in (
+                "real" if answer["truth"] == "generated" else "generated",
+                "5",
+                answer["label"],
+                "wrong scale",
+            ):
                 page.locator(f"#form input[value='{value}']").check()
             page.get_by_label("Comment").fill('too "soft", I think;\nno shadows: rg5')
             page.get_by_role("button", name="Next").click()
             continue
-        for letter in (answer["truth"][0], "4" if answer["truth"] == "real" else "2", letters[answer["label"]]):
+        for letter in (
+            answer["truth"][0],
+            "4" if answer["truth"] == "real" else "2",
+            letters[answer["label"]],
+        ):
             page.keyboard.press(letter)
         if number == 5:
             page.keyboard.press("i")
-        if number == 12:    # closed and opened again: the same tile, all answers kept
+        if number == 12:  # closed and opened again: the same tile, all answers kept
             context = page.context
             again = context.new_page()
             again.goto(page.url)
@@ -246,12 +309,21 @@ def test_a_whole_review_from_first_click_to_metrics(page, base, made, tmp_path, 
     review.main("add", str(saved))
     review.main()
     found = json.loads(Path("metrics/review.json").read_text())
-    assert found["ratings"] == 20 and found["experts"] == 1 and found["detection_accuracy"] == 0.95 and found["class_agreement"] == 1
+    assert (
+        found["ratings"] == 20
+        and found["experts"] == 1
+        and found["detection_accuracy"] == 0.95
+        and found["class_agreement"] == 1
+    )
     wrong = key["t001"]["truth"]
     right = {"real": 4, "generated": 2}
     for truth, mark in right.items():
-        assert found[f"realism_{truth}"] == pytest.approx((9 * mark + 5) / 10 if truth == wrong else mark)
-    filed = list(csv.DictReader(next(Path("data/reviews").glob("*.csv")).open(newline="", encoding="utf-8")))
+        assert found[f"realism_{truth}"] == pytest.approx(
+            (9 * mark + 5) / 10 if truth == wrong else mark
+        )
+    filed = list(
+        csv.DictReader(next(Path("data/reviews").glob("*.csv")).open(newline="", encoding="utf-8"))
+    )
     assert filed[0]["comment"] == 'too "soft", I think; no shadows: rg5'
     assert [row["artefacts"] for row in filed[:5]] == ["wrong scale", "", "", "", "blur"]
     report.main()
@@ -274,5 +346,11 @@ def test_what_is_unrated_is_listed_and_not_saved(page, base):
     with page.expect_download() as download:
         page.get_by_role("button", name="Save ratings").click()
     rows = list(csv.DictReader(open(download.value.path(), encoding="utf-8-sig", newline="")))
-    row, = rows
-    assert [row[name] for name in ("tile", "rater", "answer", "realism", "label_answer")] == ["t007", "Bob", "real", "3", "Bare Land"]
+    (row,) = rows
+    assert [row[name] for name in ("tile", "rater", "answer", "realism", "label_answer")] == [
+        "t007",
+        "Bob",
+        "real",
+        "3",
+        "Bare Land",
+    ]

@@ -21,11 +21,16 @@ from stages.params import load
 from stages.text.embedder import LatentSemantic
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here")
-expect.set_options(timeout=60_000)      # a machine that does much else is slow, not wrong
-PASSAGES = ["An orchard is a regular grid of dark green crowns on pale grass. Rows run north. <img src=x onerror=alert(1)>",
-            "The desert is a yellow plain of narrow dunes with long dark shadows. Tracks cross it.",
-            "A lake is a smooth dark blue surface with a pale sandy shore and green reeds."]
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM,
+    reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here",
+)
+expect.set_options(timeout=60_000)  # a machine that does much else is slow, not wrong
+PASSAGES = [
+    "An orchard is a regular grid of dark green crowns on pale grass. Rows run north. <img src=x onerror=alert(1)>",
+    "The desert is a yellow plain of narrow dunes with long dark shadows. Tracks cross it.",
+    "A lake is a smooth dark blue surface with a pale sandy shore and green reeds.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,24 +42,37 @@ def studio(tmp_path_factory) -> Iterator[demo.Studio]:
     embedder = LatentSemantic.fit(PASSAGES, 2, 0)
     (root / "models/index").mkdir()
     embedder.save(root / "models/index")
-    pq.write_table(pa.table({
-        "id": [f"p#{i}" for i in range(3)], "paper": ["p"] * 3, "title": ["Fields <b>from</b> above"] * 3,
-        "page": pa.array([1, 2, 3], pa.int32()), "text": PASSAGES,
-        "vector": [list(map(float, row)) for row in embedder.embed(PASSAGES)]}), root / "models/index/passages.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "id": [f"p#{i}" for i in range(3)],
+                "paper": ["p"] * 3,
+                "title": ["Fields <b>from</b> above"] * 3,
+                "page": pa.array([1, 2, 3], pa.int32()),
+                "text": PASSAGES,
+                "vector": [list(map(float, row)) for row in embedder.embed(PASSAGES)],
+            }
+        ),
+        root / "models/index/passages.parquet",
+    )
     shutil.copyfile(REPOSITORY / "tests/params.yaml", root / "params.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(root / "scratch"))
         made = demo.Studio(load())
         made.steps = []
-        made.sampler.unet.register_forward_pre_hook(lambda *_: (made.steps.append(1), time.sleep(0.02)) and None)
+        made.sampler.unet.register_forward_pre_hook(
+            lambda *_: (made.steps.append(1), time.sleep(0.02)) and None
+        )
         yield made
 
 
 @pytest.fixture(scope="module")
 def address(studio) -> Iterator[str]:
     blocks = demo.page(studio)
-    _, local, _ = blocks.launch(prevent_thread_lock=True, quiet=True, footer_links=[], ssr_mode=False)
+    _, local, _ = blocks.launch(
+        prevent_thread_lock=True, quiet=True, footer_links=[], ssr_mode=False
+    )
     yield local
     blocks.close()
 
@@ -63,10 +81,19 @@ def address(studio) -> Iterator[str]:
 def page(address) -> Iterator[Page]:
     outside = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
         found = browser.new_page()
         found.set_default_timeout(60_000)
-        found.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:")) else outside.append(request.url))
+        found.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((address, "data:", "blob:"))
+                else outside.append(request.url)
+            ),
+        )
         found.goto(address)
         found.get_by_role("button", name="Draw").wait_for()
         yield found
@@ -101,7 +128,9 @@ def test_a_prompt_is_written_with_its_sources(page):
     written = "satellite image, wide view, an orchard is a regular grid of dark green crowns on pale grass"
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(written)
     expect(page.locator("summary")).to_have_text("Fields <b>from</b> above (p), page 1")
-    expect(page.locator("blockquote")).to_contain_text("<img src=x onerror=alert(1)>")      # what papers say is text
+    expect(page.locator("blockquote")).to_contain_text(
+        "<img src=x onerror=alert(1)>"
+    )  # what papers say is text
 
 
 def test_images_are_drawn_and_can_be_taken_along(page, studio):
@@ -110,9 +139,11 @@ def test_images_are_drawn_and_can_be_taken_along(page, studio):
     steps(page, 3)
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_text("First seed: 7")).to_be_visible()
-    expect(page.get_by_text("seed 10", exact=True)).to_be_visible()        # four images, a seed each
+    expect(page.get_by_text("seed 10", exact=True)).to_be_visible()  # four images, a seed each
     studio.sampler.settings = studio.p.sampling.model_copy(update={"steps": 3, "batch_size": 4})
-    drawn = studio.sampler.draw(["a lake"] * 4, [studio.p.prompt.negative_prompt] * 4, [7, 8, 9, 10])
+    drawn = studio.sampler.draw(
+        ["a lake"] * 4, [studio.p.prompt.negative_prompt] * 4, [7, 8, 9, 10]
+    )
     page.get_by_text("seed 7", exact=True).click()
     with page.expect_download() as download:
         page.get_by_label("Download", exact=False).first.click()

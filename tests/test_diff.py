@@ -8,8 +8,12 @@ from types import SimpleNamespace
 import pytest
 from conftest import REPOSITORY, shell
 
-BASE = {"fid": {"scene": {"standard": {"fid": 4.0, "fid_lo": 3.5, "fid_hi": 4.5, "recall": 0.5, "n": 300}}},
-        "llm": {"perplexity": 100.0, "perplexity_lo": 90.0, "perplexity_hi": 110.0, "tokens": 900}}
+BASE = {
+    "fid": {
+        "scene": {"standard": {"fid": 4.0, "fid_lo": 3.5, "fid_hi": 4.5, "recall": 0.5, "n": 300}}
+    },
+    "llm": {"perplexity": 100.0, "perplexity_lo": 90.0, "perplexity_hi": 110.0, "tokens": 900},
+}
 CURVE = "step,train_loss,validation_loss\n0,,0.7\n10,0.6,0.65\n20,0.5,0.6\n"
 
 
@@ -27,13 +31,27 @@ def clone(tmp_path, environment):
         (where / "metrics/plots/diffusion_loss.csv").write_text(CURVE)
         context = {"fid.scene.standard.fid": {"protocol": "standard", "n": 300, "imagery": imagery}}
         (where / "metrics/context.json").write_text(json.dumps({"numbers": context}))
-        listed = ["params: [params.yaml]", *(["metrics:"] if metrics else []), *(f"  - metrics/{name}.json" for name in metrics)]
+        listed = [
+            "params: [params.yaml]",
+            *(["metrics:"] if metrics else []),
+            *(f"  - metrics/{name}.json" for name in metrics),
+        ]
         (where / "dvc.yaml").write_text("\n".join(listed) + "\n")
-        for words in (["add", "-A"], ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"]):
+        for words in (
+            ["add", "-A"],
+            ["-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"],
+        ):
             assert shell("git", *words, cwd=where, env=environment).returncode == 0
 
     def diff(*words: str):
-        return shell(sys.executable, "-m", "stages.diff", *words, cwd=copy, env={**environment, "PYTHONPATH": str(REPOSITORY)})
+        return shell(
+            sys.executable,
+            "-m",
+            "stages.diff",
+            *words,
+            cwd=copy,
+            env={**environment, "PYTHONPATH": str(REPOSITORY)},
+        )
 
     def make(base: dict) -> SimpleNamespace:
         for folder in ("metrics/plots", ".dvc"):
@@ -42,7 +60,12 @@ def clone(tmp_path, environment):
         (origin / ".dvc/.gitignore").write_text("/tmp\n/cache\n/config.local\n")
         shell("git", "init", "-q", "-b", "main", cwd=origin, env=environment)
         commit(base, where=origin)
-        assert shell("git", "clone", "-q", str(origin), str(copy), cwd=tmp_path, env=environment).returncode == 0
+        assert (
+            shell(
+                "git", "clone", "-q", str(origin), str(copy), cwd=tmp_path, env=environment
+            ).returncode
+            == 0
+        )
         return SimpleNamespace(folder=copy, commit=commit, diff=diff)
 
     return make
@@ -109,19 +132,39 @@ def test_a_base_without_metrics(clone):
     here.commit(BASE)
     done = here.diff("origin/main")
     assert done.returncode == 0, done.stderr
-    assert "`origin/main` has no metrics to compare with." in done.stdout and row(done.stdout, "llm `perplexity`") == "- | 100 | new"
+    assert (
+        "`origin/main` has no metrics to compare with." in done.stdout
+        and row(done.stdout, "llm `perplexity`") == "- | 100 | new"
+    )
 
 
 def test_the_losses_of_both_are_drawn_over_one_another(clone):
     here = clone(BASE)
-    (here.folder / "metrics/plots/diffusion_loss.csv").write_text("step,train_loss,validation_loss\n0,,0.8\n16,0.5,0.4\n")
+    (here.folder / "metrics/plots/diffusion_loss.csv").write_text(
+        "step,train_loss,validation_loss\n0,,0.8\n16,0.5,0.4\n"
+    )
     chart = here.diff("origin/main").stdout.split("```mermaid\n")[1].split("```")[0]
-    assert 'title "validation_loss of diffusion_loss: origin/main, then here"' in chart and 'x-axis "step" 0 --> 16' in chart
-    base, ours = ([float(value) for value in values.split(",")] for values in re.findall(r"line \[(.*)\]", chart))
+    assert (
+        'title "validation_loss of diffusion_loss: origin/main, then here"' in chart
+        and 'x-axis "step" 0 --> 16' in chart
+    )
+    base, ours = (
+        [float(value) for value in values.split(",")]
+        for values in re.findall(r"line \[(.*)\]", chart)
+    )
     # At steps that both have, between the measured ones by a straight line.
-    assert len(base) == len(ours) == 25 and (base[0], base[15], ours[0], ours[-1]) == (0.7, 0.65, 0.8, 0.4)
+    assert len(base) == len(ours) == 25 and (base[0], base[15], ours[0], ours[-1]) == (
+        0.7,
+        0.65,
+        0.8,
+        0.4,
+    )
 
 
 def test_an_unknown_revision_is_one_line(clone):
     done = clone(BASE).diff("nosuch")
-    assert done.returncode == 1 and done.stderr.strip().startswith("error: diff: nosuch is no revision") and "\n" not in done.stderr.strip()
+    assert (
+        done.returncode == 1
+        and done.stderr.strip().startswith("error: diff: nosuch is no revision")
+        and "\n" not in done.stderr.strip()
+    )

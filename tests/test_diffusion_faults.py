@@ -57,14 +57,20 @@ def spoilt(part, tensor, value):
         path = folder / f"models/base/diffusion/{part}/diffusion_pytorch_model.safetensors"
         weights = load_file(path)
         save_file(weights | {tensor: weights[tensor] * 0 + value}, path, {"format": "pt"})
+
     return spoil
 
 
 def lacking(part, tensor):
     """A spoiler that takes one tensor out of the weights of a part."""
+
     def spoil(folder):
-        path, = (folder / "models/base/diffusion" / part).glob("*.safetensors")
-        save_file({name: value for name, value in load_file(path).items() if name != tensor}, path, {"format": "pt"})
+        (path,) = (folder / "models/base/diffusion" / part).glob("*.safetensors")
+        save_file(
+            {name: value for name, value in load_file(path).items() if name != tensor},
+            path,
+            {"format": "pt"},
+        )
 
     return spoil
 
@@ -88,32 +94,111 @@ FAULTS = [
     (encode, remove(f"{BASE}/vae/config.json"), {}, "vae/config.json: not found"),
     (encode, remove(f"{BASE}/tokenizer/tokenizer.json"), {}, "tokenizer/vocab.json: not found"),
     (encode, torn_weights, {}, "vae: cannot be loaded"),
-    (encode, lacking("text_encoder", "final_layer_norm.weight"), {}, "text_encoder: its weights lack final_layer_norm.weight:"),
-    (encode, lacking("vae", "decoder.conv_in.weight"), {}, "vae: its weights lack decoder.conv_in.weight:"),
-    (encode, other_shape, {}, "vae: decoder.conv_in.weight is [8, 4, 3, 3] in its weights, [8, 7, 3, 3] by its config.json (and"),
-    (finetune_sd, lacking("unet", "conv_out.weight"), {}, "unet: its weights lack conv_out.weight:"),
+    (
+        encode,
+        lacking("text_encoder", "final_layer_norm.weight"),
+        {},
+        "text_encoder: its weights lack final_layer_norm.weight:",
+    ),
+    (
+        encode,
+        lacking("vae", "decoder.conv_in.weight"),
+        {},
+        "vae: its weights lack decoder.conv_in.weight:",
+    ),
+    (
+        encode,
+        other_shape,
+        {},
+        "vae: decoder.conv_in.weight is [8, 4, 3, 3] in its weights, [8, 7, 3, 3] by its config.json (and",
+    ),
+    (
+        finetune_sd,
+        lacking("unet", "conv_out.weight"),
+        {},
+        "unet: its weights lack conv_out.weight:",
+    ),
     (finetune_sd, no_object, {}, "scheduler_config.json: holds no JSON object"),
     (encode, odd_tiles, {}, "fetch_imagery.resolution: 30 px is not a multiple of 4"),
     (encode, no_tiles, {}, "data/imagery/train: no images"),
-    (encode, lambda folder: None, {"encode": {"precision": "fp16"}}, "encode.precision: fp16 needs a GPU"),
+    (
+        encode,
+        lambda folder: None,
+        {"encode": {"precision": "fp16"}},
+        "encode.precision: fp16 needs a GPU",
+    ),
     (finetune_sd, pickled, {}, "diffusion_pytorch_model.bin: a pickle"),
     (finetune_sd, wide_text, {}, "text of width 768"),
-    (finetune_sd, remove("data/latents/train.safetensors"), {}, "data/latents/train.safetensors: not found"),
-    (finetune_sd, lambda folder: None, {"finetune_sd": {"lr": 1.0e30, "warmup_steps": 0}}, "finetune_sd.lr: the loss is no"),
-    (finetune_sd, predicts_noise, {"finetune_sd": {"zero_terminal_snr": True, "min_snr_gamma": None}, "sampling": {"scheduler": "ddim"}},
-     "finetune_sd.zero_terminal_snr: at zero signal"),
-    (encode, lambda folder: None, {"encode": {"base_domain": "path:none/such"}}, "encode.base_domain: path:none/such: no such"),
-    (encode, lambda folder: None, {"encode": {"base_domain": "path:models"}}, "encode.base_domain: path:models: a run replaces models"),
-    (encode, own_latents, {"encode": {"base_domain": "path:data/latents/mine"}}, "data/latents/mine: a run replaces data/latents"),
-    (encode, empty, {"encode": {"base_domain": "path:empty"}}, "encode.base_domain: empty: no images in it"),
-    (sample, lambda folder: None, {"sampling": {"resolution": 30}}, "sampling.resolution: 30 px is not a multiple of 4"),
+    (
+        finetune_sd,
+        remove("data/latents/train.safetensors"),
+        {},
+        "data/latents/train.safetensors: not found",
+    ),
+    (
+        finetune_sd,
+        lambda folder: None,
+        {"finetune_sd": {"lr": 1.0e30, "warmup_steps": 0}},
+        "finetune_sd.lr: the loss is no",
+    ),
+    (
+        finetune_sd,
+        predicts_noise,
+        {
+            "finetune_sd": {"zero_terminal_snr": True, "min_snr_gamma": None},
+            "sampling": {"scheduler": "ddim"},
+        },
+        "finetune_sd.zero_terminal_snr: at zero signal",
+    ),
+    (
+        encode,
+        lambda folder: None,
+        {"encode": {"base_domain": "path:none/such"}},
+        "encode.base_domain: path:none/such: no such",
+    ),
+    (
+        encode,
+        lambda folder: None,
+        {"encode": {"base_domain": "path:models"}},
+        "encode.base_domain: path:models: a run replaces models",
+    ),
+    (
+        encode,
+        own_latents,
+        {"encode": {"base_domain": "path:data/latents/mine"}},
+        "data/latents/mine: a run replaces data/latents",
+    ),
+    (
+        encode,
+        empty,
+        {"encode": {"base_domain": "path:empty"}},
+        "encode.base_domain: empty: no images in it",
+    ),
+    (
+        sample,
+        lambda folder: None,
+        {"sampling": {"resolution": 30}},
+        "sampling.resolution: 30 px is not a multiple of 4",
+    ),
     (sample, beta_sigmas, {}, "scheduler: use_beta_sigmas is not supported"),
-    (encode, spoilt("vae", "encoder.conv_in.bias", float("nan")), {}, "vae: encoder.conv_in.bias holds values that are no numbers"),
-    (sample, spoilt("unet", "conv_out.bias", 3.0e38), {}, "sampling.precision: in fp32 the model's images are no numbers"),
+    (
+        encode,
+        spoilt("vae", "encoder.conv_in.bias", float("nan")),
+        {},
+        "vae: encoder.conv_in.bias holds values that are no numbers",
+    ),
+    (
+        sample,
+        spoilt("unet", "conv_out.bias", 3.0e38),
+        {},
+        "sampling.precision: in fp32 the model's images are no numbers",
+    ),
 ]
 
 
-@pytest.mark.parametrize("stage, spoil, params, line", FAULTS, ids=[fault[3][:40] for fault in FAULTS])
+@pytest.mark.parametrize(
+    "stage, spoil, params, line", FAULTS, ids=[fault[3][:40] for fault in FAULTS]
+)
 def test_bad_input_ends_in_one_line(workspace, stage, spoil, params, line):
     spoil(workspace)
     write_params(workspace, **params)
@@ -122,14 +207,32 @@ def test_bad_input_ends_in_one_line(workspace, stage, spoil, params, line):
     assert code == 1 and len(errors) == 1 and line in errors[0] and "Traceback" not in log
 
 
-@pytest.mark.parametrize("steps, part", [({"text_steps": 3, "vae_steps": 0}, "text encoder"), ({"text_steps": 0, "vae_steps": 1}, "VAE")])
+@pytest.mark.parametrize(
+    "steps, part",
+    [
+        ({"text_steps": 3, "vae_steps": 0}, "text encoder"),
+        ({"text_steps": 0, "vae_steps": 1}, "VAE"),
+    ],
+)
 def test_a_base_whose_training_diverges_replaces_nothing(workspace, steps, part):
     before = (workspace / "models/start/start.json").read_text()
-    scratch = {"source": "scratch", "vae_channels": [8, 16], "text_width": 32, "unet_channels": [16, 32], "batch_size": 4}
+    scratch = {
+        "source": "scratch",
+        "vae_channels": [8, 16],
+        "text_width": 32,
+        "unet_channels": [16, 32],
+        "batch_size": 4,
+    }
     write_params(workspace, train_base=scratch | steps | {"lr": 1.0e30})
     code, log = run(workspace, train_base.main)
-    assert code == 1 and f"error: train_base.lr: training the {part} leads to values that are no numbers" in log and "Traceback" not in log
+    assert (
+        code == 1
+        and f"error: train_base.lr: training the {part} leads to values that are no numbers" in log
+        and "Traceback" not in log
+    )
     assert (workspace / "models/start/start.json").read_text() == before
     write_params(workspace, train_base=scratch | steps)
     code, log = run(workspace, train_base.main)
-    assert code == 0 and read_json(workspace / "models/start/start.json") == {"folder": "models/start"}
+    assert code == 0 and read_json(workspace / "models/start/start.json") == {
+        "folder": "models/start"
+    }

@@ -6,7 +6,13 @@ import torch
 
 from stages.diffusion import checkpoints
 from stages.diffusion.latents import Latents, allocate, arrays, dihedral
-from stages.diffusion.loss import add_noise, denoising_loss, min_snr_weight, stratified_timesteps, target
+from stages.diffusion.loss import (
+    add_noise,
+    denoising_loss,
+    min_snr_weight,
+    stratified_timesteps,
+    target,
+)
 from stages.diffusion.memory import largest_batch, out_of_memory
 from stages.diffusion.slices import Slices
 from stages.diffusion.validation import spread
@@ -16,21 +22,33 @@ ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 
 
 def sample(count=6):
     generator = torch.Generator().manual_seed(0)
-    return (torch.randn(count, 4, 8, 8, generator=generator), torch.randn(count, 4, 8, 8, generator=generator),
-            torch.randint(0, 1000, (count,), generator=generator))
+    return (
+        torch.randn(count, 4, 8, 8, generator=generator),
+        torch.randn(count, 4, 8, 8, generator=generator),
+        torch.randint(0, 1000, (count,), generator=generator),
+    )
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_a_perfect_prediction_has_no_loss(kind):
     x, noise, t = sample()
     batch = {"latents": x, "noise": noise, "timesteps": t, "text": None}
-    loss = denoising_loss(lambda noisy, t, text, return_dict: (target(x, noise, t, ALPHAS, kind),), batch, ALPHAS, kind, 5.0)
+    loss = denoising_loss(
+        lambda noisy, t, text, return_dict: (target(x, noise, t, ALPHAS, kind),),
+        batch,
+        ALPHAS,
+        kind,
+        5.0,
+    )
     assert loss.shape == (6,) and loss.abs().max() == 0
 
 
 def test_the_velocity_gives_back_noise_and_image():
     x, noise, t = sample()
-    alpha, sigma = ALPHAS[t].sqrt()[:, None, None, None], (1 - ALPHAS[t]).sqrt()[:, None, None, None]
+    alpha, sigma = (
+        ALPHAS[t].sqrt()[:, None, None, None],
+        (1 - ALPHAS[t]).sqrt()[:, None, None, None],
+    )
     noisy, v = add_noise(x, noise, t, ALPHAS), target(x, noise, t, ALPHAS, "v_prediction")
     torch.testing.assert_close(alpha * noisy - sigma * v, x)
     torch.testing.assert_close(sigma * noisy + alpha * v, noise)
@@ -67,7 +85,9 @@ def test_the_eight_variants_are_distinct_and_form_a_group():
     assert len({tuple(v.flatten().tolist()) for v in all8}) == 8
     assert torch.equal(all8[0], image) and torch.equal(all8[4], image.flip(-1))
     for v in range(8):
-        inverse = v if v >= 4 else -v % 4  # a mirroring undoes itself, a turn is undone by the rest of the circle
+        inverse = (
+            v if v >= 4 else -v % 4
+        )  # a mirroring undoes itself, a turn is undone by the rest of the circle
         assert torch.equal(dihedral(dihedral(image, v), inverse), image)
 
 
@@ -107,32 +127,51 @@ def test_captions_are_dropped_at_the_rate_asked_and_the_posterior_is_sampled(dat
     text = data.visits(range(1000), 0, 1000, 0.3, False)["text"][:, 0, 0]
     assert 0.25 < (text == 0).float().mean() < 0.35
     assert (text == 1).any() and (text == 2).any()
-    sampled, mean = (data.visits(range(1000), 0, 1000, 0.0, sample)["latents"] for sample in (True, False))
-    assert abs((sampled - mean).std() - 0.5) < 0.02  # logvar 0 is a standard deviation of 1, scaled by 0.5
+    sampled, mean = (
+        data.visits(range(1000), 0, 1000, 0.0, sample)["latents"] for sample in (True, False)
+    )
+    assert (
+        abs((sampled - mean).std() - 0.5) < 0.02
+    )  # logvar 0 is a standard deviation of 1, scaled by 0.5
 
 
 def test_checkpoints_are_safetensors_of_any_type_and_layout(tmp_path):
     from safetensors.torch import load_file
 
-    tensors = {"bytes": torch.arange(7, dtype=torch.uint8), "count": torch.tensor(3), "half": torch.randn(5).half(),
-               "image": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last), "none": torch.zeros(0, 2)}
+    tensors = {
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "count": torch.tensor(3),
+        "half": torch.randn(5).half(),
+        "image": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "none": torch.zeros(0, 2),
+    }
     checkpoints.save(tmp_path / "a.safetensors", tensors, {"step": 1})
     found = load_file(tmp_path / "a.safetensors")
     assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in tensors.items())
+    assert all(
+        torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in tensors.items()
+    )
     assert checkpoints.load(tmp_path / "a.safetensors")[1] == {"step": 1}
 
 
 def test_a_torn_checkpoint_is_never_loaded(tmp_path, capsys):
     for step in (3, 6, 9):
         state = {"loss": 0.1 + 0.2, "step": step, "best_step": 3}
-        checkpoints.save_step(tmp_path, {"weight.w": torch.full((100,), float(step))}, state, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "step_00000006.safetensors", "step_00000009.safetensors"]
+        checkpoints.save_step(
+            tmp_path, {"weight.w": torch.full((100,), float(step))}, state, keep=2
+        )
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "best.safetensors",
+        "step_00000006.safetensors",
+        "step_00000009.safetensors",
+    ]
     assert (checkpoints.load(tmp_path / "best.safetensors")[0]["w"] == 3).all()
     last = tmp_path / "step_00000009.safetensors"
     last.write_bytes(last.read_bytes()[:-7])
     tensors, state = checkpoints.load_latest(tmp_path)
-    assert state == {"loss": 0.1 + 0.2, "step": 6, "best_step": 3} and (tensors["weight.w"] == 6).all()
+    assert (
+        state == {"loss": 0.1 + 0.2, "step": 6, "best_step": 3} and (tensors["weight.w"] == 6).all()
+    )
     assert "step_00000009.safetensors" in capsys.readouterr().err
     (tmp_path / "step_00000006.safetensors").write_bytes(b"")
     assert checkpoints.load_latest(tmp_path) is None
@@ -148,9 +187,11 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path):
 
 def card(holds: int):
     """An attempt on a GPU whose memory holds so many images."""
+
     def attempt(count: int) -> None:
         if count > holds:
             raise torch.OutOfMemoryError("CUDA out of memory")
+
     return attempt
 
 
@@ -159,8 +200,14 @@ def test_the_batch_that_fits_is_found(holds, fits):
     assert largest_batch(card(holds), 32) == fits
 
 
-@pytest.mark.parametrize("attempt, line", [(card(9), "32 images at a time.*8 do: set it to 8; or less"),
-                                           (card(0), "nor does the smallest batch"), (None, "try half of them")])
+@pytest.mark.parametrize(
+    "attempt, line",
+    [
+        (card(9), "32 images at a time.*8 do: set it to 8; or less"),
+        (card(0), "nor does the smallest batch"),
+        (None, "try half of them"),
+    ],
+)
 def test_out_of_memory_is_one_line_that_says_which_batch_fits(attempt, line):
     with pytest.raises(SystemExit, match=f"error: sampling.batch_size: .*{line}"):
         with out_of_memory("sampling.batch_size", 32, attempt, "; or less"):
@@ -174,13 +221,18 @@ def test_out_of_memory_is_one_line_that_says_which_batch_fits(attempt, line):
 def test_a_group_is_cut_evenly_on_a_cpu_and_stays_whole_on_a_gpu(count, sizes):
     images = torch.arange(count)
     assert [len(images[part]) for part in Slices(count, torch.device("cpu")).slices] == sizes
-    assert torch.equal(torch.cat(Slices(count, torch.device("cpu")).map(lambda part: images[part])), images)
+    assert torch.equal(
+        torch.cat(Slices(count, torch.device("cpu")).map(lambda part: images[part])), images
+    )
     assert Slices(count, torch.device("cuda")).slices == [slice(0, count)]
 
 
 def test_gradients_of_slices_add_up_to_those_of_the_whole(four_threads):
     torch.manual_seed(0)
-    network, images = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3)), sample(40)[0]
+    network, images = (
+        torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3)),
+        sample(40)[0],
+    )
     weights = [*network.parameters(), unused := torch.nn.Parameter(torch.ones(3))]
 
     def loss(part):

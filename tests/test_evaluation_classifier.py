@@ -13,23 +13,42 @@ from PIL import Image
 from stages.common.artefacts import IMAGE, png, write_json, write_shards
 from stages.common.parallel import cores
 from stages.embedded.scenes import render
-from stages.evaluation.classification import (SENTINEL2_WHITE, Labelled, Outcome, TilesModule, read_labelled, split, train_and_test,
-                                              train_and_test_all)
+from stages.evaluation.classification import (
+    SENTINEL2_WHITE,
+    Labelled,
+    Outcome,
+    TilesModule,
+    read_labelled,
+    split,
+    train_and_test,
+    train_and_test_all,
+)
 from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
 from stages.params import Classifier, load
 
 REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
 SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
 LABELLED = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
-P = Classifier(model="test_resnet", resolution=32, epochs=8, batch_size=8, lr=4e-3, seeds=1, valid_fraction=0.1,
-               test_fraction=0.2, images_per_caption=1)
+P = Classifier(
+    model="test_resnet",
+    resolution=32,
+    epochs=8,
+    batch_size=8,
+    lr=4e-3,
+    seeds=1,
+    valid_fraction=0.1,
+    test_fraction=0.2,
+    images_per_caption=1,
+)
 
 
 def flat(count: int, classes: int = 3, seed: int = 0) -> Labelled:
     """Tiles whose class is their brightness."""
     labels = np.arange(count) % classes
     noise = np.random.default_rng(seed).integers(-20, 20, (count, 32, 32, 3))
-    return Labelled((noise + (60 + 70 * labels)[:, None, None, None]).clip(0, 255).astype(np.uint8), labels)
+    return Labelled(
+        (noise + (60 + 70 * labels)[:, None, None, None]).clip(0, 255).astype(np.uint8), labels
+    )
 
 
 def test_splits_are_disjoint_whole_and_stratified():
@@ -40,7 +59,11 @@ def test_splits_are_disjoint_whole_and_stratified():
         counts = np.bincount(labels[found[name]], minlength=7)
         assert abs(counts - each).max() <= 1, (name, counts)
     tiny = split(np.array([0, 1, 1, 0]), 0.1, 0.1, np.random.default_rng(0))
-    assert {name: len(places) for name, places in tiny.items()} == {"test": 1, "valid": 1, "train": 2}
+    assert {name: len(places) for name, places in tiny.items()} == {
+        "test": 1,
+        "valid": 1,
+        "train": 2,
+    }
 
 
 def test_only_train_is_augmented():
@@ -56,23 +79,40 @@ def test_only_train_is_augmented():
 def test_it_learns_and_gives_the_same_scores_twice():
     outcome = train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None)
     real = outcome.scores["real_test"]
-    assert real["overall_accuracy"] > 0.9 and real["n"] == 30 and real["f1"] == pytest.approx(real["overall_accuracy"])
-    assert (outcome.predicted["real_test"] == flat(30).labels).mean() == pytest.approx(real["overall_accuracy"])
-    assert train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None).scores == outcome.scores
+    assert (
+        real["overall_accuracy"] > 0.9
+        and real["n"] == 30
+        and real["f1"] == pytest.approx(real["overall_accuracy"])
+    )
+    assert (outcome.predicted["real_test"] == flat(30).labels).mean() == pytest.approx(
+        real["overall_accuracy"]
+    )
+    assert (
+        train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None).scores == outcome.scores
+    )
 
 
 def test_classifiers_trained_side_by_side_are_those_trained_one_by_one():
     short = P.model_copy(update={"epochs": 2})
-    asked = [(flat(40), flat(30, seed=1), list("abc"), short, seed, None) for seed in range(max(3, cores()))]
+    asked = [
+        (flat(40), flat(30, seed=1), list("abc"), short, seed, None)
+        for seed in range(max(3, cores()))
+    ]
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
-    torch.ones(10**6).exp_()    # starts OpenMP's threads, which a forked process lacks
+    torch.ones(10**6).exp_()  # starts OpenMP's threads, which a forked process lacks
     torch.set_num_threads(threads)
     for outcome, arguments in zip(train_and_test_all(asked), asked):
         alone = train_and_test(*arguments)
-        assert (outcome.scores, outcome.errors, outcome.config) == (alone.scores, alone.errors, alone.config)
+        assert (outcome.scores, outcome.errors, outcome.config) == (
+            alone.scores,
+            alone.errors,
+            alone.config,
+        )
         weights, theirs = outcome.network.state_dict(), alone.network.state_dict()
-        assert weights.keys() == theirs.keys() and all((weights[name] == theirs[name]).all() for name in weights)
+        assert weights.keys() == theirs.keys() and all(
+            (weights[name] == theirs[name]).all() for name in weights
+        )
 
 
 def test_shuffled_labels_bring_it_to_chance():
@@ -93,7 +133,9 @@ def test_weights_are_loaded_and_fed_reflectance(tmp_path):
     backbone = timm.create_model("test_resnet", num_classes=0).state_dict()
     save_file(backbone, tmp_path / "model.safetensors")
     short = P.model_copy(update={"epochs": 1})
-    outcome = train_and_test(flat(30), flat(9), list("abc"), short, 0, tmp_path / "model.safetensors")
+    outcome = train_and_test(
+        flat(30), flat(9), list("abc"), short, 0, tmp_path / "model.safetensors"
+    )
     assert outcome.config["std"] == [1 / SENTINEL2_WHITE] * 3
     data = TilesModule(flat(9), P, outcome.config["mean"], outcome.config["std"], 0)
     white = data.plain(image=np.full((32, 32, 3), 255, np.uint8))["image"]
@@ -102,7 +144,9 @@ def test_weights_are_loaded_and_fed_reflectance(tmp_path):
     red = Labelled(np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1)), np.arange(9) % 3)
     shown = TilesModule(red, P, outcome.config["mean"], outcome.config["std"], 0).test[0]["image"]
     assert np.allclose(shown.mean((1, 2)), [200 / 255 * 0.3558, 0, 0])
-    save_file(backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}, tmp_path / "other.safetensors")  # 13 bands
+    save_file(
+        backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}, tmp_path / "other.safetensors"
+    )  # 13 bands
     with pytest.raises(SystemExit, match="fetch_model.classifier: .*conv1.0.weight"):
         train_and_test(flat(30), flat(9), list("abc"), short, 0, tmp_path / "other.safetensors")
 
@@ -110,12 +154,20 @@ def test_weights_are_loaded_and_fed_reflectance(tmp_path):
 def test_several_seeds_widen_the_interval():
     def outcome(accuracy):
         scores = {"loss": 1.0, "overall_accuracy": accuracy, "n": 100}
-        return Outcome(None, {"real_test": scores}, {"real_test": {"loss": 0.1, "overall_accuracy": 0.05}}, {}, {})
+        return Outcome(
+            None,
+            {"real_test": scores},
+            {"real_test": {"loss": 0.1, "overall_accuracy": 0.05}},
+            {},
+            {},
+        )
 
     one, same = pooled([outcome(0.7)], "real_test"), pooled([outcome(0.7)] * 3, "real_test")
     apart = pooled([outcome(0.6), outcome(0.7), outcome(0.8)], "real_test")
     assert one["overall_accuracy_lo"] == same["overall_accuracy_lo"] > apart["overall_accuracy_lo"]
-    assert apart["overall_accuracy"] == pytest.approx(0.7) and apart["overall_accuracy_std"] == pytest.approx(0.1)
+    assert apart["overall_accuracy"] == pytest.approx(0.7) and apart[
+        "overall_accuracy_std"
+    ] == pytest.approx(0.1)
     assert (one["loss_lo"], one["loss_hi"]) == pytest.approx((1 - 0.196, 1 + 0.196))
 
 
@@ -128,8 +180,12 @@ def test_scores_are_torchgeos_where_every_class_has_images():
     metrics = ClassificationTask(model="test_resnet", num_classes=4).test_metrics
     theirs = metrics(torch.from_numpy(guesses), torch.from_numpy(labels))
     ours = scores_of(labels[None], guesses[None], np.ones((1, 200)), 4)
-    for key, name in (("overall_accuracy", "OverallAccuracy"), ("average_accuracy", "AverageAccuracy"), ("f1", "F1Score"),
-                      ("jaccard", "JaccardIndex")):
+    for key, name in (
+        ("overall_accuracy", "OverallAccuracy"),
+        ("average_accuracy", "AverageAccuracy"),
+        ("f1", "F1Score"),
+        ("jaccard", "JaccardIndex"),
+    ):
         assert ours[key][0] == pytest.approx(float(theirs[f"test_{name}"]), abs=1e-6), key
     error = errors_of(labels, guesses, np.ones(200), 4, draws)["overall_accuracy"]
     share = ours["overall_accuracy"][0]
@@ -138,7 +194,10 @@ def test_scores_are_torchgeos_where_every_class_has_images():
     some = {"overall_accuracy": 0.6, "overall_accuracy_lo": 0.5, "overall_accuracy_hi": 0.7}
     top = {"overall_accuracy": 0.8, "overall_accuracy_lo": 0.8, "overall_accuracy_hi": 0.8}
     found = share_of_ceiling(some, top)
-    assert list(found.values()) == pytest.approx([0.75, 0.625, 0.875]) and share_of_ceiling(none, top) == {}
+    assert (
+        list(found.values()) == pytest.approx([0.75, 0.625, 0.875])
+        and share_of_ceiling(none, top) == {}
+    )
     # A class without test images that is guessed now and then is no zero in the average.
     some = scores_of(np.zeros((1, 10), int), np.array([[0] * 8 + [1] * 2]), np.ones((1, 10)), 3)
     assert some["average_accuracy"][0] == pytest.approx(0.8)
@@ -159,10 +218,20 @@ def folder(tmp_path, monkeypatch):
     Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     for name, start, count in (("train", 0, 40), ("test", 40, 16)):
         chosen = [((*REAL, "airport")[i % 4], i) for i in range(start, start + count)]
-        rows = [{"image": tile(scene, i), "filename": f"{scene}_{i}.png", "scene": scene} for scene, i in chosen]
+        rows = [
+            {"image": tile(scene, i), "filename": f"{scene}_{i}.png", "scene": scene}
+            for scene, i in chosen
+        ]
         write_shards(f"data/imagery/{name}", rows, SCHEMA)
-    write_shards("data/synthetic", [{"image": tile(scene, i), "row": i, "label": REAL[scene]}
-                                    for i in range(100, 108) for scene in REAL], LABELLED)
+    write_shards(
+        "data/synthetic",
+        [
+            {"image": tile(scene, i), "row": i, "label": REAL[scene]}
+            for i in range(100, 108)
+            for scene in REAL
+        ],
+        LABELLED,
+    )
     write_json("models/base/classifier/SOURCE.json", {"source": "none"})
     return tmp_path
 
@@ -173,14 +242,21 @@ def test_the_stages_report_what_they_did(folder):
     ceiling.main()
     classify.main("lulc")
     scores = json.loads(Path("metrics/classify_lulc.json").read_text())
-    assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(scores["synthetic_test"])
+    assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(
+        scores["synthetic_test"]
+    )
     assert scores["real_test"]["n"] == 12
     top = json.loads(Path("metrics/ceiling_lulc.json").read_text())
-    assert scores["real_test"]["share_of_ceiling"] == pytest.approx(scores["real_test"]["overall_accuracy"] / top["overall_accuracy"])
+    assert scores["real_test"]["share_of_ceiling"] == pytest.approx(
+        scores["real_test"]["overall_accuracy"] / top["overall_accuracy"]
+    )
     assert scores["chance"] == pytest.approx(1 / 7) and scores["majority"] == pytest.approx(1 / 3)
     assert scores["classes_without_real"] == 4
     context = json.loads(Path("models/classifier/lulc/context.json").read_text())
-    assert context["scenes_of_no_class"] == {"airport": 4} and "Snow Ice" in context["classes_without_real"]
+    assert (
+        context["scenes_of_no_class"] == {"airport": 4}
+        and "Snow Ice" in context["classes_without_real"]
+    )
     lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
     assert lines[0] == "actual,predicted" and len(lines) == 13
     assert json.loads(Path("metrics/ceiling_scenes.json").read_text())["n"] == 16
@@ -197,15 +273,26 @@ def test_bad_input_ends_in_one_line(folder):
     values = yaml.safe_load(Path("params.yaml").read_text())
     values["classes"] |= {name: [] for name in values["classes"]} | {"Water Body": ["ocean"]}
     Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    with pytest.raises(SystemExit, match="classes: none of its scenes is in data/imagery/test, which has airport"):
+    with pytest.raises(
+        SystemExit, match="classes: none of its scenes is in data/imagery/test, which has airport"
+    ):
         classify.main("lulc")
 
 
-@pytest.mark.parametrize("changed, line", [
-    ({"model": "resnet99"}, "classifier.model: timm has no model 'resnet99'; near: resnet50, "),
-    ({"lr": 1.0e30}, "classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than 1e\\+30"),
-    ({"valid_fraction": 0.5, "test_fraction": 0.49}, "classifier.valid_fraction, classifier.test_fraction: of 24 images 12 and 12 are"),
-])
+@pytest.mark.parametrize(
+    "changed, line",
+    [
+        ({"model": "resnet99"}, "classifier.model: timm has no model 'resnet99'; near: resnet50, "),
+        (
+            {"lr": 1.0e30},
+            "classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than 1e\\+30",
+        ),
+        (
+            {"valid_fraction": 0.5, "test_fraction": 0.49},
+            "classifier.valid_fraction, classifier.test_fraction: of 24 images 12 and 12 are",
+        ),
+    ],
+)
 def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changed, line):
     from stages import classify
 
@@ -215,18 +302,25 @@ def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changed, l
     write_json("metrics/classify_lulc.json", "of an older run")
     with pytest.raises(SystemExit, match=f"^error: {line}"):
         classify.main("lulc")
-    assert json.loads(Path("metrics/classify_lulc.json").read_text()) == "of an older run" and not Path("models/classifier").exists()
+    assert (
+        json.loads(Path("metrics/classify_lulc.json").read_text()) == "of an older run"
+        and not Path("models/classifier").exists()
+    )
 
 
 def test_a_network_of_one_size_is_made_for_ours():
     """A vision transformer, published for 160 px, on tiles of 32."""
     vit = P.model_copy(update={"model": "test_vit", "epochs": 1})
-    assert train_and_test(flat(30), flat(9), list("abc"), vit, 0, None).scores["real_test"]["n"] == 9
+    assert (
+        train_and_test(flat(30), flat(9), list("abc"), vit, 0, None).scores["real_test"]["n"] == 9
+    )
 
 
 def test_wanted_images_are_drawn_per_class(folder):
     number = {scene: i for i, scene in enumerate(REAL)}
-    tiles, left_out = read_labelled("data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed)
+    tiles, left_out = read_labelled(
+        "data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed
+    )
     assert np.bincount(tiles.labels).tolist() == [5, 2, 10] and left_out == {"airport": 10}
     assert tiles.images.shape == (17, 16, 16, 3)
 
@@ -237,8 +331,14 @@ def test_scenes_of_classes_that_no_image_shows(tmp_path, monkeypatch, capsys):
     from stages.evaluation import labels
 
     monkeypatch.chdir(tmp_path)
-    write_shards("data/imagery/test", [{"scene": "lake"}, {"scene": "forest"}], pa.schema([("scene", pa.string())]))
-    names, of_scene = labels.of_imagery("lulc", {"Water Body": ["lake", "cost"], "Woody Vegetation": ["forests"]})
+    write_shards(
+        "data/imagery/test",
+        [{"scene": "lake"}, {"scene": "forest"}],
+        pa.schema([("scene", pa.string())]),
+    )
+    names, of_scene = labels.of_imagery(
+        "lulc", {"Water Body": ["lake", "cost"], "Woody Vegetation": ["forests"]}
+    )
     assert of_scene == {"lake": 0} and names == ["Water Body", "Woody Vegetation"]
     assert "no test image shows forests (did you mean forest?)" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="classes: none of its scenes .* forest, lake"):

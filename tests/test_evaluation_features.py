@@ -26,7 +26,10 @@ def tile(scene: str, i: int, seed: int = 0) -> dict:
 
 def tiles(start: int, count: int, seed: int = 0) -> list[dict]:
     chosen = [(SCENES[i % 3], i) for i in range(start, start + count)]
-    return [{"image": tile(scene, i, seed), "filename": f"{scene}_{i}.png", "scene": scene} for scene, i in chosen]
+    return [
+        {"image": tile(scene, i, seed), "filename": f"{scene}_{i}.png", "scene": scene}
+        for scene, i in chosen
+    ]
 
 
 def params(**sections) -> None:
@@ -44,16 +47,35 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("scene")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        params(train_scene={"model": "test_byobnet", "resolution": 32, "epochs": 12, "batch_size": 16, "lr": 4e-3},
-               features={"extractors": ["scene"], "batch_size": 16, "padded": True},
-               fid={"standard_min_n": 20, "paper_n": 20, "paper_draws": 2})
+        params(
+            train_scene={
+                "model": "test_byobnet",
+                "resolution": 32,
+                "epochs": 12,
+                "batch_size": 16,
+                "lr": 4e-3,
+            },
+            features={"extractors": ["scene"], "batch_size": 16, "padded": True},
+            fid={"standard_min_n": 20, "paper_n": 20, "paper_draws": 2},
+        )
         write_shards("data/imagery/train", tiles(0, 120), SCHEMA)
         write_shards("data/imagery/valid", tiles(120, 30), SCHEMA)
         write_shards("data/imagery/test", tiles(150, 45), SCHEMA)
         write_shards("data/samples/tuned", tiles(150, 45, seed=7), SCHEMA)
-        write_shards("data/samples/base", [row | {"image": tile("forest", 9)} for row in tiles(150, 45)], SCHEMA)
-        write_shards("data/synthetic", [{"image": tile(scene, i, 9), "row": i, "label": CLASSES[scene]}
-                                        for i in range(10) for scene in CLASSES], LABELLED)
+        write_shards(
+            "data/samples/base",
+            [row | {"image": tile("forest", 9)} for row in tiles(150, 45)],
+            SCHEMA,
+        )
+        write_shards(
+            "data/synthetic",
+            [
+                {"image": tile(scene, i, 9), "row": i, "label": CLASSES[scene]}
+                for i in range(10)
+                for scene in CLASSES
+            ],
+            LABELLED,
+        )
         from stages import train_scene
 
         train_scene.main()
@@ -77,12 +99,18 @@ def scores() -> tuple[dict, dict]:
     from stages import fid
 
     fid.main()
-    return json.loads(Path("metrics/fid.json").read_text())["scene"], json.loads(Path("metrics/agreement.json").read_text())
+    return json.loads(Path("metrics/fid.json").read_text())["scene"], json.loads(
+        Path("metrics/agreement.json").read_text()
+    )
 
 
 def test_the_scene_network_learns_and_says_so(here):
     config = json.loads(Path("models/scene/config.json").read_text())
-    assert config["scenes"] == sorted(SCENES) and config["valid_accuracy"] > 0.8 and config["n_valid"] == 30
+    assert (
+        config["scenes"] == sorted(SCENES)
+        and config["valid_accuracy"] > 0.8
+        and config["n_valid"] == 30
+    )
 
 
 def test_train_scene_gives_the_same_bytes_twice(here):
@@ -98,16 +126,37 @@ def test_numbers_and_their_floor_base_and_ceiling(here):
     distances, agreement = scores()
     standard, paper = distances["standard"], distances["paper"]
     assert standard["n"] == 45 and standard["fid_lo"] <= standard["fid"] <= standard["fid_hi"]
-    assert standard["fid"] < standard["fid_base"] / 3 and standard["recall_base"] < 0.1 < standard["recall"]
-    assert paper["n"] == 20 and paper["fid"] > standard["fid"] and paper["fid_std"] > 0  # fewer images, greater FID
-    assert agreement["text_agreement"] > 0.7 and agreement["ceiling"] > 0.7 and agreement["class_agreement"] > 0.7
+    assert (
+        standard["fid"] < standard["fid_base"] / 3
+        and standard["recall_base"] < 0.1 < standard["recall"]
+    )
+    assert (
+        paper["n"] == 20 and paper["fid"] > standard["fid"] and paper["fid_std"] > 0
+    )  # fewer images, greater FID
+    assert (
+        agreement["text_agreement"] > 0.7
+        and agreement["ceiling"] > 0.7
+        and agreement["class_agreement"] > 0.7
+    )
     assert agreement["text_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
-    assert set(agreement["per_scene"]) == set(SCENES) and min(agreement["per_scene"].values()) == agreement["per_scene_min"]
-    assert Path("metrics/plots/agreement_by_scene.csv").read_text().startswith("scene,tuned,base,real\n")
+    assert (
+        set(agreement["per_scene"]) == set(SCENES)
+        and min(agreement["per_scene"].values()) == agreement["per_scene_min"]
+    )
+    assert (
+        Path("metrics/plots/agreement_by_scene.csv")
+        .read_text()
+        .startswith("scene,tuned,base,real\n")
+    )
     for name in ("fid_infinity", "sinkhorn"):
-        assert standard[f"{name}_lo"] <= standard[name] <= standard[f"{name}_hi"] and standard[name] < standard[f"{name}_base"]
+        assert (
+            standard[f"{name}_lo"] <= standard[name] <= standard[f"{name}_hi"]
+            and standard[name] < standard[f"{name}_base"]
+        )
     lines = Path("metrics/plots/fid_curve.csv").read_text().splitlines()
-    assert lines[0] == "images,one_over_n,tuned,base,floor" and [line.split(",")[0] for line in lines[1:]] == ["45", "22", "15", "11"]
+    assert lines[0] == "images,one_over_n,tuned,base,floor" and [
+        line.split(",")[0] for line in lines[1:]
+    ] == ["45", "22", "15", "11"]
 
 
 def test_a_black_frame_moves_fid_for_a_perfect_generator_too(here):
@@ -142,13 +191,18 @@ def test_a_generator_that_copies_training_tiles_is_caught(here, monkeypatch, tmp
         features("tuned")
         scores()
         images = json.loads(Path("metrics/images.json").read_text())
-        assert images["pixels"]["tuned"]["memorised"] > 0.9 and images["pixels"]["synthetic"]["memorised"] < 0.3
+        assert (
+            images["pixels"]["tuned"]["memorised"] > 0.9
+            and images["pixels"]["synthetic"]["memorised"] < 0.3
+        )
     rewrite("data/samples/tuned", lambda image, i: train[i])
     features("tuned")
     scores()
     assert json.loads(Path("metrics/images.json").read_text())["scene"]["tuned"]["memorised"] > 0.9
     first = Path("metrics/plots/nearest_training.csv").read_text().splitlines()[1].split(",")
-    assert int(first[0].split("_")[1][:-4]) - 150 == int(first[1].split("_")[1][:-4])  # tile i of the samples was training tile i
+    assert int(first[0].split("_")[1][:-4]) - 150 == int(
+        first[1].split("_")[1][:-4]
+    )  # tile i of the samples was training tile i
 
 
 def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
@@ -169,11 +223,17 @@ def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
         image.save(sink, "JPEG", quality=75)
         return Image.open(sink)
 
-    real, other = ([open_image(row["image"]) for row in read_rows(f"data/imagery/{split}", ["image"])] for split in ("train", "test"))
+    real, other = (
+        [open_image(row["image"]) for row in read_rows(f"data/imagery/{split}", ["image"])]
+        for split in ("train", "test")
+    )
     assert mismatch(look(real), look(other), "test")["warned"] == 0 and not capsys.readouterr().err
     found = mismatch(look(real), look([jpeg(image) for image in other]), "samples")
     assert found["warned"] == 1 and "samples: warning: compressed" in capsys.readouterr().err
-    small = [image.resize((20, 20), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC) for image in other]
+    small = [
+        image.resize((20, 20), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC)
+        for image in other
+    ]
     found = mismatch(look(real), look(small), "samples")
     assert found["warned"] == 1 and "samples: warning: 0." in capsys.readouterr().err
 
@@ -184,22 +244,31 @@ def test_of_several_images_per_caption_the_first_is_measured(here, monkeypatch, 
     features("tuned")
     before = {path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()}
     rows = read_rows("data/samples/tuned")
-    write_shards("data/samples/tuned", rows + [row | {"image": tile("forest", 3)} for row in rows], SCHEMA)
+    write_shards(
+        "data/samples/tuned", rows + [row | {"image": tile("forest", 3)} for row in rows], SCHEMA
+    )
     features("tuned")
-    assert {path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()} == before
+    assert {
+        path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()
+    } == before
 
 
 def test_a_label_shuffle_brings_agreement_to_chance(here, monkeypatch, tmp_path):
     shutil.copytree(here, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
     rows = read_rows("data/samples/tuned")
-    shifted = [row | {"image": rows[i]["image"]} for row, i in zip(rows, np.random.default_rng(0).permutation(len(rows)))]
+    shifted = [
+        row | {"image": rows[i]["image"]}
+        for row, i in zip(rows, np.random.default_rng(0).permutation(len(rows)))
+    ]
     shutil.rmtree("data/samples/tuned")
     write_shards("data/samples/tuned", shifted, SCHEMA)
     features("real", "tuned", "base", "synthetic")
     distances, agreement = scores()
     assert agreement["text_agreement_lo"] < 1 / 3 < agreement["text_agreement_hi"]
-    assert distances["standard"]["fid"] < distances["standard"]["fid_base"] / 3  # the images themselves are as good
+    assert (
+        distances["standard"]["fid"] < distances["standard"]["fid_base"] / 3
+    )  # the images themselves are as good
 
 
 def test_too_few_images_are_refused(here, capsys):
@@ -227,7 +296,10 @@ def test_features_do_not_depend_on_the_last_groups_size(here):
     assert torch.allclose(whole["features"][:1], one["features"], rtol=1e-4, atol=1e-4)
     features("tuned")
     stored = load_file("data/features/tuned/scene.safetensors")
-    assert stored["features"].dtype == np.float32 and stored["features"].shape[0] == len(stored["logits"]) == 45
+    assert (
+        stored["features"].dtype == np.float32
+        and stored["features"].shape[0] == len(stored["logits"]) == 45
+    )
 
 
 def test_a_network_of_one_size_is_made_for_ours(here, monkeypatch, tmp_path):
@@ -242,13 +314,27 @@ def test_a_network_of_one_size_is_made_for_ours(here, monkeypatch, tmp_path):
     params(train_scene={"model": "test_vit", "resolution": 32, "epochs": 1, "batch_size": 16})
     train_scene.main()
     with torch.inference_mode():
-        assert extractor("scene")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))["logits"].shape == (2, 3)
+        assert extractor("scene")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))["logits"].shape == (
+            2,
+            3,
+        )
 
 
-@pytest.mark.parametrize("model, size, line", [
-    ("test_resnet", 16, "train_scene.lr: the loss is no number by epoch 1. Try a lower lr than 1e+30"),
-    ("test_byobnet", 120, "train_scene.lr: the trained network's answers are no numbers. Try a lower lr than 1e+30"),  # one step
-])
+@pytest.mark.parametrize(
+    "model, size, line",
+    [
+        (
+            "test_resnet",
+            16,
+            "train_scene.lr: the loss is no number by epoch 1. Try a lower lr than 1e+30",
+        ),
+        (
+            "test_byobnet",
+            120,
+            "train_scene.lr: the trained network's answers are no numbers. Try a lower lr than 1e+30",
+        ),  # one step
+    ],
+)
 def test_training_that_diverges_replaces_nothing(here, monkeypatch, tmp_path, model, size, line):
     from stages import train_scene
 
@@ -256,7 +342,15 @@ def test_training_that_diverges_replaces_nothing(here, monkeypatch, tmp_path, mo
     shutil.copytree(here / "data/imagery", "data/imagery")
     shutil.copytree(here / "models/scene", "models/scene")
     before = Path("models/scene/model.safetensors").read_bytes()
-    params(train_scene={"model": model, "resolution": 32, "batch_size": size, "lr": 1.0e30, "epochs": 1})
+    params(
+        train_scene={
+            "model": model,
+            "resolution": 32,
+            "batch_size": size,
+            "lr": 1.0e30,
+            "epochs": 1,
+        }
+    )
     with pytest.raises(SystemExit, match=f"^error: {re.escape(line)}"):
         train_scene.main()
     assert Path("models/scene/model.safetensors").read_bytes() == before
@@ -276,7 +370,10 @@ def test_few_tiles(here, monkeypatch, tmp_path, train, test):
         write_shards(f"data/samples/{which}", tiles(150, test, seed), SCHEMA)
     features("real", "tuned", "base", "synthetic")
     if test == 1:
-        with pytest.raises(SystemExit, match="^error: data/features/real/test: 1 image.* needs at least 2 of each .fetch_imagery.test"):
+        with pytest.raises(
+            SystemExit,
+            match="^error: data/features/real/test: 1 image.* needs at least 2 of each .fetch_imagery.test",
+        ):
             fid.main()
         shutil.rmtree("data/imagery/test")
         write_shards("data/imagery/test", [], SCHEMA)
@@ -284,4 +381,7 @@ def test_few_tiles(here, monkeypatch, tmp_path, train, test):
             features("real")
     else:
         fid.main()
-        assert [line.split(",")[0] for line in Path("metrics/plots/fid_curve.csv").read_text().splitlines()] == ["images", "45", "22"]
+        assert [
+            line.split(",")[0]
+            for line in Path("metrics/plots/fid_curve.csv").read_text().splitlines()
+        ] == ["images", "45", "22"]

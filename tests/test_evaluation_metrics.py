@@ -21,7 +21,9 @@ def test_frechet_of_gaussians_has_the_closed_form():
     rng = np.random.default_rng(0)
     means, deviations = rng.normal(size=(2, 6)), rng.uniform(0.1, 3, size=(2, 6))
     turned = np.linalg.qr(rng.normal(size=(6, 6)))[0]  # a rotation of the space changes nothing
-    a, b = ((mean @ turned, np.diag(deviation) @ turned) for mean, deviation in zip(means, deviations))
+    a, b = (
+        (mean @ turned, np.diag(deviation) @ turned) for mean, deviation in zip(means, deviations)
+    )
     truth = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
     assert distance(a, b) == pytest.approx(truth, rel=1e-9)
 
@@ -86,8 +88,14 @@ def test_precision_and_recall_are_torch_fidelitys():
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     real, fake = draws(200, 10, 0), draws(150, 10, 1, shift=0.4, scale=0.8)
-    theirs = prc_features_to_metric(torch.from_numpy(fake).double(), torch.from_numpy(real).double(), prc_neighborhood=3,
-                                    prc_batch_size=10000, save_cpu_ram=False, verbose=False)
+    theirs = prc_features_to_metric(
+        torch.from_numpy(fake).double(),
+        torch.from_numpy(real).double(),
+        prc_neighborhood=3,
+        prc_batch_size=10000,
+        save_cpu_ram=False,
+        verbose=False,
+    )
     ours = manifold(real, fake)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
     assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
@@ -170,7 +178,9 @@ def test_interval_of_a_repetition_holds_what_another_sample_gives():
 def test_wilson():
     assert wilson(0, 0) == (0, 1)
     lo, hi = wilson(8, 10)
-    assert (lo, hi) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Wilson 1927, as statsmodels gives it
+    assert (lo, hi) == pytest.approx(
+        (0.4902, 0.9433), abs=1e-3
+    )  # Wilson 1927, as statsmodels gives it
     assert wilson(10, 10)[1] == pytest.approx(1)
 
 
@@ -202,7 +212,9 @@ def test_sinkhorn_of_moved_sets_has_the_closed_form():
     assert sinkhorn(x, x) == pytest.approx(0, abs=1e-5)
     assert sinkhorn(x, x + move) == pytest.approx(9 / 2 / unit, rel=1e-3)
     assert sinkhorn(10 * x, 10 * (x + move)) == pytest.approx(9 / 2 / unit, rel=1e-3)
-    assert sinkhorn(x, draws(60, 5, 1, shift=7, scale=3)) < sinkhorn(x, draws(60, 5, 1, shift=7, scale=6))
+    assert sinkhorn(x, draws(60, 5, 1, shift=7, scale=3)) < sinkhorn(
+        x, draws(60, 5, 1, shift=7, scale=6)
+    )
 
 
 def test_sinkhorn_sees_what_mean_and_covariance_do_not():
@@ -224,7 +236,7 @@ def test_cmmd_is_the_authors_formula(monkeypatch):
     x, y = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (real, fake))
 
     def kernel(a, b):
-        return np.exp(-((a[:, None] - b[None]) ** 2).sum(2) / (2 * 10 ** 2)).mean()
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(2) / (2 * 10**2)).mean()
 
     truth = 1000 * (kernel(x, x) + kernel(y, y) - 2 * kernel(x, y))
     assert cmmd(real, fake) == pytest.approx(truth, rel=1e-4)
@@ -246,7 +258,9 @@ def test_a_turned_or_mirrored_copy_is_found():
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (12, 3, SIDE, SIDE)).astype(np.float32)
     for k, mirrored in ((0, False), (1, False), (3, True)):
-        copies = np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3)) + 1  # a grey level off
+        copies = (
+            np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3)) + 1
+        )  # a grey level off
         distances, places = nearest_turned(copies.reshape(12, -1), train.reshape(12, -1))
         assert np.allclose(distances, 1, atol=1e-3) and (places == np.arange(12)).all()
 
@@ -278,8 +292,15 @@ def test_mode_collapse_is_caught():
 def test_clip_score_stands_between_null_and_one():
     rng = np.random.default_rng(0)
     captions = rng.normal(size=(200, 32)).astype(np.float32)
-    images = {"tuned": captions + 0.5 * rng.normal(size=captions.shape), "base": rng.normal(size=captions.shape), "real": 3 * captions}
+    images = {
+        "tuned": captions + 0.5 * rng.normal(size=captions.shape),
+        "base": rng.normal(size=captions.shape),
+        "real": 3 * captions,
+    }
     found = clip_agreement(images, captions, rng)
     assert found["clip_score_real"] == pytest.approx(100, rel=1e-5)
     assert found["clip_score_lo"] < found["clip_score"] < found["clip_score_hi"] < 100
-    assert found["clip_score_null"] == pytest.approx(found["clip_score_base"], abs=2) and found["clip_score"] > 80
+    assert (
+        found["clip_score_null"] == pytest.approx(found["clip_score_base"], abs=2)
+        and found["clip_score"] > 80
+    )

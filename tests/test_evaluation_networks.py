@@ -27,26 +27,45 @@ def test_resize_is_antialiased():
 
     from stages.evaluation.networks import resize
 
-    board = torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).repeat(32, 32).expand(1, 3, 64, 64)
+    board = (
+        torch.tensor([[0, 255], [255, 0]], dtype=torch.uint8).repeat(32, 32).expand(1, 3, 64, 64)
+    )
     small = resize(board, 20)
     assert small.std() < 5 and small.mean() == pytest.approx(127.5, abs=2)
 
 
-@pytest.mark.parametrize("name, file", [("inception2048", "model.safetensors"), ("dinov2", "model.safetensors")])
-def test_missing_weights_end_in_one_line_that_says_where_to_put_them(tmp_path, monkeypatch, name, file):
+@pytest.mark.parametrize(
+    "name, file", [("inception2048", "model.safetensors"), ("dinov2", "model.safetensors")]
+)
+def test_missing_weights_end_in_one_line_that_says_where_to_put_them(
+    tmp_path, monkeypatch, name, file
+):
     monkeypatch.chdir(tmp_path)
     from stages.evaluation.extractors import extractor
 
     with pytest.raises(SystemExit) as end:
         extractor(name)
-    assert f"models/base/vision/{name}/{file}" in str(end.value) and "fetch_model.vision" in str(end.value)
+    assert f"models/base/vision/{name}/{file}" in str(end.value) and "fetch_model.vision" in str(
+        end.value
+    )
 
 
-@pytest.mark.parametrize("model, resolution, line", [
-    ("resnet19", 32, "train_scene.model: timm has no model 'resnet19'; near: .*resnet18"),
-    ("resnet18.mine", 32, "train_scene.model: resnet18.mine can't read images of 32 px: Invalid pretrained tag"),
-    ("inception_v3", 32, "train_scene.model: inception_v3 can't read images of 32 px: .*Kernel size"),
-])
+@pytest.mark.parametrize(
+    "model, resolution, line",
+    [
+        ("resnet19", 32, "train_scene.model: timm has no model 'resnet19'; near: .*resnet18"),
+        (
+            "resnet18.mine",
+            32,
+            "train_scene.model: resnet18.mine can't read images of 32 px: Invalid pretrained tag",
+        ),
+        (
+            "inception_v3",
+            32,
+            "train_scene.model: inception_v3 can't read images of 32 px: .*Kernel size",
+        ),
+    ],
+)
 def test_a_network_that_cannot_be_is_named(model, resolution, line):
     from stages.evaluation.networks import create
 
@@ -61,21 +80,45 @@ def test_clip_gives_images_and_captions_one_space(tmp_path):
 
     from stages.evaluation.extractors import Transformer, caption_embeddings
 
-    tokenizer = AutoTokenizer.from_pretrained(Path(__file__).parent.parent / "stages/embedded/models/diffusion/tokenizer")
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=small | {"image_size": 28, "patch_size": 14}, projection_dim=8)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(
+        Path(__file__).parent.parent / "stages/embedded/models/diffusion/tokenizer"
+    )
+    small = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = small | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=text,
+            vision_config=small | {"image_size": 28, "patch_size": 14},
+            projection_dim=8,
+        )
+    ).eval()
     model.save_pretrained(tmp_path / "clip")
     tokenizer.save_pretrained(tmp_path / "clip")
-    (tmp_path / "clip/preprocessor_config.json").write_text(json.dumps(
-        {"crop_size": 28, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    (tmp_path / "clip/preprocessor_config.json").write_text(
+        json.dumps({"crop_size": 28, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    )
     captions = ["a lake", "a forest beside a lake"]
     images = torch.randint(0, 256, (2, 3, 28, 28), dtype=torch.uint8)
     with torch.inference_mode():
         clip = Transformer("clip", tmp_path / "clip")
         seen = clip(images)["features"]
-        tokens = tokenizer(captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt")
-        whole = model(pixel_values=(images / 255 - 0.5) / 0.5, input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        tokens = tokenizer(
+            captions, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
+        )
+        whole = model(
+            pixel_values=(images / 255 - 0.5) / 0.5,
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+        )
     found = caption_embeddings(clip, captions, 1, tmp_path / "clip")
     for ours, theirs in ((seen, whole.image_embeds), (found, whole.text_embeds)):
         assert torch.allclose(torch.nn.functional.normalize(ours), theirs, atol=1e-5)
@@ -85,7 +128,10 @@ def test_weights_of_another_network_are_not_inceptions(tmp_path):
     from stages.evaluation.extractors import Inception
 
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(SystemExit, match="^error: .*model.safetensors: not the weights of the FID network: .*Conv2d_1a_3x3"):
+    with pytest.raises(
+        SystemExit,
+        match="^error: .*model.safetensors: not the weights of the FID network: .*Conv2d_1a_3x3",
+    ):
         Inception(tmp_path / "model.safetensors")
 
 
@@ -95,12 +141,23 @@ def test_a_transformers_folder_is_an_extractor(tmp_path):
 
     from stages.evaluation.extractors import Transformer
 
-    settings = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
+    settings = Dinov2Config(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
     Dinov2Model(settings).save_pretrained(tmp_path / "dinov2")
-    (tmp_path / "dinov2/preprocessor_config.json").write_text(json.dumps(
-        {"crop_size": {"height": 28, "width": 28}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    (tmp_path / "dinov2/preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "crop_size": {"height": 28, "width": 28},
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+            }
+        )
+    )
     with torch.inference_mode():
-        output = Transformer("dinov2", tmp_path / "dinov2")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))
+        output = Transformer("dinov2", tmp_path / "dinov2")(
+            torch.zeros(2, 3, 40, 40, dtype=torch.uint8)
+        )
     assert output["features"].shape == (2, 16)
     weights = load_file(tmp_path / "dinov2/model.safetensors")
     del weights["layernorm.weight"]

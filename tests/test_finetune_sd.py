@@ -18,13 +18,21 @@ from stages.diffusion.latents import Latents
 from stages.diffusion.validation import validation_loss
 from stages.params import load
 
-WORSENS = {"lr": 1.0, "lr_schedule": "constant", "warmup_steps": 10, "ema_decay": 0.0}  # better, then worse
+WORSENS = {
+    "lr": 1.0,
+    "lr_schedule": "constant",
+    "warmup_steps": 10,
+    "ema_decay": 0.0,
+}  # better, then worse
 
 
 def curve_of(folder) -> dict[int, dict[str, float | None]]:
     """The rows of diffusion_loss.csv by their step; None where a cell is empty."""
     with open(folder / "metrics/plots/diffusion_loss.csv", newline="") as file:
-        return {int(row["step"]): {name: float(cell) if cell else None for name, cell in row.items()} for row in csv.DictReader(file)}
+        return {
+            int(row["step"]): {name: float(cell) if cell else None for name, cell in row.items()}
+            for row in csv.DictReader(file)
+        }
 
 
 def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
@@ -35,9 +43,13 @@ def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
     assert metrics["validation_loss"] < metrics["validation_loss_base"]
     assert metrics["validation_loss"] <= metrics["validation_loss_last"]
     assert list(curve_of(trained)) == [0, 3, 6, 9, 10]
-    pipe = StableDiffusionPipeline.from_pretrained(trained / "models/diffusion", local_files_only=True)
+    pipe = StableDiffusionPipeline.from_pretrained(
+        trained / "models/diffusion", local_files_only=True
+    )
     assert pipe.unet.dtype == torch.float32
-    assert not list((trained / "scratch/finetune_sd").glob("*/"))  # nothing is left of the checkpoints
+    assert not list(
+        (trained / "scratch/finetune_sd").glob("*/")
+    )  # nothing is left of the checkpoints
 
 
 def test_what_is_published_is_what_was_measured(trained):
@@ -45,14 +57,27 @@ def test_what_is_published_is_what_was_measured(trained):
     folder, p = trained / "models/diffusion", load(trained / "params.yaml").finetune_sd
     assert p.ema_decay > 0
     schedule = models.load_scheduler(folder, "ddpm")
-    here = SimpleNamespace(device=torch.device("cpu"), num_processes=1, process_index=0, reduce=lambda tensor, _: tensor)
+    here = SimpleNamespace(
+        device=torch.device("cpu"),
+        num_processes=1,
+        process_index=0,
+        reduce=lambda tensor, _: tensor,
+    )
     data = Latents(trained / "data/latents", "valid", models.latent_scale(folder))
-    found = validation_loss(models.load(folder, "unet"), data, p.validation_images, p.batch_size, here, schedule.alphas_cumprod,
-                            schedule.config.prediction_type)
+    found = validation_loss(
+        models.load(folder, "unet"),
+        data,
+        p.validation_images,
+        p.batch_size,
+        here,
+        schedule.alphas_cumprod,
+        schedule.config.prediction_type,
+    )
     metrics = read_json(trained / "metrics/diffusion.json")
     assert found == pytest.approx(metrics["validation_loss"], rel=1e-5)
-    assert metrics["validation_loss"] == pytest.approx(min(row["validation_loss"] for row in curve_of(trained).values()),
-                                                           rel=1e-6)
+    assert metrics["validation_loss"] == pytest.approx(
+        min(row["validation_loss"] for row in curve_of(trained).values()), rel=1e-6
+    )
 
 
 def test_the_best_checkpoint_is_published_not_the_last(workspace):
@@ -69,16 +94,25 @@ def test_the_best_checkpoint_is_published_not_the_last(workspace):
 def test_gradients_are_clipped(trained, workspace):
     write_params(workspace, finetune_sd={"max_grad_norm": 1.0e-6})
     assert run(workspace, finetune_sd.main)[0] == 0
-    clipped, free = ({step: row["validation_loss"] for step, row in curve_of(folder).items()} for folder in (workspace, trained))
+    clipped, free = (
+        {step: row["validation_loss"] for step, row in curve_of(folder).items()}
+        for folder in (workspace, trained)
+    )
     assert clipped[0] == free[0] and clipped[10] != free[10]
 
 
 def test_forgetting_is_measured_at_every_checkpoint(trained):
     metrics, curve = read_json(trained / "metrics/diffusion.json"), curve_of(trained)
     assert metrics["base_domain_loss_base"] == curve[0]["base_domain_loss"]
-    assert metrics["base_domain_loss"] == curve[metrics["best_step"]]["base_domain_loss"] != metrics["base_domain_loss_base"]
+    assert (
+        metrics["base_domain_loss"]
+        == curve[metrics["best_step"]]["base_domain_loss"]
+        != metrics["base_domain_loss_base"]
+    )
     assert metrics["diversity"] > 0 and metrics["diversity_base"] == curve[0]["diversity"]
-    grids = {path.stem: Image.open(path) for path in (trained / "metrics/plots/diffusion_grid").iterdir()}
+    grids = {
+        path.stem: Image.open(path) for path in (trained / "metrics/plots/diffusion_grid").iterdir()
+    }
     assert sorted(map(int, grids)) == sorted(curve)
     assert {grid.size for grid in grids.values()} == {(4 * 32, 2 * 32)}
     assert len({grid.tobytes() for grid in grids.values()}) == len(grids)
@@ -132,7 +166,11 @@ def run_out_of_memory():
 
     def denoising_loss(unet, batch, *rest):
         found = loss(unet, batch, *rest)
-        return Held.apply(found, Activations(len(batch["latents"]))) if torch.is_grad_enabled() else found
+        return (
+            Held.apply(found, Activations(len(batch["latents"])))
+            if torch.is_grad_enabled()
+            else found
+        )
 
     finetune_sd.denoising_loss = denoising_loss
     finetune_sd.main()
@@ -141,19 +179,29 @@ def run_out_of_memory():
 def test_out_of_gpu_memory_says_which_batch_fits(workspace):
     code, log = run(workspace, run_out_of_memory)
     assert code == 1 and "Traceback" not in log
-    assert "finetune_sd.batch_size: 8 images at a time don't fit into the GPU's memory; 2 do: set it to 2; a bigger" in log
+    assert (
+        "finetune_sd.batch_size: 8 images at a time don't fit into the GPU's memory; 2 do: set it to 2; a bigger"
+        in log
+    )
 
 
 def test_zero_terminal_snr_is_published_and_sampled(workspace):
     zero = {"epochs": 0.5, "zero_terminal_snr": True, "min_snr_gamma": None}
-    for wrong, key in (({"finetune_sd": zero}, "sampling.scheduler"), ({"finetune_sd": zero | {"min_snr_gamma": 5.0},
-                        "sampling": {"scheduler": "ddim"}}, "finetune_sd.min_snr_gamma")):
+    for wrong, key in (
+        ({"finetune_sd": zero}, "sampling.scheduler"),
+        (
+            {"finetune_sd": zero | {"min_snr_gamma": 5.0}, "sampling": {"scheduler": "ddim"}},
+            "finetune_sd.min_snr_gamma",
+        ),
+    ):
         write_params(workspace, **wrong)
         code, log = run(workspace, finetune_sd.main)
         assert code == 1 and f"params.yaml: {key}: " in log
     write_params(workspace, finetune_sd=zero, sampling={"scheduler": "ddim"})
     assert run(workspace, finetune_sd.main)[0] == 0
-    assert models.config(workspace / "models/diffusion", "scheduler")["rescale_betas_zero_snr"] is True
+    assert (
+        models.config(workspace / "models/diffusion", "scheduler")["rescale_betas_zero_snr"] is True
+    )
     assert models.load_scheduler(workspace / "models/diffusion", "ddpm").alphas_cumprod[-1] == 0
     assert run(workspace, sample.main, "tuned")[0] == 0
     write_params(workspace)
@@ -179,7 +227,10 @@ def test_accumulation_equals_the_bigger_batch(trained, workspace):
 
 def test_slices_on_several_cores_equal_the_whole_batch(workspace):
     losses = []
-    for overlay in ({"batch_size": 32}, {"batch_size": 16, "gradient_accumulation": 2}):  # two slices; two batches of one
+    for overlay in (
+        {"batch_size": 32},
+        {"batch_size": 16, "gradient_accumulation": 2},
+    ):  # two slices; two batches of one
         write_params(workspace, finetune_sd=overlay)
         code, log = run(workspace, on_threads, 2, finetune_sd.main)
         assert code == 0, log
@@ -191,9 +242,15 @@ def test_no_epochs_publish_the_base_as_it_is(workspace):
     write_params(workspace, finetune_sd={"epochs": 0})
     assert run(workspace, finetune_sd.main)[0] == 0
     metrics = read_json(workspace / "metrics/diffusion.json")
-    assert metrics["validation_loss"] == metrics["validation_loss_base"] == metrics["validation_loss_last"]
+    assert (
+        metrics["validation_loss"]
+        == metrics["validation_loss_base"]
+        == metrics["validation_loss_last"]
+    )
     assert metrics["best_step"] == 0
-    assert models.model_digest(workspace / "models/diffusion") == models.model_digest(workspace / "models/base/diffusion")
+    assert models.model_digest(workspace / "models/diffusion") == models.model_digest(
+        workspace / "models/base/diffusion"
+    )
 
 
 def test_lora_is_merged_into_the_published_unet(workspace):
@@ -201,7 +258,10 @@ def test_lora_is_merged_into_the_published_unet(workspace):
     code, log = run(workspace, finetune_sd.main)
     assert code == 0, log
     name = "unet/diffusion_pytorch_model.safetensors"
-    before, after = load_file(workspace / "models/base/diffusion" / name), load_file(workspace / "models/diffusion" / name)
+    before, after = (
+        load_file(workspace / "models/base/diffusion" / name),
+        load_file(workspace / "models/diffusion" / name),
+    )
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".to_")[0].rsplit(".", 1)[1] for name in changed} == {"attn1", "attn2"}

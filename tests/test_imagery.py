@@ -44,34 +44,64 @@ def table(path: Path, rows: list[tuple], captions: pa.DataType = TEXTS) -> None:
     """Rows (filename, captions, bytes) in RSICD's columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     names, texts, images = zip(*rows)
-    cells = [{"bytes": image, "path": name.rpartition("/")[2]} for name, image in zip(names, images)]
-    columns = {"filename": names, "captions": pa.array(texts, captions), "image": pa.array(cells, IMAGE)}
+    cells = [
+        {"bytes": image, "path": name.rpartition("/")[2]} for name, image in zip(names, images)
+    ]
+    columns = {
+        "filename": names,
+        "captions": pa.array(texts, captions),
+        "image": pa.array(cells, IMAGE),
+    }
     pq.write_table(pa.table(columns), path)
 
 
 def good(count: int, scene: str = "lake", start: int = 0) -> list[tuple]:
-    return [(f"rsicd_images/{scene}_{i}.jpg", [f"a {scene} number {i}"], encoded(picture(i, 40 + i % 7)))
-            for i in range(start, start + count)]
+    return [
+        (
+            f"rsicd_images/{scene}_{i}.jpg",
+            [f"a {scene} number {i}"],
+            encoded(picture(i, 40 + i % 7)),
+        )
+        for i in range(start, start + count)
+    ]
 
 
 def write_params(folder: Path, classes: dict | None, **settings) -> None:
     params = yaml.safe_load((REPO / "params.yaml").read_text())
     params["classes"] = {name: [] for name in LULC_CLASSES} | (classes or {})
-    params["fetch_imagery"] |= {"resolution": 32, "max_images": None, "valid": 0.2, "test": 0.2,
-                                "exclude_near_duplicates": False} | settings
+    params["fetch_imagery"] |= {
+        "resolution": 32,
+        "max_images": None,
+        "valid": 0.2,
+        "test": 0.2,
+        "exclude_near_duplicates": False,
+    } | settings
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
-def run(folder: Path, classes: dict | None = None, module: str = "stages.fetch_imagery", arguments=(), **settings):
+def run(
+    folder: Path,
+    classes: dict | None = None,
+    module: str = "stages.fetch_imagery",
+    arguments=(),
+    **settings,
+):
     """The stage as `dvc repro` runs it, in a folder of its own."""
     write_params(folder, classes, **settings)
-    return subprocess.run([sys.executable, "-m", module, *arguments], cwd=folder, capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(REPO)})
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+    )
 
 
 def rows_of(folder: Path) -> dict[str, list[dict]]:
-    return {split: read_rows(folder / "data/imagery" / split) for split in ("train", "valid", "test")}
+    return {
+        split: read_rows(folder / "data/imagery" / split) for split in ("train", "valid", "test")
+    }
 
 
 def split_of(folder: Path) -> dict[str, str]:
@@ -87,7 +117,9 @@ def one_line_failure(result, *words: str) -> None:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 # One image -------------------------------------------------------------------------------------------------------------
@@ -106,9 +138,14 @@ ODD = {
     "ycbcr.jpg": encoded(RGB.convert("YCbCr"), "JPEG", quality=95),
 }
 TRUNCATED = encoded(picture(5, 90), "JPEG")
-BAD = {"truncated.jpg": TRUNCATED[: len(TRUNCATED) // 2], "text.jpg": b"not an image at all", "zero.png": b"",
-       "one_pixel.png": encoded(Image.new("RGB", (1, 1))), "thin.png": encoded(Image.new("RGB", (400, 3))),
-       "broken.png": encoded(RGB)[:60] + b"\0" * 200}
+BAD = {
+    "truncated.jpg": TRUNCATED[: len(TRUNCATED) // 2],
+    "text.jpg": b"not an image at all",
+    "zero.png": b"",
+    "one_pixel.png": encoded(Image.new("RGB", (1, 1))),
+    "thin.png": encoded(Image.new("RGB", (400, 3))),
+    "broken.png": encoded(RGB)[:60] + b"\0" * 200,
+}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -143,17 +180,28 @@ def test_shorter_side_is_scaled_and_the_centre_kept():
     assert (stored[4:-4, 4:-4] == [0, 0, 255]).all()
 
 
-@pytest.mark.parametrize("found, texts, reason", [
-    ("a lake", ["a lake"], ""), ([" a  lake\n", "", None], ["a lake"], ""), (["a", 3], ["a"], ""),
-    ([], [], "no captions"), (None, [], "no captions"), (["", "  "], [], "blank captions"),
-    (5, [], "captions are not text"), ([1.5, 2], [], "captions are not text"), ("12345", [], "captions are not text"),
-    ({"raw": "a"}, [], "captions are not text"), (["\ud800lake"], ["lake"], ""),
-])
+@pytest.mark.parametrize(
+    "found, texts, reason",
+    [
+        ("a lake", ["a lake"], ""),
+        ([" a  lake\n", "", None], ["a lake"], ""),
+        (["a", 3], ["a"], ""),
+        ([], [], "no captions"),
+        (None, [], "no captions"),
+        (["", "  "], [], "blank captions"),
+        (5, [], "captions are not text"),
+        ([1.5, 2], [], "captions are not text"),
+        ("12345", [], "captions are not text"),
+        ({"raw": "a"}, [], "captions are not text"),
+        (["\ud800lake"], ["lake"], ""),
+    ],
+)
 def test_sentences(found, texts, reason):
     assert sentences(found) == (texts, reason)
 
 
 # Splits ----------------------------------------------------------------------------------------------------------------
+
 
 def test_split_of_a_file_depends_on_its_name_alone():
     names = [f"lake_{i}.jpg" for i in range(400)]
@@ -162,7 +210,10 @@ def test_split_of_a_file_depends_on_its_name_alone():
     assert all(many[name] == split for name, split in few.items())
     wide = dict(zip(names, carve(names, np.arange(400), 0.3, 0.2)))
     assert {n for n in names if wide[n] == "test"} == {n for n in names if many[n] == "test"}
-    assert 20 <= list(many.values()).count("valid") <= 60 and 50 <= list(many.values()).count("test") <= 110
+    assert (
+        20 <= list(many.values()).count("valid") <= 60
+        and 50 <= list(many.values()).count("test") <= 110
+    )
 
 
 def test_counts_are_met_exactly_and_groups_stay_whole():
@@ -179,8 +230,10 @@ def test_near_duplicates_are_found_and_plain_tiles_do_not_chain():
     again = [pictures[3].filter(ImageFilter.GaussianBlur(0.5)), pictures[7].resize((80, 80))]
     flat = [Image.new("RGB", (40, 40), (level, level, level)) for level in (20, 60, 100, 140)]
     made = [tile(encoded(image, "JPEG", quality=80), 32) for image in pictures + again + flat]
-    groups = near_duplicates(np.array([m.dhash for m in made], np.uint64),
-                             np.stack([np.frombuffer(m.thumb, np.uint8) for m in made]))
+    groups = near_duplicates(
+        np.array([m.dhash for m in made], np.uint64),
+        np.stack([np.frombuffer(m.thumb, np.uint8) for m in made]),
+    )
     assert groups[60] == 3 and groups[61] == 7
     assert len(set(groups)) == 60 + len(flat)
     assert 0 <= share("x") < 1 and share("x") != share("x", "keep")
@@ -188,58 +241,125 @@ def test_near_duplicates_are_found_and_plain_tiles_do_not_chain():
 
 # The stage -------------------------------------------------------------------------------------------------------------
 
+
 def test_parquet_with_bad_items_and_own_splits(tmp_path):
-    bad = [(f"rsicd_images/odd_{i}.jpg", ["a caption"], content) for i, content in enumerate(BAD.values())]
-    odd = [(f"rsicd_images/{name.replace('.', '_')}.jpg", ["odd but fine"], encoded(picture(500 + i).convert(mode), form))
-           for i, (name, mode, form) in enumerate([("c.1", "CMYK", "JPEG"), ("p.1", "P", "PNG"), ("a.1", "RGBA", "PNG")])]
-    words = [("rsicd_images/blank_1.jpg", ["", " "], encoded(picture(90))),
-             ("rsicd_images/none_1.jpg", None, encoded(picture(91))),
-             ("rsicd_images/digits_1.jpg", ["1", "22"], encoded(picture(92))),
-             ("rsicd_images/part_1.jpg", ["", "fine"], encoded(picture(93)))]
+    bad = [
+        (f"rsicd_images/odd_{i}.jpg", ["a caption"], content)
+        for i, content in enumerate(BAD.values())
+    ]
+    odd = [
+        (
+            f"rsicd_images/{name.replace('.', '_')}.jpg",
+            ["odd but fine"],
+            encoded(picture(500 + i).convert(mode), form),
+        )
+        for i, (name, mode, form) in enumerate(
+            [("c.1", "CMYK", "JPEG"), ("p.1", "P", "PNG"), ("a.1", "RGBA", "PNG")]
+        )
+    ]
+    words = [
+        ("rsicd_images/blank_1.jpg", ["", " "], encoded(picture(90))),
+        ("rsicd_images/none_1.jpg", None, encoded(picture(91))),
+        ("rsicd_images/digits_1.jpg", ["1", "22"], encoded(picture(92))),
+        ("rsicd_images/part_1.jpg", ["", "fine"], encoded(picture(93))),
+    ]
     twice = [("rsicd_images/lake_0.jpg", ["another"], encoded(picture(94)))]
-    twin = [("rsicd_images/river_900.jpg", ["same as lake 2"], encoded(picture(2), "JPEG", quality=90))]
+    twin = [
+        ("rsicd_images/river_900.jpg", ["same as lake 2"], encoded(picture(2), "JPEG", quality=90))
+    ]
     table(tmp_path / "in/train.parquet", good(40) + bad + odd + words + twice)
     table(tmp_path / "in/valid.parquet", good(6, "river", 100) + twin)
-    result = run(tmp_path / "a", {"Water Body": ["lake", "river"]}, source=f"path:{tmp_path}/in",
-                 splits={"train": "train", "valid": None, "test": "valid"}, valid=7)
+    result = run(
+        tmp_path / "a",
+        {"Water Body": ["lake", "river"]},
+        source=f"path:{tmp_path}/in",
+        splits={"train": "train", "valid": None, "test": "valid"},
+        valid=7,
+    )
     assert result.returncode == 0, result.stderr
     report, rows = read_json(tmp_path / "a/data/imagery/REPORT.json"), rows_of(tmp_path / "a")
-    assert report["kept"] == {"train": 37, "valid": 7, "test": 7} == {split: len(r) for split, r in rows.items()}
+    assert (
+        report["kept"]
+        == {"train": 37, "valid": 7, "test": 7}
+        == {split: len(r) for split, r in rows.items()}
+    )
     assert {reason: entry["count"] for reason, entry in report["skipped"].items()} == {
-        "duplicate file name": 1, "blank captions": 1, "no captions": 1, "captions are not text": 1, "image is empty": 1,
-        "image is unreadable or truncated": 3, "smaller than 16 pixels": 2}
+        "duplicate file name": 1,
+        "blank captions": 1,
+        "no captions": 1,
+        "captions are not text": 1,
+        "image is empty": 1,
+        "image is unreadable or truncated": 3,
+        "smaller than 16 pixels": 2,
+    }
     assert report["skipped"]["blank captions"]["names"] == ["rsicd_images/blank_1.jpg"]
     assert report["near_duplicates"]["groups"] == 1 and report["captions_dropped"] == 1
     assert report["near_duplicates"]["train_test"] + report["near_duplicates"]["valid_test"] == 1
-    assert report["converted_from_CMYK"] == report["converted_from_RGBA"] == report["converted_from_P"] == 1
-    lake = next(row for r in rows.values() for row in r if row["filename"] == "rsicd_images/lake_0.jpg")
-    assert lake["scene"] == "lake" and lake["captions"] == ["a lake number 0"] and open_image(lake["image"]).size == (32, 32)
+    assert (
+        report["converted_from_CMYK"]
+        == report["converted_from_RGBA"]
+        == report["converted_from_P"]
+        == 1
+    )
+    lake = next(
+        row for r in rows.values() for row in r if row["filename"] == "rsicd_images/lake_0.jpg"
+    )
+    assert (
+        lake["scene"] == "lake"
+        and lake["captions"] == ["a lake number 0"]
+        and open_image(lake["image"]).size == (32, 32)
+    )
     assert {row["scene"] for row in rows["test"]} == {"river"}
     source = read_json(tmp_path / "a/data/imagery/SOURCE.json")
-    assert source["files"]["train.parquet"] == hashlib.sha256((tmp_path / "in/train.parquet").read_bytes()).hexdigest()
+    assert (
+        source["files"]["train.parquet"]
+        == hashlib.sha256((tmp_path / "in/train.parquet").read_bytes()).hexdigest()
+    )
 
-    run(tmp_path / "b", {"Water Body": ["lake", "river"]}, source=f"path:{tmp_path}/in",
-        splits={"train": "train", "valid": None, "test": "valid"}, valid=7)
+    run(
+        tmp_path / "b",
+        {"Water Body": ["lake", "river"]},
+        source=f"path:{tmp_path}/in",
+        splits={"train": "train", "valid": None, "test": "valid"},
+        valid=7,
+    )
     assert bytes_of(tmp_path / "a/data") == bytes_of(tmp_path / "b/data")
 
 
 def test_test_tiles_that_look_like_training_tiles_are_left_out_when_asked(tmp_path):
-    twins = [(f"rsicd_images/river_{900 + i}.jpg", ["a twin"], encoded(picture(i), "JPEG", quality=80)) for i in range(3)]
+    twins = [
+        (f"rsicd_images/river_{900 + i}.jpg", ["a twin"], encoded(picture(i), "JPEG", quality=80))
+        for i in range(3)
+    ]
     table(tmp_path / "in/train.parquet", good(12))
     table(tmp_path / "in/valid.parquet", good(2, "river", 200))
     table(tmp_path / "in/test.parquet", good(6, "river", 100) + twins)
-    own = {"source": f"path:{tmp_path}/in", "splits": {"train": "train", "valid": "valid", "test": "test"}}
+    own = {
+        "source": f"path:{tmp_path}/in",
+        "splits": {"train": "train", "valid": "valid", "test": "test"},
+    }
     for name, asked in (("kept", False), ("left_out", True)):
         assert run(tmp_path / name, exclude_near_duplicates=asked, **own).returncode == 0
         found = read_json(tmp_path / name / "data/imagery/REPORT.json")
         assert found["near_duplicates"]["train_test"] == 3
-        assert found["near_duplicates"]["excluded_from_test"] == 3 * asked and found["kept"]["test"] == 9 - 3 * asked
-    assert not {row["filename"] for row in rows_of(tmp_path / "left_out")["test"]} & {name for name, _, _ in twins}
+        assert (
+            found["near_duplicates"]["excluded_from_test"] == 3 * asked
+            and found["kept"]["test"] == 9 - 3 * asked
+        )
+    assert not {row["filename"] for row in rows_of(tmp_path / "left_out")["test"]} & {
+        name for name, _, _ in twins
+    }
 
 
 def test_splits_stay_when_images_are_added_and_twins_stay_together(tmp_path):
-    twins = [(f"rsicd_images/twin_{i}.jpg", ["a twin"], encoded(picture(300 + i // 4, 50 + i), "JPEG", quality=70 + i))
-             for i in range(24)]
+    twins = [
+        (
+            f"rsicd_images/twin_{i}.jpg",
+            ["a twin"],
+            encoded(picture(300 + i // 4, 50 + i), "JPEG", quality=70 + i),
+        )
+        for i in range(24)
+    ]
     table(tmp_path / "few.parquet", good(40) + twins)
     table(tmp_path / "more.parquet", good(60) + twins)
     for name in ("few", "more"):
@@ -247,7 +367,9 @@ def test_splits_stay_when_images_are_added_and_twins_stay_together(tmp_path):
     few, more = split_of(tmp_path / "few"), split_of(tmp_path / "more")
     assert len(few) == 64 and all(more[name] == split for name, split in few.items())
     for group in range(6):
-        assert len({few[f"rsicd_images/twin_{i}.jpg"] for i in range(group * 4, group * 4 + 4)}) == 1
+        assert (
+            len({few[f"rsicd_images/twin_{i}.jpg"] for i in range(group * 4, group * 4 + 4)}) == 1
+        )
     assert read_json(tmp_path / "few/data/imagery/REPORT.json")["near_duplicates"]["groups"] == 6
 
 
@@ -260,13 +382,19 @@ def test_class_folders_get_captions_and_max_images_is_kept(tmp_path):
     (tmp_path / "in/sea_lake/.DS_Store").write_bytes(b"x")
     (tmp_path / "in/sea_lake/readme.txt").write_text("x")
     (tmp_path / "in/AnnualCrop/bad.png").write_bytes(b"x")
-    result = run(tmp_path / "a", {"Crop Land": ["AnnualCrop"]}, source=f"path:{tmp_path}/in", max_images=60)
+    result = run(
+        tmp_path / "a", {"Crop Land": ["AnnualCrop"]}, source=f"path:{tmp_path}/in", max_images=60
+    )
     assert result.returncode == 0, result.stderr
     rows = [row for r in rows_of(tmp_path / "a").values() for row in r]
     assert 59 <= len(rows) <= 60
     assert {(row["scene"], *row["captions"]) for row in rows} == {
-        ("AnnualCrop", "a satellite image of annual crop"), ("sea_lake", "a satellite image of sea lake")}
-    assert read_json(tmp_path / "a/data/imagery/REPORT.json")["captions_from_class_names"] == len(rows)
+        ("AnnualCrop", "a satellite image of annual crop"),
+        ("sea_lake", "a satellite image of sea lake"),
+    }
+    assert read_json(tmp_path / "a/data/imagery/REPORT.json")["captions_from_class_names"] == len(
+        rows
+    )
 
 
 def test_image_folder_with_splits_and_bad_lines(tmp_path):
@@ -276,20 +404,37 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
         lines = []
         for i in range(count):
             (folder / f"lake_{i}.png").write_bytes(encoded(picture(i + 100 * len(split))))
-            row = {"file_name": f"lake_{i}.png", "text": f"a lake {i}"} | ({"scene": "water"} if i else {})
+            row = {"file_name": f"lake_{i}.png", "text": f"a lake {i}"} | (
+                {"scene": "water"} if i else {}
+            )
             lines.append(json.dumps(row))
-        lines += ["{broken", "[1]", '{"text": "no name"}', '{"file_name": "../../secret.png", "text": "x"}', "",
-                  '{"file_name": "gone.png", "text": "x"}', '{"file_name": "lake_1.png", "text": "again"}']
+        lines += [
+            "{broken",
+            "[1]",
+            '{"text": "no name"}',
+            '{"file_name": "../../secret.png", "text": "x"}',
+            "",
+            '{"file_name": "gone.png", "text": "x"}',
+            '{"file_name": "lake_1.png", "text": "again"}',
+        ]
         (folder / "metadata.jsonl").write_text("\n".join(lines))
     (tmp_path / "in/train/stray.png").write_bytes(encoded(picture(999)))
-    result = run(tmp_path / "a", {"Water Body": ["water"]}, source=f"path:{tmp_path}/in",
-                 splits={"train": "train", "valid": None, "test": "test"})
+    result = run(
+        tmp_path / "a",
+        {"Water Body": ["water"]},
+        source=f"path:{tmp_path}/in",
+        splits={"train": "train", "valid": None, "test": "test"},
+    )
     assert result.returncode == 0, result.stderr
     report, rows = read_json(tmp_path / "a/data/imagery/REPORT.json"), rows_of(tmp_path / "a")
     assert len(rows["test"]) == 5 and len(rows["train"]) + len(rows["valid"]) == 30
     assert {reason: entry["count"] for reason, entry in report["skipped"].items()} == {
-        "metadata line without a file_name": 6, "file_name outside the folder": 2, "listed file is missing": 2,
-        "duplicate file name": 2, "not in metadata.jsonl": 1}
+        "metadata line without a file_name": 6,
+        "file_name outside the folder": 2,
+        "listed file is missing": 2,
+        "duplicate file name": 2,
+        "not in metadata.jsonl": 1,
+    }
     assert {row["scene"] for row in rows["test"]} == {"water", "lake"}
 
     done = run(tmp_path / "a", module="stages.export", arguments=("imagefolder", "test", "out"))
@@ -297,19 +442,31 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
     again = run(tmp_path / "b", source=f"path:{tmp_path}/a/out", valid=1, test=1)
     assert again.returncode == 0, again.stderr
     back = {row["captions"][0]: row for r in rows_of(tmp_path / "b").values() for row in r}
-    assert all(back[row["captions"][0]]["image"]["bytes"] == row["image"]["bytes"] for row in rows["test"])
+    assert all(
+        back[row["captions"][0]]["image"]["bytes"] == row["image"]["bytes"] for row in rows["test"]
+    )
     twice = run(tmp_path / "a", module="stages.export", arguments=("imagefolder", "test", "out"))
     one_line_failure(twice, "not an empty folder")
 
 
 def test_embedded_tiles_are_the_same_bytes_twice(tmp_path):
     for name in ("a", "b"):
-        result = run(tmp_path / name, {"Water Body": ["lake", "coast"]}, source="embedded", max_images=36, valid=4, test=6)
+        result = run(
+            tmp_path / name,
+            {"Water Body": ["lake", "coast"]},
+            source="embedded",
+            max_images=36,
+            valid=4,
+            test=6,
+        )
         assert result.returncode == 0, result.stderr
     assert bytes_of(tmp_path / "a/data") == bytes_of(tmp_path / "b/data")
     rows = rows_of(tmp_path / "a")
     assert {split: len(r) for split, r in rows.items()} == {"train": 26, "valid": 4, "test": 6}
-    assert all(len(row["captions"]) == 5 and row["filename"].startswith(row["scene"]) for row in rows["train"])
+    assert all(
+        len(row["captions"]) == 5 and row["filename"].startswith(row["scene"])
+        for row in rows["train"]
+    )
 
 
 def fault_of(folder: Path, monkeypatch, **settings) -> str:
@@ -329,7 +486,11 @@ def test_whole_input_faults_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "columns.parquet")
-    table(tmp_path / "numbers.parquet", [(f"a_{i}.png", i, encoded(RGB)) for i in range(3)], pa.int64())
+    table(
+        tmp_path / "numbers.parquet",
+        [(f"a_{i}.png", i, encoded(RGB)) for i in range(3)],
+        pa.int64(),
+    )
     table(tmp_path / "two/train.parquet", good(3))
     table(tmp_path / "two/other.parquet", good(3, "river", 10))
 
@@ -356,8 +517,15 @@ def test_whole_input_faults_are_one_line(tmp_path, monkeypatch):
 def test_all_bad_or_too_few_leave_nothing_behind(tmp_path):
     table(tmp_path / "bad.parquet", [(f"{'ab'[i % 2]}_{i}.png", ["a"], b"x") for i in range(3)])
     table(tmp_path / "few.parquet", good(1) + good(1, "river", 5))
-    one_line_failure(run(tmp_path / "run", source=f"path:{tmp_path}/bad.parquet"), "3 image is unreadable or truncated")
-    one_line_failure(run(tmp_path / "run", source=f"path:{tmp_path}/few.parquet"), "split is empty", "skipped: none")
+    one_line_failure(
+        run(tmp_path / "run", source=f"path:{tmp_path}/bad.parquet"),
+        "3 image is unreadable or truncated",
+    )
+    one_line_failure(
+        run(tmp_path / "run", source=f"path:{tmp_path}/few.parquet"),
+        "split is empty",
+        "skipped: none",
+    )
     assert not list((tmp_path / "run/data").iterdir())
 
 
@@ -367,9 +535,17 @@ DATA = Path(os.environ.get("RD_DATA", REPO.parent / "shared/data"))
 @pytest.mark.real
 @pytest.mark.skipif(not (DATA / "rsicd").is_dir(), reason="real RSICD is not here (set RD_DATA)")
 def test_real_rsicd(tmp_path):
-    result = run(tmp_path / "a", {"Crop Land": ["farmland"]}, source=f"path:{DATA}/rsicd", max_images=500,
-                 splits={"train": "train", "valid": None, "test": "valid"})
+    result = run(
+        tmp_path / "a",
+        {"Crop Land": ["farmland"]},
+        source=f"path:{DATA}/rsicd",
+        max_images=500,
+        splits={"train": "train", "valid": None, "test": "valid"},
+    )
     assert result.returncode == 0, result.stderr
     report = read_json(tmp_path / "a/data/imagery/REPORT.json")
-    assert report["kept"]["test"] == 500 == report["kept"]["train"] + report["kept"]["valid"] and report["scenes"] == 30
+    assert (
+        report["kept"]["test"] == 500 == report["kept"]["train"] + report["kept"]["valid"]
+        and report["scenes"] == 30
+    )
     assert png(open_image(rows_of(tmp_path / "a")["test"][0]["image"]))

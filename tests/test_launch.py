@@ -14,7 +14,11 @@ os.write(1, f"rank {os.environ.get('RANK', '-')} of {os.environ.get('WORLD_SIZE'
 @pytest.fixture
 def probe(tmp_path):
     """`encode` as a stage that prints its rank, in a copy of the launcher's package."""
-    shutil.copytree(REPOSITORY / "stages", tmp_path / "stages", ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    shutil.copytree(
+        REPOSITORY / "stages",
+        tmp_path / "stages",
+        ignore=shutil.ignore_patterns("embedded", "__pycache__"),
+    )
     shutil.copyfile(REPOSITORY / "tests/params.yaml", tmp_path / "params.yaml")
     (tmp_path / "stages/encode.py").write_text(PROBE)
     return tmp_path
@@ -25,7 +29,15 @@ def run(probe, config: str | None, **env: str):
     home.mkdir(parents=True)
     if config is not None:
         (home / "default_config.yaml").write_text(config)
-    return shell("python", "-m", "stages.launch", "encode", "item", cwd=probe, env={"HF_HOME": str(probe / "hub"), **env})
+    return shell(
+        "python",
+        "-m",
+        "stages.launch",
+        "encode",
+        "item",
+        cwd=probe,
+        env={"HF_HOME": str(probe / "hub"), **env},
+    )
 
 
 def test_in_place_without_a_config(probe):
@@ -33,7 +45,9 @@ def test_in_place_without_a_config(probe):
 
 
 def test_in_place_for_one_process(probe):
-    assert run(probe, "num_processes: 1\ndistributed_type: 'NO'\n").stdout == "rank - of - ['item']\n"
+    assert (
+        run(probe, "num_processes: 1\ndistributed_type: 'NO'\n").stdout == "rank - of - ['item']\n"
+    )
 
 
 def test_compiled_modules_are_kept_where_python_is_told_not_to(probe):
@@ -43,15 +57,24 @@ def test_compiled_modules_are_kept_where_python_is_told_not_to(probe):
 
 def test_two_cpu_processes(probe):
     done = run(probe, "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n")
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 ['item']", "rank 1 of 2 ['item']"], done.stderr
+    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 ['item']", "rank 1 of 2 ['item']"], (
+        done.stderr
+    )
 
 
 def test_gpus_that_are_not_there(probe):
     done = run(probe, "num_processes: 64\ndistributed_type: MULTI_GPU\nuse_cpu: false\n")
-    assert done.returncode == 1 and "num_processes is 64, this machine has" in done.stderr and "default_config.yaml" in done.stderr
+    assert (
+        done.returncode == 1
+        and "num_processes is 64, this machine has" in done.stderr
+        and "default_config.yaml" in done.stderr
+    )
 
 
-@pytest.mark.parametrize("text", ["- nothing\n", "num_processes: two\n", "num_processes: [2]\n", "num_machines: two\n", "{"])
+@pytest.mark.parametrize(
+    "text",
+    ["- nothing\n", "num_processes: two\n", "num_processes: [2]\n", "num_machines: two\n", "{"],
+)
 def test_not_a_config(probe, text):
     done = run(probe, text)
     assert done.returncode == 1 and "not an accelerate config" in done.stderr
@@ -60,14 +83,21 @@ def test_not_a_config(probe, text):
 @pytest.mark.parametrize("words", [[], ["fid"], ["no_such"]])
 def test_not_a_stage_of_several_processes(probe, words):
     done = shell("python", "-m", "stages.launch", *words, cwd=probe)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "encode, finetune_sd" in done.stderr
+    assert (
+        done.returncode == 1
+        and len(done.stderr.splitlines()) == 1
+        and "encode, finetune_sd" in done.stderr
+    )
 
 
-@pytest.mark.parametrize(("changed", "found"), [
-    ({}, []),
-    ({"method: full": "method: lora"}, ["peft"]),
-    ({"optimiser: adamw ": "optimiser: adamw8bit "}, ["bitsandbytes"]),
-])
+@pytest.mark.parametrize(
+    ("changed", "found"),
+    [
+        ({}, []),
+        ({"method: full": "method: lora"}, ["peft"]),
+        ({"optimiser: adamw ": "optimiser: adamw8bit "}, ["bitsandbytes"]),
+    ],
+)
 def test_libraries_that_a_stage_has_no_use_for_are_hidden_from_it(probe, changed, found):
     """Looked for as accelerate and diffusers do. The features are measured with scipy, fine-tuning by params."""
     look = "import importlib.util as u\nprint([n for n in ('peft', 'bitsandbytes', 'boto3', 'scipy') if u.find_spec(n)])\n"
@@ -78,6 +108,10 @@ def test_libraries_that_a_stage_has_no_use_for_are_hidden_from_it(probe, changed
     (probe / "params.yaml").write_text(params)
     for stage in ("finetune_sd", "features"):
         (probe / f"stages/{stage}.py").write_text(look)
-    run = {stage: shell("python", "-m", "stages.launch", stage, cwd=probe, env={"HF_HOME": str(probe)}).stdout.strip()
-           for stage in ("finetune_sd", "features")}
+    run = {
+        stage: shell(
+            "python", "-m", "stages.launch", stage, cwd=probe, env={"HF_HOME": str(probe)}
+        ).stdout.strip()
+        for stage in ("finetune_sd", "features")
+    }
     assert run == {"finetune_sd": str(found), "features": "['scipy']"}

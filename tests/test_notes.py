@@ -14,7 +14,15 @@ from stages.embedded import notes_pdf
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTES = sorted(notes_pdf.NOTES.glob("*.md"))
-CLASSES = ["Bare Land", "Crop Land", "Cultivated Vegetation", "Natural Vegetation", "Snow Ice", "Water Body", "Woody Vegetation"]
+CLASSES = [
+    "Bare Land",
+    "Crop Land",
+    "Cultivated Vegetation",
+    "Natural Vegetation",
+    "Snow Ice",
+    "Water Body",
+    "Woody Vegetation",
+]
 
 
 def words(text: str) -> list[str]:
@@ -32,7 +40,9 @@ def test_there_is_enough_to_read():
     assert len(texts) >= 20
     assert sum(len(text.split()) for text in texts) >= 15_000
     for name in CLASSES:
-        assert sum(text.lower().count(name.lower()) >= 5 for text in texts) >= 2, f"fewer than two notes on {name}"
+        assert sum(text.lower().count(name.lower()) >= 5 for text in texts) >= 2, (
+            f"fewer than two notes on {name}"
+        )
 
 
 def test_notes_do_not_repeat_each_other():
@@ -71,7 +81,12 @@ def test_pdfs_keep_every_heading_and_word(pdfs):
         assert [line for line in bodies if line in sections] == sections, pdf.name
 
         want, got = words(text), words("\n".join(bodies))
-        kept = sum(block.size for block in difflib.SequenceMatcher(None, want, got, autojunk=False).get_matching_blocks())
+        kept = sum(
+            block.size
+            for block in difflib.SequenceMatcher(
+                None, want, got, autojunk=False
+            ).get_matching_blocks()
+        )
         assert kept >= 0.98 * len(want), (pdf.name, kept, len(want))
 
 
@@ -96,7 +111,13 @@ assert "torch" not in sys.modules
 
 def test_same_bytes_elsewhere_and_later(pdfs, tmp_path):
     env = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
-    subprocess.run([sys.executable, "-c", LATER, str(ROOT), "a/b"], cwd=tmp_path, env=env, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "-c", LATER, str(ROOT), "a/b"],
+        cwd=tmp_path,
+        env=env,
+        check=True,
+        timeout=120,
+    )
     later = sorted((tmp_path / "a/b").iterdir())
     assert [pdf.name for pdf in later] == [pdf.name for pdf in pdfs]
     for one, other in zip(pdfs, later):

@@ -28,13 +28,24 @@ def square(i: int) -> int:
 def test_results_come_in_order_whatever_the_number_of_processes():
     expected = [(f"label {i}", i * i) for i in range(50)]
     for processes in (1, 3):
-        assert list(ordered_map(square, ((f"label {i}", i) for i in range(50)), batch=4, processes=processes)) == expected
+        assert (
+            list(
+                ordered_map(
+                    square, ((f"label {i}", i) for i in range(50)), batch=4, processes=processes
+                )
+            )
+            == expected
+        )
 
 
 def test_a_killed_run_leaves_no_process_behind(tmp_path):
     (tmp_path / "waits.py").write_text(WAITS)
-    with subprocess.Popen([sys.executable, tmp_path / "waits.py"], stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "PYTHONPATH": os.getcwd()}) as run:
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "waits.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    ) as run:
         children = [int(run.stdout.readline()) for _ in range(2)]
         assert all(map(alive, children))
         run.send_signal(signal.SIGKILL)

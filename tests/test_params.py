@@ -7,7 +7,11 @@ from conftest import REPOSITORY, shell
 
 from stages.params import load
 
-SCALES = ["params.yaml", "tests/params.yaml", *sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("params/*.yaml"))]
+SCALES = [
+    "params.yaml",
+    "tests/params.yaml",
+    *sorted(str(path.relative_to(REPOSITORY)) for path in REPOSITORY.glob("params/*.yaml")),
+]
 DEMO = (REPOSITORY / "params.yaml").read_text()
 
 
@@ -16,42 +20,98 @@ def test_every_scale_is_valid(scale):
     load(REPOSITORY / scale)
 
 
-@pytest.mark.parametrize(("old", "new", "words"), [
-    ("guidance_scale: 2.5", "guidence_scale: 2.5", ["sampling.guidence_scale", "did you mean guidance_scale?"]),
-    ("guidance_scale: 2.5", "guidance_scale: 0.5", ["sampling.guidance_scale", "greater than or equal to 1", "0.5"]),
-    ("scheduler: dpm", "scheduler: euler", ["sampling.scheduler", "'pndm', 'ddim' or 'dpm'", "'euler'"]),
-    ("lr: 1.2e-3", "lr: 8e-4", ["finetune_sd.lr", "8.0e-04", "text"]),
-    ("  gallery_per_class: 24", "  gallery_per_klass: 24", ["report.gallery_per_klass", "did you mean gallery_per_class?"]),
-    ("\nreport:", "\nreporting:", ["reporting", "did you mean report?"]),
-    ("seed: 0", "seed: zero", ["seed", "integer", "'zero'"]),
-    ("  source: embedded             # the scene", "  source: imagery/             # the scene",
-     ["fetch_imagery.source", "path:<folder or file>"]),
-    ("[bareland, desert]", "[bareland, lake]", ["classes", "lake stands there twice"]),
-    ("  Snow Ice: [snowfield]                    # RSICD has none\n", "", ["classes", "Snow Ice is missing"]),
-    ("keep_checkpoints: 2", "keep_checkpoints: two words", ["finetune_sd.keep_checkpoints", "'two words'"]),
-    ("seed: 0", "seed: [", ["cannot be read"]),
-    ("  diffusion: embedded", "  diffusion: none    ", ["fetch_model.diffusion", "train_base.source"]),
-    ("  technique: retrieval", "  technique: few_shot", ["prompt.technique", "extractive"]),
-    ("extractors: [scene]", "extractors: [scene, clip]", ["features.extractors", "fetch_model.vision"]),
-    ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
-    ("vae_channels: [16, 32, 64]", "vae_channels: [12, 32, 64]", ["train_base.vae_channels.0", "multiple of 8", "12"]),
-    ("unet_channels: [64, 128, 128]", "unet_channels: [64, 40, 128]", ["train_base.unet_channels.1", "multiple of 16", "40"]),
-    ("text_width: 64", "text_width: 100", ["train_base.text_width", "multiple of 32", "100"]),
-    ("steps: 14", "steps: 1001", ["sampling.steps", "less than or equal to 1000", "1001"]),
-    ("seed: 0", "seed: 4294967296", ["seed", "less than 4294967296"]),
-    ("seed: 0", "seed: 2026-13-01", ["cannot be read"]),
-    ("  steps: 14", "  steps: 14\n  steps: 15", ["cannot be read", "steps stands there twice"]),
-    ("test_fraction: 0.2 ", "test_fraction: 0.95 ", ["scrape.test_fraction", "less than or equal to 0.5"]),
-    ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "each once"]),
-    ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene among them"]),
-    ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake stands there twice"]),
-    ("guidance_scale: 2.5", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
-    ("  batch_size: 64               # images per step", "  batch_size: 1                # images per step",
-     ["train_scene.batch_size", "greater than or equal to 2", "1"]),
-    ("  batch_size: 32               # images per step\n", "  batch_size: 1                # images per step\n",
-     ["classifier.batch_size", "greater than or equal to 2", "1"]),
-    ("paper_n: 250", "paper_n: 1", ["fid.paper_n", "greater than or equal to 2", "1"]),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "guidance_scale: 2.5",
+            "guidence_scale: 2.5",
+            ["sampling.guidence_scale", "did you mean guidance_scale?"],
+        ),
+        (
+            "guidance_scale: 2.5",
+            "guidance_scale: 0.5",
+            ["sampling.guidance_scale", "greater than or equal to 1", "0.5"],
+        ),
+        (
+            "scheduler: dpm",
+            "scheduler: euler",
+            ["sampling.scheduler", "'pndm', 'ddim' or 'dpm'", "'euler'"],
+        ),
+        ("lr: 1.2e-3", "lr: 8e-4", ["finetune_sd.lr", "8.0e-04", "text"]),
+        (
+            "  gallery_per_class: 24",
+            "  gallery_per_klass: 24",
+            ["report.gallery_per_klass", "did you mean gallery_per_class?"],
+        ),
+        ("\nreport:", "\nreporting:", ["reporting", "did you mean report?"]),
+        ("seed: 0", "seed: zero", ["seed", "integer", "'zero'"]),
+        (
+            "  source: embedded             # the scene",
+            "  source: imagery/             # the scene",
+            ["fetch_imagery.source", "path:<folder or file>"],
+        ),
+        ("[bareland, desert]", "[bareland, lake]", ["classes", "lake stands there twice"]),
+        (
+            "  Snow Ice: [snowfield]                    # RSICD has none\n",
+            "",
+            ["classes", "Snow Ice is missing"],
+        ),
+        (
+            "keep_checkpoints: 2",
+            "keep_checkpoints: two words",
+            ["finetune_sd.keep_checkpoints", "'two words'"],
+        ),
+        ("seed: 0", "seed: [", ["cannot be read"]),
+        (
+            "  diffusion: embedded",
+            "  diffusion: none    ",
+            ["fetch_model.diffusion", "train_base.source"],
+        ),
+        ("  technique: retrieval", "  technique: few_shot", ["prompt.technique", "extractive"]),
+        (
+            "extractors: [scene]",
+            "extractors: [scene, clip]",
+            ["features.extractors", "fetch_model.vision"],
+        ),
+        ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
+        (
+            "vae_channels: [16, 32, 64]",
+            "vae_channels: [12, 32, 64]",
+            ["train_base.vae_channels.0", "multiple of 8", "12"],
+        ),
+        (
+            "unet_channels: [64, 128, 128]",
+            "unet_channels: [64, 40, 128]",
+            ["train_base.unet_channels.1", "multiple of 16", "40"],
+        ),
+        ("text_width: 64", "text_width: 100", ["train_base.text_width", "multiple of 32", "100"]),
+        ("steps: 14", "steps: 1001", ["sampling.steps", "less than or equal to 1000", "1001"]),
+        ("seed: 0", "seed: 4294967296", ["seed", "less than 4294967296"]),
+        ("seed: 0", "seed: 2026-13-01", ["cannot be read"]),
+        ("  steps: 14", "  steps: 14\n  steps: 15", ["cannot be read", "steps stands there twice"]),
+        (
+            "test_fraction: 0.2 ",
+            "test_fraction: 0.95 ",
+            ["scrape.test_fraction", "less than or equal to 0.5"],
+        ),
+        ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "each once"]),
+        ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene among them"]),
+        ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake stands there twice"]),
+        ("guidance_scale: 2.5", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
+        (
+            "  batch_size: 64               # images per step",
+            "  batch_size: 1                # images per step",
+            ["train_scene.batch_size", "greater than or equal to 2", "1"],
+        ),
+        (
+            "  batch_size: 32               # images per step\n",
+            "  batch_size: 1                # images per step\n",
+            ["classifier.batch_size", "greater than or equal to 2", "1"],
+        ),
+        ("paper_n: 250", "paper_n: 1", ["fid.paper_n", "greater than or equal to 2", "1"]),
+    ],
+)
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     assert old in DEMO, "the test's own premise"
     file = tmp_path / "params.yaml"
@@ -66,19 +126,30 @@ def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
 def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):
     (tmp_path / "params.yaml").write_text(DEMO.replace("gallery_per_class", "galery_per_class"))
     done = shell("python", "-m", "stages.chunk", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 1 and "report.galery_per_class: unknown key; did you mean gallery_per_class?" in done.stderr
+    assert (
+        done.returncode == 1
+        and "report.galery_per_class: unknown key; did you mean gallery_per_class?" in done.stderr
+    )
 
 
 def test_no_params_file(tmp_path):
     done = shell("python", "-m", "stages.params", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 1 and done.stderr.startswith("params.yaml: cannot be read") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("params.yaml: cannot be read")
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_every_value_has_a_comment():
     """What a knob means stands where a person turns it."""
     for scale in SCALES:
         lines = (REPOSITORY / scale).read_text().splitlines()
-        bare = [line for line in lines if line.strip() and  "#" not in line and not line.rstrip().endswith(":")]
+        bare = [
+            line
+            for line in lines
+            if line.strip() and "#" not in line and not line.rstrip().endswith(":")
+        ]
         assert not bare, f"{scale}: {bare}"
 
 

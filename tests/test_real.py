@@ -11,7 +11,10 @@ import yaml
 from conftest import REPOSITORY, copy_repository, shell
 
 DATA = Path(os.environ.get("RD_DATA", REPOSITORY.parent / "shared/data"))
-pytestmark = [pytest.mark.real, pytest.mark.skipif(not (DATA / "rsicd").is_dir(), reason=f"no real data at RD_DATA ({DATA})")]
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not (DATA / "rsicd").is_dir(), reason=f"no real data at RD_DATA ({DATA})"),
+]
 
 
 def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environment):
@@ -19,22 +22,42 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     copy = copy_repository(tmp_path)
     params = yaml.safe_load((copy / "params/rsicd.yaml").read_text())
     smoke = yaml.safe_load((copy / "tests/params.yaml").read_text())
-    for section in ("finetune_llm", "finetune_sd", "train_scene", "classifier", "generate", "report"):
+    for section in (
+        "finetune_llm",
+        "finetune_sd",
+        "train_scene",
+        "classifier",
+        "generate",
+        "report",
+    ):
         params[section] = smoke[section]
     params["fetch_imagery"] |= {"resolution": 32, "max_images": 240, "valid": 24}
-    params["train_base"] |= {"vae_channels": [8, 16, 16], "vae_steps": 4, "text_width": 32, "text_steps": 4, "unet_channels": [16, 32, 32],
-                             "batch_size": 8}
+    params["train_base"] |= {
+        "vae_channels": [8, 16, 16],
+        "vae_steps": 4,
+        "text_width": 32,
+        "text_steps": 4,
+        "unet_channels": [16, 32, 32],
+        "batch_size": 8,
+    }
     params["sampling"] |= {"steps": 2, "resolution": 32, "precision": "fp32"}
     params["encode"] |= {"precision": "fp32"}
     params["finetune_sd"] |= {"epochs": 0.5}
-    params["prompt"] |= {"per_class": dict.fromkeys(params["prompt"]["per_class"], 1), "compare": []}
+    params["prompt"] |= {
+        "per_class": dict.fromkeys(params["prompt"]["per_class"], 1),
+        "compare": [],
+    }
     params["fid"] |= {"standard_min_n": 100, "paper_n": 100}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     done = shell("dvc", "repro", cwd=copy, env={**environment, "RD_DATA": str(DATA)}, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     report = json.loads((copy / "data/imagery/REPORT.json").read_text())
-    assert report["kept"]["test"] == 240 and report["kept"]["valid"] == 24 and report["kept"]["train"] == 216
+    assert (
+        report["kept"]["test"] == 240
+        and report["kept"]["valid"] == 24
+        and report["kept"]["train"] == 216
+    )
     rows = list(csv.DictReader((copy / "data/papers_report.csv").open()))
     assert len(rows) == 25 and all(row["status"] == "ok" for row in rows)
     fid = json.loads((copy / "metrics/fid.json").read_text())["scene"]["standard"]

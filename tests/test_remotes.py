@@ -32,17 +32,35 @@ folder.mkdir(parents=True, exist_ok=True)
 for i in range(count):
     (folder / f"{i:05d}.bin").write_bytes(random.Random(f"{folder}{i}").randbytes(size))
 """
-PIPELINE = {"stages": {
-    "finetune_sd": {"cmd": "python stage.py models/diffusion 4 2000000", "deps": ["stage.py"], "outs": ["models/diffusion"]},
-    "generate": {"cmd": "python stage.py data/synthetic 30 20000", "deps": ["models/diffusion"], "outs": ["data/synthetic"]},
-    "fid": {"cmd": "python stage.py metrics 1 40", "deps": ["data/synthetic"], "outs": [{"metrics": {"cache": False}}]},
-}}
+PIPELINE = {
+    "stages": {
+        "finetune_sd": {
+            "cmd": "python stage.py models/diffusion 4 2000000",
+            "deps": ["stage.py"],
+            "outs": ["models/diffusion"],
+        },
+        "generate": {
+            "cmd": "python stage.py data/synthetic 30 20000",
+            "deps": ["models/diffusion"],
+            "outs": ["data/synthetic"],
+        },
+        "fid": {
+            "cmd": "python stage.py metrics 1 40",
+            "deps": ["data/synthetic"],
+            "outs": [{"metrics": {"cache": False}}],
+        },
+    }
+}
 OBJECTS = 4 + 30 + 2  # files, and a list of each of the two folders
 
 
 def objects(store: Path) -> list[Path]:
     """Whole objects, named by the rest of their MD5: not the part that a cut-off push may leave."""
-    return [path for path in store.rglob("*") if path.is_file() and len(path.name.removesuffix(".dir")) == 30]
+    return [
+        path
+        for path in store.rglob("*")
+        if path.is_file() and len(path.name.removesuffix(".dir")) == 30
+    ]
 
 
 # `dvc push`, killed when it opens the twelfth file to be sent.
@@ -71,12 +89,25 @@ def ssh(tmp_path):
     home, store = tmp_path / "sshd", tmp_path / "store"
     home.mkdir()
     for key in ("host", "user"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / key], check=True)
-    settings = {"Port": port, "ListenAddress": "127.0.0.1", "HostKey": home / "host", "PidFile": home / "pid", "StrictModes": "no",
-                "AuthorizedKeysFile": home / "user.pub", "PasswordAuthentication": "no", "PermitRootLogin": "prohibit-password",
-                "UsePAM": "no", "Subsystem": "sftp internal-sftp"}
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / key], check=True
+        )
+    settings = {
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": home / "host",
+        "PidFile": home / "pid",
+        "StrictModes": "no",
+        "AuthorizedKeysFile": home / "user.pub",
+        "PasswordAuthentication": "no",
+        "PermitRootLogin": "prohibit-password",
+        "UsePAM": "no",
+        "Subsystem": "sftp internal-sftp",
+    }
     (home / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    server = subprocess.Popen([SSHD, "-D", "-e", "-f", home / "config"], stderr=open(home / "log", "w"))
+    server = subprocess.Popen(
+        [SSHD, "-D", "-e", "-f", home / "config"], stderr=open(home / "log", "w")
+    )
     try:
         for _ in range(100):
             with socket.socket() as probe:
@@ -85,9 +116,12 @@ def ssh(tmp_path):
             assert server.poll() is None, (home / "log").read_text()
             time.sleep(0.1)
         yield SimpleNamespace(
-            url=f"ssh://{getpass.getuser()}@127.0.0.1:{port}{store}", options={"keyfile": str(home / "user")}, environment={},
+            url=f"ssh://{getpass.getuser()}@127.0.0.1:{port}{store}",
+            options={"keyfile": str(home / "user")},
+            environment={},
             objects=lambda: objects(store),
-            spoil=lambda path: path.write_bytes(b"spoilt" + path.read_bytes()[6:]))
+            spoil=lambda path: path.write_bytes(b"spoilt" + path.read_bytes()[6:]),
+        )
     finally:
         server.terminate()
         server.wait()
@@ -105,8 +139,18 @@ def s3():
     try:
         endpoint = "http://{}:{}".format(*server.get_host_and_port())
         requests.post(f"{endpoint}/moto-api/reset", timeout=10)  # its store outlives the server
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="test", aws_secret_access_key="test")
+        keys = {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
         client.create_bucket(Bucket="bucket")
 
         def spoil(key: str) -> None:
@@ -115,8 +159,13 @@ def s3():
 
         kept = get_backend("s3")["123456789012"]["aws"].buckets["bucket"].keys
         # DVC remembers what a remote of this name holds, wherever it is: another name for each.
-        yield SimpleNamespace(url=f"s3://bucket/{secrets.token_hex(4)}", options={"endpointurl": endpoint}, environment=keys, spoil=spoil,
-                              objects=lambda: list(kept))
+        yield SimpleNamespace(
+            url=f"s3://bucket/{secrets.token_hex(4)}",
+            options={"endpointurl": endpoint},
+            environment=keys,
+            spoil=spoil,
+            objects=lambda: list(kept),
+        )
     finally:
         server.stop()
 
@@ -124,8 +173,13 @@ def s3():
 @pytest.fixture
 def folder(tmp_path):
     store = tmp_path / "store"
-    return SimpleNamespace(url=str(store), options={}, environment={}, objects=lambda: objects(store),
-                           spoil=lambda path: (path.chmod(0o644), path.write_bytes(b"spoilt" + path.read_bytes()[6:])))
+    return SimpleNamespace(
+        url=str(store),
+        options={},
+        environment={},
+        objects=lambda: objects(store),
+        spoil=lambda path: (path.chmod(0o644), path.write_bytes(b"spoilt" + path.read_bytes()[6:])),
+    )
 
 
 @pytest.fixture(params=["ssh", "s3", "folder"])
@@ -163,15 +217,24 @@ def share(tmp_path, finished, remote, environment):
             run("dvc", "remote", "modify", "--local", "store", option, value, cwd=tmp_path / name)
         return tmp_path / name
 
-    for command in (["dvc", "remote", "add", "-d", "store", remote.url], ["dvc", "remote", "modify", "store", "verify", "true"],
-                    *(["dvc", "remote", "modify", "--local", "store", *pair] for pair in remote.options.items()), ["git", "add", "-A"],
-                    ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"]):
+    for command in (
+        ["dvc", "remote", "add", "-d", "store", remote.url],
+        ["dvc", "remote", "modify", "store", "verify", "true"],
+        *(
+            ["dvc", "remote", "modify", "--local", "store", *pair]
+            for pair in remote.options.items()
+        ),
+        ["git", "add", "-A"],
+        ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"],
+    ):
         run(*command, cwd=origin)
     return SimpleNamespace(origin=origin, clone=clone, run=run, env=env)
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".bin"}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix == ".bin"
+    }
 
 
 def test_what_is_pushed_is_all_that_a_clone_needs(share, remote):
@@ -186,11 +249,19 @@ def test_what_is_pushed_is_all_that_a_clone_needs(share, remote):
 
     data = share.clone("data")
     share.run("dvc", "pull", "data/synthetic", cwd=data)
-    assert content(data / "data/synthetic") == content(share.origin / "data/synthetic") and not (data / "models/diffusion").exists()
+    assert (
+        content(data / "data/synthetic") == content(share.origin / "data/synthetic")
+        and not (data / "models/diffusion").exists()
+    )
 
 
 def test_a_push_that_was_cut_off_is_completed_by_the_next(share, remote):
-    push = subprocess.run([sys.executable, "-c", CUT_OFF], cwd=share.origin, env={**os.environ, **share.env}, capture_output=True)
+    push = subprocess.run(
+        [sys.executable, "-c", CUT_OFF],
+        cwd=share.origin,
+        env={**os.environ, **share.env},
+        capture_output=True,
+    )
     assert push.returncode == -signal.SIGKILL
     assert 0 < len(remote.objects()) < OBJECTS, "the push was to be cut off in the middle"
 
@@ -209,9 +280,15 @@ def test_a_corrupted_object_is_noticed_and_not_used(share, remote):
     share.run("dvc", "push", cwd=share.origin)
     good = content(share.origin / "data/synthetic")
     spoilt = random.Random(0).choice(sorted(good))
-    md5 = json.loads(share.run("dvc", "ls", "--json", "--show-hash", ".", "data/synthetic", cwd=share.origin))
+    md5 = json.loads(
+        share.run("dvc", "ls", "--json", "--show-hash", ".", "data/synthetic", cwd=share.origin)
+    )
     digest = next(entry["md5"] for entry in md5 if entry["path"] == spoilt)
-    remote.spoil(next(found for found in remote.objects() if str(found).endswith(f"{digest[:2]}/{digest[2:]}")))
+    remote.spoil(
+        next(
+            found for found in remote.objects() if str(found).endswith(f"{digest[:2]}/{digest[2:]}")
+        )
+    )
 
     clone = share.clone("clone")
     said = share.run("dvc", "pull", cwd=clone, fails=True)

@@ -18,7 +18,12 @@ from stages.diffusion import checkpoints
 
 
 def outputs(folder):
-    paths = ("models/diffusion", "metrics/diffusion.json", "metrics/plots/diffusion_loss.csv", "metrics/plots/diffusion_grid")
+    paths = (
+        "models/diffusion",
+        "metrics/diffusion.json",
+        "metrics/plots/diffusion_loss.csv",
+        "metrics/plots/diffusion_grid",
+    )
     return {path: digest(folder / path) for path in paths}
 
 
@@ -28,7 +33,9 @@ def kill_at(step):
 
     def learning_rate(now, *rest):
         if now == step:
-            while step >= 3 and not list(Path("scratch/finetune_sd").glob(f"*/step_{step // 3 * 3:08d}.safetensors")):
+            while step >= 3 and not list(
+                Path("scratch/finetune_sd").glob(f"*/step_{step // 3 * 3:08d}.safetensors")
+            ):
                 time.sleep(0.02)
             os.kill(os.getpid(), signal.SIGKILL)
         return rate(now, *rest)
@@ -52,7 +59,9 @@ def kill_while_writing(step):
     finetune_sd.main()
 
 
-@pytest.mark.parametrize("how, step, resumed", [(kill_at, 8, 6), (kill_while_writing, 9, 6), (kill_at, 1, None)])
+@pytest.mark.parametrize(
+    "how, step, resumed", [(kill_at, 8, 6), (kill_while_writing, 9, 6), (kill_at, 1, None)]
+)
 def test_a_killed_run_goes_on_and_ends_bit_for_bit_the_same(trained, workspace, how, step, resumed):
     assert run(workspace, how, step)[0] == -signal.SIGKILL
     assert not (workspace / "models/diffusion").exists()
@@ -104,7 +113,12 @@ def run_out_of_disk():
 
 def test_a_disk_that_is_full_ends_the_step_after(workspace):
     code, log = run(workspace, run_out_of_disk)
-    assert code == 1 and "the checkpoint cannot be written" in log and "No space left" in log and "Traceback" not in log
+    assert (
+        code == 1
+        and "the checkpoint cannot be written" in log
+        and "No space left" in log
+        and "Traceback" not in log
+    )
     assert not (workspace / "went_on").exists()
 
 
@@ -142,7 +156,9 @@ def sharded_checkpoint(workspace):
         adamw = torch.optim.AdamW(weights, lr=0.1)
         ema = [w.detach().clone() for w in weights]
         if resumed:
-            checkpoints.unpack(checkpoints.load_latest(workspace / "sharded")[0], names, weights, ema, adamw)
+            checkpoints.unpack(
+                checkpoints.load_latest(workspace / "sharded")[0], names, weights, ema, adamw
+            )
         for step in range(1 if resumed else 0, 2):
             model(torch.full((3, 4), 1.0 + step)).square().sum().backward()
             adamw.step()
@@ -151,7 +167,9 @@ def sharded_checkpoint(workspace):
             if step == 0:
                 tensors = checkpoints.pack(names, weights, ema, adamw)
                 if torch.distributed.get_rank() == 0:
-                    checkpoints.save_step(workspace / "sharded", tensors, {"step": 1, "best_step": 0}, 2)
+                    checkpoints.save_step(
+                        workspace / "sharded", tensors, {"step": 1, "best_step": 0}, 2
+                    )
                 torch.distributed.barrier()
         results.append([checkpoints.whole(w.detach()) for w in [*weights, *ema]])
     assert all(torch.equal(a, b) for a, b in zip(*results))
@@ -161,4 +179,7 @@ def test_a_sharded_model_is_checkpointed_whole(tmp_path):
     (tmp_path / "sharded").mkdir()
     code, log = run(tmp_path, sharded_checkpoint, tmp_path, processes=2)
     assert code == 0, log
-    assert load_file(tmp_path / "sharded/step_00000001.safetensors")["weight.0.weight"].shape == (6, 4)
+    assert load_file(tmp_path / "sharded/step_00000001.safetensors")["weight.0.weight"].shape == (
+        6,
+        4,
+    )

@@ -32,9 +32,16 @@ def test_a_sample_per_real_image_with_its_own_caption(sampled):
     rows = read_rows(sampled / "data/samples/base")
     real = read_rows(sampled / "data/imagery/test")
     assert [row["filename"] for row in rows] == [row["filename"] for row in real]
-    assert all(row["caption"] in truth["captions"] and row["prompt"] == row["caption"] for row, truth in zip(rows, real))
-    assert {row["model"] for row in rows} == {models.model_digest(sampled / "models/base/diffusion")}
-    assert len({row["seed"] for row in rows}) == len(rows) and len({row["image"]["bytes"] for row in rows}) == len(rows)
+    assert all(
+        row["caption"] in truth["captions"] and row["prompt"] == row["caption"]
+        for row, truth in zip(rows, real)
+    )
+    assert {row["model"] for row in rows} == {
+        models.model_digest(sampled / "models/base/diffusion")
+    }
+    assert len({row["seed"] for row in rows}) == len(rows) and len(
+        {row["image"]["bytes"] for row in rows}
+    ) == len(rows)
     assert pictures(sampled / "data/samples/base").shape == (7, 32, 32, 3)
 
 
@@ -80,12 +87,18 @@ def test_images_are_the_same_on_more_cores(workspace):
 
 def test_features_are_the_same_from_two_processes(sampled, tmp_path):
     workspace = shutil.copytree(sampled, tmp_path / "work")
-    write_params(workspace, features={"batch_size": 3}, train_scene={"model": "test_byobnet", "resolution": 32, "epochs": 1})
+    write_params(
+        workspace,
+        features={"batch_size": 3},
+        train_scene={"model": "test_byobnet", "resolution": 32, "epochs": 1},
+    )
     for split in ("train", "valid"):  # two scenes to tell apart
         path = workspace / f"data/imagery/{split}/00000.parquet"
         table = pq.read_table(path)
-        scenes = pa.array(["field", "forest"] * len(table), pa.string())[:len(table)]
-        pq.write_table(table.set_column(table.schema.get_field_index("scene"), "scene", scenes), path)
+        scenes = pa.array(["field", "forest"] * len(table), pa.string())[: len(table)]
+        pq.write_table(
+            table.set_column(table.schema.get_field_index("scene"), "scene", scenes), path
+        )
     assert run(workspace, train_scene.main)[0] == 0
     found = []
     for count in (1, 2):
@@ -100,10 +113,15 @@ def test_further_images_of_a_caption_come_after_all_first_ones(sampled, workspac
     shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
     write_params(workspace, classifier={"images_per_caption": 3})
     assert run(workspace, sample.main, "tuned")[0] == 0
-    rows, first = read_rows(workspace / "data/samples/tuned"), read_rows(sampled / "data/samples/base")
+    rows, first = (
+        read_rows(workspace / "data/samples/tuned"),
+        read_rows(sampled / "data/samples/base"),
+    )
     names = [(row["filename"], row["caption"]) for row in first]
     assert [(row["filename"], row["caption"]) for row in rows] == 3 * names
-    assert [row["seed"] for row in rows[:7]] == [row["seed"] for row in first] and len({row["seed"] for row in rows}) == 21
+    assert [row["seed"] for row in rows[:7]] == [row["seed"] for row in first] and len(
+        {row["seed"] for row in rows}
+    ) == 21
     assert run(workspace, sample.main, "base")[0] == 0
     assert digest(workspace / "data/samples/base") == digest(sampled / "data/samples/base")
 
@@ -133,8 +151,16 @@ def draw_like_diffusers(folder):
     pipe = StableDiffusionPipeline.from_pretrained("models/base/diffusion", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     row = read_rows(folder / "data/samples/base")[2]
-    image = pipe(row["prompt"], negative_prompt="", num_inference_steps=row["steps"], guidance_scale=row["guidance_scale"],
-                 height=32, width=32, generator=torch.Generator().manual_seed(row["seed"]), output_type="np").images[0]
+    image = pipe(
+        row["prompt"],
+        negative_prompt="",
+        num_inference_steps=row["steps"],
+        guidance_scale=row["guidance_scale"],
+        height=32,
+        width=32,
+        generator=torch.Generator().manual_seed(row["seed"]),
+        output_type="np",
+    ).images[0]
     np.save("theirs.npy", image)
 
 
@@ -153,11 +179,26 @@ def test_other_schedulers_draw_too(workspace, scheduler):
 
 def test_generate_draws_each_prompt_several_times(workspace):
     passages = pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))
-    prompts = [{"row": i, "label": label, "prompt": f"satellite image, {label}", "negative_prompt": "blurry", "tokens": 5,
-                "writer": "extractive", "technique": "retrieval", "passages": [{"paper": "a", "page": 1}]}
-               for i, label in enumerate(["Snow Ice", "Bare Land"])]
-    words = [(name, pa.string()) for name in ("label", "prompt", "negative_prompt", "writer", "technique")]
-    schema = pa.schema([("row", pa.int32()), *words, ("passages", passages), ("tokens", pa.int32())])
+    prompts = [
+        {
+            "row": i,
+            "label": label,
+            "prompt": f"satellite image, {label}",
+            "negative_prompt": "blurry",
+            "tokens": 5,
+            "writer": "extractive",
+            "technique": "retrieval",
+            "passages": [{"paper": "a", "page": 1}],
+        }
+        for i, label in enumerate(["Snow Ice", "Bare Land"])
+    ]
+    words = [
+        (name, pa.string())
+        for name in ("label", "prompt", "negative_prompt", "writer", "technique")
+    ]
+    schema = pa.schema(
+        [("row", pa.int32()), *words, ("passages", passages), ("tokens", pa.int32())]
+    )
     pq.write_table(pa.Table.from_pylist(prompts, schema), workspace / "data/prompts.parquet")
     shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
     code, log = run(workspace, generate.main)
@@ -167,11 +208,20 @@ def test_generate_draws_each_prompt_several_times(workspace):
     assert rows[0]["passages"] == prompts[0]["passages"]
     assert len({row["image"]["bytes"] for row in rows}) == 4
     for row in rows:
-        assert row["prompt"] == f"satellite image, {row['label']}" and row["negative_prompt"] == "blurry"
+        assert (
+            row["prompt"] == f"satellite image, {row['label']}"
+            and row["negative_prompt"] == "blurry"
+        )
         assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("pndm", 3, 3.0)
         assert row["model"] == models.model_digest(workspace / "models/diffusion")
     alone = digest(workspace / "data/synthetic")
-    assert run(workspace, generate.main, processes=2)[0] == 0 and digest(workspace / "data/synthetic") == alone
+    assert (
+        run(workspace, generate.main, processes=2)[0] == 0
+        and digest(workspace / "data/synthetic") == alone
+    )
     from datasets import Dataset
-    read = Dataset.from_parquet(str(workspace / "data/synthetic/00000.parquet"), cache_dir=str(workspace / "cache"))
+
+    read = Dataset.from_parquet(
+        str(workspace / "data/synthetic/00000.parquet"), cache_dir=str(workspace / "cache")
+    )
     assert read[0]["image"].size == (32, 32)

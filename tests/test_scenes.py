@@ -28,7 +28,9 @@ def test_same_bytes_again_and_in_a_fresh_process():
     here = digest(11, 5)
     assert digest(11, 5) == here
     code = "import sys; sys.path[:0] = ['.', 'tests']; from test_scenes import digest; print(digest(11, 5))"
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert out.stdout.strip() == here
 
 
@@ -57,7 +59,9 @@ def test_one_layout_at_every_size():
     # averaged down, a large tile resembles the small one: the layout is in tile units
     for scene in ("lake", "coast", "farmland", "residential", "airport"):
         small = render(scene, 4, 1, 32, "base")[0].astype(float)
-        large = render(scene, 4, 1, 128, "base")[0].astype(float).reshape(32, 4, 32, 4, 3).mean((1, 3))
+        large = (
+            render(scene, 4, 1, 128, "base")[0].astype(float).reshape(32, 4, 32, 4, 3).mean((1, 3))
+        )
         assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.85, scene
 
 
@@ -72,7 +76,13 @@ def test_bad_arguments_are_told():
 
 def test_tiles_cycle_through_scenes():
     got = list(tiles(0, 3, 8, 16, "base", ("lake", "coast")))
-    assert [(t["index"], t["scene"]) for t in got] == [(3, "coast"), (4, "lake"), (5, "coast"), (6, "lake"), (7, "coast")]
+    assert [(t["index"], t["scene"]) for t in got] == [
+        (3, "coast"),
+        (4, "lake"),
+        (5, "coast"),
+        (6, "lake"),
+        (7, "coast"),
+    ]
 
 
 def test_captions_name_their_scene():
@@ -134,7 +144,9 @@ def test_pixels_alone_do_not_give_the_class_away():
     def pixels(start, stop):
         rows, labels = [], []
         for tile in tiles(3, start, stop, 32, "domain"):
-            rows.append(tile["image"].astype(np.float32).reshape(8, 4, 8, 4, 3).mean((1, 3)).ravel() / 255)
+            rows.append(
+                tile["image"].astype(np.float32).reshape(8, 4, 8, 4, 3).mean((1, 3)).ravel() / 255
+            )
             labels.append(SCENES.index(tile["scene"]))
         return np.array(rows), np.array(labels)
 

@@ -47,14 +47,23 @@ def repository(tmp_path, environment):
     (folder / ".gitignore").write_text("/sweeps/\n/.venv/\n")
 
     def run(*command: str, cwd: Path = folder, **env):
-        identity = {f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        identity = {
+            f"GIT_{who}_{what}": "test"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
         two = {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
         done = shell(*command, cwd=cwd, env={**environment, **identity, **two, **env}, timeout=1800)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
-    for command in (["git", "init", "-q", "-b", "main"], ["dvc", "init", "-q"], ["dvc", "repro", "-q"], ["git", "add", "-A"],
-                    ["git", "commit", "-qm", "run"]):
+    for command in (
+        ["git", "init", "-q", "-b", "main"],
+        ["dvc", "init", "-q"],
+        ["dvc", "repro", "-q"],
+        ["git", "add", "-A"],
+        ["git", "commit", "-qm", "run"],
+    ):
         run(*command)
     return folder, run
 
@@ -63,17 +72,36 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_ends_in_a_pareto_table(reposito
     folder, run = repository
     done = run("python", "-m", "stages.sweep", "guidance")
     table = (folder / "sweeps/guidance.md").read_text()
-    assert table in done.stdout and (folder / "sweeps/guidance.png").read_bytes().startswith(b"\x89PNG")
-    rows = {name: cells for name, *cells in (re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:14])}
+    assert table in done.stdout and (folder / "sweeps/guidance.png").read_bytes().startswith(
+        b"\x89PNG"
+    )
+    rows = {
+        name: cells
+        for name, *cells in (
+            re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:14]
+        )
+    }
     assert len(rows) == 12 and rows["guidance-5.0-7"][:2] == ["failed", "failed"]
-    assert "this one breaks" in done.stderr and re.findall(r"sweep: (\S+) failed", done.stderr) == ["guidance-5.0-7"], done.stderr
+    assert "this one breaks" in done.stderr and re.findall(r"sweep: (\S+) failed", done.stderr) == [
+        "guidance-5.0-7"
+    ], done.stderr
     assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2 [0.2, 0.2]"]
     # Least FID at 2; more guidance buys accuracy; less than 2, or fewer steps, buys nothing.
-    assert {name for name, cells in rows.items() if cells[-1] == "yes"} == {"guidance-2.0-28", "guidance-3.0-28", "guidance-5.0-28"}
-    chart, = sweeps.charts_of(folder / "sweeps")
-    assert chart["text"].startswith("11 experiments, 1 more failed"), "the report reads this very table"
+    assert {name for name, cells in rows.items() if cells[-1] == "yes"} == {
+        "guidance-2.0-28",
+        "guidance-3.0-28",
+        "guidance-5.0-28",
+    }
+    (chart,) = sweeps.charts_of(folder / "sweeps")
+    assert chart["text"].startswith("11 experiments, 1 more failed"), (
+        "the report reads this very table"
+    )
     refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
-    seen = [json.loads(run("git", "show", f"{ref}:metrics/gpu.json").stdout)["gpu"] for ref in refs if "/guidance-" in ref]
+    seen = [
+        json.loads(run("git", "show", f"{ref}:metrics/gpu.json").stdout)["gpu"]
+        for ref in refs
+        if "/guidance-" in ref
+    ]
     assert len(seen) == 11 and set(seen) == {"0", "1"}, "each with one GPU to itself, both in use"
     assert run("git", "status", "--porcelain").stdout == "", "the working tree is untouched"
 
@@ -87,10 +115,17 @@ def test_the_slurm_script_runs_its_experiment_in_a_clone_and_brings_it_home(repo
     folder, run = repository
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text("")
-    run("bash", "docs/sweep.slurm", SLURM_SUBMIT_DIR=str(folder), SLURM_ARRAY_TASK_ID="5", CUDA_VISIBLE_DEVICES="0")
+    run(
+        "bash",
+        "docs/sweep.slurm",
+        SLURM_SUBMIT_DIR=str(folder),
+        SLURM_ARRAY_TASK_ID="5",
+        CUDA_VISIBLE_DEVICES="0",
+    )
     assert "guidance-2.0-28" in run("dvc", "exp", "list", "--name-only").stdout.split()
     array = re.search(r"--array=0-(\d+)", (REPOSITORY / "docs/sweep.slurm").read_text())[1]
     from stages.sweep import combinations
+
     assert int(array) == len(combinations("guidance")) - 1
 
 
@@ -98,9 +133,22 @@ def test_the_prompts_sweep_asks_only_writers_that_are_there(monkeypatch):
     from stages.sweep import combinations
 
     monkeypatch.chdir(REPOSITORY)
-    assert set(combinations("prompts")) == {"prompts-extractive-retrieval", "prompts-domain-zero-shot", "prompts-domain-few-shot"}
+    assert set(combinations("prompts")) == {
+        "prompts-extractive-retrieval",
+        "prompts-domain-zero-shot",
+        "prompts-domain-few-shot",
+    }
 
 
 def test_an_unknown_sweep_is_one_line(tmp_path):
-    done = shell("python", "-m", "stages.sweep", "everything", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
-    assert done.returncode == 1 and done.stderr.strip() == "error: sweep: say which: guidance, prompts"
+    done = shell(
+        "python",
+        "-m",
+        "stages.sweep",
+        "everything",
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert (
+        done.returncode == 1 and done.stderr.strip() == "error: sweep: say which: guidance, prompts"
+    )

@@ -19,8 +19,15 @@ ROOT = Path(__file__).parents[1]
 def test_the_list_that_ships():
     with open(ROOT / "stages/embedded/ml4rs.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) >= 50 and len({row["id"] for row in rows}) == len({row["title"].lower() for row in rows}) == len(rows)
-    assert all(arxiv.re.fullmatch(r"\d{4}\.\d{4,5}", row["id"]) and len(row["title"]) > 15 and row["seen_in"] for row in rows)
+    assert len(rows) >= 50 and len({row["id"] for row in rows}) == len(
+        {row["title"].lower() for row in rows}
+    ) == len(rows)
+    assert all(
+        arxiv.re.fullmatch(r"\d{4}\.\d{4,5}", row["id"])
+        and len(row["title"]) > 15
+        and row["seen_in"]
+        for row in rows
+    )
 
 
 @pytest.fixture
@@ -82,7 +89,10 @@ def truncate_then_resume(paper):
             handler.give(body=paper[:700], length=len(paper))
         else:
             start = int(handler.headers["Range"].removeprefix("bytes=").rstrip("-"))
-            handler.give(206, paper[start:], Content_Range=f"bytes {start}-{len(paper) - 1}/{len(paper)}")
+            handler.give(
+                206, paper[start:], Content_Range=f"bytes {start}-{len(paper) - 1}/{len(paper)}"
+            )
+
     return answer
 
 
@@ -98,7 +108,9 @@ def stall_then_give(handler, number):
 
 def test_every_kind_of_answer(server):
     run, asked, paper, folder = server
-    other = make_pdf(folder / "other.pdf", ["A Survey of Something Else\n" + " ".join(WORDS * 5)]).read_bytes()
+    other = make_pdf(
+        folder / "other.pdf", ["A Survey of Something Else\n" + " ".join(WORDS * 5)]
+    ).read_bytes()
     got, failed, table = run(
         good=lambda h, n: h.give(),
         missing=lambda h, n: h.give(404, b"gone"),
@@ -108,21 +120,36 @@ def test_every_kind_of_answer(server):
         stalls=stall_then_give,
         cut=truncate_then_resume(paper),
         moved=lambda h, n: h.give(302, b"", Location="/pdf/movedhere"),
-        html=lambda h, n: h.give(body=b"<html><body>are you a robot?</body></html>" * 40, Content_Type="application/pdf"),
+        html=lambda h, n: h.give(
+            body=b"<html><body>are you a robot?</body></html>" * 40, Content_Type="application/pdf"
+        ),
         wrong=lambda h, n: h.give(body=other),
-        movedhere=lambda h, n: h.give())
+        movedhere=lambda h, n: h.give(),
+    )
     assert got == {"good", "busy", "down", "stalls", "cut", "moved", "movedhere"}
-    assert failed["missing"] == "HTTP 404" and failed["dead"] == "HTTP 503" and failed["html"] == "not a PDF"
+    assert (
+        failed["missing"] == "HTTP 404"
+        and failed["dead"] == "HTTP 503"
+        and failed["html"] == "not a PDF"
+    )
     assert failed["wrong"].startswith("mismatch: the first page does not carry the title")
     assert set(failed) == {"missing", "dead", "html", "wrong"}
-    assert {name for name, row in table.items() if row["got"] == "yes"} == got and table["dead"]["reason"] == "HTTP 503"
+    assert {name for name, row in table.items() if row["got"] == "yes"} == got and table["dead"][
+        "reason"
+    ] == "HTTP 503"
     assert all((folder / "out" / f"{name}.pdf").read_bytes() == paper for name in got)
 
     times = {(name, number): at for name, number, at, _ in asked}
     assert times["busy", 1] - times["busy", 0] >= 1  # as Retry-After says
     assert all(headers["User-Agent"] == arxiv.AGENT for *_, headers in asked)
-    assert [headers.get("Range") for name, *_, headers in asked if name == "cut"] == [None, "bytes=700-"]
-    assert sum(name == "missing" for name, *_ in asked) == 1 and sum(name == "dead" for name, *_ in asked) == arxiv.ATTEMPTS
+    assert [headers.get("Range") for name, *_, headers in asked if name == "cut"] == [
+        None,
+        "bytes=700-",
+    ]
+    assert (
+        sum(name == "missing" for name, *_ in asked) == 1
+        and sum(name == "dead" for name, *_ in asked) == arxiv.ATTEMPTS
+    )
 
 
 def test_what_is_there_is_kept_and_a_half_goes_on(server):
@@ -130,8 +157,14 @@ def test_what_is_there_is_kept_and_a_half_goes_on(server):
     run(one=lambda h, n: h.give())
     (folder / "scratch/arxiv/two.part").write_bytes(paper[:500])  # left by a kill
     rest = truncate_then_resume(paper)
-    got, failed, _ = run(one=lambda h, n: h.give(500, b""), two=lambda h, n: rest(h, 1), three=lambda h, n: h.give(416, b""))
-    assert [(name, headers.get("Range")) for name, *_, headers in asked if name != "three"] == [("two", "bytes=500-")]
+    got, failed, _ = run(
+        one=lambda h, n: h.give(500, b""),
+        two=lambda h, n: rest(h, 1),
+        three=lambda h, n: h.give(416, b""),
+    )
+    assert [(name, headers.get("Range")) for name, *_, headers in asked if name != "three"] == [
+        ("two", "bytes=500-")
+    ]
     assert got == {"one", "two"} and "cannot go on" in failed["three"]
 
 
@@ -141,7 +174,9 @@ def test_too_large_and_nobody_there(server, monkeypatch):
     assert run(large=lambda h, n: h.give())[1] == {"large": "larger than 0 MB"}
     monkeypatch.setenv("REMOTE_DIFFUSION_ARXIV", "http://127.0.0.1:9")
     _, failed, _ = run(**{f"paper{n}": None for n in range(5)})
-    assert len(failed) == 5 and failed["paper4"].startswith("not tried: http://127.0.0.1:9 gave no answer 3 times")
+    assert len(failed) == 5 and failed["paper4"].startswith(
+        "not tried: http://127.0.0.1:9 gave no answer 3 times"
+    )
     assert "refused" in failed["paper0"].lower()
 
 
@@ -149,7 +184,13 @@ def test_no_paper_at_all_ends_the_stage_in_one_line(server, monkeypatch):
     run, asked, paper, folder = server
     run(gone=lambda h, n: h.give(404, b""))
     monkeypatch.chdir(folder)
-    text = (ROOT / "params.yaml").read_text().replace("  source: embedded             # the field notes", "  source: arxiv:list.csv # ")
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("  source: embedded             # the field notes", "  source: arxiv:list.csv # ")
+    )
     Path("params.yaml").write_text(text)
-    with pytest.raises(SystemExit, match="^error: fetch_papers.source: arxiv:list.csv: none of 1 papers"):
+    with pytest.raises(
+        SystemExit, match="^error: fetch_papers.source: arxiv:list.csv: none of 1 papers"
+    ):
         importlib.import_module("stages.fetch_papers").main()

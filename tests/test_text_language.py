@@ -18,8 +18,18 @@ def tiny(vocabulary: int = 32):
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    return PhiForCausalLM(PhiConfig(vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                    num_attention_heads=2, max_position_embeddings=64, bos_token_id=EOS, eos_token_id=EOS))
+    return PhiForCausalLM(
+        PhiConfig(
+            vocab_size=vocabulary,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=EOS,
+            eos_token_id=EOS,
+        )
+    )
 
 
 def test_end_is_learnt_and_padding_is_not():
@@ -34,7 +44,9 @@ def test_packing_loses_nothing_and_fills():
     assert all(len(row) == 16 for row in rows[:-1])
     assert rows == tokens.pack(texts, 16, rng(0, "pack"))
     assert sum(row.count(EOS) for row in rows) >= len(texts) - 1
-    assert [token for row in tokens.separate(texts, 4) for token in row] == [token for text in texts for token in text]
+    assert [token for row in tokens.separate(texts, 4) for token in row] == [
+        token for text in texts for token in text
+    ]
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary():
@@ -67,9 +79,24 @@ def test_interval_covers_and_shrinks():
 def settings(**changed):
     from stages.params import FinetuneLLM
 
-    return FinetuneLLM(**{**dict(quantization="none", rank=8, alpha=16, dropout=0.0, lr=3e-2,
-                                 target_modules=["q_proj", "fc1", "fc2"], weight_decay=0.0, batch_size=4,
-                                 steps=60, context=16, packing=False), **changed})
+    return FinetuneLLM(
+        **{
+            **dict(
+                quantization="none",
+                rank=8,
+                alpha=16,
+                dropout=0.0,
+                lr=3e-2,
+                target_modules=["q_proj", "fc1", "fc2"],
+                weight_decay=0.0,
+                batch_size=4,
+                steps=60,
+                context=16,
+                packing=False,
+            ),
+            **changed,
+        }
+    )
 
 
 def test_tuned_model_stops_and_a_killed_run_goes_on(tmp_path):
@@ -81,14 +108,22 @@ def test_tuned_model_stops_and_a_killed_run_goes_on(tmp_path):
     model = lora.adapt(tiny(), p)
     lora.train(model, rows, EOS, p, 0, tmp_path / "whole")
     model.eval()
-    answer = model.generate(input_ids=torch.tensor([[5, 6]]), attention_mask=torch.ones(1, 2, dtype=torch.long),
-                            max_new_tokens=8, do_sample=False, pad_token_id=EOS)
+    answer = model.generate(
+        input_ids=torch.tensor([[5, 6]]),
+        attention_mask=torch.ones(1, 2, dtype=torch.long),
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=EOS,
+    )
     assert answer[0].tolist() == [5, 6, 7, 8, EOS]
 
     # Killed after 30 of 60 steps: the checkpoint of step 30 is there, later ones are not.
     half = lora.adapt(tiny(), p)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    left = sorted((tmp_path / "killed").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    left = sorted(
+        (tmp_path / "killed").glob("checkpoint-*"),
+        key=lambda path: int(path.name.partition("-")[2]),
+    )
     shutil.rmtree(left[-1])
     lora.train(half, rows, EOS, p, 0, tmp_path / "killed")
     for a, b in zip(model.state_dict().values(), half.state_dict().values()):
@@ -98,8 +133,15 @@ def test_tuned_model_stops_and_a_killed_run_goes_on(tmp_path):
 def test_wrong_target_module_is_named():
     from stages.text import lora
 
-    for name in ("query", "self_attn", "input_layernorm"):  # none at all; a block of layers; no matrix
-        with pytest.raises(SystemExit, match=f"finetune_llm.target_modules: the base model has no {name} to adapt; it has .*fc1"):
+    for name in (
+        "query",
+        "self_attn",
+        "input_layernorm",
+    ):  # none at all; a block of layers; no matrix
+        with pytest.raises(
+            SystemExit,
+            match=f"finetune_llm.target_modules: the base model has no {name} to adapt; it has .*fc1",
+        ):
             lora.adapt(tiny(), settings(target_modules=[name]))
 
 
@@ -137,8 +179,11 @@ def finetune(tmp_path, monkeypatch):
     shutil.copytree(root / "stages/embedded/models/language", "models/base/language")
     old = [Path("models/llm/adapter_model.safetensors"), Path("metrics/llm.json")]
 
-    def run(papers: list[tuple[str, str]] = (("a", "train"), *((name, "test") for name in "bcde")), text: str = "A green field.",
-            **changed) -> str:
+    def run(
+        papers: list[tuple[str, str]] = (("a", "train"), *((name, "test") for name in "bcde")),
+        text: str = "A green field.",
+        **changed,
+    ) -> str:
         values = yaml.safe_load((root / "params.yaml").read_text())
         values["finetune_llm"] |= {"context": 16, "steps": 3} | changed
         Path("params.yaml").write_text(yaml.safe_dump(values))
@@ -156,20 +201,41 @@ def finetune(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("papers, message", [
-    ([("a", "train"), ("b", "test"), ("c", "test")], "scrape.min_test_papers: 2 held-out papers are left"),
-    ([("a", "train"), *((name, "test") for name in "abcde")], "data/chunks.parquet: a is in the training and in the held-out text"),
-    ([(name, "test") for name in "abcde"], "data/chunks.parquet: no training text"),
-])
+@pytest.mark.parametrize(
+    "papers, message",
+    [
+        (
+            [("a", "train"), ("b", "test"), ("c", "test")],
+            "scrape.min_test_papers: 2 held-out papers are left",
+        ),
+        (
+            [("a", "train"), *((name, "test") for name in "abcde")],
+            "data/chunks.parquet: a is in the training and in the held-out text",
+        ),
+        ([(name, "test") for name in "abcde"], "data/chunks.parquet: no training text"),
+    ],
+)
 def test_a_perplexity_without_footing_is_refused(finetune, papers, message):
     assert finetune(papers).startswith(f"error: {message}")
 
 
-@pytest.mark.parametrize("changed, message", [
-    ({"lr": 1.0e30}, "finetune_llm.lr: the loss is no number by step 2. Try a lower lr than 1e+30"),
-    ({"lr": 1.0e30, "steps": 1}, "finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than 1e+30"),
-    ({"context": 257}, "finetune_llm.context: 257 tokens are more than the 256 that models/base/language can read"),
-])
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (
+            {"lr": 1.0e30},
+            "finetune_llm.lr: the loss is no number by step 2. Try a lower lr than 1e+30",
+        ),
+        (
+            {"lr": 1.0e30, "steps": 1},
+            "finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than 1e+30",
+        ),
+        (
+            {"context": 257},
+            "finetune_llm.context: 257 tokens are more than the 256 that models/base/language can read",
+        ),
+    ],
+)
 def test_a_run_that_leads_nowhere_replaces_nothing(finetune, changed, message):
     assert finetune(**changed) == f"error: {message}"
 
@@ -192,9 +258,13 @@ def test_a_base_model_without_all_its_weights_is_refused(finetune):
     Path("models/llm/adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match=line):
         export.main("llm", "out")
-    for value, line in ((float("nan"), "model.layers.1.mlp.fc1.weight holds values that are no numbers"),
-                        (3.0e38, "its perplexity is no number before any training")):
-        weights["model.layers.1.mlp.fc1.weight"] = weights["model.layers.0.mlp.fc1.weight"].float() * 0 + value
+    for value, line in (
+        (float("nan"), "model.layers.1.mlp.fc1.weight holds values that are no numbers"),
+        (3.0e38, "its perplexity is no number before any training"),
+    ):
+        weights["model.layers.1.mlp.fc1.weight"] = (
+            weights["model.layers.0.mlp.fc1.weight"].float() * 0 + value
+        )
         save_file(weights, file, {"format": "pt"})
         assert finetune().startswith(f"error: models/base/language: {line}")
 
@@ -211,7 +281,11 @@ def test_a_lone_token_is_not_learnt_from(finetune):
 
 def test_a_loss_beyond_all_numbers_is_an_infinite_perplexity():
     losses = np.array([[1e6, 10.0]])
-    assert perplexity.perplexity(losses) == perplexity.perplexity(losses * float("nan")) == float("inf")
+    assert (
+        perplexity.perplexity(losses)
+        == perplexity.perplexity(losses * float("nan"))
+        == float("inf")
+    )
     assert not np.isfinite(perplexity.interval(losses, rng(0))).any()
 
 
@@ -220,11 +294,17 @@ def test_four_bit_without_bitsandbytes_is_one_line(tmp_path):
     import subprocess
     import sys
 
-    code = ("import sys; sys.modules['bitsandbytes'] = None\nfrom pathlib import Path\nfrom stages.text import lora\n"
-            "lora.load_base(Path('nowhere'), 'nf4')")
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    code = (
+        "import sys; sys.modules['bitsandbytes'] = None\nfrom pathlib import Path\nfrom stages.text import lora\n"
+        "lora.load_base(Path('nowhere'), 'nf4')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: finetune_llm.quantization: nf4 needs bitsandbytes, which does not load")
+    assert done.stderr.startswith(
+        "error: finetune_llm.quantization: nf4 needs bitsandbytes, which does not load"
+    )
 
 
 def test_export_merges_the_adapter(tmp_path, monkeypatch):
@@ -236,7 +316,9 @@ def test_export_merges_the_adapter(tmp_path, monkeypatch):
 
     shipped = Path(__file__).parents[1] / "stages/embedded/models/language"
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="^error: export: no adapter in models/llm; run `dvc repro finetune_llm`"):
+    with pytest.raises(
+        SystemExit, match="^error: export: no adapter in models/llm; run `dvc repro finetune_llm`"
+    ):
         export.main("llm", "out")
     Path("models/base").mkdir(parents=True)
     Path("models/base/language").symlink_to(shipped)
@@ -248,7 +330,9 @@ def test_export_merges_the_adapter(tmp_path, monkeypatch):
     export.main("llm", "out")
     ids = AutoTokenizer.from_pretrained("out")("a green field", return_tensors="pt")
     with torch.no_grad():
-        merged, adapted = (m(**ids).logits.float() for m in (AutoModelForCausalLM.from_pretrained("out"), model))
+        merged, adapted = (
+            m(**ids).logits.float() for m in (AutoModelForCausalLM.from_pretrained("out"), model)
+        )
         base = AutoModelForCausalLM.from_pretrained(shipped)(**ids).logits.float()
     assert torch.allclose(merged, adapted, atol=0.02) and not torch.allclose(merged, base, atol=0.2)
     with pytest.raises(SystemExit, match="^error: export: out exists and is not an empty folder"):
@@ -264,6 +348,12 @@ def test_shipped_model_speaks_english():
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 6 << 20
     text = "This function returns the number of items in the list."
-    losses = [perplexity.document_losses(model, [tokens.encode([words], tokenizer)], 256)
-              for words in (text, " ".join(reversed(text.split())))]
-    assert perplexity.perplexity(losses[0]) < perplexity.perplexity(losses[1]) < 5 * tokenizer.vocab_size
+    losses = [
+        perplexity.document_losses(model, [tokens.encode([words], tokenizer)], 256)
+        for words in (text, " ".join(reversed(text.split())))
+    ]
+    assert (
+        perplexity.perplexity(losses[0])
+        < perplexity.perplexity(losses[1])
+        < 5 * tokenizer.vocab_size
+    )

@@ -12,7 +12,9 @@ from stages import chunk
 from stages.common.artefacts import digest
 from stages.text import clean, duplicates, papers, pdf, sentences
 
-WORDS = "the farmland shows green rows on brown soil beside a straight road and a narrow canal".split()
+WORDS = (
+    "the farmland shows green rows on brown soil beside a straight road and a narrow canal".split()
+)
 
 
 def make_pdf(path: Path, pages: list[str], title: str = "Published at a Workshop") -> Path:
@@ -29,51 +31,72 @@ def make_pdf(path: Path, pages: list[str], title: str = "Published at a Workshop
     return path
 
 
-@pytest.mark.parametrize("text, count", [
-    ("It rains. The field is wet.", 2),
-    ("Trees, e.g. Oak and Beech, are green.", 1),
-    ("See Fig. 2 and Eq. 3 for it. Then stop.", 2),
-    ("Smith et al. The second author is missing.", 1),
-    ("The value is 3.5 m. It grew.", 2),
-    ("J. Smith and A. B. Jones wrote it.", 1),
-    ("Is it green? Yes! It is.", 3),
-    ("He said \"it is wet.\" Then he left.", 2),
-    ("It ends at 2. Next one.", 2),
-    ("no stop at all", 1),
-])
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("It rains. The field is wet.", 2),
+        ("Trees, e.g. Oak and Beech, are green.", 1),
+        ("See Fig. 2 and Eq. 3 for it. Then stop.", 2),
+        ("Smith et al. The second author is missing.", 1),
+        ("The value is 3.5 m. It grew.", 2),
+        ("J. Smith and A. B. Jones wrote it.", 1),
+        ("Is it green? Yes! It is.", 3),
+        ('He said "it is wet." Then he left.', 2),
+        ("It ends at 2. Next one.", 2),
+        ("no stop at all", 1),
+    ],
+)
 def test_sentence_ends(text, count):
     assert len(sentences.sentences(text)) == count
     assert "".join(sentences.spans(text)) == text
 
 
 def test_headings_stand_alone():
-    lines = ["Bare Land", "Ground on which nothing grows and nothing was ever built is called", "bare, and it is brown.",
-             "The look", "From above it is a smooth surface with soft edges and few shadows, or a", "rough one."]
+    lines = [
+        "Bare Land",
+        "Ground on which nothing grows and nothing was ever built is called",
+        "bare, and it is brown.",
+        "The look",
+        "From above it is a smooth surface with soft edges and few shadows, or a",
+        "rough one.",
+    ]
     assert sentences.sentences(sentences.flow(lines))[0] == "Bare Land"
     assert "The look" in sentences.sentences(sentences.flow(lines))
 
 
 def test_normalise_and_hyphens():
-    assert clean.normalise("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
+    assert (
+        clean.normalise("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
+    )
     assert clean.join_hyphens(["an im-", "perative need"]) == ["an imperative", "need"]
     kept = clean.join_hyphens(["a self-supervised model is self-", "supervised"])
     assert kept == ["a self-supervised model is self-supervised", ""]
 
 
 def test_headers_footers_and_page_numbers_go():
-    pages = [["A Workshop 2023", f"text {w} starts", "more", f"and {w} ends", str(n)] for n, w in enumerate("abcde", 1)]
+    pages = [
+        ["A Workshop 2023", f"text {w} starts", "more", f"and {w} ends", str(n)]
+        for n, w in enumerate("abcde", 1)
+    ]
     assert clean.body(pages) == [[f"text {w} starts", "more", f"and {w} ends"] for w in "abcde"]
 
 
 def test_a_title_under_an_equal_header_stays():
-    body = clean.body([["Orchards", "Orchards", "first text", "1"], ["Orchards", "second text", "2"]])
+    body = clean.body(
+        [["Orchards", "Orchards", "first text", "1"], ["Orchards", "second text", "2"]]
+    )
     assert body == [["Orchards", "first text"], ["second text"]]
 
 
 def test_references_end_at_an_appendix_or_in_silence():
     lines = ["body", "References", "A. Smith. Fields. 2020.", "A APPENDIX", "more"]
     assert clean.references(lines, True) == [(1, 3)]
-    lines = ["body", "REFERENCES", *["[1] B. Jones. Proceedings, 2019."] * 3, *[f"new paper line {n} x" for n in range(40)]]
+    lines = [
+        "body",
+        "REFERENCES",
+        *["[1] B. Jones. Proceedings, 2019."] * 3,
+        *[f"new paper line {n} x" for n in range(40)],
+    ]
     assert clean.references(lines, False) == [(1, 5)]
 
 
@@ -88,7 +111,10 @@ def test_chunks_end_at_full_stops():
 
 def test_shingles_find_copies_only():
     known = duplicates.shingles(" ".join(f"word{n}" for n in range(200)))
-    copy, other = (duplicates.shingles(" ".join(f"{word}{n}," for n in range(50, 90))) for word in ("Word", "other"))
+    copy, other = (
+        duplicates.shingles(" ".join(f"{word}{n}," for n in range(50, 90)))
+        for word in ("Word", "other")
+    )
     assert np.array_equal(known[duplicates.where(copy, known)], copy)
     assert len(duplicates.where(other, known)) == 0
 
@@ -123,7 +149,7 @@ def test_each_odd_pdf_costs_only_itself(odd):
 def test_text_is_pypdfs_own(odd):
     from pypdf import PdfReader
 
-    (_, answer), = pdf.read_all([odd / "good.pdf"])
+    ((_, answer),) = pdf.read_all([odd / "good.pdf"])
     assert answer["pages"] == [page.extract_text() for page in PdfReader(odd / "good.pdf").pages]
 
 
@@ -132,11 +158,15 @@ def test_a_bomb_and_a_hang_cost_only_themselves(tmp_path):
     import zlib
 
     bomb = zlib.compress(b"BT (" + b"a" * (300 << 20) + b") Tj ET", 9)
-    body = (b"%%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n"
-            b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Resources<<>>/Contents 4 0 R>>endobj\n"
-            b"4 0 obj<</Length %d/Filter/FlateDecode>>stream\n" % len(bomb)
-            + bomb + b"\nendstream endobj\n"
-            b"trailer<</Root 1 0 R>>\n")
+    body = (
+        b"%%PDF-1.4\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj\n2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj\n"
+        b"3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 9 9]/Resources<<>>/Contents 4 0 R>>endobj\n"
+        b"4 0 obj<</Length %d/Filter/FlateDecode>>stream\n"
+        % len(bomb)
+        + bomb
+        + b"\nendstream endobj\n"
+        b"trailer<</Root 1 0 R>>\n"
+    )
     (tmp_path / "bomb.pdf").write_bytes(body)
     good = make_pdf(tmp_path / "good.pdf", [" ".join(WORDS * 5)])
     (_, first), (_, second) = pdf.read_all([tmp_path / "bomb.pdf", good], seconds=5, megabytes=600)
@@ -165,7 +195,9 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "papers").mkdir()
     text = (root / "params.yaml").read_text()
-    text = text.replace("fetch_papers:\n  source: embedded ", "fetch_papers:\n  source: path:papers ")
+    text = text.replace(
+        "fetch_papers:\n  source: embedded ", "fetch_papers:\n  source: path:papers "
+    )
     assert "path:papers" in text
     (tmp_path / "params.yaml").write_text(text)
     return tmp_path
@@ -188,7 +220,9 @@ def test_papers_to_chunks(project, odd):
 
 
 def test_bad_folders_end_in_one_line(project, odd):
-    with pytest.raises(SystemExit, match="^error: fetch_papers.source: path:papers: no PDF or text file$"):
+    with pytest.raises(
+        SystemExit, match="^error: fetch_papers.source: path:papers: no PDF or text file$"
+    ):
         run("fetch_papers")
     shutil.copy(odd / "locked.pdf", project / "papers")
     run("fetch_papers")
@@ -199,7 +233,10 @@ def test_bad_folders_end_in_one_line(project, odd):
 def test_a_text_file_is_cut_at_its_reference_lists(tmp_path):
     text = []
     for n in range(4):
-        text += [f"A line about the fields of paper {n}."] * 30 + ["References", "[1] A. Smith. Fields. 2020."] * 1
+        text += [f"A line about the fields of paper {n}."] * 30 + [
+            "References",
+            "[1] A. Smith. Fields. 2020.",
+        ] * 1
     (tmp_path / "corpus.txt").write_text("\n".join(text))
     parts, how = papers.read_text(tmp_path / "corpus.txt", True)
     assert len(parts) == 4 and "reference lists" in how

@@ -13,7 +13,11 @@ FORKED = ("pull-request", "pull-request-comment")  # started by anybody's pull r
 
 
 def steps(name: str) -> list[dict]:
-    return [step for job in yaml.safe_load(WORKFLOWS[name].read_text())["jobs"].values() for step in job["steps"]]
+    return [
+        step
+        for job in yaml.safe_load(WORKFLOWS[name].read_text())["jobs"].values()
+        for step in job["steps"]
+    ]
 
 
 def test_there_are_the_three():
@@ -25,10 +29,15 @@ def test_actions_are_pinned_by_commit_and_permissions_are_stated(name):
     used = [step["uses"] for step in steps(name) if "uses" in step]
     assert used and all(re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40}", action) for action in used)
     workflow = yaml.safe_load(WORKFLOWS[name].read_text())
-    granted = [workflow["permissions"], *(job["permissions"] for job in workflow["jobs"].values() if "permissions" in job)]
-    allowed = {"pull-request": {("contents", "read")},
-               "pull-request-comment": {("actions", "read"), ("pull-requests", "write")},
-               "pipeline": {("contents", "read"), ("contents", "write"), ("pull-requests", "write")}}[name]
+    granted = [
+        workflow["permissions"],
+        *(job["permissions"] for job in workflow["jobs"].values() if "permissions" in job),
+    ]
+    allowed = {
+        "pull-request": {("contents", "read")},
+        "pull-request-comment": {("actions", "read"), ("pull-requests", "write")},
+        "pipeline": {("contents", "read"), ("contents", "write"), ("pull-requests", "write")},
+    }[name]
     assert {pair for permissions in granted for pair in permissions.items()} == allowed
 
 
@@ -36,7 +45,9 @@ def test_actions_are_pinned_by_commit_and_permissions_are_stated(name):
 def test_a_fork_reaches_no_secret_and_injects_no_command(name):
     text = WORKFLOWS[name].read_text()
     assert "secrets." not in text and "pull_request_target" not in text
-    assert all("${{" not in step.get("run", "") for step in steps(name)), "what an event says goes in through env, never into the script"
+    assert all("${{" not in step.get("run", "") for step in steps(name)), (
+        "what an event says goes in through env, never into the script"
+    )
 
 
 def test_no_test_is_skipped_for_want_of_a_tool():
@@ -46,7 +57,9 @@ def test_no_test_is_skipped_for_want_of_a_tool():
 
 
 def test_the_job_that_may_write_checks_out_nothing():
-    assert not [step for step in steps("pull-request-comment") if "checkout" in step.get("uses", "")]
+    assert not [
+        step for step in steps("pull-request-comment") if "checkout" in step.get("uses", "")
+    ]
 
 
 def test_the_code_of_a_pull_request_runs_without_the_checkouts_token():
@@ -66,8 +79,10 @@ def test_scripts_are_bash_and_name_what_is_here(name):
 COMMENT = next(step["run"] for step in steps("pull-request-comment") if step.get("name") == "Post")
 
 
-@pytest.mark.parametrize(("number", "head", "posted"), [
-    ("7", "abc", True), ("7", "other", False), ("7; rm -rf /", "abc", False), ("", "abc", False)])
+@pytest.mark.parametrize(
+    ("number", "head", "posted"),
+    [("7", "abc", True), ("7", "other", False), ("7; rm -rf /", "abc", False), ("", "abc", False)],
+)
 def test_the_comment_goes_only_to_the_pull_request_it_was_made_for(tmp_path, number, head, posted):
     """The posting script itself, with a `gh` that writes down how it is called."""
     (tmp_path / "comment").mkdir()
@@ -77,8 +92,13 @@ def test_the_comment_goes_only_to_the_pull_request_it_was_made_for(tmp_path, num
     gh.parent.mkdir()
     gh.write_text('#!/bin/sh\n[ "$2" = view ] && echo abc\necho "$@" >> calls\n')
     gh.chmod(0o755)
-    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", COMMENT], cwd=tmp_path, text=True, capture_output=True,
-                          env={"PATH": f"{gh.parent}:/usr/bin:/bin", "HEAD": head, "RUN": "https://example.org/run"})
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", COMMENT],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env={"PATH": f"{gh.parent}:/usr/bin:/bin", "HEAD": head, "RUN": "https://example.org/run"},
+    )
     assert (done.returncode == 0) == posted
     calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
     assert ("pr comment 7 --body-file body.md" in calls) == posted
@@ -102,6 +122,7 @@ stages:
 @pytest.fixture
 def clone(tmp_path, environment):
     """A clone without data of a repository with one stage and a remote that nothing was pushed to."""
+
     def run(*command: str, cwd):
         return shell(*command, cwd=cwd, env={**environment, "PYTHONPATH": str(REPOSITORY)})
 
@@ -109,12 +130,21 @@ def clone(tmp_path, environment):
     origin.mkdir()
     (origin / "dvc.yaml").write_text(PIPELINE)
     (origin / "params.yaml").write_text("one: 1\n")
-    for command in (["git", "init", "-q"], ["dvc", "init", "-q"], ["dvc", "remote", "add", "-d", "store", str(tmp_path / "store")],
-                    ["dvc", "repro", "-q"], ["git", "add", "-A"],
-                    ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"]):
+    for command in (
+        ["git", "init", "-q"],
+        ["dvc", "init", "-q"],
+        ["dvc", "remote", "add", "-d", "store", str(tmp_path / "store")],
+        ["dvc", "repro", "-q"],
+        ["git", "add", "-A"],
+        ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"],
+    ):
         assert run(*command, cwd=origin).returncode == 0
     assert run("git", "clone", "-q", str(origin), "clone", cwd=tmp_path).returncode == 0
-    return origin, tmp_path / "clone", lambda *command, cwd=tmp_path / "clone": run(*command, cwd=cwd)
+    return (
+        origin,
+        tmp_path / "clone",
+        lambda *command, cwd=tmp_path / "clone": run(*command, cwd=cwd),
+    )
 
 
 def test_the_lock_check_needs_no_data_and_tells_what_is_stale_or_not_pushed(clone):
@@ -124,11 +154,17 @@ def test_the_lock_check_needs_no_data_and_tells_what_is_stale_or_not_pushed(clon
         return run(sys.executable, "-m", "stages.lock")
 
     done = lock()
-    assert done.returncode == 1 and done.stderr.startswith("error: lock: not in the remote: out.txt; run `dvc push`")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: lock: not in the remote: out.txt; run `dvc push`"
+    )
     assert run("dvc", "push", cwd=origin).returncode == 0
     done = lock()
-    assert done.returncode == 0 and "everything that it names is in the remote" in done.stdout, done.stderr
+    assert done.returncode == 0 and "everything that it names is in the remote" in done.stdout, (
+        done.stderr
+    )
     assert not (copy / "out.txt").exists()
     (copy / "params.yaml").write_text("one: 2\n")
     done = lock()
-    assert done.returncode == 1 and done.stderr.startswith("error: lock: one: changed since the run in dvc.lock")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "error: lock: one: changed since the run in dvc.lock"
+    )

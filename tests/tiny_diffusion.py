@@ -16,43 +16,93 @@ from PIL import Image
 from stages.common.artefacts import IMAGE, write_json, write_shards
 
 TEXT = pa.string()
-IMAGERY = pa.schema([("image", IMAGE), ("captions", pa.list_(TEXT)), ("scene", TEXT), ("filename", TEXT)])
+IMAGERY = pa.schema(
+    [("image", IMAGE), ("captions", pa.list_(TEXT)), ("scene", TEXT), ("filename", TEXT)]
+)
 
 
-def make_pipeline(folder: Path, channels=(8, 16, 16), vae_channels=(8, 8, 8), width: int = 16, size: int = 8, seed: int = 0,
-                  prediction_type="v_prediction") -> Path:
+def make_pipeline(
+    folder: Path,
+    channels=(8, 16, 16),
+    vae_channels=(8, 8, 8),
+    width: int = 16,
+    size: int = 8,
+    seed: int = 0,
+    prediction_type="v_prediction",
+) -> Path:
     """The architecture of the shipped base (UNet with cross-attention at its lowest level, VAE of factor 4), untrained."""
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(seed)
     UNet2DConditionModel(
-        sample_size=size, in_channels=4, out_channels=4, block_out_channels=channels, layers_per_block=1,
+        sample_size=size,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=channels,
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8,
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=8,
     ).save_pretrained(folder / "unet")
     AutoencoderKL(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=vae_channels, norm_num_groups=8,
-        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, layers_per_block=1,
-        mid_block_add_attention=False, scaling_factor=0.5,
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=vae_channels,
+        norm_num_groups=8,
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        layers_per_block=1,
+        mid_block_add_attention=False,
+        scaling_factor=0.5,
     ).save_pretrained(folder / "vae")
     letters = [chr(c) for c in range(32, 127)]
     vocab = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=77)
+    tokenizer = CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=77
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
-    CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(vocab), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=77, bos_token_id=len(vocab) - 2, eos_token_id=len(vocab) - 1, pad_token_id=len(vocab) - 1,
-    )).save_pretrained(folder / "text_encoder")
-    PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type,
-                  skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).save_pretrained(folder / "scheduler")
-    (folder / "model_index.json").write_text(json.dumps({
-        "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1",
-        "feature_extractor": [None, None], "safety_checker": [None, None], "requires_safety_checker": False,
-        "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"]}))
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            bos_token_id=len(vocab) - 2,
+            eos_token_id=len(vocab) - 1,
+            pad_token_id=len(vocab) - 1,
+        )
+    ).save_pretrained(folder / "text_encoder")
+    PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "StableDiffusionPipeline",
+                "_diffusers_version": "0.42.1",
+                "feature_extractor": [None, None],
+                "safety_checker": [None, None],
+                "requires_safety_checker": False,
+                "scheduler": ["diffusers", "PNDMScheduler"],
+                "text_encoder": ["transformers", "CLIPTextModel"],
+                "tokenizer": ["transformers", "CLIPTokenizer"],
+                "unet": ["diffusers", "UNet2DConditionModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            }
+        )
+    )
     return folder
 
 
@@ -62,12 +112,20 @@ def make_imagery(folder: Path, counts: dict[str, int], size: int = 32) -> Path:
         rows = []
         for i in range(count):
             draw = np.random.default_rng([i, len(split)])
-            pixels = np.clip(draw.integers(0, 256, 3) + draw.normal(0, 20, (size, size, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(
+                draw.integers(0, 256, 3) + draw.normal(0, 20, (size, size, 3)), 0, 255
+            ).astype(np.uint8)
             pixels[: size // 4, : size // 2] = 255
             sink = io.BytesIO()
             Image.fromarray(pixels).save(sink, "PNG")
-            rows.append({"image": {"bytes": sink.getvalue(), "path": None}, "filename": f"{split}_{i:04d}.png",
-                         "scene": "field", "captions": [f"a field number {i}", "a field" if i % 2 else f"a bright {i}"]})
+            rows.append(
+                {
+                    "image": {"bytes": sink.getvalue(), "path": None},
+                    "filename": f"{split}_{i:04d}.png",
+                    "scene": "field",
+                    "captions": [f"a field number {i}", "a field" if i % 2 else f"a bright {i}"],
+                }
+            )
         write_shards(folder / split, rows, IMAGERY)
     return folder
 
@@ -80,11 +138,28 @@ def make_workspace(folder: Path, train: int = 20, valid: int = 6, test: int = 7,
     return folder
 
 
-TINY = {"sampling": {"scheduler": "pndm", "guidance_scale": 3.0, "steps": 3, "resolution": 32, "batch_size": 4, "precision": "fp32"},
-        "encode": {"batch_size": 8, "precision": "fp32", "base_images": 4},
-        "finetune_sd": {"epochs": 4, "batch_size": 8, "lr": 1.0e-3, "warmup_steps": 2, "precision": "fp32",
-                        "checkpoint_steps": 3, "validation_images": 5, "grid_captions": 2},
-        "generate": {"images_per_prompt": 2}}
+TINY = {
+    "sampling": {
+        "scheduler": "pndm",
+        "guidance_scale": 3.0,
+        "steps": 3,
+        "resolution": 32,
+        "batch_size": 4,
+        "precision": "fp32",
+    },
+    "encode": {"batch_size": 8, "precision": "fp32", "base_images": 4},
+    "finetune_sd": {
+        "epochs": 4,
+        "batch_size": 8,
+        "lr": 1.0e-3,
+        "warmup_steps": 2,
+        "precision": "fp32",
+        "checkpoint_steps": 3,
+        "validation_images": 5,
+        "grid_captions": 2,
+    },
+    "generate": {"images_per_prompt": 2},
+}
 
 
 def write_params(folder: Path, **sections: dict) -> None:
@@ -98,16 +173,29 @@ def write_params(folder: Path, **sections: dict) -> None:
 
 # A real process per stage run, forked from a server that has done the imports: a start takes 0.1 s, not 8.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["stages.encode", "stages.finetune_sd", "stages.sample", "stages.generate", "diffusers",
-                                "diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl",
-                                "transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip", "dvclive"])
+_SERVER.set_forkserver_preload(
+    [
+        "stages.encode",
+        "stages.finetune_sd",
+        "stages.sample",
+        "stages.generate",
+        "diffusers",
+        "diffusers.models.unets.unet_2d_condition",
+        "diffusers.models.autoencoders.autoencoder_kl",
+        "transformers.models.clip.modeling_clip",
+        "transformers.models.clip.tokenization_clip",
+        "dvclive",
+    ]
+)
 
 
 def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]:
     """Call `function(*args)` in `workspace`, in processes of their own; the first's exit code (-9: killed) and stderr."""
     port = str(_free_port())
-    children = [_SERVER.Process(target=_child, args=(workspace, rank, processes, port, function, args))
-                for rank in range(processes)]
+    children = [
+        _SERVER.Process(target=_child, args=(workspace, rank, processes, port, function, args))
+        for rank in range(processes)
+    ]
     for child in children:
         child.start()
     for child in children:
@@ -120,8 +208,15 @@ def _child(workspace, rank, world, port, function, args):
     os.dup2(os.open(f"stderr{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.environ["REMOTE_DIFFUSION_SCRATCH"] = str(workspace / "scratch")
     if world > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "ACCELERATE_USE_CPU": "true",
+        }
     torch.set_num_threads(1)
     function(*args)
 

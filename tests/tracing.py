@@ -19,7 +19,13 @@ OF_THE_MOMENT = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
 
 def available() -> bool:
     strace = shutil.which("strace")
-    return bool(strace) and subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], capture_output=True).returncode == 0
+    return (
+        bool(strace)
+        and subprocess.run(
+            [strace, "-qq", "-o", "/dev/null", "true"], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def install(shim: Path, traces: Path) -> None:
@@ -45,28 +51,43 @@ def opened(trace: Path, root: Path) -> set[str]:
             call = halves.pop(pid) + call
         # An import asks for the compiled module, there or not. Sources are also opened by a library that hashes all that lie beside its
         # caller, without running them: opening a `.py` is no import.
-        if imported := re.search(rf'"{re.escape(str(root))}/(\S+)/__pycache__/([^/]+?)\.cpython-[^/"]*\.pyc"', call):
+        if imported := re.search(
+            rf'"{re.escape(str(root))}/(\S+)/__pycache__/([^/]+?)\.cpython-[^/"]*\.pyc"', call
+        ):
             read.add(f"{imported[1]}/{imported[2]}.py")
         # openat(AT_FDCWD</folder>, "name", O_RDONLY|O_CLOEXEC) = 3</folder/name>
-        if not (found := re.search(r"= \d+<(.+?)(?: \(deleted\))?>$", call)) or not found[1].startswith(f"{root}/"):
+        if not (found := re.search(r"= \d+<(.+?)(?: \(deleted\))?>$", call)) or not found[
+            1
+        ].startswith(f"{root}/"):
             continue
         path = found[1].removeprefix(f"{root}/")
         if "O_CREAT" in call or "O_TMPFILE" in call:
             made |= {path, path.removesuffix(".part")}  # written as a part, then renamed
-        elif not path.endswith((".py", ".pyc")) and "O_DIRECTORY" not in call and path not in made and not (root / path).is_dir():
+        elif (
+            not path.endswith((".py", ".pyc"))
+            and "O_DIRECTORY" not in call
+            and path not in made
+            and not (root / path).is_dir()
+        ):
             read.add(path)
     return read
 
 
 def undeclared(files: set[str], stage: dict, root: Path) -> list[str]:
     """Those of the opened files that are neither deps nor outs of a stage (an entry of dvc.lock), nor known to be harmless."""
-    declared = {entry["path"] for kind in ("deps", "outs") for entry in stage.get(kind, [])} | set(audit.HARMLESS) | set(NOT_DATA)
+    declared = (
+        {entry["path"] for kind in ("deps", "outs") for entry in stage.get(kind, [])}
+        | set(audit.HARMLESS)
+        | set(NOT_DATA)
+    )
     declared |= set(OF_THE_MOMENT.get(stage["cmd"], ()))
 
     def harmless(file: str) -> bool:
         if file.endswith(".gitignore"):
             return True
         empty = file.endswith("__init__.py") and not (root / file).read_text()
-        return empty or any(file == name or file.startswith((f"{name}/", f"{name}.part")) for name in declared)
+        return empty or any(
+            file == name or file.startswith((f"{name}/", f"{name}.part")) for name in declared
+        )
 
     return sorted(file for file in files if not harmless(file))

@@ -19,7 +19,9 @@ SHARD_ROWS, SHARD_BYTES = 1024, 64 * 2**20
 
 def write_json(path: str | Path, value) -> None:
     """Write JSON for people and for git: indented, keys in the given order, a newline at the end."""
-    replace(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    replace(
+        path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    )
 
 
 def read_json(path: str | Path):
@@ -94,10 +96,14 @@ def shards(folder: str | Path) -> list[Path]:
 
 def read_rows(folder: str | Path, columns: list[str] | None = None) -> list[dict]:
     """All rows of a folder of shards. Leave out `image` from `columns` to stay small."""
-    return [row for path in shards(folder) for row in pq.read_table(path, columns=columns).to_pylist()]
+    return [
+        row for path in shards(folder) for row in pq.read_table(path, columns=columns).to_pylist()
+    ]
 
 
-def stream_rows(folder: str | Path, columns: list[str] | None = None, batch: int = 64) -> Iterator[dict]:
+def stream_rows(
+    folder: str | Path, columns: list[str] | None = None, batch: int = 64
+) -> Iterator[dict]:
     """The rows of a folder of shards, a few in memory at a time."""
     for path in shards(folder):
         for records in pq.ParquetFile(path).iter_batches(batch, columns=columns):

@@ -35,6 +35,8 @@ def explain(kind: type[BaseException], fault: BaseException, trace) -> None:
 
 
 def _line(message: str) -> str:
-    for bar in list(getattr(tqdm, "_instances", ())):  # made with the first bar; an open one keeps the log's line open
+    for bar in list(
+        getattr(tqdm, "_instances", ())
+    ):  # made with the first bar; an open one keeps the log's line open
         bar.close()
     return f"error: {' '.join(message.split())}"

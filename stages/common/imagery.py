@@ -18,28 +18,45 @@ from stages.common.artefacts import IMAGE
 from stages.common.fail import fail
 from stages.common.sources import visible
 
-SCHEMA = pa.schema([("image", IMAGE), ("captions", pa.list_(pa.string())), ("scene", pa.string()), ("filename", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("image", IMAGE),
+        ("captions", pa.list_(pa.string())),
+        ("scene", pa.string()),
+        ("filename", pa.string()),
+    ]
+)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
 METADATA = ("metadata.jsonl", "metadata.csv")
-ENCODED = ("binary", "large_binary", "fixed_size_binary", "dictionary<values=binary", "null")  # Arrow types an image comes in
+ENCODED = (
+    "binary",
+    "large_binary",
+    "fixed_size_binary",
+    "dictionary<values=binary",
+    "null",
+)  # Arrow types an image comes in
 SPLIT_NAMES = {"train", "training", "valid", "val", "validation", "test", "testing"}
 
 
 class Item(NamedTuple):
     """One image of a source as found: nothing about it is checked yet."""
-    split: str | None                # the source's own name of its split
-    name: str                        # file name
-    captions: object = None          # whatever the source holds; None where there is no caption field
-    scene: str | None = None         # the class the source gives; None: read it off the file name
-    image: object = None             # encoded bytes, a path, or what `draw` of the stage takes
-    fault: str | None = None         # why the reader could not read it
+
+    split: str | None  # the source's own name of its split
+    name: str  # file name
+    captions: object = None  # whatever the source holds; None where there is no caption field
+    scene: str | None = None  # the class the source gives; None: read it off the file name
+    image: object = None  # encoded bytes, a path, or what `draw` of the stage takes
+    fault: str | None = None  # why the reader could not read it
 
 
 class Origin(NamedTuple):
     """An opened source."""
-    files: list[Path]                # tables and metadata, for SOURCE.json
-    items: Callable[[bool], Iterator[Item]]   # items(with_images): the same items in the same order each time
-    captioned: bool                  # has a caption field at all
+
+    files: list[Path]  # tables and metadata, for SOURCE.json
+    items: Callable[
+        [bool], Iterator[Item]
+    ]  # items(with_images): the same items in the same order each time
+    captioned: bool  # has a caption field at all
 
 
 def scene_of(item: Item) -> str:
@@ -49,9 +66,19 @@ def scene_of(item: Item) -> str:
 
 def sentences(found) -> tuple[list[str], str]:
     """The usable captions among what a source holds, and, where there is none, why not."""
-    values = [found] if isinstance(found, str) else list(found) if isinstance(found, (list, tuple)) else [found]
+    values = (
+        [found]
+        if isinstance(found, str)
+        else list(found)
+        if isinstance(found, (list, tuple))
+        else [found]
+    )
     texts = [value for value in values if isinstance(value, str)]
-    kept = [" ".join(printable(text).split()) for text in texts if any(letter.isalpha() for letter in text)]
+    kept = [
+        " ".join(printable(text).split())
+        for text in texts
+        if any(letter.isalpha() for letter in text)
+    ]
     if kept:
         return kept, ""
     if all(value is None or isinstance(value, str) and not value.strip() for value in values):
@@ -66,6 +93,7 @@ def printable(text: str) -> str:
 
 # Readers ---------------------------------------------------------------------------------------------------------------
 
+
 def open_origin(path: Path, key: str) -> Origin:
     """Find out what a file or folder is, and open it. `key` is the params key that named it, for messages."""
     if path.is_file():
@@ -74,11 +102,15 @@ def open_origin(path: Path, key: str) -> Origin:
         return parquet([path], [], path.parent, key)
     files = sorted(visible(path, key))
     if tables := [file for file in files if file.suffix == ".parquet" and os.path.isfile(file)]:
-        return parquet(tables, [file for file in files if file.suffix.lower() in SUFFIXES], path, key)
+        return parquet(
+            tables, [file for file in files if file.suffix.lower() in SUFFIXES], path, key
+        )
     if lists := [file for file in files if file.name in METADATA and os.path.isfile(file)]:
         return image_folder(lists, files, path)
     if not any(file.suffix.lower() in SUFFIXES for file in files):
-        fail(f"{key}: {path.name}: no images in it (looked for *.parquet, {', '.join(METADATA)} and {' '.join(sorted(SUFFIXES))})")
+        fail(
+            f"{key}: {path.name}: no images in it (looked for *.parquet, {', '.join(METADATA)} and {' '.join(sorted(SUFFIXES))})"
+        )
     return class_folders(files, path)
 
 
@@ -103,30 +135,71 @@ def parquet(files: list[Path], beside: list[Path], root: Path, key: str) -> Orig
         shown = f"{key}: {file.relative_to(root)}"
         try:
             schema = pq.read_schema(file)
-        except (pa.ArrowException, OSError, ValueError) as fault:  # ValueError: a file name that is no UTF-8
+        except (
+            pa.ArrowException,
+            OSError,
+            ValueError,
+        ) as fault:  # ValueError: a file name that is no UTF-8
             fail(f"{shown} cannot be read: {str(fault).splitlines()[0]}")
-        column = {role: next((name for name in names if name in schema.names), None) for role, names in {
-            "captions": ("captions", "caption", "text"), "name": ("filename", "file_name"), "scene": ("scene", "label")}.items()}
+        column = {
+            role: next((name for name in names if name in schema.names), None)
+            for role, names in {
+                "captions": ("captions", "caption", "text"),
+                "name": ("filename", "file_name"),
+                "scene": ("scene", "label"),
+            }.items()
+        }
         if "image" not in schema.names:
             fail(f"{shown} has no column `image`; it has {', '.join(schema.names)}")
         kind = schema.types[schema.names.index("image")]
-        cell = {field.name: str(field.type) for field in kind} if pa.types.is_struct(kind) else {"bytes": str(kind)}
+        cell = (
+            {field.name: str(field.type) for field in kind}
+            if pa.types.is_struct(kind)
+            else {"bytes": str(kind)}
+        )
         if not cell.get("bytes", "").startswith(ENCODED):
-            fail(f"{shown}: column `image` holds {kind}, not encoded images (bytes, or a struct {{bytes, path}})")
+            fail(
+                f"{shown}: column `image` holds {kind}, not encoded images (bytes, or a struct {{bytes, path}})"
+            )
         light = [name for name in column.values() if name]
-        columns = {False: light + ["image.path"] * ("path" in cell), True: [*light, "image"]}  # without and with images
-        tables.append((file, shown, split_of(file, root, alone=len(files) == 1), column, columns, label_names(schema, column["scene"])))
+        columns = {
+            False: light + ["image.path"] * ("path" in cell),
+            True: [*light, "image"],
+        }  # without and with images
+        tables.append(
+            (
+                file,
+                shown,
+                split_of(file, root, alone=len(files) == 1),
+                column,
+                columns,
+                label_names(schema, column["scene"]),
+            )
+        )
 
     def items(images: bool) -> Iterator[Item]:
         for file, shown, split, column, columns, labels in tables:
-            for number, row in enumerate(table_rows(file, columns[images], 64 if images else 4096, shown)):
-                cell = row["image"] if isinstance(row.get("image"), dict) else {"bytes": row.get("image")}
+            for number, row in enumerate(
+                table_rows(file, columns[images], 64 if images else 4096, shown)
+            ):
+                cell = (
+                    row["image"]
+                    if isinstance(row.get("image"), dict)
+                    else {"bytes": row.get("image")}
+                )
                 name = row.get(column["name"]) or cell.get("path") or f"{file.stem}-{number:07d}"
                 scene = row.get(column["scene"])
                 if isinstance(scene, int):
-                    scene = labels[scene] if 0 <= scene < len(labels) else None if scene < 0 else scene  # -1: the hub's "no label"
-                yield Item(split, printable(str(name)), row.get(column["captions"]),
-                           None if scene is None else printable(str(scene)), cell.get("bytes"))
+                    scene = (
+                        labels[scene] if 0 <= scene < len(labels) else None if scene < 0 else scene
+                    )  # -1: the hub's "no label"
+                yield Item(
+                    split,
+                    printable(str(name)),
+                    row.get(column["captions"]),
+                    None if scene is None else printable(str(scene)),
+                    cell.get("bytes"),
+                )
         yield from (unread(file, root, "image beside Parquet tables") for file in beside)
 
     return Origin(files, items, any(column["captions"] for _, _, _, column, _, _ in tables))
@@ -165,6 +238,7 @@ def class_folders(files: list[Path], root: Path) -> Origin:
     A folder named as in SPLIT_NAMES is a split, not a class, wherever it stands; of two (train/test/image.jpg) the second is
     a class. An image in a split folder alone shows what its file name says (train/airport_1.jpg), or it is skipped.
     """
+
     def items(_: bool) -> Iterator[Item]:
         for file in files:
             if file.suffix.lower() not in SUFFIXES or not os.path.isfile(file):
@@ -174,24 +248,39 @@ def class_folders(files: list[Path], root: Path) -> Origin:
             if split := split_in(folders):
                 folders.remove(split)
             scene = folders[-1] if folders else scene_of(Item(None, name)) if split else ""
-            yield Item(split, printable(file.relative_to(root).as_posix()), None, printable(scene), file,
-                       None if scene else "no class folder and no captions")
+            yield Item(
+                split,
+                printable(file.relative_to(root).as_posix()),
+                None,
+                printable(scene),
+                file,
+                None if scene else "no class folder and no captions",
+            )
 
     return Origin([], items, captioned=False)
 
 
 def image_folder(lists: list[Path], files: list[Path], root: Path) -> Origin:
     """Rows {file_name, text or captions[, scene][, split]} of metadata.jsonl or .csv, in the root or one per split folder."""
-    csv.field_size_limit(2**31 - 1)  # after a quote that never closes the rest is one field: its images count as not listed
+    csv.field_size_limit(
+        2**31 - 1
+    )  # after a quote that never closes the rest is one field: its images count as not listed
 
     def items(_: bool) -> Iterator[Item]:
         listed = set(lists)
         for path in lists:
             place = path.parent.relative_to(root)
             with open(path, encoding="utf-8-sig", errors="replace", newline="") as text:
-                lines = ((number, parse(line)) for number, line in enumerate(text, 1) if line.strip())
-                for number, row in enumerate(csv.DictReader(text), 2) if path.suffix == ".csv" else lines:
-                    name, label = row.get("file_name"), printable((place / f"{path.name}:{number}").as_posix())
+                lines = (
+                    (number, parse(line)) for number, line in enumerate(text, 1) if line.strip()
+                )
+                for number, row in (
+                    enumerate(csv.DictReader(text), 2) if path.suffix == ".csv" else lines
+                ):
+                    name, label = (
+                        row.get("file_name"),
+                        printable((place / f"{path.name}:{number}").as_posix()),
+                    )
                     if "\ufffd" in str(row):
                         yield Item(None, label, fault="metadata line that is not UTF-8")
                         continue
@@ -203,11 +292,31 @@ def image_folder(lists: list[Path], files: list[Path], root: Path) -> Origin:
                         continue
                     listed.add(file := path.parent / printable(name))
                     shown = file.relative_to(root)
-                    captions = next((row[field] for field in ("captions", "text", "caption") if field in row), None)
-                    scene = next((str(row[field]) for field in ("scene", "label") if row.get(field) not in (None, "")), None)
-                    split = row["split"] if isinstance(row.get("split"), str) and row["split"] else split_in(shown.parts[:-1])
-                    yield Item(split or next(iter(place.parts), None), printable(shown.as_posix()), captions,
-                               scene and printable(scene), file, None if os.path.isfile(file) else "listed file is missing")
+                    captions = next(
+                        (row[field] for field in ("captions", "text", "caption") if field in row),
+                        None,
+                    )
+                    scene = next(
+                        (
+                            str(row[field])
+                            for field in ("scene", "label")
+                            if row.get(field) not in (None, "")
+                        ),
+                        None,
+                    )
+                    split = (
+                        row["split"]
+                        if isinstance(row.get("split"), str) and row["split"]
+                        else split_in(shown.parts[:-1])
+                    )
+                    yield Item(
+                        split or next(iter(place.parts), None),
+                        printable(shown.as_posix()),
+                        captions,
+                        scene and printable(scene),
+                        file,
+                        None if os.path.isfile(file) else "listed file is missing",
+                    )
         names = " or ".join(sorted({path.name for path in lists}))
         yield from (unread(file, root, f"not in {names}") for file in files if file not in listed)
 

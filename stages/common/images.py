@@ -17,17 +17,28 @@ from stages.common.artefacts import png
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
 SMALLEST = 16  # pixels of the shorter side: fewer show no scene
 # What Pillow raises on broken files of these (its plugins parse bytes with struct, zlib and indexing; AVIF's raises RuntimeError).
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, RuntimeError, struct.error, zlib.error,
-          Image.DecompressionBombError)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 class Tile(NamedTuple):
     """A stored tile and what near-duplicates are found by."""
+
     png: bytes
-    dhash: int                       # 64 bits
-    thumb: bytes                     # 16 x 16 grey
-    mode: str                        # Pillow mode the image came in
-    sha256: str                      # of the encoded image, "" for a drawn one
+    dhash: int  # 64 bits
+    thumb: bytes  # 16 x 16 grey
+    mode: str  # Pillow mode the image came in
+    sha256: str  # of the encoded image, "" for a drawn one
     captions: list[str] | None = None  # of a drawn tile
 
 
@@ -38,7 +49,10 @@ def tile(source: bytes | Path | None, resolution: int) -> Tile | str:
     try:
         content = source.read_bytes() if isinstance(source, Path) else source
         # Pillow warns of large or slightly broken files it then reads.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            Image.open(io.BytesIO(content), formats=FORMATS) as image,
+        ):
             image.load()
             if min(image.size) < SMALLEST:
                 return f"smaller than {SMALLEST} pixels"
@@ -54,7 +68,9 @@ def finish(picture: Image.Image, mode: str = "RGB", sha256: str = "") -> Tile:
     """Encode an RGB tile and take its fingerprints."""
     grey = picture.convert("L")
     small = np.asarray(grey.resize((9, 8), Image.Resampling.BOX), np.int16)
-    bits = np.packbits(small[:, 1:] > small[:, :-1])  # difference hash: does brightness rise to the right? 8 x 8
+    bits = np.packbits(
+        small[:, 1:] > small[:, :-1]
+    )  # difference hash: does brightness rise to the right? 8 x 8
     thumb = grey.resize((16, 16), Image.Resampling.BOX).tobytes()
     return Tile(png(picture), int.from_bytes(bits.tobytes(), "big"), thumb, mode, sha256)
 
@@ -71,10 +87,15 @@ def rgb(image: Image.Image) -> Image.Image:
 
 def deep(values: np.ndarray) -> Image.Image:
     """16-bit, 32-bit or float grey [H,W] to 8 bits; white is 1 for fractions, else the least 2^k - 1 >= maximum, k >= 8."""
-    def grey(band: np.ndarray) -> np.ndarray:  # a band at a time: a whole satellite scene as float64 would take gigabytes
+
+    def grey(
+        band: np.ndarray,
+    ) -> np.ndarray:  # a band at a time: a whole satellite scene as float64 would take gigabytes
         return np.nan_to_num(band.astype(np.float64), nan=0, posinf=0, neginf=0).clip(min=0)
 
     bands = np.array_split(values, min(len(values), values.size // 2**20 + 1))
     top = max(grey(band).max() for band in bands)
     white = 1.0 if top <= 1 else 2.0 ** max(8, np.ceil(np.log2(top + 1))) - 1
-    return Image.fromarray(np.concatenate([np.rint(grey(band) / white * 255).astype(np.uint8) for band in bands]))
+    return Image.fromarray(
+        np.concatenate([np.rint(grey(band) / white * 255).astype(np.uint8) for band in bands])
+    )

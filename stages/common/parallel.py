@@ -14,7 +14,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ordered_map(function: Callable, items: Iterable[tuple], batch: int = 16, processes: int | None = None) -> Iterator[tuple]:
+def ordered_map(
+    function: Callable, items: Iterable[tuple], batch: int = 16, processes: int | None = None
+) -> Iterator[tuple]:
     """(label, function(argument)) for each (label, argument), in order; labels stay here, arguments are sent to processes.
 
     processes: None for one a core, 16 at most. Reads at most 4 batches per process ahead, unlike `Pool.imap`, which reads its

@@ -16,19 +16,47 @@ def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **opt
 
     where = Path(folder) / part
     for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
-        logging.getLogger(name).disabled = True  # their report, a table, advises to train what lacks weights
+        logging.getLogger(
+            name
+        ).disabled = True  # their report, a table, advises to train what lacks weights
     try:
         # Weights of another shape would raise without a name; so they are counted like those that are missing.
-        model, found = kind.from_pretrained(folder, subfolder=part, use_safetensors=True, local_files_only=True,
-                                            output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as fault:
+        model, found = kind.from_pretrained(
+            folder,
+            subfolder=part,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+    ) as fault:
         fail(f"{where}: cannot be loaded: {str(fault)[:300]}")
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith(spare)):
-        fail(f"{where}: its weights lack {missing[0]}{_more(missing)}: they are not whole, or not those of its config.json")
+        fail(
+            f"{where}: its weights lack {missing[0]}{_more(missing)}: they are not whole, or not those of its config.json"
+        )
     if shapes := sorted(found["mismatched_keys"]):
         name, there, wanted = shapes[0]
-        fail(f"{where}: {name} is {list(there)} in its weights, {list(wanted)} by its config.json{_more(shapes)}")
-    if odd := next((name for name, value in model.named_parameters() if value.is_floating_point() and not value.isfinite().all()), None):
+        fail(
+            f"{where}: {name} is {list(there)} in its weights, {list(wanted)} by its config.json{_more(shapes)}"
+        )
+    if odd := next(
+        (
+            name
+            for name, value in model.named_parameters()
+            if value.is_floating_point() and not value.isfinite().all()
+        ),
+        None,
+    ):
         fail(f"{where}: {odd} holds values that are no numbers")
     return model
 

@@ -10,8 +10,14 @@ from stages.common.fail import fail
 def processes() -> PartialState:
     """This process among those that run the stage. Fails where fewer came up than were launched."""
     # `PartialState()` alone doesn't look at this switch, and then every process silently works alone.
-    state = PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"))
-    launched = int(os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1)
+    state = PartialState(
+        cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    )
+    launched = int(
+        os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1
+    )
     if state.num_processes != launched:
-        fail(f"accelerate config: of {launched} processes {state.num_processes} came up; without GPUs set use_cpu: true")
+        fail(
+            f"accelerate config: of {launched} processes {state.num_processes} came up; without GPUs set use_cpu: true"
+        )
     return state

@@ -10,8 +10,17 @@ def progress(items=None, *, total: int | None = None, what: str, unit: str = "it
     """Wrap an iterable (or count by hand with `.update`). Only the first of several processes shows it."""
     live = sys.stderr.isatty()
     # Twelve lines a minute would drown a CI log; a rewritten line needs a terminal.
-    return tqdm(items, total=total, desc=what, unit=unit, mininterval=0.2 if live else 30, maxinterval=10 if live else 60,
-                ascii=None if live else " .:", dynamic_ncols=live, disable=int(os.environ.get("RANK", "0")) > 0)
+    return tqdm(
+        items,
+        total=total,
+        desc=what,
+        unit=unit,
+        mininterval=0.2 if live else 30,
+        maxinterval=10 if live else 60,
+        ascii=None if live else " .:",
+        dynamic_ncols=live,
+        disable=int(os.environ.get("RANK", "0")) > 0,
+    )
 
 
 def say(*words) -> None:

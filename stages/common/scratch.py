@@ -26,13 +26,17 @@ def root() -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
-        fail(f"{path}: {fault.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder that scratch files can be written to")
+        fail(
+            f"{path}: {fault.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder that scratch files can be written to"
+        )
     return path
 
 
 def fingerprint(settings: dict, inputs: list[str | Path]) -> str:
     """16 hex digits that change with any setting or with any byte of an input file or folder."""
-    text = json.dumps(settings, sort_keys=True, default=str) + "".join(digest(path) for path in inputs)
+    text = json.dumps(settings, sort_keys=True, default=str) + "".join(
+        digest(path) for path in inputs
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -53,7 +57,9 @@ def folder(stage: str, mark: str, keep: bool = False):
         except Timeout:
             fail(f"{stage}: another run is working on the same params and inputs ({path})")
         if others := [p.name for p in path.parent.iterdir() if p.is_dir() and p != path]:
-            say(f"{stage}: {len(others)} unfinished run(s) of other params or inputs stay in {path.parent}, unused")
+            say(
+                f"{stage}: {len(others)} unfinished run(s) of other params or inputs stay in {path.parent}, unused"
+            )
     try:
         yield path
         if first and not keep:

@@ -10,8 +10,22 @@ from stages.common.artefacts import write_json
 from stages.common.fail import fail
 
 # Folders that stages empty before they fill them: nothing that a user gives may lie in one.
-OUTPUTS = ["data/papers", "data/imagery", "data/latents", "data/samples", "data/synthetic", "data/features", "models/base",
-           "models/start", "models/scene", "models/llm", "models/index", "models/diffusion", "models/classifier", "metrics"]
+OUTPUTS = [
+    "data/papers",
+    "data/imagery",
+    "data/latents",
+    "data/samples",
+    "data/synthetic",
+    "data/features",
+    "models/base",
+    "models/start",
+    "models/scene",
+    "models/llm",
+    "models/index",
+    "models/diffusion",
+    "models/classifier",
+    "metrics",
+]
 
 
 def kind(source: str) -> str:
@@ -39,13 +53,19 @@ def refuse_outputs(path: Path, shown: str) -> None:
     real = os.path.realpath(path) + os.sep
     for output, made in replaced(os.getcwd()):
         if real.startswith(made) or made.startswith(real):
-            fail(f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that")
+            fail(
+                f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that"
+            )
 
 
 @cache
 def replaced(root: str) -> list[tuple[str, str]]:
     """`OUTPUTS` and their unfinished selves, with where they really lie; once: a source may hold a million links."""
-    return [(output, os.path.realpath(f"{root}/{output}{end}") + os.sep) for output in OUTPUTS for end in ("", ".part")]
+    return [
+        (output, os.path.realpath(f"{root}/{output}{end}") + os.sep)
+        for output in OUTPUTS
+        for end in ("", ".part")
+    ]
 
 
 def visible(folder: Path, key: str, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
@@ -70,12 +90,20 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     repo, _, revision = source.partition(":")[2].partition("@")
     try:
         info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None)
-        folder = snapshot_download(repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns)
+        folder = snapshot_download(
+            repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns
+        )
     except HFValidationError:
         fail(f"{key}: {source} is no hub name; write hub:<owner>/<name>[@revision]")
     except GatedRepoError:
@@ -86,7 +114,9 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
         fail(f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)")
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as fault:
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        fail(f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a copy you have")
+        fail(
+            f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a copy you have"
+        )
     card = getattr(info, "card_data", None) or {}
     return Path(folder), {"repo": repo, "commit": info.sha, "licence": card.get("license")}
 

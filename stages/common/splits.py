@@ -9,8 +9,8 @@ from stages.common.fail import fail
 
 # Measured on 300 RSICD images: JPEG quality 60, or 70 % size and quality 85, changes <= 10 bits (98-100 % <= 6) and <= 0.6
 # grey levels; the nearest *different* images differ by >= 6.8 grey levels, however alike their hashes are.
-MAX_BITS = 6     # of 64 in the difference hash
-MAX_GREY = 3.0   # of 255, mean absolute difference of 16 x 16 thumbnails
+MAX_BITS = 6  # of 64 in the difference hash
+MAX_GREY = 3.0  # of 255, mean absolute difference of 16 x 16 thumbnails
 
 
 def share(name: str, purpose: str = "split") -> float:
@@ -38,7 +38,7 @@ def near_duplicates(dhash: np.ndarray, thumbs: np.ndarray) -> np.ndarray:
         order = np.argsort(band, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
             for place, i in enumerate(bucket[:-1]):
-                rest = bucket[place + 1:]
+                rest = bucket[place + 1 :]
                 rest = rest[np.bitwise_count(dhash[rest] ^ dhash[i]) <= MAX_BITS]
                 grey = np.abs(thumbs[rest].astype(np.int16) - thumbs[i]).mean(1)
                 for j in rest[grey <= MAX_GREY]:
@@ -59,7 +59,10 @@ def carve(names: list[str], groups: np.ndarray, valid: float, test: float) -> li
         members.setdefault(group, []).append(i)
     hashed = sorted((share(min(names[i] for i in group)), group) for group in members.values())
     split = ["train"] * len(names)
-    for name, size, ordered, place in (("test", test, hashed, lambda u: u), ("valid", valid, hashed[::-1], lambda u: 1 - u)):
+    for name, size, ordered, place in (
+        ("test", test, hashed, lambda u: u),
+        ("valid", valid, hashed[::-1], lambda u: 1 - u),
+    ):
         taken = 0
         for u, group in ordered:
             fits = place(u) < size or not taken if size < 1 else taken + len(group) <= size
@@ -70,14 +73,19 @@ def carve(names: list[str], groups: np.ndarray, valid: float, test: float) -> li
     return split
 
 
-def own_splits(found: dict[str | None, int], wanted: dict[str, str | None], key: str) -> tuple[dict, list[str]]:
+def own_splits(
+    found: dict[str | None, int], wanted: dict[str, str | None], key: str
+) -> tuple[dict, list[str]]:
     """Which of the source's splits serves as what, and what is left to carve.
 
     found: the source's splits (None: in no split) with their usable images; wanted: ours -> the source's name or None.
     Returns {source split: "train", "valid" or "test"} and the splits to carve out of what is `train` there.
     """
     has = [name for name in found if name is not None]
-    there = f"the source has {', '.join(sorted(has)) if has else 'none'}" + " and images in no split" * bool(has and None in found)
+    there = (
+        f"the source has {', '.join(sorted(has)) if has else 'none'}"
+        + " and images in no split" * bool(has and None in found)
+    )
     named = {ours: theirs for ours, theirs in wanted.items() if theirs is not None}
     for ours, theirs in named.items():
         if theirs not in has:
@@ -85,9 +93,15 @@ def own_splits(found: dict[str | None, int], wanted: dict[str, str | None], key:
         if list(named.values()).count(theirs) > 1:
             fail(f"{key}: {theirs} is named twice; {there}")
     if not named and len(found) > 1:
-        fail(f"{key}: {there} as its own splits: say which is train, valid, test (null: carved out of train)")
+        fail(
+            f"{key}: {there} as its own splits: say which is train, valid, test (null: carved out of train)"
+        )
     # Without a train of its own, whatever is not named is the pool.
-    pool = [named["train"]] if "train" in named else [name for name in found if name not in named.values()]
+    pool = (
+        [named["train"]]
+        if "train" in named
+        else [name for name in found if name not in named.values()]
+    )
     if not pool:
         fail(f"{key}.train: nothing is left for it; {there}")
     given = {theirs: ours for ours, theirs in named.items()} | dict.fromkeys(pool, "train")
@@ -100,6 +114,13 @@ def duplicates(groups: np.ndarray, splits: list[str]) -> dict:
     for group, split in zip(groups.tolist(), splits):
         members.setdefault(group, []).append(split)
     several = [group for group in members.values() if len(group) > 1]
-    across = {f"{a}_{b}": sum(a in group and b in group for group in several)
-              for a, b in combinations(("train", "valid", "test"), 2)}
-    return {"groups": len(several), "images": sum(map(len, several)), "largest": max(map(len, several), default=0), **across}
+    across = {
+        f"{a}_{b}": sum(a in group and b in group for group in several)
+        for a, b in combinations(("train", "valid", "test"), 2)
+    }
+    return {
+        "groups": len(several),
+        "images": sum(map(len, several)),
+        "largest": max(map(len, several), default=0),
+        **across,
+    }

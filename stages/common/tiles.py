@@ -30,16 +30,23 @@ class Skipped(dict):
         entry["names"] += [name] * (len(entry["names"]) < 20)
 
     def __str__(self) -> str:
-        return "; ".join(f"{entry['count']} {reason} ({entry['names'][0]} ...)" for reason, entry in self.items()) or "none"
+        return (
+            "; ".join(
+                f"{entry['count']} {reason} ({entry['names'][0]} ...)"
+                for reason, entry in self.items()
+            )
+            or "none"
+        )
 
 
 class Row(NamedTuple):
     """A finished tile in the spool."""
+
     name: str
-    split: str       # train, valid or test so far
-    offset: int      # bytes
-    head: int        # bytes of JSON {captions, scene}
-    png: int         # bytes
+    split: str  # train, valid or test so far
+    offset: int  # bytes
+    head: int  # bytes of JSON {captions, scene}
+    png: int  # bytes
 
 
 def drawn(seed: int, count: int) -> Origin:
@@ -80,11 +87,21 @@ def survey(origin: Origin, skipped: Skipped) -> tuple[dict[str | None, list], Co
     return usable, scenes
 
 
-def read(origin: Origin, keep: set[int], given: dict, resolution: int, spool, skipped: Skipped, counts: Counter):
+def read(
+    origin: Origin,
+    keep: set[int],
+    given: dict,
+    resolution: int,
+    spool,
+    skipped: Skipped,
+    counts: Counter,
+):
     """Decode the kept items into the spool. Returns rows, dhash uint64 [N], thumbs uint8 [N,256], hashes for SOURCE.json."""
     rows, dhash, thumbs, offset, total = [], array("Q"), bytearray(), 0, hashlib.sha256()
     jobs = ((item, item.image) for index, item in enumerate(origin.items(True)) if index in keep)
-    for item, made in progress(decoded(jobs, resolution), total=len(keep), what="tiles", unit="tile"):
+    for item, made in progress(
+        decoded(jobs, resolution), total=len(keep), what="tiles", unit="tile"
+    ):
         if isinstance(made, str):
             skipped.add(made, item.name)
             continue
@@ -107,7 +124,12 @@ def read(origin: Origin, keep: set[int], given: dict, resolution: int, spool, sk
         thumbs += made.thumb
         total.update(f"{item.name}\0{made.sha256}\n".encode())
     images = {"images": len(rows), "images_sha256": total.hexdigest()}
-    return rows, np.frombuffer(dhash, np.uint64), np.frombuffer(thumbs, np.uint8).reshape(-1, 256), images
+    return (
+        rows,
+        np.frombuffer(dhash, np.uint64),
+        np.frombuffer(thumbs, np.uint8).reshape(-1, 256),
+        images,
+    )
 
 
 def decoded(jobs: Iterator[tuple], resolution: int) -> Iterator[tuple]:
@@ -115,7 +137,9 @@ def decoded(jobs: Iterator[tuple], resolution: int) -> Iterator[tuple]:
     try:
         yield from ordered_map(partial(make, resolution=resolution), jobs)
     except BrokenProcessPool:
-        fail("fetch_imagery: a process that decodes images was killed, most likely because memory ran out: scale the largest images down")
+        fail(
+            "fetch_imagery: a process that decodes images was killed, most likely because memory ran out: scale the largest images down"
+        )
 
 
 def words(scene: str) -> str:
@@ -129,4 +153,8 @@ def unspool(spool, rows: list[Row]) -> Iterator[dict]:
     for row in rows:
         spool.seek(row.offset)
         head = json.loads(spool.read(row.head))
-        yield {"image": {"bytes": spool.read(row.png), "path": row.name}, "filename": row.name, **head}
+        yield {
+            "image": {"bytes": spool.read(row.png), "path": row.name},
+            "filename": row.name,
+            **head,
+        }

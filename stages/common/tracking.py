@@ -30,10 +30,13 @@ def tracking(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Lo
             nonlocal live
             if live is None:
                 from dvclive import Live  # late: it imports dvc, and training needn't wait for that
+
                 # A kill may have torn its summary, which it would read; the curves are other files.
                 Path(f"dvclive/{stage}/metrics.json").unlink(missing_ok=True)
                 # Neither an experiment nor a dvc.yaml of its own: `dvc exp run` and the pipeline's dvc.yaml are those.
-                live = stack.enter_context(Live(f"dvclive/{stage}", resume=resume, save_dvc_exp=False, dvcyaml=None))
+                live = stack.enter_context(
+                    Live(f"dvclive/{stage}", resume=resume, save_dvc_exp=False, dvcyaml=None)
+                )
             live.step = step
             for name, value in numbers.items():
                 live.log_metric(name, value)
@@ -42,7 +45,10 @@ def tracking(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Lo
             live.make_summary()
             if wandb_run:
                 import wandb
-                wandb_run.log(numbers | ({"grid": wandb.Image(str(picture))} if picture else {}), step=step)
+
+                wandb_run.log(
+                    numbers | ({"grid": wandb.Image(str(picture))} if picture else {}), step=step
+                )
 
         yield log
     if wandb_run:

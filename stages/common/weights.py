@@ -19,33 +19,74 @@ PICKLES = {
 }
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-TEXT = ["config.json", "generation_config.json", "tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json",
-        "added_tokens.json", "chat_template*", "spiece.model", "sentencepiece.bpe.model", "preprocessor_config.json"]
+TEXT = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "preprocessor_config.json",
+]
 WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
 UNET = [name.replace("model", "diffusion_pytorch_model", 1) for name in WEIGHTS]
-DIFFUSION = {"unet": ["config.json", *UNET], "vae": ["config.json", *UNET], "text_encoder": ["config.json", *WEIGHTS],
-             "tokenizer": TEXT, "scheduler": ["scheduler_config.json"]}
+DIFFUSION = {
+    "unet": ["config.json", *UNET],
+    "vae": ["config.json", *UNET],
+    "text_encoder": ["config.json", *WEIGHTS],
+    "tokenizer": TEXT,
+    "scheduler": ["scheduler_config.json"],
+}
 
 # What a file says where the library saved it: without, its reader takes defaults, or ends in a traceback.
-NAMED = {"model_index.json": ["_class_name", *DIFFUSION], "scheduler/scheduler_config.json": ["_class_name", "num_train_timesteps"],
-         "unet/config.json": ["_class_name", "in_channels"], "vae/config.json": ["_class_name", "block_out_channels"],
-         "text_encoder/config.json": ["model_type"], "config.json": ["model_type"], "tokenizer.json": ["model"],
-         "tokenizer/tokenizer.json": ["model"], "dinov2/config.json": ["model_type"], "clip/config.json": ["model_type"]}
+NAMED = {
+    "model_index.json": ["_class_name", *DIFFUSION],
+    "scheduler/scheduler_config.json": ["_class_name", "num_train_timesteps"],
+    "unet/config.json": ["_class_name", "in_channels"],
+    "vae/config.json": ["_class_name", "block_out_channels"],
+    "text_encoder/config.json": ["model_type"],
+    "config.json": ["model_type"],
+    "tokenizer.json": ["model"],
+    "tokenizer/tokenizer.json": ["model"],
+    "dinov2/config.json": ["model_type"],
+    "clip/config.json": ["model_type"],
+}
 
 # Weights of a diffusion model that comes in half precision only.
-HALF = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
-        "text_encoder/model.fp16.safetensors"]
+HALF = [
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "text_encoder/model.fp16.safetensors",
+]
 
 # role -> file patterns, relative to the folder; also what is downloaded of a hub repository.
 PATTERNS = {
-    "diffusion": ["model_index.json", *(f"{part}/{name}" for part, names in DIFFUSION.items() for name in names)],
+    "diffusion": [
+        "model_index.json",
+        *(f"{part}/{name}" for part, names in DIFFUSION.items() for name in names),
+    ],
     "language": TEXT + WEIGHTS,
     "writer": TEXT + WEIGHTS,
-    "embedder": [*TEXT, *WEIGHTS, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
-                 "[0-9]_*/config.json", "[0-9]_*/model.safetensors"],
+    "embedder": [
+        *TEXT,
+        *WEIGHTS,
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "[0-9]_*/config.json",
+        "[0-9]_*/model.safetensors",
+    ],
     "classifier": ["config.json", "model.safetensors", "*.pth"],
-    "vision": ["inception2048/model.safetensors", "*.pth", "inception2048/*.pth",
-               *(f"{part}/{name}" for part in ("dinov2", "clip") for name in TEXT + WEIGHTS)],
+    "vision": [
+        "inception2048/model.safetensors",
+        "*.pth",
+        "inception2048/*.pth",
+        *(f"{part}/{name}" for part in ("dinov2", "clip") for name in TEXT + WEIGHTS),
+    ],
 }
 
 
@@ -59,14 +100,26 @@ def copy_model(role: str, origin: Path, target: Path, key: str) -> list[Path]:
         if role not in ("classifier", "vision") or origin.suffix not in (".safetensors", *PICKLED):
             fail(f"{key}: is a file; a {role} is a folder in its library's own layout")
         root = origin.parent
-        files = {origin: "model.safetensors" if role == "classifier" else "inception2048/model.safetensors"}
+        files = {
+            origin: "model.safetensors"
+            if role == "classifier"
+            else "inception2048/model.safetensors"
+        }
     else:
         root = origin
-        files = {file: file.relative_to(root).as_posix() for pattern in PATTERNS[role] for file in root.glob(pattern)}
+        files = {
+            file: file.relative_to(root).as_posix()
+            for pattern in PATTERNS[role]
+            for file in root.glob(pattern)
+        }
         for name in HALF * (role == "diffusion"):
-            if (root / name).is_file() and not list((root / name).parent.glob("*model.safetensors*")):
+            if (root / name).is_file() and not list(
+                (root / name).parent.glob("*model.safetensors*")
+            ):
                 files[root / name] = name.replace(".fp16", "")
-        if {"model.safetensors", "inception2048/model.safetensors"}.intersection(files.values()):  # no need of the pickle
+        if {"model.safetensors", "inception2048/model.safetensors"}.intersection(
+            files.values()
+        ):  # no need of the pickle
             files = {file: name for file, name in files.items() if file.suffix != ".pth"}
     check(role, root, files, key)
     for file, name in sorted(files.items()):
@@ -83,8 +136,11 @@ def copy_model(role: str, origin: Path, target: Path, key: str) -> list[Path]:
 def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
     """Name the first file of a role's layout that is missing or unreadable. files: what is there -> its name in the copy."""
     names = set(files.values())
-    parts = {"diffusion": ["unet/", "vae/", "text_encoder/"], "classifier": [],
-             "vision": [part for part in ("dinov2/", "clip/") if (root / part).is_dir()]}.get(role, [""])
+    parts = {
+        "diffusion": ["unet/", "vae/", "text_encoder/"],
+        "classifier": [],
+        "vision": [part for part in ("dinov2/", "clip/") if (root / part).is_dir()],
+    }.get(role, [""])
     if role == "diffusion":
         need(names, ["model_index.json"], root, key)
         need(names, ["scheduler/scheduler_config.json"], root, key)
@@ -92,7 +148,9 @@ def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
     elif role in ("language", "writer"):
         need(names, ["tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"], root, key)
     elif role == "vision" and not names:
-        fail(f"{key}: none of inception2048/model.safetensors, {INCEPTION}, dinov2/ and clip/ is in it")
+        fail(
+            f"{key}: none of inception2048/model.safetensors, {INCEPTION}, dinov2/ and clip/ is in it"
+        )
     elif role == "classifier" and not names:
         need(names, ["model.safetensors"], root, key)
     for part in parts:
@@ -106,7 +164,11 @@ def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
     for file, name in files.items():
         if file.suffix == ".json":
             found = parsed(file, key)
-            if lacking := [entry for entry in NAMED.get(name, ()) if role != "classifier" and entry not in found]:
+            if lacking := [
+                entry
+                for entry in NAMED.get(name, ())
+                if role != "classifier" and entry not in found
+            ]:
                 fail(f"{key}: {name} does not say {lacking[0]}: it is not what the library saves")
         elif file.suffix == ".safetensors":
             readable(file, key)
@@ -116,10 +178,14 @@ def need(names: set[str], either: list[str], root: Path, key: str) -> None:
     """Fail unless one of `either` is among the names; say so when there is only a pickle of it."""
     if names.intersection(either):
         return
-    pickles = [file.name for file in sorted((root / either[0]).parent.glob("*")) if file.suffix in PICKLED]
+    pickles = [
+        file.name for file in sorted((root / either[0]).parent.glob("*")) if file.suffix in PICKLED
+    ]
     if pickles and either[0].endswith(".safetensors"):
-        fail(f"{key}: {either[0]} is missing, there is only {pickles[0]}: a pickle can run code when it is read; "
-             "convert it to safetensors")
+        fail(
+            f"{key}: {either[0]} is missing, there is only {pickles[0]}: a pickle can run code when it is read; "
+            "convert it to safetensors"
+        )
     fail(f"{key}: {' or '.join(either)} is missing")
 
 
@@ -146,8 +212,10 @@ def readable(path: Path, key: str) -> None:
 
 def only_parts(index: Path) -> None:
     """Say in `model_index.json` that the parts we leave out (safety checker, ...) are not there."""
-    parts = {name: [None, None] if isinstance(value, list) and name not in DIFFUSION else value
-             for name, value in read_json(index).items()}
+    parts = {
+        name: [None, None] if isinstance(value, list) and name not in DIFFUSION else value
+        for name, value in read_json(index).items()
+    }
     if "requires_safety_checker" in parts:
         parts["requires_safety_checker"] = False
     write_json(index, parts)
@@ -158,7 +226,9 @@ def convert(pickle: Path, target: Path, key: str) -> None:
     with open(pickle, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found not in PICKLES:
-        fail(f"{key}: {pickle.name} is a pickle not on the allow-list (SHA-256 {found[:16]}...): convert it to safetensors")
+        fail(
+            f"{key}: {pickle.name} is a pickle not on the allow-list (SHA-256 {found[:16]}...): convert it to safetensors"
+        )
     from pickle import UnpicklingError
 
     import torch
@@ -169,5 +239,11 @@ def convert(pickle: Path, target: Path, key: str) -> None:
     except (UnpicklingError, RuntimeError) as fault:
         fail(f"{key}: {pickle.name} is not plain tensors ({str(fault).splitlines()[0]})")
     (target / PICKLES[found]).parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.clone().contiguous() for name, value in tensors.items() if isinstance(value, torch.Tensor)},
-              target / PICKLES[found])
+    save_file(
+        {
+            name: value.clone().contiguous()
+            for name, value in tensors.items()
+            if isinstance(value, torch.Tensor)
+        },
+        target / PICKLES[found],
+    )

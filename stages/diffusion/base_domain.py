@@ -14,7 +14,10 @@ from stages.common.progress import say
 
 KEY = "encode.base_domain"
 SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others
-UNSEEN = ("snowfield", "airport")  # scenes the embedded base never saw: they are no part of what it could forget
+UNSEEN = (
+    "snowfield",
+    "airport",
+)  # scenes the embedded base never saw: they are no part of what it could forget
 
 
 def fetch(source: str, count: int, size: int, out: Path) -> None:
@@ -25,13 +28,19 @@ def fetch(source: str, count: int, size: int, out: Path) -> None:
     if sources.kind(source) == "embedded":
         rows, found = embedded(count, size), {"licence": None}
     else:
-        root, found = (sources.hub(source, KEY, "dataset", ["*.parquet"]) if sources.kind(source) == "hub"
-                       else (sources.local(source, KEY), {"licence": None}))
+        root, found = (
+            sources.hub(source, KEY, "dataset", ["*.parquet"])
+            if sources.kind(source) == "hub"
+            else (sources.local(source, KEY), {"licence": None})
+        )
         origin = open_origin(root, KEY)
         rows, below = external(origin, count, size, skipped), root if root.is_dir() else root.parent
         found = found | {"files": sources.hashes(origin.files, below)}
     rows = list(rows)
-    told = "; ".join(f"{len(names)} {reason} ({names[0]} ...)" for reason, names in skipped.items()) or "none"
+    told = (
+        "; ".join(f"{len(names)} {reason} ({names[0]} ...)" for reason, names in skipped.items())
+        or "none"
+    )
     if not rows:
         fail(f"{KEY}: {source}: no usable image with a caption; skipped: {told}")
     say(f"{KEY}: {len(rows)} images; skipped: {told}")
@@ -45,7 +54,12 @@ def embedded(count: int, size: int) -> Iterator[dict]:
 
     known = tuple(scene for scene in SCENES if scene not in UNSEEN)
     for scene in tiles(SEED, 0, count, size, "base", known):
-        yield row(png(Image.fromarray(scene["image"])), scene["captions"], scene["scene"], f"{scene['scene']}_{scene['index']}.png")
+        yield row(
+            png(Image.fromarray(scene["image"])),
+            scene["captions"],
+            scene["scene"],
+            f"{scene['scene']}_{scene['index']}.png",
+        )
 
 
 def external(origin, count: int, size: int, skipped: dict[str, list[str]]) -> Iterator[dict]:
@@ -53,7 +67,12 @@ def external(origin, count: int, size: int, skipped: dict[str, list[str]]) -> It
     seen = set()
     for item in origin.items(True):
         captions, reason = sentences(item.captions)
-        found = item.fault or ("duplicate file name" if item.name in seen else "") or reason or tile(item.image, size)
+        found = (
+            item.fault
+            or ("duplicate file name" if item.name in seen else "")
+            or reason
+            or tile(item.image, size)
+        )
         if isinstance(found, str):
             skipped.setdefault(found, []).append(item.name)
             continue
@@ -65,4 +84,9 @@ def external(origin, count: int, size: int, skipped: dict[str, list[str]]) -> It
 
 
 def row(image: bytes, captions: list[str], scene: str, filename: str) -> dict:
-    return {"image": {"bytes": image, "path": None}, "captions": captions, "scene": scene, "filename": filename}
+    return {
+        "image": {"bytes": image, "path": None},
+        "captions": captions,
+        "scene": scene,
+        "filename": filename,
+    }

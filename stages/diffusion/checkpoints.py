@@ -11,17 +11,29 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from stages.common.fail import fail
 from stages.common.progress import say
 
-DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.uint8: "U8"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.uint8: "U8",
+}
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     """Write tensors and a JSON state (numbers survive exactly): a kill or a power cut leaves the old file or the new."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))  # hence all aligned
+    tensors = dict(
+        sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    )  # hence all aligned
     header, end = {"__metadata__": {"state": json.dumps(state)}}, 0
     for name, t in tensors.items():
         size = t.numel() * t.element_size()
-        header[name] = {"dtype": DTYPES[t.dtype], "shape": list(t.shape), "data_offsets": [end, end + size]}
+        header[name] = {
+            "dtype": DTYPES[t.dtype],
+            "shape": list(t.shape),
+            "data_offsets": [end, end + size],
+        }
         end += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -29,7 +41,9 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
     try:
         with open(part, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            for t in tensors.values():  # one at a time: safetensors' own writer copies them all first
+            for (
+                t
+            ) in tensors.values():  # one at a time: safetensors' own writer copies them all first
                 file.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             file.flush()
             os.fsync(file.fileno())
@@ -39,8 +53,10 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
         os.close(where)
     except OSError as fault:
         part.unlink(missing_ok=True)
-        fail(f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
-             "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again")
+        fail(
+            f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
+            "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again"
+        )
 
 
 def save_step(folder: Path, tensors: dict, state: dict, keep: int) -> None:
@@ -60,7 +76,9 @@ def save_step(folder: Path, tensors: dict, state: dict, keep: int) -> None:
 def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and state of one file. Raises SafetensorError where the file is torn."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["state"])
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
+            file.metadata()["state"]
+        )
 
 
 def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
@@ -73,15 +91,21 @@ def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
     return None
 
 
-def pack(names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> dict[str, torch.Tensor]:
+def pack(
+    names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser
+) -> dict[str, torch.Tensor]:
     """Copies, on the CPU, of all tensors that resuming needs: they can be written while training goes on.
 
     weight.*, ema.* and optimiser.<key>.*. Every process of a sharded run has to call this; only the first gets them.
     """
-    tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {f"ema.{name}": w for name, w in zip(names, ema)}
+    tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {
+        f"ema.{name}": w for name, w in zip(names, ema)
+    }
     for name, w in zip(names, weights):
         for key, value in optimiser.state[w].items():
-            tensors[f"optimiser.{key}.{name}"] = value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
+            tensors[f"optimiser.{key}.{name}"] = (
+                value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
+            )
     packed = {}
     for name, t in tensors.items():
         t = whole(t.detach())
@@ -91,7 +115,13 @@ def pack(names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor],
 
 
 @torch.no_grad()
-def unpack(tensors: dict[str, torch.Tensor], names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser) -> None:
+def unpack(
+    tensors: dict[str, torch.Tensor],
+    names: list[str],
+    weights: list[torch.Tensor],
+    ema: list[torch.Tensor],
+    optimiser,
+) -> None:
     """Put what `pack` took back in its place, in the weights' own memory layout and sharding."""
     states = {name: {} for name in names}
     for full, value in tensors.items():
@@ -103,9 +133,14 @@ def unpack(tensors: dict[str, torch.Tensor], names: list[str], weights: list[tor
         if ema:
             ema[i].copy_(sharded(tensors[f"ema.{name}"], w))
         # A count is a tensor in torch's optimisers, an int in bitsandbytes'.
-        optimiser.state[w] = {key: torch.empty_like(w, dtype=value.dtype).copy_(sharded(value, w)) if value.shape == w.shape
-                              else value.item() if value.dtype == torch.int64 else value.to(w.device)
-                              for key, value in states[name].items()}
+        optimiser.state[w] = {
+            key: torch.empty_like(w, dtype=value.dtype).copy_(sharded(value, w))
+            if value.shape == w.shape
+            else value.item()
+            if value.dtype == torch.int64
+            else value.to(w.device)
+            for key, value in states[name].items()
+        }
 
 
 def whole(t: torch.Tensor) -> torch.Tensor:
@@ -114,4 +149,8 @@ def whole(t: torch.Tensor) -> torch.Tensor:
 
 def sharded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """A whole tensor split as `like` is, where that is split."""
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+    return (
+        distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+        if isinstance(like, DTensor)
+        else value
+    )

@@ -65,8 +65,13 @@ def arrays(path: Path, mode: str = "r") -> dict[str, np.ndarray]:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return {name: np.memmap(path, _DTYPES[t["dtype"]], mode, 8 + length + t["data_offsets"][0], tuple(t["shape"]))
-            for name, t in header.items() if 0 not in t["shape"]}
+    return {
+        name: np.memmap(
+            path, _DTYPES[t["dtype"]], mode, 8 + length + t["data_offsets"][0], tuple(t["shape"])
+        )
+        for name, t in header.items()
+        if 0 not in t["shape"]
+    }
 
 
 class Latents:
@@ -74,11 +79,13 @@ class Latents:
 
     def __init__(self, folder: str | Path, split: str, scale: float):
         folder = Path(folder)
-        self.captions = pq.read_table(folder / f"rows_{split}.parquet", columns=["caption_ids"])["caption_ids"].to_pylist()
+        self.captions = pq.read_table(folder / f"rows_{split}.parquet", columns=["caption_ids"])[
+            "caption_ids"
+        ].to_pylist()
         if not self.captions:
             fail(f"data/imagery/{split}: no images")
         found = arrays(folder / f"{split}.safetensors")
-        self.mean, self.logvar = found["mean"], found["logvar"]         # [N,V,C,h,w]
+        self.mean, self.logvar = found["mean"], found["logvar"]  # [N,V,C,h,w]
         self.embeddings = arrays(folder / "captions.safetensors")["embeddings"]  # [M,L,D]
         self.scale = scale
 
@@ -101,7 +108,9 @@ class Latents:
         """Embeddings of captions, float32 [B,L,D]."""
         return torch.from_numpy(self.embeddings[ids].astype(np.float32))
 
-    def visits(self, positions, seed: int, timesteps: int, caption_dropout: float, sample: bool) -> dict[str, torch.Tensor]:
+    def visits(
+        self, positions, seed: int, timesteps: int, caption_dropout: float, sample: bool
+    ) -> dict[str, torch.Tensor]:
         """What the visits at these positions of the endless stream of epochs see.
 
         An epoch is every image once, in an order of its own, each under one of its variants, with one of its captions. Every
@@ -119,9 +128,13 @@ class Latents:
             captions.append(0 if draw.random() < caption_dropout else caption)
             times.append(int(draw.integers(timesteps)))
             noise.append(draw.standard_normal((2, *self.shape), np.float32))
-        noise = np.stack(noise)                                         # [B,2,C,h,w]
-        return {"latents": self.latents(rows, variants, noise[:, 0] if sample else None), "timesteps": torch.tensor(times),
-                "noise": torch.from_numpy(noise[:, 1].copy()), "text": self.text(captions)}
+        noise = np.stack(noise)  # [B,2,C,h,w]
+        return {
+            "latents": self.latents(rows, variants, noise[:, 0] if sample else None),
+            "timesteps": torch.tensor(times),
+            "noise": torch.from_numpy(noise[:, 1].copy()),
+            "text": self.text(captions),
+        }
 
 
 @lru_cache(maxsize=2)

@@ -31,12 +31,18 @@ def min_snr_weight(t, alphas_cumprod, prediction_type: str, gamma: float | None)
     return (gamma / snr.clamp(min=1e-8)).clamp(max=1)  # finite at zero terminal SNR too
 
 
-def denoising_loss(unet, batch: dict, alphas_cumprod, prediction_type: str, gamma: float | None = None):
+def denoising_loss(
+    unet, batch: dict, alphas_cumprod, prediction_type: str, gamma: float | None = None
+):
     """Weighted squared error per image [B] of one denoising step. `batch`: latents, noise, timesteps, text [B,L,D]."""
     x, noise, t = batch["latents"], batch["noise"], batch["timesteps"]
     noisy = add_noise(x, noise, t, alphas_cumprod).contiguous(memory_format=torch.channels_last)
     prediction = unet(noisy, t, batch["text"], return_dict=False)[0]
-    error = (prediction.float() - target(x, noise, t, alphas_cumprod, prediction_type)).square().mean((1, 2, 3))
+    error = (
+        (prediction.float() - target(x, noise, t, alphas_cumprod, prediction_type))
+        .square()
+        .mean((1, 2, 3))
+    )
     return error * min_snr_weight(t, alphas_cumprod, prediction_type, gamma)
 
 

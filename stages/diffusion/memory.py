@@ -22,7 +22,9 @@ def out_of_memory(key: str, size: int, attempt: Callable[[int], object] | None, 
     except torch.OutOfMemoryError as fault:
         traceback.clear_frames(fault.__traceback__)  # they hold on to activations
     if attempt is None:
-        fail(f"{key}: {size} images at a time don't fit into the GPU's memory; try half of them{advice}")
+        fail(
+            f"{key}: {size} images at a time don't fit into the GPU's memory; try half of them{advice}"
+        )
     say(f"{key}: out of GPU memory; looking for a batch that fits")
     fits = largest_batch(attempt, size)
     least = f"{fits} do: set it to {fits}" if fits else "nor does the smallest batch"

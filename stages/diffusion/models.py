@@ -13,9 +13,18 @@ from stages.common.artefacts import digest, read_json, write_json
 from stages.common.fail import fail
 from stages.common.pretrained import load_whole
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-SETTINGS = {"unet": "config.json", "vae": "config.json", "text_encoder": "config.json", "scheduler": "scheduler_config.json",
-            "tokenizer": "tokenizer_config.json"}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+SETTINGS = {
+    "unet": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+    "tokenizer": "tokenizer_config.json",
+}
 LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled
 # Pixel values a model is fed: (x - mean) / std of x in [0, 1], per channel. This is the VAE's own [-1, 1].
 VAE_PIXELS = {"normalisation": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -35,7 +44,9 @@ def config(folder: str | Path, part: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fail(f"{path}: not found; a diffusion model is a folder with {', '.join(SETTINGS)}, as diffusers saves it")
+        fail(
+            f"{path}: not found; a diffusion model is a folder with {', '.join(SETTINGS)}, as diffusers saves it"
+        )
     except (ValueError, OSError) as fault:
         fail(f"{path}: cannot be read: {fault}")
     if not isinstance(found, dict):
@@ -48,11 +59,18 @@ def weights(folder: str | Path, part: str) -> tuple[list[Path], str | None]:
     where, stem = Path(folder) / part, WEIGHTS[part]
     for variant in (None, "fp16"):
         name = stem if variant is None else f"{stem}.{variant}"
-        if files := sorted({*where.glob(f"{name}.safetensors"), *where.glob(f"{name}-*-of-*.safetensors"),
-                            *where.glob(f"{stem}.safetensors.index{'.' + variant if variant else ''}.json")}):
+        if files := sorted(
+            {
+                *where.glob(f"{name}.safetensors"),
+                *where.glob(f"{name}-*-of-*.safetensors"),
+                *where.glob(f"{stem}.safetensors.index{'.' + variant if variant else ''}.json"),
+            }
+        ):
             return files, variant
     if pickles := sorted([*where.glob("*.bin"), *where.glob("*.pt"), *where.glob("*.ckpt")]):
-        fail(f"{pickles[0]}: a pickle can run code, so it is refused; convert it to {stem}.safetensors")
+        fail(
+            f"{pickles[0]}: a pickle can run code, so it is refused; convert it to {stem}.safetensors"
+        )
     fail(f"{where / stem}.safetensors: not found")
 
 
@@ -65,13 +83,18 @@ def load(folder: str | Path, part: str):
     if part == "text_encoder":
         from transformers import CLIPTextModel as Model
         from transformers.utils.logging import disable_progress_bar
+
         disable_progress_bar()
     elif part == "vae":
         from diffusers import AutoencoderKL as Model
     else:
         from diffusers import UNet2DConditionModel as Model
     kind = "dtype" if part == "text_encoder" else "torch_dtype"
-    return load_whole(Model, folder, part, variant=variant, **{kind: torch.float32}).eval().requires_grad_(False)
+    return (
+        load_whole(Model, folder, part, variant=variant, **{kind: torch.float32})
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def trainable_unet(folder: str | Path, method: str, seed: int):
@@ -82,8 +105,13 @@ def trainable_unet(folder: str | Path, method: str, seed: int):
     if method == "full":
         return unet.requires_grad_(True)
     from peft import LoraConfig
+
     torch.manual_seed(seed)
-    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    unet.add_adapter(
+        LoraConfig(
+            r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]
+        )
+    )
     return unet
 
 
@@ -108,7 +136,10 @@ def load_tokenizer(folder: str | Path):
 
     where = Path(folder) / "tokenizer"
     if not (where / "tokenizer.json").is_file():
-        for name in ("vocab.json", "merges.txt"):  # without them it silently makes a tokenizer of two tokens
+        for name in (
+            "vocab.json",
+            "merges.txt",
+        ):  # without them it silently makes a tokenizer of two tokens
             if not (where / name).is_file():
                 fail(f"{where / name}: not found")
     return CLIPTokenizer.from_pretrained(where)
@@ -124,18 +155,27 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
 
     settings = config(folder, "scheduler") | (ZERO_SNR if zero_terminal_snr else {})
     if settings.get("rescale_betas_zero_snr") and name == "pndm":
-        fail(f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm")
+        fail(
+            f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm"
+        )
     if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        fail(f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)")
+        fail(
+            f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)"
+        )
     if settings.get("use_beta_sigmas"):
-        fail(f"{folder}/scheduler: use_beta_sigmas is not supported")  # needs scipy, which the launcher hides: a second of each start
+        fail(
+            f"{folder}/scheduler: use_beta_sigmas is not supported"
+        )  # needs scipy, which the launcher hides: a second of each start
     # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
     # Runge-Kutta start costs 9 more steps.
     kind, extra = {
         "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
         "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
         "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
-        "dpm": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+        "dpm": (
+            diffusers.DPMSolverMultistepScheduler,
+            {"algorithm_type": "dpmsolver++", "solver_order": 2},
+        ),
     }[name]
     return kind.from_config(settings, **extra)
 
@@ -158,7 +198,9 @@ def text_length(tokenizer, encoder) -> int:
 def embed(tokenizer, encoder, texts: list[str]):
     """Text embeddings as the UNet reads them, the last hidden state: float32 [N,L,D]; longer texts are cut at L."""
     length = text_length(tokenizer, encoder)
-    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    tokens = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float()
 
 
@@ -174,7 +216,9 @@ def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
     return (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero_terminal_snr: bool = False) -> None:
+def publish(
+    start: Path, target: Path, unet: dict | None, statistics: dict, zero_terminal_snr: bool = False
+) -> None:
     """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
 
     The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety
@@ -186,7 +230,9 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero
     shutil.rmtree(target, ignore_errors=True)
     for part in SETTINGS:
         (target / part).mkdir(parents=True)
-        for file in sorted(p for p in (start / part).iterdir() if p.is_file() and p.suffix in (".json", ".txt")):
+        for file in sorted(
+            p for p in (start / part).iterdir() if p.is_file() and p.suffix in (".json", ".txt")
+        ):
             shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
         if part == "vae" or part == "unet" and unet is None:
             for file in weights(start, part)[0]:
@@ -196,7 +242,9 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero
     if unet is not None:
         for stale in (target / "unet").glob("*.index*.json"):
             stale.unlink()
-        save_file(unet, target / "unet" / f"{WEIGHTS['unet']}.safetensors", metadata={"format": "pt"})
+        save_file(
+            unet, target / "unet" / f"{WEIGHTS['unet']}.safetensors", metadata={"format": "pt"}
+        )
     if not (start / "model_index.json").is_file():
         fail(f"{start / 'model_index.json'}: not found")
     index = read_json(start / "model_index.json") | {"requires_safety_checker": False}
@@ -204,7 +252,11 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero
     index.pop("_name_or_path", None)
     if zero_terminal_snr:  # PNDM can't sample it
         index["scheduler"] = ["diffusers", "DDIMScheduler"]
-        settings = config(start, "scheduler") | ZERO_SNR | {"_class_name": "DDIMScheduler", "clip_sample": False}
+        settings = (
+            config(start, "scheduler")
+            | ZERO_SNR
+            | {"_class_name": "DDIMScheduler", "clip_sample": False}
+        )
         write_json(target / "scheduler" / SETTINGS["scheduler"], settings)
     write_json(target / "model_index.json", index)
     if statistics != VAE_PIXELS:
@@ -214,4 +266,7 @@ def publish(start: Path, target: Path, unet: dict | None, statistics: dict, zero
 def model_digest(folder: str | Path) -> str:
     """16 hex digits over everything that decides what the model draws."""
     folder = Path(folder)
-    return digest(*(folder / part for part in SETTINGS), *(p for p in [folder / "normalisation.json"] if p.is_file()))
+    return digest(
+        *(folder / part for part in SETTINGS),
+        *(p for p in [folder / "normalisation.json"] if p.is_file()),
+    )

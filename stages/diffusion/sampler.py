@@ -44,17 +44,26 @@ class Sampler:
     def __init__(self, folder: str | Path, settings: Sampling, device: torch.device | str = "cpu"):
         factor = models.vae_factor(folder)
         if settings.resolution % factor:
-            fail(f"sampling.resolution: {settings.resolution} px is not a multiple of {factor}, the VAE's factor")
+            fail(
+                f"sampling.resolution: {settings.resolution} px is not a multiple of {factor}, the VAE's factor"
+            )
         if settings.precision == "fp16" and torch.device(device).type != "cuda":
             fail("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
-        self.settings, self.device, self.dtype = settings, torch.device(device), DTYPES[settings.precision]
+        self.settings, self.device, self.dtype = (
+            settings,
+            torch.device(device),
+            DTYPES[settings.precision],
+        )
         self.unet, self.vae = (self.place(models.load(folder, part)) for part in ("unet", "vae"))
-        self.tokenizer, self.text_encoder = models.load_tokenizer(folder), models.load(folder, "text_encoder").to(device)
+        self.tokenizer, self.text_encoder = (
+            models.load_tokenizer(folder),
+            models.load(folder, "text_encoder").to(device),
+        )
         self.negatives: dict[str, torch.Tensor] = {}
         self.scheduler = models.load_scheduler(folder, settings.scheduler)
         self.scale, self.statistics = models.latent_scale(folder), models.pixel_statistics(folder)
         side = settings.resolution // factor
-        self.shape = (self.unet.config.in_channels, side, side)                        # (C,h,w)
+        self.shape = (self.unet.config.in_channels, side, side)  # (C,h,w)
 
     def place(self, model: nn.Module) -> nn.Module:
         """On the device, with the weights that autocast would cast at every call cast once.
@@ -71,10 +80,14 @@ class Sampler:
 
     def attempt(self, count: int) -> None:
         """What `draw` does in memory, for groups of `count` images."""
-        text = self.embed_negative("").expand(2 * count if self.settings.guidance_scale > 1 else count, -1, -1)
+        text = self.embed_negative("").expand(
+            2 * count if self.settings.guidance_scale > 1 else count, -1, -1
+        )
         noise = torch.zeros(count, *self.shape, device=self.device)
         with torch.inference_mode(), self.autocast():
-            latents = denoise(self.unet, self.scheduler, noise, text, self.settings.guidance_scale, 1)
+            latents = denoise(
+                self.unet, self.scheduler, noise, text, self.settings.guidance_scale, 1
+            )
             self.vae.decode(latents, return_dict=False)
 
     @torch.inference_mode()
@@ -82,22 +95,43 @@ class Sampler:
         """Images uint8 [n,H,W,3] of at most `batch_size` prompts; the group is padded to that size whatever n is."""
         count, size, guidance = len(prompts), self.settings.batch_size, self.settings.guidance_scale
         pad = [0] * (size - count)
-        noise = [torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds + pad]
-        noise = torch.stack(noise).to(self.device)                                     # [B,C,h,w]
-        texts = [models.embed(self.tokenizer, self.text_encoder, prompts + [""] * len(pad))]  # [B,L,D]
+        noise = [
+            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds + pad
+        ]
+        noise = torch.stack(noise).to(self.device)  # [B,C,h,w]
+        texts = [
+            models.embed(self.tokenizer, self.text_encoder, prompts + [""] * len(pad))
+        ]  # [B,L,D]
         if guidance > 1:
             texts.insert(0, torch.cat([*map(self.embed_negative, negatives + [""] * len(pad))]))
 
         @torch.inference_mode()
         def images_of(part: slice) -> torch.Tensor:
-            text = torch.cat([t[part] for t in texts])                                 # [b,L,D], with guidance [2b,L,D]
+            text = torch.cat([t[part] for t in texts])  # [b,L,D], with guidance [2b,L,D]
             with self.autocast():
-                latents = denoise(self.unet, deepcopy(self.scheduler), noise[part], text, guidance, self.settings.steps) / self.scale
-                return self.vae.decode(latents.contiguous(memory_format=torch.channels_last), return_dict=False)[0]
+                latents = (
+                    denoise(
+                        self.unet,
+                        deepcopy(self.scheduler),
+                        noise[part],
+                        text,
+                        guidance,
+                        self.settings.steps,
+                    )
+                    / self.scale
+                )
+                return self.vae.decode(
+                    latents.contiguous(memory_format=torch.channels_last), return_dict=False
+                )[0]
 
-        images = torch.cat(Slices(size, self.device).map(images_of))[:count].float().cpu().numpy()       # [n,3,H,W]
+        images = (
+            torch.cat(Slices(size, self.device).map(images_of))[:count].float().cpu().numpy()
+        )  # [n,3,H,W]
         if not np.isfinite(images).all():
-            fail(f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32")
+            fail(
+                f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32"
+            )
         return models.to_pixels(images, self.statistics)
 
     def embed_negative(self, text: str) -> torch.Tensor:
@@ -107,8 +141,17 @@ class Sampler:
         return self.negatives[text]
 
 
-def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total: int, schema: pa.Schema, settings: Sampling,
-                seed: int, inputs: list[Path]) -> None:
+def draw_shards(
+    stage: str,
+    out: Path,
+    folder: Path,
+    rows: Iterable[dict],
+    total: int,
+    schema: pa.Schema,
+    settings: Sampling,
+    seed: int,
+    inputs: list[Path],
+) -> None:
     """Draw an image for each of `total` rows {prompt, negative_prompt, item: ids its noise is drawn from, ...} into shards.
 
     `schema` names the columns: those of the rows and image, seed, scheduler, steps, guidance_scale, model. Rows stream in,
@@ -118,10 +161,21 @@ def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total
     if not total:
         fail(f"{inputs[0]}: no rows to draw")
     state = processes()
-    drawn_by = {"scheduler": settings.scheduler, "steps": settings.steps, "guidance_scale": settings.guidance_scale,
-                "model": models.model_digest(folder)}
-    mark = scratch.fingerprint({"sampling": settings.model_dump(), "seed": seed, "model": drawn_by["model"], "total": total},
-                               [*inputs, *sorted(Path(__file__).parent.glob("*.py"))])
+    drawn_by = {
+        "scheduler": settings.scheduler,
+        "steps": settings.steps,
+        "guidance_scale": settings.guidance_scale,
+        "model": models.model_digest(folder),
+    }
+    mark = scratch.fingerprint(
+        {
+            "sampling": settings.model_dump(),
+            "seed": seed,
+            "model": drawn_by["model"],
+            "total": total,
+        },
+        [*inputs, *sorted(Path(__file__).parent.glob("*.py"))],
+    )
     with scratch.folder(stage.replace("@", "_"), mark) as cache:
         rows, size = iter(rows), settings.batch_size
         kept = len(list(cache.glob("*.parquet")))
@@ -133,21 +187,32 @@ def draw_shards(stage: str, out: Path, folder: Path, rows: Iterable[dict], total
         for number in range(math.ceil(total / size)):
             group = list(islice(rows, size))
             number += FIRST_GROUP
-            if number % state.num_processes == state.process_index and not (cache / f"{number}.parquet").exists():
+            if (
+                number % state.num_processes == state.process_index
+                and not (cache / f"{number}.parquet").exists()
+            ):
                 seeds = [image_seed(seed, *row["item"]) for row in group]
-                prompts, negatives = ([row[name] for row in group] for name in ("prompt", "negative_prompt"))
+                prompts, negatives = (
+                    [row[name] for row in group] for name in ("prompt", "negative_prompt")
+                )
                 with out_of_memory("sampling.batch_size", size, sampler.attempt):
                     images = sampler.draw(prompts, negatives, seeds)
-                done = [row | drawn_by | {"seed": s, "image": {"bytes": png(Image.fromarray(image)), "path": None}}
-                        for row, s, image in zip(group, seeds, images)]
+                done = [
+                    row
+                    | drawn_by
+                    | {"seed": s, "image": {"bytes": png(Image.fromarray(image)), "path": None}}
+                    for row, s, image in zip(group, seeds, images)
+                ]
                 write_shard(cache, number, done, schema)
             bar.update(len(group))
         bar.close()
         state.wait_for_everyone()
         if state.is_main_process:
             if (found := len(list(cache.glob("*.parquet")))) != math.ceil(total / size):
-                fail(f"{cache}: {found} of {math.ceil(total / size)} groups of images are here: set REMOTE_DIFFUSION_SCRATCH to a folder "
-                     "that all machines see")
+                fail(
+                    f"{cache}: {found} of {math.ceil(total / size)} groups of images are here: set REMOTE_DIFFUSION_SCRATCH to a folder "
+                    "that all machines see"
+                )
             for stale in out.glob("*.parquet"):
                 stale.unlink()
             write_shards(out, stream_rows(cache), schema)

@@ -21,7 +21,9 @@ class Slices:
         self.slices = [slice(first, min(first + size, count)) for first in range(0, count, size)]
         cores = torch.get_num_threads()
         workers = min(len(self.slices), cores)
-        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,))
+        self.pool = ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(cores // workers,)
+        )
 
     def map(self, work: Callable[[slice], object]) -> list:
         """`work` of each slice, in order. It sets its own inference mode and autocast: a thread starts without."""
@@ -29,11 +31,16 @@ class Slices:
             return [work(self.slices[0])]
         return list(self.pool.map(work, self.slices))
 
-    def backward(self, loss: Callable[[slice], torch.Tensor], weights: list[torch.Tensor], scale: float) -> torch.Tensor:
+    def backward(
+        self, loss: Callable[[slice], torch.Tensor], weights: list[torch.Tensor], scale: float
+    ) -> torch.Tensor:
         """The sum of the slices' losses; `scale` times its gradients are added to those of `weights`, always in the same order."""
+
         def learn(part: slice) -> tuple[torch.Tensor, ...]:
             of_part = loss(part)
-            return of_part.detach(), *torch.autograd.grad(of_part * scale, weights, materialize_grads=True)
+            return of_part.detach(), *torch.autograd.grad(
+                of_part * scale, weights, materialize_grads=True
+            )
 
         total, *gradients = map(sum, zip(*self.map(learn)))
         for w, gradient in zip(weights, gradients):

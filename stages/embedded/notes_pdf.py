@@ -18,7 +18,9 @@ NOTES = Path(__file__).with_name("notes")
 DATED = datetime(2024, 1, 1, tzinfo=UTC)  # any fixed day: the date is part of the bytes
 SOFT_HYPHEN = "\u00ad"
 # Word ends before which English allows a break, with at least three letters ahead of them.
-BREAK = re.compile(r"(?<=[A-Za-z]{3})(?=(?:tion|sion|ment|ness|ture|graph|shine|light|ward)[a-z]{0,4}\b)")
+BREAK = re.compile(
+    r"(?<=[A-Za-z]{3})(?=(?:tion|sion|ment|ness|ture|graph|shine|light|ward)[a-z]{0,4}\b)"
+)
 
 
 class Paper(FPDF):
@@ -42,7 +44,9 @@ class Paper(FPDF):
         self.set_y(-15)
         self.cell(0, 5, str(self.page_no()), align="C")
 
-    def block(self, text: str, style: str, size: float, line: float, after: float, align: str = "L") -> None:
+    def block(
+        self, text: str, style: str, size: float, line: float, after: float, align: str = "L"
+    ) -> None:
         self.set_font("times", style, size)
         self.multi_cell(0, line, text, align=align, new_x="LMARGIN", new_y="NEXT")
         self.ln(after)
@@ -50,7 +54,11 @@ class Paper(FPDF):
 
 def render(markdown_path: Path, pdf_path: Path) -> Path:
     """Write one note as a PDF."""
-    blocks = [" ".join(b.split()) for b in re.split(r"\n\s*\n|\n(?=- )", Path(markdown_path).read_text("utf-8")) if b.strip()]
+    blocks = [
+        " ".join(b.split())
+        for b in re.split(r"\n\s*\n|\n(?=- )", Path(markdown_path).read_text("utf-8"))
+        if b.strip()
+    ]
     if not blocks or not blocks[0].startswith("# "):
         raise ValueError(f"{markdown_path}: a note starts with '# Title'")
 
@@ -63,7 +71,9 @@ def render(markdown_path: Path, pdf_path: Path) -> Path:
                 paper.add_page()
             paper.block(text[3:], "B", 13, line=7, after=1)
         elif text.startswith("- "):
-            paper.block("- " + BREAK.sub(SOFT_HYPHEN, text[2:]), "", 11, line=5.2, after=1, align="J")
+            paper.block(
+                "- " + BREAK.sub(SOFT_HYPHEN, text[2:]), "", 11, line=5.2, after=1, align="J"
+            )
         else:
             paper.block(BREAK.sub(SOFT_HYPHEN, text), "", 11, line=5.2, after=2.5, align="J")
 
@@ -75,7 +85,9 @@ def render(markdown_path: Path, pdf_path: Path) -> Path:
 
 def render_all(folder_out: Path) -> list[Path]:
     """Write every note as `<folder_out>/<note>.pdf`, in the order of their names."""
-    return [render(note, Path(folder_out) / f"{note.stem}.pdf") for note in sorted(NOTES.glob("*.md"))]
+    return [
+        render(note, Path(folder_out) / f"{note.stem}.pdf") for note in sorted(NOTES.glob("*.md"))
+    ]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ STEPS, BATCH, LR, WARMUP, HELD_OUT = 1600, 8, 3e-3, 80, 20  # every 20th page is
 class Prose(HTMLParser):
     """Paragraphs of a Sphinx page: what stands in p, li, dd and headings of the main part, without code blocks."""
 
-    BLOCKS, SKIPPED = ("p", "li", "dd", "dt", "h1", "h2", "h3", "h4"), ("pre", "script", "style", "table", "dt")
+    BLOCKS, SKIPPED = (
+        ("p", "li", "dd", "dt", "h1", "h2", "h3", "h4"),
+        ("pre", "script", "style", "table", "dt"),
+    )
     VOID = ("br", "img", "hr", "input", "meta", "link", "col", "wbr")
 
     def __init__(self):
@@ -69,9 +72,12 @@ def pages(package: Path) -> dict[str, str]:
         fail(f"{package}: not the pinned python3.11-doc package (SHA-256 {SHA256})")
     found, at = {}, 8
     while at < len(content):
-        name, size = content[at:at + 16].decode().strip().rstrip("/"), int(content[at + 48:at + 58])
+        name, size = (
+            content[at : at + 16].decode().strip().rstrip("/"),
+            int(content[at + 48 : at + 58]),
+        )
         if name.startswith("data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(content[at + 60:at + 60 + size])) as archive:
+            with tarfile.open(fileobj=io.BytesIO(content[at + 60 : at + 60 + size])) as archive:
                 for member in archive:
                     path = member.name.partition("/html/")[2]
                     listing = path.startswith(("genindex", "whatsnew/changelog"))
@@ -95,11 +101,20 @@ def train_tokenizer(texts: list[str]):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=[EOS], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[EOS],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, bos_token=EOS, unk_token=EOS,
-                                   model_max_length=CONTEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        bos_token=EOS,
+        unk_token=EOS,
+        model_max_length=CONTEXT,
+    )
 
 
 def main(package: str, folder: str = str(TARGET)) -> None:
@@ -115,28 +130,49 @@ def main(package: str, folder: str = str(TARGET)) -> None:
 
     # One long stream of tokens, pages ended by EOS: [T].
     def stream(texts):
-        return torch.tensor([token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)])
+        return torch.tensor(
+            [
+                token
+                for text in texts
+                for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)
+            ]
+        )
 
     train = stream(text for n, text in enumerate(prose.values()) if n % HELD_OUT)
     held = stream(text for n, text in enumerate(prose.values()) if not n % HELD_OUT)
-    held = held[:len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)  # [W, CONTEXT]
-    say(f"train_language: {len(prose)} pages, {sum(map(len, prose.values()))} characters, {len(train)} tokens")
+    held = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)  # [W, CONTEXT]
+    say(
+        f"train_language: {len(prose)} pages, {sum(map(len, prose.values()))} characters, {len(train)} tokens"
+    )
 
-    model = PhiForCausalLM(PhiConfig(
-        vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id))
+    model = PhiForCausalLM(
+        PhiConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
     decay = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-                                  lr=LR, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=LR,
+        betas=(0.9, 0.95),
+    )
     generator = torch_generator(0, "windows")
     for step in progress(range(STEPS), what="train_language", unit="step"):
         warm = min(1.0, (step + 1) / WARMUP)
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
-            LR * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))))
+            LR * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+        )
         starts = torch.randint(len(train) - CONTEXT, (BATCH,), generator=generator)
-        ids = torch.stack([train[s:s + CONTEXT] for s in starts])  # [B, CONTEXT]
+        ids = torch.stack([train[s : s + CONTEXT] for s in starts])  # [B, CONTEXT]
         loss = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()

@@ -33,6 +33,7 @@ SENTINEL2_WHITE = 0.3558
 
 class Labelled(NamedTuple):
     """Tiles of one size with the numbers of their classes."""
+
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
 
@@ -42,15 +43,22 @@ class Labelled(NamedTuple):
 
 class Outcome(NamedTuple):
     """One trained classifier and what it scored on each test set."""
+
     network: torch.nn.Module
     scores: dict[str, dict[str, float]]
-    errors: dict[str, dict[str, float]]   # their standard errors, from the size of the test set
-    predicted: dict[str, np.ndarray]   # class numbers [N]
+    errors: dict[str, dict[str, float]]  # their standard errors, from the size of the test set
+    predicted: dict[str, np.ndarray]  # class numbers [N]
     config: dict
 
 
-def read_labelled(folder: str, column: str, number: dict[str, int], resolution: int,
-                  wanted: dict[int, int] | None = None, seed: int = 0) -> tuple[Labelled, Counter]:
+def read_labelled(
+    folder: str,
+    column: str,
+    number: dict[str, int],
+    resolution: int,
+    wanted: dict[int, int] | None = None,
+    seed: int = 0,
+) -> tuple[Labelled, Counter]:
     """The images of a folder of shards whose `column` has a class number, resized, and how many rows had none, by value.
 
     `wanted`: at most so many images of each class, drawn at random.
@@ -61,22 +69,35 @@ def read_labelled(folder: str, column: str, number: dict[str, int], resolution: 
     if wanted is not None:
         order = rng(seed, "ceiling").permutation(places).tolist()
         taken: Counter = Counter()
-        places = sorted(i for i in order if (label := number[values[i]]) in wanted and taken[label] < wanted[label]
-                        and not taken.update([label]))
+        places = sorted(
+            i
+            for i in order
+            if (label := number[values[i]]) in wanted
+            and taken[label] < wanted[label]
+            and not taken.update([label])
+        )
     images = stored(folder, resolution, places).permute(0, 2, 3, 1).contiguous().numpy()
     return Labelled(images, np.array([number[values[i]] for i in places], dtype=np.int64)), left_out
 
 
-def split(labels: np.ndarray, valid: float, test: float, draws: np.random.Generator) -> dict[str, np.ndarray]:
+def split(
+    labels: np.ndarray, valid: float, test: float, draws: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Places of train, valid and test [.], disjoint and stratified: each class is shared out evenly; none is empty."""
     order = draws.permutation(len(labels))
     spread = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        spread[members] = (np.arange(len(members)) + draws.random()) / len(members)   # a class fills [0, 1) evenly
+        spread[members] = (np.arange(len(members)) + draws.random()) / len(
+            members
+        )  # a class fills [0, 1) evenly
     order = np.argsort(spread, kind="stable")
     tested, validated = max(round(test * len(labels)), 1), max(round(valid * len(labels)), 1)
-    return {"test": order[:tested], "valid": order[tested:tested + validated], "train": order[tested + validated:]}
+    return {
+        "test": order[:tested],
+        "valid": order[tested : tested + validated],
+        "train": order[tested + validated :],
+    }
 
 
 class Tiles(Dataset):
@@ -89,37 +110,63 @@ class Tiles(Dataset):
         return len(self.tiles.labels)
 
     def __getitem__(self, i: int) -> dict:
-        image = self.transform(image=self.tiles.images[i])["image"]                   # float32 [R, R, 3]
-        return {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()), "label": int(self.tiles.labels[i])}
+        image = self.transform(image=self.tiles.images[i])["image"]  # float32 [R, R, 3]
+        return {
+            "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
+            "label": int(self.tiles.labels[i]),
+        }
 
 
 class TilesModule(LightningDataModule):
     """Three separate splits of the training source. Only train is augmented: the others are measured as they are."""
 
-    def __init__(self, source: Labelled, p: Classifier, mean: list[float], std: list[float], seed: int):
+    def __init__(
+        self, source: Labelled, p: Classifier, mean: list[float], std: list[float], seed: int
+    ):
         super().__init__()
-        places = split(source.labels, p.valid_fraction, p.test_fraction, rng(seed, "classifier splits"))
+        places = split(
+            source.labels, p.valid_fraction, p.test_fraction, rng(seed, "classifier splits")
+        )
         if len(places["train"]) < 2:  # batch normalisation needs two
-            fail(f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} images {len(places['valid'])} and "
-                 f"{len(places['test'])} are held out; {len(places['train'])} left to train on is not enough")
+            fail(
+                f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} images {len(places['valid'])} and "
+                f"{len(places['test'])} are held out; {len(places['train'])} left to train on is not enough"
+            )
         plain = A.Compose([A.Normalize(mean, std)])
         margin = p.resolution // 8
-        augmented = A.Compose([
-            A.Pad(margin, border_mode=2),  # 2: mirrored, so that a crop never shows a frame
-            A.RandomCrop(p.resolution, p.resolution), A.HorizontalFlip(), A.VerticalFlip(), A.RandomRotate90(),
-            A.RandomBrightnessContrast(),
-            A.GaussNoise(std_range=(0.01, 0.06)),  # generated images have no sensor noise, real ones do
-            A.Normalize(mean, std)], seed=seed)
+        augmented = A.Compose(
+            [
+                A.Pad(margin, border_mode=2),  # 2: mirrored, so that a crop never shows a frame
+                A.RandomCrop(p.resolution, p.resolution),
+                A.HorizontalFlip(),
+                A.VerticalFlip(),
+                A.RandomRotate90(),
+                A.RandomBrightnessContrast(),
+                A.GaussNoise(
+                    std_range=(0.01, 0.06)
+                ),  # generated images have no sensor noise, real ones do
+                A.Normalize(mean, std),
+            ],
+            seed=seed,
+        )
         self.size = p.batch_size
         self.generator = torch_generator(seed, "classifier")
         self.plain = plain
         self.train = Tiles(source.take(places["train"]), augmented)
-        self.valid, self.test = Tiles(source.take(places["valid"]), plain), Tiles(source.take(places["test"]), plain)
+        self.valid, self.test = (
+            Tiles(source.take(places["valid"]), plain),
+            Tiles(source.take(places["test"]), plain),
+        )
 
     def train_dataloader(self) -> DataLoader:
         # A last batch of one image would leave batch normalisation nothing to normalise.
-        return DataLoader(self.train, self.size, shuffle=True, generator=self.generator,
-                          drop_last=len(self.train) > self.size)
+        return DataLoader(
+            self.train,
+            self.size,
+            shuffle=True,
+            generator=self.generator,
+            drop_last=len(self.train) > self.size,
+        )
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.valid, self.size)
@@ -135,7 +182,12 @@ class Task(ClassificationTask):
         super().__init__(**options)
 
     def configure_models(self) -> None:
-        self.model = create(self.hparams["model"], self.hparams["num_classes"], self.hparams["resolution"], "classifier.model")
+        self.model = create(
+            self.hparams["model"],
+            self.hparams["num_classes"],
+            self.hparams["resolution"],
+            "classifier.model",
+        )
 
 
 def train_and_test_all(asked: list[tuple]) -> list[Outcome]:
@@ -146,7 +198,12 @@ def train_and_test_all(asked: list[tuple]) -> list[Outcome]:
     """
     if torch.cuda.is_available() or not 1 < cores() <= len(asked):
         return [train_and_test(*arguments) for arguments in asked]
-    return [outcome for _, outcome in ordered_map(_on_one_thread, enumerate(asked), 1, min(len(asked), 2 * cores()))]
+    return [
+        outcome
+        for _, outcome in ordered_map(
+            _on_one_thread, enumerate(asked), 1, min(len(asked), 2 * cores())
+        )
+    ]
 
 
 def _on_one_thread(arguments: tuple) -> Outcome:
@@ -154,8 +211,14 @@ def _on_one_thread(arguments: tuple) -> Outcome:
     return train_and_test(*arguments)
 
 
-def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classifier, seed: int,
-                   weights: Path | None) -> Outcome:
+def train_and_test(
+    source: Labelled,
+    real: Labelled,
+    names: list[str],
+    p: Classifier,
+    seed: int,
+    weights: Path | None,
+) -> Outcome:
     """Train one classifier on its part of `source`; test it on the part of `source` held back, and on `real`.
 
     weights: a TorchGeo backbone as safetensors, or None for random weights. Scores: as TorchGeo's own metrics have them
@@ -163,32 +226,65 @@ def train_and_test(source: Labelled, real: Labelled, names: list[str], p: Classi
     """
     quiet()
     torch.manual_seed(seed)
-    mean, std = ([0.0] * 3, [1 / SENTINEL2_WHITE] * 3) if weights else statistics(
-        torch.from_numpy(source.images).permute(0, 3, 1, 2))
+    mean, std = (
+        ([0.0] * 3, [1 / SENTINEL2_WHITE] * 3)
+        if weights
+        else statistics(torch.from_numpy(source.images).permute(0, 3, 1, 2))
+    )
     data = TilesModule(source, p, mean, std, seed)
     task = Task(p.resolution, model=p.model, num_classes=len(names), lr=p.lr)
     task.model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     if weights:
         start_from(task, weights)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(max_epochs=p.epochs, accelerator="auto", devices=1, logger=False, enable_checkpointing=False,
-                          enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, deterministic=True,
-                          default_root_dir=scratch)
+        trainer = Trainer(
+            max_epochs=p.epochs,
+            accelerator="auto",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            deterministic=True,
+            default_root_dir=scratch,
+        )
         trainer.fit(task, data)
-        loaders = {"synthetic_test": data.test_dataloader(), "real_test": DataLoader(Tiles(real, data.plain), p.batch_size)}
+        loaders = {
+            "synthetic_test": data.test_dataloader(),
+            "real_test": DataLoader(Tiles(real, data.plain), p.batch_size),
+        }
         scores, errors, predicted = {}, {}, {}
         for name, loader in loaders.items():
-            likely = torch.cat(trainer.predict(task, loader))                               # [N, K], probabilities
+            likely = torch.cat(trainer.predict(task, loader))  # [N, K], probabilities
             if not likely.isfinite().all():
-                fail(f"classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than {p.lr}")
+                fail(
+                    f"classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than {p.lr}"
+                )
             labels = loader.dataset.tiles.labels
-            losses = -likely[torch.arange(len(labels)), torch.from_numpy(labels)].clamp_min(1e-30).log().double().numpy()
+            losses = (
+                -likely[torch.arange(len(labels)), torch.from_numpy(labels)]
+                .clamp_min(1e-30)
+                .log()
+                .double()
+                .numpy()
+            )
             predicted[name] = likely.argmax(1).numpy()
             found = scores_of(labels[None], predicted[name][None], losses[None], len(names))
-            scores[name] = {score: float(value[0]) for score, value in found.items()} | {"n": len(labels)}
-            errors[name] = errors_of(labels, predicted[name], losses, len(names), rng(seed, "classifier errors"))
+            scores[name] = {score: float(value[0]) for score, value in found.items()} | {
+                "n": len(labels)
+            }
+            errors[name] = errors_of(
+                labels, predicted[name], losses, len(names), rng(seed, "classifier errors")
+            )
     scores["train"] = {"n": len(data.train)}
-    config = {"model": p.model, "resolution": p.resolution, "classes": names, "mean": mean, "std": std}
+    config = {
+        "model": p.model,
+        "resolution": p.resolution,
+        "classes": names,
+        "mean": mean,
+        "std": std,
+    }
     return Outcome(task.model, scores, errors, predicted, config)
 
 
@@ -198,16 +294,24 @@ def start_from(task: Task, weights: Path) -> None:
 
     found, head = load_file(weights), task.model.get_classifier()
     last = tuple(f"{name}." for name, module in task.model.named_modules() if module is head)
-    wanted = {name: value for name, value in task.model.state_dict().items() if not name.startswith(last)}
+    wanted = {
+        name: value for name, value in task.model.state_dict().items() if not name.startswith(last)
+    }
     for name, value in wanted.items():
         if name not in found or found[name].shape != value.shape:
-            fail(f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these are not weights of "
-                 f"classifier.model {task.hparams['model']} for 3 bands")
+            fail(
+                f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these are not weights of "
+                f"classifier.model {task.hparams['model']} for 3 bands"
+            )
     task.model.load_state_dict({name: found[name] for name in wanted}, strict=False)
 
 
 def quiet() -> None:
     """Lightning talks about devices and workers on every call."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*LeafSpec.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", text)

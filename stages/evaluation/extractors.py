@@ -28,9 +28,14 @@ class Scene(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D], logits [B, scenes]."""
-        x = normalise(resize(images, self.config["resolution"]), self.config["mean"], self.config["std"])
+        x = normalise(
+            resize(images, self.config["resolution"]), self.config["mean"], self.config["std"]
+        )
         hidden = self.network.forward_features(x)
-        return {"features": self.network.forward_head(hidden, pre_logits=True), "logits": self.network.forward_head(hidden)}
+        return {
+            "features": self.network.forward_head(hidden, pre_logits=True),
+            "logits": self.network.forward_head(hidden),
+        }
 
 
 class Pixels(nn.Module):
@@ -42,15 +47,23 @@ class Pixels(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, 3 * SIDE * SIDE] in [0, 255]; blocking, detail [B]."""
-        grey = images.float().mean(1)                                                         # [B, H, W]
-        steps = (grey.diff(dim=2).abs().mean(1), grey.diff(dim=1).abs().mean(2))              # [B, W - 1], [B, H - 1]
-        border, inside = (sum(step[:, (torch.arange(step.shape[1]) % 8 == 7) == wanted].mean(1) for step in steps)
-                          for wanted in (True, False))
+        grey = images.float().mean(1)  # [B, H, W]
+        steps = (
+            grey.diff(dim=2).abs().mean(1),
+            grey.diff(dim=1).abs().mean(2),
+        )  # [B, W - 1], [B, H - 1]
+        border, inside = (
+            sum(step[:, (torch.arange(step.shape[1]) % 8 == 7) == wanted].mean(1) for step in steps)
+            for wanted in (True, False)
+        )
         around = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
         laplacian = (4 * grey[:, 1:-1, 1:-1] - around).abs().mean((1, 2))
         tiny = 1e-3  # grey levels: a blank image has no steps at all
-        return {"features": resize(images, SIDE).flatten(1), "blocking": (border + tiny) / (inside + tiny),
-                "detail": laplacian / (sum(step.mean(1) for step in steps) + tiny)}
+        return {
+            "features": resize(images, SIDE).flatten(1),
+            "blocking": (border + tiny) / (inside + tiny),
+            "detail": laplacian / (sum(step.mean(1) for step in steps) + tiny),
+        }
 
 
 class Inception(nn.Module):
@@ -92,14 +105,22 @@ class Transformer(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D]."""
-        x = normalise(resize(images, self.size), self.settings["image_mean"], self.settings["image_std"])
+        x = normalise(
+            resize(images, self.size), self.settings["image_mean"], self.settings["image_std"]
+        )
         if not self.is_clip:
             return {"features": self.network(pixel_values=x).pooler_output}
-        return {"features": self.network.visual_projection(self.network.vision_model(pixel_values=x).pooler_output)}
+        return {
+            "features": self.network.visual_projection(
+                self.network.vision_model(pixel_values=x).pooler_output
+            )
+        }
 
 
 @torch.inference_mode()
-def caption_embeddings(clip: Transformer, captions: list[str], size: int, folder: Path = VISION / "clip") -> torch.Tensor:
+def caption_embeddings(
+    clip: Transformer, captions: list[str], size: int, folder: Path = VISION / "clip"
+) -> torch.Tensor:
     """CLIP's embeddings float32 [N, D] of captions, cut at its context; in groups of `size`."""
     from transformers import AutoTokenizer
 
@@ -107,7 +128,13 @@ def caption_embeddings(clip: Transformer, captions: list[str], size: int, folder
     tokenizer, model = AutoTokenizer.from_pretrained(folder, local_files_only=True), clip.network
     length, embedded = model.config.text_config.max_position_embeddings, []
     for start in range(0, len(captions), size):
-        tokens = tokenizer(captions[start:start + size], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokenizer(
+            captions[start : start + size],
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
+        )
         hidden = model.text_model(**tokens.to(model.device)).pooler_output
         embedded.append(model.text_projection(hidden).float().cpu())
     return torch.cat(embedded)
@@ -122,5 +149,7 @@ def extractor(name: str) -> nn.Module:
 
 def found(file: Path, what: str) -> None:
     if not file.is_file():
-        fail(f"features.extractors: {file} is missing ({what}): put {file.relative_to(VISION)} into a folder and name that "
-             "folder in params.yaml, fetch_model.vision: path:<folder>")
+        fail(
+            f"features.extractors: {file} is missing ({what}): put {file.relative_to(VISION)} into a folder and name that "
+            "folder in params.yaml, fetch_model.vision: path:<folder>"
+        )

@@ -25,7 +25,10 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     """
     (mean_a, root_a), (mean_b, root_b) = a, b
     shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    return max(float(((mean_a - mean_b) ** 2).sum() + (root_a ** 2).sum() + (root_b ** 2).sum() - 2 * shared), 0.0)
+    return max(
+        float(((mean_a - mean_b) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * shared),
+        0.0,
+    )
 
 
 def fid(real: np.ndarray, fake: np.ndarray) -> float:
@@ -46,7 +49,9 @@ def curve(real: np.ndarray, fake: np.ndarray, rng: np.random.Generator) -> list[
         size = n // parts
         if size >= 2:
             places = [slice(i * size, (i + 1) * size) for i in range(parts)]
-            found.append((size, float(np.mean([fid(real[place], fake[place]) for place in places]))))
+            found.append(
+                (size, float(np.mean([fid(real[place], fake[place]) for place in places])))
+            )
     return found
 
 

@@ -14,11 +14,17 @@ def halves(n: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]
     Not a bootstrap: rows drawn twice make a sample look less diverse than it is, which biases FID upward.
     """
     for _ in range(count):
-        yield np.sort(rng.permutation(n)[:min(n // 2, LARGEST)])
+        yield np.sort(rng.permutation(n)[: min(n // 2, LARGEST)])
 
 
-def around(estimate: float, subsampled: list[float], n: int, low: float = -np.inf, high: float = np.inf,
-           again: bool = False) -> tuple[float, float]:
+def around(
+    estimate: float,
+    subsampled: list[float],
+    n: int,
+    low: float = -np.inf,
+    high: float = np.inf,
+    again: bool = False,
+) -> tuple[float, float]:
     """95 % interval around an estimate from all n rows, from the same statistic of subsamples of `halves(n, ...)`.
 
     Subsamples of m of n rows differ among each other by s^2 (1/m - 1/n), the estimate from the truth by s^2 / n (Politis &
@@ -27,7 +33,12 @@ def around(estimate: float, subsampled: list[float], n: int, low: float = -np.in
     lies but where the same statistic of n other rows would; it varies as much as the estimate does, hence sqrt(2) times as wide.
     """
     m = min(n // 2, LARGEST)
-    error = np.std(subsampled, ddof=1) * np.sqrt(m / (n - m)) * stdtrit(len(subsampled) - 1, 0.975) * (np.sqrt(2) if again else 1)
+    error = (
+        np.std(subsampled, ddof=1)
+        * np.sqrt(m / (n - m))
+        * stdtrit(len(subsampled) - 1, 0.975)
+        * (np.sqrt(2) if again else 1)
+    )
     return float(max(estimate - error, low)), float(min(estimate + error, high))
 
 

@@ -3,7 +3,10 @@
 import numpy as np
 
 BLOCK = 2048  # rows of the kernel matrix in memory at a time
-CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # of the Gaussian kernel, of the reported number (theirs, section 4)
+CMMD_SIGMA, CMMD_SCALE = (
+    10.0,
+    1000.0,
+)  # of the Gaussian kernel, of the reported number (theirs, section 4)
 
 
 def kid(real: np.ndarray, fake: np.ndarray) -> float:
@@ -14,7 +17,11 @@ def kid(real: np.ndarray, fake: np.ndarray) -> float:
     """
     n, m = len(real), len(fake)
     real, fake = real.astype(np.float64), fake.astype(np.float64)
-    return _within(real) / (n * (n - 1)) + _within(fake) / (m * (m - 1)) - 2 * _sum(real, fake, _cubic) / (n * m)
+    return (
+        _within(real) / (n * (n - 1))
+        + _within(fake) / (m * (m - 1))
+        - 2 * _sum(real, fake, _cubic) / (n * m)
+    )
 
 
 def cmmd(real: np.ndarray, fake: np.ndarray) -> float:
@@ -22,8 +29,14 @@ def cmmd(real: np.ndarray, fake: np.ndarray) -> float:
 
     As published and as its authors' code has it: sigma 10, every pair counted, an embedding with itself included.
     """
-    real, fake = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (real.astype(np.float64), fake.astype(np.float64)))
-    means = [_sum(x, y, _gaussian) / (len(x) * len(y)) for x, y in ((real, real), (fake, fake), (real, fake))]
+    real, fake = (
+        each / np.linalg.norm(each, axis=1, keepdims=True)
+        for each in (real.astype(np.float64), fake.astype(np.float64))
+    )
+    means = [
+        _sum(x, y, _gaussian) / (len(x) * len(y))
+        for x, y in ((real, real), (fake, fake), (real, fake))
+    ]
     return CMMD_SCALE * (means[0] + means[1] - 2 * means[2])
 
 
@@ -33,7 +46,9 @@ def _within(x: np.ndarray) -> float:
 
 
 def _sum(x: np.ndarray, y: np.ndarray, kernel) -> float:
-    return sum(float(kernel(x[i:i + BLOCK] @ y.T, x.shape[1]).sum()) for i in range(0, len(x), BLOCK))
+    return sum(
+        float(kernel(x[i : i + BLOCK] @ y.T, x.shape[1]).sum()) for i in range(0, len(x), BLOCK)
+    )
 
 
 def _cubic(products: np.ndarray, dimensions: int) -> np.ndarray:
@@ -44,4 +59,4 @@ def _cubic(products: np.ndarray, dimensions: int) -> np.ndarray:
 
 def _gaussian(products: np.ndarray, dimensions: int) -> np.ndarray:
     """Rows at unit length: |x - y|^2 = 2 - 2 x.y."""
-    return np.exp((products - 1) / CMMD_SIGMA ** 2)
+    return np.exp((products - 1) / CMMD_SIGMA**2)

@@ -27,7 +27,9 @@ def of_imagery(key: str, classes: dict[str, list[str]]) -> tuple[list[str], dict
     number = {scene: names.index(name) for name, members in classes.items() for scene in members}
     unmatched = [scene for scene in number if scene not in scenes]
     if len(unmatched) == len(number):
-        fail(f"classes: none of its scenes is in data/imagery/test, which has {', '.join(scenes[:60])}")
+        fail(
+            f"classes: none of its scenes is in data/imagery/test, which has {', '.join(scenes[:60])}"
+        )
     for scene in unmatched:
         near = difflib.get_close_matches(scene, scenes, n=1)
         say(f"classes: no test image shows {scene}{f' (did you mean {near[0]}?)' if near else ''}")

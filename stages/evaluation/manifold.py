@@ -5,9 +5,9 @@ Precision and recall: Kynkaanniemi et al. 2019, 3 neighbours. Density and covera
 
 import numpy as np
 
-NEIGHBOURS = 3          # of precision and recall (their section 3.1; torch-fidelity's default)
+NEIGHBOURS = 3  # of precision and recall (their section 3.1; torch-fidelity's default)
 DENSITY_NEIGHBOURS = 5  # of density and coverage (their section 4)
-BLOCK = 1024            # rows of the distance matrix in memory at a time
+BLOCK = 1024  # rows of the distance matrix in memory at a time
 
 
 def manifold(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
@@ -20,28 +20,34 @@ def manifold(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
     shift = real.mean(0, dtype=np.float64)  # distances don't change; small norms keep digits
     real, fake = real - shift, fake - shift
     wide_k = min(DENSITY_NEIGHBOURS, len(real) - 1)
-    near, wide = radii(real, min(NEIGHBOURS, len(real) - 1), wide_k)   # [N], [N]
-    fake_near, = radii(fake, min(NEIGHBOURS, len(fake) - 1))           # [M]
+    near, wide = radii(real, min(NEIGHBOURS, len(real) - 1), wide_k)  # [N], [N]
+    (fake_near,) = radii(fake, min(NEIGHBOURS, len(fake) - 1))  # [M]
     inside, around = 0, 0
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for start in range(0, len(fake), BLOCK):
         block = slice(start, start + BLOCK)
-        squared = squared_distances(fake[block], real)             # [B, N]
+        squared = squared_distances(fake[block], real)  # [B, N]
         inside += int((squared <= near).any(1).sum())
         recalled |= (squared <= fake_near[block, None]).any(0)
         in_wide = squared <= wide
         around += int(in_wide.sum())
         covered |= in_wide.any(0)
-    return {"precision": inside / len(fake), "recall": float(recalled.mean()),
-            "density": around / (wide_k * len(fake)), "coverage": float(covered.mean())}
+    return {
+        "precision": inside / len(fake),
+        "recall": float(recalled.mean()),
+        "density": around / (wide_k * len(fake)),
+        "coverage": float(covered.mean()),
+    }
 
 
 def radii(x: np.ndarray, *neighbours: int) -> list[np.ndarray]:
     """Squared distance [N] of each row of x [N, D] to its k-th nearest other row, for each k."""
     found = []
     for start in range(0, len(x), BLOCK):
-        squared = squared_distances(x[start:start + BLOCK], x)
-        found.append(np.partition(squared, neighbours, axis=1)[:, neighbours])  # place 0 is the row itself
+        squared = squared_distances(x[start : start + BLOCK], x)
+        found.append(
+            np.partition(squared, neighbours, axis=1)[:, neighbours]
+        )  # place 0 is the row itself
     return list(np.concatenate(found).T)
 
 
@@ -49,5 +55,7 @@ def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Squared Euclidean distances [N, M] of rows [N, D], [M, D], float64; equal rows are at exactly 0."""
     norms = np.einsum("ij,ij->i", x, x)[:, None] + np.einsum("ij,ij->i", y, y)
     squared = norms - 2 * (x @ y.T)
-    squared[squared < 1e-12 * norms] = 0  # rounding of the expansion, far below a float32 feature's own
+    squared[squared < 1e-12 * norms] = (
+        0  # rounding of the expansion, far below a float32 feature's own
+    )
     return squared

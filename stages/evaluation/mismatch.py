@@ -12,16 +12,27 @@ from stages.common.progress import say
 BLOCKING, DETAIL = 0.1, 0.8
 
 
-def mismatch(real: dict[str, np.ndarray], fake: dict[str, np.ndarray], what: str) -> dict[str, float]:
+def mismatch(
+    real: dict[str, np.ndarray], fake: dict[str, np.ndarray], what: str
+) -> dict[str, float]:
     """Compare `blocking` and `detail`, each [N], of real and generated images; warn where they differ. 0/1: `warned`."""
     blocking, blocking_real = float(np.median(fake["blocking"])), float(np.median(real["blocking"]))
     ratio = float(np.median(fake["detail"]) / np.median(real["detail"]))
     jpeg = abs(blocking - blocking_real) > BLOCKING
     blurred = not DETAIL <= ratio <= 1 / DETAIL
     if jpeg:
-        say(f"fid: {what}: warning: compressed or resized otherwise than the real tiles: steps at the borders of 8 x 8 blocks are "
-            f"{blocking:.2f} times those elsewhere, in real tiles {blocking_real:.2f}")
+        say(
+            f"fid: {what}: warning: compressed or resized otherwise than the real tiles: steps at the borders of 8 x 8 blocks are "
+            f"{blocking:.2f} times those elsewhere, in real tiles {blocking_real:.2f}"
+        )
     if blurred:
-        say(f"fid: {what}: warning: {ratio:.2f} times the real tiles' finest detail: one of the sets was resized or blurred "
-            "(a VAE does that, too); the distances measure this as well")
-    return {"blocking": blocking, "blocking_real": blocking_real, "detail_ratio": ratio, "warned": int(jpeg or blurred)}
+        say(
+            f"fid: {what}: warning: {ratio:.2f} times the real tiles' finest detail: one of the sets was resized or blurred "
+            "(a VAE does that, too); the distances measure this as well"
+        )
+    return {
+        "blocking": blocking,
+        "blocking_real": blocking_real,
+        "detail_ratio": ratio,
+        "warned": int(jpeg or blurred),
+    }

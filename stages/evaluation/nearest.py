@@ -5,8 +5,8 @@ import numpy as np
 from stages.evaluation.intervals import wilson
 from stages.evaluation.manifold import BLOCK, squared_distances
 
-PERCENTILE = 1      # of the distances from held-out real images to their nearest training image
-SIDE = 16           # pixels of the thumbnails that are compared
+PERCENTILE = 1  # of the distances from held-out real images to their nearest training image
+SIDE = 16  # pixels of the thumbnails that are compared
 
 
 def nearest(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -15,7 +15,7 @@ def nearest(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     x, train = x - shift, train - shift
     distances, places = [], []
     for start in range(0, len(x), BLOCK):
-        squared = squared_distances(x[start:start + BLOCK], train)      # [B, M]
+        squared = squared_distances(x[start : start + BLOCK], train)  # [B, M]
         places.append(squared.argmin(1))
         distances.append(np.sqrt(squared[np.arange(len(squared)), places[-1]]))
     return np.concatenate(distances), np.concatenate(places)
@@ -27,8 +27,14 @@ def nearest_turned(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.nda
     Distances are root mean squares over the pixels, in grey levels.
     """
     tiles = x.reshape(-1, 3, SIDE, SIDE)
-    views = [np.rot90(flipped, k, (2, 3)).reshape(x.shape) for flipped in (tiles, tiles[..., ::-1]) for k in range(4)]
-    distances, places = (np.stack(found) for found in zip(*(nearest(view, train) for view in views)))   # [8, N]
+    views = [
+        np.rot90(flipped, k, (2, 3)).reshape(x.shape)
+        for flipped in (tiles, tiles[..., ::-1])
+        for k in range(4)
+    ]
+    distances, places = (
+        np.stack(found) for found in zip(*(nearest(view, train) for view in views))
+    )  # [8, N]
     best = distances.argmin(0), np.arange(len(x))
     return distances[best] / np.sqrt(x.shape[1]), places[best]
 
@@ -42,5 +48,12 @@ def memorised(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     # A held-out image that is itself in the training set puts the limit at 0: a copy is at 0 too.
     closer = int((generated < limit).sum() if limit > 0 else (generated <= 0).sum())
     lo, hi = wilson(closer, len(generated))
-    return {"memorised": closer / len(generated), "memorised_lo": lo, "memorised_hi": hi, "limit": limit,
-            "median": float(np.median(generated)), "median_real": float(np.median(held_out)), "n": len(generated)}
+    return {
+        "memorised": closer / len(generated),
+        "memorised_lo": lo,
+        "memorised_hi": hi,
+        "limit": limit,
+        "median": float(np.median(generated)),
+        "median_real": float(np.median(held_out)),
+        "n": len(generated),
+    }

@@ -25,8 +25,12 @@ def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:
         near = difflib.get_close_matches(model, timm.list_models())
         fail(f"{key}: timm has no model {model!r}" + (f"; near: {', '.join(near)}" if near else ""))
     try:
-        fixed = timm.get_pretrained_cfg(model).fixed_input_size  # a transformer's positions are weights: it is made for one size
-        network = timm.create_model(model, num_classes=classes, **({"img_size": resolution} if fixed else {}))
+        fixed = timm.get_pretrained_cfg(
+            model
+        ).fixed_input_size  # a transformer's positions are weights: it is made for one size
+        network = timm.create_model(
+            model, num_classes=classes, **({"img_size": resolution} if fixed else {})
+        )
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, resolution, resolution))
     except (AssertionError, RuntimeError, TypeError, ValueError) as fault:
@@ -36,17 +40,29 @@ def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:
 
 def pixels(rows: list[dict]) -> torch.Tensor:
     """The images of rows as uint8 [N, 3, H, W]; all must have one size."""
-    return torch.from_numpy(np.stack([np.asarray(open_image(row["image"])) for row in rows])).permute(0, 3, 1, 2)
+    return torch.from_numpy(
+        np.stack([np.asarray(open_image(row["image"])) for row in rows])
+    ).permute(0, 3, 1, 2)
 
 
-def stored(folder: str | Path, resolution: int, places: Collection[int] | None = None) -> torch.Tensor:
+def stored(
+    folder: str | Path, resolution: int, places: Collection[int] | None = None
+) -> torch.Tensor:
     """Images of a folder of shards (all, or those at sorted row numbers) as uint8 [N, 3, R, R]."""
     wanted = None if places is None else set(places)
-    rows = (row for i, row in enumerate(stream_rows(folder, ["image"])) if wanted is None or i in wanted)
+    rows = (
+        row for i, row in enumerate(stream_rows(folder, ["image"])) if wanted is None or i in wanted
+    )
     groups = []
-    while some := list(islice(rows, 256)):  # resized in groups: all of them as floats would take four times the memory
+    while some := list(
+        islice(rows, 256)
+    ):  # resized in groups: all of them as floats would take four times the memory
         groups.append(resize(pixels(some), resolution).round().byte())
-    return torch.cat(groups) if groups else torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)
+    return (
+        torch.cat(groups)
+        if groups
+        else torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)
+    )
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
@@ -54,7 +70,9 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     images = images.float()
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 255)
+    return F.interpolate(
+        images, (size, size), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(0, 255)
 
 
 def framed(images: torch.Tensor) -> torch.Tensor:
@@ -76,8 +94,13 @@ def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torc
 def statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel of uint8 [N, 3, H, W], as shares of 255."""
     flat = [images[:, c].numpy().ravel() for c in range(3)]
-    mean, std = ([float(value) for value in values] for values in (
-        [x.mean(dtype=np.float64) / 255 for x in flat], [max(x.std(dtype=np.float64), 1.0) / 255 for x in flat]))
+    mean, std = (
+        [float(value) for value in values]
+        for values in (
+            [x.mean(dtype=np.float64) / 255 for x in flat],
+            [max(x.std(dtype=np.float64), 1.0) / 255 for x in flat],
+        )
+    )
     return mean, std
 
 
@@ -96,6 +119,8 @@ def load_scene(folder: str | Path) -> tuple[nn.Module, dict]:
     from safetensors.torch import load_file
 
     config = read_json(Path(folder) / "config.json")
-    network = create(config["model"], len(config["scenes"]), config["resolution"], "train_scene.model")
+    network = create(
+        config["model"], len(config["scenes"]), config["resolution"], "train_scene.model"
+    )
     network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
     return network.eval().to(memory_format=torch.channels_last), config

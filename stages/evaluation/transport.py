@@ -3,7 +3,7 @@
 import numpy as np
 
 LARGEST = 2000  # rows of each set: every pair is in memory
-BLUR = 0.05     # square root of the regularisation, in the units below (geomloss's default, for data of unit size)
+BLUR = 0.05  # square root of the regularisation, in the units below (geomloss's default, for data of unit size)
 
 
 def sinkhorn(real: np.ndarray, fake: np.ndarray) -> float:

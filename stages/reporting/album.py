@@ -8,10 +8,12 @@ from PIL import Image
 from stages.common.fail import fail
 from stages.reporting.grids import pictures
 
-LARGEST = 512          # pixels of a picture's longer side
-EXACT = 128            # pixels up to which a picture is lossless and its own thumbnail
-THUMB = 128            # pixels of a thumbnail
-BUDGET = 9 * 10**6     # bytes of all pictures; the grids and the page come on top, 15 MB is the limit of the whole
+LARGEST = 512  # pixels of a picture's longer side
+EXACT = 128  # pixels up to which a picture is lossless and its own thumbnail
+THUMB = 128  # pixels of a thumbnail
+BUDGET = (
+    9 * 10**6
+)  # bytes of all pictures; the grids and the page come on top, 15 MB is the limit of the whole
 QUALITIES = (88, 80, 72, 64, 56)
 
 
@@ -31,9 +33,18 @@ class Album:
 
     def write(self, out: Path) -> None:
         """Store them below `out`: the best quality at which they fit the budget; small ones lossless."""
-        images = {(name, place): picture for name, folder in self.folders.items() for place, picture in pictures(
-            folder, {place for other, place in self.wanted if other == name}, LARGEST).items()}
-        small = {key: webp(image, lossless=True) for key, image in images.items() if max(image.size) <= EXACT}
+        images = {
+            (name, place): picture
+            for name, folder in self.folders.items()
+            for place, picture in pictures(
+                folder, {place for other, place in self.wanted if other == name}, LARGEST
+            ).items()
+        }
+        small = {
+            key: webp(image, lossless=True)
+            for key, image in images.items()
+            if max(image.size) <= EXACT
+        }
         large = {key: image for key, image in images.items() if key not in small}
         thumbs = {key: webp(thumbnail(image), quality=75) for key, image in large.items()}
         for quality in QUALITIES:
@@ -42,7 +53,9 @@ class Album:
             if total <= BUDGET:
                 break
         else:
-            fail(f"report.gallery_per_class: {len(images)} pictures come to {total / 1e6:.0f} MB, more than {BUDGET / 1e6:.0f}: show fewer")
+            fail(
+                f"report.gallery_per_class: {len(images)} pictures come to {total / 1e6:.0f} MB, more than {BUDGET / 1e6:.0f}: show fewer"
+            )
         for folder, stored in (("pictures", files), ("thumbs", thumbs)):
             (out / folder).mkdir()
             for (name, place), content in stored.items():

@@ -11,12 +11,17 @@ def differences(ours: dict, theirs: dict) -> dict[str, str]:
     else makes up their identity are equal. The generator may differ: that is what is being compared.
     """
     found = {}
-    for key in [*ours["numbers"], *(key for key in theirs["numbers"] if key not in ours["numbers"])]:
+    for key in [
+        *ours["numbers"],
+        *(key for key in theirs["numbers"] if key not in ours["numbers"]),
+    ]:
         a, b = ours["numbers"].get(key), theirs["numbers"].get(key)
         if a is None or b is None:
             found[key] = f"only in {'the first' if b is None else 'the second'} run"
             continue
         fields = [name for name in {**a, **b} if name not in STUDIED and a.get(name) != b.get(name)]
         if fields:
-            found[key] = "; ".join(f"{name}: {a.get(name, 'none')} and {b.get(name, 'none')}" for name in fields)
+            found[key] = "; ".join(
+                f"{name}: {a.get(name, 'none')} and {b.get(name, 'none')}" for name in fields
+            )
     return found

@@ -3,7 +3,13 @@
 import networkx as nx
 from markupsafe import escape
 
-WIDE, HIGH, APART, DOWN, LANE = 138, 50, 14, 30, 16   # box, gaps between boxes and rows, width of a line that passes a row
+WIDE, HIGH, APART, DOWN, LANE = (
+    138,
+    50,
+    14,
+    30,
+    16,
+)  # box, gaps between boxes and rows, width of a line that passes a row
 MARGIN = 4
 
 
@@ -27,7 +33,11 @@ def graph() -> tuple[nx.DiGraph, dict[str, list[str]]]:
 def rows(found: nx.DiGraph) -> tuple[list[list], nx.DiGraph]:
     """The boxes and, as (from, to, row), the lines that pass a row: each row in an order that crosses few lines."""
     lines = nx.transitive_reduction(found)
-    row_of = {name: number for number, names in enumerate(nx.topological_generations(lines)) for name in names}
+    row_of = {
+        name: number
+        for number, names in enumerate(nx.topological_generations(lines))
+        for name in names
+    }
     # What nothing waits for stands just above its first reader, not at the top.
     for name in reversed(list(nx.topological_sort(lines))):
         if readers := list(lines.successors(name)):
@@ -42,11 +52,17 @@ def rows(found: nx.DiGraph) -> tuple[list[list], nx.DiGraph]:
     for place in paths:
         placed[row_of[place]].append(place)
     at = {place: number for row in placed for number, place in enumerate(row)}
-    for sweep in range(8):  # each row by the mean place of its neighbours, down and up again (Sugiyama et al. 1981)
+    for sweep in range(
+        8
+    ):  # each row by the mean place of its neighbours, down and up again (Sugiyama et al. 1981)
         near = paths.predecessors if sweep % 2 == 0 else paths.successors
         for row in placed if sweep % 2 == 0 else reversed(placed):
-            mean = {place: sum(at[other] for other in near(place)) / paths.degree(place) if list(near(place)) else at[place]
-                    for place in row}
+            mean = {
+                place: sum(at[other] for other in near(place)) / paths.degree(place)
+                if list(near(place))
+                else at[place]
+                for place in row
+            }
             row.sort(key=lambda place: (mean[place], str(place)))
             at |= {place: number for number, place in enumerate(row)}
     return placed, paths
@@ -55,7 +71,10 @@ def rows(found: nx.DiGraph) -> tuple[list[list], nx.DiGraph]:
 def diagram(found: nx.DiGraph) -> str:
     """The diagram as <svg>; the page fills times and sizes in."""
     placed, paths = rows(found)
-    widths = [sum(WIDE if isinstance(place, str) else LANE for place in row) + APART * (len(row) - 1) for row in placed]
+    widths = [
+        sum(WIDE if isinstance(place, str) else LANE for place in row) + APART * (len(row) - 1)
+        for row in placed
+    ]
     width = max(widths) + 2 * MARGIN
     centre, top = {}, {}
     for number, row in enumerate(placed):
@@ -65,18 +84,23 @@ def diagram(found: nx.DiGraph) -> str:
             centre[place], top[place] = x + own / 2, MARGIN + number * (HIGH + DOWN)
             x += own + APART
     height = len(placed) * (HIGH + DOWN) - DOWN + 2 * MARGIN
-    parts = [f'<svg role="img" aria-label="Stages of the pipeline and what each reads" viewBox="0 0 {width:g} {height:g}" '
-             f'style="width: {width:g}px">']
+    parts = [
+        f'<svg role="img" aria-label="Stages of the pipeline and what each reads" viewBox="0 0 {width:g} {height:g}" '
+        f'style="width: {width:g}px">'
+    ]
     for a, b in paths.edges:
         x1, y1, x2, y2 = centre[a], top[a] + HIGH, centre[b], top[b]
         mid = (y1 + y2) / 2
-        through = "" if isinstance(b, str) else f" V{y2 + HIGH:g}"      # past a row, straight down
-        parts.append(f'<path class="flow" d="M{x1:g} {y1:g}C{x1:g} {mid:g} {x2:g} {mid:g} {x2:g} {y2:g}{through}"/>')
+        through = "" if isinstance(b, str) else f" V{y2 + HIGH:g}"  # past a row, straight down
+        parts.append(
+            f'<path class="flow" d="M{x1:g} {y1:g}C{x1:g} {mid:g} {x2:g} {mid:g} {x2:g} {y2:g}{through}"/>'
+        )
     for name in found:
         x, y, items = centre[name] - WIDE / 2, top[name], found.nodes[name]["items"]
         times = f' <tspan class="faint">× {items}</tspan>' if items > 1 else ""
-        parts.append(f'<g class="stage"><rect x="{x:g}" y="{y:g}" width="{WIDE}" height="{HIGH}" rx="7"/>'
-                     f'<text x="{centre[name]:g}" y="{y + 21:g}">{escape(name)}{times}</text>'
-                     f'<text class="faint" x="{centre[name]:g}" y="{y + 38:g}" data-stage="{escape(name)}"></text></g>')
+        parts.append(
+            f'<g class="stage"><rect x="{x:g}" y="{y:g}" width="{WIDE}" height="{HIGH}" rx="7"/>'
+            f'<text x="{centre[name]:g}" y="{y + 21:g}">{escape(name)}{times}</text>'
+            f'<text class="faint" x="{centre[name]:g}" y="{y + 38:g}" data-stage="{escape(name)}"></text></g>'
+        )
     return "".join([*parts, "</svg>"])
-

@@ -7,13 +7,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stages.common.artefacts import open_image, stream_rows
 
-SIDE = 128        # pixels of a tile in a grid
-GAP, BETWEEN, MARGIN = 4, 18, 16   # pixels between tiles, between groups and rows with captions, around all
+SIDE = 128  # pixels of a tile in a grid
+GAP, BETWEEN, MARGIN = (
+    4,
+    18,
+    16,
+)  # pixels between tiles, between groups and rows with captions, around all
 INK, SOFT, PAPER = "#1c2127", "#66707c", "#ffffff"
 
 
 class Line(NamedTuple):
     """A row of a grid: its name, a word below it, and groups of pictures; captions: a name and a text below each group."""
+
     name: str
     note: str
     groups: list[list[Image.Image]]
@@ -37,7 +42,9 @@ def pictures(folder: str | Path, places: set[int], largest: int = SIDE) -> dict[
 def tile(picture: Image.Image) -> Image.Image:
     """A picture at `SIDE`: whole pixels where it divides evenly, so that small images stay what they are."""
     even = SIDE % picture.width == 0 and picture.width == picture.height
-    return picture.resize((SIDE, SIDE), Image.Resampling.NEAREST if even else Image.Resampling.LANCZOS)
+    return picture.resize(
+        (SIDE, SIDE), Image.Resampling.NEAREST if even else Image.Resampling.LANCZOS
+    )
 
 
 def grid(lines: list[Line], columns: list[str] | None = None, names: int = 130) -> Image.Image:
@@ -46,13 +53,20 @@ def grid(lines: list[Line], columns: list[str] | None = None, names: int = 130) 
     members = max((len(group) for line in lines for group in line.groups), default=1)
     across = max((len(line.groups) for line in lines), default=1)
     between = BETWEEN if members > 1 else GAP
-    wide = members * (SIDE + GAP) - GAP                                           # a group
-    head, below = 24 if columns else 0, 52 if captioned else 0                    # titles; a name and two lines of caption
+    wide = members * (SIDE + GAP) - GAP  # a group
+    head, below = (
+        24 if columns else 0,
+        52 if captioned else 0,
+    )  # titles; a name and two lines of caption
     pitch = SIDE + below + (BETWEEN // 2 if captioned else GAP)
     width = 2 * MARGIN + names + across * (wide + between) - between
     height = 2 * MARGIN + head + len(lines) * pitch - (pitch - SIDE - below)
     sheet = Image.new("RGB", (width, height), PAPER)
-    pen, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(15), ImageFont.load_default(12)
+    pen, large, small = (
+        ImageDraw.Draw(sheet),
+        ImageFont.load_default(15),
+        ImageFont.load_default(12),
+    )
 
     def write(x: int, y: int, name: str, note: str, width: int, most: int) -> None:
         for text in wrap(name, large, width, 3):
@@ -64,7 +78,12 @@ def grid(lines: list[Line], columns: list[str] | None = None, names: int = 130) 
 
     for group in range(across if columns else 0):
         for member, title in enumerate(columns):
-            pen.text((MARGIN + names + group * (wide + between) + member * (SIDE + GAP), MARGIN), title, SOFT, large)
+            pen.text(
+                (MARGIN + names + group * (wide + between) + member * (SIDE + GAP), MARGIN),
+                title,
+                SOFT,
+                large,
+            )
     for number, line in enumerate(lines):
         y = MARGIN + head + number * pitch
         write(MARGIN, y, line.name, line.note, names - 12, 5)

@@ -10,11 +10,31 @@ from stages.params import LULC_CLASSES
 
 REVIEWS, KEY = Path("data/reviews"), Path("metrics/review_key.csv")
 KEY_COLUMNS = ["run", "tile", "truth", "label"]
-GIVEN = ["run", "rater", "tile", "answer", "realism", "label_answer", "artefacts", "comment"]   # what the page saves
-COLUMNS = ["run", "rater", "tile", "truth", "answer", "realism", "label", "label_answer", "artefacts", "comment"]   # as filed
+GIVEN = [
+    "run",
+    "rater",
+    "tile",
+    "answer",
+    "realism",
+    "label_answer",
+    "artefacts",
+    "comment",
+]  # what the page saves
+COLUMNS = [
+    "run",
+    "rater",
+    "tile",
+    "truth",
+    "answer",
+    "realism",
+    "label",
+    "label_answer",
+    "artefacts",
+    "comment",
+]  # as filed
 TRUTHS = ("real", "generated")
 ARTEFACTS = ("repetition", "blur", "deformation", "wrong scale")
-Row = tuple[str, dict[str, str]]    # where it stands ("file:line"), its values
+Row = tuple[str, dict[str, str]]  # where it stands ("file:line"), its values
 
 
 def table(path: Path, columns: list[str]) -> list[Row]:
@@ -27,7 +47,9 @@ def table(path: Path, columns: list[str]) -> list[Row]:
     except UnicodeDecodeError:
         fail(f"{path}: cannot be read: not UTF-8; a spreadsheet saves it as `CSV UTF-8`")
     first = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True
+    )
     rows = []
     try:
         header = [name.strip().lower() for name in next(reader, [])]
@@ -61,7 +83,11 @@ def fault(row: dict[str, str]) -> str:
     for name in ("label", "label_answer"):
         if row.get(name) and row[name] not in LULC_CLASSES:
             return f"{name} is {row[name]!r}, not blank or one of {', '.join(LULC_CLASSES)}"
-    if strange := [name for name in row["artefacts"].split(";") if name.strip() and name.strip() not in ARTEFACTS]:
+    if strange := [
+        name
+        for name in row["artefacts"].split(";")
+        if name.strip() and name.strip() not in ARTEFACTS
+    ]:
         return f"artefacts has {strange[0].strip()!r}, not one of {', '.join(ARTEFACTS)}"
     return ""
 
@@ -92,18 +118,27 @@ def checked(path: Path) -> list[dict[str, str]]:
     for where, row in table(path, GIVEN):
         message = fault(row)
         if not message and row["run"] != run:
-            message = (f"run is {row['run']!r}, the key here is of {run}: check out the commit whose {KEY} has that run "
-                       f"(git log -S {row['run']} -- {KEY})")
+            message = (
+                f"run is {row['run']!r}, the key here is of {run}: check out the commit whose {KEY} has that run "
+                f"(git log -S {row['run']} -- {KEY})"
+            )
         if not message and (row["run"], row["tile"]) not in answers:
             message = f"tile is {row['tile']!r}, which is none of this run's {len(answers)}"
         if not message and rows and row["rater"] != rows[0]["rater"]:
-            message = f"rater is {row['rater']!r}, above it is {rows[0]['rater']!r}: one file per expert"
+            message = (
+                f"rater is {row['rater']!r}, above it is {rows[0]['rater']!r}: one file per expert"
+            )
         if message := message or twice(row, seen):
             faults.append(f"{where}: {message}")
             continue
         seen[identity(row)] = where
         answer = answers[row["run"], row["tile"]]
-        rows.append({name: (row | {"truth": answer["truth"], "label": answer["label"]})[name] for name in COLUMNS})
+        rows.append(
+            {
+                name: (row | {"truth": answer["truth"], "label": answer["label"]})[name]
+                for name in COLUMNS
+            }
+        )
     if faults:
         raise SystemExit("\n".join(f"error: {each}" for each in faults) + "\nNothing was added.")
     if not rows:

@@ -12,18 +12,42 @@ import shutil
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "torchgeo", "lightning", "dvc", "numpy", "pillow")
-TIMES = Path(".dvc/tmp/stage_times")   # what `stages/__init__.py` leaves
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "torchgeo",
+    "lightning",
+    "dvc",
+    "numpy",
+    "pillow",
+)
+TIMES = Path(".dvc/tmp/stage_times")  # what `stages/__init__.py` leaves
 
 
 def script(flow: str, outs: dict[str, list[str | Path]]) -> str:
     """`const run = {...}`. flow: the diagram, as <svg>; outs: stage -> paths that it writes."""
     commit = ask("git", "rev-parse", "HEAD")
-    found = {"commit": commit, "changed": bool(commit and ask("git", "status", "--porcelain", "--", "stages", "params.yaml", "dvc.yaml")),
-             "device": device(), "system": f"{platform.system()} {platform.machine()}",
-             "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
-             "flow": flow, "params": Path("params.yaml").read_text(encoding="utf-8"),
-             "stages": {stage: {"seconds": seconds(stage), "bytes": size(paths)} for stage, paths in outs.items()}}
+    found = {
+        "commit": commit,
+        "changed": bool(
+            commit
+            and ask("git", "status", "--porcelain", "--", "stages", "params.yaml", "dvc.yaml")
+        ),
+        "device": device(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "flow": flow,
+        "params": Path("params.yaml").read_text(encoding="utf-8"),
+        "stages": {
+            stage: {"seconds": seconds(stage), "bytes": size(paths)}
+            for stage, paths in outs.items()
+        },
+    }
     return f"const run = {json.dumps(found, indent=1)};\n"
 
 
@@ -54,5 +78,10 @@ def seconds(stage: str) -> float | None:
 
 def size(paths: list[str | Path]) -> int | None:
     """Bytes of a stage's outputs, None where none is here."""
-    files = [file for path in map(Path, paths) for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    files = [
+        file
+        for path in map(Path, paths)
+        for file in (path.rglob("*") if path.is_dir() else [path])
+        if file.is_file()
+    ]
     return sum(file.stat().st_size for file in files) if files else None

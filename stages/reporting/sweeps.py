@@ -23,8 +23,14 @@ def chart(path: Path) -> dict:
     rows = [found.groups() for found in map(ROW.match, text.splitlines()) if found]
     if not titles or not rows:
         fail(f"{path}: not the table of a sweep; `python -m stages.sweep {path.stem}` writes it")
-    points = [(name.removeprefix(f"{path.stem}-"), float(x), float(y), best == "yes") for name, x, y, best in rows]
+    points = [
+        (name.removeprefix(f"{path.stem}-"), float(x), float(y), best == "yes")
+        for name, x, y, best in rows
+    ]
     failed = text.count("| failed | failed |")
-    return {"title": f"Sweep: {path.stem}", "svg": Markup(charts.pareto(f"Sweep: {path.stem}", points, *titles.groups())),
-            "text": f"{len(points)} experiments{f', {failed} more failed' if failed else ''}; joined: no other is better in one number "
-                    "without being worse in the other. Intervals are in the sweep's own table."}
+    return {
+        "title": f"Sweep: {path.stem}",
+        "svg": Markup(charts.pareto(f"Sweep: {path.stem}", points, *titles.groups())),
+        "text": f"{len(points)} experiments{f', {failed} more failed' if failed else ''}; joined: no other is better in one number "
+        "without being worse in the other. Intervals are in the sweep's own table.",
+    }

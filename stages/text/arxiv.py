@@ -30,7 +30,10 @@ MEGABYTES, ATTEMPTS, PATIENCE = 50, 4, 300  # PATIENCE: seconds of a Retry-After
 BLOCK = 1 << 14  # bytes; what is lost of a download that breaks off is less
 UNREACHABLE = 3  # papers in a row without any answer, after which the rest is not tried
 AGENT = "remote-diffusion/0.1 (research pipeline; one request at a time)"
-GRAM, TITLE = 8, 0.7  # share of the runs of 8 letters of a title that the first page must hold, in one place
+GRAM, TITLE = (
+    8,
+    0.7,
+)  # share of the runs of 8 letters of a title that the first page must hold, in one place
 
 
 def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
@@ -47,14 +50,29 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
         fail(f"{list_csv}: not a CSV in UTF-8 ({fault})")
     if not rows or not {"id", "title"} <= set(rows[0]):
         fail(f"{list_csv}: expected the columns id, title and a row per paper")
-    if odd := [row for row in rows if not row["title"] or not re.fullmatch(r"[\w./-]{1,100}", row["id"] or "")]:
-        fail(f"{list_csv}: {str(odd[0]['id'])[:40]!a}, {str(odd[0]['title'])[:40]!a} are no id and title of a paper")
+    if odd := [
+        row
+        for row in rows
+        if not row["title"] or not re.fullmatch(r"[\w./-]{1,100}", row["id"] or "")
+    ]:
+        fail(
+            f"{list_csv}: {str(odd[0]['id'])[:40]!a}, {str(odd[0]['title'])[:40]!a} are no id and title of a paper"
+        )
     base = os.environ.get("REMOTE_DIFFUSION_ARXIV", "https://arxiv.org").rstrip("/")
     pause = PAUSE if base.startswith("https://") else 0.0
     http = requests.Session()  # proxies as the environment says
     http.headers["User-Agent"] = AGENT
-    wait = Retry(total=None, connect=1, read=0, other=0, status=ATTEMPTS - 1, backoff_factor=pause, raise_on_status=False,
-                 status_forcelist=(429, 500, 502, 503, 504), retry_after_max=PATIENCE)
+    wait = Retry(
+        total=None,
+        connect=1,
+        read=0,
+        other=0,
+        status=ATTEMPTS - 1,
+        backoff_factor=pause,
+        raise_on_status=False,
+        status_forcelist=(429, 500, 502, 503, 504),
+        retry_after_max=PATIENCE,
+    )
     for scheme in ("http://", "https://"):
         http.mount(scheme, HTTPAdapter(max_retries=wait))
     store = scratch.root() / "arxiv"
@@ -67,7 +85,9 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
             kept, reason = store / name, ""
             if not kept.exists():
                 if silent == UNREACHABLE:
-                    failed[row["id"]] = f"not tried: {base} gave no answer {UNREACHABLE} times in a row"
+                    failed[row["id"]] = (
+                        f"not tried: {base} gave no answer {UNREACHABLE} times in a row"
+                    )
                     continue
                 time.sleep(pause if asked else 0)
                 asked = True
@@ -82,8 +102,19 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
 
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(
-        [("id", "title", "got", "reason"),
-         *((row["id"], row["title"], "no" if row["id"] in failed else "yes", failed.get(row["id"], "")) for row in rows)])
+        [
+            ("id", "title", "got", "reason"),
+            *(
+                (
+                    row["id"],
+                    row["title"],
+                    "no" if row["id"] in failed else "yes",
+                    failed.get(row["id"], ""),
+                )
+                for row in rows
+            ),
+        ]
+    )
     replace(out / "arxiv.csv", table.getvalue().encode())
     for name, reason in failed.items():
         say(f"arxiv: {name} not got: {reason}")
@@ -95,13 +126,24 @@ def _fetch(http: requests.Session, url: str, target: Path, pause: float) -> tupl
     """Bring one file, going on where an earlier try broke off. Returns ("" or why not, whether anybody answered)."""
     part, answered, reason, end = target.with_suffix(".part"), False, "", time.monotonic() + WHOLE
     for attempt in range(ATTEMPTS):
-        time.sleep(pause * 2 ** attempt if attempt else 0)
+        time.sleep(pause * 2**attempt if attempt else 0)
         have = part.stat().st_size if part.exists() else 0
         try:
-            with http.get(url, headers={"Range": f"bytes={have}-"} if have else {}, stream=True, timeout=(CONNECT, SILENCE)) as answer:
+            with http.get(
+                url,
+                headers={"Range": f"bytes={have}-"} if have else {},
+                stream=True,
+                timeout=(CONNECT, SILENCE),
+            ) as answer:
                 answered, more = True, answer.status_code == 206
-                if answer.status_code == 416 or more and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                    part.unlink(missing_ok=True)  # what is there does not fit what the server has: from the start
+                if (
+                    answer.status_code == 416
+                    or more
+                    and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+                ):
+                    part.unlink(
+                        missing_ok=True
+                    )  # what is there does not fit what the server has: from the start
                     reason = "the server cannot go on where the download broke off"
                     continue
                 if answer.status_code not in (200, 206):
@@ -131,9 +173,16 @@ def _letters(text: str) -> str:
 def carries(page: str, title: str) -> float:
     """How much of a title stands in one piece on a page: 1 where word for word, whatever the blanks, hyphens and capitals."""
     page, title = _letters(page), _letters(title)
-    grams = {title[at:at + GRAM] for at in range(max(1, len(title) - GRAM + 1))}
-    found = [(match.start(), gram) for gram in grams for match in re.finditer(f"(?={re.escape(gram)})", page)]
-    near = [len({gram for at, gram in found if start <= at <= start + 1.2 * len(title)}) for start, _ in found]
+    grams = {title[at : at + GRAM] for at in range(max(1, len(title) - GRAM + 1))}
+    found = [
+        (match.start(), gram)
+        for gram in grams
+        for match in re.finditer(f"(?={re.escape(gram)})", page)
+    ]
+    near = [
+        len({gram for at, gram in found if start <= at <= start + 1.2 * len(title)})
+        for start, _ in found
+    ]
     return max(near, default=0) / len(grams)
 
 
@@ -146,4 +195,8 @@ def _mismatch(path: Path, title: str) -> str:
         worker.close()
     if "reason" in answer:
         return answer["reason"]
-    return "" if carries(answer["pages"][0], title) >= TITLE else f"mismatch: the first page does not carry the title ({title})"
+    return (
+        ""
+        if carries(answer["pages"][0], title) >= TITLE
+        else f"mismatch: the first page does not carry the title ({title})"
+    )

@@ -9,7 +9,15 @@ from stages.text.retrieval import Retriever
 class Asking:
     """Asks one writer for prompts of one class after another, and keeps count of what it offers."""
 
-    def __init__(self, write, technique: str, retriever: Retriever, tokens: checks.Counter, cues: str, top_k: int):
+    def __init__(
+        self,
+        write,
+        technique: str,
+        retriever: Retriever,
+        tokens: checks.Counter,
+        cues: str,
+        top_k: int,
+    ):
         self.write, self.technique, self.retriever = write, technique, retriever
         self.tokens, self.cues, self.top_k = tokens, cues, top_k
         self.kept, self.rejected, self.asked = [], Counter(), 0
@@ -19,12 +27,16 @@ class Asking:
         rows, refused, seen, used = [], Counter(), set(), set()
         for attempt in range(attempts):
             passages = []
-            if self.technique.endswith("retrieval"):  # each attempt looks at passages that no earlier one saw
+            if self.technique.endswith(
+                "retrieval"
+            ):  # each attempt looks at passages that no earlier one saw
                 near = self.retriever.nearest(lexicon.query(label, attempt), self.top_k + len(used))
-                passages = [passage for passage in near if passage["id"] not in used][:self.top_k]
+                passages = [passage for passage in near if passage["id"] not in used][: self.top_k]
                 used |= {passage["id"] for passage in passages}
                 passages = [passage for passage in map(checks.disarm, passages) if passage["text"]]
-            for text, source in self.write(label, passages, wanted - len(rows), attempt, attempt + 1 == attempts):
+            for text, source in self.write(
+                label, passages, wanted - len(rows), attempt, attempt + 1 == attempts
+            ):
                 if len(rows) == wanted:
                     break
                 if text in seen:
@@ -37,8 +49,16 @@ class Asking:
                     refused[reason] += 1
                     continue
                 cited = sorted({(passage["paper"], passage["page"]) for passage in source})
-                rows.append({"label": label, "text": text, "prompt": prompt, "tokens": length, "source": source,
-                             "passages": [{"paper": paper, "page": page} for paper, page in cited]})
+                rows.append(
+                    {
+                        "label": label,
+                        "text": text,
+                        "prompt": prompt,
+                        "tokens": length,
+                        "source": source,
+                        "passages": [{"paper": paper, "page": page} for paper, page in cited],
+                    }
+                )
                 self.kept.append(rows[-1])
             if len(rows) == wanted:
                 break

@@ -6,15 +6,23 @@ from collections import Counter
 
 NUMBER = re.compile(r"^[-–—|\s]*(page\s*)?\d{1,4}(\s*(of|/)\s*\d{1,4})?[-–—|\s]*$", re.I)
 ARXIV = re.compile(r"^arXiv:\S+\s+\[[\w.-]+\]\s+\d")
-REFERENCES = re.compile(r"^\s*([\dIVX]+[.\s]\s*)?(R ?EFERENCES|R ?eferences|B ?IBLIOGRAPHY|Bibliography|LITERATURE CITED|"
-                        r"Literature Cited)\s*[:.]?\s*$")
-APPENDIX = re.compile(r"^\s*([A-Z][.\s]\s*)?(A ?PPENDIX|Appendix|Appendices|A ?PPENDICES|S ?UPPLEMENTARY|Supplementary|"
-                      r"Supplemental)\b.{0,60}$|^\s*A\.?\s+[A-Z]\s?[A-Z]{2}[A-Z \-:,]{2,60}$")
-CITATION = re.compile(r"\b(19|20)\d\d[a-z]?\b|arXiv|Proceedings|\bdoi\b|\bpp?\. ?\d|^\s*\[\d+\]|https?:")
+REFERENCES = re.compile(
+    r"^\s*([\dIVX]+[.\s]\s*)?(R ?EFERENCES|R ?eferences|B ?IBLIOGRAPHY|Bibliography|LITERATURE CITED|"
+    r"Literature Cited)\s*[:.]?\s*$"
+)
+APPENDIX = re.compile(
+    r"^\s*([A-Z][.\s]\s*)?(A ?PPENDIX|Appendix|Appendices|A ?PPENDICES|S ?UPPLEMENTARY|Supplementary|"
+    r"Supplemental)\b.{0,60}$|^\s*A\.?\s+[A-Z]\s?[A-Z]{2}[A-Z \-:,]{2,60}$"
+)
+CITATION = re.compile(
+    r"\b(19|20)\d\d[a-z]?\b|arXiv|Proceedings|\bdoi\b|\bpp?\. ?\d|^\s*\[\d+\]|https?:"
+)
 # Lines without any sign of a citation after which a reference list has ended.
 QUIET = 12
 # What NFKC leaves: soft hyphens, zero-width characters, byte-order marks, control characters and unpaired surrogates.
-JUNK = re.compile(r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+JUNK = re.compile(
+    r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
+)
 
 
 def normalise(line: str) -> str:
@@ -60,7 +68,9 @@ def join_hyphens(lines: list[str]) -> list[str]:
     The hyphen stays where the text writes the word with it more often than without ("self-supervised"). As many lines
     come back; one that held nothing but a word's tail is empty.
     """
-    words = Counter(word for line in lines for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.lower()))
+    words = Counter(
+        word for line in lines for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.lower())
+    )
     out = list(lines)
     for at in range(len(out) - 1):
         head = re.search(r"([^\W\d_]+)-$", out[at])
@@ -69,7 +79,7 @@ def join_hyphens(lines: list[str]) -> list[str]:
             whole, kept = (head[1] + tail[1]).lower(), f"{head[1]}-{tail[1]}".lower()
             hyphen = "-" if words[kept] > words[whole] else ""
             out[at] = out[at][:-1] + hyphen + tail[1] + tail[2]
-            out[at + 1] = out[at + 1][tail.end():]
+            out[at + 1] = out[at + 1][tail.end() :]
     return out
 
 

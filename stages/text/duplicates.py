@@ -7,7 +7,9 @@ from functools import lru_cache
 import numpy as np
 
 WIDTH = 5  # words per shingle
-_WEIGHTS = np.array([0x9E3779B97F4A7C15 * (2 * i + 1) % 2**64 for i in range(WIDTH)], dtype=np.uint64)
+_WEIGHTS = np.array(
+    [0x9E3779B97F4A7C15 * (2 * i + 1) % 2**64 for i in range(WIDTH)], dtype=np.uint64
+)
 
 
 def words(text: str) -> list[str]:
@@ -26,7 +28,9 @@ def shingles(text: str) -> np.ndarray:
     if len(codes) < WIDTH:
         codes = np.concatenate([codes, np.zeros(WIDTH - len(codes), np.uint64)])
     runs = len(codes) - WIDTH + 1
-    mixed = sum(codes[at:at + runs] * weight for at, weight in enumerate(_WEIGHTS))  # [runs], modulo 2^64
+    mixed = sum(
+        codes[at : at + runs] * weight for at, weight in enumerate(_WEIGHTS)
+    )  # [runs], modulo 2^64
     mixed ^= mixed >> np.uint64(31)
     return np.unique(mixed * np.uint64(0xBF58476D1CE4E5B9))
 

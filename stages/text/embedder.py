@@ -32,13 +32,18 @@ class LatentSemantic:
         if rank < 1:
             fail("index_rag: the corpus is too small for an index (one passage or one word)")
         if rank < dimensions:
-            say(f"index_rag.dimensions: {rank} instead of {dimensions}: the corpus has only {weights.shape[0]} passages")
+            say(
+                f"index_rag.dimensions: {rank} instead of {dimensions}: the corpus has only {weights.shape[0]} passages"
+            )
         components = TruncatedSVD(rank, random_state=seed).fit(weights).components_
         # A singular vector's sign is free: its largest entry is positive.
         largest = components[np.arange(rank), np.abs(components).argmax(axis=1)]
         components = components * np.sign(largest)[:, None]
-        return cls(list(vectorizer.get_feature_names_out()), vectorizer.idf_.astype(np.float32),
-                   components.astype(np.float32))
+        return cls(
+            list(vectorizer.get_feature_names_out()),
+            vectorizer.idf_.astype(np.float32),
+            components.astype(np.float32),
+        )
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, D] float32; zeros for a text without a known word."""
@@ -49,15 +54,23 @@ class LatentSemantic:
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
 
-        write_json(folder / "embedder.json", {"kind": "tfidf-svd", "dimensions": len(self.components), "terms": self.terms})
-        save_file({"idf": self.idf, "components": np.ascontiguousarray(self.components)}, folder / "embedder.safetensors")
+        write_json(
+            folder / "embedder.json",
+            {"kind": "tfidf-svd", "dimensions": len(self.components), "terms": self.terms},
+        )
+        save_file(
+            {"idf": self.idf, "components": np.ascontiguousarray(self.components)},
+            folder / "embedder.safetensors",
+        )
 
     @classmethod
     def read(cls, folder: Path) -> "LatentSemantic":
         from safetensors.numpy import load_file
 
         weights = load_file(folder / "embedder.safetensors")
-        return cls(read_json(folder / "embedder.json")["terms"], weights["idf"], weights["components"])
+        return cls(
+            read_json(folder / "embedder.json")["terms"], weights["idf"], weights["components"]
+        )
 
 
 class Neural:
@@ -67,7 +80,9 @@ class Neural:
         from sentence_transformers import SentenceTransformer
         from transformers import AutoModel
 
-        load_whole(AutoModel, folder, spare="pooler.")  # only to see that nothing is missing: the next line would not say so
+        load_whole(
+            AutoModel, folder, spare="pooler."
+        )  # only to see that nothing is missing: the next line would not say so
         try:
             self.model = SentenceTransformer(str(folder), trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as fault:
@@ -75,14 +90,22 @@ class Neural:
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, D] float32."""
-        return self.model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        return self.model.encode(
+            texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False
+        )
 
 
 def _vectorizer(**options):
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    return TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), stop_words="english",
-                           token_pattern=r"(?u)\b[^\W\d_]{2,}\b", dtype=np.float64, **options)
+    return TfidfVectorizer(
+        sublinear_tf=True,
+        ngram_range=(1, 2),
+        stop_words="english",
+        token_pattern=r"(?u)\b[^\W\d_]{2,}\b",
+        dtype=np.float64,
+        **options,
+    )
 
 
 def neural(base: Path) -> bool:

@@ -15,7 +15,7 @@ from stages.params import LULC_CLASSES
 class Entry(NamedTuple):
     names: tuple[str, ...]  # a regular plural is implied
     kinds: tuple[str, ...]
-    words: str              # of the class, for queries and for the nearest description
+    words: str  # of the class, for queries and for the nearest description
     looks: tuple[str, ...]  # how its surface looks from above: what composed prompts are made of
     parts: tuple[str, ...]  # what stands out in it
 
@@ -23,58 +23,137 @@ class Entry(NamedTuple):
 LEXICON: dict[str, Entry] = {
     "Bare Land": Entry(
         ("bare land", "bareland", "desert"),
-        ("bare ground", "bare earth", "barren land", "badland", "sand dune", "dune", "salt flat", "gravel plain", "quarry"),
+        (
+            "bare ground",
+            "bare earth",
+            "barren land",
+            "badland",
+            "sand dune",
+            "dune",
+            "salt flat",
+            "gravel plain",
+            "quarry",
+        ),
         "bare land, bareland, desert, bare soil, sand, dunes, rock",
         ("brown", "dry", "pale", "rough", "yellow", "flat", "stony", "bright"),
-        ("cracks", "ridges", "tracks", "rocks", "gullies", "stones")),
+        ("cracks", "ridges", "tracks", "rocks", "gullies", "stones"),
+    ),
     "Crop Land": Entry(
         ("farmland", "cropland", "crop land"),
-        ("crop field", "farm field", "wheat field", "maize field", "corn field", "rice field", "paddy field", "rice paddy",
-         "ploughed field", "plowed field", "arable land", "agricultural field", "cultivated field"),
+        (
+            "crop field",
+            "farm field",
+            "wheat field",
+            "maize field",
+            "corn field",
+            "rice field",
+            "paddy field",
+            "rice paddy",
+            "ploughed field",
+            "plowed field",
+            "arable land",
+            "agricultural field",
+            "cultivated field",
+        ),
         "crop land, farmland, cropland, fields, parcels, ploughed soil, crops",
         ("green", "yellow", "brown", "regular", "dense", "rectangular", "flat", "large"),
-        ("rows", "stripes", "parcels", "edges", "roads", "strips")),
+        ("rows", "stripes", "parcels", "edges", "roads", "strips"),
+    ),
     "Cultivated Vegetation": Entry(
         ("orchard",),
-        ("cultivated vegetation", "vineyard", "plantation", "olive grove", "citrus grove", "tree nursery", "tea garden"),
+        (
+            "cultivated vegetation",
+            "vineyard",
+            "plantation",
+            "olive grove",
+            "citrus grove",
+            "tree nursery",
+            "tea garden",
+        ),
         "orchard, cultivated vegetation, vineyard, plantation, rows of trees, regular grid of crowns",
         ("green", "regular", "dense", "dark", "young", "dry", "large", "narrow"),
-        ("rows", "crowns", "lines", "tracks", "shadows", "terraces")),
+        ("rows", "crowns", "lines", "tracks", "shadows", "terraces"),
+    ),
     "Natural Vegetation": Entry(
         ("meadow", "grassland"),
-        ("natural vegetation", "shrubland", "heath", "heathland", "steppe", "savanna", "savannah", "prairie", "pasture",
-         "tundra", "scrubland", "moorland"),
+        (
+            "natural vegetation",
+            "shrubland",
+            "heath",
+            "heathland",
+            "steppe",
+            "savanna",
+            "savannah",
+            "prairie",
+            "pasture",
+            "tundra",
+            "scrubland",
+            "moorland",
+        ),
         "natural vegetation, meadow, grassland, grass, shrubs, heath, steppe",
         ("green", "smooth", "yellow", "sparse", "patchy", "dry", "wide", "irregular"),
-        ("bushes", "patches", "paths", "trees", "shadows", "edges")),
+        ("bushes", "patches", "paths", "trees", "shadows", "edges"),
+    ),
     "Snow Ice": Entry(
         ("snowfield", "snow field"),
-        ("snow ice", "glacier", "iceberg", "ice sheet", "ice floe", "ice cap", "sea ice", "snow", "ice"),
+        (
+            "snow ice",
+            "glacier",
+            "iceberg",
+            "ice sheet",
+            "ice floe",
+            "ice cap",
+            "sea ice",
+            "snow",
+            "ice",
+        ),
         "snowfield, snow field, snow, ice, glacier, winter ground",
         ("white", "bright", "smooth", "grey", "blue", "flat", "rough", "wide"),
-        ("shadows", "cracks", "ridges", "rocks", "tracks", "patches")),
+        ("shadows", "cracks", "ridges", "rocks", "tracks", "patches"),
+    ),
     "Water Body": Entry(
         ("lake", "coast", "seaside"),
-        ("river", "pond", "reservoir", "lagoon", "bay", "sea", "ocean", "water body", "body of water", "shore", "beach",
-         "estuary"),
+        (
+            "river",
+            "pond",
+            "reservoir",
+            "lagoon",
+            "bay",
+            "sea",
+            "ocean",
+            "water body",
+            "body of water",
+            "shore",
+            "beach",
+            "estuary",
+        ),
         "water body, lake, coast, sea, river, pond, shore, open water",
         ("blue", "dark", "calm", "deep", "green", "shallow", "curved", "wide"),
-        ("waves", "edges", "shores", "shadows", "rocks", "boats")),
+        ("waves", "edges", "shores", "shadows", "rocks", "boats"),
+    ),
     "Woody Vegetation": Entry(
         ("forest", "woodland"),
         ("woody vegetation", "rainforest", "jungle", "mangrove", "wood", "copse", "tree canopy"),
         "woody vegetation, forest, woodland, trees, dense canopy, crowns",
         ("dense", "dark", "green", "rough", "dry", "scattered", "large", "irregular"),
-        ("crowns", "shadows", "edges", "paths", "clearings", "gaps")),
+        ("crowns", "shadows", "edges", "paths", "clearings", "gaps"),
+    ),
 }
 assert tuple(LEXICON) == LULC_CLASSES
 
 # What a query adds to a class's words, one per attempt.
-ASPECTS = ("seen from above, how it looks", "colour and texture", "shape, pattern and edges",
-           "in summer and winter, seasons", "beside a road, neighbours", "a small, large, dense or sparse one")
+ASPECTS = (
+    "seen from above, how it looks",
+    "colour and texture",
+    "shape, pattern and edges",
+    "in summer and winter, seasons",
+    "beside a road, neighbours",
+    "a small, large, dense or sparse one",
+)
 
 # A sentence that describes a view holds words such as these.
-VISUAL = frozenset("""
+VISUAL = frozenset(
+    """
 green brown yellow white grey gray blue black red orange dark light pale bright golden pink purple turquoise dense
 sparse scattered smooth rough coarse fine flat steep narrow wide broad thin thick round straight curved irregular
 regular rectangular square circular winding branching even uneven patchy mottled striped stripes rows row grid lines
@@ -82,33 +161,59 @@ line patches patch edge edges border bands band dots spots texture pattern shado
 terraces crowns canopy summer winter spring autumn dry wet frozen snowy sunlit road track path bare muddy clear
 shallow deep calm waves foam sandy rocky stony ripples ridges gullies cracks soil grass trees water sand rock rocks
 bushes hedges covered surrounded divided
-""".split())
+""".split()
+)
 # A sentence with one of these speaks about measuring, not about a view.
-ABSTRACT = re.compile(r"\b(" + "|".join(r"""
+ABSTRACT = re.compile(
+    r"\b("
+    + "|".join(
+        r"""
 index indices ndvi band bands wavelength\w* infrared radar lidar sensor\w* satellite\w* spectr\w+ reflect\w+ accura\w+
 classif\w+ class classes algorithm\w* network\w* model\w* dataset\w* data method\w* label\w* map maps mapped mapping pixel\w*
 resolution\w* defin\w+ caption\w* percent cent backscatter\w* measur\w+ statistic\w* threshold\w* study studies paper figure
 table species because legend confus\w+ mistak\w+ error\w* tells? words? differs? depend\w* nearly usually notes known
 fifth third half quarter world may might can cannot same kinds? resembl\w+ tones? called common often names? named
-""".split()) + r")\b", re.I)
+""".split()
+    )
+    + r")\b",
+    re.I,
+)
 # What fills the frame when an image model is asked for it: no view from above (the paper's pumpkins).
-CLOSE_UP = re.compile(r"\b(" + "|".join("""
+CLOSE_UP = re.compile(
+    r"\b("
+    + "|".join(
+        """
 pumpkins? apples? oranges lemons? bananas? melons? watermelons? tomatoes cabbages? carrots? strawberr(y|ies) berry berries
 cherr(y|ies) olives grapes? fruits? vegetables kernels? cobs? pinecones? cones acorns? mushrooms? flowers? sunflowers? roses
 tulips? blossoms? buds leaf leaves petals? twigs? snowflakes? icicles? snowm[ae]n droplets? pebbles faces? eyes hands? feet people
 persons? man men woman women children farmers? hikers? skiers? swimmers? cows? cattle sheep horses? dogs? deer (polar )?bears? penguins?
 seals? whales? animals? birds? gulls? ducks? swans? fish insects? butterfl(y|ies) bees? cars? tractors? bicycles?
-""".split()) + r")\b", re.I)
+""".split()
+    )
+    + r")\b",
+    re.I,
+)
 
 # What cues say so that the image is one from above and of that size, whatever the words after them.
-VIEWPOINT = re.compile(r"\b(satellite|aerial|overhead|nadir|orthophoto|bird'?s[- ]eye|from (above|space|the air)|top[- ]down)\b", re.I)
-SCALE = re.compile(r"\b(resolution|scale|wide|metres?|meters?|km|kilomet(re|er)s?|altitude|distant|far)\b", re.I)
+VIEWPOINT = re.compile(
+    r"\b(satellite|aerial|overhead|nadir|orthophoto|bird'?s[- ]eye|from (above|space|the air)|top[- ]down)\b",
+    re.I,
+)
+SCALE = re.compile(
+    r"\b(resolution|scale|wide|metres?|meters?|km|kilomet(re|er)s?|altitude|distant|far)\b", re.I
+)
 
 
 @cache
 def _pattern(terms: tuple[str, ...]) -> re.Pattern:
-    return re.compile(r"\b(" + "|".join(re.escape(t).replace(r"\ ", r"[\s-]") for t in sorted(terms, key=len, reverse=True))
-                      + r")(e?s)?\b", re.I)
+    return re.compile(
+        r"\b("
+        + "|".join(
+            re.escape(t).replace(r"\ ", r"[\s-]") for t in sorted(terms, key=len, reverse=True)
+        )
+        + r")(e?s)?\b",
+        re.I,
+    )
 
 
 def plainly_named(text: str, label: str) -> bool:
@@ -119,12 +224,15 @@ def plainly_named(text: str, label: str) -> bool:
 def first_named(text: str, label: str) -> int:
     """How many words stand before the first name of the class; a large number where there is none."""
     match = _pattern(LEXICON[label].names + LEXICON[label].kinds).search(text)
-    return len(text[:match.start()].split()) if match else 10**6
+    return len(text[: match.start()].split()) if match else 10**6
 
 
 def named(text: str) -> dict[str, int]:
     """How often each class is named in a text; classes not named are left out."""
-    counts = {label: len(_pattern(entry.names + entry.kinds).findall(text)) for label, entry in LEXICON.items()}
+    counts = {
+        label: len(_pattern(entry.names + entry.kinds).findall(text))
+        for label, entry in LEXICON.items()
+    }
     return {label: count for label, count in counts.items() if count}
 
 

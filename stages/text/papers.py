@@ -14,10 +14,16 @@ Lines = list[tuple[int, str]]  # (page, text)
 
 def read_paper(pages: list[str], cut_references: bool) -> Lines:
     """The clean lines of a PDF's raw page texts, each with its page (from 1)."""
-    cleaned = clean.body([[line for raw in page.splitlines() if (line := clean.normalise(raw))] for page in pages])
+    cleaned = clean.body(
+        [[line for raw in page.splitlines() if (line := clean.normalise(raw))] for page in pages]
+    )
     numbers = [number for number, page in enumerate(cleaned, 1) for _ in page]
     lines = [line for page in cleaned for line in page]
-    cut = {at for a, b in clean.references(lines, True) for at in range(a, b)} if cut_references else set()
+    cut = (
+        {at for a, b in clean.references(lines, True) for at in range(a, b)}
+        if cut_references
+        else set()
+    )
     kept = [at for at in range(len(lines)) if at not in cut]
     joined = clean.join_hyphens([lines[at] for at in kept])
     return [(numbers[at], line) for at, line in zip(kept, joined) if line]
@@ -33,10 +39,16 @@ def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]]
     if sum(not letter.isprintable() and not letter.isspace() for letter in text) > len(text) / 20:
         return [], "not text: control characters in it"
     raw = text.splitlines()
-    lines = [line for text in raw if (line := clean.normalise(text)) and not clean.NUMBER.match(line)]
+    lines = [
+        line for text in raw if (line := clean.normalise(text)) and not clean.NUMBER.match(line)
+    ]
     lists = clean.references(lines, False)
     ends = [end for _, end in lists] if len(lists) >= 3 else list(range(BLOCK, len(lines), BLOCK))
-    how = "part of a text file, split behind its reference lists" if len(lists) >= 3 else "contiguous block of a text file"
+    how = (
+        "part of a text file, split behind its reference lists"
+        if len(lists) >= 3
+        else "contiguous block of a text file"
+    )
     cut = {at for a, b in lists for at in range(a, b)} if cut_references else set()
     parts = []
     for number, (start, end) in enumerate(zip([0, *ends], [*ends, len(lines)]), 1):
@@ -58,7 +70,10 @@ def read(papers: list[Path], cut_references: bool) -> Iterator[tuple[str, int, L
     for path in papers:
         if path.suffix.lower() == ".txt":
             parts, how = read_text(path, cut_references)
-            say(f"scrape: {path.name} " + (f"cut into {len(parts)}: {how}" if parts else f"skipped: {how}"))
+            say(
+                f"scrape: {path.name} "
+                + (f"cut into {len(parts)}: {how}" if parts else f"skipped: {how}")
+            )
             if not parts:
                 yield path.stem, 0, [], "failed", how
             for name, lines in parts:

@@ -30,8 +30,13 @@ class Worker:
         """`pages`: read only so many."""
         self.seconds, self.errors = seconds, tempfile.TemporaryFile()
         limits = [str(limit) for limit in (megabytes, pages) if limit]
-        self.process = subprocess.Popen([sys.executable, "-m", "stages.text.pdf", *limits], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=self.errors, cwd=Path(__file__).parents[2])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "stages.text.pdf", *limits],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            cwd=Path(__file__).parents[2],
+        )
 
     def read(self, path: Path) -> dict:
         """{"pages": [text per page]} or {"reason": why there is none}."""
@@ -64,7 +69,9 @@ class Worker:
         self.errors.close()
 
 
-def read_all(paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGABYTES) -> Iterator[tuple[Path, dict]]:
+def read_all(
+    paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGABYTES
+) -> Iterator[tuple[Path, dict]]:
     """(path, answer of `Worker.read`) in the order of `paths`, one worker per core."""
     mine, everyone = local(), []
 
@@ -80,7 +87,9 @@ def read_all(paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGAB
     try:
         for path in paths:
             # A few papers ahead, no more: memory does not grow with their number.
-            waiting.extend(pool.submit(read, later) for later in islice(ahead, 2 * workers - len(waiting)))
+            waiting.extend(
+                pool.submit(read, later) for later in islice(ahead, 2 * workers - len(waiting))
+            )
             yield path, waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -121,7 +130,9 @@ def worker(megabytes: int, first: int | None = None) -> None:
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     if sys.platform == "linux":  # elsewhere the limit can't be set, and only the timer guards
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))  # a bomb ends in MemoryError
+        resource.setrlimit(
+            resource.RLIMIT_AS, (megabytes << 20, megabytes << 20)
+        )  # a bomb ends in MemoryError
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         print(json.dumps(pages_of(json.loads(line), first)), flush=True)

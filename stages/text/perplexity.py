@@ -19,7 +19,9 @@ def document_losses(model, documents: list[list[list[int]]], context: int) -> np
     model.eval()
     for texts in documents:
         stream = torch.tensor([token for text in texts for token in text], device=device)
-        scored = torch.tensor([at < len(text) - 1 for text in texts for at in range(len(text))], device=device)
+        scored = torch.tensor(
+            [at < len(text) - 1 for text in texts for at in range(len(text))], device=device
+        )
         loss = count = 0.0
         for ids, keep in zip(stream.split(context), scored.split(context)):
             if len(ids) < 2:
@@ -39,7 +41,9 @@ def perplexity(losses: np.ndarray) -> float:
     return math.exp(mean) if mean < 709 else math.inf
 
 
-def interval(losses: np.ndarray, generator: np.random.Generator, base: np.ndarray | None = None) -> tuple[float, float]:
+def interval(
+    losses: np.ndarray, generator: np.random.Generator, base: np.ndarray | None = None
+) -> tuple[float, float]:
     """95 % percentile interval of the perplexity, documents drawn with replacement (they are the independent units).
 
     With `base`: of the ratio perplexity / base perplexity, both on the same drawn documents.

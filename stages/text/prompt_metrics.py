@@ -25,10 +25,14 @@ def of_prompts(asking: Asking) -> dict:
     corpus_words         share of content words found anywhere in the corpus
     """
     labels = list(lexicon.LEXICON)
-    found = {"count": len(asking.kept), "asked": asking.asked, "rejected": asking.rejected.total(),
-             "composed": sum(row["text"] in asking.write.composed for row in asking.kept),
-             "yield": len(asking.kept) / max(1, asking.asked),
-             **{f"rejected_{reason}": count for reason, count in sorted(asking.rejected.items())}}
+    found = {
+        "count": len(asking.kept),
+        "asked": asking.asked,
+        "rejected": asking.rejected.total(),
+        "composed": sum(row["text"] in asking.write.composed for row in asking.kept),
+        "yield": len(asking.kept) / max(1, asking.asked),
+        **{f"rejected_{reason}": count for reason, count in sorted(asking.rejected.items())},
+    }
     if not asking.kept:
         return found
     embed, vocabulary = asking.retriever.embedder.embed, asking.retriever.vocabulary
@@ -40,18 +44,32 @@ def of_prompts(asking: Asking) -> dict:
     content = [[word for word in words(text) if len(word) >= LONG] for text in texts]
     every = [word for some in content for word in some]
     same = np.triu(of[:, None] == of[None, :], 1)  # [N, N]
-    found |= {"distinct_2": len(set(pairs)) / len(pairs),
-              "class_agreement": float(((vectors @ classes.T).argmax(axis=1) == of).mean()),
-              "class_agreement_chance": 1 / len(labels),
-              "corpus_words": sum(word in vocabulary for word in every) / len(every),
-              "tokens_mean": sum(row["tokens"] for row in asking.kept) / len(texts),
-              "tokens_max": max(row["tokens"] for row in asking.kept)}
+    found |= {
+        "distinct_2": len(set(pairs)) / len(pairs),
+        "class_agreement": float(((vectors @ classes.T).argmax(axis=1) == of).mean()),
+        "class_agreement_chance": 1 / len(labels),
+        "corpus_words": sum(word in vocabulary for word in every) / len(every),
+        "tokens_mean": sum(row["tokens"] for row in asking.kept) / len(texts),
+        "tokens_max": max(row["tokens"] for row in asking.kept),
+    }
     if same.any():
-        found |= {"self_bleu": self_bleu([[text for text, at in zip(texts, of) if at == label] for label in range(len(labels))]),
-                  "similarity": float((vectors @ vectors.T)[same].mean())}
+        found |= {
+            "self_bleu": self_bleu(
+                [
+                    [text for text, at in zip(texts, of) if at == label]
+                    for label in range(len(labels))
+                ]
+            ),
+            "similarity": float((vectors @ vectors.T)[same].mean()),
+        }
     if asking.technique.endswith("retrieval"):
-        sources = [{word for passage in row["source"] for word in words(passage["text"])} for row in asking.kept]
-        found["groundedness"] = sum(word in source for some, source in zip(content, sources) for word in some) / len(every)
+        sources = [
+            {word for passage in row["source"] for word in words(passage["text"])}
+            for row in asking.kept
+        ]
+        found["groundedness"] = sum(
+            word in source for some, source in zip(content, sources) for word in some
+        ) / len(every)
     return found
 
 
@@ -60,8 +78,12 @@ def self_bleu(groups: list[list[str]]) -> float:
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(effective_order=True)
-    scores = [bleu.sentence_score(text, group[:at] + group[at + 1:]).score / 100
-              for group in groups if len(group) > 1 for at, text in enumerate(group)]
+    scores = [
+        bleu.sentence_score(text, group[:at] + group[at + 1 :]).score / 100
+        for group in groups
+        if len(group) > 1
+        for at, text in enumerate(group)
+    ]
     return sum(scores) / len(scores)
 
 
@@ -77,10 +99,16 @@ def of_retrieval(retriever: Retriever, questions: Path) -> dict:
     for label in lexicon.LEXICON:
         hits = retriever.nearest(lexicon.query(label, 0), 3)
         shares.append(sum(lexicon.about(hit["title"], hit["text"]) == label for hit in hits) / 3)
-    found = {"retrieval_top3_about_class": sum(shares) / len(shares), "retrieval_top3_about_class_min": min(shares)}
+    found = {
+        "retrieval_top3_about_class": sum(shares) / len(shares),
+        "retrieval_top3_about_class_min": min(shares),
+    }
     with open(questions, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if {row["paper"] for row in rows} <= retriever.papers:
-        right = [row["paper"] in {hit["paper"] for hit in retriever.nearest(row["question"], 3)} for row in rows]
+        right = [
+            row["paper"] in {hit["paper"] for hit in retriever.nearest(row["question"], 3)}
+            for row in rows
+        ]
         found |= {"recall_at_3": sum(right) / len(right), "recall_at_3_n": len(right)}
     return found

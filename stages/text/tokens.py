@@ -11,20 +11,22 @@ def encode(texts: list[str], tokenizer) -> list[list[int]]:
     return [[*ids, tokenizer.eos_token_id] for ids in found]
 
 
-def pack(sequences: list[list[int]], context: int, generator: np.random.Generator) -> list[list[int]]:
+def pack(
+    sequences: list[list[int]], context: int, generator: np.random.Generator
+) -> list[list[int]]:
     """Shuffle the texts, string them together and cut the string into sequences of exactly `context` tokens.
 
     Attention crosses the texts in a sequence, as in GPT-2's pretraining; a remainder shorter than half is dropped.
     """
     order = generator.permutation(len(sequences))
     stream = [token for at in order for token in sequences[at]]
-    parts = [stream[at:at + context] for at in range(0, len(stream), context)]
+    parts = [stream[at : at + context] for at in range(0, len(stream), context)]
     return [part for part in parts if 2 * len(part) >= context] or parts
 
 
 def separate(sequences: list[list[int]], context: int) -> list[list[int]]:
     """One text per sequence; a longer one goes on in the next (only its real end carries the end-of-sequence token)."""
-    return [ids[at:at + context] for ids in sequences for at in range(0, len(ids), context)]
+    return [ids[at : at + context] for ids in sequences for at in range(0, len(ids), context)]
 
 
 def collate(rows: list[dict], pad: int) -> dict:

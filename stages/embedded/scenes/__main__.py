@@ -8,14 +8,18 @@ from PIL import Image
 from . import SCENES, render
 
 
-def sheet(size: int, look: str, seed: int, columns: int, scenes: tuple[str, ...], zoom: int) -> Image.Image:
+def sheet(
+    size: int, look: str, seed: int, columns: int, scenes: tuple[str, ...], zoom: int
+) -> Image.Image:
     """Rows are scenes, columns are indices."""
     cell = size * zoom + 4
     page = np.full((cell * len(scenes), cell * columns, 3), 255, np.uint8)
     for row, scene in enumerate(scenes):
         for col in range(columns):
             image = render(scene, seed, col, size, look)[0].repeat(zoom, 0).repeat(zoom, 1)
-            page[row * cell:row * cell + size * zoom, col * cell:col * cell + size * zoom] = image
+            page[row * cell : row * cell + size * zoom, col * cell : col * cell + size * zoom] = (
+                image
+            )
     return Image.fromarray(page)
 
 

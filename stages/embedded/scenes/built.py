@@ -21,7 +21,9 @@ def farmland(c: Canvas) -> None:
     elif kind == "irregular":
         u, v = c.uv(angle, 0.05, 2)
         squeeze = c.rng.uniform(0.6, 1)
-        ids, edge = voronoi(c.rng, u + f32(0.5), v * f32(squeeze) + f32(0.5), int(c.rng.choice([4, 9, 16])))
+        ids, edge = voronoi(
+            c.rng, u + f32(0.5), v * f32(squeeze) + f32(0.5), int(c.rng.choice([4, 9, 16]))
+        )
         count = 16
     else:
         period = c.rng.uniform(0.5, 0.9)
@@ -43,7 +45,9 @@ def farmland(c: Canvas) -> None:
     # furrows: most parcels follow the common direction, some are turned
     turn = np.where(c.rng.random(count) < 0.65, 0, np.pi / 2) + angle + c.rng.normal(0, 0.05, count)
     period = c.rng.uniform(0.045, 0.13, count)
-    wave = (np.cos(turn) * 6.2832 / period).astype(f32)[ids] * c.x + (np.sin(turn) * 6.2832 / period).astype(f32)[ids] * c.y
+    wave = (np.cos(turn) * 6.2832 / period).astype(f32)[ids] * c.x + (
+        np.sin(turn) * 6.2832 / period
+    ).astype(f32)[ids] * c.y
     depth = (c.rng.uniform(0.0, 0.16, count) * (c.rng.random(count) < 0.75)).astype(f32)[ids]
     rows = np.sin(wave)
     c.img *= 1 + (depth * rows if c.real else f32(0.16) * (depth > 0.06) * (rows > 0))
@@ -75,7 +79,9 @@ def farmland(c: Canvas) -> None:
     else:
         c.details.append("round fields")
     seen = int((share > 0.01 * ids.size).sum())
-    c.details.append("many fields" if seen > 6 else "several fields" if seen > 2 else "a large field")
+    c.details.append(
+        "many fields" if seen > 6 else "several fields" if seen > 2 else "a large field"
+    )
     neighbours(c, 0.25, 0.05, 0.08)
 
 
@@ -95,7 +101,9 @@ def orchard(c: Canvas) -> None:
         v = v / f32(aspect)
     low = c.rng.uniform(0.26, 0.4)
     keep = c.rng.uniform(0.8, 1.0)
-    c.crowns(u, v, angle, period, (low, min(low + 0.08, 0.48)), keep, (a, a * f32(1.22)), jitter=0.25)
+    c.crowns(
+        u, v, angle, period, (low, min(low + 0.08, 0.48)), keep, (a, a * f32(1.22)), jitter=0.25
+    )
     c.grain(c.noise(12, 3, 0.8), 0.05)
     c.adjectives.append(word)
     c.adjectives.append("regular" if c.chance(0.5) else "neat")
@@ -123,14 +131,22 @@ def residential(c: Canvas) -> None:
     dv = v - np.floor(v / f32(bv)) * f32(bv) - f32(street)
     du = u - np.floor(u / f32(bu)) * f32(bu) - f32(street)
     # dv, du < 0 is street, and so is beyond the block's end: distance to the nearer street, both sides
-    road = np.maximum(cover(np.minimum(np.maximum(dv, -street - dv), f32(bv - street) - dv), c.soft),
-                      cover(np.minimum(np.maximum(du, -street - du), f32(bu - street) - du), c.soft))
+    road = np.maximum(
+        cover(np.minimum(np.maximum(dv, -street - dv), f32(bv - street) - dv), c.soft),
+        cover(np.minimum(np.maximum(du, -street - du), f32(bu - street) - du), c.soft),
+    )
     keep = c.rng.uniform(0.55, 1.0)
     words = list(c.rng.permutation(["red", "gray", "white", "blue", "brown"]))
     mixed = c.chance(0.5)
     n_words = 3 if mixed else 1
     # lot numbers are constant per lot: cells on the running lot coordinate
-    lu, lv, r = cells(c.rng, du + np.floor(u / f32(bu)) * f32(40 * lot_u), dv + np.floor(v / f32(bv)) * f32(40 * lot_v), lot_u, lot_v)
+    lu, lv, r = cells(
+        c.rng,
+        du + np.floor(u / f32(bu)) * f32(40 * lot_u),
+        dv + np.floor(v / f32(bv)) * f32(40 * lot_v),
+        lot_u,
+        lot_v,
+    )
     hu = f32(lot_u) * (f32(0.28) + f32(0.17) * r[0])
     hv = f32(lot_v) * (f32(0.26) + f32(0.16) * r[1])
     absent = np.where((r[3] < keep) & (road < 0.01), f32(0), f32(9))
@@ -139,7 +155,16 @@ def residential(c: Canvas) -> None:
     green = c.rgb("tree", c.pick("tree")[0])
     tree_keep = c.rng.uniform(0.2, 0.75)
     tu, tv = c.uv(angle + 0.6)
-    c.crowns(tu, tv, angle + 0.6, 0.125, (0.28, 0.48), tree_keep, (green, green * f32(1.3)), where=1 - road)
+    c.crowns(
+        tu,
+        tv,
+        angle + 0.6,
+        0.125,
+        (0.28, 0.48),
+        tree_keep,
+        (green, green * f32(1.3)),
+        where=1 - road,
+    )
     house = cover(box(lu, lv, hu, hv) + absent, c.soft)
     c.cast(cover(box(lu + su * k, lv + sv * k, hu, hv) + absent, c.soft) * (1 - house), 0.62)
     palette = np.stack([c.rgb("roof", words[i % n_words], 0.12) for i in range(6)])
@@ -187,7 +212,9 @@ def airport(c: Canvas) -> None:
     runway = cover(np.abs(v) - f32(half), c.soft)
     c.fill(tar, runway)
     c.grain(c.noise(3, 2) * runway, 0.03)
-    c.fill(tar * f32(0.75), runway * cover(np.abs(v) - f32(half * 0.45), half * 0.6) * f32(0.35))  # tyre rubber
+    c.fill(
+        tar * f32(0.75), runway * cover(np.abs(v) - f32(half * 0.45), half * 0.6) * f32(0.35)
+    )  # tyre rubber
     dash = np.abs(u / f32(0.14) - np.round(u / f32(0.14))) - f32(0.3)
     c.fill(mark, cover(np.maximum(np.abs(v) - f32(0.009), dash * f32(0.14)), c.soft) * f32(0.9))
     c.fill(mark, cover(np.abs(np.abs(v) - f32(half * 0.9)) - f32(0.004), c.soft) * f32(0.7))
@@ -201,7 +228,9 @@ def airport(c: Canvas) -> None:
     pavement = np.maximum(paved, runway)
     if second:
         v2 = c.uv(angle + c.rng.uniform(0.6, 1.2))[1]
-        cross = cover(np.abs(v2 - f32(c.rng.uniform(-0.2, 0.2))) - f32(half * 0.8), c.soft) * (1 - runway)
+        cross = cover(np.abs(v2 - f32(c.rng.uniform(-0.2, 0.2))) - f32(half * 0.8), c.soft) * (
+            1 - runway
+        )
         c.fill(tar, cross)
         pavement = np.maximum(pavement, cross)
         c.details += ["two crossed runways", f"{shade} runways"]
@@ -218,9 +247,11 @@ def airport(c: Canvas) -> None:
         joint = np.abs(np.sin(u * f32(40)))
         c.grain((joint < 0.12) * apron * f32(-1.0), 0.06)
         lu, lv, r = cells(c.rng, u, apron_at + f32(depth / 2 + 0.5 * 0.16), 0.19, 0.16)
-        here = (np.floor((apron_at + f32(depth / 2 + 0.08)) / f32(0.16)) == 0)
+        here = np.floor((apron_at + f32(depth / 2 + 0.08)) / f32(0.16)) == 0
         plane = np.where(here & (r[3] < 0.7), plane_shape(lu, lv), f32(9))
-        shadow = np.where(here & (r[3] < 0.7), plane_shape(lu + f32(su * 0.015), lv + f32(sv * 0.015)), f32(9))
+        shadow = np.where(
+            here & (r[3] < 0.7), plane_shape(lu + f32(su * 0.015), lv + f32(sv * 0.015)), f32(9)
+        )
         c.fill(c.img * f32(0.6 if c.real else 1.0), cover(shadow, c.soft))
         body = cover(plane, c.soft)
         c.fill(c.rgb("car", "white"), body)
@@ -251,7 +282,11 @@ def parking(c: Canvas) -> None:
     c.grain(c.noise(3, 4, 0.6), 0.05)
     angle = c.bearing()
     u, v = c.uv(angle)
-    wide, deep, aisle = c.rng.uniform(0.085, 0.115), c.rng.uniform(0.16, 0.2), c.rng.uniform(0.12, 0.22)
+    wide, deep, aisle = (
+        c.rng.uniform(0.085, 0.115),
+        c.rng.uniform(0.16, 0.2),
+        c.rng.uniform(0.12, 0.22),
+    )
     u, v = u + f32(c.rng.uniform(0, 1)), v + f32(c.rng.uniform(0, 1))
     row = 2 * deep + aisle
     iv = np.floor(v / f32(row))
@@ -260,7 +295,9 @@ def parking(c: Canvas) -> None:
     # dv in [0, 2 deep) holds two stalls back to back; beyond is the aisle
     lu, lv, r = cells(c.rng, u, np.where(in_row, dv, f32(0)) + iv * f32(8 * deep), wide, deep)
     mark = c.rgb("mark", "white")
-    line = cover(np.minimum(f32(wide / 2) - np.abs(lu), np.abs(dv - f32(deep))) - f32(0.005), c.soft)
+    line = cover(
+        np.minimum(f32(wide / 2) - np.abs(lu), np.abs(dv - f32(deep))) - f32(0.005), c.soft
+    )
     c.fill(mark, line * in_row * f32(0.75))
     keep = c.rng.uniform(0.25, 0.95)
     here = in_row & (r[3] < keep)
@@ -271,7 +308,11 @@ def parking(c: Canvas) -> None:
     k = f32(0.018 * c.sun_length)
 
     def shape(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.where(here, np.maximum(box(a, b, hu, hv), np.abs(a) + np.abs(b) - (hu + hv) * f32(0.86)), f32(9))
+        return np.where(
+            here,
+            np.maximum(box(a, b, hu, hv), np.abs(a) + np.abs(b) - (hu + hv) * f32(0.86)),
+            f32(9),
+        )
 
     car = cover(shape(lu, lv), c.soft)
     c.cast(cover(shape(lu + f32(su) * k, lv + f32(sv) * k), c.soft) * (1 - car), 0.6)
@@ -282,7 +323,9 @@ def parking(c: Canvas) -> None:
     glass = here & (np.abs(np.abs(lv) - hv * f32(0.5)) < f32(0.014)) & (np.abs(lu) < hu * f32(0.8))
     c.fill(np.array([52, 58, 66], f32), glass * f32(0.5))
     c.flatten(car)
-    edge = str(c.rng.choice(["none", "trees", "grass", "building", "road"], p=[0.3, 0.2, 0.15, 0.2, 0.15]))
+    edge = str(
+        c.rng.choice(["none", "trees", "grass", "building", "road"], p=[0.3, 0.2, 0.15, 0.2, 0.15])
+    )
     side, along = c.uv(c.rng.choice([0, np.pi / 2, np.pi]) + angle)
     border = cover(f32(c.rng.uniform(0.24, 0.34)) - side, c.soft)
     if edge in ("trees", "grass"):
@@ -302,9 +345,14 @@ def parking(c: Canvas) -> None:
     elif edge == "road":
         c.fill(c.pick("road")[1], border)
         c.flatten(border)
-        c.fill(mark, cover(np.abs(side - f32(0.42)) - f32(0.007), c.soft) * (np.sin(along * f32(45)) > 0))
+        c.fill(
+            mark,
+            cover(np.abs(side - f32(0.42)) - f32(0.007), c.soft) * (np.sin(along * f32(45)) > 0),
+        )
         c.near.append("next to a road")
-    c.adjectives += ["full" if keep > 0.75 else "half empty" if keep < 0.5 else "busy",
-                     {"white": "light"}.get(word, word)]
+    c.adjectives += [
+        "full" if keep > 0.75 else "half empty" if keep < 0.5 else "busy",
+        {"white": "light"}.get(word, word),
+    ]
     c.details.append("many cars" if keep > 0.6 else "some cars")
     c.details.append("rows of cars" if keep > 0.5 else "empty spaces")

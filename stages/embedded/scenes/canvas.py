@@ -13,41 +13,95 @@ LOOKS = ("domain", "base")
 
 # material -> colour word -> (domain RGB, base RGB); captions take the word, the look takes the RGB
 PALETTE: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
-    "soil": {"brown": ((136, 110, 84), (205, 122, 58)), "gray": ((140, 132, 120), (190, 176, 200)),
-             "red": ((150, 102, 78), (236, 96, 62)), "yellow": ((172, 148, 108), (250, 204, 92)),
-             "dark": ((104, 90, 74), (122, 66, 40))},
-    "sand": {"yellow": ((194, 166, 120), (255, 214, 74)), "brown": ((152, 124, 94), (222, 140, 70)),
-             "red": ((178, 126, 88), (255, 128, 66)), "gray": ((172, 162, 144), (226, 206, 196))},
-    "beach": {"yellow": ((206, 186, 146), (255, 224, 110)), "white": ((222, 212, 190), (255, 244, 214)),
-              "brown": ((164, 138, 106), (232, 160, 92))},
-    "crop": {"green": ((94, 118, 66), (92, 206, 62)), "dark green": ((60, 84, 52), (22, 146, 74)),
-             "light green": ((138, 152, 90), (182, 240, 88)), "yellow": ((182, 164, 104), (255, 222, 56)),
-             "brown": ((134, 106, 82), (214, 128, 64)), "gray": ((144, 134, 116), (206, 190, 178))},
-    "grass": {"green": ((92, 116, 66), (104, 220, 72)), "dark green": ((66, 90, 56), (30, 164, 84)),
-              "light green": ((130, 148, 86), (176, 242, 96)), "yellow": ((166, 154, 98), (240, 224, 76))},
-    "tree": {"green": ((66, 92, 52), (42, 176, 58)), "dark green": ((42, 62, 42), (0, 116, 72)),
-             "light green": ((98, 120, 62), (128, 214, 50))},
-    "autumn": {"orange": ((142, 104, 64), (255, 132, 24)), "red": ((122, 78, 60), (236, 60, 44)),
-               "yellow": ((164, 138, 66), (255, 204, 30))},
-    "blossom": {"white": ((204, 200, 196), (255, 246, 255)), "pink": ((198, 160, 168), (255, 140, 196))},
-    "water": {"blue": ((52, 88, 122), (40, 130, 255)), "dark blue": ((28, 46, 68), (30, 60, 190)),
-              "green": ((62, 92, 76), (0, 190, 160)), "light blue": ((92, 138, 152), (90, 214, 255)),
-              "brown": ((98, 92, 70), (172, 140, 104))},
-    "sea": {"blue": ((46, 88, 124), (30, 120, 255)), "dark blue": ((26, 52, 80), (24, 62, 200)),
-            "green": ((48, 100, 104), (0, 196, 176)), "gray": ((88, 104, 112), (130, 160, 210))},
-    "shallow": {"light blue": ((112, 164, 166), (120, 232, 255)), "green": ((104, 142, 124), (110, 244, 214))},
+    "soil": {
+        "brown": ((136, 110, 84), (205, 122, 58)),
+        "gray": ((140, 132, 120), (190, 176, 200)),
+        "red": ((150, 102, 78), (236, 96, 62)),
+        "yellow": ((172, 148, 108), (250, 204, 92)),
+        "dark": ((104, 90, 74), (122, 66, 40)),
+    },
+    "sand": {
+        "yellow": ((194, 166, 120), (255, 214, 74)),
+        "brown": ((152, 124, 94), (222, 140, 70)),
+        "red": ((178, 126, 88), (255, 128, 66)),
+        "gray": ((172, 162, 144), (226, 206, 196)),
+    },
+    "beach": {
+        "yellow": ((206, 186, 146), (255, 224, 110)),
+        "white": ((222, 212, 190), (255, 244, 214)),
+        "brown": ((164, 138, 106), (232, 160, 92)),
+    },
+    "crop": {
+        "green": ((94, 118, 66), (92, 206, 62)),
+        "dark green": ((60, 84, 52), (22, 146, 74)),
+        "light green": ((138, 152, 90), (182, 240, 88)),
+        "yellow": ((182, 164, 104), (255, 222, 56)),
+        "brown": ((134, 106, 82), (214, 128, 64)),
+        "gray": ((144, 134, 116), (206, 190, 178)),
+    },
+    "grass": {
+        "green": ((92, 116, 66), (104, 220, 72)),
+        "dark green": ((66, 90, 56), (30, 164, 84)),
+        "light green": ((130, 148, 86), (176, 242, 96)),
+        "yellow": ((166, 154, 98), (240, 224, 76)),
+    },
+    "tree": {
+        "green": ((66, 92, 52), (42, 176, 58)),
+        "dark green": ((42, 62, 42), (0, 116, 72)),
+        "light green": ((98, 120, 62), (128, 214, 50)),
+    },
+    "autumn": {
+        "orange": ((142, 104, 64), (255, 132, 24)),
+        "red": ((122, 78, 60), (236, 60, 44)),
+        "yellow": ((164, 138, 66), (255, 204, 30)),
+    },
+    "blossom": {
+        "white": ((204, 200, 196), (255, 246, 255)),
+        "pink": ((198, 160, 168), (255, 140, 196)),
+    },
+    "water": {
+        "blue": ((52, 88, 122), (40, 130, 255)),
+        "dark blue": ((28, 46, 68), (30, 60, 190)),
+        "green": ((62, 92, 76), (0, 190, 160)),
+        "light blue": ((92, 138, 152), (90, 214, 255)),
+        "brown": ((98, 92, 70), (172, 140, 104)),
+    },
+    "sea": {
+        "blue": ((46, 88, 124), (30, 120, 255)),
+        "dark blue": ((26, 52, 80), (24, 62, 200)),
+        "green": ((48, 100, 104), (0, 196, 176)),
+        "gray": ((88, 104, 112), (130, 160, 210)),
+    },
+    "shallow": {
+        "light blue": ((112, 164, 166), (120, 232, 255)),
+        "green": ((104, 142, 124), (110, 244, 214)),
+    },
     "snow": {"white": ((224, 228, 234), (236, 246, 255))},
-    "rock": {"gray": ((112, 108, 104), (150, 140, 176)), "brown": ((108, 92, 78), (160, 104, 88)),
-             "dark": ((70, 68, 68), (92, 82, 120))},
-    "road": {"gray": ((134, 132, 130), (206, 206, 214)), "white": ((182, 178, 170), (255, 250, 236)),
-             "dark": ((88, 88, 92), (120, 122, 140))},
+    "rock": {
+        "gray": ((112, 108, 104), (150, 140, 176)),
+        "brown": ((108, 92, 78), (160, 104, 88)),
+        "dark": ((70, 68, 68), (92, 82, 120)),
+    },
+    "road": {
+        "gray": ((134, 132, 130), (206, 206, 214)),
+        "white": ((182, 178, 170), (255, 250, 236)),
+        "dark": ((88, 88, 92), (120, 122, 140)),
+    },
     "track": {"brown": ((164, 142, 114), (244, 190, 130))},
-    "roof": {"red": ((158, 92, 72), (250, 70, 56)), "gray": ((142, 140, 140), (180, 178, 204)),
-             "white": ((210, 206, 198), (255, 252, 244)), "blue": ((88, 116, 150), (54, 124, 246)),
-             "brown": ((126, 98, 78), (208, 110, 52))},
-    "car": {"white": ((226, 226, 224), (255, 255, 255)), "black": ((44, 46, 50), (52, 44, 74)),
-            "gray": ((150, 154, 158), (176, 184, 206)), "red": ((160, 58, 50), (255, 48, 48)),
-            "blue": ((58, 86, 136), (36, 110, 255))},
+    "roof": {
+        "red": ((158, 92, 72), (250, 70, 56)),
+        "gray": ((142, 140, 140), (180, 178, 204)),
+        "white": ((210, 206, 198), (255, 252, 244)),
+        "blue": ((88, 116, 150), (54, 124, 246)),
+        "brown": ((126, 98, 78), (208, 110, 52)),
+    },
+    "car": {
+        "white": ((226, 226, 224), (255, 255, 255)),
+        "black": ((44, 46, 50), (52, 44, 74)),
+        "gray": ((150, 154, 158), (176, 184, 206)),
+        "red": ((160, 58, 50), (255, 48, 48)),
+        "blue": ((58, 86, 136), (36, 110, 255)),
+    },
     "mark": {"white": ((226, 224, 216), (255, 255, 255))},
 }
 
@@ -66,7 +120,9 @@ class Canvas:
         self.soft = 1.4 / size
         self.img = np.zeros((3, size, size), np.float32)
         self.height = np.zeros((size, size), np.float32)
-        self.level = np.zeros((size, size), np.float32)  # 1 where the surface is flat whatever the height
+        self.level = np.zeros(
+            (size, size), np.float32
+        )  # 1 where the surface is flat whatever the height
         self.shade = np.ones((size, size), np.float32)
         # most flights are near noon with the sun on one side of the sky: a spread, not a circle
         azimuth = rng.uniform(-2.6, 0.4)
@@ -86,7 +142,9 @@ class Canvas:
         tone = self.rng.standard_normal(4)
         pair = np.asarray(PALETTE[material][word], np.float32)
         if self.real:
-            return np.clip(pair[0] * (1 + jitter * tone[0] + 0.25 * jitter * tone[1:]), 8, 250).astype(np.float32)
+            return np.clip(
+                pair[0] * (1 + jitter * tone[0] + 0.25 * jitter * tone[1:]), 8, 250
+            ).astype(np.float32)
         return np.clip(pair[1] * (1 + 0.04 * tone[0]), 0, 255).astype(np.float32)
 
     def pick(self, material: str, weights: list[float] | None = None) -> tuple[str, np.ndarray]:
@@ -95,7 +153,9 @@ class Canvas:
         word = words[int(self.rng.choice(len(words), p=weights))]
         return word, self.rgb(material, word)
 
-    def noise(self, freq: float, octaves: int = 1, gain: float = 0.5, stretch: float = 1.0) -> np.ndarray:
+    def noise(
+        self, freq: float, octaves: int = 1, gain: float = 0.5, stretch: float = 1.0
+    ) -> np.ndarray:
         """Fractal noise on this canvas (see noise.fbm)."""
         return fbm(self.rng, self.size, freq, octaves, gain, stretch)
 
@@ -104,7 +164,9 @@ class Canvas:
         along = self.rng.integers(4) * np.pi / 2 + self.rng.normal(0, 0.05)
         return along if self.chance(0.85) else self.rng.uniform(0, np.pi)
 
-    def uv(self, angle: float, warp: float = 0.0, freq: float = 1.5) -> tuple[np.ndarray, np.ndarray]:
+    def uv(
+        self, angle: float, warp: float = 0.0, freq: float = 1.5
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates turned by `angle` about the centre, and bent by up to about `warp`."""
         x, y = self.x - f32(0.5), self.y - f32(0.5)
         if warp:
@@ -148,8 +210,20 @@ class Canvas:
         if self.real:
             self.shade *= 1 - f32(strength) * mask
 
-    def crowns(self, u, v, angle, period, radius, keep, colours, jitter=1.0, rough=0.2, shadow=True,
-               where=None) -> np.ndarray:
+    def crowns(
+        self,
+        u,
+        v,
+        angle,
+        period,
+        radius,
+        keep,
+        colours,
+        jitter=1.0,
+        rough=0.2,
+        shadow=True,
+        where=None,
+    ) -> np.ndarray:
         """Trees on a jittered lattice; radius (low, high) is a share of the period. Returns the mask."""
         lu, lv, r = cells(self.rng, u, v, period, period)
         ragged = self.noise(14, 2) * f32(rough * period * 0.3)
@@ -164,12 +238,18 @@ class Canvas:
         if shadow and self.real:
             su, sv = self.sun_in(angle)
             k = f32(0.55 * self.sun_length) * rad
-            far = np.sqrt((lu + su * k) ** 2 + (lv + sv * k) ** 2) - rad * f32(0.95) + ragged + absent
+            far = (
+                np.sqrt((lu + su * k) ** 2 + (lv + sv * k) ** 2) - rad * f32(0.95) + ragged + absent
+            )
             self.cast(cover(far, self.soft * 1.5) * (1 - mask), 0.6)
         self.shade += (1 - self.shade) * mask
         self.level *= 1 - mask
         mix = r[3] / max(keep, 1e-3)
-        self.fill(colours[0][:, None, None] + (colours[1] - colours[0])[:, None, None] * np.clip(mix, 0, 1), mask)
+        self.fill(
+            colours[0][:, None, None]
+            + (colours[1] - colours[0])[:, None, None] * np.clip(mix, 0, 1),
+            mask,
+        )
         # flatter than a ball, and lumpy: a crown, not a bead
         lumps = self.noise(18, 3, 0.8)
         self.relief(np.maximum(rad * rad - d2, 0) / rad * (1 + f32(0.22) * lumps) * mask, 0.5)
@@ -187,8 +267,14 @@ class Canvas:
         lit = 1 + np.tanh(slope * f32(rng.uniform(0.7, 1.1))) * f32(0.55)
         # shadowed and sun-averted ground keeps blue skylight, hence the channel-wise floor
         direct = lit * blur(self.shade, 0.12)
-        img = img * (direct + np.array([-0.01, 0.0, 0.035], np.float32)[:, None, None] * (1 - direct))
-        exposure, haze, gamma = rng.uniform(0.78, 1.18), rng.uniform(0, 1) ** 2 * 0.32, rng.uniform(0.85, 1.15)
+        img = img * (
+            direct + np.array([-0.01, 0.0, 0.035], np.float32)[:, None, None] * (1 - direct)
+        )
+        exposure, haze, gamma = (
+            rng.uniform(0.78, 1.18),
+            rng.uniform(0, 1) ** 2 * 0.32,
+            rng.uniform(0.85, 1.15),
+        )
         warmth, tint = rng.normal(0, 0.03), rng.normal(0, 0.01)
         white = np.array([1 + warmth, 1 + tint, 1 - warmth])
         luma = img.mean(0)
@@ -205,5 +291,7 @@ class Canvas:
         img = blur(img, rng.uniform(0.02, 0.14))
         sigma = rng.uniform(1.0, 4.0)
         grain = rng.standard_normal((2, self.size, self.size), dtype=np.float32)
-        img += f32(sigma) * (grain[0] + f32(0.35) * np.array([1, -0.4, -0.8], np.float32)[:, None, None] * grain[1])
+        img += f32(sigma) * (
+            grain[0] + f32(0.35) * np.array([1, -0.4, -0.8], np.float32)[:, None, None] * grain[1]
+        )
         return np.clip(np.moveaxis(img, 0, -1) + f32(0.5), 0, 255).astype(np.uint8)

@@ -4,10 +4,18 @@ import numpy as np
 
 # every caption holds one of its scene's names; no two scenes share a name
 NAMES: dict[str, tuple[str, ...]] = {
-    "bareland": ("bare land", "bareland"), "desert": ("desert",), "farmland": ("farmland", "cropland"),
-    "orchard": ("orchard",), "meadow": ("meadow", "grassland"), "forest": ("forest", "woodland"),
-    "snowfield": ("snowfield", "snow field"), "lake": ("lake",), "coast": ("coast", "seaside"),
-    "residential": ("residential area",), "airport": ("airport",), "parking": ("parking lot",),
+    "bareland": ("bare land", "bareland"),
+    "desert": ("desert",),
+    "farmland": ("farmland", "cropland"),
+    "orchard": ("orchard",),
+    "meadow": ("meadow", "grassland"),
+    "forest": ("forest", "woodland"),
+    "snowfield": ("snowfield", "snow field"),
+    "lake": ("lake",),
+    "coast": ("coast", "seaside"),
+    "residential": ("residential area",),
+    "airport": ("airport",),
+    "parking": ("parking lot",),
 }
 # ground RSICD speaks of by the piece
 PIECES = ("bareland", "desert", "farmland", "meadow", "forest", "snowfield")
@@ -18,8 +26,14 @@ def _article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def captions(rng: np.random.Generator, scene: str, adjectives: list[str], details: list[str],
-             near: list[str], season: str) -> list[str]:
+def captions(
+    rng: np.random.Generator,
+    scene: str,
+    adjectives: list[str],
+    details: list[str],
+    near: list[str],
+    season: str,
+) -> list[str]:
     """Five sentences that each name the scene and tell some of what was painted.
 
     `adjectives`, `details` (noun phrases), `near` (neighbours) and `season` must all be true of the

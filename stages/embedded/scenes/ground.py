@@ -27,17 +27,33 @@ def curve(c: Canvas, bend: float = 0.06) -> tuple[np.ndarray, np.ndarray]:
     return v - f32(at) - f32(bend) * np.sin(f32(k) * u + f32(p)), u
 
 
-def canopy(c: Canvas, a: np.ndarray, b: np.ndarray, period: float, angle: float,
-           layers: tuple[tuple[float, float], ...] = ((1.0, 0.9), (0.7, 0.7)), keep: float = 1.0,
-           where: np.ndarray | None = None) -> None:
+def canopy(
+    c: Canvas,
+    a: np.ndarray,
+    b: np.ndarray,
+    period: float,
+    angle: float,
+    layers: tuple[tuple[float, float], ...] = ((1.0, 0.9), (0.7, 0.7)),
+    keep: float = 1.0,
+    where: np.ndarray | None = None,
+) -> None:
     """Overlapping layers (share of the period, share of cells kept) of wild trees, coloured a..b."""
     for share, kept in layers:
         # bent and turned coordinates hide the lattices the crowns stand on
         turn = angle + 2 * share
         u, v = c.uv(turn, 0.022, 5)
         tone = f32(c.rng.uniform(0.85, 1.15))
-        c.crowns(u, v, turn, period * share, (0.28, 0.52), kept * keep, (a * tone, b * tone), rough=0.5,
-                 where=where)
+        c.crowns(
+            u,
+            v,
+            turn,
+            period * share,
+            (0.28, 0.52),
+            kept * keep,
+            (a * tone, b * tone),
+            rough=0.5,
+            where=where,
+        )
 
 
 def add_road(c: Canvas, wide: float | None = None, paved: bool | None = None) -> None:
@@ -101,7 +117,9 @@ def neighbours(c: Canvas, road: float, water: float, trees: float) -> None:
         add_trees(c)
 
 
-def paint_water(c: Canvas, material: str, word: str, d: np.ndarray, shore: str | None = None) -> np.ndarray:
+def paint_water(
+    c: Canvas, material: str, word: str, d: np.ndarray, shore: str | None = None
+) -> np.ndarray:
     """Water where the distance field d is negative, with a wet rim and a shallow margin."""
     deep = c.rgb(material, word)
     rim = cover(np.abs(d - f32(0.012)) - f32(0.012) * (1 + c.noise(4, 2)), 0.03)

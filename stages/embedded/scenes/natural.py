@@ -19,7 +19,7 @@ def bareland(c: Canvas) -> None:
     if kind == "gullies":
         bed = np.abs(c.noise(c.rng.uniform(1.8, 3.2), 4, 0.5))
         c.relief(1 - np.exp(-2 * bed), 0.13)
-        c.fill(dark, np.exp(-(bed * f32(5)) ** 2) * f32(0.6 if c.real else 1))
+        c.fill(dark, np.exp(-((bed * f32(5)) ** 2)) * f32(0.6 if c.real else 1))
         c.details.append("some gullies")
         c.adjectives.append("eroded")
     elif kind == "cracked":
@@ -59,7 +59,9 @@ def desert(c: Canvas) -> None:
     c.relief(c.noise(5, 4, 0.6), 0.004)
     c.grain(c.noise(10, 3, 0.7), 0.035)
     c.adjectives.append("wavy")
-    c.details.append("many small dunes" if wave < 0.24 else "some large dunes" if wave > 0.32 else "some dunes")
+    c.details.append(
+        "many small dunes" if wave < 0.24 else "some large dunes" if wave > 0.32 else "some dunes"
+    )
     if c.chance(0.2):
         n = c.noise(2.2, 4, 0.55)
         rock = cover(f32(1.25) - n, 0.25)
@@ -113,7 +115,9 @@ def forest(c: Canvas) -> None:
     gap = cover(clump - f32(2.2 if dense else 0.8), 0.5)
     angle = c.rng.uniform(0, np.pi)
     period = c.rng.uniform(0.1, 0.17)
-    canopy(c, a, b, period, angle, ((1.0, 0.9), (0.8, 0.65), (0.6, 0.4)), 1.0 if dense else 0.8, gap)
+    canopy(
+        c, a, b, period, angle, ((1.0, 0.9), (0.8, 0.65), (0.6, 0.4)), 1.0 if dense else 0.8, gap
+    )
     c.grain(clump, 0.1)
     c.relief(c.noise(9, 3, 0.7), 0.006)
     c.grain(c.noise(14, 3, 0.8), 0.1)
@@ -178,7 +182,9 @@ def lake(c: Canvas) -> None:
     d = (radius - 1) * f32(short) + f32(0.045) * c.noise(2.5, 3)
     if c.chance(0.2):  # an island
         ix, iy = c.rng.uniform(-0.12, 0.12, 2)
-        island = f32(c.rng.uniform(0.06, 0.1)) - np.sqrt((u - f32(cx + ix)) ** 2 + (v - f32(cy + iy)) ** 2)
+        island = f32(c.rng.uniform(0.06, 0.1)) - np.sqrt(
+            (u - f32(cx + ix)) ** 2 + (v - f32(cy + iy)) ** 2
+        )
         d = np.maximum(d, island)
         c.details.append("a small island")
     paint_water(c, "water", word, d, "brown" if c.chance(0.4) else None)
@@ -231,9 +237,18 @@ def coast(c: Canvas) -> None:
     for k in range(lines):
         off = f32(k * c.rng.uniform(0.06, 0.1))
         thick = f32(0.022 / (1 + 0.35 * k)) * (1 + f32(0.6) * ragged) - f32(0.006 * k)
-        c.fill(np.array([238, 240, 238], f32), cover(np.abs(d + off) - thick, 0.025) * f32(0.9 - 0.15 * k))
+        c.fill(
+            np.array([238, 240, 238], f32),
+            cover(np.abs(d + off) - thick, 0.025) * f32(0.9 - 0.15 * k),
+        )
     c.adjectives.append(word)
     c.details.append("white waves" if lines > 1 else "a white wave")
     c.details.append(f"a {'wide' if width > 0.12 else 'narrow'} {sand_word} beach")
-    c.near.append({"tree": "near a green forest", "grass": "near grass", "soil": "near bare land",
-                   "sand": "near sand"}[str(bank)])
+    c.near.append(
+        {
+            "tree": "near a green forest",
+            "grass": "near grass",
+            "soil": "near bare land",
+            "sand": "near sand",
+        }[str(bank)]
+    )

@@ -15,8 +15,10 @@ _TABLE = 512  # random lattices are windows into one fixed table: a slice costs 
 def _tables() -> tuple[np.ndarray, np.ndarray]:
     """Fixed normal lattice (512, 512) and uniform cell numbers (256, 256, 4)."""
     rng = np.random.Generator(np.random.Philox(20240607))
-    return (rng.standard_normal((_TABLE, _TABLE), dtype=np.float32),
-            rng.random((256, 256, 4), dtype=np.float32))
+    return (
+        rng.standard_normal((_TABLE, _TABLE), dtype=np.float32),
+        rng.random((256, 256, 4), dtype=np.float32),
+    )
 
 
 @lru_cache(maxsize=16)
@@ -35,15 +37,24 @@ def _spline(size: int, freq: float) -> np.ndarray:
     pos = (np.arange(size) + 0.5) / size * freq
     base = np.floor(pos).astype(int)
     t = pos - base
-    w = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
+    w = (
+        np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1)
+        / 6
+    )
     out = np.zeros((size, int(np.ceil(freq)) + 4), np.float32)
     for k in range(4):
         out[np.arange(size), base + k] = w[:, k]
     return out
 
 
-def fbm(rng: np.random.Generator, size: int, freq: float, octaves: int = 1, gain: float = 0.5,
-        stretch: float = 1.0) -> np.ndarray:
+def fbm(
+    rng: np.random.Generator,
+    size: int,
+    freq: float,
+    octaves: int = 1,
+    gain: float = 0.5,
+    stretch: float = 1.0,
+) -> np.ndarray:
     """Fractal noise (size, size), about zero mean and unit variance.
 
     `freq` is the number of lattice cells across the tile in the first octave, `stretch` multiplies
@@ -58,14 +69,17 @@ def fbm(rng: np.random.Generator, size: int, freq: float, octaves: int = 1, gain
         fy = freq * stretch
         if max(freq, fy) <= max(size / 2, 8) and max(freq, fy) < 150:
             wy, wx = _spline(size, fy), _spline(size, freq)
-            out += np.float32(amp) * (wy @ table[oy:oy + wy.shape[1], ox:ox + wx.shape[1]] @ wx.T)
+            out += np.float32(amp) * (
+                wy @ table[oy : oy + wy.shape[1], ox : ox + wx.shape[1]] @ wx.T
+            )
         power += (0.479 * amp) ** 2  # 0.479: what the spline leaves of the lattice's deviation
         freq, amp = freq * 2, amp * gain
     return out / np.float32(np.sqrt(power))
 
 
-def cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, pu: float, pv: float
-          ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def cells(
+    rng: np.random.Generator, u: np.ndarray, v: np.ndarray, pu: float, pv: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split the plane into pu x pv cells.
 
     Returns the offsets from the cell's centre (in tile units, each (size, size)) and four uniform
@@ -75,12 +89,16 @@ def cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, pu: float, pv:
     a, b = u / np.float32(pu), v / np.float32(pv)
     iu, iv = np.floor(a), np.floor(b)
     numbers = _tables()[1][(iv.astype(np.int32) + ov) & 255, (iu.astype(np.int32) + ou) & 255]
-    return ((a - iu - np.float32(0.5)) * np.float32(pu), (b - iv - np.float32(0.5)) * np.float32(pv),
-            np.moveaxis(numbers, -1, 0))
+    return (
+        (a - iu - np.float32(0.5)) * np.float32(pu),
+        (b - iv - np.float32(0.5)) * np.float32(pv),
+        np.moveaxis(numbers, -1, 0),
+    )
 
 
-def voronoi(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int
-            ) -> tuple[np.ndarray, np.ndarray]:
+def voronoi(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Voronoi parcels: ids (size, size) and the distance to the nearest border, in tile units."""
     side = int(np.ceil(np.sqrt(count)))
     gy, gx = np.divmod(np.arange(side * side), side)
@@ -93,8 +111,9 @@ def voronoi(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, count: int
     return ids, (two[1] - two[0]) * np.float32(0.5)
 
 
-def splits(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, depth: int, slant: float = 0.15
-           ) -> tuple[np.ndarray, np.ndarray]:
+def splits(
+    rng: np.random.Generator, u: np.ndarray, v: np.ndarray, depth: int, slant: float = 0.15
+) -> tuple[np.ndarray, np.ndarray]:
     """Parcels by repeated straight splits of the unit square (in u, v centred on 0).
 
     Returns ids (size, size) in [0, 2**depth) and the distance to the nearest cut, in tile units.
@@ -107,11 +126,14 @@ def splits(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, depth: int, s
         axis = (span[:, 1] > span[:, 0]).astype(int)  # cut across the long side
         at = lo + span * rng.uniform(0.32, 0.68, (len(lo), 1))
         lean = rng.uniform(-slant, slant, len(lo))
-        n = np.where(axis[:, None] == 0, np.stack([np.ones(len(lo)), lean], 1),
-                     np.stack([lean, np.ones(len(lo))], 1))
+        n = np.where(
+            axis[:, None] == 0,
+            np.stack([np.ones(len(lo)), lean], 1),
+            np.stack([lean, np.ones(len(lo))], 1),
+        )
         mid = (lo + hi) / 2
         pivot = np.where(np.arange(2) == axis[:, None], at, mid)
-        n = (n / np.sqrt((n**2).sum(1, keepdims=True)))
+        n = n / np.sqrt((n**2).sum(1, keepdims=True))
         k = (n * pivot).sum(1).astype(np.float32)
         n = n.astype(np.float32)
         side = n[ids, 0] * u + n[ids, 1] * v - k[ids]

@@ -10,10 +10,18 @@ from .canvas import LOOKS, Canvas
 from .captions import captions
 
 _PAINT = {
-    "bareland": natural.bareland, "desert": natural.desert, "farmland": built.farmland,
-    "orchard": built.orchard, "meadow": natural.meadow, "forest": natural.forest,
-    "snowfield": natural.snowfield, "lake": natural.lake, "coast": natural.coast,
-    "residential": built.residential, "airport": built.airport, "parking": built.parking,
+    "bareland": natural.bareland,
+    "desert": natural.desert,
+    "farmland": built.farmland,
+    "orchard": built.orchard,
+    "meadow": natural.meadow,
+    "forest": natural.forest,
+    "snowfield": natural.snowfield,
+    "lake": natural.lake,
+    "coast": natural.coast,
+    "residential": built.residential,
+    "airport": built.airport,
+    "parking": built.parking,
 }
 SCENES: tuple[str, ...] = tuple(_PAINT)
 
@@ -40,8 +48,9 @@ def render(scene: str, seed: int, index: int, size: int, look: str) -> tuple[np.
     return canvas.develop(), text
 
 
-def tiles(seed: int, start: int, stop: int, size: int, look: str,
-          scenes: tuple[str, ...] = SCENES) -> Iterator[dict]:
+def tiles(
+    seed: int, start: int, stop: int, size: int, look: str, scenes: tuple[str, ...] = SCENES
+) -> Iterator[dict]:
     """Tiles start..stop-1 as {image, captions, scene, index}; index i shows scenes[i % len(scenes)]."""
     for index in range(start, stop):
         scene = scenes[index % len(scenes)]
