@@ -1,4 +1,4 @@
-"""The evaluation on real tiles, and its cost. Prints Markdown; benchmarks/RESULTS_EVALUATION.md keeps it.
+"""The evaluation on real tiles, and its cost. Prints Markdown; benchmarks/results/evaluation.md keeps it.
 
 python -m benchmarks.evaluation degradations [epochs]   RSICD ($RD_DATA): does each metric order what is worse?
 python -m benchmarks.evaluation degradations general    the same in the features of a network trained on photographs, which

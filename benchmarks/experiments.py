@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.common.artefacts import IMAGE, write_shards
+from stages.common.artifacts import IMAGE, write_shards
 
 ROUNDS, IMAGES, IMAGE_BYTES = 5, 100_000, 6_000
 SCHEMA = pa.schema([("image", IMAGE), ("label", pa.string())])

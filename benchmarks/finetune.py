@@ -113,7 +113,7 @@ def reference() -> None:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from stages.common.artefacts import open_image, read_rows
+    from stages.common.artifacts import open_image, read_rows
     from stages.diffusion import models
     from stages.diffusion.loss import add_noise, min_snr_weight, target
     from stages.params import load

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from stages.common.artefacts import png, write_shards
+from stages.common.artifacts import png, write_shards
 
 sys.path.append("tests")
 DIFFERENT = 120  # pictures drawn; they repeat

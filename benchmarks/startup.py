@@ -33,7 +33,7 @@ def main() -> None:
 
 def first_step() -> None:
     """The stage as the launcher starts it, ended when it begins its second step."""
-    from stages.launch import spare
+    from stages.runtime.launch import spare
 
     spare("finetune_sd")
     from stages import finetune_sd

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from stages.common.artefacts import write_json
+from stages.common.artifacts import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SPLITS = {

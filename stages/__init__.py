@@ -23,7 +23,7 @@ if sys.platform == "linux" and hasattr(_libc := ctypes.CDLL(None), "mallopt"):
 
 
 def _explain(kind, fault, trace) -> None:
-    from stages.common.fail import explain
+    from stages.runtime.errors import explain
 
     explain(kind, fault, trace)
 

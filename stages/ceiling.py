@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.artefacts import read_rows, write_json
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import read_rows, write_json
 from stages.common.torch_setup import deterministic
 from stages.evaluation import labels
 from stages.evaluation.scores import pooled
 from stages.params import load
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 
 def main():

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.fail import fail
-from stages.common.progress import say
 from stages.params import load
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 from stages.text import duplicates, sentences
-from stages.text.tables import table_file
+from stages.text.parquet_writer import table_file
 
 OUT = "data/chunks.parquet"
 SCHEMA = pa.schema(

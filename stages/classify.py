@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.artefacts import read_json, write_json
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import read_json, write_json
 from stages.common.torch_setup import deterministic
 from stages.evaluation import labels
 from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import pooled, share_of_ceiling
 from stages.params import load
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 BASE = Path("models/base/classifier")
 

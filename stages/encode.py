@@ -1,6 +1,6 @@
 """Run the VAE and the text encoder once, so that fine-tuning never needs them: `data/latents/`.
 
-    python -m stages.launch encode        in one process, or several: the same bytes
+    python -m stages.runtime.launch encode        in one process, or several: the same bytes
 Reads data/imagery/{train,valid}, the base's own domain (`encode.base_domain`) and the model that models/start names; what
 it writes is told in stages/diffusion/latents.py. Memory doesn't grow with the number of images.
 """
@@ -16,16 +16,17 @@ import torch
 from accelerate import PartialState
 
 from stages.common import sources
-from stages.common.artefacts import open_image, shards, stream_rows, write_json, write_table
-from stages.common.fail import fail
-from stages.common.processes import processes
-from stages.common.progress import progress, say
+from stages.common.artifacts import open_image, shards, stream_rows, write_json, write_table
 from stages.common.torch_setup import deterministic
-from stages.diffusion import base_domain, models
+from stages.diffusion import models
+from stages.diffusion.cpu_chunks import Slices
 from stages.diffusion.latents import VARIANTS, allocate, arrays, dihedral
-from stages.diffusion.memory import out_of_memory
-from stages.diffusion.slices import Slices
+from stages.imagery import base_domain
 from stages.params import Encode, load
+from stages.runtime.errors import fail
+from stages.runtime.gpu_memory import out_of_memory
+from stages.runtime.processes import processes
+from stages.runtime.progress import progress, say
 
 IMAGERY, OUT = Path("data/imagery"), Path("data/latents")
 BASE = OUT / "base_images"  # while encoding

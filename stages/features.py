@@ -18,14 +18,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from stages.common.artefacts import read_rows, stream_rows, write_table
-from stages.common.fail import fail
-from stages.common.processes import processes
-from stages.common.progress import progress, say
+from stages.common.artifacts import read_rows, stream_rows, write_table
 from stages.common.torch_setup import deterministic
 from stages.evaluation.extractors import caption_embeddings, extractor
 from stages.evaluation.networks import framed, pixels
 from stages.params import load
+from stages.runtime.errors import fail
+from stages.runtime.processes import processes
+from stages.runtime.progress import progress, say
 
 SOURCES = {
     "real": {"real/train": "data/imagery/train", "real/test": "data/imagery/test"},

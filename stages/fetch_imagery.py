@@ -12,14 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 from stages.common import sources
-from stages.common.artefacts import write_json, write_shards
-from stages.common.fail import fail
-from stages.common.imagery import SCHEMA, Origin, open_origin
-from stages.common.progress import progress, say
-from stages.common.splits import carve, duplicates, near_duplicates, own_splits, share
-from stages.common.tiles import Skipped, drawn, read, survey, unspool
-from stages.common.whole import whole
+from stages.common.artifacts import write_json, write_shards
+from stages.imagery.readers import SCHEMA, Origin, open_origin
+from stages.imagery.splits import carve, duplicates, near_duplicates, own_splits, share
+from stages.imagery.tiles import Skipped, drawn, read, survey, unspool
 from stages.params import FetchImagery, load
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 
 OUT = Path("data/imagery")
 SPLITS = ("train", "valid", "test")

@@ -3,7 +3,7 @@
     python -m stages.fetch_model diffusion|language|writer|embedder|classifier|vision
 
 `none`, and the embedded embedder (fitted on the corpus in `index_rag`), leave SOURCE.json alone. What is copied:
-`stages.common.weights.PATTERNS`. A vision folder holds any of inception2048/model.safetensors (or torch-fidelity's own
+`stages.common.model_folder.PATTERNS`. A vision folder holds any of inception2048/model.safetensors (or torch-fidelity's own
 .pth, which is converted), dinov2/ and clip/ (transformers folders).
 """
 
@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 from stages.common import sources
-from stages.common.fail import fail
-from stages.common.weights import HALF, PATTERNS, copy_model
-from stages.common.whole import whole
+from stages.common.model_folder import HALF, PATTERNS, copy_model
 from stages.params import load
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
 
 EMBEDDED = Path(__file__).parent / "embedded" / "models"
 

@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 
 from stages.common import sources
-from stages.common.fail import fail
-from stages.common.progress import say
-from stages.common.whole import whole
 from stages.params import load
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 OUT = Path("data/papers")
 KEY = "fetch_papers.source"

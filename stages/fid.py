@@ -12,20 +12,20 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
-from stages.common.artefacts import read_json, write_json
-from stages.common.fail import fail
-from stages.common.progress import progress, say
+from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
-from stages.evaluation.agreement import clip_agreement, text_agreement
+from stages.evaluation.caption_agreement import clip_agreement, text_agreement
+from stages.evaluation.compression_artifacts import mismatch
 from stages.evaluation.frechet import PARTS, at_infinity, curve, fid
 from stages.evaluation.intervals import around, halves
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.manifold import manifold
-from stages.evaluation.mismatch import mismatch
-from stages.evaluation.nearest import memorised, nearest, nearest_turned
+from stages.evaluation.memorization import memorised, nearest, nearest_turned
 from stages.evaluation.plots import write_csv
-from stages.evaluation.transport import sinkhorn
+from stages.evaluation.sinkhorn import sinkhorn
 from stages.params import Fid, load
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 
 FEATURES = Path("data/features")
 SETS = {

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from stages.common import scratch
-from stages.common.artefacts import replace, write_json
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import replace, write_json
 from stages.common.rng import rng
-from stages.common.whole import whole
 from stages.params import load
+from stages.runtime import resume_cache
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 from stages.text import lora, perplexity, tokens
 
 BASE, CHUNKS, OUT = Path("models/base/language"), Path("data/chunks.parquet"), Path("models/llm")
@@ -93,10 +93,10 @@ def main() -> None:
         f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters"
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    mark = scratch.fingerprint(
+    mark = resume_cache.fingerprint(
         {**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__]
     )
-    with scratch.folder("finetune_llm", mark) as folder:
+    with resume_cache.folder("finetune_llm", mark) as folder:
         log = lora.train(model, rows, pad, p, seed, folder)
     after = perplexity.document_losses(model, documents, p.context)
 

@@ -1,6 +1,6 @@
 """Fine-tune the UNet on cached latents; the checkpoint with the lowest validation loss becomes `models/diffusion/`.
 
-    python -m stages.launch finetune_sd      in one process, or several (data-parallel, the same global batch)
+    python -m stages.runtime.launch finetune_sd      in one process, or several (data-parallel, the same global batch)
 Killed at any moment, the next run goes on from the last checkpoint and ends with the same bytes. The loop is the usual one
 (Ho et al. 2020; the diffusers text-to-image example) less the VAE and the text encoder, which `encode` has already run.
 At each checkpoint it also measures what the base knew and may forget: the loss on the base's own domain, and a grid's diversity.
@@ -15,20 +15,20 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator, DistributedType
 
-from stages.common import scratch
-from stages.common.artefacts import read_json
-from stages.common.fail import fail
-from stages.common.processes import processes
-from stages.common.progress import progress, say
+from stages.common.artifacts import read_json
 from stages.common.torch_setup import deterministic
-from stages.common.tracking import tracking
-from stages.diffusion import checkpoints, curve, models
+from stages.diffusion import checkpoints, models, training_log
+from stages.diffusion.cpu_chunks import Slices
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss
-from stages.diffusion.memory import out_of_memory
-from stages.diffusion.slices import Slices
 from stages.diffusion.validation import sample_grid, validation_loss
 from stages.params import load
+from stages.runtime import resume_cache
+from stages.runtime.errors import fail
+from stages.runtime.gpu_memory import out_of_memory
+from stages.runtime.processes import processes
+from stages.runtime.progress import progress, say
+from stages.runtime.tracking import tracking
 
 LATENTS, OUT = Path("data/latents"), Path("models/diffusion")
 LOG_STEPS = 10  # steps between looks at the loss: each look waits for the GPU
@@ -143,7 +143,7 @@ def main() -> None:
         adamw.zero_grad()
 
     def measure(step: int, train_loss: float) -> list[float]:
-        """A row of the curve (see curve.COLUMNS); draws the sample grid."""
+        """A row of the curve (see training_log.COLUMNS); draws the sample grid."""
         losses = [
             validation_loss(model, data, count, share, accelerator, alphas_cumprod, kind)
             if data
@@ -155,18 +155,18 @@ def main() -> None:
         )
         if accelerator.is_main_process:
             (cache / "grid").mkdir(exist_ok=True)
-            grid.save(curve.grid_file(cache, step))
+            grid.save(training_log.grid_file(cache, step))
         return [step, train_loss, *losses, diversity]
 
     # Resume from the last whole checkpoint of the same params and inputs.
     code = [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     inputs = [LATENTS, start / "unet", start / "scheduler", *code]
-    mark = scratch.fingerprint({"finetune_sd": p.model_dump(), "seed": seed}, inputs)
+    mark = resume_cache.fingerprint({"finetune_sd": p.model_dump(), "seed": seed}, inputs)
     advice = "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and adamw8bit save memory"
     if accelerator.distributed_type == DistributedType.FSDP:
         attempt = None  # it would wait for the other processes
     with (
-        scratch.folder("finetune_sd", mark) as cache,
+        resume_cache.folder("finetune_sd", mark) as cache,
         out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
         tracking("finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))) as log,
     ):
@@ -284,10 +284,10 @@ def main() -> None:
                 done,
                 {
                     name: value
-                    for name, value in zip(curve.COLUMNS[2:], row[2:])
+                    for name, value in zip(training_log.COLUMNS[2:], row[2:])
                     if value is not None
                 },
-                curve.grid_file(cache, done),
+                training_log.grid_file(cache, done),
             )
         bar.close()
         following.result()
@@ -307,7 +307,7 @@ def main() -> None:
                 statistics if steps else models.VAE_PIXELS,
                 p.zero_terminal_snr and steps > 0,
             )
-            curve.write(state, steps, cache, LATENTS)
+            training_log.write(state, steps, cache, LATENTS)
         accelerator.wait_for_everyone()
 
 

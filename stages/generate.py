@@ -1,6 +1,6 @@
 """Draw the synthetic land-cover set, some images of each prompt of data/prompts.parquet: `data/synthetic/`.
 
-python -m stages.launch generate      in one process, or several: the same bytes
+python -m stages.runtime.launch generate      in one process, or several: the same bytes
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import IMAGE
+from stages.common.artifacts import IMAGE
 from stages.common.torch_setup import deterministic
 from stages.diffusion.sampler import draw_shards
 from stages.params import load

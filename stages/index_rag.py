@@ -20,12 +20,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.fail import fail
-from stages.common.progress import progress, say
-from stages.common.whole import whole
 from stages.params import load
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 from stages.text import embedder, sentences
-from stages.text.tables import table_file
+from stages.text.parquet_writer import table_file
 
 OUT, BASE = Path("models/index"), Path("models/base/embedder")
 BATCH = 1024  # passages embedded at once

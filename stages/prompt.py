@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.common.artefacts import write_json, write_table
-from stages.common.fail import fail
-from stages.common.progress import progress, say
+from stages.common.artifacts import write_json, write_table
 from stages.diffusion.models import start_folder
 from stages.params import Prompt, load
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 from stages.text import checks, lexicon, prompt_metrics, writers
-from stages.text.asking import Asking
+from stages.text.prompt_writing import Asking
 from stages.text.retrieval import Retriever
 
 INDEX, BASE, LLM = Path("models/index"), Path("models/base"), Path("models/llm")

@@ -15,15 +15,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from stages.common.artefacts import digest, read_json, replace, write_json
-from stages.common.fail import fail
-from stages.common.progress import say
-from stages.common.whole import whole
+from stages.common.artifacts import digest, read_json, replace, write_json
 from stages.params import load
 from stages.reporting import flow, page, rows, run, selection, sweeps, tables
 from stages.reporting.album import Album
 from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
 METRICS = (

@@ -23,12 +23,12 @@ import krippendorff
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.common.artefacts import replace, write_json
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import replace, write_json
 from stages.evaluation.intervals import wilson
 from stages.params import LULC_CLASSES
 from stages.reporting import ratings
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 
 def main(*words: str) -> None:

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.common.artefacts import read_rows, replace
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import read_rows, replace
 from stages.common.rng import rng
-from stages.common.whole import whole
 from stages.params import load
 from stages.reporting import templates
 from stages.reporting.grids import pictures
 from stages.reporting.ratings import ARTEFACTS, KEY, KEY_COLUMNS
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 REAL, SYNTHETIC, OUT = Path("data/imagery/test"), Path("data/synthetic"), Path("metrics/review")
 LARGEST = 512  # pixels of a tile

@@ -1,6 +1,6 @@
 """Draw one image per held-out caption, by the base model or the fine-tuned one: `data/samples/<which>/`.
 
-    python -m stages.launch sample base|tuned|figures      in one process, or several: the same bytes
+    python -m stages.runtime.launch sample base|tuned|figures      in one process, or several: the same bytes
 Both draw the same captions from the same noise, so that their images compare pair by pair. After one image per caption,
 `tuned` draws the further ones that `classifier.images_per_caption` asks for. `figures` draws the prompts of the paper's
 Figures 4-10 by the fine-tuned model.
@@ -13,13 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import IMAGE, shards, stream_rows
-from stages.common.fail import fail
+from stages.common.artifacts import IMAGE, shards, stream_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import deterministic
 from stages.diffusion import models
 from stages.diffusion.sampler import draw_shards
 from stages.params import load
+from stages.runtime.errors import fail
 
 REAL, FIGURES = Path("data/imagery/test"), Path("stages/embedded/figures.csv")
 SCHEMA = pa.schema(

@@ -19,12 +19,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common import artefacts
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common import artifacts
 from stages.params import load
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 from stages.text.papers import held_out, read
-from stages.text.tables import table_file
+from stages.text.parquet_writer import table_file
 
 PAPERS, CORPUS, REPORT = (
     Path("data/papers"),
@@ -96,8 +96,8 @@ def main() -> None:
     csv.writer(text, lineterminator="\n").writerows(
         [("paper", "pages", "lines", "status", "reason"), *report]
     )
-    artefacts.replace(REPORT, text.getvalue().encode())
-    artefacts.write_json(
+    artifacts.replace(REPORT, text.getvalue().encode())
+    artifacts.write_json(
         "metrics/corpus.json",
         {
             "papers": len(counts),

@@ -8,10 +8,10 @@ scratch` (compact latent diffusion, no weights from elsewhere) leaves the UNet u
 
 from pathlib import Path
 
-from stages.common.artefacts import open_image, read_rows, write_json
-from stages.common.fail import fail
-from stages.common.whole import whole
+from stages.common.artifacts import open_image, read_rows, write_json
 from stages.params import load
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     from transformers import CLIPTokenizer
 
     from stages.common.torch_setup import deterministic
-    from stages.diffusion import scratch
+    from stages.diffusion import from_scratch
 
     deterministic(p.seed)
     rows = read_rows("data/imagery/train")
@@ -44,9 +44,9 @@ def main() -> None:
 
     # The parts in the order they depend on each other: tokenizer, text encoder; VAE; a UNet that knows nothing yet.
     with whole(start) as part:
-        scratch.train_tokenizer([c for five in captions for c in five], part / "tokenizer")
+        from_scratch.train_tokenizer([c for five in captions for c in five], part / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(part / "tokenizer")
-        text = scratch.train_text_encoder(
+        text = from_scratch.train_text_encoder(
             tokenizer,
             images,
             captions,
@@ -57,7 +57,7 @@ def main() -> None:
             p.train_base.lr,
             p.seed,
         )
-        vae = scratch.train_vae(
+        vae = from_scratch.train_vae(
             images,
             width,
             p.train_base.latent_channels,
@@ -67,13 +67,13 @@ def main() -> None:
             p.seed,
         )
         torch.manual_seed(p.seed)
-        unet = scratch.untrained_unet(
+        unet = from_scratch.untrained_unet(
             p.train_base.unet_channels,
             p.train_base.latent_channels,
             height // factor,
             p.train_base.text_width,
         )
-        scratch.save_pipeline(part, vae, text, unet)
+        from_scratch.save_pipeline(part, vae, text, unet)
         write_json(part / "start.json", {"folder": "models/start"})
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from stages.common.artefacts import read_rows
-from stages.common.fail import fail
-from stages.common.progress import progress, say
+from stages.common.artifacts import read_rows
 from stages.common.torch_setup import deterministic, torch_generator
-from stages.common.whole import whole
 from stages.evaluation.networks import create, normalise, save, statistics, stored
 from stages.params import TrainScene, load
+from stages.runtime.atomic import whole
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 
 WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = (
     0.05,

@@ -9,17 +9,17 @@ import yaml
 # Modules that cannot change a result, with the reason: a stage needn't declare them, so touching one rebuilds nothing.
 HARMLESS = {
     "stages/params.py": "the schema: it refuses values, it doesn't choose them; `params:` tracks the values themselves",
-    "stages/launch.py": "decides on how many processes a stage runs; results don't depend on that (tested)",
-    "stages/common/progress.py": "prints",
-    "stages/common/fail.py": "prints, then stops the stage: nothing is written",
-    "stages/common/pretrained.py": "loads as its callers say, or stops the stage: a model that lacks weights is refused",
-    "stages/common/tracking.py": "shows the course of a run in a folder that nothing reads",
-    "stages/diffusion/memory.py": "says which batch size fits, then stops the stage",
-    "stages/common/scratch.py": "where unfinished work waits, keyed by params and inputs; a resumed run gives the same bytes (tested)",
-    "stages/common/parallel.py": "an ordered map: the same results on any number of processes (tested)",
-    "stages/common/processes.py": "stops a run that came up with fewer processes than asked for",
+    "stages/runtime/launch.py": "decides on how many processes a stage runs; results don't depend on that (tested)",
+    "stages/runtime/progress.py": "prints",
+    "stages/runtime/errors.py": "prints, then stops the stage: nothing is written",
+    "stages/runtime/pretrained.py": "loads as its callers say, or stops the stage: a model that lacks weights is refused",
+    "stages/runtime/tracking.py": "shows the course of a run in a folder that nothing reads",
+    "stages/runtime/gpu_memory.py": "says which batch size fits, then stops the stage",
+    "stages/runtime/resume_cache.py": "where unfinished work waits, keyed by params and inputs; a resumed run gives the same bytes (tested)",
+    "stages/runtime/parallel.py": "an ordered map: the same results on any number of processes (tested)",
+    "stages/runtime/processes.py": "stops a run that came up with fewer processes than asked for",
     "stages/__init__.py": "sets how long idle threads spin, how often the collector looks and what malloc keeps; notes how long a stage took",
-    "stages/common/whole.py": "makes a folder appear whole; doesn't choose what is in it",
+    "stages/runtime/atomic.py": "makes a folder appear whole; doesn't choose what is in it",
 }
 
 
@@ -91,7 +91,11 @@ def pipeline() -> dict[str, dict]:
     for name, entry in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
         body = entry.get("do", entry)
         command = body["cmd"].split()
-        module = command[3] if command[2] == "stages.launch" else command[2].removeprefix("stages.")
+        module = (
+            command[3]
+            if command[2] == "stages.runtime.launch"
+            else command[2].removeprefix("stages.")
+        )
         stages[name] = {
             "script": f"stages/{module}.py",
             "cmd": body["cmd"],

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from stages import report
-from stages.common.artefacts import IMAGE, png, write_json, write_shards
+from stages.common.artifacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import SCENES, tiles
 from stages.params import LULC_CLASSES
 

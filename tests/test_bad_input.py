@@ -11,9 +11,9 @@ import pytest
 from conftest import REPOSITORY, copy_repository, shell
 
 from stages.common import sources
-from stages.common.artefacts import read_json
-from stages.common.whole import whole
+from stages.common.artifacts import read_json
 from stages.diffusion.latents import allocate
+from stages.runtime.atomic import whole
 
 
 @pytest.fixture
@@ -266,11 +266,11 @@ def test_a_command_that_cannot_be(project, words, line):
 
 
 def test_a_number_that_the_sweep_has_not():
-    assert "numbered 0 to 11" in one_line(stage(REPOSITORY, "stages.sweep", "guidance", "99"))
+    assert "numbered 0 to 11" in one_line(stage(REPOSITORY, "tools.sweep", "guidance", "99"))
 
 
 def test_faults_of_our_own_keep_their_traceback(project):
-    done = stage(project, "stages.launch", "encode", HF_HOME=str(project))
+    done = stage(project, "stages.runtime.launch", "encode", HF_HOME=str(project))
     assert "Traceback" not in done.stderr
     (project / "broken.py").write_text(
         "import stages\n\n\ndef work():\n    return 1 + None\n\n\nwork()\n"

@@ -15,10 +15,10 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from tiny_diffusion import make_pipeline
 
-from stages import demo
-from stages.common.artefacts import write_json
+from stages.common.artifacts import write_json
 from stages.params import load
 from stages.text.embedder import LatentSemantic
+from tools import demo
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(

@@ -47,7 +47,7 @@ def clone(tmp_path, environment):
         return shell(
             sys.executable,
             "-m",
-            "stages.diff",
+            "tools.diff",
             *words,
             cwd=copy,
             env={**environment, "PYTHONPATH": str(REPOSITORY)},

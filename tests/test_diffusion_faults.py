@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusion import make_imagery, run, write_params
 
 from stages import encode, finetune_sd, sample, train_base
-from stages.common.artefacts import read_json, write_json
+from stages.common.artifacts import read_json, write_json
 
 
 def remove(path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stages.diffusion import checkpoints
+from stages.diffusion.cpu_chunks import Slices
 from stages.diffusion.latents import Latents, allocate, arrays, dihedral
 from stages.diffusion.loss import (
     add_noise,
@@ -13,9 +14,8 @@ from stages.diffusion.loss import (
     stratified_timesteps,
     target,
 )
-from stages.diffusion.memory import largest_batch, out_of_memory
-from stages.diffusion.slices import Slices
 from stages.diffusion.validation import spread
+from stages.runtime.gpu_memory import largest_batch, out_of_memory
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, on_threads, run, write_params
 
 from stages import encode, finetune_sd
-from stages.common.artefacts import digest, open_image, read_json, read_rows
+from stages.common.artifacts import digest, open_image, read_json, read_rows
 from stages.diffusion import models
 from stages.diffusion.latents import dihedral
 

@@ -10,8 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common.artefacts import IMAGE, png, write_json, write_shards
-from stages.common.parallel import cores
+from stages.common.artifacts import IMAGE, png, write_json, write_shards
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
@@ -25,6 +24,7 @@ from stages.evaluation.classification import (
 )
 from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
 from stages.params import Classifier, load
+from stages.runtime.parallel import cores
 
 REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
 SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
@@ -327,7 +327,7 @@ def test_wanted_images_are_drawn_per_class(folder):
 
 def test_scenes_of_classes_that_no_image_shows(tmp_path, monkeypatch, capsys):
     """One is named and left out; none at all is an error that lists what there is."""
-    from stages.common.artefacts import write_shards
+    from stages.common.artifacts import write_shards
     from stages.evaluation import labels
 
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from stages.common.artefacts import IMAGE, png, read_rows, write_shards
+from stages.common.artifacts import IMAGE, png, read_rows, write_shards
 from stages.embedded.scenes import render
 
 SCENES = ("forest", "lake", "parking")  # easily told apart
@@ -169,7 +169,7 @@ def test_a_black_frame_moves_fid_for_a_perfect_generator_too(here):
 
 def rewrite(folder: str, change) -> None:
     """The images of a folder of shards, each through `change`."""
-    from stages.common.artefacts import open_image
+    from stages.common.artifacts import open_image
 
     rows = read_rows(folder)
     for i, row in enumerate(rows):
@@ -182,7 +182,7 @@ def test_a_generator_that_copies_training_tiles_is_caught(here, monkeypatch, tmp
     """Copies, some of them turned or mirrored: in pixels and in features."""
     shutil.copytree(here, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    from stages.common.artefacts import open_image
+    from stages.common.artifacts import open_image
 
     train = [open_image(row["image"]) for row in read_rows("data/imagery/train", ["image"])]
     features("real", "base", "synthetic")
@@ -209,9 +209,9 @@ def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
     """Every set went through the same renderer; then one is compressed, or scaled down and up again."""
     import io
 
-    from stages.common.artefacts import open_image
+    from stages.common.artifacts import open_image
+    from stages.evaluation.compression_artifacts import mismatch
     from stages.evaluation.extractors import Pixels
-    from stages.evaluation.mismatch import mismatch
     from stages.evaluation.networks import pixels
 
     def look(images) -> dict:

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from stages.evaluation.agreement import clip_agreement
+from stages.evaluation.caption_agreement import clip_agreement
 from stages.evaluation.frechet import at_infinity, curve, distance, fid, gaussian
 from stages.evaluation.intervals import around, halves, wilson
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.manifold import manifold
-from stages.evaluation.nearest import SIDE, memorised, nearest, nearest_turned
-from stages.evaluation.transport import sinkhorn
+from stages.evaluation.memorization import SIDE, memorised, nearest, nearest_turned
+from stages.evaluation.sinkhorn import sinkhorn
 
 
 def draws(n, d, seed, shift=0.0, scale=1.0):
@@ -249,7 +249,7 @@ def test_nearest_training_image_by_hand(monkeypatch):
     train, x = draws(30, 6, 0, shift=50), draws(20, 6, 1, shift=50)
     full = np.linalg.norm(x[:, None].astype(np.float64) - train[None], axis=2)
     for block in (1024, 7):
-        monkeypatch.setattr("stages.evaluation.nearest.BLOCK", block)
+        monkeypatch.setattr("stages.evaluation.memorization.BLOCK", block)
         distances, places = nearest(x, train)
         assert np.allclose(distances, full.min(1)) and (places == full.argmin(1)).all()
 

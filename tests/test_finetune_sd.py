@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_diffusion import on_threads, run, write_params
 
 from stages import encode, finetune_sd, sample
-from stages.common.artefacts import digest, read_json
+from stages.common.artifacts import digest, read_json
 from stages.diffusion import models
 from stages.diffusion.latents import Latents
 from stages.diffusion.validation import validation_loss

@@ -16,7 +16,7 @@ from hub_server import serve
 from PIL import Image
 from safetensors.numpy import save
 
-from stages.common.artefacts import IMAGE, png, write_shards
+from stages.common.artifacts import IMAGE, png, write_shards
 from stages.params import LULC_CLASSES
 
 EMBEDDED = REPOSITORY / "stages/embedded/models"
@@ -94,7 +94,7 @@ def dry(run, tmp_path_factory, environment) -> Path:
     done = shell(
         sys.executable,
         "-m",
-        "stages.export",
+        "tools.export",
         "hub",
         "owner",
         "--dry-run",
@@ -168,7 +168,7 @@ def test_the_dry_run_is_what_gets_uploaded_and_loads(run, dry, hub, client, tmp_
     hub.repositories["datasets/owner/lulc-synthetic"] = {
         "data/train-00000-of-00002.parquet": b"stale"
     }
-    done = client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN)
+    done = client("tools.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert set(hub.repositories) == {
         "datasets/owner/lulc-synthetic",
@@ -221,27 +221,27 @@ def test_a_card_tells_how_what_from_and_how_well(run, dry):
 
 
 def test_faults_of_publishing_are_one_line(run, hub, client, tmp_path):
-    assert "set HF_TOKEN" in one_line(client("stages.export", "hub", "owner", cwd=run))
+    assert "set HF_TOKEN" in one_line(client("tools.export", "hub", "owner", cwd=run))
     assert "data/synthetic is missing" in one_line(
-        client("stages.export", "hub", "owner", cwd=tmp_path)
+        client("tools.export", "hub", "owner", cwd=tmp_path)
     )
     (run / "params.yaml").write_text((run / "params.yaml").read_text() + "\n")
     try:
         assert "params.yaml is not what the last commit has" in one_line(
-            client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN)
+            client("tools.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN)
         )
     finally:
         shell("git", "checkout", "-q", "params.yaml", cwd=run)
     (run / "data/synthetic/stray.parquet").touch()
     try:
-        said = one_line(client("stages.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
+        said = one_line(client("tools.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
         assert "data/synthetic is not what the last commit has" in said
     finally:
         (run / "data/synthetic/stray.parquet").unlink()
 
 
 def test_a_wrong_token_and_no_hub_are_told(run, hub, monkeypatch):
-    from stages import export
+    from tools import export
 
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     for module in (

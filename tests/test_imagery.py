@@ -16,10 +16,10 @@ import yaml
 from PIL import Image, ImageFilter
 
 from stages import fetch_imagery
-from stages.common.artefacts import IMAGE, open_image, png, read_json, read_rows
-from stages.common.imagery import sentences
-from stages.common.images import deep, tile
-from stages.common.splits import carve, near_duplicates, share
+from stages.common.artifacts import IMAGE, open_image, png, read_json, read_rows
+from stages.imagery.decoding import deep, tile
+from stages.imagery.readers import sentences
+from stages.imagery.splits import carve, near_duplicates, share
 from stages.params import LULC_CLASSES
 
 REPO = Path(__file__).parents[1]
@@ -437,7 +437,7 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
     }
     assert {row["scene"] for row in rows["test"]} == {"water", "lake"}
 
-    done = run(tmp_path / "a", module="stages.export", arguments=("imagefolder", "test", "out"))
+    done = run(tmp_path / "a", module="tools.export", arguments=("imagefolder", "test", "out"))
     assert done.returncode == 0, done.stderr
     again = run(tmp_path / "b", source=f"path:{tmp_path}/a/out", valid=1, test=1)
     assert again.returncode == 0, again.stderr
@@ -445,7 +445,7 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
     assert all(
         back[row["captions"][0]]["image"]["bytes"] == row["image"]["bytes"] for row in rows["test"]
     )
-    twice = run(tmp_path / "a", module="stages.export", arguments=("imagefolder", "test", "out"))
+    twice = run(tmp_path / "a", module="tools.export", arguments=("imagefolder", "test", "out"))
     one_line_failure(twice, "not an empty folder")
 
 

@@ -24,11 +24,11 @@ from test_imagery import (
     table,
 )
 
-from stages.common import tiles
-from stages.common.artefacts import IMAGE, read_json
-from stages.common.imagery import open_origin
-from stages.common.images import deep, tile
-from stages.common.splits import own_splits
+from stages.common.artifacts import IMAGE, read_json
+from stages.imagery import tiles
+from stages.imagery.decoding import deep, tile
+from stages.imagery.readers import open_origin
+from stages.imagery.splits import own_splits
 
 OWN = {"train": "train", "valid": "valid", "test": "test"}
 

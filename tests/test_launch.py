@@ -32,7 +32,7 @@ def run(probe, config: str | None, **env: str):
     return shell(
         "python",
         "-m",
-        "stages.launch",
+        "stages.runtime.launch",
         "encode",
         "item",
         cwd=probe,
@@ -82,7 +82,7 @@ def test_not_a_config(probe, text):
 
 @pytest.mark.parametrize("words", [[], ["fid"], ["no_such"]])
 def test_not_a_stage_of_several_processes(probe, words):
-    done = shell("python", "-m", "stages.launch", *words, cwd=probe)
+    done = shell("python", "-m", "stages.runtime.launch", *words, cwd=probe)
     assert (
         done.returncode == 1
         and len(done.stderr.splitlines()) == 1
@@ -110,7 +110,7 @@ def test_libraries_that_a_stage_has_no_use_for_are_hidden_from_it(probe, changed
         (probe / f"stages/{stage}.py").write_text(look)
     run = {
         stage: shell(
-            "python", "-m", "stages.launch", stage, cwd=probe, env={"HF_HOME": str(probe)}
+            "python", "-m", "stages.runtime.launch", stage, cwd=probe, env={"HF_HOME": str(probe)}
         ).stdout.strip()
         for stage in ("finetune_sd", "features")
     }

@@ -11,8 +11,8 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from stages import fetch_model
-from stages.common import sources, weights
-from stages.common.artefacts import read_json
+from stages.common import model_folder, sources
+from stages.common.artifacts import read_json
 
 REPO = Path(__file__).parents[1]
 
@@ -35,7 +35,7 @@ def diffusion(folder: Path) -> Path:
             "_class_name": "StableDiffusionPipeline",
             "safety_checker": ["x", "Y"],
             "requires_safety_checker": True,
-            **{part: ["a", "B"] for part in weights.DIFFUSION},
+            **{part: ["a", "B"] for part in model_folder.DIFFUSION},
         },
     )
     for part, stem in (
@@ -267,7 +267,7 @@ def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):
     torch.save({"conv1.weight": torch.arange(6.0).reshape(2, 3).T, "epoch": 3}, path)
     assert "not on the allow-list" in refused(fetch, "classifier", f"path:{path}")
     monkeypatch.setitem(
-        weights.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors"
+        model_folder.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors"
     )
     for source in (path, path.parent):
         assert set(fetch("classifier", f"path:{source}")) == {"SOURCE.json", "model.safetensors"}
@@ -284,14 +284,16 @@ def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):
 
     torch.save(Evil(), path)
     monkeypatch.setitem(
-        weights.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors"
+        model_folder.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors"
     )
     assert "not plain tensors" in refused(fetch, "classifier", f"path:{path}")
 
 
 def test_vision_folder(fetch, tmp_path):
     tensors(tmp_path / "eyes/inception2048/model.safetensors")
-    text(tmp_path / "eyes" / weights.INCEPTION, "the pickle beside its conversion is not needed")
+    text(
+        tmp_path / "eyes" / model_folder.INCEPTION, "the pickle beside its conversion is not needed"
+    )
     for part in ("dinov2", "clip"):
         language(tmp_path / "eyes" / part)
     assert {name.partition("/")[0] for name in fetch("vision", f"path:{tmp_path}/eyes")} == {
@@ -330,7 +332,7 @@ def test_what_a_library_leaves_out_itself_is_not_missing(tmp_path):
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, CLIPTextModel, GPT2Config, GPT2LMHeadModel
 
-    from stages.common.pretrained import load_whole
+    from stages.runtime.pretrained import load_whole
 
     settings = GPT2Config(
         n_embd=8, n_layer=1, n_head=1, vocab_size=16, bos_token_id=0, eos_token_id=0
@@ -366,7 +368,7 @@ def test_what_a_library_leaves_out_itself_is_not_missing(tmp_path):
 def test_a_config_that_is_not_the_weights_ends_in_one_line(tmp_path, wrong, line):
     from transformers import AutoModelForCausalLM
 
-    from stages.common.pretrained import load_whole
+    from stages.runtime.pretrained import load_whole
 
     folder = shutil.copytree(fetch_model.EMBEDDED / "language", tmp_path / "language")
     text(folder / "config.json", read_json(folder / "config.json") | wrong)

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 
-from stages.common.parallel import ordered_map
+from stages.runtime.parallel import ordered_map
 
 WAITS = """
 import os, time
-from stages.common.parallel import ordered_map
+from stages.runtime.parallel import ordered_map
 
 def told(i):
     os.write(1, f"{os.getpid()}\\n".encode())

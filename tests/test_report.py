@@ -19,7 +19,7 @@ from report_run import build, cell_row
 from safetensors.numpy import load_file
 
 from stages import report
-from stages.common.artefacts import IMAGE, write_json, write_shards
+from stages.common.artifacts import IMAGE, write_json, write_shards
 from stages.params import LULC_CLASSES
 from stages.reporting import charts, grids, sweeps, tables
 from stages.reporting.album import Album
@@ -303,7 +303,7 @@ def test_a_stage_that_dvc_runs_leaves_its_time(tmp_path):
 
 
 def test_a_sweep_is_a_chart_with_its_front(tmp_path):
-    """The table that `stages.sweep` writes; a file that is none is said."""
+    """The table that `tools.sweep` writes; a file that is none is said."""
     (tmp_path / "guidance.md").write_text(
         "| experiment | fid scene.standard.fid (lower is better) | classify_lulc real_test.overall_accuracy (higher is better) | Pareto |\n"
         "|---|---:|---:|---|\n| guidance-2.0-14 | 3.65 [2.08, 5.2] | 0.658 [0.45, 0.86] | yes |\n"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_diffusion import run, write_params
 
 from stages import finetune_sd
-from stages.common.artefacts import digest, read_json
+from stages.common.artifacts import digest, read_json
 from stages.diffusion import checkpoints
 
 

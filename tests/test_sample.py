@@ -12,7 +12,7 @@ import torch
 from tiny_diffusion import on_threads, run, write_params
 
 from stages import features, generate, sample, train_scene
-from stages.common.artefacts import digest, open_image, read_rows
+from stages.common.artifacts import digest, open_image, read_rows
 from stages.diffusion import models, sampler
 
 

@@ -70,7 +70,7 @@ def repository(tmp_path, environment):
 
 def test_a_sweep_runs_one_experiment_per_gpu_and_ends_in_a_pareto_table(repository):
     folder, run = repository
-    done = run("python", "-m", "stages.sweep", "guidance")
+    done = run("python", "-m", "tools.sweep", "guidance")
     table = (folder / "sweeps/guidance.md").read_text()
     assert table in done.stdout and (folder / "sweeps/guidance.png").read_bytes().startswith(
         b"\x89PNG"
@@ -106,7 +106,7 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_ends_in_a_pareto_table(reposito
     assert run("git", "status", "--porcelain").stdout == "", "the working tree is untouched"
 
     # Again: what has run is not run again, what failed is tried again.
-    again = run("python", "-m", "stages.sweep", "guidance").stderr
+    again = run("python", "-m", "tools.sweep", "guidance").stderr
     assert re.findall(r"sweep: (guidance\S+) on", again) == ["guidance-5.0-7"]
 
 
@@ -124,13 +124,13 @@ def test_the_slurm_script_runs_its_experiment_in_a_clone_and_brings_it_home(repo
     )
     assert "guidance-2.0-28" in run("dvc", "exp", "list", "--name-only").stdout.split()
     array = re.search(r"--array=0-(\d+)", (REPOSITORY / "docs/sweep.slurm").read_text())[1]
-    from stages.sweep import combinations
+    from tools.sweep import combinations
 
     assert int(array) == len(combinations("guidance")) - 1
 
 
 def test_the_prompts_sweep_asks_only_writers_that_are_there(monkeypatch):
-    from stages.sweep import combinations
+    from tools.sweep import combinations
 
     monkeypatch.chdir(REPOSITORY)
     assert set(combinations("prompts")) == {
@@ -144,7 +144,7 @@ def test_an_unknown_sweep_is_one_line(tmp_path):
     done = shell(
         "python",
         "-m",
-        "stages.sweep",
+        "tools.sweep",
         "everything",
         cwd=tmp_path,
         env={"PYTHONPATH": str(REPOSITORY)},

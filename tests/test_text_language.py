@@ -244,8 +244,8 @@ def test_a_base_model_without_all_its_weights_is_refused(finetune):
     """By whatever loads it: the fine-tuning, the writer of prompts, the export."""
     from safetensors.torch import load_file, save_file
 
-    from stages import export
     from stages.text.writers import Domain
+    from tools import export
 
     file = Path("models/base/language/model.safetensors")
     weights = load_file(file)
@@ -311,8 +311,8 @@ def test_export_merges_the_adapter(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stages import export
     from stages.text import lora
+    from tools import export
 
     shipped = Path(__file__).parents[1] / "stages/embedded/models/language"
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages import chunk
-from stages.common.artefacts import digest
+from stages.common.artifacts import digest
 from stages.text import clean, duplicates, papers, pdf, sentences
 
 WORDS = (

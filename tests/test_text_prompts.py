@@ -172,7 +172,7 @@ def test_prompts_of_the_field_notes(demo):
     import pyarrow.parquet as pq
 
     from stages import index_rag, prompt
-    from stages.common.artefacts import digest, read_json
+    from stages.common.artifacts import digest, read_json
 
     index = digest("models/index")
     code = "import sys; from stages import prompt; prompt.main(); assert 'torch' not in sys.modules"
@@ -314,9 +314,9 @@ def endpoint(monkeypatch):
 
 @pytest.mark.parametrize("technique", ["zero_shot", "few_shot", "chain_of_thought_retrieval"])
 def test_a_hosted_writer_is_asked_and_checked(demo, endpoint, technique):
-    from stages.common.artefacts import read_json
+    from stages.common.artifacts import read_json
     from stages.text import prompt_metrics
-    from stages.text.asking import Asking
+    from stages.text.prompt_writing import Asking
     from stages.text.retrieval import Retriever
 
     url, asked, faults = endpoint

@@ -151,7 +151,7 @@ def test_the_lock_check_needs_no_data_and_tells_what_is_stale_or_not_pushed(clon
     origin, copy, run = clone
 
     def lock():
-        return run(sys.executable, "-m", "stages.lock")
+        return run(sys.executable, "-m", "tools.check_lock")
 
     done = lock()
     assert done.returncode == 1 and done.stderr.startswith(

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common.artefacts import IMAGE, write_json, write_shards
+from stages.common.artifacts import IMAGE, write_json, write_shards
 
 TEXT = pa.string()
 IMAGERY = pa.schema(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import audit
 
-# Opened by stages though no dep: git and DVC, asked by DVCLive for the repository's root, and its folder (stages/common/tracking.py,
+# Opened by stages though no dep: git and DVC, asked by DVCLive for the repository's root, and its folder (stages/runtime/tracking.py,
 # which the audit of imports lists as harmless), and params.yaml, of which `params:` declares the sections.
 NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml")
 # The report asks git and DVC for the graph and what was run, for run.js alone: what changes between two runs (stages/reporting/run.py).

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from stages.common.artefacts import write_json
-from stages.common.fail import fail
+from stages.common.artifacts import write_json
+from stages.runtime.errors import fail
 
 # Folders that stages empty before they fill them: nothing that a user gives may lie in one.
 OUTPUTS = [

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 DTYPES = {
     torch.float64: "F64",

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from stages.common.fail import fail
 from stages.common.rng import rng
+from stages.runtime.errors import fail
 
 VARIANTS = 8  # the dihedral group of the square; an aerial image has no up
 _DTYPES = {"F16": "<f2", "F32": "<f4"}

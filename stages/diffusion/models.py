@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.artefacts import digest, read_json, write_json
-from stages.common.fail import fail
-from stages.common.pretrained import load_whole
+from stages.common.artifacts import digest, read_json, write_json
+from stages.runtime.errors import fail
+from stages.runtime.pretrained import load_whole
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",

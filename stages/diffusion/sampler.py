@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stages.common import scratch
-from stages.common.artefacts import png, stream_rows, write_shard, write_shards
-from stages.common.fail import fail
-from stages.common.processes import processes
-from stages.common.progress import progress, say
+from stages.common.artifacts import png, stream_rows, write_shard, write_shards
 from stages.common.rng import rng
 from stages.diffusion import models
+from stages.diffusion.cpu_chunks import Slices
 from stages.diffusion.denoising import denoise
-from stages.diffusion.memory import out_of_memory
-from stages.diffusion.slices import Slices
 from stages.params import Sampling
+from stages.runtime import resume_cache
+from stages.runtime.errors import fail
+from stages.runtime.gpu_memory import out_of_memory
+from stages.runtime.processes import processes
+from stages.runtime.progress import progress, say
 
 FIRST_GROUP = 10**8  # group numbers of equal length: their files sort by name as by number
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -167,7 +167,7 @@ def draw_shards(
         "guidance_scale": settings.guidance_scale,
         "model": models.model_digest(folder),
     }
-    mark = scratch.fingerprint(
+    mark = resume_cache.fingerprint(
         {
             "sampling": settings.model_dump(),
             "seed": seed,
@@ -176,7 +176,7 @@ def draw_shards(
         },
         [*inputs, *sorted(Path(__file__).parent.glob("*.py"))],
     )
-    with scratch.folder(stage.replace("@", "_"), mark) as cache:
+    with resume_cache.folder(stage.replace("@", "_"), mark) as cache:
         rows, size = iter(rows), settings.batch_size
         kept = len(list(cache.glob("*.parquet")))
         if kept:

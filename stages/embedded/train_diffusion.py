@@ -1,6 +1,6 @@
 """Train the tiny base diffusion model that ships in `stages/embedded/models/diffusion/` (once; about an hour and a half on 2 cores).
 
-    python -m stages.embedded.train_base diffusion
+    python -m stages.embedded.train_models diffusion
 
 It stands in for Stable Diffusion v1.5: its VAE and text encoder have seen both looks and all scenes (as SD's have seen
 the web), its UNet only the `base` look and not the scenes of `UNSEEN`, so that fine-tuning has a domain to learn.
@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stages.common.progress import progress
 from stages.common.rng import rng
 from stages.common.torch_setup import deterministic, torch_generator
-from stages.diffusion import scratch
-from stages.diffusion.base_domain import UNSEEN
+from stages.diffusion import from_scratch
 from stages.diffusion.loss import denoising_loss
 from stages.embedded.scenes import SCENES, tiles
+from stages.imagery.base_domain import UNSEEN
+from stages.runtime.progress import progress
 
 FOLDER = Path("stages/embedded/models/diffusion")
 SEED = 20260101  # far from any run's own tiles: base and domain imagery never share a tile
@@ -50,13 +50,13 @@ def main(
     )
 
     if "vae" in parts:
-        scratch.train_vae(images, [24, 48, 96], 4, vae_steps, 32, 3e-3, SEED).save_pretrained(
+        from_scratch.train_vae(images, [24, 48, 96], 4, vae_steps, 32, 3e-3, SEED).save_pretrained(
             FOLDER / "vae"
         )
     if "text_encoder" in parts:
-        scratch.train_tokenizer(sentences + notes, FOLDER / "tokenizer")
+        from_scratch.train_tokenizer(sentences + notes, FOLDER / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-        scratch.train_text_encoder(
+        from_scratch.train_text_encoder(
             tokenizer, images, captions, 64, 2, text_steps, 96, 2e-3, SEED, fillers
         ).save_pretrained(FOLDER / "text_encoder")
     if "unet" not in parts:
@@ -71,11 +71,11 @@ def main(
         encode(vae, np.stack([t["image"] for t in base])),
         [t["captions"] for t in base],
     )
-    unet = scratch.untrained_unet(
+    unet = from_scratch.untrained_unet(
         [32, 64, 128], 4, SIZE // 4, 64, attention_from=2
     )  # at 8 x 8 it costs a quarter of a step
     train_unet(unet, latents, captions, text, tokenizer, fillers, unet_steps, batch=32, lr=1.5e-3)
-    scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
+    from_scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def encode(vae, images: np.ndarray) -> torch.Tensor:
     images = np.stack([np.rot90(x, k % 4)[:, :: -1 if k > 3 else 1] for x, k in zip(images, turns)])
     return torch.cat(
         [
-            vae.encode(scratch._pixels(images[i : i + 64])).latent_dist.mean.half()
+            vae.encode(from_scratch._pixels(images[i : i + 64])).latent_dist.mean.half()
             * vae.config.scaling_factor
             for i in progress(range(0, len(images), 64), what="latents", unit="batch")
         ]
@@ -118,11 +118,11 @@ def train_unet(
         words = [
             ""
             if draw.random() < 0.1
-            else scratch.scatter(captions[r][draw.integers(5)], fillers, draw)
+            else from_scratch.scatter(captions[r][draw.integers(5)], fillers, draw)
             for r in rows
         ]
         with torch.no_grad():
-            context = text(scratch.tokenize(tokenizer, words)).last_hidden_state  # [B,77,D]
+            context = text(from_scratch.tokenize(tokenizer, words)).last_hidden_state  # [B,77,D]
         x = latents[rows].float()  # [B,C,h,w]
         eps, t = (
             torch.randn(x.shape, generator=generator),

@@ -16,8 +16,8 @@ import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-from stages.common.fail import fail
-from stages.common.progress import progress, say
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 
 SHA256 = "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
 TARGET = Path(__file__).with_name("models") / "language"

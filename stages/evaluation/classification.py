@@ -17,14 +17,14 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import ClassificationTask
 
-from stages.common.artefacts import read_rows
-from stages.common.fail import fail
-from stages.common.parallel import cores, ordered_map
+from stages.common.artifacts import read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import torch_generator
 from stages.evaluation.networks import create, statistics, stored
 from stages.evaluation.scores import errors_of, scores_of
 from stages.params import Classifier
+from stages.runtime.errors import fail
+from stages.runtime.parallel import cores, ordered_map
 
 # ESA's 8-bit true-colour images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights were trained on
 # reflectance (digital numbers / 10,000, bands B4, B3, B2 = R, G, B), so that is what pixels are scaled to for them.

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stages.common.artefacts import read_json
-from stages.common.fail import fail
-from stages.common.pretrained import load_whole
-from stages.evaluation.nearest import SIDE
+from stages.common.artifacts import read_json
+from stages.evaluation.memorization import SIDE
 from stages.evaluation.networks import load_scene, normalise, resize
+from stages.runtime.errors import fail
+from stages.runtime.pretrained import load_whole
 
 VISION = Path("models/base/vision")
 

@@ -2,9 +2,9 @@
 
 import difflib
 
-from stages.common.artefacts import read_rows
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import read_rows
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 KEYS = ("lulc", "scenes")
 

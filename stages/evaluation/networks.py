@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.common.artefacts import open_image, read_json, stream_rows, write_json
-from stages.common.fail import fail
+from stages.common.artifacts import open_image, read_json, stream_rows, write_json
+from stages.runtime.errors import fail
 
 
 def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from stages.common.artefacts import replace
+from stages.common.artifacts import replace
 
 
 def write_csv(path: str, rows: list[dict], columns: list[str]) -> None:

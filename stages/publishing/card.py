@@ -7,7 +7,7 @@ import jinja2
 import yaml
 from huggingface_hub import DatasetCardData, ModelCardData
 
-from stages.common.artefacts import read_json
+from stages.common.artifacts import read_json
 
 INPUTS = {
     "imagery": "data/imagery",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import read_json, shards, write_json, write_table
+from stages.common.artifacts import read_json, shards, write_json, write_table
 from stages.publishing.card import SYNTHETIC, card
 
 # Repository name -> what is in it and what its card says. `path`: the output that is published.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.common.fail import fail
 from stages.reporting.grids import pictures
+from stages.runtime.errors import fail
 
 LARGEST = 512  # pixels of a picture's longer side
 EXACT = 128  # pixels up to which a picture is lossless and its own thumbnail

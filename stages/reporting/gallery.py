@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
-from stages.common.artefacts import read_rows
-from stages.evaluation.nearest import nearest
+from stages.common.artifacts import read_rows
+from stages.evaluation.memorization import nearest
 from stages.reporting.album import Album
 from stages.reporting.selection import REAL, SYNTHETIC, TRAINING, TUNED, spread
 

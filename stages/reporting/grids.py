@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.common.artefacts import open_image, stream_rows
+from stages.common.artifacts import open_image, stream_rows
 
 SIDE = 128  # pixels of a tile in a grid
 GAP, BETWEEN, MARGIN = (

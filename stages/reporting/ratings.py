@@ -5,8 +5,8 @@ import io
 import re
 from pathlib import Path
 
-from stages.common.fail import fail
 from stages.params import LULC_CLASSES
+from stages.runtime.errors import fail
 
 REVIEWS, KEY = Path("data/reviews"), Path("metrics/review_key.csv")
 KEY_COLUMNS = ["run", "tile", "truth", "label"]

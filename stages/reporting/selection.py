@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.common.artefacts import read_rows
+from stages.common.artifacts import read_rows
 from stages.reporting.grids import Line, grid, pictures
 
 REAL, TRAINING, SYNTHETIC = (

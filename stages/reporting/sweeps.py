@@ -1,12 +1,12 @@
-"""Sweeps: what `stages.sweep` found, a chart per sweeps/*.md: experiments as points, those that no other beats joined."""
+"""Sweeps: what `tools.sweep` found, a chart per sweeps/*.md: experiments as points, those that no other beats joined."""
 
 import re
 from pathlib import Path
 
 from markupsafe import Markup
 
-from stages.common.fail import fail
 from stages.reporting import charts
+from stages.runtime.errors import fail
 
 ROW = re.compile(r"\| ([^|]+) \| (\S+) \[[^|]*\] \| (\S+) \[[^|]*\] \| (yes)? *\|")
 
@@ -22,7 +22,7 @@ def chart(path: Path) -> dict:
     titles = re.match(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|", text)
     rows = [found.groups() for found in map(ROW.match, text.splitlines()) if found]
     if not titles or not rows:
-        fail(f"{path}: not the table of a sweep; `python -m stages.sweep {path.stem}` writes it")
+        fail(f"{path}: not the table of a sweep; `python -m tools.sweep {path.stem}` writes it")
     points = [
         (name.removeprefix(f"{path.stem}-"), float(x), float(y), best == "yes")
         for name, x, y, best in rows

@@ -17,10 +17,10 @@ import requests
 from filelock import FileLock
 from requests.adapters import HTTPAdapter, Retry
 
-from stages.common import scratch
-from stages.common.artefacts import replace
-from stages.common.fail import fail
-from stages.common.progress import progress, say
+from stages.common.artifacts import replace
+from stages.runtime import resume_cache
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress, say
 from stages.text import pdf
 
 # arXiv asks for one connection and three seconds between requests (https://info.arxiv.org/help/api/tou.html).
@@ -75,7 +75,7 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     )
     for scheme in ("http://", "https://"):
         http.mount(scheme, HTTPAdapter(max_retries=wait))
-    store = scratch.root() / "arxiv"
+    store = resume_cache.root() / "arxiv"
     store.mkdir(parents=True, exist_ok=True)
 
     files, failed, silent, asked = [], {}, 0, False

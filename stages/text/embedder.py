@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.artefacts import read_json, write_json
-from stages.common.fail import fail
-from stages.common.pretrained import load_whole
-from stages.common.progress import say
+from stages.common.artifacts import read_json, write_json
+from stages.runtime.errors import fail
+from stages.runtime.pretrained import load_whole
+from stages.runtime.progress import say
 
 TERMS = 20_000  # the most frequent words and word pairs
 

@@ -5,10 +5,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from stages.common.fail import fail
-from stages.common.pretrained import load_whole
-from stages.common.progress import say
 from stages.params import FinetuneLLM
+from stages.runtime.errors import fail
+from stages.runtime.pretrained import load_whole
+from stages.runtime.progress import say
 from stages.text import tokens
 
 CHECKPOINTS = 10  # per run
@@ -124,7 +124,7 @@ def train(
     )
     folder.mkdir(parents=True, exist_ok=True)
     last = get_last_checkpoint(str(folder))
-    # To be watched while it trains, where finetune_sd's curves are (stages/common/tracking.py): git and the pipeline ignore it.
+    # To be watched while it trains, where finetune_sd's curves are (stages/runtime/tracking.py): git and the pipeline ignore it.
     Path("dvclive/finetune_llm/metrics.json").unlink(
         missing_ok=True
     )  # its summary: a kill may have torn it

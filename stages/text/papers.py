@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.common.progress import progress, say
+from stages.runtime.progress import progress, say
 from stages.text import clean, pdf
 
 BLOCK = 1000  # lines per block of a text file without reference lists

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Timer, local
 
-from stages.common.parallel import cores
+from stages.runtime.parallel import cores
 
 SECONDS, MEGABYTES, WORDS = 60, 2048, 20
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.text import lexicon
-from stages.text.asking import Asking
 from stages.text.duplicates import words
+from stages.text.prompt_writing import Asking
 from stages.text.retrieval import Retriever
 
 LONG = 4  # letters of a content word

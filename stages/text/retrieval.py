@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from filelock import FileLock
 
-from stages.common import scratch
-from stages.common.artefacts import digest
+from stages.common.artifacts import digest
+from stages.runtime import resume_cache
 from stages.text import embedder
 from stages.text.duplicates import words
 
@@ -66,7 +66,7 @@ def _open(passages: Path):
     import chromadb
     from chromadb.config import Settings
 
-    folder = scratch.root() / "chroma" / digest(passages)
+    folder = resume_cache.root() / "chroma" / digest(passages)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         whole = folder / "whole"

@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from stages.common.fail import fail
-from stages.common.pretrained import load_whole
+from stages.runtime.errors import fail
+from stages.runtime.pretrained import load_whole
 from stages.text import lexicon
 from stages.text.duplicates import words
 from stages.text.sentences import sentences

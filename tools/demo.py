@@ -1,6 +1,6 @@
 """The live demo: draw with the current models, from your own prompt or one that is written for a class from the papers.
 
-    python -m stages.demo      on this machine only; GRADIO_SERVER_NAME=0.0.0.0 opens it to the network (there is no password)
+    python -m tools.demo      on this machine only; GRADIO_SERVER_NAME=0.0.0.0 opens it to the network (there is no password)
 
 reads   sampling, prompt, seed; models/diffusion, models/start, models/index and what the prompt writer needs
 
@@ -18,14 +18,14 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from stages.common.fail import fail
+from stages.diffusion.cpu_chunks import Slices
 from stages.diffusion.models import start_folder
 from stages.diffusion.sampler import Sampler
-from stages.diffusion.slices import Slices
 from stages.params import LULC_CLASSES, Params, load
 from stages.prompt import BASE, INDEX, make_writer
+from stages.runtime.errors import fail
 from stages.text import checks
-from stages.text.asking import Asking
+from stages.text.prompt_writing import Asking
 from stages.text.retrieval import Retriever
 
 MODEL = Path("models/diffusion")

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from stages.common.fail import fail
-from stages.common.imagery import Item, Origin, scene_of, sentences
-from stages.common.images import finish, tile
-from stages.common.parallel import ordered_map
-from stages.common.progress import progress
-from stages.common.splits import share
+from stages.imagery.decoding import finish, tile
+from stages.imagery.readers import Item, Origin, scene_of, sentences
+from stages.imagery.splits import share
+from stages.runtime.errors import fail
+from stages.runtime.parallel import ordered_map
+from stages.runtime.progress import progress
 
 
 class Skipped(dict):

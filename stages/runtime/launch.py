@@ -1,6 +1,6 @@
 """Run a stage in place, or on all the devices that this machine's accelerate config asks for.
 
-    python -m stages.launch <stage> [item]
+    python -m stages.runtime.launch <stage> [item]
 
 `dvc.yaml` holds this same command everywhere; `accelerate config`, once per machine, decides on how many processes. With
 no config, or one for a single process, the stage runs right here. Cannot change a result.
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from stages.common.fail import fail
 from stages.params import load
+from stages.runtime.errors import fail
 
 STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
 
@@ -69,7 +69,7 @@ def main(stage: str = "", *args: str) -> None:
         )
         if not cpu and machines == 1 and (found := _gpus()) < processes:
             fail(f"{config}: num_processes is {processes}, this machine has {found} GPU(s)")
-    # The stage checks that so many really came up (stages.common.processes).
+    # The stage checks that so many really came up (stages.runtime.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)
     sys.exit(
         subprocess.run(

@@ -8,8 +8,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from stages.common.artefacts import read_json, write_json
-from stages.common.fail import fail
+from stages.common.artifacts import read_json, write_json
+from stages.runtime.errors import fail
 
 # SHA-256 -> name of the converted file. TorchGeo (torchgeo.models.ResNet18_Weights.SENTINEL2_RGB_MOCO) and torch-fidelity
 # (URL_INCEPTION_V3) publish the first 8 digits, in the file names; the rest is as quoted by users who hashed the files.

@@ -1,7 +1,7 @@
 """Train the tiny base models that ship in `stages/embedded/models/`, so that the pipeline runs with no downloads.
 
-python -m stages.embedded.train_base diffusion
-python -m stages.embedded.train_base language <python3.11-doc_*.deb>
+python -m stages.embedded.train_models diffusion
+python -m stages.embedded.train_models language <python3.11-doc_*.deb>
 """
 
 import sys

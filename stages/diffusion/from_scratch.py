@@ -1,7 +1,7 @@
 """A small latent diffusion model from scratch: VAE, tokenizer, text encoder, untrained UNet.
 
 What Stable Diffusion's parts are, at the size that minutes can train (Rombach et al. 2022): used by `train_base` on the
-run's own imagery and by `stages.embedded.train_base` for the base model that ships with the repository.
+run's own imagery and by `stages.embedded.train_models` for the base model that ships with the repository.
 """
 
 import copy
@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.common.artefacts import read_json, write_json
-from stages.common.fail import fail
-from stages.common.progress import progress
+from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
+from stages.runtime.errors import fail
+from stages.runtime.progress import progress
 
 TEXT_TOKENS = 77  # CLIP's context
 

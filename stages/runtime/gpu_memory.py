@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import IMAGE
-from stages.common.fail import fail
+from stages.common.artifacts import IMAGE
 from stages.common.sources import visible
+from stages.runtime.errors import fail
 
 SCHEMA = pa.schema(
     [

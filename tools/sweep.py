@@ -1,8 +1,8 @@
 """A sweep: one experiment per combination of params, then the trade-off between two metrics as a table and a Pareto plot.
 
-    python -m stages.sweep guidance           guidance scale x steps: FID against accuracy on real tiles
-    python -m stages.sweep prompts            prompt writer x technique: what the images show against accuracy on real tiles
-    python -m stages.sweep guidance 3         only its experiment number 3: for a scheduler (docs/sweep.slurm)
+    python -m tools.sweep guidance           guidance scale x steps: FID against accuracy on real tiles
+    python -m tools.sweep prompts            prompt writer x technique: what the images show against accuracy on real tiles
+    python -m tools.sweep guidance 3         only its experiment number 3: for a scheduler (docs/sweep.slurm)
 
 Experiments run in temporary copies, as many at once as there are GPUs ($CUDA_VISIBLE_DEVICES, else all), each with one to itself. One
 that this commit has already is not run again; one that fails is named in the table. Writes sweeps/<name>.md and sweeps/<name>.png.
@@ -17,10 +17,10 @@ from itertools import product
 from pathlib import Path
 from queue import Queue
 
-from stages.common.fail import fail
-from stages.common.git import git
-from stages.common.progress import say
 from stages.params import TECHNIQUES, load
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
+from tools.git import git
 
 # Sweep -> the two metrics that pull apart: (file, key, which way is better).
 FID = ("metrics/fid.json", "scene.standard.fid", "lower")

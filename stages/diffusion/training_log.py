@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from stages.common.artefacts import replace, write_json
+from stages.common.artifacts import replace, write_json
 
 COLUMNS = (
     "step",

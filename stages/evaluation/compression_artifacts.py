@@ -5,7 +5,7 @@ A distance between the sets measures them as much as the model (Parmar et al. 20
 
 import numpy as np
 
-from stages.common.progress import say
+from stages.runtime.progress import say
 
 # Of the medians, measured on RSICD and on rendered tiles at 64 px: halves of one set differ by <= 0.01 (blocking) and 3 %
 # (detail); JPEG at quality 75 moves blocking by 0.13 to 0.26; a trip to 75 % of the size and back takes 27 to 31 % of detail.

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from stages.common.fail import fail
+from stages.runtime.errors import fail
 
 
 def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **options):

@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from stages.common import sources
-from stages.common.artefacts import png, write_shards
-from stages.common.fail import fail
-from stages.common.imagery import SCHEMA, open_origin, sentences
-from stages.common.images import tile
-from stages.common.progress import say
+from stages.common.artifacts import png, write_shards
+from stages.imagery.decoding import tile
+from stages.imagery.readers import SCHEMA, open_origin, sentences
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 KEY = "encode.base_domain"
 SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others

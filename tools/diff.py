@@ -1,6 +1,6 @@
 """What changed against another revision, as the Markdown of a pull request's comment: params, metrics, loss curves.
 
-    python -m stages.diff main > comment.md
+    python -m tools.diff main > comment.md
 
 The curves are Mermaid charts, which a comment shows by itself: nothing has to be uploaded anywhere for it to be complete.
 Reads what git holds (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data and no cache. A metric is better or
@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.fail import fail
-from stages.common.git import git
 from stages.reporting.comparable import differences
+from stages.runtime.errors import fail
+from tools.git import git
 
 # Which way is better, by a key's last part. The change of a key that is not here is an arrow, called neither better nor worse.
 BETTER = {

@@ -1,6 +1,6 @@
 """Does dvc.lock agree with the pipeline, and is what it names in the remote? Needs no data: a pull request's first check.
 
-    python -m stages.lock
+    python -m tools.check_lock
 
 Exit code 1 names the stages whose params, code or inputs changed without a run, or the outputs that nobody pushed.
 """
@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 
-from stages.common.fail import fail
+from stages.runtime.errors import fail
 
 
 def main() -> None:

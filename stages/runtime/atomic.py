@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.common.fail import fail
+from stages.runtime.errors import fail
 
 
 @contextmanager

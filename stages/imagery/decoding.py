@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from stages.common.artefacts import png
+from stages.common.artifacts import png
 
 # What is decoded, whatever a file is called. Not all that Pillow knows: EPS content would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")

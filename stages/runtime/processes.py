@@ -4,7 +4,7 @@ import os
 
 from accelerate import PartialState
 
-from stages.common.fail import fail
+from stages.runtime.errors import fail
 
 
 def processes() -> PartialState:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from stages.common.fail import fail
+from stages.runtime.errors import fail
 
 Log = Callable[..., None]  # log(step, numbers: dict[str, float], picture: Path | None = None)
 

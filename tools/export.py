@@ -1,9 +1,9 @@
 """Artefacts in the forms other tools read.
 
-    python -m stages.export imagefolder train out/
-    python -m stages.export llm out/
-    python -m stages.export hub <owner>                       with HF_TOKEN in the environment
-    python -m stages.export hub <owner> --dry-run out/
+    python -m tools.export imagefolder train out/
+    python -m tools.export llm out/
+    python -m tools.export hub <owner>                       with HF_TOKEN in the environment
+    python -m tools.export hub <owner> --dry-run out/
 
 hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each with a card made from the run;
 --dry-run writes the folders that would be uploaded, and uploads nothing.
@@ -20,10 +20,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stages.common.artefacts import replace, stream_rows
-from stages.common.fail import fail
-from stages.common.pretrained import load_whole
-from stages.common.progress import progress, say
+from stages.common.artifacts import replace, stream_rows
+from stages.runtime.errors import fail
+from stages.runtime.pretrained import load_whole
+from stages.runtime.progress import progress, say
 
 IMAGERY = Path("data/imagery")
 LANGUAGE, LLM = Path("models/base/language"), Path("models/llm")
@@ -182,7 +182,7 @@ def main(form: str = "", *arguments: str) -> None:
             hub(owner, folder)
         case _:
             fail(
-                "export: use `python -m stages.export imagefolder <split> <folder>`, `... llm <folder>` or "
+                "export: use `python -m tools.export imagefolder <split> <folder>`, `... llm <folder>` or "
                 "`... hub <owner> [--dry-run <folder>]`"
             )
 

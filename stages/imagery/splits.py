@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from stages.common.fail import fail
+from stages.runtime.errors import fail
 
 # Measured on 300 RSICD images: JPEG quality 60, or 70 % size and quality 85, changes <= 10 bits (98-100 % <= 6) and <= 0.6
 # grey levels; the nearest *different* images differ by >= 6.8 grey levels, however alike their hashes are.

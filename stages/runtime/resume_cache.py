@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
-from stages.common.artefacts import digest
-from stages.common.fail import fail
-from stages.common.progress import say
+from stages.common.artifacts import digest
+from stages.runtime.errors import fail
+from stages.runtime.progress import say
 
 
 def root() -> Path:
