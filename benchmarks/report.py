@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from stages.common.artifacts import png, write_shards
+from stages.common.artifacts import encode_png, write_shards
 
 sys.path.append("tests")
 DIFFERENT = 120  # pictures drawn; they repeat
@@ -76,7 +76,7 @@ def grow(root: Path, count: int, pixels: int) -> None:
         small = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows[:DIFFERENT]]
         wanted = count if place == "data/synthetic" else len(rows)
         files = [
-            png(
+            encode_png(
                 Image.fromarray(
                     np.clip(
                         np.asarray(

@@ -313,7 +313,7 @@ def multiply(path: Path, times: int) -> None:
 
 
 def gpu() -> None:
-    """A randomly initialised phi-1.5-size model: QLoRA against full fine-tuning, tokens per second and peak memory."""
+    """A randomly initialized phi-1.5-size model: QLoRA against full fine-tuning, tokens per second and peak memory."""
     import torch
 
     if not torch.cuda.is_available():

@@ -87,7 +87,7 @@ def demo(folder: Path, images: int, **sections: dict) -> Path:
 
 
 def stable_diffusion(folder: Path, images: int, resolution: int, **sections: dict) -> Path:
-    """Rendered tiles at `resolution` px and a randomly initialised model of Stable Diffusion v1.5's architecture."""
+    """Rendered tiles at `resolution` px and a randomly initialized model of Stable Diffusion v1.5's architecture."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 

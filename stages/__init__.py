@@ -23,9 +23,9 @@ if sys.platform == "linux" and hasattr(_libc := ctypes.CDLL(None), "mallopt"):
 
 
 def _explain(kind, fault, trace) -> None:
-    from stages.runtime.errors import explain
+    from stages.runtime.errors import excepthook
 
-    explain(kind, fault, trace)
+    excepthook(kind, fault, trace)
 
 
 sys.excepthook = (

@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.artifacts import read_rows, write_json
-from stages.common.torch_setup import deterministic
+from stages.common.torch_setup import make_deterministic
 from stages.evaluation import labels
 from stages.evaluation.scores import pooled
 from stages.params import load
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 
 def main():
     p = load()
-    deterministic(p.seed)
-    from stages.evaluation.classification import read_labelled, train_and_test_all
+    make_deterministic(p.seed)
+    from stages.evaluation.classification import read_labeled, train_and_test_all
 
     weights = Path("models/base/classifier/model.safetensors")
     weights = weights if weights.exists() else None
@@ -37,16 +37,16 @@ def main():
         else:
             shown = [of_scene[row["scene"]] for row in read_rows("data/imagery/test", ["scene"])]
             wanted = {i: shown.count(i) * p.classifier.images_per_caption for i in set(shown)}
-        source, _ = read_labelled(
+        source, _ = read_labeled(
             "data/imagery/train", "scene", of_scene, p.classifier.resolution, wanted, p.seed
         )
-        real, _ = read_labelled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
+        real, _ = read_labeled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
         if (classes := len(np.unique(source.labels))) < 2:
-            fail(
+            exit_with_error(
                 f"data/imagery/train: images of {classes} class(es); a classifier needs at least 2"
             )
         if len(source.labels) < sum(wanted.values()):
-            say(
+            log(
                 f"ceiling: {key}: {len(source.labels)} real training tiles where {sum(wanted.values())} images are generated"
             )
         asked += [(source, real, names, p.classifier, p.seed + i, weights) for i in range(seeds)]

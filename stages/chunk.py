@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.params import load
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 from stages.text import duplicates, sentences
-from stages.text.parquet_writer import table_file
+from stages.text.parquet_writer import parquet_writer
 
 OUT = "data/chunks.parquet"
 SCHEMA = pa.schema(
@@ -73,10 +73,12 @@ def main() -> None:
     test = [row for part in table("test") for row in part.to_pylist()]
     marks = [duplicates.shingles(row["text"]) for row in test]
     held = (
-        np.unique(np.concatenate(marks)) if marks else fail("data/corpus.parquet: no held-out text")
+        np.unique(np.concatenate(marks))
+        if marks
+        else exit_with_error("data/corpus.parquet: no held-out text")
     )
     seen = np.zeros(len(held), bool)
-    with table_file(OUT, SCHEMA) as writer:
+    with parquet_writer(OUT, SCHEMA) as writer:
         count = 0
         for some in table("train"):
             for text in some["text"].to_pylist():
@@ -84,18 +86,18 @@ def main() -> None:
             writer.write_table(some)
             count += len(some)
         if not count:
-            fail("data/corpus.parquet: no training text")
+            exit_with_error("data/corpus.parquet: no training text")
         kept = [
             row
             for row, mark in zip(test, marks)
             if seen[np.searchsorted(held, mark)].mean() < DUPLICATE
         ]
         if not kept:
-            fail(
+            exit_with_error(
                 "data/corpus.parquet: no held-out text is left beside near duplicates of the training text"
             )
         writer.write_table(pa.Table.from_pylist(kept, SCHEMA))
-    say(
+    log(
         f"chunk: {count + len(kept)} chunks, {len(test) - len(kept)} near-duplicate test chunks dropped"
     )
 

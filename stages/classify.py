@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.artifacts import read_json, write_json
-from stages.common.torch_setup import deterministic
+from stages.common.torch_setup import make_deterministic
 from stages.evaluation import labels
 from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import pooled, share_of_ceiling
 from stages.params import load
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 BASE = Path("models/base/classifier")
 
@@ -24,8 +24,8 @@ BASE = Path("models/base/classifier")
 def main(key: str = ""):
     labels.check(key)
     p = load()
-    deterministic(p.seed)
-    from stages.evaluation.classification import read_labelled, train_and_test_all
+    make_deterministic(p.seed)
+    from stages.evaluation.classification import read_labeled, train_and_test_all
     from stages.evaluation.networks import save
 
     # The question, its training images (generated), its test images (real).
@@ -33,16 +33,16 @@ def main(key: str = ""):
     folder, column = (
         ("data/synthetic", "label") if key == "lulc" else ("data/samples/tuned", "scene")
     )
-    source, strange = read_labelled(
+    source, strange = read_labeled(
         folder, column, {name: i for i, name in enumerate(names)}, p.classifier.resolution
     )
-    real, left_out = read_labelled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
+    real, left_out = read_labeled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
     if len(np.unique(source.labels)) < 2:
-        fail(
+        exit_with_error(
             f"{folder}: images of {len(np.unique(source.labels))} class(es); a classifier needs at least 2"
         )
     if strange:
-        say(f"classify: {folder}: left out, of no known class: {dict(strange)}")
+        log(f"classify: {folder}: left out, of no known class: {dict(strange)}")
 
     weights = BASE / "model.safetensors"
     weights = weights if weights.exists() else None
@@ -73,7 +73,7 @@ def main(key: str = ""):
             "seeds": len(outcomes),
         },
     )
-    say(
+    log(
         f"classify: {key}: {tests['real_test']['overall_accuracy']:.3f} of {len(real.labels)} real tiles right"
     )
 

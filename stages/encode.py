@@ -16,17 +16,17 @@ import torch
 from accelerate import PartialState
 
 from stages.common import sources
-from stages.common.artifacts import open_image, shards, stream_rows, write_json, write_table
-from stages.common.torch_setup import deterministic
+from stages.common.artifacts import decode_image, shard_paths, stream_rows, write_json, write_table
+from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
-from stages.diffusion.cpu_chunks import Slices
+from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import VARIANTS, allocate, arrays, dihedral
 from stages.imagery import base_domain
 from stages.params import Encode, load
-from stages.runtime.errors import fail
-from stages.runtime.gpu_memory import out_of_memory
-from stages.runtime.processes import processes
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.processes import process_state
+from stages.runtime.progress import log, progress_bar
 
 IMAGERY, OUT = Path("data/imagery"), Path("data/latents")
 BASE = OUT / "base_images"  # while encoding
@@ -34,10 +34,10 @@ BASE = OUT / "base_images"  # while encoding
 
 def main() -> None:
     p = load()
-    deterministic(p.seed)
-    state = processes()
+    make_deterministic(p.seed)
+    state = process_state()
     if p.encode.precision == "fp16" and state.device.type != "cuda":
-        fail("encode.precision: fp16 needs a GPU; use bf16 or fp32")
+        exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
     start = models.start_folder()
     if sources.kind(p.encode.base_domain) == "path":
         sources.local(
@@ -46,7 +46,7 @@ def main() -> None:
     if state.is_main_process:
         shutil.rmtree(OUT, ignore_errors=True)
     state.wait_for_everyone()
-    statistics = pixel_mean_std() if p.encode.normalisation == "dataset" else models.VAE_PIXELS
+    statistics = pixel_mean_std() if p.encode.normalization == "dataset" else models.VAE_PIXELS
     splits = {"train": (IMAGERY / "train", VARIANTS), "valid": (IMAGERY / "valid", 1)}
     if p.encode.base_domain != "none":
         if state.is_main_process:
@@ -61,26 +61,26 @@ def main() -> None:
         encode_images(split, folder, variants, start, statistics, captions, p.encode, state)
     if state.is_main_process:
         shutil.rmtree(BASE, ignore_errors=True)
-        write_json(OUT / "normalisation.json", statistics)
+        write_json(OUT / "normalization.json", statistics)
 
 
 def tile_size(folder: Path) -> int:
     """Pixels along a side of the folder's first tile."""
     first = next(stream_rows(folder, ["image"], 1), None)
     if first is None:
-        fail(f"{folder}: no images")
-    return open_image(first["image"]).width
+        exit_with_error(f"{folder}: no images")
+    return decode_image(first["image"]).width
 
 
 def pixel_mean_std() -> dict:
     """Mean and standard deviation [3] of the training pixels in [0, 1]."""
     total, square, count = np.zeros(3), np.zeros(3), 0
     for row in stream_rows(IMAGERY / "train", ["image"]):
-        x = np.asarray(open_image(row["image"]), np.float64).reshape(-1, 3) / 255
+        x = np.asarray(decode_image(row["image"]), np.float64).reshape(-1, 3) / 255
         total, square, count = total + x.sum(0), square + (x * x).sum(0), count + len(x)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 1e-8))
-    return {"normalisation": "dataset", "mean": mean.tolist(), "std": std.tolist()}
+    return {"normalization": "dataset", "mean": mean.tolist(), "std": std.tolist()}
 
 
 def encode_captions(
@@ -105,7 +105,7 @@ def encode_captions(
             for ids in tokenizer(texts[i : i + 4096], verbose=False).input_ids
         ]
         if any(truncated):
-            say(
+            log(
                 f"encode: {sum(truncated)} of {len(texts)} distinct captions are longer than {length} tokens and are cut"
             )
         allocate(path, {"embeddings": (len(texts), length, encoder.config.hidden_size)})
@@ -116,7 +116,9 @@ def encode_captions(
         )
     state.wait_for_everyone()
     out = arrays(path, "r+")["embeddings"]  # [M,L,D]
-    for begin in progress(range(0, len(texts), p.batch_size), what="encode captions", unit="group"):
+    for begin in progress_bar(
+        range(0, len(texts), p.batch_size), what="encode captions", unit="group"
+    ):
         if not mine(begin, p, state):
             continue
         batch = texts[begin : begin + p.batch_size]
@@ -142,9 +144,11 @@ def encode_images(
     """Posterior mean and log-variance of the folder's images under `variants` flips and rotations."""
     size, factor = tile_size(folder), models.vae_factor(start)
     words = ["filename", "scene", "captions"]
-    table = pa.concat_tables([pq.read_table(path, columns=words) for path in shards(folder)])
+    table = pa.concat_tables([pq.read_table(path, columns=words) for path in shard_paths(folder)])
     if size % factor:
-        fail(f"fetch_imagery.resolution: {size} px is not a multiple of {factor}, the VAE's factor")
+        exit_with_error(
+            f"fetch_imagery.resolution: {size} px is not a multiple of {factor}, the VAE's factor"
+        )
     vae = models.load(start, "vae").to(state.device, memory_format=torch.channels_last)
     shape = (len(table), variants, vae.config.latent_channels, size // factor, size // factor)
     path = OUT / f"{split}.safetensors"
@@ -175,12 +179,12 @@ def encode_images(
 
     blank, slices = (
         np.zeros((p.batch_size, size, size, 3), np.uint8),
-        Slices(p.batch_size, state.device),
+        CpuChunks(p.batch_size, state.device),
     )
-    with out_of_memory(
+    with report_out_of_memory(
         "encode.batch_size", p.batch_size, lambda count: posteriors(blank[:count], 0)
     ):
-        for begin in progress(
+        for begin in progress_bar(
             range(0, len(table), p.batch_size), what=f"encode {split}", unit="group"
         ):
             group = list(islice(rows, p.batch_size))
@@ -188,9 +192,9 @@ def encode_images(
                 continue
             pixels = blank.copy()  # the last group is padded
             for i, row in enumerate(group):
-                image = open_image(row["image"])
+                image = decode_image(row["image"])
                 if image.size != (size, size):
-                    fail(
+                    exit_with_error(
                         f"{folder}: {row['filename']} is {image.width} x {image.height} px, others {size} x {size}"
                     )
                 pixels[i] = image

@@ -19,13 +19,13 @@ from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
 from stages.common.artifacts import read_rows, stream_rows, write_table
-from stages.common.torch_setup import deterministic
+from stages.common.torch_setup import make_deterministic
 from stages.evaluation.extractors import caption_embeddings, extractor
 from stages.evaluation.networks import framed, pixels
 from stages.params import load
-from stages.runtime.errors import fail
-from stages.runtime.processes import processes
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.processes import process_state
+from stages.runtime.progress import log, progress_bar
 
 SOURCES = {
     "real": {"real/train": "data/imagery/train", "real/test": "data/imagery/test"},
@@ -37,17 +37,17 @@ SOURCES = {
 
 def main(which: str = ""):
     if which not in SOURCES:
-        fail(f"features: say which: {', '.join(SOURCES)}")
+        exit_with_error(f"features: say which: {', '.join(SOURCES)}")
     p = load()
-    deterministic(p.seed)
-    state = processes()
+    make_deterministic(p.seed)
+    state = process_state()
     captioned = which in ("base", "tuned") and "clip" in p.features.extractors
     keys = (["row", "label"] if which == "synthetic" else ["filename", "scene"]) + [
         "caption"
     ] * captioned
     rows = {place: firsts(read_rows(images, keys)) for place, images in SOURCES[which].items()}
     if empty := [images for place, images in SOURCES[which].items() if not rows[place]]:
-        fail(f"{empty[0]}: no images in it")
+        exit_with_error(f"{empty[0]}: no images in it")
     if state.is_main_process:
         shutil.rmtree(f"data/features/{which}", ignore_errors=True)
     for name in [*p.features.extractors, "pixels"]:
@@ -97,7 +97,7 @@ def write(place: str, name: str, found: dict[str, torch.Tensor], state: PartialS
         folder = Path("data/features", place)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(found, folder / f"{name}.safetensors")
-        say(f"features: {place}: {name}, {len(found['features'])} x {found['features'].shape[1]}")
+        log(f"features: {place}: {name}, {len(found['features'])} x {found['features'].shape[1]}")
 
 
 @torch.inference_mode()
@@ -113,7 +113,7 @@ def extract(
     """float32 [N, ...] of each output of the network, of the first `count` rows, in groups of `size`."""
     mine = []
     groups = groups_of(islice(stream_rows(images, ["image"]), count), size)
-    for number, rows in enumerate(progress(groups, what=what, unit="group")):
+    for number, rows in enumerate(progress_bar(groups, what=what, unit="group")):
         if number % state.num_processes == state.process_index:
             padded = rows + [rows[-1]] * (size - len(rows))
             output = network(prepare(pixels(padded).to(state.device)))

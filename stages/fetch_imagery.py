@@ -17,9 +17,9 @@ from stages.imagery.readers import SCHEMA, Origin, open_origin
 from stages.imagery.splits import carve, duplicates, near_duplicates, own_splits, share
 from stages.imagery.tiles import Skipped, drawn, read, survey, unspool
 from stages.params import FetchImagery, load
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 
 OUT = Path("data/imagery")
 SPLITS = ("train", "valid", "test")
@@ -34,12 +34,12 @@ def main() -> None:
     # First pass, without images: what is there and which of it is usable.
     usable, scenes = survey(origin, skipped)
     if not usable:
-        fail(
+        exit_with_error(
             f"fetch_imagery.source: {settings.source}: no usable captioned image: {skipped or 'it is empty'} (layouts: docs/data.md)"
         )
     # train_scene, and with it the whole evaluation, needs scenes to tell apart; better said before hours of decoding and training.
     if len(shown := sorted(filter(None, scenes))) < 2:
-        fail(
+        exit_with_error(
             f"fetch_imagery.source: {settings.source}: {len(shown)} scene(s) in {sum(scenes.values())} usable image(s)"
             f"{': ' * bool(shown)}{', '.join(shown)}; the pipeline classifies scenes: give class folders, a `scene` column or field, "
             f"or names such as airport_1.jpg; skipped: {skipped}"
@@ -50,13 +50,13 @@ def main() -> None:
     )
     keep = {index for name in given for _, index in sorted(usable[name])[: settings.max_images]}
 
-    with whole(OUT) as part, tempfile.TemporaryFile(dir=part) as spool:
+    with atomic_folder(OUT) as part, tempfile.TemporaryFile(dir=part) as spool:
         # Second pass: decode on all cores, spool finished tiles with their captions.
         rows, dhash, thumbs, images = read(
             origin, keep, given, settings.resolution, spool, skipped, counts
         )
         if not rows:
-            fail(f"fetch_imagery.source: {settings.source}: no usable image: {skipped}")
+            exit_with_error(f"fetch_imagery.source: {settings.source}: no usable image: {skipped}")
 
         # Carve the missing splits out of train, near-duplicates together.
         groups = near_duplicates(dhash, thumbs)
@@ -78,7 +78,7 @@ def main() -> None:
             ]
         kept = {split: sum(row.split == split for row in rows) for split in SPLITS}
         if empty := [split for split in SPLITS if not kept[split]]:
-            fail(
+            exit_with_error(
                 f"fetch_imagery: the {empty[0]} split is empty ({kept}; skipped: {skipped}): change fetch_imagery.{{splits,valid,test}}"
             )
         for split in SPLITS:
@@ -86,7 +86,9 @@ def main() -> None:
                 (row for row in rows if row.split == split),
                 key=lambda row: share(row.name, "order"),
             )
-            tiles = progress(unspool(spool, ordered), total=len(ordered), what=split, unit="tile")
+            tiles = progress_bar(
+                unspool(spool, ordered), total=len(ordered), what=split, unit="tile"
+            )
             write_shards(part / split, tiles, SCHEMA)
 
         report = {
@@ -102,7 +104,7 @@ def main() -> None:
         }
         write_json(part / "REPORT.json", report)
         sources.record(part, settings.source, **found, **images)
-    say(
+    log(
         f"fetch_imagery: {', '.join(f'{n} {split}' for split, n in kept.items())}; skipped: {skipped}"
     )
 
@@ -113,20 +115,20 @@ def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:
     match sources.kind(source):
         case "embedded":
             if settings.max_images is None:
-                fail(
+                exit_with_error(
                     "fetch_imagery.max_images: the embedded renderer never ends: say how many tiles"
                 )
-            return drawn(seed, settings.max_images), {"licence": None, "seed": seed}
+            return drawn(seed, settings.max_images), {"license": None, "seed": seed}
         case "path":
-            root, found = sources.local(source, key), {"licence": None}
+            root, found = sources.local(source, key), {"license": None}
         case "hub":
             root, found = sources.hub(source, key, "dataset", ["*.parquet"])
             if not any(root.rglob("*.parquet")):
-                fail(
+                exit_with_error(
                     f"{key}: {source} holds no Parquet; try {source.partition('@')[0]}@refs/convert/parquet"
                 )
         case other:
-            fail(
+            exit_with_error(
                 f"{key}: {other} is not for imagery; it is embedded, path:<folder or file> or hub:<repo>[@revision]"
             )
     origin = open_origin(root, key)

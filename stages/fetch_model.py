@@ -13,32 +13,32 @@ from pathlib import Path
 from stages.common import sources
 from stages.common.model_folder import HALF, PATTERNS, copy_model
 from stages.params import load
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
 
 EMBEDDED = Path(__file__).parent / "embedded" / "models"
 
 
 def main(role: str = "") -> None:
     if role not in PATTERNS:
-        fail(f"fetch_model: say which: {', '.join(PATTERNS)}")
+        exit_with_error(f"fetch_model: say which: {', '.join(PATTERNS)}")
     p = load()
     source = getattr(p.fetch_model, role)
     key = f"fetch_model.{role}: {source}"
-    found, origin = {"licence": None}, None
+    found, origin = {"license": None}, None
     match sources.kind(source):
         case "none":
             if role in (
                 "language",
                 "embedder",
             ):  # without a diffusion model `train_base` starts from scratch
-                fail(
+                exit_with_error(
                     f"{key}: the pipeline needs one; it is embedded, path:<folder> or hub:<repo>[@revision]"
                 )
         case "embedded":
             origin = None if role == "embedder" else EMBEDDED / role
             if origin and not origin.is_dir():
-                fail(
+                exit_with_error(
                     f"{key}: no embedded {role} is shipped; it is none, path:<folder> or hub:<repo>[@revision]"
                 )
         case "path":
@@ -50,11 +50,11 @@ def main(role: str = "") -> None:
                     source, f"fetch_model.{role}", "model", PATTERNS[role] + HALF
                 )
         case other:
-            fail(
+            exit_with_error(
                 f"{key}: {other} is not for models; it is embedded, path:<folder>, hub:<repo>[@revision] or none"
             )
 
-    with whole(Path("models/base") / role) as part:
+    with atomic_folder(Path("models/base") / role) as part:
         files = copy_model(role, origin, part, key) if origin else []
         sources.record(part, source, **found, files=sources.hashes(files, part))
 

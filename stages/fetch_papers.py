@@ -16,9 +16,9 @@ from pathlib import Path
 
 from stages.common import sources
 from stages.params import load
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 OUT = Path("data/papers")
 KEY = "fetch_papers.source"
@@ -30,7 +30,7 @@ def copy(origin: Path, out: Path) -> list[Path]:
     Names that differ only in case or suffix, or aren't UTF-8, are changed: papers go by them, on any disk.
     """
     if origin.is_file() and origin.suffix.lower() not in (".pdf", ".txt"):
-        fail(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
+        exit_with_error(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
     found = [origin] if origin.is_file() else sorted(sources.visible(origin, KEY))
     copies = {}
     for file in (
@@ -45,7 +45,7 @@ def copy(origin: Path, out: Path) -> list[Path]:
             name = f"{stem}_{number}"
         copies[name.lower()] = Path(shutil.copyfile(file, out / (name + file.suffix)))
         if copies[name.lower()].name != given:
-            say(f"fetch_papers: {given!a} is stored as {copies[name.lower()].name}")
+            log(f"fetch_papers: {given!a} is stored as {copies[name.lower()].name}")
     return list(copies.values())
 
 
@@ -66,7 +66,7 @@ def corpus(folder: Path, out: Path) -> list[Path]:
                 if pa.types.is_string(f.type) or pa.types.is_large_string(f.type)
             ]
             if not strings:
-                fail(f"{KEY}: {path.name} has no text column")
+                exit_with_error(f"{KEY}: {path.name} has no text column")
             column = "text" if "text" in strings else strings[0]
             for batch in file.iter_batches(columns=[column]):
                 text.writelines(f"{line}\n" for line in batch.column(0).to_pylist() if line)
@@ -77,7 +77,7 @@ def main() -> None:
     p = load()
     source = p.fetch_papers.source
     found = {}
-    with whole(OUT) as out:
+    with atomic_folder(OUT) as out:
         match sources.kind(source):
             case "embedded":
                 from stages.embedded.notes_pdf import render_all
@@ -94,15 +94,17 @@ def main() -> None:
                 files, failed = download(sources.local(source, KEY), out)
                 found = {"failed": failed}
             case other:
-                fail(f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:")
+                exit_with_error(
+                    f"{KEY}: {other} gives no papers; write embedded, path:, hub: or arxiv:"
+                )
         if not files and "failed" in found:
-            fail(
+            exit_with_error(
                 f"{KEY}: {source}: none of {len(failed)} papers could be got; {next(iter(failed))}: {next(iter(failed.values()))}"
             )
         if not files:
-            fail(f"{KEY}: {source}: no PDF or text file")
+            exit_with_error(f"{KEY}: {source}: no PDF or text file")
         sources.record(out, source, **found, files=sources.hashes(files))
-    say(f"fetch_papers: {len(files)} file(s) in {OUT}")
+    log(f"fetch_papers: {len(files)} file(s) in {OUT}")
 
 
 if __name__ == "__main__":

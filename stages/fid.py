@@ -1,4 +1,4 @@
-"""Image metrics from stored features: distance to real tiles, fidelity and diversity, memorisation, agreement with the text.
+"""Image metrics from stored features: distance to real tiles, fidelity and diversity, memorization, agreement with the text.
 
     python -m stages.fid
 
@@ -14,18 +14,18 @@ from safetensors.numpy import load_file
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
-from stages.evaluation.caption_agreement import clip_agreement, text_agreement
-from stages.evaluation.compression_artifacts import mismatch
+from stages.evaluation.caption_agreement import caption_agreement, clip_agreement
+from stages.evaluation.compression_artifacts import compression_artifacts
 from stages.evaluation.frechet import PARTS, at_infinity, curve, fid
-from stages.evaluation.intervals import around, halves
+from stages.evaluation.intervals import confidence_interval, half_subsamples
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.manifold import manifold
-from stages.evaluation.memorization import memorised, nearest, nearest_turned
+from stages.evaluation.memorization import memorized, nearest_neighbors, nearest_neighbors_dihedral
 from stages.evaluation.plots import write_csv
 from stages.evaluation.sinkhorn import sinkhorn
 from stages.params import Fid, load
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 
 FEATURES = Path("data/features")
 SETS = {
@@ -57,7 +57,7 @@ def main():
             hint = (
                 " (fetch_imagery.test says how many tiles are held out)" if name == "test" else ""
             )
-            fail(
+            exit_with_error(
                 f"{FEATURES / place}: {count} image(s); a distance between sets needs at least 2 of each{hint}"
             )
     places = paired(rows)
@@ -66,11 +66,14 @@ def main():
     }
     images = {
         "mismatch": {
-            name: mismatch(small["test"], small[name], name) for name in ("tuned", "synthetic")
+            name: compression_artifacts(small["test"], small[name], name)
+            for name in ("tuned", "synthetic")
         }
     }
-    images["pixels"], _ = memorisation(
-        {name: values["features"] for name, values in small.items()}, rows, nearest_turned
+    images["pixels"], _ = memorization(
+        {name: values["features"] for name, values in small.items()},
+        rows,
+        nearest_neighbors_dihedral,
     )
 
     metrics, curves, agreement = {}, {}, {}
@@ -93,14 +96,14 @@ def main():
                 sets | {"test": load_file(padded)["features"]}, places, p.fid, p.seed
             )
         curves[extractor] = fid_curves(sets, p.seed)
-        images[extractor], closest = memorisation(sets, rows, nearest)
+        images[extractor], closest = memorization(sets, rows, nearest_neighbors)
         if extractor == "scene":
             write_csv("metrics/plots/nearest_training.csv", closest, list(closest[0]))
-            agreement, table = text_agreement(
+            agreement, table = caption_agreement(
                 rows, found, read_json("models/scene/config.json")["scenes"], p.classes
             )
             write_csv(
-                "metrics/plots/agreement_by_scene.csv",
+                "metrics/plots/caption_agreement_by_scene.csv",
                 table,
                 list(table[0]) if table else ["scene"],
             )
@@ -111,7 +114,7 @@ def main():
             )
     write_json("metrics/fid.json", metrics)
     write_json("metrics/images.json", images)
-    write_json("metrics/agreement.json", agreement | (clip if "clip" in metrics else {}))
+    write_json("metrics/caption_agreement.json", agreement | (clip if "clip" in metrics else {}))
     shown = curves.get("inception2048", curves["scene"])
     write_csv("metrics/plots/fid_curve.csv", shown, list(shown[0]))
 
@@ -121,11 +124,11 @@ def paired(rows: dict) -> np.ndarray:
     place = {filename: i for i, filename in enumerate(rows["test"]["filename"])}
     for name in ("tuned", "base"):
         if stray := [filename for filename in rows[name]["filename"] if filename not in place]:
-            fail(
+            exit_with_error(
                 f"{FEATURES}/{name}: {stray[0]} is not among the test tiles; run sample and features again"
             )
     if rows["tuned"]["filename"] != rows["base"]["filename"]:
-        fail(
+        exit_with_error(
             f"{FEATURES}/tuned and {FEATURES}/base are of different captions; run sample and features again"
         )
     return np.array([place[filename] for filename in rows["tuned"]["filename"]])
@@ -157,7 +160,7 @@ def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> 
     real, fake = sets["test"], sets["tuned"]
     n = min(len(real), len(fake))
     if n < max(p.standard_min_n, 8):  # 8: quarters of them still have a covariance
-        say(
+        log(
             f"fid: {n} images are fewer than fid.standard_min_n = {p.standard_min_n}: no standard protocol for {extractor}"
         )
         return {"refused": 1, "n": n, "n_needed": max(p.standard_min_n, 8)}
@@ -169,8 +172,11 @@ def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> 
     spread, floor_spread = (
         [
             measure(a[i], b[j], extractor, draws)
-            for i, j in progress(
-                zip(halves(len(a), p.subsets, draws), halves(len(b), p.subsets, draws)),
+            for i, j in progress_bar(
+                zip(
+                    half_subsamples(len(a), p.subsets, draws),
+                    half_subsamples(len(b), p.subsets, draws),
+                ),
                 total=p.subsets,
                 what=f"intervals of {extractor}, {what}",
             )
@@ -188,8 +194,8 @@ def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> 
     }
     for name in value:
         ends = RANGE.get(name, (0, np.inf))
-        lo, hi = around(value[name], [each[name] for each in spread], n, *ends)
-        floor_lo, floor_hi = around(
+        lo, hi = confidence_interval(value[name], [each[name] for each in spread], n, *ends)
+        floor_lo, floor_hi = confidence_interval(
             floor[name],
             [each[name] for each in floor_spread],
             min(len(real), len(train)),
@@ -216,7 +222,7 @@ def paper(sets: dict[str, np.ndarray], places: np.ndarray, p: Fid, seed: int) ->
     """
     n = p.paper_n
     if len(places) < max(n, 2):
-        say(
+        log(
             f"fid: {len(places)} generated images are fewer than fid.paper_n = {n}: no paper protocol"
         )
         return {"refused": 1, "n": len(places), "n_needed": n}
@@ -261,18 +267,18 @@ def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
     ]
 
 
-def memorisation(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict, list[dict]]:
+def memorization(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict, list[dict]]:
     """How near generated and held-out real images are to their nearest training images, and the closest tuned pairs."""
     real, _ = search(sets["test"], sets["train"])
     result, closest = {}, []
     for name in ("tuned", "synthetic"):
-        distances, neighbours = search(sets[name], sets["train"])
-        result[name] = memorised(distances, real)
+        distances, neighbors = search(sets[name], sets["train"])
+        result[name] = memorized(distances, real)
         if name == "tuned":
             closest = [
                 {
                     "generated": rows["tuned"]["filename"][i],
-                    "training": rows["train"]["filename"][neighbours[i]],
+                    "training": rows["train"]["filename"][neighbors[i]],
                     "distance": float(distances[i]),
                     "real_percentile": float((real <= distances[i]).mean()),
                 }

@@ -16,19 +16,19 @@ import torch
 from accelerate import Accelerator, DistributedType
 
 from stages.common.artifacts import read_json
-from stages.common.torch_setup import deterministic
+from stages.common.torch_setup import make_deterministic
 from stages.diffusion import checkpoints, models, training_log
-from stages.diffusion.cpu_chunks import Slices
+from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss
 from stages.diffusion.validation import sample_grid, validation_loss
 from stages.params import load
 from stages.runtime import resume_cache
-from stages.runtime.errors import fail
-from stages.runtime.gpu_memory import out_of_memory
-from stages.runtime.processes import processes
-from stages.runtime.progress import progress, say
-from stages.runtime.tracking import tracking
+from stages.runtime.errors import exit_with_error
+from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.processes import process_state
+from stages.runtime.progress import log, progress_bar
+from stages.runtime.tracking import track_metrics
 
 LATENTS, OUT = Path("data/latents"), Path("models/diffusion")
 LOG_STEPS = 10  # steps between looks at the loss: each look waits for the GPU
@@ -37,23 +37,23 @@ LOG_STEPS = 10  # steps between looks at the loss: each look waits for the GPU
 def main() -> None:
     params = load()
     seed, p = params.seed, params.finetune_sd
-    deterministic(seed)
-    processes()
+    make_deterministic(seed)
+    process_state()
     precision = {"fp32": "no"}.get(p.precision, p.precision)
     accelerator = Accelerator(
         mixed_precision=precision, gradient_accumulation_steps=p.gradient_accumulation
     )
     world, device = accelerator.num_processes, accelerator.device
     if p.precision == "fp16" and device.type != "cuda":
-        fail("finetune_sd.precision: fp16 needs a GPU; use bf16 or fp32")
+        exit_with_error("finetune_sd.precision: fp16 needs a GPU; use bf16 or fp32")
     if p.batch_size % world:
-        fail(
+        exit_with_error(
             f"finetune_sd.batch_size: {p.batch_size} images per step can't be shared evenly by {world} processes"
         )
 
     # Data: memory-mapped latents and embeddings.
     start = models.start_folder()
-    scale, statistics = models.latent_scale(start), read_json(LATENTS / "normalisation.json")
+    scale, statistics = models.latent_scale(start), read_json(LATENTS / "normalization.json")
     train, valid = (Latents(LATENTS, split, scale) for split in ("train", "valid"))
     base = Latents(LATENTS, "base", scale) if (LATENTS / "base.safetensors").exists() else None
     settings = models.config(start, "unet")
@@ -61,7 +61,7 @@ def main() -> None:
         settings["in_channels"] != train.shape[0]
         or settings["cross_attention_dim"] != train.embeddings.shape[2]
     ):
-        fail(
+        exit_with_error(
             f"{start}/unet: reads latents of {settings['in_channels']} channels and text of width "
             f"{settings['cross_attention_dim']}; {LATENTS} holds {train.shape[0]} and {train.embeddings.shape[2]}"
         )
@@ -71,7 +71,7 @@ def main() -> None:
         schedule.alphas_cumprod.to(device),
     )  # [T]
     if p.zero_terminal_snr and kind != "v_prediction":
-        fail(
+        exit_with_error(
             f"finetune_sd.zero_terminal_snr: at zero signal the noise says nothing of the image, and {start} predicts {kind}; "
             "it needs a base with v_prediction"
         )
@@ -92,7 +92,7 @@ def main() -> None:
     def on_device(b: dict) -> dict:
         return {key: value.to(device, non_blocking=True) for key, value in b.items()}
 
-    # Model and optimiser.
+    # Model and optimizer.
     unet = models.trainable_unet(start, p.method, seed).to(
         device, memory_format=torch.channels_last
     )
@@ -101,18 +101,18 @@ def main() -> None:
     if p.compile:
         unet.compile()
     trained = [w for w in unet.parameters() if w.requires_grad]
-    if p.optimiser == "adamw8bit":
+    if p.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
         adamw = AdamW8bit(trained, lr=p.lr, weight_decay=p.weight_decay)
     else:
         adamw = torch.optim.AdamW(trained, lr=p.lr, weight_decay=p.weight_decay, fused=True)
-    model, optimiser = accelerator.prepare(unet, adamw)
+    model, optimizer = accelerator.prepare(unet, adamw)
     names, weights = zip(
         *((name, w) for name, w in unet.named_parameters() if w.requires_grad)
     )  # sharded by now, under FSDP2
     ema = [w.detach().clone() for w in weights] if p.ema_decay else []
-    slices = Slices(share, device)
+    slices = CpuChunks(share, device)
     sliced = (
         len(slices.slices) > 1 and world == 1 and not p.compile
     )  # elsewhere accelerate has hooks on `backward`
@@ -166,14 +166,16 @@ def main() -> None:
     if accelerator.distributed_type == DistributedType.FSDP:
         attempt = None  # it would wait for the other processes
     with (
-        resume_cache.folder("finetune_sd", mark) as cache,
-        out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
-        tracking("finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))) as log,
+        resume_cache.resume_folder("finetune_sd", mark) as cache,
+        report_out_of_memory("finetune_sd.batch_size", p.batch_size, attempt, advice),
+        track_metrics(
+            "finetune_sd", p.model_dump(), mark, resume=any(cache.glob("step_*"))
+        ) as log_metrics,
     ):
         found = checkpoints.load_latest(cache)
         at = accelerator.gather(torch.tensor([found[1]["step"] if found else 0], device=device))
         if at.min() != at.max():
-            fail(
+            exit_with_error(
                 f"{cache}: not all processes see the same checkpoints: set REMOTE_DIFFUSION_SCRATCH to a folder that all machines see"
             )
         if found:
@@ -181,10 +183,10 @@ def main() -> None:
             state, found = (
                 found[1],
                 None,
-            )  # its tensors are as large as the model, the average and the optimiser together
+            )  # its tensors are as large as the model, the average and the optimizer together
             if accelerator.scaler:
                 accelerator.scaler.load_state_dict(state["scaler"])
-            say(f"finetune_sd: going on from step {state['step']}")
+            log(f"finetune_sd: going on from step {state['step']}")
         else:
             with torch.no_grad():
                 loss = denoising_loss(
@@ -193,9 +195,9 @@ def main() -> None:
             before = measure(0, accelerator.reduce(loss, "mean").item())
             state = {"step": 0, "best_step": 0, "best": math.inf, "curve": [before]}
 
-        # Train. The next batch is drawn while this one is learnt from.
+        # Train. The next batch is drawn while this one is learned from.
         bar, pool, losses = (
-            progress(total=steps, what="finetune_sd", unit="step"),
+            progress_bar(total=steps, what="finetune_sd", unit="step"),
             ThreadPoolExecutor(1),
             [],
         )
@@ -205,7 +207,7 @@ def main() -> None:
         writer = ThreadPoolExecutor(1)
         written = writer.submit(lambda: None)  # the last checkpoint
         for step in range(state["step"], steps):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, p)
             for micro in range(
                 step * p.gradient_accumulation, (step + 1) * p.gradient_accumulation
@@ -215,8 +217,8 @@ def main() -> None:
                     losses.append(learn(b))
                     if accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(weights, p.max_grad_norm)
-                    optimiser.step()
-                    optimiser.zero_grad()
+                    optimizer.step()
+                    optimizer.zero_grad()
             if ema:
                 # Warmed up, or the average would keep the base's weights for the first 1 / (1 - decay) steps.
                 torch._foreach_lerp_(
@@ -242,7 +244,7 @@ def main() -> None:
                 if not all(map(math.isfinite, recent)):
                     written.result()
                     diverged(done, state, p, bar)
-                log(
+                log_metrics(
                     done,
                     {
                         "train_loss": sum(recent) / len(recent),
@@ -280,7 +282,7 @@ def main() -> None:
                     checkpoints.save_step, cache, tensors, deepcopy(state), p.keep_checkpoints
                 )
             del tensors
-            log(
+            log_metrics(
                 done,
                 {
                     name: value
@@ -332,7 +334,7 @@ def diverged(step: int, state: dict, p, bar) -> NoReturn:
         if state["step"]
         else "No checkpoint was written yet"
     )
-    fail(
+    exit_with_error(
         f"finetune_sd.lr: the loss is no number by step {step} (mean training loss before: {before}). {kept}. Try a lower lr than "
         f"{p.lr}, a longer warm-up, or precision fp32"
     )

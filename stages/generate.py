@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import IMAGE
-from stages.common.torch_setup import deterministic
+from stages.common.torch_setup import make_deterministic
 from stages.diffusion.sampler import draw_shards
 from stages.params import load
 
@@ -19,7 +19,7 @@ CARRIED = ("row", "label", "prompt", "negative_prompt", "writer", "technique", "
 
 def main() -> None:
     p = load()
-    deterministic(p.seed)
+    make_deterministic(p.seed)
     columns = pq.read_schema(PROMPTS)
     schema = pa.schema(
         [

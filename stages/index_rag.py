@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.params import load
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 from stages.text import embedder, sentences
-from stages.text.parquet_writer import table_file
+from stages.text.parquet_writer import parquet_writer
 
 OUT, BASE = Path("models/index"), Path("models/base/embedder")
 BATCH = 1024  # passages embedded at once
@@ -85,7 +85,7 @@ def main() -> None:
     params = load()
     p = params.index_rag
     if p.overlap_tokens >= p.passage_tokens:
-        fail(
+        exit_with_error(
             f"index_rag.overlap_tokens: {p.overlap_tokens} is not less than passage_tokens, {p.passage_tokens}"
         )
     from llama_index.core.node_parser import SentenceSplitter
@@ -98,15 +98,15 @@ def main() -> None:
         tokenizer=re.compile(r"\w+|[^\w\s]").findall,
         chunking_tokenizer_fn=sentences.spans,
     )
-    with whole(OUT) as part:
+    with atomic_folder(OUT) as part:
         count, bare = 0, part / "bare.parquet"
-        with table_file(bare, SCHEMA) as writer:
+        with parquet_writer(bare, SCHEMA) as writer:
             for rows in papers(pq.ParquetFile("data/corpus.parquet")):
                 found = passages(rows, splitter)
                 count += len(found)
                 writer.write_table(pa.Table.from_pylist(found, SCHEMA))
         if not count:
-            fail("data/corpus.parquet: no text to index")
+            exit_with_error("data/corpus.parquet: no text to index")
 
         if embedder.neural(BASE):
             model = embedder.Neural(BASE)
@@ -118,8 +118,8 @@ def main() -> None:
                 params.seed,
             )
             model.save(part)
-        bar = progress(total=count, what="index_rag", unit="passage")
-        with table_file(part / "passages.parquet", SCHEMA) as writer:
+        bar = progress_bar(total=count, what="index_rag", unit="passage")
+        with parquet_writer(part / "passages.parquet", SCHEMA) as writer:
             for batch in pq.ParquetFile(bare).iter_batches(BATCH):
                 vectors = model.embed(batch["text"].to_pylist())  # [N, D] float32
                 column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(
@@ -131,7 +131,7 @@ def main() -> None:
                 bar.update(len(batch))
         bar.close()
         bare.unlink()
-    say(f"index_rag: {count} passages, vectors of {vectors.shape[1]}")
+    log(f"index_rag: {count} passages, vectors of {vectors.shape[1]}")
 
 
 if __name__ == "__main__":

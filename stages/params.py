@@ -51,7 +51,7 @@ Count = Annotated[int, Field(gt=0)]
 Groups8, Groups16 = (
     Annotated[int, Field(gt=0, multiple_of=8)],
     Annotated[int, Field(gt=0, multiple_of=16)],
-)  # group normalisation
+)  # group normalization
 Steps = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
@@ -150,7 +150,7 @@ class TrainBase(Section):
         "the resolution",
     )
     latent_channels: Count = Field(description="channels of the latents")
-    vae_steps: Steps = Field(description="optimiser steps of the VAE")
+    vae_steps: Steps = Field(description="optimizer steps of the VAE")
     text_width: int = Field(
         gt=0,
         multiple_of=32,
@@ -169,7 +169,7 @@ class TrainScene(Section):
     model: str = Field(description="a timm model name")
     resolution: Count = Field(ge=16, description="pixels per side")
     epochs: Count = Field(description="passes over the training tiles")
-    batch_size: Count = Field(ge=2, description="images per step; batch normalisation needs two")
+    batch_size: Count = Field(ge=2, description="images per step; batch normalization needs two")
     lr: Rate = Field(description="peak learning rate")
 
 
@@ -186,14 +186,14 @@ class FinetuneLLM(Section):
     lr: Rate = Field(description="learning rate")
     weight_decay: Amount = Field(description="AdamW weight decay")
     batch_size: Count = Field(description="sequences per step")
-    steps: Count = Field(description="optimiser steps")
+    steps: Count = Field(description="optimizer steps")
     context: Count = Field(ge=16, description="tokens per sequence")
     packing: bool = Field(description="fill each sequence to the context length")
 
 
 class IndexRag(Section):
     passage_tokens: Count = Field(description="tokens per passage")
-    overlap_tokens: Steps = Field(description="tokens shared by neighbouring passages")
+    overlap_tokens: Steps = Field(description="tokens shared by neighboring passages")
     dimensions: Count = Field(description="of the embedded embedder's vectors")
 
 
@@ -237,7 +237,7 @@ class Prompt(Section):
 
 
 class Encode(Section):
-    normalisation: Literal["vae", "dataset"] = Field(
+    normalization: Literal["vae", "dataset"] = Field(
         description="[-1, 1], or the data set's own mean and std"
     )
     batch_size: Count = Field(description="images per forward pass")
@@ -255,12 +255,12 @@ class FinetuneSD(Section):
     epochs: Amount = Field(description="passes over the training images; 0 = no fine-tuning")
     batch_size: Count = Field(description="images per step over all processes")
     gradient_accumulation: Count = Field(description="steps whose gradients are averaged")
-    optimiser: Literal["adamw", "adamw8bit"] = Field(
+    optimizer: Literal["adamw", "adamw8bit"] = Field(
         description="AdamW (Loshchilov & Hutter 2019); with 8-bit state (Dettmers et al. 2022)"
     )
     lr: Rate = Field(description="peak learning rate")
     lr_schedule: Literal["constant", "cosine"] = Field(description="after the warm-up")
-    warmup_steps: Steps = Field(description="optimiser steps of linear warm-up")
+    warmup_steps: Steps = Field(description="optimizer steps of linear warm-up")
     weight_decay: Amount = Field(description="AdamW weight decay")
     max_grad_norm: Rate = Field(description="gradient clipping")
     precision: Precision = Field(description="autocast; weights stay fp32")
@@ -276,7 +276,7 @@ class FinetuneSD(Section):
         description="noise schedule rescaled to no signal at its end (Lin et al. 2024); needs v-prediction"
     )
     checkpoint_steps: Count = Field(
-        description="optimiser steps between checkpoints and validations"
+        description="optimizer steps between checkpoints and validations"
     )
     keep_checkpoints: Count = Field(description="checkpoints kept on disk while training")
     validation_images: Count = Field(description="valid images in the validation loss")
@@ -310,7 +310,7 @@ class Classifier(Section):
     model: str = Field(description="a timm model name")
     resolution: Count = Field(ge=16, description="pixels per side")
     epochs: Count = Field(description="passes over the training images")
-    batch_size: Count = Field(ge=2, description="images per step; batch normalisation needs two")
+    batch_size: Count = Field(ge=2, description="images per step; batch normalization needs two")
     lr: Rate = Field(description="learning rate of AdamW")
     seeds: Count = Field(description="classifiers trained")
     valid_fraction: Share = Field(description="of the synthetic images, stratified")

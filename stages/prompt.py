@@ -18,8 +18,8 @@ import pyarrow as pa
 from stages.common.artifacts import write_json, write_table
 from stages.diffusion.models import start_folder
 from stages.params import Prompt, load
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics, writers
 from stages.text.prompt_writing import Asking
 from stages.text.retrieval import Retriever
@@ -61,13 +61,13 @@ def main() -> None:
     )
     negative = tokens(p.negative_prompt)
     if negative > checks.LIMIT:
-        fail(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
+        exit_with_error(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
     for cue, words, such in (
         ("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
         ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view"),
     ):
         if p.positive_cues and not words.search(p.positive_cues):
-            fail(
+            exit_with_error(
                 f"prompt.positive_cues: name the {cue} ({such}, ...), or a pumpkin field is a heap of pumpkins; "
                 'or write "" where the model\'s words are few'
             )
@@ -81,19 +81,19 @@ def main() -> None:
         p.positive_cues,
         p.top_k,
     )
-    for label, wanted in progress(p.per_class.items(), what="prompt", unit="class"):
+    for label, wanted in progress_bar(p.per_class.items(), what="prompt", unit="class"):
         rows, refused = asking.ask(label, wanted, p.attempts)
         if len(rows) < wanted:
             why = (
                 ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
                 or "none was offered"
             )
-            fail(
+            exit_with_error(
                 f"prompt.per_class.{label}: {len(rows)} of {wanted} prompts after {p.attempts} attempts (refused: {why}); "
                 "ask for fewer, raise prompt.attempts or prompt.top_k, or bring more papers"
             )
     if composed := sum(row["text"] in asking.write.composed for row in asking.kept):
-        say(
+        log(
             f"prompt: {composed} of {len(asking.kept)} prompts are composed of the lexicon's words: too few sentences of the "
             "passages describe a class from above"
         )
@@ -109,7 +109,7 @@ def main() -> None:
     # The comparison: measured, not used.
     for pair in p.compare:
         if pair.technique in metrics.get(pair.writer, {}):
-            fail(f"prompt.compare: {pair.writer} with {pair.technique} stands twice")
+            exit_with_error(f"prompt.compare: {pair.writer} with {pair.technique} stands twice")
         other = Asking(
             make_writer(p, pair.writer, pair.technique, seed),
             pair.technique,
@@ -133,7 +133,7 @@ def main() -> None:
     ]
     write_table("data/prompts.parquet", pa.Table.from_pylist(rows, SCHEMA))
     write_json("metrics/prompts.json", metrics)
-    say(
+    log(
         f"prompt: {len(asking.kept)} prompts, {asking.rejected.total()} candidates refused {dict(asking.rejected)}"
     )
 

@@ -15,15 +15,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from stages.common.artifacts import digest, read_json, replace, write_json
+from stages.common.artifacts import digest, read_json, write_atomically, write_json
 from stages.params import load
 from stages.reporting import flow, page, rows, run, selection, sweeps, tables
 from stages.reporting.album import Album
 from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
 METRICS = (
@@ -33,7 +33,7 @@ METRICS = (
     "diffusion",
     "fid",
     "images",
-    "agreement",
+    "caption_agreement",
     "ceiling_lulc",
     "ceiling_scenes",
     "classify_lulc",
@@ -43,7 +43,7 @@ METRICS = (
 PLOTS = (
     "diffusion_loss",
     "llm_loss",
-    "agreement_by_scene",
+    "caption_agreement_by_scene",
     "fid_curve",
     "nearest_training",
     "confusion_lulc",
@@ -73,7 +73,7 @@ def main() -> None:
     extremes, pairs = gallery.extremes(), gallery.pairs(plots["nearest_training"], tuned)
     stages, outs = flow.graph()
 
-    with whole(OUT) as out:
+    with atomic_folder(OUT) as out:
         sheets = selection.grids(real, tuned, synthetic, p.classes) | {
             "figures": selection.figures(figure_of),
             "nearest": selection.nearest(plots["nearest_training"], tuned),
@@ -102,18 +102,18 @@ def main() -> None:
         )
         size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
         if size > LIMIT:
-            fail(
+            exit_with_error(
                 f"report.gallery_per_class: the page comes to {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: show fewer"
             )
-    replace("metrics/table.md", rows.markdown(shown, found.scale).encode())
+    write_atomically("metrics/table.md", rows.markdown(shown, found.scale).encode())
     write_json("metrics/context.json", tables.context(shown, found))
-    say(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
+    log(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
 
 
 def read(path: str):
     """A JSON file, or the rows of a CSV."""
     if not Path(path).is_file():
-        fail(f"{path}: missing; `dvc repro` makes it")
+        exit_with_error(f"{path}: missing; `dvc repro` makes it")
     if path.endswith(".csv"):
         with open(path, encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file))

@@ -5,11 +5,11 @@
                                                 metrics/review_key.csv and files it under data/reviews (commit it)
 
 reads   metrics/review_key.csv   names this run: ratings of other runs' images are counted and left out
-        data/reviews/*.csv       run,rater,tile,truth,answer,realism,label,label_answer,artefacts,comment, a row per rated tile
+        data/reviews/*.csv       run,rater,tile,truth,answer,realism,label,label_answer,artifacts,comment, a row per rated tile
                                  truth, answer        real or generated
                                  realism              1 (not at all) to 5 (entirely)
                                  label, label_answer  the tile's LULC class and the one the expert named; may be blank
-                                 artefacts            any of repetition, blur, deformation, wrong scale, separated by `;`
+                                 artifacts            any of repetition, blur, deformation, wrong scale, separated by `;`
 writes  metrics/review.json      {"ratings": 0, "experts": 0, ...} until someone has rated
 """
 
@@ -23,12 +23,12 @@ import krippendorff
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.common.artifacts import replace, write_json
+from stages.common.artifacts import write_atomically, write_json
 from stages.evaluation.intervals import wilson
 from stages.params import LULC_CLASSES
 from stages.reporting import ratings
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 
 def main(*words: str) -> None:
@@ -37,7 +37,7 @@ def main(*words: str) -> None:
     elif words[0] == "add" and len(words) == 2:
         add(Path(words[1]))
     else:
-        fail(
+        exit_with_error(
             "review: `python -m stages.review` measures, `python -m stages.review add ratings.csv` files ratings"
         )
 
@@ -49,7 +49,7 @@ def measure() -> None:
     write_json(
         "metrics/review.json", summary(ours) | {"ratings_of_other_runs": len(rows) - len(ours)}
     )
-    say(f"review: {len(ours)} ratings" if ours else "review: no ratings of this run yet")
+    log(f"review: {len(ours)} ratings" if ours else "review: no ratings of this run yet")
 
 
 def add(path: Path) -> None:
@@ -64,8 +64,8 @@ def add(path: Path) -> None:
     writer = csv.DictWriter(sink, ratings.COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace(target, sink.getvalue().encode())
-    say(
+    write_atomically(target, sink.getvalue().encode())
+    log(
         f"review: {len(rows)} ratings by {rows[0]['rater']} in {target}; now `dvc repro`, and commit both"
     )
 
@@ -100,8 +100,8 @@ def summary(rows: list[dict]) -> dict:
         if (value := alpha(rows, field, level)) is not None:
             found[f"alpha_{name}"] = value
     return found | {
-        "artefacts": {
-            truth: artefacts([row for row in rows if row["truth"] == truth])
+        "artifacts": {
+            truth: artifacts([row for row in rows if row["truth"] == truth])
             for truth in ratings.TRUTHS
         }
     }
@@ -124,19 +124,19 @@ def alpha(rows: list[dict], field: str, level: str) -> float | None:
     )
 
 
-def artefacts(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """class -> share of its ratings that name each artefact, and how many there are."""
+def artifacts(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """class -> share of its ratings that name each artifact, and how many there are."""
     found = {}
     for label in LULC_CLASSES:
         seen = [
-            {name.strip() for name in row["artefacts"].split(";")}
+            {name.strip() for name in row["artifacts"].split(";")}
             for row in rows
             if row["label"] == label
         ]
         if seen:
             found[label] = {
                 name.replace(" ", "_"): sum(name in each for each in seen) / len(seen)
-                for name in ratings.ARTEFACTS
+                for name in ratings.ARTIFACTS
             }
             found[label]["n"] = len(seen)
     return found

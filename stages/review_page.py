@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.common.artifacts import read_rows, replace
+from stages.common.artifacts import read_rows, write_atomically
 from stages.common.rng import rng
 from stages.params import load
 from stages.reporting import templates
 from stages.reporting.grids import pictures
-from stages.reporting.ratings import ARTEFACTS, KEY, KEY_COLUMNS
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.reporting.ratings import ARTIFACTS, KEY, KEY_COLUMNS
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 REAL, SYNTHETIC, OUT = Path("data/imagery/test"), Path("data/synthetic"), Path("metrics/review")
 LARGEST = 512  # pixels of a tile
@@ -42,7 +42,7 @@ def main() -> None:
     }
     both = [label for label in p.classes if all(label in found for found in labels.values())]
     if not both:
-        fail(
+        exit_with_error(
             "report.review_tiles: no land-cover class has both real test tiles and generated images"
         )
     tiles = [
@@ -56,12 +56,12 @@ def main() -> None:
     run = "r" + hashlib.sha256(b"".join(files)).hexdigest()[:10]
     names = [f"t{number:03d}" for number in range(1, len(files) + 1)]
 
-    with whole(OUT) as out:
+    with atomic_folder(OUT) as out:
         (out / "tiles").mkdir()
         for name, content in zip(names, files):
             (out / "tiles" / f"{name}.jpg").write_bytes(content)
         text = templates.render(
-            "review.html", {}, run=run, tiles=names, classes=list(p.classes), artefacts=ARTEFACTS
+            "review.html", {}, run=run, tiles=names, classes=list(p.classes), artifacts=ARTIFACTS
         )
         (out / "index.html").write_text(text, encoding="utf-8")
     sink = io.StringIO()
@@ -75,8 +75,8 @@ def main() -> None:
             ),
         ]
     )
-    replace(KEY, sink.getvalue().encode())
-    say(f"review_page: {len(names)} tiles of {len(both)} classes in {OUT}, the key in {KEY}")
+    write_atomically(KEY, sink.getvalue().encode())
+    log(f"review_page: {len(names)} tiles of {len(both)} classes in {OUT}, the key in {KEY}")
 
 
 def chosen(

@@ -13,13 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import IMAGE, shards, stream_rows
+from stages.common.artifacts import IMAGE, shard_paths, stream_rows
 from stages.common.rng import rng
-from stages.common.torch_setup import deterministic
+from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
 from stages.diffusion.sampler import draw_shards
 from stages.params import load
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 REAL, FIGURES = Path("data/imagery/test"), Path("stages/embedded/figures.csv")
 SCHEMA = pa.schema(
@@ -41,16 +41,16 @@ SCHEMA = pa.schema(
 
 def main(which: str = "") -> None:
     if which not in ("base", "tuned", "figures"):
-        fail("sample: say which: base, tuned, figures")
+        exit_with_error("sample: say which: base, tuned, figures")
     p = load()
-    deterministic(p.seed)
+    make_deterministic(p.seed)
     if which == "figures":
         rows, total, inputs = figures(), sum(1 for _ in figures()), [FIGURES]
     else:
         copies = p.classifier.images_per_caption if which == "tuned" else 1
         rows, inputs = (
             (row for copy in range(copies) for row in held_out(p.seed, copy)),
-            shards(REAL),
+            shard_paths(REAL),
         )
         total = copies * sum(pq.read_metadata(path).num_rows for path in inputs)
     folder = models.start_folder() if which == "base" else Path("models/diffusion")

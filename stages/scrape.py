@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from stages.common import artifacts
 from stages.params import load
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 from stages.text.papers import held_out, read
-from stages.text.parquet_writer import table_file
+from stages.text.parquet_writer import parquet_writer
 
 PAPERS, CORPUS, REPORT = (
     Path("data/papers"),
@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
 
 def write_split(unsplit: pq.ParquetFile, test: set[str]) -> None:
     """Write `CORPUS` with its split column, a paper in memory at a time."""
-    with table_file(CORPUS, SCHEMA) as writer:
+    with parquet_writer(CORPUS, SCHEMA) as writer:
         for group in range(unsplit.num_row_groups):
             table = unsplit.read_row_group(group)
             split = ["test" if name in test else "train" for name in table["paper"].to_pylist()]
@@ -55,11 +55,11 @@ def main() -> None:
     p = load().scrape
     papers = sorted(path for path in PAPERS.iterdir() if path.suffix.lower() in (".pdf", ".txt"))
     if not papers:
-        fail(f"{PAPERS}: no PDF or text file (fetch_papers.source)")
+        exit_with_error(f"{PAPERS}: no PDF or text file (fetch_papers.source)")
 
     # Read and clean, a paper in memory at a time.
     report, counts, characters, unsplit = [], {}, 0, CORPUS.with_name("unsplit.parquet")
-    with table_file(unsplit, SCHEMA) as writer:
+    with parquet_writer(unsplit, SCHEMA) as writer:
         for paper, pages, lines, status, reason in read(papers, p.cut_references):
             report.append((paper, pages, len(lines), status, reason))
             if status == "ok":
@@ -78,14 +78,14 @@ def main() -> None:
         pdfs = any(path.suffix.lower() == ".pdf" for path in papers)
         if (pdfs and len(counts) < p.min_papers) or not counts:
             why = "; ".join(failed)[:1000] or "none failed"
-            fail(
+            exit_with_error(
                 f"scrape.min_papers: {len(counts)} of {len(report)} papers are readable, fewer than {p.min_papers}: {why}"
             )
 
         # Hold whole papers out, by their names.
         test = held_out(counts, p.test_fraction, p.min_test_papers)
         if len(test) < p.min_test_papers:
-            fail(
+            exit_with_error(
                 f"scrape.min_test_papers: only {len(test)} of {len(counts)} papers can be held out with half of the text "
                 f"left to train on, not {p.min_test_papers}"
             )
@@ -96,7 +96,7 @@ def main() -> None:
     csv.writer(text, lineterminator="\n").writerows(
         [("paper", "pages", "lines", "status", "reason"), *report]
     )
-    artifacts.replace(REPORT, text.getvalue().encode())
+    artifacts.write_atomically(REPORT, text.getvalue().encode())
     artifacts.write_json(
         "metrics/corpus.json",
         {
@@ -108,7 +108,7 @@ def main() -> None:
             "characters": characters,
         },
     )
-    say(
+    log(
         f"scrape: {len(counts)} papers ({len(failed)} failed, {len(test)} held out), {sum(counts.values())} lines "
         f"({sum(counts[name] for name in test) / sum(counts.values()):.0%} held out)"
     )

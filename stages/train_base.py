@@ -8,10 +8,10 @@ scratch` (compact latent diffusion, no weights from elsewhere) leaves the UNet u
 
 from pathlib import Path
 
-from stages.common.artifacts import open_image, read_rows, write_json
+from stages.common.artifacts import decode_image, read_rows, write_json
 from stages.params import load
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     if p.train_base.source == "base":
         index = Path("models/base/diffusion/model_index.json")
         if not index.exists():
-            fail(
+            exit_with_error(
                 f"{index}: not found; `dvc repro fetch_model@diffusion` makes it, unless fetch_model.diffusion is none: then set "
                 "train_base.source: scratch"
             )
@@ -30,20 +30,22 @@ def main() -> None:
     import torch
     from transformers import CLIPTokenizer
 
-    from stages.common.torch_setup import deterministic
+    from stages.common.torch_setup import make_deterministic
     from stages.diffusion import from_scratch
 
-    deterministic(p.seed)
+    make_deterministic(p.seed)
     rows = read_rows("data/imagery/train")
-    images = np.stack([np.asarray(open_image(row["image"])) for row in rows])  # [N,H,W,3] uint8
+    images = np.stack([np.asarray(decode_image(row["image"])) for row in rows])  # [N,H,W,3] uint8
     captions = [row["captions"] for row in rows]
     width, height = p.train_base.vae_channels, images.shape[1]
     factor = 2 ** (len(width) - 1)
     if height % factor:
-        fail(f"fetch_imagery.resolution: {height} is not a multiple of the VAE's factor {factor}")
+        exit_with_error(
+            f"fetch_imagery.resolution: {height} is not a multiple of the VAE's factor {factor}"
+        )
 
     # The parts in the order they depend on each other: tokenizer, text encoder; VAE; a UNet that knows nothing yet.
-    with whole(start) as part:
+    with atomic_folder(start) as part:
         from_scratch.train_tokenizer([c for five in captions for c in five], part / "tokenizer")
         tokenizer = CLIPTokenizer.from_pretrained(part / "tokenizer")
         text = from_scratch.train_text_encoder(

@@ -13,12 +13,12 @@ import torch
 from torch.nn import functional as F
 
 from stages.common.artifacts import read_rows
-from stages.common.torch_setup import deterministic, torch_generator
-from stages.evaluation.networks import create, normalise, save, statistics, stored
+from stages.common.torch_setup import make_deterministic, torch_generator
+from stages.evaluation.networks import create, load_images, normalize, save, statistics
 from stages.params import TrainScene, load
-from stages.runtime.atomic import whole
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 
 WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = (
     0.05,
@@ -29,10 +29,12 @@ WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = (
 
 def main():
     p = load()
-    deterministic(p.seed)
+    make_deterministic(p.seed)
     images, labels, scenes = tiles("data/imagery/train", None, p.train_scene.resolution)
     if len(scenes) < 2:
-        fail(f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2")
+        exit_with_error(
+            f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2"
+        )
     mean, std = statistics(images)
     network = train(images, labels, mean, std, len(scenes), p.train_scene, p.seed)
 
@@ -42,8 +44,8 @@ def main():
         if len(valid)
         else None
     )
-    say(f"train_scene: accuracy {accuracy} on {len(valid)} valid tiles, {len(scenes)} scenes")
-    with whole(Path("models/scene")) as part:
+    log(f"train_scene: accuracy {accuracy} on {len(valid)} valid tiles, {len(scenes)} scenes")
+    with atomic_folder(Path("models/scene")) as part:
         save(
             part,
             network,
@@ -68,7 +70,7 @@ def tiles(
     scenes = sorted(set(shown)) if scenes is None else scenes
     places = [i for i, scene in enumerate(shown) if scene in scenes]
     labels = torch.tensor([scenes.index(shown[i]) for i in places], dtype=torch.long)
-    return stored(folder, resolution, places), labels, scenes
+    return load_images(folder, resolution, places), labels, scenes
 
 
 def train(
@@ -87,17 +89,17 @@ def train(
         .to(device, memory_format=torch.channels_last)
         .train()
     )
-    optimiser = torch.optim.AdamW(network.parameters(), lr=p.lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=p.lr, weight_decay=WEIGHT_DECAY)
     per_epoch = max(len(images) // p.batch_size, 1)
     steps = p.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
+        optimizer,
         lambda step: min(
             (step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)
         ),
     )
     draws = torch_generator(seed, "train_scene")
-    for epoch in progress(range(1, p.epochs + 1), what="train_scene", unit="epoch"):
+    for epoch in progress_bar(range(1, p.epochs + 1), what="train_scene", unit="epoch"):
         order = torch.randperm(len(images), generator=draws)
         for step in range(per_epoch):
             chosen = order[step * p.batch_size : (step + 1) * p.batch_size]
@@ -106,22 +108,22 @@ def train(
                 [turn(images[i], k) for i, k in zip(chosen.tolist(), turns)]
             )  # [B, 3, R, R]
             x = soften(x.to(device).float(), draws)
-            x, y = normalise(x, mean, std), labels[chosen].to(device)
+            x, y = normalize(x, mean, std), labels[chosen].to(device)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
                 loss = F.cross_entropy(network(x).float(), y, label_smoothing=LABEL_SMOOTHING)
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         if not loss.isfinite():
-            fail(
+            exit_with_error(
                 f"train_scene.lr: the loss is no number by epoch {epoch}. Try a lower lr than {p.lr}"
             )
     with torch.no_grad():
         if (
             not network.eval()(x).isfinite().all()
         ):  # the last step's update, or the running averages, which training doesn't use
-            fail(
+            exit_with_error(
                 f"train_scene.lr: the trained network's answers are no numbers. Try a lower lr than {p.lr}"
             )
     return network
@@ -151,7 +153,7 @@ def predict(network, images: torch.Tensor, mean: list[float], std: list[float]) 
     device = next(network.parameters()).device
     return torch.cat(
         [
-            network(normalise(x.to(device).float(), mean, std)).argmax(1).cpu()
+            network(normalize(x.to(device).float(), mean, std)).argmax(1).cpu()
             for x in images.split(256)
         ]
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from stages import report
-from stages.common.artifacts import IMAGE, png, write_json, write_shards
+from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
 from stages.embedded.scenes import SCENES, tiles
 from stages.params import LULC_CLASSES
 
@@ -44,7 +44,7 @@ SETTING_FIELDS = [
 
 
 def cell(image) -> dict:
-    return {"bytes": png(Image.fromarray(image)), "path": None}
+    return {"bytes": encode_png(Image.fromarray(image)), "path": None}
 
 
 def cell_row(image) -> dict:
@@ -299,9 +299,9 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
             **{
                 space: {
                     which: {
-                        "memorised": 0.02,
-                        "memorised_lo": 0.01,
-                        "memorised_hi": 0.05,
+                        "memorized": 0.02,
+                        "memorized_lo": 0.01,
+                        "memorized_hi": 0.05,
                         "limit": 1.0,
                         "median": 2.0,
                         "median_real": 2.1,
@@ -312,11 +312,11 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
                 for space in ("pixels", "scene")
             },
         },
-        "agreement": {
-            "text_agreement": 0.88,
-            "text_agreement_lo": 0.85,
-            "text_agreement_hi": 0.9,
-            "text_agreement_base": 0.3,
+        "caption_agreement": {
+            "caption_agreement": 0.88,
+            "caption_agreement_lo": 0.85,
+            "caption_agreement_hi": 0.9,
+            "caption_agreement_base": 0.3,
             "ceiling": 0.98,
             "n": count,
             "per_scene_min": 0.6,
@@ -347,7 +347,7 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
     plots = {
         "diffusion_loss": "step,train_loss,validation_loss\n0,0.6,0.5\n100,0.3,0.29\n200,0.25,0.24\n",
         "llm_loss": "step,loss\n10,4.4\n20,3.9\n30,3.6\n",
-        "agreement_by_scene": "scene,tuned,base,real\n"
+        "caption_agreement_by_scene": "scene,tuned,base,real\n"
         + "".join(f"{scene},0.8,0.3,1.0\n" for scene in SCENES),
         "nearest_training": "generated,training,distance,real_percentile\n"
         + "".join(f"{name},{name},0.{i + 1},0.{i}\n" for i, name in enumerate(names[:6])),
@@ -367,7 +367,7 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
     ):
         source = {
             "source": "none" if folder.endswith(("writer", "vision", "classifier")) else "embedded",
-            "licence": None,
+            "license": None,
         }
         write_json(
             root / folder / "SOURCE.json", source | {"files": {"model.safetensors": "ab" * 32}}

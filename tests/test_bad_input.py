@@ -13,7 +13,7 @@ from conftest import REPOSITORY, copy_repository, shell
 from stages.common import sources
 from stages.common.artifacts import read_json
 from stages.diffusion.latents import allocate
-from stages.runtime.atomic import whole
+from stages.runtime.atomic import atomic_folder
 
 
 @pytest.fixture
@@ -123,24 +123,24 @@ def test_files_put_where_a_stage_writes_survive_dvc_repro(tmp_path, environment)
 
 def test_the_old_folder_stays_until_the_new_one_is_whole(tmp_path):
     out = tmp_path / "out"
-    with whole(out) as part:
+    with atomic_folder(out) as part:
         (part / "first").touch()
-    with pytest.raises(KeyError), whole(out) as part:
+    with pytest.raises(KeyError), atomic_folder(out) as part:
         (part / "second").touch()
         raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "first"]
-    with whole(out) as part:
+    with atomic_folder(out) as part:
         (part / "third").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "third"]
     out.rename(tmp_path / "out.old")  # as a kill between the two renames leaves it
-    with pytest.raises(KeyError), whole(out):
+    with pytest.raises(KeyError), atomic_folder(out):
         raise KeyError
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "third"]
     link = tmp_path / "link"
     link.symlink_to(out)
     with (
         pytest.raises(SystemExit, match="link: a mount point or a link can't be replaced"),
-        whole(link),
+        atomic_folder(link),
     ):
         pass
     assert (out / "third").exists()

@@ -123,19 +123,19 @@ def contrast(page: Page) -> list[str]:
 
 CONTRAST = """() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
-  const rgba = colour => {
+  const rgba = color => {
     canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = colour;
+    canvas.fillStyle = color;
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = colour => {
-    const [r, g, b] = colour.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  const light = color => {
+    const [r, g, b] = color.map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
     return .2126 * r + .7152 * g + .0722 * b;
   };
   const behind = e => {
-    const colour = rgba(getComputedStyle(e).backgroundColor);
-    return colour[3] === 255 || !e.parentElement ? colour : behind(e.parentElement);
+    const color = rgba(getComputedStyle(e).backgroundColor);
+    return color[3] === 255 || !e.parentElement ? color : behind(e.parentElement);
   };
   const found = new Set(), walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
@@ -325,7 +325,7 @@ def test_a_whole_review_from_first_click_to_metrics(page, base, made, tmp_path, 
         csv.DictReader(next(Path("data/reviews").glob("*.csv")).open(newline="", encoding="utf-8"))
     )
     assert filed[0]["comment"] == 'too "soft", I think; no shadows: rg5'
-    assert [row["artefacts"] for row in filed[:5]] == ["wrong scale", "", "", "", "blur"]
+    assert [row["artifacts"] for row in filed[:5]] == ["wrong scale", "", "", "", "blur"]
     report.main()
     assert "20 ratings by 1 expert" in Path("metrics/report/index.html").read_text()
 

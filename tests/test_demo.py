@@ -1,4 +1,4 @@
-"""The live demo in a real browser: a prompt with its sources, images with their seeds, and a cancelled request that stops."""
+"""The live demo in a real browser: a prompt with its sources, images with their seeds, and a canceled request that stops."""
 
 import os
 import shutil

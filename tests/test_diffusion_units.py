@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.diffusion import checkpoints
-from stages.diffusion.cpu_chunks import Slices
+from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import Latents, allocate, arrays, dihedral
 from stages.diffusion.loss import (
     add_noise,
@@ -15,7 +15,7 @@ from stages.diffusion.loss import (
     target,
 )
 from stages.diffusion.validation import spread
-from stages.runtime.gpu_memory import largest_batch, out_of_memory
+from stages.runtime.gpu_memory import largest_batch, report_out_of_memory
 
 ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
@@ -210,21 +210,21 @@ def test_the_batch_that_fits_is_found(holds, fits):
 )
 def test_out_of_memory_is_one_line_that_says_which_batch_fits(attempt, line):
     with pytest.raises(SystemExit, match=f"error: sampling.batch_size: .*{line}"):
-        with out_of_memory("sampling.batch_size", 32, attempt, "; or less"):
+        with report_out_of_memory("sampling.batch_size", 32, attempt, "; or less"):
             card(31)(32)
     with pytest.raises(ZeroDivisionError):  # other faults are none of its business
-        with out_of_memory("sampling.batch_size", 32, attempt):
+        with report_out_of_memory("sampling.batch_size", 32, attempt):
             raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("count, sizes", [(1, [1]), (16, [16]), (17, [9, 8]), (64, [16] * 4)])
 def test_a_group_is_cut_evenly_on_a_cpu_and_stays_whole_on_a_gpu(count, sizes):
     images = torch.arange(count)
-    assert [len(images[part]) for part in Slices(count, torch.device("cpu")).slices] == sizes
+    assert [len(images[part]) for part in CpuChunks(count, torch.device("cpu")).slices] == sizes
     assert torch.equal(
-        torch.cat(Slices(count, torch.device("cpu")).map(lambda part: images[part])), images
+        torch.cat(CpuChunks(count, torch.device("cpu")).map(lambda part: images[part])), images
     )
-    assert Slices(count, torch.device("cuda")).slices == [slice(0, count)]
+    assert CpuChunks(count, torch.device("cuda")).slices == [slice(0, count)]
 
 
 def test_gradients_of_slices_add_up_to_those_of_the_whole(four_threads):
@@ -245,7 +245,7 @@ def test_gradients_of_slices_add_up_to_those_of_the_whole(four_threads):
         return [total.detach(), *(w.grad for w in weights)]
 
     whole = gradients(lambda: (total := loss(slice(None)), (total / 2).backward())[0])
-    slices = Slices(len(images), torch.device("cpu"))
+    slices = CpuChunks(len(images), torch.device("cpu"))
     assert len(slices.slices) == 3
     parts = [gradients(lambda: slices.backward(loss, weights, 1 / 2)) for _ in range(5)]
     torch.testing.assert_close(parts[0], whole)

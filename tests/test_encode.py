@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, on_threads, run, write_params
 
 from stages import encode, finetune_sd
-from stages.common.artifacts import digest, open_image, read_json, read_rows
+from stages.common.artifacts import decode_image, digest, read_json, read_rows
 from stages.diffusion import models
 from stages.diffusion.latents import dihedral
 
@@ -24,7 +24,8 @@ def test_encoding_once_equals_encoding_directly(encoded):
     assert load_file(encoded / "data/latents/valid.safetensors")["mean"].shape == (6, 1, 4, 8, 8)
     row = read_rows(encoded / "data/imagery/train")[17]
     x = (
-        torch.from_numpy(np.asarray(open_image(row["image"])).copy()).permute(2, 0, 1)[None] / 127.5
+        torch.from_numpy(np.asarray(decode_image(row["image"])).copy()).permute(2, 0, 1)[None]
+        / 127.5
         - 1
     )
     for variant in range(8):
@@ -144,14 +145,14 @@ def test_long_captions_are_counted_and_images_without_any_are_kept(workspace):
     assert read_json(workspace / "metrics/diffusion.json")["truncated_captions"] == 1
 
 
-def test_the_data_sets_own_normalisation_is_undone_when_drawing(workspace):
-    write_params(workspace, encode={"normalisation": "dataset"}, finetune_sd={"epochs": 0.5})
+def test_the_data_sets_own_normalization_is_undone_when_drawing(workspace):
+    write_params(workspace, encode={"normalization": "dataset"}, finetune_sd={"epochs": 0.5})
     assert run(workspace, encode.main)[0] == 0
-    statistics = read_json(workspace / "data/latents/normalisation.json")
+    statistics = read_json(workspace / "data/latents/normalization.json")
     pixels = (
         np.stack(
             [
-                np.asarray(open_image(row["image"]))
+                np.asarray(decode_image(row["image"]))
                 for row in read_rows(workspace / "data/imagery/train")
             ]
         )

@@ -10,21 +10,21 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common.artifacts import IMAGE, png, write_json, write_shards
+from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
-    Labelled,
+    Labeled,
     Outcome,
     TilesModule,
-    read_labelled,
+    read_labeled,
     split,
     train_and_test,
     train_and_test_all,
 )
 from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
 from stages.params import Classifier, load
-from stages.runtime.parallel import cores
+from stages.runtime.parallel import available_cores
 
 REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
 SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
@@ -42,11 +42,11 @@ P = Classifier(
 )
 
 
-def flat(count: int, classes: int = 3, seed: int = 0) -> Labelled:
+def flat(count: int, classes: int = 3, seed: int = 0) -> Labeled:
     """Tiles whose class is their brightness."""
     labels = np.arange(count) % classes
     noise = np.random.default_rng(seed).integers(-20, 20, (count, 32, 32, 3))
-    return Labelled(
+    return Labeled(
         (noise + (60 + 70 * labels)[:, None, None, None]).clip(0, 255).astype(np.uint8), labels
     )
 
@@ -96,7 +96,7 @@ def test_classifiers_trained_side_by_side_are_those_trained_one_by_one():
     short = P.model_copy(update={"epochs": 2})
     asked = [
         (flat(40), flat(30, seed=1), list("abc"), short, seed, None)
-        for seed in range(max(3, cores()))
+        for seed in range(max(3, available_cores()))
     ]
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
@@ -118,8 +118,8 @@ def test_classifiers_trained_side_by_side_are_those_trained_one_by_one():
 def test_shuffled_labels_bring_it_to_chance():
     source, short = flat(90), P.model_copy(update={"epochs": 3})
     outcomes = []
-    for seed in range(6):  # a shuffle may favour a class by luck, six don't
-        shuffled = Labelled(source.images, np.random.default_rng(seed).permutation(source.labels))
+    for seed in range(6):  # a shuffle may favor a class by luck, six don't
+        shuffled = Labeled(source.images, np.random.default_rng(seed).permutation(source.labels))
         outcomes.append(train_and_test(shuffled, flat(60, seed=1), list("abc"), short, seed, None))
     found = pooled(outcomes, "real_test")
     assert found["overall_accuracy_lo"] <= 1 / 3 <= found["overall_accuracy_hi"]
@@ -141,7 +141,7 @@ def test_weights_are_loaded_and_fed_reflectance(tmp_path):
     white = data.plain(image=np.full((32, 32, 3), 255, np.uint8))["image"]
     assert np.allclose(white, 0.3558)  # what ESA draws as white, in units of reflectance
     # Bands B4, B3, B2 are red, green, blue, the order that a PNG is read in: red light is in the first channel alone.
-    red = Labelled(np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1)), np.arange(9) % 3)
+    red = Labeled(np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1)), np.arange(9) % 3)
     shown = TilesModule(red, P, outcome.config["mean"], outcome.config["std"], 0).test[0]["image"]
     assert np.allclose(shown.mean((1, 2)), [200 / 255 * 0.3558, 0, 0])
     save_file(
@@ -209,7 +209,10 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def tile(scene, i):
-        return {"bytes": png(Image.fromarray(render(scene, 0, i, 32, "domain")[0])), "path": None}
+        return {
+            "bytes": encode_png(Image.fromarray(render(scene, 0, i, 32, "domain")[0])),
+            "path": None,
+        }
 
     values = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
     values["classifier"] |= P.model_dump() | {"epochs": 2}
@@ -318,7 +321,7 @@ def test_a_network_of_one_size_is_made_for_ours():
 
 def test_wanted_images_are_drawn_per_class(folder):
     number = {scene: i for i, scene in enumerate(REAL)}
-    tiles, left_out = read_labelled(
+    tiles, left_out = read_labeled(
         "data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed
     )
     assert np.bincount(tiles.labels).tolist() == [5, 2, 10] and left_out == {"airport": 10}

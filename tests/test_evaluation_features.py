@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from stages.common.artifacts import IMAGE, png, read_rows, write_shards
+from stages.common.artifacts import IMAGE, encode_png, read_rows, write_shards
 from stages.embedded.scenes import render
 
 SCENES = ("forest", "lake", "parking")  # easily told apart
@@ -21,7 +21,10 @@ CLASSES = {"forest": "Woody Vegetation", "lake": "Water Body"}
 
 
 def tile(scene: str, i: int, seed: int = 0) -> dict:
-    return {"bytes": png(Image.fromarray(render(scene, seed, i, 32, "domain")[0])), "path": None}
+    return {
+        "bytes": encode_png(Image.fromarray(render(scene, seed, i, 32, "domain")[0])),
+        "path": None,
+    }
 
 
 def tiles(start: int, count: int, seed: int = 0) -> list[dict]:
@@ -100,7 +103,7 @@ def scores() -> tuple[dict, dict]:
 
     fid.main()
     return json.loads(Path("metrics/fid.json").read_text())["scene"], json.loads(
-        Path("metrics/agreement.json").read_text()
+        Path("metrics/caption_agreement.json").read_text()
     )
 
 
@@ -134,17 +137,17 @@ def test_numbers_and_their_floor_base_and_ceiling(here):
         paper["n"] == 20 and paper["fid"] > standard["fid"] and paper["fid_std"] > 0
     )  # fewer images, greater FID
     assert (
-        agreement["text_agreement"] > 0.7
+        agreement["caption_agreement"] > 0.7
         and agreement["ceiling"] > 0.7
         and agreement["class_agreement"] > 0.7
     )
-    assert agreement["text_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
+    assert agreement["caption_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
     assert (
         set(agreement["per_scene"]) == set(SCENES)
         and min(agreement["per_scene"].values()) == agreement["per_scene_min"]
     )
     assert (
-        Path("metrics/plots/agreement_by_scene.csv")
+        Path("metrics/plots/caption_agreement_by_scene.csv")
         .read_text()
         .startswith("scene,tuned,base,real\n")
     )
@@ -169,11 +172,11 @@ def test_a_black_frame_moves_fid_for_a_perfect_generator_too(here):
 
 def rewrite(folder: str, change) -> None:
     """The images of a folder of shards, each through `change`."""
-    from stages.common.artifacts import open_image
+    from stages.common.artifacts import decode_image
 
     rows = read_rows(folder)
     for i, row in enumerate(rows):
-        row["image"] = {"bytes": png(change(open_image(row["image"]), i)), "path": None}
+        row["image"] = {"bytes": encode_png(change(decode_image(row["image"]), i)), "path": None}
     shutil.rmtree(folder)
     write_shards(folder, rows, SCHEMA)
 
@@ -182,9 +185,9 @@ def test_a_generator_that_copies_training_tiles_is_caught(here, monkeypatch, tmp
     """Copies, some of them turned or mirrored: in pixels and in features."""
     shutil.copytree(here, tmp_path / "copy")
     monkeypatch.chdir(tmp_path / "copy")
-    from stages.common.artifacts import open_image
+    from stages.common.artifacts import decode_image
 
-    train = [open_image(row["image"]) for row in read_rows("data/imagery/train", ["image"])]
+    train = [decode_image(row["image"]) for row in read_rows("data/imagery/train", ["image"])]
     features("real", "base", "synthetic")
     for change in (lambda image, i: train[i], lambda image, i: train[i].transpose(i % 7)):
         rewrite("data/samples/tuned", change)
@@ -192,13 +195,13 @@ def test_a_generator_that_copies_training_tiles_is_caught(here, monkeypatch, tmp
         scores()
         images = json.loads(Path("metrics/images.json").read_text())
         assert (
-            images["pixels"]["tuned"]["memorised"] > 0.9
-            and images["pixels"]["synthetic"]["memorised"] < 0.3
+            images["pixels"]["tuned"]["memorized"] > 0.9
+            and images["pixels"]["synthetic"]["memorized"] < 0.3
         )
     rewrite("data/samples/tuned", lambda image, i: train[i])
     features("tuned")
     scores()
-    assert json.loads(Path("metrics/images.json").read_text())["scene"]["tuned"]["memorised"] > 0.9
+    assert json.loads(Path("metrics/images.json").read_text())["scene"]["tuned"]["memorized"] > 0.9
     first = Path("metrics/plots/nearest_training.csv").read_text().splitlines()[1].split(",")
     assert int(first[0].split("_")[1][:-4]) - 150 == int(
         first[1].split("_")[1][:-4]
@@ -209,13 +212,13 @@ def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
     """Every set went through the same renderer; then one is compressed, or scaled down and up again."""
     import io
 
-    from stages.common.artifacts import open_image
-    from stages.evaluation.compression_artifacts import mismatch
+    from stages.common.artifacts import decode_image
+    from stages.evaluation.compression_artifacts import compression_artifacts
     from stages.evaluation.extractors import Pixels
     from stages.evaluation.networks import pixels
 
     def look(images) -> dict:
-        rows = [{"image": {"bytes": png(image), "path": None}} for image in images]
+        rows = [{"image": {"bytes": encode_png(image), "path": None}} for image in images]
         return {key: value.numpy() for key, value in Pixels()(pixels(rows)).items()}
 
     def jpeg(image):
@@ -224,17 +227,20 @@ def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
         return Image.open(sink)
 
     real, other = (
-        [open_image(row["image"]) for row in read_rows(f"data/imagery/{split}", ["image"])]
+        [decode_image(row["image"]) for row in read_rows(f"data/imagery/{split}", ["image"])]
         for split in ("train", "test")
     )
-    assert mismatch(look(real), look(other), "test")["warned"] == 0 and not capsys.readouterr().err
-    found = mismatch(look(real), look([jpeg(image) for image in other]), "samples")
+    assert (
+        compression_artifacts(look(real), look(other), "test")["warned"] == 0
+        and not capsys.readouterr().err
+    )
+    found = compression_artifacts(look(real), look([jpeg(image) for image in other]), "samples")
     assert found["warned"] == 1 and "samples: warning: compressed" in capsys.readouterr().err
     small = [
         image.resize((20, 20), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC)
         for image in other
     ]
-    found = mismatch(look(real), look(small), "samples")
+    found = compression_artifacts(look(real), look(small), "samples")
     assert found["warned"] == 1 and "samples: warning: 0." in capsys.readouterr().err
 
 
@@ -265,7 +271,7 @@ def test_a_label_shuffle_brings_agreement_to_chance(here, monkeypatch, tmp_path)
     write_shards("data/samples/tuned", shifted, SCHEMA)
     features("real", "tuned", "base", "synthetic")
     distances, agreement = scores()
-    assert agreement["text_agreement_lo"] < 1 / 3 < agreement["text_agreement_hi"]
+    assert agreement["caption_agreement_lo"] < 1 / 3 < agreement["caption_agreement_hi"]
     assert (
         distances["standard"]["fid"] < distances["standard"]["fid_base"] / 3
     )  # the images themselves are as good

@@ -5,10 +5,15 @@ import pytest
 
 from stages.evaluation.caption_agreement import clip_agreement
 from stages.evaluation.frechet import at_infinity, curve, distance, fid, gaussian
-from stages.evaluation.intervals import around, halves, wilson
+from stages.evaluation.intervals import confidence_interval, half_subsamples, wilson
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.manifold import manifold
-from stages.evaluation.memorization import SIDE, memorised, nearest, nearest_turned
+from stages.evaluation.memorization import (
+    SIDE,
+    memorized,
+    nearest_neighbors,
+    nearest_neighbors_dihedral,
+)
 from stages.evaluation.sinkhorn import sinkhorn
 
 
@@ -134,7 +139,9 @@ def test_interval_from_halves_contains_the_truth():
     for i in range(200):
         rng = np.random.default_rng(i)
         x = rng.normal(size=200)
-        lo, hi = around(x.mean(), [x[half].mean() for half in halves(200, 30, rng)], 200)
+        lo, hi = confidence_interval(
+            x.mean(), [x[half].mean() for half in half_subsamples(200, 30, rng)], 200
+        )
         hits += lo <= 0 <= hi
         widths.append(hi - lo)
     assert hits >= 180
@@ -142,7 +149,7 @@ def test_interval_from_halves_contains_the_truth():
 
 
 def test_halves_draw_without_replacement():
-    for half in halves(11, 5, np.random.default_rng(0)):
+    for half in half_subsamples(11, 5, np.random.default_rng(0)):
         assert len(half) == len(set(half.tolist())) == 5
 
 
@@ -156,8 +163,11 @@ def test_floor_of_random_halvings_lies_in_the_interval():
         a, b = x[order[:500]], x[order[500:]]
         values.append(fid(a, b))
         if number == 0:
-            spread = [fid(a[i], b[j]) for i, j in zip(halves(500, 20, rng), halves(500, 20, rng))]
-            lo, hi = around(values[0], spread, 500, low=0, again=True)
+            spread = [
+                fid(a[i], b[j])
+                for i, j in zip(half_subsamples(500, 20, rng), half_subsamples(500, 20, rng))
+            ]
+            lo, hi = confidence_interval(values[0], spread, 500, low=0, again=True)
     assert sum(lo <= value <= hi for value in values[1:]) >= 18
 
 
@@ -167,9 +177,9 @@ def test_interval_of_a_repetition_holds_what_another_sample_gives():
     for i in range(300):
         rng = np.random.default_rng(i)
         x, other = rng.normal(size=(2, 200))
-        means = [x[half].mean() for half in halves(200, 30, rng)]
+        means = [x[half].mean() for half in half_subsamples(200, 30, rng)]
         for again in (True, False):
-            lo, hi = around(x.mean(), means, 200, again=again)
+            lo, hi = confidence_interval(x.mean(), means, 200, again=again)
             hits += again and lo <= other.mean() <= hi
             narrow += not again and lo <= other.mean() <= hi
     assert 0.92 < hits / 300 < 0.98 and narrow / 300 < 0.9
@@ -250,7 +260,7 @@ def test_nearest_training_image_by_hand(monkeypatch):
     full = np.linalg.norm(x[:, None].astype(np.float64) - train[None], axis=2)
     for block in (1024, 7):
         monkeypatch.setattr("stages.evaluation.memorization.BLOCK", block)
-        distances, places = nearest(x, train)
+        distances, places = nearest_neighbors(x, train)
         assert np.allclose(distances, full.min(1)) and (places == full.argmin(1)).all()
 
 
@@ -261,28 +271,30 @@ def test_a_turned_or_mirrored_copy_is_found():
         copies = (
             np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3)) + 1
         )  # a grey level off
-        distances, places = nearest_turned(copies.reshape(12, -1), train.reshape(12, -1))
+        distances, places = nearest_neighbors_dihedral(
+            copies.reshape(12, -1), train.reshape(12, -1)
+        )
         assert np.allclose(distances, 1, atol=1e-3) and (places == np.arange(12)).all()
 
 
 def test_a_copying_generator_is_caught_and_a_fair_one_is_not():
     train, held_out = draws(400, 8, 0), draws(200, 8, 1)
-    real, _ = nearest(held_out, train)
+    real, _ = nearest_neighbors(held_out, train)
     rng = np.random.default_rng(2)
     copies = train[rng.integers(0, 400, 150)] + 0.01 * rng.normal(size=(150, 8))
-    assert memorised(nearest(copies, train)[0], real)["memorised"] > 0.9
-    fair = memorised(nearest(draws(150, 8, 3), train)[0], real)
-    assert fair["memorised"] < 0.06 and fair["memorised_lo"] <= 0.01 <= fair["memorised_hi"]
+    assert memorized(nearest_neighbors(copies, train)[0], real)["memorized"] > 0.9
+    fair = memorized(nearest_neighbors(draws(150, 8, 3), train)[0], real)
+    assert fair["memorized"] < 0.06 and fair["memorized_lo"] <= 0.01 <= fair["memorized_hi"]
     # The test set itself holds copies of training images: only exact ones count then.
     real[:20] = 0
-    assert memorised(np.array([0, 0.5, 1]), real)["memorised"] == pytest.approx(1 / 3)
+    assert memorized(np.array([0, 0.5, 1]), real)["memorized"] == pytest.approx(1 / 3)
 
 
 def test_mode_collapse_is_caught():
     """Twenty classes; the generator draws one: recall and coverage fall below 0.1, precision does not."""
-    centres = 6 * draws(20, 16, 0)
-    real, good = (np.repeat(centres, 15, 0) + draws(300, 16, seed) for seed in (1, 2))
-    collapsed = centres[:1] + draws(300, 16, 3)
+    centers = 6 * draws(20, 16, 0)
+    real, good = (np.repeat(centers, 15, 0) + draws(300, 16, seed) for seed in (1, 2))
+    collapsed = centers[:1] + draws(300, 16, 3)
     found = manifold(real, collapsed)
     assert found["recall"] < 0.1 and found["coverage"] < 0.1 and found["precision"] > 0.5
     assert min(manifold(real, good)[name] for name in ("recall", "coverage")) > 0.5

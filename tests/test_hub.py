@@ -16,7 +16,7 @@ from hub_server import serve
 from PIL import Image
 from safetensors.numpy import save
 
-from stages.common.artifacts import IMAGE, png, write_shards
+from stages.common.artifacts import IMAGE, encode_png, write_shards
 from stages.params import LULC_CLASSES
 
 EMBEDDED = REPOSITORY / "stages/embedded/models"
@@ -49,14 +49,14 @@ def run(tmp_path_factory) -> Path:
     for name in ("config.json", "context.json", "model.safetensors"):
         (folder / "models/classifier/lulc" / name).write_text("{}")
     for name, source in {
-        "data/imagery": {"source": "path:/home/somebody/tiles", "licence": None},
-        "data/papers": {"source": "hub:owner/papers@abc", "licence": "cc-by-4.0"},
+        "data/imagery": {"source": "path:/home/somebody/tiles", "license": None},
+        "data/papers": {"source": "hub:owner/papers@abc", "license": "cc-by-4.0"},
         **{
-            f"models/base/{role}": {"source": "embedded", "licence": None}
+            f"models/base/{role}": {"source": "embedded", "license": None}
             for role in ("diffusion", "language", "embedder")
         },
         **{
-            f"models/base/{role}": {"source": "none", "licence": None}
+            f"models/base/{role}": {"source": "none", "license": None}
             for role in ("writer", "classifier")
         },
     }.items():
@@ -64,7 +64,10 @@ def run(tmp_path_factory) -> Path:
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
     rows = [
         {
-            "image": {"bytes": png(Image.new("RGB", (8, 8), (i, 90, 9))), "path": f"{i}.png"},
+            "image": {
+                "bytes": encode_png(Image.new("RGB", (8, 8), (i, 90, 9))),
+                "path": f"{i}.png",
+            },
             "label": label,
             "prompt": f"a {label}",
         }
@@ -296,7 +299,7 @@ def test_a_dropped_connection_is_resumed_where_it_broke_off(hub, client, publish
         f"bytes={20 * 2**20}-",
     ]
     source = json.loads((place / "models/base/diffusion/SOURCE.json").read_text())
-    assert source["commit"] == hub.commit("owner/model") and source["licence"] == "cc-by-4.0"
+    assert source["commit"] == hub.commit("owner/model") and source["license"] == "cc-by-4.0"
 
 
 def test_a_download_that_failed_goes_on_with_the_files_that_are_missing(

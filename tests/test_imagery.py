@@ -16,7 +16,7 @@ import yaml
 from PIL import Image, ImageFilter
 
 from stages import fetch_imagery
-from stages.common.artifacts import IMAGE, open_image, png, read_json, read_rows
+from stages.common.artifacts import IMAGE, decode_image, encode_png, read_json, read_rows
 from stages.imagery.decoding import deep, tile
 from stages.imagery.readers import sentences
 from stages.imagery.splits import carve, near_duplicates, share
@@ -26,7 +26,7 @@ REPO = Path(__file__).parents[1]
 
 
 def picture(seed: int, size: int = 40) -> Image.Image:
-    """A smooth coloured picture, unlike any other seed's."""
+    """A smooth colored picture, unlike any other seed's."""
     noise = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
@@ -307,7 +307,7 @@ def test_parquet_with_bad_items_and_own_splits(tmp_path):
     assert (
         lake["scene"] == "lake"
         and lake["captions"] == ["a lake number 0"]
-        and open_image(lake["image"]).size == (32, 32)
+        and decode_image(lake["image"]).size == (32, 32)
     )
     assert {row["scene"] for row in rows["test"]} == {"river"}
     source = read_json(tmp_path / "a/data/imagery/SOURCE.json")
@@ -548,4 +548,4 @@ def test_real_rsicd(tmp_path):
         report["kept"]["test"] == 500 == report["kept"]["train"] + report["kept"]["valid"]
         and report["scenes"] == 30
     )
-    assert png(open_image(rows_of(tmp_path / "a")["test"][0]["image"]))
+    assert encode_png(decode_image(rows_of(tmp_path / "a")["test"][0]["image"]))

@@ -95,7 +95,7 @@ def test_not_a_stage_of_several_processes(probe, words):
     [
         ({}, []),
         ({"method: full": "method: lora"}, ["peft"]),
-        ({"optimiser: adamw ": "optimiser: adamw8bit "}, ["bitsandbytes"]),
+        ({"optimizer: adamw ": "optimizer: adamw8bit "}, ["bitsandbytes"]),
     ],
 )
 def test_libraries_that_a_stage_has_no_use_for_are_hidden_from_it(probe, changed, found):

@@ -230,7 +230,7 @@ def test_none_and_embedded(fetch):
     for role in ("diffusion", "writer", "classifier", "vision"):
         assert json.loads(fetch(role, "none")["SOURCE.json"]) == {
             "source": "none",
-            "licence": None,
+            "license": None,
             "files": {},
         }
     for role in ("language", "embedder"):
@@ -309,11 +309,11 @@ def test_vision_folder(fetch, tmp_path):
 def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
     snapshot = language(tmp_path / "snapshot")
     monkeypatch.setattr(
-        sources, "hub", lambda *_: (snapshot, {"repo": "a/b", "commit": "c0ffee", "licence": "mit"})
+        sources, "hub", lambda *_: (snapshot, {"repo": "a/b", "commit": "c0ffee", "license": "mit"})
     )
     fetch("language", "hub:a/b@v1")
     source = read_json("models/base/language/SOURCE.json")
-    assert (source["source"], source["commit"], source["licence"]) == (
+    assert (source["source"], source["commit"], source["license"]) == (
         "hub:a/b@v1",
         "c0ffee",
         "mit",
@@ -332,21 +332,21 @@ def test_what_a_library_leaves_out_itself_is_not_missing(tmp_path):
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, CLIPTextModel, GPT2Config, GPT2LMHeadModel
 
-    from stages.runtime.pretrained import load_whole
+    from stages.runtime.pretrained import load_pretrained
 
     settings = GPT2Config(
         n_embd=8, n_layer=1, n_head=1, vocab_size=16, bos_token_id=0, eos_token_id=0
     )
     GPT2LMHeadModel(settings).save_pretrained(tmp_path / "gpt2")
     assert "lm_head.weight" not in load_file(tmp_path / "gpt2/model.safetensors")
-    load_whole(AutoModelForCausalLM, tmp_path / "gpt2")
+    load_pretrained(AutoModelForCausalLM, tmp_path / "gpt2")
 
     shutil.copytree(fetch_model.EMBEDDED / "diffusion/text_encoder", tmp_path / "old/text_encoder")
-    now = load_whole(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
+    now = load_pretrained(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
     older = {f"text_model.{name}": value.clone() for name, value in now.items()}
     older["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(older, tmp_path / "old/text_encoder/model.safetensors", {"format": "pt"})
-    old = load_whole(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
+    old = load_pretrained(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
     assert all(torch.equal(value, old[name]) for name, value in now.items())
 
 
@@ -368,12 +368,12 @@ def test_what_a_library_leaves_out_itself_is_not_missing(tmp_path):
 def test_a_config_that_is_not_the_weights_ends_in_one_line(tmp_path, wrong, line):
     from transformers import AutoModelForCausalLM
 
-    from stages.runtime.pretrained import load_whole
+    from stages.runtime.pretrained import load_pretrained
 
     folder = shutil.copytree(fetch_model.EMBEDDED / "language", tmp_path / "language")
     text(folder / "config.json", read_json(folder / "config.json") | wrong)
     with pytest.raises(SystemExit) as end:
-        load_whole(AutoModelForCausalLM, folder)
+        load_pretrained(AutoModelForCausalLM, folder)
     assert str(end.value).startswith(f"error: {folder}: {line}") and "\n" not in str(end.value)
 
 

@@ -250,7 +250,7 @@ def test_metrics_have_their_names_and_are_finite(smoke):
     assert {"fid", "fid_floor", "fid_base", "kid_x1000", "precision", "recall", "n"} <= set(
         read["fid"]["scene"]["standard"]
     )
-    assert {"text_agreement", "ceiling"} <= set(read["agreement"])
+    assert {"caption_agreement", "ceiling"} <= set(read["caption_agreement"])
     for key in ("lulc", "scenes"):
         for part in ("synthetic_test", "real_test"):
             assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(
@@ -414,8 +414,8 @@ def test_committed_metrics_keep_the_demos_promises():
     read = {
         file.stem: json.loads(file.read_text()) for file in (REPOSITORY / "metrics").glob("*.json")
     }
-    agreement, fid = read["agreement"], read["fid"]["scene"]["standard"]
-    assert agreement["text_agreement"] >= 0.85
+    agreement, fid = read["caption_agreement"], read["fid"]["scene"]["standard"]
+    assert agreement["caption_agreement"] >= 0.85
     assert fid["fid"] <= fid["fid_base"] / 3
     assert read["classify_lulc"]["real_test"]["overall_accuracy"] >= 0.65
     assert (

@@ -336,12 +336,12 @@ def test_refused_and_missing_parts_are_said(made, tmp_path, monkeypatch):
     (tmp_path / "run/metrics/plots/accuracy_by_class_lulc.csv").write_text("class,accuracy,n\n")
     report.main()
     assert "refused: 5 images, 8 needed" in Path("metrics/table.md").read_text()
-    Path("metrics/agreement.json").unlink()
-    with pytest.raises(SystemExit, match="metrics/agreement.json: missing"):
+    Path("metrics/caption_agreement.json").unlink()
+    with pytest.raises(SystemExit, match="metrics/caption_agreement.json: missing"):
         report.main()
 
 
-def test_chart_text_is_text_and_colours_are_the_pages():
+def test_chart_text_is_text_and_colors_are_the_pages():
     drawn = charts.bars(
         "a chart", ["<i>", "$x_1$"], {"one": [0.5, 1.0], "two": [0.0, 0.25]}, "share"
     )

@@ -28,7 +28,7 @@ def outputs(folder):
 
 
 def kill_at(step):
-    """finetune_sd, killed as the power would at the beginning of an optimiser step, the checkpoint before it being on disk."""
+    """finetune_sd, killed as the power would at the beginning of an optimizer step, the checkpoint before it being on disk."""
     rate = finetune_sd.learning_rate
 
     def learning_rate(now, *rest):
@@ -130,7 +130,7 @@ def test_another_param_never_resumes_a_stale_checkpoint(workspace):
 
 
 def test_small_memory_options_learn_and_resume_too(workspace, tmp_path):
-    options = {"epochs": 2, "optimiser": "adamw8bit", "gradient_checkpointing": True}
+    options = {"epochs": 2, "optimizer": "adamw8bit", "gradient_checkpointing": True}
     write_params(workspace, finetune_sd=options)
     copy = shutil.copytree(workspace, tmp_path / "copy")
     assert run(workspace, finetune_sd.main)[0] == 0

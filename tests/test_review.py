@@ -159,7 +159,7 @@ def test_a_class_without_real_tiles_is_not_asked(made, tmp_path, monkeypatch):
 def test_ratings_come_back_from_a_spreadsheet(filing, delimiter, end, mark):
     """BOM, semicolons, tabs, CRLF, blank lines, spaces and 4.0 are repaired; the answers are added from the key."""
     rows = given(
-        t0={"realism": "4.0", "artefacts": "blur;wrong scale", "comment": 'grey, "soft"; é'},
+        t0={"realism": "4.0", "artifacts": "blur;wrong scale", "comment": 'grey, "soft"; é'},
         t1={"answer": " real "},
     )
     review.main(
@@ -197,7 +197,7 @@ BAD = [
     ({"answer": "fake"}, "answer is 'fake', not real or generated"),
     ({"rater": " "}, "rater is blank"),
     ({"label_answer": "Beach"}, "label_answer is 'Beach', not blank or one of"),
-    ({"artefacts": "blur;ugly"}, "artefacts has 'ugly'"),
+    ({"artifacts": "blur;ugly"}, "artifacts has 'ugly'"),
     ({"tile": "t9"}, "tile is 't9', which is none of this run's 6"),
     ({"tile": "t0"}, "Ada rated tile t0 already in ratings.csv:2"),
     ({"run": "rother"}, f"run is 'rother', the key here is of {RUN}"),
@@ -281,7 +281,7 @@ def test_ratings_of_other_images_are_left_out(filing):
 
 
 def test_known_ratings_give_known_numbers(filing):
-    """Realism by tile with Student's interval, detection with Wilson's, artefacts by class."""
+    """Realism by tile with Student's interval, detection with Wilson's, artifacts by class."""
     review.main(
         "add",
         str(
@@ -291,8 +291,8 @@ def test_known_ratings_give_known_numbers(filing):
                     t0={"realism": "1"},
                     t2={"realism": "3"},
                     t4={"realism": "3", "answer": "generated"},
-                    t1={"label_answer": "Bare Land", "artefacts": "blur"},
-                    t3={"answer": "real", "artefacts": "blur;wrong scale"},
+                    t1={"label_answer": "Bare Land", "artifacts": "blur"},
+                    t3={"answer": "real", "artifacts": "blur;wrong scale"},
                 ),
             )
         ),
@@ -322,14 +322,14 @@ def test_known_ratings_give_known_numbers(filing):
             1.959964 * math.sqrt(bound * (1 - bound) / 7), rel=1e-6
         )
     assert found["class_agreement"] == pytest.approx(6 / 7) and found["class_agreement_n"] == 7
-    assert found["artefacts"]["generated"]["Snow Ice"] == {
+    assert found["artifacts"]["generated"]["Snow Ice"] == {
         "repetition": 0,
         "blur": 1,
         "deformation": 0,
         "wrong_scale": 0.5,
         "n": 2,
     }
-    assert found["artefacts"]["real"]["Bare Land"]["n"] == 3
+    assert found["artifacts"]["real"]["Bare Land"]["n"] == 3
     assert "alpha_answer" not in found, "one shared tile, one answer: not defined"
 
 

@@ -12,7 +12,7 @@ import torch
 from tiny_diffusion import on_threads, run, write_params
 
 from stages import features, generate, sample, train_scene
-from stages.common.artifacts import digest, open_image, read_rows
+from stages.common.artifacts import decode_image, digest, read_rows
 from stages.diffusion import models, sampler
 
 
@@ -25,7 +25,7 @@ def sampled(encoded, tmp_path_factory):
 
 
 def pictures(folder):
-    return np.stack([np.asarray(open_image(row["image"])) for row in read_rows(folder)])
+    return np.stack([np.asarray(decode_image(row["image"])) for row in read_rows(folder)])
 
 
 def test_a_sample_per_real_image_with_its_own_caption(sampled):

@@ -97,7 +97,7 @@ def test_captions_name_their_scene():
     assert len(vocabulary) < 300
 
 
-def test_both_looks_share_captions_and_layout_but_not_colour():
+def test_both_looks_share_captions_and_layout_but_not_color():
     gap = []
     for index in range(120):
         scene = SCENES[index % 12]

@@ -69,9 +69,9 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setattr(arxiv, "BLOCK", 100)
     (tmp_path / "out").mkdir()
 
-    def run(**behaviour):
+    def run(**behavior):
         behave.clear(), asked.clear()
-        behave.update(behaviour)
+        behave.update(behavior)
         text = "id,title\n" + "".join(f'{name},"{TITLE}"\n' for name in behave)
         (tmp_path / "list.csv").write_text(text)
         files, failed = arxiv.download(tmp_path / "list.csv", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Fine-tuning the language model: the end token is learnt, perplexity is what its definition says, a killed run goes on."""
+"""Fine-tuning the language model: the end token is learned, perplexity is what its definition says, a killed run goes on."""
 
 import shutil
 from pathlib import Path

@@ -64,9 +64,9 @@ def test_headings_stand_alone():
     assert "The look" in sentences.sentences(sentences.flow(lines))
 
 
-def test_normalise_and_hyphens():
+def test_normalize_and_hyphens():
     assert (
-        clean.normalise("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
+        clean.normalize("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
     )
     assert clean.join_hyphens(["an im-", "perative need"]) == ["an imperative", "need"]
     kept = clean.join_hyphens(["a self-supervised model is self-", "supervised"])

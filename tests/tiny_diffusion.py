@@ -1,4 +1,4 @@
-"""A randomly initialised StableDiffusionPipeline folder and a few coloured tiles, for tests that need no trained model."""
+"""A randomly initialized StableDiffusionPipeline folder and a few colored tiles, for tests that need no trained model."""
 
 import io
 import json
@@ -107,7 +107,7 @@ def make_pipeline(
 
 
 def make_imagery(folder: Path, counts: dict[str, int], size: int = 32) -> Path:
-    """Tiles of one colour and a bright corner, two captions each, in `folder/{split}`."""
+    """Tiles of one color and a bright corner, two captions each, in `folder/{split}`."""
     for split, count in counts.items():
         rows = []
         for i in range(count):

@@ -9,15 +9,15 @@ import json
 import re
 import subprocess
 
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 
 def main() -> None:
     done = dvc("repro", "--dry", "--allow-missing")
     if done.returncode:
-        fail(f"lock: dvc repro --dry: {done.stderr}")
+        exit_with_error(f"lock: dvc repro --dry: {done.stderr}")
     if stale := re.findall(r"Running stage '([^']+)'", done.stdout):
-        fail(
+        exit_with_error(
             f"lock: {', '.join(stale)}: changed since the run in dvc.lock; run `dvc repro` and commit what it changes"
         )
     print("lock: dvc.lock agrees with the pipeline")
@@ -27,9 +27,9 @@ def main() -> None:
     # Exits 0 whatever it finds: its JSON tells.
     done = dvc("data", "status", "--not-in-remote", "--json")
     if done.returncode:
-        fail(f"lock: the remote cannot be read: {done.stderr}")
+        exit_with_error(f"lock: the remote cannot be read: {done.stderr}")
     if absent := json.loads(done.stdout).get("not_in_remote"):
-        fail(f"lock: not in the remote: {', '.join(absent)}; run `dvc push`")
+        exit_with_error(f"lock: not in the remote: {', '.join(absent)}; run `dvc push`")
     print("lock: everything that it names is in the remote")
 
 

@@ -5,7 +5,7 @@
 reads   sampling, prompt, seed; models/diffusion, models/start, models/index and what the prompt writer needs
 
 The same sampler, retriever, writer and checks as the pipeline's: a prompt, its negative prompt, seed, steps and guidance give
-the image of the report (to rounding). One request at a time; a cancelled one stops before its next denoising step.
+the image of the report (to rounding). One request at a time; a canceled one stops before its next denoising step.
 """
 
 import html
@@ -18,12 +18,12 @@ import gradio as gr
 import torch
 from PIL import Image
 
-from stages.diffusion.cpu_chunks import Slices
+from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.models import start_folder
 from stages.diffusion.sampler import Sampler
 from stages.params import LULC_CLASSES, Params, load
 from stages.prompt import BASE, INDEX, make_writer
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 from stages.text import checks
 from stages.text.prompt_writing import Asking
 from stages.text.retrieval import Retriever
@@ -33,7 +33,7 @@ MOST = 9  # images of one request
 
 
 class Stopped(Exception):
-    """The visitor who asked has cancelled, or left."""
+    """The visitor who asked has canceled, or left."""
 
 
 class Studio:
@@ -72,7 +72,7 @@ class Studio:
                 f"The seed is a whole number from 0 to {2**63 - 1}, or nothing for a random one."
             )
         seeds = [(int(seed) + i) % 2**63 for i in range(count)]
-        with self.lock:  # a cancelled request may still be in its last step
+        with self.lock:  # a canceled request may still be in its last step
             self.visitor, self.done, self.progress = request.session_hash, 0, progress
             self.stop.clear()
             self.sampler.settings = self.p.sampling.model_copy(
@@ -80,7 +80,7 @@ class Studio:
             )
             self.sampler.scheduler.set_timesteps(steps)  # PNDM takes one more than it is asked for
             self.total = len(self.sampler.scheduler.timesteps) * len(
-                Slices(count, self.sampler.device).slices
+                CpuChunks(count, self.sampler.device).slices
             )
             try:
                 images = self.sampler.draw([prompt] * count, [negative] * count, seeds)
@@ -180,7 +180,7 @@ def page(studio: Studio) -> gr.Blocks:
 def main() -> None:
     for path in (MODEL / "unet", INDEX / "passages.parquet"):
         if not path.exists():
-            fail(
+            exit_with_error(
                 f"{path}: missing; `dvc repro prompt finetune_sd` makes it, `dvc pull models` fetches it"
             )
     page(Studio(load())).launch(footer_links=[], ssr_mode=False)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.reporting.comparable import differences
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 from tools.git import git
 
 # Which way is better, by a key's last part. The change of a key that is not here is an arrow, called neither better nor worse.
@@ -35,7 +35,7 @@ BETTER = {
             "validation_loss",
             "perplexity",
             "bits_per_character",
-            "memorised",
+            "memorized",
             "self_bleu",
         ),
         "lower",
@@ -46,7 +46,7 @@ BETTER = {
             "recall",
             "density",
             "coverage",
-            "text_agreement",
+            "caption_agreement",
             "class_agreement",
             "overall_accuracy",
             "average_accuracy",
@@ -68,7 +68,7 @@ HEADLINES = {
         "standard.precision",
         "standard.recall",
     ),
-    "metrics/agreement.json": ("text_agreement",),
+    "metrics/caption_agreement.json": ("caption_agreement",),
     "metrics/classify_lulc.json": ("real_test.overall_accuracy", "synthetic_test.overall_accuracy"),
     "metrics/classify_scenes.json": ("real_test.overall_accuracy",),
     "metrics/diffusion.json": ("validation_loss",),
@@ -82,7 +82,7 @@ CURVES = {
 
 def main(base: str) -> None:
     if git("rev-parse", "--verify", "--quiet", f"{base}^{{commit}}") is None:
-        fail(
+        exit_with_error(
             f"diff: {base} is no revision of this repository; a shallow clone lacks history (fetch-depth: 0)"
         )
     print(
@@ -248,7 +248,7 @@ def dvc(kind: str, base: str, *options: str) -> dict:
         ["dvc", kind, "diff", "--json", *options, base], capture_output=True, text=True
     )
     if done.returncode:
-        fail(f"diff: dvc {kind} diff {base}: {done.stderr.strip().splitlines()[-1]}")
+        exit_with_error(f"diff: dvc {kind} diff {base}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout or "{}")
 
 

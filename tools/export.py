@@ -1,4 +1,4 @@
-"""Artefacts in the forms other tools read.
+"""Artifacts in the forms other tools read.
 
     python -m tools.export imagefolder train out/
     python -m tools.export llm out/
@@ -20,10 +20,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from stages.common.artifacts import replace, stream_rows
-from stages.runtime.errors import fail
-from stages.runtime.pretrained import load_whole
-from stages.runtime.progress import progress, say
+from stages.common.artifacts import stream_rows, write_atomically
+from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import load_pretrained
+from stages.runtime.progress import log, progress_bar
 
 IMAGERY = Path("data/imagery")
 LANGUAGE, LLM = Path("models/base/language"), Path("models/llm")
@@ -32,12 +32,14 @@ LANGUAGE, LLM = Path("models/base/language"), Path("models/llm")
 def imagefolder(split: str, folder: str) -> None:
     """Write a split of data/imagery as an image folder. The target must be new or empty."""
     if not (IMAGERY / split).is_dir():
-        fail(
+        exit_with_error(
             f"export: no split {split!r} in {IMAGERY}; run `dvc repro fetch_imagery`, or choose train, valid or test"
         )
     target = _empty(folder)
     lines, taken = [], set()
-    for number, row in enumerate(progress(stream_rows(IMAGERY / split), what=split, unit="tile")):
+    for number, row in enumerate(
+        progress_bar(stream_rows(IMAGERY / split), what=split, unit="tile")
+    ):
         # A file name is data: it must not lead out of the folder.
         stem = re.sub(
             r"[^\w.-]", "_", re.sub(r"\.(png|jpe?g|tiff?)$", "", row["filename"], flags=re.I)
@@ -60,19 +62,19 @@ def imagefolder(split: str, folder: str) -> None:
             )
             + "\n"
         )
-    replace(target / "metadata.jsonl", "".join(lines).encode())
+    write_atomically(target / "metadata.jsonl", "".join(lines).encode())
 
 
 def llm(folder: str) -> None:
     """Write models/base/language with the adapter models/llm merged in, and its tokenizer. The target must be new or empty."""
     if not (LLM / "adapter_config.json").exists():
-        fail(f"export: no adapter in {LLM}; run `dvc repro finetune_llm`")
+        exit_with_error(f"export: no adapter in {LLM}; run `dvc repro finetune_llm`")
     target = _empty(folder)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # From the unquantized base: merging into 4-bit weights would round the adapter away.
-    base = load_whole(AutoModelForCausalLM, LANGUAGE)
+    base = load_pretrained(AutoModelForCausalLM, LANGUAGE)
     PeftModel.from_pretrained(base, LLM).merge_and_unload().save_pretrained(target)
     AutoTokenizer.from_pretrained(LANGUAGE).save_pretrained(target)
 
@@ -85,13 +87,15 @@ def hub(owner: str, folder: str | None = None) -> None:
     if missing := [
         kind["path"] for kind in folders.KINDS.values() if not Path(kind["path"]).exists()
     ]:
-        fail(f"export: {missing[0]} is missing; run `dvc repro` or `dvc pull {missing[0]}`")
+        exit_with_error(
+            f"export: {missing[0]} is missing; run `dvc repro` or `dvc pull {missing[0]}`"
+        )
     commit, classes = (
         published_commit([kind["path"] for kind in folders.KINDS.values()], strict=folder is None),
         list(load().classes),
     )
     if folder is None and not os.environ.get("HF_TOKEN"):
-        fail(
+        exit_with_error(
             "export: set HF_TOKEN in the environment to a token that may write (or look first: --dry-run <folder>)"
         )
     with tempfile.TemporaryDirectory() as temporary:
@@ -100,7 +104,7 @@ def hub(owner: str, folder: str | None = None) -> None:
             folders.write(name, place / name, commit, classes, merge=llm)
         if folder is None:
             for name, kind in folders.KINDS.items():
-                say(f"export: {upload(f'{owner}/{name}', kind['type'], place / name, commit)}")
+                log(f"export: {upload(f'{owner}/{name}', kind['type'], place / name, commit)}")
 
 
 def published_commit(paths: list[str], strict: bool) -> str:
@@ -109,7 +113,7 @@ def published_commit(paths: list[str], strict: bool) -> str:
     def told(*command: str) -> str:
         done = subprocess.run(command, text=True, capture_output=True)
         if done.returncode:
-            fail(f"export: {' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
+            exit_with_error(f"export: {' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
         return done.stdout
 
     commit = told("git", "rev-parse", "HEAD").strip()
@@ -127,7 +131,7 @@ def published_commit(paths: list[str], strict: bool) -> str:
     ]
     changed += [path for path in touched if path in paths]
     if changed and strict:
-        fail(
+        exit_with_error(
             f"export: {changed[0]} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit"
         )
     return f"{commit} (with uncommitted changes)" if changed else commit
@@ -150,13 +154,13 @@ def upload(repo: str, kind: str, folder: Path, commit: str) -> str:
             delete_patterns="*",
         )
     except HFValidationError:
-        fail(f"export: {repo} is no name of a repository on the hub")
+        exit_with_error(f"export: {repo} is no name of a repository on the hub")
     except (HfHubHTTPError, httpx2.HTTPError) as fault:
         status = getattr(getattr(fault, "response", None), "status_code", None)
         why = {401: "HF_TOKEN is not valid", 403: "HF_TOKEN may not write there"}.get(
             status, str(fault).partition("\n")[0]
         )
-        fail(
+        exit_with_error(
             f"export: {repo} was not uploaded: {why}. Run it again: what the hub has already is not sent twice"
         )
     return str(address)
@@ -165,7 +169,7 @@ def upload(repo: str, kind: str, folder: Path, commit: str) -> str:
 def _empty(folder: str) -> Path:
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        fail(f"export: {folder} exists and is not an empty folder")
+        exit_with_error(f"export: {folder} exists and is not an empty folder")
     target.mkdir(parents=True, exist_ok=True)
     return target
 
@@ -181,7 +185,7 @@ def main(form: str = "", *arguments: str) -> None:
         case "hub", (owner, "--dry-run", folder):
             hub(owner, folder)
         case _:
-            fail(
+            exit_with_error(
                 "export: use `python -m tools.export imagefolder <split> <folder>`, `... llm <folder>` or "
                 "`... hub <owner> [--dry-run <folder>]`"
             )

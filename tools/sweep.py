@@ -18,14 +18,14 @@ from pathlib import Path
 from queue import Queue
 
 from stages.params import TECHNIQUES, load
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 from tools.git import git
 
 # Sweep -> the two metrics that pull apart: (file, key, which way is better).
 FID = ("metrics/fid.json", "scene.standard.fid", "lower")
 REAL = ("metrics/classify_lulc.json", "real_test.overall_accuracy", "higher")
-SHOWN = ("metrics/agreement.json", "class_agreement", "higher")
+SHOWN = ("metrics/caption_agreement.json", "class_agreement", "higher")
 AXES = {"guidance": (FID, REAL), "prompts": (SHOWN, REAL)}
 
 
@@ -59,12 +59,16 @@ def combinations(name: str) -> dict[str, dict[str, str]]:
 
 def main(name: str = "", number: str | None = None) -> None:
     if name not in AXES:
-        fail(f"sweep: say which: {', '.join(AXES)}")
+        exit_with_error(f"sweep: say which: {', '.join(AXES)}")
     if git("rev-parse", "HEAD") is None:
-        fail("sweep: an experiment belongs to a commit: run it in a git repository that has one")
+        exit_with_error(
+            "sweep: an experiment belongs to a commit: run it in a git repository that has one"
+        )
     wanted = combinations(name)
     if number is not None and number not in map(str, range(len(wanted))):
-        fail(f"sweep: {number}: the experiments of {name} are numbered 0 to {len(wanted) - 1}")
+        exit_with_error(
+            f"sweep: {number}: the experiments of {name} are numbered 0 to {len(wanted) - 1}"
+        )
     chosen = list(wanted) if number is None else [list(wanted)[int(number)]]
     devices: Queue[str | None] = Queue()
     found = gpus() or [None]
@@ -79,7 +83,9 @@ def main(name: str = "", number: str | None = None) -> None:
         )
     rows = {experiment: point(name, experiment) for experiment in wanted}
     if not any(rows.values()):
-        fail(f"sweep: none of the {len(rows)} experiments ended well; see what they said above")
+        exit_with_error(
+            f"sweep: none of the {len(rows)} experiments ended well; see what they said above"
+        )
     report(name, wanted, rows)
 
 
@@ -94,7 +100,7 @@ def gpus() -> list[str]:
 
 def run(experiment: str, params: dict[str, str], devices: Queue) -> None:
     device = devices.get()
-    say(f"sweep: {experiment}" + (f" on GPU {device}" if device else ""))
+    log(f"sweep: {experiment}" + (f" on GPU {device}" if device else ""))
     # Those that start at the same time wait for each other, instead of giving up after DVC's three seconds.
     settings = [f"--set-param={key}={value}" for key, value in params.items()]
     command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment, *settings]
@@ -106,7 +112,7 @@ def run(experiment: str, params: dict[str, str], devices: Queue) -> None:
     )
     devices.put(device)
     if done.returncode:
-        say(f"sweep: {experiment} failed:", *(done.stdout + done.stderr).strip().splitlines()[-5:])
+        log(f"sweep: {experiment} failed:", *(done.stdout + done.stderr).strip().splitlines()[-5:])
 
 
 def revision(experiment: str) -> str | None:

@@ -19,7 +19,7 @@ SHARD_ROWS, SHARD_BYTES = 1024, 64 * 2**20
 
 def write_json(path: str | Path, value) -> None:
     """Write JSON for people and for git: indented, keys in the given order, a newline at the end."""
-    replace(
+    write_atomically(
         path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
     )
 
@@ -28,7 +28,7 @@ def read_json(path: str | Path):
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def replace(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file so that a kill leaves the old one or the new one, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,10 +44,10 @@ def write_table(path: str | Path, table: pa.Table) -> None:
     """Write one Parquet file, atomically and with the same bytes for the same rows."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
-    replace(path, sink.getvalue())
+    write_atomically(path, sink.getvalue())
 
 
-def png(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     sink = io.BytesIO()
     image.convert("RGB").save(sink, "PNG")
     return sink.getvalue()
@@ -86,7 +86,7 @@ def _feature(kind: pa.DataType) -> dict:
     return {"_type": "Value", "dtype": str(kind)}
 
 
-def shards(folder: str | Path) -> list[Path]:
+def shard_paths(folder: str | Path) -> list[Path]:
     """The Parquet shards of a folder, in row order. Raises FileNotFoundError where there is none."""
     found = sorted(Path(folder).glob("*.parquet"))
     if not found:
@@ -97,7 +97,9 @@ def shards(folder: str | Path) -> list[Path]:
 def read_rows(folder: str | Path, columns: list[str] | None = None) -> list[dict]:
     """All rows of a folder of shards. Leave out `image` from `columns` to stay small."""
     return [
-        row for path in shards(folder) for row in pq.read_table(path, columns=columns).to_pylist()
+        row
+        for path in shard_paths(folder)
+        for row in pq.read_table(path, columns=columns).to_pylist()
     ]
 
 
@@ -105,12 +107,12 @@ def stream_rows(
     folder: str | Path, columns: list[str] | None = None, batch: int = 64
 ) -> Iterator[dict]:
     """The rows of a folder of shards, a few in memory at a time."""
-    for path in shards(folder):
+    for path in shard_paths(folder):
         for records in pq.ParquetFile(path).iter_batches(batch, columns=columns):
             yield from records.to_pylist()
 
 
-def open_image(cell: dict) -> Image.Image:
+def decode_image(cell: dict) -> Image.Image:
     """Decode the `image` cell of a row."""
     return Image.open(io.BytesIO(cell["bytes"])).convert("RGB")
 

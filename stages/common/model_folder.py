@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from stages.common.artifacts import read_json, write_json
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 # SHA-256 -> name of the converted file. TorchGeo (torchgeo.models.ResNet18_Weights.SENTINEL2_RGB_MOCO) and torch-fidelity
 # (URL_INCEPTION_V3) publish the first 8 digits, in the file names; the rest is as quoted by users who hashed the files.
@@ -98,7 +98,7 @@ def copy_model(role: str, origin: Path, target: Path, key: str) -> list[Path]:
     """
     if origin.is_file():
         if role not in ("classifier", "vision") or origin.suffix not in (".safetensors", *PICKLED):
-            fail(f"{key}: is a file; a {role} is a folder in its library's own layout")
+            exit_with_error(f"{key}: is a file; a {role} is a folder in its library's own layout")
         root = origin.parent
         files = {
             origin: "model.safetensors"
@@ -121,7 +121,7 @@ def copy_model(role: str, origin: Path, target: Path, key: str) -> list[Path]:
             files.values()
         ):  # no need of the pickle
             files = {file: name for file, name in files.items() if file.suffix != ".pth"}
-    check(role, root, files, key)
+    check_layout(role, root, files, key)
     for file, name in sorted(files.items()):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         if file.suffix in PICKLED:
@@ -133,7 +133,7 @@ def copy_model(role: str, origin: Path, target: Path, key: str) -> list[Path]:
     return sorted(file for file in target.rglob("*") if file.is_file())
 
 
-def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
+def check_layout(role: str, root: Path, files: dict[Path, str], key: str) -> None:
     """Name the first file of a role's layout that is missing or unreadable. files: what is there -> its name in the copy."""
     names = set(files.values())
     parts = {
@@ -148,7 +148,7 @@ def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
     elif role in ("language", "writer"):
         need(names, ["tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"], root, key)
     elif role == "vision" and not names:
-        fail(
+        exit_with_error(
             f"{key}: none of inception2048/model.safetensors, {INCEPTION}, dinov2/ and clip/ is in it"
         )
     elif role == "classifier" and not names:
@@ -169,7 +169,9 @@ def check(role: str, root: Path, files: dict[Path, str], key: str) -> None:
                 for entry in NAMED.get(name, ())
                 if role != "classifier" and entry not in found
             ]:
-                fail(f"{key}: {name} does not say {lacking[0]}: it is not what the library saves")
+                exit_with_error(
+                    f"{key}: {name} does not say {lacking[0]}: it is not what the library saves"
+                )
         elif file.suffix == ".safetensors":
             readable(file, key)
 
@@ -182,11 +184,11 @@ def need(names: set[str], either: list[str], root: Path, key: str) -> None:
         file.name for file in sorted((root / either[0]).parent.glob("*")) if file.suffix in PICKLED
     ]
     if pickles and either[0].endswith(".safetensors"):
-        fail(
+        exit_with_error(
             f"{key}: {either[0]} is missing, there is only {pickles[0]}: a pickle can run code when it is read; "
             "convert it to safetensors"
         )
-    fail(f"{key}: {' or '.join(either)} is missing")
+    exit_with_error(f"{key}: {' or '.join(either)} is missing")
 
 
 def parsed(path: Path, key: str) -> dict:
@@ -194,7 +196,7 @@ def parsed(path: Path, key: str) -> dict:
     try:
         value = read_json(path)
     except (OSError, ValueError) as fault:
-        fail(f"{key}: {path.parent.name}/{path.name} is not readable JSON ({fault})")
+        exit_with_error(f"{key}: {path.parent.name}/{path.name} is not readable JSON ({fault})")
     return value if isinstance(value, dict) else {}
 
 
@@ -205,9 +207,9 @@ def readable(path: Path, key: str) -> None:
     try:
         with safe_open(path, "numpy") as tensors:
             if not list(tensors.keys()):
-                fail(f"{key}: {path.name} holds no tensors")
+                exit_with_error(f"{key}: {path.name} holds no tensors")
     except (SafetensorError, OSError) as fault:
-        fail(f"{key}: {path.parent.name}/{path.name} is not whole safetensors ({fault})")
+        exit_with_error(f"{key}: {path.parent.name}/{path.name} is not whole safetensors ({fault})")
 
 
 def only_parts(index: Path) -> None:
@@ -226,7 +228,7 @@ def convert(pickle: Path, target: Path, key: str) -> None:
     with open(pickle, "rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found not in PICKLES:
-        fail(
+        exit_with_error(
             f"{key}: {pickle.name} is a pickle not on the allow-list (SHA-256 {found[:16]}...): convert it to safetensors"
         )
     from pickle import UnpicklingError
@@ -237,7 +239,7 @@ def convert(pickle: Path, target: Path, key: str) -> None:
     try:
         tensors = torch.load(pickle, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError) as fault:
-        fail(f"{key}: {pickle.name} is not plain tensors ({str(fault).splitlines()[0]})")
+        exit_with_error(f"{key}: {pickle.name} is not plain tensors ({str(fault).splitlines()[0]})")
     (target / PICKLES[found]).parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from stages.common.artifacts import write_json
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 # Folders that stages empty before they fill them: nothing that a user gives may lie in one.
 OUTPUTS = [
@@ -39,11 +39,11 @@ def local(source: str, key: str) -> Path:
     if text.startswith("$"):
         name, slash, rest = text[1:].partition("/")
         if name not in os.environ:
-            fail(f"{key}: {source}: the environment variable {name} is not set")
+            exit_with_error(f"{key}: {source}: the environment variable {name} is not set")
         text = os.environ[name] + slash + rest
     path = Path(text).expanduser()
     if not path.exists():
-        fail(f"{key}: {source}: no such file or folder")
+        exit_with_error(f"{key}: {source}: no such file or folder")
     refuse_outputs(path, f"{key}: {source}")
     return path
 
@@ -53,7 +53,7 @@ def refuse_outputs(path: Path, shown: str) -> None:
     real = os.path.realpath(path) + os.sep
     for output, made in replaced(os.getcwd()):
         if real.startswith(made) or made.startswith(real):
-            fail(
+            exit_with_error(
                 f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that"
             )
 
@@ -86,7 +86,7 @@ def visible(folder: Path, key: str, above: frozenset[Path] = frozenset()) -> Ite
 def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Path, dict]:
     """Download the files of a `hub:<repo>[@revision]` source that match `patterns`.
 
-    Returns the local snapshot folder and what it resolved to (repo, commit, licence).
+    Returns the local snapshot folder and what it resolved to (repo, commit, license).
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
@@ -105,20 +105,24 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
             repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns
         )
     except HFValidationError:
-        fail(f"{key}: {source} is no hub name; write hub:<owner>/<name>[@revision]")
+        exit_with_error(f"{key}: {source} is no hub name; write hub:<owner>/<name>[@revision]")
     except GatedRepoError:
-        fail(f"{key}: {source} is gated: accept its terms on its hub page, then set HF_TOKEN")
+        exit_with_error(
+            f"{key}: {source} is gated: accept its terms on its hub page, then set HF_TOKEN"
+        )
     except RevisionNotFoundError:
-        fail(f"{key}: {source}: the hub has no such revision")
+        exit_with_error(f"{key}: {source}: the hub has no such revision")
     except RepositoryNotFoundError:
-        fail(f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)")
+        exit_with_error(
+            f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)"
+        )
     except (HfHubHTTPError, httpx2.HTTPError, OSError) as fault:
         reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-        fail(
+        exit_with_error(
             f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a copy you have"
         )
     card = getattr(info, "card_data", None) or {}
-    return Path(folder), {"repo": repo, "commit": info.sha, "licence": card.get("license")}
+    return Path(folder), {"repo": repo, "commit": info.sha, "license": card.get("license")}
 
 
 def record(folder: str | Path, source: str, **found) -> None:

@@ -7,7 +7,7 @@ import torch
 from stages.common.rng import rng
 
 
-def deterministic(seed: int) -> None:
+def make_deterministic(seed: int) -> None:
     """Same input, same bytes: deterministic kernels and a seed for what draws from the global generator."""
     os.environ.setdefault(
         "CUBLAS_WORKSPACE_CONFIG", ":4096:8"

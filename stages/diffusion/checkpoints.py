@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 DTYPES = {
     torch.float64: "F64",
@@ -53,7 +53,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
         os.close(where)
     except OSError as fault:
         part.unlink(missing_ok=True)
-        fail(
+        exit_with_error(
             f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
             "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again"
         )
@@ -87,23 +87,23 @@ def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
         try:
             return load(path)
         except (SafetensorError, OSError) as fault:
-            say(f"{path.name}: torn, using the one before ({fault})")
+            log(f"{path.name}: torn, using the one before ({fault})")
     return None
 
 
 def pack(
-    names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimiser
+    names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimizer
 ) -> dict[str, torch.Tensor]:
     """Copies, on the CPU, of all tensors that resuming needs: they can be written while training goes on.
 
-    weight.*, ema.* and optimiser.<key>.*. Every process of a sharded run has to call this; only the first gets them.
+    weight.*, ema.* and optimizer.<key>.*. Every process of a sharded run has to call this; only the first gets them.
     """
     tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {
         f"ema.{name}": w for name, w in zip(names, ema)
     }
     for name, w in zip(names, weights):
-        for key, value in optimiser.state[w].items():
-            tensors[f"optimiser.{key}.{name}"] = (
+        for key, value in optimizer.state[w].items():
+            tensors[f"optimizer.{key}.{name}"] = (
                 value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
             )
     packed = {}
@@ -120,20 +120,20 @@ def unpack(
     names: list[str],
     weights: list[torch.Tensor],
     ema: list[torch.Tensor],
-    optimiser,
+    optimizer,
 ) -> None:
     """Put what `pack` took back in its place, in the weights' own memory layout and sharding."""
     states = {name: {} for name in names}
     for full, value in tensors.items():
-        if full.startswith("optimiser."):
+        if full.startswith("optimizer."):
             _, key, name = full.split(".", 2)
             states[name][key] = value
     for i, (name, w) in enumerate(zip(names, weights)):
         w.copy_(sharded(tensors[f"weight.{name}"], w))
         if ema:
             ema[i].copy_(sharded(tensors[f"ema.{name}"], w))
-        # A count is a tensor in torch's optimisers, an int in bitsandbytes'.
-        optimiser.state[w] = {
+        # A count is a tensor in torch's optimizers, an int in bitsandbytes'.
+        optimizer.state[w] = {
             key: torch.empty_like(w, dtype=value.dtype).copy_(sharded(value, w))
             if value.shape == w.shape
             else value.item()

@@ -12,7 +12,7 @@ import torch
 SLICE = 16  # images at most
 
 
-class Slices:
+class CpuChunks:
     """The slices of a group of `count` images, and the threads that work on them; they share torch's threads evenly."""
 
     def __init__(self, count: int, device: torch.device):

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import progress_bar
 
 TEXT_TOKENS = 77  # CLIP's context
 
@@ -50,7 +50,7 @@ def train_vae(
         )  # [B,3,H/2,W/2]
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample()).sample.float()
-        # L1 keeps colours; the same on image gradients keeps edges and texture, which L1 alone blurs away.
+        # L1 keeps colors; the same on image gradients keeps edges and texture, which L1 alone blurs away.
         loss = (x - y).abs().mean() + sum(
             (_gradient(x, d) - _gradient(y, d)).abs().mean() for d in (2, 3)
         )
@@ -80,8 +80,8 @@ def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
     split = {
         word: [*word[:-1], word[-1] + "</w>"] for word in words if all(c in letters for c in word)
     }
-    learnt: list[tuple[str, str]] = []
-    while len(learnt) < merges:
+    learned: list[tuple[str, str]] = []
+    while len(learned) < merges:
         pairs = Counter()
         for word, parts in split.items():
             for pair in zip(parts, parts[1:]):
@@ -89,7 +89,7 @@ def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
         if not pairs:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        learnt.append(best)
+        learned.append(best)
         for parts in split.values():
             i = 0
             while i < len(parts) - 1:
@@ -99,13 +99,13 @@ def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
     tokens = [
         *letters,
         *(c + "</w>" for c in letters),
-        *("".join(pair) for pair in learnt),
+        *("".join(pair) for pair in learned),
         "<|startoftext|>",
         "<|endoftext|>",
     ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     CLIPTokenizer(
-        vocab=vocabulary, merges=learnt, model_max_length=TEXT_TOKENS, pad_token="<|endoftext|>"
+        vocab=vocabulary, merges=learned, model_max_length=TEXT_TOKENS, pad_token="<|endoftext|>"
     ).save_pretrained(folder)
 
 
@@ -257,17 +257,17 @@ def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) ->
 
 def _loop(model, images, steps, batch_size, lr, seed, what):
     """Yield (step function, row numbers) `steps` times: AdamW, one-cycle learning rate; bf16 autocast on a GPU."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, lr, total_steps=max(steps, 1), pct_start=0.1
+        optimizer, lr, total_steps=max(steps, 1), pct_start=0.1
     )
-    bar = progress(total=steps, what=what, unit="step")
+    bar = progress_bar(total=steps, what=what, unit="step")
 
     def step(loss):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         bar.update()
         if bar.n % 20 == 0:
@@ -289,7 +289,7 @@ def _loop(model, images, steps, batch_size, lr, seed, what):
 def _check(values: torch.Tensor, what: str, lr: float) -> None:
     """Training that diverged ends the stage."""
     if not values.isfinite().all():
-        fail(
+        exit_with_error(
             f"train_base.lr: training the {what} leads to values that are no numbers. Try a lower lr than {lr}"
         )
 

@@ -6,7 +6,7 @@
                                  base: the base model's own domain, with SOURCE_base.json; absent where there is none
     captions.parquet             id, caption, truncated (longer than the text encoder reads); id 0 is the empty caption
     captions.safetensors         embeddings: float16 [M,L,D]
-    normalisation.json           {normalisation, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1]
+    normalization.json           {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1]
 Arrays are memory-mapped: any size is read, and written, in constant memory.
 """
 
@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.common.rng import rng
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 VARIANTS = 8  # the dihedral group of the square; an aerial image has no up
 _DTYPES = {"F16": "<f2", "F32": "<f4"}
@@ -54,13 +54,13 @@ def allocate(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             if hasattr(os, "posix_fallocate"):  # macOS has none
                 os.posix_fallocate(file.fileno(), 0, size)
         except OSError as fault:
-            fail(f"{path}: no room for its {size / 2**20:,.1f} MiB: {fault.strerror}")
+            exit_with_error(f"{path}: no room for its {size / 2**20:,.1f} MiB: {fault.strerror}")
 
 
 def arrays(path: Path, mode: str = "r") -> dict[str, np.ndarray]:
     """The tensors of a safetensors file as memory maps, no copy. `mode`: "r", or "r+" to write in place."""
     if not path.is_file():
-        fail(f"{path}: not found; run the stage encode")
+        exit_with_error(f"{path}: not found; run the stage encode")
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -75,7 +75,7 @@ def arrays(path: Path, mode: str = "r") -> dict[str, np.ndarray]:
 
 
 class Latents:
-    """One split of `data/latents`. `visits` draws what an optimiser step sees."""
+    """One split of `data/latents`. `visits` draws what an optimizer step sees."""
 
     def __init__(self, folder: str | Path, split: str, scale: float):
         folder = Path(folder)
@@ -83,7 +83,7 @@ class Latents:
             "caption_ids"
         ].to_pylist()
         if not self.captions:
-            fail(f"data/imagery/{split}: no images")
+            exit_with_error(f"data/imagery/{split}: no images")
         found = arrays(folder / f"{split}.safetensors")
         self.mean, self.logvar = found["mean"], found["logvar"]  # [N,V,C,h,w]
         self.embeddings = arrays(folder / "captions.safetensors")["embeddings"]  # [M,L,D]

@@ -47,7 +47,7 @@ def denoising_loss(
 
 
 def stratified_timesteps(count: int, timesteps: int) -> torch.Tensor:
-    """`count` timesteps at the centres of equal strata of 0..timesteps-1: a validation loss with no luck in it."""
+    """`count` timesteps at the centers of equal strata of 0..timesteps-1: a validation loss with no luck in it."""
     return ((torch.arange(count) + 0.5) * timesteps / count).long()
 
 

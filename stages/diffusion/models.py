@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.artifacts import digest, read_json, write_json
-from stages.runtime.errors import fail
-from stages.runtime.pretrained import load_whole
+from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import load_pretrained
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model",
@@ -27,14 +27,14 @@ SETTINGS = {
 }
 LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled
 # Pixel values a model is fed: (x - mean) / std of x in [0, 1], per channel. This is the VAE's own [-1, 1].
-VAE_PIXELS = {"normalisation": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
+VAE_PIXELS = {"normalization": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def start_folder() -> Path:
     """The pipeline that fine-tuning starts from: `models/start` names it (the fetched base, or one trained from scratch)."""
     path = Path("models/start/start.json")
     if not path.is_file():
-        fail(f"{path}: not found; run the stage train_base")
+        exit_with_error(f"{path}: not found; run the stage train_base")
     return Path(read_json(path)["folder"])
 
 
@@ -44,13 +44,13 @@ def config(folder: str | Path, part: str) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fail(
+        exit_with_error(
             f"{path}: not found; a diffusion model is a folder with {', '.join(SETTINGS)}, as diffusers saves it"
         )
     except (ValueError, OSError) as fault:
-        fail(f"{path}: cannot be read: {fault}")
+        exit_with_error(f"{path}: cannot be read: {fault}")
     if not isinstance(found, dict):
-        fail(f"{path}: holds no JSON object")
+        exit_with_error(f"{path}: holds no JSON object")
     return found
 
 
@@ -68,10 +68,10 @@ def weights(folder: str | Path, part: str) -> tuple[list[Path], str | None]:
         ):
             return files, variant
     if pickles := sorted([*where.glob("*.bin"), *where.glob("*.pt"), *where.glob("*.ckpt")]):
-        fail(
+        exit_with_error(
             f"{pickles[0]}: a pickle can run code, so it is refused; convert it to {stem}.safetensors"
         )
-    fail(f"{where / stem}.safetensors: not found")
+    exit_with_error(f"{where / stem}.safetensors: not found")
 
 
 def load(folder: str | Path, part: str):
@@ -91,7 +91,7 @@ def load(folder: str | Path, part: str):
         from diffusers import UNet2DConditionModel as Model
     kind = "dtype" if part == "text_encoder" else "torch_dtype"
     return (
-        load_whole(Model, folder, part, variant=variant, **{kind: torch.float32})
+        load_pretrained(Model, folder, part, variant=variant, **{kind: torch.float32})
         .eval()
         .requires_grad_(False)
     )
@@ -141,7 +141,7 @@ def load_tokenizer(folder: str | Path):
             "merges.txt",
         ):  # without them it silently makes a tokenizer of two tokens
             if not (where / name).is_file():
-                fail(f"{where / name}: not found")
+                exit_with_error(f"{where / name}: not found")
     return CLIPTokenizer.from_pretrained(where)
 
 
@@ -155,15 +155,15 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
 
     settings = config(folder, "scheduler") | (ZERO_SNR if zero_terminal_snr else {})
     if settings.get("rescale_betas_zero_snr") and name == "pndm":
-        fail(
+        exit_with_error(
             f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm"
         )
     if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        fail(
+        exit_with_error(
             f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)"
         )
     if settings.get("use_beta_sigmas"):
-        fail(
+        exit_with_error(
             f"{folder}/scheduler: use_beta_sigmas is not supported"
         )  # needs scipy, which the launcher hides: a second of each start
     # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
@@ -205,13 +205,13 @@ def embed(tokenizer, encoder, texts: list[str]):
 
 
 def pixel_statistics(folder: str | Path) -> dict:
-    """{normalisation, mean [3], std [3]} of the pixels this model makes; the VAE's own where the folder doesn't say."""
-    path = Path(folder) / "normalisation.json"
+    """{normalization, mean [3], std [3]} of the pixels this model makes; the VAE's own where the folder doesn't say."""
+    path = Path(folder) / "normalization.json"
     return read_json(path) if path.is_file() else VAE_PIXELS
 
 
 def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
-    """Decoded images [N,3,H,W] float -> uint8 [N,H,W,3], undoing the normalisation."""
+    """Decoded images [N,3,H,W] float -> uint8 [N,H,W,3], undoing the normalization."""
     mean, std = (np.asarray(statistics[key], np.float32)[:, None, None] for key in ("mean", "std"))
     return (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
 
@@ -223,7 +223,7 @@ def publish(
 
     The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety
     checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo
-    the normalisation, `zero_terminal_snr` the noise schedule that the UNet was trained on.
+    the normalization, `zero_terminal_snr` the noise schedule that the UNet was trained on.
     """
     from safetensors.torch import save_file
 
@@ -246,7 +246,7 @@ def publish(
             unet, target / "unet" / f"{WEIGHTS['unet']}.safetensors", metadata={"format": "pt"}
         )
     if not (start / "model_index.json").is_file():
-        fail(f"{start / 'model_index.json'}: not found")
+        exit_with_error(f"{start / 'model_index.json'}: not found")
     index = read_json(start / "model_index.json") | {"requires_safety_checker": False}
     index |= {part: [None, None] for part in ("feature_extractor", "safety_checker")}
     index.pop("_name_or_path", None)
@@ -260,7 +260,7 @@ def publish(
         write_json(target / "scheduler" / SETTINGS["scheduler"], settings)
     write_json(target / "model_index.json", index)
     if statistics != VAE_PIXELS:
-        write_json(target / "normalisation.json", statistics)
+        write_json(target / "normalization.json", statistics)
 
 
 def model_digest(folder: str | Path) -> str:
@@ -268,5 +268,5 @@ def model_digest(folder: str | Path) -> str:
     folder = Path(folder)
     return digest(
         *(folder / part for part in SETTINGS),
-        *(p for p in [folder / "normalisation.json"] if p.is_file()),
+        *(p for p in [folder / "normalization.json"] if p.is_file()),
     )

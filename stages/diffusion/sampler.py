@@ -17,17 +17,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stages.common.artifacts import png, stream_rows, write_shard, write_shards
+from stages.common.artifacts import encode_png, stream_rows, write_shard, write_shards
 from stages.common.rng import rng
 from stages.diffusion import models
-from stages.diffusion.cpu_chunks import Slices
+from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.denoising import denoise
 from stages.params import Sampling
 from stages.runtime import resume_cache
-from stages.runtime.errors import fail
-from stages.runtime.gpu_memory import out_of_memory
-from stages.runtime.processes import processes
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.processes import process_state
+from stages.runtime.progress import log, progress_bar
 
 FIRST_GROUP = 10**8  # group numbers of equal length: their files sort by name as by number
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,11 +44,11 @@ class Sampler:
     def __init__(self, folder: str | Path, settings: Sampling, device: torch.device | str = "cpu"):
         factor = models.vae_factor(folder)
         if settings.resolution % factor:
-            fail(
+            exit_with_error(
                 f"sampling.resolution: {settings.resolution} px is not a multiple of {factor}, the VAE's factor"
             )
         if settings.precision == "fp16" and torch.device(device).type != "cuda":
-            fail("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
+            exit_with_error("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
         self.settings, self.device, self.dtype = (
             settings,
             torch.device(device),
@@ -126,10 +126,10 @@ class Sampler:
                 )[0]
 
         images = (
-            torch.cat(Slices(size, self.device).map(images_of))[:count].float().cpu().numpy()
+            torch.cat(CpuChunks(size, self.device).map(images_of))[:count].float().cpu().numpy()
         )  # [n,3,H,W]
         if not np.isfinite(images).all():
-            fail(
+            exit_with_error(
                 f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32"
             )
         return models.to_pixels(images, self.statistics)
@@ -159,8 +159,8 @@ def draw_shards(
     `settings` and `seed`.
     """
     if not total:
-        fail(f"{inputs[0]}: no rows to draw")
-    state = processes()
+        exit_with_error(f"{inputs[0]}: no rows to draw")
+    state = process_state()
     drawn_by = {
         "scheduler": settings.scheduler,
         "steps": settings.steps,
@@ -176,14 +176,14 @@ def draw_shards(
         },
         [*inputs, *sorted(Path(__file__).parent.glob("*.py"))],
     )
-    with resume_cache.folder(stage.replace("@", "_"), mark) as cache:
+    with resume_cache.resume_folder(stage.replace("@", "_"), mark) as cache:
         rows, size = iter(rows), settings.batch_size
         kept = len(list(cache.glob("*.parquet")))
         if kept:
-            say(f"{stage}: {kept} finished groups of an earlier run are kept")
+            log(f"{stage}: {kept} finished groups of an earlier run are kept")
         if kept * size < total:
             sampler = Sampler(folder, settings, state.device)
-        bar = progress(total=total, what=stage, unit="image")
+        bar = progress_bar(total=total, what=stage, unit="image")
         for number in range(math.ceil(total / size)):
             group = list(islice(rows, size))
             number += FIRST_GROUP
@@ -195,12 +195,15 @@ def draw_shards(
                 prompts, negatives = (
                     [row[name] for row in group] for name in ("prompt", "negative_prompt")
                 )
-                with out_of_memory("sampling.batch_size", size, sampler.attempt):
+                with report_out_of_memory("sampling.batch_size", size, sampler.attempt):
                     images = sampler.draw(prompts, negatives, seeds)
                 done = [
                     row
                     | drawn_by
-                    | {"seed": s, "image": {"bytes": png(Image.fromarray(image)), "path": None}}
+                    | {
+                        "seed": s,
+                        "image": {"bytes": encode_png(Image.fromarray(image)), "path": None},
+                    }
                     for row, s, image in zip(group, seeds, images)
                 ]
                 write_shard(cache, number, done, schema)
@@ -209,7 +212,7 @@ def draw_shards(
         state.wait_for_everyone()
         if state.is_main_process:
             if (found := len(list(cache.glob("*.parquet")))) != math.ceil(total / size):
-                fail(
+                exit_with_error(
                     f"{cache}: {found} of {math.ceil(total / size)} groups of images are here: set REMOTE_DIFFUSION_SCRATCH to a folder "
                     "that all machines see"
                 )

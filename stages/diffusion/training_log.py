@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import replace, write_json
+from stages.common.artifacts import write_atomically, write_json
 
 COLUMNS = (
     "step",
@@ -49,6 +49,6 @@ def write(state: dict, steps: int, cache: Path, latents: Path) -> None:
             for row in state["curve"]
         ),
     ]
-    replace("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
+    write_atomically("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
     shutil.rmtree(GRIDS, ignore_errors=True)
     shutil.copytree(cache / "grid", GRIDS)

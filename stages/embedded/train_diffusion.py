@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from stages.common.rng import rng
-from stages.common.torch_setup import deterministic, torch_generator
+from stages.common.torch_setup import make_deterministic, torch_generator
 from stages.diffusion import from_scratch
 from stages.diffusion.loss import denoising_loss
 from stages.embedded.scenes import SCENES, tiles
 from stages.imagery.base_domain import UNSEEN
-from stages.runtime.progress import progress
+from stages.runtime.progress import progress_bar
 
 FOLDER = Path("stages/embedded/models/diffusion")
 SEED = 20260101  # far from any run's own tiles: base and domain imagery never share a tile
@@ -33,7 +33,7 @@ def main(
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    deterministic(SEED)
+    make_deterministic(SEED)
     parts = parts or ("vae", "text_encoder", "unet")
     notes = [
         re.sub(r"[^a-z ]", " ", path.read_text().lower())
@@ -87,7 +87,7 @@ def encode(vae, images: np.ndarray) -> torch.Tensor:
         [
             vae.encode(from_scratch._pixels(images[i : i + 64])).latent_dist.mean.half()
             * vae.config.scaling_factor
-            for i in progress(range(0, len(images), 64), what="latents", unit="batch")
+            for i in progress_bar(range(0, len(images), 64), what="latents", unit="batch")
         ]
     )
 
@@ -104,12 +104,12 @@ def train_unet(
     unet.to(memory_format=torch.channels_last).train()
     ema = [p.detach().clone() for p in unet.parameters()]
     powers = PNDMScheduler.from_pretrained(FOLDER / "scheduler").alphas_cumprod  # [T]
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda s: min(1, s / 200) * 0.5 * (1.02 + np.cos(np.pi * s / steps))
+        optimizer, lambda s: min(1, s / 200) * 0.5 * (1.02 + np.cos(np.pi * s / steps))
     )
     losses = []
-    for step in (bar := progress(range(steps), what="UNet", unit="step")):
+    for step in (bar := progress_bar(range(steps), what="UNet", unit="step")):
         draw, generator = (
             rng(SEED, "unet", batch, step),
             torch_generator(SEED, "unet noise", batch, step),
@@ -135,10 +135,10 @@ def train_unet(
             "v_prediction",
             5.0,
         ).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         torch._foreach_lerp_(
             ema, [p.detach() for p in unet.parameters()], 1 - min(0.999, (1 + step) / (10 + step))

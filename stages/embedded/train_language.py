@@ -16,8 +16,8 @@ import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 
 SHA256 = "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
 TARGET = Path(__file__).with_name("models") / "language"
@@ -69,7 +69,7 @@ def pages(package: Path) -> dict[str, str]:
     """Page path -> its prose, read out of the .deb (an `ar` archive around a `data.tar`)."""
     content = package.read_bytes()
     if hashlib.sha256(content).hexdigest() != SHA256:
-        fail(f"{package}: not the pinned python3.11-doc package (SHA-256 {SHA256})")
+        exit_with_error(f"{package}: not the pinned python3.11-doc package (SHA-256 {SHA256})")
     found, at = {}, 8
     while at < len(content):
         name, size = (
@@ -121,10 +121,10 @@ def main(package: str, folder: str = str(TARGET)) -> None:
     import torch
     from transformers import PhiConfig, PhiForCausalLM
 
-    from stages.common.torch_setup import deterministic, torch_generator
+    from stages.common.torch_setup import make_deterministic, torch_generator
 
     torch.set_num_threads(1)
-    deterministic(0)
+    make_deterministic(0)
     prose = pages(Path(package))
     tokenizer = train_tokenizer(list(prose.values()))
 
@@ -141,7 +141,7 @@ def main(package: str, folder: str = str(TARGET)) -> None:
     train = stream(text for n, text in enumerate(prose.values()) if n % HELD_OUT)
     held = stream(text for n, text in enumerate(prose.values()) if not n % HELD_OUT)
     held = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)  # [W, CONTEXT]
-    say(
+    log(
         f"train_language: {len(prose)} pages, {sum(map(len, prose.values()))} characters, {len(train)} tokens"
     )
 
@@ -166,7 +166,7 @@ def main(package: str, folder: str = str(TARGET)) -> None:
         betas=(0.9, 0.95),
     )
     generator = torch_generator(0, "windows")
-    for step in progress(range(STEPS), what="train_language", unit="step"):
+    for step in progress_bar(range(STEPS), what="train_language", unit="step"):
         warm = min(1.0, (step + 1) / WARMUP)
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
             LR * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
@@ -179,7 +179,7 @@ def main(package: str, folder: str = str(TARGET)) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if (step + 1) % 250 == 0:
-            say(f"step {step + 1}: loss {loss.item():.3f}")
+            log(f"step {step + 1}: loss {loss.item():.3f}")
 
     # fp16 rounds the weights: measure what ships.
     model = model.half().float().eval()
@@ -203,10 +203,10 @@ Perplexity on held-out pages (one in {HELD_OUT}): {perplexity:.1f}. It knows Eng
 and nothing of remote sensing.
 
 The documentation is Copyright (c) 2001-2023 Python Software Foundation, under the PSF License Version 2
-(https://docs.python.org/3.11/license.html); the weights are made available under the same licence.
+(https://docs.python.org/3.11/license.html); the weights are made available under the same license.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
-    say(json.dumps({"parameters": size, "perplexity": round(perplexity, 2), "tokens": tokens}))
+    log(json.dumps({"parameters": size, "perplexity": round(perplexity, 2), "tokens": tokens}))
 
 
 if __name__ == "__main__":

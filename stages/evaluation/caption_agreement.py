@@ -5,7 +5,7 @@ import numpy as np
 from stages.evaluation.intervals import wilson
 
 
-def text_agreement(
+def caption_agreement(
     rows: dict, found: dict, scenes: list[str], classes: dict[str, list[str]]
 ) -> tuple[dict, list[dict]]:
     """Share of images in which a classifier of real tiles sees the scene of their caption, and a table by scene.
@@ -18,8 +18,8 @@ def text_agreement(
     }  # each [N], names
     result, shares = {}, {}
     for name, key in (
-        ("tuned", "text_agreement"),
-        ("base", "text_agreement_base"),
+        ("tuned", "caption_agreement"),
+        ("base", "caption_agreement_base"),
         ("test", "ceiling"),
     ):
         asked = np.array(rows[name]["scene"])

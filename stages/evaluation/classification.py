@@ -1,4 +1,4 @@
-"""The land-use classifier: labelled tiles -> Albumentations -> a LightningDataModule -> TorchGeo's ClassificationTask.
+"""The land-use classifier: labeled tiles -> Albumentations -> a LightningDataModule -> TorchGeo's ClassificationTask.
 
 Used twice: trained on generated images (`classify`) and, as the ceiling, on as many real ones (`ceiling`); tested on real.
 """
@@ -20,25 +20,25 @@ from torchgeo.trainers import ClassificationTask
 from stages.common.artifacts import read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import torch_generator
-from stages.evaluation.networks import create, statistics, stored
+from stages.evaluation.networks import create, load_images, statistics
 from stages.evaluation.scores import errors_of, scores_of
 from stages.params import Classifier
-from stages.runtime.errors import fail
-from stages.runtime.parallel import cores, ordered_map
+from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import available_cores, ordered_map
 
-# ESA's 8-bit true-colour images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights were trained on
+# ESA's 8-bit true-color images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights were trained on
 # reflectance (digital numbers / 10,000, bands B4, B3, B2 = R, G, B), so that is what pixels are scaled to for them.
 SENTINEL2_WHITE = 0.3558
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """Tiles of one size with the numbers of their classes."""
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
 
-    def take(self, chosen: np.ndarray) -> "Labelled":
-        return Labelled(self.images[chosen], self.labels[chosen])
+    def take(self, chosen: np.ndarray) -> "Labeled":
+        return Labeled(self.images[chosen], self.labels[chosen])
 
 
 class Outcome(NamedTuple):
@@ -51,14 +51,14 @@ class Outcome(NamedTuple):
     config: dict
 
 
-def read_labelled(
+def read_labeled(
     folder: str,
     column: str,
     number: dict[str, int],
     resolution: int,
     wanted: dict[int, int] | None = None,
     seed: int = 0,
-) -> tuple[Labelled, Counter]:
+) -> tuple[Labeled, Counter]:
     """The images of a folder of shards whose `column` has a class number, resized, and how many rows had none, by value.
 
     `wanted`: at most so many images of each class, drawn at random.
@@ -76,8 +76,8 @@ def read_labelled(
             and taken[label] < wanted[label]
             and not taken.update([label])
         )
-    images = stored(folder, resolution, places).permute(0, 2, 3, 1).contiguous().numpy()
-    return Labelled(images, np.array([number[values[i]] for i in places], dtype=np.int64)), left_out
+    images = load_images(folder, resolution, places).permute(0, 2, 3, 1).contiguous().numpy()
+    return Labeled(images, np.array([number[values[i]] for i in places], dtype=np.int64)), left_out
 
 
 def split(
@@ -103,7 +103,7 @@ def split(
 class Tiles(Dataset):
     """Batches for TorchGeo: {image: float [3, R, R], label}."""
 
-    def __init__(self, tiles: Labelled, transform: A.Compose):
+    def __init__(self, tiles: Labeled, transform: A.Compose):
         self.tiles, self.transform = tiles, transform
 
     def __len__(self) -> int:
@@ -121,14 +121,14 @@ class TilesModule(LightningDataModule):
     """Three separate splits of the training source. Only train is augmented: the others are measured as they are."""
 
     def __init__(
-        self, source: Labelled, p: Classifier, mean: list[float], std: list[float], seed: int
+        self, source: Labeled, p: Classifier, mean: list[float], std: list[float], seed: int
     ):
         super().__init__()
         places = split(
             source.labels, p.valid_fraction, p.test_fraction, rng(seed, "classifier splits")
         )
-        if len(places["train"]) < 2:  # batch normalisation needs two
-            fail(
+        if len(places["train"]) < 2:  # batch normalization needs two
+            exit_with_error(
                 f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} images {len(places['valid'])} and "
                 f"{len(places['test'])} are held out; {len(places['train'])} left to train on is not enough"
             )
@@ -159,7 +159,7 @@ class TilesModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        # A last batch of one image would leave batch normalisation nothing to normalise.
+        # A last batch of one image would leave batch normalization nothing to normalize.
         return DataLoader(
             self.train,
             self.size,
@@ -196,12 +196,12 @@ def train_and_test_all(asked: list[tuple]) -> list[Outcome]:
     Much of a small network's step is Python, which leaves other cores idle. Processes are forked, and a fork of a process whose
     OpenMP threads have started hangs as soon as it uses more than one: hence one thread each, and none on a GPU.
     """
-    if torch.cuda.is_available() or not 1 < cores() <= len(asked):
+    if torch.cuda.is_available() or not 1 < available_cores() <= len(asked):
         return [train_and_test(*arguments) for arguments in asked]
     return [
         outcome
         for _, outcome in ordered_map(
-            _on_one_thread, enumerate(asked), 1, min(len(asked), 2 * cores())
+            _on_one_thread, enumerate(asked), 1, min(len(asked), 2 * available_cores())
         )
     ]
 
@@ -212,8 +212,8 @@ def _on_one_thread(arguments: tuple) -> Outcome:
 
 
 def train_and_test(
-    source: Labelled,
-    real: Labelled,
+    source: Labeled,
+    real: Labeled,
     names: list[str],
     p: Classifier,
     seed: int,
@@ -258,7 +258,7 @@ def train_and_test(
         for name, loader in loaders.items():
             likely = torch.cat(trainer.predict(task, loader))  # [N, K], probabilities
             if not likely.isfinite().all():
-                fail(
+                exit_with_error(
                     f"classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than {p.lr}"
                 )
             labels = loader.dataset.tiles.labels
@@ -299,7 +299,7 @@ def start_from(task: Task, weights: Path) -> None:
     }
     for name, value in wanted.items():
         if name not in found or found[name].shape != value.shape:
-            fail(
+            exit_with_error(
                 f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these are not weights of "
                 f"classifier.model {task.hparams['model']} for 3 bands"
             )

@@ -12,9 +12,9 @@ from torch import nn
 
 from stages.common.artifacts import read_json
 from stages.evaluation.memorization import SIDE
-from stages.evaluation.networks import load_scene, normalise, resize
-from stages.runtime.errors import fail
-from stages.runtime.pretrained import load_whole
+from stages.evaluation.networks import load_scene, normalize, resize
+from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import load_pretrained
 
 VISION = Path("models/base/vision")
 
@@ -28,7 +28,7 @@ class Scene(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D], logits [B, scenes]."""
-        x = normalise(
+        x = normalize(
             resize(images, self.config["resolution"]), self.config["mean"], self.config["std"]
         )
         hidden = self.network.forward_features(x)
@@ -81,7 +81,7 @@ class Inception(nn.Module):
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], weights)
         except RuntimeError as fault:
-            fail(f"{file}: not the weights of the FID network: {str(fault)[:300]}")
+            exit_with_error(f"{file}: not the weights of the FID network: {str(fault)[:300]}")
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, 2048]."""
@@ -89,7 +89,7 @@ class Inception(nn.Module):
 
 
 class Transformer(nn.Module):
-    """DINOv2's normalised class token, or CLIP's embedding of an image, from a folder in the layout of transformers."""
+    """DINOv2's normalized class token, or CLIP's embedding of an image, from a folder in the layout of transformers."""
 
     def __init__(self, name: str, folder: Path):
         super().__init__()
@@ -98,14 +98,14 @@ class Transformer(nn.Module):
         for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
             found(folder / file, f"a {name} folder of the Hugging Face hub")
         kind = {"dinov2": Dinov2Model, "clip": CLIPModel}[name]
-        self.network = load_whole(kind, folder).eval()
+        self.network = load_pretrained(kind, folder).eval()
         self.settings, self.is_clip = read_json(folder / "preprocessor_config.json"), name == "clip"
         crop = self.settings.get("crop_size") or self.settings["size"]
         self.size = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, D]."""
-        x = normalise(
+        x = normalize(
             resize(images, self.size), self.settings["image_mean"], self.settings["image_std"]
         )
         if not self.is_clip:
@@ -149,7 +149,7 @@ def extractor(name: str) -> nn.Module:
 
 def found(file: Path, what: str) -> None:
     if not file.is_file():
-        fail(
+        exit_with_error(
             f"features.extractors: {file} is missing ({what}): put {file.relative_to(VISION)} into a folder and name that "
             "folder in params.yaml, fetch_model.vision: path:<folder>"
         )

@@ -8,7 +8,7 @@ from scipy.special import stdtrit
 LARGEST = 5000  # rows of a subsample: more cost hours and change little
 
 
-def halves(n: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def half_subsamples(n: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """`count` random subsamples of half of n rows, sorted indices, without replacement.
 
     Not a bootstrap: rows drawn twice make a sample look less diverse than it is, which biases FID upward.
@@ -17,7 +17,7 @@ def halves(n: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]
         yield np.sort(rng.permutation(n)[: min(n // 2, LARGEST)])
 
 
-def around(
+def confidence_interval(
     estimate: float,
     subsampled: list[float],
     n: int,
@@ -47,6 +47,6 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     if n == 0:
         return 0.0, 1.0
     z, share = 1.959964, right / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
     error = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return float(max(centre - error, 0)), float(min(centre + error, 1))
+    return float(max(center - error, 0)), float(min(center + error, 1))

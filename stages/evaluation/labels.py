@@ -3,15 +3,15 @@
 import difflib
 
 from stages.common.artifacts import read_rows
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 KEYS = ("lulc", "scenes")
 
 
 def check(key: str) -> None:
     if key not in KEYS:
-        fail(f"classifier: {key!r} is not a question; say {' or '.join(KEYS)}")
+        exit_with_error(f"classifier: {key!r} is not a question; say {' or '.join(KEYS)}")
 
 
 def of_imagery(key: str, classes: dict[str, list[str]]) -> tuple[list[str], dict[str, int]]:
@@ -27,10 +27,10 @@ def of_imagery(key: str, classes: dict[str, list[str]]) -> tuple[list[str], dict
     number = {scene: names.index(name) for name, members in classes.items() for scene in members}
     unmatched = [scene for scene in number if scene not in scenes]
     if len(unmatched) == len(number):
-        fail(
+        exit_with_error(
             f"classes: none of its scenes is in data/imagery/test, which has {', '.join(scenes[:60])}"
         )
     for scene in unmatched:
         near = difflib.get_close_matches(scene, scenes, n=1)
-        say(f"classes: no test image shows {scene}{f' (did you mean {near[0]}?)' if near else ''}")
+        log(f"classes: no test image shows {scene}{f' (did you mean {near[0]}?)' if near else ''}")
     return names, {scene: i for scene, i in number.items() if scene in scenes}

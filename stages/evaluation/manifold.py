@@ -1,27 +1,27 @@
-"""Fidelity and diversity from nearest neighbours in feature space.
+"""Fidelity and diversity from nearest neighbors in feature space.
 
-Precision and recall: Kynkaanniemi et al. 2019, 3 neighbours. Density and coverage: Naeem et al. 2020, 5 neighbours.
+Precision and recall: Kynkaanniemi et al. 2019, 3 neighbors. Density and coverage: Naeem et al. 2020, 5 neighbors.
 """
 
 import numpy as np
 
-NEIGHBOURS = 3  # of precision and recall (their section 3.1; torch-fidelity's default)
-DENSITY_NEIGHBOURS = 5  # of density and coverage (their section 4)
+NEIGHBORS = 3  # of precision and recall (their section 3.1; torch-fidelity's default)
+DENSITY_NEIGHBORS = 5  # of density and coverage (their section 4)
 BLOCK = 1024  # rows of the distance matrix in memory at a time
 
 
 def manifold(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
     """Precision, recall, density and coverage of fake [M, D] against real [N, D], N, M >= 2.
 
-    precision: share of fakes inside a real image's ball (radius: its 3rd nearest real neighbour), `recall` the other way
-    round; density: real balls (5th neighbour) around a fake, relative to 5, may exceed 1; coverage: share of real images
-    with a fake in their ball (5th). Sets of fewer images than that use all the neighbours there are.
+    precision: share of fakes inside a real image's ball (radius: its 3rd nearest real neighbor), `recall` the other way
+    round; density: real balls (5th neighbor) around a fake, relative to 5, may exceed 1; coverage: share of real images
+    with a fake in their ball (5th). Sets of fewer images than that use all the neighbors there are.
     """
     shift = real.mean(0, dtype=np.float64)  # distances don't change; small norms keep digits
     real, fake = real - shift, fake - shift
-    wide_k = min(DENSITY_NEIGHBOURS, len(real) - 1)
-    near, wide = radii(real, min(NEIGHBOURS, len(real) - 1), wide_k)  # [N], [N]
-    (fake_near,) = radii(fake, min(NEIGHBOURS, len(fake) - 1))  # [M]
+    wide_k = min(DENSITY_NEIGHBORS, len(real) - 1)
+    near, wide = radii(real, min(NEIGHBORS, len(real) - 1), wide_k)  # [N], [N]
+    (fake_near,) = radii(fake, min(NEIGHBORS, len(fake) - 1))  # [M]
     inside, around = 0, 0
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for start in range(0, len(fake), BLOCK):
@@ -40,13 +40,13 @@ def manifold(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
     }
 
 
-def radii(x: np.ndarray, *neighbours: int) -> list[np.ndarray]:
+def radii(x: np.ndarray, *neighbors: int) -> list[np.ndarray]:
     """Squared distance [N] of each row of x [N, D] to its k-th nearest other row, for each k."""
     found = []
     for start in range(0, len(x), BLOCK):
         squared = squared_distances(x[start : start + BLOCK], x)
         found.append(
-            np.partition(squared, neighbours, axis=1)[:, neighbours]
+            np.partition(squared, neighbors, axis=1)[:, neighbors]
         )  # place 0 is the row itself
     return list(np.concatenate(found).T)
 

@@ -1,4 +1,4 @@
-"""Memorisation: is a generated image nearer to some training image than held-out real images are?"""
+"""Memorization: is a generated image nearer to some training image than held-out real images are?"""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ PERCENTILE = 1  # of the distances from held-out real images to their nearest tr
 SIDE = 16  # pixels of the thumbnails that are compared
 
 
-def nearest(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbors(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each row of x [N, D]: its distance to the nearest row of train [M, D], and that row's place; both [N]."""
     shift = train.mean(0, dtype=np.float64)
     x, train = x - shift, train - shift
@@ -21,7 +21,7 @@ def nearest(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(distances), np.concatenate(places)
 
 
-def nearest_turned(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbors_dihedral(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`nearest` for thumbnails [N, 3 * SIDE * SIDE], each under its 8 flips and rotations: those that training drew from.
 
     Distances are root mean squares over the pixels, in grey levels.
@@ -33,13 +33,13 @@ def nearest_turned(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.nda
         for k in range(4)
     ]
     distances, places = (
-        np.stack(found) for found in zip(*(nearest(view, train) for view in views))
+        np.stack(found) for found in zip(*(nearest_neighbors(view, train) for view in views))
     )  # [8, N]
     best = distances.argmin(0), np.arange(len(x))
     return distances[best] / np.sqrt(x.shape[1]), places[best]
 
 
-def memorised(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
+def memorized(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Share of the distances `generated` [N] below the 1st percentile of `held_out` [M], with a 95 % interval.
 
     A model that has learned the distribution and not the images scores about 0.01; one that copies scores 1.
@@ -49,9 +49,9 @@ def memorised(generated: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     closer = int((generated < limit).sum() if limit > 0 else (generated <= 0).sum())
     lo, hi = wilson(closer, len(generated))
     return {
-        "memorised": closer / len(generated),
-        "memorised_lo": lo,
-        "memorised_hi": hi,
+        "memorized": closer / len(generated),
+        "memorized_lo": lo,
+        "memorized_hi": hi,
         "limit": limit,
         "median": float(np.median(generated)),
         "median_real": float(np.median(held_out)),

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.common.artifacts import open_image, read_json, stream_rows, write_json
-from stages.runtime.errors import fail
+from stages.common.artifacts import decode_image, read_json, stream_rows, write_json
+from stages.runtime.errors import exit_with_error
 
 
 def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:
@@ -23,7 +23,9 @@ def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:
 
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models())
-        fail(f"{key}: timm has no model {model!r}" + (f"; near: {', '.join(near)}" if near else ""))
+        exit_with_error(
+            f"{key}: timm has no model {model!r}" + (f"; near: {', '.join(near)}" if near else "")
+        )
     try:
         fixed = timm.get_pretrained_cfg(
             model
@@ -34,18 +36,18 @@ def create(model: str, classes: int, resolution: int, key: str) -> nn.Module:
         with torch.no_grad():
             network.eval()(torch.zeros(1, 3, resolution, resolution))
     except (AssertionError, RuntimeError, TypeError, ValueError) as fault:
-        fail(f"{key}: {model} can't read images of {resolution} px: {str(fault)[:300]}")
+        exit_with_error(f"{key}: {model} can't read images of {resolution} px: {str(fault)[:300]}")
     return network.train()
 
 
 def pixels(rows: list[dict]) -> torch.Tensor:
     """The images of rows as uint8 [N, 3, H, W]; all must have one size."""
     return torch.from_numpy(
-        np.stack([np.asarray(open_image(row["image"])) for row in rows])
+        np.stack([np.asarray(decode_image(row["image"])) for row in rows])
     ).permute(0, 3, 1, 2)
 
 
-def stored(
+def load_images(
     folder: str | Path, resolution: int, places: Collection[int] | None = None
 ) -> torch.Tensor:
     """Images of a folder of shards (all, or those at sorted row numbers) as uint8 [N, 3, R, R]."""
@@ -78,14 +80,14 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 def framed(images: torch.Tensor) -> torch.Tensor:
     """Tiles uint8 [N, 3, H, W] in the middle of a black frame of 512/224 their size.
 
-    What the paper's released script does to RSICD's 224 px tiles when it centre-crops them to 512 px, beside generated
+    What the paper's released script does to RSICD's 224 px tiles when it center-crops them to 512 px, beside generated
     images that fill those 512 px.
     """
     before = [round(side * (512 / 224 - 1) / 2) for side in images.shape[-2:]]
     return F.pad(images, (before[1], before[1], before[0], before[0]))
 
 
-def normalise(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
     """Float [N, 3, H, W] in [0, 255] to zero mean and unit variance; mean and std per channel, of pixels in [0, 1]."""
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (mean, std))
     return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from stages.common.artifacts import replace
+from stages.common.artifacts import write_atomically
 
 
 def write_csv(path: str, rows: list[dict], columns: list[str]) -> None:
@@ -12,4 +12,4 @@ def write_csv(path: str, rows: list[dict], columns: list[str]) -> None:
     writer = csv.DictWriter(sink, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace(path, sink.getvalue().encode())
+    write_atomically(path, sink.getvalue().encode())

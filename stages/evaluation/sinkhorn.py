@@ -1,9 +1,9 @@
-"""Sinkhorn divergence between two sets of features: debiased, entropy-regularised optimal transport (Feydy et al. 2019)."""
+"""Sinkhorn divergence between two sets of features: debiased, entropy-regularized optimal transport (Feydy et al. 2019)."""
 
 import numpy as np
 
 LARGEST = 2000  # rows of each set: every pair is in memory
-BLUR = 0.05  # square root of the regularisation, in the units below (geomloss's default, for data of unit size)
+BLUR = 0.05  # square root of the regularization, in the units below (geomloss's default, for data of unit size)
 
 
 def sinkhorn(real: np.ndarray, fake: np.ndarray) -> float:
@@ -16,7 +16,7 @@ def sinkhorn(real: np.ndarray, fake: np.ndarray) -> float:
     from geomloss import SamplesLoss
 
     real, fake = real[:LARGEST].astype(np.float64), fake[:LARGEST].astype(np.float64)
-    centre = real.mean(0)
-    unit = np.sqrt(((real - centre) ** 2).sum(1).mean()) or 1.0
-    x, y = (torch.from_numpy((each - centre) / unit).float() for each in (real, fake))
+    center = real.mean(0)
+    unit = np.sqrt(((real - center) ** 2).sum(1).mean()) or 1.0
+    x, y = (torch.from_numpy((each - center) / unit).float() for each in (real, fake))
     return float(SamplesLoss("sinkhorn", p=2, blur=BLUR, backend="tensorized")(x, y))

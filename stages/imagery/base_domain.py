@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from stages.common import sources
-from stages.common.artifacts import png, write_shards
+from stages.common.artifacts import encode_png, write_shards
 from stages.imagery.decoding import tile
 from stages.imagery.readers import SCHEMA, open_origin, sentences
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 KEY = "encode.base_domain"
 SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others
@@ -26,12 +26,12 @@ def fetch(source: str, count: int, size: int, out: Path) -> None:
     """
     skipped: dict[str, list[str]] = {}
     if sources.kind(source) == "embedded":
-        rows, found = embedded(count, size), {"licence": None}
+        rows, found = embedded(count, size), {"license": None}
     else:
         root, found = (
             sources.hub(source, KEY, "dataset", ["*.parquet"])
             if sources.kind(source) == "hub"
-            else (sources.local(source, KEY), {"licence": None})
+            else (sources.local(source, KEY), {"license": None})
         )
         origin = open_origin(root, KEY)
         rows, below = external(origin, count, size, skipped), root if root.is_dir() else root.parent
@@ -42,8 +42,8 @@ def fetch(source: str, count: int, size: int, out: Path) -> None:
         or "none"
     )
     if not rows:
-        fail(f"{KEY}: {source}: no usable image with a caption; skipped: {told}")
-    say(f"{KEY}: {len(rows)} images; skipped: {told}")
+        exit_with_error(f"{KEY}: {source}: no usable image with a caption; skipped: {told}")
+    log(f"{KEY}: {len(rows)} images; skipped: {told}")
     write_shards(out, rows, SCHEMA)
     sources.record(out, source, **found)
 
@@ -55,7 +55,7 @@ def embedded(count: int, size: int) -> Iterator[dict]:
     known = tuple(scene for scene in SCENES if scene not in UNSEEN)
     for scene in tiles(SEED, 0, count, size, "base", known):
         yield row(
-            png(Image.fromarray(scene["image"])),
+            encode_png(Image.fromarray(scene["image"])),
             scene["captions"],
             scene["scene"],
             f"{scene['scene']}_{scene['index']}.png",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from stages.common.artifacts import png
+from stages.common.artifacts import encode_png
 
 # What is decoded, whatever a file is called. Not all that Pillow knows: EPS content would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
@@ -34,7 +34,7 @@ BROKEN = (
 class Tile(NamedTuple):
     """A stored tile and what near-duplicates are found by."""
 
-    png: bytes
+    encode_png: bytes
     dhash: int  # 64 bits
     thumb: bytes  # 16 x 16 grey
     mode: str  # Pillow mode the image came in
@@ -43,7 +43,7 @@ class Tile(NamedTuple):
 
 
 def tile(source: bytes | Path | None, resolution: int) -> Tile | str:
-    """Decode, make RGB, scale the shorter side to `resolution` (antialiased) and centre-crop; or a word on what is wrong."""
+    """Decode, make RGB, scale the shorter side to `resolution` (antialiased) and center-crop; or a word on what is wrong."""
     if source is None or source == b"":
         return "image is empty"
     try:
@@ -72,7 +72,7 @@ def finish(picture: Image.Image, mode: str = "RGB", sha256: str = "") -> Tile:
         small[:, 1:] > small[:, :-1]
     )  # difference hash: does brightness rise to the right? 8 x 8
     thumb = grey.resize((16, 16), Image.Resampling.BOX).tobytes()
-    return Tile(png(picture), int.from_bytes(bits.tobytes(), "big"), thumb, mode, sha256)
+    return Tile(encode_png(picture), int.from_bytes(bits.tobytes(), "big"), thumb, mode, sha256)
 
 
 def rgb(image: Image.Image) -> Image.Image:

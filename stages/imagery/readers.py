@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from stages.common.artifacts import IMAGE
 from stages.common.sources import visible
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 SCHEMA = pa.schema(
     [
@@ -98,7 +98,7 @@ def open_origin(path: Path, key: str) -> Origin:
     """Find out what a file or folder is, and open it. `key` is the params key that named it, for messages."""
     if path.is_file():
         if path.suffix != ".parquet":
-            fail(f"{key}: {path.name} is not a .parquet file (or give a folder)")
+            exit_with_error(f"{key}: {path.name} is not a .parquet file (or give a folder)")
         return parquet([path], [], path.parent, key)
     files = sorted(visible(path, key))
     if tables := [file for file in files if file.suffix == ".parquet" and os.path.isfile(file)]:
@@ -108,7 +108,7 @@ def open_origin(path: Path, key: str) -> Origin:
     if lists := [file for file in files if file.name in METADATA and os.path.isfile(file)]:
         return image_folder(lists, files, path)
     if not any(file.suffix.lower() in SUFFIXES for file in files):
-        fail(
+        exit_with_error(
             f"{key}: {path.name}: no images in it (looked for *.parquet, {', '.join(METADATA)} and {' '.join(sorted(SUFFIXES))})"
         )
     return class_folders(files, path)
@@ -140,7 +140,7 @@ def parquet(files: list[Path], beside: list[Path], root: Path, key: str) -> Orig
             OSError,
             ValueError,
         ) as fault:  # ValueError: a file name that is no UTF-8
-            fail(f"{shown} cannot be read: {str(fault).splitlines()[0]}")
+            exit_with_error(f"{shown} cannot be read: {str(fault).splitlines()[0]}")
         column = {
             role: next((name for name in names if name in schema.names), None)
             for role, names in {
@@ -150,7 +150,7 @@ def parquet(files: list[Path], beside: list[Path], root: Path, key: str) -> Orig
             }.items()
         }
         if "image" not in schema.names:
-            fail(f"{shown} has no column `image`; it has {', '.join(schema.names)}")
+            exit_with_error(f"{shown} has no column `image`; it has {', '.join(schema.names)}")
         kind = schema.types[schema.names.index("image")]
         cell = (
             {field.name: str(field.type) for field in kind}
@@ -158,7 +158,7 @@ def parquet(files: list[Path], beside: list[Path], root: Path, key: str) -> Orig
             else {"bytes": str(kind)}
         )
         if not cell.get("bytes", "").startswith(ENCODED):
-            fail(
+            exit_with_error(
                 f"{shown}: column `image` holds {kind}, not encoded images (bytes, or a struct {{bytes, path}})"
             )
         light = [name for name in column.values() if name]
@@ -211,7 +211,7 @@ def table_rows(file: Path, columns: list[str], batch: int, shown: str) -> Iterat
         for rows in pq.ParquetFile(file).iter_batches(batch, columns=columns):
             yield from rows.to_pylist() if columns else [{}] * len(rows)
     except (pa.ArrowException, OSError, ValueError) as fault:
-        fail(f"{shown} is damaged: {fault}")
+        exit_with_error(f"{shown} is damaged: {fault}")
 
 
 def split_of(table: Path, root: Path, alone: bool) -> str | None:

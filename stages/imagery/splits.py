@@ -5,7 +5,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 # Measured on 300 RSICD images: JPEG quality 60, or 70 % size and quality 85, changes <= 10 bits (98-100 % <= 6) and <= 0.6
 # grey levels; the nearest *different* images differ by >= 6.8 grey levels, however alike their hashes are.
@@ -89,11 +89,11 @@ def own_splits(
     named = {ours: theirs for ours, theirs in wanted.items() if theirs is not None}
     for ours, theirs in named.items():
         if theirs not in has:
-            fail(f"{key}.{ours}: no split {theirs!r} in the imagery; {there}")
+            exit_with_error(f"{key}.{ours}: no split {theirs!r} in the imagery; {there}")
         if list(named.values()).count(theirs) > 1:
-            fail(f"{key}: {theirs} is named twice; {there}")
+            exit_with_error(f"{key}: {theirs} is named twice; {there}")
     if not named and len(found) > 1:
-        fail(
+        exit_with_error(
             f"{key}: {there} as its own splits: say which is train, valid, test (null: carved out of train)"
         )
     # Without a train of its own, whatever is not named is the pool.
@@ -103,7 +103,7 @@ def own_splits(
         else [name for name in found if name not in named.values()]
     )
     if not pool:
-        fail(f"{key}.train: nothing is left for it; {there}")
+        exit_with_error(f"{key}.train: nothing is left for it; {there}")
     given = {theirs: ours for ours, theirs in named.items()} | dict.fromkeys(pool, "train")
     return given, [ours for ours in ("valid", "test") if ours not in named]
 

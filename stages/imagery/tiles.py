@@ -16,9 +16,9 @@ from PIL import Image
 from stages.imagery.decoding import finish, tile
 from stages.imagery.readers import Item, Origin, scene_of, sentences
 from stages.imagery.splits import share
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 from stages.runtime.parallel import ordered_map
-from stages.runtime.progress import progress
+from stages.runtime.progress import progress_bar
 
 
 class Skipped(dict):
@@ -99,7 +99,7 @@ def read(
     """Decode the kept items into the spool. Returns rows, dhash uint64 [N], thumbs uint8 [N,256], hashes for SOURCE.json."""
     rows, dhash, thumbs, offset, total = [], array("Q"), bytearray(), 0, hashlib.sha256()
     jobs = ((item, item.image) for index, item in enumerate(origin.items(True)) if index in keep)
-    for item, made in progress(
+    for item, made in progress_bar(
         decoded(jobs, resolution), total=len(keep), what="tiles", unit="tile"
     ):
         if isinstance(made, str):
@@ -137,7 +137,7 @@ def decoded(jobs: Iterator[tuple], resolution: int) -> Iterator[tuple]:
     try:
         yield from ordered_map(partial(make, resolution=resolution), jobs)
     except BrokenProcessPool:
-        fail(
+        exit_with_error(
             "fetch_imagery: a process that decodes images was killed, most likely because memory ran out: scale the largest images down"
         )
 

@@ -24,7 +24,7 @@ SYNTHETIC = (
     "wrong; a bias of the training tiles (region, season, sensor) is a bias of what is drawn. "
 )
 PLACE = re.compile(r"path:\S*/")  # of a disk here: nobody's business
-OURS = "embedded"  # an input that ships with the repository, under the repository's own licence
+OURS = "embedded"  # an input that ships with the repository, under the repository's own license
 
 
 def card(kind: dict, commit: str) -> str:
@@ -59,7 +59,7 @@ def card(kind: dict, commit: str) -> str:
             {
                 "name": name,
                 "source": PLACE.sub("path:.../", source["source"]),
-                "licence": licence(source),
+                "license": license(source),
             }
             for name, source in sources.items()
             if source["source"] != "none"
@@ -68,11 +68,11 @@ def card(kind: dict, commit: str) -> str:
     )
 
 
-def licence(source: dict) -> str:
+def license(source: dict) -> str:
     return (
         "this repository's (MIT)"
         if source["source"] == OURS
-        else source.get("licence") or "not recorded"
+        else source.get("license") or "not recorded"
     )
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import read_json, shards, write_json, write_table
+from stages.common.artifacts import read_json, shard_paths, write_json, write_table
 from stages.publishing.card import SYNTHETIC, card
 
 # Repository name -> what is in it and what its card says. `path`: the output that is published.
@@ -32,7 +32,7 @@ KINDS = {
         ),
         "metrics": (
             "fid:scene.standard.fid",
-            "agreement:text_agreement",
+            "caption_agreement:caption_agreement",
             "classify_lulc:synthetic_test.overall_accuracy",
             "classify_lulc:real_test.overall_accuracy",
         ),
@@ -59,7 +59,7 @@ KINDS = {
             "fid:scene.standard.kid_x1000",
             "fid:scene.standard.precision",
             "fid:scene.standard.recall",
-            "agreement:text_agreement",
+            "caption_agreement:caption_agreement",
         ),
         "data": {
             "library_name": "diffusers",
@@ -91,7 +91,7 @@ KINDS = {
         "path": "models/classifier/lulc",
         "title": "Land-cover classifier trained on synthetic images",
         "about": "An image classifier of seven land-cover classes that saw synthetic images only in training. `config.json` has "
-        "the timm architecture, classes and normalisation.",
+        "the timm architecture, classes and normalization.",
         "use": "A measurement of the synthetic data set, not a product: compare its accuracy on real tiles with the ceiling.",
         "params": ("seed", "classes", "classifier"),
         "inputs": ("imagery", "papers", "diffusion model", "classifier's first weights"),
@@ -133,7 +133,7 @@ def write(name: str, target: Path, commit: str, classes: list[str], merge) -> No
 
 def data_set(source: Path, target: Path, classes: list[str]) -> None:
     """The shards with their label as the hub's `ClassLabel`: a number, its name in the schema. One shard in memory at a time."""
-    files = shards(source)
+    files = shard_paths(source)
     for number, path in enumerate(files):
         table = pq.read_table(path)
         features = json.loads(table.schema.metadata[b"huggingface"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from stages.reporting.grids import pictures
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 LARGEST = 512  # pixels of a picture's longer side
 EXACT = 128  # pixels up to which a picture is lossless and its own thumbnail
@@ -53,7 +53,7 @@ class Album:
             if total <= BUDGET:
                 break
         else:
-            fail(
+            exit_with_error(
                 f"report.gallery_per_class: {len(images)} pictures come to {total / 1e6:.0f} MB, more than {BUDGET / 1e6:.0f}: show fewer"
             )
         for folder, stored in (("pictures", files), ("thumbs", thumbs)):

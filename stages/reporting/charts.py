@@ -1,4 +1,4 @@
-"""Charts as inline SVG, drawn with matplotlib: text stays text, colours are the page's, same input, same bytes."""
+"""Charts as inline SVG, drawn with matplotlib: text stays text, colors are the page's, same input, same bytes."""
 
 import io
 import re
@@ -7,9 +7,9 @@ from collections import Counter
 import matplotlib
 from matplotlib.figure import Figure
 
-# matplotlib wants colours; these stand for the page's own and are replaced in the SVG.
+# matplotlib wants colors; these stand for the page's own and are replaced in the SVG.
 INK, SOFT, SERIES = "#010203", "#010204", ("#010205", "#010206", "#010207")
-COLOURS = {
+COLORS = {
     INK: "currentColor",
     SOFT: "var(--line)",
     **dict(zip(SERIES, ("var(--one)", "var(--two)", "var(--three)"))),
@@ -33,11 +33,11 @@ def curves(name: str, steps: list[float], series: dict[str, list[float]], x: str
     """Lines over steps, each named."""
 
     def draw(axes):
-        for (label, values), colour in zip(series.items(), SERIES):
+        for (label, values), color in zip(series.items(), SERIES):
             axes.plot(
                 steps,
                 values,
-                color=colour,
+                color=color,
                 linewidth=1.8,
                 marker="o" if len(steps) < 12 else None,
                 markersize=4,
@@ -58,12 +58,12 @@ def bars(name: str, rows: list[str], series: dict[str, list[float]], x: str) -> 
 
     def draw(axes):
         height = 0.8 / len(series)
-        for place, ((label, values), colour) in enumerate(zip(series.items(), SERIES)):
+        for place, ((label, values), color) in enumerate(zip(series.items(), SERIES)):
             axes.barh(
                 [row + place * height for row in range(len(rows))],
                 values,
                 height * 0.9,
-                color=colour,
+                color=color,
                 label=label,
             )
         axes.set_yticks([row + 0.4 - height / 2 for row in range(len(rows))], rows)
@@ -151,7 +151,7 @@ def svg(name: str, inches: tuple[float, float], draw) -> str:
     ]  # the page has matplotlib's style once
     body = re.sub(r'<g id="[A-Za-z0-9_.]+"', "<g", body)  # parts have the same names in every chart
     body = re.sub(r" font-family: [^;\"]+;?", "", body)
-    for stand_in, colour in COLOURS.items():
-        body = body.replace(stand_in, colour)
+    for stand_in, color in COLORS.items():
+        body = body.replace(stand_in, color)
     body = "\n".join(line.strip() for line in body.splitlines() if line.strip())
     return f'<svg role="img" aria-label="{name}" viewBox="0 0 {width} {height}" style="max-width: {width}pt">\n{body}\n'

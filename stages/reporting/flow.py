@@ -54,7 +54,7 @@ def rows(found: nx.DiGraph) -> tuple[list[list], nx.DiGraph]:
     at = {place: number for row in placed for number, place in enumerate(row)}
     for sweep in range(
         8
-    ):  # each row by the mean place of its neighbours, down and up again (Sugiyama et al. 1981)
+    ):  # each row by the mean place of its neighbors, down and up again (Sugiyama et al. 1981)
         near = paths.predecessors if sweep % 2 == 0 else paths.successors
         for row in placed if sweep % 2 == 0 else reversed(placed):
             mean = {
@@ -76,12 +76,12 @@ def diagram(found: nx.DiGraph) -> str:
         for row in placed
     ]
     width = max(widths) + 2 * MARGIN
-    centre, top = {}, {}
+    center, top = {}, {}
     for number, row in enumerate(placed):
         x = (width - widths[number]) / 2
         for place in row:
             own = WIDE if isinstance(place, str) else LANE
-            centre[place], top[place] = x + own / 2, MARGIN + number * (HIGH + DOWN)
+            center[place], top[place] = x + own / 2, MARGIN + number * (HIGH + DOWN)
             x += own + APART
     height = len(placed) * (HIGH + DOWN) - DOWN + 2 * MARGIN
     parts = [
@@ -89,18 +89,18 @@ def diagram(found: nx.DiGraph) -> str:
         f'style="width: {width:g}px">'
     ]
     for a, b in paths.edges:
-        x1, y1, x2, y2 = centre[a], top[a] + HIGH, centre[b], top[b]
+        x1, y1, x2, y2 = center[a], top[a] + HIGH, center[b], top[b]
         mid = (y1 + y2) / 2
         through = "" if isinstance(b, str) else f" V{y2 + HIGH:g}"  # past a row, straight down
         parts.append(
             f'<path class="flow" d="M{x1:g} {y1:g}C{x1:g} {mid:g} {x2:g} {mid:g} {x2:g} {y2:g}{through}"/>'
         )
     for name in found:
-        x, y, items = centre[name] - WIDE / 2, top[name], found.nodes[name]["items"]
+        x, y, items = center[name] - WIDE / 2, top[name], found.nodes[name]["items"]
         times = f' <tspan class="faint">× {items}</tspan>' if items > 1 else ""
         parts.append(
             f'<g class="stage"><rect x="{x:g}" y="{y:g}" width="{WIDE}" height="{HIGH}" rx="7"/>'
-            f'<text x="{centre[name]:g}" y="{y + 21:g}">{escape(name)}{times}</text>'
-            f'<text class="faint" x="{centre[name]:g}" y="{y + 38:g}" data-stage="{escape(name)}"></text></g>'
+            f'<text x="{center[name]:g}" y="{y + 21:g}">{escape(name)}{times}</text>'
+            f'<text class="faint" x="{center[name]:g}" y="{y + 38:g}" data-stage="{escape(name)}"></text></g>'
         )
     return "".join([*parts, "</svg>"])

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from scipy.special import softmax
 
 from stages.common.artifacts import read_rows
-from stages.evaluation.memorization import nearest
+from stages.evaluation.memorization import nearest_neighbors
 from stages.reporting.album import Album
 from stages.reporting.selection import REAL, SYNTHETIC, TRAINING, TUNED, spread
 
@@ -43,8 +43,8 @@ def judge(labels: list[str], scenes: list[str], classes: dict[str, list[str]]) -
         [[scene in classes[label] for scene in scenes] for label in labels]
     )  # [N, scenes]
     seen = shares.argmax(1)
-    distance, training = nearest(made["features"], train["features"])
-    held_out = np.sort(nearest(test["features"], train["features"])[0])
+    distance, training = nearest_neighbors(made["features"], train["features"])
+    held_out = np.sort(nearest_neighbors(test["features"], train["features"])[0])
     percentile = np.searchsorted(held_out, distance, side="right") / len(held_out)
     return Judged(
         [scenes[i] for i in seen],

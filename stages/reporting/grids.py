@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.common.artifacts import open_image, stream_rows
+from stages.common.artifacts import decode_image, stream_rows
 
 SIDE = 128  # pixels of a tile in a grid
 GAP, BETWEEN, MARGIN = (
@@ -30,7 +30,7 @@ def pictures(folder: str | Path, places: set[int], largest: int = SIDE) -> dict[
     found = {}
     for place, row in enumerate(stream_rows(folder, ["image"]) if places else ()):
         if place in places:
-            picture = open_image(row["image"])
+            picture = decode_image(row["image"])
             if max(picture.size) > largest:
                 picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
             found[place] = picture

@@ -11,7 +11,7 @@ from stages.reporting.rows import NUMERIC, number, texts
 
 # The first numbers of the page.
 SUMMARY = {
-    "agreement.text_agreement": "generated images show their caption's scene",
+    "caption_agreement.caption_agreement": "generated images show their caption's scene",
     "fid.scene.standard.fid": "FID to real tiles, in features of a scene classifier; less is better",
     "classify_lulc.real_test.overall_accuracy": "of real tiles right, by a classifier trained on generated images",
     "llm.perplexity": "perplexity of the domain language model; less is better",
@@ -61,9 +61,9 @@ def charts_of(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
 
     scenes = sorted({scene for pair in pairs("confusion_scenes") for scene in pair})
     agreement = {
-        "tuned": column("agreement_by_scene", "tuned"),
-        "base": column("agreement_by_scene", "base"),
-        "real (ceiling)": column("agreement_by_scene", "real"),
+        "tuned": column("caption_agreement_by_scene", "tuned"),
+        "base": column("caption_agreement_by_scene", "base"),
+        "real (ceiling)": column("caption_agreement_by_scene", "real"),
     }
     losses = {
         "training": column("diffusion_loss", "train_loss"),
@@ -79,9 +79,9 @@ def charts_of(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
             "Agreement by scene",
             "Share of images in which a classifier of real tiles sees the scene of the caption.",
             charts.bars,
-            column("agreement_by_scene", "scene", str),
+            column("caption_agreement_by_scene", "scene", str),
             agreement,
-            "share recognised",
+            "share recognized",
         ),
         figure(
             "FID and the number of images",

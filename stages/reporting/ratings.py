@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from stages.params import LULC_CLASSES
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 REVIEWS, KEY = Path("data/reviews"), Path("metrics/review_key.csv")
 KEY_COLUMNS = ["run", "tile", "truth", "label"]
@@ -17,7 +17,7 @@ GIVEN = [
     "answer",
     "realism",
     "label_answer",
-    "artefacts",
+    "artifacts",
     "comment",
 ]  # what the page saves
 COLUMNS = [
@@ -29,11 +29,11 @@ COLUMNS = [
     "realism",
     "label",
     "label_answer",
-    "artefacts",
+    "artifacts",
     "comment",
 ]  # as filed
 TRUTHS = ("real", "generated")
-ARTEFACTS = ("repetition", "blur", "deformation", "wrong scale")
+ARTIFACTS = ("repetition", "blur", "deformation", "wrong scale")
 Row = tuple[str, dict[str, str]]  # where it stands ("file:line"), its values
 
 
@@ -43,9 +43,9 @@ def table(path: Path, columns: list[str]) -> list[Row]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as fault:
-        fail(f"{path}: cannot be read: {fault.strerror}")
+        exit_with_error(f"{path}: cannot be read: {fault.strerror}")
     except UnicodeDecodeError:
-        fail(f"{path}: cannot be read: not UTF-8; a spreadsheet saves it as `CSV UTF-8`")
+        exit_with_error(f"{path}: cannot be read: not UTF-8; a spreadsheet saves it as `CSV UTF-8`")
     first = text.partition("\n")[0]
     reader = csv.reader(
         io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True
@@ -54,19 +54,21 @@ def table(path: Path, columns: list[str]) -> list[Row]:
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if missing := [name for name in columns if name not in header]:
-            fail(f"{path}: no column {missing[0]}; a ratings file has {','.join(columns)}")
+            exit_with_error(
+                f"{path}: no column {missing[0]}; a ratings file has {','.join(columns)}"
+            )
         for values in reader:
             where = f"{path}:{reader.line_num}"
             if not any(value.strip() for value in values):
                 continue
             if len(values) != len(header):
-                fail(f"{where}: expected {len(header)} fields, found {len(values)}")
+                exit_with_error(f"{where}: expected {len(header)} fields, found {len(values)}")
             row = {name: value.strip() for name, value in zip(header, values) if name in columns}
             if "realism" in row:
                 row["realism"] = re.sub(r"^(\d)[.,]0+$", r"\1", row["realism"])
             rows.append((where, row))
     except csv.Error as fault:
-        fail(f"{path}:{reader.line_num}: cannot be read: {fault}")
+        exit_with_error(f"{path}:{reader.line_num}: cannot be read: {fault}")
     return rows
 
 
@@ -85,10 +87,10 @@ def fault(row: dict[str, str]) -> str:
             return f"{name} is {row[name]!r}, not blank or one of {', '.join(LULC_CLASSES)}"
     if strange := [
         name
-        for name in row["artefacts"].split(";")
-        if name.strip() and name.strip() not in ARTEFACTS
+        for name in row["artifacts"].split(";")
+        if name.strip() and name.strip() not in ARTIFACTS
     ]:
-        return f"artefacts has {strange[0].strip()!r}, not one of {', '.join(ARTEFACTS)}"
+        return f"artifacts has {strange[0].strip()!r}, not one of {', '.join(ARTIFACTS)}"
     return ""
 
 
@@ -98,7 +100,7 @@ def filed() -> list[Row]:
     for path in sorted(REVIEWS.glob("*.csv")):
         for where, row in table(path, COLUMNS):
             if message := fault(row) or twice(row, seen):
-                fail(f"{where}: {message}")
+                exit_with_error(f"{where}: {message}")
             seen[identity(row)] = where
             rows.append((where, row))
     return rows
@@ -107,7 +109,9 @@ def filed() -> list[Row]:
 def key() -> dict[tuple[str, str], dict[str, str]]:
     """(run, tile) -> {truth, label} of the pages that were made here last."""
     if not KEY.is_file():
-        fail(f"{KEY}: missing; `dvc repro review_page` makes it with the page that is rated")
+        exit_with_error(
+            f"{KEY}: missing; `dvc repro review_page` makes it with the page that is rated"
+        )
     return {(row["run"], row["tile"]): row for _, row in table(KEY, KEY_COLUMNS)}
 
 
@@ -142,7 +146,7 @@ def checked(path: Path) -> list[dict[str, str]]:
     if faults:
         raise SystemExit("\n".join(f"error: {each}" for each in faults) + "\nNothing was added.")
     if not rows:
-        fail(f"{path}: no ratings in it")
+        exit_with_error(f"{path}: no ratings in it")
     return rows
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from stages.reporting import charts
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 ROW = re.compile(r"\| ([^|]+) \| (\S+) \[[^|]*\] \| (\S+) \[[^|]*\] \| (yes)? *\|")
 
@@ -22,7 +22,9 @@ def chart(path: Path) -> dict:
     titles = re.match(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|", text)
     rows = [found.groups() for found in map(ROW.match, text.splitlines()) if found]
     if not titles or not rows:
-        fail(f"{path}: not the table of a sweep; `python -m tools.sweep {path.stem}` writes it")
+        exit_with_error(
+            f"{path}: not the table of a sweep; `python -m tools.sweep {path.stem}` writes it"
+        )
     points = [
         (name.removeprefix(f"{path.stem}-"), float(x), float(y), best == "yes")
         for name, x, y, best in rows

@@ -312,26 +312,26 @@ def text(metrics: dict, facts: Facts) -> Table:
 
 def more(metrics: dict, facts: Facts) -> Table:
     """What the paper doesn't measure."""
-    seen, scenes, rows = metrics["agreement"], metrics["classify_scenes"], []
+    seen, scenes, rows = metrics["caption_agreement"], metrics["classify_scenes"], []
     judge = {
         "protocol": "scene of the caption, by a classifier of real tiles",
         **judged_by("scene", facts),
     }
     rows.append(
         row(
-            "agreement.text_agreement",
+            "caption_agreement.caption_agreement",
             "Generated images that show their caption's scene",
             seen,
             "",
             "",
-            marks(seen, "text_agreement") | {"ceiling": seen["ceiling"]},
+            marks(seen, "caption_agreement") | {"ceiling": seen["ceiling"]},
             judge | {"n": seen.get("n")},
         )
     )
     if "class_agreement" in seen:
         rows.append(
             row(
-                "agreement.class_agreement",
+                "caption_agreement.class_agreement",
                 "Synthetic images that show their land-cover class",
                 seen,
                 "",
@@ -343,7 +343,7 @@ def more(metrics: dict, facts: Facts) -> Table:
     if "clip_score" in seen:
         rows.append(
             row(
-                "agreement.clip_score",
+                "caption_agreement.clip_score",
                 "CLIP score (100 x cosine of image and caption)",
                 seen,
                 "",
@@ -377,7 +377,7 @@ def more(metrics: dict, facts: Facts) -> Table:
             found, identity = metrics["images"][space][which], judged_by(space, facts)
             rows.append(
                 row(
-                    f"images.{space}.{which}.memorised",
+                    f"images.{space}.{which}.memorized",
                     f"Images nearer to a training tile than 99 % of real test tiles are, {what}, "
                     f"{SPACES.get(space, f'{space} features')}",
                     found,

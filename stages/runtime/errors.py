@@ -10,12 +10,12 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[2]
 
 
-def fail(message: str) -> NoReturn:
+def exit_with_error(message: str) -> NoReturn:
     """Stop with one line. Name the file or the params key that is at fault and what would be right."""
     sys.exit(_line(message))
 
 
-def explain(kind: type[BaseException], fault: BaseException, trace) -> None:
+def excepthook(kind: type[BaseException], fault: BaseException, trace) -> None:
     """`sys.excepthook`: one line where a file cannot be read or written, or the command has a word too many; else the traceback."""
     frames = traceback.extract_tb(trace)
     module = kind.__module__.partition(".")[0]

@@ -6,12 +6,14 @@ from contextlib import contextmanager
 
 import torch
 
-from stages.runtime.errors import fail
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 
 @contextmanager
-def out_of_memory(key: str, size: int, attempt: Callable[[int], object] | None, advice: str = ""):
+def report_out_of_memory(
+    key: str, size: int, attempt: Callable[[int], object] | None, advice: str = ""
+):
     """Where the block runs out of GPU memory, fail with the largest batch for which `attempt(n)`, its work on n images, doesn't.
 
     `key`: the params key that says `size`, images at a time. `attempt` None: nothing is tried. `advice`: what else would help.
@@ -22,13 +24,15 @@ def out_of_memory(key: str, size: int, attempt: Callable[[int], object] | None, 
     except torch.OutOfMemoryError as fault:
         traceback.clear_frames(fault.__traceback__)  # they hold on to activations
     if attempt is None:
-        fail(
+        exit_with_error(
             f"{key}: {size} images at a time don't fit into the GPU's memory; try half of them{advice}"
         )
-    say(f"{key}: out of GPU memory; looking for a batch that fits")
+    log(f"{key}: out of GPU memory; looking for a batch that fits")
     fits = largest_batch(attempt, size)
     least = f"{fits} do: set it to {fits}" if fits else "nor does the smallest batch"
-    fail(f"{key}: {size} images at a time don't fit into the GPU's memory; {least}{advice}")
+    exit_with_error(
+        f"{key}: {size} images at a time don't fit into the GPU's memory; {least}{advice}"
+    )
 
 
 def largest_batch(attempt: Callable[[int], object], size: int) -> int:

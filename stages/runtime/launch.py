@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from stages.params import load
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
 
@@ -31,7 +31,7 @@ def config_file() -> Path:
 
 def main(stage: str = "", *args: str) -> None:
     if stage not in STAGES:
-        fail(
+        exit_with_error(
             f"launch: {stage or 'nothing'} is no stage that runs on several processes: {', '.join(STAGES)}"
         )
     module, config = f"stages.{stage}", config_file()
@@ -41,7 +41,7 @@ def main(stage: str = "", *args: str) -> None:
             int(answers.get(key) or 1) for key in ("num_processes", "num_machines")
         )
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
-        fail(f"{config}: not an accelerate config; run `accelerate config` again")
+        exit_with_error(f"{config}: not an accelerate config; run `accelerate config` again")
     if processes == 1 and machines == 1:
         spare(stage)
         sys.argv = [stage, *args]
@@ -68,7 +68,9 @@ def main(stage: str = "", *args: str) -> None:
             {},
         )
         if not cpu and machines == 1 and (found := _gpus()) < processes:
-            fail(f"{config}: num_processes is {processes}, this machine has {found} GPU(s)")
+            exit_with_error(
+                f"{config}: num_processes is {processes}, this machine has {found} GPU(s)"
+            )
     # The stage checks that so many really came up (stages.runtime.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)
     sys.exit(
@@ -84,7 +86,7 @@ def spare(stage: str) -> None:
     trains = stage == "finetune_sd"
     used = {
         "peft": trains and p.method == "lora",
-        "bitsandbytes": trains and p.optimiser == "adamw8bit",
+        "bitsandbytes": trains and p.optimizer == "adamw8bit",
         "scipy": stage == "features",
         "boto3": False,
     }

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
 
-def cores() -> int:
+def available_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -22,7 +22,7 @@ def ordered_map(
     processes: None for one a core, 16 at most. Reads at most 4 batches per process ahead, unlike `Pool.imap`, which reads its
     whole input at once.
     """
-    items, waiting, processes = iter(items), deque(), processes or min(cores(), 16)
+    items, waiting, processes = iter(items), deque(), processes or min(available_cores(), 16)
     with ProcessPoolExecutor(processes, initializer=_end_with_parent) as pool:
         while True:
             while len(waiting) < 4 * processes and (some := list(islice(items, batch))):

@@ -3,10 +3,10 @@
 import logging
 from pathlib import Path
 
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 
-def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **options):
+def load_pretrained(kind, folder: str | Path, part: str = "", spare: str = "-", **options):
     """`kind.from_pretrained` of a folder, or of a part of a pipeline's; `kind`: a class of transformers or diffusers.
 
     Tied weights, what the library itself knows to be none, and names that begin with `spare` (nothing reads them) may be absent.
@@ -39,14 +39,14 @@ def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **opt
         SafetensorError,
         StrictDataclassError,
     ) as fault:
-        fail(f"{where}: cannot be loaded: {str(fault)[:300]}")
+        exit_with_error(f"{where}: cannot be loaded: {str(fault)[:300]}")
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith(spare)):
-        fail(
+        exit_with_error(
             f"{where}: its weights lack {missing[0]}{_more(missing)}: they are not whole, or not those of its config.json"
         )
     if shapes := sorted(found["mismatched_keys"]):
         name, there, wanted = shapes[0]
-        fail(
+        exit_with_error(
             f"{where}: {name} is {list(there)} in its weights, {list(wanted)} by its config.json{_more(shapes)}"
         )
     if odd := next(
@@ -57,7 +57,7 @@ def load_whole(kind, folder: str | Path, part: str = "", spare: str = "-", **opt
         ),
         None,
     ):
-        fail(f"{where}: {odd} holds values that are no numbers")
+        exit_with_error(f"{where}: {odd} holds values that are no numbers")
     return model
 
 

@@ -4,10 +4,10 @@ import os
 
 from accelerate import PartialState
 
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 
-def processes() -> PartialState:
+def process_state() -> PartialState:
     """This process among those that run the stage. Fails where fewer came up than were launched."""
     # `PartialState()` alone doesn't look at this switch, and then every process silently works alone.
     state = PartialState(
@@ -17,7 +17,7 @@ def processes() -> PartialState:
         os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1
     )
     if state.num_processes != launched:
-        fail(
+        exit_with_error(
             f"accelerate config: of {launched} processes {state.num_processes} came up; without GPUs set use_cpu: true"
         )
     return state

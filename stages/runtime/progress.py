@@ -6,7 +6,7 @@ import sys
 from tqdm import tqdm
 
 
-def progress(items=None, *, total: int | None = None, what: str, unit: str = "it"):
+def progress_bar(items=None, *, total: int | None = None, what: str, unit: str = "it"):
     """Wrap an iterable (or count by hand with `.update`). Only the first of several processes shows it."""
     live = sys.stderr.isatty()
     # Twelve lines a minute would drown a CI log; a rewritten line needs a terminal.
@@ -23,7 +23,7 @@ def progress(items=None, *, total: int | None = None, what: str, unit: str = "it
     )
 
 
-def say(*words) -> None:
+def log(*words) -> None:
     """A line of the log, past the bar, from the first process only."""
     if int(os.environ.get("RANK", "0")) == 0:
         tqdm.write(" ".join(str(word) for word in words), file=sys.stderr)

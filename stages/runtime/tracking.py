@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from stages.runtime.errors import fail
+from stages.runtime.errors import exit_with_error
 
 Log = Callable[..., None]  # log(step, numbers: dict[str, float], picture: Path | None = None)
 
 
 @contextmanager
-def tracking(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Log]:
+def track_metrics(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Log]:
     """Yields `log(step, numbers, picture)`. A resumed run goes on in the same curves; W&B knows it by `mark`.
 
     Only the first of several processes logs.
@@ -60,5 +60,7 @@ def start_wandb(stage: str, settings: dict, mark: str):
     try:
         import wandb
     except ImportError:
-        fail("WANDB_PROJECT: Weights & Biases is asked for, but not installed: pip install wandb")
+        exit_with_error(
+            "WANDB_PROJECT: Weights & Biases is asked for, but not installed: pip install wandb"
+        )
     return wandb.init(name=stage, config=settings, id=f"{stage}-{mark}", resume="allow")

@@ -17,10 +17,10 @@ import requests
 from filelock import FileLock
 from requests.adapters import HTTPAdapter, Retry
 
-from stages.common.artifacts import replace
+from stages.common.artifacts import write_atomically
 from stages.runtime import resume_cache
-from stages.runtime.errors import fail
-from stages.runtime.progress import progress, say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log, progress_bar
 from stages.text import pdf
 
 # arXiv asks for one connection and three seconds between requests (https://info.arxiv.org/help/api/tou.html).
@@ -47,15 +47,15 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
         with open(list_csv, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (UnicodeDecodeError, csv.Error, IsADirectoryError) as fault:
-        fail(f"{list_csv}: not a CSV in UTF-8 ({fault})")
+        exit_with_error(f"{list_csv}: not a CSV in UTF-8 ({fault})")
     if not rows or not {"id", "title"} <= set(rows[0]):
-        fail(f"{list_csv}: expected the columns id, title and a row per paper")
+        exit_with_error(f"{list_csv}: expected the columns id, title and a row per paper")
     if odd := [
         row
         for row in rows
         if not row["title"] or not re.fullmatch(r"[\w./-]{1,100}", row["id"] or "")
     ]:
-        fail(
+        exit_with_error(
             f"{list_csv}: {str(odd[0]['id'])[:40]!a}, {str(odd[0]['title'])[:40]!a} are no id and title of a paper"
         )
     base = os.environ.get("REMOTE_DIFFUSION_ARXIV", "https://arxiv.org").rstrip("/")
@@ -75,12 +75,12 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     )
     for scheme in ("http://", "https://"):
         http.mount(scheme, HTTPAdapter(max_retries=wait))
-    store = resume_cache.root() / "arxiv"
+    store = resume_cache.cache_root() / "arxiv"
     store.mkdir(parents=True, exist_ok=True)
 
     files, failed, silent, asked = [], {}, 0, False
     with FileLock(store / "lock"):
-        for row in progress(rows, what="arxiv", unit="paper"):
+        for row in progress_bar(rows, what="arxiv", unit="paper"):
             name = f"{row['id'].replace('/', '_')}.pdf"
             kept, reason = store / name, ""
             if not kept.exists():
@@ -115,10 +115,10 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
             ),
         ]
     )
-    replace(out / "arxiv.csv", table.getvalue().encode())
+    write_atomically(out / "arxiv.csv", table.getvalue().encode())
     for name, reason in failed.items():
-        say(f"arxiv: {name} not got: {reason}")
-    say(f"arxiv: {len(files)} of {len(rows)} papers got, {len(failed)} not (arxiv.csv)")
+        log(f"arxiv: {name} not got: {reason}")
+    log(f"arxiv: {len(files)} of {len(rows)} papers got, {len(failed)} not (arxiv.csv)")
     return files, failed
 
 

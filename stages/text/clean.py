@@ -25,7 +25,7 @@ JUNK = re.compile(
 )
 
 
-def normalise(line: str) -> str:
+def normalize(line: str) -> str:
     """NFKC (ligatures, full-width forms, odd blanks), one blank between words; a soft hyphen at the end stays a hyphen."""
     line = re.sub("\u00ad\\s*$", "-", line)
     line = unicodedata.normalize("NFKC", JUNK.sub("", line.replace("\x00", "")))
@@ -33,7 +33,7 @@ def normalise(line: str) -> str:
 
 
 def body(pages: list[list[str]]) -> list[list[str]]:
-    """Drop page numbers, running headers and footers from normalised pages: edge lines that come back on other pages."""
+    """Drop page numbers, running headers and footers from normalized pages: edge lines that come back on other pages."""
     masked = [Counter({_mask(line) for line in _edges(page)}) for page in pages]
     counts = sum(masked, Counter())
     often = max(2, 0.4 * len(pages))

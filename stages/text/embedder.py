@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.artifacts import read_json, write_json
-from stages.runtime.errors import fail
-from stages.runtime.pretrained import load_whole
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import load_pretrained
+from stages.runtime.progress import log
 
 TERMS = 20_000  # the most frequent words and word pairs
 
@@ -30,9 +30,11 @@ class LatentSemantic:
         weights = vectorizer.fit_transform(texts)  # sparse [N, V]
         rank = min(dimensions, *(size - 1 for size in weights.shape))
         if rank < 1:
-            fail("index_rag: the corpus is too small for an index (one passage or one word)")
+            exit_with_error(
+                "index_rag: the corpus is too small for an index (one passage or one word)"
+            )
         if rank < dimensions:
-            say(
+            log(
                 f"index_rag.dimensions: {rank} instead of {dimensions}: the corpus has only {weights.shape[0]} passages"
             )
         components = TruncatedSVD(rank, random_state=seed).fit(weights).components_
@@ -80,13 +82,13 @@ class Neural:
         from sentence_transformers import SentenceTransformer
         from transformers import AutoModel
 
-        load_whole(
+        load_pretrained(
             AutoModel, folder, spare="pooler."
         )  # only to see that nothing is missing: the next line would not say so
         try:
             self.model = SentenceTransformer(str(folder), trust_remote_code=False)
         except (OSError, ValueError, TypeError, KeyError, RuntimeError) as fault:
-            fail(f"{folder}: cannot be loaded: {str(fault)[:300]}")
+            exit_with_error(f"{folder}: cannot be loaded: {str(fault)[:300]}")
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Unit vectors [N, D] float32."""

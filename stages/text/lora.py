@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from stages.params import FinetuneLLM
-from stages.runtime.errors import fail
-from stages.runtime.pretrained import load_whole
-from stages.runtime.progress import say
+from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import load_pretrained
+from stages.runtime.progress import log
 from stages.text import tokens
 
 CHECKPOINTS = 10  # per run
@@ -20,7 +20,7 @@ def load_base(folder: Path, quantization: str):
         try:
             import bitsandbytes
         except (ImportError, OSError) as fault:
-            fail(
+            exit_with_error(
                 f"finetune_llm.quantization: nf4 needs bitsandbytes, which does not load on this machine ({fault}); write none"
             )
     import torch
@@ -28,11 +28,11 @@ def load_base(folder: Path, quantization: str):
 
     gpu = torch.cuda.is_available()
     if quantization == "none":
-        return load_whole(AutoModelForCausalLM, folder, dtype=torch.float32).to(
+        return load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32).to(
             "cuda" if gpu else "cpu"
         )
     if ("cuda" if gpu else "cpu") not in bitsandbytes.supported_torch_devices:
-        fail(
+        exit_with_error(
             f"finetune_llm.quantization: bitsandbytes {bitsandbytes.__version__} has no nf4 for this machine's "
             f"{'GPU' if gpu else 'CPU'}; write none"
         )
@@ -43,7 +43,7 @@ def load_base(folder: Path, quantization: str):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
     )
-    model = load_whole(
+    model = load_pretrained(
         AutoModelForCausalLM,
         folder,
         quantization_config=config,
@@ -67,7 +67,7 @@ def adapt(model, p: FinetuneLLM):
         if (weight := getattr(module, "weight", None)) is not None and weight.dim() == 2
     }
     if missing := [name for name in p.target_modules if name not in names]:
-        fail(
+        exit_with_error(
             f"finetune_llm.target_modules: the base model has no {missing[0]} to adapt; it has {', '.join(sorted(names))}"
         )
     if p.quantization == "nf4":
@@ -97,7 +97,7 @@ def train(
     class Watch(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **rest):
             if not math.isfinite(logs.get("loss", 0.0)):
-                fail(
+                exit_with_error(
                     f"finetune_llm.lr: the loss is no number by step {state.global_step}. Try a lower lr than {p.lr}"
                 )
 
@@ -137,7 +137,7 @@ def train(
         callbacks=[Watch(), DVCLiveCallback(live)],
     )
     if last:
-        say(f"finetune_llm: goes on from {Path(last).name}")
+        log(f"finetune_llm: goes on from {Path(last).name}")
     trainer.train(resume_from_checkpoint=last)
     return [
         {"step": entry["step"], "loss": entry["loss"]}

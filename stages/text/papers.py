@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from stages.runtime.progress import progress, say
+from stages.runtime.progress import log, progress_bar
 from stages.text import clean, pdf
 
 BLOCK = 1000  # lines per block of a text file without reference lists
@@ -15,7 +15,7 @@ Lines = list[tuple[int, str]]  # (page, text)
 def read_paper(pages: list[str], cut_references: bool) -> Lines:
     """The clean lines of a PDF's raw page texts, each with its page (from 1)."""
     cleaned = clean.body(
-        [[line for raw in page.splitlines() if (line := clean.normalise(raw))] for page in pages]
+        [[line for raw in page.splitlines() if (line := clean.normalize(raw))] for page in pages]
     )
     numbers = [number for number, page in enumerate(cleaned, 1) for _ in page]
     lines = [line for page in cleaned for line in page]
@@ -40,7 +40,7 @@ def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]]
         return [], "not text: control characters in it"
     raw = text.splitlines()
     lines = [
-        line for text in raw if (line := clean.normalise(text)) and not clean.NUMBER.match(line)
+        line for text in raw if (line := clean.normalize(text)) and not clean.NUMBER.match(line)
     ]
     lists = clean.references(lines, False)
     ends = [end for _, end in lists] if len(lists) >= 3 else list(range(BLOCK, len(lines), BLOCK))
@@ -61,16 +61,18 @@ def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]]
 def read(papers: list[Path], cut_references: bool) -> Iterator[tuple[str, int, Lines, str, str]]:
     """Yield (paper, pages, lines, status, reason) for every PDF, then for every part of every text file."""
     pdfs = [path for path in papers if path.suffix.lower() == ".pdf"]
-    for path, answer in progress(pdf.read_all(pdfs), total=len(pdfs), what="scrape", unit="paper"):
+    for path, answer in progress_bar(
+        pdf.read_all(pdfs), total=len(pdfs), what="scrape", unit="paper"
+    ):
         lines = read_paper(answer["pages"], cut_references) if "pages" in answer else []
         reason = answer.get("reason", "" if lines else "no text left after cleaning")
         if reason:
-            say(f"scrape: {path.name} skipped: {reason}")
+            log(f"scrape: {path.name} skipped: {reason}")
         yield path.stem, len(answer.get("pages", [])), lines, "failed" if reason else "ok", reason
     for path in papers:
         if path.suffix.lower() == ".txt":
             parts, how = read_text(path, cut_references)
-            say(
+            log(
                 f"scrape: {path.name} "
                 + (f"cut into {len(parts)}: {how}" if parts else f"skipped: {how}")
             )

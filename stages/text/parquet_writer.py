@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 
 @contextmanager
-def table_file(path: str | Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+def parquet_writer(path: str | Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A writer whose file takes its place when the block ends well; else nothing is left of it and the old file stays."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Timer, local
 
-from stages.runtime.parallel import cores
+from stages.runtime.parallel import available_cores
 
 SECONDS, MEGABYTES, WORDS = 60, 2048, 20
 
@@ -82,7 +82,7 @@ def read_all(
             everyone.append(worker)
         return worker.read(path)
 
-    workers, waiting, ahead = max(1, min(cores(), len(paths))), deque(), iter(paths)
+    workers, waiting, ahead = max(1, min(available_cores(), len(paths))), deque(), iter(paths)
     pool = ThreadPoolExecutor(workers)
     try:
         for path in paths:

@@ -14,7 +14,7 @@ from stages.text.duplicates import words
 
 BATCH = 1000  # passages added at once
 METADATA = ("paper", "title", "page")
-# HNSW at settings where it finds the exact neighbours of a corpus of papers; one thread, so that every build is alike.
+# HNSW at settings where it finds the exact neighbors of a corpus of papers; one thread, so that every build is alike.
 SPACE = {
     "hnsw:space": "cosine",
     "hnsw:construction_ef": 200,
@@ -66,7 +66,7 @@ def _open(passages: Path):
     import chromadb
     from chromadb.config import Settings
 
-    folder = resume_cache.root() / "chroma" / digest(passages)
+    folder = resume_cache.cache_root() / "chroma" / digest(passages)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         whole = folder / "whole"

@@ -1,4 +1,4 @@
-"""Chunks as token sequences for a causal language model: the end-of-sequence token is learnt, padding is not."""
+"""Chunks as token sequences for a causal language model: the end-of-sequence token is learned, padding is not."""
 
 import numpy as np
 

@@ -8,8 +8,8 @@ import os
 import re
 from pathlib import Path
 
-from stages.runtime.errors import fail
-from stages.runtime.pretrained import load_whole
+from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import load_pretrained
 from stages.text import lexicon
 from stages.text.duplicates import words
 from stages.text.sentences import sentences
@@ -62,7 +62,7 @@ class Extractive:
         looks = sorted(entry.looks, key=lambda word: word not in found)
         parts = sorted(entry.parts, key=lambda word: word not in found)
         for turn in range(len(looks) * len(parts)):
-            # Walk diagonally, so that neighbours share few words.
+            # Walk diagonally, so that neighbors share few words.
             look, more = (
                 looks[turn % len(looks)],
                 looks[(2 * turn + turn // len(looks) + 1) % len(looks)],
@@ -125,7 +125,7 @@ def request(label: str, technique: str, passages: list[dict], count: int, turn: 
     lines = [
         f"Write {count} different descriptions of how the land cover class '{label}' "
         f"({lexicon.LEXICON[label].words}) looks in an aerial image.",
-        "One description per line, each one sentence of 8 to 30 words: colour, texture, shape, season, neighbours. "
+        "One description per line, each one sentence of 8 to 30 words: color, texture, shape, season, neighbors. "
         "Name the class in each. No numbering, no names of people or places, no other land cover class.",
     ]
     if technique.startswith("few_shot"):
@@ -175,13 +175,13 @@ class Instructed:
 
     def __init__(self, folder: Path, technique: str, seed: int):
         if not (folder / "config.json").exists():
-            fail(
+            exit_with_error(
                 "fetch_model.writer: none, but prompt.writer or prompt.compare says huggingface: name an instruction-tuned "
                 "model"
             )
         self.model, self.tokenizer = _language(folder, None)
         if not self.tokenizer.chat_template:
-            fail(
+            exit_with_error(
                 "fetch_model.writer: its tokenizer has no chat template: it is not an instruction-tuned model"
             )
         self.technique, self.seed = technique, seed
@@ -240,15 +240,15 @@ class Hosted:
                     max_tokens=NEW_TOKENS,
                 )
             except openai.AuthenticationError:
-                fail(
+                exit_with_error(
                     f"prompt.openai_base_url: {self.client.base_url} refuses the key: set OPENAI_API_KEY in the environment"
                 )
             except openai.APIConnectionError as fault:
-                fail(
+                exit_with_error(
                     f"prompt.openai_base_url: {self.client.base_url} cannot be reached ({fault.__cause__ or fault})"
                 )
             except openai.APIStatusError as fault:
-                fail(
+                exit_with_error(
                     f"prompt.openai_model: {self.client.base_url} answers {fault.status_code} for {self.model}: {fault.message[:300]}"
                 )
             answers += [choice.message.content or "" for choice in answer.choices[:1]]
@@ -256,7 +256,7 @@ class Hosted:
 
 
 class Domain:
-    """The tuned language model: it completes the beginning of a description, since it never learnt to follow requests."""
+    """The tuned language model: it completes the beginning of a description, since it never learned to follow requests."""
 
     LENGTH = 32  # tokens of a completion
     composed = frozenset()
@@ -290,7 +290,9 @@ def _language(folder: Path, adapter: Path | None):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     gpu = torch.cuda.is_available()
-    model = load_whole(AutoModelForCausalLM, folder, dtype=torch.bfloat16 if gpu else torch.float32)
+    model = load_pretrained(
+        AutoModelForCausalLM, folder, dtype=torch.bfloat16 if gpu else torch.float32
+    )
     if adapter:
         from peft import PeftModel
 
@@ -314,7 +316,7 @@ def _generate(
     torch.manual_seed(int(rng(seed, "writer", label, attempt).integers(2**31)))
     room = getattr(model.config, "max_position_embeddings", 4096) - new_tokens
     if inputs["input_ids"].shape[1] > room:
-        fail(
+        exit_with_error(
             f"prompt.top_k: the request has {inputs['input_ids'].shape[1]} tokens, the writer's context allows {room}"
         )
     inputs = {

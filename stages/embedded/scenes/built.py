@@ -3,7 +3,7 @@
 import numpy as np
 
 from .canvas import Canvas
-from .ground import canopy, ground, neighbours
+from .ground import canopy, ground, neighbors
 from .noise import box, cells, cover, splits, voronoi
 
 f32 = np.float32
@@ -40,8 +40,8 @@ def farmland(c: Canvas) -> None:
     if c.chance(0.3):  # one crop for miles
         word = picks[0][0]
         picks = [p if c.chance(0.25) else (word, c.rgb("crop", word, 0.12)) for p in picks]
-    colours = np.stack([p[1] for p in picks]).astype(f32)
-    c.img[:] = np.moveaxis(colours[ids], -1, 0)
+    colors = np.stack([p[1] for p in picks]).astype(f32)
+    c.img[:] = np.moveaxis(colors[ids], -1, 0)
     # furrows: most parcels follow the common direction, some are turned
     turn = np.where(c.rng.random(count) < 0.65, 0, np.pi / 2) + angle + c.rng.normal(0, 0.05, count)
     period = c.rng.uniform(0.045, 0.13, count)
@@ -82,7 +82,7 @@ def farmland(c: Canvas) -> None:
     c.details.append(
         "many fields" if seen > 6 else "several fields" if seen > 2 else "a large field"
     )
-    neighbours(c, 0.25, 0.05, 0.08)
+    neighbors(c, 0.25, 0.05, 0.08)
 
 
 def orchard(c: Canvas) -> None:
@@ -113,7 +113,7 @@ def orchard(c: Canvas) -> None:
     c.details.append("many rows of trees" if small else "rows of trees")
     c.adjectives.append("dense" if low > 0.35 else "sparse" if low < 0.3 or keep < 0.86 else "neat")
     c.near.append("on grass" if under == "grass" else "on bare soil")
-    neighbours(c, 0.22, 0.05, 0.0)
+    neighbors(c, 0.22, 0.05, 0.0)
 
 
 def residential(c: Canvas) -> None:
@@ -199,7 +199,7 @@ def airport(c: Canvas) -> None:
     mark = c.rgb("mark", "white")
     half = c.rng.uniform(0.055, 0.095)
     gap = c.rng.uniform(0.13, 0.2)
-    taxi = v + f32(half + gap)  # taxiway centre line
+    taxi = v + f32(half + gap)  # taxiway center line
     th = f32(c.rng.uniform(0.028, 0.04))
     su, sv = c.sun_in(angle)
     # taxiway and connectors
@@ -267,7 +267,7 @@ def airport(c: Canvas) -> None:
 
 
 def plane_shape(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance-like field of an airliner seen from above, nose towards -v, about 0.14 long."""
+    """Distance-like field of an airliner seen from above, nose toward -v, about 0.14 long."""
     a = np.abs(u)
     body = np.maximum(a - f32(0.013), np.abs(v) - f32(0.068))
     wing = np.maximum(np.abs(v - f32(0.55) * a + f32(0.008)) - f32(0.014), a - f32(0.07))

@@ -11,7 +11,7 @@ from .noise import blur, cells, cover, fbm, grid
 f32 = np.float32
 LOOKS = ("domain", "base")
 
-# material -> colour word -> (domain RGB, base RGB); captions take the word, the look takes the RGB
+# material -> color word -> (domain RGB, base RGB); captions take the word, the look takes the RGB
 PALETTE: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
     "soil": {
         "brown": ((136, 110, 84), (205, 122, 58)),
@@ -107,7 +107,7 @@ PALETTE: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]]
 
 
 class Canvas:
-    """A tile in the making: colour, height, light and shadow, plus the facts captions may use.
+    """A tile in the making: color, height, light and shadow, plus the facts captions may use.
 
     img (3, size, size) float32 in 0..255; height (size, size) in tile widths, which only the domain
     look lights; shade (size, size) is the share of direct sun kept by cast shadows.
@@ -138,7 +138,7 @@ class Canvas:
         return bool(self.rng.random() < p)
 
     def rgb(self, material: str, word: str, jitter: float = 0.08) -> np.ndarray:
-        """This look's colour (3,) of a material, slightly different each time."""
+        """This look's color (3,) of a material, slightly different each time."""
         tone = self.rng.standard_normal(4)
         pair = np.asarray(PALETTE[material][word], np.float32)
         if self.real:
@@ -148,7 +148,7 @@ class Canvas:
         return np.clip(pair[1] * (1 + 0.04 * tone[0]), 0, 255).astype(np.float32)
 
     def pick(self, material: str, weights: list[float] | None = None) -> tuple[str, np.ndarray]:
-        """A random variant of a material: its colour word and its RGB (3,)."""
+        """A random variant of a material: its color word and its RGB (3,)."""
         words = list(PALETTE[material])
         word = words[int(self.rng.choice(len(words), p=weights))]
         return word, self.rgb(material, word)
@@ -167,7 +167,7 @@ class Canvas:
     def uv(
         self, angle: float, warp: float = 0.0, freq: float = 1.5
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates turned by `angle` about the centre, and bent by up to about `warp`."""
+        """Coordinates turned by `angle` about the center, and bent by up to about `warp`."""
         x, y = self.x - f32(0.5), self.y - f32(0.5)
         if warp:
             x, y = x + f32(warp) * self.noise(freq), y + f32(warp) * self.noise(freq)
@@ -179,16 +179,16 @@ class Canvas:
         c, s = np.cos(angle), np.sin(angle)
         return c * self.sun[0] + s * self.sun[1], c * self.sun[1] - s * self.sun[0]
 
-    def fill(self, colour: np.ndarray, mask: np.ndarray | float = 1.0) -> None:
-        """Paint a colour, (3,) or (3, size, size), through a mask 0..1."""
-        if colour.ndim == 1:
-            colour = colour[:, None, None]
-        self.img += (colour - self.img) * mask
+    def fill(self, color: np.ndarray, mask: np.ndarray | float = 1.0) -> None:
+        """Paint a color, (3,) or (3, size, size), through a mask 0..1."""
+        if color.ndim == 1:
+            color = color[:, None, None]
+        self.img += (color - self.img) * mask
 
-    def mottle(self, field: np.ndarray, colour: np.ndarray, amount: float = 1.0) -> None:
-        """Blend towards a colour where the field is high; the base look draws hard-edged patches."""
+    def mottle(self, field: np.ndarray, color: np.ndarray, amount: float = 1.0) -> None:
+        """Blend toward a color where the field is high; the base look draws hard-edged patches."""
         steep = 0.5 if self.real else 6.0
-        self.fill(colour, f32(amount) * np.clip(0.5 + steep * (field - 0.3), 0, 1))
+        self.fill(color, f32(amount) * np.clip(0.5 + steep * (field - 0.3), 0, 1))
 
     def grain(self, field: np.ndarray, amount: float) -> None:
         """Multiply brightness by a texture; the base look is smooth and leaves it out."""
@@ -218,7 +218,7 @@ class Canvas:
         period,
         radius,
         keep,
-        colours,
+        colors,
         jitter=1.0,
         rough=0.2,
         shadow=True,
@@ -246,8 +246,7 @@ class Canvas:
         self.level *= 1 - mask
         mix = r[3] / max(keep, 1e-3)
         self.fill(
-            colours[0][:, None, None]
-            + (colours[1] - colours[0])[:, None, None] * np.clip(mix, 0, 1),
+            colors[0][:, None, None] + (colors[1] - colors[0])[:, None, None] * np.clip(mix, 0, 1),
             mask,
         )
         # flatter than a ball, and lumpy: a crown, not a bead

@@ -36,7 +36,7 @@ def captions(
 ) -> list[str]:
     """Five sentences that each name the scene and tell some of what was painted.
 
-    `adjectives`, `details` (noun phrases), `near` (neighbours) and `season` must all be true of the
+    `adjectives`, `details` (noun phrases), `near` (neighbors) and `season` must all be true of the
     image; each sentence takes a random part of them.
     """
     out = []

@@ -1,4 +1,4 @@
-"""Ground cover and neighbours that several scenes share: soil and grass, roads, trees, water."""
+"""Ground cover and neighbors that several scenes share: soil and grass, roads, trees, water."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ WATER = [0.26, 0.28, 0.24, 0.16, 0.06]  # brown water is easily taken for soil: 
 
 
 def ground(c: Canvas, material: str, word: str, rough: float = 1.0) -> None:
-    """Mottled, gently rolling ground in one colour."""
+    """Mottled, gently rolling ground in one color."""
     a, b = c.rgb(material, word), c.rgb(material, word)
     c.fill(a)
     c.mottle(c.noise(2.5, 2), b * f32(0.86), 0.9)
@@ -37,7 +37,7 @@ def canopy(
     keep: float = 1.0,
     where: np.ndarray | None = None,
 ) -> None:
-    """Overlapping layers (share of the period, share of cells kept) of wild trees, coloured a..b."""
+    """Overlapping layers (share of the period, share of cells kept) of wild trees, colored a..b."""
     for share, kept in layers:
         # bent and turned coordinates hide the lattices the crowns stand on
         turn = angle + 2 * share
@@ -62,14 +62,14 @@ def add_road(c: Canvas, wide: float | None = None, paved: bool | None = None) ->
     paved = c.chance(0.6) if paved is None else paved
     half = wide or (c.rng.uniform(0.035, 0.06) if paved else c.rng.uniform(0.025, 0.04))
     if paved:
-        colour = c.pick("road")[1]
+        color = c.pick("road")[1]
     else:
-        colour = c.pick("track")[1]
+        color = c.pick("track")[1]
     verge = cover(np.abs(d) - f32(half * 1.5), 0.03)
     c.fill(c.img * f32(1.06), verge)
     mask = cover(np.abs(d) - f32(half), c.soft)
     c.flatten(mask)
-    c.fill(colour, mask)
+    c.fill(color, mask)
     if paved and half > 0.045:
         dash = cover(np.abs(d) - f32(0.007), c.soft) * (np.sin(along * f32(60)) > 0)
         c.fill(c.rgb("mark", "white"), dash * f32(0.6))
@@ -106,8 +106,8 @@ def add_bushes(c: Canvas, keep: float, detail: str, word: str | None = None) -> 
         c.details.append(detail)
 
 
-def neighbours(c: Canvas, road: float, water: float, trees: float) -> None:
-    """At most one neighbour, with the given chances."""
+def neighbors(c: Canvas, road: float, water: float, trees: float) -> None:
+    """At most one neighbor, with the given chances."""
     roll = c.rng.random()
     if roll < road:
         add_road(c)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from .canvas import Canvas
-from .ground import WATER, add_bushes, add_road, canopy, ground, neighbours, paint_water
+from .ground import WATER, add_bushes, add_road, canopy, ground, neighbors, paint_water
 from .noise import cover, smooth, voronoi
 
 f32 = np.float32
@@ -35,7 +35,7 @@ def bareland(c: Canvas) -> None:
         c.adjectives.append("flat")
     if c.chance(0.35):
         add_bushes(c, c.rng.uniform(0.12, 0.3), "few bushes")
-    neighbours(c, 0.25, 0.03, 0.05)
+    neighbors(c, 0.25, 0.03, 0.05)
 
 
 def desert(c: Canvas) -> None:
@@ -95,7 +95,7 @@ def meadow(c: Canvas) -> None:
         add_bushes(c, keep, "some bushes" if keep > 0.22 else "few bushes")
     else:
         c.adjectives.append("smooth")
-    neighbours(c, 0.3, 0.1, 0.12)
+    neighbors(c, 0.3, 0.1, 0.12)
 
 
 def forest(c: Canvas) -> None:
@@ -123,7 +123,7 @@ def forest(c: Canvas) -> None:
     c.grain(c.noise(14, 3, 0.8), 0.1)
     c.adjectives.append("dense" if dense else "sparse")
     c.details.append("many trees" if dense else "some trees")
-    neighbours(c, 0.15, 0.14, 0.0)
+    neighbors(c, 0.15, 0.14, 0.0)
 
 
 def snowfield(c: Canvas) -> None:

@@ -23,7 +23,7 @@ def _tables() -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=16)
 def grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres: x and y, each (size, size)."""
+    """Pixel centers: x and y, each (size, size)."""
     t = (np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size)
     x, y = np.broadcast_to(t, (size, size)).copy(), np.broadcast_to(t[:, None], (size, size)).copy()
     x.setflags(write=False)
@@ -82,7 +82,7 @@ def cells(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Split the plane into pu x pv cells.
 
-    Returns the offsets from the cell's centre (in tile units, each (size, size)) and four uniform
+    Returns the offsets from the cell's center (in tile units, each (size, size)) and four uniform
     numbers that are constant within a cell, (4, size, size).
     """
     ou, ov = rng.integers(0, 256, 2)
@@ -114,7 +114,7 @@ def voronoi(
 def splits(
     rng: np.random.Generator, u: np.ndarray, v: np.ndarray, depth: int, slant: float = 0.15
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Parcels by repeated straight splits of the unit square (in u, v centred on 0).
+    """Parcels by repeated straight splits of the unit square (in u, v centered on 0).
 
     Returns ids (size, size) in [0, 2**depth) and the distance to the nearest cut, in tile units.
     """
@@ -154,7 +154,7 @@ def cover(distance: np.ndarray, soft: float) -> np.ndarray:
 
 
 def box(u: np.ndarray, v: np.ndarray, half_u, half_v) -> np.ndarray:
-    """Signed distance (Chebyshev) to a box centred on the origin."""
+    """Signed distance (Chebyshev) to a box centered on the origin."""
     return np.maximum(np.abs(u) - half_u, np.abs(v) - half_v)
 
 
@@ -165,7 +165,7 @@ def smooth(t: np.ndarray) -> np.ndarray:
 
 
 def blur(img: np.ndarray, weight: float) -> np.ndarray:
-    """Three-tap blur along the last two axes; `weight` 0..0.33 is each neighbour's share."""
+    """Three-tap blur along the last two axes; `weight` 0..0.33 is each neighbor's share."""
     w = np.float32(weight)
     for axis in (-1, -2):
         a = np.moveaxis(img, axis, 0)

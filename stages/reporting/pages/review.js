@@ -1,6 +1,6 @@
 const { run, tiles } = JSON.parse(document.getElementById("page").textContent);
 const by = id => document.getElementById(id), form = by("form"), key = `remote-diffusion-review-${run}`;
-const COLUMNS = ["run", "rater", "tile", "answer", "realism", "label_answer", "artefacts", "comment"];
+const COLUMNS = ["run", "rater", "tile", "answer", "realism", "label_answer", "artifacts", "comment"];
 let state = { rater: "", at: 0, answers: {} };
 
 // Answers outlive the tab; where a browser forbids that, the first screen says so.
@@ -33,7 +33,7 @@ function show(at) {
   by("tile").alt = `tile ${at + 1}`;
   form.reset();
   for (const input of form.querySelectorAll("input"))
-    input.checked = input.type === "checkbox" ? Boolean(answer.artefacts?.includes(input.value)) : answer[input.name] === input.value;
+    input.checked = input.type === "checkbox" ? Boolean(answer.artifacts?.includes(input.value)) : answer[input.name] === input.value;
   by("comment").value = answer.comment ?? "";
   by("progress").value = tiles.filter(whole).length;
   by("back").disabled = at === 0;
@@ -46,7 +46,7 @@ form.addEventListener("input", () => {
   const given = new FormData(form);
   state.answers[tiles[state.at]] = {
     answer: given.get("answer"), realism: given.get("realism"), label_answer: given.get("label_answer"),
-    artefacts: given.getAll("artefacts"), comment: given.get("comment"),
+    artifacts: given.getAll("artifacts"), comment: given.get("comment"),
   };
   keep();
   by("progress").value = tiles.filter(whole).length;
@@ -96,7 +96,7 @@ const quoted = text => /[",;\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"
 by("save").addEventListener("click", () => {
   const rows = tiles.filter(whole).map(tile => {
     const given = state.answers[tile];
-    const row = { run, rater: state.rater, tile, ...given, artefacts: given.artefacts.join(";"), comment: given.comment.replace(/\s+/g, " ").trim() };
+    const row = { run, rater: state.rater, tile, ...given, artifacts: given.artifacts.join(";"), comment: given.comment.replace(/\s+/g, " ").trim() };
     return COLUMNS.map(name => quoted(row[name])).join(",");
   });
   const name = `ratings-${run}-${state.rater.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`, link = document.createElement("a");
