@@ -15,6 +15,7 @@ from stages.evaluation import labels
 from stages.evaluation.scores import pooled
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 
@@ -63,4 +64,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

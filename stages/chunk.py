@@ -10,7 +10,6 @@ duplicates of training text (half of their 5-word shingles) are dropped. The end
 tokenizer's owner, `finetune_llm`.
 """
 
-import sys
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.text import duplicates, sentences
 from stages.text.parquet_writer import parquet_writer
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

@@ -4,7 +4,6 @@ python -m stages.classify lulc      LULC classes: trained on the synthetic data 
 python -m stages.classify scenes    scenes: trained on the tuned model's images of the test captions (zero-shot accuracy)
 """
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,13 @@ from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import pooled, share_of_ceiling
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 BASE = Path("models/base/classifier")
 
 
-def main(key: str = ""):
-    labels.check(key)
+def main(key: str) -> None:
     p = load()
     make_deterministic(p.seed)
     from stages.evaluation.classification import read_labeled, train_and_test_all
@@ -113,4 +112,4 @@ def main(key: str = ""):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__, key=labels.KEYS)

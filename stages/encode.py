@@ -25,6 +25,7 @@ from stages.imagery import base_domain
 from stages.params import Encode, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
@@ -230,4 +231,4 @@ def autocast(p: Encode, state: PartialState):
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

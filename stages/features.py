@@ -7,7 +7,6 @@ them. Of each caption's samples the first counts (`classifier.images_per_caption
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -24,6 +23,7 @@ from stages.evaluation.extractors import caption_embeddings, extractor
 from stages.evaluation.networks import framed, pixels
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
@@ -35,9 +35,7 @@ SOURCES = {
 }
 
 
-def main(which: str = ""):
-    if which not in SOURCES:
-        exit_with_error(f"features: say which: {', '.join(SOURCES)}")
+def main(which: str) -> None:
     p = load()
     make_deterministic(p.seed)
     state = process_state()
@@ -131,4 +129,4 @@ def groups_of(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__, which=SOURCES)

@@ -6,7 +6,6 @@ Bad images and captions, and files that are no images, are skipped, named and co
 memory: finished tiles wait in an unnamed temporary file until the splits are known.
 """
 
-import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from stages.imagery.tiles import Skipped, drawn, read, survey, unspool
 from stages.params import FetchImagery, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 
 OUT = Path("data/imagery")
@@ -137,4 +137,4 @@ def resolve(settings: FetchImagery, seed: int) -> tuple[Origin, dict]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

@@ -7,7 +7,6 @@
 .pth, which is converted), dinov2/ and clip/ (transformers folders).
 """
 
-import sys
 from pathlib import Path
 
 from stages.common import sources
@@ -15,13 +14,12 @@ from stages.common.model_folder import HALF, PATTERNS, copy_model
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 
 EMBEDDED = Path(__file__).parent / "embedded" / "models"
 
 
-def main(role: str = "") -> None:
-    if role not in PATTERNS:
-        exit_with_error(f"fetch_model: say which: {', '.join(PATTERNS)}")
+def main(role: str) -> None:
     p = load()
     source = getattr(p.fetch_model, role)
     key = f"fetch_model.{role}: {source}"
@@ -60,4 +58,4 @@ def main(role: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__, role=PATTERNS)

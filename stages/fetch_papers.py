@@ -11,13 +11,13 @@ The stem of a file's name is the paper's name from here on.
 
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from stages.common import sources
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 OUT = Path("data/papers")
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

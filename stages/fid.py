@@ -25,6 +25,7 @@ from stages.evaluation.plots import write_csv
 from stages.evaluation.sinkhorn import sinkhorn
 from stages.params import Fid, load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 
 FEATURES = Path("data/features")
@@ -288,4 +289,4 @@ def memorization(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict,
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

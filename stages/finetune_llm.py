@@ -11,18 +11,18 @@ A killed run goes on from its last checkpoint (scratch folder).
 """
 
 import math
-import sys
 from itertools import groupby
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import write_atomically, write_json
+from stages.common.artifacts import fingerprint, write_atomically, write_json
 from stages.common.rng import rng
 from stages.params import load
 from stages.runtime import resume_cache
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.text import lora, perplexity, tokens
 
@@ -93,7 +93,7 @@ def main() -> None:
         f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters"
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    mark = resume_cache.fingerprint(
+    mark = fingerprint(
         {**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__]
     )
     with resume_cache.resume_folder("finetune_llm", mark) as folder:
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

@@ -15,7 +15,7 @@ from typing import NoReturn
 import torch
 from accelerate import Accelerator, DistributedType
 
-from stages.common.artifacts import read_json
+from stages.common.artifacts import fingerprint, read_json
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion import checkpoints, models, training_log
 from stages.diffusion.cpu_chunks import CpuChunks
@@ -26,6 +26,7 @@ from stages.params import load
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 from stages.runtime.tracking import track_metrics
@@ -161,7 +162,7 @@ def main() -> None:
     # Resume from the last whole checkpoint of the same params and inputs.
     code = [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     inputs = [LATENTS, start / "unet", start / "scheduler", *code]
-    mark = resume_cache.fingerprint({"finetune_sd": p.model_dump(), "seed": seed}, inputs)
+    mark = fingerprint({"finetune_sd": p.model_dump(), "seed": seed}, inputs)
     advice = "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and adamw8bit save memory"
     if accelerator.distributed_type == DistributedType.FSDP:
         attempt = None  # it would wait for the other processes
@@ -350,4 +351,4 @@ def swap(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

@@ -12,6 +12,7 @@ from stages.common.artifacts import IMAGE
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion.sampler import draw_shards
 from stages.params import load
+from stages.runtime.process import run_stage
 
 PROMPTS = Path("data/prompts.parquet")
 CARRIED = ("row", "label", "prompt", "negative_prompt", "writer", "technique", "passages")
@@ -57,4 +58,4 @@ def rows(images_per_prompt: int):
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

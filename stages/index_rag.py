@@ -11,7 +11,6 @@ files differ on every build, so the store is built from the Parquet file by whoe
 """
 
 import re
-import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import groupby
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import embedder, sentences
 from stages.text.parquet_writer import parquet_writer
@@ -135,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

@@ -5,6 +5,7 @@
 Stages call `load()`, which checks the *whole* file, so that a typo in the last section stops the first stage.
 """
 
+import argparse
 import difflib
 import sys
 from pathlib import Path
@@ -426,6 +427,13 @@ class Params(Section):
         return self
 
 
+# Old key -> new key.
+RENAMED = {
+    "encode.normalisation": "encode.normalization",
+    "finetune_sd.optimiser": "finetune_sd.optimizer",
+}
+
+
 class _Loader(yaml.SafeLoader):
     """PyYAML's, which would take the last of two equal keys."""
 
@@ -454,15 +462,29 @@ def load(path: str | Path = "params.yaml") -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as fault:
-        sys.exit("\n".join(f"{path}: {_explain(error)}" for error in fault.errors()))
+        # An old key is told once, as the old one, not also as the missing new one.
+        renamed = {new for old, new in RENAMED.items() if _holds(values, old)}
+        errors = [error for error in fault.errors() if _key(error) not in renamed]
+        sys.exit("\n".join(f"{path}: {_explain(error)}" for error in errors))
+
+
+def _key(error: dict) -> str:
+    return ".".join(str(part) for part in error["loc"] if part != "[key]")
+
+
+def _holds(values: dict, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return isinstance(values.get(section), dict) and name in values[section]
 
 
 def _explain(error: dict) -> str:
     """One line: the key, the value, what is allowed and, for an unknown key, the nearest valid name."""
     where = [part for part in error["loc"] if part != "[key]"]
-    key = ".".join(str(part) for part in where)
+    key = _key(error)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        if key in RENAMED:
+            return f"{key}: is named {RENAMED[key]} now"
         allowed = list(_fields(where[:-1]))
         near = difflib.get_close_matches(str(where[-1]), allowed, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
@@ -488,4 +510,8 @@ def _fields(where: list) -> dict:
 
 
 if __name__ == "__main__":
-    load(*sys.argv[1:2])
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.params", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("file", nargs="?", default="params.yaml", help="default: params.yaml")
+    load(parser.parse_args().file)

@@ -10,7 +10,6 @@ writes  data/prompts.parquet     row, label, prompt (cues included), negative_pr
 What a writer offers is kept when `stages.text.checks` finds no fault. A class that stays short of its count is an error.
 """
 
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from stages.common.artifacts import write_json, write_table
 from stages.diffusion.models import start_folder
 from stages.params import Prompt, load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics, writers
 from stages.text.prompt_writing import Asking
@@ -139,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

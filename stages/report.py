@@ -11,7 +11,6 @@ writes  metrics/report/          index.html with its pictures (opens from disk),
 """
 
 import csv
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from stages.reporting.gallery import Gallery, judge
 from stages.reporting.grids import pictures
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
@@ -159,4 +159,4 @@ def facts(tuned: list[dict], synthetic: list[dict]) -> tables.Facts:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

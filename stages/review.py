@@ -1,8 +1,6 @@
 """What experts said of the images: realism, and whether they can tell generated from real.
 
-    python -m stages.review                     the stage
-    python -m stages.review add ratings.csv     checks the CSV that the blind page saved, adds the answers from
-                                                metrics/review_key.csv and files it under data/reviews (commit it)
+`python -m tools.review add ratings.csv` files the ratings that an expert sends back.
 
 reads   metrics/review_key.csv   names this run: ratings of other runs' images are counted and left out
         data/reviews/*.csv       run,rater,tile,truth,answer,realism,label,label_answer,artifacts,comment, a row per rated tile
@@ -13,36 +11,19 @@ reads   metrics/review_key.csv   names this run: ratings of other runs' images a
 writes  metrics/review.json      {"ratings": 0, "experts": 0, ...} until someone has rated
 """
 
-import csv
-import io
-import re
-import sys
-from pathlib import Path
-
 import krippendorff
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.common.artifacts import write_atomically, write_json
+from stages.common.artifacts import write_json
 from stages.evaluation.intervals import wilson
 from stages.params import LULC_CLASSES
 from stages.reporting import ratings
-from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 
-def main(*words: str) -> None:
-    if not words:
-        measure()
-    elif words[0] == "add" and len(words) == 2:
-        add(Path(words[1]))
-    else:
-        exit_with_error(
-            "review: `python -m stages.review` measures, `python -m stages.review add ratings.csv` files ratings"
-        )
-
-
-def measure() -> None:
+def main() -> None:
     runs = {run for run, _ in ratings.key()}
     rows = [row for _, row in ratings.filed()]
     ours = [row for row in rows if row["run"] in runs]
@@ -50,24 +31,6 @@ def measure() -> None:
         "metrics/review.json", summary(ours) | {"ratings_of_other_runs": len(rows) - len(ours)}
     )
     log(f"review: {len(ours)} ratings" if ours else "review: no ratings of this run yet")
-
-
-def add(path: Path) -> None:
-    """File the ratings of one expert: all of them or none."""
-    rows = ratings.checked(path)
-    name = re.sub(r"[^a-z0-9]+", "-", rows[0]["rater"].casefold()).strip("-") or "expert"
-    target, number = ratings.REVIEWS / f"{rows[0]['run']}-{name}.csv", 1
-    while target.exists():  # the same expert's further tiles, or a namesake
-        number += 1
-        target = target.with_name(f"{rows[0]['run']}-{name}-{number}.csv")
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, ratings.COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(target, sink.getvalue().encode())
-    log(
-        f"review: {len(rows)} ratings by {rows[0]['rater']} in {target}; now `dvc repro`, and commit both"
-    )
 
 
 def summary(rows: list[dict]) -> dict:
@@ -166,4 +129,4 @@ def share(key: str, right: list[bool]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

@@ -13,7 +13,6 @@ one JPEG encoder and are padded to the same number of bytes, so that neither nam
 import csv
 import hashlib
 import io
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +26,7 @@ from stages.reporting.grids import pictures
 from stages.reporting.ratings import ARTIFACTS, KEY, KEY_COLUMNS
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 REAL, SYNTHETIC, OUT = Path("data/imagery/test"), Path("data/synthetic"), Path("metrics/review")
@@ -117,4 +117,4 @@ def encoded(tiles: list[tuple[str, int]]) -> list[bytes]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

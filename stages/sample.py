@@ -7,7 +7,6 @@ Figures 4-10 by the fine-tuned model.
 """
 
 import csv
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
 from stages.diffusion.sampler import draw_shards
 from stages.params import load
-from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 
 REAL, FIGURES = Path("data/imagery/test"), Path("stages/embedded/figures.csv")
 SCHEMA = pa.schema(
@@ -39,9 +38,7 @@ SCHEMA = pa.schema(
 )
 
 
-def main(which: str = "") -> None:
-    if which not in ("base", "tuned", "figures"):
-        exit_with_error("sample: say which: base, tuned, figures")
+def main(which: str) -> None:
     p = load()
     make_deterministic(p.seed)
     if which == "figures":
@@ -96,4 +93,4 @@ def request(filename: str, scene: str, caption: str) -> dict:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__, which=["base", "tuned", "figures"])

@@ -13,7 +13,6 @@ three, and those parts are the "papers" (page 0; `min_papers` counts PDFs only).
 
 import csv
 import io
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from stages.common import artifacts
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.text.papers import held_out, read
 from stages.text.parquet_writer import parquet_writer
@@ -115,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_stage(main, __doc__)

@@ -12,6 +12,7 @@ from stages.common.artifacts import decode_image, read_rows, write_json
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 
 
 def main() -> None:
@@ -80,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

@@ -18,6 +18,7 @@ from stages.evaluation.networks import create, load_images, normalize, save, sta
 from stages.params import TrainScene, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 
 WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = (
@@ -160,4 +161,4 @@ def predict(network, images: torch.Tensor, mean: list[float], std: list[float]) 
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main, __doc__)

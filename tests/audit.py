@@ -6,20 +6,11 @@ from pathlib import Path
 
 import yaml
 
-# Modules that cannot change a result, with the reason: a stage needn't declare them, so touching one rebuilds nothing.
+# What cannot change a result: a stage needn't declare it, so touching it rebuilds nothing.
 HARMLESS = {
-    "stages/params.py": "the schema: it refuses values, it doesn't choose them; `params:` tracks the values themselves",
-    "stages/runtime/launch.py": "decides on how many processes a stage runs; results don't depend on that (tested)",
-    "stages/runtime/progress.py": "prints",
-    "stages/runtime/errors.py": "prints, then stops the stage: nothing is written",
-    "stages/runtime/pretrained.py": "loads as its callers say, or stops the stage: a model that lacks weights is refused",
-    "stages/runtime/tracking.py": "shows the course of a run in a folder that nothing reads",
-    "stages/runtime/gpu_memory.py": "says which batch size fits, then stops the stage",
-    "stages/runtime/resume_cache.py": "where unfinished work waits, keyed by params and inputs; a resumed run gives the same bytes (tested)",
-    "stages/runtime/parallel.py": "an ordered map: the same results on any number of processes (tested)",
-    "stages/runtime/processes.py": "stops a run that came up with fewer processes than asked for",
-    "stages/__init__.py": "sets how long idle threads spin, how often the collector looks and what malloc keeps; notes how long a stage took",
-    "stages/runtime/atomic.py": "makes a folder appear whole; doesn't choose what is in it",
+    "stages/__init__.py",  # a docstring
+    "stages/params.py",  # refuses values, doesn't choose them; `params:` tracks the values themselves
+    *(str(path) for path in Path("stages/runtime").glob("*.py")),  # by its definition
 }
 
 

@@ -127,3 +127,11 @@ def digest(*paths: str | Path) -> str:
             with open(file, "rb") as stream:
                 total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()[:16]
+
+
+def fingerprint(settings: dict, inputs: list[str | Path]) -> str:
+    """16 hex digits that change with any setting or with any byte of an input file or folder."""
+    text = json.dumps(settings, sort_keys=True, default=str) + "".join(
+        digest(path) for path in inputs
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

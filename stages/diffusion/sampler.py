@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stages.common.artifacts import encode_png, stream_rows, write_shard, write_shards
+from stages.common.artifacts import encode_png, fingerprint, stream_rows, write_shard, write_shards
 from stages.common.rng import rng
 from stages.diffusion import models
 from stages.diffusion.cpu_chunks import CpuChunks
@@ -167,7 +167,7 @@ def draw_shards(
         "guidance_scale": settings.guidance_scale,
         "model": models.model_digest(folder),
     }
-    mark = resume_cache.fingerprint(
+    mark = fingerprint(
         {
             "sampling": settings.model_dump(),
             "seed": seed,

@@ -9,11 +9,6 @@ from stages.runtime.progress import log
 KEYS = ("lulc", "scenes")
 
 
-def check(key: str) -> None:
-    if key not in KEYS:
-        exit_with_error(f"classifier: {key!r} is not a question; say {' or '.join(KEYS)}")
-
-
 def of_imagery(key: str, classes: dict[str, list[str]]) -> tuple[list[str], dict[str, int]]:
     """Names of the classes, and scene of the real imagery -> class number.
 

@@ -23,8 +23,6 @@ def excepthook(kind: type[BaseException], fault: BaseException, trace) -> None:
         message = f"{fault.filename}: {fault.strerror}"
     elif isinstance(fault, OSError) or module in ("pyarrow", "safetensors"):
         message = f"{fault}"
-    elif isinstance(fault, TypeError) and frames and frames[-1].line.startswith("main("):
-        message = f"{fault}: the head of its file says how it is called"
     else:
         return sys.__excepthook__(kind, fault, trace)
     if isinstance(fault, FileNotFoundError):

@@ -1,11 +1,13 @@
-"""Run a stage in place, or on all the devices that this machine's accelerate config asks for.
+"""Run a stage in this process, or on all the devices that this machine's accelerate config asks for.
 
     python -m stages.runtime.launch <stage> [item]
 
-`dvc.yaml` holds this same command everywhere; `accelerate config`, once per machine, decides on how many processes. With
-no config, or one for a single process, the stage runs right here. Cannot change a result.
+`dvc.yaml` holds this same command on every machine; `accelerate config`, answered once per machine,
+decides how many processes run it. Without a config, or with one for a single process, the stage runs
+right here. Results don't depend on it.
 """
 
+import argparse
 import os
 import runpy
 import subprocess
@@ -14,92 +16,89 @@ from pathlib import Path
 
 import yaml
 
-from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import start_process
 
-STAGES = ("encode", "finetune_sd", "sample", "generate", "features")
+# Stages that share their work between processes.
+DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
+# Stages that run in one process whatever the config says. They are launched because settings such
+# as OpenMP's must be made before torch is imported.
+SINGLE_PROCESS = ("train_base", "train_scene", "finetune_llm", "ceiling", "classify")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.runtime.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=DISTRIBUTED + SINGLE_PROCESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the stage")
+    options = parser.parse_args()
+    start_process()
+    launch(options.stage, options.arguments)
+
+
+def launch(stage: str, arguments: list[str]) -> None:
+    """Run `stages.<stage>` with these arguments; ends the process where others do the work."""
+    module = f"stages.{stage}"
+    config = read_config(config_file())
+    if stage in SINGLE_PROCESS or config["num_processes"] == config["num_machines"] == 1:
+        sys.argv = [stage, *arguments]
+        runpy.run_module(module, run_name="__main__")
+        return
+    on_cpu = config["use_cpu"] or config["distributed_type"] == "MULTI_CPU"
+    environment = dict(os.environ)
+    # The stage checks that so many processes really came up (stages.runtime.processes).
+    environment["REMOTE_DIFFUSION_PROCESSES"] = str(config["num_processes"])
+    if on_cpu and config["num_machines"] == 1:
+        # `accelerate launch --cpu` starts one process without MPI, whatever it is told.
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node"]
+        launcher += [str(config["num_processes"]), "--module", module]
+        environment["ACCELERATE_USE_CPU"] = "true"
+        environment["ACCELERATE_MIXED_PRECISION"] = config["mixed_precision"]
+    else:
+        if not on_cpu:
+            check_gpu_count(config)
+        launcher = ["accelerate.commands.launch", "--config_file", str(config_file())]
+        launcher += ["--module", module]
+    done = subprocess.run([sys.executable, "-m", *launcher, *arguments], env=environment)
+    sys.exit(done.returncode)
 
 
 def config_file() -> Path:
     """Where `accelerate config` keeps its answers."""
-    home = (
-        os.environ.get("HF_HOME")
-        or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-    )
-    return Path(home) / "accelerate" / "default_config.yaml"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
+    return home / "accelerate" / "default_config.yaml"
 
 
-def main(stage: str = "", *args: str) -> None:
-    if stage not in STAGES:
-        exit_with_error(
-            f"launch: {stage or 'nothing'} is no stage that runs on several processes: {', '.join(STAGES)}"
-        )
-    module, config = f"stages.{stage}", config_file()
+def read_config(path: Path) -> dict:
+    """The answers that matter here: num_processes, num_machines, use_cpu, distributed_type, mixed_precision."""
     try:
-        answers = yaml.safe_load(config.read_text()) if config.exists() else {}
-        processes, machines = (
-            int(answers.get(key) or 1) for key in ("num_processes", "num_machines")
-        )
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
-        exit_with_error(f"{config}: not an accelerate config; run `accelerate config` again")
-    if processes == 1 and machines == 1:
-        spare(stage)
-        sys.argv = [stage, *args]
-        runpy.run_module(module, run_name="__main__")
-        return
-    cpu = answers.get("use_cpu") or answers.get("distributed_type") == "MULTI_CPU"
-    if cpu and machines == 1:
-        # `accelerate launch --cpu` runs one process without MPI whatever it is told; torchrun starts them all.
-        command = [
-            "torch.distributed.run",
-            "--nproc_per_node",
-            str(processes),
-            "--standalone",
-            "--module",
-            module,
-        ]
-        environment = {
-            "ACCELERATE_USE_CPU": "true",
-            "ACCELERATE_MIXED_PRECISION": str(answers.get("mixed_precision") or "no"),
+        answers = yaml.safe_load(path.read_text()) if path.exists() else {}
+        return {
+            "num_processes": int(answers.get("num_processes") or 1),
+            "num_machines": int(answers.get("num_machines") or 1),
+            "use_cpu": bool(answers.get("use_cpu")),
+            "distributed_type": answers.get("distributed_type"),
+            "mixed_precision": str(answers.get("mixed_precision") or "no"),
         }
-    else:
-        command, environment = (
-            ["accelerate.commands.launch", "--config_file", str(config), "--module", module],
-            {},
-        )
-        if not cpu and machines == 1 and (found := _gpus()) < processes:
-            exit_with_error(
-                f"{config}: num_processes is {processes}, this machine has {found} GPU(s)"
-            )
-    # The stage checks that so many really came up (stages.runtime.processes).
-    environment["REMOTE_DIFFUSION_PROCESSES"] = str(processes)
-    sys.exit(
-        subprocess.run(
-            [sys.executable, "-m", *command, *args], env={**os.environ, **environment}
-        ).returncode
-    )
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
+        exit_with_error(f"{path}: not an accelerate config; run `accelerate config` again")
 
 
-def spare(stage: str) -> None:
-    """Hide what this stage has no use for: accelerate and diffusers import it wherever they find it, a third of the start."""
-    p = load().finetune_sd
-    trains = stage == "finetune_sd"
-    used = {
-        "peft": trains and p.method == "lora",
-        "bitsandbytes": trains and p.optimizer == "adamw8bit",
-        "scipy": stage == "features",
-        "boto3": False,
-    }
-    for name in used:
-        if not used[name]:
-            sys.modules[name] = None  # "not installed", to whoever looks
-
-
-def _gpus() -> int:
+def check_gpu_count(config: dict) -> None:
+    """Fail where this machine has fewer GPUs than the config of one machine asks for."""
     import torch
 
-    return torch.cuda.device_count()
+    gpus = torch.cuda.device_count()
+    if config["num_machines"] == 1 and gpus < config["num_processes"]:
+        exit_with_error(
+            f"{config_file()}: num_processes is {config['num_processes']}, "
+            f"this machine has {gpus} GPU(s)"
+        )
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

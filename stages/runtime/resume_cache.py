@@ -4,8 +4,6 @@ Keyed by a fingerprint of the stage's params and inputs, hence never picked up a
 a run in a temporary copy of the repository (`dvc exp run --temp`).
 """
 
-import hashlib
-import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -15,7 +13,6 @@ from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
-from stages.common.artifacts import digest
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
@@ -30,14 +27,6 @@ def cache_root() -> Path:
             f"{path}: {fault.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder that scratch files can be written to"
         )
     return path
-
-
-def fingerprint(settings: dict, inputs: list[str | Path]) -> str:
-    """16 hex digits that change with any setting or with any byte of an input file or folder."""
-    text = json.dumps(settings, sort_keys=True, default=str) + "".join(
-        digest(path) for path in inputs
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
