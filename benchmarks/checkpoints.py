@@ -1,100 +1,122 @@
-"""What checkpoints cost, in training time, at the paper's interval of 500 steps.
+"""What checkpoints cost in training time, at the paper's interval of 500 steps.
 
-    python -m benchmarks.checkpoints              demo size, and the tensors of Stable Diffusion v1.5 (needs 20 GB of memory)
-    python -m benchmarks.checkpoints demo         demo size only
-Training stops only while the tensors are copied; the files are written beside it, which is shown too.
+    python -m benchmarks.checkpoints            demo size, and Stable Diffusion v1.5's size, which
+                                                needs 20 GB of memory
+    python -m benchmarks.checkpoints demo       demo size only
+
+Training waits only while the tensors are copied. The files are written while it goes on; how long
+that takes is shown too.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.workspace import REPOSITORY, UNET
 from stages.diffusion import checkpoints
+from stages.diffusion.checkpoints import TrainingState
 
-INTERVAL, ROUNDS = 500, 3
+INTERVAL = 500  # optimizer steps between checkpoints
+ROUNDS = 3
 
 
-def main(size: str = "all") -> None:
+def main() -> None:
     from diffusers import UNet2DConditionModel
 
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.checkpoints",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("size", nargs="?", choices=["all", "demo"], default="all")
+    size = parser.parse_args().size
+    print(
+        f"| checkpoint, median of {ROUNDS} | GB | training waits | written in | a step "
+        f"| waits / {INTERVAL} steps |"
+    )
+    print("|---|---|---|---|---|---|")
     unet = UNet2DConditionModel.from_pretrained(
         REPOSITORY / "stages/embedded/models/diffusion", subfolder="unet"
     )
-    print(
-        f"| checkpoint, median of {ROUNDS} | GB | training waits | written in | a step | waits / {INTERVAL} steps |"
-    )
-    print("|---|---|---|---|---|---|")
-    show("demo size, with EMA", unet, ema=True, batch=32, side=16)
+    measure("demo size, with EMA", unet, with_ema=True, batch_size=32, latent_size=16)
     if size == "all":
         del unet
-        show(
-            "SD v1.5's size, the paper's recipe (no EMA)",
-            UNet2DConditionModel(**UNET),
-            ema=False,
-            batch=16,
-            side=28,
-        )
+        unet = UNet2DConditionModel(**UNET)
+        name = "SD v1.5's size, the paper's recipe (no EMA)"
+        measure(name, unet, with_ema=False, batch_size=16, latent_size=28)
 
 
-def show(name: str, unet, ema: bool, batch: int, side: int) -> None:
+def measure(name: str, unet: Any, with_ema: bool, batch_size: int, latent_size: int) -> None:
+    """Print a row of the table."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unet.to(device).train()
-    names, weights = zip(*unet.named_parameters())
-    adamw = torch.optim.AdamW(weights, lr=1e-6, fused=True)
-    average = [w.detach().clone() for w in weights] if ema else []
-    large = unet.config.cross_attention_dim == UNET["cross_attention_dim"]
-    if large and device == "cpu":
-        for w in weights:  # a step would take minutes: only its state is wanted
-            w.grad = torch.zeros_like(w)
+    weights = dict(unet.named_parameters())
+    adamw = torch.optim.AdamW(weights.values(), lr=1e-6, fused=True)
+    ema = {}
+    if with_ema:
+        ema = {name: weight.detach().clone() for name, weight in weights.items()}
+    if device == "cpu" and unet.config.cross_attention_dim == UNET["cross_attention_dim"]:
+        # A step would take minutes; only the optimizer's state is needed.
+        for weight in weights.values():
+            weight.grad = torch.zeros_like(weight)
         adamw.step()
-        step = float("nan")
+        step_seconds = float("nan")
     else:
-        step = statistics.median(
-            seconds(lambda: train(unet, adamw, batch, side, device)) for _ in range(4)
+        step_seconds = statistics.median(
+            seconds(lambda: train_step(unet, adamw, batch_size, latent_size, device))
+            for _ in range(4)
         )
     adamw.zero_grad()
-    waits, writes, state = [], [], {"step": 1, "best_step": 1}
-    with tempfile.TemporaryDirectory() as place:
+    copy_seconds = []
+    write_seconds = []
+    state = TrainingState(step=1, best_step=1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         for _ in range(ROUNDS):
-            began = time.perf_counter()
-            tensors = checkpoints.pack(names, weights, average, adamw)
-            waits.append(time.perf_counter() - began)
-            writes.append(
-                seconds(
-                    lambda tensors=tensors: checkpoints.save_step(Path(place), tensors, state, 1)
-                )
-            )
-            size = sum(t.numel() * t.element_size() for t in tensors.values()) / 1e9
-            del tensors
-    wait = statistics.median(waits)
+            started = time.perf_counter()
+            tensors = checkpoints.state_dict(weights, ema, adamw)
+            copied = time.perf_counter()
+            checkpoints.save_step(folder, tensors, state, keep=1)
+            copy_seconds.append(copied - started)
+            write_seconds.append(time.perf_counter() - copied)
+            size = sum(tensor.nbytes for tensor in tensors.values()) / 1e9
+            del tensors  # before the next copy is made
+    wait = statistics.median(copy_seconds)
+    write = statistics.median(write_seconds)
     print(
-        f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {statistics.median(writes):.1f} s | {step:.3f} s | "
-        f"{wait / (INTERVAL * step):.2%} |",
+        f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {write:.1f} s | {step_seconds:.3f} s "
+        f"| {wait / (INTERVAL * step_seconds):.2%} |",
         flush=True,
     )
 
 
-def train(unet, adamw, batch: int, side: int, device: str) -> None:
+def train_step(
+    unet: Any, adamw: torch.optim.Optimizer, batch_size: int, latent_size: int, device: str
+) -> None:
+    """A step of about the cost of a real one, on random latents and text."""
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        x = torch.randn(batch, 4, side, side, device=device)
-        text = torch.randn(batch, 77, unet.config.cross_attention_dim, device=device)
-        unet(x, torch.zeros(batch, device=device), text).sample.square().mean().backward()
+        x = torch.randn(batch_size, 4, latent_size, latent_size, device=device)
+        t = torch.zeros(batch_size, device=device)
+        text = torch.randn(batch_size, 77, unet.config.cross_attention_dim, device=device)
+        unet(x, t, text).sample.square().mean().backward()
     adamw.step()
     adamw.zero_grad()
 
 
-def seconds(work) -> float:
-    began = time.perf_counter()
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes, the GPU's work included."""
+    started = time.perf_counter()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

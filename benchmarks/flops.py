@@ -1,64 +1,73 @@
-"""FLOPs per training image at Stable Diffusion v1.5's size: encoding once against encoding at every step.
+"""FLOPs per training image at Stable Diffusion v1.5's size: encoding once or at every step.
 
     python -m benchmarks.flops
-Counted by torch on meta tensors (no weights, no GPU): convolutions, matrix products, attention; a multiply-add is two.
+
+torch counts them on meta tensors, so no weights and no GPU are needed. Convolutions, matrix
+products and attention count; a multiply-add counts as two.
 """
+
+import argparse
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.workspace import TEXT, UNET, VAE
+from benchmarks.workspace import TEXT_ENCODER, UNET, VAE
 
-
-def training_flops(resolution: int) -> dict[str, float]:
-    """FLOPs per image of the VAE's encoder, the text encoder, and the UNet's forward and backward pass."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    side = resolution // 8
-    with torch.device("meta"):
-        unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
-        text = CLIPTextModel(
-            CLIPTextConfig(
-                **TEXT, vocab_size=49408, max_position_embeddings=77, attn_implementation="sdpa"
-            )
-        )
-        image, latent = torch.zeros(1, 3, resolution, resolution), torch.zeros(1, 4, side, side)
-        tokens, states = torch.zeros(1, 77, dtype=torch.long), torch.zeros(1, 77, 768)
-    with torch.no_grad():
-        encode, embed = (
-            count(lambda: vae.encode(image).latent_dist.mean),
-            count(lambda: text(tokens)),
-        )
-    train = count(
-        lambda: unet(latent, torch.zeros(1, device="meta"), states).sample.sum().backward()
-    )
-    return {"VAE encoder": encode, "text encoder": embed, "UNet, forward and backward": train}
-
-
-def count(work) -> float:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
+RESOLUTIONS = (224, 512)  # pixels
+UNET_TRAINING = "UNet, forward and backward"
 
 
 def main() -> None:
-    found = {resolution: training_flops(resolution) for resolution in (224, 512)}
-    print(
-        "| TFLOP per training image | " + " | ".join(f"{r} px" for r in found) + " |\n|---|---|---|"
-    )
-    for name in found[224]:
-        print(
-            f"| {name} | "
-            + " | ".join(f"{parts[name] / 1e12:.3f}" for parts in found.values())
-            + " |"
-        )
-    ratios = [sum(parts.values()) / parts["UNet, forward and backward"] for parts in found.values()]
-    print(
-        "| encode at every step / encode once | "
-        + " | ".join(f"{ratio:.2f}" for ratio in ratios)
-        + " |"
-    )
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.flops",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    flops = {resolution: training_flops(resolution) for resolution in RESOLUTIONS}
+    heading = " | ".join(f"{resolution} px" for resolution in RESOLUTIONS)
+    print(f"| TFLOP per training image | {heading} |\n|---|---|---|")
+    for part in flops[RESOLUTIONS[0]]:
+        cells = " | ".join(f"{by_part[part] / 1e12:.3f}" for by_part in flops.values())
+        print(f"| {part} | {cells} |")
+    ratios = [sum(by_part.values()) / by_part[UNET_TRAINING] for by_part in flops.values()]
+    cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+    print(f"| encode at every step / encode once | {cells} |")
+
+
+def training_flops(resolution: int) -> dict[str, float]:
+    """FLOPs per image of the VAE's encoder, the text encoder, and a training step of the UNet."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    latent_size = resolution // 8
+    text_config = TEXT_ENCODER | {
+        "vocab_size": 49408,
+        "max_position_embeddings": 77,
+        "attn_implementation": "sdpa",
+    }
+    with torch.device("meta"):
+        unet: Any = UNet2DConditionModel(**UNET)
+        vae: Any = AutoencoderKL(**VAE)
+        text_encoder = CLIPTextModel(CLIPTextConfig(**text_config))
+        image = torch.zeros(1, 3, resolution, resolution)
+        latent = torch.zeros(1, 4, latent_size, latent_size)
+        timestep = torch.zeros(1)
+        token_ids = torch.zeros(1, 77, dtype=torch.long)
+        text_embedding = torch.zeros(1, 77, 768)
+    with torch.no_grad():
+        vae_flops = count_flops(lambda: vae.encode(image).latent_dist.mean)
+        text_flops = count_flops(lambda: text_encoder(token_ids))
+    unet_flops = count_flops(lambda: unet(latent, timestep, text_embedding).sample.sum().backward())
+    return {"VAE encoder": vae_flops, "text encoder": text_flops, UNET_TRAINING: unet_flops}
+
+
+def count_flops(function: Callable[[], object]) -> float:
+    """FLOPs of one call."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
 
 
 if __name__ == "__main__":

@@ -1,80 +1,106 @@
-"""Generation: our sampler in groups against `pipe(prompt)`, one prompt at a time.
+"""Speed of generation: our sampler in groups against `pipe(prompt)`, one prompt at a time.
 
-python -m benchmarks.generate                 demo size (CPU or GPU)
-python -m benchmarks.generate 512             Stable Diffusion v1.5's size at 512 px, random weights (a GPU)
+    python -m benchmarks.generate           demo size (CPU or GPU)
+    python -m benchmarks.generate 512       Stable Diffusion v1.5's size at 512 px (GPU)
+
+At Stable Diffusion's size the weights are random.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.interleaved import compare
-from benchmarks.workspace import demo, stable_diffusion
+from benchmarks.workspace import make_demo, make_stable_diffusion
 from stages.diffusion.sampler import Sampler
 from stages.params import Sampling, load
 
 ROUNDS = 5
 
 
-def main(size: str = "demo") -> None:
-    from diffusers import StableDiffusionPipeline
-
-    gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else "CPU"
-    with tempfile.TemporaryDirectory() as place:
-        folder, large = Path(place), size != "demo"
-        stable_diffusion(folder, 24, 512) if large else demo(folder, 48)
-        model = folder / "models/base/diffusion"
-        settings = load(folder / "params.yaml").sampling.model_dump()
-        if large:
-            settings |= {
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.generate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("size", nargs="?", choices=["demo", "224", "512"], default="demo")
+    size = parser.parse_args().size
+    with tempfile.TemporaryDirectory() as temporary:
+        if size == "demo":
+            folder = make_demo(Path(temporary), 48)
+            large_sampling: dict[str, Any] = {}
+            pipeline_prompts = 8
+        else:
+            folder = make_stable_diffusion(Path(temporary), 24, 512)
+            large_sampling = {
                 "resolution": int(size),
                 "steps": 50,
                 "batch_size": 16,
                 "guidance_scale": 7.5,
                 "precision": "fp16",
             }
-        settings = Sampling(**settings)
-        sampler = Sampler(model, settings, "cuda" if gpu else "cpu")
-        prompts = [f"an aerial image of field {i}" for i in range(settings.batch_size)]
+            pipeline_prompts = 2
+        demo_sampling = load(folder / "params.yaml").sampling.model_dump()
+        sampling = Sampling(**(demo_sampling | large_sampling))
+        compare_samplers(size, folder / "models/base/diffusion", sampling, pipeline_prompts)
 
-        def ours() -> float:
-            began = time.perf_counter()
-            sampler.draw(prompts, [""] * len(prompts), list(range(len(prompts))))
-            return len(prompts) / (time.perf_counter() - began)
 
-        def plain(dtype: torch.dtype):
-            pipe = StableDiffusionPipeline.from_pretrained(
-                model, torch_dtype=dtype, local_files_only=True
-            ).to(sampler.device)
-            pipe.set_progress_bar_config(disable=True)
+def compare_samplers(size: str, model: Path, sampling: Sampling, pipeline_prompts: int) -> None:
+    """Print images per second of diffusers' pipeline, on its first prompts, and of our sampler."""
+    has_gpu = torch.cuda.is_available()
+    sampler = Sampler(model, sampling, "cuda" if has_gpu else "cpu")
+    prompts = [f"an aerial image of field {i}" for i in range(sampling.batch_size)]
+    some_prompts = prompts[:pipeline_prompts]
+    pipeline = load_pipeline(model, torch.float32, sampler.device)
+    runs = {"pipe(prompt), fp32": lambda: time_pipeline(pipeline, some_prompts, sampling)}
+    if has_gpu:
+        half_pipeline = load_pipeline(model, torch.float16, sampler.device)
+        runs["pipe(prompt), fp16"] = lambda: time_pipeline(half_pipeline, some_prompts, sampling)
+    our_name = f"ours, groups of {sampling.batch_size}, {sampling.precision}"
+    runs[our_name] = lambda: time_sampler(sampler, prompts)
+    for run in runs.values():
+        run()  # not timed: torch chooses and loads kernels
+    device = torch.cuda.get_device_name() if has_gpu else "CPU"
+    compare(f"generation, {size}, {device}", "images/s", runs, ROUNDS)
 
-            def run() -> float:
-                some = prompts[:2] if large else prompts[:8]
-                began = time.perf_counter()
-                for prompt in some:
-                    pipe(
-                        prompt,
-                        num_inference_steps=settings.steps,
-                        guidance_scale=settings.guidance_scale,
-                        height=settings.resolution,
-                        width=settings.resolution,
-                    )
-                return len(some) / (time.perf_counter() - began)
 
-            return run
+def load_pipeline(model: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """diffusers' StableDiffusionPipeline, without its progress bar."""
+    from diffusers import StableDiffusionPipeline
 
-        runs = {"pipe(prompt), fp32": plain(torch.float32)}
-        if gpu:
-            runs["pipe(prompt), fp16"] = plain(torch.float16)
-        runs[f"ours, groups of {settings.batch_size}, {settings.precision}"] = ours
-        for run in runs.values():
-            run()  # kernels are chosen and loaded
-        compare(f"generation, {size}, {device}", "images/s", runs, ROUNDS)
+    pipeline: Any = StableDiffusionPipeline.from_pretrained(
+        model, torch_dtype=dtype, local_files_only=True
+    )
+    pipeline.to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def time_pipeline(pipeline: Any, prompts: list[str], sampling: Sampling) -> float:
+    """Images per second of diffusers' pipeline, called once per prompt."""
+    started = time.perf_counter()
+    for prompt in prompts:
+        pipeline(
+            prompt,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            height=sampling.resolution,
+            width=sampling.resolution,
+        )
+    return len(prompts) / (time.perf_counter() - started)
+
+
+def time_sampler(sampler: Sampler, prompts: list[str]) -> float:
+    """Images per second of our sampler on one group."""
+    started = time.perf_counter()
+    sampler.generate_images(prompts, [""] * len(prompts), list(range(len(prompts))))
+    return len(prompts) / (time.perf_counter() - started)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

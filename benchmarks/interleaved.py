@@ -1,4 +1,4 @@
-"""Medians and ratios of runs that take turns: what slows the machine down for a while slows all of them."""
+"""Compare runs that take turns: what slows the machine down for a while slows all of them."""
 
 import statistics
 from collections.abc import Callable
@@ -7,22 +7,28 @@ from collections.abc import Callable
 def compare(
     title: str, unit: str, runs: dict[str, Callable[[], float]], rounds: int
 ) -> dict[str, float]:
-    """Call each run in turn, `rounds` times; print a Markdown table of what they return (higher = better), as ratios to the first.
+    """Call each run in turn, `rounds` times, and print a Markdown table of what they return.
 
-    A ratio is the median over the rounds of the ratio within a round. Returns the medians.
+    Args:
+        title: of the table's first column.
+        unit: of the returned numbers.
+        runs: name -> function that runs once and returns a number; higher is better.
+        rounds: how often each run is called.
+
+    Returns:
+        The median of each run. The table also shows each run's ratio to the first run: the median,
+        over the rounds, of the ratio within a round.
     """
-    found = {name: [] for name in runs}
+    values: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
-            found[name].append(run())
-    first = next(iter(found.values()))
-    print(
-        f"\n| {title} | {unit}, median of {rounds} | lowest to highest | ratio |\n|---|---|---|---|"
-    )
-    for name, values in found.items():
-        ratio = statistics.median(value / base for value, base in zip(values, first))
-        print(
-            f"| {name} | {statistics.median(values):.4g} | {min(values):.4g} to {max(values):.4g} | {ratio:.2f} |",
-            flush=True,
-        )
-    return {name: statistics.median(values) for name, values in found.items()}
+            values[name].append(run())
+    medians = {name: statistics.median(of_run) for name, of_run in values.items()}
+    reference = next(iter(values.values()))
+    print(f"\n| {title} | {unit}, median of {rounds} | lowest to highest | ratio |")
+    print("|---|---|---|---|")
+    for name, of_run in values.items():
+        ratio = statistics.median(value / base for value, base in zip(of_run, reference))
+        spread = f"{min(of_run):.4g} to {max(of_run):.4g}"
+        print(f"| {name} | {medians[name]:.4g} | {spread} | {ratio:.2f} |", flush=True)
+    return medians

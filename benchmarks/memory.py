@@ -1,10 +1,13 @@
-"""Peak memory of `encode` and `generate` at N and 10 N images, and of the training data at Stable Diffusion v1.5's size.
+"""Peak memory of `encode` and `generate` at N and 10 N images, and of fine-tuning's data.
 
     python -m benchmarks.memory
-Resident memory of the process that runs the stage. Pages of memory-mapped files count in it, though the kernel takes them
-back when it needs them: for the training data, what is left without them is shown too.
+
+The training data has Stable Diffusion v1.5's size. What counts is the resident memory of the
+process that runs the stage. It includes the pages of memory-mapped files, which the kernel takes
+back when it needs them; for the training data, the memory without them is shown too.
 """
 
+import argparse
 import os
 import sys
 import tempfile
@@ -13,75 +16,114 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.workspace import demo, start, write_params
+from benchmarks.workspace import make_demo, start_module, write_params
 
-N, TRAIN, CAPTIONS = 100, 10_921, 18_000
+IMAGES = 100
+STAGES = ("encode", "generate")
+# RSICD's training split at 512 px.
+TRAINING_IMAGES = 10_921
+CAPTIONS = 18_000
+CAPTIONS_PER_IMAGE = 5
+BATCH_SIZE = 64
 
 
 def main() -> None:
-    print(f"| peak resident memory, MiB | {N} images | {10 * N} images |\n|---|---|---|")
-    found = {"encode": [], "generate": []}
-    for count in (N, 10 * N):
-        with tempfile.TemporaryDirectory() as place:
-            folder = demo(
-                Path(place),
-                count,
-                sampling={"steps": 2},
-                encode={"base_domain": "none"},
-                generate={"images_per_prompt": 1},
-            )
-            (folder / "models/diffusion").symlink_to(folder / "models/base/diffusion")
-            texts = {
-                name: [f"{name} {i}" for i in range(count)]
-                for name in ("label", "prompt", "negative_prompt", "writer", "technique")
-            }
-            pq.write_table(
-                pa.table({"row": range(count), **texts, "passages": [""] * count}),
-                folder / "data/prompts.parquet",
-            )
-            for stage in found:
-                found[stage].append(peak(folder, "-m", f"stages.{stage}"))
-    for stage, (small, large) in found.items():
-        print(f"| {stage} | {small:.0f} | {large:.0f} |")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "part",
+        nargs="?",
+        choices=["all", "training_data"],
+        default="all",
+        help="training_data: the process that `all` starts for the training data",
+    )
+    if parser.parse_args().part == "training_data":
+        measure_training_data()
+        return
+    peaks = {count: measure_stages(count) for count in (IMAGES, 10 * IMAGES)}
+    columns = " | ".join(f"{count} images" for count in peaks)
+    print(f"| peak resident memory, MiB | {columns} |\n|---|---|---|")
+    for stage in STAGES:
+        cells = " | ".join(f"{by_stage[stage]:.0f}" for by_stage in peaks.values())
+        print(f"| {stage} | {cells} |")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         write_params(folder)
-        process = start(folder, "-m", "benchmarks.memory", "training_data")
+        process = start_module(folder, "benchmarks.memory", "training_data")
         print(process.communicate()[0])
 
 
-def peak(folder: Path, *command: str) -> float:
-    """Highest resident memory of a process, MiB."""
-    process = start(folder, *command)
+def measure_stages(count: int) -> dict[str, float]:
+    """Peak memory of each stage on so many images, MiB."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = make_demo(
+            Path(temporary),
+            count,
+            sampling={"steps": 2},
+            encode={"base_domain": "none"},
+            generate={"images_per_prompt": 1},
+        )
+        (folder / "models/diffusion").symlink_to(folder / "models/base/diffusion")
+        write_prompts(folder / "data/prompts.parquet", count)
+        return {stage: peak_memory(folder, f"stages.{stage}") for stage in STAGES}
+
+
+def write_prompts(path: Path, count: int) -> None:
+    """Write so many prompts, as the stage `prompt` does."""
+    columns = {
+        name: [f"{name} {i}" for i in range(count)]
+        for name in ("label", "prompt", "negative_prompt", "writer", "technique")
+    }
+    table = pa.table({"row": range(count), **columns, "passages": [""] * count})
+    pq.write_table(table, path)
+
+
+def peak_memory(folder: Path, module: str) -> float:
+    """Highest resident memory of a module that runs in the folder, MiB."""
+    process = start_module(folder, module)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        sys.exit(f"{' '.join(command)}: {process.stderr.read()[-1000:]}")
+        error = process.stderr.read() if process.stderr else ""
+        sys.exit(f"{module}: {error[-1000:]}")
     return usage.ru_maxrss / 1024
 
 
-def training_data(batch: int = 64) -> None:
-    """An epoch's visits of RSICD's size at 512 px, every latent and embedding read once; the files are sparse."""
+def measure_training_data() -> None:
+    """Read an epoch of batches from sparse files, so that every latent and embedding is read."""
     from stages.diffusion.latents import VARIANTS, Latents, allocate
 
-    out, shape = Path("data/latents"), (TRAIN, VARIANTS, 4, 64, 64)
-    allocate(out / "train.safetensors", {"mean": shape, "logvar": shape})
-    allocate(out / "captions.safetensors", {"embeddings": (CAPTIONS, 77, 768)})
-    ids = pa.array(
-        [[(5 * i + k) % CAPTIONS for k in range(5)] for i in range(TRAIN)], pa.list_(pa.int32())
-    )
-    pq.write_table(pa.table({"caption_ids": ids}), out / "rows_train.parquet")
-    train = Latents(out, "train", 0.18215)
-    for first in range(0, TRAIN - batch, batch):
-        train.visits(range(first, first + batch), 0, 1000, 0.1, True)
-    sizes = sum(path.stat().st_size for path in out.iterdir()) / 2**30
+    folder = Path("data/latents")
+    shape = (TRAINING_IMAGES, VARIANTS, 4, 64, 64)
+    allocate(folder / "train.safetensors", {"mean": shape, "logvar": shape})
+    allocate(folder / "captions.safetensors", {"embeddings": (CAPTIONS, 77, 768)})
+    caption_ids = [
+        [(CAPTIONS_PER_IMAGE * image + i) % CAPTIONS for i in range(CAPTIONS_PER_IMAGE)]
+        for image in range(TRAINING_IMAGES)
+    ]
+    rows = pa.table({"caption_ids": pa.array(caption_ids, pa.list_(pa.int32()))})
+    pq.write_table(rows, folder / "rows_train.parquet")
+
+    train = Latents(folder, "train", 0.18215)
+    for first in range(0, TRAINING_IMAGES - BATCH_SIZE, BATCH_SIZE):
+        train.training_batch(
+            range(first, first + BATCH_SIZE),
+            seed=0,
+            timesteps=1000,
+            caption_dropout=0.1,
+            sample=True,
+        )
+    gibibytes = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    mib = {name: int(status[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon")}
-    print(
-        f"\n| data of fine-tuning at SD v1.5's size, {TRAIN} images x {VARIANTS} variants at 512 px, {CAPTIONS} captions | |\n|---|---|\n"
-        f"| on disk | {sizes:.1f} GiB |\n| peak resident memory over an epoch, mapped pages included | {mib['VmHWM']:.0f} MiB |\n"
-        f"| without mapped pages | {mib['RssAnon']:.0f} MiB |"
-    )
+    mebibytes = {name: int(status[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon")}
+    size = f"{TRAINING_IMAGES} images x {VARIANTS} variants at 512 px, {CAPTIONS} captions"
+    print(f"\n| data of fine-tuning at SD v1.5's size, {size} | |\n|---|---|")
+    print(f"| on disk | {gibibytes:.1f} GiB |")
+    print(f"| peak resident memory over an epoch | {mebibytes['VmHWM']:.0f} MiB |")
+    print(f"| without mapped pages, after it | {mebibytes['RssAnon']:.0f} MiB |")
 
 
 if __name__ == "__main__":
-    training_data() if sys.argv[1:] == ["training_data"] else main()
+    main()

@@ -1,11 +1,13 @@
-"""How long the report takes for a run of many generated images, how large it is and how soon a browser is done with it.
+"""Time and size of the report for many generated images, and how soon a browser can use it.
 
-    python -m benchmarks.report [images] [pixels]      5000 images of 512 px unless said otherwise; in a temporary folder
+    python -m benchmarks.report [--images 5000] [--pixels 512]
 
-The run is made up: the tests' fixture with as many synthetic images (noise on rendered scenes, which packs as badly as texture
-does). Needs Chromium for the second half.
+The run is made up, in a temporary folder: the tests' fixture with as many synthetic images, which
+are rendered scenes with noise, hence as hard to compress as texture. The time in a browser needs
+Chromium.
 """
 
+import argparse
 import io
 import os
 import shutil
@@ -24,95 +26,111 @@ from safetensors.numpy import load_file, save_file
 from stages.common.artifacts import encode_png, write_shards
 
 sys.path.append("tests")
-DIFFERENT = 120  # pictures drawn; they repeat
-FEATURES = {
+DISTINCT = 120  # different pictures; they repeat
+FEATURE_FOLDERS = {
     "data/synthetic": "synthetic",
     "data/imagery/test": "real/test",
     "data/imagery/train": "real/train",
 }
+NOISE = 9.0  # standard deviation in gray levels
 
 
-def main(count: int = 5000, pixels: int = 512) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--images", type=int, default=5000, help="synthetic images")
+    parser.add_argument("--pixels", type=int, default=512, help="pixels of an image's side")
+    options = parser.parse_args()
+
     from report_run import build
 
     with tempfile.TemporaryDirectory() as folder:
         root = build(Path(folder), per_scene=24)
-        grow(root, int(count), int(pixels))
-        params = root / "params.yaml"  # as many pictures as at full scale
-        params.write_text(
-            params.read_text().replace("gallery_per_class: 2 ", "gallery_per_class: 24 ")
-        )
-        repository = Path.cwd()
+        enlarge(root, options.images, options.pixels)
+        show_full_gallery(root / "params.yaml")
         started = time.perf_counter()
         subprocess.run(
             [sys.executable, "-m", "stages.report"],
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(repository)},
+            env={**os.environ, "PYTHONPATH": str(Path.cwd())},
             check=True,
         )
-        taken = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         report = root / "metrics/report"
-        size = sum(file.stat().st_size for file in report.rglob("*") if file.is_file())
+        files = [file for file in report.rglob("*") if file.is_file()]
+        megabytes = sum(file.stat().st_size for file in files) / 1e6
         print(
-            f"{count} images of {pixels} px: report in {taken:.1f} s, {size / 1e6:.1f} MB in {len(list(report.rglob('*.*')))} files"
+            f"{options.images} images of {options.pixels} px: report in {seconds:.1f} s, "
+            f"{megabytes:.1f} MB in {len(files)} files"
         )
-        if chromium := shutil.which("chromium"):
-            print(
-                f"  interactive after {interactive(chromium, report / 'index.html'):.2f} s (median of 5, from disk)"
-            )
+        chromium = shutil.which("chromium")
+        if chromium:
+            usable = time_to_filter(chromium, report / "index.html")
+            print(f"  the gallery is filtered after {usable:.2f} s (median of 5, from disk)")
 
 
-def grow(root: Path, count: int, pixels: int) -> None:
-    """Replace the fixture's images by many large ones, its features by as many of 512 dimensions."""
-    draws = np.random.default_rng(0)
-    for place in (
+def show_full_gallery(params: Path) -> None:
+    """Set as many pictures per class as at full scale."""
+    text = params.read_text()
+    params.write_text(text.replace("gallery_per_class: 2 ", "gallery_per_class: 24 "))
+
+
+def enlarge(root: Path, count: int, pixels: int) -> None:
+    """Replace the fixture's images by large ones, its features by ones of 512 dimensions.
+
+    Args:
+        root: folder of the fixture.
+        count: number of synthetic images; the other folders keep their number.
+        pixels: of an image's side.
+    """
+    generator = np.random.default_rng(0)
+    for folder in (
         "data/synthetic",
         "data/samples/tuned",
         "data/imagery/test",
         "data/imagery/train",
     ):
-        table = pq.read_table(root / place)
+        table = pq.read_table(root / folder)
         rows = table.to_pylist()
-        small = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows[:DIFFERENT]]
-        wanted = count if place == "data/synthetic" else len(rows)
-        files = [
-            encode_png(
-                Image.fromarray(
-                    np.clip(
-                        np.asarray(
-                            image.resize((pixels, pixels), Image.Resampling.BICUBIC), np.int16
-                        )
-                        + draws.normal(0, 9, (pixels, pixels, 1)),
-                        0,
-                        255,
-                    ).astype(np.uint8)
-                )
-            )
-            for image in (small * DIFFERENT)[:DIFFERENT]
+        n = count if folder == "data/synthetic" else len(rows)
+        images = [enlarged_png(row["image"]["bytes"], pixels, generator) for row in rows[:DISTINCT]]
+        enlarged = [
+            rows[i % len(rows)] | {"image": {"bytes": images[i % len(images)], "path": None}}
+            for i in range(n)
         ]
-        shutil.rmtree(root / place)
-        many = (
-            rows[i % len(rows)] | {"image": {"bytes": files[i % len(files)], "path": None}}
-            for i in range(wanted)
-        )
-        write_shards(
-            root / place, many, pa.schema([field.remove_metadata() for field in table.schema])
-        )
-        if place in FEATURES:
-            path = root / "data/features" / FEATURES[place] / "scene.safetensors"
-            logits = load_file(path)["logits"]
-            save_file(
-                {
-                    "logits": logits[np.arange(wanted) % len(logits)]
-                    * draws.random((wanted, 1), np.float32),
-                    "features": draws.normal(size=(wanted, 512)).astype(np.float32),
-                },
-                path,
-            )
+        schema = pa.schema([field.remove_metadata() for field in table.schema])
+        shutil.rmtree(root / folder)
+        write_shards(root / folder, enlarged, schema)
+        if folder in FEATURE_FOLDERS:
+            path = root / "data/features" / FEATURE_FOLDERS[folder] / "scene.safetensors"
+            write_large_features(path, n, generator)
 
 
-def interactive(chromium: str, page: Path) -> float:
-    """Seconds from opening the page until a click on a filter has filtered, in a fresh browser context."""
+def enlarged_png(png: bytes, pixels: int, generator: np.random.Generator) -> bytes:
+    """Scale an image to `pixels` a side, add noise, and encode it."""
+    image = Image.open(io.BytesIO(png)).resize((pixels, pixels), Image.Resampling.BICUBIC)
+    noisy = np.asarray(image) + generator.normal(0, NOISE, (pixels, pixels, 1))
+    return encode_png(Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)))
+
+
+def write_large_features(path: Path, n: int, generator: np.random.Generator) -> None:
+    """Replace a file of logits and features by one of n images."""
+    logits = load_file(path)["logits"]  # [N, scenes]
+    confidence = generator.random((n, 1), np.float32)
+    save_file(
+        {
+            "logits": logits[np.arange(n) % len(logits)] * confidence,
+            "features": generator.normal(size=(n, 512)).astype(np.float32),
+        },
+        path,
+    )
+
+
+def time_to_filter(chromium: str, page: Path) -> float:
+    """Return seconds from opening the page to a filtered gallery, the median of five visits."""
     from playwright.sync_api import sync_playwright
 
     times = []
@@ -121,16 +139,17 @@ def interactive(chromium: str, page: Path) -> float:
             executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
         )
         for _ in range(5):
-            tab = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+            context = browser.new_context(viewport={"width": 1440, "height": 900})
+            tab = context.new_page()
             started = time.perf_counter()
             tab.goto(page.as_uri(), wait_until="commit")
             tab.locator("#filters select[name=label]").select_option("Water Body")
             tab.locator("#filters output", has_text="24 of").wait_for()
             times.append(time.perf_counter() - started)
-            tab.context.close()
+            context.close()
         browser.close()
     return sorted(times)[2]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,53 +1,76 @@
-"""From process start to the end of the first training step, at demo size.
+"""Time from the start of `finetune_sd`'s process to the end of its first training step.
 
-python -m benchmarks.startup
+    python -m benchmarks.startup
+
+At demo size.
 """
 
+import argparse
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from benchmarks.workspace import demo, stage
+from benchmarks.workspace import make_demo, run_module
 
 ROUNDS = 5
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as place:
-        folder = demo(Path(place), 1800)
-        stage(folder, "stages.encode")
-        found = []
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.startup",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "part",
+        nargs="?",
+        choices=["all", "first_step"],
+        default="all",
+        help="first_step: the process that `all` times",
+    )
+    if parser.parse_args().part == "first_step":
+        run_first_step()
+    else:
+        time_first_step()
+
+
+def time_first_step() -> None:
+    """Print the wall time of processes that end after the first step."""
+    seconds = []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = make_demo(Path(temporary), 1800)
+        run_module(folder, "stages.encode")
         for _ in range(ROUNDS):
-            began = time.perf_counter()
-            stage(folder, "benchmarks.startup", "first_step")
-            found.append(time.perf_counter() - began)
-    print(
-        f"| start-up to the end of the first step | s, median of {ROUNDS} | lowest to highest |\n|---|---|---|"
-    )
-    print(
-        f"| finetune_sd, demo size | {statistics.median(found):.1f} | {min(found):.1f} to {max(found):.1f} |"
-    )
+            started = time.perf_counter()
+            run_module(folder, "benchmarks.startup", "first_step")
+            seconds.append(time.perf_counter() - started)
+    print(f"| start-up to the end of the first step | s, median of {ROUNDS} | lowest to highest |")
+    print("|---|---|---|")
+    spread = f"{min(seconds):.1f} to {max(seconds):.1f}"
+    print(f"| finetune_sd, demo size | {statistics.median(seconds):.1f} | {spread} |")
 
 
-def first_step() -> None:
-    """The stage as the launcher starts it, ended when it begins its second step."""
-    from stages.runtime.launch import spare
+def run_first_step() -> None:
+    """Run the stage as the launcher does, and end the process when its second step begins."""
+    from stages.runtime.process import start_process
 
-    spare("finetune_sd")
+    start_process()
     from stages import finetune_sd
 
-    rate = finetune_sd.learning_rate
+    learning_rate = finetune_sd.learning_rate
 
-    def learning_rate(step: int, *rest) -> float:
+    def learning_rate_of_first_step(step: int, *arguments: Any) -> float:
         if step == 1:
-            raise SystemExit(0)
-        return rate(step, *rest)
+            sys.exit(0)
+        return learning_rate(step, *arguments)
 
-    finetune_sd.learning_rate = learning_rate
-    finetune_sd.main()
+    with patch.object(finetune_sd, "learning_rate", learning_rate_of_first_step):
+        finetune_sd.main()
 
 
 if __name__ == "__main__":
-    first_step() if sys.argv[1:] == ["first_step"] else main()
+    main()

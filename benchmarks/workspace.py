@@ -1,9 +1,14 @@
-"""Folders that the stages can run in, at demo size (rendered scenes, the embedded model) or at Stable Diffusion v1.5's (random weights)."""
+"""Folders that stages can run in, for the benchmarks.
+
+At demo size they hold rendered scenes and the embedded model; at Stable Diffusion v1.5's size, a
+model with random weights.
+"""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -11,18 +16,16 @@ import yaml
 from stages.common.artifacts import write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SPLITS = {
-    "valid": 0.1,
-    "test": 0.15,
-}  # fractions: the demo's counts would leave few images nothing to train on
-# stable-diffusion-v1-5's config.json files, as far as they differ from the classes' defaults.
-UNET = {
+# As fractions: the demo's counts would leave nothing to train on where there are few images.
+SPLITS = {"valid": 0.1, "test": 0.15}
+# The config.json files of stable-diffusion-v1-5, as far as they differ from the classes' defaults.
+UNET: dict[str, Any] = {
     "sample_size": 64,
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
     "block_out_channels": (320, 640, 1280, 1280),
 }
-VAE = {
+VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -30,7 +33,7 @@ VAE = {
     "latent_channels": 4,
     "sample_size": 512,
 }
-TEXT = {
+TEXT_ENCODER: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -39,84 +42,85 @@ TEXT = {
 }
 
 
-def write_params(folder: Path, **sections: dict) -> None:
-    """params.yaml of the repository with these values laid over its sections."""
-    values = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
-    for name, section in sections.items():
-        values[name] |= section
+def write_params(folder: Path, **sections: dict[str, Any]) -> None:
+    """Write the repository's params.yaml to the folder, with these values in its sections."""
+    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    for name, values in sections.items():
+        params[name] |= values
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
-def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen:
-    """`python <command>` in the folder, with the repository's modules, and scratch of its own."""
+def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start `python -m module arguments` in the folder, with a resume cache of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "REMOTE_DIFFUSION_SCRATCH": str(folder / "scratch"),
+    }
     return subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, "-m", module, *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(REPOSITORY),
-            "REMOTE_DIFFUSION_SCRATCH": str(folder / "scratch"),
-            **environment,
-        },
+        env=environment,
     )
 
 
-def stage(folder: Path, *command: str) -> str:
-    """Run a stage to its end; returns what it printed."""
-    process = start(folder, "-m", *command)
-    out, err = process.communicate()
+def run_module(folder: Path, module: str, *arguments: str) -> str:
+    """Run `python -m module arguments` in the folder; returns what it printed."""
+    process = start_module(folder, module, *arguments)
+    output, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"{' '.join(command)}: {err[-2000:]}")
-    return out
+        sys.exit(f"{module}: {errors[-2000:]}")
+    return output
 
 
-def demo(folder: Path, images: int, **sections: dict) -> Path:
-    """Rendered tiles and the embedded model."""
-    write_params(folder, **({"fetch_imagery": SPLITS | {"max_images": images}} | sections))
-    for command in (
-        ["stages.fetch_imagery"],
-        ["stages.fetch_model", "diffusion"],
-        ["stages.train_base"],
-    ):
-        stage(folder, *command)
+def make_demo(folder: Path, images: int, **sections: dict[str, Any]) -> Path:
+    """Make a folder with so many rendered tiles and the embedded model.
+
+    `sections` are written to params.yaml. Returns the folder.
+    """
+    imagery: dict[str, Any] = SPLITS | {"max_images": images}
+    _make_inputs(folder, {"fetch_imagery": imagery} | sections)
     return folder
 
 
-def stable_diffusion(folder: Path, images: int, resolution: int, **sections: dict) -> Path:
-    """Rendered tiles at `resolution` px and a randomly initialized model of Stable Diffusion v1.5's architecture."""
+def make_stable_diffusion(
+    folder: Path, images: int, resolution: int, **sections: dict[str, Any]
+) -> Path:
+    """Make a folder with so many rendered tiles of `resolution` px and a large untrained model.
+
+    The model has the architecture of Stable Diffusion v1.5. `sections` are written to params.yaml.
+    Returns the folder.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    write_params(
-        folder,
-        **(
-            {
-                "fetch_imagery": SPLITS | {"max_images": images, "resolution": resolution},
-                "encode": {"base_domain": "none", "batch_size": 16, "precision": "bf16"},
-            }
-            | sections
-        ),
-    )
-    for command in (
-        ["stages.fetch_imagery"],
-        ["stages.fetch_model", "diffusion"],
-        ["stages.train_base"],
-    ):
-        stage(folder, *command)
-    base = folder / "models/base/diffusion"  # the embedded one: its tokenizer and scheduler stay
-    vocabulary = {"vocab_size": 49408, "max_position_embeddings": 77}
+    imagery: dict[str, Any] = SPLITS | {"max_images": images, "resolution": resolution}
+    encoding: dict[str, Any] = {"base_domain": "none", "batch_size": 16, "precision": "bf16"}
+    _make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | sections)
+    # Replace the embedded model, except its tokenizer and scheduler.
+    model = folder / "models/base/diffusion"
     torch.manual_seed(0)
-    for name, model in (
-        ("unet", UNet2DConditionModel(**UNET)),
-        ("vae", AutoencoderKL(**VAE)),
-        ("text_encoder", CLIPTextModel(CLIPTextConfig(**TEXT, **vocabulary))),
-    ):
-        for old in (base / name).iterdir():
-            old.unlink()
-        model.save_pretrained(base / name)
+    text_config = CLIPTextConfig(**TEXT_ENCODER, vocab_size=49408, max_position_embeddings=77)
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel(**UNET),
+        "vae": AutoencoderKL(**VAE),
+        "text_encoder": CLIPTextModel(text_config),
+    }
+    for name, part in parts.items():
+        for file in (model / name).iterdir():
+            file.unlink()
+        part.save_pretrained(model / name)
     write_json(folder / "models/start/start.json", {"folder": "models/base/diffusion"})
     return folder
+
+
+def _make_inputs(folder: Path, sections: dict[str, dict[str, Any]]) -> None:
+    """Run the stages that fetch the imagery and the embedded model."""
+    write_params(folder, **sections)
+    run_module(folder, "stages.fetch_imagery")
+    run_module(folder, "stages.fetch_model", "diffusion")
+    run_module(folder, "stages.train_base")

@@ -1,66 +1,80 @@
-"""The ceiling of `classify`: the same network, trained on as many real tiles as there are generated ones.
+"""The ceiling of `classify`: the same network, trained on as many real tiles as are generated.
 
     python -m stages.ceiling
 
-One stage for both questions, LULC classes and scenes: starting up costs as much as training.
+One stage for both label sets, LULC classes and scenes: starting up costs as much as training.
 """
 
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 
 from stages.common.artifacts import read_rows, write_json
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation import labels
-from stages.evaluation.scores import pooled
+from stages.evaluation.labels import LABEL_SETS, read_label_set
+from stages.evaluation.scores import average_over_seeds
 from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
+TRAIN = "data/imagery/train"
+TEST = "data/imagery/test"
 
-def main():
-    p = load()
-    make_deterministic(p.seed)
-    from stages.evaluation.classification import read_labeled, train_and_test_all
 
-    weights = Path("models/base/classifier/model.safetensors")
-    weights = weights if weights.exists() else None
-    seeds, asked, images = p.classifier.seeds, [], {}
-    for key in labels.KEYS:
-        names, of_scene = labels.of_imagery(key, p.classes)
-        # As many images of each class as there are generated: by the params, or so many per test caption.
-        if key == "lulc":
+def main() -> None:
+    params = load()
+    classifier = params.classifier
+    make_deterministic(params.seed)
+    from stages.evaluation.classification import (
+        jobs_per_seed,
+        read_labeled_images,
+        train_and_test_all,
+    )
+
+    # For each label set: draw training tiles, and plan a classifier for each seed.
+    jobs = []
+    n_wanted = {}
+    for label_set in LABEL_SETS:
+        class_names, class_of_scene = read_label_set(label_set, params.classes)
+        if label_set == "lulc":
             wanted = {
-                names.index(name): count * p.generate.images_per_prompt
-                for name, count in p.prompt.per_class.items()
+                class_names.index(name): count * params.generate.images_per_prompt
+                for name, count in params.prompt.per_class.items()
             }
         else:
-            shown = [of_scene[row["scene"]] for row in read_rows("data/imagery/test", ["scene"])]
-            wanted = {i: shown.count(i) * p.classifier.images_per_caption for i in set(shown)}
-        source, _ = read_labeled(
-            "data/imagery/train", "scene", of_scene, p.classifier.resolution, wanted, p.seed
-        )
-        real, _ = read_labeled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
-        if (classes := len(np.unique(source.labels))) < 2:
-            exit_with_error(
-                f"data/imagery/train: images of {classes} class(es); a classifier needs at least 2"
-            )
-        if len(source.labels) < sum(wanted.values()):
-            log(
-                f"ceiling: {key}: {len(source.labels)} real training tiles where {sum(wanted.values())} images are generated"
-            )
-        asked += [(source, real, names, p.classifier, p.seed + i, weights) for i in range(seeds)]
-        images[key] = sum(wanted.values())
+            test_tiles = Counter(class_of_scene[row["scene"]] for row in read_rows(TEST, ["scene"]))
+            wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
+        n_wanted[label_set] = sum(wanted.values())
 
-    outcomes = train_and_test_all(asked)
-    for i, key in enumerate(labels.KEYS):
-        of_key = outcomes[i * seeds : (i + 1) * seeds]
-        write_json(
-            f"metrics/ceiling_{key}.json",
-            pooled(of_key, "real_test")
-            | {"n_train": of_key[0].scores["train"]["n"], "n_wanted": images[key], "seeds": seeds},
+        source, _ = read_labeled_images(
+            TRAIN, "scene", class_of_scene, classifier.resolution, wanted, params.seed
         )
+        real, _ = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
+        class_count = len(np.unique(source.labels))
+        if class_count < 2:
+            exit_with_error(
+                f"{TRAIN}: images of {class_count} class(es); a classifier needs at least 2"
+            )
+        if len(source.labels) < n_wanted[label_set]:
+            log(
+                f"ceiling: {label_set}: {len(source.labels)} real training tiles, "
+                f"while {n_wanted[label_set]} images are generated"
+            )
+        jobs += jobs_per_seed(source, real, class_names, classifier, params.seed)
+
+    # Train and test all of them, then average over the seeds of each label set.
+    results = train_and_test_all(jobs)
+    for i, label_set in enumerate(LABEL_SETS):
+        of_label_set = results[i * classifier.seeds : (i + 1) * classifier.seeds]
+        metrics = average_over_seeds(
+            [result.scores["real_test"] for result in of_label_set],
+            [result.standard_errors["real_test"] for result in of_label_set],
+        )
+        metrics["n_train"] = of_label_set[0].n_train
+        metrics["n_wanted"] = n_wanted[label_set]
+        metrics["seeds"] = classifier.seeds
+        write_json(f"metrics/ceiling_{label_set}.json", metrics)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Cut the corpus into training texts: each runs to the first full stop after `min_characters`.
+"""Cut the corpus into training texts; each ends at the first full stop after `min_characters`.
 
     python -m stages.chunk
 
 reads   chunk; data/corpus.parquet
-writes  data/chunks.parquet: paper, chunk, text, split; first the training papers, then the held-out ones
+writes  data/chunks.parquet: paper, chunk, text, split; the training papers, then the test papers
 
-A chunk never spans two papers; a remainder that is too short joins the chunk before it. Test chunks that are near
-duplicates of training text (half of their 5-word shingles) are dropped. The end-of-sequence token is added by the
-tokenizer's owner, `finetune_llm`.
+A chunk never spans two papers; a remainder that is too short joins the chunk before it. A test
+chunk is dropped where half of its 5-word shingles occur in the training text. The end-of-sequence
+token is added in `finetune_llm`, which has the tokenizer.
 """
 
 from collections.abc import Iterator
@@ -21,85 +21,94 @@ from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
-from stages.text import duplicates, sentences
+from stages.text.duplicates import positions_in, shingles
 from stages.text.parquet_writer import parquet_writer
+from stages.text.sentences import join_lines, sentence_ends
 
-OUT = "data/chunks.parquet"
+CORPUS = "data/corpus.parquet"
+CHUNKS = "data/chunks.parquet"
 SCHEMA = pa.schema(
     [("paper", pa.string()), ("chunk", pa.int32()), ("text", pa.string()), ("split", pa.string())]
 )
-DUPLICATE = 0.5  # share of a test chunk's shingles found in training text
-
-
-def chunks(text: str, least: int) -> list[str]:
-    """Cut one paper's text."""
-    found, start = [], 0
-    for end in sentences.ends(text):
-        part = text[start:end].strip()
-        if len(part) >= least:
-            found.append(part)
-            start = end
-    rest = text[start:].strip()
-    if rest and found and len(rest) < least:
-        found[-1] += text[start:].rstrip()
-    elif rest:
-        found.append(rest)
-    return found
-
-
-def documents(corpus: pq.ParquetFile, split: str) -> Iterator[tuple[str, str]]:
-    """(paper, its flowing text) for each paper of a split, a paper in memory at a time."""
-    batches = corpus.iter_batches(4096, columns=["paper", "text", "split"])
-    rows = (row for batch in batches for row in batch.to_pylist() if row["split"] == split)
-    for paper, lines in groupby(rows, key=lambda row: row["paper"]):
-        yield paper, sentences.flow([line["text"] for line in lines])
+MAX_TRAIN_OVERLAP = 0.5  # share of a test chunk's shingles that occur in the training text
 
 
 def main() -> None:
-    p = load().chunk
-    corpus = pq.ParquetFile("data/corpus.parquet")
+    params = load()
+    min_characters = params.chunk.min_characters
+    corpus = pq.ParquetFile(CORPUS)
 
-    def table(split: str) -> Iterator[pa.Table]:
-        for paper, text in documents(corpus, split):
-            yield pa.Table.from_pylist(
-                [
-                    {"paper": paper, "chunk": number, "text": part, "split": split}
-                    for number, part in enumerate(chunks(text, p.min_characters))
-                ],
-                SCHEMA,
-            )
+    # The test chunks and their shingles stay in memory; of the training text, which of these
+    # shingles it has.
+    test = [row for rows in chunks_by_paper(corpus, "test", min_characters) for row in rows]
+    if not test:
+        exit_with_error(f"{CORPUS}: no held-out text")
+    test_shingles = [shingles(row["text"]) for row in test]
+    known = np.unique(np.concatenate(test_shingles))  # [S]
+    in_training = np.zeros(len(known), bool)  # [S]
 
-    # Whether each shingle of the held-out text stands in training text too: only the held-out text stays in memory.
-    test = [row for part in table("test") for row in part.to_pylist()]
-    marks = [duplicates.shingles(row["text"]) for row in test]
-    held = (
-        np.unique(np.concatenate(marks))
-        if marks
-        else exit_with_error("data/corpus.parquet: no held-out text")
-    )
-    seen = np.zeros(len(held), bool)
-    with parquet_writer(OUT, SCHEMA) as writer:
-        count = 0
-        for some in table("train"):
-            for text in some["text"].to_pylist():
-                seen[duplicates.where(duplicates.shingles(text), held)] = True
-            writer.write_table(some)
-            count += len(some)
-        if not count:
-            exit_with_error("data/corpus.parquet: no training text")
+    # Write the training chunks.
+    train_count = 0
+    with parquet_writer(CHUNKS, SCHEMA) as writer:
+        for rows in chunks_by_paper(corpus, "train", min_characters):
+            for row in rows:
+                in_training[positions_in(shingles(row["text"]), known)] = True
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
+            train_count += len(rows)
+        if not train_count:
+            exit_with_error(f"{CORPUS}: no training text")
+
+        # Write the test chunks that are not near-duplicates of the training text.
         kept = [
             row
-            for row, mark in zip(test, marks)
-            if seen[np.searchsorted(held, mark)].mean() < DUPLICATE
+            for row, hashes in zip(test, test_shingles)
+            if in_training[np.searchsorted(known, hashes)].mean() < MAX_TRAIN_OVERLAP
         ]
         if not kept:
             exit_with_error(
-                "data/corpus.parquet: no held-out text is left beside near duplicates of the training text"
+                f"{CORPUS}: every held-out chunk is a near-duplicate of the training text"
             )
         writer.write_table(pa.Table.from_pylist(kept, SCHEMA))
     log(
-        f"chunk: {count + len(kept)} chunks, {len(test) - len(kept)} near-duplicate test chunks dropped"
+        f"chunk: {train_count + len(kept)} chunks, {len(test) - len(kept)} near-duplicate test "
+        "chunks dropped"
     )
+
+
+def chunks_by_paper(
+    corpus: pq.ParquetFile, split: str, min_characters: int
+) -> Iterator[list[dict]]:
+    """Yield the rows of `SCHEMA` of each paper of a split, with one paper in memory at a time."""
+    batches = corpus.iter_batches(4096, columns=["paper", "text", "split"])
+    lines = (row for batch in batches for row in batch.to_pylist() if row["split"] == split)
+    for paper, paper_lines in groupby(lines, key=lambda row: row["paper"]):
+        text = join_lines([row["text"] for row in paper_lines])
+        yield [
+            {"paper": paper, "chunk": number, "text": chunk, "split": split}
+            for number, chunk in enumerate(split_into_chunks(text, min_characters))
+        ]
+
+
+def split_into_chunks(text: str, min_characters: int) -> list[str]:
+    """Cut the text of one paper into chunks of whole sentences.
+
+    All chunks have at least `min_characters`, unless the text itself is shorter.
+    """
+    chunks = []
+    start = 0
+    for end in sentence_ends(text):
+        chunk = text[start:end].strip()
+        if len(chunk) >= min_characters:
+            chunks.append(chunk)
+            start = end
+    remainder = text[start:]
+    if not remainder.strip():
+        return chunks
+    if chunks and len(remainder.strip()) < min_characters:
+        chunks[-1] += remainder.rstrip()
+    else:
+        chunks.append(remainder.strip())
+    return chunks
 
 
 if __name__ == "__main__":

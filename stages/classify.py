@@ -1,7 +1,8 @@
-"""A classifier trained on generated images alone, tested on real tiles.
+"""Train a classifier on generated images alone and test it on real tiles.
 
 python -m stages.classify lulc      LULC classes: trained on the synthetic data set
-python -m stages.classify scenes    scenes: trained on the tuned model's images of the test captions (zero-shot accuracy)
+python -m stages.classify scenes    scenes: trained on the tuned model's images of the test
+                                    captions (zero-shot accuracy)
 """
 
 from pathlib import Path
@@ -10,106 +11,115 @@ import numpy as np
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation import labels
+from stages.evaluation.labels import LABEL_SETS, read_label_set
 from stages.evaluation.plots import write_csv
-from stages.evaluation.scores import pooled, share_of_ceiling
-from stages.params import load
+from stages.evaluation.scores import average_over_seeds, share_of_ceiling
+from stages.params import LULC, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
-BASE = Path("models/base/classifier")
+SOURCES = {"lulc": ("data/synthetic", "label"), "scenes": ("data/samples/tuned", "scene")}
+TEST = "data/imagery/test"
 
 
-def main(key: str) -> None:
-    p = load()
-    make_deterministic(p.seed)
-    from stages.evaluation.classification import read_labeled, train_and_test_all
-    from stages.evaluation.networks import save
-
-    # The question, its training images (generated), its test images (real).
-    names, of_scene = labels.of_imagery(key, p.classes)
-    folder, column = (
-        ("data/synthetic", "label") if key == "lulc" else ("data/samples/tuned", "scene")
+def main(label_set: str) -> None:
+    params = load()
+    classifier = params.classifier
+    make_deterministic(params.seed)
+    from stages.evaluation.classification import (
+        jobs_per_seed,
+        read_labeled_images,
+        train_and_test_all,
     )
-    source, strange = read_labeled(
-        folder, column, {name: i for i, name in enumerate(names)}, p.classifier.resolution
-    )
-    real, left_out = read_labeled("data/imagery/test", "scene", of_scene, p.classifier.resolution)
-    if len(np.unique(source.labels)) < 2:
+    from stages.evaluation.networks import save_network
+
+    # Read the generated images and the real test tiles.
+    class_names, class_of_scene = read_label_set(label_set, params.classes)
+    class_of_name = {name: i for i, name in enumerate(class_names)}
+    folder, column = SOURCES[label_set]
+    source, unknown = read_labeled_images(folder, column, class_of_name, classifier.resolution)
+    real, unlabeled = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
+    class_count = len(np.unique(source.labels))
+    if class_count < 2:
         exit_with_error(
-            f"{folder}: images of {len(np.unique(source.labels))} class(es); a classifier needs at least 2"
+            f"{folder}: images of {class_count} class(es); a classifier needs at least 2"
         )
-    if strange:
-        log(f"classify: {folder}: left out, of no known class: {dict(strange)}")
+    if unknown:
+        log(f"classify: {folder}: images of unknown classes are left out: {dict(unknown)}")
 
-    weights = BASE / "model.safetensors"
-    weights = weights if weights.exists() else None
-    outcomes = train_and_test_all(
-        [
-            (source, real, names, p.classifier, p.seed + i, weights)
-            for i in range(p.classifier.seeds)
-        ]
-    )
+    # Train and test a classifier for each seed.
+    results = train_and_test_all(jobs_per_seed(source, real, class_names, classifier, params.seed))
 
-    counts = np.bincount(real.labels, minlength=len(names))
-    tests = {test: pooled(outcomes, test) for test in ("synthetic_test", "real_test")}
-    tests["real_test"] |= share_of_ceiling(
-        tests["real_test"], read_json(f"metrics/ceiling_{key}.json")
+    # Write the metrics.
+    metrics: dict = {}
+    for test_set in ("synthetic_test", "real_test"):
+        metrics[test_set] = average_over_seeds(
+            [result.scores[test_set] for result in results],
+            [result.standard_errors[test_set] for result in results],
+        )
+    ceiling = read_json(f"metrics/ceiling_{label_set}.json")
+    metrics["real_test"] |= share_of_ceiling(metrics["real_test"], ceiling)
+    metrics |= describe_test_set(
+        label_set, real.labels, class_names, class_of_scene, params.classes
     )
-    write_json(
-        f"metrics/classify_{key}.json",
-        tests
-        | {
-            "chance": 1 / len(names),
-            "majority": float(counts.max() / counts.sum()),
-            "classes": len(names),
-            "scenes_without_real": sum(map(len, p.classes.values())) - len(of_scene)
-            if key == "lulc"
-            else 0,
-            "classes_without_real": int((counts == 0).sum()),
-            "n_train": outcomes[0].scores["train"]["n"],
-            "seeds": len(outcomes),
-        },
-    )
-    log(
-        f"classify: {key}: {tests['real_test']['overall_accuracy']:.3f} of {len(real.labels)} real tiles right"
-    )
+    metrics["n_train"] = results[0].n_train
+    metrics["seeds"] = len(results)
+    write_json(f"metrics/classify_{label_set}.json", metrics)
+    accuracy = metrics["real_test"]["overall_accuracy"]
+    log(f"classify: {label_set}: accuracy {accuracy:.3f} on {len(real.labels)} real tiles")
 
-    # The first classifier and where it errs.
-    first = outcomes[0]
-    target = Path("models/classifier", key)
-    save(target, first.network, first.config)
-    write_json(
-        target / "context.json",
-        {
-            "weights": read_json(BASE / "SOURCE.json")["source"],
-            "trained_on": folder,
-            "tested_on": "data/imagery/test",
-            "classes_without_real": [name for name, count in zip(names, counts) if count == 0],
-            "scenes_of_no_class": dict(sorted(left_out.items())),
-        },
-    )
-    predicted = first.predicted["real_test"]
-    write_csv(
-        f"metrics/plots/confusion_{key}.csv",
-        [{"actual": names[a], "predicted": names[b]} for a, b in zip(real.labels, predicted)],
-        ["actual", "predicted"],
-    )
-    write_csv(
-        f"metrics/plots/accuracy_by_class_{key}.csv",
-        [
-            {
-                "class": name,
-                "accuracy": float((predicted[real.labels == i] == i).mean()),
-                "n": int(counts[i]),
-            }
-            for i, name in enumerate(names)
-            if counts[i]
-        ],
-        ["class", "accuracy", "n"],
-    )
+    # Keep the first classifier and plot its errors.
+    output = Path("models/classifier", label_set)
+    save_network(output, results[0].network, results[0].config)
+    tested = np.unique(real.labels)
+    context = {
+        "weights": read_json("models/base/classifier/SOURCE.json")["source"],
+        "trained_on": folder,
+        "tested_on": TEST,
+        "classes_without_real": [name for i, name in enumerate(class_names) if i not in tested],
+        "scenes_of_no_class": dict(sorted(unlabeled.items())),
+    }
+    write_json(output / "context.json", context)
+    write_plots(label_set, class_names, real.labels, results[0].predictions["real_test"])
+
+
+def describe_test_set(
+    label_set: str,
+    labels: np.ndarray,
+    class_names: list[str],
+    class_of_scene: dict[str, int],
+    classes: dict[LULC, list[str]],
+) -> dict[str, float]:
+    """What a guess would score on the real tiles [N], and what they don't show."""
+    counts = np.bincount(labels, minlength=len(class_names))  # [K]
+    scene_count = sum(len(scenes) for scenes in classes.values())
+    return {
+        "chance": 1 / len(class_names),
+        "majority": float(counts.max() / counts.sum()),
+        "classes": len(class_names),
+        "scenes_without_real": scene_count - len(class_of_scene) if label_set == "lulc" else 0,
+        "classes_without_real": int((counts == 0).sum()),
+    }
+
+
+def write_plots(
+    label_set: str, class_names: list[str], labels: np.ndarray, predictions: np.ndarray
+) -> None:
+    """Write the confusion matrix's (actual, predicted) pairs and the accuracy of each class."""
+    pairs = [
+        {"actual": class_names[actual], "predicted": class_names[predicted]}
+        for actual, predicted in zip(labels, predictions)
+    ]
+    write_csv(f"metrics/plots/confusion_{label_set}.csv", pairs, ["actual", "predicted"])
+    rows = []
+    for i, name in enumerate(class_names):
+        of_class = labels == i  # [N]
+        if of_class.any():
+            accuracy = float((predictions[of_class] == i).mean())
+            rows.append({"class": name, "accuracy": accuracy, "n": int(of_class.sum())})
+    write_csv(f"metrics/plots/accuracy_by_class_{label_set}.csv", rows, ["class", "accuracy", "n"])
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, key=labels.KEYS)
+    run_stage(main, __doc__, label_set=LABEL_SETS)

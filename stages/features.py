@@ -1,13 +1,13 @@
-"""Features of a set of images, once per extractor.
+"""Extract features of a set of images, once per extractor.
 
     python -m stages.features real|base|tuned|synthetic
 
-Images go through in fixed groups, the last one padded, dealt out over the processes: the same bytes for any number of
-them. Of each caption's samples the first counts (`classifier.images_per_caption` may ask for more).
+Images go through in fixed batches, the last one padded, dealt out over the processes: the bytes are
+the same for any number of them. Of several images of one caption the first is taken.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -19,14 +19,16 @@ from safetensors.torch import save_file
 
 from stages.common.artifacts import read_rows, stream_rows, write_table
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.extractors import caption_embeddings, extractor
-from stages.evaluation.networks import framed, pixels
+from stages.evaluation.extractors import caption_embeddings, load_extractor
+from stages.evaluation.networks import add_black_frame, batched, decode_batch
 from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
+FEATURES = Path("data/features")
+# Argument of the stage -> {folder in data/features: folder of images}.
 SOURCES = {
     "real": {"real/train": "data/imagery/train", "real/test": "data/imagery/test"},
     "base": {"base": "data/samples/base"},
@@ -36,66 +38,63 @@ SOURCES = {
 
 
 def main(which: str) -> None:
-    p = load()
-    make_deterministic(p.seed)
+    params = load()
+    features = params.features
+    make_deterministic(params.seed)
     state = process_state()
-    captioned = which in ("base", "tuned") and "clip" in p.features.extractors
-    keys = (["row", "label"] if which == "synthetic" else ["filename", "scene"]) + [
-        "caption"
-    ] * captioned
-    rows = {place: firsts(read_rows(images, keys)) for place, images in SOURCES[which].items()}
-    if empty := [images for place, images in SOURCES[which].items() if not rows[place]]:
-        exit_with_error(f"{empty[0]}: no images in it")
+    columns = ["row", "label"] if which == "synthetic" else ["filename", "scene"]
+    rows = read_first_rows(which, columns)
     if state.is_main_process:
-        shutil.rmtree(f"data/features/{which}", ignore_errors=True)
-    for name in [*p.features.extractors, "pixels"]:
-        network = extractor(name).to(state.device)
-        for place, images in SOURCES[which].items():
-            found = extract(
-                network,
-                images,
-                len(rows[place]),
-                p.features.batch_size,
-                state,
-                f"{name} of {place}",
-            )
-            if name == "clip" and captioned:
-                found["captions"] = caption_embeddings(
-                    network, [row["caption"] for row in rows[place]], p.features.batch_size
+        shutil.rmtree(FEATURES / which, ignore_errors=True)
+
+    for name in [*features.extractors, "pixels"]:
+        network = load_extractor(name).to(state.device)
+        for folder, images in SOURCES[which].items():
+            title = f"{name} of {folder}"
+            outputs = extract(network, images, len(rows[folder]), features.batch_size, state, title)
+            if name == "clip" and which in ("base", "tuned"):
+                captions = [row["caption"] for row in read_rows(images, ["caption"])]
+                outputs["captions"] = caption_embeddings(
+                    network, captions[: len(rows[folder])], features.batch_size
                 )
-            write(place, name, found, state)
-        if which == "real" and p.features.padded and name != "pixels":
-            found = extract(
+            write_features(folder, name, outputs, state)
+        if which == "real" and features.padded and name != "pixels":
+            outputs = extract(
                 network,
                 SOURCES["real"]["real/test"],
                 len(rows["real/test"]),
-                p.features.batch_size,
+                features.batch_size,
                 state,
                 f"{name} of padded tiles",
-                framed,
+                prepare=add_black_frame,
             )
-            write("real/test_padded", name, found, state)
+            write_features("real/test_padded", name, outputs, state)
+
     if state.is_main_process:
-        for place, kept in rows.items():
-            write_table(
-                Path("data/features", place, "rows.parquet"),
-                pa.Table.from_pylist(kept).select(keys[:2]),
-            )
+        for folder, kept_rows in rows.items():
+            table = pa.Table.from_pylist(kept_rows).select(columns)
+            write_table(FEATURES / folder / "rows.parquet", table)
 
 
-def firsts(rows: list[dict]) -> list[dict]:
-    """The rows up to where file names begin to repeat: further samples of the same captions come after all first ones."""
-    return (
-        rows[: len({row["filename"] for row in rows})] if rows and "filename" in rows[0] else rows
-    )
+def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
+    """The rows of each folder whose features are extracted.
 
+    Further samples of the same captions come after all first ones: the rows are those up to where
+    file names begin to repeat.
 
-def write(place: str, name: str, found: dict[str, torch.Tensor], state: PartialState) -> None:
-    if state.is_main_process:
-        folder = Path("data/features", place)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(found, folder / f"{name}.safetensors")
-        log(f"features: {place}: {name}, {len(found['features'])} x {found['features'].shape[1]}")
+    Raises:
+        SystemExit: a folder holds no images.
+    """
+    rows = {}
+    for folder, images in SOURCES[which].items():
+        all_rows = read_rows(images, columns)
+        if not all_rows:
+            exit_with_error(f"{images}: no images in it")
+        if "filename" in columns:
+            filenames = {row["filename"] for row in all_rows}
+            all_rows = all_rows[: len(filenames)]
+        rows[folder] = all_rows
+    return rows
 
 
 @torch.inference_mode()
@@ -103,29 +102,52 @@ def extract(
     network: torch.nn.Module,
     images: str,
     count: int,
-    size: int,
+    batch_size: int,
     state: PartialState,
-    what: str,
-    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda images: images,
+    title: str,
+    prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """float32 [N, ...] of each output of the network, of the first `count` rows, in groups of `size`."""
-    mine = []
-    groups = groups_of(islice(stream_rows(images, ["image"]), count), size)
-    for number, rows in enumerate(progress_bar(groups, what=what, unit="group")):
-        if number % state.num_processes == state.process_index:
-            padded = rows + [rows[-1]] * (size - len(rows))
-            output = network(prepare(pixels(padded).to(state.device)))
-            mine.append(
-                (number, {key: value[: len(rows)].float().cpu() for key, value in output.items()})
-            )
-    outputs = [output for _, output in sorted(gather_object(mine), key=lambda group: group[0])]
-    return {key: torch.cat([output[key] for output in outputs]).contiguous() for key in outputs[0]}
+    """Each output of the network for the first images of a folder of shards, float32 [N, ...].
+
+    Args:
+        network: an extractor.
+        images: the folder.
+        count: N.
+        batch_size: images per forward pass; the last batch is padded to it.
+        state: of the processes, which share the batches.
+        title: of the progress bar.
+        prepare: changes images uint8 [B, 3, H, W] before they enter the network.
+    """
+    numbered_outputs = []
+    batches = batched(islice(stream_rows(images, ["image"]), count), batch_size)
+    for number, rows in enumerate(progress_bar(batches, desc=title, unit="batch")):
+        if number % state.num_processes != state.process_index:
+            continue
+        padding = [rows[-1]] * (batch_size - len(rows))
+        x = decode_batch(rows + padding).to(state.device)  # [B, 3, H, W]
+        if prepare:
+            x = prepare(x)
+        outputs = network(x)
+        kept = {key: value[: len(rows)].float().cpu() for key, value in outputs.items()}
+        numbered_outputs.append((number, kept))
+    gathered = sorted(gather_object(numbered_outputs), key=lambda item: item[0])
+    first_outputs = gathered[0][1]
+    return {
+        key: torch.cat([outputs[key] for _, outputs in gathered]).contiguous()
+        for key in first_outputs
+    }
 
 
-def groups_of(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    rows = iter(rows)
-    while group := list(islice(rows, size)):
-        yield group
+def write_features(
+    folder: str, name: str, outputs: dict[str, torch.Tensor], state: PartialState
+) -> None:
+    """Write `data/features/<folder>/<name>.safetensors`, from the first process alone."""
+    if not state.is_main_process:
+        return
+    (FEATURES / folder).mkdir(parents=True, exist_ok=True)
+    save_file(outputs, FEATURES / folder / f"{name}.safetensors")
+    count, dimensions = outputs["features"].shape
+    log(f"features: {folder}: {name}, {count} x {dimensions}")
 
 
 if __name__ == "__main__":

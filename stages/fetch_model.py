@@ -1,16 +1,18 @@
-"""A pretrained model from any source -> models/base/<role>/, in its library's own layout, with SOURCE.json.
+"""Fetch a pretrained model from its source to models/base/<role>/, in its library's own layout.
 
     python -m stages.fetch_model diffusion|language|writer|embedder|classifier|vision
 
-`none`, and the embedded embedder (fitted on the corpus in `index_rag`), leave SOURCE.json alone. What is copied:
-`stages.common.model_folder.PATTERNS`. A vision folder holds any of inception2048/model.safetensors (or torch-fidelity's own
-.pth, which is converted), dinov2/ and clip/ (transformers folders).
+SOURCE.json records what the source resolved to. It is the only file for the source `none`, and for
+the embedded embedder, which `index_rag` fits on the corpus. `stages.common.model_folder` lists the
+files of each role. A vision folder holds any of inception2048/model.safetensors (or the .pth of
+torch-fidelity, which is converted), dinov2/ and clip/ (transformers folders).
 """
 
 from pathlib import Path
+from typing import Any
 
 from stages.common import sources
-from stages.common.model_folder import HALF, PATTERNS, copy_model
+from stages.common.model_folder import FILE_PATTERNS, HALF_PRECISION_WEIGHTS, copy_model
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
@@ -20,42 +22,65 @@ EMBEDDED = Path(__file__).parent / "embedded" / "models"
 
 
 def main(role: str) -> None:
-    p = load()
-    source = getattr(p.fetch_model, role)
-    key = f"fetch_model.{role}: {source}"
-    found, origin = {"license": None}, None
+    params = load()
+    source = getattr(params.fetch_model, role)
+    model, resolved = resolve_source(role, source)
+    with atomic_folder(Path("models/base") / role) as out:
+        files = copy_model(role, model, out, f"fetch_model.{role}: {source}") if model else []
+        hashes = sources.file_hashes(files, out)
+        sources.write_source_json(out, source, **resolved, files=hashes)
+
+
+def resolve_source(role: str, source: str) -> tuple[Path | None, dict[str, Any]]:
+    """Find or download a model.
+
+    Returns:
+        The model's folder or file (None: there is nothing to copy), and what SOURCE.json records.
+
+    Raises:
+        SystemExit: the source is not available, or not one for this role.
+    """
+    key = f"fetch_model.{role}"
+    unlicensed = {"license": None}
     match sources.kind(source):
         case "none":
-            if role in (
-                "language",
-                "embedder",
-            ):  # without a diffusion model `train_base` starts from scratch
+            # Without a diffusion model, `train_base` starts from scratch.
+            if role in ("language", "embedder"):
                 exit_with_error(
-                    f"{key}: the pipeline needs one; it is embedded, path:<folder> or hub:<repo>[@revision]"
+                    f"{key}: {source}: the pipeline needs one; write embedded, path:<folder> or "
+                    "hub:<repo>[@revision]"
                 )
+            return None, unlicensed
+        case "embedded" if role == "embedder":
+            return None, unlicensed
         case "embedded":
-            origin = None if role == "embedder" else EMBEDDED / role
-            if origin and not origin.is_dir():
+            folder = EMBEDDED / role
+            if not folder.is_dir():
                 exit_with_error(
-                    f"{key}: no embedded {role} is shipped; it is none, path:<folder> or hub:<repo>[@revision]"
+                    f"{key}: {source}: no {role} is embedded; write none, path:<folder> or "
+                    "hub:<repo>[@revision]"
                 )
+            return folder, unlicensed
         case "path":
-            origin = sources.local(source, f"fetch_model.{role}")
+            return sources.local_path(source, key), unlicensed
         case "hub":
-            origin, found = sources.hub(source, f"fetch_model.{role}", "model", PATTERNS[role])
-            if role == "diffusion" and not list(origin.glob("unet/*.safetensors")):
-                origin, found = sources.hub(
-                    source, f"fetch_model.{role}", "model", PATTERNS[role] + HALF
-                )
+            return download_model(role, source, key)
         case other:
             exit_with_error(
-                f"{key}: {other} is not for models; it is embedded, path:<folder>, hub:<repo>[@revision] or none"
+                f"{key}: {source}: {other} is not for models; write embedded, path:<folder>, "
+                "hub:<repo>[@revision] or none"
             )
 
-    with atomic_folder(Path("models/base") / role) as part:
-        files = copy_model(role, origin, part, key) if origin else []
-        sources.record(part, source, **found, files=sources.hashes(files, part))
+
+def download_model(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:
+    """Download a role's files from the hub, in half precision if there are no others."""
+    patterns = FILE_PATTERNS[role]
+    folder, resolved = sources.download_from_hub(source, key, "model", patterns)
+    if role == "diffusion" and not any(folder.glob("unet/*.safetensors")):
+        patterns = FILE_PATTERNS[role] + HALF_PRECISION_WEIGHTS
+        folder, resolved = sources.download_from_hub(source, key, "model", patterns)
+    return folder, resolved
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, role=PATTERNS)
+    run_stage(main, __doc__, role=FILE_PATTERNS)

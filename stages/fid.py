@@ -1,9 +1,9 @@
-"""Image metrics from stored features: distance to real tiles, fidelity and diversity, memorization, agreement with the text.
+"""Measure images by stored features: distance to real tiles, memorization, caption agreement.
 
     python -m stages.fid
 
-Each number stands beside its interval, its floor (real test against as many real training tiles), the range in which other real
-tiles would put that floor, and its base (the model before fine-tuning).
+Distances stand beside their intervals, their floor (as many real training tiles against the real
+test tiles) and their base (the model before fine-tuning).
 """
 
 from pathlib import Path
@@ -14,19 +14,18 @@ from safetensors.numpy import load_file
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
-from stages.evaluation.caption_agreement import caption_agreement, clip_agreement
-from stages.evaluation.compression_artifacts import compression_artifacts
-from stages.evaluation.frechet import PARTS, at_infinity, curve, fid
-from stages.evaluation.intervals import confidence_interval, half_subsamples
-from stages.evaluation.kernel import cmmd, kid
-from stages.evaluation.manifold import manifold
-from stages.evaluation.memorization import memorized, nearest_neighbors, nearest_neighbors_dihedral
+from stages.evaluation.caption_agreement import caption_agreement, clip_score
+from stages.evaluation.compression_artifacts import compare_compression_artifacts
+from stages.evaluation.memorization import (
+    compare_with_training_images,
+    nearest_neighbors,
+    nearest_neighbors_dihedral,
+)
 from stages.evaluation.plots import write_csv
-from stages.evaluation.sinkhorn import sinkhorn
-from stages.params import Fid, load
+from stages.evaluation.protocols import fid_curves, paper_protocol, standard_protocol
+from stages.params import LULC, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
-from stages.runtime.progress import log, progress_bar
 
 FEATURES = Path("data/features")
 SETS = {
@@ -36,256 +35,152 @@ SETS = {
     "base": "base",
     "synthetic": "synthetic",
 }
-PADDED = "real/test_padded"
-RANGE = {
-    "precision": (0, 1),
-    "recall": (0, 1),
-    "coverage": (0, 1),
-    "kid_x1000": (-np.inf, np.inf),
-    "fid_infinity": (-np.inf, np.inf),
-}  # all others: 0 and above
-CLOSEST = 24  # pairs of generated and training image that are named
+PADDED_TEST = FEATURES / "real/test_padded"
 
 
-def main():
-    p = load()
-    rows = {
-        name: pq.read_table(FEATURES / place / "rows.parquet").to_pydict()
-        for name, place in SETS.items()
+def main() -> None:
+    params = load()
+    rows = read_image_rows()
+    real_indices = match_real_tiles(rows)
+    fid_metrics: dict = {}
+    image_metrics: dict = {}
+    curves = {}
+
+    # Pixels: compression artifacts, and near-copies of training images.
+    pixels = read_features("pixels")
+    thumbnails = {name: values["features"] for name, values in pixels.items()}
+    image_metrics["mismatch"] = {
+        name: compare_compression_artifacts(pixels["test"], pixels[name], name)
+        for name in ("tuned", "synthetic")
     }
-    for name, place in SETS.items():
-        if (count := len(next(iter(rows[name].values())))) < 2:
-            hint = (
-                " (fetch_imagery.test says how many tiles are held out)" if name == "test" else ""
-            )
-            exit_with_error(
-                f"{FEATURES / place}: {count} image(s); a distance between sets needs at least 2 of each{hint}"
-            )
-    places = paired(rows)
-    small = {
-        name: load_file(FEATURES / place / "pixels.safetensors") for name, place in SETS.items()
-    }
-    images = {
-        "mismatch": {
-            name: compression_artifacts(small["test"], small[name], name)
-            for name in ("tuned", "synthetic")
-        }
-    }
-    images["pixels"], _ = memorization(
-        {name: values["features"] for name, values in small.items()},
-        rows,
-        nearest_neighbors_dihedral,
+    image_metrics["pixels"], _ = compare_with_training_images(
+        thumbnails, nearest_neighbors_dihedral
     )
 
-    metrics, curves, agreement = {}, {}, {}
-    for extractor in sorted(
-        path.stem
-        for path in (FEATURES / "real/test").glob("*.safetensors")
-        if path.stem != "pixels"
-    ):
-        found = {
-            name: load_file(FEATURES / place / f"{extractor}.safetensors")
-            for name, place in SETS.items()
+    # Each extractor: distances to real tiles, and near-copies of training images.
+    for extractor in stored_extractors():
+        sets = {name: values["features"] for name, values in read_features(extractor).items()}
+        fid_metrics[extractor] = {
+            "standard": standard_protocol(sets, params.fid, params.seed, extractor),
+            "paper": paper_protocol(sets, real_indices, params.fid, params.seed),
         }
-        sets = {name: values["features"] for name, values in found.items()}  # each [N, D]
-        metrics[extractor] = {
-            "standard": standard(sets, p.fid, p.seed, extractor),
-            "paper": paper(sets, places, p.fid, p.seed),
-        }
-        if (padded := FEATURES / PADDED / f"{extractor}.safetensors").exists():
-            metrics[extractor]["paper_padded"] = paper(
-                sets | {"test": load_file(padded)["features"]}, places, p.fid, p.seed
+        padded_file = PADDED_TEST / f"{extractor}.safetensors"
+        if padded_file.exists():
+            padded_sets = sets | {"test": load_file(padded_file)["features"]}
+            fid_metrics[extractor]["paper_padded"] = paper_protocol(
+                padded_sets, real_indices, params.fid, params.seed
             )
-        curves[extractor] = fid_curves(sets, p.seed)
-        images[extractor], closest = memorization(sets, rows, nearest_neighbors)
+        curves[extractor] = fid_curves(sets, params.seed)
+        image_metrics[extractor], closest = compare_with_training_images(sets, nearest_neighbors)
         if extractor == "scene":
-            write_csv("metrics/plots/nearest_training.csv", closest, list(closest[0]))
-            agreement, table = caption_agreement(
-                rows, found, read_json("models/scene/config.json")["scenes"], p.classes
-            )
-            write_csv(
-                "metrics/plots/caption_agreement_by_scene.csv",
-                table,
-                list(table[0]) if table else ["scene"],
-            )
-        if extractor == "clip":
-            real = sets["test"][places]
-            clip = clip_agreement(
-                sets | {"real": real}, found["tuned"]["captions"], rng(p.seed, "clip null")
-            )
-    write_json("metrics/fid.json", metrics)
-    write_json("metrics/images.json", images)
-    write_json("metrics/caption_agreement.json", agreement | (clip if "clip" in metrics else {}))
-    shown = curves.get("inception2048", curves["scene"])
-    write_csv("metrics/plots/fid_curve.csv", shown, list(shown[0]))
+            write_nearest_training(closest, rows)
+
+    # Captions: do images show the scene, or the text, that they were asked for?
+    agreement = measure_caption_agreement(rows, params.classes)
+    if "clip" in fid_metrics:
+        agreement |= measure_clip_score(real_indices, params.seed)
+
+    write_json("metrics/fid.json", fid_metrics)
+    write_json("metrics/images.json", image_metrics)
+    write_json("metrics/caption_agreement.json", agreement)
+    plotted = curves.get("inception2048", curves["scene"])
+    write_csv("metrics/plots/fid_curve.csv", plotted, list(plotted[0]))
 
 
-def paired(rows: dict) -> np.ndarray:
-    """Place [N] of each tuned image's real counterpart among the test tiles; base has the same order as tuned."""
-    place = {filename: i for i, filename in enumerate(rows["test"]["filename"])}
-    for name in ("tuned", "base"):
-        if stray := [filename for filename in rows[name]["filename"] if filename not in place]:
+def stored_extractors() -> list[str]:
+    """Names of the extractors whose features are stored, `pixels` aside."""
+    names = {path.stem for path in (FEATURES / SETS["test"]).glob("*.safetensors")}
+    return sorted(names - {"pixels"})
+
+
+def read_features(extractor: str) -> dict[str, dict[str, np.ndarray]]:
+    """What the extractor gave for each set of `SETS`: features [N, D] and more."""
+    return {
+        name: load_file(FEATURES / folder / f"{extractor}.safetensors")
+        for name, folder in SETS.items()
+    }
+
+
+def read_image_rows() -> dict[str, dict[str, list]]:
+    """Columns of each set of `SETS`: filename and scene, or row and label of synthetic images.
+
+    Raises:
+        SystemExit: a set holds fewer than two images.
+    """
+    rows = {}
+    for name, folder in SETS.items():
+        table = pq.read_table(FEATURES / folder / "rows.parquet")
+        if table.num_rows < 2:
+            hint = ""
+            if name == "test":
+                hint = " (fetch_imagery.test says how many tiles are held out)"
             exit_with_error(
-                f"{FEATURES}/{name}: {stray[0]} is not among the test tiles; run sample and features again"
+                f"{FEATURES / folder}: {table.num_rows} image(s); a distance between sets needs "
+                f"at least 2 of each{hint}"
             )
+        rows[name] = table.to_pydict()
+    return rows
+
+
+def match_real_tiles(rows: dict[str, dict[str, list]]) -> np.ndarray:
+    """Index [N] of the test tile whose caption each tuned image shows; the base image is another.
+
+    Raises:
+        SystemExit: the images are of other tiles or, base and tuned, in another order.
+    """
+    index_of = {filename: i for i, filename in enumerate(rows["test"]["filename"])}
+    for name in ("tuned", "base"):
+        for filename in rows[name]["filename"]:
+            if filename not in index_of:
+                exit_with_error(
+                    f"{FEATURES}/{name}: {filename} is not among the test tiles; "
+                    "run sample and features again"
+                )
     if rows["tuned"]["filename"] != rows["base"]["filename"]:
         exit_with_error(
-            f"{FEATURES}/tuned and {FEATURES}/base are of different captions; run sample and features again"
+            f"{FEATURES}/tuned and {FEATURES}/base are of different captions; "
+            "run sample and features again"
         )
-    return np.array([place[filename] for filename in rows["tuned"]["filename"]])
+    return np.array([index_of[filename] for filename in rows["tuned"]["filename"]])
 
 
-def measure(
-    real: np.ndarray, fake: np.ndarray, extractor: str, draws: np.random.Generator
-) -> dict[str, float]:
-    """All distances between features [N, D] and [M, D]."""
-    found = {
-        "fid": fid(real, fake),
-        "fid_infinity": at_infinity(curve(real, fake, draws)),
-        "kid_x1000": 1000 * kid(real, fake),
-        **manifold(real, fake),
-        "sinkhorn": sinkhorn(real, fake),
-    }
-    return found | ({"cmmd": cmmd(real, fake)} if extractor == "clip" else {})
-
-
-def floor_of(sets: dict[str, np.ndarray], seed: int) -> np.ndarray:
-    """As many real training tiles as there are real test tiles, drawn at random."""
-    return sets["train"][
-        np.sort(rng(seed, "floor").permutation(len(sets["train"]))[: len(sets["test"])])
-    ]
-
-
-def standard(sets: dict[str, np.ndarray], p: Fid, seed: int, extractor: str) -> dict[str, float]:
-    """All generated images against all real test tiles."""
-    real, fake = sets["test"], sets["tuned"]
-    n = min(len(real), len(fake))
-    if n < max(p.standard_min_n, 8):  # 8: quarters of them still have a covariance
-        log(
-            f"fid: {n} images are fewer than fid.standard_min_n = {p.standard_min_n}: no standard protocol for {extractor}"
-        )
-        return {"refused": 1, "n": n, "n_needed": max(p.standard_min_n, 8)}
-    train, draws = floor_of(sets, seed), rng(seed, "intervals")
-    value, floor, base = (
-        measure(a, b, extractor, draws)
-        for a, b in ((real, fake), (real, train), (real, sets["base"]))
-    )
-    spread, floor_spread = (
-        [
-            measure(a[i], b[j], extractor, draws)
-            for i, j in progress_bar(
-                zip(
-                    half_subsamples(len(a), p.subsets, draws),
-                    half_subsamples(len(b), p.subsets, draws),
-                ),
-                total=p.subsets,
-                what=f"intervals of {extractor}, {what}",
-            )
-        ]
-        for a, b, what in ((real, fake, "generated"), (real, train, "floor"))
-    )
-    # FID of fewer images than dimensions compares singular covariances; the curve's line holds above them only.
-    result = {
-        "refused": 0,
-        "n": len(fake),
-        "n_real": len(real),
-        "n_floor": len(train),
-        "singular": int(n <= real.shape[1]),
-        "infinity_singular": int(n // max(PARTS) <= real.shape[1]),
-    }
-    for name in value:
-        ends = RANGE.get(name, (0, np.inf))
-        lo, hi = confidence_interval(value[name], [each[name] for each in spread], n, *ends)
-        floor_lo, floor_hi = confidence_interval(
-            floor[name],
-            [each[name] for each in floor_spread],
-            min(len(real), len(train)),
-            *ends,
-            again=True,
-        )
-        result |= {
-            name: value[name],
-            f"{name}_lo": lo,
-            f"{name}_hi": hi,
-            f"{name}_floor": floor[name],
-            f"{name}_floor_lo": floor_lo,
-            f"{name}_floor_hi": floor_hi,
-            f"{name}_base": base[name],
+def write_nearest_training(pairs: list[dict], rows: dict[str, dict[str, list]]) -> None:
+    """Write the closest pairs of a tuned and a training image, by their file names."""
+    named = [
+        pair
+        | {
+            "generated": rows["tuned"]["filename"][pair["generated"]],
+            "training": rows["train"]["filename"][pair["training"]],
         }
-    return result
-
-
-def paper(sets: dict[str, np.ndarray], places: np.ndarray, p: Fid, seed: int) -> dict[str, float]:
-    """The paper's protocol: few images, drawn at random with their generated counterparts; mean over several draws.
-
-    Padded: `sets` hold the test tiles in their black frame. The floor is then what real training tiles without one score,
-    as a generator of perfect tiles would.
-    """
-    n = p.paper_n
-    if len(places) < max(n, 2):
-        log(
-            f"fid: {len(places)} generated images are fewer than fid.paper_n = {n}: no paper protocol"
-        )
-        return {"refused": 1, "n": len(places), "n_needed": n}
-    values = []
-    for number in range(p.paper_draws):
-        draw = rng(seed, "paper", number)
-        chosen = draw.permutation(len(places))[:n]
-        real, train = (
-            sets["test"][places[chosen]],
-            sets["train"][draw.permutation(len(sets["train"]))[:n]],
-        )
-        values.append(
-            [fid(real, sets["tuned"][chosen]), fid(real, train), fid(real, sets["base"][chosen])]
-        )
-    (value, floor, base), std = np.mean(values, 0), np.std([row[0] for row in values])
-    return {
-        "refused": 0,
-        "n": n,
-        "draws": p.paper_draws,
-        "singular": int(n <= sets["test"].shape[1]),
-        "fid": float(value),
-        "fid_std": float(std),
-        "fid_floor": float(floor),
-        "fid_base": float(base),
-    }
-
-
-def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
-    """FID at 1/N, for the plot whose lines meet the axis at FID of infinitely many images."""
-    found = {"tuned": sets["tuned"], "base": sets["base"], "floor": floor_of(sets, seed)}
-    lines = {
-        name: curve(sets["test"], values, rng(seed, "curve")) for name, values in found.items()
-    }
-    shared = min(map(len, lines.values()))  # few training tiles have no quarters
-    return [
-        {
-            "images": size,
-            "one_over_n": 1 / size,
-            **{name: points[place][1] for name, points in lines.items()},
-        }
-        for place, (size, _) in enumerate(lines["tuned"][:shared])
+        for pair in pairs
     ]
+    write_csv("metrics/plots/nearest_training.csv", named, list(named[0]))
 
 
-def memorization(sets: dict[str, np.ndarray], rows: dict, search) -> tuple[dict, list[dict]]:
-    """How near generated and held-out real images are to their nearest training images, and the closest tuned pairs."""
-    real, _ = search(sets["test"], sets["train"])
-    result, closest = {}, []
-    for name in ("tuned", "synthetic"):
-        distances, neighbors = search(sets[name], sets["train"])
-        result[name] = memorized(distances, real)
-        if name == "tuned":
-            closest = [
-                {
-                    "generated": rows["tuned"]["filename"][i],
-                    "training": rows["train"]["filename"][neighbors[i]],
-                    "distance": float(distances[i]),
-                    "real_percentile": float((real <= distances[i]).mean()),
-                }
-                for i in np.argsort(distances, kind="stable")[:CLOSEST]
-            ]
-    return result, closest
+def measure_caption_agreement(
+    rows: dict[str, dict[str, list]], classes: dict[LULC, list[str]]
+) -> dict:
+    """Caption agreement by the scene classifier; writes the plot of it by scene."""
+    features = read_features("scene")
+    logits = {name: features[name]["logits"] for name in ("tuned", "base", "test", "synthetic")}
+    wanted = {name: rows[name]["scene"] for name in ("tuned", "base", "test")}
+    wanted["synthetic"] = rows["synthetic"]["label"]
+    scenes = read_json("models/scene/config.json")["scenes"]
+    agreement, table = caption_agreement(logits, wanted, scenes, classes)
+    columns = list(table[0]) if table else ["scene"]
+    write_csv("metrics/plots/caption_agreement_by_scene.csv", table, columns)
+    return agreement
+
+
+def measure_clip_score(real_indices: np.ndarray, seed: int) -> dict[str, float]:
+    """CLIP score of the tuned and base images and of the captions' real tiles."""
+    features = read_features("clip")
+    images = {
+        "tuned": features["tuned"]["features"],
+        "base": features["base"]["features"],
+        "real": features["test"]["features"][real_indices],
+    }
+    return clip_score(images, features["tuned"]["captions"], rng(seed, "clip null"))
 
 
 if __name__ == "__main__":

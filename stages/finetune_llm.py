@@ -1,146 +1,202 @@
-"""Adapt the base language model to the corpus: LoRA, on a 4-bit base where asked (QLoRA, Dettmers et al. 2023).
+"""Fine-tune the base language model on the corpus: LoRA, on a 4-bit base if asked (QLoRA).
 
     python -m stages.finetune_llm
 
 reads   finetune_llm, seed; data/chunks.parquet, models/base/language
 writes  models/llm/                   the LoRA adapter (safetensors)
-        metrics/llm.json              perplexity of the tuned and the base model on identical tokens of held-out papers
+        metrics/llm.json              perplexity of the tuned and the base model on the same tokens
+                                      of held-out papers
         metrics/plots/llm_loss.csv    step, loss
 
-A killed run goes on from its last checkpoint (scratch folder).
+A killed run resumes from its last checkpoint, in the resume cache.
+QLoRA: Dettmers et al. 2023.
 """
 
 import math
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import fingerprint, write_atomically, write_json
 from stages.common.rng import rng
-from stages.params import load
-from stages.runtime import resume_cache
+from stages.params import FinetuneLLM, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
-from stages.text import lora, perplexity, tokens
+from stages.runtime.resume_cache import resume_folder
+from stages.text import lora, tokens
+from stages.text.perplexity import document_losses, perplexity, perplexity_interval
 
-BASE, CHUNKS, OUT = Path("models/base/language"), Path("data/chunks.parquet"), Path("models/llm")
-DOCUMENTS = 4  # held-out papers at least: they are what the bootstrap draws
+BASE = Path("models/base/language")
+CHUNKS = Path("data/chunks.parquet")
+OUT = Path("models/llm")
+MIN_DOCUMENTS = 4  # held-out papers; the bootstrap draws from them
 
 
 def main() -> None:
     params = load()
-    p, seed = params.finetune_llm, params.seed
+    config = params.finetune_llm
+    seed = params.seed
     from transformers import AutoTokenizer
 
     from stages.common.torch_setup import make_deterministic
 
     make_deterministic(seed)
 
-    # Texts -> token ids, each text with its end token.
+    # Tokenize the chunks.
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     if tokenizer.eos_token_id is None:
         exit_with_error(f"{BASE}: its tokenizer has no end-of-sequence token")
-    chunks = pq.read_table(CHUNKS).to_pylist()
-    ids = tokens.encode([row["text"] for row in chunks if row["split"] == "train"], tokenizer)
-    rows = (
-        tokens.pack(ids, p.context, rng(seed, "pack"))
-        if p.packing
-        else tokens.separate(ids, p.context)
-    )
-    rows = [
-        row for row in rows if len(row) > 1
-    ]  # a batch of lone tokens, which nothing follows, would have no loss
-    if not rows:
-        exit_with_error(f"{CHUNKS}: no training text is in it")
-    held = [
-        list(group)
-        for _, group in groupby(
-            (row for row in chunks if row["split"] == "test"), lambda row: row["paper"]
-        )
-    ]
-    documents = [tokens.encode([row["text"] for row in document], tokenizer) for document in held]
-    if both := {row["paper"] for document in held for row in document} & {
-        row["paper"] for row in chunks if row["split"] == "train"
-    }:
-        exit_with_error(f"{CHUNKS}: {sorted(both)[0]} is in the training and in the held-out text")
-    if len(held) < DOCUMENTS:
-        exit_with_error(
-            f"scrape.min_test_papers: {len(held)} held-out papers are left after near duplicates went, fewer than the {DOCUMENTS} that "
-            "an interval of the perplexity needs"
-        )
-    characters = sum(len(row["text"]) for document in held for row in document)
+    train_texts, documents = read_chunks()
+    train_ids = tokens.encode(train_texts, tokenizer)
+    sequences = make_sequences(train_ids, config, seed)
+    document_ids = [tokens.encode(texts, tokenizer) for texts in documents]
 
-    # The base first: before LoRA wraps it.
-    base = lora.load_base(BASE, p.quantization)
-    limit = getattr(base.config, "max_position_embeddings", None) or math.inf
-    if p.context > limit:
+    # Measure the base model before LoRA wraps it.
+    base = lora.load_base(BASE, config.quantization)
+    refuse_long_context(base, config.context)
+    base_losses = document_losses(base, document_ids, config.context)  # [documents, 2]
+    if not math.isfinite(perplexity(base_losses)):
         exit_with_error(
-            f"finetune_llm.context: {p.context} tokens are more than the {limit} that {BASE} can read"
+            f"{BASE}: its perplexity is NaN or inf before any training: its weights are too large "
+            "for float32"
         )
-    before = perplexity.document_losses(base, documents, p.context)
-    if not math.isfinite(perplexity.perplexity(before)):
-        exit_with_error(
-            f"{BASE}: its perplexity is no number before any training: its weights are too large for float32"
-        )
-    model = lora.adapt(base, p)
-    trainable, total = (
-        model.get_nb_trainable_parameters()
-    )  # counts 4-bit weights as weights, not as bytes
+
+    # Fine-tune and measure again.
+    model = lora.add_lora(base, config)
+    trainable, total = model.get_nb_trainable_parameters()  # a 4-bit weight counts as one
     log(
-        f"finetune_llm: {len(rows)} sequences, {sum(map(len, rows))} tokens; {trainable} trainable parameters"
+        f"finetune_llm: {len(sequences)} sequences, {sum(map(len, sequences))} tokens; "
+        f"{trainable} trainable parameters"
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    mark = fingerprint(
-        {**p.model_dump(), "seed": seed}, [CHUNKS, BASE, __file__, lora.__file__, tokens.__file__]
-    )
-    with resume_cache.resume_folder("finetune_llm", mark) as folder:
-        loss_log = lora.train(model, rows, pad, p, seed, folder)
-    after = perplexity.document_losses(model, documents, p.context)
+    with resume_folder("finetune_llm", run_fingerprint(config, seed)) as folder:
+        loss_log = lora.train(model, sequences, pad, config, seed, folder)
+    losses = document_losses(model, document_ids, config.context)  # [documents, 2]
 
-    low, high = perplexity.interval(after, rng(seed, "bootstrap"))
-    base_low, base_high = perplexity.interval(before, rng(seed, "bootstrap"))
-    ratio_low, ratio_high = perplexity.interval(after, rng(seed, "bootstrap"), before)
-    tail = [entry["loss"] for entry in loss_log[-max(1, len(loss_log) // 10) :]]
-    metrics = {
-        "perplexity": perplexity.perplexity(after),
-        "perplexity_lo": low,
-        "perplexity_hi": high,
-        "perplexity_base": perplexity.perplexity(before),
-        "perplexity_base_lo": base_low,
-        "perplexity_base_hi": base_high,
-        "perplexity_ratio": perplexity.perplexity(after) / perplexity.perplexity(before),
-        "perplexity_ratio_lo": ratio_low,
-        "perplexity_ratio_hi": ratio_high,
-        "bits_per_character": after[:, 0].sum() / characters / 0.6931471805599453,
-        "bits_per_character_base": before[:, 0].sum() / characters / 0.6931471805599453,
-        "n": len(documents),
-        "tokens": int(after[:, 1].sum()),
-        "tokens_train": sum(map(len, ids)),
-        "train_loss": sum(tail) / len(tail),
+    metrics = perplexity_metrics(losses, base_losses, documents, seed) | {
+        "tokens_train": sum(map(len, train_ids)),
+        "train_loss": mean_of_last_tenth([entry["loss"] for entry in loss_log]),
         "trainable_share": trainable / total,
     }
     if not all(map(math.isfinite, metrics.values())):
         exit_with_error(
-            f"finetune_llm.lr: the tuned model's perplexity is no number. Try a lower lr than {p.lr}"
+            "finetune_llm.lr: the tuned model's perplexity is NaN or inf; try a lower lr than "
+            f"{config.lr}"
+        )
+    save(model, config, loss_log, metrics)
+
+
+def read_chunks() -> tuple[list[str], list[list[str]]]:
+    """Return the training texts, and the texts of each held-out paper.
+
+    Raises:
+        SystemExit: a paper is in both splits, or too few papers are held out.
+    """
+    chunks = pq.read_table(CHUNKS).to_pylist()
+    train = [row for row in chunks if row["split"] == "train"]
+    test = [row for row in chunks if row["split"] == "test"]
+    in_both = {row["paper"] for row in train} & {row["paper"] for row in test}
+    if in_both:
+        exit_with_error(f"{CHUNKS}: {min(in_both)} is in the training and in the held-out text")
+    documents = [
+        [row["text"] for row in rows] for _, rows in groupby(test, lambda row: row["paper"])
+    ]
+    if len(documents) < MIN_DOCUMENTS:
+        exit_with_error(
+            f"scrape.min_test_papers: {len(documents)} held-out papers are left without near-"
+            f"duplicates; an interval of the perplexity needs at least {MIN_DOCUMENTS}"
+        )
+    return [row["text"] for row in train], documents
+
+
+def make_sequences(train_ids: list[list[int]], config: FinetuneLLM, seed: int) -> list[list[int]]:
+    """Return the training sequences of at most `context` tokens, packed if `packing` says so."""
+    if config.packing:
+        sequences = tokens.pack(train_ids, config.context, rng(seed, "pack"))
+    else:
+        sequences = tokens.split_long_texts(train_ids, config.context)
+    # Nothing follows the token of a sequence of one: a batch of such sequences has no loss.
+    sequences = [ids for ids in sequences if len(ids) > 1]
+    if not sequences:
+        exit_with_error(f"{CHUNKS}: no training text")
+    return sequences
+
+
+def refuse_long_context(base: Any, context: int) -> None:
+    """Exit with an error where the base model has fewer positions than `context`."""
+    positions = getattr(base.config, "max_position_embeddings", None) or math.inf
+    if context > positions:
+        exit_with_error(
+            f"finetune_llm.context: {context} tokens are more than the {positions} that {BASE} "
+            "can read"
         )
 
-    with atomic_folder(OUT) as part:
-        model.peft_config["default"].target_modules = sorted(
-            p.target_modules
-        )  # a set is saved in no fixed order
-        model.save_pretrained(part)
-        (part / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    write_atomically(
-        "metrics/plots/llm_loss.csv",
-        ("step,loss\n" + "".join(f"{e['step']},{e['loss']}\n" for e in loss_log)).encode(),
-    )
+
+def run_fingerprint(config: FinetuneLLM, seed: int) -> str:
+    """Return the fingerprint of everything that a checkpoint depends on."""
+    code = [__file__, lora.__file__, tokens.__file__]
+    return fingerprint({**config.model_dump(), "seed": seed}, [CHUNKS, BASE, *code])
+
+
+def perplexity_metrics(
+    losses: np.ndarray, base_losses: np.ndarray, documents: list[list[str]], seed: int
+) -> dict[str, float]:
+    """Return the metrics of held-out documents, with 95 % intervals over documents.
+
+    Args:
+        losses: of the tuned model, [documents, 2].
+        base_losses: of the base model, [documents, 2].
+        documents: the texts of each document.
+        seed: of the bootstrap; all intervals are over the same draws.
+    """
+    low, high = perplexity_interval(losses, rng(seed, "bootstrap"))
+    base_low, base_high = perplexity_interval(base_losses, rng(seed, "bootstrap"))
+    ratio_low, ratio_high = perplexity_interval(losses, rng(seed, "bootstrap"), base_losses)
+    characters = sum(len(text) for texts in documents for text in texts)
+    return {
+        "perplexity": perplexity(losses),
+        "perplexity_lo": low,
+        "perplexity_hi": high,
+        "perplexity_base": perplexity(base_losses),
+        "perplexity_base_lo": base_low,
+        "perplexity_base_hi": base_high,
+        "perplexity_ratio": perplexity(losses) / perplexity(base_losses),
+        "perplexity_ratio_lo": ratio_low,
+        "perplexity_ratio_hi": ratio_high,
+        "bits_per_character": losses[:, 0].sum() / characters / math.log(2),
+        "bits_per_character_base": base_losses[:, 0].sum() / characters / math.log(2),
+        "n": len(documents),
+        "tokens": int(losses[:, 1].sum()),
+    }
+
+
+def mean_of_last_tenth(values: list[float]) -> float:
+    """Return the mean of the last tenth of the values, of one value at least."""
+    last = values[-max(1, len(values) // 10) :]
+    return sum(last) / len(last)
+
+
+def save(model: Any, config: FinetuneLLM, loss_log: list[dict], metrics: dict[str, float]) -> None:
+    """Write the adapter, the training losses and the metrics."""
+    with atomic_folder(OUT) as folder:
+        # peft keeps the names in a set, which would be saved in another order each time.
+        model.peft_config["default"].target_modules = sorted(config.target_modules)
+        model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's model card without content
+    losses = "".join(f"{entry['step']},{entry['loss']}\n" for entry in loss_log)
+    write_atomically("metrics/plots/llm_loss.csv", f"step,loss\n{losses}".encode())
     write_json("metrics/llm.json", metrics)
     log(
-        f"finetune_llm: perplexity {metrics['perplexity']:.1f} [{low:.1f}, {high:.1f}], base "
-        f"{metrics['perplexity_base']:.1f} [{base_low:.1f}, {base_high:.1f}] on {len(documents)} held-out papers"
+        f"finetune_llm: perplexity {metrics['perplexity']:.1f} "
+        f"[{metrics['perplexity_lo']:.1f}, {metrics['perplexity_hi']:.1f}], base "
+        f"{metrics['perplexity_base']:.1f} "
+        f"[{metrics['perplexity_base_lo']:.1f}, {metrics['perplexity_base_hi']:.1f}] "
+        f"on {metrics['n']} held-out papers"
     )
 
 

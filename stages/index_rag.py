@@ -1,13 +1,14 @@
-"""Cut the corpus into passages and embed them: what `prompt` retrieves from.
+"""Cut the corpus into passages and embed them, for `prompt` to retrieve from.
 
     python -m stages.index_rag
 
 reads   index_rag, seed; data/corpus.parquet, models/base/embedder
 writes  models/index/passages.parquet      id, paper, title, page, text, vector
-        models/index/embedder.json, embedder.safetensors      the fitted TF-IDF + SVD (embedded embedder only)
+        models/index/embedder.json, embedder.safetensors      the fitted TF-IDF + SVD (embedded
+                                                               embedder only)
 
-Passages are LlamaIndex sentence splits and never span two papers; they are made and embedded a few at a time. Chroma's own
-files differ on every build, so the store is built from the Parquet file by whoever queries (`stages.text.retrieval`).
+Passages are sentence splits of LlamaIndex and never span two papers. A Chroma store has other bytes
+on every build, so whoever queries builds it from the Parquet file (`stages.text.retrieval`).
 """
 
 import re
@@ -15,21 +16,29 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.params import load
+from stages.params import IndexRag, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
-from stages.text import embedder, sentences
+from stages.text.embedder import LatentSemanticEmbedder, NeuralEmbedder, is_neural
 from stages.text.parquet_writer import parquet_writer
+from stages.text.sentences import join_lines, split_losslessly
 
-OUT, BASE = Path("models/index"), Path("models/base/embedder")
+if TYPE_CHECKING:
+    from llama_index.core.node_parser import SentenceSplitter
+
+CORPUS = Path("data/corpus.parquet")
+BASE = Path("models/base/embedder")
+OUT = Path("models/index")
 BATCH = 1024  # passages embedded at once
-FIT = 4_000  # passages, evenly spread, that the embedded embedder is fitted on: memory stops growing there
+# Passages that the embedded embedder is fitted on, evenly spread: with more, memory would grow.
+MAX_FIT_PASSAGES = 4_000
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -37,101 +46,125 @@ SCHEMA = pa.schema(
         ("title", pa.string()),
         ("page", pa.int32()),
         ("text", pa.string()),
-        ("vector", pa.list_(pa.float32())),
+        ("vector", pa.list_(pa.float32())),  # null until the passages are embedded
     ]
 )
 
 
-def papers(corpus: pq.ParquetFile) -> Iterator[list[dict]]:
-    """The lines of each paper, a paper in memory at a time."""
+def main() -> None:
+    params = load()
+    config = params.index_rag
+    with atomic_folder(OUT) as out:
+        unembedded = out / "unembedded.parquet"
+        count = write_passages(unembedded, make_splitter(config))
+        if not count:
+            exit_with_error(f"{CORPUS}: no text to index")
+        embedder: NeuralEmbedder | LatentSemanticEmbedder
+        if is_neural(BASE):
+            embedder = NeuralEmbedder(BASE)
+        else:
+            embedder = fit_embedder(unembedded, count, config.dimensions, params.seed)
+            embedder.save(out)
+        dimensions = embed_passages(unembedded, out / "passages.parquet", embedder, count)
+        unembedded.unlink()
+    log(f"index_rag: {count} passages, vectors of {dimensions}")
+
+
+def make_splitter(config: IndexRag) -> "SentenceSplitter":
+    """Return LlamaIndex's splitter into runs of whole sentences of at most `passage_tokens`."""
+    from llama_index.core.node_parser import SentenceSplitter
+
+    return SentenceSplitter(
+        chunk_size=config.passage_tokens,
+        chunk_overlap=config.overlap_tokens,
+        paragraph_separator="\n",
+        # Words and punctuation marks: LlamaIndex would download a tokenizer of its own.
+        tokenizer=re.compile(r"\w+|[^\w\s]").findall,
+        chunking_tokenizer_fn=split_losslessly,
+    )
+
+
+def write_passages(path: Path, splitter: "SentenceSplitter") -> int:
+    """Write the passages of the corpus without vectors; return how many there are."""
+    count = 0
+    with parquet_writer(path, SCHEMA) as writer:
+        for lines in lines_by_paper(pq.ParquetFile(CORPUS)):
+            passages = split_into_passages(lines, splitter)
+            writer.write_table(pa.Table.from_pylist(passages, SCHEMA))
+            count += len(passages)
+    return count
+
+
+def lines_by_paper(corpus: pq.ParquetFile) -> Iterator[list[dict]]:
+    """Yield the lines (paper, page, text) of each paper, with one paper in memory at a time."""
     batches = corpus.iter_batches(4096, columns=["paper", "page", "text"])
-    rows = (row for batch in batches for row in batch.to_pylist())
-    for _, lines in groupby(rows, key=lambda row: row["paper"]):
-        yield list(lines)
+    lines = (row for batch in batches for row in batch.to_pylist())
+    for _, paper_lines in groupby(lines, key=lambda row: row["paper"]):
+        yield list(paper_lines)
 
 
-def texts(path: Path) -> Iterator[str]:
+def split_into_passages(lines: list[dict], splitter: "SentenceSplitter") -> list[dict]:
+    """Return the passages of one paper, each with the page it starts on."""
+    paper = lines[0]["paper"]
+    text = join_lines([line["text"] for line in lines])
+    # The offset of each line in the running text says which page an offset is on.
+    line_offsets = []
+    offset = 0
+    for line in lines:
+        offset = text.index(line["text"], offset)
+        line_offsets.append(offset)
+        offset += len(line["text"])
+
+    passages = []
+    offset = 0
+    for number, passage in enumerate(splitter.split_text(text)):
+        offset = max(0, text.find(passage, offset))
+        line = lines[max(0, bisect_right(line_offsets, offset) - 1)]
+        passages.append(
+            {
+                "id": f"{paper}#{number:04d}",
+                "paper": paper,
+                "title": lines[0]["text"],
+                "page": line["page"],
+                "text": passage,
+            }
+        )
+        offset += 1
+    return passages
+
+
+def fit_embedder(path: Path, count: int, dimensions: int, seed: int) -> LatentSemanticEmbedder:
+    """Fit the embedded embedder on at most `MAX_FIT_PASSAGES` of the `count` passages in a file."""
+    step = -(-count // MAX_FIT_PASSAGES)
+    texts = [text for index, text in enumerate(read_texts(path)) if index % step == 0]
+    return LatentSemanticEmbedder.fit(texts, dimensions, seed)
+
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield the texts of the passages in a file."""
     for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=["text"]):
         yield from batch["text"].to_pylist()
 
 
-def passages(rows: list[dict], splitter) -> list[dict]:
-    """The passages of one paper, each with the page it starts on."""
-    text = sentences.flow([row["text"] for row in rows])
-    # Where each line starts in the flowing text, to find pages again.
-    starts, at = [], 0
-    for row in rows:
-        at = text.index(row["text"], at)
-        starts.append(at)
-        at += len(row["text"])
-    found, at = [], 0
-    for number, passage in enumerate(splitter.split_text(text)):
-        at = max(0, text.find(passage, at))
-        page = rows[max(0, bisect_right(starts, at) - 1)]["page"]
-        found.append(
-            {
-                "id": f"{rows[0]['paper']}#{number:04d}",
-                "paper": rows[0]["paper"],
-                "title": rows[0]["text"],
-                "page": page,
-                "text": passage,
-            }
-        )
-        at += 1
-    return found
-
-
-def main() -> None:
-    params = load()
-    p = params.index_rag
-    if p.overlap_tokens >= p.passage_tokens:
-        exit_with_error(
-            f"index_rag.overlap_tokens: {p.overlap_tokens} is not less than passage_tokens, {p.passage_tokens}"
-        )
-    from llama_index.core.node_parser import SentenceSplitter
-
-    # Tokens are words and punctuation marks: LlamaIndex's own tokenizer would be downloaded.
-    splitter = SentenceSplitter(
-        chunk_size=p.passage_tokens,
-        chunk_overlap=p.overlap_tokens,
-        paragraph_separator="\n",
-        tokenizer=re.compile(r"\w+|[^\w\s]").findall,
-        chunking_tokenizer_fn=sentences.spans,
-    )
-    with atomic_folder(OUT) as part:
-        count, bare = 0, part / "bare.parquet"
-        with parquet_writer(bare, SCHEMA) as writer:
-            for rows in papers(pq.ParquetFile("data/corpus.parquet")):
-                found = passages(rows, splitter)
-                count += len(found)
-                writer.write_table(pa.Table.from_pylist(found, SCHEMA))
-        if not count:
-            exit_with_error("data/corpus.parquet: no text to index")
-
-        if embedder.neural(BASE):
-            model = embedder.Neural(BASE)
-        else:
-            step = -(-count // FIT)
-            model = embedder.LatentSemantic.fit(
-                [text for at, text in enumerate(texts(bare)) if at % step == 0],
-                p.dimensions,
-                params.seed,
-            )
-            model.save(part)
-        bar = progress_bar(total=count, what="index_rag", unit="passage")
-        with parquet_writer(part / "passages.parquet", SCHEMA) as writer:
-            for batch in pq.ParquetFile(bare).iter_batches(BATCH):
-                vectors = model.embed(batch["text"].to_pylist())  # [N, D] float32
-                column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1]).cast(
-                    SCHEMA.field("vector").type
-                )
-                writer.write_table(
-                    pa.Table.from_batches([batch]).set_column(5, SCHEMA.field("vector"), column)
-                )
-                bar.update(len(batch))
-        bar.close()
-        bare.unlink()
-    log(f"index_rag: {count} passages, vectors of {vectors.shape[1]}")
+def embed_passages(
+    source: Path, target: Path, embedder: LatentSemanticEmbedder | NeuralEmbedder, count: int
+) -> int:
+    """Copy the `count` passages of a file with their vectors; return the vectors' dimensions."""
+    field = SCHEMA.field("vector")
+    position = SCHEMA.get_field_index("vector")
+    dimensions = 0
+    with (
+        parquet_writer(target, SCHEMA) as writer,
+        progress_bar(total=count, desc="index_rag", unit="passage") as bar,
+    ):
+        for batch in pq.ParquetFile(source).iter_batches(BATCH):
+            vectors = embedder.embed(batch["text"].to_pylist())  # [N, D] float32
+            dimensions = vectors.shape[1]
+            column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), dimensions)
+            table = pa.Table.from_batches([batch])
+            writer.write_table(table.set_column(position, field, column.cast(field.type)))
+            bar.update(len(batch))
+    return dimensions
 
 
 if __name__ == "__main__":

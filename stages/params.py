@@ -1,15 +1,19 @@
-"""The schema of `params.yaml`: one class per section, no defaults; each field says its meaning and unit.
+"""The schema of `params.yaml`: one class per section, one described field per key, no defaults.
 
-    python -m stages.params [file]     check a whole params file; prints one line per fault, exit code 1
+    python -m stages.params [file]     check a whole params file
 
-Stages call `load()`, which checks the *whole* file, so that a typo in the last section stops the first stage.
+Faults are printed one per line, with exit code 1. Each stage calls `load()`, which checks the whole
+file: a typo in the last section stops the first stage.
+
+"Paper" in the descriptions is Kasodekar 2024, Remote Diffusion, with the value that it uses.
 """
 
 import argparse
 import difflib
 import sys
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -21,43 +25,43 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 
-def _source(value: str) -> str:
-    kind, _, rest = value.partition(":")
-    if kind not in ("embedded", "none", "path", "hub", "arxiv") or (
-        kind in ("path", "hub", "arxiv")
-    ) != bool(rest):
+def _check_source(source: str) -> str:
+    """Refuse a source without a known kind, or with a location that does not fit its kind."""
+    kind, _, location = source.partition(":")
+    needs_location = kind in ("path", "hub", "arxiv")
+    if kind not in ("embedded", "none", "path", "hub", "arxiv") or needs_location != bool(location):
         raise ValueError(
-            "a source is embedded, path:<folder or file>, hub:<repo>[@revision]" + _MORE
+            "a source is embedded, path:<folder or file>, hub:<repo>[@revision], "
+            "arxiv:<csv> (papers only) or none (models only)"
         )
+    return source
+
+
+def _check_is_number(value: Any) -> Any:
+    """Explain why YAML 1.1 reads `1e-6` as text: it lacks a decimal point."""
+    if isinstance(value, str):
+        digits = value.lower().replace("e-", "").replace("e", "").replace(".", "")
+        if digits.isdigit():
+            number = f"{float(value):.1e}"
+            raise ValueError(f"write {number} with a point: YAML reads {value} as text")
     return value
 
 
-_MORE = ", arxiv:<csv> (papers only) or none (models only)"
-
-
-def _number(value):
-    # YAML 1.1 reads `1e-6` as text: say so instead of "should be a number".
-    if (
-        isinstance(value, str)
-        and value.lower().replace("e-", "").replace("e", "").replace(".", "").isdigit()
-    ):
-        raise ValueError(f"write {float(value):.1e} with a point: YAML reads {value} as text")
-    return value
-
-
-Source = Annotated[str, AfterValidator(_source)]
+Source = Annotated[str, AfterValidator(_check_source)]
 Count = Annotated[int, Field(gt=0)]
-Groups8, Groups16 = (
-    Annotated[int, Field(gt=0, multiple_of=8)],
-    Annotated[int, Field(gt=0, multiple_of=16)],
-)  # group normalization
-Steps = Annotated[int, Field(ge=0)]
-Rate = Annotated[float, BeforeValidator(_number), Field(gt=0)]
-Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1)]
-Amount = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
+PositiveNumber = Annotated[float, BeforeValidator(_check_is_number), Field(gt=0)]
+NonNegativeNumber = Annotated[float, BeforeValidator(_check_is_number), Field(ge=0)]
+Fraction = Annotated[float, BeforeValidator(_check_is_number), Field(ge=0, lt=1)]
+# Group normalization needs channels in multiples of its number of groups.
+MultipleOf8 = Annotated[int, Field(gt=0, multiple_of=8)]
+MultipleOf16 = Annotated[int, Field(gt=0, multiple_of=16)]
 Precision = Literal["fp32", "bf16", "fp16"]
+# The land-use/land-cover classes of the paper's Table 2.
 LULC = Literal[
     "Bare Land",
     "Crop Land",
@@ -67,135 +71,175 @@ LULC = Literal[
     "Water Body",
     "Woody Vegetation",
 ]
-LULC_CLASSES: tuple[str, ...] = LULC.__args__
+LULC_CLASSES: tuple[str, ...] = get_args(LULC)
 
 
 class Section(BaseModel):
-    # Strict: 3.7 is not an epoch count, "yes" is not a switch. Ints are accepted where floats are asked for.
+    """A section of the file. Unknown keys, NaN, inf and values of another type are errors.
+
+    3.7 is not a count and "yes" is not a bool, but an int is accepted as a float.
+    """
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Sampling(Section):
     scheduler: Literal["pndm", "ddim", "dpm"] = Field(
-        description="PNDM (Liu et al. 2022), DDIM (Song et al. 2021) or "
+        description="PNDM (Liu et al. 2022; paper, section 3), DDIM (Song et al. 2021) or "
         "DPM-Solver++ (Lu et al. 2022)"
     )
     steps: Count = Field(
-        le=1000, description="denoising steps per image; models know 1000 timesteps"
+        le=1000, description="denoising steps per image, of 1000 timesteps (paper, section 3: 50)"
     )
     guidance_scale: float = Field(
         ge=1, description="classifier-free guidance scale (Ho & Salimans 2022); 1 = off"
     )
-    resolution: Count = Field(description="pixels per side; a multiple of the VAE's factor")
-    batch_size: Count = Field(description="images per fixed, padded group")
-    precision: Precision = Field(description="arithmetic of UNet and VAE")
+    resolution: Count = Field(
+        description="pixels per side, a multiple of the VAE's factor (paper, section 3: 512)"
+    )
+    batch_size: Count = Field(description="images per group; a group of fewer is padded")
+    precision: Precision = Field(description="arithmetic of the UNet and the VAE")
 
 
 class FetchPapers(Section):
-    source: Source = Field(description="where the papers come from")
+    source: Source = Field(description="where the papers come from (paper: appendix A.1)")
 
 
 class Scrape(Section):
-    min_papers: Count = Field(description="readable papers below which the stage fails")
-    cut_references: bool = Field(description="drop each paper's reference list")
-    test_fraction: Share = Field(
-        le=0.5, description="share of the text lines held out, as whole papers"
+    min_papers: Count = Field(
+        description="least number of readable papers (paper, section 4: about 50)"
     )
-    min_test_papers: Count = Field(description="papers held out at least")
+    cut_references: bool = Field(description="whether each paper's reference list is removed")
+    test_fraction: Fraction = Field(
+        le=0.5,
+        description="fraction of the text lines held out, as whole papers (paper, section 4: 0.05)",
+    )
+    min_test_papers: Count = Field(description="least number of papers held out")
 
 
 class Chunk(Section):
     min_characters: Count = Field(
-        description="a chunk runs to the first full stop after so many characters"
+        description="least characters of a chunk, which goes on to the next full stop "
+        "(paper, section 4: 500)"
     )
 
 
 class Splits(Section):
-    train: str | None = Field(description="the source's name for it; null = carve it out")
-    valid: str | None = Field(description="ditto")
-    test: str | None = Field(description="ditto")
+    train: str | None = Field(
+        description="the source's name of its training split; null = what the others leave"
+    )
+    valid: str | None = Field(
+        description="the source's name of its validation split; null = carve one out"
+    )
+    test: str | None = Field(description="the source's name of its test split; null = carve one")
 
 
 class FetchImagery(Section):
-    source: Source = Field(description="where the captioned imagery comes from")
-    resolution: Count = Field(ge=16, description="pixels per side of the stored tiles")
-    splits: Splits = Field(description="names of the source's own splits")
-    valid: Amount = Field(
-        description="carved out where the source has none: fraction (< 1) or count"
+    source: Source = Field(
+        description="where the captioned images come from (paper, section 3: RSICD, Lu et al. 2017)"
     )
-    test: Amount = Field(description="ditto")
+    resolution: Count = Field(
+        ge=16, description="pixels per side of the stored tiles (paper, section 3: 224)"
+    )
+    splits: Splits = Field(description="names of the source's own splits")
+    valid: NonNegativeNumber = Field(
+        description="size of a carved validation split: fraction (< 1) or number of images"
+    )
+    test: NonNegativeNumber = Field(
+        description="size of a carved test split: fraction (< 1) or number of images "
+        "(paper, section 3: 500)"
+    )
     max_images: Count | None = Field(
-        description="embedded: tiles rendered; else kept per source split; null = all"
+        description="images rendered (embedded), or most images kept per split of the source; "
+        "null = all"
     )
     exclude_near_duplicates: bool = Field(
-        description="leave test tiles out that look like a training tile"
+        description="whether test tiles that look like a training tile are left out"
     )
 
 
 class FetchModel(Section):
-    diffusion: Source = Field(description="a StableDiffusionPipeline")
-    language: Source = Field(description="a causal language model")
-    writer: Source = Field(description="an instruction-tuned language model that writes prompts")
+    diffusion: Source = Field(
+        description="a StableDiffusionPipeline (paper, section 4: Stable Diffusion v1.5)"
+    )
+    language: Source = Field(description="a causal language model (paper, section 4: Phi-1.5)")
+    writer: Source = Field(
+        description="an instruction-tuned language model that writes prompts "
+        "(paper, section 4: Mistral-7B)"
+    )
     embedder: Source = Field(description="a sentence embedder; embedded = TF-IDF + SVD")
-    classifier: Source = Field(description="weights the classifier starts from")
-    vision: Source = Field(description="folder of further feature extractors")
+    classifier: Source = Field(
+        description="initial weights of the classifier; none = random "
+        "(paper, section 4: ResNet-18, Sentinel-2 RGB MoCo)"
+    )
+    vision: Source = Field(description="a folder of feature extractors other than scene")
 
 
 class TrainBase(Section):
     source: Literal["base", "scratch"] = Field(
-        description="pass fetch_model.diffusion through, or train a VAE and text encoder"
+        description="base: fetch_model.diffusion as it is; scratch: train a VAE and a text encoder"
     )
-    vae_channels: list[Groups8] = Field(
+    vae_channels: list[MultipleOf8] = Field(
         min_length=1,
-        description="channels per level, multiples of 8; each level but the last halves "
-        "the resolution",
+        description="channels per level of the VAE, multiples of 8; each level but the last "
+        "halves the resolution",
     )
     latent_channels: Count = Field(description="channels of the latents")
-    vae_steps: Steps = Field(description="optimizer steps of the VAE")
+    vae_steps: CountOrZero = Field(description="optimizer steps of the VAE")
     text_width: int = Field(
         gt=0,
         multiple_of=32,
-        description="width of the text encoder, a multiple of 32 (an attention head)",
+        description="width of the text encoder, a multiple of an attention head's 32",
     )
-    text_layers: Count = Field(description="its layers")
-    text_steps: Steps = Field(description="contrastive steps (image, caption)")
-    unet_channels: list[Groups16] = Field(
+    text_layers: Count = Field(description="layers of the text encoder")
+    text_steps: CountOrZero = Field(
+        description="optimizer steps of contrastive training on images and captions"
+    )
+    unet_channels: list[MultipleOf16] = Field(
         min_length=1, description="channels per level of the untrained UNet, multiples of 16"
     )
-    batch_size: Count = Field(description="images per step")
-    lr: Rate = Field(description="peak learning rate")
+    batch_size: Count = Field(description="images per optimizer step")
+    lr: PositiveNumber = Field(description="peak learning rate")
 
 
 class TrainScene(Section):
-    model: str = Field(description="a timm model name")
+    model: str = Field(description="name of a timm model")
     resolution: Count = Field(ge=16, description="pixels per side")
     epochs: Count = Field(description="passes over the training tiles")
-    batch_size: Count = Field(ge=2, description="images per step; batch normalization needs two")
-    lr: Rate = Field(description="peak learning rate")
+    batch_size: Count = Field(
+        ge=2, description="images per optimizer step; batch normalization needs two"
+    )
+    lr: PositiveNumber = Field(description="peak learning rate")
 
 
 class FinetuneLLM(Section):
     quantization: Literal["none", "nf4"] = Field(
-        description="4-bit NormalFloat (Dettmers et al. 2023) or none"
+        description="of the base weights: none, or 4-bit NormalFloat (QLoRA, Dettmers et al. 2023; "
+        "paper, section 4)"
     )
-    rank: Count = Field(description="LoRA rank r (Hu et al. 2022)")
-    alpha: Count = Field(description="LoRA alpha")
-    dropout: Share = Field(description="LoRA dropout")
+    rank: Count = Field(description="LoRA rank r (Hu et al. 2022; paper, section 4: 16)")
+    alpha: Count = Field(description="LoRA alpha (paper, section 4: 8)")
+    dropout: Fraction = Field(description="LoRA dropout (paper, section 4: 0.05)")
     target_modules: list[str] = Field(
-        min_length=1, description="names of the adapted linear layers"
+        min_length=1,
+        description="names of the adapted linear layers (paper, section 4: query, key, value)",
     )
-    lr: Rate = Field(description="learning rate")
-    weight_decay: Amount = Field(description="AdamW weight decay")
-    batch_size: Count = Field(description="sequences per step")
-    steps: Count = Field(description="optimizer steps")
-    context: Count = Field(ge=16, description="tokens per sequence")
-    packing: bool = Field(description="fill each sequence to the context length")
+    lr: PositiveNumber = Field(description="peak learning rate (paper, section 4: 2.0e-5)")
+    weight_decay: NonNegativeNumber = Field(
+        description="weight decay of AdamW (paper, section 4: 0.01)"
+    )
+    batch_size: Count = Field(description="sequences per optimizer step (paper, section 5: 8)")
+    steps: Count = Field(description="optimizer steps (paper, section 5: 3000)")
+    context: Count = Field(ge=16, description="tokens per sequence (paper, section 4: 512)")
+    packing: bool = Field(
+        description="whether texts are joined and cut into full sequences (paper: padded instead)"
+    )
 
 
 class IndexRag(Section):
-    passage_tokens: Count = Field(description="tokens per passage")
-    overlap_tokens: Steps = Field(description="tokens shared by neighboring passages")
-    dimensions: Count = Field(description="of the embedded embedder's vectors")
+    passage_tokens: Count = Field(description="tokens per passage (paper, section 4: 256)")
+    overlap_tokens: CountOrZero = Field(description="tokens that neighboring passages share")
+    dimensions: Count = Field(description="dimensions of the embedded embedder's vectors")
 
 
 Writer = Literal["extractive", "huggingface", "openai", "domain"]
@@ -208,130 +252,182 @@ Technique = Literal[
     "few_shot_retrieval",
     "chain_of_thought_retrieval",
 ]
-TECHNIQUES = {
+WRITER_TECHNIQUES: dict[Writer, tuple[Technique, ...]] = {
     "extractive": ("retrieval",),
     "domain": ("zero_shot", "few_shot"),
-    "huggingface": Technique.__args__,
-    "openai": Technique.__args__,
+    "huggingface": get_args(Technique),
+    "openai": get_args(Technique),
 }
 
 
 class Pair(Section):
     writer: Writer = Field(description="who writes the prompts")
-    technique: Technique = Field(description="how it is asked")
+    technique: Technique = Field(description="how the writer is asked")
 
 
 class Prompt(Section):
-    writer: Writer = Field(description="who writes the prompts")
-    technique: Technique = Field(description="how it is asked")
-    compare: list[Pair] = Field(description="further pairs, measured but not used")
-    compare_count: Count = Field(description="prompts asked of each compared pair, per class")
-    openai_base_url: str | None = Field(
-        description="of an OpenAI-compatible endpoint (writer openai); its key is $OPENAI_API_KEY"
+    writer: Writer = Field(
+        description="who writes the prompts: passages, a model of the hub, an OpenAI-compatible "
+        "endpoint, or the fine-tuned language model"
     )
-    openai_model: str | None = Field(description="the model asked there")
+    technique: Technique = Field(
+        description="how the writer is asked (paper, section 4: retrieval)"
+    )
+    compare: list[Pair] = Field(
+        description="further writers and techniques, which are measured but not used"
+    )
+    compare_count: Count = Field(description="prompts per class of each compared pair")
+    openai_base_url: str | None = Field(
+        description="URL of an OpenAI-compatible endpoint (writer openai); its key is "
+        "$OPENAI_API_KEY"
+    )
+    openai_model: str | None = Field(description="model name at that endpoint")
     top_k: Count = Field(description="passages retrieved per query")
-    per_class: dict[LULC, Count] = Field(description="prompts kept per class")
-    attempts: Count = Field(description="times a writer is asked again")
-    positive_cues: str = Field(description="put before every prompt")
-    negative_prompt: str = Field(description="what guidance pushes away from")
+    per_class: dict[LULC, Count] = Field(
+        description="prompts kept per class (paper, Table 2: 52 to 61)"
+    )
+    attempts: Count = Field(description="rounds in which a writer may replace rejected prompts")
+    positive_cues: str = Field(
+        description="text that every prompt begins with (paper, section 3: positive cues)"
+    )
+    negative_prompt: str = Field(
+        description="prompt that guidance leads away from (paper, section 3)"
+    )
 
 
 class Encode(Section):
     normalization: Literal["vae", "dataset"] = Field(
-        description="[-1, 1], or the data set's own mean and std"
+        description="of the pixels: vae = to [-1, 1]; dataset = by the data set's mean and "
+        "standard deviation (paper, section 3)"
     )
     batch_size: Count = Field(description="images per forward pass")
-    precision: Precision = Field(description="arithmetic of the VAE and text encoder")
+    precision: Precision = Field(description="arithmetic of the VAE and the text encoder")
     base_domain: Source = Field(
-        description="captioned images of the base model's own domain, for the forgetting curve; none = no curve"
+        description="captioned images of the base model's own domain, for the loss that shows "
+        "forgetting; none = not measured"
     )
-    base_images: Count = Field(description="of them at most")
+    base_images: Count = Field(description="most images of the base model's domain")
 
 
 class FinetuneSD(Section):
     method: Literal["full", "lora"] = Field(
-        description="train the whole UNet or a LoRA of its attention"
+        description="full: all weights of the UNet (paper, section 4); lora: LoRA of its attention"
     )
-    epochs: Amount = Field(description="passes over the training images; 0 = no fine-tuning")
-    batch_size: Count = Field(description="images per step over all processes")
-    gradient_accumulation: Count = Field(description="steps whose gradients are averaged")
+    epochs: NonNegativeNumber = Field(
+        description="passes over the training images; 0 = no fine-tuning (paper, section 4: 5)"
+    )
+    batch_size: Count = Field(
+        description="images per batch over all processes (paper, section 4: 4)"
+    )
+    gradient_accumulation: Count = Field(
+        description="batches per optimizer step (paper, section 4: 4)"
+    )
     optimizer: Literal["adamw", "adamw8bit"] = Field(
-        description="AdamW (Loshchilov & Hutter 2019); with 8-bit state (Dettmers et al. 2022)"
+        description="AdamW (Loshchilov & Hutter 2019), or AdamW with 8-bit state "
+        "(Dettmers et al. 2022)"
     )
-    lr: Rate = Field(description="peak learning rate")
-    lr_schedule: Literal["constant", "cosine"] = Field(description="after the warm-up")
-    warmup_steps: Steps = Field(description="optimizer steps of linear warm-up")
-    weight_decay: Amount = Field(description="AdamW weight decay")
-    max_grad_norm: Rate = Field(description="gradient clipping")
-    precision: Precision = Field(description="autocast; weights stay fp32")
-    ema_decay: Share = Field(description="exponential moving average of the weights; 0 = off")
-    min_snr_gamma: Rate | None = Field(
-        description="Min-SNR loss weighting (Hang et al. 2023); null = off"
+    lr: PositiveNumber = Field(description="peak learning rate (paper, section 4: 1.0e-6)")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        description="learning rate after the warm-up: constant, or cosine to 0"
     )
-    caption_dropout: Share = Field(description="share of captions replaced by the empty one")
-    latent: Literal["sample", "mean"] = Field(description="of the VAE posterior")
-    gradient_checkpointing: bool = Field(description="recompute activations in the backward pass")
-    compile: bool = Field(description="torch.compile the UNet")
+    warmup_steps: CountOrZero = Field(description="optimizer steps of linear warm-up")
+    weight_decay: NonNegativeNumber = Field(description="weight decay of AdamW")
+    max_grad_norm: PositiveNumber = Field(description="norm that gradients are clipped to")
+    precision: Precision = Field(
+        description="arithmetic under autocast; the weights stay fp32 (paper, section 4: mixed)"
+    )
+    ema_decay: Fraction = Field(
+        description="decay of the weights' exponential moving average per optimizer step; 0 = off"
+    )
+    min_snr_gamma: PositiveNumber | None = Field(
+        description="gamma of the Min-SNR loss weight (Hang et al. 2023); null = off"
+    )
+    caption_dropout: Fraction = Field(
+        description="fraction of captions replaced by the empty one (Ho & Salimans 2022)"
+    )
+    latent: Literal["sample", "mean"] = Field(
+        description="whether training samples the VAE's posterior or takes its mean"
+    )
+    gradient_checkpointing: bool = Field(
+        description="whether the backward pass recomputes activations, which saves memory"
+    )
+    compile: bool = Field(description="whether the UNet is compiled by torch.compile")
     zero_terminal_snr: bool = Field(
-        description="noise schedule rescaled to no signal at its end (Lin et al. 2024); needs v-prediction"
+        description="whether the noise schedule ends in pure noise (Lin et al. 2024), which needs "
+        "a base that predicts v"
     )
     checkpoint_steps: Count = Field(
-        description="optimizer steps between checkpoints and validations"
+        description="optimizer steps between checkpoints, each with a validation "
+        "(paper, section 4: 500)"
     )
     keep_checkpoints: Count = Field(description="checkpoints kept on disk while training")
-    validation_images: Count = Field(description="valid images in the validation loss")
+    validation_images: Count = Field(description="most images of the valid split that are scored")
     grid_captions: Count = Field(
-        description="rows of the sample grid: validation captions, four images each"
+        description="rows of the sample grid, one validation caption and four images each"
     )
 
 
 class Generate(Section):
-    images_per_prompt: Count = Field(description="images per prompt, each with its own seed")
+    images_per_prompt: Count = Field(
+        description="images per prompt, each from its own seed (paper, Table 2: 1)"
+    )
 
 
 class Features(Section):
     extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(
-        min_length=1, description="feature networks"
+        min_length=1, description="feature networks (paper, section 5: Inception-2048)"
     )
     batch_size: Count = Field(description="images per forward pass")
     padded: bool = Field(
-        description="also test tiles in a black frame, as the released script compares them"
+        description="whether test tiles are also compared in a black frame, as by the paper's "
+        "released script"
     )
 
 
 class Fid(Section):
-    standard_min_n: Count = Field(description="images below which the standard protocol refuses")
-    paper_n: Count = Field(ge=2, description="images per draw of the paper's protocol")
-    paper_draws: Count = Field(description="seeded draws of it")
-    subsets: Count = Field(ge=2, description="subsamples behind a 95 % interval")
+    standard_min_n: Count = Field(
+        description="least images of the standard protocol; fewer give no FID"
+    )
+    paper_n: Count = Field(
+        ge=2, description="images per draw of the paper's protocol (paper, section 5: 250)"
+    )
+    paper_draws: Count = Field(description="seeded draws of the paper's protocol")
+    subsets: Count = Field(ge=2, description="random halves behind a 95 % interval")
 
 
 class Classifier(Section):
-    model: str = Field(description="a timm model name")
+    model: str = Field(description="name of a timm model (paper, section 5: ResNet-18)")
     resolution: Count = Field(ge=16, description="pixels per side")
-    epochs: Count = Field(description="passes over the training images")
-    batch_size: Count = Field(ge=2, description="images per step; batch normalization needs two")
-    lr: Rate = Field(description="learning rate of AdamW")
-    seeds: Count = Field(description="classifiers trained")
-    valid_fraction: Share = Field(description="of the synthetic images, stratified")
-    test_fraction: Share = Field(description="ditto")
+    epochs: Count = Field(description="passes over the training images (paper, section 5: 20)")
+    batch_size: Count = Field(
+        ge=2, description="images per optimizer step; batch normalization needs two"
+    )
+    lr: PositiveNumber = Field(description="learning rate of AdamW (paper, section 5: 3.0e-4)")
+    seeds: Count = Field(description="classifiers trained, each from its own seed")
+    valid_fraction: Fraction = Field(
+        description="fraction of the synthetic images of each class for validation"
+    )
+    test_fraction: Fraction = Field(
+        description="fraction of the synthetic images of each class for testing (paper: 0.1)"
+    )
     images_per_caption: Count = Field(
-        description="sampled for each test caption, for classify@scenes"
+        description="images sampled for each test caption, which classify@scenes learns from"
     )
 
 
 class Report(Section):
-    gallery_per_class: Count = Field(description="images a class, real and generated")
+    gallery_per_class: Count = Field(description="images shown per class, real and generated")
     review_tiles: int = Field(
         ge=2, multiple_of=2, description="tiles that an expert rates blind, half of them generated"
     )
 
 
 class Params(Section):
-    seed: int = Field(ge=0, lt=2**32, description="of every random number")
+    """The whole file. The validators check what several values must agree on."""
+
+    seed: int = Field(ge=0, lt=2**32, description="seed of every random number")
     classes: dict[LULC, list[str]] = Field(
-        description="LULC class -> scenes that show it; [] = none in this imagery"
+        description="the scenes of the imagery that show each LULC class; [] = none"
     )
     sampling: Sampling
     fetch_papers: FetchPapers
@@ -352,30 +448,40 @@ class Params(Section):
     classifier: Classifier
     report: Report
 
+    # pydantic runs these in order and stops at the first that raises.
+
     @model_validator(mode="after")
-    def _consistent(self):
-        scenes = [s for names in self.classes.values() for s in names]
-        if twice := sorted({s for s in scenes if scenes.count(s) > 1}):
-            raise ValueError(f"classes: {twice[0]} stands there twice; a scene shows one class")
-        if missing := [c for c in LULC_CLASSES if c not in self.classes]:
-            raise ValueError(
-                f"classes: {missing[0]} is missing (write {missing[0]}: [] when the imagery has none)"
-            )
-        kinds = {source: value.partition(":")[0] for source, value in self.fetch_model}
-        if wrong := [role for role, kind in kinds.items() if kind == "arxiv"]:
-            raise ValueError(f"fetch_model.{wrong[0]}: arxiv: is for papers")
+    def _check_classes(self) -> "Params":
+        scenes = [scene for class_scenes in self.classes.values() for scene in class_scenes]
+        repeated = sorted(scene for scene in set(scenes) if scenes.count(scene) > 1)
+        if repeated:
+            raise ValueError(f"classes: {repeated[0]} stands there twice; a scene shows one class")
+        for name in LULC_CLASSES:
+            if name not in self.classes:
+                raise ValueError(
+                    f"classes: {name} is missing (write {name}: [] when the imagery has none)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> "Params":
+        for role, source in self.fetch_model:
+            if source.startswith("arxiv:"):
+                raise ValueError(f"fetch_model.{role}: arxiv: is for papers")
         if self.fetch_papers.source == "none" or self.fetch_imagery.source.startswith(
             ("none", "arxiv:")
         ):
             raise ValueError(
-                "fetch_papers.source, fetch_imagery.source: the pipeline needs papers (embedded, path:, hub:, arxiv:) "
-                "and imagery (embedded, path:, hub:)"
+                "fetch_papers.source, fetch_imagery.source: the pipeline needs papers "
+                "(embedded, path:, hub:, arxiv:) and imagery (embedded, path:, hub:)"
             )
-        if missing := [role for role in ("language", "embedder") if kinds[role] == "none"]:
-            raise ValueError(f"fetch_model.{missing[0]}: none: the pipeline needs one")
-        if self.train_base.source == "base" and kinds["diffusion"] == "none":
+        for role in ("language", "embedder"):
+            if getattr(self.fetch_model, role) == "none":
+                raise ValueError(f"fetch_model.{role}: none: the pipeline needs one")
+        if self.train_base.source == "base" and self.fetch_model.diffusion == "none":
             raise ValueError(
-                "fetch_model.diffusion: none leaves train_base.source: base nothing to start from; say scratch"
+                "fetch_model.diffusion: none leaves train_base.source: base nothing to start from; "
+                "say scratch"
             )
         if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
             raise ValueError(
@@ -383,45 +489,70 @@ class Params(Section):
             )
         if self.encode.base_domain.startswith("arxiv:"):
             raise ValueError("encode.base_domain: arxiv: is for papers")
-        if "scene" not in self.features.extractors or len(set(self.features.extractors)) < len(
-            self.features.extractors
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _check_extractors(self) -> "Params":
+        extractors = self.features.extractors
+        if "scene" not in extractors or len(set(extractors)) < len(extractors):
             raise ValueError(
-                "features.extractors: each once, and scene among them: agreement is measured in its features"
+                "features.extractors: each once, and scene among them: "
+                "caption agreement is measured in its features"
             )
-        if kinds["vision"] == "none" and self.features.extractors != ["scene"]:
+        if self.fetch_model.vision == "none" and extractors != ["scene"]:
             raise ValueError(
                 "features.extractors: all but scene need fetch_model.vision, which is none"
             )
-        pairs = [
-            (self.prompt.writer, self.prompt.technique),
-            *((pair.writer, pair.technique) for pair in self.prompt.compare),
-        ]
-        if kinds["writer"] == "none" and any(writer == "huggingface" for writer, _ in pairs):
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompt_writers(self) -> "Params":
+        prompt = self.prompt
+        pairs = [(prompt.writer, prompt.technique)]
+        pairs += [(pair.writer, pair.technique) for pair in prompt.compare]
+        writers = {writer for writer, _ in pairs}
+        if "huggingface" in writers and self.fetch_model.writer == "none":
             raise ValueError("prompt.writer: huggingface needs fetch_model.writer, which is none")
-        if not (self.prompt.openai_base_url and self.prompt.openai_model) and any(
-            writer == "openai" for writer, _ in pairs
-        ):
+        if "openai" in writers and not (prompt.openai_base_url and prompt.openai_model):
             raise ValueError(
                 "prompt.openai_base_url, prompt.openai_model: the openai writer needs both"
             )
         for writer, technique in pairs:
-            if technique not in TECHNIQUES[writer]:
+            known = WRITER_TECHNIQUES[writer]
+            if technique not in known:
                 raise ValueError(
-                    f"prompt.technique: the {writer} writer knows {', '.join(TECHNIQUES[writer])}, not {technique}"
+                    f"prompt.technique: the {writer} writer knows {', '.join(known)}, "
+                    f"not {technique}"
                 )
-        if missing := [name for name in LULC_CLASSES if name not in self.prompt.per_class]:
-            raise ValueError(f"prompt.per_class: {missing[0]} is missing")
+        for name in LULC_CLASSES:
+            if name not in prompt.per_class:
+                raise ValueError(f"prompt.per_class: {name} is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _check_passage_overlap(self) -> "Params":
         if self.index_rag.overlap_tokens >= self.index_rag.passage_tokens:
             raise ValueError("index_rag.overlap_tokens: must be less than passage_tokens")
-        if self.finetune_sd.zero_terminal_snr and self.sampling.scheduler == "pndm":
+        return self
+
+    @model_validator(mode="after")
+    def _check_zero_terminal_snr(self) -> "Params":
+        if not self.finetune_sd.zero_terminal_snr:
+            return self
+        if self.sampling.scheduler == "pndm":
             raise ValueError(
-                "sampling.scheduler: pndm can't start from pure noise, as finetune_sd.zero_terminal_snr asks; use ddim or dpm"
+                "sampling.scheduler: pndm can't start from pure noise, as "
+                "finetune_sd.zero_terminal_snr asks; use ddim or dpm"
             )
-        if self.finetune_sd.zero_terminal_snr and self.finetune_sd.min_snr_gamma is not None:
+        if self.finetune_sd.min_snr_gamma is not None:
             raise ValueError(
-                "finetune_sd.min_snr_gamma: gives pure noise, which zero_terminal_snr is for, no weight; say null"
+                "finetune_sd.min_snr_gamma: gives pure noise, which zero_terminal_snr is for, "
+                "no weight; say null"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_classifier_fractions(self) -> "Params":
         if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
         return self
@@ -434,84 +565,98 @@ RENAMED = {
 }
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's, which would take the last of two equal keys."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a section, of which PyYAML would take the last."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]} stands there twice", node.value[0][0].start_mark
-            )
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} stands there twice", node.value[0][0].start_mark
+                )
         return super().construct_mapping(node, deep)
 
 
 def load(path: str | Path = "params.yaml") -> Params:
-    """Read and check a whole params file. Faults are printed one per line, then the process exits with code 1."""
+    """Read and check a whole params file.
+
+    Raises:
+        SystemExit: code 1, with one line per fault that names the file and the key.
+    """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        yaml.YAMLError,
-    ) as fault:  # ValueError: no UTF-8, or a date such as 2026-13-01
-        sys.exit(f"{path}: cannot be read: {' '.join(str(fault).split())}")
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
+    # A ValueError is text that is not UTF-8, or a date such as 2026-13-01.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        sys.exit(f"{path}: cannot be read: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
         sys.exit(f"{path}: expected sections, found {type(values).__name__}")
     try:
         return Params.model_validate(values)
-    except ValidationError as fault:
-        # An old key is told once, as the old one, not also as the missing new one.
-        renamed = {new for old, new in RENAMED.items() if _holds(values, old)}
-        errors = [error for error in fault.errors() if _key(error) not in renamed]
-        sys.exit("\n".join(f"{path}: {_explain(error)}" for error in errors))
+    except ValidationError as invalid:
+        # The line about an old key replaces the one about the missing new key.
+        replaced = {new for old, new in RENAMED.items() if _has_key(values, old)}
+        faults = [fault for fault in invalid.errors() if _key(fault) not in replaced]
+        sys.exit("\n".join(f"{path}: {_explain(fault)}" for fault in faults))
 
 
-def _key(error: dict) -> str:
-    return ".".join(str(part) for part in error["loc"] if part != "[key]")
-
-
-def _holds(values: dict, key: str) -> bool:
+def _has_key(values: dict, key: str) -> bool:
     section, _, name = key.partition(".")
     return isinstance(values.get(section), dict) and name in values[section]
 
 
-def _explain(error: dict) -> str:
-    """One line: the key, the value, what is allowed and, for an unknown key, the nearest valid name."""
-    where = [part for part in error["loc"] if part != "[key]"]
-    key = _key(error)
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
+def _location(fault: ErrorDetails) -> list[int | str]:
+    """The keys that lead to a fault; pydantic marks one that is itself at fault by "[key]"."""
+    return [part for part in fault["loc"] if part != "[key]"]
+
+
+def _key(fault: ErrorDetails) -> str:
+    return ".".join(str(part) for part in _location(fault))
+
+
+def _explain(fault: ErrorDetails) -> str:
+    """One line with the key, the value and what is allowed, or the known key most like it."""
+    location = _location(fault)
+    key = _key(fault)
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
         if key in RENAMED:
             return f"{key}: is named {RENAMED[key]} now"
-        allowed = list(_fields(where[:-1]))
-        near = difflib.get_close_matches(str(where[-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+        allowed = list(_fields(location[:-1]))
+        similar = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
+        hint = f"did you mean {similar[0]}?" if similar else f"allowed: {', '.join(allowed)}"
         return f"{key}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{key}: missing ({_fields(where[:-1])[where[-1]].description or 'a section'})"
+    if fault["type"] == "missing":
+        field = _fields(location[:-1])[str(location[-1])]
+        return f"{key}: missing ({field.description or 'a section'})"
     if not key:
         return message
-    return f"{key}: {message.replace('Input should', 'should')}, not {error['input']!r}"
+    return f"{key}: {message.replace('Input should', 'should')}, not {fault['input']!r}"
 
 
-def _fields(where: list) -> dict:
-    """The model fields of the section that `where` leads to."""
-    model = Params
-    for part in where:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else model
-        model = (
-            annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel)
-            else Pair
-        )
+def _fields(location: list[int | str]) -> dict[str, FieldInfo]:
+    """The fields of the section that these keys lead to."""
+    model: type[BaseModel] = Params
+    for part in location:
+        if part not in model.model_fields:
+            continue
+        annotation = model.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+        else:
+            model = Pair  # `prompt.compare` is the only list of sections
     return model.model_fields
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m stages.params", description=__doc__.split("\n")[0]
+        prog="python -m stages.params",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", nargs="?", default="params.yaml", help="default: params.yaml")
     load(parser.parse_args().file)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,16 @@
-"""Write the image prompts of the synthetic data set: so many per class, each checked before it is kept.
+"""Write the image prompts of the synthetic data set: a number per class, each checked.
 
     python -m stages.prompt
 
-reads   prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the tokenizer of models/start,
-        stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer openai)
-writes  data/prompts.parquet     row, label, prompt (cues included), negative_prompt, writer, technique, passages, tokens
-        metrics/prompts.json     {writer: {technique: what stages/text/prompt_metrics.py lists}}
+reads   prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the
+        tokenizer of models/start, stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer
+        openai)
+writes  data/prompts.parquet     row, label, prompt (with the cues), negative_prompt, writer,
+                                 technique, passages, tokens
+        metrics/prompts.json     {writer: {technique: the metrics of stages/text/prompt_metrics.py}}
 
-What a writer offers is kept when `stages.text.checks` finds no fault. A class that stays short of its count is an error.
+A writer's candidate is kept when it passes `stages.text.checks`. Fewer prompts of a class than
+params ask for are an error.
 """
 
 from pathlib import Path
@@ -16,15 +19,15 @@ import pyarrow as pa
 
 from stages.common.artifacts import write_json, write_table
 from stages.diffusion.models import start_folder
-from stages.params import Prompt, load
+from stages.params import Prompt, Technique, Writer, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
-from stages.text import checks, lexicon, prompt_metrics, writers
-from stages.text.prompt_writing import Asking
-from stages.text.retrieval import Retriever
+from stages.text import checks, lexicon, prompt_metrics
+from stages.text.prompt_writing import PromptCollector, describe_rejections
+from stages.text.retrieval import EMBEDDER, INDEX, Retriever
+from stages.text.writers import make_writer
 
-INDEX, BASE, LLM = Path("models/index"), Path("models/base"), Path("models/llm")
 QUESTIONS = Path("stages/embedded/notes_questions.csv")
 SCHEMA = pa.schema(
     [
@@ -40,102 +43,127 @@ SCHEMA = pa.schema(
 )
 
 
-def make_writer(p: Prompt, writer: str, technique: str, seed: int):
-    match writer:
-        case "extractive":
-            return writers.Extractive()
-        case "domain":
-            return writers.Domain(BASE / "language", LLM, technique, seed)
-        case "openai":
-            return writers.Hosted(p.openai_base_url, p.openai_model, technique, seed)
-        case "huggingface":
-            return writers.Instructed(BASE / "writer", technique, seed)
-
-
 def main() -> None:
     params = load()
-    p, seed = params.prompt, params.seed
-    retriever, tokens = (
-        Retriever(INDEX, BASE / "embedder"),
-        checks.Counter(start_folder() / "tokenizer"),
-    )
-    negative = tokens(p.negative_prompt)
-    if negative > checks.LIMIT:
-        exit_with_error(f"prompt.negative_prompt: {negative} CLIP tokens, more than {checks.LIMIT}")
-    for cue, words, such in (
-        ("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
-        ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view"),
-    ):
-        if p.positive_cues and not words.search(p.positive_cues):
-            exit_with_error(
-                f"prompt.positive_cues: name the {cue} ({such}, ...), or a pumpkin field is a heap of pumpkins; "
-                'or write "" where the model\'s words are few'
-            )
+    prompt = params.prompt
+    retriever = Retriever(INDEX, EMBEDDER)
+    count_tokens = checks.ClipTokenCounter(start_folder() / "tokenizer")
+    check_negative_prompt(prompt.negative_prompt, count_tokens)
+    check_positive_cues(prompt.positive_cues)
 
-    # The data set.
-    asking = Asking(
-        make_writer(p, p.writer, p.technique, seed),
-        p.technique,
-        retriever,
-        tokens,
-        p.positive_cues,
-        p.top_k,
+    # The prompts of the data set.
+    collector = make_collector(
+        prompt, prompt.writer, prompt.technique, params.seed, retriever, count_tokens
     )
-    for label, wanted in progress_bar(p.per_class.items(), what="prompt", unit="class"):
-        rows, refused = asking.ask(label, wanted, p.attempts)
-        if len(rows) < wanted:
-            why = (
-                ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-                or "none was offered"
-            )
-            exit_with_error(
-                f"prompt.per_class.{label}: {len(rows)} of {wanted} prompts after {p.attempts} attempts (refused: {why}); "
-                "ask for fewer, raise prompt.attempts or prompt.top_k, or bring more papers"
-            )
-    if composed := sum(row["text"] in asking.write.composed for row in asking.kept):
-        log(
-            f"prompt: {composed} of {len(asking.kept)} prompts are composed of the lexicon's words: too few sentences of the "
-            "passages describe a class from above"
-        )
+    collect_data_set(collector, prompt)
     metrics = {
-        p.writer: {
-            p.technique: {
-                **prompt_metrics.of_prompts(asking),
-                **prompt_metrics.of_retrieval(retriever, QUESTIONS),
+        prompt.writer: {
+            prompt.technique: {
+                **prompt_metrics.evaluate_prompts(collector),
+                **prompt_metrics.evaluate_retrieval(retriever, QUESTIONS),
             }
         }
     }
 
-    # The comparison: measured, not used.
-    for pair in p.compare:
+    # Further writers and techniques: their prompts are measured and not used.
+    for pair in prompt.compare:
         if pair.technique in metrics.get(pair.writer, {}):
-            exit_with_error(f"prompt.compare: {pair.writer} with {pair.technique} stands twice")
-        other = Asking(
-            make_writer(p, pair.writer, pair.technique, seed),
-            pair.technique,
-            retriever,
-            tokens,
-            p.positive_cues,
-            p.top_k,
+            exit_with_error(
+                f"prompt.compare: {pair.writer} with {pair.technique} is listed twice, or is the "
+                "pair that prompt.writer and prompt.technique name"
+            )
+        compared = make_collector(
+            prompt, pair.writer, pair.technique, params.seed, retriever, count_tokens
         )
-        for label in p.per_class:
-            other.ask(label, p.compare_count, 1)
-        metrics.setdefault(pair.writer, {})[pair.technique] = prompt_metrics.of_prompts(other)
+        for label in prompt.per_class:
+            compared.collect(label, prompt.compare_count, attempts=1)
+        writer_metrics = metrics.setdefault(pair.writer, {})
+        writer_metrics[pair.technique] = prompt_metrics.evaluate_prompts(compared)
 
-    shared = {"negative_prompt": p.negative_prompt, "writer": p.writer, "technique": p.technique}
-    rows = [
-        {
-            "row": number,
-            **shared,
-            **{name: row[name] for name in ("label", "prompt", "passages", "tokens")},
-        }
-        for number, row in enumerate(asking.kept)
-    ]
-    write_table("data/prompts.parquet", pa.Table.from_pylist(rows, SCHEMA))
+    write_prompts(collector, prompt)
     write_json("metrics/prompts.json", metrics)
     log(
-        f"prompt: {len(asking.kept)} prompts, {asking.rejected.total()} candidates refused {dict(asking.rejected)}"
+        f"prompt: {len(collector.kept)} prompts, {collector.rejections.total()} candidates "
+        f"rejected {dict(collector.rejections)}"
     )
+
+
+def check_negative_prompt(text: str, count_tokens: checks.ClipTokenCounter) -> None:
+    """Exit with an error where CLIP would cut the negative prompt."""
+    tokens = count_tokens(text)
+    if tokens > checks.MAX_TOKENS:
+        exit_with_error(
+            f"prompt.negative_prompt: {tokens} CLIP tokens, more than {checks.MAX_TOKENS}"
+        )
+
+
+def check_positive_cues(cues: str) -> None:
+    """Exit with an error where the cues name no viewpoint or no scale; no cues are allowed."""
+    required = (
+        ("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
+        ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view"),
+    )
+    for cue, pattern, examples in required:
+        if cues and not pattern.search(cues):
+            exit_with_error(
+                f"prompt.positive_cues: name the {cue} ({examples}, ...), or a pumpkin field is a "
+                'heap of pumpkins; or write "" where the model knows few words'
+            )
+
+
+def make_collector(
+    prompt: Prompt,
+    writer: Writer,
+    technique: Technique,
+    seed: int,
+    retriever: Retriever,
+    count_tokens: checks.ClipTokenCounter,
+) -> PromptCollector:
+    """Make the collector of one writer's prompts with one technique."""
+    return PromptCollector(
+        make_writer(prompt, writer, technique, seed),
+        technique,
+        retriever,
+        count_tokens,
+        prompt.positive_cues,
+        prompt.top_k,
+    )
+
+
+def collect_data_set(collector: PromptCollector, prompt: Prompt) -> None:
+    """Collect the prompts of every class; exit with an error where a class has too few."""
+    for label, count in progress_bar(prompt.per_class.items(), desc="prompt", unit="class"):
+        kept, rejections = collector.collect(label, count, prompt.attempts)
+        if len(kept) < count:
+            exit_with_error(
+                f"prompt.per_class.{label}: {len(kept)} of {count} prompts after "
+                f"{prompt.attempts} attempts (rejected: {describe_rejections(rejections)}); ask "
+                "for fewer, raise prompt.attempts or prompt.top_k, or add papers"
+            )
+    composed = sum(kept.text in collector.writer.composed for kept in collector.kept)
+    if composed:
+        log(
+            f"prompt: {composed} of {len(collector.kept)} prompts are composed of the lexicon's "
+            "words: too few sentences of the passages describe a class from above"
+        )
+
+
+def write_prompts(collector: PromptCollector, prompt: Prompt) -> None:
+    """Write data/prompts.parquet."""
+    rows = [
+        {
+            "row": row,
+            "label": kept.label,
+            "prompt": kept.prompt,
+            "negative_prompt": prompt.negative_prompt,
+            "writer": prompt.writer,
+            "technique": prompt.technique,
+            "passages": kept.citations(),
+            "tokens": kept.tokens,
+        }
+        for row, kept in enumerate(collector.kept)
+    ]
+    write_table("data/prompts.parquet", pa.Table.from_pylist(rows, SCHEMA))
 
 
 if __name__ == "__main__":

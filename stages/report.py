@@ -1,31 +1,38 @@
-"""The report: the paper's tables beside ours, image grids, a gallery, curves. For people to look at.
+"""The report: the paper's tables beside this run's numbers, image grids, a gallery, charts.
 
     python -m stages.report
 
-reads   report, classes; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery, data/samples,
-        data/synthetic, data/features
-writes  metrics/report/          index.html with its pictures (opens from disk), grids/*.jpg, and run.js: commit, versions,
-                                 device, times and sizes of the stages, the one file that differs from run to run
-        metrics/table.md         the paper's tables line by line
-        metrics/context.json     the words behind the numbers: sources, protocols, digests, what compares and what doesn't
+reads   report, classes; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery,
+        data/samples, data/synthetic, data/features
+writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg, and
+                             run.js: commit, versions, device, times and sizes of the stages;
+                             the one file that differs from run to run
+        metrics/table.md     the paper's tables line by line
+        metrics/context.json what each number is: source, protocol, digests, what it compares to
 """
 
 import csv
-from collections import Counter
 from pathlib import Path
 
-from stages.common.artifacts import digest, read_json, write_atomically, write_json
+from PIL import Image
+
+from stages.common.artifacts import read_json, write_atomically, write_json
 from stages.params import load
-from stages.reporting import flow, page, rows, run, selection, sweeps, tables
+from stages.reporting import selection
 from stages.reporting.album import Album
-from stages.reporting.gallery import Gallery, judge
-from stages.reporting.grids import pictures
+from stages.reporting.context import context_json, read_context
+from stages.reporting.gallery import Gallery, assess
+from stages.reporting.page import build_charts, write_page
+from stages.reporting.rows import to_markdown
+from stages.reporting.run import run_script
+from stages.reporting.sweeps import sweep_charts
+from stages.reporting.tables import build_tables
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
-OUT, SWEEPS = Path("metrics/report"), Path("sweeps")
+OUT = Path("metrics/report")
 METRICS = (
     "corpus",
     "llm",
@@ -50,112 +57,87 @@ PLOTS = (
     "confusion_scenes",
     "accuracy_by_class_lulc",
 )
-LIMIT = 15 * 10**6  # bytes of the folder
-VISION = ("inception2048", "dinov2", "clip")
-ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
+MAX_SIZE = 15 * 10**6  # bytes of the report's folder
 
 
 def main() -> None:
-    p = load()
-    metrics = {name: read(f"metrics/{name}.json") for name in METRICS}
-    plots = {name: read(f"metrics/plots/{name}.csv") for name in PLOTS}
-    real, tuned, synthetic = selection.rows()
-    figure_of = {row["prompt"]: row["figure"] for row in read("stages/embedded/figures.csv")}
-    found = facts(tuned, synthetic)
-    shown = tables.tables(metrics, found)
+    params = load()
+    classes = {str(label): scenes for label, scenes in params.classes.items()}
 
-    judged = judge(
-        [row["label"] for row in synthetic], read("models/scene/config.json")["scenes"], p.classes
-    )
+    # What the run made.
+    metrics = {name: read_json(f"metrics/{name}.json") for name in METRICS}
+    plots = {name: read_csv(f"metrics/plots/{name}.csv") for name in PLOTS}
+    real, tuned, synthetic = selection.read_image_rows()
+    context = read_context(tuned, synthetic)
+    tables = build_tables(metrics, context)
+
+    # The pictures of the page.
+    labels = [row["label"] for row in synthetic]
+    assessment = assess(labels, read_json("models/scene/config.json")["scenes"], classes)
     album = Album()
-    gallery = Gallery(album, synthetic, judged)
-    shown_by_class = gallery.by_class(real, p.classes, p.report.gallery_per_class)
-    extremes, pairs = gallery.extremes(), gallery.pairs(plots["nearest_training"], tuned)
-    stages, outs = flow.graph()
+    gallery = Gallery(album, synthetic, assessment)
+    by_class = gallery.by_class(real, classes, params.report.gallery_per_class)
+    extremes = gallery.best_and_worst()
+    nearest = gallery.nearest_to_training(plots["nearest_training"], tuned)
+    grids = draw_grids(real, tuned, synthetic, classes, plots["nearest_training"])
 
     with atomic_folder(OUT) as out:
-        sheets = selection.grids(real, tuned, synthetic, p.classes) | {
-            "figures": selection.figures(figure_of),
-            "nearest": selection.nearest(plots["nearest_training"], tuned),
-        }
         (out / "grids").mkdir()
-        for name, sheet in sheets.items():
-            sheet.save(out / "grids" / f"{name}.jpg", quality=90, subsampling=0)
+        for name, grid in grids.items():
+            grid.save(out / "grids" / f"{name}.jpg", quality=90, subsampling=0)
         album.write(out)
-        page.write(
+        write_page(
             out,
-            thumb=album.thumb,
-            facts=found,
-            tables=shown,
-            metrics=metrics,
-            gallery=shown_by_class,
+            tables,
+            metrics,
+            gallery.items,
+            context=context,
+            gallery=by_class,
             extremes=extremes,
-            pairs=pairs,
-            items=gallery.items,
-            sizes={name: sheet.size for name, sheet in sheets.items()},
-            charts=page.charts_of(plots, list(p.classes)),
-            sweeps=sweeps.charts_of(SWEEPS),
-            imagery=read("data/imagery/REPORT.json"),
+            nearest=nearest,
+            thumbnail=album.thumbnail_address,
+            grid_sizes={name: grid.size for name, grid in grids.items()},
+            charts=build_charts(plots, list(classes)) + sweep_charts(Path("sweeps")),
+            imagery=read_json("data/imagery/REPORT.json"),
         )
-        (out / "run.js").write_text(
-            run.script(flow.diagram(stages), outs | {"report": [out]}), encoding="utf-8"
-        )
-        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        if size > LIMIT:
-            exit_with_error(
-                f"report.gallery_per_class: the page comes to {size / 1e6:.1f} MB, more than {LIMIT / 1e6:.0f}: show fewer"
-            )
-    write_atomically("metrics/table.md", rows.markdown(shown, found.scale).encode())
-    write_json("metrics/context.json", tables.context(shown, found))
+        (out / "run.js").write_text(run_script(out), encoding="utf-8")
+        size = check_size(out)
+    write_atomically("metrics/table.md", to_markdown(tables, context.scale).encode())
+    write_json("metrics/context.json", context_json(tables, context))
     log(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
 
 
-def read(path: str):
-    """A JSON file, or the rows of a CSV."""
-    if not Path(path).is_file():
-        exit_with_error(f"{path}: missing; `dvc repro` makes it")
-    if path.endswith(".csv"):
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    return read_json(path)
+def read_csv(path: str) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def facts(tuned: list[dict], synthetic: list[dict]) -> tables.Facts:
-    """What was run: sources, judges, sampler."""
-    sources = {
-        "imagery": read("data/imagery/SOURCE.json"),
-        "papers": read("data/papers/SOURCE.json"),
+def draw_grids(
+    real: list[dict],
+    tuned: list[dict],
+    synthetic: list[dict],
+    classes: dict[str, list[str]],
+    nearest_training: list[dict],
+) -> dict[str, Image.Image]:
+    """Draw all image grids. The arguments are rows of tables, `classes` those of the params."""
+    figures = read_csv("stages/embedded/figures.csv")
+    return {
+        **selection.sample_grids(real, tuned, classes),
+        "synthetic": selection.synthetic_grid(synthetic, list(classes)),
+        "figures": selection.figure_grid({row["prompt"]: row["figure"] for row in figures}),
+        "nearest": selection.nearest_grid(nearest_training, tuned),
     }
-    sources |= {role: read(f"models/base/{role}/SOURCE.json") for role in ROLES}
-    scene = read("models/scene/config.json")
-    extractors = {
-        name: {"weights": tables.weights(sources["vision"], f"{name}/")} for name in VISION
-    }
-    extractors["scene"] = {
-        "model": scene["model"],
-        "resolution": scene["resolution"],
-        "weights": digest("models/scene"),
-    }
-    classifiers = {}
-    for key in ("lulc", "scenes"):
-        config, words = (
-            read(f"models/classifier/{key}/{name}.json") for name in ("config", "context")
+
+
+def check_size(folder: Path) -> int:
+    """Return the bytes of the report's folder; stop where they are too many."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if size > MAX_SIZE:
+        exit_with_error(
+            f"report.gallery_per_class: the report comes to {size / 1e6:.1f} MB, more than "
+            f"{MAX_SIZE / 1e6:.0f}: show fewer"
         )
-        classifiers[key] = {"model": config["model"], "resolution": config["resolution"], **words}
-    side = next(iter(pictures(selection.TUNED, {0}, largest=10**4).values())).width
-    settings = {
-        "resolution": side,
-        **{name: tuned[0][name] for name in ("scheduler", "steps", "guidance_scale", "model")},
-    }
-    alike = read("data/imagery/REPORT.json").get("near_duplicates", {})
-    return tables.Facts(
-        sources,
-        extractors,
-        classifiers,
-        settings,
-        Counter(row["label"] for row in synthetic),
-        alike,
-    )
+    return size
 
 
 if __name__ == "__main__":

@@ -1,114 +1,93 @@
-"""What experts said of the images: realism, and whether they can tell generated from real.
+"""The blind review: how realistic experts find the images, whether they tell generated from real.
+
+    python -m stages.review
 
 `python -m tools.review add ratings.csv` files the ratings that an expert sends back.
 
-reads   metrics/review_key.csv   names this run: ratings of other runs' images are counted and left out
-        data/reviews/*.csv       run,rater,tile,truth,answer,realism,label,label_answer,artifacts,comment, a row per rated tile
-                                 truth, answer        real or generated
-                                 realism              1 (not at all) to 5 (entirely)
-                                 label, label_answer  the tile's LULC class and the one the expert named; may be blank
-                                 artifacts            any of repetition, blur, deformation, wrong scale, separated by `;`
-writes  metrics/review.json      {"ratings": 0, "experts": 0, ...} until someone has rated
+reads   metrics/review_key.csv  names this run; ratings of other runs' images are not counted
+        data/reviews/*.csv      run, rater, tile, truth, answer, realism, label, label_answer,
+                                artifacts, comment; a row per rated tile:
+                                truth, answer        real or generated
+                                realism              1 (not at all) to 5 (completely)
+                                label, label_answer  LULC class of the tile, and the one that the
+                                                     expert named; may be blank
+                                artifacts            any of repetition, blur, deformation,
+                                                     wrong scale, separated by `;`
+writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until somebody has rated
 """
+
+from typing import Literal
 
 import krippendorff
 import numpy as np
 from scipy.special import stdtrit
 
 from stages.common.artifacts import write_json
-from stages.evaluation.intervals import wilson
+from stages.evaluation.intervals import wilson_interval
 from stages.params import LULC_CLASSES
-from stages.reporting import ratings
+from stages.reporting.ratings import ARTIFACTS, TRUTHS, Rating, read_filed, read_key
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 
 def main() -> None:
-    runs = {run for run, _ in ratings.key()}
-    rows = [row for _, row in ratings.filed()]
-    ours = [row for row in rows if row["run"] in runs]
-    write_json(
-        "metrics/review.json", summary(ours) | {"ratings_of_other_runs": len(rows) - len(ours)}
-    )
-    log(f"review: {len(ours)} ratings" if ours else "review: no ratings of this run yet")
+    runs = {run for run, _ in read_key()}
+    filed = [rating for _, rating in read_filed()]
+    ratings = [rating for rating in filed if rating["run"] in runs]
+    metrics = summarize(ratings)
+    metrics["ratings_of_other_runs"] = len(filed) - len(ratings)
+    write_json("metrics/review.json", metrics)
+    log(f"review: {len(ratings)} ratings" if ratings else "review: no ratings of this run yet")
 
 
-def summary(rows: list[dict]) -> dict:
-    """Realism with Student's 95 % interval over tiles, detection and class agreement with Wilson's over ratings."""
-    found: dict = {"ratings": len(rows), "experts": len({row["rater"].casefold() for row in rows})}
-    if not rows:
-        return found
-    for truth in ratings.TRUTHS:
-        # Several experts' ratings of one tile are not independent: the tile is the unit.
-        tiles: dict[str, list[int]] = {}
-        for row in rows:
-            if row["truth"] == truth:
-                tiles.setdefault(row["tile"], []).append(int(row["realism"]))
-        if tiles:
-            found |= realism(
-                f"realism_{truth}", [float(np.mean(marks)) for marks in tiles.values()]
-            )
-    found |= share("detection_accuracy", [row["answer"] == row["truth"] for row in rows]) | {
-        "detection_chance": 0.5
+def summarize(ratings: list[Rating]) -> dict:
+    """Compute the metrics of all experts' ratings."""
+    experts = {rating["rater"].casefold() for rating in ratings}
+    metrics: dict = {"ratings": len(ratings), "experts": len(experts)}
+    if not ratings:
+        return metrics
+    for truth in TRUTHS:
+        metrics |= mean_realism(ratings, truth)
+    detected = [rating["answer"] == rating["truth"] for rating in ratings]
+    metrics |= proportion("detection_accuracy", detected)
+    metrics["detection_chance"] = 0.5
+    named = [
+        rating["label_answer"] == rating["label"]
+        for rating in ratings
+        if rating["label"] and rating["label_answer"]
+    ]
+    if named:
+        metrics |= proportion("class_agreement", named)
+        metrics["class_agreement_chance"] = 1 / len(LULC_CLASSES)
+    alphas = {
+        "alpha_answer": krippendorff_alpha(ratings, "answer", "nominal"),
+        "alpha_realism": krippendorff_alpha(ratings, "realism", "ordinal"),
+        "alpha_class": krippendorff_alpha(ratings, "label_answer", "nominal"),
     }
-    if named := [
-        row["label_answer"] == row["label"] for row in rows if row["label"] and row["label_answer"]
-    ]:
-        found |= share("class_agreement", named) | {"class_agreement_chance": 1 / len(LULC_CLASSES)}
-    for name, field, level in (
-        ("answer", "answer", "nominal"),
-        ("realism", "realism", "ordinal"),
-        ("class", "label_answer", "nominal"),
-    ):
-        if (value := alpha(rows, field, level)) is not None:
-            found[f"alpha_{name}"] = value
-    return found | {
-        "artifacts": {
-            truth: artifacts([row for row in rows if row["truth"] == truth])
-            for truth in ratings.TRUTHS
-        }
-    }
+    metrics |= {key: alpha for key, alpha in alphas.items() if alpha is not None}
+    metrics["artifacts"] = {truth: artifact_shares(ratings, truth) for truth in TRUTHS}
+    return metrics
 
 
-def alpha(rows: list[dict], field: str, level: str) -> float | None:
-    """Krippendorff's alpha between the experts: 1 = they agree, 0 = as by chance. None where no tile was rated by two, or
-    where all gave the same value everywhere: it is not defined then."""
-    values = sorted({row[field] for row in rows if row[field]})
-    counts: dict[str, list[int]] = {}
-    for row in rows:
-        if row[field]:
-            counts.setdefault(row["tile"], [0] * len(values))[values.index(row[field])] += 1
-    shared = np.array([each for each in counts.values() if sum(each) > 1])  # [tiles, values]
-    if not len(shared) or (shared.sum(0) > 0).sum() < 2:
-        return None
-    domain = [int(value) for value in values] if level == "ordinal" else None
-    return float(
-        krippendorff.alpha(value_counts=shared, value_domain=domain, level_of_measurement=level)
-    )
+def mean_realism(ratings: list[Rating], truth: str) -> dict[str, float]:
+    """Return the mean realism of real or of generated tiles, with Student's 95 % interval.
 
-
-def artifacts(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """class -> share of its ratings that name each artifact, and how many there are."""
-    found = {}
-    for label in LULC_CLASSES:
-        seen = [
-            {name.strip() for name in row["artifacts"].split(";")}
-            for row in rows
-            if row["label"] == label
-        ]
-        if seen:
-            found[label] = {
-                name.replace(" ", "_"): sum(name in each for each in seen) / len(seen)
-                for name in ratings.ARTIFACTS
-            }
-            found[label]["n"] = len(seen)
-    return found
-
-
-def realism(key: str, marks: list[float]) -> dict[str, float]:
-    """Mean mark of tiles with its 95 % interval on the scale 1 to 5 (one tile tells nothing of the spread: all of it)."""
-    mean, n = float(np.mean(marks)), len(marks)
-    error = float(stdtrit(n - 1, 0.975) * np.std(marks, ddof=1) / np.sqrt(n)) if n > 1 else 4.0
+    The unit is the tile: several experts' ratings of one tile are not independent. One tile alone
+    says nothing of the spread: its interval is the whole scale.
+    """
+    by_tile: dict[str, list[int]] = {}
+    for rating in ratings:
+        if rating["truth"] == truth:
+            by_tile.setdefault(rating["tile"], []).append(int(rating["realism"]))
+    if not by_tile:
+        return {}
+    means = [float(np.mean(realism)) for realism in by_tile.values()]
+    mean = float(np.mean(means))
+    n = len(means)
+    error = 4.0
+    if n > 1:
+        error = float(stdtrit(n - 1, 0.975) * np.std(means, ddof=1) / np.sqrt(n))
+    key = f"realism_{truth}"
     return {
         key: mean,
         f"{key}_lo": max(mean - error, 1.0),
@@ -117,15 +96,59 @@ def realism(key: str, marks: list[float]) -> dict[str, float]:
     }
 
 
-def share(key: str, right: list[bool]) -> dict[str, float]:
-    """Share of true values with Wilson's 95 % interval."""
-    low, high = wilson(sum(right), len(right))
+def proportion(key: str, successes: list[bool]) -> dict[str, float]:
+    """Return the share of successes with Wilson's 95 % interval over ratings."""
+    low, high = wilson_interval(sum(successes), len(successes))
     return {
-        key: sum(right) / len(right),
+        key: sum(successes) / len(successes),
         f"{key}_lo": low,
         f"{key}_hi": high,
-        f"{key}_n": len(right),
+        f"{key}_n": len(successes),
     }
+
+
+def krippendorff_alpha(
+    ratings: list[Rating], field: str, level: Literal["nominal", "ordinal"]
+) -> float | None:
+    """Return Krippendorff's alpha between the experts; 1: they agree, 0: as by chance.
+
+    None where it is not defined: no tile was rated by two, or all gave the same value everywhere.
+    """
+    values = sorted({rating[field] for rating in ratings if rating[field]})
+    counts_by_tile: dict[str, list[int]] = {}
+    for rating in ratings:
+        if rating[field]:
+            counts = counts_by_tile.setdefault(rating["tile"], [0] * len(values))
+            counts[values.index(rating[field])] += 1
+    shared = [counts for counts in counts_by_tile.values() if sum(counts) > 1]
+    if not shared:
+        return None
+    value_counts = np.array(shared)  # [tiles, values]
+    if (value_counts.sum(0) > 0).sum() < 2:
+        return None
+    domain = [int(value) for value in values] if level == "ordinal" else None
+    alpha = krippendorff.alpha(
+        value_counts=value_counts, value_domain=domain, level_of_measurement=level
+    )
+    return float(alpha)
+
+
+def artifact_shares(ratings: list[Rating], truth: str) -> dict[str, dict[str, float]]:
+    """Return class -> share of its ratings that name each artifact, and their number `n`."""
+    shares = {}
+    for label in LULC_CLASSES:
+        named = [
+            {artifact.strip() for artifact in rating["artifacts"].split(";")}
+            for rating in ratings
+            if rating["truth"] == truth and rating["label"] == label
+        ]
+        if named:
+            shares[label] = {
+                artifact.replace(" ", "_"): sum(artifact in each for each in named) / len(named)
+                for artifact in ARTIFACTS
+            }
+            shares[label]["n"] = len(named)
+    return shares
 
 
 if __name__ == "__main__":

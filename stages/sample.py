@@ -1,12 +1,16 @@
-"""Draw one image per held-out caption, by the base model or the fine-tuned one: `data/samples/<which>/`.
+"""Generate one image per held-out caption, with the base model or the fine-tuned one.
 
-    python -m stages.runtime.launch sample base|tuned|figures      in one process, or several: the same bytes
-Both draw the same captions from the same noise, so that their images compare pair by pair. After one image per caption,
-`tuned` draws the further ones that `classifier.images_per_caption` asks for. `figures` draws the prompts of the paper's
-Figures 4-10 by the fine-tuned model.
+    python -m stages.runtime.launch sample base|tuned|figures
+
+`base` and `tuned` generate the same captions from the same noise, so that their images can be
+compared pair by pair. `tuned` then generates further images of each caption, as many as
+`classifier.images_per_caption` asks for. `figures` generates the prompts of the paper's Figures 4
+to 10 with the fine-tuned model. Writes `data/samples/<which>/`; one process or several write the
+same bytes.
 """
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +20,13 @@ from stages.common.artifacts import IMAGE, shard_paths, stream_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
-from stages.diffusion.sampler import draw_shards
+from stages.diffusion.sampler import PROVENANCE, generate_shards
 from stages.params import load
 from stages.runtime.process import run_stage
 
-REAL, FIGURES = Path("data/imagery/test"), Path("stages/embedded/figures.csv")
+TEST_IMAGERY = Path("data/imagery/test")
+FIGURES = Path("stages/embedded/figures.csv")
+IMAGES_PER_FIGURE = 4
 SCHEMA = pa.schema(
     [
         ("image", IMAGE),
@@ -29,59 +35,63 @@ SCHEMA = pa.schema(
         ("caption", pa.string()),
         ("prompt", pa.string()),
         ("negative_prompt", pa.string()),
-        ("seed", pa.int64()),
-        ("scheduler", pa.string()),
-        ("steps", pa.int32()),
-        ("guidance_scale", pa.float64()),
-        ("model", pa.string()),
+        *PROVENANCE,
     ]
 )
 
 
 def main(which: str) -> None:
-    p = load()
-    make_deterministic(p.seed)
+    params = load()
+    make_deterministic(params.seed)
     if which == "figures":
-        rows, total, inputs = figures(), sum(1 for _ in figures()), [FIGURES]
+        inputs = [FIGURES]
+        rows = figure_rows()
+        total = sum(1 for _ in figure_rows())
     else:
-        copies = p.classifier.images_per_caption if which == "tuned" else 1
-        rows, inputs = (
-            (row for copy in range(copies) for row in held_out(p.seed, copy)),
-            shard_paths(REAL),
-        )
-        total = copies * sum(pq.read_metadata(path).num_rows for path in inputs)
-    folder = models.start_folder() if which == "base" else Path("models/diffusion")
-    draw_shards(
-        f"sample@{which}",
-        Path("data/samples") / which,
-        folder,
-        rows,
-        total,
-        SCHEMA,
-        p.sampling,
-        p.seed,
-        [*inputs, Path(__file__)],
+        inputs = shard_paths(TEST_IMAGERY)
+        copies = params.classifier.images_per_caption if which == "tuned" else 1
+        rows = caption_rows(params.seed, copies)
+        total = copies * sum(pq.read_metadata(shard).num_rows for shard in inputs)
+    generate_shards(
+        stage=f"sample@{which}",
+        out=Path("data/samples") / which,
+        model=models.start_folder() if which == "base" else Path("models/diffusion"),
+        rows=rows,
+        total=total,
+        schema=SCHEMA,
+        sampling=params.sampling,
+        seed=params.seed,
+        inputs=[*inputs, Path(__file__)],
     )
 
 
-def held_out(seed: int, copy: int):
-    """A row per real image, with one of its captions drawn by (seed, filename): the same for each copy, from other noise."""
-    for row in stream_rows(REAL, ["filename", "scene", "captions"]):
-        captions = row["captions"] or [""]
-        caption = captions[rng(seed, "caption", row["filename"]).integers(len(captions))]
-        wanted = request(row["filename"], row["scene"], caption)
-        yield wanted | {"item": (*wanted["item"], copy)} if copy else wanted
+def caption_rows(seed: int, copies: int) -> Iterator[dict]:
+    """One row per test image, with one of its captions, and then `copies - 1` further ones.
+
+    The caption is drawn by (seed, filename), so it is the same in each copy. The noise differs.
+    """
+    for copy in range(copies):
+        for image in stream_rows(TEST_IMAGERY, ["filename", "scene", "captions"]):
+            filename = image["filename"]
+            captions = image["captions"] or [""]
+            caption = captions[rng(seed, "caption", filename).integers(len(captions))]
+            row = make_row(filename, image["scene"], caption)
+            if copy:
+                row["item"] = (*row["item"], copy)
+            yield row
 
 
-def figures():
-    """Four rows per figure; its land-cover class stands where a real image has its scene."""
+def figure_rows() -> Iterator[dict]:
+    """Four rows per figure of the paper. Their land-cover class stands in the column `scene`."""
     with open(FIGURES, encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            for copy in range(4):
-                yield request(f"figure_{line['figure']}_{copy}.png", line["label"], line["prompt"])
+        for figure in csv.DictReader(file):
+            for copy in range(IMAGES_PER_FIGURE):
+                filename = f"figure_{figure['figure']}_{copy}.png"
+                yield make_row(filename, figure["label"], figure["prompt"])
 
 
-def request(filename: str, scene: str, caption: str) -> dict:
+def make_row(filename: str, scene: str, caption: str) -> dict:
+    """What `generate_shards` reads of a row."""
     return {
         "filename": filename,
         "scene": scene,

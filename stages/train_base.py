@@ -1,32 +1,47 @@
-"""The model that fine-tuning starts from: the base as fetched, or a VAE and text encoder trained on this run's imagery.
+"""Prepare the model that fine-tuning starts from.
 
-    python -m stages.train_base
+    python -m stages.runtime.launch train_base
 
-`source: base` writes only `models/start/start.json`, which points at the fetched model: nothing is copied. `source:
-scratch` (compact latent diffusion, no weights from elsewhere) leaves the UNet untrained: `finetune_sd` trains it.
+With `train_base.source: base` that is the fetched model; only `models/start/start.json` is written,
+which points at it. With `source: scratch` (compact latent diffusion, no weights from elsewhere) a
+VAE and a text encoder are trained on this run's imagery, and the UNet stays untrained until
+`finetune_sd` trains it.
 """
 
 from pathlib import Path
 
 from stages.common.artifacts import decode_image, read_rows, write_json
-from stages.params import load
+from stages.params import TrainBase, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 
+FETCHED = Path("models/base/diffusion")
+START = Path("models/start")
+
 
 def main() -> None:
-    p = load()
-    start = Path("models/start")
-    if p.train_base.source == "base":
-        index = Path("models/base/diffusion/model_index.json")
-        if not index.exists():
-            exit_with_error(
-                f"{index}: not found; `dvc repro fetch_model@diffusion` makes it, unless fetch_model.diffusion is none: then set "
-                "train_base.source: scratch"
-            )
-        return write_json(start / "start.json", {"folder": "models/base/diffusion"})
+    params = load()
+    if params.train_base.source == "base":
+        use_fetched_model()
+    else:
+        train_from_scratch(params.train_base, params.seed)
 
+
+def use_fetched_model() -> None:
+    """Point `models/start` at the fetched model."""
+    index = FETCHED / "model_index.json"
+    if not index.exists():
+        exit_with_error(
+            f"{index}: not found; `dvc repro fetch_model@diffusion` makes it, unless "
+            "fetch_model.diffusion is none: then set train_base.source: scratch"
+        )
+    write_json(START / "start.json", {"folder": str(FETCHED)})
+
+
+def train_from_scratch(config: TrainBase, seed: int) -> None:
+    """Train the parts in the order they depend on each other."""
+    # Imported late: pointing at the fetched model needs none of them.
     import numpy as np
     import torch
     from transformers import CLIPTokenizer
@@ -34,50 +49,48 @@ def main() -> None:
     from stages.common.torch_setup import make_deterministic
     from stages.diffusion import from_scratch
 
-    make_deterministic(p.seed)
+    make_deterministic(seed)
     rows = read_rows("data/imagery/train")
-    images = np.stack([np.asarray(decode_image(row["image"])) for row in rows])  # [N,H,W,3] uint8
+    images = np.stack([np.asarray(decode_image(row["image"])) for row in rows])  # [N, H, W, 3]
     captions = [row["captions"] for row in rows]
-    width, height = p.train_base.vae_channels, images.shape[1]
-    factor = 2 ** (len(width) - 1)
-    if height % factor:
+    resolution = images.shape[1]
+    factor = 2 ** (len(config.vae_channels) - 1)
+    if resolution % factor:
         exit_with_error(
-            f"fetch_imagery.resolution: {height} is not a multiple of the VAE's factor {factor}"
+            f"fetch_imagery.resolution: {resolution} is not a multiple of the VAE's factor {factor}"
         )
-
-    # The parts in the order they depend on each other: tokenizer, text encoder; VAE; a UNet that knows nothing yet.
-    with atomic_folder(start) as part:
-        from_scratch.train_tokenizer([c for five in captions for c in five], part / "tokenizer")
-        tokenizer = CLIPTokenizer.from_pretrained(part / "tokenizer")
-        text = from_scratch.train_text_encoder(
-            tokenizer,
+    with atomic_folder(START) as folder:
+        all_captions = [caption for image_captions in captions for caption in image_captions]
+        from_scratch.train_tokenizer(all_captions, folder / "tokenizer")
+        text_encoder = from_scratch.train_text_encoder(
+            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             images,
             captions,
-            p.train_base.text_width,
-            p.train_base.text_layers,
-            p.train_base.text_steps,
-            p.train_base.batch_size,
-            p.train_base.lr,
-            p.seed,
+            width=config.text_width,
+            layers=config.text_layers,
+            steps=config.text_steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            seed=seed,
         )
         vae = from_scratch.train_vae(
             images,
-            width,
-            p.train_base.latent_channels,
-            p.train_base.vae_steps,
-            p.train_base.batch_size,
-            p.train_base.lr,
-            p.seed,
+            config.vae_channels,
+            config.latent_channels,
+            steps=config.vae_steps,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            seed=seed,
         )
-        torch.manual_seed(p.seed)
-        unet = from_scratch.untrained_unet(
-            p.train_base.unet_channels,
-            p.train_base.latent_channels,
-            height // factor,
-            p.train_base.text_width,
+        torch.manual_seed(seed)
+        unet = from_scratch.make_unet(
+            config.unet_channels,
+            config.latent_channels,
+            latent_size=resolution // factor,
+            text_width=config.text_width,
         )
-        from_scratch.save_pipeline(part, vae, text, unet)
-        write_json(part / "start.json", {"folder": "models/start"})
+        from_scratch.save_pipeline(folder, vae, text_encoder, unet)
+        write_json(folder / "start.json", {"folder": str(START)})
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A scene classifier, trained from scratch on real training tiles.
+"""Train a scene classifier from scratch on real training tiles.
 
     python -m stages.train_scene
 
-It is the `scene` feature extractor (what lies before its last layer) and the judge of whether an image shows the scene
-of its caption.
+It is the `scene` feature extractor (what lies before its last layer), and it judges whether an
+image shows the scene of its caption.
 """
 
 import math
@@ -14,64 +14,71 @@ from torch.nn import functional as F
 
 from stages.common.artifacts import read_rows
 from stages.common.torch_setup import make_deterministic, torch_generator
-from stages.evaluation.networks import create, load_images, normalize, save, statistics
+from stages.evaluation.networks import (
+    channel_statistics,
+    create_network,
+    load_images,
+    normalize,
+    save_network,
+)
 from stages.params import TrainScene, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 
-WEIGHT_DECAY, LABEL_SMOOTHING, WARMUP = (
-    0.05,
-    0.1,
-    0.15,
-)  # AdamW; share of the target spread; share of the steps
+WEIGHT_DECAY = 0.05  # of AdamW
+LABEL_SMOOTHING = 0.1  # share of the target that is spread over all classes
+WARMUP = 0.15  # share of the steps
 
 
-def main():
-    p = load()
-    make_deterministic(p.seed)
-    images, labels, scenes = tiles("data/imagery/train", None, p.train_scene.resolution)
+def main() -> None:
+    params = load()
+    train_scene = params.train_scene
+    make_deterministic(params.seed)
+    images, labels, scenes = read_tiles("data/imagery/train", None, train_scene.resolution)
     if len(scenes) < 2:
         exit_with_error(
             f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2"
         )
-    mean, std = statistics(images)
-    network = train(images, labels, mean, std, len(scenes), p.train_scene, p.seed)
+    mean, std = channel_statistics(images)
+    network = train(images, labels, mean, std, len(scenes), train_scene, params.seed)
 
-    valid, valid_labels, _ = tiles("data/imagery/valid", scenes, p.train_scene.resolution)
-    accuracy = (
-        float((predict(network, valid, mean, std) == valid_labels).float().mean())
-        if len(valid)
-        else None
+    valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, train_scene.resolution)
+    accuracy = None
+    if len(valid_images):
+        correct = predict(network, valid_images, mean, std) == valid_labels
+        accuracy = float(correct.float().mean())
+    log(
+        f"train_scene: accuracy {accuracy} on {len(valid_images)} valid tiles, {len(scenes)} scenes"
     )
-    log(f"train_scene: accuracy {accuracy} on {len(valid)} valid tiles, {len(scenes)} scenes")
-    with atomic_folder(Path("models/scene")) as part:
-        save(
-            part,
-            network,
-            {
-                "model": p.train_scene.model,
-                "resolution": p.train_scene.resolution,
-                "scenes": scenes,
-                "mean": mean,
-                "std": std,
-                "valid_accuracy": accuracy,
-                "n_valid": len(valid),
-                "n_train": len(images),
-            },
-        )
+    config = {
+        "model": train_scene.model,
+        "resolution": train_scene.resolution,
+        "scenes": scenes,
+        "mean": mean,
+        "std": std,
+        "valid_accuracy": accuracy,
+        "n_valid": len(valid_images),
+        "n_train": len(images),
+    }
+    with atomic_folder(Path("models/scene")) as folder:
+        save_network(folder, network, config)
 
 
-def tiles(
+def read_tiles(
     folder: str, scenes: list[str] | None, resolution: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Tiles uint8 [N, 3, R, R], their scene numbers [N], the scenes' names. With `scenes`, tiles of others are left out."""
-    shown = [row["scene"] for row in read_rows(folder, ["scene"])]
-    scenes = sorted(set(shown)) if scenes is None else scenes
-    places = [i for i, scene in enumerate(shown) if scene in scenes]
-    labels = torch.tensor([scenes.index(shown[i]) for i in places], dtype=torch.long)
-    return load_images(folder, resolution, places), labels, scenes
+    """Tiles uint8 [N, 3, R, R], their class numbers [N], and the scenes in that order.
+
+    Tiles of other scenes than `scenes` are left out; None means all scenes of the folder.
+    """
+    tile_scenes = [row["scene"] for row in read_rows(folder, ["scene"])]
+    if scenes is None:
+        scenes = sorted(set(tile_scenes))
+    indices = [i for i, scene in enumerate(tile_scenes) if scene in scenes]
+    labels = torch.tensor([scenes.index(tile_scenes[i]) for i in indices], dtype=torch.long)
+    return load_images(folder, resolution, indices), labels, scenes
 
 
 def train(
@@ -79,85 +86,111 @@ def train(
     labels: torch.Tensor,
     mean: list[float],
     std: list[float],
-    classes: int,
-    p: TrainScene,
+    class_count: int,
+    config: TrainScene,
     seed: int,
 ) -> torch.nn.Module:
-    """Cross-entropy on every tile once per epoch, each time under one of its 8 flips and rotations."""
+    """Train on every tile once per epoch, each time under one of its 8 flips and rotations.
+
+    Args:
+        images: uint8 [N, 3, R, R].
+        labels: class numbers [N].
+        mean: of each channel, for pixels in [0, 1].
+        std: of each channel, likewise.
+        class_count: number of scenes.
+        config: the section `train_scene`.
+        seed: of the order and the augmentation.
+
+    Raises:
+        SystemExit: the loss, or what the trained network answers, is NaN or inf.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = (
-        create(p.model, classes, p.resolution, "train_scene.model")
-        .to(device, memory_format=torch.channels_last)
-        .train()
+    network = create_network(config.model, class_count, config.resolution, "train_scene.model")
+    network = network.to(device).to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
+    steps_per_epoch = max(len(images) // config.batch_size, 1)
+    total_steps = config.epochs * steps_per_epoch
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(step, total_steps)
     )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=p.lr, weight_decay=WEIGHT_DECAY)
-    per_epoch = max(len(images) // p.batch_size, 1)
-    steps = p.epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(
-            (step + 1) / (WARMUP * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)
-        ),
-    )
-    draws = torch_generator(seed, "train_scene")
-    for epoch in progress_bar(range(1, p.epochs + 1), what="train_scene", unit="epoch"):
-        order = torch.randperm(len(images), generator=draws)
-        for step in range(per_epoch):
-            chosen = order[step * p.batch_size : (step + 1) * p.batch_size]
-            turns = torch.randint(8, (len(chosen),), generator=draws).tolist()
-            x = torch.stack(
-                [turn(images[i], k) for i, k in zip(chosen.tolist(), turns)]
-            )  # [B, 3, R, R]
-            x = soften(x.to(device).float(), draws)
-            x, y = normalize(x, mean, std), labels[chosen].to(device)
+    generator = torch_generator(seed, "train_scene")
+    for epoch in progress_bar(range(1, config.epochs + 1), desc="train_scene", unit="epoch"):
+        order = torch.randperm(len(images), generator=generator)
+        for batch in order.split(config.batch_size)[:steps_per_epoch]:
+            x = augment(images[batch], generator).to(device)  # [B, 3, R, R]
+            x = normalize(reduce_detail(x.float(), generator), mean, std)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = F.cross_entropy(network(x).float(), y, label_smoothing=LABEL_SMOOTHING)
+                logits = network(x).float()  # [B, scenes]
+                loss = F.cross_entropy(
+                    logits, labels[batch].to(device), label_smoothing=LABEL_SMOOTHING
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
+            scheduler.step()
         if not loss.isfinite():
             exit_with_error(
-                f"train_scene.lr: the loss is no number by epoch {epoch}. Try a lower lr than {p.lr}"
+                f"train_scene.lr: the loss is NaN or inf by epoch {epoch}. "
+                f"Try a lower lr than {config.lr}"
             )
+    # The last step's update, or the running averages that training doesn't use, may have diverged.
     with torch.no_grad():
-        if (
-            not network.eval()(x).isfinite().all()
-        ):  # the last step's update, or the running averages, which training doesn't use
+        if not network.eval()(x).isfinite().all():
             exit_with_error(
-                f"train_scene.lr: the trained network's answers are no numbers. Try a lower lr than {p.lr}"
+                "train_scene.lr: the trained network's answers are NaN or inf. "
+                f"Try a lower lr than {config.lr}"
             )
     return network
 
 
-def turn(image: torch.Tensor, k: int) -> torch.Tensor:
-    """One of the 8 flips and rotations of an image [3, R, R]: a view from above has no preferred side."""
-    image = image.flip(2) if k >= 4 else image
-    return image.rot90(k % 4, (1, 2))
+def lr_factor(step: int, total_steps: int) -> float:
+    """Factor of the peak learning rate: linear warm-up, then cosine decay to 0."""
+    warmup = (step + 1) / (WARMUP * total_steps)
+    cosine = 0.5 + 0.5 * math.cos(math.pi * step / total_steps)
+    return min(warmup, cosine)
 
 
-def soften(images: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-    """Half of a batch [B, 3, R, R] loses detail: scaled down, to as little as a third, and up again.
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image of [B, 3, R, R] under a random one of its 8 flips and rotations.
 
-    Scenes are to be told by shape and layout. Without this the network leans on sensor noise, which no VAE keeps: one in
-    five real tiles that a VAE has merely encoded and decoded would count as something else.
+    A view from above has no preferred side.
     """
-    half, size = len(images) // 2, images.shape[-1]
-    small = int(size * (0.35 + 0.5 * torch.rand((), generator=draws).item()))
-    soft = F.interpolate(images[:half], small, mode="bilinear", antialias=True)
-    return torch.cat([F.interpolate(soft, size, mode="bilinear"), images[half:]])
+    views = torch.randint(8, (len(images),), generator=generator).tolist()
+    return torch.stack([dihedral_view(image, view) for image, view in zip(images, views)])
+
+
+def dihedral_view(image: torch.Tensor, view: int) -> torch.Tensor:
+    """View 0 to 7 of an image [3, R, R]: 4 and above are mirrored, then all are rotated."""
+    if view >= 4:
+        image = image.flip(2)
+    return image.rot90(view % 4, (1, 2))
+
+
+def reduce_detail(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Scale half of a batch [B, 3, R, R] down, to as little as 35 %, and up again.
+
+    Scenes should be told by shape and layout. Without this the network relies on sensor noise,
+    which no VAE keeps: one in five real tiles that a VAE has merely encoded and decoded would be
+    classified differently.
+    """
+    half = len(images) // 2
+    side = images.shape[-1]
+    small_side = int(side * (0.35 + 0.5 * torch.rand((), generator=generator).item()))
+    small = F.interpolate(images[:half], small_side, mode="bilinear", antialias=True)
+    return torch.cat([F.interpolate(small, side, mode="bilinear"), images[half:]])
 
 
 @torch.inference_mode()
-def predict(network, images: torch.Tensor, mean: list[float], std: list[float]) -> torch.Tensor:
-    """Scene numbers [N] of tiles uint8 [N, 3, R, R]."""
+def predict(
+    network: torch.nn.Module, images: torch.Tensor, mean: list[float], std: list[float]
+) -> torch.Tensor:
+    """Class numbers [N] of tiles uint8 [N, 3, R, R]."""
     device = next(network.parameters()).device
-    return torch.cat(
-        [
-            network(normalize(x.to(device).float(), mean, std)).argmax(1).cpu()
-            for x in images.split(256)
-        ]
-    )
+    predictions = []
+    for batch in images.split(256):
+        logits = network(normalize(batch.to(device).float(), mean, std))  # [B, scenes]
+        predictions.append(logits.argmax(1).cpu())
+    return torch.cat(predictions)
 
 
 if __name__ == "__main__":

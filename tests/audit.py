@@ -1,63 +1,79 @@
-"""What a stage script really uses: the modules it imports and the params it reads, found in its source (no import runs)."""
+"""What a stage script uses, read from its source: modules that it imports, params that it reads."""
 
 import ast
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-# What cannot change a result: a stage needn't declare it, so touching it rebuilds nothing.
+# Modules that cannot change a result. A stage need not declare them: a change of one of them reruns
+# nothing.
 HARMLESS = {
     "stages/__init__.py",  # a docstring
-    "stages/params.py",  # refuses values, doesn't choose them; `params:` tracks the values themselves
-    *(str(path) for path in Path("stages/runtime").glob("*.py")),  # by its definition
+    "stages/params.py",  # checks the values, which `params:` tracks
+    *(str(path) for path in Path("stages/runtime").glob("*.py")),
 }
+PACKAGES = ("stages", "tools", "benchmarks")
+
+
+@cache
+def parse(path: str) -> ast.Module:
+    return ast.parse(Path(path).read_text(encoding="utf-8"))
+
+
+def imported_names(path: str) -> Iterator[str]:
+    """The dotted names that a file imports, at any depth of nesting; `from a import b` is a.b."""
+    package = Path(path).parent
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.parts[: len(package.parts) - node.level + 1] if node.level else ()
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def direct_imports(path: str) -> frozenset[str]:
+    """The project files that a file itself imports; packages count where their file holds code."""
+    files = set()
+    for name in imported_names(path):
+        if name.split(".")[0] in PACKAGES:
+            stem = Path(*name.split("."))
+            files |= {stem.with_suffix(".py"), stem / "__init__.py"}
+    return frozenset(str(file) for file in files if file.is_file() and file.stat().st_size)
 
 
 @cache
 def imports(path: str) -> frozenset[str]:
-    """Project files that a file imports, itself included, transitively, at any depth of nesting."""
-    found, waiting = set(), [path]
+    """The project files that a file imports, directly or not, itself included."""
+    seen = {"stages/__init__.py"}  # every import runs the __init__.py of its packages
+    waiting = [path]
     while waiting:
         file = waiting.pop()
-        if file in found:
-            continue
-        found.add(file)
-        package = Path(file).parent
-        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
-            names = ["stages"]  # every import runs its packages' __init__.py
-            if isinstance(node, ast.Import):
-                names += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = (
-                    ".".join(package.parts[: len(package.parts) - node.level + 1])
-                    if node.level
-                    else ""
-                )
-                module = ".".join(part for part in (base, node.module) if part)
-                names += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-            for name in names:
-                if name.split(".")[0] == "stages":
-                    stem = Path(*name.split("."))
-                    waiting += [
-                        str(f)
-                        for f in (stem.with_suffix(".py"), stem / "__init__.py")
-                        if f.is_file() and f.stat().st_size
-                    ]
-    return frozenset(found)
+        if file not in seen:
+            seen.add(file)
+            waiting += direct_imports(file)
+    return frozenset(seen)
 
 
 def sections(path: str) -> set[str]:
-    """Params that a stage script reads: `p.section` where `p = load()`, or `load().section`."""
-    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    """The params that a stage script reads: `params.section` after `params = load()`.
+
+    Params that are passed on whole could be read anywhere; they are in the result as an error text.
+    """
+    tree = parse(path)
     calls = {
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "load"
     }
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
-    found = {parents[call].attr for call in calls if isinstance(parents[call], ast.Attribute)}
-    for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+    read = {parents[call].attr for call in calls if isinstance(parents[call], ast.Attribute)}
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    for function in functions:
         names = {
             target.id
             for node in ast.walk(function)
@@ -65,37 +81,32 @@ def sections(path: str) -> set[str]:
             for target in node.targets
         }
         for node in ast.walk(function):
-            if isinstance(node, ast.Name) and node.id in names and isinstance(node.ctx, ast.Load):
-                parent = parents[node]
-                # Handed on whole it could be read anywhere: forbidden.
-                found.add(
-                    parent.attr
-                    if isinstance(parent, ast.Attribute)
-                    else f"<{path}:{node.lineno}: params passed on whole>"
-                )
-    return found
+            if not isinstance(node, ast.Name) or not isinstance(node.ctx, ast.Load):
+                continue
+            parent = parents[node]
+            if node.id in names and isinstance(parent, ast.Attribute):
+                read.add(parent.attr)
+            elif node.id in names:
+                read.add(f"<{path}:{node.lineno}: params passed on whole>")
+    return read
 
 
 def pipeline() -> dict[str, dict]:
-    """stage -> {script, deps, params, outs} as dvc.yaml declares them; a foreach stage once, its items merged."""
+    """stage -> {script, cmd, deps, params, outs} of dvc.yaml; a foreach stage counts once."""
     stages = {}
     for name, entry in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
         body = entry.get("do", entry)
-        command = body["cmd"].split()
-        module = (
-            command[3]
-            if command[2] == "stages.runtime.launch"
-            else command[2].removeprefix("stages.")
-        )
+        words = body[
+            "cmd"
+        ].split()  # python -m stages.<script>, or ... stages.runtime.launch <script>
+        launched = words[2] == "stages.runtime.launch"
+        script = words[3] if launched else words[2].removeprefix("stages.")
+        outs = [out for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])]
         stages[name] = {
-            "script": f"stages/{module}.py",
+            "script": f"stages/{script}.py",
             "cmd": body["cmd"],
             "deps": body.get("deps", []),
             "params": [str(param) for param in body.get("params", [])],
-            "outs": [
-                next(iter(out)) if isinstance(out, dict) else out
-                for kind in ("outs", "metrics", "plots")
-                for out in body.get(kind, [])
-            ],
+            "outs": [next(iter(out)) if isinstance(out, dict) else out for out in outs],
         }
     return stages

@@ -1,4 +1,4 @@
-"""Shared by all tests: a copy of the repository, and the whole pipeline run once in it at smoke scale."""
+"""Shared fixtures: workspaces of tiny models, and one run of the whole pipeline at smoke scale."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tracing
 
-# One thread a process, stages included: the workers share the cores.
+# One thread per process, stages included: the test workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ def shell(
 
 
 def copy_repository(target: Path) -> Path:
-    """What a clone would hold, uncommitted changes included, as a fresh git repository with nothing built."""
+    """A clone with the uncommitted changes, as a new git repository without outputs."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
         cwd=REPOSITORY,
@@ -38,9 +38,8 @@ def copy_repository(target: Path) -> Path:
     for name in listed.stdout.splitlines():
         if (REPOSITORY / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(
-                REPOSITORY / name, target / name
-            )  # with its time: git reads anew what is as young as its index
+            # With its time: git reads a file again that is as young as its index.
+            shutil.copy2(REPOSITORY / name, target / name)
     (target / "dvc.lock").unlink(missing_ok=True)
     for command in (
         ["init", "-q"],
@@ -53,14 +52,14 @@ def copy_repository(target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict:
-    """Scratch of its own, and no way out: a stage that reached for the network would fail here."""
-    dead = "http://127.0.0.1:9"
+    """Variables with a resume cache of its own and no network: a stage that needs it fails."""
+    closed_port = "http://127.0.0.1:9"
     return {
         "REMOTE_DIFFUSION_SCRATCH": str(tmp_path_factory.mktemp("scratch")),
-        "HTTP_PROXY": dead,
-        "HTTPS_PROXY": dead,
-        "http_proxy": dead,
-        "https_proxy": dead,
+        "HTTP_PROXY": closed_port,
+        "HTTPS_PROXY": closed_port,
+        "http_proxy": closed_port,
+        "https_proxy": closed_port,
         "HF_HOME": str(tmp_path_factory.mktemp("hub")),
     }
 
@@ -80,13 +79,13 @@ def encoded(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def workspace(encoded, tmp_path) -> Path:
-    """A copy of it."""
+    """A copy of `encoded` for one test."""
     return shutil.copytree(encoded, tmp_path / "work")
 
 
 @pytest.fixture(scope="session")
 def trained(encoded, tmp_path_factory) -> Path:
-    """A workspace in which fine-tuning ran without a stop: 10 steps, checkpoints at 3, 6, 9 and 10."""
+    """A workspace after fine-tuning without a stop: 10 steps, checkpoints at 3, 6, 9 and 10."""
     from tiny_diffusion import run
 
     from stages import finetune_sd
@@ -99,7 +98,10 @@ def trained(encoded, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, environment) -> Path:
-    """A copy of the repository in which `dvc repro` ran the whole pipeline at smoke scale, its stages traced into `traces/` beside it."""
+    """A copy of the repository after `dvc repro` at smoke scale.
+
+    The files that its stages opened are traced into `traces/` beside it.
+    """
     copy = copy_repository(tmp_path_factory.mktemp("smoke") / "copy")
     shutil.copyfile(copy / "tests/params.yaml", copy / "params.yaml")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

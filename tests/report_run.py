@@ -1,4 +1,4 @@
-"""A repository as it is after every stage but the report: rendered scenes as images, plausible numbers."""
+"""A repository after every stage but the report: rendered scenes as images, plausible numbers."""
 
 import csv
 import shutil
@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import save_file
 
-from stages import report
 from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
-from stages.embedded.scenes import SCENES, tiles
+from stages.embedded.scenes import SCENES, render_tiles
 from stages.params import LULC_CLASSES
+from stages.reporting.context import ROLES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = {
@@ -41,198 +41,343 @@ SETTING_FIELDS = [
     ("guidance_scale", pa.float64()),
     ("model", pa.string()),
 ]
-
-
-def cell(image) -> dict:
-    return {"bytes": encode_png(Image.fromarray(image)), "path": None}
-
-
-def cell_row(image) -> dict:
-    return {"image": cell(image)}
+TRAINING_SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string())])
+TEST_SCHEMA = pa.schema(
+    [
+        ("image", IMAGE),
+        ("captions", pa.list_(pa.string())),
+        ("scene", pa.string()),
+        ("filename", pa.string()),
+    ]
+)
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("image", IMAGE),
+        ("filename", pa.string()),
+        ("scene", pa.string()),
+        ("caption", pa.string()),
+        ("prompt", pa.string()),
+        *SETTING_FIELDS,
+    ]
+)
+SYNTHETIC_SCHEMA = pa.schema(
+    [
+        ("image", IMAGE),
+        ("row", pa.int32()),
+        ("label", pa.string()),
+        ("prompt", pa.string()),
+        ("writer", pa.string()),
+        ("technique", pa.string()),
+        ("passages", pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))),
+        *SETTING_FIELDS,
+    ]
+)
 
 
 def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) -> Path:
-    """Write what `report` reads: rendered scenes as images, plausible numbers."""
+    """Write what `report` reads.
+
+    Args:
+        root: folder of the repository.
+        per_scene: real tiles of each scene.
+        size: pixels of an image.
+        per_class: synthetic images of each class.
+    """
     count = per_scene * len(SCENES)
-    looks = {
-        name: list(tiles(seed, 0, count, size, look))
-        for name, seed, look in (("real", 1, "domain"), ("base", 2, "base"), ("tuned", 3, "domain"))
-    }
-    names = [f"{tile['scene']}_{i:05d}.png" for i, tile in enumerate(looks["real"])]
-    write_shards(
-        root / "data/imagery/train",
-        (
-            {"image": cell(tile["image"]), "filename": name}
-            for tile, name in zip(looks["real"], names)
-        ),
-        pa.schema([("image", IMAGE), ("filename", pa.string())]),
-    )
-    write_shards(
-        root / "data/imagery/test",
-        (
-            {
-                "image": cell(tile["image"]),
-                "captions": tile["captions"],
-                "scene": tile["scene"],
-                "filename": name,
-            }
-            for tile, name in zip(looks["real"], names)
-        ),
-        pa.schema(
-            [
-                ("image", IMAGE),
-                ("captions", pa.list_(pa.string())),
-                ("scene", pa.string()),
-                ("filename", pa.string()),
-            ]
-        ),
-    )
-    sample = pa.schema(
-        [
-            ("image", IMAGE),
-            ("filename", pa.string()),
-            ("scene", pa.string()),
-            ("caption", pa.string()),
-            ("prompt", pa.string()),
-            *SETTING_FIELDS,
-        ]
-    )
-    for which in ("base", "tuned"):
-        write_shards(
-            root / f"data/samples/{which}",
-            (
-                {
-                    "image": cell(drawn["image"]),
-                    "filename": name,
-                    "scene": tile["scene"],
-                    "caption": tile["captions"][0],
-                    "prompt": tile["captions"][0],
-                    **SETTINGS,
-                }
-                for drawn, tile, name in zip(looks[which], looks["real"], names)
-            ),
-            sample,
-        )
-    (root / "stages/embedded").mkdir(parents=True)
-    shutil.copyfile(
-        REPOSITORY / "stages/embedded/figures.csv", root / "stages/embedded/figures.csv"
-    )
-    with open(root / "stages/embedded/figures.csv", newline="") as file:
-        figures = list(csv.DictReader(file))
-    pick = {
-        label: [tile for tile in looks["tuned"] if tile["scene"] in scenes]
+    real = list(render_tiles(1, 0, count, size, "domain"))
+    base = list(render_tiles(2, 0, count, size, "base"))
+    tuned = list(render_tiles(3, 0, count, size, "domain"))
+    names = [f"{tile['scene']}_{i:05d}.png" for i, tile in enumerate(real)]
+    by_class = {
+        label: [tile for tile in tuned if tile["scene"] in scenes]
         for label, scenes in CLASSES.items()
     }
-    write_shards(
-        root / "data/samples/figures",
-        (
-            {
-                "image": cell(pick[row["label"]][copy % per_scene]["image"]),
-                "filename": f"{row['figure']}_{copy}",
-                "scene": row["label"],
-                "caption": row["prompt"],
-                "prompt": row["prompt"],
-                **SETTINGS,
-            }
-            for row in figures
-            for copy in range(4)
-        ),
-        sample,
-    )
-    passages = pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))
-    write_shards(
-        root / "data/synthetic",
-        (
-            {
-                "image": cell(pick[label][copy % len(pick[label])]["image"]),
-                "row": 2 * number + copy % 2,
-                "label": label,
-                "prompt": f'satellite image, {label.lower()} "{copy % 2}" <b>',
-                "writer": "extractive",
-                "technique": "retrieval",
-                "passages": [{"paper": "03_fields", "page": 1}] if copy else [],
-                **SETTINGS,
-            }
-            for number, label in enumerate(LULC_CLASSES)
-            for copy in range(per_class)
-        ),
-        pa.schema(
-            [
-                ("image", IMAGE),
-                ("row", pa.int32()),
-                ("label", pa.string()),
-                ("prompt", pa.string()),
-                ("writer", pa.string()),
-                ("technique", pa.string()),
-                ("passages", passages),
-                *SETTING_FIELDS,
-            ]
-        ),
+
+    write_imagery(root, real, names)
+    write_samples(root / "data/samples/base", base, real, names)
+    write_samples(root / "data/samples/tuned", tuned, real, names)
+    write_figures(root, by_class, per_scene)
+    write_synthetic(root, by_class, per_class)
+    write_features(root, [tile["scene"] for tile in real], per_class)
+    write_models(root)
+    write_sources(root)
+    (root / "metrics/plots").mkdir(parents=True)
+    for name, metrics in finished_metrics(count).items():
+        write_json(root / f"metrics/{name}.json", metrics)
+    for name, text in finished_plots(names).items():
+        (root / f"metrics/plots/{name}.csv").write_text(text)
+    write_pipeline(root)
+    return root
+
+
+def image_cell(pixels: np.ndarray) -> dict:
+    """pixels: uint8 [H, W, 3]."""
+    return {"bytes": encode_png(Image.fromarray(pixels)), "path": None}
+
+
+def write_imagery(root: Path, tiles: list[dict], names: list[str]) -> None:
+    """The training tiles are the test tiles."""
+    training = [
+        {"image": image_cell(tile["image"]), "filename": name} for tile, name in zip(tiles, names)
+    ]
+    test = [
+        row | {"captions": tile["captions"], "scene": tile["scene"]}
+        for row, tile in zip(training, tiles)
+    ]
+    write_shards(root / "data/imagery/train", training, TRAINING_SCHEMA)
+    write_shards(root / "data/imagery/test", test, TEST_SCHEMA)
+    near_duplicates = {"groups": 3, "train_test": 2, "excluded_from_test": 1}
+    write_json(
+        root / "data/imagery/REPORT.json",
+        {
+            "kept": {"train": 100, "valid": 10, "test": len(tiles)},
+            "scenes": 12,
+            "skipped": {},
+            "near_duplicates": near_duplicates,
+        },
     )
 
-    (root / "models/index").mkdir(parents=True)
-    pq.write_table(
-        pa.table({"paper": ["03_fields"], "title": ["Fields <i>from</i> above"]}),
-        root / "models/index/passages.parquet",
-    )
-    # What the scene classifier sees: the scene itself, but the first image of each class as a car park.
-    draws, names_of = np.random.default_rng(0), list(SCENES)
-    scenes = [tile["scene"] for tile in looks["real"]]
-    shown = [
+
+def write_samples(folder: Path, images: list[dict], tiles: list[dict], names: list[str]) -> None:
+    """One image for the first caption of each test tile."""
+    rows = [
+        {
+            "image": image_cell(image["image"]),
+            "filename": name,
+            "scene": tile["scene"],
+            "caption": tile["captions"][0],
+            "prompt": tile["captions"][0],
+            **SETTINGS,
+        }
+        for image, tile, name in zip(images, tiles, names)
+    ]
+    write_shards(folder, rows, SAMPLES_SCHEMA)
+
+
+def write_figures(root: Path, by_class: dict[str, list[dict]], per_scene: int) -> None:
+    """Four images for each prompt of the paper's figures."""
+    (root / "stages/embedded").mkdir(parents=True)
+    table = root / "stages/embedded/figures.csv"
+    shutil.copyfile(REPOSITORY / "stages/embedded/figures.csv", table)
+    with open(table, newline="") as file:
+        figures = list(csv.DictReader(file))
+    rows = [
+        {
+            "image": image_cell(by_class[figure["label"]][copy % per_scene]["image"]),
+            "filename": f"{figure['figure']}_{copy}",
+            "scene": figure["label"],
+            "caption": figure["prompt"],
+            "prompt": figure["prompt"],
+            **SETTINGS,
+        }
+        for figure in figures
+        for copy in range(4)
+    ]
+    write_shards(root / "data/samples/figures", rows, SAMPLES_SCHEMA)
+
+
+def write_synthetic(root: Path, by_class: dict[str, list[dict]], per_class: int) -> None:
+    """Images of two prompts per class; the first has no passage."""
+    rows = [
+        {
+            "image": image_cell(by_class[label][copy % len(by_class[label])]["image"]),
+            "row": 2 * number + copy % 2,
+            "label": label,
+            "prompt": f'satellite image, {label.lower()} "{copy % 2}" <b>',
+            "writer": "extractive",
+            "technique": "retrieval",
+            "passages": [{"paper": "03_fields", "page": 1}] if copy else [],
+            **SETTINGS,
+        }
+        for number, label in enumerate(LULC_CLASSES)
+        for copy in range(per_class)
+    ]
+    write_shards(root / "data/synthetic", rows, SYNTHETIC_SCHEMA)
+
+
+def write_features(root: Path, real_scenes: list[str], per_class: int) -> None:
+    """The classifier recognizes every image, but the first of each class as a parking lot."""
+    generator = np.random.default_rng(0)
+    synthetic_scenes = [
         "parking" if copy == 0 else CLASSES[label][0]
         for label in LULC_CLASSES
         for copy in range(per_class)
     ]
-    for place, asked in (("real/train", scenes), ("real/test", scenes), ("synthetic", shown)):
-        logits = np.float32([[5.0 * (name == scene) for name in names_of] for scene in asked])
-        (root / "data/features" / place).mkdir(parents=True, exist_ok=True)
+    for folder, scenes in (
+        ("real/train", real_scenes),
+        ("real/test", real_scenes),
+        ("synthetic", synthetic_scenes),
+    ):
+        recognized = np.array([[name == scene for name in SCENES] for scene in scenes])
+        logits = np.where(recognized, 5.0, 0.0).astype(np.float32)
+        features = logits + generator.normal(size=logits.shape).astype(np.float32)
+        (root / "data/features" / folder).mkdir(parents=True, exist_ok=True)
         save_file(
-            {
-                "logits": logits,
-                "features": logits + draws.normal(size=logits.shape).astype(np.float32),
-            },
-            root / "data/features" / place / "scene.safetensors",
+            {"logits": logits, "features": features},
+            root / "data/features" / folder / "scene.safetensors",
         )
+
+
+def write_models(root: Path) -> None:
+    """The configurations of the classifiers, the titles of the papers."""
+    write_json(
+        root / "models/scene/config.json",
+        {"model": "resnet18", "resolution": 64, "scenes": list(SCENES)},
+    )
+    for key in ("lulc", "scenes"):
+        folder = root / "models/classifier" / key
+        write_json(folder / "config.json", {"model": "resnet18", "resolution": 64, "classes": []})
+        write_json(folder / "context.json", {"weights": "none", "classes_without_real": []})
+    (root / "models/index").mkdir(parents=True)
+    passages = pa.table({"paper": ["03_fields"], "title": ["Fields <i>from</i> above"]})
+    pq.write_table(passages, root / "models/index/passages.parquet")
+
+
+def write_sources(root: Path) -> None:
+    """A SOURCE.json for each input."""
+    files = {"model.safetensors": "ab" * 32}
+    for folder in ("data/imagery", "data/papers", *(f"models/base/{role}" for role in ROLES)):
+        without = folder.endswith(("writer", "vision", "classifier"))
+        source = {"source": "none" if without else "embedded", "license": None, "files": files}
+        write_json(root / folder / "SOURCE.json", source)
+
+
+def write_pipeline(root: Path) -> None:
+    """dvc.yaml and params, the times of three stages, no sweep."""
     shutil.copyfile(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
-    (root / ".dvc/tmp/stage_times").mkdir(parents=True)
+    shutil.copyfile(REPOSITORY / "tests/params.yaml", root / "params.yaml")
+    times = root / ".dvc/tmp/stage_times"
+    times.mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    for item, seconds in (("features@real", 61.0), ("features@base", 2.5), ("generate", 4.25)):
-        (root / ".dvc/tmp/stage_times" / item).write_text(f"{seconds}\n")
+    for stage, seconds in (("features@real", 61.0), ("features@base", 2.5), ("generate", 4.25)):
+        (times / stage).write_text(f"{seconds}\n")
     (root / "sweeps").mkdir()
 
-    def score(value: float, n: int) -> dict:
-        return {
-            "loss": 1.1,
-            "average_accuracy": value - 0.02,
-            "f1": value,
-            "jaccard": value / 2,
-            "overall_accuracy": value,
-            "f1_macro": value - 0.01,
-            "overall_accuracy_lo": value - 0.05,
-            "overall_accuracy_hi": value + 0.05,
-            "n": n,
-        }
 
-    standard = {"refused": 0, "n": count, "n_real": count, "n_floor": count, "singular": 1}
-    for name, value in {
-        "fid": 2.1,
-        "fid_infinity": 1.1,
-        "sinkhorn": 0.3,
-        "kid_x1000": 1.2,
-        "precision": 0.8,
-        "recall": 0.7,
-        "density": 0.9,
-        "coverage": 0.75,
-    }.items():
-        standard |= {
-            name: value,
-            f"{name}_lo": value * 0.9,
-            f"{name}_hi": value * 1.1,
-            f"{name}_floor": value / 4,
-            f"{name}_floor_lo": value / 8,
-            f"{name}_floor_hi": value / 2,
-            f"{name}_base": value * 9,
-        }
+# Numbers ---------------------------------------------------------------------------------------
+
+
+def finished_metrics(count: int) -> dict[str, dict]:
+    """File name without `.json` -> content of metrics/*.json. count: of test tiles."""
+    return FIXED_METRICS | {
+        "fid": fid_metrics(count),
+        "images": image_metrics(count),
+        "caption_agreement": AGREEMENT | {"n": count},
+        "ceiling_lulc": classifier_scores(0.93, 72),
+        "ceiling_scenes": classifier_scores(0.9, 96),
+        "classify_lulc": {
+            "synthetic_test": classifier_scores(0.81, 70),
+            "real_test": classifier_scores(0.7, 72),
+            "chance": 1 / 7,
+            "n_train": 245,
+        },
+        "classify_scenes": {
+            "synthetic_test": classifier_scores(0.6, 96),
+            "real_test": classifier_scores(0.66, 96),
+            "chance": 1 / 12,
+            "n_train": 300,
+        },
+    }
+
+
+FIXED_METRICS: dict[str, dict] = {
+    "corpus": {
+        "papers": 21,
+        "papers_failed": 1,
+        "papers_test": 4,
+        "lines": 1500,
+        "lines_test": 300,
+        "characters": 99999,
+    },
+    "llm": {
+        "perplexity": 21.5,
+        "perplexity_lo": 20.0,
+        "perplexity_hi": 23.0,
+        "perplexity_base": 60.0,
+        "perplexity_base_lo": 55.0,
+        "perplexity_base_hi": 65.0,
+        "bits_per_character": 1.4,
+        "bits_per_character_base": 1.9,
+        "n": 4,
+        "tokens": 9000,
+        "train_loss": 3.1,
+        "trainable_share": 0.01,
+    },
+    "prompts": {
+        "extractive": {
+            "retrieval": {
+                "count": 70,
+                "asked": 90,
+                "rejected": 20,
+                "distinct_2": 0.8,
+                "class_agreement": 0.95,
+            }
+        },
+        "domain": {"zero_shot": {"count": 0, "asked": 28, "rejected": 28}},
+    },
+    "diffusion": {
+        "train_loss": 0.21,
+        "validation_loss": 0.22,
+        "validation_loss_base": 0.5,
+        "best_step": 300,
+        "steps": 400,
+    },
+    "review": {"ratings": 0, "experts": 0, "ratings_of_other_runs": 0},
+}
+AGREEMENT = {
+    "caption_agreement": 0.88,
+    "caption_agreement_lo": 0.85,
+    "caption_agreement_hi": 0.9,
+    "caption_agreement_base": 0.3,
+    "ceiling": 0.98,
+    "per_scene_min": 0.6,
+    "class_agreement": 0.9,
+    "class_agreement_lo": 0.8,
+    "class_agreement_hi": 0.95,
+    "class_agreement_n": 21,
+}
+DISTANCES = {
+    "fid": 2.1,
+    "fid_infinity": 1.1,
+    "sinkhorn": 0.3,
+    "kid_x1000": 1.2,
+    "precision": 0.8,
+    "recall": 0.7,
+    "density": 0.9,
+    "coverage": 0.75,
+}
+
+
+def classifier_scores(accuracy: float, n: int) -> dict:
+    return {
+        "loss": 1.1,
+        "average_accuracy": accuracy - 0.02,
+        "f1": accuracy,
+        "jaccard": accuracy / 2,
+        "overall_accuracy": accuracy,
+        "f1_macro": accuracy - 0.01,
+        "overall_accuracy_lo": accuracy - 0.05,
+        "overall_accuracy_hi": accuracy + 0.05,
+        "n": n,
+    }
+
+
+def fid_metrics(count: int) -> dict:
+    standard: dict[str, float] = {
+        "refused": 0,
+        "n": count,
+        "n_real": count,
+        "n_floor": count,
+        "singular": 1,
+    }
+    for name, value in DISTANCES.items():
+        standard[name] = value
+        standard[f"{name}_lo"] = value * 0.9
+        standard[f"{name}_hi"] = value * 1.1
+        standard[f"{name}_floor"] = value / 4
+        standard[f"{name}_floor_lo"] = value / 8
+        standard[f"{name}_floor_hi"] = value / 2
+        standard[f"{name}_base"] = value * 9
     paper = {
         "refused": 0,
         "n": 8,
@@ -243,156 +388,51 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
         "fid_floor": 0.6,
         "fid_base": 21.0,
     }
-    metrics = {
-        "corpus": {
-            "papers": 21,
-            "papers_failed": 1,
-            "papers_test": 4,
-            "lines": 1500,
-            "lines_test": 300,
-            "characters": 99999,
-        },
-        "llm": {
-            "perplexity": 21.5,
-            "perplexity_lo": 20.0,
-            "perplexity_hi": 23.0,
-            "perplexity_base": 60.0,
-            "perplexity_base_lo": 55.0,
-            "perplexity_base_hi": 65.0,
-            "bits_per_character": 1.4,
-            "bits_per_character_base": 1.9,
-            "n": 4,
-            "tokens": 9000,
-            "train_loss": 3.1,
-            "trainable_share": 0.01,
-        },
-        "prompts": {
-            "extractive": {
-                "retrieval": {
-                    "count": 70,
-                    "asked": 90,
-                    "rejected": 20,
-                    "distinct_2": 0.8,
-                    "class_agreement": 0.95,
-                }
-            },
-            "domain": {"zero_shot": {"count": 0, "asked": 28, "rejected": 28}},
-        },
-        "diffusion": {
-            "train_loss": 0.21,
-            "validation_loss": 0.22,
-            "validation_loss_base": 0.5,
-            "best_step": 300,
-            "steps": 400,
-        },
-        "fid": {"scene": {"standard": standard, "paper": paper}},
-        "images": {
-            "mismatch": {
-                which: {
-                    "blocking": 1.0,
-                    "blocking_real": 1.0,
-                    "detail_ratio": ratio,
-                    "warned": int(ratio < 0.8),
-                }
-                for which, ratio in (("tuned", 0.6), ("synthetic", 0.9))
-            },
-            **{
-                space: {
-                    which: {
-                        "memorized": 0.02,
-                        "memorized_lo": 0.01,
-                        "memorized_hi": 0.05,
-                        "limit": 1.0,
-                        "median": 2.0,
-                        "median_real": 2.1,
-                        "n": count,
-                    }
-                    for which in ("tuned", "synthetic")
-                }
-                for space in ("pixels", "scene")
-            },
-        },
-        "caption_agreement": {
-            "caption_agreement": 0.88,
-            "caption_agreement_lo": 0.85,
-            "caption_agreement_hi": 0.9,
-            "caption_agreement_base": 0.3,
-            "ceiling": 0.98,
-            "n": count,
-            "per_scene_min": 0.6,
-            "class_agreement": 0.9,
-            "class_agreement_lo": 0.8,
-            "class_agreement_hi": 0.95,
-            "class_agreement_n": 21,
-        },
-        "ceiling_lulc": score(0.93, 72),
-        "ceiling_scenes": score(0.9, 96),
-        "classify_lulc": {
-            "synthetic_test": score(0.81, 70),
-            "real_test": score(0.7, 72),
-            "chance": 1 / 7,
-            "n_train": 245,
-        },
-        "classify_scenes": {
-            "synthetic_test": score(0.6, 96),
-            "real_test": score(0.66, 96),
-            "chance": 1 / 12,
-            "n_train": 300,
-        },
-        "review": {"ratings": 0, "experts": 0, "ratings_of_other_runs": 0},
+    return {"scene": {"standard": standard, "paper": paper}}
+
+
+def image_metrics(count: int) -> dict:
+    memorization = {
+        "memorized": 0.02,
+        "memorized_lo": 0.01,
+        "memorized_hi": 0.05,
+        "limit": 1.0,
+        "median": 2.0,
+        "median_real": 2.1,
+        "n": count,
     }
-    for name, value in metrics.items():
-        write_json(root / f"metrics/{name}.json", value)
-    lulc, scenes = zip(LULC_CLASSES * 3, LULC_CLASSES[::-1] * 3), zip(SCENES * 4, SCENES * 4)
-    plots = {
-        "diffusion_loss": "step,train_loss,validation_loss\n0,0.6,0.5\n100,0.3,0.29\n200,0.25,0.24\n",
+    mismatch = {
+        image_set: {
+            "blocking": 1.0,
+            "blocking_real": 1.0,
+            "detail_ratio": detail_ratio,
+            "warned": int(detail_ratio < 0.8),
+        }
+        for image_set, detail_ratio in (("tuned", 0.6), ("synthetic", 0.9))
+    }
+    by_image_set = {"tuned": memorization, "synthetic": memorization}
+    return {"mismatch": mismatch, "pixels": by_image_set, "scene": by_image_set}
+
+
+def finished_plots(names: list[str]) -> dict[str, str]:
+    """File name without `.csv` -> text of metrics/plots/*.csv. names: files of the test tiles."""
+    backward = LULC_CLASSES[::-1]
+    return {
+        "diffusion_loss": (
+            "step,train_loss,validation_loss\n0,0.6,0.5\n100,0.3,0.29\n200,0.25,0.24\n"
+        ),
         "llm_loss": "step,loss\n10,4.4\n20,3.9\n30,3.6\n",
         "caption_agreement_by_scene": "scene,tuned,base,real\n"
         + "".join(f"{scene},0.8,0.3,1.0\n" for scene in SCENES),
         "nearest_training": "generated,training,distance,real_percentile\n"
         + "".join(f"{name},{name},0.{i + 1},0.{i}\n" for i, name in enumerate(names[:6])),
-        "confusion_lulc": "actual,predicted\n" + "".join(f"{a},{b}\n" for a, b in lulc),
-        "confusion_scenes": "actual,predicted\n" + "".join(f"{a},{b}\n" for a, b in scenes),
-        "fid_curve": "images,one_over_n,tuned,base,floor\n24,0.0417,2.1,19,0.5\n12,0.0833,3.3,20,1.1\n",
+        "confusion_lulc": "actual,predicted\n"
+        + "".join(f"{a},{b}\n" for a, b in zip(LULC_CLASSES * 3, backward * 3)),
+        "confusion_scenes": "actual,predicted\n"
+        + "".join(f"{scene},{scene}\n" for scene in SCENES * 4),
+        "fid_curve": (
+            "images,one_over_n,tuned,base,floor\n24,0.0417,2.1,19,0.5\n12,0.0833,3.3,20,1.1\n"
+        ),
         "accuracy_by_class_lulc": "class,accuracy,n\n"
         + "".join(f"{label},0.7,9\n" for label in LULC_CLASSES),
     }
-    (root / "metrics/plots").mkdir()
-    for name, text in plots.items():
-        (root / f"metrics/plots/{name}.csv").write_text(text)
-    for folder in (
-        "data/imagery",
-        "data/papers",
-        *(f"models/base/{role}" for role in report.ROLES),
-    ):
-        source = {
-            "source": "none" if folder.endswith(("writer", "vision", "classifier")) else "embedded",
-            "license": None,
-        }
-        write_json(
-            root / folder / "SOURCE.json", source | {"files": {"model.safetensors": "ab" * 32}}
-        )
-    write_json(
-        root / "data/imagery/REPORT.json",
-        {
-            "kept": {"train": 100, "valid": 10, "test": count},
-            "scenes": 12,
-            "skipped": {},
-            "near_duplicates": {"groups": 3, "train_test": 2, "excluded_from_test": 1},
-        },
-    )
-    write_json(
-        root / "models/scene/config.json",
-        {"model": "resnet18", "resolution": 64, "scenes": list(SCENES)},
-    )
-    for key in ("lulc", "scenes"):
-        write_json(
-            root / f"models/classifier/{key}/config.json",
-            {"model": "resnet18", "resolution": 64, "classes": []},
-        )
-        write_json(
-            root / f"models/classifier/{key}/context.json",
-            {"weights": "none", "classes_without_real": []},
-        )
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", root / "params.yaml")
-    return root

@@ -1,12 +1,15 @@
-"""Loss, flips and rotations, checkpoints: closed forms and files, no stage."""
+"""Loss, latents, checkpoints, chunks and memory errors, without running a stage."""
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from stages.diffusion import checkpoints
+from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
-from stages.diffusion.latents import Latents, allocate, arrays, dihedral
+from stages.diffusion.latents import Latents, allocate, dihedral, memory_map
 from stages.diffusion.loss import (
     add_noise,
     denoising_loss,
@@ -14,13 +17,14 @@ from stages.diffusion.loss import (
     stratified_timesteps,
     target,
 )
-from stages.diffusion.validation import spread
+from stages.diffusion.validation import rms_distance
 from stages.runtime.gpu_memory import largest_batch, report_out_of_memory
 
-ALPHAS = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
+ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
 
 
-def sample(count=6):
+def random_latents(count=6):
+    """Latents x, noise and timesteps of `count` images."""
     generator = torch.Generator().manual_seed(0)
     return (
         torch.randn(count, 4, 8, 8, generator=generator),
@@ -29,38 +33,37 @@ def sample(count=6):
     )
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_a_perfect_prediction_has_no_loss(kind):
-    x, noise, t = sample()
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_a_perfect_prediction_has_no_loss(prediction_type):
+    x, noise, t = random_latents()
     batch = {"latents": x, "noise": noise, "timesteps": t, "text": None}
-    loss = denoising_loss(
-        lambda noisy, t, text, return_dict: (target(x, noise, t, ALPHAS, kind),),
-        batch,
-        ALPHAS,
-        kind,
-        5.0,
-    )
+
+    def perfect_unet(noisy, t, text, return_dict):
+        return (target(x, noise, t, ALPHAS_CUMPROD, prediction_type),)
+
+    loss = denoising_loss(perfect_unet, batch, ALPHAS_CUMPROD, prediction_type, 5.0)
     assert loss.shape == (6,) and loss.abs().max() == 0
 
 
 def test_the_velocity_gives_back_noise_and_image():
-    x, noise, t = sample()
-    alpha, sigma = (
-        ALPHAS[t].sqrt()[:, None, None, None],
-        (1 - ALPHAS[t]).sqrt()[:, None, None, None],
-    )
-    noisy, v = add_noise(x, noise, t, ALPHAS), target(x, noise, t, ALPHAS, "v_prediction")
-    torch.testing.assert_close(alpha * noisy - sigma * v, x)
-    torch.testing.assert_close(sigma * noisy + alpha * v, noise)
+    x, noise, t = random_latents()
+    alpha = ALPHAS_CUMPROD[t].sqrt()[:, None, None, None]
+    sigma = (1 - ALPHAS_CUMPROD[t]).sqrt()[:, None, None, None]
+    noisy = add_noise(x, noise, t, ALPHAS_CUMPROD)
+    velocity = target(x, noise, t, ALPHAS_CUMPROD, "v_prediction")
+    torch.testing.assert_close(alpha * noisy - sigma * velocity, x)
+    torch.testing.assert_close(sigma * noisy + alpha * velocity, noise)
 
 
 def test_min_snr_weights_follow_the_paper():
     t = torch.arange(1000)
-    snr = ALPHAS / (1 - ALPHAS)
+    snr = ALPHAS_CUMPROD / (1 - ALPHAS_CUMPROD)
     least = torch.minimum(snr, torch.tensor(5.0))
-    torch.testing.assert_close(min_snr_weight(t, ALPHAS, "epsilon", 5.0), least / snr)
-    torch.testing.assert_close(min_snr_weight(t, ALPHAS, "v_prediction", 5.0), least / (snr + 1))
-    assert (min_snr_weight(t, ALPHAS, "epsilon", None) == 1).all()
+    of_noise = min_snr_weight(t, ALPHAS_CUMPROD, "epsilon", 5.0)
+    of_velocity = min_snr_weight(t, ALPHAS_CUMPROD, "v_prediction", 5.0)
+    torch.testing.assert_close(of_noise, least / snr)
+    torch.testing.assert_close(of_velocity, least / (snr + 1))
+    assert (min_snr_weight(t, ALPHAS_CUMPROD, "epsilon", None) == 1).all()
     # Zero terminal SNR (Lin et al. 2024) stays finite.
     assert torch.isfinite(min_snr_weight(torch.tensor([0]), torch.zeros(1), "epsilon", 5.0)).all()
 
@@ -68,9 +71,10 @@ def test_min_snr_weights_follow_the_paper():
 def test_min_snr_weighs_the_same_error_alike_for_both_predictions():
     # An error e of x0 is an error e * alpha / sigma of the noise and e / sigma of the velocity.
     t = torch.arange(0, 1000, 50)
-    power = ALPHAS[t]
-    as_noise = (power / (1 - power)) * min_snr_weight(t, ALPHAS, "epsilon", 5.0)
-    as_velocity = (1 / (1 - power)) * min_snr_weight(t, ALPHAS, "v_prediction", 5.0)
+    sigma_square = 1 - ALPHAS_CUMPROD[t]
+    snr = ALPHAS_CUMPROD[t] / sigma_square
+    as_noise = snr * min_snr_weight(t, ALPHAS_CUMPROD, "epsilon", 5.0)
+    as_velocity = min_snr_weight(t, ALPHAS_CUMPROD, "v_prediction", 5.0) / sigma_square
     torch.testing.assert_close(as_noise, as_velocity)
 
 
@@ -81,14 +85,13 @@ def test_timesteps_are_stratified():
 
 def test_the_eight_variants_are_distinct_and_form_a_group():
     image = torch.arange(2 * 9.0).reshape(2, 3, 3)
-    all8 = [dihedral(image, v) for v in range(8)]
-    assert len({tuple(v.flatten().tolist()) for v in all8}) == 8
-    assert torch.equal(all8[0], image) and torch.equal(all8[4], image.flip(-1))
-    for v in range(8):
-        inverse = (
-            v if v >= 4 else -v % 4
-        )  # a mirroring undoes itself, a turn is undone by the rest of the circle
-        assert torch.equal(dihedral(dihedral(image, v), inverse), image)
+    variants = [dihedral(image, variant) for variant in range(8)]
+    assert len({tuple(variant.flatten().tolist()) for variant in variants}) == 8
+    assert torch.equal(variants[0], image) and torch.equal(variants[4], image.flip(-1))
+    for variant in range(8):
+        # Mirroring twice is the identity; a turn is undone by the rest of the circle.
+        inverse = variant if variant >= 4 else -variant % 4
+        assert torch.equal(dihedral(dihedral(image, variant), inverse), image)
 
 
 @pytest.fixture
@@ -96,71 +99,99 @@ def data(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    allocate(tmp_path / "train.safetensors", {"mean": (10, 8, 4, 2, 2), "logvar": (10, 8, 4, 2, 2)})
-    out = arrays(tmp_path / "train.safetensors", "r+")
-    out["mean"][:] = np.arange(80).reshape(10, 8, 1, 1, 1)
+    shape = (10, 8, 4, 2, 2)  # [N, V, C, h, w]
+    allocate(tmp_path / "train.safetensors", {"mean": shape, "logvar": shape})
+    mean = memory_map(tmp_path / "train.safetensors", "r+")["mean"]
+    mean[:] = np.arange(80).reshape(10, 8, 1, 1, 1)
     allocate(tmp_path / "captions.safetensors", {"embeddings": (3, 77, 5)})
-    arrays(tmp_path / "captions.safetensors", "r+")["embeddings"][:] = np.arange(3).reshape(3, 1, 1)
+    embeddings = memory_map(tmp_path / "captions.safetensors", "r+")["embeddings"]
+    embeddings[:] = np.arange(3).reshape(3, 1, 1)
     pq.write_table(pa.table({"caption_ids": [[1, 2]] * 10}), tmp_path / "rows_train.parquet")
     return Latents(tmp_path, "train", 0.5)
 
 
 def test_latents_are_memory_mapped_and_readable_by_safetensors(data, tmp_path):
-    from safetensors.torch import load_file
-
     assert isinstance(data.mean, np.memmap)
     assert load_file(tmp_path / "train.safetensors")["mean"][3, 2, 0, 0, 0] == 26
 
 
 def test_an_epoch_is_every_image_once_in_a_variant_of_its_own(data):
-    seen = [data.visits([position], 0, 1000, 0.0, False) for position in range(20)]
-    ids = [int(v["latents"][0, 0, 0, 0] / 0.5) for v in seen]
-    assert sorted(i // 8 for i in ids[:10]) == sorted(i // 8 for i in ids[10:]) == list(range(10))
-    assert ids[:10] != ids[10:] and len({i % 8 for i in ids}) > 3
-    together = data.visits(range(20), 0, 1000, 0.0, False)  # the same numbers at any batch size
-    for key in together:
-        assert torch.equal(together[key], torch.cat([v[key] for v in seen]))
-    assert not torch.equal(together["noise"], data.visits(range(20), 1, 1000, 0.0, False)["noise"])
+    examples = [data.training_batch([position], 0, 1000, 0.0, False) for position in range(20)]
+    values = [int(example["latents"][0, 0, 0, 0] / 0.5) for example in examples]
+    rows = [value // 8 for value in values]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert values[:10] != values[10:] and len({value % 8 for value in values}) > 3
+    # The same numbers at any batch size, others with another seed.
+    batch = data.training_batch(range(20), 0, 1000, 0.0, False)
+    for name in batch:
+        assert torch.equal(batch[name], torch.cat([example[name] for example in examples]))
+    other_seed = data.training_batch(range(20), 1, 1000, 0.0, False)
+    assert not torch.equal(batch["noise"], other_seed["noise"])
 
 
-def test_captions_are_dropped_at_the_rate_asked_and_the_posterior_is_sampled(data):
-    text = data.visits(range(1000), 0, 1000, 0.3, False)["text"][:, 0, 0]
+def test_captions_are_dropped_at_the_given_rate(data):
+    text = data.training_batch(range(1000), 0, 1000, 0.3, False)["text"][:, 0, 0]
     assert 0.25 < (text == 0).float().mean() < 0.35
     assert (text == 1).any() and (text == 2).any()
-    sampled, mean = (
-        data.visits(range(1000), 0, 1000, 0.0, sample)["latents"] for sample in (True, False)
-    )
-    assert (
-        abs((sampled - mean).std() - 0.5) < 0.02
-    )  # logvar 0 is a standard deviation of 1, scaled by 0.5
 
 
-def test_checkpoints_are_safetensors_of_any_type_and_layout(tmp_path):
-    from safetensors.torch import load_file
+def test_the_posterior_is_sampled(data):
+    sampled = data.training_batch(range(1000), 0, 1000, 0.0, True)["latents"]
+    mean = data.training_batch(range(1000), 0, 1000, 0.0, False)["latents"]
+    # A logvar of 0 is a standard deviation of 1, which is scaled by 0.5.
+    assert abs((sampled - mean).std() - 0.5) < 0.02
 
+
+def test_checkpoints_are_safetensors_of_any_type(tmp_path):
     tensors = {
         "bytes": torch.arange(7, dtype=torch.uint8),
         "count": torch.tensor(3),
         "half": torch.randn(5).half(),
-        "image": torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        "image": torch.randn(2, 3, 4, 4),
         "none": torch.zeros(0, 2),
     }
     checkpoints.save(tmp_path / "a.safetensors", tensors, {"step": 1})
-    found = load_file(tmp_path / "a.safetensors")
-    assert found.keys() == tensors.keys()
-    assert all(
-        torch.equal(found[name], t) and found[name].dtype == t.dtype for name, t in tensors.items()
-    )
+    loaded = load_file(tmp_path / "a.safetensors")
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
     assert checkpoints.load(tmp_path / "a.safetensors")[1] == {"step": 1}
 
 
-def test_a_torn_checkpoint_is_never_loaded(tmp_path, capsys):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_checkpoint_restores_weights_average_and_optimizer(tmp_path, memory_format):
+    def make_training(seed):
+        torch.manual_seed(seed)
+        convolution = torch.nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
+        weights = dict(convolution.named_parameters())
+        ema = {name: weight.detach() + 1 for name, weight in weights.items()}
+        return convolution, weights, ema, torch.optim.AdamW(weights.values())
+
+    convolution, weights, ema, adamw = make_training(seed=0)
+    convolution(torch.ones(1, 3, 4, 4)).sum().backward()
+    adamw.step()
+    tensors = checkpoints.state_dict(weights, ema, adamw)
+    checkpoints.save_step(tmp_path, tensors, TrainingState(step=1), keep=1)
+
+    convolution, restored_weights, restored_ema, restored_adamw = make_training(seed=1)
+    tensors, state = checkpoints.load_latest(tmp_path)
+    checkpoints.load_state_dict(tensors, restored_weights, restored_ema, restored_adamw)
+    assert state == TrainingState(step=1)
+    assert convolution.weight.is_contiguous(memory_format=memory_format)
+    for name, weight in weights.items():
+        assert torch.equal(restored_weights[name], weight)
+        assert torch.equal(restored_ema[name], ema[name])
+        moments = restored_adamw.state[restored_weights[name]]
+        for key, value in adamw.state[weight].items():
+            assert torch.equal(moments[key], value)
+
+
+def test_an_incomplete_checkpoint_is_never_loaded(tmp_path, capsys):
     for step in (3, 6, 9):
-        state = {"loss": 0.1 + 0.2, "step": step, "best_step": 3}
-        checkpoints.save_step(
-            tmp_path, {"weight.w": torch.full((100,), float(step))}, state, keep=2
-        )
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        tensors = {"weight.w": torch.full((100,), float(step))}
+        state = TrainingState(step, best_step=3, best_loss=0.1 + 0.2)
+        checkpoints.save_step(tmp_path, tensors, state, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
         "best.safetensors",
         "step_00000006.safetensors",
         "step_00000009.safetensors",
@@ -169,89 +200,97 @@ def test_a_torn_checkpoint_is_never_loaded(tmp_path, capsys):
     last = tmp_path / "step_00000009.safetensors"
     last.write_bytes(last.read_bytes()[:-7])
     tensors, state = checkpoints.load_latest(tmp_path)
-    assert (
-        state == {"loss": 0.1 + 0.2, "step": 6, "best_step": 3} and (tensors["weight.w"] == 6).all()
-    )
+    assert state == TrainingState(6, best_step=3, best_loss=0.1 + 0.2)
+    assert (tensors["weight.w"] == 6).all()
     assert "step_00000009.safetensors" in capsys.readouterr().err
     (tmp_path / "step_00000006.safetensors").write_bytes(b"")
     assert checkpoints.load_latest(tmp_path) is None
 
 
-def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path):
-    checkpoints.save_step(tmp_path, {"w": torch.ones(3)}, {"step": 1, "best_step": 0}, keep=1)
-    (tmp_path / "step_00000002.part").symlink_to("/dev/full")
-    with pytest.raises(SystemExit, match="No space left.*kept"):
-        checkpoints.save_step(tmp_path, {"w": torch.ones(3)}, {"step": 2, "best_step": 0}, keep=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["step_00000001.safetensors"]
+def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    tensors = {"w": torch.ones(3)}
+    checkpoints.save_step(tmp_path, tensors, TrainingState(step=1), keep=1)
+
+    def save_file(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", save_file)
+    with pytest.raises(SystemExit, match="No space left.*REMOTE_DIFFUSION_SCRATCH"):
+        checkpoints.save_step(tmp_path, tensors, TrainingState(step=2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.safetensors"]
 
 
-def card(holds: int):
-    """An attempt on a GPU whose memory holds so many images."""
+def gpu_with_memory_for(images: int):
+    """A `try_batch` on a GPU whose memory holds so many images."""
 
-    def attempt(count: int) -> None:
-        if count > holds:
+    def try_batch(count: int) -> None:
+        if count > images:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    return attempt
+    return try_batch
 
 
-@pytest.mark.parametrize("holds, fits", [(9, 8), (8, 8), (1, 1), (0, 0), (100, 16)])
-def test_the_batch_that_fits_is_found(holds, fits):
-    assert largest_batch(card(holds), 32) == fits
+@pytest.mark.parametrize("images, largest", [(9, 8), (8, 8), (1, 1), (0, 0), (100, 16)])
+def test_the_largest_batch_that_fits_is_found(images, largest):
+    assert largest_batch(gpu_with_memory_for(images), 32) == largest
 
 
 @pytest.mark.parametrize(
-    "attempt, line",
+    "try_batch, advice",
     [
-        (card(9), "32 images at a time.*8 do: set it to 8; or less"),
-        (card(0), "nor does the smallest batch"),
-        (None, "try half of them"),
+        (gpu_with_memory_for(9), "32 images.*set it to 8; or less"),
+        (gpu_with_memory_for(0), "32 images(?!.*set it to)"),
+        (None, "32 images.*half"),
     ],
 )
-def test_out_of_memory_is_one_line_that_says_which_batch_fits(attempt, line):
-    with pytest.raises(SystemExit, match=f"error: sampling.batch_size: .*{line}"):
-        with report_out_of_memory("sampling.batch_size", 32, attempt, "; or less"):
-            card(31)(32)
-    with pytest.raises(ZeroDivisionError):  # other faults are none of its business
-        with report_out_of_memory("sampling.batch_size", 32, attempt):
+def test_out_of_memory_is_one_line_that_says_which_batch_fits(try_batch, advice):
+    with pytest.raises(SystemExit, match=f"error: sampling.batch_size: {advice}"):
+        with report_out_of_memory("sampling.batch_size", 32, try_batch, "; or less"):
+            gpu_with_memory_for(31)(32)
+    with pytest.raises(ZeroDivisionError):  # other errors pass
+        with report_out_of_memory("sampling.batch_size", 32, try_batch):
             raise ZeroDivisionError
 
 
 @pytest.mark.parametrize("count, sizes", [(1, [1]), (16, [16]), (17, [9, 8]), (64, [16] * 4)])
-def test_a_group_is_cut_evenly_on_a_cpu_and_stays_whole_on_a_gpu(count, sizes):
+def test_a_batch_is_split_evenly_on_a_cpu_and_not_on_a_gpu(count, sizes):
     images = torch.arange(count)
-    assert [len(images[part]) for part in CpuChunks(count, torch.device("cpu")).slices] == sizes
-    assert torch.equal(
-        torch.cat(CpuChunks(count, torch.device("cpu")).map(lambda part: images[part])), images
-    )
-    assert CpuChunks(count, torch.device("cuda")).slices == [slice(0, count)]
+    on_cpu = CpuChunks(count, torch.device("cpu"))
+    assert [len(images[chunk]) for chunk in on_cpu.chunks] == sizes
+    assert torch.equal(torch.cat(on_cpu.map(lambda chunk: images[chunk])), images)
+    assert CpuChunks(count, torch.device("cuda")).chunks == [slice(0, count)]
 
 
-def test_gradients_of_slices_add_up_to_those_of_the_whole(four_threads):
+def test_gradients_of_chunks_add_up_to_those_of_the_batch(four_threads):
     torch.manual_seed(0)
-    network, images = (
-        torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3)),
-        sample(40)[0],
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(4, 8, 3), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3)
     )
-    weights = [*network.parameters(), unused := torch.nn.Parameter(torch.ones(3))]
+    images, _, _ = random_latents(40)
+    unused = torch.nn.Parameter(torch.ones(3))
+    weights = [*network.parameters(), unused]
 
-    def loss(part):
-        return network(images[part]).square().sum() / len(images)
+    def loss(chunk):
+        return network(images[chunk]).square().sum() / len(images)
 
-    def gradients(backward) -> list[torch.Tensor]:
-        for w in weights:
-            w.grad = torch.ones_like(w)  # of an earlier micro-batch
+    def backward_without_chunks():
+        total = loss(slice(None))
+        (total / 2).backward()
+        return total
+
+    def loss_and_gradients(backward) -> list[torch.Tensor]:
+        for weight in weights:
+            weight.grad = torch.ones_like(weight)  # of an earlier micro-batch
         total = backward()
-        return [total.detach(), *(w.grad for w in weights)]
+        return [total.detach(), *(weight.grad for weight in weights)]
 
-    whole = gradients(lambda: (total := loss(slice(None)), (total / 2).backward())[0])
-    slices = CpuChunks(len(images), torch.device("cpu"))
-    assert len(slices.slices) == 3
-    parts = [gradients(lambda: slices.backward(loss, weights, 1 / 2)) for _ in range(5)]
-    torch.testing.assert_close(parts[0], whole)
+    chunks = CpuChunks(len(images), torch.device("cpu"))
+    assert len(chunks.chunks) == 3
+    results = [loss_and_gradients(lambda: chunks.backward(loss, weights, 1 / 2)) for _ in range(5)]
+    torch.testing.assert_close(results[0], loss_and_gradients(backward_without_chunks))
     assert torch.equal(unused.grad, torch.ones(3))
-    for others in parts[1:]:  # whichever slice is done first
-        assert all(map(torch.equal, others, parts[0]))
+    for again in results[1:]:  # the same bytes, whichever chunk is done first
+        assert all(map(torch.equal, again, results[0]))
 
 
 @pytest.fixture
@@ -262,8 +301,8 @@ def four_threads():
     torch.set_num_threads(before)
 
 
-def test_the_spread_of_latents_is_the_distance_of_two():
+def test_the_rms_distance_of_latents_is_that_of_random_pairs():
     latents = torch.randn(2000, 4, 2, 2, generator=torch.Generator().manual_seed(0)) * 3
     distances = (latents[:1000] - latents[1000:]).square().mean((1, 2, 3))
-    assert spread(latents) == pytest.approx(distances.mean().sqrt().item(), rel=0.02)
-    assert spread(latents[:1].repeat(5, 1, 1, 1)) == 0
+    assert rms_distance(latents) == pytest.approx(distances.mean().sqrt().item(), rel=0.02)
+    assert rms_distance(latents[:1].repeat(5, 1, 1, 1)) == 0

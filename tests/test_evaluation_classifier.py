@@ -1,6 +1,8 @@
-"""The land-use classifier: its splits, its augmentation, what it learns and what it reports."""
+"""The classifier of tiles: its splits, augmentation, training, scores, and its two stages."""
 
-import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +12,31 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
+from stages.common.artifacts import IMAGE, encode_png, read_json, write_json, write_shards
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
-    Labeled,
-    Outcome,
-    TilesModule,
-    read_labeled,
-    split,
+    LabeledImageDataModule,
+    LabeledImages,
+    TrainingJob,
+    read_labeled_images,
+    stratified_split,
     train_and_test,
     train_and_test_all,
 )
-from stages.evaluation.scores import errors_of, pooled, scores_of, share_of_ceiling
+from stages.evaluation.scores import (
+    average_over_seeds,
+    bootstrap_standard_errors,
+    classification_scores,
+    share_of_ceiling,
+)
 from stages.params import Classifier, load
 from stages.runtime.parallel import available_cores
 
-REAL = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
+CLASSES = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
 SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
-LABELLED = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
-P = Classifier(
+LABELED_SCHEMA = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
+CONFIG = Classifier(
     model="test_resnet",
     resolution=32,
     epochs=8,
@@ -42,165 +49,186 @@ P = Classifier(
 )
 
 
-def flat(count: int, classes: int = 3, seed: int = 0) -> Labeled:
-    """Tiles whose class is their brightness."""
-    labels = np.arange(count) % classes
+def brightness_images(count: int, seed: int = 0) -> LabeledImages:
+    """Noise of three brightnesses, which are the classes."""
+    labels = np.arange(count) % 3
     noise = np.random.default_rng(seed).integers(-20, 20, (count, 32, 32, 3))
-    return Labeled(
-        (noise + (60 + 70 * labels)[:, None, None, None]).clip(0, 255).astype(np.uint8), labels
+    brightness = (60 + 70 * labels)[:, None, None, None]
+    return LabeledImages((noise + brightness).clip(0, 255).astype(np.uint8), labels)
+
+
+def brightness_job(
+    train: int = 30, test: int = 9, seed: int = 0, weights: Path | None = None, **config
+) -> TrainingJob:
+    """Classify so many `brightness_images`; `config` replaces values of `CONFIG`."""
+    return TrainingJob(
+        brightness_images(train),
+        brightness_images(test, seed=1),
+        list("abc"),
+        CONFIG.model_copy(update=config),
+        seed,
+        weights,
     )
 
 
-def test_splits_are_disjoint_whole_and_stratified():
+def test_splits_are_disjoint_complete_and_stratified():
     labels = np.repeat(np.arange(7), 50)
-    found = split(labels, 0.1, 0.2, np.random.default_rng(0))
-    assert sorted(np.concatenate(list(found.values())).tolist()) == list(range(350))
-    for name, each in (("test", 10), ("valid", 5), ("train", 35)):
-        counts = np.bincount(labels[found[name]], minlength=7)
-        assert abs(counts - each).max() <= 1, (name, counts)
-    tiny = split(np.array([0, 1, 1, 0]), 0.1, 0.1, np.random.default_rng(0))
-    assert {name: len(places) for name, places in tiny.items()} == {
-        "test": 1,
-        "valid": 1,
-        "train": 2,
-    }
+    split = stratified_split(labels, 0.1, 0.2, np.random.default_rng(0))
+    assert sorted(np.concatenate(list(split.values())).tolist()) == list(range(350))
+    for name, expected in (("test", 10), ("valid", 5), ("train", 35)):
+        counts = np.bincount(labels[split[name]], minlength=7)
+        assert abs(counts - expected).max() <= 1, (name, counts)
+    tiny = stratified_split(np.array([0, 1, 1, 0]), 0.1, 0.1, np.random.default_rng(0))
+    sizes = {name: len(indices) for name, indices in tiny.items()}
+    assert sizes == {"test": 1, "valid": 1, "train": 2}
 
 
 def test_only_train_is_augmented():
-    data = TilesModule(flat(40), P, [0.5] * 3, [0.25] * 3, 0)
-    for tiles, varies in ((data.train, True), (data.valid, False), (data.test, False)):
-        views = [tiles[0]["image"] for _ in range(4)]
+    data = LabeledImageDataModule(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 0)
+    for dataset, varies in ((data.train, True), (data.valid, False), (data.test, False)):
+        views = [dataset[0]["image"] for _ in range(4)]
         assert any((views[0] != view).any() for view in views) == varies
         assert views[0].shape == (3, 32, 32)
-    plain = (data.test.tiles.images[0].astype(np.float32) / 255 - 0.5) / 0.25
-    assert np.allclose(data.test[0]["image"].numpy(), plain.transpose(2, 0, 1), atol=1e-5)
+    normalized = (data.test.samples.images[0].astype(np.float32) / 255 - 0.5) / 0.25
+    assert np.allclose(data.test[0]["image"].numpy(), normalized.transpose(2, 0, 1), atol=1e-5)
 
 
 def test_it_learns_and_gives_the_same_scores_twice():
-    outcome = train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None)
-    real = outcome.scores["real_test"]
-    assert (
-        real["overall_accuracy"] > 0.9
-        and real["n"] == 30
-        and real["f1"] == pytest.approx(real["overall_accuracy"])
-    )
-    assert (outcome.predicted["real_test"] == flat(30).labels).mean() == pytest.approx(
-        real["overall_accuracy"]
-    )
-    assert (
-        train_and_test(flat(90), flat(30, seed=1), list("abc"), P, 0, None).scores == outcome.scores
-    )
+    job = brightness_job(train=90, test=30)
+    result = train_and_test(job)
+    scores = result.scores["real_test"]
+    assert scores["overall_accuracy"] > 0.9
+    assert scores["n"] == 30
+    assert scores["f1"] == pytest.approx(scores["overall_accuracy"])
+    correct = result.predictions["real_test"] == job.real.labels
+    assert correct.mean() == pytest.approx(scores["overall_accuracy"])
+    assert train_and_test(job).scores == result.scores
 
 
-def test_classifiers_trained_side_by_side_are_those_trained_one_by_one():
-    short = P.model_copy(update={"epochs": 2})
-    asked = [
-        (flat(40), flat(30, seed=1), list("abc"), short, seed, None)
+def test_classifiers_trained_in_parallel_equal_those_trained_one_by_one():
+    jobs = [
+        brightness_job(train=40, test=30, seed=seed, epochs=2)
         for seed in range(max(3, available_cores()))
     ]
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     torch.ones(10**6).exp_()  # starts OpenMP's threads, which a forked process lacks
     torch.set_num_threads(threads)
-    for outcome, arguments in zip(train_and_test_all(asked), asked):
-        alone = train_and_test(*arguments)
-        assert (outcome.scores, outcome.errors, outcome.config) == (
-            alone.scores,
-            alone.errors,
-            alone.config,
-        )
-        weights, theirs = outcome.network.state_dict(), alone.network.state_dict()
-        assert weights.keys() == theirs.keys() and all(
-            (weights[name] == theirs[name]).all() for name in weights
-        )
+    for in_parallel, job in zip(train_and_test_all(jobs), jobs):
+        alone = train_and_test(job)
+        assert in_parallel.scores == alone.scores
+        assert in_parallel.standard_errors == alone.standard_errors
+        assert in_parallel.config == alone.config
+        weights = in_parallel.network.state_dict()
+        expected = alone.network.state_dict()
+        assert weights.keys() == expected.keys()
+        assert all((weights[name] == expected[name]).all() for name in expected)
 
 
-def test_shuffled_labels_bring_it_to_chance():
-    source, short = flat(90), P.model_copy(update={"epochs": 3})
-    outcomes = []
-    for seed in range(6):  # a shuffle may favor a class by luck, six don't
-        shuffled = Labeled(source.images, np.random.default_rng(seed).permutation(source.labels))
-        outcomes.append(train_and_test(shuffled, flat(60, seed=1), list("abc"), short, seed, None))
-    found = pooled(outcomes, "real_test")
-    assert found["overall_accuracy_lo"] <= 1 / 3 <= found["overall_accuracy_hi"]
-    assert found["overall_accuracy"] < 0.45  # 1.0 with the true labels
+def test_shuffled_labels_bring_the_accuracy_to_chance():
+    job = brightness_job(train=90, test=60, epochs=3)
+    results = []
+    for seed in range(6):  # one shuffle may favor a class by luck, six don't
+        labels = np.random.default_rng(seed).permutation(job.source.labels)
+        shuffled = LabeledImages(job.source.images, labels)
+        results.append(train_and_test(job._replace(source=shuffled, seed=seed)))
+    scores = average_over_seeds(
+        [result.scores["real_test"] for result in results],
+        [result.standard_errors["real_test"] for result in results],
+    )
+    assert scores["overall_accuracy_lo"] <= 1 / 3 <= scores["overall_accuracy_hi"]
+    assert scores["overall_accuracy"] < 0.45  # 1.0 with the true labels
 
 
-def test_weights_are_loaded_and_fed_reflectance(tmp_path):
+def test_weights_are_loaded_and_images_scaled_to_reflectance(tmp_path):
     import timm
     from safetensors.torch import save_file
 
     backbone = timm.create_model("test_resnet", num_classes=0).state_dict()
     save_file(backbone, tmp_path / "model.safetensors")
-    short = P.model_copy(update={"epochs": 1})
-    outcome = train_and_test(
-        flat(30), flat(9), list("abc"), short, 0, tmp_path / "model.safetensors"
-    )
-    assert outcome.config["std"] == [1 / SENTINEL2_WHITE] * 3
-    data = TilesModule(flat(9), P, outcome.config["mean"], outcome.config["std"], 0)
-    white = data.plain(image=np.full((32, 32, 3), 255, np.uint8))["image"]
+    config = train_and_test(brightness_job(epochs=1, weights=tmp_path / "model.safetensors")).config
+    assert config["std"] == [1 / SENTINEL2_WHITE] * 3
+    data = LabeledImageDataModule(brightness_images(9), CONFIG, config["mean"], config["std"], 0)
+    white = data.normalization(image=np.full((32, 32, 3), 255, np.uint8))["image"]
     assert np.allclose(white, 0.3558)  # what ESA draws as white, in units of reflectance
-    # Bands B4, B3, B2 are red, green, blue, the order that a PNG is read in: red light is in the first channel alone.
-    red = Labeled(np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1)), np.arange(9) % 3)
-    shown = TilesModule(red, P, outcome.config["mean"], outcome.config["std"], 0).test[0]["image"]
-    assert np.allclose(shown.mean((1, 2)), [200 / 255 * 0.3558, 0, 0])
-    save_file(
-        backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}, tmp_path / "other.safetensors"
-    )  # 13 bands
+    # Bands B4, B3, B2 are red, green, blue, the order of a PNG: red is in the first channel alone.
+    pixels = np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1))
+    red = LabeledImages(pixels, np.arange(9) % 3)
+    data = LabeledImageDataModule(red, CONFIG, config["mean"], config["std"], 0)
+    channel_means = data.test[0]["image"].mean((1, 2))
+    assert np.allclose(channel_means, [200 / 255 * 0.3558, 0, 0])
+
+    of_13_bands = backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}
+    save_file(of_13_bands, tmp_path / "other.safetensors")
     with pytest.raises(SystemExit, match="fetch_model.classifier: .*conv1.0.weight"):
-        train_and_test(flat(30), flat(9), list("abc"), short, 0, tmp_path / "other.safetensors")
+        train_and_test(brightness_job(epochs=1, weights=tmp_path / "other.safetensors"))
 
 
-def test_several_seeds_widen_the_interval():
-    def outcome(accuracy):
-        scores = {"loss": 1.0, "overall_accuracy": accuracy, "n": 100}
-        return Outcome(
-            None,
-            {"real_test": scores},
-            {"real_test": {"loss": 0.1, "overall_accuracy": 0.05}},
-            {},
-            {},
-        )
+def average_accuracies(*accuracies: float) -> dict[str, float]:
+    """Average over classifiers of these accuracies, with a loss of 1, on 100 images."""
+    scores = [{"loss": 1.0, "overall_accuracy": accuracy, "n": 100} for accuracy in accuracies]
+    errors = [{"loss": 0.1, "overall_accuracy": 0.05}] * len(accuracies)
+    return average_over_seeds(scores, errors)
 
-    one, same = pooled([outcome(0.7)], "real_test"), pooled([outcome(0.7)] * 3, "real_test")
-    apart = pooled([outcome(0.6), outcome(0.7), outcome(0.8)], "real_test")
-    assert one["overall_accuracy_lo"] == same["overall_accuracy_lo"] > apart["overall_accuracy_lo"]
-    assert apart["overall_accuracy"] == pytest.approx(0.7) and apart[
-        "overall_accuracy_std"
-    ] == pytest.approx(0.1)
+
+def test_the_spread_over_seeds_widens_the_interval():
+    one = average_accuracies(0.7)
+    equal = average_accuracies(0.7, 0.7, 0.7)
+    different = average_accuracies(0.6, 0.7, 0.8)
+    assert one["overall_accuracy_lo"] == equal["overall_accuracy_lo"]
+    assert equal["overall_accuracy_lo"] > different["overall_accuracy_lo"]
+    assert different["overall_accuracy"] == pytest.approx(0.7)
+    assert different["overall_accuracy_std"] == pytest.approx(0.1)
     assert (one["loss_lo"], one["loss_hi"]) == pytest.approx((1 - 0.196, 1 + 0.196))
 
 
 def test_scores_are_torchgeos_where_every_class_has_images():
-    """And the bootstrap's error of an accuracy is the binomial one."""
     from torchgeo.trainers import ClassificationTask
 
-    draws = np.random.default_rng(0)
-    labels, guesses = np.arange(200) % 4, draws.integers(0, 4, 200)
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    predictions = rng.integers(0, 4, 200)
     metrics = ClassificationTask(model="test_resnet", num_classes=4).test_metrics
-    theirs = metrics(torch.from_numpy(guesses), torch.from_numpy(labels))
-    ours = scores_of(labels[None], guesses[None], np.ones((1, 200)), 4)
+    expected = metrics(torch.from_numpy(predictions), torch.from_numpy(labels))
+    scores = classification_scores(labels[None], predictions[None], np.ones((1, 200)), 4)
     for key, name in (
         ("overall_accuracy", "OverallAccuracy"),
         ("average_accuracy", "AverageAccuracy"),
         ("f1", "F1Score"),
         ("jaccard", "JaccardIndex"),
     ):
-        assert ours[key][0] == pytest.approx(float(theirs[f"test_{name}"]), abs=1e-6), key
-    error = errors_of(labels, guesses, np.ones(200), 4, draws)["overall_accuracy"]
-    share = ours["overall_accuracy"][0]
-    assert error == pytest.approx(np.sqrt(share * (1 - share) / 200), rel=0.15)
-    none = {"overall_accuracy": 0.0, "overall_accuracy_lo": 0.0, "overall_accuracy_hi": 0.1}
-    some = {"overall_accuracy": 0.6, "overall_accuracy_lo": 0.5, "overall_accuracy_hi": 0.7}
-    top = {"overall_accuracy": 0.8, "overall_accuracy_lo": 0.8, "overall_accuracy_hi": 0.8}
-    found = share_of_ceiling(some, top)
-    assert (
-        list(found.values()) == pytest.approx([0.75, 0.625, 0.875])
-        and share_of_ceiling(none, top) == {}
-    )
-    # A class without test images that is guessed now and then is no zero in the average.
-    some = scores_of(np.zeros((1, 10), int), np.array([[0] * 8 + [1] * 2]), np.ones((1, 10)), 3)
-    assert some["average_accuracy"][0] == pytest.approx(0.8)
+        assert scores[key][0] == pytest.approx(float(expected[f"test_{name}"]), abs=1e-6), key
+
+
+def test_a_class_without_test_images_is_no_zero_in_the_average_accuracy():
+    labels = np.zeros((1, 10), int)
+    predictions = np.array([[0] * 8 + [1] * 2])
+    scores = classification_scores(labels, predictions, np.ones((1, 10)), 3)
+    assert scores["average_accuracy"][0] == pytest.approx(0.8)
+
+
+def test_bootstrap_error_of_an_accuracy_is_the_binomial_one():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    predictions = rng.integers(0, 4, 200)
+    errors = bootstrap_standard_errors(labels, predictions, np.ones(200), 4, rng)
+    accuracy = (labels == predictions).mean()
+    binomial = np.sqrt(accuracy * (1 - accuracy) / 200)
+    assert errors["overall_accuracy"] == pytest.approx(binomial, rel=0.15)
+
+
+def test_share_of_ceiling_and_its_interval():
+    def accuracy(value: float, low: float, high: float) -> dict[str, float]:
+        return {
+            "overall_accuracy": value,
+            "overall_accuracy_lo": low,
+            "overall_accuracy_hi": high,
+        }
+
+    ceiling = accuracy(0.8, 0.8, 0.8)
+    share = share_of_ceiling(accuracy(0.6, 0.5, 0.7), ceiling)
+    assert list(share.values()) == pytest.approx([0.75, 0.625, 0.875])
+    assert share_of_ceiling(accuracy(0, 0, 0.1), ceiling) == {}
 
 
 @pytest.fixture
@@ -208,141 +236,139 @@ def folder(tmp_path, monkeypatch):
     """Real tiles of four scenes, one of no class; synthetic images of three classes."""
     monkeypatch.chdir(tmp_path)
 
-    def tile(scene, i):
-        return {
-            "bytes": encode_png(Image.fromarray(render(scene, 0, i, 32, "domain")[0])),
-            "path": None,
-        }
+    def render_cell(scene: str, i: int) -> dict:
+        pixels, *_ = render(scene, 0, i, 32, "domain")
+        return {"bytes": encode_png(Image.fromarray(pixels)), "path": None}
 
-    values = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
-    values["classifier"] |= P.model_dump() | {"epochs": 2}
-    values["generate"]["images_per_prompt"] = 1
-    values["prompt"]["per_class"] = dict.fromkeys(values["classes"], 6)
-    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    for name, start, count in (("train", 0, 40), ("test", 40, 16)):
-        chosen = [((*REAL, "airport")[i % 4], i) for i in range(start, start + count)]
-        rows = [
-            {"image": tile(scene, i), "filename": f"{scene}_{i}.png", "scene": scene}
-            for scene, i in chosen
-        ]
-        write_shards(f"data/imagery/{name}", rows, SCHEMA)
-    write_shards(
-        "data/synthetic",
-        [
-            {"image": tile(scene, i), "row": i, "label": REAL[scene]}
-            for i in range(100, 108)
-            for scene in REAL
-        ],
-        LABELLED,
-    )
+    params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    params["classifier"] |= CONFIG.model_dump() | {"epochs": 2}
+    params["generate"]["images_per_prompt"] = 1
+    params["prompt"]["per_class"] = dict.fromkeys(params["classes"], 6)
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    for split, start, count in (("train", 0, 40), ("test", 40, 16)):
+        rows = []
+        for i in range(start, start + count):
+            scene = (*CLASSES, "airport")[i % 4]
+            image = render_cell(scene, i)
+            rows.append({"image": image, "filename": f"{scene}_{i}.png", "scene": scene})
+        write_shards(f"data/imagery/{split}", rows, SCHEMA)
+    synthetic_rows = [
+        {"image": render_cell(scene, i), "row": i, "label": CLASSES[scene]}
+        for i in range(100, 108)
+        for scene in CLASSES
+    ]
+    write_shards("data/synthetic", synthetic_rows, LABELED_SCHEMA)
     write_json("models/base/classifier/SOURCE.json", {"source": "none"})
     return tmp_path
 
 
-def test_the_stages_report_what_they_did(folder):
+def change_params(section: str, changes: dict) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params[section] |= changes
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def test_metrics_and_plots_of_the_stages(folder):
     from stages import ceiling, classify
 
     ceiling.main()
     classify.main("lulc")
-    scores = json.loads(Path("metrics/classify_lulc.json").read_text())
-    assert {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"} <= set(
-        scores["synthetic_test"]
-    )
-    assert scores["real_test"]["n"] == 12
-    top = json.loads(Path("metrics/ceiling_lulc.json").read_text())
-    assert scores["real_test"]["share_of_ceiling"] == pytest.approx(
-        scores["real_test"]["overall_accuracy"] / top["overall_accuracy"]
-    )
-    assert scores["chance"] == pytest.approx(1 / 7) and scores["majority"] == pytest.approx(1 / 3)
-    assert scores["classes_without_real"] == 4
-    context = json.loads(Path("models/classifier/lulc/context.json").read_text())
-    assert (
-        context["scenes_of_no_class"] == {"airport": 4}
-        and "Snow Ice" in context["classes_without_real"]
-    )
-    lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
-    assert lines[0] == "actual,predicted" and len(lines) == 13
-    assert json.loads(Path("metrics/ceiling_scenes.json").read_text())["n"] == 16
-    assert top["n"] == 12 and top["n_train"] == 12  # 6 of each of 3 classes, less valid and test
+    metrics = read_json("metrics/classify_lulc.json")
+    expected = {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"}
+    assert expected <= set(metrics["synthetic_test"])
+    assert metrics["real_test"]["n"] == 12
+    ceiling_metrics = read_json("metrics/ceiling_lulc.json")
+    share = metrics["real_test"]["overall_accuracy"] / ceiling_metrics["overall_accuracy"]
+    assert metrics["real_test"]["share_of_ceiling"] == pytest.approx(share)
+    assert metrics["chance"] == pytest.approx(1 / 7)
+    assert metrics["majority"] == pytest.approx(1 / 3)
+    assert metrics["classes_without_real"] == 4
+    context = read_json("models/classifier/lulc/context.json")
+    assert context["scenes_of_no_class"] == {"airport": 4}
+    assert "Snow Ice" in context["classes_without_real"]
+    header, *lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
+    assert header == "actual,predicted"
+    assert len(lines) == 12
+
+    assert read_json("metrics/ceiling_scenes.json")["n"] == 16
+    assert ceiling_metrics["n"] == 12
+    # 6 tiles of each of 3 classes, less valid and test.
+    assert ceiling_metrics["n_train"] == 12
     # Nothing but outputs: no logs or checkpoints of Lightning.
-    assert {p.name for p in folder.iterdir()} == {"params.yaml", "data", "models", "metrics"}
+    assert {path.name for path in folder.iterdir()} == {"params.yaml", "data", "models", "metrics"}
 
 
-def test_bad_input_ends_in_one_line(folder):
+def test_an_unknown_label_set_is_a_usage_error(folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "stages.classify", "classes"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "lulc" in result.stderr and "scenes" in result.stderr
+
+
+def test_classes_without_any_scene_of_the_imagery_exit_with_an_error_that_names_them(folder):
     from stages import classify
 
-    with pytest.raises(SystemExit, match="lulc or scenes"):
-        classify.main("classes")
-    values = yaml.safe_load(Path("params.yaml").read_text())
-    values["classes"] |= {name: [] for name in values["classes"]} | {"Water Body": ["ocean"]}
-    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    with pytest.raises(
-        SystemExit, match="classes: none of its scenes is in data/imagery/test, which has airport"
-    ):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    without_scenes = dict.fromkeys(params["classes"], [])
+    change_params("classes", without_scenes | {"Water Body": ["ocean"]})
+    with pytest.raises(SystemExit, match="^error: classes: .*data/imagery/test.*airport"):
         classify.main("lulc")
 
 
 @pytest.mark.parametrize(
-    "changed, line",
+    "changes, named",
     [
-        ({"model": "resnet99"}, "classifier.model: timm has no model 'resnet99'; near: resnet50, "),
-        (
-            {"lr": 1.0e30},
-            "classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than 1e\\+30",
-        ),
+        ({"model": "resnet99"}, "classifier.model: .*'resnet99'.*resnet50"),  # a similar name
+        ({"lr": 1.0e30}, "classifier.lr: .*1e\\+30"),
         (
             {"valid_fraction": 0.5, "test_fraction": 0.49},
-            "classifier.valid_fraction, classifier.test_fraction: of 24 images 12 and 12 are",
+            "classifier.valid_fraction, classifier.test_fraction: .*24 .*12 .*12 ",
         ),
     ],
 )
-def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changed, line):
+def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changes, named):
     from stages import classify
 
-    values = yaml.safe_load(Path("params.yaml").read_text())
-    values["classifier"] |= changed
-    Path("params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    change_params("classifier", changes)
     write_json("metrics/classify_lulc.json", "of an older run")
-    with pytest.raises(SystemExit, match=f"^error: {line}"):
+    with pytest.raises(SystemExit, match=f"^error: {named}"):
         classify.main("lulc")
-    assert (
-        json.loads(Path("metrics/classify_lulc.json").read_text()) == "of an older run"
-        and not Path("models/classifier").exists()
+    assert read_json("metrics/classify_lulc.json") == "of an older run"
+    assert not Path("models/classifier").exists()
+
+
+def test_a_network_of_one_fixed_size_is_built_for_the_resolution():
+    """A vision transformer, published for 160 px, on images of 32."""
+    result = train_and_test(brightness_job(model="test_vit", epochs=1))
+    assert result.scores["real_test"]["n"] == 9
+
+
+def test_at_most_so_many_images_are_drawn_per_class(folder):
+    class_of = {scene: i for i, scene in enumerate(CLASSES)}
+    images, unlabeled = read_labeled_images(
+        "data/imagery/train", "scene", class_of, 16, {0: 5, 1: 2, 2: 99}, load().seed
     )
+    assert np.bincount(images.labels).tolist() == [5, 2, 10]
+    assert unlabeled == {"airport": 10}
+    assert images.images.shape == (17, 16, 16, 3)
 
 
-def test_a_network_of_one_size_is_made_for_ours():
-    """A vision transformer, published for 160 px, on tiles of 32."""
-    vit = P.model_copy(update={"model": "test_vit", "epochs": 1})
-    assert (
-        train_and_test(flat(30), flat(9), list("abc"), vit, 0, None).scores["real_test"]["n"] == 9
-    )
-
-
-def test_wanted_images_are_drawn_per_class(folder):
-    number = {scene: i for i, scene in enumerate(REAL)}
-    tiles, left_out = read_labeled(
-        "data/imagery/train", "scene", number, 16, {0: 5, 1: 2, 2: 99}, load().seed
-    )
-    assert np.bincount(tiles.labels).tolist() == [5, 2, 10] and left_out == {"airport": 10}
-    assert tiles.images.shape == (17, 16, 16, 3)
-
-
-def test_scenes_of_classes_that_no_image_shows(tmp_path, monkeypatch, capsys):
-    """One is named and left out; none at all is an error that lists what there is."""
-    from stages.common.artifacts import write_shards
-    from stages.evaluation import labels
+def test_scenes_of_classes_that_no_test_tile_shows(tmp_path, monkeypatch, capsys):
+    """Some are logged and left out; if none is shown, an error lists the scenes of the imagery."""
+    from stages.evaluation.labels import read_label_set
 
     monkeypatch.chdir(tmp_path)
-    write_shards(
-        "data/imagery/test",
-        [{"scene": "lake"}, {"scene": "forest"}],
-        pa.schema([("scene", pa.string())]),
-    )
-    names, of_scene = labels.of_imagery(
-        "lulc", {"Water Body": ["lake", "cost"], "Woody Vegetation": ["forests"]}
-    )
-    assert of_scene == {"lake": 0} and names == ["Water Body", "Woody Vegetation"]
-    assert "no test image shows forests (did you mean forest?)" in capsys.readouterr().err
-    with pytest.raises(SystemExit, match="classes: none of its scenes .* forest, lake"):
-        labels.of_imagery("lulc", {"Water Body": ["lak"]})
+    rows = [{"scene": "lake"}, {"scene": "forest"}]
+    write_shards("data/imagery/test", rows, pa.schema([("scene", pa.string())]))
+    classes = {"Water Body": ["lake", "cost"], "Woody Vegetation": ["forests"]}
+    class_names, class_of_scene = read_label_set("lulc", classes)
+    assert class_of_scene == {"lake": 0}
+    assert class_names == ["Water Body", "Woody Vegetation"]
+    log = capsys.readouterr().err
+    assert "forests" in log and "forest?" in log  # the similar name
+    with pytest.raises(SystemExit, match="classes: .*forest, lake"):
+        read_label_set("lulc", {"Water Body": ["lak"]})

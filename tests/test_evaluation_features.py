@@ -1,5 +1,7 @@
-"""train_scene -> features -> fid on a small set of rendered tiles, in an empty folder."""
+"""train_scene, features and fid on a few rendered tiles, in a folder of their own."""
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -16,26 +18,28 @@ from stages.embedded.scenes import render
 
 SCENES = ("forest", "lake", "parking")  # easily told apart
 SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string()), ("scene", pa.string())])
-LABELLED = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
+LABELED_SCHEMA = pa.schema([("image", IMAGE), ("row", pa.int32()), ("label", pa.string())])
 CLASSES = {"forest": "Woody Vegetation", "lake": "Water Body"}
 
 
-def tile(scene: str, i: int, seed: int = 0) -> dict:
-    return {
-        "bytes": encode_png(Image.fromarray(render(scene, seed, i, 32, "domain")[0])),
-        "path": None,
-    }
+def render_cell(scene: str, i: int, seed: int = 0) -> dict:
+    """The `image` cell of a rendered tile of 32 px."""
+    pixels, *_ = render(scene, seed, i, 32, "domain")
+    return {"bytes": encode_png(Image.fromarray(pixels)), "path": None}
 
 
-def tiles(start: int, count: int, seed: int = 0) -> list[dict]:
-    chosen = [(SCENES[i % 3], i) for i in range(start, start + count)]
-    return [
-        {"image": tile(scene, i, seed), "filename": f"{scene}_{i}.png", "scene": scene}
-        for scene, i in chosen
-    ]
+def tile_rows(start: int, count: int, seed: int = 0) -> list[dict]:
+    """Rows of tiles `start` to `start + count`, whose scenes take turns."""
+    rows = []
+    for i in range(start, start + count):
+        scene = SCENES[i % 3]
+        image = render_cell(scene, i, seed)
+        rows.append({"image": image, "filename": f"{scene}_{i}.png", "scene": scene})
+    return rows
 
 
-def params(**sections) -> None:
+def write_params(**sections) -> None:
+    """params.yaml of the repository with these changes to its sections."""
     import yaml
 
     values = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
@@ -46,11 +50,11 @@ def params(**sections) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A repository with imagery, samples and a trained scene network."""
-    place = tmp_path_factory.mktemp("scene")
+    """A folder with imagery, samples and a trained scene network."""
+    path = tmp_path_factory.mktemp("scene")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        params(
+        patch.chdir(path)
+        write_params(
             train_scene={
                 "model": "test_byobnet",
                 "resolution": 32,
@@ -61,62 +65,74 @@ def folder(tmp_path_factory):
             features={"extractors": ["scene"], "batch_size": 16, "padded": True},
             fid={"standard_min_n": 20, "paper_n": 20, "paper_draws": 2},
         )
-        write_shards("data/imagery/train", tiles(0, 120), SCHEMA)
-        write_shards("data/imagery/valid", tiles(120, 30), SCHEMA)
-        write_shards("data/imagery/test", tiles(150, 45), SCHEMA)
-        write_shards("data/samples/tuned", tiles(150, 45, seed=7), SCHEMA)
-        write_shards(
-            "data/samples/base",
-            [row | {"image": tile("forest", 9)} for row in tiles(150, 45)],
-            SCHEMA,
-        )
-        write_shards(
-            "data/synthetic",
-            [
-                {"image": tile(scene, i, 9), "row": i, "label": CLASSES[scene]}
-                for i in range(10)
-                for scene in CLASSES
-            ],
-            LABELLED,
-        )
+        write_shards("data/imagery/train", tile_rows(0, 120), SCHEMA)
+        write_shards("data/imagery/valid", tile_rows(120, 30), SCHEMA)
+        write_shards("data/imagery/test", tile_rows(150, 45), SCHEMA)
+        write_shards("data/samples/tuned", tile_rows(150, 45, seed=7), SCHEMA)
+        # The base model draws the same forest for every caption.
+        base_rows = [row | {"image": render_cell("forest", 9)} for row in tile_rows(150, 45)]
+        write_shards("data/samples/base", base_rows, SCHEMA)
+        synthetic_rows = [
+            {"image": render_cell(scene, i, 9), "row": i, "label": CLASSES[scene]}
+            for i in range(10)
+            for scene in CLASSES
+        ]
+        write_shards("data/synthetic", synthetic_rows, LABELED_SCHEMA)
         from stages import train_scene
 
         train_scene.main()
-    return place
+    return path
 
 
 @pytest.fixture
-def here(folder, monkeypatch):
+def in_folder(folder, monkeypatch):
+    """The test runs in `folder`."""
     monkeypatch.chdir(folder)
     return folder
 
 
-def features(*sets: str) -> None:
+@pytest.fixture
+def in_copy(folder, monkeypatch, tmp_path):
+    """The test runs in a copy of `folder`, which it may change."""
+    shutil.copytree(folder, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def extract_features(*sets: str) -> None:
     from stages import features
 
     for which in sets:
         features.main(which)
 
 
-def scores() -> tuple[dict, dict]:
+def read_metrics(name: str) -> dict:
+    return json.loads(Path(f"metrics/{name}.json").read_text())
+
+
+def run_fid() -> tuple[dict, dict]:
+    """Metrics of the features `scene`, and caption agreement."""
     from stages import fid
 
     fid.main()
-    return json.loads(Path("metrics/fid.json").read_text())["scene"], json.loads(
-        Path("metrics/caption_agreement.json").read_text()
-    )
+    return read_metrics("fid")["scene"], read_metrics("caption_agreement")
 
 
-def test_the_scene_network_learns_and_says_so(here):
+def read_curve_sizes() -> list[str]:
+    """Images per set at each point of the FID curve."""
+    header, *lines = Path("metrics/plots/fid_curve.csv").read_text().splitlines()
+    assert header == "images,one_over_n,tuned,base,floor"
+    return [line.split(",")[0] for line in lines]
+
+
+def test_the_scene_network_learns_and_its_config_holds_its_accuracy(in_folder):
     config = json.loads(Path("models/scene/config.json").read_text())
-    assert (
-        config["scenes"] == sorted(SCENES)
-        and config["valid_accuracy"] > 0.8
-        and config["n_valid"] == 30
-    )
+    assert config["scenes"] == sorted(SCENES)
+    assert config["valid_accuracy"] > 0.8
+    assert config["n_valid"] == 30
 
 
-def test_train_scene_gives_the_same_bytes_twice(here):
+def test_train_scene_writes_the_same_bytes_twice(in_folder):
     from stages import train_scene
 
     first = Path("models/scene/model.safetensors").read_bytes()
@@ -124,54 +140,45 @@ def test_train_scene_gives_the_same_bytes_twice(here):
     assert Path("models/scene/model.safetensors").read_bytes() == first
 
 
-def test_numbers_and_their_floor_base_and_ceiling(here):
-    features("real", "tuned", "base", "synthetic")
-    distances, agreement = scores()
-    standard, paper = distances["standard"], distances["paper"]
-    assert standard["n"] == 45 and standard["fid_lo"] <= standard["fid"] <= standard["fid_hi"]
-    assert (
-        standard["fid"] < standard["fid_base"] / 3
-        and standard["recall_base"] < 0.1 < standard["recall"]
-    )
-    assert (
-        paper["n"] == 20 and paper["fid"] > standard["fid"] and paper["fid_std"] > 0
-    )  # fewer images, greater FID
-    assert (
-        agreement["caption_agreement"] > 0.7
-        and agreement["ceiling"] > 0.7
-        and agreement["class_agreement"] > 0.7
-    )
-    assert agreement["caption_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
-    assert (
-        set(agreement["per_scene"]) == set(SCENES)
-        and min(agreement["per_scene"].values()) == agreement["per_scene_min"]
-    )
-    assert (
-        Path("metrics/plots/caption_agreement_by_scene.csv")
-        .read_text()
-        .startswith("scene,tuned,base,real\n")
-    )
+def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
+    extract_features("real", "tuned", "base", "synthetic")
+    distances, agreement = run_fid()
+    standard = distances["standard"]
+    paper = distances["paper"]
+    assert standard["n"] == 45
+    assert standard["fid_lo"] <= standard["fid"] <= standard["fid_hi"]
+    assert standard["fid"] < standard["fid_base"] / 3
+    assert standard["recall_base"] < 0.1 < standard["recall"]
     for name in ("fid_infinity", "sinkhorn"):
-        assert (
-            standard[f"{name}_lo"] <= standard[name] <= standard[f"{name}_hi"]
-            and standard[name] < standard[f"{name}_base"]
-        )
-    lines = Path("metrics/plots/fid_curve.csv").read_text().splitlines()
-    assert lines[0] == "images,one_over_n,tuned,base,floor" and [
-        line.split(",")[0] for line in lines[1:]
-    ] == ["45", "22", "15", "11"]
+        assert standard[f"{name}_lo"] <= standard[name] <= standard[f"{name}_hi"]
+        assert standard[name] < standard[f"{name}_base"]
+    assert paper["n"] == 20
+    assert paper["fid"] > standard["fid"]  # of fewer images
+    assert paper["fid_std"] > 0
+
+    assert agreement["caption_agreement"] > 0.7
+    assert agreement["ceiling"] > 0.7
+    assert agreement["class_agreement"] > 0.7
+    assert agreement["caption_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
+    assert set(agreement["per_scene"]) == set(SCENES)
+    assert min(agreement["per_scene"].values()) == agreement["per_scene_min"]
+    table = Path("metrics/plots/caption_agreement_by_scene.csv").read_text()
+    assert table.startswith("scene,tuned,base,real\n")
+    assert read_curve_sizes() == ["45", "22", "15", "11"]
 
 
-def test_a_black_frame_moves_fid_for_a_perfect_generator_too(here):
-    """In the released script's protocol even real training tiles are far from the framed test tiles."""
-    features("real", "tuned", "base", "synthetic")
-    distances, _ = scores()
-    plain, padded = distances["paper"], distances["paper_padded"]
-    assert padded["fid"] > 2 * plain["fid"] and padded["fid_floor"] > 2 * plain["fid_floor"]
+def test_a_black_frame_raises_the_fid_of_a_perfect_generator_too(in_folder):
+    """In the released script's protocol even real training tiles are far from the framed tiles."""
+    extract_features("real", "tuned", "base", "synthetic")
+    distances, _ = run_fid()
+    plain = distances["paper"]
+    padded = distances["paper_padded"]
+    assert padded["fid"] > 2 * plain["fid"]
+    assert padded["fid_floor"] > 2 * plain["fid_floor"]
 
 
-def rewrite(folder: str, change) -> None:
-    """The images of a folder of shards, each through `change`."""
+def change_images(folder: str, change) -> None:
+    """Replace each image of a folder of shards by `change(image, its row number)`."""
     from stages.common.artifacts import decode_image
 
     rows = read_rows(folder)
@@ -181,213 +188,202 @@ def rewrite(folder: str, change) -> None:
     write_shards(folder, rows, SCHEMA)
 
 
-def test_a_generator_that_copies_training_tiles_is_caught(here, monkeypatch, tmp_path):
-    """Copies, some of them turned or mirrored: in pixels and in features."""
-    shutil.copytree(here, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
+def test_a_generator_that_copies_training_tiles_is_caught(in_copy):
+    """Copies, plain or rotated or mirrored, in pixels; plain ones in features too."""
     from stages.common.artifacts import decode_image
 
     train = [decode_image(row["image"]) for row in read_rows("data/imagery/train", ["image"])]
-    features("real", "base", "synthetic")
-    for change in (lambda image, i: train[i], lambda image, i: train[i].transpose(i % 7)):
-        rewrite("data/samples/tuned", change)
-        features("tuned")
-        scores()
-        images = json.loads(Path("metrics/images.json").read_text())
-        assert (
-            images["pixels"]["tuned"]["memorized"] > 0.9
-            and images["pixels"]["synthetic"]["memorized"] < 0.3
-        )
-    rewrite("data/samples/tuned", lambda image, i: train[i])
-    features("tuned")
-    scores()
-    assert json.loads(Path("metrics/images.json").read_text())["scene"]["tuned"]["memorized"] > 0.9
-    first = Path("metrics/plots/nearest_training.csv").read_text().splitlines()[1].split(",")
-    assert int(first[0].split("_")[1][:-4]) - 150 == int(
-        first[1].split("_")[1][:-4]
-    )  # tile i of the samples was training tile i
+    extract_features("real", "base", "synthetic")
+    change_images("data/samples/tuned", lambda image, i: train[i].transpose(i % 7))
+    extract_features("tuned")
+    run_fid()
+    images = read_metrics("images")
+    assert images["pixels"]["tuned"]["memorized"] > 0.9
+    assert images["pixels"]["synthetic"]["memorized"] < 0.3
+
+    change_images("data/samples/tuned", lambda image, i: train[i])
+    extract_features("tuned")
+    run_fid()
+    images = read_metrics("images")
+    assert images["pixels"]["tuned"]["memorized"] > 0.9
+    assert images["pixels"]["synthetic"]["memorized"] < 0.3
+    assert images["scene"]["tuned"]["memorized"] > 0.9
+    # Sample i is a copy of training tile i, and its file name says 150 + i.
+    with open("metrics/plots/nearest_training.csv") as file:
+        closest = next(csv.DictReader(file))
+    generated = int(re.search(r"_(\d+)", closest["generated"])[1])
+    training = int(re.search(r"_(\d+)", closest["training"])[1])
+    assert generated - 150 == training
 
 
-def test_a_jpeg_or_resize_mismatch_is_warned_of(here, capsys):
-    """Every set went through the same renderer; then one is compressed, or scaled down and up again."""
-    import io
-
+def test_jpeg_compression_or_resizing_of_one_set_is_warned_of(in_folder, capsys):
+    """Every set went through the same renderer; then one is compressed, or resized twice."""
     from stages.common.artifacts import decode_image
-    from stages.evaluation.compression_artifacts import compression_artifacts
-    from stages.evaluation.extractors import Pixels
-    from stages.evaluation.networks import pixels
+    from stages.evaluation.compression_artifacts import compare_compression_artifacts
+    from stages.evaluation.extractors import PixelExtractor
+    from stages.evaluation.networks import decode_batch
 
-    def look(images) -> dict:
+    def measure(images) -> dict:
         rows = [{"image": {"bytes": encode_png(image), "path": None}} for image in images]
-        return {key: value.numpy() for key, value in Pixels()(pixels(rows)).items()}
+        outputs = PixelExtractor()(decode_batch(rows))
+        return {key: value.numpy() for key, value in outputs.items()}
 
-    def jpeg(image):
-        sink = io.BytesIO()
-        image.save(sink, "JPEG", quality=75)
-        return Image.open(sink)
+    def compress(image):
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=75)
+        return Image.open(file)
 
-    real, other = (
+    def resize_twice(image):
+        small = image.resize((20, 20), Image.Resampling.BICUBIC)
+        return small.resize((32, 32), Image.Resampling.BICUBIC)
+
+    train, test = (
         [decode_image(row["image"]) for row in read_rows(f"data/imagery/{split}", ["image"])]
         for split in ("train", "test")
     )
-    assert (
-        compression_artifacts(look(real), look(other), "test")["warned"] == 0
-        and not capsys.readouterr().err
-    )
-    found = compression_artifacts(look(real), look([jpeg(image) for image in other]), "samples")
-    assert found["warned"] == 1 and "samples: warning: compressed" in capsys.readouterr().err
-    small = [
-        image.resize((20, 20), Image.Resampling.BICUBIC).resize((32, 32), Image.Resampling.BICUBIC)
-        for image in other
-    ]
-    found = compression_artifacts(look(real), look(small), "samples")
-    assert found["warned"] == 1 and "samples: warning: 0." in capsys.readouterr().err
+    real = measure(train)
+    assert compare_compression_artifacts(real, measure(test), "test")["warned"] == 0
+    assert not capsys.readouterr().err
+
+    compressed = measure([compress(image) for image in test])
+    result = compare_compression_artifacts(real, compressed, "samples")
+    assert result["warned"] == 1
+    assert result["blocking"] - result["blocking_real"] > 0.1
+    assert "samples: warning" in capsys.readouterr().err
+
+    resized = measure([resize_twice(image) for image in test])
+    result = compare_compression_artifacts(real, resized, "samples")
+    assert result["warned"] == 1
+    assert result["detail_ratio"] < 0.8
+    assert "samples: warning" in capsys.readouterr().err
 
 
-def test_of_several_images_per_caption_the_first_is_measured(here, monkeypatch, tmp_path):
-    shutil.copytree(here, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
-    features("tuned")
+def test_of_several_images_per_caption_the_first_is_measured(in_copy):
+    extract_features("tuned")
     before = {path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()}
     rows = read_rows("data/samples/tuned")
-    write_shards(
-        "data/samples/tuned", rows + [row | {"image": tile("forest", 3)} for row in rows], SCHEMA
-    )
-    features("tuned")
-    assert {
-        path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()
-    } == before
+    further = [row | {"image": render_cell("forest", 3)} for row in rows]
+    write_shards("data/samples/tuned", rows + further, SCHEMA)
+    extract_features("tuned")
+    after = {path.name: path.read_bytes() for path in Path("data/features/tuned").iterdir()}
+    assert after == before
 
 
-def test_a_label_shuffle_brings_agreement_to_chance(here, monkeypatch, tmp_path):
-    shutil.copytree(here, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
+def test_shuffled_captions_bring_agreement_to_chance(in_copy):
     rows = read_rows("data/samples/tuned")
-    shifted = [
-        row | {"image": rows[i]["image"]}
-        for row, i in zip(rows, np.random.default_rng(0).permutation(len(rows)))
-    ]
+    order = np.random.default_rng(0).permutation(len(rows))
+    shuffled = [row | {"image": rows[i]["image"]} for row, i in zip(rows, order)]
     shutil.rmtree("data/samples/tuned")
-    write_shards("data/samples/tuned", shifted, SCHEMA)
-    features("real", "tuned", "base", "synthetic")
-    distances, agreement = scores()
+    write_shards("data/samples/tuned", shuffled, SCHEMA)
+    extract_features("real", "tuned", "base", "synthetic")
+    distances, agreement = run_fid()
     assert agreement["caption_agreement_lo"] < 1 / 3 < agreement["caption_agreement_hi"]
-    assert (
-        distances["standard"]["fid"] < distances["standard"]["fid_base"] / 3
-    )  # the images themselves are as good
+    # The images themselves are as good as before.
+    assert distances["standard"]["fid"] < distances["standard"]["fid_base"] / 3
 
 
-def test_too_few_images_are_refused(here, capsys):
-    from stages import fid
+def test_too_few_images_are_refused_by_both_protocols(in_folder, capsys):
+    from stages.evaluation.protocols import paper_protocol, standard_protocol
     from stages.params import load
 
-    p = load().fid.model_copy(update={"standard_min_n": 200, "paper_n": 250})
+    config = load().fid.model_copy(update={"standard_min_n": 200, "paper_n": 250})
     sets = dict.fromkeys(("test", "train", "tuned", "base"), np.zeros((45, 4), np.float32))
-    assert fid.standard(sets, p, 0, "scene") == {"refused": 1, "n": 45, "n_needed": 200}
-    assert fid.paper(sets, np.arange(45), p, 0)["refused"] == 1
+    refused = {"refused": 1, "n": 45, "n_needed": 200}
+    assert standard_protocol(sets, config, 0, "scene") == refused
     assert "fid.standard_min_n" in capsys.readouterr().err
+    assert paper_protocol(sets, np.arange(45), config, 0) == refused | {"n_needed": 250}
+    assert "fid.paper_n" in capsys.readouterr().err
 
 
-def test_features_do_not_depend_on_the_last_groups_size(here):
-    """Padded groups: an image gets the same features whatever follows it; another group size changes rounding only."""
+def test_features_do_not_depend_on_the_rest_of_the_batch(in_folder):
+    """Another batch size changes rounding only."""
     import torch
 
-    from stages.evaluation.extractors import extractor
-    from stages.evaluation.networks import pixels
+    from stages.evaluation.extractors import load_extractor
+    from stages.evaluation.networks import decode_batch
 
-    images = pixels(read_rows("data/imagery/test", ["image"]))
-    network = extractor("scene")
+    images = decode_batch(read_rows("data/imagery/test", ["image"]))
+    network = load_extractor("scene")
     with torch.inference_mode():
-        whole, one = network(images), network(images[:1])
-    assert torch.allclose(whole["features"][:1], one["features"], rtol=1e-4, atol=1e-4)
-    features("tuned")
+        together = network(images)["features"]
+        alone = network(images[:1])["features"]
+    assert torch.allclose(together[:1], alone, rtol=1e-4, atol=1e-4)
+    extract_features("tuned")
     stored = load_file("data/features/tuned/scene.safetensors")
-    assert (
-        stored["features"].dtype == np.float32
-        and stored["features"].shape[0] == len(stored["logits"]) == 45
-    )
+    assert stored["features"].dtype == np.float32
+    assert len(stored["features"]) == len(stored["logits"]) == 45
 
 
-def test_a_network_of_one_size_is_made_for_ours(here, monkeypatch, tmp_path):
+def test_a_network_of_one_fixed_size_is_built_for_the_resolution(in_folder, monkeypatch, tmp_path):
     """A vision transformer, published for 160 px, reads tiles of 32."""
     import torch
 
     from stages import train_scene
-    from stages.evaluation.extractors import extractor
+    from stages.evaluation.extractors import load_extractor
 
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(here / "data/imagery", "data/imagery")
-    params(train_scene={"model": "test_vit", "resolution": 32, "epochs": 1, "batch_size": 16})
+    shutil.copytree(in_folder / "data/imagery", "data/imagery")
+    write_params(train_scene={"model": "test_vit", "resolution": 32, "epochs": 1, "batch_size": 16})
     train_scene.main()
     with torch.inference_mode():
-        assert extractor("scene")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))["logits"].shape == (
-            2,
-            3,
-        )
+        output = load_extractor("scene")(torch.zeros(2, 3, 40, 40, dtype=torch.uint8))
+    assert output["logits"].shape == (2, 3)
 
 
 @pytest.mark.parametrize(
-    "model, size, line",
+    "model, batch_size, epoch",
     [
-        (
-            "test_resnet",
-            16,
-            "train_scene.lr: the loss is no number by epoch 1. Try a lower lr than 1e+30",
-        ),
-        (
-            "test_byobnet",
-            120,
-            "train_scene.lr: the trained network's answers are no numbers. Try a lower lr than 1e+30",
-        ),  # one step
+        ("test_resnet", 16, "epoch 1"),  # the loss diverges
+        ("test_byobnet", 120, ""),  # a single step: only the trained network's answers show it
     ],
 )
-def test_training_that_diverges_replaces_nothing(here, monkeypatch, tmp_path, model, size, line):
+def test_training_that_diverges_replaces_nothing(
+    in_folder, monkeypatch, tmp_path, model, batch_size, epoch
+):
     from stages import train_scene
 
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(here / "data/imagery", "data/imagery")
-    shutil.copytree(here / "models/scene", "models/scene")
+    shutil.copytree(in_folder / "data/imagery", "data/imagery")
+    shutil.copytree(in_folder / "models/scene", "models/scene")
     before = Path("models/scene/model.safetensors").read_bytes()
-    params(
+    write_params(
         train_scene={
             "model": model,
             "resolution": 32,
-            "batch_size": size,
+            "batch_size": batch_size,
             "lr": 1.0e30,
             "epochs": 1,
         }
     )
-    with pytest.raises(SystemExit, match=f"^error: {re.escape(line)}"):
+    with pytest.raises(SystemExit, match=rf"^error: train_scene.lr: .*{epoch}.*1e\+30"):
         train_scene.main()
     assert Path("models/scene/model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("train, test", [(120, 1), (4, 45)])
-def test_few_tiles(here, monkeypatch, tmp_path, train, test):
-    """A single held-out tile is too few for any distance; fewer training tiles than test tiles shorten the curve."""
-    from stages import fid
-
-    shutil.copytree(here, tmp_path / "copy")
-    monkeypatch.chdir(tmp_path / "copy")
+def replace_tiles(train: int, test: int) -> None:
+    """Imagery with so many training and test tiles, and features of all sets."""
     for split, start, count in (("train", 0, train), ("test", 150, test)):
         shutil.rmtree(f"data/imagery/{split}")
-        write_shards(f"data/imagery/{split}", tiles(start, count), SCHEMA)
+        write_shards(f"data/imagery/{split}", tile_rows(start, count), SCHEMA)
     for which, seed in (("tuned", 7), ("base", 8)):
-        write_shards(f"data/samples/{which}", tiles(150, test, seed), SCHEMA)
-    features("real", "tuned", "base", "synthetic")
-    if test == 1:
-        with pytest.raises(
-            SystemExit,
-            match="^error: data/features/real/test: 1 image.* needs at least 2 of each .fetch_imagery.test",
-        ):
-            fid.main()
-        shutil.rmtree("data/imagery/test")
-        write_shards("data/imagery/test", [], SCHEMA)
-        with pytest.raises(SystemExit, match="^error: data/imagery/test: no images in it"):
-            features("real")
-    else:
+        write_shards(f"data/samples/{which}", tile_rows(150, test, seed), SCHEMA)
+    extract_features("real", "tuned", "base", "synthetic")
+
+
+def test_one_test_tile_or_none_exits_with_an_error_that_names_the_folder(in_copy):
+    from stages import fid
+
+    replace_tiles(train=120, test=1)
+    named = "^error: data/features/real/test: 1 image.*fetch_imagery.test"
+    with pytest.raises(SystemExit, match=named):
         fid.main()
-        assert [
-            line.split(",")[0]
-            for line in Path("metrics/plots/fid_curve.csv").read_text().splitlines()
-        ] == ["images", "45", "22"]
+    shutil.rmtree("data/imagery/test")
+    write_shards("data/imagery/test", [], SCHEMA)
+    with pytest.raises(SystemExit, match="^error: data/imagery/test: no images"):
+        extract_features("real")
+
+
+def test_fewer_training_than_test_tiles_shorten_the_fid_curve(in_copy):
+    replace_tiles(train=4, test=45)
+    run_fid()
+    assert read_curve_sizes() == ["45", "22"]

@@ -1,42 +1,50 @@
-"""The distances between sets of features, against closed forms and against the field's own implementations."""
+"""Distances between sets of features, against closed forms and the field's own implementations."""
 
 import numpy as np
 import pytest
 
-from stages.evaluation.caption_agreement import clip_agreement
-from stages.evaluation.frechet import at_infinity, curve, distance, fid, gaussian
-from stages.evaluation.intervals import confidence_interval, half_subsamples, wilson
+from stages.evaluation.caption_agreement import clip_score
+from stages.evaluation.frechet import fid, fid_curve, fid_infinity, fit_gaussian, frechet_distance
+from stages.evaluation.intervals import (
+    confidence_interval,
+    half_subsamples,
+    prediction_interval,
+    wilson_interval,
+)
 from stages.evaluation.kernel import cmmd, kid
-from stages.evaluation.manifold import manifold
 from stages.evaluation.memorization import (
-    SIDE,
-    memorized,
+    THUMBNAIL_SIDE,
+    memorization_scores,
     nearest_neighbors,
     nearest_neighbors_dihedral,
 )
-from stages.evaluation.sinkhorn import sinkhorn
+from stages.evaluation.prdc import compute_prdc
+from stages.evaluation.sinkhorn import sinkhorn_divergence
 
 
-def draws(n, d, seed, shift=0.0, scale=1.0):
+def gaussian_sample(n, d, seed, shift=0.0, scale=1.0):
+    """float32 [n, d] of independent Gaussians."""
     return (np.random.default_rng(seed).normal(size=(n, d)) * scale + shift).astype(np.float32)
 
 
-def test_frechet_of_gaussians_has_the_closed_form():
-    """Diagonal covariances: the sum over dimensions of (difference of means)^2 + (difference of deviations)^2."""
+def test_frechet_distance_of_gaussians_has_its_closed_form():
+    """Diagonal covariances: the sum over dimensions of (m_a - m_b)^2 + (s_a - s_b)^2."""
     rng = np.random.default_rng(0)
-    means, deviations = rng.normal(size=(2, 6)), rng.uniform(0.1, 3, size=(2, 6))
-    turned = np.linalg.qr(rng.normal(size=(6, 6)))[0]  # a rotation of the space changes nothing
+    means = rng.normal(size=(2, 6))
+    deviations = rng.uniform(0.1, 3, size=(2, 6))
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]  # of the space, which changes nothing
     a, b = (
-        (mean @ turned, np.diag(deviation) @ turned) for mean, deviation in zip(means, deviations)
+        (mean @ rotation, np.diag(deviation) @ rotation)
+        for mean, deviation in zip(means, deviations)
     )
     truth = ((means[0] - means[1]) ** 2).sum() + ((deviations[0] - deviations[1]) ** 2).sum()
-    assert distance(a, b) == pytest.approx(truth, rel=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(truth, rel=1e-9)
 
 
-def test_gaussian_has_numpys_mean_and_covariance():
+def test_fitted_gaussian_has_the_mean_and_covariance_of_numpy():
     for n in (5, 200):  # singular, and not
-        x = draws(n, 20, 1, shift=3)
-        mean, root = gaussian(x)
+        x = gaussian_sample(n, 20, 1, shift=3)
+        mean, root = fit_gaussian(x)
         assert np.allclose(mean, x.astype(np.float64).mean(0))
         assert np.allclose(root.T @ root, np.cov(x.astype(np.float64), rowvar=False))
 
@@ -52,15 +60,16 @@ def test_fid_agrees_with_torchmetrics(n, d):
         def forward(self, x):
             return x
 
-    real, fake = draws(n, d, 0), draws(n, d, 1, shift=0.3, scale=1.4)
+    real = gaussian_sample(n, d, 0)
+    fake = gaussian_sample(n, d, 1, shift=0.3, scale=1.4)
     metric = FrechetInceptionDistance(Features(), normalize=True).set_dtype(torch.float64)
     metric.update(torch.from_numpy(real), real=True)
     metric.update(torch.from_numpy(fake), real=False)
     assert fid(real, fake) == pytest.approx(float(metric.compute()), rel=1e-4)
 
 
-def test_fid_of_a_set_with_itself_is_zero_and_a_copied_row_is_no_trouble():
-    x = draws(50, 8, 0)
+def test_fid_of_a_set_with_itself_is_zero_and_that_of_one_repeated_image_is_finite():
+    x = gaussian_sample(50, 8, 0)
     assert fid(x, x) == pytest.approx(0, abs=1e-9)
     assert np.isfinite(fid(x, np.repeat(x[:1], 50, 0)))  # mode collapse: a covariance of zeros
 
@@ -69,30 +78,35 @@ def test_kid_is_torchmetrics_polynomial_mmd():
     import torch
     from torchmetrics.image.kid import poly_mmd
 
-    real, fake = draws(120, 16, 0), draws(120, 16, 1, shift=0.2)
+    real = gaussian_sample(120, 16, 0)
+    fake = gaussian_sample(120, 16, 1, shift=0.2)
     truth = poly_mmd(torch.from_numpy(real).double(), torch.from_numpy(fake).double())
     assert kid(real, fake) == pytest.approx(float(truth), rel=1e-9)
 
 
-def test_kid_does_not_depend_on_the_block(monkeypatch):
-    real, fake = draws(70, 8, 0), draws(50, 8, 1)
-    whole = kid(real, fake)
+def test_kid_does_not_depend_on_the_block_size(monkeypatch):
+    real = gaussian_sample(70, 8, 0)
+    fake = gaussian_sample(50, 8, 1)
+    in_one_block = kid(real, fake)
     monkeypatch.setattr("stages.evaluation.kernel.BLOCK", 16)
-    assert kid(real, fake) == pytest.approx(whole, rel=1e-9)
+    assert kid(real, fake) == pytest.approx(in_one_block, rel=1e-9)
 
 
 def test_kid_is_unbiased_at_few_images():
     """Zero on average for one distribution, where FID grows as N shrinks."""
-    values = [kid(draws(30, 8, 2 * i), draws(40, 8, 2 * i + 1)) for i in range(200)]
+    values = [
+        kid(gaussian_sample(30, 8, 2 * i), gaussian_sample(40, 8, 2 * i + 1)) for i in range(200)
+    ]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0
 
 
-def test_precision_and_recall_are_torch_fidelitys():
+def test_precision_and_recall_agree_with_torch_fidelity():
     import torch
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    real, fake = draws(200, 10, 0), draws(150, 10, 1, shift=0.4, scale=0.8)
+    real = gaussian_sample(200, 10, 0)
+    fake = gaussian_sample(150, 10, 1, shift=0.4, scale=0.8)
     theirs = prc_features_to_metric(
         torch.from_numpy(fake).double(),
         torch.from_numpy(real).double(),
@@ -101,41 +115,45 @@ def test_precision_and_recall_are_torch_fidelitys():
         save_cpu_ram=False,
         verbose=False,
     )
-    ours = manifold(real, fake)
+    ours = compute_prdc(real, fake)
     assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-6)
     assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-6)
 
 
 def test_density_and_coverage_by_hand():
     """Naeem et al., eqs. 5 and 6, image by image."""
-    real, fake = draws(40, 4, 0), draws(30, 4, 1, shift=0.5)
-    to_real = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), 1)[:, 5]
-    inside = np.linalg.norm(fake[:, None] - real[None], axis=2) <= to_real
-    found = manifold(real, fake)
-    assert found["density"] == pytest.approx(inside.sum() / (5 * 30))
-    assert found["coverage"] == pytest.approx(inside.any(0).mean())
+    real = gaussian_sample(40, 4, 0)
+    fake = gaussian_sample(30, 4, 1, shift=0.5)
+    radii = np.sort(np.linalg.norm(real[:, None] - real[None], axis=2), 1)[:, 5]
+    inside = np.linalg.norm(fake[:, None] - real[None], axis=2) <= radii
+    metrics = compute_prdc(real, fake)
+    assert metrics["density"] == pytest.approx(inside.sum() / (5 * 30))
+    assert metrics["coverage"] == pytest.approx(inside.any(0).mean())
 
 
-def test_manifold_of_equal_far_and_collapsed_sets(monkeypatch):
-    real = draws(60, 6, 0, shift=100)  # far from the origin: digits must not be lost
-    same = manifold(real, real)
+def test_prdc_of_equal_far_and_collapsed_sets(monkeypatch):
+    real = gaussian_sample(60, 6, 0, shift=100)  # far from the origin: digits must not be lost
+    same = compute_prdc(real, real)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
-    far = manifold(real, real + 50)
+    far = compute_prdc(real, real + 50)
     assert far["precision"] == far["recall"] == far["density"] == far["coverage"] == 0
-    collapsed = manifold(real, np.repeat(real[:1], 60, 0))
+    collapsed = compute_prdc(real, np.repeat(real[:1], 60, 0))
     assert collapsed["precision"] == 1 and collapsed["recall"] < 0.1
-    whole = manifold(real, draws(50, 6, 1, shift=100))
-    monkeypatch.setattr("stages.evaluation.manifold.BLOCK", 7)
-    assert manifold(real, draws(50, 6, 1, shift=100)) == whole
+    fake = gaussian_sample(50, 6, 1, shift=100)
+    in_one_block = compute_prdc(real, fake)
+    monkeypatch.setattr("stages.evaluation.prdc.BLOCK", 7)
+    assert compute_prdc(real, fake) == in_one_block
 
 
-def test_tiny_sets_are_measured():
-    assert all(np.isfinite(list(manifold(draws(3, 4, 0), draws(2, 4, 1)).values())))
+def test_prdc_of_tiny_sets_is_finite():
+    metrics = compute_prdc(gaussian_sample(3, 4, 0), gaussian_sample(2, 4, 1))
+    assert np.isfinite(list(metrics.values())).all()
 
 
-def test_interval_from_halves_contains_the_truth():
-    """The mean of 200 numbers, whose standard error is known: 95 % of the intervals contain it, and they are no wider."""
-    hits, widths = 0, []
+def test_confidence_interval_contains_the_truth():
+    """Means of 200 numbers: 95 % of the intervals contain the true one, and they are no wider."""
+    hits = 0
+    widths = []
     for i in range(200):
         rng = np.random.default_rng(i)
         x = rng.normal(size=200)
@@ -153,97 +171,111 @@ def test_halves_draw_without_replacement():
         assert len(half) == len(set(half.tolist())) == 5
 
 
-def test_floor_of_random_halvings_lies_in_the_interval():
-    """Two halves of one set: the interval of the first halving contains what 20 others give, at least 18 times."""
-    x = draws(1000, 12, 0)
+def test_prediction_interval_contains_the_fid_of_other_halvings():
+    """FID of two halves of a set: the interval of one halving contains that of 18 in 20 others."""
+    x = gaussian_sample(1000, 12, 0)
     rng = np.random.default_rng(1)
     values = []
     for number in range(21):
         order = rng.permutation(len(x))
-        a, b = x[order[:500]], x[order[500:]]
+        a = x[order[:500]]
+        b = x[order[500:]]
         values.append(fid(a, b))
         if number == 0:
-            spread = [
+            subsampled = [
                 fid(a[i], b[j])
                 for i, j in zip(half_subsamples(500, 20, rng), half_subsamples(500, 20, rng))
             ]
-            lo, hi = confidence_interval(values[0], spread, 500, low=0, again=True)
+            lo, hi = prediction_interval(values[0], subsampled, 500, low=0)
     assert sum(lo <= value <= hi for value in values[1:]) >= 18
 
 
-def test_interval_of_a_repetition_holds_what_another_sample_gives():
-    """Means of 200 numbers, twice each: 95 % of the first one's intervals hold the second, fewer of those that hold the truth."""
-    hits, narrow = 0, 0
+def test_prediction_interval_contains_the_mean_of_another_sample():
+    """Means of 200 numbers: 95 % of the prediction intervals contain another sample's mean."""
+    hits = 0
+    confidence_hits = 0
     for i in range(300):
         rng = np.random.default_rng(i)
         x, other = rng.normal(size=(2, 200))
         means = [x[half].mean() for half in half_subsamples(200, 30, rng)]
-        for again in (True, False):
-            lo, hi = confidence_interval(x.mean(), means, 200, again=again)
-            hits += again and lo <= other.mean() <= hi
-            narrow += not again and lo <= other.mean() <= hi
-    assert 0.92 < hits / 300 < 0.98 and narrow / 300 < 0.9
+        lo, hi = prediction_interval(x.mean(), means, 200)
+        hits += lo <= other.mean() <= hi
+        lo, hi = confidence_interval(x.mean(), means, 200)
+        confidence_hits += lo <= other.mean() <= hi
+    assert 0.92 < hits / 300 < 0.98
+    assert confidence_hits / 300 < 0.9
 
 
-def test_wilson():
-    assert wilson(0, 0) == (0, 1)
-    lo, hi = wilson(8, 10)
-    assert (lo, hi) == pytest.approx(
-        (0.4902, 0.9433), abs=1e-3
-    )  # Wilson 1927, as statsmodels gives it
-    assert wilson(10, 10)[1] == pytest.approx(1)
+def test_wilson_interval():
+    assert wilson_interval(0, 0) == (0, 1)
+    from_statsmodels = (0.4902, 0.9433)
+    assert wilson_interval(8, 10) == pytest.approx(from_statsmodels, abs=1e-3)
+    assert wilson_interval(10, 10)[1] == pytest.approx(1)
 
 
-def test_fid_at_infinity_is_the_closed_form_that_fid_misses():
-    """Two Gaussians at a distance of 1 with one covariance: FID at 400 images is half as large again."""
-    deviations, rng = np.arange(1, 65) ** -0.5, np.random.default_rng(0)
-    plain, infinite = [], []
+def test_fid_infinity_is_the_closed_form_that_fid_exceeds():
+    """Gaussians of one covariance at a distance of 1: FID at 400 images is above 1.2."""
+    deviations = np.arange(1, 65) ** -0.5
+    rng = np.random.default_rng(0)
+    plain = []
+    infinite = []
     for _ in range(8):
         real, fake = rng.normal(size=(2, 400, 64)) * deviations
-        points = curve(real, fake + np.eye(64)[0], rng)
+        points = fid_curve(real, fake + np.eye(64)[0], rng)
         plain.append(points[0][1])
-        infinite.append(at_infinity(points))
+        infinite.append(fid_infinity(points))
     assert [size for size, _ in points] == [400, 200, 133, 100]
     assert np.mean(plain) > 1.2
     assert np.mean(infinite) == pytest.approx(1, abs=0.1)
-    assert at_infinity([(n, 2 + 30 / n) for n in (10, 20, 40)]) == pytest.approx(2)
+    assert fid_infinity([(n, 2 + 30 / n) for n in (10, 20, 40)]) == pytest.approx(2)
 
 
-def test_curve_draws_as_many_of_the_larger_set():
-    points = curve(draws(90, 4, 0), draws(40, 4, 1), np.random.default_rng(0))
+def test_fid_curve_draws_as_many_of_the_larger_set():
+    real = gaussian_sample(90, 4, 0)
+    fake = gaussian_sample(40, 4, 1)
+    points = fid_curve(real, fake, np.random.default_rng(0))
     assert [size for size, _ in points] == [40, 20, 13, 10]
 
 
-def test_sinkhorn_of_moved_sets_has_the_closed_form():
-    """A set moved by t costs |t|^2 / 2, in units of the real set's root mean square distance from its mean."""
-    x = draws(60, 5, 0, shift=7, scale=3)
+def test_sinkhorn_divergence_of_moved_sets_has_its_closed_form():
+    """A set moved by t costs |t|^2 / 2, divided by the mean square distance from its mean."""
+    x = gaussian_sample(60, 5, 0, shift=7, scale=3)
     move = np.array([1, 2, 0, 0, 2], np.float32)
-    unit = ((x - x.mean(0)) ** 2).sum(1).mean()
-    assert sinkhorn(x, x) == pytest.approx(0, abs=1e-5)
-    assert sinkhorn(x, x + move) == pytest.approx(9 / 2 / unit, rel=1e-3)
-    assert sinkhorn(10 * x, 10 * (x + move)) == pytest.approx(9 / 2 / unit, rel=1e-3)
-    assert sinkhorn(x, draws(60, 5, 1, shift=7, scale=3)) < sinkhorn(
-        x, draws(60, 5, 1, shift=7, scale=6)
-    )
+    mean_square = ((x - x.mean(0)) ** 2).sum(1).mean()
+    cost = 9 / 2 / mean_square
+    assert sinkhorn_divergence(x, x) == pytest.approx(0, abs=1e-5)
+    assert sinkhorn_divergence(x, x + move) == pytest.approx(cost, rel=1e-3)
+    assert sinkhorn_divergence(10 * x, 10 * (x + move)) == pytest.approx(cost, rel=1e-3)
+    alike = gaussian_sample(60, 5, 1, shift=7, scale=3)
+    wider = gaussian_sample(60, 5, 1, shift=7, scale=6)
+    assert sinkhorn_divergence(x, alike) < sinkhorn_divergence(x, wider)
 
 
-def test_sinkhorn_sees_what_mean_and_covariance_do_not():
-    """Two clusters against a Gaussian of their mean and covariance."""
-    clusters = draws(400, 2, 0, scale=0.1)
-    clusters[::2, 0] += 1
-    clusters[1::2, 0] -= 1
-    mean, root = gaussian(clusters)
-    same = (mean + np.random.default_rng(1).normal(size=(400, 2)) @ root).astype(np.float32)
-    again = draws(400, 2, 5, scale=0.1)
-    again[::2, 0] += 1
-    again[1::2, 0] -= 1
-    assert fid(clusters, same) < 0.02 and sinkhorn(clusters, same) > 10 * sinkhorn(clusters, again)
+def test_sinkhorn_divergence_sees_more_than_mean_and_covariance():
+    """Two clusters against a Gaussian of their mean and covariance, and against two clusters."""
+    clusters = two_clusters(seed=0)
+    mean, root = fit_gaussian(clusters)
+    one_gaussian = mean + np.random.default_rng(1).normal(size=(400, 2)) @ root
+    one_gaussian = one_gaussian.astype(np.float32)
+    assert fid(clusters, one_gaussian) < 0.02
+    alike = sinkhorn_divergence(clusters, two_clusters(seed=5))
+    assert sinkhorn_divergence(clusters, one_gaussian) > 10 * alike
+
+
+def two_clusters(seed: int) -> np.ndarray:
+    """float32 [400, 2], half of it around (1, 0) and half around (-1, 0)."""
+    x = gaussian_sample(400, 2, seed, scale=0.1)
+    x[::2, 0] += 1
+    x[1::2, 0] -= 1
+    return x
 
 
 def test_cmmd_is_the_authors_formula(monkeypatch):
-    """Their mmd in full: Gaussian kernel of sigma 10 of embeddings at unit length, means over all pairs, x 1000."""
-    real, fake = draws(50, 8, 0), draws(40, 8, 1, shift=0.5)
-    x, y = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (real, fake))
+    """1000 x MMD of embeddings at unit length, Gaussian kernel of sigma 10, over all pairs."""
+    real = gaussian_sample(50, 8, 0)
+    fake = gaussian_sample(40, 8, 1, shift=0.5)
+    x = real / np.linalg.norm(real, axis=1, keepdims=True)
+    y = fake / np.linalg.norm(fake, axis=1, keepdims=True)
 
     def kernel(a, b):
         return np.exp(-((a[:, None] - b[None]) ** 2).sum(2) / (2 * 10**2)).mean()
@@ -256,52 +288,57 @@ def test_cmmd_is_the_authors_formula(monkeypatch):
 
 
 def test_nearest_training_image_by_hand(monkeypatch):
-    train, x = draws(30, 6, 0, shift=50), draws(20, 6, 1, shift=50)
+    train = gaussian_sample(30, 6, 0, shift=50)
+    x = gaussian_sample(20, 6, 1, shift=50)
     full = np.linalg.norm(x[:, None].astype(np.float64) - train[None], axis=2)
     for block in (1024, 7):
         monkeypatch.setattr("stages.evaluation.memorization.BLOCK", block)
-        distances, places = nearest_neighbors(x, train)
-        assert np.allclose(distances, full.min(1)) and (places == full.argmin(1)).all()
+        distances, neighbors = nearest_neighbors(x, train)
+        assert np.allclose(distances, full.min(1))
+        assert (neighbors == full.argmin(1)).all()
 
 
-def test_a_turned_or_mirrored_copy_is_found():
+def test_a_rotated_or_mirrored_copy_is_found():
     rng = np.random.default_rng(0)
-    train = rng.integers(0, 256, (12, 3, SIDE, SIDE)).astype(np.float32)
+    train = rng.integers(0, 256, (12, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE)).astype(np.float32)
     for k, mirrored in ((0, False), (1, False), (3, True)):
-        copies = (
-            np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3)) + 1
-        )  # a grey level off
-        distances, places = nearest_neighbors_dihedral(
-            copies.reshape(12, -1), train.reshape(12, -1)
+        copies = np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3))
+        distances, neighbors = nearest_neighbors_dihedral(
+            copies.reshape(12, -1) + 1,  # one grey level brighter
+            train.reshape(12, -1),
         )
-        assert np.allclose(distances, 1, atol=1e-3) and (places == np.arange(12)).all()
+        assert np.allclose(distances, 1, atol=1e-3)
+        assert (neighbors == np.arange(12)).all()
 
 
 def test_a_copying_generator_is_caught_and_a_fair_one_is_not():
-    train, held_out = draws(400, 8, 0), draws(200, 8, 1)
+    train = gaussian_sample(400, 8, 0)
+    held_out = gaussian_sample(200, 8, 1)
     real, _ = nearest_neighbors(held_out, train)
     rng = np.random.default_rng(2)
     copies = train[rng.integers(0, 400, 150)] + 0.01 * rng.normal(size=(150, 8))
-    assert memorized(nearest_neighbors(copies, train)[0], real)["memorized"] > 0.9
-    fair = memorized(nearest_neighbors(draws(150, 8, 3), train)[0], real)
+    assert memorization_scores(nearest_neighbors(copies, train)[0], real)["memorized"] > 0.9
+    fair = memorization_scores(nearest_neighbors(gaussian_sample(150, 8, 3), train)[0], real)
     assert fair["memorized"] < 0.06 and fair["memorized_lo"] <= 0.01 <= fair["memorized_hi"]
-    # The test set itself holds copies of training images: only exact ones count then.
+    # Where held-out images are in the training set, only exact copies count.
     real[:20] = 0
-    assert memorized(np.array([0, 0.5, 1]), real)["memorized"] == pytest.approx(1 / 3)
+    assert memorization_scores(np.array([0, 0.5, 1]), real)["memorized"] == pytest.approx(1 / 3)
 
 
 def test_mode_collapse_is_caught():
-    """Twenty classes; the generator draws one: recall and coverage fall below 0.1, precision does not."""
-    centers = 6 * draws(20, 16, 0)
-    real, good = (np.repeat(centers, 15, 0) + draws(300, 16, seed) for seed in (1, 2))
-    collapsed = centers[:1] + draws(300, 16, 3)
-    found = manifold(real, collapsed)
-    assert found["recall"] < 0.1 and found["coverage"] < 0.1 and found["precision"] > 0.5
-    assert min(manifold(real, good)[name] for name in ("recall", "coverage")) > 0.5
+    """Of 20 classes the generator draws one: recall and coverage fall, precision does not."""
+    centers = 6 * gaussian_sample(20, 16, 0)
+    real = np.repeat(centers, 15, 0) + gaussian_sample(300, 16, 1)
+    good = np.repeat(centers, 15, 0) + gaussian_sample(300, 16, 2)
+    collapsed = centers[:1] + gaussian_sample(300, 16, 3)
+    metrics = compute_prdc(real, collapsed)
+    assert metrics["recall"] < 0.1 and metrics["coverage"] < 0.1 and metrics["precision"] > 0.5
+    metrics = compute_prdc(real, good)
+    assert metrics["recall"] > 0.5 and metrics["coverage"] > 0.5
     assert fid(real, collapsed) > 10 * fid(real, good)
 
 
-def test_clip_score_stands_between_null_and_one():
+def test_clip_score_lies_between_that_of_other_captions_and_100():
     rng = np.random.default_rng(0)
     captions = rng.normal(size=(200, 32)).astype(np.float32)
     images = {
@@ -309,10 +346,8 @@ def test_clip_score_stands_between_null_and_one():
         "base": rng.normal(size=captions.shape),
         "real": 3 * captions,
     }
-    found = clip_agreement(images, captions, rng)
-    assert found["clip_score_real"] == pytest.approx(100, rel=1e-5)
-    assert found["clip_score_lo"] < found["clip_score"] < found["clip_score_hi"] < 100
-    assert (
-        found["clip_score_null"] == pytest.approx(found["clip_score_base"], abs=2)
-        and found["clip_score"] > 80
-    )
+    scores = clip_score(images, captions, rng)
+    assert scores["clip_score_real"] == pytest.approx(100, rel=1e-5)
+    assert scores["clip_score_lo"] < scores["clip_score"] < scores["clip_score_hi"] < 100
+    assert scores["clip_score_null"] == pytest.approx(scores["clip_score_base"], abs=2)
+    assert scores["clip_score"] > 80

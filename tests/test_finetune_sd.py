@@ -1,4 +1,4 @@
-"""finetune_sd on a tiny untrained model: every run is a process of its own."""
+"""finetune_sd on a tiny untrained model. Each run is a process of its own."""
 
 import csv
 import weakref
@@ -13,20 +13,16 @@ from tiny_diffusion import on_threads, run, write_params
 
 from stages import encode, finetune_sd, sample
 from stages.common.artifacts import digest, read_json
-from stages.diffusion import models
+from stages.diffusion import models, trainer
 from stages.diffusion.latents import Latents
 from stages.diffusion.validation import validation_loss
 from stages.params import load
 
-WORSENS = {
-    "lr": 1.0,
-    "lr_schedule": "constant",
-    "warmup_steps": 10,
-    "ema_decay": 0.0,
-}  # better, then worse
+# The validation loss falls, then rises.
+OVERSHOOTS = {"lr": 1.0, "lr_schedule": "constant", "warmup_steps": 10, "ema_decay": 0.0}
 
 
-def curve_of(folder) -> dict[int, dict[str, float | None]]:
+def read_curve(folder) -> dict[int, dict[str, float | None]]:
     """The rows of diffusion_loss.csv by their step; None where a cell is empty."""
     with open(folder / "metrics/plots/diffusion_loss.csv", newline="") as file:
         return {
@@ -42,49 +38,47 @@ def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
     assert metrics["steps"] == 10 and metrics["best_step"] in (3, 6, 9, 10)
     assert metrics["validation_loss"] < metrics["validation_loss_base"]
     assert metrics["validation_loss"] <= metrics["validation_loss_last"]
-    assert list(curve_of(trained)) == [0, 3, 6, 9, 10]
+    assert list(read_curve(trained)) == [0, 3, 6, 9, 10]
     pipe = StableDiffusionPipeline.from_pretrained(
         trained / "models/diffusion", local_files_only=True
     )
     assert pipe.unet.dtype == torch.float32
-    assert not list(
-        (trained / "scratch/finetune_sd").glob("*/")
-    )  # nothing is left of the checkpoints
+    assert not list((trained / "scratch/finetune_sd").glob("*/"))  # the checkpoints are removed
 
 
-def test_what_is_published_is_what_was_measured(trained):
-    """The averaged weights: they are what the validation loss of the best step was measured on."""
-    folder, p = trained / "models/diffusion", load(trained / "params.yaml").finetune_sd
-    assert p.ema_decay > 0
+def test_the_published_weights_have_the_measured_validation_loss(trained):
+    """They are the averaged weights of the best step."""
+    folder = trained / "models/diffusion"
+    finetune_sd_params = load(trained / "params.yaml").finetune_sd
+    assert finetune_sd_params.ema_decay > 0
     schedule = models.load_scheduler(folder, "ddpm")
-    here = SimpleNamespace(
+    one_process = SimpleNamespace(
         device=torch.device("cpu"),
         num_processes=1,
         process_index=0,
         reduce=lambda tensor, _: tensor,
     )
-    data = Latents(trained / "data/latents", "valid", models.latent_scale(folder))
-    found = validation_loss(
+    loss = validation_loss(
         models.load(folder, "unet"),
-        data,
-        p.validation_images,
-        p.batch_size,
-        here,
+        Latents(trained / "data/latents", "valid", models.scaling_factor(folder)),
+        finetune_sd_params.validation_images,
+        finetune_sd_params.batch_size,
+        one_process,
         schedule.alphas_cumprod,
         schedule.config.prediction_type,
     )
     metrics = read_json(trained / "metrics/diffusion.json")
-    assert found == pytest.approx(metrics["validation_loss"], rel=1e-5)
+    assert loss == pytest.approx(metrics["validation_loss"], rel=1e-5)
     assert metrics["validation_loss"] == pytest.approx(
-        min(row["validation_loss"] for row in curve_of(trained).values()), rel=1e-6
+        min(row["validation_loss"] for row in read_curve(trained).values()), rel=1e-6
     )
 
 
 def test_the_best_checkpoint_is_published_not_the_last(workspace):
-    write_params(workspace, finetune_sd=WORSENS)
+    write_params(workspace, finetune_sd=OVERSHOOTS)
     assert run(workspace, finetune_sd.main)[0] == 0
     metrics = read_json(workspace / "metrics/diffusion.json")
-    curve = {step: row["validation_loss"] for step, row in curve_of(workspace).items()}
+    curve = {step: row["validation_loss"] for step, row in read_curve(workspace).items()}
     best = min((step for step in curve if step), key=curve.get)
     assert metrics["best_step"] == best < metrics["steps"]
     assert metrics["validation_loss"] == pytest.approx(curve[best], rel=1e-6)
@@ -94,15 +88,15 @@ def test_the_best_checkpoint_is_published_not_the_last(workspace):
 def test_gradients_are_clipped(trained, workspace):
     write_params(workspace, finetune_sd={"max_grad_norm": 1.0e-6})
     assert run(workspace, finetune_sd.main)[0] == 0
-    clipped, free = (
-        {step: row["validation_loss"] for step, row in curve_of(folder).items()}
-        for folder in (workspace, trained)
-    )
-    assert clipped[0] == free[0] and clipped[10] != free[10]
+    clipped = read_curve(workspace)
+    unclipped = read_curve(trained)
+    assert clipped[0]["validation_loss"] == unclipped[0]["validation_loss"]
+    assert clipped[10]["validation_loss"] != unclipped[10]["validation_loss"]
 
 
 def test_forgetting_is_measured_at_every_checkpoint(trained):
-    metrics, curve = read_json(trained / "metrics/diffusion.json"), curve_of(trained)
+    metrics = read_json(trained / "metrics/diffusion.json")
+    curve = read_curve(trained)
     assert metrics["base_domain_loss_base"] == curve[0]["base_domain_loss"]
     assert (
         metrics["base_domain_loss"]
@@ -118,7 +112,7 @@ def test_forgetting_is_measured_at_every_checkpoint(trained):
     assert len({grid.tobytes() for grid in grids.values()}) == len(grids)
 
 
-def test_the_course_of_training_is_tracked_outside_of_the_outputs(trained):
+def test_dvclive_follows_training_outside_the_outputs(trained):
     live = trained / "dvclive/finetune_sd"
     lines = (live / "plots/metrics/validation_loss.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["step", "3", "6", "9", "10"]
@@ -126,18 +120,18 @@ def test_the_course_of_training_is_tracked_outside_of_the_outputs(trained):
     assert not (trained / "dvc.yaml").exists()
 
 
-def test_what_is_watched_changes_nothing_in_training(trained, workspace):
+def test_measurements_do_not_change_training(trained, workspace):
     write_params(workspace, finetune_sd={"grid_captions": 1}, encode={"base_domain": "none"})
     assert run(workspace, encode.main)[0] == 0
     assert not list((workspace / "data/latents").glob("*base*"))
     assert run(workspace, finetune_sd.main)[0] == 0
     assert digest(workspace / "models/diffusion") == digest(trained / "models/diffusion")
     assert "base_domain_loss" not in read_json(workspace / "metrics/diffusion.json")
-    assert curve_of(workspace)[0]["base_domain_loss"] is None
+    assert read_curve(workspace)[0]["base_domain_loss"] is None
 
 
 class Activations:
-    """What a graph holds: the activations of so many images."""
+    """Stands for what a graph of so many images holds in GPU memory."""
 
     alive = weakref.WeakSet()
 
@@ -146,8 +140,8 @@ class Activations:
         self.alive.add(self)
 
 
-class Held(torch.autograd.Function):
-    """The identity, on a GPU that holds the activations of three images and learns so in the backward pass."""
+class HoldActivations(torch.autograd.Function):
+    """The identity, on a GPU with memory for three images, which the backward pass finds full."""
 
     @staticmethod
     def forward(ctx, x, activations):
@@ -161,52 +155,49 @@ class Held(torch.autograd.Function):
         return gradient, None
 
 
-def run_out_of_memory():
-    loss = finetune_sd.denoising_loss
+def finetune_on_a_small_gpu():
+    denoising_loss = trainer.denoising_loss
 
-    def denoising_loss(unet, batch, *rest):
-        found = loss(unet, batch, *rest)
-        return (
-            Held.apply(found, Activations(len(batch["latents"])))
-            if torch.is_grad_enabled()
-            else found
-        )
+    def loss_that_holds_activations(unet, batch, *rest):
+        loss = denoising_loss(unet, batch, *rest)
+        if not torch.is_grad_enabled():
+            return loss
+        return HoldActivations.apply(loss, Activations(len(batch["latents"])))
 
-    finetune_sd.denoising_loss = denoising_loss
+    trainer.denoising_loss = loss_that_holds_activations
     finetune_sd.main()
 
 
 def test_out_of_gpu_memory_says_which_batch_fits(workspace):
-    code, log = run(workspace, run_out_of_memory)
+    code, log = run(workspace, finetune_on_a_small_gpu)
     assert code == 1 and "Traceback" not in log
-    assert (
-        "finetune_sd.batch_size: 8 images at a time don't fit into the GPU's memory; 2 do: set it to 2; a bigger"
-        in log
-    )
+    (error,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: finetune_sd.batch_size: 8 ")
+    assert "set it to 2;" in error and "gradient_accumulation" in error
 
 
 def test_zero_terminal_snr_is_published_and_sampled(workspace):
     zero = {"epochs": 0.5, "zero_terminal_snr": True, "min_snr_gamma": None}
-    for wrong, key in (
+    weighted = zero | {"min_snr_gamma": 5.0}
+    for sections, key in (
         ({"finetune_sd": zero}, "sampling.scheduler"),
         (
-            {"finetune_sd": zero | {"min_snr_gamma": 5.0}, "sampling": {"scheduler": "ddim"}},
+            {"finetune_sd": weighted, "sampling": {"scheduler": "ddim"}},
             "finetune_sd.min_snr_gamma",
         ),
     ):
-        write_params(workspace, **wrong)
+        write_params(workspace, **sections)
         code, log = run(workspace, finetune_sd.main)
         assert code == 1 and f"params.yaml: {key}: " in log
     write_params(workspace, finetune_sd=zero, sampling={"scheduler": "ddim"})
     assert run(workspace, finetune_sd.main)[0] == 0
-    assert (
-        models.config(workspace / "models/diffusion", "scheduler")["rescale_betas_zero_snr"] is True
-    )
-    assert models.load_scheduler(workspace / "models/diffusion", "ddpm").alphas_cumprod[-1] == 0
+    published = workspace / "models/diffusion"
+    assert models.read_config(published, "scheduler")["rescale_betas_zero_snr"] is True
+    assert models.load_scheduler(published, "ddpm").alphas_cumprod[-1] == 0
     assert run(workspace, sample.main, "tuned")[0] == 0
     write_params(workspace)
     code, log = run(workspace, sample.main, "tuned")
-    assert code == 1 and "sampling.scheduler: pndm can't start from pure noise" in log
+    assert code == 1 and "error: sampling.scheduler: pndm" in log
 
 
 def test_two_processes_with_the_same_global_batch_learn_the_same(trained, workspace):
@@ -225,20 +216,19 @@ def test_accumulation_equals_the_bigger_batch(trained, workspace):
     np.testing.assert_allclose(two["validation_loss_last"], one["validation_loss_last"], rtol=1e-4)
 
 
-def test_slices_on_several_cores_equal_the_whole_batch(workspace):
+def test_chunks_on_several_cores_equal_the_whole_batch(workspace):
     losses = []
-    for overlay in (
-        {"batch_size": 32},
-        {"batch_size": 16, "gradient_accumulation": 2},
-    ):  # two slices; two batches of one
-        write_params(workspace, finetune_sd=overlay)
+    two_chunks = {"batch_size": 32}
+    one_chunk_twice = {"batch_size": 16, "gradient_accumulation": 2}
+    for finetune_sd_params in (two_chunks, one_chunk_twice):
+        write_params(workspace, finetune_sd=finetune_sd_params)
         code, log = run(workspace, on_threads, 2, finetune_sd.main)
         assert code == 0, log
         losses.append(read_json(workspace / "metrics/diffusion.json")["validation_loss_last"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
 
 
-def test_no_epochs_publish_the_base_as_it_is(workspace):
+def test_zero_epochs_publish_the_base_model_as_it_is(workspace):
     write_params(workspace, finetune_sd={"epochs": 0})
     assert run(workspace, finetune_sd.main)[0] == 0
     metrics = read_json(workspace / "metrics/diffusion.json")
@@ -258,10 +248,8 @@ def test_lora_is_merged_into_the_published_unet(workspace):
     code, log = run(workspace, finetune_sd.main)
     assert code == 0, log
     name = "unet/diffusion_pytorch_model.safetensors"
-    before, after = (
-        load_file(workspace / "models/base/diffusion" / name),
-        load_file(workspace / "models/diffusion" / name),
-    )
+    before = load_file(workspace / "models/base/diffusion" / name)
+    after = load_file(workspace / "models/diffusion" / name)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".to_")[0].rsplit(".", 1)[1] for name in changed} == {"attn1", "attn2"}

@@ -1,6 +1,7 @@
-"""The Hugging Face hub, in and out, against a local server that speaks its API: publishing a run, and `hub:` sources."""
+"""Publishing a run on the Hugging Face hub, and `hub:` sources, against a local server."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -25,14 +26,14 @@ TOKEN = "hf_SecretOfTheTest0123456789"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A finished run as a clone holds it: the shipped models as its outputs, a few images, the metrics in git."""
+    """A clone of a finished run: the shipped models as outputs, a few images, metrics in git."""
     from transformers import AutoModelForCausalLM
 
     from stages.params import FinetuneLLM
     from stages.text import lora
 
     folder = tmp_path_factory.mktemp("run")
-    settings = yaml.safe_load((REPOSITORY / "tests/params.yaml").read_text())
+    params = yaml.safe_load((REPOSITORY / "tests/params.yaml").read_text())
     shutil.copyfile(REPOSITORY / "tests/params.yaml", folder / "params.yaml")
     shutil.copytree(
         REPOSITORY / "metrics",
@@ -41,43 +42,33 @@ def run(tmp_path_factory) -> Path:
     )
     shutil.copytree(EMBEDDED / "diffusion", folder / "models/diffusion")
     shutil.copytree(EMBEDDED / "language", folder / "models/base/language")
-    lora.adapt(
-        AutoModelForCausalLM.from_pretrained(EMBEDDED / "language"),
-        FinetuneLLM(**settings["finetune_llm"]),
-    ).save_pretrained(folder / "models/llm")
+    model = AutoModelForCausalLM.from_pretrained(EMBEDDED / "language")
+    adapted = lora.add_lora(model, FinetuneLLM(**params["finetune_llm"]))
+    adapted.save_pretrained(folder / "models/llm")
     (folder / "models/classifier/lulc").mkdir(parents=True)
     for name in ("config.json", "context.json", "model.safetensors"):
         (folder / "models/classifier/lulc" / name).write_text("{}")
-    for name, source in {
+    embedded = {"source": "embedded", "license": None}
+    none = {"source": "none", "license": None}
+    inputs = {
         "data/imagery": {"source": "path:/home/somebody/tiles", "license": None},
         "data/papers": {"source": "hub:owner/papers@abc", "license": "cc-by-4.0"},
-        **{
-            f"models/base/{role}": {"source": "embedded", "license": None}
-            for role in ("diffusion", "language", "embedder")
-        },
-        **{
-            f"models/base/{role}": {"source": "none", "license": None}
-            for role in ("writer", "classifier")
-        },
-    }.items():
+        "models/base/diffusion": embedded,
+        "models/base/language": embedded,
+        "models/base/embedder": embedded,
+        "models/base/writer": none,
+        "models/base/classifier": none,
+    }
+    for name, source in inputs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
-    rows = [
-        {
-            "image": {
-                "bytes": encode_png(Image.new("RGB", (8, 8), (i, 90, 9))),
-                "path": f"{i}.png",
-            },
-            "label": label,
-            "prompt": f"a {label}",
-        }
-        for i, label in enumerate(LULC_CLASSES * 2)
-    ]
-    write_shards(
-        folder / "data/synthetic",
-        rows,
-        pa.schema([("image", IMAGE), ("label", pa.string()), ("prompt", pa.string())]),
-    )
+    rows = []
+    for i, label in enumerate(LULC_CLASSES * 2):
+        png = encode_png(Image.new("RGB", (8, 8), (i, 90, 9)))
+        image = {"bytes": png, "path": f"{i}.png"}
+        rows.append({"image": image, "label": label, "prompt": f"a {label}"})
+    schema = pa.schema([("image", IMAGE), ("label", pa.string()), ("prompt", pa.string())])
+    write_shards(folder / "data/synthetic", rows, schema)
     (folder / ".gitignore").write_text("/data/imagery\n/data/papers\n/models\n")
     for command in (
         ["git", "init", "-q"],
@@ -92,7 +83,7 @@ def run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def dry(run, tmp_path_factory, environment) -> Path:
-    """What `--dry-run` writes, with no hub to reach."""
+    """The folders that `--dry-run` writes, without access to a hub."""
     out = tmp_path_factory.mktemp("dry") / "out"
     done = shell(
         sys.executable,
@@ -139,7 +130,7 @@ def one_line(done: subprocess.CompletedProcess) -> str:
     return done.stderr
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -147,10 +138,10 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
-# Out -------------------------------------------------------------------------------------------------------------------
+# Publishing
 
 
-def test_the_dry_run_is_what_gets_uploaded_and_loads(run, dry, hub, client, tmp_path):
+def test_the_dry_run_loads_and_equals_what_is_uploaded(run, dry, hub, client, tmp_path):
     from datasets import ClassLabel, load_dataset
     from diffusers import StableDiffusionPipeline
 
@@ -158,19 +149,14 @@ def test_the_dry_run_is_what_gets_uploaded_and_loads(run, dry, hub, client, tmp_
         str(dry / "lulc-synthetic"), split="train", cache_dir=str(tmp_path / "datasets")
     )
     assert data.features["label"] == ClassLabel(names=list(LULC_CLASSES)) and len(data) == 14
-    assert (
-        data[3]["label"] == 3
-        and data[3]["prompt"] == f"a {LULC_CLASSES[3]}"
-        and data[3]["image"].size == (8, 8)
-    )
-    assert (
-        StableDiffusionPipeline.from_pretrained(dry / "remote-diffusion").unet.num_parameters() > 0
-    )
+    assert data[3]["label"] == 3 and data[3]["prompt"] == f"a {LULC_CLASSES[3]}"
+    assert data[3]["image"].size == (8, 8)
+    pipeline = StableDiffusionPipeline.from_pretrained(dry / "remote-diffusion")
+    assert pipeline.unet.num_parameters() > 0
 
-    # The same again with a token: byte for byte what the dry run wrote, and a stale file of an earlier upload is gone.
-    hub.repositories["datasets/owner/lulc-synthetic"] = {
-        "data/train-00000-of-00002.parquet": b"stale"
-    }
+    # With a token, the same bytes are uploaded, and a stale file of an earlier upload is deleted.
+    stale = {"data/train-00000-of-00002.parquet": b"stale"}
+    hub.repositories["datasets/owner/lulc-synthetic"] = stale
     done = client("tools.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert set(hub.repositories) == {
@@ -180,70 +166,130 @@ def test_the_dry_run_is_what_gets_uploaded_and_loads(run, dry, hub, client, tmp_
         "owner/lulc-classifier",
     }
     for name, files in hub.repositories.items():
-        assert files == content(dry / name.rpartition("/")[2]), name
-    for place in (run, tmp_path):
-        holds = [
-            path
-            for path in place.rglob("*")
-            if path.is_file() and TOKEN.encode() in path.read_bytes()
-        ]
-        assert not holds, "the token is in a file"
+        assert files == read_files(dry / name.rpartition("/")[2]), name
+    assert not files_with_token(run) and not files_with_token(tmp_path)
     assert TOKEN not in done.stdout + done.stderr
 
-    # And back: the uploaded model is a source of the pipeline, pinned by its commit.
+    # The uploaded model is a source of the pipeline, pinned by its commit.
     sha = hub.commit("owner/remote-diffusion")
-    place = sources(tmp_path / "next", f"hub:owner/remote-diffusion@{sha}")
-    done = client("stages.fetch_model", "diffusion", cwd=place)
+    folder = make_run_folder(tmp_path / "next", f"hub:owner/remote-diffusion@{sha}")
+    done = client("stages.fetch_model", "diffusion", cwd=folder)
     assert done.returncode == 0, done.stderr
-    fetched = place / "models/base/diffusion"
+    fetched = folder / "models/base/diffusion"
     assert json.loads((fetched / "SOURCE.json").read_text())["commit"] == sha
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (fetched / weights).read_bytes() == (run / "models/diffusion" / weights).read_bytes()
 
 
-def test_a_card_tells_how_what_from_and_how_well(run, dry):
-    card = (dry / "lulc-synthetic/README.md").read_text()
-    head = yaml.safe_load(card.split("---")[1])
-    assert head["license"] == "other" and head["task_categories"] == ["image-classification"]
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=run, text=True, capture_output=True
-    ).stdout.strip()
+def files_with_token(folder: Path) -> list[Path]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path for path in files if TOKEN.encode() in path.read_bytes()]
+
+
+def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, dry):
+    from huggingface_hub import DatasetCard
+
+    card = DatasetCard.load(dry / "lulc-synthetic/README.md")
+    assert card.data.license == "other" and card.data.language == ["en"]
+    assert card.data.task_categories == ["image-classification"]
+    assert card.data.pretty_name == "Synthetic land use and land cover"
+    assert re.findall("^## (.+)$", card.text, re.M) == [
+        "Intended use",
+        "How it was made",
+        "Metrics",
+        "Licenses of the inputs",
+        "Limitations",
+    ]
+    commit = shell("git", "rev-parse", "HEAD", cwd=run).stdout.strip()
+    assert f"`{commit}`" in card.text
+    quoted = re.search("```yaml\n(.*?)```", card.text, re.S)[1]
+    params = yaml.safe_load((run / "params.yaml").read_text())
+    assert yaml.safe_load(quoted) == {
+        name: params[name] for name in ("seed", "classes", "prompt", "generate", "sampling")
+    }
+    rows = table_rows(card.text)
     fid = json.loads((run / "metrics/fid.json").read_text())["scene"]["standard"]
-    for said in (
-        f"commit `{commit}`",
-        "## Intended use",
-        "## Limitations",
-        "no location and no time",
-        "guidance_scale: 3.0",
-        f"| {fid['fid']:.4g} | {fid['fid_lo']:.4g} to {fid['fid_hi']:.4g} |",
-        "| imagery | `path:.../tiles` | not recorded |",
-        "| papers | `hub:owner/papers@abc` | cc-by-4.0 |",
-    ):
-        assert said in card, said
-    assert "/home/somebody" not in "".join(path.read_text() for path in dry.rglob("README.md"))
+    assert rows["fid scene.standard.fid"] == [
+        "held-out real tiles",
+        f"{fid['fid']:.4g}",
+        f"{fid['fid_lo']:.4g} to {fid['fid_hi']:.4g}",
+        f"floor {fid['fid_floor']:.4g}, base {fid['fid_base']:.4g}",
+    ]
+    assert rows["imagery"] == ["`path:.../tiles`", "not recorded"]
+    assert rows["papers"] == ["`hub:owner/papers@abc`", "cc-by-4.0"]
+    assert "prompt writer" not in rows  # its source is none
+
+
+@pytest.mark.parametrize(
+    "name, license, task, metrics",
+    [
+        ("remote-diffusion", "other", "text-to-image", {"fid", "kid_x1000", "loss", "recall"}),
+        ("remote-llm", "other", "text-generation", {"perplexity", "bits_per_character"}),
+        ("lulc-classifier", "other", "image-classification", {"accuracy"}),
+    ],
+)
+def test_the_card_of_a_model_has_its_metrics_as_evaluation_results(
+    run, dry, name, license, task, metrics
+):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(dry / name / "README.md")
+    assert card.data.license == license and card.data.pipeline_tag == task
+    assert "remote-sensing" in card.data.tags and card.data.library_name
+    assert metrics <= {result.metric_type for result in card.data.eval_results}
+    rows = table_rows(card.text)
+    for result in card.data.eval_results:
+        file, key = result.metric_name.split()
+        value = json.loads((run / f"metrics/{file}.json").read_text())
+        for part in key.split("."):
+            value = value[part]
+        assert result.metric_value == value and result.task_type == task
+        assert rows[result.metric_name][:2] == [result.dataset_name, f"{value:.4g}"]
+
+
+def table_rows(text: str) -> dict[str, list[str]]:
+    """The rows of all Markdown tables in a text: their first cell -> the others."""
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("|"):
+            first, *others = (cell.strip() for cell in line.strip("|").split("|"))
+            rows[first] = others
+    return rows
+
+
+def test_no_card_names_a_local_folder(dry):
+    cards = list(dry.rglob("README.md"))
+    assert len(cards) == 4
+    assert not any("/home/somebody" in card.read_text() for card in cards)
 
 
 def test_faults_of_publishing_are_one_line(run, hub, client, tmp_path):
-    assert "set HF_TOKEN" in one_line(client("tools.export", "hub", "owner", cwd=run))
-    assert "data/synthetic is missing" in one_line(
-        client("tools.export", "hub", "owner", cwd=tmp_path)
-    )
+    def publish(folder: Path, token: str = TOKEN) -> str:
+        return one_line(client("tools.export", "hub", "owner", cwd=folder, HF_TOKEN=token))
+
+    assert "HF_TOKEN" in publish(run, token="")
+    assert "data/synthetic" in publish(tmp_path)
     (run / "params.yaml").write_text((run / "params.yaml").read_text() + "\n")
     try:
-        assert "params.yaml is not what the last commit has" in one_line(
-            client("tools.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN)
-        )
+        assert "params.yaml" in publish(run)
     finally:
         shell("git", "checkout", "-q", "params.yaml", cwd=run)
     (run / "data/synthetic/stray.parquet").touch()
     try:
-        said = one_line(client("tools.export", "hub", "owner", cwd=run, HF_TOKEN=TOKEN))
-        assert "data/synthetic is not what the last commit has" in said
+        assert "data/synthetic" in publish(run)
     finally:
         (run / "data/synthetic/stray.parquet").unlink()
+    assert not hub.repositories
 
 
-def test_a_wrong_token_and_no_hub_are_told(run, hub, monkeypatch):
+@pytest.mark.parametrize("arguments", [["everything"], [], ["imagefolder", "all", "out"]])
+def test_an_unknown_argument_is_a_usage_error(tmp_path, client, arguments):
+    done = client("tools.export", *arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("usage: python -m tools.export")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_token_and_an_unreachable_hub_are_errors(run, hub, monkeypatch):
     from tools import export
 
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -253,24 +299,22 @@ def test_a_wrong_token_and_no_hub_are_told(run, hub, monkeypatch):
     ):
         monkeypatch.setattr(module, hub.url)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with pytest.raises(
-        SystemExit, match="^error: export: owner/x was not uploaded: HF_TOKEN is not valid"
-    ):
+    with pytest.raises(SystemExit, match="^error: export: owner/x .*HF_TOKEN"):
         export.upload("owner/x", "model", run / "metrics", "abc")
     assert hub.refused == ["/api/repos/create"]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(SystemExit, match="^error: export: owner/x was not uploaded: .*[Rr]efused"):
+    with pytest.raises(SystemExit, match="^error: export: owner/x .*[Rr]efused"):
         export.upload("owner/x", "model", run / "metrics", "abc")
 
 
-# In --------------------------------------------------------------------------------------------------------------------
+# Sources
 
 
-def sources(folder: Path, diffusion: str) -> Path:
-    """A folder to run `fetch_model` in, with this source of the diffusion model."""
+def make_run_folder(folder: Path, source: str) -> Path:
+    """Make a folder to run `fetch_model` in, with this source of the diffusion model."""
     folder.mkdir(exist_ok=True)
     params = yaml.safe_load((REPOSITORY / "tests/params.yaml").read_text())
-    params["fetch_model"]["diffusion"] = diffusion
+    params["fetch_model"]["diffusion"] = source
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     return folder
 
@@ -278,73 +322,57 @@ def sources(folder: Path, diffusion: str) -> Path:
 @pytest.fixture
 def published(hub):
     """A diffusion model on the local hub."""
-    hub.repositories["owner/model"] = content(EMBEDDED / "diffusion")
+    hub.repositories["owner/model"] = read_files(EMBEDDED / "diffusion")
     return SimpleNamespace(
         files=hub.repositories["owner/model"], weights="unet/diffusion_pytorch_model.safetensors"
     )
 
 
-def test_a_dropped_connection_is_resumed_where_it_broke_off(hub, client, published, tmp_path):
-    # Larger than what huggingface_hub writes at a time (10 MiB): what has come is kept.
-    published.files[published.weights] = save({"weight": np.zeros(12 * 2**20, np.float32)})
-    hub.cut[published.weights] = 1
-    place = sources(tmp_path / "run", "hub:owner/model")
-    done = client("stages.fetch_model", "diffusion", cwd=place)
+def test_a_broken_download_resumes_where_it_broke_off(hub, client, published, tmp_path):
+    # Larger than the blocks of 10 MiB that huggingface_hub writes: the first part is kept.
+    weights = save({"weight": np.zeros(12 * 2**20, np.float32)})
+    published.files[published.weights] = weights
+    hub.breaks[published.weights] = 1
+    folder = make_run_folder(tmp_path / "run", "hub:owner/model")
+    done = client("stages.fetch_model", "diffusion", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert (place / "models/base/diffusion" / published.weights).read_bytes() == published.files[
-        published.weights
-    ]
-    assert [asked for file, asked in hub.served if file == published.weights] == [
-        None,
-        f"bytes={20 * 2**20}-",
-    ]
-    source = json.loads((place / "models/base/diffusion/SOURCE.json").read_text())
+    assert (folder / "models/base/diffusion" / published.weights).read_bytes() == weights
+    ranges = [byte_range for file, byte_range in hub.downloads if file == published.weights]
+    assert ranges == [None, f"bytes={20 * 2**20}-"]
+    source = json.loads((folder / "models/base/diffusion/SOURCE.json").read_text())
     assert source["commit"] == hub.commit("owner/model") and source["license"] == "cc-by-4.0"
 
 
-def test_a_download_that_failed_goes_on_with_the_files_that_are_missing(
+def test_after_a_failed_download_only_the_missing_files_are_fetched(
     hub, client, published, tmp_path
 ):
-    hub.cut[published.weights] = 1000
-    place = sources(tmp_path / "run", "hub:owner/model")
-    assert "fetch_model.diffusion" in one_line_of_many(
-        client("stages.fetch_model", "diffusion", cwd=place)
-    )
-    assert not (place / "models/base/diffusion").exists()
-    hub.cut.clear()
-    before = {file for file, _ in hub.served}
-    hub.served.clear()
-    done = client("stages.fetch_model", "diffusion", cwd=place)
-    assert done.returncode == 0, done.stderr
-    again = {file for file, _ in hub.served}
-    assert published.weights in again and len(again) < len(before), (
-        "what was complete is not downloaded twice"
-    )
-
-
-def one_line_of_many(done: subprocess.CompletedProcess) -> str:
-    """huggingface_hub warns of each retry; ours is the last line, and there is no traceback."""
+    hub.breaks[published.weights] = 1000
+    folder = make_run_folder(tmp_path / "run", "hub:owner/model")
+    done = client("stages.fetch_model", "diffusion", cwd=folder)
+    # huggingface_hub warns of each retry; the error is the last line.
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    return last
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: ") and "fetch_model.diffusion" in error
+    assert not (folder / "models/base/diffusion").exists()
+    hub.breaks.clear()
+    files = {file for file, _ in hub.downloads}
+    hub.downloads.clear()
+    done = client("stages.fetch_model", "diffusion", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    files_of_retry = {file for file, _ in hub.downloads}
+    assert published.weights in files_of_retry and len(files_of_retry) < len(files)
 
 
-def test_what_cannot_be_fetched_is_told_with_what_to_do(hub, client, published, tmp_path):
-    def said(source: str, **more) -> str:
-        return one_line(
-            client("stages.fetch_model", "diffusion", cwd=sources(tmp_path / "run", source), **more)
-        )
+def test_a_source_that_cannot_be_fetched_is_an_error(hub, client, published, tmp_path):
+    def fetch(source: str, **env) -> str:
+        folder = make_run_folder(tmp_path / "run", source)
+        return one_line(client("stages.fetch_model", "diffusion", cwd=folder, **env))
 
-    assert "hub:owner/model@nosuch: the hub has no such revision" in said("hub:owner/model@nosuch")
-    assert "the hub has no such model" in said("hub:owner/nothing")
-    assert "cannot be reached" in said("hub:owner/model", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "hub:owner/model@nosuch" in fetch("hub:owner/model@nosuch")
+    assert "hub:owner/nothing" in fetch("hub:owner/nothing")
+    assert "cannot be reached" in fetch("hub:owner/model", HF_ENDPOINT="http://127.0.0.1:9")
     hub.gated.add("owner/model")
-    assert "accept its terms on its hub page, then set HF_TOKEN" in said("hub:owner/model")
+    assert "HF_TOKEN" in fetch("hub:owner/model")
     done = client("stages.fetch_model", "diffusion", cwd=tmp_path / "run", HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
-    assert not [
-        path
-        for path in tmp_path.rglob("*")
-        if path.is_file() and TOKEN.encode() in path.read_bytes()
-    ]
+    assert not files_with_token(tmp_path)

@@ -1,4 +1,4 @@
-"""fetch_imagery on real odd files: every layout, every bad item, splits, near-duplicates, same bytes."""
+"""fetch_imagery: every layout, odd and bad images, splits, near-duplicates, same bytes twice."""
 
 import hashlib
 import io
@@ -17,9 +17,11 @@ from PIL import Image, ImageFilter
 
 from stages import fetch_imagery
 from stages.common.artifacts import IMAGE, decode_image, encode_png, read_json, read_rows
-from stages.imagery.decoding import deep, tile
-from stages.imagery.readers import sentences
-from stages.imagery.splits import carve, near_duplicates, share
+from stages.imagery.captions import usable_captions
+from stages.imagery.image_decoding import UnusableImage, decode_rgb, deep_gray_to_8_bit
+from stages.imagery.near_duplicates import fingerprint, group_near_duplicates
+from stages.imagery.scale_and_crop import scale_and_crop
+from stages.imagery.splits import carve_splits, name_hash
 from stages.params import LULC_CLASSES
 
 REPO = Path(__file__).parents[1]
@@ -31,31 +33,36 @@ def picture(seed: int, size: int = 40) -> Image.Image:
     return Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC)
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, form, **options)
-    return sink.getvalue()
+def encoded(image: Image.Image, image_format: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
 
 
-TEXTS = pa.list_(pa.string())
+def stored_tile(content: bytes, size: int = 32) -> Image.Image:
+    """The tile that is stored for an encoded image, read back."""
+    return Image.open(io.BytesIO(encode_png(scale_and_crop(decode_rgb(content).rgb, size))))
 
 
-def table(path: Path, rows: list[tuple], captions: pa.DataType = TEXTS) -> None:
-    """Rows (filename, captions, bytes) in RSICD's columns."""
+CAPTION_LIST = pa.list_(pa.string())
+
+
+def write_parquet(path: Path, rows: list[tuple], caption_type: pa.DataType = CAPTION_LIST) -> None:
+    """Write rows (filename, captions, bytes) in the columns of RSICD."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    names, texts, images = zip(*rows)
+    names, captions, images = zip(*rows)
     cells = [
         {"bytes": image, "path": name.rpartition("/")[2]} for name, image in zip(names, images)
     ]
     columns = {
         "filename": names,
-        "captions": pa.array(texts, captions),
+        "captions": pa.array(captions, caption_type),
         "image": pa.array(cells, IMAGE),
     }
     pq.write_table(pa.table(columns), path)
 
 
-def good(count: int, scene: str = "lake", start: int = 0) -> list[tuple]:
+def good_rows(count: int, scene: str = "lake", start: int = 0) -> list[tuple]:
     return [
         (
             f"rsicd_images/{scene}_{i}.jpg",
@@ -87,7 +94,7 @@ def run(
     arguments=(),
     **settings,
 ):
-    """The stage as `dvc repro` runs it, in a folder of its own."""
+    """Run the stage as `dvc repro` does, in a folder of its own."""
     write_params(folder, classes, **settings)
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -104,11 +111,12 @@ def rows_of(folder: Path) -> dict[str, list[dict]]:
     }
 
 
-def split_of(folder: Path) -> dict[str, str]:
+def splits_by_name(folder: Path) -> dict[str, str]:
     return {row["filename"]: split for split, rows in rows_of(folder).items() for row in rows}
 
 
-def one_line_failure(result, *words: str) -> None:
+def assert_one_line_error(result, *words: str) -> None:
+    """The stage failed with one line that contains the words."""
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
@@ -117,12 +125,11 @@ def one_line_failure(result, *words: str) -> None:
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
-    }
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
-# One image -------------------------------------------------------------------------------------------------------------
+# One image
 
 RGB = picture(1)
 ODD = {
@@ -132,8 +139,8 @@ ODD = {
     "float.tif": encoded(Image.fromarray(np.asarray(RGB.convert("L"), np.float32) / 255), "TIFF"),
     "alpha.png": encoded(RGB.convert("RGBA")),
     "palette.png": encoded(RGB.quantize(64)),
-    "grey.png": encoded(RGB.convert("L")),
-    "greyalpha.png": encoded(RGB.convert("LA")),
+    "gray.png": encoded(RGB.convert("L")),
+    "grayalpha.png": encoded(RGB.convert("LA")),
     "one_bit.png": encoded(RGB.convert("1")),
     "ycbcr.jpg": encoded(RGB.convert("YCbCr"), "JPEG", quality=95),
 }
@@ -150,38 +157,38 @@ BAD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_odd_image_becomes_the_rgb_picture_it_shows(name):
-    made = tile(ODD[name], 32)
-    assert not isinstance(made, str), made
-    stored = Image.open(io.BytesIO(made.png))
+    stored = stored_tile(ODD[name])
     assert (stored.mode, stored.size, stored.format) == ("RGB", (32, 32), "PNG")
-    want = np.asarray(Image.open(io.BytesIO(tile(encoded(RGB), 32).png)).convert("L"), float)
-    grey = np.asarray(stored.convert("L"), float)
-    assert np.corrcoef(want.ravel(), grey.ravel())[0, 1] > (0.5 if name == "one_bit.png" else 0.97)
-    assert abs(grey.mean() - want.mean()) < 12
+    expected = np.asarray(stored_tile(encoded(RGB)).convert("L"), float)
+    gray = np.asarray(stored.convert("L"), float)
+    correlation = np.corrcoef(expected.ravel(), gray.ravel())[0, 1]
+    assert correlation > (0.5 if name == "one_bit.png" else 0.97)
+    assert abs(gray.mean() - expected.mean()) < 12
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_image_is_a_reason(name):
-    assert isinstance(tile(BAD[name], 32), str)
+def test_bad_image_is_refused(name):
+    with pytest.raises(UnusableImage):
+        decode_rgb(BAD[name])
 
 
 def test_transparent_is_black_and_bit_depth_sets_white():
-    clear = tile(encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 0))), 16)
-    assert np.asarray(Image.open(io.BytesIO(clear.png))).max() == 0
-    assert np.asarray(deep(np.array([[0, 4095]]))).tolist() == [[0, 255]]
-    assert np.asarray(deep(np.array([[0, 65535]]))).tolist() == [[0, 255]]
-    assert np.asarray(deep(np.array([[np.nan, 0.5]]))).tolist() == [[0, 128]]
+    transparent = stored_tile(encoded(Image.new("RGBA", (20, 20), (255, 0, 0, 0))), 16)
+    assert np.asarray(transparent).max() == 0
+    assert np.asarray(deep_gray_to_8_bit(np.array([[0, 4095]]))).tolist() == [[0, 255]]
+    assert np.asarray(deep_gray_to_8_bit(np.array([[0, 65535]]))).tolist() == [[0, 255]]
+    assert np.asarray(deep_gray_to_8_bit(np.array([[np.nan, 0.5]]))).tolist() == [[0, 128]]
 
 
-def test_shorter_side_is_scaled_and_the_centre_kept():
+def test_shorter_side_is_scaled_and_the_center_is_kept():
     wide = Image.new("RGB", (300, 100), "red")
     wide.paste("blue", (100, 0, 200, 100))
-    stored = np.asarray(Image.open(io.BytesIO(tile(encoded(wide), 32).png)))
+    stored = np.asarray(stored_tile(encoded(wide)))
     assert (stored[4:-4, 4:-4] == [0, 0, 255]).all()
 
 
 @pytest.mark.parametrize(
-    "found, texts, reason",
+    "field, captions, reason",
     [
         ("a lake", ["a lake"], ""),
         ([" a  lake\n", "", None], ["a lake"], ""),
@@ -196,93 +203,91 @@ def test_shorter_side_is_scaled_and_the_centre_kept():
         (["\ud800lake"], ["lake"], ""),
     ],
 )
-def test_sentences(found, texts, reason):
-    assert sentences(found) == (texts, reason)
+def test_usable_captions(field, captions, reason):
+    assert usable_captions(field) == (captions, reason)
 
 
-# Splits ----------------------------------------------------------------------------------------------------------------
+# Splits
 
 
 def test_split_of_a_file_depends_on_its_name_alone():
     names = [f"lake_{i}.jpg" for i in range(400)]
-    few = dict(zip(names[:200], carve(names[:200], np.arange(200), 0.1, 0.2)))
-    many = dict(zip(names, carve(names, np.arange(400), 0.1, 0.2)))
+    few = dict(zip(names[:200], carve_splits(names[:200], np.arange(200), 0.1, 0.2)))
+    many = dict(zip(names, carve_splits(names, np.arange(400), 0.1, 0.2)))
     assert all(many[name] == split for name, split in few.items())
-    wide = dict(zip(names, carve(names, np.arange(400), 0.3, 0.2)))
-    assert {n for n in names if wide[n] == "test"} == {n for n in names if many[n] == "test"}
-    assert (
-        20 <= list(many.values()).count("valid") <= 60
-        and 50 <= list(many.values()).count("test") <= 110
-    )
+    larger_valid = dict(zip(names, carve_splits(names, np.arange(400), 0.3, 0.2)))
+    assert all((larger_valid[name] == "test") == (many[name] == "test") for name in names)
+    assert 20 <= list(many.values()).count("valid") <= 60
+    assert 50 <= list(many.values()).count("test") <= 110
 
 
-def test_counts_are_met_exactly_and_groups_stay_whole():
-    names, groups = [f"a_{i}.png" for i in range(100)], np.arange(100) // 3
-    split = carve(names, groups, 10, 9)
-    assert split.count("valid") in (9, 10) and split.count("test") == 9
-    assert all(len({split[i] for i in np.flatnonzero(groups == g)}) == 1 for g in groups)
-    single = carve(names, np.arange(100), 500, 0)
-    assert single.count("valid") == 100  # the stage then says that train is empty
+def test_split_sizes_as_counts_are_exact_and_groups_stay_together():
+    names = [f"a_{i}.png" for i in range(100)]
+    groups = np.arange(100) // 3
+    splits = carve_splits(names, groups, 10, 9)
+    assert splits.count("valid") in (9, 10) and splits.count("test") == 9
+    for group in groups:
+        assert len({splits[i] for i in np.flatnonzero(groups == group)}) == 1
+    splits = carve_splits(names, np.arange(100), 500, 0)
+    assert splits.count("valid") == 100  # the stage then fails because train is empty
 
 
 def test_near_duplicates_are_found_and_plain_tiles_do_not_chain():
     pictures = [picture(i) for i in range(60)]
     again = [pictures[3].filter(ImageFilter.GaussianBlur(0.5)), pictures[7].resize((80, 80))]
     flat = [Image.new("RGB", (40, 40), (level, level, level)) for level in (20, 60, 100, 140)]
-    made = [tile(encoded(image, "JPEG", quality=80), 32) for image in pictures + again + flat]
-    groups = near_duplicates(
-        np.array([m.dhash for m in made], np.uint64),
-        np.stack([np.frombuffer(m.thumb, np.uint8) for m in made]),
+    jpegs = [encoded(image, "JPEG", quality=80) for image in pictures + again + flat]
+    fingerprints = [fingerprint(stored_tile(jpeg)) for jpeg in jpegs]
+    groups = group_near_duplicates(
+        np.array([dhash for dhash, _ in fingerprints], np.uint64),
+        np.stack([np.frombuffer(thumbnail, np.uint8) for _, thumbnail in fingerprints]),
     )
     assert groups[60] == 3 and groups[61] == 7
     assert len(set(groups)) == 60 + len(flat)
-    assert 0 <= share("x") < 1 and share("x") != share("x", "keep")
+    assert 0 <= name_hash("x") < 1 and name_hash("x") != name_hash("x", "keep")
 
 
-# The stage -------------------------------------------------------------------------------------------------------------
+# The stage
 
 
-def test_parquet_with_bad_items_and_own_splits(tmp_path):
-    bad = [
-        (f"rsicd_images/odd_{i}.jpg", ["a caption"], content)
-        for i, content in enumerate(BAD.values())
+def unusual_rows() -> list[tuple]:
+    """Rows with bad images, odd images, odd captions and a file name that came before."""
+    odd_images = [
+        ("c_1.jpg", picture(500).convert("CMYK"), "JPEG"),
+        ("p_1.jpg", picture(501).convert("P"), "PNG"),
+        ("a_1.jpg", picture(502).convert("RGBA"), "PNG"),
     ]
-    odd = [
-        (
-            f"rsicd_images/{name.replace('.', '_')}.jpg",
-            ["odd but fine"],
-            encoded(picture(500 + i).convert(mode), form),
-        )
-        for i, (name, mode, form) in enumerate(
-            [("c.1", "CMYK", "JPEG"), ("p.1", "P", "PNG"), ("a.1", "RGBA", "PNG")]
-        )
-    ]
-    words = [
+    return [
+        *((f"rsicd_images/odd_{i}.jpg", ["a"], image) for i, image in enumerate(BAD.values())),
+        *(
+            (f"rsicd_images/{name}", ["odd but fine"], encoded(image, image_format))
+            for name, image, image_format in odd_images
+        ),
         ("rsicd_images/blank_1.jpg", ["", " "], encoded(picture(90))),
         ("rsicd_images/none_1.jpg", None, encoded(picture(91))),
         ("rsicd_images/digits_1.jpg", ["1", "22"], encoded(picture(92))),
         ("rsicd_images/part_1.jpg", ["", "fine"], encoded(picture(93))),
+        ("rsicd_images/lake_0.jpg", ["another"], encoded(picture(94))),
     ]
-    twice = [("rsicd_images/lake_0.jpg", ["another"], encoded(picture(94)))]
-    twin = [
-        ("rsicd_images/river_900.jpg", ["same as lake 2"], encoded(picture(2), "JPEG", quality=90))
-    ]
-    table(tmp_path / "in/train.parquet", good(40) + bad + odd + words + twice)
-    table(tmp_path / "in/valid.parquet", good(6, "river", 100) + twin)
-    result = run(
-        tmp_path / "a",
-        {"Water Body": ["lake", "river"]},
-        source=f"path:{tmp_path}/in",
-        splits={"train": "train", "valid": None, "test": "valid"},
-        valid=7,
-    )
+
+
+def test_parquet_with_bad_items_and_own_splits(tmp_path):
+    like_lake_2 = encoded(picture(2), "JPEG", quality=90)
+    twin = [("rsicd_images/river_900.jpg", ["same as lake 2"], like_lake_2)]
+    write_parquet(tmp_path / "in/train.parquet", good_rows(40) + unusual_rows())
+    write_parquet(tmp_path / "in/valid.parquet", good_rows(6, "river", 100) + twin)
+    classes = {"Water Body": ["lake", "river"]}
+    settings = {
+        "source": f"path:{tmp_path}/in",
+        "splits": {"train": "train", "valid": None, "test": "valid"},
+        "valid": 7,
+    }
+    result = run(tmp_path / "a", classes, **settings)
     assert result.returncode == 0, result.stderr
-    report, rows = read_json(tmp_path / "a/data/imagery/REPORT.json"), rows_of(tmp_path / "a")
-    assert (
-        report["kept"]
-        == {"train": 37, "valid": 7, "test": 7}
-        == {split: len(r) for split, r in rows.items()}
-    )
+    report = read_json(tmp_path / "a/data/imagery/REPORT.json")
+    rows = rows_of(tmp_path / "a")
+    assert report["kept"] == {"train": 37, "valid": 7, "test": 7}
+    assert report["kept"] == {split: len(split_rows) for split, split_rows in rows.items()}
     assert {reason: entry["count"] for reason, entry in report["skipped"].items()} == {
         "duplicate file name": 1,
         "blank captions": 1,
@@ -295,34 +300,18 @@ def test_parquet_with_bad_items_and_own_splits(tmp_path):
     assert report["skipped"]["blank captions"]["names"] == ["rsicd_images/blank_1.jpg"]
     assert report["near_duplicates"]["groups"] == 1 and report["captions_dropped"] == 1
     assert report["near_duplicates"]["train_test"] + report["near_duplicates"]["valid_test"] == 1
-    assert (
-        report["converted_from_CMYK"]
-        == report["converted_from_RGBA"]
-        == report["converted_from_P"]
-        == 1
-    )
-    lake = next(
-        row for r in rows.values() for row in r if row["filename"] == "rsicd_images/lake_0.jpg"
-    )
-    assert (
-        lake["scene"] == "lake"
-        and lake["captions"] == ["a lake number 0"]
-        and decode_image(lake["image"]).size == (32, 32)
-    )
+    for mode in ("CMYK", "RGBA", "P"):
+        assert report[f"converted_from_{mode}"] == 1
+    by_name = {row["filename"]: row for split_rows in rows.values() for row in split_rows}
+    lake = by_name["rsicd_images/lake_0.jpg"]
+    assert lake["scene"] == "lake" and lake["captions"] == ["a lake number 0"]
+    assert decode_image(lake["image"]).size == (32, 32)
     assert {row["scene"] for row in rows["test"]} == {"river"}
     source = read_json(tmp_path / "a/data/imagery/SOURCE.json")
-    assert (
-        source["files"]["train.parquet"]
-        == hashlib.sha256((tmp_path / "in/train.parquet").read_bytes()).hexdigest()
-    )
+    table_hash = hashlib.sha256((tmp_path / "in/train.parquet").read_bytes()).hexdigest()
+    assert source["files"]["train.parquet"] == table_hash
 
-    run(
-        tmp_path / "b",
-        {"Water Body": ["lake", "river"]},
-        source=f"path:{tmp_path}/in",
-        splits={"train": "train", "valid": None, "test": "valid"},
-        valid=7,
-    )
+    run(tmp_path / "b", classes, **settings)
     assert bytes_of(tmp_path / "a/data") == bytes_of(tmp_path / "b/data")
 
 
@@ -331,24 +320,21 @@ def test_test_tiles_that_look_like_training_tiles_are_left_out_when_asked(tmp_pa
         (f"rsicd_images/river_{900 + i}.jpg", ["a twin"], encoded(picture(i), "JPEG", quality=80))
         for i in range(3)
     ]
-    table(tmp_path / "in/train.parquet", good(12))
-    table(tmp_path / "in/valid.parquet", good(2, "river", 200))
-    table(tmp_path / "in/test.parquet", good(6, "river", 100) + twins)
+    write_parquet(tmp_path / "in/train.parquet", good_rows(12))
+    write_parquet(tmp_path / "in/valid.parquet", good_rows(2, "river", 200))
+    write_parquet(tmp_path / "in/test.parquet", good_rows(6, "river", 100) + twins)
     own = {
         "source": f"path:{tmp_path}/in",
         "splits": {"train": "train", "valid": "valid", "test": "test"},
     }
     for name, asked in (("kept", False), ("left_out", True)):
         assert run(tmp_path / name, exclude_near_duplicates=asked, **own).returncode == 0
-        found = read_json(tmp_path / name / "data/imagery/REPORT.json")
-        assert found["near_duplicates"]["train_test"] == 3
-        assert (
-            found["near_duplicates"]["excluded_from_test"] == 3 * asked
-            and found["kept"]["test"] == 9 - 3 * asked
-        )
-    assert not {row["filename"] for row in rows_of(tmp_path / "left_out")["test"]} & {
-        name for name, _, _ in twins
-    }
+        report = read_json(tmp_path / name / "data/imagery/REPORT.json")
+        assert report["near_duplicates"]["train_test"] == 3
+        assert report["near_duplicates"]["excluded_from_test"] == 3 * asked
+        assert report["kept"]["test"] == 9 - 3 * asked
+    names = {row["filename"] for row in rows_of(tmp_path / "left_out")["test"]}
+    assert not names.intersection(name for name, _, _ in twins)
 
 
 def test_splits_stay_when_images_are_added_and_twins_stay_together(tmp_path):
@@ -360,16 +346,16 @@ def test_splits_stay_when_images_are_added_and_twins_stay_together(tmp_path):
         )
         for i in range(24)
     ]
-    table(tmp_path / "few.parquet", good(40) + twins)
-    table(tmp_path / "more.parquet", good(60) + twins)
+    write_parquet(tmp_path / "few.parquet", good_rows(40) + twins)
+    write_parquet(tmp_path / "more.parquet", good_rows(60) + twins)
     for name in ("few", "more"):
         assert run(tmp_path / name, source=f"path:{tmp_path}/{name}.parquet").returncode == 0
-    few, more = split_of(tmp_path / "few"), split_of(tmp_path / "more")
+    few = splits_by_name(tmp_path / "few")
+    more = splits_by_name(tmp_path / "more")
     assert len(few) == 64 and all(more[name] == split for name, split in few.items())
     for group in range(6):
-        assert (
-            len({few[f"rsicd_images/twin_{i}.jpg"] for i in range(group * 4, group * 4 + 4)}) == 1
-        )
+        names = [f"rsicd_images/twin_{i}.jpg" for i in range(group * 4, group * 4 + 4)]
+        assert len({few[name] for name in names}) == 1
     assert read_json(tmp_path / "few/data/imagery/REPORT.json")["near_duplicates"]["groups"] == 6
 
 
@@ -386,15 +372,14 @@ def test_class_folders_get_captions_and_max_images_is_kept(tmp_path):
         tmp_path / "a", {"Crop Land": ["AnnualCrop"]}, source=f"path:{tmp_path}/in", max_images=60
     )
     assert result.returncode == 0, result.stderr
-    rows = [row for r in rows_of(tmp_path / "a").values() for row in r]
+    rows = [row for split_rows in rows_of(tmp_path / "a").values() for row in split_rows]
     assert 59 <= len(rows) <= 60
     assert {(row["scene"], *row["captions"]) for row in rows} == {
         ("AnnualCrop", "a satellite image of annual crop"),
         ("sea_lake", "a satellite image of sea lake"),
     }
-    assert read_json(tmp_path / "a/data/imagery/REPORT.json")["captions_from_class_names"] == len(
-        rows
-    )
+    report = read_json(tmp_path / "a/data/imagery/REPORT.json")
+    assert report["captions_from_class_names"] == len(rows)
 
 
 def test_image_folder_with_splits_and_bad_lines(tmp_path):
@@ -404,9 +389,9 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
         lines = []
         for i in range(count):
             (folder / f"lake_{i}.png").write_bytes(encoded(picture(i + 100 * len(split))))
-            row = {"file_name": f"lake_{i}.png", "text": f"a lake {i}"} | (
-                {"scene": "water"} if i else {}
-            )
+            row = {"file_name": f"lake_{i}.png", "text": f"a lake {i}"}
+            if i:
+                row["scene"] = "water"
             lines.append(json.dumps(row))
         lines += [
             "{broken",
@@ -426,7 +411,8 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
         splits={"train": "train", "valid": None, "test": "test"},
     )
     assert result.returncode == 0, result.stderr
-    report, rows = read_json(tmp_path / "a/data/imagery/REPORT.json"), rows_of(tmp_path / "a")
+    report = read_json(tmp_path / "a/data/imagery/REPORT.json")
+    rows = rows_of(tmp_path / "a")
     assert len(rows["test"]) == 5 and len(rows["train"]) + len(rows["valid"]) == 30
     assert {reason: entry["count"] for reason, entry in report["skipped"].items()} == {
         "metadata line without a file_name": 6,
@@ -441,12 +427,12 @@ def test_image_folder_with_splits_and_bad_lines(tmp_path):
     assert done.returncode == 0, done.stderr
     again = run(tmp_path / "b", source=f"path:{tmp_path}/a/out", valid=1, test=1)
     assert again.returncode == 0, again.stderr
-    back = {row["captions"][0]: row for r in rows_of(tmp_path / "b").values() for row in r}
-    assert all(
-        back[row["captions"][0]]["image"]["bytes"] == row["image"]["bytes"] for row in rows["test"]
-    )
+    read_back = [row for split_rows in rows_of(tmp_path / "b").values() for row in split_rows]
+    by_caption = {row["captions"][0]: row for row in read_back}
+    for row in rows["test"]:
+        assert by_caption[row["captions"][0]]["image"]["bytes"] == row["image"]["bytes"]
     twice = run(tmp_path / "a", module="tools.export", arguments=("imagefolder", "test", "out"))
-    one_line_failure(twice, "not an empty folder")
+    assert_one_line_error(twice, "out")
 
 
 def test_embedded_tiles_are_the_same_bytes_twice(tmp_path):
@@ -462,15 +448,17 @@ def test_embedded_tiles_are_the_same_bytes_twice(tmp_path):
         assert result.returncode == 0, result.stderr
     assert bytes_of(tmp_path / "a/data") == bytes_of(tmp_path / "b/data")
     rows = rows_of(tmp_path / "a")
-    assert {split: len(r) for split, r in rows.items()} == {"train": 26, "valid": 4, "test": 6}
-    assert all(
-        len(row["captions"]) == 5 and row["filename"].startswith(row["scene"])
-        for row in rows["train"]
-    )
+    counts = {split: len(split_rows) for split, split_rows in rows.items()}
+    assert counts == {"train": 26, "valid": 4, "test": 6}
+    for row in rows["train"]:
+        assert len(row["captions"]) == 5 and row["filename"].startswith(row["scene"])
 
 
-def fault_of(folder: Path, monkeypatch, **settings) -> str:
-    """The line a stage ends with, run in this process (faster; only for faults found before its process pool starts)."""
+def error_of(folder: Path, monkeypatch, **settings) -> str:
+    """The error line of a stage that is run in this process.
+
+    This is faster, but works only for errors that come before the stage starts its processes.
+    """
     write_params(folder, settings.pop("classes", None), **settings)
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as end:
@@ -479,53 +467,47 @@ def fault_of(folder: Path, monkeypatch, **settings) -> str:
     return str(end.value)
 
 
-def test_whole_input_faults_are_one_line(tmp_path, monkeypatch):
+def test_a_source_that_cannot_be_used_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     (tmp_path / "loose").mkdir()
     (tmp_path / "loose/a_1.png").write_bytes(encoded(RGB))
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "columns.parquet")
-    table(
-        tmp_path / "numbers.parquet",
-        [(f"a_{i}.png", i, encoded(RGB)) for i in range(3)],
-        pa.int64(),
-    )
-    table(tmp_path / "two/train.parquet", good(3))
-    table(tmp_path / "two/other.parquet", good(3, "river", 10))
+    numbers = [(f"a_{i}.png", i, encoded(RGB)) for i in range(3)]
+    write_parquet(tmp_path / "numbers.parquet", numbers, pa.int64())
+    write_parquet(tmp_path / "two/train.parquet", good_rows(3))
+    write_parquet(tmp_path / "two/other.parquet", good_rows(3, "river", 10))
 
-    def said(source: str, **settings) -> str:
+    def error(source: str, **settings) -> str:
         source = source if ":" in source else f"path:{tmp_path}/{source}"
-        return fault_of(tmp_path / "run", monkeypatch, source=source, **settings)
+        return error_of(tmp_path / "run", monkeypatch, source=source, **settings)
 
-    named = {"train": "train", "valid": None, "test": "other"}
-    assert "fetch_imagery.source" in said("nowhere") and "no such file" in said("nowhere")
-    assert "no images" in said("empty")
-    assert "no captions" in said("loose")
-    assert "not a .parquet" in said("notes.txt")
-    assert "broken.parquet" in said("broken.parquet")
-    assert "no column `image`; it has x" in said("columns.parquet")
-    assert "3 captions are not text (a_0.png ...)" in said("numbers.parquet")
-    assert "other, train" in said("two")
-    assert "splits.test: no split 'tset'" in said("two", splits=named | {"test": "tset"})
-    assert "imagery (embedded, path:, hub:)" in said("arxiv:list.csv")
-    assert "NOT_SET_ANYWHERE" in said("path:$NOT_SET_ANYWHERE/x")
-    assert "max_images" in fault_of(tmp_path / "run", monkeypatch, source="embedded")
+    for source in ("nowhere", "empty", "loose", "notes.txt", "broken.parquet", "columns.parquet"):
+        line = error(source)
+        assert line.startswith("error: fetch_imagery.source: ") and source in line
+    assert "a_1.png" in error("loose")
+    assert "`image`" in error("columns.parquet") and "x" in error("columns.parquet")
+    assert "3 captions are not text (a_0.png ...)" in error("numbers.parquet")
+    assert "fetch_imagery.splits: " in error("two") and "other, train" in error("two")
+    misspelled = error("two", splits={"train": "train", "valid": None, "test": "tset"})
+    assert "fetch_imagery.splits.test: " in misspelled and "'tset'" in misspelled
+    assert "fetch_imagery.source" in error("arxiv:list.csv")
+    assert "NOT_SET_ANYWHERE" in error("path:$NOT_SET_ANYWHERE/x")
+    line = error_of(tmp_path / "run", monkeypatch, source="embedded")
+    assert "fetch_imagery.max_images: " in line
     assert not (tmp_path / "run/data").exists()
 
 
-def test_all_bad_or_too_few_leave_nothing_behind(tmp_path):
-    table(tmp_path / "bad.parquet", [(f"{'ab'[i % 2]}_{i}.png", ["a"], b"x") for i in range(3)])
-    table(tmp_path / "few.parquet", good(1) + good(1, "river", 5))
-    one_line_failure(
-        run(tmp_path / "run", source=f"path:{tmp_path}/bad.parquet"),
-        "3 image is unreadable or truncated",
+def test_a_source_of_bad_or_too_few_images_leaves_no_output(tmp_path):
+    write_parquet(
+        tmp_path / "bad.parquet", [(f"{'ab'[i % 2]}_{i}.png", ["a"], b"x") for i in range(3)]
     )
-    one_line_failure(
-        run(tmp_path / "run", source=f"path:{tmp_path}/few.parquet"),
-        "split is empty",
-        "skipped: none",
-    )
+    write_parquet(tmp_path / "few.parquet", good_rows(1) + good_rows(1, "river", 5))
+    bad = run(tmp_path / "run", source=f"path:{tmp_path}/bad.parquet")
+    assert_one_line_error(bad, "fetch_imagery.source", "3 image is unreadable or truncated")
+    few = run(tmp_path / "run", source=f"path:{tmp_path}/few.parquet")
+    assert_one_line_error(few, "fetch_imagery.{splits,valid,test}", "skipped: none")
     assert not list((tmp_path / "run/data").iterdir())
 
 
@@ -544,8 +526,7 @@ def test_real_rsicd(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     report = read_json(tmp_path / "a/data/imagery/REPORT.json")
-    assert (
-        report["kept"]["test"] == 500 == report["kept"]["train"] + report["kept"]["valid"]
-        and report["scenes"] == 30
-    )
+    kept = report["kept"]
+    assert kept["test"] == 500 and kept["train"] + kept["valid"] == 500
+    assert report["scenes"] == 30
     assert encode_png(decode_image(rows_of(tmp_path / "a")["test"][0]["image"]))

@@ -1,4 +1,4 @@
-"""fetch_model: every role's layout, refusals in one line, no pickles, same bytes."""
+"""fetch_model: the layout of every role, refusals in one line, no pickles, same bytes twice."""
 
 import hashlib
 import json
@@ -13,29 +13,31 @@ from safetensors.numpy import load_file, save_file
 from stages import fetch_model
 from stages.common import model_folder, sources
 from stages.common.artifacts import read_json
+from stages.runtime.process import run_stage
 
 REPO = Path(__file__).parents[1]
 
 
-def text(path: Path, content) -> None:
+def write_text(path: Path, content) -> None:
+    """Write a string, or anything else as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def tensors(path: Path, value: float = 1.0) -> None:
+def write_tensors(path: Path, value: float = 1.0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"weight": np.full((4, 4), value, np.float32)}, path)
 
 
-def diffusion(folder: Path) -> Path:
-    """The layout of stable-diffusion-v1-5, weights and all that we leave out included."""
-    text(
+def write_diffusion_model(folder: Path) -> Path:
+    """Write the layout of stable-diffusion-v1-5, with all files that the pipeline leaves out."""
+    write_text(
         folder / "model_index.json",
         {
             "_class_name": "StableDiffusionPipeline",
             "safety_checker": ["x", "Y"],
             "requires_safety_checker": True,
-            **{part: ["a", "B"] for part in model_folder.DIFFUSION},
+            **{part: ["a", "B"] for part in model_folder.DIFFUSION_PARTS},
         },
     )
     for part, stem in (
@@ -44,40 +46,42 @@ def diffusion(folder: Path) -> Path:
         ("text_encoder", "model"),
         ("safety_checker", "model"),
     ):
-        text(
+        write_text(
             folder / part / "config.json",
             {"_class_name": part, "model_type": part, "in_channels": 4, "block_out_channels": [4]},
         )
-        tensors(folder / part / f"{stem}.safetensors")
-        tensors(folder / part / f"{stem}.fp16.safetensors", 16)
-        text(folder / part / f"{stem}.bin", "a pickle")
-    tensors(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
-    tensors(folder / "v1-5-pruned.safetensors")
-    text(folder / "v1-5-pruned.ckpt", "a pickle")
-    text(
+        write_tensors(folder / part / f"{stem}.safetensors")
+        write_tensors(folder / part / f"{stem}.fp16.safetensors", 16)
+        write_text(folder / part / f"{stem}.bin", "a pickle")
+    write_tensors(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
+    write_tensors(folder / "v1-5-pruned.safetensors")
+    write_text(folder / "v1-5-pruned.ckpt", "a pickle")
+    write_text(
         folder / "scheduler/scheduler_config.json",
         {"_class_name": "PNDMScheduler", "num_train_timesteps": 1000},
     )
-    text(folder / "tokenizer/vocab.json", {})
-    text(folder / "tokenizer/merges.txt", "#version: 0.2\n")
-    text(folder / "evil.py", "raise SystemExit")
+    write_text(folder / "tokenizer/vocab.json", {})
+    write_text(folder / "tokenizer/merges.txt", "#version: 0.2\n")
+    write_text(folder / "evil.py", "raise SystemExit")
     return folder
 
 
-def language(folder: Path) -> Path:
-    text(folder / "config.json", {"model_type": "phi", "auto_map": {"AutoModel": "evil.Model"}})
-    text(folder / "tokenizer.json", {"model": {}})
-    tensors(folder / "model.safetensors")
-    text(folder / "evil.py", "raise SystemExit")
+def write_language_model(folder: Path) -> Path:
+    write_text(
+        folder / "config.json", {"model_type": "phi", "auto_map": {"AutoModel": "evil.Model"}}
+    )
+    write_text(folder / "tokenizer.json", {"model": {}})
+    write_tensors(folder / "model.safetensors")
+    write_text(folder / "evil.py", "raise SystemExit")
     return folder
 
 
 @pytest.fixture
 def fetch(tmp_path, monkeypatch):
-    """fetch(role, source) -> the files made; the stage run in a folder of its own."""
-    place = tmp_path / "run"
-    place.mkdir()
-    monkeypatch.chdir(place)
+    """fetch(role, source): run the stage in a folder of its own and return the files it wrote."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
 
     def run(role: str, source: str) -> dict[str, bytes]:
         params = yaml.safe_load((REPO / "params.yaml").read_text())
@@ -85,34 +89,33 @@ def fetch(tmp_path, monkeypatch):
         params["train_base"]["source"] = "scratch"
         Path("params.yaml").write_text(yaml.safe_dump(params))
         fetch_model.main(role)
-        out = Path("models/base") / role
-        return {
-            file.relative_to(out).as_posix(): file.read_bytes()
-            for file in sorted(out.rglob("*"))
-            if file.is_file()
-        }
+        return files_below(Path("models/base") / role)
 
     return run
 
 
+def files_below(folder: Path) -> dict[str, bytes]:
+    """The content of each file, keyed by its path relative to the folder."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
+
+
 def refused(fetch, role: str, source: str) -> str:
-    """The line that the stage ends in; what an older run made is as it was."""
-
-    def made() -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in Path("models").rglob("*") if path.is_file()}
-
-    before = made()
-    with pytest.raises(SystemExit) as end:
+    """The error line of the stage. What an older run wrote is still there."""
+    before = files_below(Path("models"))
+    with pytest.raises(SystemExit) as stopped:
         fetch(role, source)
-    line = str(end.value)
+    line = str(stopped.value)
     assert line.startswith(("error: ", "params.yaml: ")) and "\n" not in line and role in line
-    assert made() == before and not Path("models/base", role + ".part").exists()
+    assert (
+        files_below(Path("models")) == before and not Path("models/base", role + ".part").exists()
+    )
     return line
 
 
 def test_diffusion_takes_only_what_the_pipeline_reads(fetch, tmp_path):
-    found = fetch("diffusion", f"path:{diffusion(tmp_path / 'sd')}")
-    assert set(found) == {
+    files = fetch("diffusion", f"path:{write_diffusion_model(tmp_path / 'sd')}")
+    assert set(files) == {
         "SOURCE.json",
         "model_index.json",
         "scheduler/scheduler_config.json",
@@ -125,28 +128,21 @@ def test_diffusion_takes_only_what_the_pipeline_reads(fetch, tmp_path):
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",
     }
-    index, source = json.loads(found["model_index.json"]), json.loads(found["SOURCE.json"])
+    index = json.loads(files["model_index.json"])
     assert index["safety_checker"] == [None, None] and index["requires_safety_checker"] is False
     assert index["unet"] == ["a", "B"]
-    del found["SOURCE.json"]
-    assert source["files"] == {
-        name: hashlib.sha256(content).hexdigest() for name, content in found.items()
-    }
-    assert fetch("diffusion", f"path:{tmp_path}/sd").items() > found.items()
+    hashes = json.loads(files.pop("SOURCE.json"))["files"]
+    assert hashes == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert fetch("diffusion", f"path:{tmp_path}/sd").items() > files.items()
 
 
-def test_half_precision_is_taken_where_there_is_no_other(fetch, tmp_path):
-    (diffusion(tmp_path / "sd") / "unet/diffusion_pytorch_model.safetensors").unlink()
+def test_half_precision_is_read_where_there_is_no_other(fetch, tmp_path):
+    (write_diffusion_model(tmp_path / "sd") / "unet/diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / "sd/unet/diffusion_pytorch_model.non_ema.safetensors").unlink()
     fetch("diffusion", f"path:{tmp_path}/sd")
-    assert (
-        load_file("models/base/diffusion/unet/diffusion_pytorch_model.safetensors")["weight"][0, 0]
-        == 16
-    )
-    assert (
-        load_file("models/base/diffusion/vae/diffusion_pytorch_model.safetensors")["weight"][0, 0]
-        == 1
-    )
+    unet = load_file("models/base/diffusion/unet/diffusion_pytorch_model.safetensors")
+    vae = load_file("models/base/diffusion/vae/diffusion_pytorch_model.safetensors")
+    assert (unet["weight"] == 16).all() and (vae["weight"] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -161,18 +157,18 @@ def test_half_precision_is_taken_where_there_is_no_other(fetch, tmp_path):
     ],
 )
 def test_missing_file_is_named(fetch, tmp_path, gone):
-    folder = diffusion(tmp_path / "sd")
+    folder = write_diffusion_model(tmp_path / "sd")
     (folder / gone).unlink()
     for extra in folder.rglob("*fp16*"):
         extra.unlink()
     line = refused(fetch, "diffusion", f"path:{folder}")
-    assert gone in line and "is missing" in line
+    assert gone in line
     if "safetensors" in gone:
-        assert "model.bin" in line and "pickle" in line
+        assert "model.bin" in line  # the pickle that is there instead
 
 
-def test_language_in_shards_no_code_no_pickles(fetch, tmp_path):
-    folder = language(tmp_path / "phi")
+def test_language_model_in_shards_without_code_and_pickles(fetch, tmp_path):
+    folder = write_language_model(tmp_path / "phi")
     assert set(fetch("language", f"path:{folder}")) == {
         "SOURCE.json",
         "config.json",
@@ -180,40 +176,31 @@ def test_language_in_shards_no_code_no_pickles(fetch, tmp_path):
         "tokenizer.json",
     }
     (folder / "model.safetensors").unlink()
-    text(
-        folder / "model.safetensors.index.json",
-        {
-            "weight_map": {
-                "a": "model-00001-of-00002.safetensors",
-                "b": "model-00002-of-00002.safetensors",
-            }
-        },
-    )
-    tensors(folder / "model-00001-of-00002.safetensors")
-    assert "model-00002-of-00002.safetensors is missing" in refused(
-        fetch, "writer", f"path:{folder}"
-    )
-    tensors(folder / "model-00002-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    write_text(folder / "model.safetensors.index.json", {"weight_map": shards})
+    write_tensors(folder / "model-00001-of-00002.safetensors")
+    assert "model-00002-of-00002.safetensors" in refused(fetch, "writer", f"path:{folder}")
+    write_tensors(folder / "model-00002-of-00002.safetensors")
     assert len(fetch("writer", f"path:{folder}")) == 6
     (folder / "tokenizer.json").unlink()
-    assert "tokenizer.json or" in refused(fetch, "language", f"path:{folder}")
+    assert "tokenizer.json" in refused(fetch, "language", f"path:{folder}")
 
 
 def test_truncated_weights_and_broken_json_are_named(fetch, tmp_path):
-    folder = language(tmp_path / "phi")
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:-10])
-    assert "model.safetensors is not whole" in refused(fetch, "language", f"path:{folder}")
-    (folder / "model.safetensors").write_bytes(whole)
-    text(folder / "config.json", "{")
-    assert "config.json is not readable JSON" in refused(fetch, "language", f"path:{folder}")
+    folder = write_language_model(tmp_path / "phi")
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-10])
+    assert "model.safetensors" in refused(fetch, "language", f"path:{folder}")
+    (folder / "model.safetensors").write_bytes(weights)
+    write_text(folder / "config.json", "{")
+    assert "config.json" in refused(fetch, "language", f"path:{folder}")
 
 
 def test_embedder_with_its_modules(fetch, tmp_path):
-    folder = language(tmp_path / "minilm")
-    text(folder / "modules.json", [{"path": "1_Pooling"}])
-    text(folder / "1_Pooling/config.json", {})
-    text(folder / "onnx/config.json", {})
+    folder = write_language_model(tmp_path / "minilm")
+    write_text(folder / "modules.json", [{"path": "1_Pooling"}])
+    write_text(folder / "1_Pooling/config.json", {})
+    write_text(folder / "onnx/config.json", {})
     assert set(fetch("embedder", f"path:{folder}")) == {
         "1_Pooling/config.json",
         "SOURCE.json",
@@ -226,24 +213,28 @@ def test_embedder_with_its_modules(fetch, tmp_path):
 
 def test_none_and_embedded(fetch):
     for role in ("writer", "classifier", "vision"):
-        assert f"no embedded {role}" in refused(fetch, role, "embedded")
+        assert f"fetch_model.{role}: embedded" in refused(fetch, role, "embedded")
     for role in ("diffusion", "writer", "classifier", "vision"):
-        assert json.loads(fetch(role, "none")["SOURCE.json"]) == {
-            "source": "none",
-            "license": None,
-            "files": {},
-        }
+        source = json.loads(fetch(role, "none")["SOURCE.json"])
+        assert source == {"source": "none", "license": None, "files": {}}
     for role in ("language", "embedder"):
-        assert "the pipeline needs one" in refused(fetch, role, "none")
+        assert f"fetch_model.{role}: none" in refused(fetch, role, "none")
     assert set(fetch("embedder", "embedded")) == {"SOURCE.json"}
-    assert "no such file or folder" in refused(fetch, "language", "path:/nowhere/at/all")
-    assert "arxiv: is for papers" in refused(fetch, "language", "arxiv:list.csv")
-    with pytest.raises(SystemExit, match="say which"):
-        fetch_model.main("difusion")
+    assert "/nowhere/at/all" in refused(fetch, "language", "path:/nowhere/at/all")
+    assert "fetch_model.language" in refused(fetch, "language", "arxiv:list.csv")
+
+
+@pytest.mark.parametrize("arguments", [["difusion"], [], ["diffusion", "language"]])
+def test_wrong_arguments_are_a_usage_line(monkeypatch, capsys, arguments):
+    monkeypatch.setattr("sys.argv", ["fetch_model.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(fetch_model.main, fetch_model.__doc__, role=model_folder.FILE_PATTERNS)
+    assert stopped.value.code == 2
+    assert "usage: python -m stages.fetch_model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("role", ["diffusion", "language"])
-def test_embedded_models_are_whole(fetch, role):
+def test_embedded_models_are_the_same_bytes_twice(fetch, role):
     assert fetch(role, "embedded") == fetch(role, "embedded")
 
 
@@ -262,41 +253,38 @@ def test_embedded_models_are_small_half_precision_safetensors():
 def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):
     import torch
 
+    def allow(pickle: Path) -> None:
+        sha256 = hashlib.sha256(pickle.read_bytes()).hexdigest()
+        monkeypatch.setitem(model_folder.ALLOWED_PICKLES, sha256, "model.safetensors")
+
     path = tmp_path / "moco" / "resnet18-abc.pth"
     path.parent.mkdir()
     torch.save({"conv1.weight": torch.arange(6.0).reshape(2, 3).T, "epoch": 3}, path)
-    assert "not on the allow-list" in refused(fetch, "classifier", f"path:{path}")
-    monkeypatch.setitem(
-        model_folder.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors"
-    )
+    assert "resnet18-abc.pth" in refused(fetch, "classifier", f"path:{path}")
+    allow(path)
     for source in (path, path.parent):
         assert set(fetch("classifier", f"path:{source}")) == {"SOURCE.json", "model.safetensors"}
-        assert load_file("models/base/classifier/model.safetensors")["conv1.weight"].tolist() == [
-            [0, 3],
-            [1, 4],
-            [2, 5],
-        ]
-    assert "is a file" in refused(fetch, "language", f"path:{path}")
+        weights = load_file("models/base/classifier/model.safetensors")
+        assert weights["conv1.weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert "fetch_model.language" in refused(fetch, "language", f"path:{path}")
 
-    class Evil:
+    class RunsCode:
         def __reduce__(self):
             return exec, ("raise RuntimeError('ran')",)
 
-    torch.save(Evil(), path)
-    monkeypatch.setitem(
-        model_folder.PICKLES, hashlib.sha256(path.read_bytes()).hexdigest(), "model.safetensors"
-    )
-    assert "not plain tensors" in refused(fetch, "classifier", f"path:{path}")
+    torch.save(RunsCode(), path)
+    allow(path)
+    line = refused(fetch, "classifier", f"path:{path}")
+    assert "resnet18-abc.pth" in line and "ran" not in line.split()
 
 
 def test_vision_folder(fetch, tmp_path):
-    tensors(tmp_path / "eyes/inception2048/model.safetensors")
-    text(
-        tmp_path / "eyes" / model_folder.INCEPTION, "the pickle beside its conversion is not needed"
-    )
+    write_tensors(tmp_path / "vision/inception2048/model.safetensors")
+    # A pickle beside the weights that were converted from it is not read.
+    write_text(tmp_path / "vision" / model_folder.INCEPTION_PICKLE, "x")
     for part in ("dinov2", "clip"):
-        language(tmp_path / "eyes" / part)
-    assert {name.partition("/")[0] for name in fetch("vision", f"path:{tmp_path}/eyes")} == {
+        write_language_model(tmp_path / "vision" / part)
+    assert {name.partition("/")[0] for name in fetch("vision", f"path:{tmp_path}/vision")} == {
         "SOURCE.json",
         "inception2048",
         "dinov2",
@@ -307,82 +295,74 @@ def test_vision_folder(fetch, tmp_path):
 
 
 def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
-    snapshot = language(tmp_path / "snapshot")
-    monkeypatch.setattr(
-        sources, "hub", lambda *_: (snapshot, {"repo": "a/b", "commit": "c0ffee", "license": "mit"})
-    )
+    snapshot = write_language_model(tmp_path / "snapshot")
+    resolved = {"repo": "a/b", "commit": "c0ffee", "license": "mit"}
+    monkeypatch.setattr(sources, "download_from_hub", lambda *_: (snapshot, resolved))
     fetch("language", "hub:a/b@v1")
     source = read_json("models/base/language/SOURCE.json")
-    assert (source["source"], source["commit"], source["license"]) == (
-        "hub:a/b@v1",
-        "c0ffee",
-        "mit",
-    )
+    assert source["source"] == "hub:a/b@v1"
+    assert resolved.items() <= source.items()
 
 
 def test_hub_without_a_network_is_one_line(fetch, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "cannot be reached" in refused(fetch, "language", "hub:nobody/nothing")
+    line = refused(fetch, "language", "hub:nobody/nothing")
+    assert "fetch_model.language: hub:nobody/nothing" in line
 
 
-def test_what_a_library_leaves_out_itself_is_not_missing(tmp_path):
-    """Tied weights are stored once; older files name things otherwise and hold buffers that are no weights."""
+def test_weights_that_a_library_leaves_out_are_not_missing(tmp_path):
+    """Tied weights are stored once; old files have other names, and buffers that aren't weights."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM, CLIPTextModel, GPT2Config, GPT2LMHeadModel
 
     from stages.runtime.pretrained import load_pretrained
 
-    settings = GPT2Config(
+    config = GPT2Config(
         n_embd=8, n_layer=1, n_head=1, vocab_size=16, bos_token_id=0, eos_token_id=0
     )
-    GPT2LMHeadModel(settings).save_pretrained(tmp_path / "gpt2")
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     assert "lm_head.weight" not in load_file(tmp_path / "gpt2/model.safetensors")
     load_pretrained(AutoModelForCausalLM, tmp_path / "gpt2")
 
     shutil.copytree(fetch_model.EMBEDDED / "diffusion/text_encoder", tmp_path / "old/text_encoder")
-    now = load_pretrained(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
-    older = {f"text_model.{name}": value.clone() for name, value in now.items()}
-    older["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-    save_file(older, tmp_path / "old/text_encoder/model.safetensors", {"format": "pt"})
-    old = load_pretrained(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
-    assert all(torch.equal(value, old[name]) for name, value in now.items())
+    weights = load_pretrained(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
+    old_weights = {f"text_model.{name}": value.clone() for name, value in weights.items()}
+    old_weights["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(old_weights, tmp_path / "old/text_encoder/model.safetensors", {"format": "pt"})
+    loaded = load_pretrained(CLIPTextModel, tmp_path / "old", "text_encoder").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(
-    "wrong, line",
+    "wrong, words",
     [
-        ({"num_hidden_layers": 4}, "its weights lack model.layers.3.input_layernorm.bias (and "),
-        (
-            {"vocab_size": 100},
-            "lm_head.bias is [2560] in its weights, [100] by its config.json (and 1 more)",
-        ),
-        (
-            {"model_type": "nosuch"},
-            "cannot be loaded: The checkpoint you are trying to load has model type `nosuch`",
-        ),
-        ({"hidden_size": "wide"}, "cannot be loaded: Validation error for field 'hidden_size'"),
+        ({"num_hidden_layers": 4}, ["model.layers.3.input_layernorm.bias"]),
+        ({"vocab_size": 100}, ["lm_head.bias", "[2560]", "[100]", "1 more"]),
+        ({"model_type": "nosuch"}, ["nosuch"]),
+        ({"hidden_size": "wide"}, ["hidden_size"]),
     ],
 )
-def test_a_config_that_is_not_the_weights_ends_in_one_line(tmp_path, wrong, line):
+def test_a_config_of_another_model_is_one_line(tmp_path, wrong, words):
     from transformers import AutoModelForCausalLM
 
     from stages.runtime.pretrained import load_pretrained
 
     folder = shutil.copytree(fetch_model.EMBEDDED / "language", tmp_path / "language")
-    text(folder / "config.json", read_json(folder / "config.json") | wrong)
-    with pytest.raises(SystemExit) as end:
+    write_text(folder / "config.json", read_json(folder / "config.json") | wrong)
+    with pytest.raises(SystemExit) as stopped:
         load_pretrained(AutoModelForCausalLM, folder)
-    assert str(end.value).startswith(f"error: {folder}: {line}") and "\n" not in str(end.value)
+    line = str(stopped.value)
+    assert line.startswith(f"error: {folder}: ") and "\n" not in line
+    assert all(word in line for word in words)
 
 
-def test_a_neural_embedder_that_lacks_weights_is_refused_and_one_without_a_pooler_is_not(tmp_path):
-    from safetensors.torch import load_file as read
-    from safetensors.torch import save_file as write
+def test_a_neural_embedder_may_lack_a_pooler_but_no_other_weights(tmp_path):
+    from safetensors.torch import load_file, save_file
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
-    from stages.text.embedder import Neural
+    from stages.text.embedder import NeuralEmbedder
 
     folder = tmp_path / "embedder"
     sizes = {
@@ -395,27 +375,22 @@ def test_a_neural_embedder_that_lacks_weights_is_refused_and_one_without_a_poole
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nland\nwater\nforest\n")
     BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(folder)
     file = folder / "model.safetensors"
-    weights = read(file)
-    write(
-        {name: value for name, value in weights.items() if not name.startswith("pooler.")},
-        file,
-        {"format": "pt"},
-    )
-    first, second = (Neural(folder).embed(["land", "water forest"]) for _ in range(2))
+    weights = load_file(file)
+
+    def remove_weights(part: str) -> None:
+        kept = {name: value for name, value in weights.items() if part not in name}
+        save_file(kept, file, {"format": "pt"})
+
+    remove_weights("pooler.")
+    first, second = (NeuralEmbedder(folder).embed(["land", "water forest"]) for _ in range(2))
     assert np.array_equal(first, second) and np.allclose(np.linalg.norm(first, axis=1), 1)
-    write(
-        {name: value for name, value in weights.items() if "attention.self.query" not in name},
-        file,
-        {"format": "pt"},
-    )
-    with pytest.raises(
-        SystemExit, match="its weights lack encoder.layer.0.attention.self.query.bias .and 1 more"
-    ):
-        Neural(folder)
+    remove_weights("attention.self.query")
+    with pytest.raises(SystemExit, match="encoder.layer.0.attention.self.query.bias .and 1 more"):
+        NeuralEmbedder(folder)
 
 
 @pytest.mark.parametrize(
-    "file, content, entry",
+    "file, content, key",
     [
         ("model_index.json", {}, "_class_name"),
         ("model_index.json", [], "_class_name"),
@@ -425,7 +400,8 @@ def test_a_neural_embedder_that_lacks_weights_is_refused_and_one_without_a_poole
         ("tokenizer/tokenizer.json", {}, "model"),
     ],
 )
-def test_a_config_that_says_nothing_is_named(fetch, tmp_path, file, content, entry):
-    folder = diffusion(tmp_path / "sd")
-    text(folder / file, content)
-    assert f"{file} does not say {entry}" in refused(fetch, "diffusion", f"path:{folder}")
+def test_a_missing_config_key_is_named(fetch, tmp_path, file, content, key):
+    folder = write_diffusion_model(tmp_path / "sd")
+    write_text(folder / file, content)
+    line = refused(fetch, "diffusion", f"path:{folder}")
+    assert file in line and key in line

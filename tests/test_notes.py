@@ -1,4 +1,4 @@
-"""The field notes: enough of them, and PDFs that read back well and are the same bytes wherever and whenever they are made."""
+"""The field notes: their number and form, and PDFs with the same text and the same bytes always."""
 
 import difflib
 import os
@@ -26,7 +26,7 @@ CLASSES = [
 
 
 def words(text: str) -> list[str]:
-    """Words as a reader counts them: hyphens, at line ends or not, join."""
+    """The words of a text in lower case, with hyphenated ones joined."""
     return re.findall(r"[a-z0-9]+", re.sub(r"-\s*", "", text.lower()))
 
 
@@ -35,7 +35,7 @@ def pdfs(tmp_path_factory) -> list[Path]:
     return notes_pdf.render_all(tmp_path_factory.mktemp("notes"))
 
 
-def test_there_is_enough_to_read():
+def test_notes_are_many_long_and_about_every_class():
     texts = [note.read_text("ascii") for note in NOTES]
     assert len(texts) >= 20
     assert sum(len(text.split()) for text in texts) >= 15_000
@@ -52,7 +52,7 @@ def test_notes_do_not_repeat_each_other():
 
 
 @pytest.mark.parametrize("note", NOTES, ids=lambda note: note.stem)
-def test_a_note_has_title_sections_and_references(note):
+def test_note_has_title_sections_and_references(note):
     text = note.read_text("ascii")
     assert text.startswith("# ")
     assert text.count("\n## ") >= 4
@@ -71,27 +71,23 @@ def test_pdfs_keep_every_heading_and_word(pdfs):
 
         # Every page: the running header first, the page's number last.
         assert len(pages) >= 2
-        bodies = []
+        lines = []
         for number, page in enumerate(pages, 1):
             head, *body, foot = page.strip().splitlines()
             assert (head, foot) == (title, str(number)), pdf.name
-            bodies += body
+            lines += body
 
-        assert bodies[0] == title
-        assert [line for line in bodies if line in sections] == sections, pdf.name
+        assert lines[0] == title
+        assert [line for line in lines if line in sections] == sections, pdf.name
 
-        want, got = words(text), words("\n".join(bodies))
-        kept = sum(
-            block.size
-            for block in difflib.SequenceMatcher(
-                None, want, got, autojunk=False
-            ).get_matching_blocks()
-        )
-        assert kept >= 0.98 * len(want), (pdf.name, kept, len(want))
+        expected = words(text)
+        matcher = difflib.SequenceMatcher(None, expected, words("\n".join(lines)), autojunk=False)
+        kept = sum(block.size for block in matcher.get_matching_blocks())
+        assert kept >= 0.98 * len(expected), (pdf.name, kept, len(expected))
 
 
-def test_some_words_are_broken_at_line_ends(pdfs):
-    """What the cleaning of real papers has to mend is there to be mended."""
+def test_some_words_are_hyphenated_at_line_ends(pdfs):
+    """So that cleaning has hyphens to join, as in real papers."""
     text = "\n".join(page.extract_text() for pdf in pdfs for page in PdfReader(pdf).pages)
     assert len(re.findall(r"[a-z]-\n[a-z]", text)) >= 10
 
@@ -109,7 +105,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_same_bytes_elsewhere_and_later(pdfs, tmp_path):
+def test_bytes_do_not_depend_on_time_or_folder(pdfs, tmp_path):
     env = {**os.environ, "TZ": "Asia/Tokyo", "PYTHONHASHSEED": "7"}
     subprocess.run(
         [sys.executable, "-c", LATER, str(ROOT), "a/b"],
@@ -124,7 +120,7 @@ def test_same_bytes_elsewhere_and_later(pdfs, tmp_path):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
-def test_a_note_without_a_title_is_refused(tmp_path):
+def test_note_without_a_title_is_refused(tmp_path):
     (tmp_path / "note.md").write_text("Words only.\n")
     with pytest.raises(ValueError, match="note.md"):
         notes_pdf.render(tmp_path / "note.md", tmp_path / "note.pdf")

@@ -25,7 +25,7 @@ def square(i: int) -> int:
     return i * i
 
 
-def test_results_come_in_order_whatever_the_number_of_processes():
+def test_results_are_in_order_whatever_the_number_of_processes():
     expected = [(f"label {i}", i * i) for i in range(50)]
     for processes in (1, 3):
         assert (

@@ -1,11 +1,11 @@
-"""params.yaml and its schema: every scale is whole, and a fault is one line with the key, the value and the way out."""
+"""params.yaml and its schema: all scales are valid; a fault is a line with its key and remedy."""
 
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, shell
 
-from stages.params import load
+from stages.params import RENAMED, Params, load
 
 SCALES = [
     "params.yaml",
@@ -123,6 +123,43 @@ def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("finetune_sd.optimiser", "finetune_sd.optimizer"),
+        ("encode.normalisation", "encode.normalization"),
+    ],
+)
+def test_an_old_key_is_one_line_that_names_the_new_one(tmp_path, old, new):
+    old_name = old.partition(".")[2]
+    new_name = new.partition(".")[2]
+    assert DEMO.count(f"  {new_name}: ") == 1, "the test's own premise"
+    file = tmp_path / "params.yaml"
+    file.write_text(DEMO.replace(f"  {new_name}: ", f"  {old_name}: "))
+    done = shell("python", "-m", "stages.params", str(file), cwd=REPOSITORY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert all(word in line for word in (str(file), old, new))
+
+
+def test_renamed_keys_lead_to_keys_of_the_schema():
+    for old, new in RENAMED.items():
+        section, _, name = new.partition(".")
+        model = Params.model_fields[section].annotation
+        assert name in model.model_fields and old.partition(".")[2] not in model.model_fields
+
+
+def test_the_first_fault_of_several_values_is_the_one_reported(tmp_path):
+    """Values that don't fit together are checked in the order of the file's sections."""
+    file = tmp_path / "params.yaml"
+    text = DEMO.replace("[bareland, desert]", "[bareland, lake]")
+    file.write_text(text.replace("max_images: 1800", "max_images: null"))
+    done = shell("python", "-m", "stages.params", str(file), cwd=REPOSITORY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "classes" in line and "max_images" not in line
+
+
 def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):
     (tmp_path / "params.yaml").write_text(DEMO.replace("gallery_per_class", "galery_per_class"))
     done = shell("python", "-m", "stages.chunk", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
@@ -142,7 +179,7 @@ def test_no_params_file(tmp_path):
 
 
 def test_every_value_has_a_comment():
-    """What a knob means stands where a person turns it."""
+    """A value's meaning stands beside it."""
     for scale in SCALES:
         lines = (REPOSITORY / scale).read_text().splitlines()
         bare = [
@@ -155,7 +192,7 @@ def test_every_value_has_a_comment():
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_experiments_can_rewrite_it(tmp_path, scale):
-    """`dvc exp run -S` writes the file anew, wrapped at 80 columns: it must still be the same params, but for what was set."""
+    """`dvc exp run -S` rewrites the file, wrapped at 80 columns: only what was set may change."""
     from dvc.utils.serialize import modify_yaml
 
     file = tmp_path / "params.yaml"

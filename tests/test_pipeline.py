@@ -1,4 +1,4 @@
-"""The whole pipeline as a user runs it: a real `dvc repro` at smoke scale, then what a second one and a changed param do."""
+"""`dvc repro` of the whole pipeline at smoke scale, then what a second run and new params do."""
 
 import json
 import math
@@ -23,15 +23,16 @@ SECTIONS = list(
 
 @cache
 def followers() -> dict[str, set[str]]:
-    """stage -> the stages that read what it makes, as DVC's own graph has them."""
+    """stage -> the stages that read its outputs, by DVC's own graph."""
     edges = re.findall(r'"(.*?)" -> "(.*?)"', shell("dvc", "dag", "--dot", cwd=REPOSITORY).stdout)
-    found = {stage: set() for stage in STAGES}
+    readers = {stage: set() for stage in STAGES}
     for maker, reader in edges:
-        found[maker.split("@")[0]].add(reader.split("@")[0])
-    return found
+        readers[maker.split("@")[0]].add(reader.split("@")[0])
+    return readers
 
 
-def readers(section: str) -> list[str]:
+def stages_that_read(section: str) -> list[str]:
+    """The stages that declare a section of the params."""
     return [
         name
         for name, stage in STAGES.items()
@@ -39,18 +40,23 @@ def readers(section: str) -> list[str]:
     ]
 
 
-def table() -> str:
-    """The table of docs/experiments.md."""
+def section_table() -> str:
+    """The table of docs/experiments.md: what a change of a section reruns."""
     lines = [
-        "| section | reads it, so it runs | runs if what it reads came out different |",
+        "| section | stages that read it and rerun | stages that rerun if their inputs changed |",
         "|---|---|---|",
     ]
     for section in SECTIONS:
-        first, reached = readers(section), set(readers(section))
-        while more := set().union(*(followers()[stage] for stage in reached)) - reached:
-            reached |= more
-        after = [name for name in STAGES if name in reached - set(first)]
-        lines.append(f"| `{section}` | {', '.join(first)} | {', '.join(after)} |")
+        direct = stages_that_read(section)
+        reached = set()
+        waiting = list(direct)
+        while waiting:
+            stage = waiting.pop()
+            if stage not in reached:
+                reached.add(stage)
+                waiting += followers()[stage]
+        later = [name for name in STAGES if name in reached - set(direct)]
+        lines.append(f"| `{section}` | {', '.join(direct)} | {', '.join(later)} |")
     return "\n".join(lines)
 
 
@@ -98,24 +104,29 @@ def test_every_file_that_a_stage_opens_is_declared(smoke):
         name: tracing.opened(traces / stage["cmd"].removeprefix("python "), smoke)
         for name, stage in lock.items()
     }
-    # The trace itself saw what each stage surely reads: its script, and tables and weights that C++ and Rust open.
+    # The traces show what each stage must read: its script, tables opened by C++, weights by Rust.
     assert all(any(file.startswith("stages/") for file in files) for files in read.values())
     assert (
         "data/imagery/test/00000.parquet" in read["features@real"]
         and "models/scene/model.safetensors" in read["features@real"]
     )
-    found = {name: tracing.undeclared(files, lock[name], smoke) for name, files in read.items()}
-    assert not {name: files for name, files in found.items() if files}, (
+    undeclared = {
+        name: tracing.undeclared(files, lock[name], smoke) for name, files in read.items()
+    }
+    assert not {name: files for name, files in undeclared.items() if files}, (
         "read, but neither deps nor outs"
     )
 
 
 @traced
-def test_the_trace_tells_on_a_stage_that_reads_an_undeclared_file(tmp_path):
-    """The same check on a stage that reads one declared and four undeclared files: in Python, a child process, C++, as a module."""
+def test_the_trace_shows_a_stage_that_reads_an_undeclared_file(tmp_path):
+    """The same check on a stage that reads one declared and four undeclared files.
+
+    Python, a child process, C++ and an import open them.
+    """
     root = tmp_path / "copy"
     root.mkdir()
-    for name in ("declared.csv", "sneaky.csv", "child.csv", "arrow.csv"):
+    for name in ("declared.csv", "undeclared.csv", "child.csv", "arrow.csv"):
         (root / name).write_text("x\n1\n")
     (root / "part").mkdir()
     for name in ("__init__", "helper", "bystander"):
@@ -123,7 +134,7 @@ def test_the_trace_tells_on_a_stage_that_reads_an_undeclared_file(tmp_path):
     (root / "stage.py").write_text("""
 import importlib, subprocess, pyarrow.csv
 open("part/bystander.py"), importlib.import_module("part.helper")
-open("declared.csv"), open("sneaky.csv"), open("new", "w"), open("new")
+open("declared.csv"), open("undeclared.csv"), open("new", "w"), open("new")
 subprocess.run(["cat", "child.csv"])
 pyarrow.csv.read_csv("arrow.csv")
 """)
@@ -131,8 +142,13 @@ pyarrow.csv.read_csv("arrow.csv")
     done = shell(str(tmp_path / "shim/python"), "stage.py", cwd=root)
     assert done.returncode == 0, done.stderr
     stage = {"cmd": "python stage.py", "deps": [{"path": "declared.csv"}]}
-    found = tracing.undeclared(tracing.opened(tmp_path / "traces/stage.py", root), stage, root)
-    assert found == ["arrow.csv", "child.csv", "part/helper.py", "sneaky.csv"]
+    files = tracing.opened(tmp_path / "traces/stage.py", root)
+    assert tracing.undeclared(files, stage, root) == [
+        "arrow.csv",
+        "child.csv",
+        "part/helper.py",
+        "undeclared.csv",
+    ]
 
 
 def test_nothing_to_do(smoke, environment):
@@ -147,7 +163,7 @@ def test_nothing_to_do(smoke, environment):
 
 def test_guidance_scale_reruns_what_samples_and_nothing_that_trains_a_generator(changed):
     ran = changed("guidance_scale: 3.0", "guidance_scale: 4.0")
-    # `--dry` runs nothing, so it names only what the param itself reaches; what reads those outputs may follow, nothing else.
+    # `--dry` runs nothing: it names the stages that read the param, and may name those that follow.
     names = {stage.split("@")[0] for stage in ran}
     assert (
         {"sample", "generate"}
@@ -182,14 +198,14 @@ def test_guidance_scale_reruns_what_samples_and_nothing_that_trains_a_generator(
         ),
     ],
 )
-def test_only_what_depends_on_a_param_runs(changed, old, new, first, untouched):
+def test_only_stages_that_depend_on_a_param_run(changed, old, new, first, untouched):
     ran = {stage.split("@")[0] for stage in changed(old, new)}
     assert first <= ran and not ran & untouched
 
 
 def test_the_documented_table_is_the_dag():
-    assert table() in (REPOSITORY / "docs/experiments.md").read_text(), (
-        f"docs/experiments.md should hold:\n{table()}"
+    assert section_table() in (REPOSITORY / "docs/experiments.md").read_text(), (
+        f"docs/experiments.md should hold:\n{section_table()}"
     )
 
 
@@ -200,46 +216,43 @@ def test_the_documented_graph_is_the_dag():
     ), "docs/pipeline.md should hold what `dvc dag --md` prints"
 
 
+def changed_value(value):
+    """The same section or value, with every leaf changed."""
+    if isinstance(value, dict):
+        return {key: changed_value(inner) for key, inner in value.items()}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value + 1
+    return f"not {value}"
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_changed_section_reaches_its_readers_and_nothing_else(section, smoke, environment):
     path = smoke / "params.yaml"
     original = path.read_text()
     params = yaml.safe_load(original)
 
-    def other(value):
-        """The same, every leaf changed."""
-        if isinstance(value, dict):
-            return {key: other(inner) for key, inner in value.items()}
-        return (
-            value + 1
-            if isinstance(value, int | float) and not isinstance(value, bool)
-            else f"not {value}"
-        )
-
-    params[section] = other(params[section])
+    params[section] = changed_value(params[section])
     path.write_text(yaml.safe_dump(params))
     try:
         ran = stages_that_would_run(smoke, environment)
     finally:
         path.write_text(original)
-    # `--dry` names what the params themselves reach; what follows depends on what those stages would make.
-    assert {stage.split("@")[0] for stage in ran} == set(readers(section))
+    # `--dry` names the stages that read the params; what follows depends on their new outputs.
+    assert {stage.split("@")[0] for stage in ran} == set(stages_that_read(section))
+
+
+def leaves(value) -> list:
+    """The values of nested dicts."""
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in leaves(inner)]
+    return [value]
 
 
 def test_metrics_have_their_names_and_are_finite(smoke):
     read = {path.stem: json.loads(path.read_text()) for path in (smoke / "metrics").glob("*.json")}
-    numbers = []
-
-    def walk(value):
-        if isinstance(value, dict):
-            for inner in value.values():
-                walk(inner)
-        else:
-            numbers.append(value)
-
-    for name, metrics in read.items():
-        if name != "context":
-            walk(metrics)
+    numbers = [
+        number for name, metrics in read.items() if name != "context" for number in leaves(metrics)
+    ]
     assert all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
     assert {"perplexity", "perplexity_base", "train_loss", "tokens", "trainable_share"} <= set(
         read["llm"]
@@ -314,7 +327,7 @@ def test_dvc_reads_metrics_and_plots(smoke, environment):
 
 @pytest.fixture
 def committed(smoke, environment, tmp_path):
-    """A clone whose last commit is the smoke run, over the smoke run's cache; returns a way to run commands in it."""
+    """A clone whose last commit is the smoke run, with its cache; and `run` for commands in it."""
     clone = tmp_path / "clone"
 
     def run(*command: str, **options) -> str:
@@ -367,7 +380,7 @@ def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
     run("dvc", "exp", "run", "--queue", "--name", "other", "-S", "fid.subsets=5")
     run("dvc", "exp", "run", "--run-all", timeout=900)
     assert run("git", "status", "--porcelain") == "", "the working tree is untouched"
-    # It ran what reads the param, and nothing it needs was left behind.
+    # It ran the stages that read the param.
     ref = next(
         ref
         for ref in run("git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
@@ -380,7 +393,7 @@ def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
     differ = {name for name in locks[0] if locks[0][name] != locks[1][name]}
     assert "fid" in differ and differ <= {"fid", "report"}
 
-    # `make compare`, its `dvc exp show` as CSV and with the columns that did not change, too.
+    # What `make compare` runs, as CSV and with the columns that did not change.
     recipe = run("make", "-n", "compare", "VENV=nowhere", "PYTHON=true").splitlines()
     command = shlex.split(next(line for line in recipe if line.startswith("dvc exp show")))
     columns = (
@@ -414,8 +427,8 @@ def test_committed_metrics_keep_the_demos_promises():
     read = {
         file.stem: json.loads(file.read_text()) for file in (REPOSITORY / "metrics").glob("*.json")
     }
-    agreement, fid = read["caption_agreement"], read["fid"]["scene"]["standard"]
-    assert agreement["caption_agreement"] >= 0.85
+    fid = read["fid"]["scene"]["standard"]
+    assert read["caption_agreement"]["caption_agreement"] >= 0.85
     assert fid["fid"] <= fid["fid_base"] / 3
     assert read["classify_lulc"]["real_test"]["overall_accuracy"] >= 0.65
     assert (
@@ -425,7 +438,7 @@ def test_committed_metrics_keep_the_demos_promises():
 
 
 def test_two_runs_give_the_same_bytes(smoke, environment, tmp_path_factory):
-    """A second copy, from nothing, with a scratch folder of its own: the same hashes, weights included."""
+    """A second run from nothing, with a resume cache of its own, gives the same hashes."""
     copy = copy_repository(tmp_path_factory.mktemp("again"))
     shutil.copyfile(smoke / "params.yaml", copy / "params.yaml")
     done = shell(
@@ -447,7 +460,7 @@ def test_two_runs_give_the_same_bytes(smoke, environment, tmp_path_factory):
         )
         if out["md5"] != other["md5"]
     ]
-    # The report holds times and the like, all in one file.
+    # The report holds times and the like, all in run.js.
     assert set(differ) <= {"metrics/report"}
     first, second = (
         {

@@ -1,4 +1,4 @@
-"""The whole pipeline on real input, a little of it: RSICD tiles, real papers, the paper's own text corpus ($RD_DATA)."""
+"""The pipeline on a little real input ($RD_DATA): RSICD, papers, the paper's own text corpus."""
 
 import csv
 import json
@@ -62,12 +62,12 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     assert len(rows) == 25 and all(row["status"] == "ok" for row in rows)
     fid = json.loads((copy / "metrics/fid.json").read_text())["scene"]["standard"]
     assert fid["n"] == 240 and fid["fid"] > fid["fid_floor"]
-    # RSICD has no snow: said, not dropped.
+    # RSICD has no snow, which the context of the numbers says.
     assert "Snow Ice" in (copy / "models/classifier/lulc/context.json").read_text()
 
 
 def test_text_half_on_the_papers_own_corpus(tmp_path, environment):
-    """A text file takes the place of scraping; without paper boundaries it is still split by documents."""
+    """A text file replaces the papers; it has no paper boundaries, yet is split by documents."""
     copy = copy_repository(tmp_path)
     params = yaml.safe_load((copy / "tests/params.yaml").read_text())
     params["fetch_papers"]["source"] = f"path:{DATA / 'corpus/remote_sensing_data.txt'}"

@@ -1,4 +1,4 @@
-"""The blind review: a page that doesn't give the answers away, ratings that come back from a spreadsheet, known numbers."""
+"""The blind review: a page that keeps the answers secret, ratings from spreadsheets, statistics."""
 
 import csv
 import io
@@ -6,16 +6,20 @@ import json
 import math
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import krippendorff
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 from report_run import build
 
 from stages import review, review_page
 from stages.reporting import ratings
+from tools import review as review_tool
 
 RUN = "r0123456789"
 TRUTHS = ["real", "generated"] * 3
@@ -23,23 +27,27 @@ LABELS = ["Bare Land", "Snow Ice", "Crop Land", "Snow Ice", "Bare Land", "Crop L
 
 
 @pytest.fixture
-def filing(tmp_path, monkeypatch) -> Path:
+def repository(tmp_path, monkeypatch) -> Path:
     """A repository in which a page of six tiles was made."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data/reviews").mkdir(parents=True)
     (tmp_path / "metrics").mkdir()
     rows = [(RUN, f"t{i}", truth, label) for i, (truth, label) in enumerate(zip(TRUTHS, LABELS))]
-    Path(ratings.KEY).write_text(
-        "\n".join(",".join(row) for row in [ratings.KEY_COLUMNS, *rows]) + "\n"
-    )
+    lines = [",".join(row) for row in [ratings.KEY_COLUMNS, *rows]]
+    Path(ratings.KEY).write_text("\n".join(lines) + "\n")
     return tmp_path
 
 
-def given(rater: str = "Ada", **changes: dict) -> list[list[str]]:
-    """What the page saves for all six tiles; changes: tile -> values that differ."""
+def saved_rows(rater: str = "Ada", **changes: dict) -> list[list[str]]:
+    """What the page saves for all six tiles, all of them right.
+
+    Args:
+        rater: the expert.
+        changes: tile -> values that differ.
+    """
     rows = []
     for i, truth in enumerate(TRUTHS):
-        row = dict.fromkeys(ratings.GIVEN, "") | {
+        row = dict.fromkeys(ratings.SAVED_COLUMNS, "") | {
             "run": RUN,
             "rater": rater,
             "tile": f"t{i}",
@@ -47,34 +55,36 @@ def given(rater: str = "Ada", **changes: dict) -> list[list[str]]:
             "realism": "3",
             "label_answer": LABELS[i],
         }
-        rows.append([(row | changes.get(f"t{i}", {}))[name] for name in ratings.GIVEN])
-    return [ratings.GIVEN, *rows]
+        row |= changes.get(f"t{i}", {})
+        rows.append([row[name] for name in ratings.SAVED_COLUMNS])
+    return [ratings.SAVED_COLUMNS, *rows]
 
 
-def saved(
+def write_csv(
     folder: Path,
     rows: list[list[str]],
     delimiter: str = ",",
-    end: str = "\r\n",
-    mark: str = "\ufeff",
+    line_end: str = "\r\n",
+    byte_order_mark: str = "\ufeff",
 ) -> Path:
     sink = io.StringIO()
-    csv.writer(sink, delimiter=delimiter, lineterminator=end).writerows(rows)
-    (folder / "ratings.csv").write_bytes((mark + sink.getvalue()).encode())
-    return folder / "ratings.csv"
+    csv.writer(sink, delimiter=delimiter, lineterminator=line_end).writerows(rows)
+    path = folder / "ratings.csv"
+    path.write_bytes((byte_order_mark + sink.getvalue()).encode())
+    return path
 
 
-def measured() -> dict:
+def run_review() -> dict:
     review.main()
     return json.loads(Path("metrics/review.json").read_text())
 
 
-# The page -----------------------------------------------------------------------------------------------------------------
+# The page ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """The blind page of rendered tiles, some of another size and generated without JPEG or detail."""
+    """A repository in which the page was made."""
     root = build(tmp_path_factory.mktemp("review"), per_scene=3, size=24, per_class=6)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -82,44 +92,35 @@ def made(tmp_path_factory) -> Path:
     return root
 
 
-def test_the_page_gives_nothing_away(made):
-    """Names, sizes in pixels and bytes, encoder, metadata and order are the same for both; no answer is in the folder."""
-    folder, key = (
-        made / "metrics/review",
-        list(csv.DictReader((made / "metrics/review_key.csv").open())),
-    )
-    assert {row["truth"] for row in key} == {"real", "generated"} and len(
-        key
-    ) == 20  # report.review_tiles
-    assert [row["truth"] for row in key].count("real") == 10 and len(
-        {row["label"] for row in key}
-    ) == 7
+def read_key(root: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((root / "metrics/review_key.csv").open()))
+
+
+def test_the_key_has_as_many_real_as_generated_tiles_of_all_classes(made):
+    key = read_key(made)
+    truths = [row["truth"] for row in key]
+    assert len(key) == 20  # report.review_tiles of tests/params.yaml
+    assert truths.count("real") == truths.count("generated") == 10
+    assert len({row["label"] for row in key}) == 7
+
+
+def test_the_page_gives_no_answer_away(made):
+    """Names, sizes in pixels and bytes, encoder, metadata and order are the same for both."""
+    folder = made / "metrics/review"
+    key = read_key(made)
     tiles = sorted((folder / "tiles").iterdir())
     assert [tile.stem for tile in tiles] == [row["tile"] for row in key]
-    images = [Image.open(tile) for tile in tiles]
-    assert (
-        len(
-            {
-                (
-                    image.size,
-                    image.format,
-                    image.mode,
-                    str(image.quantization),
-                    str(image.layer),
-                    str(image.info),
-                )
-                for image in images
-            }
-        )
-        == 1
-    )
-    assert len({tile.stat().st_size for tile in tiles}) == 1 and not any(
-        image.getexif() for image in images
-    )
-    runs = [row["truth"] for row in key]
-    assert sorted(runs) != runs != sorted(runs, reverse=True) and any(
-        a == b for a, b in zip(runs, runs[1:])
-    ), "mixed, not in turns"
+    assert len({tile.stat().st_size for tile in tiles}) == 1
+    properties = set()
+    for tile in tiles:
+        image = Image.open(tile)
+        assert not image.getexif()
+        encoding = (str(image.quantization), str(image.layer), str(image.info))
+        properties.add((image.size, image.format, image.mode, *encoding))
+    assert len(properties) == 1
+    truths = [row["truth"] for row in key]
+    assert sorted(truths) != truths != sorted(truths, reverse=True), "not one after the other"
+    assert any(first == second for first, second in zip(truths, truths[1:])), "not in turns"
     text = (folder / "index.html").read_text()
     for secret in ("bareland", "00000.png", "satellite image", "truth", "extractive"):
         assert secret not in text
@@ -127,230 +128,224 @@ def test_the_page_gives_nothing_away(made):
 
 
 def test_the_same_tiles_make_the_same_run(made, monkeypatch):
-    before = {
-        path: path.read_bytes()
-        for path in [made / "metrics/review_key.csv", *(made / "metrics/review").rglob("*.*")]
-    }
+    paths = [made / "metrics/review_key.csv", *(made / "metrics/review").rglob("*.*")]
+    before = {path: path.read_bytes() for path in paths}
     monkeypatch.chdir(made)
     review_page.main()
-    assert {path: path.read_bytes() for path in before} == before
+    assert {path: path.read_bytes() for path in paths} == before
 
 
-def test_a_class_without_real_tiles_is_not_asked(made, tmp_path, monkeypatch):
-    """Otherwise each of its tiles would be known to be generated."""
+def test_a_class_without_real_tiles_is_not_shown(made, tmp_path, monkeypatch):
+    """Otherwise the class would give away that its tiles are generated."""
     shutil.copytree(made, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
     text = Path("params.yaml").read_text()
     assert "Snow Ice: [snowfield]" in text
     Path("params.yaml").write_text(text.replace("Snow Ice: [snowfield]", "Snow Ice: []"))
     review_page.main()
-    assert "Snow Ice" not in {
-        row["label"] for row in csv.DictReader(open("metrics/review_key.csv"))
-    }
+    assert "Snow Ice" not in {row["label"] for row in read_key(Path())}
 
 
-# Filing -------------------------------------------------------------------------------------------------------------------
+# Filing ratings ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("delimiter", "end", "mark"),
+    ("delimiter", "line_end", "byte_order_mark"),
     [(",", "\r\n", "\ufeff"), (";", "\r\n", "\ufeff"), (",", "\n", ""), ("\t", "\n", "")],
 )
-def test_ratings_come_back_from_a_spreadsheet(filing, delimiter, end, mark):
-    """BOM, semicolons, tabs, CRLF, blank lines, spaces and 4.0 are repaired; the answers are added from the key."""
-    rows = given(
-        t0={"realism": "4.0", "artifacts": "blur;wrong scale", "comment": 'grey, "soft"; é'},
+def test_changes_of_a_spreadsheet_are_repaired(repository, delimiter, line_end, byte_order_mark):
+    """BOM, semicolons, tabs, CRLF, blank lines, spaces, 4.0; the answers come from the key."""
+    rows = saved_rows(
+        t0={"realism": "4.0", "artifacts": "blur;wrong scale", "comment": 'gray, "soft"; é'},
         t1={"answer": " real "},
     )
-    review.main(
-        "add",
-        str(
-            saved(
-                filing,
-                [*rows[:3], [""] * len(rows[0]), *rows[3:], [""] * len(rows[0])],
-                delimiter,
-                end,
-                mark,
-            )
-        ),
-    )
+    blank = [""] * len(rows[0])
+    rows = [*rows[:3], blank, *rows[3:], blank]
+    review_tool.add(write_csv(repository, rows, delimiter, line_end, byte_order_mark))
     (file,) = Path("data/reviews").glob("*.csv")
     assert file.name == f"{RUN}-ada.csv"
-    found = list(csv.DictReader(file.open(newline="", encoding="utf-8")))
-    assert list(found[0]) == ratings.COLUMNS and len(found) == 6
-    assert (
-        found[0]["realism"] == "4"
-        and found[0]["truth"] == "real"
-        and found[0]["comment"] == 'grey, "soft"; é'
-    )
-    assert (
-        found[1]["answer"] == "real"
-        and found[1]["truth"] == "generated"
-        and found[1]["label"] == "Snow Ice"
-    )
-    assert measured()["detection_accuracy"] == pytest.approx(5 / 6)
+    filed = list(csv.DictReader(file.open(newline="", encoding="utf-8")))
+    assert list(filed[0]) == ratings.FILED_COLUMNS
+    assert len(filed) == 6
+    assert filed[0]["realism"] == "4"
+    assert filed[0]["truth"] == "real"
+    assert filed[0]["comment"] == 'gray, "soft"; é'
+    assert filed[1]["answer"] == "real"
+    assert filed[1]["truth"] == "generated"
+    assert filed[1]["label"] == "Snow Ice"
+    assert run_review()["detection_accuracy"] == pytest.approx(5 / 6)
 
 
-BAD = [
-    ({"realism": "6"}, "realism is '6', not a whole number from 1 to 5"),
-    ({"realism": "4.5"}, "realism is '4.5'"),
-    ({"answer": "fake"}, "answer is 'fake', not real or generated"),
-    ({"rater": " "}, "rater is blank"),
-    ({"label_answer": "Beach"}, "label_answer is 'Beach', not blank or one of"),
-    ({"artifacts": "blur;ugly"}, "artifacts has 'ugly'"),
-    ({"tile": "t9"}, "tile is 't9', which is none of this run's 6"),
-    ({"tile": "t0"}, "Ada rated tile t0 already in ratings.csv:2"),
-    ({"run": "rother"}, f"run is 'rother', the key here is of {RUN}"),
-    ({"rater": "Bob"}, "rater is 'Bob', above it is 'Ada'"),
+# Values of a wrong row -> what its message must name.
+WRONG = [
+    ({"realism": "6"}, ["realism", "'6'"]),
+    ({"realism": "4.5"}, ["realism", "'4.5'"]),
+    ({"answer": "fake"}, ["answer", "'fake'"]),
+    ({"rater": " "}, ["rater"]),
+    ({"label_answer": "Beach"}, ["label_answer", "'Beach'"]),
+    ({"artifacts": "blur;ugly"}, ["artifacts", "'ugly'"]),
+    ({"tile": "t9"}, ["tile", "'t9'"]),
+    ({"tile": "t0"}, ["Ada", "t0", "ratings.csv:2"]),
+    ({"run": "rother"}, ["run", "'rother'", RUN]),
+    ({"rater": "Bob"}, ["rater", "'Bob'", "'Ada'"]),
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), BAD)
-def test_a_bad_row_is_named_and_nothing_is_added(filing, change, said):
-    saved(filing, given(t3=change))
-    with pytest.raises(SystemExit) as end:
-        review.main("add", "ratings.csv")
-    assert f"error: ratings.csv:5: {said}" in str(end.value) and "Nothing was added" in str(
-        end.value
-    )
+@pytest.mark.parametrize(("change", "named"), WRONG)
+def test_a_wrong_row_is_named_and_nothing_is_filed(repository, change, named):
+    path = write_csv(repository, saved_rows(t3=change))
+    with pytest.raises(SystemExit) as stopped:
+        review_tool.add(path.relative_to(repository))
+    message = str(stopped.value).splitlines()[0]
+    assert message.startswith("error: ratings.csv:5: ")
+    for word in named:
+        assert word in message
     assert not list(Path("data/reviews").iterdir())
 
 
-def test_every_bad_row_is_named(filing):
-    saved(filing, given(t1={"realism": "0"}, t4={"answer": ""}))
-    with pytest.raises(SystemExit) as end:
-        review.main("add", "ratings.csv")
-    assert "ratings.csv:3: realism is '0'" in str(
-        end.value
-    ) and "ratings.csv:6: answer is ''" in str(end.value)
+def test_every_wrong_row_is_named(repository):
+    path = write_csv(repository, saved_rows(t1={"realism": "0"}, t4={"answer": ""}))
+    with pytest.raises(SystemExit) as stopped:
+        review_tool.add(path.relative_to(repository))
+    first, second, _ = str(stopped.value).splitlines()
+    assert "ratings.csv:3: realism" in first
+    assert "ratings.csv:6: answer" in second
 
 
-def test_the_same_ratings_are_not_added_twice(filing):
-    path = saved(filing, given())
-    review.main("add", str(path))
-    with pytest.raises(
-        SystemExit, match=rf"Ada rated tile t0 already in data/reviews/{RUN}-ada.csv:2"
-    ):
-        review.main("add", str(path))
-    assert len(list(Path("data/reviews").iterdir())) == 1 and measured()["ratings"] == 6
+def test_the_same_ratings_are_not_filed_twice(repository):
+    path = write_csv(repository, saved_rows())
+    review_tool.add(path)
+    with pytest.raises(SystemExit, match=rf"Ada .* t0 .* data/reviews/{RUN}-ada\.csv:2"):
+        review_tool.add(path)
+    assert len(list(Path("data/reviews").iterdir())) == 1
+    assert run_review()["ratings"] == 6
+
+
+def test_further_ratings_of_an_expert_get_a_file_of_their_own(repository):
+    header, *rows = saved_rows()
+    review_tool.add(write_csv(repository, [header, *rows[:2]]))
+    review_tool.add(write_csv(repository, [header, *rows[2:]]))
+    names = {path.name for path in Path("data/reviews").iterdir()}
+    assert names == {f"{RUN}-ada.csv", f"{RUN}-ada-2.csv"}
+    assert run_review()["experts"] == 1
+
+
+HEADER = ",".join(ratings.SAVED_COLUMNS).encode()
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "named"),
     [
-        (b"run,rater\n1,2\n", "no column tile"),
-        (b"\xff\xfer\x00", "not UTF-8"),
-        (b"", "no column run"),
-        (",".join(ratings.GIVEN).encode() + b"\nr,ada,t\n", ":2: expected 8 fields, found 3"),
-        (",".join(ratings.GIVEN).encode() + b"\n", "no ratings"),
-        (",".join(ratings.GIVEN).encode() + b'\nr,"ada\n', "cannot be read"),
+        (b"run,rater\n1,2\n", "tile"),
+        (b"\xff\xfer\x00", "UTF-8"),
+        (b"", "run"),
+        (HEADER + b"\nr,ada,t\n", "ratings.csv:2"),
+        (HEADER + b"\n", "ratings"),
+        (HEADER + b'\nr,"ada\n', "ratings.csv:2"),
     ],
 )
-def test_a_file_that_is_no_ratings_file_is_one_line(filing, content, said):
+def test_a_file_that_holds_no_ratings_is_an_error_of_one_line(repository, content, named):
     Path("ratings.csv").write_bytes(content)
-    with pytest.raises(SystemExit) as end:
-        review.main("add", "ratings.csv")
-    assert "ratings.csv" in str(end.value) and said in str(end.value) and "\n" not in str(end.value)
+    with pytest.raises(SystemExit) as stopped:
+        review_tool.add(Path("ratings.csv"))
+    message = str(stopped.value)
+    assert "ratings.csv" in message and named in message and "\n" not in message
 
 
-def test_a_missing_file_or_key_and_a_wrong_word_are_one_line(filing):
-    for words, said in (
-        (("add", "nowhere.csv"), "nowhere.csv: cannot be read"),
-        (("add",), "files ratings"),
-        (("ad", "x"), "files ratings"),
-    ):
-        with pytest.raises(SystemExit, match=said):
-            review.main(*words)
+def test_a_missing_file_or_key_is_named(repository):
+    with pytest.raises(SystemExit, match=r"nowhere\.csv"):
+        review_tool.add(Path("nowhere.csv"))
     Path(ratings.KEY).unlink()
-    with pytest.raises(SystemExit, match="review_key.csv: missing"):
+    with pytest.raises(SystemExit, match=r"review_key\.csv"):
         review.main()
 
 
-# Statistics ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("arguments", [(), ("add",), ("ad", "x")])
+def test_wrong_arguments_are_answered_with_the_usage(tmp_path, arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.review", *arguments],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY)},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m tools.review")
 
 
-def test_no_ratings_is_a_clean_empty_state(filing):
-    (filing / "data/reviews/.gitkeep").touch()
-    assert measured() == {"ratings": 0, "experts": 0, "ratings_of_other_runs": 0}
+# Statistics --------------------------------------------------------------------------------------
 
 
-def test_ratings_of_other_images_are_left_out(filing):
-    review.main("add", str(saved(filing, given())))
+def test_without_ratings_the_metrics_are_zero(repository):
+    (repository / "data/reviews/.gitkeep").touch()
+    assert run_review() == {"ratings": 0, "experts": 0, "ratings_of_other_runs": 0}
+
+
+def test_ratings_of_other_runs_are_not_counted(repository):
+    review_tool.add(write_csv(repository, saved_rows()))
     Path(ratings.KEY).write_text(Path(ratings.KEY).read_text().replace(RUN, "rnew"))
-    assert measured() == {"ratings": 0, "experts": 0, "ratings_of_other_runs": 6}
+    assert run_review() == {"ratings": 0, "experts": 0, "ratings_of_other_runs": 6}
 
 
-def test_known_ratings_give_known_numbers(filing):
+def test_known_ratings_give_known_metrics(repository):
     """Realism by tile with Student's interval, detection with Wilson's, artifacts by class."""
-    review.main(
-        "add",
-        str(
-            saved(
-                filing,
-                given(
-                    t0={"realism": "1"},
-                    t2={"realism": "3"},
-                    t4={"realism": "3", "answer": "generated"},
-                    t1={"label_answer": "Bare Land", "artifacts": "blur"},
-                    t3={"answer": "real", "artifacts": "blur;wrong scale"},
-                ),
-            )
-        ),
+    rows = saved_rows(
+        t0={"realism": "1"},
+        t2={"realism": "3"},
+        t4={"realism": "3", "answer": "generated"},
+        t1={"label_answer": "Bare Land", "artifacts": "blur"},
+        t3={"answer": "real", "artifacts": "blur;wrong scale"},
     )
-    # A second expert marks the first tile 3: its mean is 2, so the real tiles' are 2, 3, 3.
-    second = given("Bob", t0={"realism": "3"})
-    review.main("add", str(saved(filing, second[:2])))
-    found = measured()
-    assert found["ratings"] == 7 and found["experts"] == 2
-    mean, error = (
-        8 / 3,
-        4.302652729911275 * math.sqrt(1 / 3) / math.sqrt(3),
-    )  # Student's t with 2 degrees of freedom
-    assert [found[f"realism_real{end}"] for end in ("", "_lo", "_hi", "_n")] == pytest.approx(
-        [mean, mean - error, mean + error, 3]
-    )
-    assert (
-        found["realism_generated"]
-        == found["realism_generated_lo"]
-        == found["realism_generated_hi"]
-        == 3
-    )
+    review_tool.add(write_csv(repository, rows))
+    # A second expert gives the first tile a 3: its mean is 2, so the real tiles have 2, 3, 3.
+    second = saved_rows("Bob", t0={"realism": "3"})
+    review_tool.add(write_csv(repository, second[:2]))
+    metrics = run_review()
+    assert metrics["ratings"] == 7
+    assert metrics["experts"] == 2
+
+    mean = 8 / 3
+    quantile = 4.302652729911275  # of Student's t with 2 degrees of freedom
+    error = quantile * math.sqrt(1 / 3) / math.sqrt(3)
+    realism = [metrics[f"realism_real{suffix}"] for suffix in ("", "_lo", "_hi", "_n")]
+    assert realism == pytest.approx([mean, mean - error, mean + error, 3])
+    for suffix in ("", "_lo", "_hi"):
+        assert metrics[f"realism_generated{suffix}"] == 3
+
     # 5 of 7 right; the ends p of Wilson's interval solve |p - 5/7| = z sqrt(p (1 - p) / 7).
-    assert found["detection_accuracy"] == pytest.approx(5 / 7) and found["detection_chance"] == 0.5
-    for bound in (found["detection_accuracy_lo"], found["detection_accuracy_hi"]):
-        assert abs(bound - 5 / 7) == pytest.approx(
-            1.959964 * math.sqrt(bound * (1 - bound) / 7), rel=1e-6
-        )
-    assert found["class_agreement"] == pytest.approx(6 / 7) and found["class_agreement_n"] == 7
-    assert found["artifacts"]["generated"]["Snow Ice"] == {
+    assert metrics["detection_accuracy"] == pytest.approx(5 / 7)
+    assert metrics["detection_chance"] == 0.5
+    for bound in (metrics["detection_accuracy_lo"], metrics["detection_accuracy_hi"]):
+        expected = 1.959964 * math.sqrt(bound * (1 - bound) / 7)
+        assert abs(bound - 5 / 7) == pytest.approx(expected, rel=1e-6)
+    assert metrics["class_agreement"] == pytest.approx(6 / 7)
+    assert metrics["class_agreement_n"] == 7
+    assert metrics["artifacts"]["generated"]["Snow Ice"] == {
         "repetition": 0,
         "blur": 1,
         "deformation": 0,
         "wrong_scale": 0.5,
         "n": 2,
     }
-    assert found["artifacts"]["real"]["Bare Land"]["n"] == 3
-    assert "alpha_answer" not in found, "one shared tile, one answer: not defined"
+    assert metrics["artifacts"]["real"]["Bare Land"]["n"] == 3
+    assert "alpha_answer" not in metrics, "one shared tile, one answer: not defined"
 
 
-def test_agreement_between_experts_is_krippendorffs(filing):
-    """Against the package's other input, raters x tiles with gaps; 1 where all agree."""
-    draws, marks = random.Random(0), {}
+def test_agreement_between_experts_is_krippendorffs_alpha(repository):
+    """Equal to that of the package's other input, raters x tiles with gaps; 1 where all agree."""
+    generator = random.Random(0)
+    realism: dict[str, list[int | None]] = {}
     for rater in ("Ada", "Bob", "Eve"):
-        marks[rater] = [
-            None if rater == "Eve" and i == 5 else draws.randint(1, 5) for i in range(6)
-        ]
-        rows = given(
-            rater,
-            **{f"t{i}": {"realism": str(mark)} for i, mark in enumerate(marks[rater]) if mark},
-        )
-        review.main(
-            "add",
-            str(saved(filing, [row for row, mark in zip(rows, [True, *marks[rater]]) if mark])),
-        )
-    found = measured()
-    table = np.array([[np.nan if mark is None else mark for mark in row] for row in marks.values()])
-    assert found["alpha_realism"] == pytest.approx(
-        krippendorff.alpha(table, level_of_measurement="ordinal")
-    )
-    assert found["alpha_answer"] == 1 and found["alpha_class"] == 1
+        realism[rater] = [generator.randint(1, 5) for _ in range(6)]
+    realism["Eve"][5] = None
+    for rater, values in realism.items():
+        changes = {f"t{i}": {"realism": str(value)} for i, value in enumerate(values)}
+        header, *rows = saved_rows(rater, **changes)
+        rated = [row for row, value in zip(rows, values) if value is not None]
+        review_tool.add(write_csv(repository, [header, *rated]))
+    metrics = run_review()
+    table = np.array(list(realism.values()), dtype=float)  # None becomes NaN
+    expected = krippendorff.alpha(table, level_of_measurement="ordinal")
+    assert metrics["alpha_realism"] == pytest.approx(expected)
+    assert metrics["alpha_answer"] == 1
+    assert metrics["alpha_class"] == 1

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import torch
 from tiny_diffusion import on_threads, run, write_params
 
 from stages import features, generate, sample, train_scene
-from stages.common.artifacts import decode_image, digest, read_rows
+from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
 from stages.diffusion import models, sampler
 
 
@@ -24,7 +25,8 @@ def sampled(encoded, tmp_path_factory):
     return folder
 
 
-def pictures(folder):
+def read_pixels(folder):
+    """The images of a folder of shards, uint8 [N, H, W, 3]."""
     return np.stack([np.asarray(decode_image(row["image"])) for row in read_rows(folder)])
 
 
@@ -32,40 +34,52 @@ def test_a_sample_per_real_image_with_its_own_caption(sampled):
     rows = read_rows(sampled / "data/samples/base")
     real = read_rows(sampled / "data/imagery/test")
     assert [row["filename"] for row in rows] == [row["filename"] for row in real]
-    assert all(
-        row["caption"] in truth["captions"] and row["prompt"] == row["caption"]
-        for row, truth in zip(rows, real)
-    )
-    assert {row["model"] for row in rows} == {
-        models.model_digest(sampled / "models/base/diffusion")
-    }
-    assert len({row["seed"] for row in rows}) == len(rows) and len(
-        {row["image"]["bytes"] for row in rows}
-    ) == len(rows)
-    assert pictures(sampled / "data/samples/base").shape == (7, 32, 32, 3)
+    for row, real_row in zip(rows, real):
+        assert row["caption"] in real_row["captions"]
+        assert row["prompt"] == row["caption"]
+    model = models.model_digest(sampled / "models/base/diffusion")
+    assert {row["model"] for row in rows} == {model}
+    assert len({row["seed"] for row in rows}) == len(rows)
+    assert len({row["image"]["bytes"] for row in rows}) == len(rows)
+    assert read_pixels(sampled / "data/samples/base").shape == (7, 32, 32, 3)
 
 
-def cut_off(group, main, *args):
-    """A stage, killed when it has written so many groups."""
-    write = sampler.write_shard
+def kill_after_groups(count, main, *args):
+    """Run a stage and kill it when it has written so many groups."""
+    write_shard = sampler.write_shard
 
-    def write_shard(*words):
-        write(*words)
-        if len(list(words[0].glob("*.parquet"))) == group:
+    def write_shard_then_kill(cache, *args):
+        write_shard(cache, *args)
+        if len(list(cache.glob("*.parquet"))) == count:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    sampler.write_shard = write_shard
+    sampler.write_shard = write_shard_then_kill
     main(*args)
 
 
-def test_groups_of_fewer_images_per_caption_are_not_taken_up(workspace):
-    """Killed, and run again with another number of images: their rows are dealt out over other groups."""
+def count_written_groups(main, *args):
+    """Run a stage and write the number of groups that it generated to `written.txt`."""
+    write_shard = sampler.write_shard
+    written = []
+
+    def write_shard_and_count(cache, number, *args):
+        write_shard(cache, number, *args)
+        written.append(number)
+
+    sampler.write_shard = write_shard_and_count
+    main(*args)
+    Path("written.txt").write_text(str(len(written)))
+
+
+def test_groups_of_other_params_are_not_resumed(workspace):
+    """With another number of images per caption, the rows are spread over other groups."""
     shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
     write_params(workspace, classifier={"images_per_caption": 2})
-    assert run(workspace, cut_off, 3, sample.main, "tuned")[0] == -signal.SIGKILL
+    assert run(workspace, kill_after_groups, 3, sample.main, "tuned")[0] == -signal.SIGKILL
     write_params(workspace, classifier={"images_per_caption": 3})
-    code, log = run(workspace, sample.main, "tuned")
-    assert code == 0 and "are kept" not in log
+    code, log = run(workspace, count_written_groups, sample.main, "tuned")
+    assert code == 0, log
+    assert (workspace / "written.txt").read_text() == "6"  # 21 images, 4 in a group
     assert len({row["seed"] for row in read_rows(workspace / "data/samples/tuned")}) == 21
 
 
@@ -75,7 +89,7 @@ def test_images_are_the_same_from_two_processes(sampled, workspace):
 
 
 def test_images_are_the_same_on_more_cores(workspace):
-    write_params(workspace, sampling={"batch_size": 32})  # two slices
+    write_params(workspace, sampling={"batch_size": 32})  # two chunks
     outputs = []
     for threads in (1, 2):
         code, log = run(workspace, on_threads, threads, sample.main, "base")
@@ -96,62 +110,64 @@ def test_features_are_the_same_from_two_processes(sampled, tmp_path):
         path = workspace / f"data/imagery/{split}/00000.parquet"
         table = pq.read_table(path)
         scenes = pa.array(["field", "forest"] * len(table), pa.string())[: len(table)]
-        pq.write_table(
-            table.set_column(table.schema.get_field_index("scene"), "scene", scenes), path
-        )
+        column = table.schema.get_field_index("scene")
+        pq.write_table(table.set_column(column, "scene", scenes), path)
     assert run(workspace, train_scene.main)[0] == 0
-    found = []
+    digests = []
     for count in (1, 2):
         code, log = run(workspace, features.main, "base", processes=count)
         assert code == 0, log
-        found.append(digest(workspace / "data/features"))
-    assert found[0] == found[1]
+        digests.append(digest(workspace / "data/features"))
+    assert digests[0] == digests[1]
 
 
 def test_further_images_of_a_caption_come_after_all_first_ones(sampled, workspace):
-    """Three of each: the first are those that one of each gives; the others are of the same captions, from other noise."""
+    """The first images equal those of a run with one image per caption.
+
+    The further ones have the same captions and other noise.
+    """
     shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
     write_params(workspace, classifier={"images_per_caption": 3})
     assert run(workspace, sample.main, "tuned")[0] == 0
-    rows, first = (
-        read_rows(workspace / "data/samples/tuned"),
-        read_rows(sampled / "data/samples/base"),
-    )
+    rows = read_rows(workspace / "data/samples/tuned")
+    first = read_rows(sampled / "data/samples/base")
     names = [(row["filename"], row["caption"]) for row in first]
     assert [(row["filename"], row["caption"]) for row in rows] == 3 * names
-    assert [row["seed"] for row in rows[:7]] == [row["seed"] for row in first] and len(
-        {row["seed"] for row in rows}
-    ) == 21
+    assert [row["seed"] for row in rows[:7]] == [row["seed"] for row in first]
+    assert len({row["seed"] for row in rows}) == 21
     assert run(workspace, sample.main, "base")[0] == 0
     assert digest(workspace / "data/samples/base") == digest(sampled / "data/samples/base")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_another_batch_size_differs_by_rounding(workspace, precision):
-    drawn = []
-    for size in (4, 7):
-        write_params(workspace, sampling={"batch_size": size, "precision": precision})
+    outputs = []
+    for batch_size in (4, 7):
+        write_params(workspace, sampling={"batch_size": batch_size, "precision": precision})
         assert run(workspace, sample.main, "base")[0] == 0
-        drawn.append(pictures(workspace / "data/samples/base").astype(int))
-    assert np.abs(drawn[0] - drawn[1]).max() <= 2
+        outputs.append(read_pixels(workspace / "data/samples/base").astype(int))
+    assert np.abs(outputs[0] - outputs[1]).max() <= 2
 
 
 def test_a_restart_keeps_finished_groups(sampled, workspace):
-    assert run(workspace, cut_off, 1, sample.main, "base")[0] == -signal.SIGKILL
+    assert run(workspace, kill_after_groups, 1, sample.main, "base")[0] == -signal.SIGKILL
     assert not (workspace / "data/samples/base").exists()
-    code, log = run(workspace, sample.main, "base")
-    assert code == 0 and "1 finished groups of an earlier run are kept" in log
+    code, log = run(workspace, count_written_groups, sample.main, "base")
+    assert code == 0, log
+    assert (workspace / "written.txt").read_text() == "1"  # of two groups
     assert digest(workspace / "data/samples") == digest(sampled / "data/samples")
 
 
-def draw_like_diffusers(folder):
-    """The same image by diffusers' own pipeline."""
+def generate_with_diffusers(folder):
+    """Generate one of the sampled images with diffusers' own pipeline."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained("models/base/diffusion", local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        "models/base/diffusion", local_files_only=True
+    )
+    pipeline.set_progress_bar_config(disable=True)
     row = read_rows(folder / "data/samples/base")[2]
-    image = pipe(
+    image = pipeline(
         row["prompt"],
         negative_prompt="",
         num_inference_steps=row["steps"],
@@ -161,23 +177,29 @@ def draw_like_diffusers(folder):
         generator=torch.Generator().manual_seed(row["seed"]),
         output_type="np",
     ).images[0]
-    np.save("theirs.npy", image)
+    np.save("diffusers.npy", image)
 
 
-def test_the_sampler_draws_what_the_diffusers_pipeline_draws(sampled):
-    assert run(sampled, draw_like_diffusers, sampled)[0] == 0
-    theirs = np.load(sampled / "theirs.npy") * 255
-    assert np.abs(theirs - pictures(sampled / "data/samples/base")[2]).max() <= 2
+def test_the_sampler_equals_the_diffusers_pipeline(sampled):
+    assert run(sampled, generate_with_diffusers, sampled)[0] == 0
+    expected = np.load(sampled / "diffusers.npy") * 255
+    assert np.abs(expected - read_pixels(sampled / "data/samples/base")[2]).max() <= 2
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
-def test_other_schedulers_draw_too(workspace, scheduler):
+@pytest.mark.parametrize(
+    "scheduler, scheduler_config",
+    [("ddim", {}), ("dpm", {}), ("dpm", {"use_beta_sigmas": True})],
+)
+def test_the_other_schedulers_work(workspace, scheduler, scheduler_config):
+    path = workspace / "models/base/diffusion/scheduler/scheduler_config.json"
+    write_json(path, read_json(path) | scheduler_config)
     write_params(workspace, sampling={"scheduler": scheduler, "guidance_scale": 1.0})
-    assert run(workspace, sample.main, "base")[0] == 0
-    assert pictures(workspace / "data/samples/base").std() > 1
+    code, log = run(workspace, sample.main, "base")
+    assert code == 0, log
+    assert read_pixels(workspace / "data/samples/base").std() > 1
 
 
-def test_generate_draws_each_prompt_several_times(workspace):
+def test_generate_makes_several_images_of_each_prompt(workspace):
     passages = pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))
     prompts = [
         {
@@ -192,36 +214,31 @@ def test_generate_draws_each_prompt_several_times(workspace):
         }
         for i, label in enumerate(["Snow Ice", "Bare Land"])
     ]
-    words = [
-        (name, pa.string())
-        for name in ("label", "prompt", "negative_prompt", "writer", "technique")
-    ]
+    names = ("label", "prompt", "negative_prompt", "writer", "technique")
+    text_columns = [(name, pa.string()) for name in names]
     schema = pa.schema(
-        [("row", pa.int32()), *words, ("passages", passages), ("tokens", pa.int32())]
+        [("row", pa.int32()), *text_columns, ("passages", passages), ("tokens", pa.int32())]
     )
     pq.write_table(pa.Table.from_pylist(prompts, schema), workspace / "data/prompts.parquet")
     shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
     code, log = run(workspace, generate.main)
     assert code == 0, log
     rows = read_rows(workspace / "data/synthetic")
-    assert [row["row"] for row in rows] == [0, 0, 1, 1] and rows[2]["label"] == "Bare Land"
+    assert [row["row"] for row in rows] == [0, 0, 1, 1]
+    assert rows[2]["label"] == "Bare Land"
     assert rows[0]["passages"] == prompts[0]["passages"]
     assert len({row["image"]["bytes"] for row in rows}) == 4
     for row in rows:
-        assert (
-            row["prompt"] == f"satellite image, {row['label']}"
-            and row["negative_prompt"] == "blurry"
-        )
+        assert row["prompt"] == f"satellite image, {row['label']}"
+        assert row["negative_prompt"] == "blurry"
         assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("pndm", 3, 3.0)
         assert row["model"] == models.model_digest(workspace / "models/diffusion")
-    alone = digest(workspace / "data/synthetic")
-    assert (
-        run(workspace, generate.main, processes=2)[0] == 0
-        and digest(workspace / "data/synthetic") == alone
-    )
+    from_one_process = digest(workspace / "data/synthetic")
+    assert run(workspace, generate.main, processes=2)[0] == 0
+    assert digest(workspace / "data/synthetic") == from_one_process
+
     from datasets import Dataset
 
-    read = Dataset.from_parquet(
-        str(workspace / "data/synthetic/00000.parquet"), cache_dir=str(workspace / "cache")
-    )
-    assert read[0]["image"].size == (32, 32)
+    shard = str(workspace / "data/synthetic/00000.parquet")
+    dataset = Dataset.from_parquet(shard, cache_dir=str(workspace / "cache"))
+    assert dataset[0]["image"].size == (32, 32)

@@ -1,4 +1,4 @@
-"""The scene renderer: reproducible, described honestly, two clearly different looks."""
+"""The scene renderer: reproducible tiles, true captions, two clearly different looks."""
 
 import hashlib
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.embedded.scenes import NAMES, SCENES, render, tiles
+from stages.embedded.scenes import SCENE_NAMES, SCENES, render, render_tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +27,10 @@ def digest(seed: int, index: int) -> str:
 def test_same_bytes_again_and_in_a_fresh_process():
     here = digest(11, 5)
     assert digest(11, 5) == here
-    code = "import sys; sys.path[:0] = ['.', 'tests']; from test_scenes import digest; print(digest(11, 5))"
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests']; "
+        "from test_scenes import digest; print(digest(11, 5))"
+    )
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -50,7 +53,7 @@ def test_index_and_seed_change_the_tile(scene):
 
 @pytest.mark.parametrize("size", [16, 50, 64, 96])
 def test_any_size(size):
-    for tile in tiles(0, 0, 12, size, "domain"):
+    for tile in render_tiles(0, 0, 12, size, "domain"):
         assert tile["image"].shape == (size, size, 3) and tile["image"].dtype == np.uint8
         assert tile["image"].std() > 2, tile["scene"]
 
@@ -65,7 +68,7 @@ def test_one_layout_at_every_size():
         assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.85, scene
 
 
-def test_bad_arguments_are_told():
+def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="unknown scene"):
         render("moon", 0, 0, 64, "domain")
     with pytest.raises(ValueError, match="unknown look"):
@@ -75,7 +78,7 @@ def test_bad_arguments_are_told():
 
 
 def test_tiles_cycle_through_scenes():
-    got = list(tiles(0, 3, 8, 16, "base", ("lake", "coast")))
+    got = list(render_tiles(0, 3, 8, 16, "base", ("lake", "coast")))
     assert [(t["index"], t["scene"]) for t in got] == [
         (3, "coast"),
         (4, "lake"),
@@ -87,13 +90,13 @@ def test_tiles_cycle_through_scenes():
 
 def test_captions_name_their_scene():
     vocabulary = set()
-    for tile in tiles(1, 0, 600, 16, "domain"):
+    for tile in render_tiles(1, 0, 600, 16, "domain"):
         assert len(tile["captions"]) == 5
         for text in tile["captions"]:
             words = text.split()
             vocabulary.update(words)
             assert words[-1] == "." and 4 <= len(words) <= 25, text
-            assert any(name in text for name in NAMES[tile["scene"]]), (tile["scene"], text)
+            assert any(name in text for name in SCENE_NAMES[tile["scene"]]), (tile["scene"], text)
     assert len(vocabulary) < 300
 
 
@@ -108,29 +111,31 @@ def test_both_looks_share_captions_and_layout_but_not_color():
     assert np.mean(gap) > 30
 
 
-def where(pick, scene, count=80):
-    """Mean RGB (3,) of the domain tiles of a scene whose captions do / do not satisfy `pick`."""
-    yes, no = [], []
+def mean_colors(scene, pick, count=80):
+    """Mean RGB [3] of the domain tiles with a caption that `pick` accepts, and of the others."""
+    matching = []
+    others = []
     for index in range(count):
-        image, text = render(scene, 9, index, 32, "domain")
-        (yes if any(pick(t) for t in text) else no).append(image.reshape(-1, 3).mean(0))
-    assert len(yes) > 3 and len(no) > 3
-    return np.mean(yes, 0), np.mean(no, 0)
+        image, captions = render(scene, 9, index, 32, "domain")
+        group = matching if any(pick(caption) for caption in captions) else others
+        group.append(image.reshape(-1, 3).mean(0))
+    assert len(matching) > 3 and len(others) > 3
+    return np.mean(matching, 0), np.mean(others, 0)
 
 
 def test_captions_are_true():
     def warm(rgb):
         return rgb[0] / rgb[1]
 
-    yes, no = where(lambda t: "dark green" in t, "meadow")
+    yes, no = mean_colors("meadow", lambda text: "dark green" in text)
     assert yes.mean() < no.mean()
-    yes, no = where(lambda t: "in autumn" in t, "forest")
+    yes, no = mean_colors("forest", lambda text: "in autumn" in text)
     assert warm(yes) > warm(no) + 0.1
-    yes, no = where(lambda t: "red" in t.split(), "bareland")
+    yes, no = mean_colors("bareland", lambda text: "red" in text.split())
     assert warm(yes) > warm(no) + 0.05
-    yes, no = where(lambda t: "dark" in t, "parking")
+    yes, no = mean_colors("parking", lambda text: "dark" in text)
     assert yes.mean() < no.mean() - 10
-    yes, no = where(lambda t: "blue" in t.split(), "lake")
+    yes, no = mean_colors("lake", lambda text: "blue" in text.split())
     assert yes[2] - yes[0] > no[2] - no[0]
     winter = np.mean([render("snowfield", 9, i, 32, "domain")[0].mean() for i in range(30)])
     meadow = np.mean([render("meadow", 9, i, 32, "domain")[0].mean() for i in range(30)])
@@ -142,8 +147,9 @@ def test_pixels_alone_do_not_give_the_class_away():
     threadpoolctl = pytest.importorskip("threadpoolctl")  # comes with scikit-learn
 
     def pixels(start, stop):
-        rows, labels = [], []
-        for tile in tiles(3, start, stop, 32, "domain"):
+        rows = []
+        labels = []
+        for tile in render_tiles(3, start, stop, 32, "domain"):
             rows.append(
                 tile["image"].astype(np.float32).reshape(8, 4, 8, 4, 3).mean((1, 3)).ravel() / 255
             )

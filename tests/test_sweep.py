@@ -1,4 +1,7 @@
-"""The sweeps, by real `dvc exp run --temp` in a small repository whose one stage is a formula of the params."""
+"""The sweeps, by real `dvc exp run --temp` in a small repository.
+
+Its only stage computes the metrics from the params by a formula.
+"""
 
 import json
 import re
@@ -9,8 +12,10 @@ import pytest
 from conftest import REPOSITORY, shell
 
 from stages.reporting import sweeps
+from tools.sweep import list_experiments
 
-# FID falls with steps and is least at guidance 2; accuracy rises with guidance; one combination breaks.
+# The FID falls with the steps and has its minimum at guidance 2; the accuracy rises with guidance.
+# One combination fails.
 STAGE = """
 import json, os, sys, time, yaml
 p = yaml.safe_load(open("params.yaml"))["sampling"]
@@ -19,9 +24,13 @@ if (scale, steps) == (5.0, 7):
     sys.exit("error: this one breaks")
 time.sleep(1)
 fid = (scale - 2) ** 2 + 28 / steps
-json.dump({"scene": {"standard": {"fid": fid, "fid_lo": fid - 1, "fid_hi": fid + 1}}}, open("metrics/fid.json", "w"))
-json.dump({"real_test": {"overall_accuracy": scale / 10}}, open("metrics/classify_lulc.json", "w"))
-json.dump({"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "time": time.time()}, open("metrics/gpu.json", "w"))
+metrics = {
+    "fid": {"scene": {"standard": {"fid": fid, "fid_lo": fid - 1, "fid_hi": fid + 1}}},
+    "classify_lulc": {"real_test": {"overall_accuracy": scale / 10}},
+    "gpu": {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "time": time.time()},
+}
+for name, content in metrics.items():
+    json.dump(content, open(f"metrics/{name}.json", "w"))
 """
 PIPELINE = """
 stages:
@@ -29,13 +38,19 @@ stages:
     cmd: python stage.py
     params: [sampling]
     deps: [stage.py]
-    metrics: [metrics/fid.json: {cache: false}, metrics/classify_lulc.json: {cache: false}, metrics/gpu.json: {cache: false}]
+    metrics:
+      - metrics/fid.json: {cache: false}
+      - metrics/classify_lulc.json: {cache: false}
+      - metrics/gpu.json: {cache: false}
 """
+IDENTITY = {
+    f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+}
 
 
 @pytest.fixture
 def repository(tmp_path, environment):
-    """Returns (folder, run): a committed run, and a way to run a command in it as a machine with two GPUs would."""
+    """Returns (folder, run): a committed run, and a function that runs a command with two GPUs."""
     folder = tmp_path / "repository"
     (folder / "metrics").mkdir(parents=True)
     (folder / "metrics/.gitkeep").touch()
@@ -47,13 +62,9 @@ def repository(tmp_path, environment):
     (folder / ".gitignore").write_text("/sweeps/\n/.venv/\n")
 
     def run(*command: str, cwd: Path = folder, **env):
-        identity = {
-            f"GIT_{who}_{what}": "test"
-            for who in ("AUTHOR", "COMMITTER")
-            for what in ("NAME", "EMAIL")
-        }
-        two = {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
-        done = shell(*command, cwd=cwd, env={**environment, **identity, **two, **env}, timeout=1800)
+        machine = {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
+        env = {**environment, **IDENTITY, **machine, **env}
+        done = shell(*command, cwd=cwd, env=env, timeout=1800)
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
@@ -68,50 +79,50 @@ def repository(tmp_path, environment):
     return folder, run
 
 
-def test_a_sweep_runs_one_experiment_per_gpu_and_ends_in_a_pareto_table(repository):
+def test_a_sweep_runs_one_experiment_per_gpu_and_writes_a_pareto_table(repository):
     folder, run = repository
     done = run("python", "-m", "tools.sweep", "guidance")
     table = (folder / "sweeps/guidance.md").read_text()
-    assert table in done.stdout and (folder / "sweeps/guidance.png").read_bytes().startswith(
-        b"\x89PNG"
-    )
-    rows = {
-        name: cells
-        for name, *cells in (
-            re.split(r" \| ", line.strip("| ")) for line in table.splitlines()[2:14]
-        )
-    }
+    assert table in done.stdout
+    assert (folder / "sweeps/guidance.png").read_bytes().startswith(b"\x89PNG")
+    rows = {}
+    for line in table.splitlines()[2:14]:
+        name, *cells = re.split(r" \| ", line.strip("| "))
+        rows[name] = cells
     assert len(rows) == 12 and rows["guidance-5.0-7"][:2] == ["failed", "failed"]
-    assert "this one breaks" in done.stderr and re.findall(r"sweep: (\S+) failed", done.stderr) == [
-        "guidance-5.0-7"
-    ], done.stderr
+    # The log has the failed experiment and the end of its own output.
+    failed = [line for line in done.stderr.splitlines() if "guidance-5.0-7 failed" in line]
+    assert len(failed) == 1 and done.stderr.count(" failed:") == 1, done.stderr
+    assert "this one breaks" in done.stderr
     assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2 [0.2, 0.2]"]
-    # Least FID at 2; more guidance buys accuracy; less than 2, or fewer steps, buys nothing.
+    # The FID is least at guidance 2, and a higher one buys accuracy; a lower one, or fewer steps,
+    # buys nothing.
     assert {name for name, cells in rows.items() if cells[-1] == "yes"} == {
         "guidance-2.0-28",
         "guidance-3.0-28",
         "guidance-5.0-28",
     }
-    (chart,) = sweeps.charts_of(folder / "sweeps")
-    assert chart["text"].startswith("11 experiments, 1 more failed"), (
-        "the report reads this very table"
-    )
+    # The report reads this table.
+    (chart,) = sweeps.sweep_charts(folder / "sweeps")
+    assert re.findall(r"\d+", chart["text"])[:2] == ["11", "1"]
+    # Each experiment had one GPU to itself, and both were in use.
     refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
-    seen = [
+    gpus = [
         json.loads(run("git", "show", f"{ref}:metrics/gpu.json").stdout)["gpu"]
         for ref in refs
         if "/guidance-" in ref
     ]
-    assert len(seen) == 11 and set(seen) == {"0", "1"}, "each with one GPU to itself, both in use"
-    assert run("git", "status", "--porcelain").stdout == "", "the working tree is untouched"
+    assert len(gpus) == 11 and set(gpus) == {"0", "1"}
+    # The working tree is untouched.
+    assert run("git", "status", "--porcelain").stdout == ""
 
-    # Again: what has run is not run again, what failed is tried again.
+    # A second run runs only the experiment that failed.
     again = run("python", "-m", "tools.sweep", "guidance").stderr
     assert re.findall(r"sweep: (guidance\S+) on", again) == ["guidance-5.0-7"]
 
 
-def test_the_slurm_script_runs_its_experiment_in_a_clone_and_brings_it_home(repository):
-    """As Slurm would start it: by bash, with the task's number and the folder it was submitted from."""
+def test_the_slurm_script_runs_its_experiment_in_a_clone_and_pushes_it_back(repository):
+    """Slurm starts it by bash, with the number of the task and the folder it was submitted from."""
     folder, run = repository
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text("")
@@ -124,31 +135,30 @@ def test_the_slurm_script_runs_its_experiment_in_a_clone_and_brings_it_home(repo
     )
     assert "guidance-2.0-28" in run("dvc", "exp", "list", "--name-only").stdout.split()
     array = re.search(r"--array=0-(\d+)", (REPOSITORY / "docs/sweep.slurm").read_text())[1]
-    from tools.sweep import combinations
-
-    assert int(array) == len(combinations("guidance")) - 1
+    assert int(array) == len(list_experiments("guidance")) - 1
 
 
-def test_the_prompts_sweep_asks_only_writers_that_are_there(monkeypatch):
-    from tools.sweep import combinations
-
+def test_the_prompts_sweep_runs_only_writers_that_have_a_model(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    assert set(combinations("prompts")) == {
+    assert set(list_experiments("prompts")) == {
         "prompts-extractive-retrieval",
         "prompts-domain-zero-shot",
         "prompts-domain-few-shot",
     }
 
 
-def test_an_unknown_sweep_is_one_line(tmp_path):
-    done = shell(
-        "python",
-        "-m",
-        "tools.sweep",
-        "everything",
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(REPOSITORY)},
-    )
-    assert (
-        done.returncode == 1 and done.stderr.strip() == "error: sweep: say which: guidance, prompts"
-    )
+@pytest.mark.parametrize("arguments", [["everything"], [], ["guidance", "first"]])
+def test_an_unknown_argument_is_a_usage_error(tmp_path, arguments):
+    environment = {"PYTHONPATH": str(REPOSITORY)}
+    done = shell("python", "-m", "tools.sweep", *arguments, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("usage: python -m tools.sweep")
+
+
+def test_a_sweep_outside_a_git_repository_is_an_error(tmp_path):
+    environment = {
+        "PYTHONPATH": str(REPOSITORY),
+        "GIT_CEILING_DIRECTORIES": str(tmp_path.parent),
+    }
+    done = shell("python", "-m", "tools.sweep", "guidance", cwd=tmp_path, env=environment)
+    assert done.returncode == 1 and done.stderr.startswith("error: sweep: ")
+    assert len(done.stderr.splitlines()) == 1

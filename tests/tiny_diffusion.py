@@ -1,6 +1,5 @@
-"""A randomly initialized StableDiffusionPipeline folder and a few colored tiles, for tests that need no trained model."""
+"""An untrained diffusion model and a few colored tiles, for tests that need no trained model."""
 
-import io
 import json
 import multiprocessing
 import os
@@ -13,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common.artifacts import IMAGE, write_json, write_shards
+from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
 
 TEXT = pa.string()
 IMAGERY = pa.schema(
@@ -23,14 +22,18 @@ IMAGERY = pa.schema(
 
 def make_pipeline(
     folder: Path,
-    channels=(8, 16, 16),
-    vae_channels=(8, 8, 8),
+    channels: tuple[int, ...] = (8, 16, 16),
+    vae_channels: tuple[int, ...] = (8, 8, 8),
     width: int = 16,
     size: int = 8,
     seed: int = 0,
-    prediction_type="v_prediction",
+    prediction_type: str = "v_prediction",
 ) -> Path:
-    """The architecture of the shipped base (UNet with cross-attention at its lowest level, VAE of factor 4), untrained."""
+    """A randomly initialized StableDiffusionPipeline folder.
+
+    The architecture is that of the shipped base model: a UNet with cross-attention at its lowest
+    level, and a VAE that makes one latent of 4 x 4 pixels.
+    """
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -59,7 +62,7 @@ def make_pipeline(
         mid_block_add_attention=False,
         scaling_factor=0.5,
     ).save_pretrained(folder / "vae")
-    letters = [chr(c) for c in range(32, 127)]
+    letters = [chr(code) for code in range(32, 127)]
     vocab = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
         vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=77
@@ -111,16 +114,14 @@ def make_imagery(folder: Path, counts: dict[str, int], size: int = 32) -> Path:
     for split, count in counts.items():
         rows = []
         for i in range(count):
-            draw = np.random.default_rng([i, len(split)])
-            pixels = np.clip(
-                draw.integers(0, 256, 3) + draw.normal(0, 20, (size, size, 3)), 0, 255
-            ).astype(np.uint8)
+            generator = np.random.default_rng([i, len(split)])
+            color = generator.integers(0, 256, 3)
+            noise = generator.normal(0, 20, (size, size, 3))
+            pixels = np.clip(color + noise, 0, 255).astype(np.uint8)
             pixels[: size // 4, : size // 2] = 255
-            sink = io.BytesIO()
-            Image.fromarray(pixels).save(sink, "PNG")
             rows.append(
                 {
-                    "image": {"bytes": sink.getvalue(), "path": None},
+                    "image": {"bytes": encode_png(Image.fromarray(pixels)), "path": None},
                     "filename": f"{split}_{i:04d}.png",
                     "scene": "field",
                     "captions": [f"a field number {i}", "a field" if i % 2 else f"a bright {i}"],
@@ -131,7 +132,10 @@ def make_imagery(folder: Path, counts: dict[str, int], size: int = 32) -> Path:
 
 
 def make_workspace(folder: Path, train: int = 20, valid: int = 6, test: int = 7, **model) -> Path:
-    """A working directory with the inputs of encode, finetune_sd, sample and generate."""
+    """A working directory with the inputs of encode, finetune_sd, sample and generate.
+
+    `train`, `valid` and `test` count tiles; `model` is passed on to `make_pipeline`.
+    """
     make_pipeline(folder / "models/base/diffusion", **model)
     write_json(folder / "models/start/start.json", {"folder": "models/base/diffusion"})
     make_imagery(folder / "data/imagery", {"train": train, "valid": valid, "test": test})
@@ -171,7 +175,8 @@ def write_params(folder: Path, **sections: dict) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
 
-# A real process per stage run, forked from a server that has done the imports: a start takes 0.1 s, not 8.
+# Each run of a stage is a process of its own. It is forked from a server that has done the imports,
+# so that its start takes 0.1 s instead of 8 s.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
     [
@@ -190,7 +195,10 @@ _SERVER.set_forkserver_preload(
 
 
 def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]:
-    """Call `function(*args)` in `workspace`, in processes of their own; the first's exit code (-9: killed) and stderr."""
+    """Call `function(*args)` in `workspace`, in processes of their own.
+
+    Returns the exit code (-9: killed) and the stderr of the first process.
+    """
     port = str(_free_port())
     children = [
         _SERVER.Process(target=_child, args=(workspace, rank, processes, port, function, args))
@@ -203,7 +211,7 @@ def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]
     return children[0].exitcode, (workspace / "stderr0.txt").read_text()
 
 
-def _child(workspace, rank, world, port, function, args):
+def _child(workspace: Path, rank: int, world: int, port: str, function, args: tuple) -> None:
     os.chdir(workspace)
     os.dup2(os.open(f"stderr{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.environ["REMOTE_DIFFUSION_SCRATCH"] = str(workspace / "scratch")

@@ -1,5 +1,7 @@
-"""Which files of the repository a stage opens while it runs, by the system calls themselves (strace): what Python opens, and what
-Arrow, safetensors and tokenizers open behind its back. Listing a folder is not seen as reading it.
+"""Which files of the repository a stage opens while it runs, from its system calls (strace).
+
+They include what Arrow, safetensors and tokenizers open by themselves. Listing a folder does not
+count as reading it.
 """
 
 import re
@@ -10,77 +12,88 @@ from pathlib import Path
 
 import audit
 
-# Opened by stages though no dep: git and DVC, asked by DVCLive for the repository's root, and its folder (stages/runtime/tracking.py,
-# which the audit of imports lists as harmless), and params.yaml, of which `params:` declares the sections.
+# Opened by stages, but no deps: what DVCLive reads to find the repository's root, DVCLive's folder,
+# and params.yaml, of which `params:` declares the sections.
 NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml")
-# The report asks git and DVC for the graph and what was run, for run.js alone: what changes between two runs (stages/reporting/run.py).
-OF_THE_MOMENT = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
+# The report reads the graph and what ran, for run.js alone, which may differ between equal runs.
+CHANGES_WITH_EACH_RUN = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
 
 
 def available() -> bool:
+    """Whether strace is installed and allowed to trace here."""
     strace = shutil.which("strace")
-    return (
-        bool(strace)
-        and subprocess.run(
-            [strace, "-qq", "-o", "/dev/null", "true"], capture_output=True
-        ).returncode
-        == 0
-    )
+    if not strace:
+        return False
+    trial = subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], capture_output=True)
+    return trial.returncode == 0
 
 
 def install(shim: Path, traces: Path) -> None:
-    """Make `shim/python`, to be found on PATH before the real one: it runs Python under strace, a trace per command in `traces`."""
+    """Write `shim/python`, which runs Python under strace and leaves a trace per command.
+
+    `shim` is to stand on PATH before the real one; the traces lie in `traces`.
+    """
     shim.mkdir(parents=True)
     traces.mkdir(parents=True)
-    (shim / "python").write_text(f"""#!/bin/sh
-exec strace -f -y -qq --seccomp-bpf -e trace=open,openat -e signal=none -o "{traces}/$*" "{sys.executable}" "$@"
-""")
+    options = "-f -y -qq --seccomp-bpf -e trace=open,openat -e signal=none"
+    command = f'exec strace {options} -o "{traces}/$*" "{sys.executable}" "$@"'
+    (shim / "python").write_text(f"#!/bin/sh\n{command}\n")
     (shim / "python").chmod(0o755)
 
 
-def opened(trace: Path, root: Path) -> set[str]:
-    """Files below `root` that were opened and that the traced processes had not made themselves; of code, the modules imported."""
-    read, made, halves = set(), set(), {}
+def open_calls(trace: Path) -> list[str]:
+    """The open and openat calls of a trace; those that strace printed in two halves are joined."""
+    calls = []
+    first_halves = {}  # by process id
     for line in trace.read_text(encoding="utf-8", errors="replace").splitlines():
-        pid, _, call = line.partition(" ")
+        process, _, call = line.partition(" ")
         call = call.strip()
         if call.endswith("<unfinished ...>"):
-            halves[pid] = call.removesuffix("<unfinished ...>")
+            first_halves[process] = call.removesuffix("<unfinished ...>")
             continue
         if call.startswith("<... open"):
-            call = halves.pop(pid) + call
-        # An import asks for the compiled module, there or not. Sources are also opened by a library that hashes all that lie beside its
-        # caller, without running them: opening a `.py` is no import.
-        if imported := re.search(
-            rf'"{re.escape(str(root))}/(\S+)/__pycache__/([^/]+?)\.cpython-[^/"]*\.pyc"', call
-        ):
+            call = first_halves.pop(process) + call
+        calls.append(call)
+    return calls
+
+
+def opened(trace: Path, root: Path) -> set[str]:
+    """Files below `root` that were opened; of code, the modules that were imported.
+
+    Files that the traced processes made themselves are left out.
+    """
+    read = set()
+    made = set()
+    compiled = re.compile(
+        rf'"{re.escape(str(root))}/(\S+)/__pycache__/([^/]+?)\.cpython-[^/"]*\.pyc"'
+    )
+    for call in open_calls(trace):
+        # An import looks for the compiled module, whether there is one or not. A source that is
+        # opened is no import: libraries hash all sources beside their caller without running them.
+        imported = compiled.search(call)
+        if imported:
             read.add(f"{imported[1]}/{imported[2]}.py")
         # openat(AT_FDCWD</folder>, "name", O_RDONLY|O_CLOEXEC) = 3</folder/name>
-        if not (found := re.search(r"= \d+<(.+?)(?: \(deleted\))?>$", call)) or not found[
-            1
-        ].startswith(f"{root}/"):
+        result = re.search(r"= \d+<(.+?)(?: \(deleted\))?>$", call)
+        if not result or not result[1].startswith(f"{root}/"):
             continue
-        path = found[1].removeprefix(f"{root}/")
+        path = result[1].removeprefix(f"{root}/")
         if "O_CREAT" in call or "O_TMPFILE" in call:
-            made |= {path, path.removesuffix(".part")}  # written as a part, then renamed
-        elif (
-            not path.endswith((".py", ".pyc"))
-            and "O_DIRECTORY" not in call
-            and path not in made
-            and not (root / path).is_dir()
-        ):
+            # Outputs are written as a part, then renamed.
+            made |= {path, path.removesuffix(".part")}
+            continue
+        is_code = path.endswith((".py", ".pyc"))
+        is_folder = "O_DIRECTORY" in call or (root / path).is_dir()
+        if not is_code and not is_folder and path not in made:
             read.add(path)
     return read
 
 
 def undeclared(files: set[str], stage: dict, root: Path) -> list[str]:
-    """Those of the opened files that are neither deps nor outs of a stage (an entry of dvc.lock), nor known to be harmless."""
-    declared = (
-        {entry["path"] for kind in ("deps", "outs") for entry in stage.get(kind, [])}
-        | set(audit.HARMLESS)
-        | set(NOT_DATA)
-    )
-    declared |= set(OF_THE_MOMENT.get(stage["cmd"], ()))
+    """The files that a stage (an entry of dvc.lock) neither declares nor may read undeclared."""
+    entries = [entry for kind in ("deps", "outs") for entry in stage.get(kind, [])]
+    declared = {entry["path"] for entry in entries} | set(audit.HARMLESS) | set(NOT_DATA)
+    declared |= set(CHANGES_WITH_EACH_RUN.get(stage["cmd"], ()))
 
     def harmless(file: str) -> bool:
         if file.endswith(".gitignore"):

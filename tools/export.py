@@ -1,195 +1,229 @@
-"""Artifacts in the forms other tools read.
+"""Export artifacts in the forms that other tools read.
 
     python -m tools.export imagefolder train out/
     python -m tools.export llm out/
     python -m tools.export hub <owner>                       with HF_TOKEN in the environment
     python -m tools.export hub <owner> --dry-run out/
 
-hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each with a card made from the run;
---dry-run writes the folders that would be uploaded, and uploads nothing.
-llm: the fine-tuned language model as one ordinary `transformers` folder: the adapter merged into its base.
-imagefolder: PNGs + metadata.jsonl {file_name, text}, for `load_dataset("imagefolder", ...)`, the diffusers training scripts
-and `fetch_imagery.source: path:out`. One of an image's captions (the first) is `text`; all of them stand in `captions`.
+imagefolder: a split of data/imagery as PNGs and metadata.jsonl {file_name, text, captions, scene},
+for `load_dataset("imagefolder", ...)`, the diffusers training scripts and
+`fetch_imagery.source: path:out`. `text` is the first of an image's captions.
+llm: the fine-tuned language model as one `transformers` folder, the adapter merged into its base.
+hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each
+with a card about the run. --dry-run writes the folders and uploads nothing.
 """
 
+import argparse
 import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from stages.common.artifacts import stream_rows, write_atomically
+from stages.params import load
+from stages.publishing.folders import add_card_and_metrics, copy_output
+from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
+from stages.runtime.process import start_process
 from stages.runtime.progress import log, progress_bar
 
 IMAGERY = Path("data/imagery")
-LANGUAGE, LLM = Path("models/base/language"), Path("models/llm")
+LANGUAGE = Path("models/base/language")
+ADAPTER = Path("models/llm")
+MAX_NAME_BYTES = 200  # of a file name; file systems take up to 255
 
 
-def imagefolder(split: str, folder: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("imagefolder", help="a split of data/imagery as PNGs")
+    command.add_argument("split", choices=("train", "valid", "test"))
+    command.add_argument("folder", type=Path, help="new or empty")
+    command = commands.add_parser("llm", help="the language model with its adapter merged in")
+    command.add_argument("folder", type=Path, help="new or empty")
+    command = commands.add_parser("hub", help="the data set and the models on the hub")
+    command.add_argument("owner", help="user or organization on the hub")
+    command.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write, don't upload")
+    options = parser.parse_args()
+    start_process()
+    match options.command:
+        case "imagefolder":
+            export_imagefolder(options.split, options.folder)
+        case "llm":
+            export_language_model(options.folder)
+        case "hub":
+            if options.dry_run is None:
+                publish(options.owner)
+            else:
+                write_repositories(options.dry_run, read_commit(must_be_clean=False))
+
+
+def export_imagefolder(split: str, folder: Path) -> None:
     """Write a split of data/imagery as an image folder. The target must be new or empty."""
     if not (IMAGERY / split).is_dir():
-        exit_with_error(
-            f"export: no split {split!r} in {IMAGERY}; run `dvc repro fetch_imagery`, or choose train, valid or test"
-        )
-    target = _empty(folder)
-    lines, taken = [], set()
-    for number, row in enumerate(
-        progress_bar(stream_rows(IMAGERY / split), what=split, unit="tile")
-    ):
-        # A file name is data: it must not lead out of the folder.
-        stem = re.sub(
-            r"[^\w.-]", "_", re.sub(r"\.(png|jpe?g|tiff?)$", "", row["filename"], flags=re.I)
-        ).lstrip(".")
-        stem = stem.encode()[:200].decode(
-            errors="ignore"
-        )  # no file system takes a name of more than 255 bytes
-        name = f"{stem}.png" if stem and f"{stem}.png" not in taken else f"{stem}_{number:07d}.png"
+        exit_with_error(f"export: {IMAGERY / split} is missing; run `dvc repro fetch_imagery`")
+    make_empty(folder)
+    lines = []
+    taken: set[str] = set()
+    rows = progress_bar(stream_rows(IMAGERY / split), desc=split, unit="tile")
+    for number, row in enumerate(rows):
+        name = choose_file_name(row["filename"], number, taken)
         taken.add(name)
-        (target / name).write_bytes(row["image"]["bytes"])
-        lines.append(
-            json.dumps(
-                {
-                    "file_name": name,
-                    "text": row["captions"][0],
-                    "captions": row["captions"],
-                    "scene": row["scene"],
-                },
-                ensure_ascii=False,
-            )
-            + "\n"
-        )
-    write_atomically(target / "metadata.jsonl", "".join(lines).encode())
+        (folder / name).write_bytes(row["image"]["bytes"])
+        metadata = {
+            "file_name": name,
+            "text": row["captions"][0],
+            "captions": row["captions"],
+            "scene": row["scene"],
+        }
+        lines.append(json.dumps(metadata, ensure_ascii=False) + "\n")
+    write_atomically(folder / "metadata.jsonl", "".join(lines).encode())
 
 
-def llm(folder: str) -> None:
-    """Write models/base/language with the adapter models/llm merged in, and its tokenizer. The target must be new or empty."""
-    if not (LLM / "adapter_config.json").exists():
-        exit_with_error(f"export: no adapter in {LLM}; run `dvc repro finetune_llm`")
-    target = _empty(folder)
+def choose_file_name(original: str, number: int, taken: set[str]) -> str:
+    """Choose a PNG's name after a tile's own: one that is not taken and stays in the folder."""
+    stem = re.sub(r"\.(png|jpe?g|tiff?)$", "", original, flags=re.I)
+    stem = re.sub(r"[^\w.-]", "_", stem).lstrip(".")
+    stem = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+    name = f"{stem}.png"
+    if not stem or name in taken:
+        return f"{stem}_{number:07d}.png"
+    return name
+
+
+def export_language_model(folder: Path) -> None:
+    """Write the fine-tuned language model and its tokenizer. The target must be new or empty."""
+    if not (ADAPTER / "adapter_config.json").exists():
+        exit_with_error(f"export: no adapter in {ADAPTER}; run `dvc repro finetune_llm`")
+    make_empty(folder)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # From the unquantized base: merging into 4-bit weights would round the adapter away.
+    # The base is loaded unquantized: merging into 4-bit weights would round the adapter away.
     base = load_pretrained(AutoModelForCausalLM, LANGUAGE)
-    PeftModel.from_pretrained(base, LLM).merge_and_unload().save_pretrained(target)
-    AutoTokenizer.from_pretrained(LANGUAGE).save_pretrained(target)
+    PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(LANGUAGE).save_pretrained(folder)
 
 
-def hub(owner: str, folder: str | None = None) -> None:
-    """Write the upload folders below `folder`; without one, write them to a temporary place and upload them."""
-    from stages.params import load
-    from stages.publishing import folders
-
-    if missing := [
-        kind["path"] for kind in folders.KINDS.values() if not Path(kind["path"]).exists()
-    ]:
+def publish(owner: str) -> None:
+    """Upload the data set and the models to the hub."""
+    commit = read_commit(must_be_clean=True)
+    if not os.environ.get("HF_TOKEN"):
         exit_with_error(
-            f"export: {missing[0]} is missing; run `dvc repro` or `dvc pull {missing[0]}`"
-        )
-    commit, classes = (
-        published_commit([kind["path"] for kind in folders.KINDS.values()], strict=folder is None),
-        list(load().classes),
-    )
-    if folder is None and not os.environ.get("HF_TOKEN"):
-        exit_with_error(
-            "export: set HF_TOKEN in the environment to a token that may write (or look first: --dry-run <folder>)"
+            "export: set HF_TOKEN in the environment to a token with write permission (or look "
+            "at the folders first: --dry-run <folder>)"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        place = Path(temporary) if folder is None else _empty(folder)
-        for name in folders.KINDS:
-            folders.write(name, place / name, commit, classes, merge=llm)
-        if folder is None:
-            for name, kind in folders.KINDS.items():
-                log(f"export: {upload(f'{owner}/{name}', kind['type'], place / name, commit)}")
+        folder = Path(temporary)
+        write_repositories(folder, commit)
+        for name, repository in REPOSITORIES.items():
+            url = upload(f"{owner}/{name}", repository.type, folder / name, commit)
+            log(f"export: {url}")
 
 
-def published_commit(paths: list[str], strict: bool) -> str:
-    """The commit that the cards name. Where the run on disk is not the committed one, that is an error, or (not `strict`) is said."""
+def write_repositories(folder: Path, commit: str) -> None:
+    """Write a folder per repository below `folder`, which must be new or empty."""
+    make_empty(folder)
+    classes: list[str] = list(load().classes)
+    for name, repository in REPOSITORIES.items():
+        target = folder / name
+        if name == "remote-llm":
+            export_language_model(target)
+        else:
+            copy_output(repository, target, classes)
+        add_card_and_metrics(repository, target, commit)
 
-    def told(*command: str) -> str:
-        done = subprocess.run(command, text=True, capture_output=True)
-        if done.returncode:
-            exit_with_error(f"export: {' '.join(command[:2])}: {done.stderr.strip()[-300:]}")
-        return done.stdout
 
-    commit = told("git", "rev-parse", "HEAD").strip()
-    changed = [
-        line[3:]
-        for line in told(
-            "git", "status", "--porcelain", "--", "params.yaml", "dvc.lock", "metrics", "stages"
-        ).splitlines()
-    ]
-    data = json.loads(told("dvc", "data", "status", "--json")).get("uncommitted", {})
-    touched = [
-        path.rstrip("/")
-        for state in ("added", "modified", "deleted")
-        for path in data.get(state, [])
-    ]
-    changed += [path for path in touched if path in paths]
-    if changed and strict:
+def read_commit(must_be_clean: bool) -> str:
+    """Return the commit that the cards name; outputs must exist.
+
+    Args:
+        must_be_clean: whether a run on disk that is not the committed one is an error; else the
+            commit is marked "with uncommitted changes".
+    """
+    outputs = [repository.path for repository in REPOSITORIES.values()]
+    for path in outputs:
+        if not Path(path).exists():
+            exit_with_error(f"export: {path} is missing; run `dvc repro` or `dvc pull {path}`")
+    commit = run("git", "rev-parse", "HEAD").strip()
+    changed = list_changes(outputs)
+    if not changed:
+        return commit
+    if must_be_clean:
         exit_with_error(
-            f"export: {changed[0]} is not what the last commit has; commit your run (or `dvc checkout`): the cards name the commit"
+            f"export: {changed[0]} is not what the last commit has; commit your run (or "
+            "`dvc checkout`): the cards name the commit"
         )
-    return f"{commit} (with uncommitted changes)" if changed else commit
+    return f"{commit} (with uncommitted changes)"
 
 
-def upload(repo: str, kind: str, folder: Path, commit: str) -> str:
-    """Make the repository hold just this folder; returns its address."""
+def list_changes(outputs: list[str]) -> list[str]:
+    """Return the files of the run, and those of the outputs, that differ from the last commit."""
+    tracked = ("params.yaml", "dvc.lock", "metrics", "stages")
+    status = run("git", "status", "--porcelain", "--", *tracked)
+    changed = [line[3:] for line in status.splitlines()]
+    data = json.loads(run("dvc", "data", "status", "--json")).get("uncommitted", {})
+    for state in ("added", "modified", "deleted"):
+        for path in data.get(state, []):
+            if path.rstrip("/") in outputs:
+                changed.append(path.rstrip("/"))
+    return changed
+
+
+def run(*command: str) -> str:
+    """Run a command; return what it prints, or exit with the end of its error message."""
+    finished = subprocess.run(command, text=True, capture_output=True)
+    if finished.returncode:
+        exit_with_error(f"export: {' '.join(command[:2])}: {finished.stderr.strip()[-300:]}")
+    return finished.stdout
+
+
+def upload(repository: str, repository_type: str, folder: Path, commit: str) -> str:
+    """Make a repository on the hub hold just this folder; return its URL."""
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    api = HfApi(token=os.environ["HF_TOKEN"])  # never the token file of `hf auth login`
+    # An explicit token: without one, the token file of `hf auth login` would be used.
+    api = HfApi(token=os.environ["HF_TOKEN"])
     try:
-        address = api.create_repo(repo, repo_type=kind, exist_ok=True)
+        url = api.create_repo(repository, repo_type=repository_type, exist_ok=True)
         api.upload_folder(
-            repo_id=repo,
-            repo_type=kind,
+            repo_id=repository,
+            repo_type=repository_type,
             folder_path=folder,
             commit_message=f"Run of {commit}",
             delete_patterns="*",
         )
     except HFValidationError:
-        exit_with_error(f"export: {repo} is no name of a repository on the hub")
-    except (HfHubHTTPError, httpx2.HTTPError) as fault:
-        status = getattr(getattr(fault, "response", None), "status_code", None)
-        why = {401: "HF_TOKEN is not valid", 403: "HF_TOKEN may not write there"}.get(
-            status, str(fault).partition("\n")[0]
-        )
+        exit_with_error(f"export: {repository} is no valid name of a repository on the hub")
+    except (HfHubHTTPError, httpx2.HTTPError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        causes: dict[int | None, str] = {
+            401: "HF_TOKEN is not valid",
+            403: "HF_TOKEN has no write permission there",
+        }
+        cause = causes.get(status, str(error).partition("\n")[0])
         exit_with_error(
-            f"export: {repo} was not uploaded: {why}. Run it again: what the hub has already is not sent twice"
+            f"export: {repository} was not uploaded: {cause}. Run it again: files that the hub "
+            "has already are not sent twice"
         )
-    return str(address)
+    return str(url)
 
 
-def _empty(folder: str) -> Path:
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+def make_empty(folder: Path) -> None:
+    """Make a folder; exit with an error where it exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         exit_with_error(f"export: {folder} exists and is not an empty folder")
-    target.mkdir(parents=True, exist_ok=True)
-    return target
-
-
-def main(form: str = "", *arguments: str) -> None:
-    match form, arguments:
-        case "imagefolder", (split, folder):
-            imagefolder(split, folder)
-        case "llm", (folder,):
-            llm(folder)
-        case "hub", (owner,):
-            hub(owner)
-        case "hub", (owner, "--dry-run", folder):
-            hub(owner, folder)
-        case _:
-            exit_with_error(
-                "export: use `python -m tools.export imagefolder <split> <folder>`, `... llm <folder>` or "
-                "`... hub <owner> [--dry-run <folder>]`"
-            )
+    folder.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

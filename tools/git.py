@@ -1,9 +1,9 @@
-"""What git says of this repository."""
+"""Reads from the repository's git."""
 
 import subprocess
 
 
-def git(*words: str) -> str | None:
-    """What git prints, or None where it fails."""
-    done = subprocess.run(["git", *words], capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else None
+def git(*arguments: str) -> str | None:
+    """Run git; return what it prints, or None where it fails."""
+    finished = subprocess.run(["git", *arguments], capture_output=True, text=True)
+    return finished.stdout if finished.returncode == 0 else None

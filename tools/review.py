@@ -3,7 +3,7 @@
     python -m tools.review add ratings.csv
 
 checks the CSV that the blind page saved, adds the answers from metrics/review_key.csv and files it
-under data/reviews. Commit it, and run `dvc repro`.
+in data/reviews. Commit it and run `dvc repro`.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from stages.common.artifacts import write_atomically
-from stages.reporting import ratings
+from stages.reporting.ratings import FILED_COLUMNS, REVIEWS, check_saved
 from stages.runtime.process import start_process
 from stages.runtime.progress import log
 
@@ -33,21 +33,29 @@ def main() -> None:
 
 
 def add(path: Path) -> None:
-    """File the ratings of one expert: all of them or none."""
-    rows = ratings.checked(path)
-    name = re.sub(r"[^a-z0-9]+", "-", rows[0]["rater"].casefold()).strip("-") or "expert"
-    target, number = ratings.REVIEWS / f"{rows[0]['run']}-{name}.csv", 1
-    while target.exists():  # the same expert's further tiles, or a namesake
-        number += 1
-        target = target.with_name(f"{rows[0]['run']}-{name}-{number}.csv")
+    """File the ratings of one expert: all of them or, where one is wrong, none."""
+    ratings = check_saved(path)
+    target = free_path(ratings[0]["run"], ratings[0]["rater"])
     sink = io.StringIO()
-    writer = csv.DictWriter(sink, ratings.COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(sink, FILED_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(ratings)
     write_atomically(target, sink.getvalue().encode())
     log(
-        f"review: {len(rows)} ratings by {rows[0]['rater']} in {target}; now `dvc repro`, and commit both"
+        f"review: {len(ratings)} ratings by {ratings[0]['rater']} in {target}; "
+        "now run `dvc repro` and commit both"
     )
+
+
+def free_path(run: str, rater: str) -> Path:
+    """Return a file name that is free; a rater may send several files, or have a namesake."""
+    name = re.sub(r"[^a-z0-9]+", "-", rater.casefold()).strip("-") or "expert"
+    target = REVIEWS / f"{run}-{name}.csv"
+    number = 1
+    while target.exists():
+        number += 1
+        target = REVIEWS / f"{run}-{name}-{number}.csv"
+    return target
 
 
 if __name__ == "__main__":

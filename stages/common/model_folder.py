@@ -1,7 +1,8 @@
-"""Model folders in their library's own layout: which files a role needs, what is missing, and the two pickles we accept.
+"""Copy a model folder, in its library's own layout, after a check that it is complete.
 
-Weights are safetensors. A `.bin`, `.ckpt` or `.pt` is a pickle, which runs code when read: it is never copied. Where the
-world offers nothing else, the file is on `PICKLES` by SHA-256, read with `weights_only=True` and converted.
+Weights are safetensors. A `.bin`, `.ckpt` or `.pt` file is a pickle, which can run code when it is
+read, so it is never copied. Two models are published as pickles only: `ALLOWED_PICKLES` lists them
+by SHA-256; they are read with `weights_only=True` and converted.
 """
 
 import hashlib
@@ -11,15 +12,20 @@ from pathlib import Path
 from stages.common.artifacts import read_json, write_json
 from stages.runtime.errors import exit_with_error
 
-# SHA-256 -> name of the converted file. TorchGeo (torchgeo.models.ResNet18_Weights.SENTINEL2_RGB_MOCO) and torch-fidelity
-# (URL_INCEPTION_V3) publish the first 8 digits, in the file names; the rest is as quoted by users who hashed the files.
-PICKLES = {
+# SHA-256 of a pickle -> path of the converted file. TorchGeo (ResNet18_Weights.SENTINEL2_RGB_MOCO)
+# and torch-fidelity (URL_INCEPTION_V3) publish the first 8 digits, as a part of the file names;
+# users who hashed the files quote the rest.
+ALLOWED_PICKLES = {
     "e3a335e38d1d189ad3b0eba4be4004a9c52c5e846317b6737ac9f0fac57e1ac8": "model.safetensors",
-    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": "inception2048/model.safetensors",
+    "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": (
+        "inception2048/model.safetensors"
+    ),
 }
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-TEXT = [
+INCEPTION_PICKLE = "weights-inception-2015-12-05-6726825d.pth"
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+# File patterns of a transformers model, and of the parts of a diffusers pipeline.
+CONFIG_AND_TOKENIZER = [
     "config.json",
     "generation_config.json",
     "tokenizer*",
@@ -33,18 +39,19 @@ TEXT = [
     "preprocessor_config.json",
 ]
 WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
-UNET = [name.replace("model", "diffusion_pytorch_model", 1) for name in WEIGHTS]
-DIFFUSION = {
-    "unet": ["config.json", *UNET],
-    "vae": ["config.json", *UNET],
+DIFFUSERS_WEIGHTS = [name.replace("model", "diffusion_pytorch_model", 1) for name in WEIGHTS]
+DIFFUSION_PARTS = {
+    "unet": ["config.json", *DIFFUSERS_WEIGHTS],
+    "vae": ["config.json", *DIFFUSERS_WEIGHTS],
     "text_encoder": ["config.json", *WEIGHTS],
-    "tokenizer": TEXT,
+    "tokenizer": CONFIG_AND_TOKENIZER,
     "scheduler": ["scheduler_config.json"],
 }
 
-# What a file says where the library saved it: without, its reader takes defaults, or ends in a traceback.
-NAMED = {
-    "model_index.json": ["_class_name", *DIFFUSION],
+# Keys that a configuration file has if its library wrote it. Without them, the library would use
+# defaults or end in a traceback.
+REQUIRED_KEYS = {
+    "model_index.json": ["_class_name", *DIFFUSION_PARTS],
     "scheduler/scheduler_config.json": ["_class_name", "num_train_timesteps"],
     "unet/config.json": ["_class_name", "in_channels"],
     "vae/config.json": ["_class_name", "block_out_channels"],
@@ -56,23 +63,23 @@ NAMED = {
     "clip/config.json": ["model_type"],
 }
 
-# Weights of a diffusion model that comes in half precision only.
-HALF = [
+# Read where a diffusion model is published in half precision only.
+HALF_PRECISION_WEIGHTS = [
     "unet/diffusion_pytorch_model.fp16.safetensors",
     "vae/diffusion_pytorch_model.fp16.safetensors",
     "text_encoder/model.fp16.safetensors",
 ]
 
-# role -> file patterns, relative to the folder; also what is downloaded of a hub repository.
-PATTERNS = {
+# role -> patterns of the files that are copied from a folder, or downloaded from a hub repository.
+FILE_PATTERNS = {
     "diffusion": [
         "model_index.json",
-        *(f"{part}/{name}" for part, names in DIFFUSION.items() for name in names),
+        *(f"{part}/{name}" for part, names in DIFFUSION_PARTS.items() for name in names),
     ],
-    "language": TEXT + WEIGHTS,
-    "writer": TEXT + WEIGHTS,
+    "language": CONFIG_AND_TOKENIZER + WEIGHTS,
+    "writer": CONFIG_AND_TOKENIZER + WEIGHTS,
     "embedder": [
-        *TEXT,
+        *CONFIG_AND_TOKENIZER,
         *WEIGHTS,
         "modules.json",
         "sentence_bert_config.json",
@@ -85,151 +92,195 @@ PATTERNS = {
         "inception2048/model.safetensors",
         "*.pth",
         "inception2048/*.pth",
-        *(f"{part}/{name}" for part in ("dinov2", "clip") for name in TEXT + WEIGHTS),
+        *(
+            f"{part}/{name}"
+            for part in ("dinov2", "clip")
+            for name in CONFIG_AND_TOKENIZER + WEIGHTS
+        ),
     ],
 }
 
 
-def copy_model(role: str, origin: Path, target: Path, key: str) -> list[Path]:
-    """Copy what a role needs of a model folder (classifier, vision: or of one weights file) and check it first.
+def copy_model(role: str, source: Path, target: Path, label: str) -> list[Path]:
+    """Check a model folder and copy the files that a role needs to the folder `target`.
 
-    Returns the copies, sorted. Fails in one line naming the missing, broken or pickled file; `key` (params key and
-    source) starts that line.
+    Args:
+        role: a key of `FILE_PATTERNS`.
+        source: the model folder. For the roles classifier and vision also a single weights file.
+        target: an empty folder.
+        label: the start of error messages: params key and source.
+
+    Returns:
+        The copies, sorted.
+
+    Raises:
+        SystemExit: a file is missing, unreadable, or a pickle that isn't allowed.
     """
-    if origin.is_file():
-        if role not in ("classifier", "vision") or origin.suffix not in (".safetensors", *PICKLED):
-            exit_with_error(f"{key}: is a file; a {role} is a folder in its library's own layout")
-        root = origin.parent
-        files = {
-            origin: "model.safetensors"
-            if role == "classifier"
-            else "inception2048/model.safetensors"
-        }
+    if source.is_dir():
+        root = source
+        files = _select_files(role, root)
     else:
-        root = origin
-        files = {
-            file: file.relative_to(root).as_posix()
-            for pattern in PATTERNS[role]
-            for file in root.glob(pattern)
-        }
-        for name in HALF * (role == "diffusion"):
-            if (root / name).is_file() and not list(
-                (root / name).parent.glob("*model.safetensors*")
-            ):
-                files[root / name] = name.replace(".fp16", "")
-        if {"model.safetensors", "inception2048/model.safetensors"}.intersection(
-            files.values()
-        ):  # no need of the pickle
-            files = {file: name for file, name in files.items() if file.suffix != ".pth"}
-    check_layout(role, root, files, key)
+        root = source.parent
+        files = {source: _name_of_single_file(role, source, label)}
+    _check_required_files(role, root, set(files.values()), label)
+    _check_contents(role, files, label)
     for file, name in sorted(files.items()):
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix in PICKLED:
-            convert(file, target, key)
+        copy = target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix in PICKLE_SUFFIXES:
+            _convert_pickle(file, target, label)
         else:
-            shutil.copyfile(file, target / name)  # follows the hub cache's links
+            # The hub's cache holds links; copyfile copies the files that they lead to.
+            shutil.copyfile(file, copy)
     if role == "diffusion":
-        only_parts(target / "model_index.json")
+        _remove_unused_parts(target / "model_index.json")
     return sorted(file for file in target.rglob("*") if file.is_file())
 
 
-def check_layout(role: str, root: Path, files: dict[Path, str], key: str) -> None:
-    """Name the first file of a role's layout that is missing or unreadable. files: what is there -> its name in the copy."""
-    names = set(files.values())
-    parts = {
-        "diffusion": ["unet/", "vae/", "text_encoder/"],
-        "classifier": [],
-        "vision": [part for part in ("dinov2/", "clip/") if (root / part).is_dir()],
-    }.get(role, [""])
+def _select_files(role: str, root: Path) -> dict[Path, str]:
+    """The files of a model folder that a role needs, each with its path in the copy."""
+    files = {}
+    for pattern in FILE_PATTERNS[role]:
+        for file in root.glob(pattern):
+            files[file] = file.relative_to(root).as_posix()
     if role == "diffusion":
-        need(names, ["model_index.json"], root, key)
-        need(names, ["scheduler/scheduler_config.json"], root, key)
-        need(names, ["tokenizer/vocab.json", "tokenizer/tokenizer.json"], root, key)
+        for name in HALF_PRECISION_WEIGHTS:
+            half_precision = root / name
+            full_precision = half_precision.parent.glob("*model.safetensors*")
+            if half_precision.is_file() and not any(full_precision):
+                files[half_precision] = name.replace(".fp16", "")
+    if set(ALLOWED_PICKLES.values()) & set(files.values()):
+        # The pickle lies beside the weights that were converted from it.
+        files = {file: name for file, name in files.items() if file.suffix != ".pth"}
+    return files
+
+
+def _name_of_single_file(role: str, file: Path, label: str) -> str:
+    """The path in the copy of weights that were given as one file."""
+    if role == "classifier" and file.suffix in (".safetensors", *PICKLE_SUFFIXES):
+        return "model.safetensors"
+    if role == "vision" and file.suffix in (".safetensors", *PICKLE_SUFFIXES):
+        return "inception2048/model.safetensors"
+    exit_with_error(f"{label}: is a file; a {role} is a folder in its library's own layout")
+
+
+def _check_required_files(role: str, root: Path, names: set[str], label: str) -> None:
+    """Exit with an error that names the first file of a role's layout that is not in `names`."""
+    parts = []  # subfolders with a config.json and weights, each with its "/"; "" is the root
+    if role == "diffusion":
+        parts = ["unet/", "vae/", "text_encoder/"]
+        _require_any(["model_index.json"], names, root, label)
+        _require_any(["scheduler/scheduler_config.json"], names, root, label)
+        _require_any(["tokenizer/vocab.json", "tokenizer/tokenizer.json"], names, root, label)
     elif role in ("language", "writer"):
-        need(names, ["tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"], root, key)
-    elif role == "vision" and not names:
-        exit_with_error(
-            f"{key}: none of inception2048/model.safetensors, {INCEPTION}, dinov2/ and clip/ is in it"
-        )
+        parts = [""]
+        tokenizers = ["tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"]
+        _require_any(tokenizers, names, root, label)
+    elif role == "embedder":
+        parts = [""]
+    elif role == "vision":
+        parts = [part for part in ("dinov2/", "clip/") if (root / part).is_dir()]
+        if not names:
+            exit_with_error(
+                f"{label}: has none of inception2048/model.safetensors, {INCEPTION_PICKLE}, "
+                "dinov2/ and clip/"
+            )
     elif role == "classifier" and not names:
-        need(names, ["model.safetensors"], root, key)
+        _require_any(["model.safetensors"], names, root, label)
     for part in parts:
-        need(names, [part + "config.json"], root, key)
-        stem = part + ("diffusion_pytorch_model" if part in ("unet/", "vae/") else "model")
-        need(names, [f"{stem}.safetensors", f"{stem}.safetensors.index.json"], root, key)
-        if f"{stem}.safetensors" not in names:
-            shards = parsed(root / f"{stem}.safetensors.index.json", key)
-            for shard in sorted(set((shards.get("weight_map") or {}).values())):
-                need(names, [part + shard], root, key)
+        _require_any([part + "config.json"], names, root, label)
+        _check_weight_files(part, root, names, label)
+
+
+def _check_weight_files(part: str, root: Path, names: set[str], label: str) -> None:
+    """Exit with an error if a part has neither one weights file nor all files of its index."""
+    stem = "diffusion_pytorch_model" if part in ("unet/", "vae/") else "model"
+    single_file = f"{part}{stem}.safetensors"
+    index = f"{part}{stem}.safetensors.index.json"
+    _require_any([single_file, index], names, root, label)
+    if single_file in names:
+        return
+    weight_map = _read_json_object(root / index, label).get("weight_map") or {}
+    for shard in sorted(set(weight_map.values())):
+        _require_any([part + shard], names, root, label)
+
+
+def _require_any(alternatives: list[str], names: set[str], root: Path, label: str) -> None:
+    """Exit with an error unless one of `alternatives` is in `names`."""
+    if names.intersection(alternatives):
+        return
+    folder = (root / alternatives[0]).parent
+    pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLE_SUFFIXES]
+    if pickles and alternatives[0].endswith(".safetensors"):
+        exit_with_error(
+            f"{label}: {alternatives[0]} is missing, there is only {pickles[0]}: a pickle can run "
+            "code when it is read; convert it to safetensors"
+        )
+    exit_with_error(f"{label}: {' or '.join(alternatives)} is missing")
+
+
+def _check_contents(role: str, files: dict[Path, str], label: str) -> None:
+    """Exit with an error that names the first JSON or safetensors file that is not readable.
+
+    files: each with its path in the copy.
+    """
     for file, name in files.items():
         if file.suffix == ".json":
-            found = parsed(file, key)
-            if lacking := [
-                entry
-                for entry in NAMED.get(name, ())
-                if role != "classifier" and entry not in found
-            ]:
+            content = _read_json_object(file, label)
+            # Nothing reads a classifier's config.json.
+            required = REQUIRED_KEYS.get(name, []) if role != "classifier" else []
+            missing = [key for key in required if key not in content]
+            if missing:
                 exit_with_error(
-                    f"{key}: {name} does not say {lacking[0]}: it is not what the library saves"
+                    f"{label}: {name} lacks the key {missing[0]}, which its library writes"
                 )
         elif file.suffix == ".safetensors":
-            readable(file, key)
+            _check_safetensors(file, label)
 
 
-def need(names: set[str], either: list[str], root: Path, key: str) -> None:
-    """Fail unless one of `either` is among the names; say so when there is only a pickle of it."""
-    if names.intersection(either):
-        return
-    pickles = [
-        file.name for file in sorted((root / either[0]).parent.glob("*")) if file.suffix in PICKLED
-    ]
-    if pickles and either[0].endswith(".safetensors"):
-        exit_with_error(
-            f"{key}: {either[0]} is missing, there is only {pickles[0]}: a pickle can run code when it is read; "
-            "convert it to safetensors"
-        )
-    exit_with_error(f"{key}: {' or '.join(either)} is missing")
-
-
-def parsed(path: Path, key: str) -> dict:
-    """A JSON file; `{}` where it holds something else than an object (modules.json is a list)."""
+def _read_json_object(path: Path, label: str) -> dict:
+    """Read a JSON file; {} where it holds something other than an object (modules.json: a list)."""
     try:
-        value = read_json(path)
-    except (OSError, ValueError) as fault:
-        exit_with_error(f"{key}: {path.parent.name}/{path.name} is not readable JSON ({fault})")
-    return value if isinstance(value, dict) else {}
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        exit_with_error(f"{label}: {path.parent.name}/{path.name} is not readable JSON ({error})")
+    return content if isinstance(content, dict) else {}
 
 
-def readable(path: Path, key: str) -> None:
-    """A safetensors file whose header fits its size and that holds a tensor."""
+def _check_safetensors(path: Path, label: str) -> None:
+    """Exit with an error unless the file has the size its header says and holds a tensor."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as tensors:
-            if not list(tensors.keys()):
-                exit_with_error(f"{key}: {path.name} holds no tensors")
-    except (SafetensorError, OSError) as fault:
-        exit_with_error(f"{key}: {path.parent.name}/{path.name} is not whole safetensors ({fault})")
-
-
-def only_parts(index: Path) -> None:
-    """Say in `model_index.json` that the parts we leave out (safety checker, ...) are not there."""
-    parts = {
-        name: [None, None] if isinstance(value, list) and name not in DIFFUSION else value
-        for name, value in read_json(index).items()
-    }
-    if "requires_safety_checker" in parts:
-        parts["requires_safety_checker"] = False
-    write_json(index, parts)
-
-
-def convert(pickle: Path, target: Path, key: str) -> None:
-    """Turn an allow-listed pickle into safetensors in the folder `target`; any other is refused unread."""
-    with open(pickle, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found not in PICKLES:
+            names = list(tensors.keys())
+    except (SafetensorError, OSError) as error:
         exit_with_error(
-            f"{key}: {pickle.name} is a pickle not on the allow-list (SHA-256 {found[:16]}...): convert it to safetensors"
+            f"{label}: {path.parent.name}/{path.name} is not complete safetensors ({error})"
+        )
+    if not names:
+        exit_with_error(f"{label}: {path.name} holds no tensors")
+
+
+def _remove_unused_parts(index_file: Path) -> None:
+    """Set the parts that were not copied (such as the safety checker) to null in the index."""
+    index = read_json(index_file)
+    for name, value in index.items():
+        if isinstance(value, list) and name not in DIFFUSION_PARTS:
+            index[name] = [None, None]
+    if "requires_safety_checker" in index:
+        index["requires_safety_checker"] = False
+    write_json(index_file, index)
+
+
+def _convert_pickle(pickle: Path, target: Path, label: str) -> None:
+    """Convert an allowed pickle to safetensors in the folder `target`; refuse any other unread."""
+    with open(pickle, "rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 not in ALLOWED_PICKLES:
+        exit_with_error(
+            f"{label}: {pickle.name} is a pickle not on the allow-list (SHA-256 {sha256[:16]}...): "
+            "convert it to safetensors"
         )
     from pickle import UnpicklingError
 
@@ -237,15 +288,15 @@ def convert(pickle: Path, target: Path, key: str) -> None:
     from safetensors.torch import save_file
 
     try:
-        tensors = torch.load(pickle, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError) as fault:
-        exit_with_error(f"{key}: {pickle.name} is not plain tensors ({str(fault).splitlines()[0]})")
-    (target / PICKLES[found]).parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {
-            name: value.clone().contiguous()
-            for name, value in tensors.items()
-            if isinstance(value, torch.Tensor)
-        },
-        target / PICKLES[found],
-    )
+        content = torch.load(pickle, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        exit_with_error(f"{label}: {pickle.name} holds more than tensors ({reason})")
+    weights = {
+        name: value.clone().contiguous()
+        for name, value in content.items()
+        if isinstance(value, torch.Tensor)
+    }
+    converted = target / ALLOWED_PICKLES[sha256]
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, converted)

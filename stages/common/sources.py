@@ -1,16 +1,17 @@
-"""Every external input has one `source`: where it comes from, and what it turned out to be (`SOURCE.json`)."""
+"""The `source` of an external input: where it comes from, and what it resolved to."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from stages.common.artifacts import write_json
 from stages.runtime.errors import exit_with_error
 
-# Folders that stages empty before they fill them: nothing that a user gives may lie in one.
-OUTPUTS = [
+# Folders that stages empty before they fill them, so no source may lie in one.
+OUTPUT_FOLDERS = [
     "data/papers",
     "data/imagery",
     "data/latents",
@@ -29,64 +30,103 @@ OUTPUTS = [
 
 
 def kind(source: str) -> str:
-    """embedded, none, path, hub or arxiv."""
+    """The part before the colon: embedded, none, path, hub or arxiv."""
     return source.partition(":")[0]
 
 
-def local(source: str, key: str) -> Path:
-    """The file or folder of a `path:` or `arxiv:` source: absolute, or relative to the repository; `$VAR` is expanded."""
+def local_path(source: str, key: str) -> Path:
+    """The file or folder that a `path:` or `arxiv:` source names.
+
+    It is absolute, or relative to the repository. A `$VARIABLE` at its start is expanded.
+
+    Args:
+        source: such as `path:$RD_DATA/tiles`.
+        key: the params key of the source, for error messages.
+
+    Raises:
+        SystemExit: it doesn't exist, or a run would delete it.
+    """
     text = source.partition(":")[2]
     if text.startswith("$"):
-        name, slash, rest = text[1:].partition("/")
-        if name not in os.environ:
-            exit_with_error(f"{key}: {source}: the environment variable {name} is not set")
-        text = os.environ[name] + slash + rest
+        variable, slash, rest = text[1:].partition("/")
+        if variable not in os.environ:
+            exit_with_error(f"{key}: {source}: the environment variable {variable} is not set")
+        text = os.environ[variable] + slash + rest
     path = Path(text).expanduser()
     if not path.exists():
         exit_with_error(f"{key}: {source}: no such file or folder")
-    refuse_outputs(path, f"{key}: {source}")
+    refuse_output_folders(path, f"{key}: {source}")
     return path
 
 
-def refuse_outputs(path: Path, shown: str) -> None:
-    """End the stage where a file or folder holds, or lies in, what a run replaces. `shown` begins the line."""
-    real = os.path.realpath(path) + os.sep
-    for output, made in replaced(os.getcwd()):
-        if real.startswith(made) or made.startswith(real):
+def refuse_output_folders(path: Path, label: str) -> None:
+    """Exit with an error if `path` contains, or lies in, a folder that a run replaces.
+
+    `label` is the start of the error message.
+    """
+    real_path = os.path.realpath(path) + os.sep
+    for folder, real_folder in _output_folders(os.getcwd()):
+        if real_path.startswith(real_folder) or real_folder.startswith(real_path):
             exit_with_error(
-                f"{shown}: a run replaces {output}; keep what is yours in a folder of its own and name that"
+                f"{label}: a run replaces {folder}; keep your own files in another folder and "
+                "name that one"
             )
 
 
 @cache
-def replaced(root: str) -> list[tuple[str, str]]:
-    """`OUTPUTS` and their unfinished selves, with where they really lie; once: a source may hold a million links."""
+def _output_folders(root: str) -> list[tuple[str, str]]:
+    """`OUTPUT_FOLDERS` and their unfinished `.part` folders below `root`, each with its real path.
+
+    Cached, because a source may contain a million links that are compared with them.
+    """
     return [
-        (output, os.path.realpath(f"{root}/{output}{end}") + os.sep)
-        for output in OUTPUTS
-        for end in ("", ".part")
+        (folder, os.path.realpath(f"{root}/{folder}{suffix}") + os.sep)
+        for folder in OUTPUT_FOLDERS
+        for suffix in ("", ".part")
     ]
 
 
-def visible(folder: Path, key: str, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """What lies below a folder, without hidden things (.git, .DS_Store). Links are followed, but not round in a circle.
+def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the files below a folder, without hidden ones (.git, .DS_Store).
 
-    `key`: the params key that named the folder, for the line in which a link into the outputs ends the stage.
+    Links are followed, except one that leads back to a folder above it.
+
+    Args:
+        folder: where to look.
+        key: the params key that named the folder, for error messages.
+        parents: the resolved folders above `folder`.
+
+    Raises:
+        SystemExit: a link leads to a folder that a run replaces.
     """
-    above |= {folder.resolve()}
-    for path in (path for path in folder.iterdir() if not path.name.startswith(".")):
+    parents |= {folder.resolve()}
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
         if path.is_symlink():
-            refuse_outputs(path, f"{key}: {path}")
+            refuse_output_folders(path, f"{key}: {path}")
         if not os.path.isdir(path):
             yield path
-        elif path.resolve() not in above:
-            yield from visible(path, key, above)
+        elif path.resolve() not in parents:
+            yield from visible_files(path, key, parents)
 
 
-def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Path, dict]:
+def download_from_hub(
+    source: str, key: str, repo_type: str, patterns: list[str]
+) -> tuple[Path, dict[str, Any]]:
     """Download the files of a `hub:<repo>[@revision]` source that match `patterns`.
 
-    Returns the local snapshot folder and what it resolved to (repo, commit, license).
+    Args:
+        source: such as `hub:owner/name@main`.
+        key: the params key of the source, for error messages.
+        repo_type: "dataset" or "model".
+        patterns: glob patterns of file paths.
+
+    Returns:
+        The local snapshot folder, and what the source resolved to: repo, commit, license.
+
+    Raises:
+        SystemExit: the repository can't be reached, doesn't exist or is gated.
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
@@ -105,7 +145,9 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
             repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns
         )
     except HFValidationError:
-        exit_with_error(f"{key}: {source} is no hub name; write hub:<owner>/<name>[@revision]")
+        exit_with_error(
+            f"{key}: {source} is not a repository name; write hub:<owner>/<name>[@revision]"
+        )
     except GatedRepoError:
         exit_with_error(
             f"{key}: {source} is gated: accept its terms on its hub page, then set HF_TOKEN"
@@ -116,26 +158,30 @@ def hub(source: str, key: str, repo_type: str, patterns: list[str]) -> tuple[Pat
         exit_with_error(
             f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)"
         )
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as fault:
-        reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         exit_with_error(
-            f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a copy you have"
+            f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a local copy"
         )
     card = getattr(info, "card_data", None) or {}
     return Path(folder), {"repo": repo, "commit": info.sha, "license": card.get("license")}
 
 
-def record(folder: str | Path, source: str, **found) -> None:
-    """Write `SOURCE.json` beside fetched data: the source and what it resolved to (no clock, host or absolute path)."""
-    write_json(Path(folder) / "SOURCE.json", {"source": source, **found})
+def write_source_json(folder: str | Path, source: str, **resolved: Any) -> None:
+    """Write `SOURCE.json` beside fetched data: the source and what it resolved to.
+
+    It holds no time, host name or absolute path, so that the same input gives the same bytes.
+    """
+    write_json(Path(folder) / "SOURCE.json", {"source": source, **resolved})
 
 
-def hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
-    """File name (below `root`, where given) -> SHA-256, for SOURCE.json."""
-    found = {}
+def file_hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
+    """The SHA-256 of each file, keyed by its path relative to `root`, or else by its name."""
+    hashes = {}
     for path in paths:
+        name = path.relative_to(root).as_posix() if root else path.name
+        # A file name need not be UTF-8, but JSON must be.
+        name = os.fsencode(name).decode(errors="replace")
         with open(path, "rb") as stream:
-            name = path.relative_to(root).as_posix() if root else path.name
-            name = os.fsencode(name).decode(errors="replace")  # a name need not be UTF-8; JSON must
-            found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+            hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashes

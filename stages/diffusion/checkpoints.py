@@ -1,156 +1,226 @@
-"""Training state on disk: one safetensors file per checkpoint, there whole or not at all."""
+"""Checkpoints of training: tensors and state in one safetensors file each, complete or absent.
+
+`step_<step>.safetensors` holds all that resuming needs; `best.safetensors` the weights of the best
+step so far, which are the ones to publish.
+"""
 
 import json
+import math
 import os
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.int64: "I64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.uint8: "U8",
-}
+Tensors = dict[str, torch.Tensor]
 
 
-def save(path: Path, tensors: dict[str, torch.Tensor], state: dict) -> None:
-    """Write tensors and a JSON state (numbers survive exactly): a kill or a power cut leaves the old file or the new."""
-    tensors = dict(
-        sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    )  # hence all aligned
-    header, end = {"__metadata__": {"state": json.dumps(state)}}, 0
-    for name, t in tensors.items():
-        size = t.numel() * t.element_size()
-        header[name] = {
-            "dtype": DTYPES[t.dtype],
-            "shape": list(t.shape),
-            "data_offsets": [end, end + size],
-        }
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    part = path.with_suffix(".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for (
-                t
-            ) in tensors.values():  # one at a time: safetensors' own writer copies them all first
-                file.write(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        where = os.open(path.parent, os.O_RDONLY)
-        os.fsync(where)
-        os.close(where)
-    except OSError as fault:
-        part.unlink(missing_ok=True)
-        exit_with_error(
-            f"{path.parent}: the checkpoint cannot be written ({fault}); the one before is kept. Free some space, or set "
-            "REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run again"
+@dataclass
+class TrainingState:
+    """How far training is: what resuming needs besides tensors, as JSON.
+
+    Attributes:
+        step: optimizer steps done.
+        best_step: the checkpoint with the lowest validation loss.
+        best_loss: that validation loss.
+        curve: the measurements of the base model (step 0) and of each checkpoint, by column of the
+            training log.
+        scaler: state of the gradient scaler; None except in fp16.
+    """
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    curve: list[dict[str, float]] = field(default_factory=list)
+    scaler: dict | None = None
+
+    def record(self, measurements: dict[str, float]) -> None:
+        """Add the measurements of the checkpoint at `step`."""
+        self.curve.append(measurements)
+        if measurements["validation_loss"] < self.best_loss:
+            self.best_loss = measurements["validation_loss"]
+            self.best_step = self.step
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, one at a time, while training goes on."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+        for unfinished in folder.glob(".tmp*"):  # left by `save_file` where a kill interrupted it
+            unfinished.unlink(missing_ok=True)
+
+    def submit(self, tensors: Tensors, state: TrainingState) -> None:
+        """Start to write a checkpoint; `state` may change from here on, `tensors` may not."""
+        self.pending = self.thread.submit(
+            save_step, self.folder, tensors, deepcopy(state), self.keep
         )
 
+    def wait(self) -> None:
+        """Return when the last checkpoint is on disk; raise what went wrong in writing it."""
+        if self.pending:
+            self.pending.result()
 
-def save_step(folder: Path, tensors: dict, state: dict, keep: int) -> None:
-    """Write the checkpoint of `state["step"]`, what `pack` took, and remove all but the last `keep`.
+    def raise_if_failed(self) -> None:
+        """Raise what went wrong in writing the last checkpoint, without waiting for its end."""
+        if self.pending and self.pending.done():
+            self.pending.result()
 
-    Before it, where this is `state["best_step"]`, `best.safetensors`: the weights that are published, averaged if they are.
+
+def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -> None:
+    """Write the checkpoint of `state.step` and remove all but the last `keep`.
+
+    `tensors` are those of `state_dict`. Where this step is the best, its weights are written to
+    `best.safetensors` first: the averaged weights, if there are any.
     """
-    if state["best_step"] == state["step"]:
-        kind = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
-        best = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
-        save(folder / "best.safetensors", best, {"step": state["step"]})
-    save(folder / f"step_{state['step']:08d}.safetensors", tensors, state)
+    if state.best_step == state.step:
+        prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
+        best = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        save(folder / "best.safetensors", best, {"step": state.step})
+    save(folder / f"step_{state.step:08d}.safetensors", tensors, asdict(state))
     for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
         old.unlink()
 
 
-def load(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and state of one file. Raises SafetensorError where the file is torn."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
-            file.metadata()["state"]
+def save(path: Path, tensors: Tensors, state: dict) -> None:
+    """Write contiguous tensors and a JSON state, in which floats survive exactly.
+
+    A kill or a power cut leaves the old file or the new one: the data is on the disk before the
+    file gets its name.
+    """
+    part = path.with_suffix(".part")
+    try:
+        save_file(tensors, part, metadata={"state": json.dumps(state)})
+        sync_to_disk(part)
+        part.replace(path)
+        sync_to_disk(path.parent)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        exit_with_error(
+            f"{path.parent}: the checkpoint cannot be written ({error}); the one before is kept. "
+            "Free some space, or set REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run "
+            "again"
         )
 
 
-def load_latest(folder: Path) -> tuple[dict[str, torch.Tensor], dict] | None:
-    """The last whole checkpoint, or None. A torn one is named and passed over."""
+def sync_to_disk(path: Path) -> None:
+    """Return when the file's data, or the folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def load(path: Path) -> tuple[Tensors, dict]:
+    """Tensors and state of one file.
+
+    Raises:
+        SafetensorError: the file is incomplete.
+    """
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+        return tensors, json.loads(file.metadata()["state"])
+
+
+def load_latest(folder: Path) -> tuple[Tensors, TrainingState] | None:
+    """The last complete checkpoint, or None. An incomplete one is named in the log and skipped."""
     for path in sorted(folder.glob("step_*.safetensors"), reverse=True):
         try:
-            return load(path)
-        except (SafetensorError, OSError) as fault:
-            log(f"{path.name}: torn, using the one before ({fault})")
+            tensors, state = load(path)
+            return tensors, TrainingState(**state)
+        except (SafetensorError, OSError) as error:
+            log(f"{path.name}: incomplete; trying the checkpoint before it ({error})")
     return None
 
 
-def pack(
-    names: list[str], weights: list[torch.Tensor], ema: list[torch.Tensor], optimizer
-) -> dict[str, torch.Tensor]:
-    """Copies, on the CPU, of all tensors that resuming needs: they can be written while training goes on.
+def state_dict(
+    weights: Mapping[str, torch.Tensor],
+    ema: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> Tensors:
+    """Copies, on the CPU, of all tensors that resuming needs; training may go on at once.
 
-    weight.*, ema.* and optimizer.<key>.*. Every process of a sharded run has to call this; only the first gets them.
+    Every process of a sharded run must call this; only the first gets the tensors.
+
+    Args:
+        weights: the trained parameters by name.
+        ema: their moving average by name; empty where there is none.
+        optimizer: of these parameters.
+
+    Returns:
+        weight.<name>, ema.<name> and optimizer.<key>.<name>, unsharded and contiguous.
     """
-    tensors = {f"weight.{name}": w for name, w in zip(names, weights)} | {
-        f"ema.{name}": w for name, w in zip(names, ema)
-    }
-    for name, w in zip(names, weights):
-        for key, value in optimizer.state[w].items():
-            tensors[f"optimizer.{key}.{name}"] = (
-                value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.int64)
-            )
-    packed = {}
-    for name, t in tensors.items():
-        t = whole(t.detach())
-        if int(os.environ.get("RANK", "0")) == 0:
-            packed[name] = t.to("cpu", copy=True)
-    return packed
+    tensors = {f"weight.{name}": weight for name, weight in weights.items()}
+    tensors |= {f"ema.{name}": average for name, average in ema.items()}
+    for name, weight in weights.items():
+        for key, value in optimizer.state[weight].items():
+            if not torch.is_tensor(value):  # bitsandbytes counts its steps in an int
+                value = torch.tensor(value, dtype=torch.int64)
+            tensors[f"optimizer.{key}.{name}"] = value
+    first_process = int(os.environ.get("RANK", "0")) == 0
+    copies = {}
+    for name, tensor in tensors.items():
+        tensor = full_tensor(tensor.detach())
+        if first_process:
+            copies[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return copies
 
 
 @torch.no_grad()
-def unpack(
-    tensors: dict[str, torch.Tensor],
-    names: list[str],
-    weights: list[torch.Tensor],
-    ema: list[torch.Tensor],
-    optimizer,
+def load_state_dict(
+    tensors: Tensors,
+    weights: Mapping[str, torch.Tensor],
+    ema: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Put what `pack` took back in its place, in the weights' own memory layout and sharding."""
-    states = {name: {} for name in names}
-    for full, value in tensors.items():
-        if full.startswith("optimizer."):
-            _, key, name = full.split(".", 2)
-            states[name][key] = value
-    for i, (name, w) in enumerate(zip(names, weights)):
-        w.copy_(sharded(tensors[f"weight.{name}"], w))
+    """Restore what `state_dict` copied, in the memory layout and sharding of the weights."""
+    optimizer_tensors: dict[str, Tensors] = {name: {} for name in weights}
+    for full_name, value in tensors.items():
+        if full_name.startswith("optimizer."):
+            _, key, name = full_name.split(".", 2)
+            optimizer_tensors[name][key] = value
+    for name, weight in weights.items():
+        weight.copy_(shard_like(tensors[f"weight.{name}"], weight))
         if ema:
-            ema[i].copy_(sharded(tensors[f"ema.{name}"], w))
-        # A count is a tensor in torch's optimizers, an int in bitsandbytes'.
-        optimizer.state[w] = {
-            key: torch.empty_like(w, dtype=value.dtype).copy_(sharded(value, w))
-            if value.shape == w.shape
-            else value.item()
-            if value.dtype == torch.int64
-            else value.to(w.device)
-            for key, value in states[name].items()
+            ema[name].copy_(shard_like(tensors[f"ema.{name}"], weight))
+        optimizer.state[weight] = {
+            key: optimizer_value(value, weight) for key, value in optimizer_tensors[name].items()
         }
 
 
-def whole(t: torch.Tensor) -> torch.Tensor:
-    return t.full_tensor() if isinstance(t, DTensor) else t
+def optimizer_value(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | int:
+    """A value of the optimizer's state of one weight, as the optimizer keeps it."""
+    if value.shape == weight.shape:  # a moment of the gradient
+        return torch.empty_like(weight, dtype=value.dtype).copy_(shard_like(value, weight))
+    if value.dtype == torch.int64:  # the step count of bitsandbytes, an int
+        return int(value.item())
+    return value.to(weight.device)
 
 
-def sharded(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor split as `like` is, where that is split."""
-    return (
-        distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-        if isinstance(like, DTensor)
-        else value
-    )
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor unsharded, where it is sharded. All processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A full tensor sharded as `like` is, where that is sharded."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

@@ -1,48 +1,74 @@
-"""A group of images on a CPU, worked on in slices at once: a core each is faster than all cores on one small operation after another.
+"""Chunks of a batch, computed side by side on the cores of a CPU.
 
-The slices don't depend on the number of cores. On a GPU a group stays whole.
+One core for each chunk is faster than all cores for one small operation after another. The chunks
+don't depend on the number of cores, so results don't either. On a GPU a batch stays in one chunk.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
-SLICE = 16  # images at most
+CHUNK_IMAGES = 16  # at most
+
+Result = TypeVar("Result")
 
 
 class CpuChunks:
-    """The slices of a group of `count` images, and the threads that work on them; they share torch's threads evenly."""
+    """The chunks of a batch of `count` images, and the threads that compute them.
 
-    def __init__(self, count: int, device: torch.device):
-        pieces = math.ceil(count / SLICE) if device.type == "cpu" else 1
-        size = math.ceil(count / pieces)
-        self.slices = [slice(first, min(first + size, count)) for first in range(0, count, size)]
+    The threads share torch's own threads evenly.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        number = math.ceil(count / CHUNK_IMAGES) if device.type == "cpu" else 1
+        size = math.ceil(count / number)
+        self.chunks = [slice(first, min(first + size, count)) for first in range(0, count, size)]
         cores = torch.get_num_threads()
-        workers = min(len(self.slices), cores)
+        workers = min(len(self.chunks), cores)
         self.pool = ThreadPoolExecutor(
             workers, initializer=torch.set_num_threads, initargs=(cores // workers,)
         )
 
-    def map(self, work: Callable[[slice], object]) -> list:
-        """`work` of each slice, in order. It sets its own inference mode and autocast: a thread starts without."""
-        if len(self.slices) == 1:
-            return [work(self.slices[0])]
-        return list(self.pool.map(work, self.slices))
+    def map(self, function: Callable[[slice], Result]) -> list[Result]:
+        """`function(chunk)` of each chunk, in order.
+
+        A thread starts without inference mode and autocast: the function sets its own.
+        """
+        if len(self.chunks) == 1:
+            return [function(self.chunks[0])]
+        return list(self.pool.map(function, self.chunks))
 
     def backward(
-        self, loss: Callable[[slice], torch.Tensor], weights: list[torch.Tensor], scale: float
+        self,
+        loss: Callable[[slice], torch.Tensor],
+        weights: Iterable[torch.nn.Parameter],
+        scale: float,
     ) -> torch.Tensor:
-        """The sum of the slices' losses; `scale` times its gradients are added to those of `weights`, always in the same order."""
+        """Add `scale` times the gradients of the summed loss to those of `weights`.
 
-        def learn(part: slice) -> tuple[torch.Tensor, ...]:
-            of_part = loss(part)
-            return of_part.detach(), *torch.autograd.grad(
-                of_part * scale, weights, materialize_grads=True
-            )
+        Gradients are always added in the same order, so that the sum has the same bytes whichever
+        chunk is done first.
 
-        total, *gradients = map(sum, zip(*self.map(learn)))
-        for w, gradient in zip(weights, gradients):
-            w.grad = gradient if w.grad is None else w.grad + gradient
-        return total
+        Args:
+            loss: the loss [] of a chunk; the batch's loss is the sum over its chunks.
+            weights: the parameters to differentiate by.
+            scale: of the gradients.
+
+        Returns:
+            The batch's loss [], detached.
+        """
+        weights = list(weights)
+
+        def loss_and_gradients(chunk: slice) -> tuple[torch.Tensor, ...]:
+            chunk_loss = loss(chunk)
+            gradients = torch.autograd.grad(chunk_loss * scale, weights, materialize_grads=True)
+            return chunk_loss.detach(), *gradients
+
+        by_chunk = self.map(loss_and_gradients)
+        total_loss, *gradients = (sum(tensors) for tensors in zip(*by_chunk))
+        for weight, gradient in zip(weights, gradients):
+            weight.grad = gradient if weight.grad is None else weight.grad + gradient
+        return total_loss

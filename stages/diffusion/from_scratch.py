@@ -1,12 +1,15 @@
-"""A small latent diffusion model from scratch: VAE, tokenizer, text encoder, untrained UNet.
+"""Train a small latent diffusion model from scratch: VAE, tokenizer, text encoder, untrained UNet.
 
-What Stable Diffusion's parts are, at the size that minutes can train (Rombach et al. 2022): used by `train_base` on the
-run's own imagery and by `stages.embedded.train_models` for the base model that ships with the repository.
+These are Stable Diffusion's parts at a size that minutes can train (Rombach et al. 2022).
+`train_base` trains them on the run's own imagery, `stages.embedded.train_models` for the base model
+that ships with the repository.
 """
 
 import copy
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +21,9 @@ from stages.common.rng import rng
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import progress_bar
 
-TEXT_TOKENS = 77  # CLIP's context
+TEXT_TOKENS = 77  # CLIP's context length
+ENCODING_BATCH = 64  # images
+SCALING_IMAGES = 1024  # images that the VAE's scaling factor is measured on, at most
 
 
 def train_vae(
@@ -29,11 +34,14 @@ def train_vae(
     batch_size: int,
     lr: float,
     seed: int,
-):
-    """Train an AutoencoderKL on uint8 images [N,H,W,3]; returns it in eval mode with `scaling_factor` = 1 / std of its latents."""
+) -> Any:
+    """Train an AutoencoderKL on uint8 images [N, H, W, 3].
+
+    Returns it in eval mode, with a `scaling_factor` of 1 / std of its latents.
+    """
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * len(channels),
         up_block_types=["UpDecoderBlock2D"] * len(channels),
         block_out_channels=channels,
@@ -42,75 +50,96 @@ def train_vae(
         norm_num_groups=8,
         mid_block_add_attention=False,
         sample_size=images.shape[1],
-    ).to(_device(), memory_format=torch.channels_last)
-    for step, batch in _loop(vae, images, steps, batch_size, lr, seed, "VAE"):
-        # The VAE is convolutional: quarters of an image teach it as well as wholes, at a quarter of the cost.
-        x = _pixels(
-            _quarter(images[batch], rng(seed, "crop", int(batch[0]), int(batch[-1])))
-        )  # [B,3,H/2,W/2]
+    )
+    vae.to(_device(), memory_format=torch.channels_last)
+    trainer = _Trainer(vae, "VAE", steps, lr)
+    for batch in trainer.batches(len(images), batch_size, seed):
+        # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,
+        # at a quarter of the cost.
+        generator = rng(seed, "crop", int(batch[0]), int(batch[-1]))
+        x = normalize_pixels(_random_crop(images[batch], generator))  # [B, 3, H/2, W/2]
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample.float()
-        # L1 keeps colors; the same on image gradients keeps edges and texture, which L1 alone blurs away.
-        loss = (x - y).abs().mean() + sum(
-            (_gradient(x, d) - _gradient(y, d)).abs().mean() for d in (2, 3)
-        )
-        step(loss + 1e-6 * posterior.kl().mean())
+        y = vae.decode(posterior.sample()).sample.float()  # [B, 3, H/2, W/2]
+        # L1 keeps colors. L1 of the image gradients keeps edges and texture, which it would blur.
+        pixel_loss = (x - y).abs().mean()
+        gradient_losses = [(x.diff(dim=dim) - y.diff(dim=dim)).abs().mean() for dim in (2, 3)]
+        trainer.step(pixel_loss + sum(gradient_losses) + 1e-6 * posterior.kl().mean())
     with torch.no_grad():
-        z = torch.cat(
+        latents = torch.cat(
             [
-                vae.encode(_pixels(images[i : i + 64])).latent_dist.sample().float()
-                for i in range(0, min(len(images), 1024), 64)
+                vae.encode(normalize_pixels(images[i : i + ENCODING_BATCH])).latent_dist.sample()
+                for i in range(0, min(len(images), SCALING_IMAGES), ENCODING_BATCH)
             ]
-        )
-        _check(z, "VAE", lr)
-        _check(vae.decode(z[:1]).sample, "VAE", lr)
-    vae.register_to_config(scaling_factor=round(1 / z.std().item(), 4))
+        ).float()  # [N, C, h, w]
+        _check_finite(latents, "VAE", lr)
+        _check_finite(vae.decode(latents[:1]).sample, "VAE", lr)
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     return vae.eval()
 
 
 def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
-    """Learn CLIP's byte-pair encoding (Sennrich et al. 2016; lower case, `</w>` word ends) and save it as a CLIPTokenizer.
+    """Learn CLIP's byte-pair encoding (Sennrich et al. 2016) and save it as a CLIPTokenizer.
 
-    Ours because the `tokenizers` trainer, with an end-of-word suffix, breaks ties differently in every process.
+    Text is lower case, and words end in `</w>`. The `tokenizers` library cannot be used: with such
+    a suffix, its trainer breaks ties differently in every process.
     """
     from transformers import CLIPTokenizer
 
-    words = Counter(word for text in texts for word in text.lower().split())
-    letters = [chr(c) for c in range(33, 127)]
-    split = {
-        word: [*word[:-1], word[-1] + "</w>"] for word in words if all(c in letters for c in word)
-    }
-    learned: list[tuple[str, str]] = []
-    while len(learned) < merges:
-        pairs = Counter()
-        for word, parts in split.items():
-            for pair in zip(parts, parts[1:]):
-                pairs[pair] += words[word]
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        learned.append(best)
-        for parts in split.values():
-            i = 0
-            while i < len(parts) - 1:
-                if (parts[i], parts[i + 1]) == best:
-                    parts[i : i + 2] = ["".join(best)]
-                i += 1
+    word_counts = Counter(word for text in texts for word in text.lower().split())
+    letters = [chr(code) for code in range(33, 127)]
+    learned: Any = _learn_merges(word_counts, letters, merges)
     tokens = [
         *letters,
-        *(c + "</w>" for c in letters),
+        *(letter + "</w>" for letter in letters),
         *("".join(pair) for pair in learned),
         "<|startoftext|>",
         "<|endoftext|>",
     ]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-    CLIPTokenizer(
+    tokenizer = CLIPTokenizer(
         vocab=vocabulary, merges=learned, model_max_length=TEXT_TOKENS, pad_token="<|endoftext|>"
-    ).save_pretrained(folder)
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def _learn_merges(
+    word_counts: Counter[str], letters: list[str], merges: int
+) -> list[tuple[str, str]]:
+    """The pairs of tokens to merge, most frequent first; alphabetical order breaks ties.
+
+    Words with a character outside `letters` are ignored.
+    """
+    tokens_of_word = {
+        word: [*word[:-1], word[-1] + "</w>"]
+        for word in word_counts
+        if all(letter in letters for letter in word)
+    }
+    learned: list[tuple[str, str]] = []
+    while len(learned) < merges:
+        pair_counts: Counter[tuple[str, str]] = Counter()
+        for word, tokens in tokens_of_word.items():
+            for pair in zip(tokens, tokens[1:]):
+                pair_counts[pair] += word_counts[word]
+        if not pair_counts:
+            break
+        best = min(pair_counts, key=lambda pair: (-pair_counts[pair], pair))
+        learned.append(best)
+        for tokens in tokens_of_word.values():
+            _merge_pair(tokens, best)
+    return learned
+
+
+def _merge_pair(tokens: list[str], pair: tuple[str, str]) -> None:
+    """Merge each occurrence of a pair of neighboring tokens, in place."""
+    i = 0
+    while i < len(tokens) - 1:
+        if (tokens[i], tokens[i + 1]) == pair:
+            tokens[i : i + 2] = ["".join(pair)]
+        i += 1
 
 
 def train_text_encoder(
-    tokenizer,
+    tokenizer: Any,
     images: np.ndarray,
     captions: list[list[str]],
     width: int,
@@ -119,92 +148,119 @@ def train_text_encoder(
     batch_size: int,
     lr: float,
     seed: int,
-    fillers: list[str] = (),
-):
-    """Train a CLIPTextModel by contrast of captions with their images (Radford et al. 2021), which are seen by a throw-away CNN.
+    fillers: Sequence[str] = (),
+) -> Any:
+    """Train a CLIPTextModel by contrasting captions with their images (Radford et al. 2021).
 
-    `fillers`: words scattered into half of the captions, so that words which mean nothing to it don't disturb it.
+    A small CNN encodes the images; it is not kept.
+
+    Args:
+        tokenizer: a CLIPTokenizer.
+        images: uint8 [N, H, W, 3].
+        captions: of each image.
+        width, layers: size of the text encoder.
+        steps, batch_size, lr, seed: of the training.
+        fillers: words that are inserted into half of the captions, so that the encoder learns to
+            ignore words that no image shows.
     """
+    text_encoder = _make_text_encoder(tokenizer, width, layers)
+    image_encoder = _make_image_encoder(width)
+    projection = nn.Linear(width, width)
+    model = nn.ModuleDict(
+        {"text": text_encoder, "vision": image_encoder, "project": projection}
+    ).to(_device())
+    # The logarithm of the logit scale, which starts at 10.
+    model.log_scale = nn.Parameter(torch.tensor(2.3, device=_device()))
+    trainer = _Trainer(model, "text encoder", steps, lr)
+    for batch in trainer.batches(len(images), batch_size, seed):
+        generator = rng(seed, "captions", int(batch[0]), int(batch[-1]))
+        texts = []
+        for i in batch:
+            caption = captions[i][generator.integers(len(captions[i]))]
+            texts.append(insert_fillers(caption, fillers, generator))
+        token_ids = tokenize(tokenizer, texts).to(_device())
+        text_features = projection(text_encoder(token_ids).pooler_output.float())
+        text_features = F.normalize(text_features, dim=-1)  # [B, width]
+        image_features = image_encoder(normalize_pixels(images[batch])).float()
+        image_features = F.normalize(image_features, dim=-1)  # [B, width]
+        logits = model.log_scale.exp() * text_features @ image_features.T  # [B, B]
+        labels = torch.arange(len(batch), device=logits.device)
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        trainer.step(loss)
+    text_encoder.eval()
+    with torch.no_grad():
+        token_ids = tokenize(tokenizer, captions[0][:1]).to(_device())
+        _check_finite(text_encoder(token_ids).last_hidden_state, "text encoder", lr)
+    return text_encoder
+
+
+def _make_text_encoder(tokenizer: Any, width: int, layers: int) -> Any:
+    """An untrained CLIPTextModel."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 32),
-            max_position_embeddings=TEXT_TOKENS,
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        max_position_embeddings=TEXT_TOKENS,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
-    # Orthonormal-ish start: CLIP's init (std 0.02) is sized for widths of 512 and more and learns nothing in 500 steps at 64.
-    nn.init.normal_(text.get_input_embeddings().weight, std=0.2)
-    vision = nn.Sequential(
-        *(
-            layer
-            for a, b in ((3, 32), (32, 64), (64, 128), (128, 128))
-            for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU())
-        ),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(128, width),
-    )
-    both = nn.ModuleDict({"text": text, "vision": vision, "project": nn.Linear(width, width)}).to(
-        _device()
-    )
-    both.scale = nn.Parameter(torch.tensor(2.3, device=_device()))  # logit scale: starts at 10
-    for step, batch in _loop(both, images, steps, batch_size, lr, seed, "text encoder"):
-        draw = rng(seed, "captions", int(batch[0]), int(batch[-1]))
-        chosen = [
-            scatter(captions[i][draw.integers(len(captions[i]))], fillers, draw) for i in batch
-        ]
-        ids = tokenize(tokenizer, chosen).to(_device())
-        t = F.normalize(both.project(text(ids).pooler_output.float()), dim=-1)  # [B,width]
-        v = F.normalize(vision(_pixels(images[batch])).float(), dim=-1)  # [B,width]
-        logits = both.scale.exp() * t @ v.T  # [B,B]
-        target = torch.arange(len(batch), device=logits.device)
-        step((F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2)
-    text.eval()
-    with torch.no_grad():
-        _check(
-            text(tokenize(tokenizer, captions[0][:1]).to(_device())).last_hidden_state,
-            "text encoder",
-            lr,
-        )
-    return text
+    text_encoder = CLIPTextModel(config)
+    # CLIP initializes the embeddings with a standard deviation of 0.02, for widths of 512 and more.
+    # At a width of 64 it would learn nothing in 500 steps.
+    embeddings: Any = text_encoder.get_input_embeddings()
+    nn.init.normal_(embeddings.weight, std=0.2)
+    return text_encoder
 
 
-def scatter(caption: str, fillers: list[str], draw: np.random.Generator) -> str:
-    """Half of the time, put one to six filler words into the caption."""
+def _make_image_encoder(width: int) -> nn.Sequential:
+    """An untrained CNN from images [B, 3, H, W] to features [B, width]."""
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in ((3, 32), (32, 64), (64, 128), (128, 128)):
+        layers.append(nn.Conv2d(channels_in, channels_out, 3, stride=2, padding=1))
+        layers.append(nn.GroupNorm(8, channels_out))
+        layers.append(nn.SiLU())
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, width))
+
+
+def insert_fillers(caption: str, fillers: Sequence[str], generator: np.random.Generator) -> str:
+    """Insert one to six filler words into the caption, in half of the cases."""
     words = caption.split()
-    if fillers and draw.random() < 0.5:
-        for _ in range(draw.integers(1, 7)):
-            words.insert(draw.integers(len(words) + 1), fillers[draw.integers(len(fillers))])
+    if fillers and generator.random() < 0.5:
+        for _ in range(generator.integers(1, 7)):
+            position = int(generator.integers(len(words) + 1))
+            words.insert(position, fillers[int(generator.integers(len(fillers)))])
     return " ".join(words)
 
 
-def tokenize(tokenizer, texts: list[str]) -> torch.Tensor:
-    """Token ids [B,77], padded and truncated as CLIP does."""
+def tokenize(tokenizer: Any, texts: list[str]) -> torch.Tensor:
+    """Token ids [B, 77], padded and truncated as CLIP does."""
     return tokenizer(
         texts, padding="max_length", truncation=True, max_length=TEXT_TOKENS, return_tensors="pt"
     ).input_ids
 
 
-def untrained_unet(
+def make_unet(
     channels: list[int],
     latent_channels: int,
     latent_size: int,
     text_width: int,
     attention_from: int = 1,
-):
-    """A UNet2DConditionModel with attention from that level down: on the first it costs as much as the convolutions and adds less."""
+) -> Any:
+    """An untrained UNet2DConditionModel.
+
+    It has attention from the level `attention_from` down. On the first level, attention would cost
+    as much as the convolutions and improve less.
+    """
     from diffusers import UNet2DConditionModel
 
-    attention = [level >= min(attention_from, len(channels) - 1) for level in range(len(channels))]
+    first = min(attention_from, len(channels) - 1)
+    attention = [level >= first for level in range(len(channels))]
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
@@ -219,16 +275,21 @@ def untrained_unet(
     )
 
 
-def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) -> None:
-    """Write a StableDiffusionPipeline folder around `folder/tokenizer`, v-prediction, PNDM (Salimans & Ho 2022; Liu et al. 2022)."""
+def save_pipeline(
+    folder: Path, vae: Any, text_encoder: Any, unet: Any, dtype: torch.dtype = torch.float32
+) -> None:
+    """Save a StableDiffusionPipeline folder around `folder/tokenizer`, which is already there.
+
+    It predicts the velocity (Salimans & Ho 2022) and samples with PNDM (Liu et al. 2022).
+    """
     from diffusers import PNDMScheduler
 
     for name, model in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
         copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder / name)
-        settings = read_json(folder / name / "config.json")
-        settings.pop("_name_or_path", None)  # a folder of this machine
-        write_json(folder / name / "config.json", settings)
-    PNDMScheduler(
+        config = read_json(folder / name / "config.json")
+        config.pop("_name_or_path", None)  # a path of this machine
+        write_json(folder / name / "config.json", config)
+    scheduler: Any = PNDMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -236,7 +297,8 @@ def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) ->
         steps_offset=1,
         set_alpha_to_one=False,
         prediction_type="v_prediction",
-    ).save_pretrained(folder / "scheduler")
+    )
+    scheduler.save_pretrained(folder / "scheduler")
     write_json(
         folder / "model_index.json",
         {
@@ -255,60 +317,63 @@ def save_pipeline(folder: Path, vae, text_encoder, unet, dtype=torch.float32) ->
     )
 
 
-def _loop(model, images, steps, batch_size, lr, seed, what):
-    """Yield (step function, row numbers) `steps` times: AdamW, one-cycle learning rate; bf16 autocast on a GPU."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=max(steps, 1), pct_start=0.1
-    )
-    bar = progress_bar(total=steps, what=what, unit="step")
+class _Trainer:
+    """AdamW with a one-cycle learning rate (Smith & Topin 2018), and bf16 autocast on a GPU."""
 
-    def step(loss):
-        optimizer.zero_grad()
+    def __init__(self, model: nn.Module, name: str, steps: int, lr: float) -> None:
+        self.model = model
+        self.name = name
+        self.steps = steps
+        self.lr = lr
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, lr, total_steps=max(steps, 1), pct_start=0.1
+        )
+        self.bar = progress_bar(total=steps, desc=name, unit="step")
+
+    def batches(self, count: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+        """Yield the row numbers [B], out of `count`, of each step, under autocast."""
+        self.model.train()
+        device = _device()
+        for step in range(self.steps):
+            generator = rng(seed, self.name, step)
+            rows = generator.choice(count, min(batch_size, count), replace=False)
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                yield rows
+        self.bar.close()
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Update the weights; exit with an error when the loss is not finite."""
+        self.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        bar.update()
-        if bar.n % 20 == 0:
-            _check(loss, what, lr)
-            bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
-
-    model.train()
-    for number in range(steps):
-        with torch.autocast(_device(), torch.bfloat16, enabled=_device() == "cuda"):
-            yield (
-                step,
-                rng(seed, what, number).choice(
-                    len(images), min(batch_size, len(images)), replace=False
-                ),
-            )
-    bar.close()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.bar.update()
+        if self.bar.n % 20 == 0:
+            _check_finite(loss, self.name, self.lr)
+            self.bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
 
 
-def _check(values: torch.Tensor, what: str, lr: float) -> None:
-    """Training that diverged ends the stage."""
+def _check_finite(values: torch.Tensor, name: str, lr: float) -> None:
+    """Exit with an error when training has diverged."""
     if not values.isfinite().all():
         exit_with_error(
-            f"train_base.lr: training the {what} leads to values that are no numbers. Try a lower lr than {lr}"
+            f"train_base.lr: training the {name} at {lr} diverges to NaN or inf; try a lower lr"
         )
 
 
-def _pixels(images: np.ndarray) -> torch.Tensor:
-    """uint8 [B,H,W,3] -> float [B,3,H,W] in [-1, 1]."""
+def normalize_pixels(images: np.ndarray) -> torch.Tensor:
+    """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1]."""
     x = torch.from_numpy(images).to(_device()).permute(0, 3, 1, 2)
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _quarter(images: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+def _random_crop(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A random crop of half the height and width, a multiple of 16 pixels."""
-    side = max(16, images.shape[1] // 32 * 16)
-    y, x = draw.integers(images.shape[1] - side + 1, size=2)
-    return np.ascontiguousarray(images[:, y : y + side, x : x + side])
-
-
-def _gradient(x: torch.Tensor, dim: int) -> torch.Tensor:
-    return x.diff(dim=dim)
+    size = max(16, images.shape[1] // 32 * 16)
+    y, x = generator.integers(images.shape[1] - size + 1, size=2)
+    return np.ascontiguousarray(images[:, y : y + size, x : x + size])
 
 
 def _device() -> str:

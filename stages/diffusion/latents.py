@@ -1,17 +1,26 @@
-"""What `encode` makes once and `finetune_sd` reads: VAE latents of the eight flips and rotations, text embeddings.
+"""What `encode` computes once and `finetune_sd` reads: VAE latents and text embeddings.
 
 `data/latents/`
-    {train,valid,base}.safetensors    mean, logvar: float16 [N,V,C,h,w] of the VAE's posterior, unscaled; V = 8 (train) or 1
-    rows_{train,valid,base}.parquet   filename, scene, caption_ids (list; a row without captions has [0])
-                                 base: the base model's own domain, with SOURCE_base.json; absent where there is none
-    captions.parquet             id, caption, truncated (longer than the text encoder reads); id 0 is the empty caption
-    captions.safetensors         embeddings: float16 [M,L,D]
-    normalization.json           {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1]
-Arrays are memory-mapped: any size is read, and written, in constant memory.
+    {train,valid,base}.safetensors
+        mean, logvar: float16 [N, V, C, h, w], the VAE's posterior, unscaled. V is 8 for train
+        (the flips and rotations of an image), 1 for the others.
+    rows_{train,valid,base}.parquet
+        filename, scene, caption_ids (a list; [0] for an image without captions)
+    captions.parquet
+        id, caption, truncated (longer than the text encoder reads); id 0 is the empty caption
+    captions.safetensors
+        embeddings: float16 [M, L, D]
+    normalization.json
+        {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1]
+    SOURCE_base.json
+        where the base model's own domain came from; without such a set no *base* file exists
+
+Arrays are memory-mapped: any number of images is read, and written, in constant memory.
 """
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,70 +32,94 @@ from stages.common.rng import rng
 from stages.runtime.errors import exit_with_error
 
 VARIANTS = 8  # the dihedral group of the square; an aerial image has no up
-_DTYPES = {"F16": "<f2", "F32": "<f4"}
+NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4"}  # by their names in safetensors
 
 
 def dihedral(images: torch.Tensor, variant: int) -> torch.Tensor:
-    """One of 8 flips and rotations of square images [...,H,W]: mirrored if variant >= 4, then variant % 4 quarter turns."""
+    """One of the 8 flips and rotations of square images [..., H, W].
+
+    Variants 0 to 3 are so many quarter turns; variants 4 to 7 mirror the image before them.
+    """
     if variant >= 4:
         images = images.flip(-1)
     return torch.rot90(images, variant % 4, (-2, -1))
 
 
 def allocate(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Write a safetensors file of float16 zeros, to be filled through `arrays(path, "r+")`.
+    """Write a safetensors file of float16 zeros, to be filled through `memory_map(path, "r+")`.
 
-    Its blocks are reserved: where a memory map finds the disk full, the process dies by a signal.
+    The header is written here because `save_file` would need the whole arrays in memory. The disk
+    blocks are reserved: where a write to a memory map finds the disk full, a signal kills the
+    process.
     """
-    header, end = {}, 0
+    header = {}
+    data_bytes = 0
     for name, shape in shapes.items():
-        size = int(np.prod(shape)) * 2
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+        begin = data_bytes
+        data_bytes += int(np.prod(shape)) * 2
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, data_bytes]}
+    encoded_header = json.dumps(header).encode()
+    encoded_header += b" " * (-len(encoded_header) % 8)  # the format aligns the data to 8 bytes
+    file_bytes = 8 + len(encoded_header) + data_bytes
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        size = 8 + len(text) + end
+        file.write(len(encoded_header).to_bytes(8, "little") + encoded_header)
         try:
-            file.truncate(size)
+            file.truncate(file_bytes)
             if hasattr(os, "posix_fallocate"):  # macOS has none
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as fault:
-            exit_with_error(f"{path}: no room for its {size / 2**20:,.1f} MiB: {fault.strerror}")
+                os.posix_fallocate(file.fileno(), 0, file_bytes)
+        except OSError as error:
+            mebibytes = file_bytes / 2**20
+            exit_with_error(f"{path}: no space for its {mebibytes:,.1f} MiB: {error.strerror}")
 
 
-def arrays(path: Path, mode: str = "r") -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file as memory maps, no copy. `mode`: "r", or "r+" to write in place."""
+def memory_map(path: Path, mode: str = "r") -> dict[str, np.memmap]:
+    """The tensors of a safetensors file as memory maps, without a copy.
+
+    Args:
+        path: the file. Empty tensors, which cannot be mapped, are left out.
+        mode: "r", or "r+" to write in place.
+    """
     if not path.is_file():
         exit_with_error(f"{path}: not found; run the stage encode")
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+        header_bytes = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(header_bytes))
     header.pop("__metadata__", None)
+    data_begin = 8 + header_bytes
     return {
         name: np.memmap(
-            path, _DTYPES[t["dtype"]], mode, 8 + length + t["data_offsets"][0], tuple(t["shape"])
+            path,
+            NUMPY_DTYPES[tensor["dtype"]],
+            mode,  # type: ignore[call-overload]
+            data_begin + tensor["data_offsets"][0],
+            tuple(tensor["shape"]),
         )
-        for name, t in header.items()
-        if 0 not in t["shape"]
+        for name, tensor in header.items()
+        if 0 not in tensor["shape"]
     }
 
 
 class Latents:
-    """One split of `data/latents`. `visits` draws what an optimizer step sees."""
+    """One split of `data/latents`.
 
-    def __init__(self, folder: str | Path, split: str, scale: float):
+    Attributes:
+        captions: the caption ids of each row.
+        mean, logvar: the VAE's posterior [N, V, C, h, w], memory-mapped.
+        embeddings: text embeddings of all captions [M, L, D], memory-mapped.
+        scale: what latents are multiplied by so that their standard deviation is near 1.
+    """
+
+    def __init__(self, folder: str | Path, split: str, scale: float) -> None:
         folder = Path(folder)
-        self.captions = pq.read_table(folder / f"rows_{split}.parquet", columns=["caption_ids"])[
-            "caption_ids"
-        ].to_pylist()
+        rows = pq.read_table(folder / f"rows_{split}.parquet", columns=["caption_ids"])
+        self.captions: list[list[int]] = rows["caption_ids"].to_pylist()
         if not self.captions:
             exit_with_error(f"data/imagery/{split}: no images")
-        found = arrays(folder / f"{split}.safetensors")
-        self.mean, self.logvar = found["mean"], found["logvar"]  # [N,V,C,h,w]
-        self.embeddings = arrays(folder / "captions.safetensors")["embeddings"]  # [M,L,D]
+        posterior = memory_map(folder / f"{split}.safetensors")
+        self.mean = posterior["mean"]
+        self.logvar = posterior["logvar"]
+        self.embeddings = memory_map(folder / "captions.safetensors")["embeddings"]
         self.scale = scale
 
     def __len__(self) -> int:
@@ -94,49 +127,81 @@ class Latents:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(C,h,w) of a latent."""
+        """(C, h, w) of a latent."""
         return self.mean.shape[2:]
 
-    def latents(self, rows, variants, noise: np.ndarray | None) -> torch.Tensor:
-        """Scaled latents [B,C,h,w]: the posterior's mean, or a sample of it by standard normal `noise` [B,C,h,w]."""
-        z = self.mean[rows, variants].astype(np.float32)
+    def latents(
+        self,
+        rows: Sequence[int] | np.ndarray,
+        variants: Sequence[int] | int,
+        noise: np.ndarray | None,
+    ) -> torch.Tensor:
+        """Scaled latents, float32 [B, C, h, w].
+
+        Args:
+            rows: images [B].
+            variants: the flip or rotation of each image [B], or one for all.
+            noise: standard normal [B, C, h, w] to sample the posterior with; None takes its mean.
+        """
+        z = self.mean[rows, variants].astype(np.float32)  # [B, C, h, w]
         if noise is not None:
             z += np.exp(0.5 * self.logvar[rows, variants].astype(np.float32)) * noise
         return torch.from_numpy(z * np.float32(self.scale))
 
-    def text(self, ids) -> torch.Tensor:
-        """Embeddings of captions, float32 [B,L,D]."""
-        return torch.from_numpy(self.embeddings[ids].astype(np.float32))
+    def text_embeddings(self, caption_ids: list[int]) -> torch.Tensor:
+        """Embeddings of captions, float32 [B, L, D]."""
+        return torch.from_numpy(self.embeddings[caption_ids].astype(np.float32))
 
-    def visits(
-        self, positions, seed: int, timesteps: int, caption_dropout: float, sample: bool
+    def training_batch(
+        self,
+        positions: Iterable[int],
+        seed: int,
+        timesteps: int,
+        caption_dropout: float,
+        sample: bool,
     ) -> dict[str, torch.Tensor]:
-        """What the visits at these positions of the endless stream of epochs see.
+        """The training examples at these positions of the endless stream of epochs.
 
-        An epoch is every image once, in an order of its own, each under one of its variants, with one of its captions. Every
-        number is drawn from (seed, epoch, row): the same in any process, at any batch size, after any restart.
-        Returns latents [B,C,h,w], noise [B,C,h,w], timesteps int64 [B], text [B,L,D].
+        An epoch is every image once, in an order of its own, each under one of its variants and
+        with one of its captions. Every random number is drawn from (seed, epoch, row): the same in
+        any process, at any batch size, after any restart.
+
+        Args:
+            positions: B positions; position // len(self) is the epoch.
+            seed: of the run.
+            timesteps: the length T of the noise schedule.
+            caption_dropout: probability of the empty caption instead of one of the image's own.
+            sample: whether the latent is a sample of the VAE's posterior or its mean.
+
+        Returns:
+            latents [B, C, h, w], noise [B, C, h, w], timesteps int64 [B], text [B, L, D].
         """
-        rows, variants, captions, times, noise = [], [], [], [], []
+        rows = []
+        variants = []
+        caption_ids = []
+        times = []
+        noises = []
         for position in positions:
-            epoch, place = divmod(position, len(self))
-            row = int(_order(seed, epoch, len(self))[place])
-            draw = rng(seed, "visit", epoch, row)
+            epoch, index = divmod(position, len(self))
+            row = int(epoch_order(seed, epoch, len(self))[index])
+            generator = rng(seed, "visit", epoch, row)
             rows.append(row)
-            variants.append(int(draw.integers(self.mean.shape[1])))
-            caption = self.captions[row][draw.integers(len(self.captions[row]))]
-            captions.append(0 if draw.random() < caption_dropout else caption)
-            times.append(int(draw.integers(timesteps)))
-            noise.append(draw.standard_normal((2, *self.shape), np.float32))
-        noise = np.stack(noise)  # [B,2,C,h,w]
+            variants.append(int(generator.integers(self.mean.shape[1])))
+            caption_id = self.captions[row][generator.integers(len(self.captions[row]))]
+            dropped = generator.random() < caption_dropout
+            caption_ids.append(0 if dropped else caption_id)
+            times.append(int(generator.integers(timesteps)))
+            noises.append(generator.standard_normal((2, *self.shape), np.float32))
+        noise = np.stack(noises)  # [B, 2, C, h, w]: of the posterior, and of the diffusion
         return {
             "latents": self.latents(rows, variants, noise[:, 0] if sample else None),
-            "timesteps": torch.tensor(times),
             "noise": torch.from_numpy(noise[:, 1].copy()),
-            "text": self.text(captions),
+            "timesteps": torch.tensor(times),
+            "text": self.text_embeddings(caption_ids),
         }
 
 
-@lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, rows: int) -> np.ndarray:
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def epoch_order(seed: int, epoch: int, rows: int) -> np.ndarray:
+    """The order [N] in which an epoch visits the rows."""
     return rng(seed, "order", epoch).permutation(rows)

@@ -1,11 +1,13 @@
-"""Parts of a StableDiffusionPipeline folder, loaded one at a time: a stage holds only what it uses.
+"""Load the parts of a diffusion model one at a time, and save the fine-tuned model.
 
-A missing, broken or pickled part ends the stage in one line that names the file.
+A diffusion model is a folder as diffusers' StableDiffusionPipeline saves it. A stage loads only the
+parts that it uses. `fetch_model` checks the whole folder when it copies it; a part that is missing
+or broken later ends the stage with one line that names it.
 """
 
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,92 +15,191 @@ from stages.common.artifacts import digest, read_json, write_json
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
 
-WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-SETTINGS = {
+# The parts of the folder, each with its configuration file.
+CONFIG_FILES = {
     "unet": "config.json",
     "vae": "config.json",
     "text_encoder": "config.json",
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
 }
-LORA_RANK = 16  # of `method: lora`; alpha is the same, so the update isn't scaled
-# Pixel values a model is fed: (x - mean) / std of x in [0, 1], per channel. This is the VAE's own [-1, 1].
-VAE_PIXELS = {"normalization": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
+# The VAE is fed pixels (x - mean) / std, where x is in [0, 1], per RGB channel. These values give
+# the [-1, 1] that it was trained on.
+VAE_NORMALIZATION = {"normalization": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
+# Rank r of `finetune_sd.method: lora` (Hu et al. 2022). Alpha equals r: the update is not scaled.
+LORA_RANK = 16
+# The noise schedule rescaled to zero terminal signal-to-noise ratio (Lin et al. 2024, algorithm 1),
+# and timesteps that begin at its very end (section 3.3).
+ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 def start_folder() -> Path:
-    """The pipeline that fine-tuning starts from: `models/start` names it (the fetched base, or one trained from scratch)."""
+    """The model that fine-tuning starts from: the fetched base, or the one `train_base` trained."""
     path = Path("models/start/start.json")
     if not path.is_file():
         exit_with_error(f"{path}: not found; run the stage train_base")
     return Path(read_json(path)["folder"])
 
 
-def config(folder: str | Path, part: str) -> dict:
-    """The JSON configuration of a part (unet, vae, text_encoder, scheduler, tokenizer)."""
-    path = Path(folder) / part / SETTINGS[part]
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def read_config(folder: str | Path, part: str) -> dict[str, Any]:
+    """The JSON configuration of a part: unet, vae, text_encoder, scheduler or tokenizer."""
+    path = Path(folder) / part / CONFIG_FILES[part]
+    if not path.is_file():
         exit_with_error(
-            f"{path}: not found; a diffusion model is a folder with {', '.join(SETTINGS)}, as diffusers saves it"
+            f"{path}: not found; a diffusion model is a folder with {', '.join(CONFIG_FILES)}, "
+            "as diffusers saves it"
         )
-    except (ValueError, OSError) as fault:
-        exit_with_error(f"{path}: cannot be read: {fault}")
-    if not isinstance(found, dict):
+    config = read_json(path)
+    if not isinstance(config, dict):
         exit_with_error(f"{path}: holds no JSON object")
-    return found
+    return config
 
 
-def weights(folder: str | Path, part: str) -> tuple[list[Path], str | None]:
-    """The safetensors files of a part, and their variant ("fp16", or None for the plain ones, which are preferred)."""
-    where, stem = Path(folder) / part, WEIGHTS[part]
-    for variant in (None, "fp16"):
-        name = stem if variant is None else f"{stem}.{variant}"
-        if files := sorted(
-            {
-                *where.glob(f"{name}.safetensors"),
-                *where.glob(f"{name}-*-of-*.safetensors"),
-                *where.glob(f"{stem}.safetensors.index{'.' + variant if variant else ''}.json"),
-            }
-        ):
-            return files, variant
-    if pickles := sorted([*where.glob("*.bin"), *where.glob("*.pt"), *where.glob("*.ckpt")]):
-        exit_with_error(
-            f"{pickles[0]}: a pickle can run code, so it is refused; convert it to {stem}.safetensors"
-        )
-    exit_with_error(f"{where / stem}.safetensors: not found")
+def downsampling_factor(folder: str | Path) -> int:
+    """Pixels per latent along a side of the image: f in Rombach et al. 2022, section 3.1."""
+    return 2 ** (len(read_config(folder, "vae")["block_out_channels"]) - 1)
 
 
-def load(folder: str | Path, part: str):
-    """The unet, vae or text_encoder on the CPU, float32, in eval mode, gradients off."""
+def scaling_factor(folder: str | Path) -> float:
+    """The factor that brings the VAE's latents to a standard deviation near 1."""
+    return float(read_config(folder, "vae").get("scaling_factor", 0.18215))
+
+
+def read_normalization(folder: str | Path) -> dict[str, Any]:
+    """{normalization, mean [3], std [3]} of the pixels that a model makes.
+
+    The VAE's own where the folder has no normalization.json.
+    """
+    path = Path(folder) / "normalization.json"
+    return read_json(path) if path.is_file() else VAE_NORMALIZATION
+
+
+def load(folder: str | Path, part: str) -> Any:
+    """Load the unet, vae or text_encoder: on the CPU, float32, in eval mode, without gradients."""
     import torch
 
-    config(folder, part)
-    _, variant = weights(folder, part)
+    _refuse_pickle(Path(folder) / part)
     if part == "text_encoder":
-        from transformers import CLIPTextModel as Model
+        from transformers import CLIPTextModel
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+        model = load_pretrained(CLIPTextModel, folder, part, dtype=torch.float32)
     elif part == "vae":
-        from diffusers import AutoencoderKL as Model
+        from diffusers import AutoencoderKL
+
+        model = load_pretrained(AutoencoderKL, folder, part, torch_dtype=torch.float32)
     else:
-        from diffusers import UNet2DConditionModel as Model
-    kind = "dtype" if part == "text_encoder" else "torch_dtype"
-    return (
-        load_pretrained(Model, folder, part, variant=variant, **{kind: torch.float32})
-        .eval()
-        .requires_grad_(False)
+        from diffusers import UNet2DConditionModel
+
+        model = load_pretrained(UNet2DConditionModel, folder, part, torch_dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+def _refuse_pickle(part: Path) -> None:
+    """Exit with an error where the weights of a part are a pickle, which could run code."""
+    if list(part.glob("*.safetensors")):
+        return
+    for file in sorted(part.glob("*")):
+        if file.suffix in (".bin", ".pt", ".ckpt"):
+            exit_with_error(
+                f"{file}: a pickle can run code, so it is refused; convert it to safetensors"
+            )
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the CLIP tokenizer."""
+    from transformers import CLIPTokenizer
+
+    path = Path(folder) / "tokenizer"
+    if not (path / "tokenizer.json").is_file():
+        # Without these, transformers silently makes a tokenizer of two tokens.
+        for name in ("vocab.json", "merges.txt"):
+            if not (path / name).is_file():
+                exit_with_error(f"{path / name}: not found")
+    return CLIPTokenizer.from_pretrained(path)
+
+
+def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = False) -> Any:
+    """Load the noise schedule with the scheduler that steps through it.
+
+    Args:
+        folder: the model.
+        name: "ddpm" (training), "pndm", "ddim" or "dpm" (DPM-Solver++).
+        zero_terminal_snr: rescale the schedule to zero terminal signal-to-noise ratio.
+
+    Raises:
+        SystemExit: `pndm` on a zero-terminal-SNR schedule, or an unknown prediction type.
+    """
+    import diffusers
+
+    config = read_config(folder, "scheduler")
+    if zero_terminal_snr:
+        config |= ZERO_TERMINAL_SNR
+    if config.get("rescale_betas_zero_snr") and name == "pndm":
+        exit_with_error(
+            f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; "
+            "use ddim or dpm"
+        )
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        exit_with_error(
+            f"{folder}/scheduler: prediction_type {prediction_type} is not supported "
+            "(epsilon, v_prediction)"
+        )
+    # The folder may have been saved for another scheduler class. What its file doesn't mention is
+    # set to Stable Diffusion's values here, where the class's defaults differ from them.
+    match name:
+        case "ddpm":
+            return diffusers.DDPMScheduler.from_config(config, clip_sample=False)
+        case "pndm":  # the Runge-Kutta start would cost 9 more steps
+            return diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True)
+        case "ddim":
+            return diffusers.DDIMScheduler.from_config(
+                config, clip_sample=False, set_alpha_to_one=False
+            )
+        case "dpm":
+            return diffusers.DPMSolverMultistepScheduler.from_config(
+                config, algorithm_type="dpmsolver++", solver_order=2
+            )
+        case _:
+            raise ValueError(f"unknown scheduler: {name}")
+
+
+def context_length(tokenizer: Any, text_encoder: Any) -> int:
+    """Tokens that the text encoder reads of a text: CLIP's 77."""
+    return min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+
+
+def embed_text(tokenizer: Any, text_encoder: Any, texts: list[str]) -> Any:
+    """The last hidden states of N texts, which the UNet attends to: float32 [N, L, D].
+
+    Longer texts are cut to the context length L.
+    """
+    tokens = tokenizer(
+        texts,
+        padding="max_length",
+        truncation=True,
+        max_length=context_length(tokenizer, text_encoder),
+        return_tensors="pt",
     )
+    return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state.float()
 
 
-def trainable_unet(folder: str | Path, method: str, seed: int):
-    """The UNet with gradients on: all of it, or a low-rank update of its attention (Hu et al. 2022), drawn from `seed`."""
+def to_pixels(images: np.ndarray, normalization: dict[str, Any]) -> np.ndarray:
+    """Undo the normalization of decoded images: float [N, 3, H, W] to uint8 [N, H, W, 3]."""
+    mean = np.asarray(normalization["mean"], np.float32)[:, None, None]  # [3, 1, 1]
+    std = np.asarray(normalization["std"], np.float32)[:, None, None]  # [3, 1, 1]
+    pixels = (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8)
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def load_trainable_unet(folder: str | Path, method: str, seed: int) -> Any:
+    """Load the UNet for training.
+
+    Method "full" trains all its weights; "lora" trains a low-rank update of its attention layers
+    (Hu et al. 2022), initialized from `seed`.
+    """
     import torch
 
     unet = load(folder, "unet").train()
@@ -107,166 +208,94 @@ def trainable_unet(folder: str | Path, method: str, seed: int):
     from peft import LoraConfig
 
     torch.manual_seed(seed)
-    unet.add_adapter(
-        LoraConfig(
-            r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"]
-        )
-    )
+    attention_layers = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=LORA_RANK, lora_alpha=LORA_RANK, target_modules=attention_layers))
     return unet
 
 
-def trained_unet(folder: str | Path, method: str, seed: int, weights: dict) -> dict:
-    """All weights of the UNet by name, on the CPU, with the trained ones put in, a low-rank update merged."""
+def merge_trained_weights(
+    folder: str | Path, method: str, seed: int, trained: dict[str, Any]
+) -> dict[str, Any]:
+    """The weights of the whole UNet by name, after training, on the CPU.
+
+    Args:
+        folder, method, seed: as `load_trainable_unet` was called.
+        trained: the trained tensors by parameter name. A low-rank update is merged into the
+            weights that it adapts.
+    """
     import torch
 
-    unet = trainable_unet(folder, method, seed)
+    unet = load_trainable_unet(folder, method, seed)
     with torch.no_grad():
-        for name, w in unet.named_parameters():
-            if w.requires_grad:
-                w.copy_(weights[name])
+        for name, weight in unet.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(trained[name])
     if method == "lora":
         unet.fuse_lora()
         unet.unload_lora()
-    return {name: w.detach().contiguous() for name, w in unet.state_dict().items()}
+    return {name: weight.detach().contiguous() for name, weight in unet.state_dict().items()}
 
 
-def load_tokenizer(folder: str | Path):
-    """The CLIP tokenizer."""
-    from transformers import CLIPTokenizer
-
-    where = Path(folder) / "tokenizer"
-    if not (where / "tokenizer.json").is_file():
-        for name in (
-            "vocab.json",
-            "merges.txt",
-        ):  # without them it silently makes a tokenizer of two tokens
-            if not (where / name).is_file():
-                exit_with_error(f"{where / name}: not found")
-    return CLIPTokenizer.from_pretrained(where)
-
-
-# Rescaled to zero terminal signal-to-noise ratio (Lin et al. 2024, algorithm 1), and sampled from its very end (section 3.3).
-ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-
-
-def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = False):
-    """The noise schedule of the folder, stepped by `ddpm` (training), `pndm`, `ddim` or `dpm` (DPM-Solver++)."""
-    import diffusers
-
-    settings = config(folder, "scheduler") | (ZERO_SNR if zero_terminal_snr else {})
-    if settings.get("rescale_betas_zero_snr") and name == "pndm":
-        exit_with_error(
-            f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; use ddim or dpm"
-        )
-    if settings.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        exit_with_error(
-            f"{folder}/scheduler: prediction_type {settings['prediction_type']} is not supported (epsilon, v_prediction)"
-        )
-    if settings.get("use_beta_sigmas"):
-        exit_with_error(
-            f"{folder}/scheduler: use_beta_sigmas is not supported"
-        )  # needs scipy, which the launcher hides: a second of each start
-    # Stable Diffusion's own settings, where another class's defaults would differ: `clip_sample` is for pixels, PNDM's
-    # Runge-Kutta start costs 9 more steps.
-    kind, extra = {
-        "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
-        "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
-        "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
-        "dpm": (
-            diffusers.DPMSolverMultistepScheduler,
-            {"algorithm_type": "dpmsolver++", "solver_order": 2},
-        ),
-    }[name]
-    return kind.from_config(settings, **extra)
-
-
-def vae_factor(folder: str | Path) -> int:
-    """Pixels per latent, along a side."""
-    return 2 ** (len(config(folder, "vae")["block_out_channels"]) - 1)
-
-
-def latent_scale(folder: str | Path) -> float:
-    """What VAE latents are multiplied by so that their standard deviation is near 1."""
-    return float(config(folder, "vae").get("scaling_factor", 0.18215))
-
-
-def text_length(tokenizer, encoder) -> int:
-    """Tokens per caption: CLIP's 77."""
-    return min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-
-
-def embed(tokenizer, encoder, texts: list[str]):
-    """Text embeddings as the UNet reads them, the last hidden state: float32 [N,L,D]; longer texts are cut at L."""
-    length = text_length(tokenizer, encoder)
-    tokens = tokenizer(
-        texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-    )
-    return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state.float()
-
-
-def pixel_statistics(folder: str | Path) -> dict:
-    """{normalization, mean [3], std [3]} of the pixels this model makes; the VAE's own where the folder doesn't say."""
-    path = Path(folder) / "normalization.json"
-    return read_json(path) if path.is_file() else VAE_PIXELS
-
-
-def to_pixels(images: np.ndarray, statistics: dict) -> np.ndarray:
-    """Decoded images [N,3,H,W] float -> uint8 [N,H,W,3], undoing the normalization."""
-    mean, std = (np.asarray(statistics[key], np.float32)[:, None, None] for key in ("mean", "std"))
-    return (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
-
-
-def publish(
-    start: Path, target: Path, unet: dict | None, statistics: dict, zero_terminal_snr: bool = False
+def save_finetuned(
+    start: Path,
+    target: Path,
+    unet_weights: dict[str, Any] | None,
+    normalization: dict[str, Any],
+    zero_terminal_snr: bool = False,
 ) -> None:
-    """Write a whole StableDiffusionPipeline folder: the parts of `start`, with the UNet's weights replaced unless None.
+    """Save a folder that `StableDiffusionPipeline.from_pretrained` loads.
 
-    The VAE is copied as it is; text encoder and UNet are float32, so that `from_pretrained` works as it stands. The safety
-    checker, a classifier of photographs, and its feature extractor are left out. `statistics` tells the sampler how to undo
-    the normalization, `zero_terminal_snr` the noise schedule that the UNet was trained on.
+    The VAE, tokenizer and scheduler are copied from `start`. The safety checker, which classifies
+    photographs, is left out.
+
+    Args:
+        start: the model that fine-tuning started from.
+        target: the folder to write; an old one is replaced.
+        unet_weights: the UNet's weights by name, float32; None copies those of `start`.
+        normalization: tells the sampler how to undo the normalization of the pixels.
+        zero_terminal_snr: whether the UNet was trained on the rescaled noise schedule.
     """
     from safetensors.torch import save_file
 
     shutil.rmtree(target, ignore_errors=True)
-    for part in SETTINGS:
-        (target / part).mkdir(parents=True)
-        for file in sorted(
-            p for p in (start / part).iterdir() if p.is_file() and p.suffix in (".json", ".txt")
-        ):
-            shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
-        if part == "vae" or part == "unet" and unet is None:
-            for file in weights(start, part)[0]:
-                shutil.copyfile(file, target / part / file.name.replace(".fp16", ""))
-    # diffusers loads the other parts in float32 whatever they are stored in, transformers loads this one as stored.
+    for part in CONFIG_FILES:
+        replaced = part == "text_encoder" or part == "unet" and unet_weights is not None
+        _copy_part(start / part, target / part, with_weights=not replaced)
+    # diffusers loads its parts as float32 however they are stored, transformers as they are stored.
     load(start, "text_encoder").save_pretrained(target / "text_encoder")
-    if unet is not None:
-        for stale in (target / "unet").glob("*.index*.json"):
-            stale.unlink()
-        save_file(
-            unet, target / "unet" / f"{WEIGHTS['unet']}.safetensors", metadata={"format": "pt"}
-        )
-    if not (start / "model_index.json").is_file():
-        exit_with_error(f"{start / 'model_index.json'}: not found")
-    index = read_json(start / "model_index.json") | {"requires_safety_checker": False}
-    index |= {part: [None, None] for part in ("feature_extractor", "safety_checker")}
+    if unet_weights is not None:
+        weights_file = target / "unet" / "diffusion_pytorch_model.safetensors"
+        save_file(unet_weights, weights_file, metadata={"format": "pt"})
+
+    index = read_json(start / "model_index.json")
     index.pop("_name_or_path", None)
-    if zero_terminal_snr:  # PNDM can't sample it
+    if zero_terminal_snr:
+        # diffusers would sample with PNDM, which cannot start from pure noise.
         index["scheduler"] = ["diffusers", "DDIMScheduler"]
-        settings = (
-            config(start, "scheduler")
-            | ZERO_SNR
-            | {"_class_name": "DDIMScheduler", "clip_sample": False}
+        overrides = {"_class_name": "DDIMScheduler", "clip_sample": False}
+        write_json(
+            target / "scheduler" / CONFIG_FILES["scheduler"],
+            read_config(start, "scheduler") | ZERO_TERMINAL_SNR | overrides,
         )
-        write_json(target / "scheduler" / SETTINGS["scheduler"], settings)
     write_json(target / "model_index.json", index)
-    if statistics != VAE_PIXELS:
-        write_json(target / "normalization.json", statistics)
+    if normalization != VAE_NORMALIZATION:
+        write_json(target / "normalization.json", normalization)
+
+
+def _copy_part(source: Path, target: Path, with_weights: bool) -> None:
+    """Copy the configuration of a part, and its safetensors files where wanted."""
+    target.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        is_weights = file.name.endswith((".safetensors", ".safetensors.index.json"))
+        is_config = file.suffix in (".json", ".txt") and not is_weights
+        if is_config or is_weights and with_weights:
+            shutil.copyfile(file, target / file.name)
 
 
 def model_digest(folder: str | Path) -> str:
-    """16 hex digits over everything that decides what the model draws."""
+    """16 hex digits over every file that decides which images the model makes."""
     folder = Path(folder)
-    return digest(
-        *(folder / part for part in SETTINGS),
-        *(p for p in [folder / "normalization.json"] if p.is_file()),
-    )
+    paths = [folder / part for part in CONFIG_FILES]
+    if (folder / "normalization.json").is_file():
+        paths.append(folder / "normalization.json")
+    return digest(*paths)

@@ -1,8 +1,9 @@
-"""Text-to-image in fixed, padded groups: what `sample` and `generate` share.
+"""Text-to-image sampling in fixed, padded groups, shared by `sample` and `generate`.
 
-An image is decided by its prompt, negative prompt and seed: the noise is drawn per image, and a group is always
-`sampling.batch_size` images, padded at the end, so that it comes out bit-identical from one process or eight, and after
-a restart. Finished groups are kept in the scratch folder until all are done.
+An image depends only on its prompt, its negative prompt and its seed. The noise is drawn per image,
+and a group always has `sampling.batch_size` images, padded at the end. So an image has the same
+bytes from one process or eight, and after a restart. Finished groups are kept in the resume cache
+until all are done.
 """
 
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,194 +31,240 @@ from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
-FIRST_GROUP = 10**8  # group numbers of equal length: their files sort by name as by number
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Added to a group's number, so that all file names have the same length and sort by number.
+FIRST_GROUP = 10**8
+# Columns that say how an image was made. `generate_shards` fills them in.
+PROVENANCE = [
+    ("seed", pa.int64()),
+    ("scheduler", pa.string()),
+    ("steps", pa.int32()),
+    ("guidance_scale", pa.float64()),
+    ("model", pa.string()),  # its digest
+]
 
 
 def image_seed(seed: int, *item: int | str) -> int:
-    """The seed of one image's noise, from the run's seed and the row's id: what `torch.Generator().manual_seed` takes."""
+    """The seed of an image's noise, for `torch.Generator().manual_seed`.
+
+    Args:
+        seed: the seed of the run.
+        item: identifies the image, as in `rng`.
+    """
     return int(rng(seed, "image", *item).integers(2**63))
 
 
 class Sampler:
-    """A pipeline folder ready to draw: UNet and VAE in `settings.precision`, text encoder in float32."""
+    """A diffusion model, loaded to generate images.
 
-    def __init__(self, folder: str | Path, settings: Sampling, device: torch.device | str = "cpu"):
-        factor = models.vae_factor(folder)
-        if settings.resolution % factor:
+    The UNet and the VAE compute in `sampling.precision`, the text encoder in float32.
+    """
+
+    def __init__(
+        self, folder: str | Path, sampling: Sampling, device: torch.device | str = "cpu"
+    ) -> None:
+        factor = models.downsampling_factor(folder)
+        if sampling.resolution % factor:
             exit_with_error(
-                f"sampling.resolution: {settings.resolution} px is not a multiple of {factor}, the VAE's factor"
+                f"sampling.resolution: {sampling.resolution} px is not a multiple of {factor}, "
+                "the VAE's factor"
             )
-        if settings.precision == "fp16" and torch.device(device).type != "cuda":
+        if sampling.precision == "fp16" and torch.device(device).type != "cuda":
             exit_with_error("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
-        self.settings, self.device, self.dtype = (
-            settings,
-            torch.device(device),
-            DTYPES[settings.precision],
-        )
-        self.unet, self.vae = (self.place(models.load(folder, part)) for part in ("unet", "vae"))
-        self.tokenizer, self.text_encoder = (
-            models.load_tokenizer(folder),
-            models.load(folder, "text_encoder").to(device),
-        )
-        self.negatives: dict[str, torch.Tensor] = {}
-        self.scheduler = models.load_scheduler(folder, settings.scheduler)
-        self.scale, self.statistics = models.latent_scale(folder), models.pixel_statistics(folder)
-        side = settings.resolution // factor
-        self.shape = (self.unet.config.in_channels, side, side)  # (C,h,w)
+        self.sampling = sampling
+        self.device = torch.device(device)
+        self.dtype = DTYPES[sampling.precision]
+        self.unet = self._prepare(models.load(folder, "unet"))
+        self.vae = self._prepare(models.load(folder, "vae"))
+        self.tokenizer = models.load_tokenizer(folder)
+        self.text_encoder = models.load(folder, "text_encoder").to(device)
+        self.scheduler = models.load_scheduler(folder, sampling.scheduler)
+        self.scaling_factor = models.scaling_factor(folder)
+        self.normalization = models.read_normalization(folder)
+        latent_size = sampling.resolution // factor
+        self.latent_shape = (self.unet.config.in_channels, latent_size, latent_size)  # (C, h, w)
+        self._negative_prompt: str | None = None
+        self._negative_embedding: torch.Tensor | None = None
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """On the device, with the weights that autocast would cast at every call cast once.
+    def _prepare(self, model: Any) -> Any:
+        """Move a model to the device, with the weights cast that autocast would cast at each call.
 
-        The rest stays in float32: with norms and residuals in bfloat16 too, a small model's images are off by 14/255.
+        The other weights stay float32: with norms and residuals in bfloat16 too, the images of a
+        small model change by up to 14/255.
         """
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 module.to(self.dtype)
         return model.to(self.device, memory_format=torch.channels_last)
 
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    @torch.inference_mode()
+    def generate_images(
+        self, prompts: list[str], negative_prompts: list[str], seeds: list[int]
+    ) -> np.ndarray:
+        """Generate an image per prompt: uint8 [N, H, W, 3].
 
-    def attempt(self, count: int) -> None:
-        """What `draw` does in memory, for groups of `count` images."""
-        text = self.embed_negative("").expand(
-            2 * count if self.settings.guidance_scale > 1 else count, -1, -1
-        )
-        noise = torch.zeros(count, *self.shape, device=self.device)
-        with torch.inference_mode(), self.autocast():
-            latents = denoise(
-                self.unet, self.scheduler, noise, text, self.settings.guidance_scale, 1
+        The N prompts, at most `sampling.batch_size`, are padded to a group of that size.
+        """
+        count = len(prompts)
+        group_size = self.sampling.batch_size
+        padding = group_size - count
+        noise = torch.stack(
+            [
+                torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed))
+                for seed in seeds + [0] * padding
+            ]
+        ).to(self.device)  # [B, C, h, w]
+        text = models.embed_text(
+            self.tokenizer, self.text_encoder, prompts + [""] * padding
+        )  # [B, L, D]
+        negative_text = None
+        if self.sampling.guidance_scale > 1:
+            negative_text = torch.cat(
+                [self._embed_negative(prompt) for prompt in negative_prompts + [""] * padding]
+            )  # [B, L, D]
+
+        def generate_chunk(chunk: slice) -> torch.Tensor:
+            chunk_text = text[chunk]
+            if negative_text is not None:
+                chunk_text = torch.cat([negative_text[chunk], chunk_text])
+            return self._denoise_and_decode(noise[chunk], chunk_text, self.sampling.steps)
+
+        chunks = CpuChunks(group_size, self.device)
+        images = torch.cat(chunks.map(generate_chunk))[:count]  # [N, 3, H, W]
+        decoded = images.float().cpu().numpy()
+        if not np.isfinite(decoded).all():
+            exit_with_error(
+                f"sampling.precision: in {self.sampling.precision} the model's images are NaN or "
+                "inf; use bf16 or fp32"
             )
-            self.vae.decode(latents, return_dict=False)
+        return models.to_pixels(decoded, self.normalization)
 
     @torch.inference_mode()
-    def draw(self, prompts: list[str], negatives: list[str], seeds: list[int]) -> np.ndarray:
-        """Images uint8 [n,H,W,3] of at most `batch_size` prompts; the group is padded to that size whatever n is."""
-        count, size, guidance = len(prompts), self.settings.batch_size, self.settings.guidance_scale
-        pad = [0] * (size - count)
-        noise = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed))
-            for seed in seeds + pad
-        ]
-        noise = torch.stack(noise).to(self.device)  # [B,C,h,w]
-        texts = [
-            models.embed(self.tokenizer, self.text_encoder, prompts + [""] * len(pad))
-        ]  # [B,L,D]
-        if guidance > 1:
-            texts.insert(0, torch.cat([*map(self.embed_negative, negatives + [""] * len(pad))]))
+    def _denoise_and_decode(
+        self, noise: torch.Tensor, text: torch.Tensor, steps: int
+    ) -> torch.Tensor:
+        """Decoded images [B, 3, H, W] from noise [B, C, h, w] and text [B, L, D].
 
-        @torch.inference_mode()
-        def images_of(part: slice) -> torch.Tensor:
-            text = torch.cat([t[part] for t in texts])  # [b,L,D], with guidance [2b,L,D]
-            with self.autocast():
-                latents = (
-                    denoise(
-                        self.unet,
-                        deepcopy(self.scheduler),
-                        noise[part],
-                        text,
-                        guidance,
-                        self.settings.steps,
-                    )
-                    / self.scale
-                )
-                return self.vae.decode(
-                    latents.contiguous(memory_format=torch.channels_last), return_dict=False
-                )[0]
+        With guidance text is [2B, L, D], the negative prompts first.
+        """
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            latents = denoise(
+                self.unet,
+                deepcopy(self.scheduler),  # it keeps a history, and threads work side by side
+                noise,
+                text,
+                self.sampling.guidance_scale,
+                steps,
+            )  # [B, C, h, w]
+            latents = (latents / self.scaling_factor).contiguous(memory_format=torch.channels_last)
+            return self.vae.decode(latents, return_dict=False)[0]
 
-        images = (
-            torch.cat(CpuChunks(size, self.device).map(images_of))[:count].float().cpu().numpy()
-        )  # [n,3,H,W]
-        if not np.isfinite(images).all():
-            exit_with_error(
-                f"sampling.precision: in {self.settings.precision} the model's images are no numbers; use bf16 or fp32"
+    def _embed_negative(self, negative_prompt: str) -> torch.Tensor:
+        """The text embedding [1, L, D] of a negative prompt; the last one is kept, as most repeat.
+
+        Embedded alone in its batch, a prompt has the same embedding in any group.
+        """
+        if self._negative_embedding is None or self._negative_prompt != negative_prompt:
+            self._negative_embedding = models.embed_text(
+                self.tokenizer, self.text_encoder, [negative_prompt]
             )
-        return models.to_pixels(images, self.statistics)
+            self._negative_prompt = negative_prompt
+        return self._negative_embedding
 
-    def embed_negative(self, text: str) -> torch.Tensor:
-        """Text embedding [1,L,D], made once: negative prompts repeat. Alone in its batch it has the same bytes in any group."""
-        if text not in self.negatives:
-            self.negatives = {text: models.embed(self.tokenizer, self.text_encoder, [text])}
-        return self.negatives[text]
+    def try_group_size(self, count: int) -> None:
+        """Use as much memory as `generate_images` does for a group of `count` images."""
+        noise = torch.zeros(count, *self.latent_shape, device=self.device)
+        texts = 2 * count if self.sampling.guidance_scale > 1 else count
+        text = self._embed_negative("").expand(texts, -1, -1)
+        self._denoise_and_decode(noise, text, steps=1)
 
 
-def draw_shards(
+def generate_shards(
     stage: str,
     out: Path,
-    folder: Path,
+    model: Path,
     rows: Iterable[dict],
     total: int,
     schema: pa.Schema,
-    settings: Sampling,
+    sampling: Sampling,
     seed: int,
     inputs: list[Path],
 ) -> None:
-    """Draw an image for each of `total` rows {prompt, negative_prompt, item: ids its noise is drawn from, ...} into shards.
+    """Generate an image for each row and write the rows as Parquet shards, all of it streamed.
 
-    `schema` names the columns: those of the rows and image, seed, scheduler, steps, guidance_scale, model. Rows stream in,
-    images stream out. `inputs`, the files that decide the rows (the stage's script is one), key the scratch with `total`, the model,
-    `settings` and `seed`.
+    Args:
+        stage: its name, for the log and the resume cache.
+        out: the folder to write to.
+        model: the diffusion model.
+        rows: with `prompt`, `negative_prompt` and `item`, which `image_seed` takes.
+        total: number of rows.
+        schema: the columns to write: those of the rows, `image` and `PROVENANCE`.
+        sampling: the params.
+        seed: the seed of the run.
+        inputs: the files that decide the rows, with the stage's script. When one changes, finished
+            groups in the resume cache are not used.
     """
     if not total:
         exit_with_error(f"{inputs[0]}: no rows to draw")
     state = process_state()
-    drawn_by = {
-        "scheduler": settings.scheduler,
-        "steps": settings.steps,
-        "guidance_scale": settings.guidance_scale,
-        "model": models.model_digest(folder),
+    digest = models.model_digest(model)
+    provenance = {
+        "scheduler": sampling.scheduler,
+        "steps": sampling.steps,
+        "guidance_scale": sampling.guidance_scale,
+        "model": digest,
     }
-    mark = fingerprint(
-        {
-            "sampling": settings.model_dump(),
-            "seed": seed,
-            "model": drawn_by["model"],
-            "total": total,
-        },
-        [*inputs, *sorted(Path(__file__).parent.glob("*.py"))],
-    )
-    with resume_cache.resume_folder(stage.replace("@", "_"), mark) as cache:
-        rows, size = iter(rows), settings.batch_size
-        kept = len(list(cache.glob("*.parquet")))
-        if kept:
-            log(f"{stage}: {kept} finished groups of an earlier run are kept")
-        if kept * size < total:
-            sampler = Sampler(folder, settings, state.device)
-        bar = progress_bar(total=total, what=stage, unit="image")
-        for number in range(math.ceil(total / size)):
-            group = list(islice(rows, size))
-            number += FIRST_GROUP
-            if (
-                number % state.num_processes == state.process_index
-                and not (cache / f"{number}.parquet").exists()
-            ):
-                seeds = [image_seed(seed, *row["item"]) for row in group]
-                prompts, negatives = (
-                    [row[name] for row in group] for name in ("prompt", "negative_prompt")
-                )
-                with report_out_of_memory("sampling.batch_size", size, sampler.attempt):
-                    images = sampler.draw(prompts, negatives, seeds)
-                done = [
-                    row
-                    | drawn_by
-                    | {
-                        "seed": s,
-                        "image": {"bytes": encode_png(Image.fromarray(image)), "path": None},
-                    }
-                    for row, s, image in zip(group, seeds, images)
-                ]
-                write_shard(cache, number, done, schema)
+    settings = {"sampling": sampling.model_dump(), "seed": seed, "model": digest, "total": total}
+    code = sorted(Path(__file__).parent.glob("*.py"))
+    key = fingerprint(settings, [*inputs, *code])
+    group_count = math.ceil(total / sampling.batch_size)
+    rows = iter(rows)
+    with resume_cache.resume_folder(stage.replace("@", "_"), key) as cache:
+        finished = len(list(cache.glob("*.parquet")))
+        if finished:
+            log(f"{stage}: {finished} finished groups of an earlier run are kept")
+        if finished < group_count:
+            sampler = Sampler(model, sampling, state.device)
+        bar = progress_bar(total=total, desc=stage, unit="image")
+        for number in range(FIRST_GROUP, FIRST_GROUP + group_count):
+            group = list(islice(rows, sampling.batch_size))
+            is_own = number % state.num_processes == state.process_index
+            if is_own and not (cache / f"{number}.parquet").exists():
+                finished_rows = _generate_group(sampler, group, seed, provenance)
+                write_shard(cache, number, finished_rows, schema)
             bar.update(len(group))
         bar.close()
         state.wait_for_everyone()
         if state.is_main_process:
-            if (found := len(list(cache.glob("*.parquet")))) != math.ceil(total / size):
-                exit_with_error(
-                    f"{cache}: {found} of {math.ceil(total / size)} groups of images are here: set REMOTE_DIFFUSION_SCRATCH to a folder "
-                    "that all machines see"
-                )
-            for stale in out.glob("*.parquet"):
-                stale.unlink()
-            write_shards(out, stream_rows(cache), schema)
+            _merge_groups(cache, group_count, out, schema)
         state.wait_for_everyone()
+
+
+def _generate_group(
+    sampler: Sampler, rows: list[dict], seed: int, provenance: dict[str, Any]
+) -> list[dict]:
+    """The rows of a group with their images, seeds and provenance."""
+    seeds = [image_seed(seed, *row["item"]) for row in rows]
+    prompts = [row["prompt"] for row in rows]
+    negative_prompts = [row["negative_prompt"] for row in rows]
+    group_size = sampler.sampling.batch_size
+    with report_out_of_memory("sampling.batch_size", group_size, sampler.try_group_size):
+        images = sampler.generate_images(prompts, negative_prompts, seeds)
+    cells = [{"bytes": encode_png(Image.fromarray(image)), "path": None} for image in images]
+    return [
+        row | provenance | {"seed": row_seed, "image": cell}
+        for row, row_seed, cell in zip(rows, seeds, cells)
+    ]
+
+
+def _merge_groups(cache: Path, group_count: int, out: Path, schema: pa.Schema) -> None:
+    """Write the finished groups of all processes as shards to `out`."""
+    finished = len(list(cache.glob("*.parquet")))
+    if finished != group_count:
+        exit_with_error(
+            f"{cache}: {finished} of {group_count} groups of images are here: set "
+            "REMOTE_DIFFUSION_SCRATCH to a folder that all machines see"
+        )
+    for old_shard in out.glob("*.parquet"):
+        old_shard.unlink()
+    write_shards(out, stream_rows(cache), schema)

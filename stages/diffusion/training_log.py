@@ -1,54 +1,80 @@
-"""The course of fine-tuning as outputs: `metrics/diffusion.json`, the curve behind the DVC plots, the sample grids."""
+"""The course of fine-tuning as outputs: final metrics, the loss curve for DVC, the sample grids."""
 
+import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import write_atomically, write_json
+from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
+from stages.runtime.errors import exit_with_error
 
-COLUMNS = (
-    "step",
-    "train_loss",
-    "validation_loss",
-    "base_domain_loss",
-    "diversity",
-)  # base_domain_loss: None without such a set
+# What is measured at step 0 and at each checkpoint. `base_domain_loss`: only with such a set.
+MEASURED = ("validation_loss", "base_domain_loss", "diversity")
+COLUMNS = ("step", "train_loss", *MEASURED)
 GRIDS = Path("metrics/plots/diffusion_grid")
 
 
 def grid_file(cache: Path, step: int) -> Path:
-    """Where the grid of a step waits for the end."""
+    """The file that keeps the sample grid of a step until training ends."""
     return cache / "grid" / f"{step:08d}.png"
 
 
-def write(state: dict, steps: int, cache: Path, latents: Path) -> None:
-    """`state`: best_step and curve, a row of COLUMNS per checkpoint, the first before any training."""
-    rows = [dict(zip(COLUMNS, row)) for row in state["curve"]]
-    first, best, last = (
-        rows[0],
-        next(row for row in rows if row["step"] == state["best_step"]),
-        rows[-1],
+def exit_if_diverged(
+    values: Iterable[float], state: TrainingState, writer: CheckpointWriter, lr: float
+) -> None:
+    """Exit with an error where one of these values is NaN or infinite.
+
+    Args:
+        values: measured at `state.step`.
+        state: its curve ends at the last checkpoint, which stays on disk.
+        writer: may still be writing that checkpoint.
+        lr: the peak learning rate.
+    """
+    if all(math.isfinite(value) for value in values):
+        return
+    writer.wait()
+    history = ", ".join(f"step {row['step']}: {row['train_loss']:.4f}" for row in state.curve)
+    last_step = state.curve[-1]["step"]
+    kept = f"The checkpoint of step {last_step} is kept"
+    if not last_step:
+        kept = "No checkpoint was written yet"
+    exit_with_error(
+        f"finetune_sd.lr: the loss is NaN or infinite at step {state.step} (mean training loss "
+        f"before: {history}). {kept}. Try a lower lr than {lr}, a longer warm-up, or precision fp32"
     )
-    truncated = pq.read_table(latents / "captions.parquet", columns=["truncated"])[
-        "truncated"
-    ].to_pylist()
+
+
+def write(state: TrainingState, steps: int, cache: Path, latents: Path) -> None:
+    """Write `metrics/diffusion.json`, `metrics/plots/diffusion_loss.csv` and the sample grids.
+
+    Args:
+        state: at the end of training.
+        steps: optimizer steps in all.
+        cache: the folder with the sample grids.
+        latents: what was trained on, `data/latents`.
+    """
+    base = state.curve[0]
+    best = next(row for row in state.curve if row["step"] == state.best_step)
+    last = state.curve[-1]
     metrics = {"train_loss": best["train_loss"]}
-    for name in COLUMNS[2:]:
-        if first[name] is not None:
-            metrics |= {name: best[name], f"{name}_base": first[name], f"{name}_last": last[name]}
-    write_json(
-        "metrics/diffusion.json",
-        metrics
-        | {"best_step": state["best_step"], "steps": steps, "truncated_captions": sum(truncated)},
-    )
-    lines = [
-        ",".join(COLUMNS),
-        *(
-            ",".join("" if value is None else repr(value) for value in row)
-            for row in state["curve"]
-        ),
-    ]
+    for name in MEASURED:
+        if name in base:
+            metrics[name] = best[name]
+            metrics[f"{name}_base"] = base[name]
+            metrics[f"{name}_last"] = last[name]
+    captions = pq.read_table(latents / "captions.parquet", columns=["truncated"])
+    metrics["best_step"] = state.best_step
+    metrics["steps"] = steps
+    metrics["truncated_captions"] = sum(captions["truncated"].to_pylist())
+    write_json("metrics/diffusion.json", metrics)
+
+    lines = [",".join(COLUMNS)]
+    for row in state.curve:
+        lines.append(",".join(repr(row[name]) if name in row else "" for name in COLUMNS))
     write_atomically("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
+
     shutil.rmtree(GRIDS, ignore_errors=True)
     shutil.copytree(cache / "grid", GRIDS)

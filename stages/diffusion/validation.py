@@ -1,124 +1,211 @@
-"""What is measured at a checkpoint: the validation loss, and a grid of images with its diversity.
+"""What is measured at a checkpoint: validation losses, and a grid of samples with its diversity.
 
-Noise, timesteps and captions are the same for every checkpoint and every experiment, and don't depend on the run's seed.
+Noise, timesteps and captions are the same at every checkpoint and in every experiment; they don't
+depend on the run's seed.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from stages.common.artifacts import read_json
 from stages.common.rng import rng
 from stages.diffusion import models
 from stages.diffusion.denoising import denoise
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss, stratified_timesteps
+from stages.diffusion.trainer import Trainer
+from stages.params import FinetuneSD
 
-GRID_COLUMNS, GRID_STEPS, GRID_GUIDANCE = 4, 15, 4.0  # images per caption; of DPM-Solver++
+GRID_COLUMNS = 4  # images per caption
+GRID_STEPS = 15  # of DPM-Solver++
+GRID_GUIDANCE = 4.0  # scale of classifier-free guidance
+
+
+class Evaluator:
+    """Measures the model of a trainer on the validation split and on the base model's own domain.
+
+    Attributes:
+        valid: the validation split.
+        base: images of the base model's own domain, to measure forgetting; None without such a set.
+    """
+
+    def __init__(self, latents: Path, start: Path, config: FinetuneSD) -> None:
+        scale = models.scaling_factor(start)
+        self.valid = Latents(latents, "valid", scale)
+        self.base: Latents | None = None
+        if (latents / "base.safetensors").exists():
+            self.base = Latents(latents, "base", scale)
+        self.normalization = read_json(latents / "normalization.json")
+        self.start = start
+        self.config = config
+
+    def measure(
+        self, trainer: Trainer, step: int, train_losses: torch.Tensor, grid_file: Path
+    ) -> dict[str, float]:
+        """The measurements of a checkpoint, by column of the training log.
+
+        Args:
+            trainer: holds the model. Every process of a run must call this.
+            step: optimizer steps done.
+            train_losses: training losses [K] of this process since the checkpoint before.
+            grid_file: where the grid of samples is written.
+        """
+        measurements: dict[str, float] = {"step": step}
+        train_loss = trainer.accelerator.reduce(train_losses.mean(), "mean")
+        measurements["train_loss"] = train_loss.item()
+        sets = {"validation_loss": (self.valid, self.config.validation_images)}
+        if self.base is not None:
+            sets["base_domain_loss"] = (self.base, len(self.base))
+        for name, (data, images) in sets.items():
+            measurements[name] = validation_loss(
+                trainer.model,
+                data,
+                images,
+                trainer.batch_size,
+                trainer.accelerator,
+                trainer.alphas_cumprod,
+                trainer.prediction_type,
+            )
+        device = trainer.accelerator.device
+        scheduler = models.load_scheduler(self.start, "dpm", self.config.zero_terminal_snr)
+        samples = sample_captions(
+            trainer.model, self.valid, self.config.grid_captions, scheduler, device
+        )
+        measurements["diversity"] = relative_diversity(samples, self.valid)
+        if trainer.accelerator.is_main_process:
+            grid = decode_grid(samples, self.start, self.normalization, device)
+            grid_file.parent.mkdir(exist_ok=True)
+            grid.save(grid_file)
+        return measurements
 
 
 @torch.no_grad()
-@torch.compiler.set_stance("force_eager")  # other shapes than training's would each be compiled
+@torch.compiler.set_stance("force_eager")  # each shape unlike training's would be compiled
 def validation_loss(
-    model,
+    model: torch.nn.Module,
     data: Latents,
     images: int,
-    group: int,
+    batch_size: int,
     accelerator: Accelerator,
-    alphas_cumprod,
-    kind: str,
+    alphas_cumprod: torch.Tensor,
+    prediction_type: str,
 ) -> float:
-    """Mean squared error of one denoising step over at most `images` rows of `data`, timesteps stratified.
+    """Mean squared error of one denoising step over at most `images` rows of `data`.
 
-    Processes take turns at groups of `group` images; every one runs the model equally often (a sharded model needs that).
+    The timesteps are stratified. The processes take turns at batches of `batch_size` images; each
+    of them runs the model equally often, because a sharded model needs all of them at every call.
+
+    Args:
+        model: the UNet, as accelerate wraps it.
+        data: latents and captions; the first caption of each image is used.
+        images: at most.
+        batch_size: images per forward pass.
+        accelerator: the processes.
+        alphas_cumprod: the noise schedule [T].
+        prediction_type: `epsilon` or `v_prediction`.
     """
-    order = rng(0, "validation").permutation(len(data))[:images]
-    times = stratified_timesteps(len(order), len(alphas_cumprod))
-    errors = torch.zeros(len(order), dtype=torch.float64, device=accelerator.device)
-    starts = list(range(0, len(order), group))
-    for turn in range(0, len(starts), accelerator.num_processes):
+    order = rng(0, "validation").permutation(len(data))[:images]  # [N]
+    timesteps = stratified_timesteps(len(order), len(alphas_cumprod))  # [N]
+    errors = torch.zeros(len(order), dtype=torch.float64, device=accelerator.device)  # [N]
+    firsts = list(range(0, len(order), batch_size))
+    for turn in range(0, len(firsts), accelerator.num_processes):
         number = turn + accelerator.process_index
-        here = slice(first := starts[min(number, len(starts) - 1)], first + group)
-        noise = np.stack(
-            [
-                rng(0, "validation", int(row)).standard_normal(data.shape, np.float32)
-                for row in order[here]
-            ]
-        )
-        batch = {
-            "latents": data.latents(order[here], 0, None),
-            "noise": torch.from_numpy(noise),
-            "timesteps": times[here],
-            "text": data.text([data.captions[row][0] for row in order[here]]),
-        }
-        error = denoising_loss(
-            model,
-            {key: value.to(errors.device) for key, value in batch.items()},
-            alphas_cumprod,
-            kind,
-        )
-        if number < len(starts):
+        first = firsts[min(number, len(firsts) - 1)]  # a process without a batch repeats the last
+        here = slice(first, first + batch_size)
+        batch = validation_batch(data, order[here]) | {"timesteps": timesteps[here]}
+        batch = {name: tensor.to(errors.device) for name, tensor in batch.items()}
+        error = denoising_loss(model, batch, alphas_cumprod, prediction_type)  # [B]
+        if number < len(firsts):
             errors[here] = error.double()
     return accelerator.reduce(errors, "sum").mean().item()
 
 
+def validation_batch(data: Latents, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    """latents [B, C, h, w], noise [B, C, h, w] and text [B, L, D] of these rows."""
+    noise = [rng(0, "validation", int(row)).standard_normal(data.shape, np.float32) for row in rows]
+    return {
+        "latents": data.latents(rows, 0, None),
+        "noise": torch.from_numpy(np.stack(noise)),
+        "text": data.text_embeddings([data.captions[row][0] for row in rows]),
+    }
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
-def sample_grid(
-    model,
-    data: Latents,
-    captions: int,
-    start: Path,
-    statistics: dict,
-    device,
-    zero_terminal_snr: bool,
-) -> tuple[Image.Image, float]:
-    """A picture of `captions` rows, four images of each of the first captions of `data`, and the images' diversity.
+def sample_captions(
+    model: torch.nn.Module, data: Latents, captions: int, scheduler: Any, device: torch.device
+) -> list[torch.Tensor]:
+    """Generated latents [GRID_COLUMNS, C, h, w] of each of some captions, on the CPU.
 
-    Diversity: root mean square distance, in latents, between images of one caption, over that between real images. The
-    paper's "averaged-out" images (section 4) would show as a fall. The VAE is loaded for this and freed.
+    The captions are the first ones of at most `captions` images, evenly spaced in `data`.
     """
-    scheduler = models.load_scheduler(start, "dpm", zero_terminal_snr)
-    rows = np.linspace(0, len(data) - 1, min(captions, len(data))).astype(int)
-    drawn = []
-    for row in rows:
-        noise = torch.from_numpy(
-            rng(0, "grid", int(row)).standard_normal((GRID_COLUMNS, *data.shape), np.float32)
+    samples = []
+    for row in np.linspace(0, len(data) - 1, min(captions, len(data))).astype(int):
+        generator = rng(0, "grid", int(row))
+        noise = generator.standard_normal((GRID_COLUMNS, *data.shape), np.float32)
+        # Guidance leads away from the empty caption, which has id 0.
+        caption_ids = [0] * GRID_COLUMNS + [data.captions[row][0]] * GRID_COLUMNS
+        latents = denoise(
+            model,
+            scheduler,
+            torch.from_numpy(noise).to(device),
+            data.text_embeddings(caption_ids).to(device),  # [2 GRID_COLUMNS, L, D]
+            GRID_GUIDANCE,
+            GRID_STEPS,
         )
-        text = data.text(
-            [0] * GRID_COLUMNS + [data.captions[row][0]] * GRID_COLUMNS
-        )  # [2B,L,D]; caption 0 is the empty one
-        drawn.append(
-            denoise(
-                model, scheduler, noise.to(device), text.to(device), GRID_GUIDANCE, GRID_STEPS
-            ).cpu()
-        )
-    real = data.latents(np.arange(min(len(data), 64)), 0, None)
-    diversity = np.mean([spread(images) for images in drawn]) / spread(real)
-
-    vae = models.load(start, "vae").to(device, memory_format=torch.channels_last)
-    images = [
-        [
-            vae.decode(latent[None].to(device) / data.scale, return_dict=False)[0]
-            .float()
-            .cpu()
-            .numpy()
-            for latent in line
-        ]
-        for line in drawn
-    ]  # [1,3,H,W] each
-    pixels = [
-        np.concatenate([models.to_pixels(image, statistics)[0] for image in line], 1)
-        for line in images
-    ]
-    return Image.fromarray(np.concatenate(pixels)), float(diversity)
+        samples.append(latents.cpu())
+    return samples
 
 
-def spread(latents: torch.Tensor) -> float:
-    """Root mean square distance between two of several latents [N,C,h,w]: the square root of twice their variance."""
-    variance = (
-        latents.double().var(0).mean().item() if len(latents) > 1 else 1.0
-    )  # what the latents are scaled to
+def relative_diversity(samples: list[torch.Tensor], data: Latents) -> float:
+    """How much images of one caption differ, as a fraction of how much real images differ.
+
+    Measured by the root mean square distance of latents. The paper's "averaged-out" images
+    (section 4) would show as a fall.
+
+    Args:
+        samples: for each caption, the latents [N, C, h, w] of its images.
+        data: the real images; the first 64 are used.
+    """
+    real = data.latents(np.arange(min(len(data), 64)), 0, None)  # [N, C, h, w]
+    return float(np.mean([rms_distance(latents) for latents in samples]) / rms_distance(real))
+
+
+def rms_distance(latents: torch.Tensor) -> float:
+    """Root mean square distance, per element, between two of several latents [N, C, h, w].
+
+    It is the square root of twice their variance, which is taken as 1 for a single latent: the
+    variance that latents are scaled to.
+    """
+    variance = latents.double().var(0).mean().item() if len(latents) > 1 else 1.0
     return (2 * variance) ** 0.5
+
+
+@torch.no_grad()
+def decode_grid(
+    samples: list[torch.Tensor], start: Path, normalization: dict, device: torch.device
+) -> Image.Image:
+    """A picture with one row of images for each caption. The VAE is loaded for it and freed.
+
+    Args:
+        samples: for each caption, the scaled latents [N, C, h, w] of its images.
+        start: the model folder with the VAE.
+        normalization: the normalization that the VAE was fed.
+        device: to decode on.
+    """
+    vae = models.load(start, "vae").to(device, memory_format=torch.channels_last)
+    scale = models.scaling_factor(start)
+    rows = []
+    for latents in samples:
+        tiles = []
+        for latent in latents:
+            decoded = vae.decode(latent[None].to(device) / scale, return_dict=False)[0]
+            pixels = decoded.float().cpu().numpy()  # [1, 3, H, W]
+            tiles.append(models.to_pixels(pixels, normalization)[0])  # [H, W, 3]
+        rows.append(np.concatenate(tiles, axis=1))
+    return Image.fromarray(np.concatenate(rows))

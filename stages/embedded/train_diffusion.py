@@ -1,13 +1,17 @@
-"""Train the tiny base diffusion model that ships in `stages/embedded/models/diffusion/` (once; about an hour and a half on 2 cores).
+"""Train the tiny diffusion model that ships in `stages/embedded/models/diffusion/`.
 
     python -m stages.embedded.train_models diffusion
 
-It stands in for Stable Diffusion v1.5: its VAE and text encoder have seen both looks and all scenes (as SD's have seen
-the web), its UNet only the `base` look and not the scenes of `UNSEEN`, so that fine-tuning has a domain to learn.
+It takes an hour and a half on 2 cores. The model stands in for Stable Diffusion v1.5. Its VAE and
+text encoder are trained on both looks and all scenes, as SD's were on the web. Its UNet is trained
+on the `base` look only, without the scenes of `UNSEEN_SCENES`, so that fine-tuning has a domain to
+learn.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,136 +20,201 @@ from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic, torch_generator
 from stages.diffusion import from_scratch
 from stages.diffusion.loss import denoising_loss
-from stages.embedded.scenes import SCENES, tiles
-from stages.imagery.base_domain import UNSEEN
+from stages.embedded.scenes import SCENES, render_tiles
+from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.progress import progress_bar
 
 FOLDER = Path("stages/embedded/models/diffusion")
-SEED = 20260101  # far from any run's own tiles: base and domain imagery never share a tile
-SIZE = 64  # pixels
-BOTH_TILES, UNET_TILES = 6000, 24000
+PARTS = ("vae", "text_encoder", "unet")
+SEED = 20260101  # no run uses it: base imagery and domain imagery never share a tile
+SIZE = 64  # pixels per side
+TEXT_WIDTH = 64
+LATENT_CHANNELS = 4
+BOTH_LOOKS_TILES = 6000  # for the VAE and the text encoder
+UNET_TILES = 24000
+UNET_BATCH = 32
+UNET_LR = 1.5e-3
+CAPTION_DROPOUT = 0.1
+MIN_SNR_GAMMA = 5.0
+ENCODING_BATCH = 64  # images
 
 
 def main(
-    *parts: str, vae_steps: int = 2500, text_steps: int = 800, unet_steps: int = 10000
+    parts: Sequence[str] = PARTS,
+    vae_steps: int = 2500,
+    text_steps: int = 800,
+    unet_steps: int = 10000,
 ) -> None:
-    """Train the named parts (vae, text_encoder, unet), or all; the others are taken from the folder as they are."""
+    """Train these parts of the model. The others are loaded from `FOLDER`."""
     from diffusers import AutoencoderKL
     from transformers import CLIPTextModel, CLIPTokenizer
 
     make_deterministic(SEED)
-    parts = parts or ("vae", "text_encoder", "unet")
-    notes = [
-        re.sub(r"[^a-z ]", " ", path.read_text().lower())
-        for path in sorted(Path("stages/embedded/notes").glob("*.md"))
-    ]
-    half = BOTH_TILES // 2
-    both = [*tiles(SEED, 0, half, SIZE, "domain"), *tiles(SEED, half, BOTH_TILES, SIZE, "base")]
-    images, captions = np.stack([t["image"] for t in both]), [t["captions"] for t in both]
-    sentences = [c for five in captions for c in five]
-    # Words of the notes that no caption uses: general English, to the text encoder.
-    fillers = sorted(
-        {word for note in notes for word in note.split()}
-        - {word for c in sentences for word in c.split()}
-    )
+    tiles = both_looks_tiles()
+    images = np.stack([tile["image"] for tile in tiles])  # [N, H, W, 3]
+    captions = [tile["captions"] for tile in tiles]
+    all_captions = [caption for tile_captions in captions for caption in tile_captions]
+    notes = read_notes()
+    fillers = filler_words(notes, all_captions)
 
     if "vae" in parts:
-        from_scratch.train_vae(images, [24, 48, 96], 4, vae_steps, 32, 3e-3, SEED).save_pretrained(
-            FOLDER / "vae"
+        trained_vae = from_scratch.train_vae(
+            images,
+            [24, 48, 96],
+            LATENT_CHANNELS,
+            steps=vae_steps,
+            batch_size=32,
+            lr=3e-3,
+            seed=SEED,
         )
+        trained_vae.save_pretrained(FOLDER / "vae")
     if "text_encoder" in parts:
-        from_scratch.train_tokenizer(sentences + notes, FOLDER / "tokenizer")
+        from_scratch.train_tokenizer(all_captions + notes, FOLDER / "tokenizer")
+        trained_text_encoder = from_scratch.train_text_encoder(
+            CLIPTokenizer.from_pretrained(FOLDER / "tokenizer"),
+            images,
+            captions,
+            width=TEXT_WIDTH,
+            layers=2,
+            steps=text_steps,
+            batch_size=96,
+            lr=2e-3,
+            seed=SEED,
+            fillers=fillers,
+        )
+        trained_text_encoder.save_pretrained(FOLDER / "text_encoder")
+    if "unet" in parts:
+        vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)
         tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-        from_scratch.train_text_encoder(
-            tokenizer, images, captions, 64, 2, text_steps, 96, 2e-3, SEED, fillers
-        ).save_pretrained(FOLDER / "text_encoder")
-    if "unet" not in parts:
-        return
-    vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
-    text = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-    base = list(
-        tiles(SEED + 1, 0, UNET_TILES, SIZE, "base", [s for s in SCENES if s not in UNSEEN])
-    )
-    latents, captions = (
-        encode(vae, np.stack([t["image"] for t in base])),
-        [t["captions"] for t in base],
-    )
-    unet = from_scratch.untrained_unet(
-        [32, 64, 128], 4, SIZE // 4, 64, attention_from=2
-    )  # at 8 x 8 it costs a quarter of a step
-    train_unet(unet, latents, captions, text, tokenizer, fillers, unet_steps, batch=32, lr=1.5e-3)
-    from_scratch.save_pipeline(FOLDER, vae, text, unet, torch.float16)
+        unet = train_unet(vae, text_encoder, tokenizer, fillers, unet_steps)
+        from_scratch.save_pipeline(FOLDER, vae, text_encoder, unet, torch.float16)
 
 
-@torch.no_grad()
-def encode(vae, images: np.ndarray) -> torch.Tensor:
-    """Latents of images, each under a random flip or rotation: fp16 [N,C,h,w]."""
-    turns = rng(SEED, "turns").integers(8, size=len(images))
-    images = np.stack([np.rot90(x, k % 4)[:, :: -1 if k > 3 else 1] for x, k in zip(images, turns)])
-    return torch.cat(
-        [
-            vae.encode(from_scratch._pixels(images[i : i + 64])).latent_dist.mean.half()
-            * vae.config.scaling_factor
-            for i in progress_bar(range(0, len(images), 64), what="latents", unit="batch")
-        ]
-    )
+def both_looks_tiles() -> list[dict]:
+    """Tiles of all scenes, the first half in the `domain` look, the second in the `base` look."""
+    half = BOTH_LOOKS_TILES // 2
+    return [
+        *render_tiles(SEED, 0, half, SIZE, "domain"),
+        *render_tiles(SEED, half, BOTH_LOOKS_TILES, SIZE, "base"),
+    ]
+
+
+def read_notes() -> list[str]:
+    """The field notes that ship with the repository, as lower-case letters and spaces."""
+    paths = sorted(Path("stages/embedded/notes").glob("*.md"))
+    return [re.sub(r"[^a-z ]", " ", path.read_text().lower()) for path in paths]
+
+
+def filler_words(notes: list[str], captions: list[str]) -> list[str]:
+    """Words of the notes that no caption uses, sorted: to the text encoder, general English."""
+    note_words = {word for note in notes for word in note.split()}
+    caption_words = {word for caption in captions for word in caption.split()}
+    return sorted(note_words - caption_words)
 
 
 def train_unet(
-    unet, latents, captions, text, tokenizer, fillers, steps: int, batch: int, lr: float
-) -> None:
-    """v-prediction (Salimans & Ho 2022, eq. 12) on latents [N,C,h,w], captions dropped at 10 %; leaves the averaged weights.
+    vae: Any, text_encoder: Any, tokenizer: Any, fillers: Sequence[str], steps: int
+) -> Any:
+    """Train a UNet to predict the velocity (Salimans & Ho 2022, eq. 12); returns its EMA.
 
-    Min-SNR weighting (Hang et al. 2023, eq. 6 for v, gamma 5) spends the steps where structure is decided.
+    Min-SNR weighting (Hang et al. 2023, eq. 6 for v) spends the steps where structure is decided.
     """
     from diffusers import PNDMScheduler
 
-    unet.to(memory_format=torch.channels_last).train()
-    ema = [p.detach().clone() for p in unet.parameters()]
-    powers = PNDMScheduler.from_pretrained(FOLDER / "scheduler").alphas_cumprod  # [T]
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=lr, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min(1, s / 200) * 0.5 * (1.02 + np.cos(np.pi * s / steps))
+    tiles = unet_tiles()
+    latents = encode_latents(vae, np.stack([tile["image"] for tile in tiles]))  # [N, C, h, w]
+    captions = [tile["captions"] for tile in tiles]
+    # Attention starts at the lowest level, of 4 x 4 latents. At 8 x 8 it would cost a quarter of a
+    # step.
+    unet = from_scratch.make_unet(
+        [32, 64, 128], LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
     )
-    losses = []
-    for step in (bar := progress_bar(range(steps), what="UNet", unit="step")):
-        draw, generator = (
-            rng(SEED, "unet", batch, step),
-            torch_generator(SEED, "unet noise", batch, step),
-        )
-        rows = draw.integers(len(latents), size=batch)
-        words = [
-            ""
-            if draw.random() < 0.1
-            else from_scratch.scatter(captions[r][draw.integers(5)], fillers, draw)
-            for r in rows
-        ]
-        with torch.no_grad():
-            context = text(from_scratch.tokenize(tokenizer, words)).last_hidden_state  # [B,77,D]
-        x = latents[rows].float()  # [B,C,h,w]
-        eps, t = (
-            torch.randn(x.shape, generator=generator),
-            torch.randint(1000, (batch,), generator=generator),
-        )
-        loss = denoising_loss(
-            unet,
-            {"latents": x, "noise": eps, "timesteps": t, "text": context},
-            powers,
-            "v_prediction",
-            5.0,
-        ).mean()
+    unet.to(memory_format=torch.channels_last).train()
+    ema = [weight.detach().clone() for weight in unet.parameters()]
+    schedule: Any = PNDMScheduler.from_pretrained(FOLDER / "scheduler")
+    alphas_cumprod = schedule.alphas_cumprod  # [T]
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=UNET_LR, weight_decay=0.01, fused=True)
+    lr_schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps)
+    )
+    losses: list[float] = []
+    bar = progress_bar(range(steps), desc="UNet", unit="step")
+    for step in bar:
+        batch = draw_batch(step, latents, captions, text_encoder, tokenizer, fillers)
+        loss = denoising_loss(unet, batch, alphas_cumprod, "v_prediction", MIN_SNR_GAMMA).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
-        torch._foreach_lerp_(
-            ema, [p.detach() for p in unet.parameters()], 1 - min(0.999, (1 + step) / (10 + step))
-        )
+        lr_schedule.step()
+        # Update EMA. Its decay rises from 0.1 to 0.999.
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(ema, [weight.detach() for weight in unet.parameters()], 1 - decay)
         losses.append(loss.item())
         if step % 100 == 0:
             bar.set_postfix(loss=f"{np.mean(losses[-500:]):.4f}", refresh=False)
     with torch.no_grad():
-        for p, e in zip(unet.parameters(), ema):
-            p.copy_(e)
+        for weight, average in zip(unet.parameters(), ema):
+            weight.copy_(average)
+    return unet
+
+
+def unet_tiles() -> list[dict]:
+    """Tiles in the `base` look, of the scenes that the UNet may see."""
+    scenes = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
+    return list(render_tiles(SEED + 1, 0, UNET_TILES, SIZE, "base", scenes))
+
+
+@torch.no_grad()
+def encode_latents(vae: Any, images: np.ndarray) -> torch.Tensor:
+    """Latents of images [N, H, W, 3], each under a random flip or rotation: fp16 [N, C, h, w]."""
+    variants = rng(SEED, "turns").integers(8, size=len(images))
+    images = np.stack(
+        [
+            np.rot90(image, variant % 4)[:, :: -1 if variant > 3 else 1]
+            for image, variant in zip(images, variants)
+        ]
+    )
+    latents = []
+    begins = range(0, len(images), ENCODING_BATCH)
+    for begin in progress_bar(begins, desc="latents", unit="batch"):
+        x = from_scratch.normalize_pixels(images[begin : begin + ENCODING_BATCH])  # [B, 3, H, W]
+        latents.append(vae.encode(x).latent_dist.mean.half() * vae.config.scaling_factor)
+    return torch.cat(latents)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over 200 steps, then half a cosine down to a hundredth."""
+    return min(1, step / 200) * 0.5 * (1.02 + np.cos(np.pi * step / steps))
+
+
+def draw_batch(
+    step: int,
+    latents: torch.Tensor,
+    captions: list[list[str]],
+    text_encoder: Any,
+    tokenizer: Any,
+    fillers: Sequence[str],
+) -> dict[str, torch.Tensor]:
+    """The batch of a training step, as `denoising_loss` takes it. Some captions are dropped."""
+    generator = rng(SEED, "unet", UNET_BATCH, step)
+    noise_generator = torch_generator(SEED, "unet noise", UNET_BATCH, step)
+    rows = generator.integers(len(latents), size=UNET_BATCH)
+    texts = []
+    for row in rows:
+        if generator.random() < CAPTION_DROPOUT:
+            texts.append("")
+        else:
+            caption = captions[row][generator.integers(5)]
+            texts.append(from_scratch.insert_fillers(caption, fillers, generator))
+    with torch.no_grad():
+        token_ids = from_scratch.tokenize(tokenizer, texts)
+        text_embeddings = text_encoder(token_ids).last_hidden_state  # [B, 77, D]
+    x = latents[rows].float()  # [B, C, h, w]
+    return {
+        "latents": x,
+        "noise": torch.randn(x.shape, generator=noise_generator),
+        "timesteps": torch.randint(1000, (UNET_BATCH,), generator=noise_generator),
+        "text": text_embeddings,
+    }

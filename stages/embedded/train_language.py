@@ -1,100 +1,175 @@
-"""Pretrain the tiny Phi language model that ships with the repository, on the text of Python's own documentation.
+"""Pretrain the tiny Phi language model that ships with the repository, on Python's documentation.
 
-    python -m stages.embedded.train_language <python3.11-doc_3.11.2-6+deb12u9_all.deb> [folder]
+    python -m stages.embedded.train_language PACKAGE [FOLDER]
 
-The text is Debian's package (`apt-get download python3.11-doc`), pinned by its SHA-256: running prose, headings and
-lists of the HTML pages, without code. Writes a folder that `AutoModelForCausalLM.from_pretrained` reads (fp16
-safetensors, byte-level BPE). About ten minutes on one core. One thread: the same package gives the same weights.
+PACKAGE is Debian's python3.11-doc_3.11.2-6+deb12u9_all.deb (`apt-get download python3.11-doc`),
+pinned by its SHA-256. The text is the prose, headings and lists of its HTML pages, without code.
+FOLDER gets a model that `AutoModelForCausalLM.from_pretrained` reads (fp16 safetensors, byte-level
+BPE). It takes about ten minutes on one core, and one thread, so that the same package gives the
+same weights.
 """
 
+import argparse
 import hashlib
 import io
 import json
 import math
-import sys
 import tarfile
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log, progress_bar
 
-SHA256 = "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
-TARGET = Path(__file__).with_name("models") / "language"
-EOS = "<|endoftext|>"
-VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 2560, 192, 3, 4, 256
-STEPS, BATCH, LR, WARMUP, HELD_OUT = 1600, 8, 3e-3, 80, 20  # every 20th page is held out
+if TYPE_CHECKING:
+    import torch
+    from transformers import PhiForCausalLM
+
+PACKAGE_SHA256 = "5b3594189d6ef9a6963ce0347fd307a1cc67620ad697e144db366070e2e146be"
+MODEL_FOLDER = Path(__file__).with_name("models") / "language"
+END_OF_TEXT = "<|endoftext|>"
+# The model.
+VOCABULARY = 2560  # tokens
+WIDTH = 192
+LAYERS = 3
+HEADS = 4
+CONTEXT = 256  # tokens
+# Training.
+STEPS = 1600
+BATCH = 8  # windows of CONTEXT tokens per step
+PEAK_LR = 3e-3
+WARMUP_STEPS = 80
+HELD_OUT_EVERY = 20  # every 20th page is held out
+MIN_PARAGRAPH = 40  # characters; what is not longer is no prose
+# Sizes in an `ar` archive.
+AR_MAGIC_BYTES = 8
+AR_HEADER_BYTES = 60
 
 
-class Prose(HTMLParser):
-    """Paragraphs of a Sphinx page: what stands in p, li, dd and headings of the main part, without code blocks."""
+def main(package: str | Path, folder: str | Path = MODEL_FOLDER) -> None:
+    """Train on the text of a package and write the model, its tokenizer and its README."""
+    import torch
 
-    BLOCKS, SKIPPED = (
-        ("p", "li", "dd", "dt", "h1", "h2", "h3", "h4"),
-        ("pre", "script", "style", "table", "dt"),
+    from stages.common.torch_setup import make_deterministic
+
+    torch.set_num_threads(1)
+    make_deterministic(0)
+
+    pages = list(read_pages(Path(package)).values())
+    tokenizer = train_tokenizer(pages)
+    train_pages = [page for number, page in enumerate(pages) if number % HELD_OUT_EVERY]
+    held_out_pages = [page for number, page in enumerate(pages) if not number % HELD_OUT_EVERY]
+    train_tokens = concatenate_tokens(train_pages, tokenizer)  # [N]
+    held_out_tokens = concatenate_tokens(held_out_pages, tokenizer)  # [M]
+    log(
+        f"train_language: {len(pages)} pages, {sum(map(len, pages))} characters, "
+        f"{len(train_tokens)} tokens"
     )
+
+    model = make_model(tokenizer.eos_token_id)
+    train_model(model, train_tokens)
+    model = model.half().float().eval()  # fp16 rounds the weights: measure what ships
+    perplexity = measure_perplexity(model, held_out_tokens)
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_readme(Path(folder), model, perplexity, len(train_tokens))
+
+
+class ProseParser(HTMLParser):
+    """Collects the paragraphs, list items and headings of a Sphinx page, without code blocks."""
+
+    BLOCKS = ("p", "li", "dd", "dt", "h1", "h2", "h3", "h4")
+    SKIPPED = ("pre", "script", "style", "table", "dt")
     VOID = ("br", "img", "hr", "input", "meta", "link", "col", "wbr")
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.paragraphs, self.words, self.open = [], [], []
+        self.paragraphs: list[str] = []
+        self._words: list[str] = []  # of the paragraph being read
+        self._open: list[tuple[str, bool, bool]] = []  # (tag, is skipped, is the main part)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag in self.BLOCKS:
-            self._close()
+            self._end_paragraph()
         if tag not in self.VOID:
-            attributes = dict(attributes)
-            skip = tag in self.SKIPPED or "headerlink" in (attributes.get("class") or "")
-            self.open.append((tag, skip, attributes.get("role") == "main"))
+            attributes = dict(attrs)
+            is_skipped = tag in self.SKIPPED or "headerlink" in (attributes.get("class") or "")
+            self._open.append((tag, is_skipped, attributes.get("role") == "main"))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         if tag in self.BLOCKS:
-            self._close()
-        while self.open and any(name == tag for name, _, _ in self.open):
-            if self.open.pop()[0] == tag:
-                break
+            self._end_paragraph()
+        if any(name == tag for name, _, _ in self._open):
+            while self._open.pop()[0] != tag:
+                pass
 
-    def handle_data(self, data):
-        if any(main for _, _, main in self.open) and not any(skip for _, skip, _ in self.open):
-            self.words.append(data)
+    def handle_data(self, data: str) -> None:
+        in_main_part = any(is_main for _, _, is_main in self._open)
+        in_skipped = any(is_skipped for _, is_skipped, _ in self._open)
+        if in_main_part and not in_skipped:
+            self._words.append(data)
 
-    def _close(self):
-        text = " ".join("".join(self.words).split())
-        self.words = []
-        if len(text) > 40:
+    def _end_paragraph(self) -> None:
+        text = " ".join("".join(self._words).split())
+        self._words = []
+        if len(text) > MIN_PARAGRAPH:
             self.paragraphs.append(text)
 
 
-def pages(package: Path) -> dict[str, str]:
-    """Page path -> its prose, read out of the .deb (an `ar` archive around a `data.tar`)."""
+def read_pages(package: Path) -> dict[str, str]:
+    """Return the prose of each page of the documentation by its path, in the order of the paths.
+
+    Raises:
+        SystemExit: the file is not the pinned package.
+    """
     content = package.read_bytes()
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        exit_with_error(f"{package}: not the pinned python3.11-doc package (SHA-256 {SHA256})")
-    found, at = {}, 8
-    while at < len(content):
-        name, size = (
-            content[at : at + 16].decode().strip().rstrip("/"),
-            int(content[at + 48 : at + 58]),
+    if hashlib.sha256(content).hexdigest() != PACKAGE_SHA256:
+        exit_with_error(
+            f"{package}: not the pinned python3.11-doc package (SHA-256 {PACKAGE_SHA256})"
         )
-        if name.startswith("data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(content[at + 60 : at + 60 + size])) as archive:
-                for member in archive:
-                    path = member.name.partition("/html/")[2]
-                    listing = path.startswith(("genindex", "whatsnew/changelog"))
-                    if member.isfile() and path.endswith(".html") and not listing:
-                        found[path] = archive.extractfile(member).read().decode("utf-8")
-        at += 60 + size + size % 2
+    html_pages = read_html(content)
     prose = {}
-    for path in sorted(found):
-        parser = Prose()
-        parser.feed(found[path])
+    for path in sorted(html_pages):
+        parser = ProseParser()
+        parser.feed(html_pages[path])
         if parser.paragraphs:
             prose[path] = "\n".join(parser.paragraphs)
     return prose
 
 
-def train_tokenizer(texts: list[str]):
-    """A byte-level BPE tokenizer (no end-of-word suffix: with one, the merges differ between processes)."""
+def read_html(package: bytes) -> dict[str, str]:
+    """Return the HTML pages of a .deb, an `ar` archive (see `man 5 ar`) around a `data.tar`."""
+    pages: dict[str, str] = {}
+    offset = AR_MAGIC_BYTES
+    while offset < len(package):
+        name = package[offset : offset + 16].decode().strip().rstrip("/")
+        size = int(package[offset + 48 : offset + 58])
+        start = offset + AR_HEADER_BYTES
+        if name.startswith("data.tar"):
+            pages |= read_html_from_tar(package[start : start + size])
+        offset = start + size + size % 2
+    return pages
+
+
+def read_html_from_tar(content: bytes) -> dict[str, str]:
+    """Return the HTML pages below `html/` in a tar archive, without the index and the changelog."""
+    pages = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        for member in archive:
+            path = member.name.partition("/html/")[2]
+            is_listing = path.startswith(("genindex", "whatsnew/changelog"))
+            file = archive.extractfile(member) if member.isfile() else None
+            if file and path.endswith(".html") and not is_listing:
+                pages[path] = file.read().decode("utf-8")
+    return pages
+
+
+def train_tokenizer(texts: list[str]) -> Any:
+    """Train a byte-level BPE tokenizer.
+
+    It has no end-of-word suffix: with one, the merges differ between processes.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -103,49 +178,36 @@ def train_tokenizer(texts: list[str]):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[EOS],
+        special_tokens=[END_OF_TEXT],
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=EOS,
-        bos_token=EOS,
-        unk_token=EOS,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
         model_max_length=CONTEXT,
     )
 
 
-def main(package: str, folder: str = str(TARGET)) -> None:
+def concatenate_tokens(texts: list[str], tokenizer: Any) -> "torch.Tensor":
+    """Return the tokens of all texts, each text ended by the end-of-text token: [N] int64."""
     import torch
+
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer(text)["input_ids"]
+        ids.append(tokenizer.eos_token_id)
+    return torch.tensor(ids)
+
+
+def make_model(end_of_text: int) -> "PhiForCausalLM":
+    """Return the untrained model; `end_of_text` is the id of the end-of-text token."""
     from transformers import PhiConfig, PhiForCausalLM
 
-    from stages.common.torch_setup import make_deterministic, torch_generator
-
-    torch.set_num_threads(1)
-    make_deterministic(0)
-    prose = pages(Path(package))
-    tokenizer = train_tokenizer(list(prose.values()))
-
-    # One long stream of tokens, pages ended by EOS: [T].
-    def stream(texts):
-        return torch.tensor(
-            [
-                token
-                for text in texts
-                for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)
-            ]
-        )
-
-    train = stream(text for n, text in enumerate(prose.values()) if n % HELD_OUT)
-    held = stream(text for n, text in enumerate(prose.values()) if not n % HELD_OUT)
-    held = held[: len(held) // CONTEXT * CONTEXT].view(-1, CONTEXT)  # [W, CONTEXT]
-    log(
-        f"train_language: {len(prose)} pages, {sum(map(len, prose.values()))} characters, {len(train)} tokens"
-    )
-
-    model = PhiForCausalLM(
+    return PhiForCausalLM(
         PhiConfig(
             vocab_size=VOCABULARY,
             hidden_size=WIDTH,
@@ -154,25 +216,33 @@ def main(package: str, folder: str = str(TARGET)) -> None:
             num_attention_heads=HEADS,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=end_of_text,
+            eos_token_id=end_of_text,
         )
     )
-    decay = [p for p in model.parameters() if p.ndim > 1]
-    plain = [p for p in model.parameters() if p.ndim <= 1]
+
+
+def train_model(model: "PhiForCausalLM", tokens: "torch.Tensor") -> None:
+    """Train with AdamW on random windows of the tokens ([N]), with warm-up and cosine decay."""
+    import torch
+
+    from stages.common.torch_setup import torch_generator
+
+    parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
-        lr=LR,
+        [
+            {"params": [weight for weight in parameters if weight.ndim > 1], "weight_decay": 0.1},
+            {"params": [weight for weight in parameters if weight.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=PEAK_LR,
         betas=(0.9, 0.95),
     )
     generator = torch_generator(0, "windows")
-    for step in progress_bar(range(STEPS), what="train_language", unit="step"):
-        warm = min(1.0, (step + 1) / WARMUP)
-        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = (
-            LR * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
-        )
-        starts = torch.randint(len(train) - CONTEXT, (BATCH,), generator=generator)
-        ids = torch.stack([train[s : s + CONTEXT] for s in starts])  # [B, CONTEXT]
+    for step in progress_bar(range(STEPS), desc="train_language", unit="step"):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        starts = torch.randint(len(tokens) - CONTEXT, (BATCH,), generator=generator)
+        ids = torch.stack([tokens[start : start + CONTEXT] for start in starts])  # [B, CONTEXT]
         loss = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()
@@ -181,33 +251,57 @@ def main(package: str, folder: str = str(TARGET)) -> None:
         if (step + 1) % 250 == 0:
             log(f"step {step + 1}: loss {loss.item():.3f}")
 
-    # fp16 rounds the weights: measure what ships.
-    model = model.half().float().eval()
+
+def learning_rate(step: int) -> float:
+    """Return the learning rate of a step: linear warm-up, cosine decay to 5 % of the peak."""
+    warmup = min(1.0, (step + 1) / WARMUP_STEPS)
+    decay = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    return PEAK_LR * warmup * decay
+
+
+def measure_perplexity(model: "PhiForCausalLM", tokens: "torch.Tensor") -> float:
+    """Return the perplexity on the tokens ([M]), cut into windows of `CONTEXT`."""
+    import torch
+
+    windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)  # [W, CONTEXT]
     with torch.no_grad():
-        losses = [model(input_ids=part, labels=part).loss for part in held.split(16)]
-    perplexity = math.exp(torch.stack(losses).mean().item())
-    model.half().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_readme(Path(folder), model, perplexity, len(train))
+        losses = [model(input_ids=batch, labels=batch).loss for batch in windows.split(16)]
+    return math.exp(torch.stack(losses).mean().item())
 
 
-def write_readme(folder: Path, model, perplexity: float, tokens: int) -> None:
-    size = sum(p.numel() for p in model.parameters())
+def write_readme(folder: Path, model: "PhiForCausalLM", perplexity: float, tokens: int) -> None:
+    """Write what the model is, how it was made and its license; `tokens` is the training size."""
+    size = sum(weight.numel() for weight in model.parameters())
     text = f"""# A tiny Phi, pretrained on Python's documentation
 
 {size:,} parameters ({LAYERS} layers of width {WIDTH}, {HEADS} heads, context {CONTEXT},
 {VOCABULARY} byte-level BPE tokens), stored in fp16.
-Made by `python -m stages.embedded.train_language` from the prose of Debian's `python3.11-doc` 3.11.2-6+deb12u9 (SHA-256
-`{SHA256}`): {tokens:,} training tokens, {STEPS} steps of {BATCH} x {CONTEXT}.
-Perplexity on held-out pages (one in {HELD_OUT}): {perplexity:.1f}. It knows English as manuals write it
+Made by `python -m stages.embedded.train_language` from the prose of Debian's `python3.11-doc` \
+3.11.2-6+deb12u9 (SHA-256
+`{PACKAGE_SHA256}`): {tokens:,} training tokens, {STEPS} steps of {BATCH} x {CONTEXT}.
+Perplexity on held-out pages (one in {HELD_OUT_EVERY}): {perplexity:.1f}. \
+It knows English as manuals write it
 and nothing of remote sensing.
 
-The documentation is Copyright (c) 2001-2023 Python Software Foundation, under the PSF License Version 2
+The documentation is Copyright (c) 2001-2023 Python Software Foundation, \
+under the PSF License Version 2
 (https://docs.python.org/3.11/license.html); the weights are made available under the same license.
 """
     (folder / "README.md").write_text(text, encoding="utf-8")
     log(json.dumps({"parameters": size, "perplexity": round(perplexity, 2), "tokens": tokens}))
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.embedded.train_language",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("package", type=Path, help="python3.11-doc_*.deb")
+    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER, help="of the model")
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    arguments = parse_arguments()
+    main(arguments.package, arguments.folder)

@@ -1,16 +1,45 @@
-"""Train the tiny base models that ship in `stages/embedded/models/`, so that the pipeline runs with no downloads.
+"""Train the tiny base models that ship in `stages/embedded/models/`.
 
-python -m stages.embedded.train_models diffusion
-python -m stages.embedded.train_models language <python3.11-doc_*.deb>
+    python -m stages.embedded.train_models diffusion
+    python -m stages.embedded.train_models language python3.11-doc_*.deb
+
+The pipeline runs with these models when nothing is downloaded.
 """
 
-import sys
+import argparse
+
+from stages.runtime.process import start_process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.embedded.train_models",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    models = parser.add_subparsers(dest="model", required=True)
+    diffusion = models.add_parser("diffusion", help="VAE, text encoder and UNet")
+    diffusion.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["vae", "text_encoder", "unet"],
+        default=["vae", "text_encoder", "unet"],
+        help="train only these; the others stay as they are",
+    )
+    language = models.add_parser("language", help="language model and tokenizer")
+    language.add_argument("package", help="Debian's python3.11-doc_*.deb, the text to train on")
+    options = parser.parse_args()
+
+    start_process()
+    if options.model == "diffusion":
+        from stages.embedded import train_diffusion
+
+        train_diffusion.main(options.parts)
+    else:
+        from stages.embedded import train_language
+
+        train_language.main(options.package)
+
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["diffusion"]:
-        from stages.embedded.train_diffusion import main
-    elif sys.argv[1:2] == ["language"]:
-        from stages.embedded.train_language import main
-    else:
-        sys.exit(__doc__.strip())
-    main(*sys.argv[2:])
+    main()

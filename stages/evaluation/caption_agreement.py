@@ -1,89 +1,103 @@
-"""Does an image show what was asked for: by a classifier of real tiles, and by CLIP."""
+"""Does an image show what it was asked for: by a classifier of real tiles, and by CLIP."""
 
 import numpy as np
 
-from stages.evaluation.intervals import wilson
+from stages.evaluation.intervals import wilson_interval
+from stages.params import LULC
 
 
 def caption_agreement(
-    rows: dict, found: dict, scenes: list[str], classes: dict[str, list[str]]
+    logits: dict[str, np.ndarray],
+    wanted: dict[str, list[str]],
+    scenes: list[str],
+    classes: dict[LULC, list[str]],
 ) -> tuple[dict, list[dict]]:
-    """Share of images in which a classifier of real tiles sees the scene of their caption, and a table by scene.
+    """Share of images in which a classifier of real tiles sees the scene of their caption.
 
-    `ceiling` is the same share of real test tiles. Scenes that the classifier never saw (none in training) are left out
-    and counted. For synthetic images: the share whose scene is one of its LULC class's.
+    Images whose scene the classifier doesn't know (it has no training tile) are left out and
+    counted. Synthetic images have a LULC class instead: a scene of that class is right.
+
+    Args:
+        logits: the classifier's [N, S] for the images of `tuned`, `base`, `test` and `synthetic`.
+        wanted: what each of these images should show: its scene, or its class for `synthetic`.
+        scenes: names [S] of the classifier's outputs.
+        classes: scenes of each LULC class.
+
+    Returns:
+        Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right;
+        and the shares by scene, as rows {scene, tuned, base, real}.
     """
-    seen = {
-        name: np.array(scenes)[found[name]["logits"].argmax(1)] for name in rows
-    }  # each [N], names
-    result, shares = {}, {}
-    for name, key in (
-        ("tuned", "caption_agreement"),
-        ("base", "caption_agreement_base"),
-        ("test", "ceiling"),
-    ):
-        asked = np.array(rows[name]["scene"])
-        known = np.isin(asked, scenes)
-        right = seen[name][known] == asked[known]
-        result |= share(key, right)
-        shares[name] = {
-            scene: right[asked[known] == scene].mean()
-            for scene in scenes
-            if (asked[known] == scene).any()
-        }
-        if name == "tuned":
-            result |= {"n": len(right), "n_unknown_scene": int((~known).sum())}
-    shown = shares["tuned"]
-    result |= {
-        "per_scene_min": float(min(shown.values(), default=0)),
-        "per_scene": {s: float(v) for s, v in shown.items()},
-    }
+    predicted = {name: np.array(scenes)[values.argmax(1)] for name, values in logits.items()}
+    known = {name: np.isin(wanted[name], scenes) for name in ("tuned", "base", "test")}
+    known_wanted = {name: np.array(wanted[name])[mask] for name, mask in known.items()}
+    correct = {name: predicted[name][known[name]] == known_wanted[name] for name in known}
 
-    class_of = {scene: name for name, members in classes.items() for scene in members}
-    asked, answered = (
-        rows["synthetic"]["label"],
-        [class_of.get(scene) for scene in seen["synthetic"]],
-    )
-    result |= share("class_agreement", np.array([a == b for a, b in zip(asked, answered)]))
-    result["class_agreement_n"] = len(asked)
+    metrics: dict = share_with_interval("caption_agreement", correct["tuned"])
+    metrics["n"] = len(correct["tuned"])
+    metrics["n_unknown_scene"] = int((~known["tuned"]).sum())
+    metrics |= share_with_interval("caption_agreement_base", correct["base"])
+    metrics |= share_with_interval("ceiling", correct["test"])
+
+    shares: dict[str, dict[str, float]] = {}  # scene -> set -> share
+    for scene in scenes:
+        if scene in known_wanted["tuned"]:
+            shares[scene] = {
+                name: float(correct[name][known_wanted[name] == scene].mean()) for name in correct
+            }
+    metrics["per_scene_min"] = min((by_set["tuned"] for by_set in shares.values()), default=0.0)
+    metrics["per_scene"] = {scene: by_set["tuned"] for scene, by_set in shares.items()}
     table = [
-        {"scene": s, "tuned": shown[s], "base": shares["base"][s], "real": shares["test"][s]}
-        for s in shown
+        {"scene": scene, "tuned": by_set["tuned"], "base": by_set["base"], "real": by_set["test"]}
+        for scene, by_set in shares.items()
     ]
-    return result, table
+
+    class_of_scene = {scene: name for name, members in classes.items() for scene in members}
+    predicted_class = [class_of_scene.get(scene) for scene in predicted["synthetic"]]
+    matches = [seen == label for seen, label in zip(predicted_class, wanted["synthetic"])]
+    metrics |= share_with_interval("class_agreement", np.array(matches))
+    metrics["class_agreement_n"] = len(matches)
+    return metrics, table
 
 
-def clip_agreement(
+def clip_score(
     images: dict[str, np.ndarray], captions: np.ndarray, rng: np.random.Generator
 ) -> dict[str, float]:
-    """CLIP score: 100 x the mean cosine of an image and its caption, those below 0 as 0 (Hessel et al. 2021).
+    """CLIP score: 100 x the mean of max(cosine, 0) of image and caption (Hessel et al. 2021).
 
-    images: `tuned`, `base` and, as the ceiling, `real`: each [N, D], of the captions [N, D]. `_null`: the tuned images
-    with each other's captions. Intervals: 1.96 standard errors.
+    Args:
+        images: CLIP embeddings [N, D] of `tuned` and `base` images and, as the ceiling, of the
+            captions' `real` tiles.
+        captions: CLIP embeddings [N, D] of the captions.
+        rng: pairs each tuned image with another one's caption, for `_null`.
+
+    Returns:
+        Scores; `_lo` and `_hi` are 1.96 standard errors away.
     """
-
-    def cosines(image: np.ndarray, text: np.ndarray) -> np.ndarray:
-        products = (image.astype(np.float64) * text).sum(1)
-        return 100 * np.maximum(
-            products / np.linalg.norm(image, axis=1) / np.linalg.norm(text, axis=1), 0
-        )
-
-    score = cosines(images["tuned"], captions)
+    scores = clip_similarity(images["tuned"], captions)
     order = rng.permutation(len(captions))
     others = np.empty_like(order)
-    others[order] = np.roll(order, 1)  # nobody keeps their own
-    error = 1.96 * score.std(ddof=1) / np.sqrt(len(score))
+    others[order] = np.roll(order, 1)  # a cycle: no image keeps its own caption
+    mean = scores.mean()
+    margin = 1.96 * scores.std(ddof=1) / np.sqrt(len(scores))
     return {
-        "clip_score": float(score.mean()),
-        "clip_score_lo": float(score.mean() - error),
-        "clip_score_hi": float(score.mean() + error),
-        "clip_score_base": float(cosines(images["base"], captions).mean()),
-        "clip_score_real": float(cosines(images["real"], captions).mean()),
-        "clip_score_null": float(cosines(images["tuned"], captions[others]).mean()),
+        "clip_score": float(mean),
+        "clip_score_lo": float(mean - margin),
+        "clip_score_hi": float(mean + margin),
+        "clip_score_base": float(clip_similarity(images["base"], captions).mean()),
+        "clip_score_real": float(clip_similarity(images["real"], captions).mean()),
+        "clip_score_null": float(clip_similarity(images["tuned"], captions[others]).mean()),
     }
 
 
-def share(key: str, right: np.ndarray) -> dict[str, float]:
-    """A share of true values with its 95 % interval."""
-    lo, hi = wilson(int(right.sum()), len(right))
-    return {key: float(right.mean()) if len(right) else 0.0, f"{key}_lo": lo, f"{key}_hi": hi}
+def clip_similarity(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """100 x max(cosine, 0) [N] of embeddings [N, D] of images and of their captions [N, D]."""
+    products = (images.astype(np.float64) * captions).sum(1)  # [N]
+    cosines = products / np.linalg.norm(images, axis=1) / np.linalg.norm(captions, axis=1)
+    return 100 * np.maximum(cosines, 0)
+
+
+def share_with_interval(key: str, successes: np.ndarray) -> dict[str, float]:
+    """Share of true values of bool [N] under `key`, with its 95 % interval; 0 where N is 0."""
+    low, high = wilson_interval(int(successes.sum()), len(successes))
+    share = float(successes.mean()) if len(successes) else 0.0
+    return {key: share, f"{key}_lo": low, f"{key}_hi": high}

@@ -1,6 +1,7 @@
-"""The land-use classifier: labeled tiles -> Albumentations -> a LightningDataModule -> TorchGeo's ClassificationTask.
+"""The classifier of tiles: Albumentations, Lightning and TorchGeo's ClassificationTask.
 
-Used twice: trained on generated images (`classify`) and, as the ceiling, on as many real ones (`ceiling`); tested on real.
+It is trained on generated images (`classify`) and, as the ceiling, on as many real ones
+(`ceiling`); both are tested on real tiles.
 """
 
 import logging
@@ -8,181 +9,221 @@ import tempfile
 import warnings
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import albumentations as A
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import ClassificationTask
 
 from stages.common.artifacts import read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import torch_generator
-from stages.evaluation.networks import create, load_images, statistics
-from stages.evaluation.scores import errors_of, scores_of
+from stages.evaluation.networks import channel_statistics, create_network, load_images
+from stages.evaluation.scores import bootstrap_standard_errors, classification_scores
 from stages.params import Classifier
 from stages.runtime.errors import exit_with_error
 from stages.runtime.parallel import available_cores, ordered_map
 
-# ESA's 8-bit true-color images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights were trained on
-# reflectance (digital numbers / 10,000, bands B4, B3, B2 = R, G, B), so that is what pixels are scaled to for them.
+# ESA's 8-bit true-color images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights
+# were trained on reflectance (digital numbers / 10,000 of bands B4, B3, B2 = R, G, B), so pixels
+# are scaled to reflectance for them.
 SENTINEL2_WHITE = 0.3558
+BACKBONE = Path("models/base/classifier/model.safetensors")
 
 
-class Labeled(NamedTuple):
-    """Tiles of one size with the numbers of their classes."""
+class LabeledImages(NamedTuple):
+    """Images of one size with their class numbers."""
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
 
-    def take(self, chosen: np.ndarray) -> "Labeled":
-        return Labeled(self.images[chosen], self.labels[chosen])
+    def take(self, indices: np.ndarray) -> "LabeledImages":
+        return LabeledImages(self.images[indices], self.labels[indices])
 
 
-class Outcome(NamedTuple):
-    """One trained classifier and what it scored on each test set."""
+class TrainingJob(NamedTuple):
+    """What one classifier is trained and tested on."""
+
+    source: LabeledImages  # split into train, valid and test
+    real: LabeledImages  # the test set of real tiles
+    class_names: list[str]
+    config: Classifier
+    seed: int
+    weights: Path | None  # a TorchGeo backbone as safetensors; None: random weights
+
+
+class ClassifierResult(NamedTuple):
+    """One trained classifier and its scores on the test sets `synthetic_test` and `real_test`."""
 
     network: torch.nn.Module
+    n_train: int
     scores: dict[str, dict[str, float]]
-    errors: dict[str, dict[str, float]]  # their standard errors, from the size of the test set
-    predicted: dict[str, np.ndarray]  # class numbers [N]
+    standard_errors: dict[str, dict[str, float]]  # from the size of the test set
+    predictions: dict[str, np.ndarray]  # class numbers [N]
     config: dict
 
 
-def read_labeled(
+def read_labeled_images(
     folder: str,
     column: str,
-    number: dict[str, int],
+    class_of: dict[str, int],
     resolution: int,
-    wanted: dict[int, int] | None = None,
+    max_per_class: dict[int, int] | None = None,
     seed: int = 0,
-) -> tuple[Labeled, Counter]:
-    """The images of a folder of shards whose `column` has a class number, resized, and how many rows had none, by value.
+) -> tuple[LabeledImages, Counter]:
+    """Resized images of a folder of shards, and how many rows have no class, by their value.
 
-    `wanted`: at most so many images of each class, drawn at random.
+    Args:
+        folder: the shards.
+        column: holds the scene or the label of each row.
+        class_of: class number of each value of that column; other rows are left out.
+        resolution: pixels per side.
+        max_per_class: images drawn at random of each class, at most; None = all.
+        seed: of that draw.
     """
     values = [row[column] for row in read_rows(folder, [column])]
-    left_out = Counter(value for value in values if value not in number)
-    places = [i for i, value in enumerate(values) if value in number]
-    if wanted is not None:
-        order = rng(seed, "ceiling").permutation(places).tolist()
-        taken: Counter = Counter()
-        places = sorted(
-            i
-            for i in order
-            if (label := number[values[i]]) in wanted
-            and taken[label] < wanted[label]
-            and not taken.update([label])
-        )
-    images = load_images(folder, resolution, places).permute(0, 2, 3, 1).contiguous().numpy()
-    return Labeled(images, np.array([number[values[i]] for i in places], dtype=np.int64)), left_out
+    unlabeled = Counter(value for value in values if value not in class_of)
+    indices = [i for i, value in enumerate(values) if value in class_of]
+    if max_per_class is not None:
+        labels = {i: class_of[values[i]] for i in indices}
+        shuffled = rng(seed, "ceiling").permutation(indices).tolist()
+        indices = sorted(take_per_class(shuffled, labels, max_per_class))
+    images = load_images(folder, resolution, indices).permute(0, 2, 3, 1).contiguous().numpy()
+    class_numbers = np.array([class_of[values[i]] for i in indices], dtype=np.int64)
+    return LabeledImages(images, class_numbers), unlabeled
 
 
-def split(
-    labels: np.ndarray, valid: float, test: float, draws: np.random.Generator
+def take_per_class(
+    indices: list[int], labels: dict[int, int], max_per_class: dict[int, int]
+) -> list[int]:
+    """The first indices of each class, as many as `max_per_class` allows; no entry means none."""
+    taken = []
+    counts: Counter = Counter()
+    for i in indices:
+        if counts[labels[i]] < max_per_class.get(labels[i], 0):
+            counts[labels[i]] += 1
+            taken.append(i)
+    return taken
+
+
+def stratified_split(
+    labels: np.ndarray, valid_fraction: float, test_fraction: float, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """Places of train, valid and test [.], disjoint and stratified: each class is shared out evenly; none is empty."""
-    order = draws.permutation(len(labels))
-    spread = np.empty(len(labels))
+    """Disjoint indices of train, valid and test, with each class spread evenly over them.
+
+    valid and test hold at least one image each.
+    """
+    order = generator.permutation(len(labels))
+    position = np.empty(len(labels))
     for label in np.unique(labels):
         members = order[labels[order] == label]
-        spread[members] = (np.arange(len(members)) + draws.random()) / len(
-            members
-        )  # a class fills [0, 1) evenly
-    order = np.argsort(spread, kind="stable")
-    tested, validated = max(round(test * len(labels)), 1), max(round(valid * len(labels)), 1)
+        # The members of a class lie at equal distances in [0, 1).
+        position[members] = (np.arange(len(members)) + generator.random()) / len(members)
+    order = np.argsort(position, kind="stable")
+    test_count = max(round(test_fraction * len(labels)), 1)
+    valid_count = max(round(valid_fraction * len(labels)), 1)
     return {
-        "test": order[:tested],
-        "valid": order[tested : tested + validated],
-        "train": order[tested + validated :],
+        "test": order[:test_count],
+        "valid": order[test_count : test_count + valid_count],
+        "train": order[test_count + valid_count :],
     }
 
 
-class Tiles(Dataset):
-    """Batches for TorchGeo: {image: float [3, R, R], label}."""
+class LabeledImageDataset(Dataset):
+    """Samples for TorchGeo: {image: float32 [3, R, R], label}."""
 
-    def __init__(self, tiles: Labeled, transform: A.Compose):
-        self.tiles, self.transform = tiles, transform
+    def __init__(self, samples: LabeledImages, transform: A.Compose):
+        self.samples = samples
+        self.transform = transform
 
     def __len__(self) -> int:
-        return len(self.tiles.labels)
+        return len(self.samples.labels)
 
     def __getitem__(self, i: int) -> dict:
-        image = self.transform(image=self.tiles.images[i])["image"]  # float32 [R, R, 3]
+        image = self.transform(image=self.samples.images[i])["image"]  # float32 [R, R, 3]
         return {
             "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
-            "label": int(self.tiles.labels[i]),
+            "label": int(self.samples.labels[i]),
         }
 
 
-class TilesModule(LightningDataModule):
-    """Three separate splits of the training source. Only train is augmented: the others are measured as they are."""
+class LabeledImageDataModule(LightningDataModule):
+    """Train, valid and test splits of one source; only train is augmented."""
 
     def __init__(
-        self, source: Labeled, p: Classifier, mean: list[float], std: list[float], seed: int
+        self,
+        source: LabeledImages,
+        config: Classifier,
+        mean: list[float],
+        std: list[float],
+        seed: int,
     ):
         super().__init__()
-        places = split(
-            source.labels, p.valid_fraction, p.test_fraction, rng(seed, "classifier splits")
+        split = stratified_split(
+            source.labels,
+            config.valid_fraction,
+            config.test_fraction,
+            rng(seed, "classifier splits"),
         )
-        if len(places["train"]) < 2:  # batch normalization needs two
+        if len(split["train"]) < 2:  # batch normalization needs two
             exit_with_error(
-                f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} images {len(places['valid'])} and "
-                f"{len(places['test'])} are held out; {len(places['train'])} left to train on is not enough"
+                f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} "
+                f"images {len(split['valid'])} and {len(split['test'])} are held out; "
+                f"{len(split['train'])} left to train on is not enough"
             )
-        plain = A.Compose([A.Normalize(mean, std)])
-        margin = p.resolution // 8
-        augmented = A.Compose(
-            [
-                A.Pad(margin, border_mode=2),  # 2: mirrored, so that a crop never shows a frame
-                A.RandomCrop(p.resolution, p.resolution),
-                A.HorizontalFlip(),
-                A.VerticalFlip(),
-                A.RandomRotate90(),
-                A.RandomBrightnessContrast(),
-                A.GaussNoise(
-                    std_range=(0.01, 0.06)
-                ),  # generated images have no sensor noise, real ones do
-                A.Normalize(mean, std),
-            ],
-            seed=seed,
-        )
-        self.size = p.batch_size
+        self.batch_size = config.batch_size
         self.generator = torch_generator(seed, "classifier")
-        self.plain = plain
-        self.train = Tiles(source.take(places["train"]), augmented)
-        self.valid, self.test = (
-            Tiles(source.take(places["valid"]), plain),
-            Tiles(source.take(places["test"]), plain),
-        )
+        self.normalization = A.Compose([A.Normalize(mean, std)])
+        augment = augmentation(config.resolution, mean, std, seed)
+        self.train = LabeledImageDataset(source.take(split["train"]), augment)
+        self.valid = LabeledImageDataset(source.take(split["valid"]), self.normalization)
+        self.test = LabeledImageDataset(source.take(split["test"]), self.normalization)
 
     def train_dataloader(self) -> DataLoader:
-        # A last batch of one image would leave batch normalization nothing to normalize.
         return DataLoader(
             self.train,
-            self.size,
+            self.batch_size,
             shuffle=True,
             generator=self.generator,
-            drop_last=len(self.train) > self.size,
+            # Batch normalization can't train on a last batch of one image.
+            drop_last=len(self.train) > self.batch_size,
         )
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.valid, self.size)
-
-    def test_dataloader(self) -> DataLoader:
-        return DataLoader(self.test, self.size)
+        return DataLoader(self.valid, self.batch_size)
 
 
-class Task(ClassificationTask):
-    """TorchGeo's, with a network for images of our size: some networks know but the size they were published at."""
+def augmentation(resolution: int, mean: list[float], std: list[float], seed: int) -> A.Compose:
+    """Random crops, flips, rotations, brightness, contrast and noise, then normalization."""
+    return A.Compose(
+        [
+            # Border mode 2 mirrors the image, so that a crop never shows a frame.
+            A.Pad(resolution // 8, border_mode=2),
+            A.RandomCrop(resolution, resolution),
+            A.HorizontalFlip(),
+            A.VerticalFlip(),
+            A.RandomRotate90(),
+            A.RandomBrightnessContrast(),
+            # Real tiles have sensor noise, generated images have none.
+            A.GaussNoise(std_range=(0.01, 0.06)),
+            A.Normalize(mean, std),
+        ],
+        seed=seed,
+    )
+
+
+class SizedClassificationTask(ClassificationTask):
+    """TorchGeo's task with a network built for the images' size, which some networks fix."""
 
     def __init__(self, resolution: int, **options):
         super().__init__(**options)
 
     def configure_models(self) -> None:
-        self.model = create(
+        self.model = create_network(
             self.hparams["model"],
             self.hparams["num_classes"],
             self.hparams["resolution"],
@@ -190,128 +231,158 @@ class Task(ClassificationTask):
         )
 
 
-def train_and_test_all(asked: list[tuple]) -> list[Outcome]:
-    """`train_and_test` of each of these arguments: side by side where they would have a core each at most, else one by one.
-
-    Much of a small network's step is Python, which leaves other cores idle. Processes are forked, and a fork of a process whose
-    OpenMP threads have started hangs as soon as it uses more than one: hence one thread each, and none on a GPU.
-    """
-    if torch.cuda.is_available() or not 1 < available_cores() <= len(asked):
-        return [train_and_test(*arguments) for arguments in asked]
+def jobs_per_seed(
+    source: LabeledImages,
+    real: LabeledImages,
+    class_names: list[str],
+    config: Classifier,
+    seed: int,
+) -> list[TrainingJob]:
+    """A job for each of `config.seeds` seeds from `seed` on, with the base weights if there are."""
+    weights = BACKBONE if BACKBONE.exists() else None
     return [
-        outcome
-        for _, outcome in ordered_map(
-            _on_one_thread, enumerate(asked), 1, min(len(asked), 2 * available_cores())
-        )
+        TrainingJob(source, real, class_names, config, seed + i, weights)
+        for i in range(config.seeds)
     ]
 
 
-def _on_one_thread(arguments: tuple) -> Outcome:
-    torch.set_num_threads(1)
-    return train_and_test(*arguments)
+def train_and_test_all(jobs: list[TrainingJob]) -> list[ClassifierResult]:
+    """`train_and_test` of each job, in parallel where there is a job for every core.
 
-
-def train_and_test(
-    source: Labeled,
-    real: Labeled,
-    names: list[str],
-    p: Classifier,
-    seed: int,
-    weights: Path | None,
-) -> Outcome:
-    """Train one classifier on its part of `source`; test it on the part of `source` held back, and on `real`.
-
-    weights: a TorchGeo backbone as safetensors, or None for random weights. Scores: as TorchGeo's own metrics have them
-    where every class has test images (`scores.scores_of` says what is averaged where one has none).
+    Much of a small network's step is Python, which leaves other cores idle. Processes are forked,
+    and a fork of a process whose OpenMP threads have started hangs as soon as it uses more than
+    one: hence one thread each, and one job after another on a GPU.
     """
-    quiet()
-    torch.manual_seed(seed)
-    mean, std = (
-        ([0.0] * 3, [1 / SENTINEL2_WHITE] * 3)
-        if weights
-        else statistics(torch.from_numpy(source.images).permute(0, 3, 1, 2))
+    if torch.cuda.is_available() or not 1 < available_cores() <= len(jobs):
+        return [train_and_test(job) for job in jobs]
+    processes = min(len(jobs), 2 * available_cores())
+    results = ordered_map(_train_and_test_on_one_thread, enumerate(jobs), 1, processes)
+    return [result for _, result in results]
+
+
+def _train_and_test_on_one_thread(job: TrainingJob) -> ClassifierResult:
+    torch.set_num_threads(1)
+    return train_and_test(job)
+
+
+def train_and_test(job: TrainingJob) -> ClassifierResult:
+    """Train a classifier on part of `job.source`; test it on another part and on `job.real`.
+
+    The scores are TorchGeo's own metrics where every class has test images
+    (`scores.classification_scores` says what is averaged where one has none).
+    """
+    config = job.config
+    silence_lightning()
+    torch.manual_seed(job.seed)
+    if job.weights:
+        mean = [0.0] * 3
+        std = [1 / SENTINEL2_WHITE] * 3
+    else:
+        mean, std = channel_statistics(torch.from_numpy(job.source.images).permute(0, 3, 1, 2))
+    data = LabeledImageDataModule(job.source, config, mean, std, job.seed)
+    task = SizedClassificationTask(
+        config.resolution, model=config.model, num_classes=len(job.class_names), lr=config.lr
     )
-    data = TilesModule(source, p, mean, std, seed)
-    task = Task(p.resolution, model=p.model, num_classes=len(names), lr=p.lr)
     task.model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
-    if weights:
-        start_from(task, weights)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            max_epochs=p.epochs,
-            accelerator="auto",
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            deterministic=True,
-            default_root_dir=scratch,
-        )
+    if job.weights:
+        load_backbone(task, job.weights)
+
+    test_sets = {
+        "synthetic_test": data.test,
+        "real_test": LabeledImageDataset(job.real, data.normalization),
+    }
+    probabilities = {}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = create_trainer(config.epochs, folder)
         trainer.fit(task, data)
-        loaders = {
-            "synthetic_test": data.test_dataloader(),
-            "real_test": DataLoader(Tiles(real, data.plain), p.batch_size),
-        }
-        scores, errors, predicted = {}, {}, {}
-        for name, loader in loaders.items():
-            likely = torch.cat(trainer.predict(task, loader))  # [N, K], probabilities
-            if not likely.isfinite().all():
-                exit_with_error(
-                    f"classifier.lr: the trained classifier's probabilities are no numbers. Try a lower lr than {p.lr}"
-                )
-            labels = loader.dataset.tiles.labels
-            losses = (
-                -likely[torch.arange(len(labels)), torch.from_numpy(labels)]
-                .clamp_min(1e-30)
-                .log()
-                .double()
-                .numpy()
+        for name, test_set in test_sets.items():
+            batches = trainer.predict(task, DataLoader(test_set, config.batch_size))
+            probabilities[name] = torch.cat(cast(list[torch.Tensor], batches))  # [N, K]
+
+    scores = {}
+    standard_errors = {}
+    predictions = {}
+    for name, test_set in test_sets.items():
+        if not probabilities[name].isfinite().all():
+            exit_with_error(
+                "classifier.lr: the trained classifier's probabilities are NaN or inf. "
+                f"Try a lower lr than {config.lr}"
             )
-            predicted[name] = likely.argmax(1).numpy()
-            found = scores_of(labels[None], predicted[name][None], losses[None], len(names))
-            scores[name] = {score: float(value[0]) for score, value in found.items()} | {
-                "n": len(labels)
-            }
-            errors[name] = errors_of(
-                labels, predicted[name], losses, len(names), rng(seed, "classifier errors")
-            )
-    scores["train"] = {"n": len(data.train)}
-    config = {
-        "model": p.model,
-        "resolution": p.resolution,
-        "classes": names,
+        predictions[name] = probabilities[name].argmax(1).numpy()
+        scores[name], standard_errors[name] = score_predictions(
+            test_set.samples.labels, probabilities[name], rng(job.seed, "classifier errors")
+        )
+    network_config = {
+        "model": config.model,
+        "resolution": config.resolution,
+        "classes": job.class_names,
         "mean": mean,
         "std": std,
     }
-    return Outcome(task.model, scores, errors, predicted, config)
+    return ClassifierResult(
+        task.model, len(data.train), scores, standard_errors, predictions, network_config
+    )
 
 
-def start_from(task: Task, weights: Path) -> None:
-    """Load a backbone in timm's names (TorchGeo's layout); everything but the last layer must be in it and fit."""
-    from safetensors.torch import load_file
+def create_trainer(epochs: int, folder: str) -> Trainer:
+    """A deterministic, silent Lightning trainer on one device that keeps nothing in `folder`."""
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        deterministic=True,
+        default_root_dir=folder,
+    )
 
-    found, head = load_file(weights), task.model.get_classifier()
-    last = tuple(f"{name}." for name, module in task.model.named_modules() if module is head)
-    wanted = {
-        name: value for name, value in task.model.state_dict().items() if not name.startswith(last)
-    }
-    for name, value in wanted.items():
-        if name not in found or found[name].shape != value.shape:
+
+def score_predictions(
+    labels: np.ndarray, probabilities: torch.Tensor, generator: np.random.Generator
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Scores, with `n`, of probabilities [N, K] for labels [N], and the scores' standard errors."""
+    n, class_count = probabilities.shape
+    predictions = probabilities.argmax(1).numpy()  # [N]
+    likelihoods = probabilities[torch.arange(n), torch.from_numpy(labels)]  # [N]
+    losses = -likelihoods.clamp_min(1e-30).log().double().numpy()  # [N]
+    scores = classification_scores(labels[None], predictions[None], losses[None], class_count)
+    errors = bootstrap_standard_errors(labels, predictions, losses, class_count, generator)
+    return {name: float(values[0]) for name, values in scores.items()} | {"n": n}, errors
+
+
+def load_backbone(task: ClassificationTask, weights: Path) -> None:
+    """Load a backbone in timm's names (TorchGeo's layout) into all layers but the last.
+
+    Raises:
+        SystemExit: a weight is missing or of another shape.
+    """
+    stored = load_file(weights)
+    head = task.model.get_classifier()
+    head_prefixes = tuple(
+        f"{name}." for name, module in task.model.named_modules() if module is head
+    )
+    backbone = {}
+    for name, value in task.model.state_dict().items():
+        if name.startswith(head_prefixes):
+            continue
+        if name not in stored or stored[name].shape != value.shape:
             exit_with_error(
-                f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these are not weights of "
-                f"classifier.model {task.hparams['model']} for 3 bands"
+                f"fetch_model.classifier: {weights}: {name} is missing or of another shape: these "
+                f"are not weights of classifier.model {task.hparams['model']} for 3 bands"
             )
-    task.model.load_state_dict({name: found[name] for name in wanted}, strict=False)
+        backbone[name] = stored[name]
+    task.model.load_state_dict(backbone, strict=False)
 
 
-def quiet() -> None:
-    """Lightning talks about devices and workers on every call."""
+def silence_lightning() -> None:
+    """Hide what Lightning logs about devices and workers on every call."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    for text in (
+    for message in (
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*LeafSpec.*",
     ):
-        warnings.filterwarnings("ignore", text)
+        warnings.filterwarnings("ignore", message)

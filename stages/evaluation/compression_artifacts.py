@@ -1,38 +1,53 @@
-"""Traces of compression and resizing that a generated set has and the real one has not, or the other way round.
+"""Artifacts of compression and resizing that one of two sets of images has and the other has not.
 
-A distance between the sets measures them as much as the model (Parmar et al. 2022, "On aliased resizing").
+A distance between the sets measures them as much as the generator (Parmar et al. 2022, "On Aliased
+Resizing and Surprising Subtleties in GAN Evaluation").
 """
 
 import numpy as np
 
 from stages.runtime.progress import log
 
-# Of the medians, measured on RSICD and on rendered tiles at 64 px: halves of one set differ by <= 0.01 (blocking) and 3 %
-# (detail); JPEG at quality 75 moves blocking by 0.13 to 0.26; a trip to 75 % of the size and back takes 27 to 31 % of detail.
-BLOCKING, DETAIL = 0.1, 0.8
+# Limits on the medians, measured on RSICD and on rendered tiles at 64 px.
+# Halves of one set differ by <= 0.01; JPEG at quality 75 moves it by 0.13 to 0.26.
+MAX_BLOCKING_DIFFERENCE = 0.1
+# Halves of one set differ by 3 %; resizing to 75 % and back takes 27 to 31 % of the detail.
+MIN_DETAIL_RATIO = 0.8
 
 
-def compression_artifacts(
-    real: dict[str, np.ndarray], fake: dict[str, np.ndarray], what: str
+def compare_compression_artifacts(
+    real: dict[str, np.ndarray], fake: dict[str, np.ndarray], name: str
 ) -> dict[str, float]:
-    """Compare `blocking` and `detail`, each [N], of real and generated images; warn where they differ. 0/1: `warned`."""
-    blocking, blocking_real = float(np.median(fake["blocking"])), float(np.median(real["blocking"]))
-    ratio = float(np.median(fake["detail"]) / np.median(real["detail"]))
-    jpeg = abs(blocking - blocking_real) > BLOCKING
-    blurred = not DETAIL <= ratio <= 1 / DETAIL
-    if jpeg:
+    """Compare the medians of `PixelExtractor`'s measures; warn where they differ.
+
+    Args:
+        real: `blocking` [N] and `detail` [N] of real images.
+        fake: the same of generated images.
+        name: of the generated set, for the warning.
+
+    Returns:
+        blocking, blocking_real, detail_ratio (generated / real), warned (0 or 1).
+    """
+    blocking = float(np.median(fake["blocking"]))
+    blocking_real = float(np.median(real["blocking"]))
+    detail_ratio = float(np.median(fake["detail"]) / np.median(real["detail"]))
+    blocking_differs = abs(blocking - blocking_real) > MAX_BLOCKING_DIFFERENCE
+    detail_differs = not MIN_DETAIL_RATIO <= detail_ratio <= 1 / MIN_DETAIL_RATIO
+    if blocking_differs:
         log(
-            f"fid: {what}: warning: compressed or resized otherwise than the real tiles: steps at the borders of 8 x 8 blocks are "
-            f"{blocking:.2f} times those elsewhere, in real tiles {blocking_real:.2f}"
+            f"fid: {name}: warning: JPEG compression differs from the real tiles': brightness "
+            f"steps at the borders of 8 x 8 blocks are {blocking:.2f} times those elsewhere, "
+            f"in real tiles {blocking_real:.2f} times"
         )
-    if blurred:
+    if detail_differs:
         log(
-            f"fid: {what}: warning: {ratio:.2f} times the real tiles' finest detail: one of the sets was resized or blurred "
-            "(a VAE does that, too); the distances measure this as well"
+            f"fid: {name}: warning: {detail_ratio:.2f} times the finest detail of the real tiles: "
+            "one of the two sets was resized or blurred (as a VAE does); the distances measure "
+            "this as well"
         )
     return {
         "blocking": blocking,
         "blocking_real": blocking_real,
-        "detail_ratio": ratio,
-        "warned": int(jpeg or blurred),
+        "detail_ratio": detail_ratio,
+        "warned": int(blocking_differs or detail_differs),
     }

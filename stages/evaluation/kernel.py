@@ -1,62 +1,81 @@
-"""Kernel distances between two sets of features: KID (Binkowski et al. 2018), CMMD (Jayasumana et al. 2024)."""
+"""Maximum mean discrepancies (MMD) of two sets of features: KID and CMMD.
+
+KID: Binkowski et al. 2018, "Demystifying MMD GANs". CMMD: Jayasumana et al. 2024, "Rethinking FID".
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
 BLOCK = 2048  # rows of the kernel matrix in memory at a time
-CMMD_SIGMA, CMMD_SCALE = (
-    10.0,
-    1000.0,
-)  # of the Gaussian kernel, of the reported number (theirs, section 4)
+CMMD_SIGMA = 10.0  # width of the Gaussian kernel (CMMD's section 4)
+CMMD_SCALE = 1000.0  # the published numbers are multiplied by this
 
 
 def kid(real: np.ndarray, fake: np.ndarray) -> float:
-    """Squared maximum mean discrepancy of features [N, D], [M, D] under (x.y / D + 1)^3, all pairs.
+    """Squared MMD of features [N, D], [M, D] under the kernel (x.y / D + 1)^3, over all pairs.
 
-    The unbiased estimator (eq. 4): its mean is 0 for two samples of one distribution, at any N, so it may be negative.
-    Small numbers: report it x 1000.
+    The unbiased estimator (eq. 4): its mean is 0 for two samples of one distribution, at any N, so
+    it may be negative. Small numbers: report it x 1000.
     """
-    n, m = len(real), len(fake)
-    real, fake = real.astype(np.float64), fake.astype(np.float64)
+    n = len(real)
+    m = len(fake)
+    real = real.astype(np.float64)
+    fake = fake.astype(np.float64)
     return (
-        _within(real) / (n * (n - 1))
-        + _within(fake) / (m * (m - 1))
-        - 2 * _sum(real, fake, _cubic) / (n * m)
+        _cubic_sum_of_distinct_pairs(real) / (n * (n - 1))
+        + _cubic_sum_of_distinct_pairs(fake) / (m * (m - 1))
+        - 2 * _kernel_sum(real, fake, _cubic_kernel) / (n * m)
     )
 
 
 def cmmd(real: np.ndarray, fake: np.ndarray) -> float:
-    """1000 x squared maximum mean discrepancy of CLIP embeddings [N, D], [M, D] at unit length under a Gaussian kernel.
+    """1000 x squared MMD of CLIP embeddings [N, D], [M, D] at unit length, under a Gaussian kernel.
 
-    As published and as its authors' code has it: sigma 10, every pair counted, an embedding with itself included.
+    As published and as the authors' code has it: sigma 10, and every pair counts, that of an
+    embedding with itself included.
     """
-    real, fake = (
-        each / np.linalg.norm(each, axis=1, keepdims=True)
-        for each in (real.astype(np.float64), fake.astype(np.float64))
+    real = _to_unit_length(real)
+    fake = _to_unit_length(fake)
+    return CMMD_SCALE * (
+        _gaussian_mean(real, real) + _gaussian_mean(fake, fake) - 2 * _gaussian_mean(real, fake)
     )
-    means = [
-        _sum(x, y, _gaussian) / (len(x) * len(y))
-        for x, y in ((real, real), (fake, fake), (real, fake))
-    ]
-    return CMMD_SCALE * (means[0] + means[1] - 2 * means[2])
 
 
-def _within(x: np.ndarray) -> float:
+def _to_unit_length(embeddings: np.ndarray) -> np.ndarray:
+    embeddings = embeddings.astype(np.float64)
+    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+
+def _gaussian_mean(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean of k(x_i, y_j) over all pairs of rows [N, D], [M, D]."""
+    return _kernel_sum(x, y, _gaussian_kernel) / (len(x) * len(y))
+
+
+def _cubic_sum_of_distinct_pairs(x: np.ndarray) -> float:
     """Sum of k(x_i, x_j) over i != j."""
-    return _sum(x, x, _cubic) - float((((x * x).sum(1) / x.shape[1] + 1) ** 3).sum())
+    diagonal = ((x * x).sum(1) / x.shape[1] + 1) ** 3  # [N]
+    return _kernel_sum(x, x, _cubic_kernel) - float(diagonal.sum())
 
 
-def _sum(x: np.ndarray, y: np.ndarray, kernel) -> float:
-    return sum(
-        float(kernel(x[i : i + BLOCK] @ y.T, x.shape[1]).sum()) for i in range(0, len(x), BLOCK)
-    )
+def _kernel_sum(
+    x: np.ndarray, y: np.ndarray, kernel: Callable[[np.ndarray, int], np.ndarray]
+) -> float:
+    """Sum of k(x_i, y_j) over all pairs of rows [N, D], [M, D], a block of rows at a time."""
+    total = 0.0
+    for start in range(0, len(x), BLOCK):
+        products = x[start : start + BLOCK] @ y.T  # [B, M]
+        total += float(kernel(products, x.shape[1]).sum())
+    return total
 
 
-def _cubic(products: np.ndarray, dimensions: int) -> np.ndarray:
+def _cubic_kernel(products: np.ndarray, dimensions: int) -> np.ndarray:
+    """(x.y / D + 1)^3 of inner products [B, M], which are overwritten."""
     products /= dimensions
     products += 1
-    return products * products * products  # ** 3 is a call of pow for each
+    return products * products * products  # `** 3` would call pow for each
 
 
-def _gaussian(products: np.ndarray, dimensions: int) -> np.ndarray:
-    """Rows at unit length: |x - y|^2 = 2 - 2 x.y."""
+def _gaussian_kernel(products: np.ndarray, dimensions: int) -> np.ndarray:
+    """exp(-|x - y|^2 / (2 sigma^2)) of inner products: |x - y|^2 = 2 - 2 x.y at unit length."""
     return np.exp((products - 1) / CMMD_SIGMA**2)

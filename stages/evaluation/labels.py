@@ -1,31 +1,40 @@
-"""What a classifier is asked: the seven LULC classes, or the scenes of the imagery; and the data for each question."""
+"""The two label sets of the classifiers: LULC classes, or the scenes of the imagery."""
 
 import difflib
 
 from stages.common.artifacts import read_rows
+from stages.params import LULC
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
-KEYS = ("lulc", "scenes")
+LABEL_SETS = ("lulc", "scenes")
 
 
-def of_imagery(key: str, classes: dict[str, list[str]]) -> tuple[list[str], dict[str, int]]:
-    """Names of the classes, and scene of the real imagery -> class number.
+def read_label_set(
+    label_set: str, classes: dict[LULC, list[str]]
+) -> tuple[list[str], dict[str, int]]:
+    """Class names, and the class number of each scene of the real test tiles that has one.
 
-    lulc: by `classes` of params, less the scenes that no test tile shows, which are named in the log; scenes that are in
-    none are no part of the question. scenes: those of the test tiles.
+    `lulc`: the classes of params.yaml and their scenes; a scene that no test tile shows is left out
+    and logged. `scenes`: each scene is a class.
     """
     scenes = sorted({row["scene"] for row in read_rows("data/imagery/test", ["scene"])})
-    if key == "scenes":
+    if label_set == "scenes":
         return scenes, {scene: i for i, scene in enumerate(scenes)}
-    names = list(classes)
-    number = {scene: names.index(name) for name, members in classes.items() for scene in members}
-    unmatched = [scene for scene in number if scene not in scenes]
-    if len(unmatched) == len(number):
+    class_names: list[str] = list(classes)
+    class_of_scene = {
+        scene: class_names.index(name) for name, members in classes.items() for scene in members
+    }
+    missing = [scene for scene in class_of_scene if scene not in scenes]
+    if len(missing) == len(class_of_scene):
         exit_with_error(
-            f"classes: none of its scenes is in data/imagery/test, which has {', '.join(scenes[:60])}"
+            "classes: none of its scenes is in data/imagery/test, "
+            f"which has {', '.join(scenes[:60])}"
         )
-    for scene in unmatched:
-        near = difflib.get_close_matches(scene, scenes, n=1)
-        log(f"classes: no test image shows {scene}{f' (did you mean {near[0]}?)' if near else ''}")
-    return names, {scene: i for scene, i in number.items() if scene in scenes}
+    for scene in missing:
+        similar = difflib.get_close_matches(scene, scenes, n=1)
+        hint = f" (did you mean {similar[0]}?)" if similar else ""
+        log(f"classes: no test image shows {scene}{hint}")
+    return class_names, {
+        scene: number for scene, number in class_of_scene.items() if scene not in missing
+    }

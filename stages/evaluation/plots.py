@@ -1,4 +1,4 @@
-"""Tables that DVC plots: CSV in git."""
+"""Tables that DVC plots: CSV files in git."""
 
 import csv
 import io
@@ -7,9 +7,9 @@ from stages.common.artifacts import write_atomically
 
 
 def write_csv(path: str, rows: list[dict], columns: list[str]) -> None:
-    """Rows as CSV, the same bytes for the same rows; without rows, the header alone."""
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, columns, lineterminator="\n")
+    """Write rows as CSV, with the same bytes for the same rows; without rows, the header alone."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, sink.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())

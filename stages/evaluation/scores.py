@@ -1,108 +1,126 @@
-"""What a classifier scored, and how sure that is: the size of the test set, and the spread over several classifiers."""
+"""Scores of a classifier, and their uncertainty: from the size of the test set, and over seeds."""
 
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.evaluation.intervals import wilson
+from stages.evaluation.intervals import wilson_interval
 
-DRAWS = 500  # of the test images with replacement
+BOOTSTRAP_SAMPLES = 500
 
 
-def scores_of(
-    labels: np.ndarray, guesses: np.ndarray, losses: np.ndarray, classes: int
+def classification_scores(
+    labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray, class_count: int
 ) -> dict[str, np.ndarray]:
-    """Scores [B] of B test sets of N images: labels, guesses [B, N] class numbers; losses [B, N].
+    """Scores [B] of B test sets of N images.
 
-    average_accuracy: the mean over classes that have images. f1 is micro-averaged, hence the overall accuracy, as TorchGeo
-    and the paper have it; jaccard and f1_macro: means over classes that have images or are guessed.
+    average_accuracy is the mean over the classes that have images. f1 is micro-averaged, hence
+    equal to the overall accuracy, as TorchGeo and the paper have it. jaccard and f1_macro are means
+    over the classes that have images or are predicted.
+
+    Args:
+        labels: class numbers [B, N].
+        predictions: class numbers [B, N].
+        losses: cross-entropy [B, N] of each image.
+        class_count: number of classes K.
     """
-    b, n = labels.shape
-    cells = (np.arange(b)[:, None] * classes + labels) * classes + guesses
-    confusion = np.bincount(cells.ravel(), minlength=b * classes * classes).reshape(
-        b, classes, classes
-    )  # actual, guessed
-    right, actual, guessed = (
-        confusion.diagonal(axis1=1, axis2=2),
-        confusion.sum(2),
-        confusion.sum(1),
-    )  # each [B, K]
-    either = actual + guessed
-
-    def mean(shares: np.ndarray, counted: np.ndarray) -> np.ndarray:
-        return np.where(counted, shares, 0).sum(1) / counted.sum(1)
-
-    overall = right.sum(1) / n
+    set_count, n = labels.shape
+    cells = (np.arange(set_count)[:, None] * class_count + labels) * class_count + predictions
+    counts = np.bincount(cells.ravel(), minlength=set_count * class_count * class_count)
+    confusion = counts.reshape(set_count, class_count, class_count)  # [B, actual, predicted]
+    correct = confusion.diagonal(axis1=1, axis2=2)  # [B, K]
+    actual = confusion.sum(2)  # [B, K]
+    predicted = confusion.sum(1)  # [B, K]
+    total = actual + predicted  # [B, K]
+    union = total - correct  # [B, K]
+    accuracy = correct.sum(1) / n
     return {
         "loss": losses.mean(1),
-        "average_accuracy": mean(right / actual.clip(1), actual > 0),
-        "f1": overall,
-        "jaccard": mean(right / (either - right).clip(1), either > 0),
-        "overall_accuracy": overall,
-        "f1_macro": mean(2 * right / either.clip(1), either > 0),
+        "average_accuracy": _mean_over_classes(correct / actual.clip(1), actual > 0),
+        "f1": accuracy,
+        "jaccard": _mean_over_classes(correct / union.clip(1), total > 0),
+        "overall_accuracy": accuracy,
+        "f1_macro": _mean_over_classes(2 * correct / total.clip(1), total > 0),
     }
 
 
-def errors_of(
+def _mean_over_classes(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """Means [B] of values [B, K] where `counted` [B, K] is true."""
+    return np.where(counted, values, 0).sum(1) / counted.sum(1)
+
+
+def bootstrap_standard_errors(
     labels: np.ndarray,
-    guesses: np.ndarray,
+    predictions: np.ndarray,
     losses: np.ndarray,
-    classes: int,
+    class_count: int,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Standard error of each score from the size of the test set [N]: its spread over bootstrap draws of the images."""
-    drawn = rng.integers(len(labels), size=(DRAWS, len(labels)))
-    found = scores_of(labels[drawn], guesses[drawn], losses[drawn], classes)
-    return {name: float(values.std(ddof=1)) for name, values in found.items()}
-
-
-def pooled(outcomes: list, test: str) -> dict[str, float]:
-    """The mean of each score over the classifiers, its standard deviation over them, and a 95 % interval.
-
-    The interval holds the size of the test set (accuracies: Wilson, never empty; the rest: bootstrap) and, with several
-    classifiers, their spread (Student's t).
-    """
-    scores, errors = (
-        [outcome.scores[test] for outcome in outcomes],
-        [outcome.errors[test] for outcome in outcomes],
+    """Standard error of each score of one test set [N]: its spread over bootstrap samples."""
+    samples = rng.integers(len(labels), size=(BOOTSTRAP_SAMPLES, len(labels)))
+    scores = classification_scores(
+        labels[samples], predictions[samples], losses[samples], class_count
     )
-    n, count, result = scores[0]["n"], len(scores), {"n": scores[0]["n"]}
-    for name in errors[0]:
+    return {name: float(values.std(ddof=1)) for name, values in scores.items()}
+
+
+def average_over_seeds(
+    scores: list[dict[str, float]], standard_errors: list[dict[str, float]]
+) -> dict[str, float]:
+    """The mean of each score over several classifiers, with a 95 % interval.
+
+    The interval covers the size of the test set (accuracies: Wilson, never empty; the rest:
+    bootstrap) and, with several classifiers, the spread of their mean (Student's t).
+
+    Args:
+        scores: of each classifier on one test set, with its size `n`.
+        standard_errors: of each classifier's scores, from the size of the test set.
+
+    Returns:
+        n; and of each score its mean, `_lo`, `_hi` and, with several classifiers, its standard
+        deviation over them, `_std`.
+    """
+    n = int(scores[0]["n"])
+    averages: dict[str, float] = {"n": n}
+    for name in standard_errors[0]:
         values = np.array([score[name] for score in scores])
-        mean, error = float(values.mean()), 1.96 * float(np.mean([each[name] for each in errors]))
-        lo, hi = mean - error, mean + error
+        mean = float(values.mean())
         if name in ("overall_accuracy", "f1"):
-            lo, hi = wilson(round(mean * n), n)
-        spread = 0.0
-        if count > 1:
-            result[f"{name}_std"] = float(values.std(ddof=1))
-            spread = stdtrit(count - 1, 0.975) * result[f"{name}_std"] / np.sqrt(count)
-        result |= {
-            name: mean,
-            f"{name}_lo": max(float(mean - np.hypot(mean - lo, spread)), 0.0),
-            f"{name}_hi": min(
-                float(mean + np.hypot(hi - mean, spread)), np.inf if name == "loss" else 1.0
-            ),
-        }
-    return result
+            low, high = wilson_interval(round(mean * n), n)
+        else:
+            margin = 1.96 * float(np.mean([errors[name] for errors in standard_errors]))
+            low = mean - margin
+            high = mean + margin
+        seed_margin = 0.0
+        if len(scores) > 1:
+            deviation = float(values.std(ddof=1))
+            averages[f"{name}_std"] = deviation
+            seed_margin = stdtrit(len(scores) - 1, 0.975) * deviation / np.sqrt(len(scores))
+        highest = np.inf if name == "loss" else 1.0
+        averages[name] = mean
+        averages[f"{name}_lo"] = max(float(mean - np.hypot(mean - low, seed_margin)), 0.0)
+        averages[f"{name}_hi"] = min(float(mean + np.hypot(high - mean, seed_margin)), highest)
+    return averages
 
 
 def share_of_ceiling(scores: dict[str, float], ceiling: dict[str, float]) -> dict[str, float]:
-    """Overall accuracy relative to the ceiling's, with a 95 % interval that holds both of theirs (errors of the logarithm).
+    """Overall accuracy divided by the ceiling's, with a 95 % interval.
 
-    Nothing where one of the accuracies is 0 and no ratio has a meaning.
+    The interval combines those of the two accuracies as errors of their logarithms. Empty where an
+    accuracy or its lower end is 0: no ratio has a meaning then.
     """
-    (ours, lo, hi), (top, top_lo, top_hi) = (
-        [each[f"overall_accuracy{end}"] for end in ("", "_lo", "_hi")] for each in (scores, ceiling)
-    )
-    if not ours * lo * top * top_lo:
+    accuracy = scores["overall_accuracy"]
+    low = scores["overall_accuracy_lo"]
+    high = scores["overall_accuracy_hi"]
+    top = ceiling["overall_accuracy"]
+    top_low = ceiling["overall_accuracy_lo"]
+    top_high = ceiling["overall_accuracy_hi"]
+    if not accuracy * low * top * top_low:
         return {}
-    share, below, above = (
-        ours / top,
-        np.hypot(np.log(ours / lo), np.log(top_hi / top)),
-        np.hypot(np.log(hi / ours), np.log(top / top_lo)),
-    )
+    share = accuracy / top
+    margin_below = np.hypot(np.log(accuracy / low), np.log(top_high / top))
+    margin_above = np.hypot(np.log(high / accuracy), np.log(top / top_low))
     return {
         "share_of_ceiling": share,
-        "share_of_ceiling_lo": float(share * np.exp(-below)),
-        "share_of_ceiling_hi": float(share * np.exp(above)),
+        "share_of_ceiling_lo": float(share * np.exp(-margin_below)),
+        "share_of_ceiling_hi": float(share * np.exp(margin_above)),
     }

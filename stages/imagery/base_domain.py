@@ -1,92 +1,102 @@
-"""Captioned images of the base model's own domain: fine-tuning's loss on them says what the model forgets."""
+"""Captioned images of the base model's own domain.
+
+The loss of fine-tuning on them measures what the model forgets.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from stages.common import sources
 from stages.common.artifacts import encode_png, write_shards
-from stages.imagery.decoding import tile
-from stages.imagery.readers import SCHEMA, open_origin, sentences
+from stages.imagery.captions import usable_captions
+from stages.imagery.image_decoding import UnusableImage, decode_rgb
+from stages.imagery.readers.items import ImageSource
+from stages.imagery.readers.open_source import open_source
+from stages.imagery.scale_and_crop import scale_and_crop
+from stages.imagery.schema import IMAGERY_SCHEMA
+from stages.imagery.skip_report import SkipReport
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
 KEY = "encode.base_domain"
-SEED = 20260103  # tiles of its own: stages/embedded/train_diffusion.py trained on others
-UNSEEN = (
-    "snowfield",
-    "airport",
-)  # scenes the embedded base never saw: they are no part of what it could forget
+# The embedded base was trained on tiles of another seed, in stages/embedded/train_diffusion.py.
+SEED = 20260103
+# The embedded base never saw these scenes, so it cannot forget them.
+UNSEEN_SCENES = ("snowfield", "airport")
 
 
 def fetch(source: str, count: int, size: int, out: Path) -> None:
-    """Write at most `count` tiles of `size` px as Parquet shards into `out`, with SOURCE.json. The first usable ones are taken;
-    what is skipped on the way to them is named and counted in the log.
+    """Write the first usable images of a source as Parquet shards, with SOURCE.json.
+
+    Args:
+        source: `embedded`, `path:` or `hub:`.
+        count: at most so many tiles.
+        size: pixels along a side of a tile.
+        out: the folder of the shards.
+
+    Raises:
+        SystemExit: the source is not available or has no usable image.
     """
-    skipped: dict[str, list[str]] = {}
+    skipped = SkipReport()
+    resolved: dict[str, Any] = {"license": None}
     if sources.kind(source) == "embedded":
-        rows, found = embedded(count, size), {"license": None}
+        rows = list(_render_rows(count, size))
     else:
-        root, found = (
-            sources.hub(source, KEY, "dataset", ["*.parquet"])
-            if sources.kind(source) == "hub"
-            else (sources.local(source, KEY), {"license": None})
-        )
-        origin = open_origin(root, KEY)
-        rows, below = external(origin, count, size, skipped), root if root.is_dir() else root.parent
-        found = found | {"files": sources.hashes(origin.files, below)}
-    rows = list(rows)
-    told = (
-        "; ".join(f"{len(names)} {reason} ({names[0]} ...)" for reason, names in skipped.items())
-        or "none"
-    )
+        if sources.kind(source) == "hub":
+            path, resolved = sources.download_from_hub(source, KEY, "dataset", ["*.parquet"])
+        else:
+            path = sources.local_path(source, KEY)
+        image_source = open_source(path, KEY)
+        rows = list(_read_rows(image_source, count, size, skipped))
+        root = path if path.is_dir() else path.parent
+        resolved["files"] = sources.file_hashes(image_source.files, root)
     if not rows:
-        exit_with_error(f"{KEY}: {source}: no usable image with a caption; skipped: {told}")
-    log(f"{KEY}: {len(rows)} images; skipped: {told}")
-    write_shards(out, rows, SCHEMA)
-    sources.record(out, source, **found)
+        exit_with_error(f"{KEY}: {source}: no usable image with a caption; skipped: {skipped}")
+    log(f"{KEY}: {len(rows)} images; skipped: {skipped}")
+    write_shards(out, rows, IMAGERY_SCHEMA)
+    sources.write_source_json(out, source, **resolved)
 
 
-def embedded(count: int, size: int) -> Iterator[dict]:
-    """The rendered scenes in the look, and of the kinds, that the embedded base was trained on."""
-    from stages.embedded.scenes import SCENES, tiles
+def _render_rows(count: int, size: int) -> Iterator[dict]:
+    """Render tiles in the style, and of the scenes, that the embedded base was trained on."""
+    from stages.embedded.scenes import SCENES, render_tiles
 
-    known = tuple(scene for scene in SCENES if scene not in UNSEEN)
-    for scene in tiles(SEED, 0, count, size, "base", known):
-        yield row(
-            encode_png(Image.fromarray(scene["image"])),
-            scene["captions"],
-            scene["scene"],
-            f"{scene['scene']}_{scene['index']}.png",
-        )
+    seen_scenes = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
+    for tile in render_tiles(SEED, 0, count, size, "base", seen_scenes):
+        png = encode_png(Image.fromarray(tile["image"]))
+        name = f"{tile['scene']}_{tile['index']}.png"
+        yield _row(png, tile["captions"], tile["scene"], name)
 
 
-def external(origin, count: int, size: int, skipped: dict[str, list[str]]) -> Iterator[dict]:
-    """The first usable captioned images of an opened source; into `skipped` go the others on the way: reason -> names."""
-    seen = set()
-    for item in origin.items(True):
-        captions, reason = sentences(item.captions)
-        found = (
-            item.fault
-            or ("duplicate file name" if item.name in seen else "")
-            or reason
-            or tile(item.image, size)
-        )
-        if isinstance(found, str):
-            skipped.setdefault(found, []).append(item.name)
+def _read_rows(
+    image_source: ImageSource, count: int, size: int, skipped: SkipReport
+) -> Iterator[dict]:
+    """Yield the first `count` usable captioned images; `skipped` gets the unusable ones before."""
+    names: set[str] = set()
+    for item in image_source.read_items(True):
+        captions, caption_reason = usable_captions(item.captions)
+        reason = item.skip_reason
+        if not reason and item.name in names:
+            reason = "duplicate file name"
+        reason = reason or caption_reason
+        if reason:
+            skipped.add(reason, item.name)
             continue
-        seen.add(item.name)
-        yield row(found.png, captions, item.scene or "", item.name)
-        count -= 1
-        if not count:
+        try:
+            decoded = decode_rgb(item.image)
+        except UnusableImage as error:
+            skipped.add(str(error), item.name)
+            continue
+        names.add(item.name)
+        png = encode_png(scale_and_crop(decoded.rgb, size))
+        yield _row(png, captions, item.scene or "", item.name)
+        if len(names) == count:
             return
 
 
-def row(image: bytes, captions: list[str], scene: str, filename: str) -> dict:
-    return {
-        "image": {"bytes": image, "path": None},
-        "captions": captions,
-        "scene": scene,
-        "filename": filename,
-    }
+def _row(png: bytes, captions: list[str], scene: str, filename: str) -> dict:
+    image = {"bytes": png, "path": None}
+    return {"image": image, "captions": captions, "scene": scene, "filename": filename}

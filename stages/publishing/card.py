@@ -1,14 +1,16 @@
-"""A card for the Hugging Face hub, from what the run left behind: params.yaml, metrics/, SOURCE.json beside each input, the commit."""
+"""Cards for the Hugging Face hub, made of a run's params, metrics, inputs and commit."""
 
 import re
 from pathlib import Path
 
-import jinja2
 import yaml
-from huggingface_hub import DatasetCardData, ModelCardData
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
+from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
 
+TEMPLATE = Path(__file__).parent / "card.md"
+# What a run may be made from -> the folder whose SOURCE.json says where it came from.
 INPUTS = {
     "imagery": "data/imagery",
     "papers": "data/papers",
@@ -18,90 +20,106 @@ INPUTS = {
     "passage embedder": "models/base/embedder",
     "classifier's first weights": "models/base/classifier",
 }
-SYNTHETIC = (
-    "The images are synthetic: no place on Earth looks like this, there is no location and no time, and no measurement can be "
-    "taken from them. Labels are what was asked for, not what an expert saw. Rare scenes and fine textures are the first to go "
-    "wrong; a bias of the training tiles (region, season, sensor) is a bias of what is drawn. "
-)
-PLACE = re.compile(r"path:\S*/")  # of a disk here: nobody's business
-OURS = "embedded"  # an input that ships with the repository, under the repository's own license
+LOCAL_FOLDER = re.compile(r"path:\S*/")  # of this machine: not to be published
 
 
-def card(kind: dict, commit: str) -> str:
-    """The README.md of a repository on the hub. `kind`: one of stages.publishing.folders.KINDS."""
-    template = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True
-    ).from_string((Path(__file__).parent / "card.md").read_text(encoding="utf-8"))
-    sources = {name: read_json(f"{INPUTS[name]}/SOURCE.json") for name in kind["inputs"]}
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
-    shown = {section: params[section] for section in kind["params"]}
-    make = DatasetCardData if kind["type"] == "dataset" else ModelCardData
-    # "other" is the hub's word for "read the card".
-    data = make(
-        license="mit"
-        if all(source["source"] in (OURS, "none") for source in sources.values())
-        else "other",
-        **kind["data"],
-    )
-    return template.render(
-        data=data.to_yaml(),
-        title=kind["title"],
-        about=kind["about"],
-        use=kind["use"],
-        commit=commit,
-        params=PLACE.sub(
-            "path:.../",
-            yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100).strip(),
-        ),
-        metrics=[row(*name.split(":", 1)) for name in kind["metrics"]],
-        scale=read_json("metrics/context.json")["scale"],
-        inputs=[
-            {
-                "name": name,
-                "source": PLACE.sub("path:.../", source["source"]),
-                "license": license(source),
-            }
+def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
+    """Make the card of a repository; `save(path)` writes it as README.md.
+
+    A model's metrics are also in the card's metadata, as the hub's evaluation results.
+    """
+    sources = {name: read_json(f"{INPUTS[name]}/SOURCE.json") for name in repository.inputs}
+    all_embedded = all(source["source"] in ("embedded", "none") for source in sources.values())
+    license = "mit" if all_embedded else "other"  # other: the hub's word for "read the card"
+    sections = {
+        "title": repository.title,
+        "about": repository.about,
+        "use": repository.use,
+        "limits": repository.limits,
+        "commit": commit,
+        "params": quote_params(repository.params),
+        "scale": read_json("metrics/context.json")["scale"],
+        "metric_rows": [format_metric(metric) for metric in repository.metrics],
+        "input_rows": [
+            format_input(name, source)
             for name, source in sources.items()
             if source["source"] != "none"
         ],
-        limits=kind["limits"],
-    )
-
-
-def license(source: dict) -> str:
-    return (
-        "this repository's (MIT)"
-        if source["source"] == OURS
-        else source.get("license") or "not recorded"
-    )
-
-
-def row(file: str, key: str) -> dict:
-    """A metric with its interval and what it is to be read against (`_floor`, `_base`, `_ceiling`), as metrics/<file>.json has them."""
-    *path, name = key.split(".")
-    found = read_json(f"metrics/{file}.json")
-    whole = found
-    for part in path:
-        found = found[part]
-
-    def number(value: float) -> str:
-        return f"{value:.4g}"
-
-    beside = [
-        f"{end} {number(found[f'{name}_{end}'])}"
-        for end in ("floor", "base")
-        if f"{name}_{end}" in found
-    ]
-    if name == "overall_accuracy" and "chance" in whole:
-        beside.append(f"chance {number(whole['chance'])}")
-    interval = (
-        f"{number(found[f'{name}_lo'])} to {number(found[f'{name}_hi'])}"
-        if f"{name}_lo" in found
-        else "-"
-    )
-    return {
-        "name": f"{file} {key}",
-        "value": number(found[name]),
-        "interval": interval,
-        "beside": ", ".join(beside) or "-",
     }
+    if repository.type == "dataset":
+        dataset_data = DatasetCardData(license=license, **repository.card_data)
+        return DatasetCard.from_template(dataset_data, template_path=str(TEMPLATE), **sections)
+    task = repository.card_data["pipeline_tag"]
+    model_data = ModelCardData(
+        license=license,
+        model_name=repository.title,
+        eval_results=[make_eval_result(metric, task) for metric in repository.metrics],
+        **repository.card_data,
+    )
+    return ModelCard.from_template(model_data, template_path=str(TEMPLATE), **sections)
+
+
+def quote_params(names: tuple[str, ...]) -> str:
+    """Return sections of params.yaml as YAML, without the local folders."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    sections = {name: params[name] for name in names}
+    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
+    return hide_local_folders(text.strip())
+
+
+def hide_local_folders(text: str) -> str:
+    """Replace the folders of `path:` sources, which are nobody's business."""
+    return LOCAL_FOLDER.sub("path:.../", text)
+
+
+def make_eval_result(metric: Metric, task: str) -> EvalResult:
+    """Return a metric as an evaluation result of the hub's model index."""
+    values, name = read_metric(metric)
+    return EvalResult(
+        task_type=task,
+        dataset_type=metric.data,
+        dataset_name=EVALUATION_DATA[metric.data],
+        metric_type=metric.type,
+        metric_name=f"{metric.file} {metric.key}",
+        metric_value=values[name],
+    )
+
+
+def read_metric(metric: Metric) -> tuple[dict, str]:
+    """Return the part of a metrics file that holds a metric, and the metric's key in it."""
+    *path, name = metric.key.split(".")
+    values = read_json(f"metrics/{metric.file}.json")
+    for part in path:
+        values = values[part]
+    return values, name
+
+
+def format_metric(metric: Metric) -> dict[str, str]:
+    """Return the table row of a metric: its value, 95 % interval and reference values."""
+    values, name = read_metric(metric)
+    references = [
+        f"{reference} {values[f'{name}_{reference}']:.4g}"
+        for reference in ("floor", "base")
+        if f"{name}_{reference}" in values
+    ]
+    chance = read_json(f"metrics/{metric.file}.json").get("chance")
+    if name == "overall_accuracy" and chance is not None:
+        references.append(f"chance {chance:.4g}")
+    interval = "-"
+    if f"{name}_lo" in values:
+        interval = f"{values[f'{name}_lo']:.4g} to {values[f'{name}_hi']:.4g}"
+    return {
+        "name": f"{metric.file} {metric.key}",
+        "data": EVALUATION_DATA[metric.data],
+        "value": f"{values[name]:.4g}",
+        "interval": interval,
+        "references": ", ".join(references) or "-",
+    }
+
+
+def format_input(name: str, source: dict) -> dict[str, str]:
+    """Return the table row of an input from its SOURCE.json."""
+    license = source.get("license") or "not recorded"
+    if source["source"] == "embedded":
+        license = "this repository's (MIT)"
+    return {"name": name, "source": hide_local_folders(source["source"]), "license": license}

@@ -1,79 +1,97 @@
-"""The pictures of the report: each stored once, all of them within a budget of bytes, with thumbnails of the large ones."""
+"""The pictures of the report: each stored once, with thumbnails, within a budget of bytes."""
 
 import io
 from pathlib import Path
 
 from PIL import Image
 
-from stages.reporting.grids import pictures
+from stages.reporting.grids import load_images
 from stages.runtime.errors import exit_with_error
 
-LARGEST = 512  # pixels of a picture's longer side
-EXACT = 128  # pixels up to which a picture is lossless and its own thumbnail
-THUMB = 128  # pixels of a thumbnail
-BUDGET = (
-    9 * 10**6
-)  # bytes of all pictures; the grids and the page come on top, 15 MB is the limit of the whole
-QUALITIES = (88, 80, 72, 64, 56)
+MAX_SIDE = 512  # pixels of a picture's longer side
+LOSSLESS_SIDE = 128  # pixels up to which a picture is stored lossless and needs no thumbnail
+THUMBNAIL_SIDE = 128  # pixels
+# Bytes of all pictures. The grids and the page come on top; 15 MB is the limit of all together.
+BUDGET = 9 * 10**6
+QUALITIES = (88, 80, 72, 64, 56)  # of WebP, tried in this order
 
 
 class Album:
-    """Name pictures with `add`, `write` them all at the end; both say where a picture is, relative to the page."""
+    """Collect pictures with `add`; write them all with `write`.
 
-    def __init__(self):
-        self.wanted: dict[tuple[str, int], None] = {}
-        self.folders: dict[str, Path] = {}
-        self.thumbs: set[str] = set()
+    Addresses are relative to the page.
+    """
 
-    def add(self, name: str, folder: Path, place: int) -> str:
-        """The address of the image in row `place` of a folder of shards, which the page calls `name`."""
-        self.folders[name] = folder
-        self.wanted[name, place] = None
-        return f"pictures/{name}-{place:06d}.webp"
+    def __init__(self) -> None:
+        self.folders: dict[str, Path] = {}  # collection -> its folder of shards
+        self.rows: dict[str, set[int]] = {}  # collection -> row numbers of its pictures
+        self.thumbnails: set[str] = set()  # names of the pictures that have one
+
+    def add(self, collection: str, folder: Path, row: int) -> str:
+        """Add the image in a row of a folder of shards; return its address.
+
+        Args:
+            collection: the name of the folder in addresses.
+            folder: holds Parquet shards with an `image` column.
+            row: number over all shards.
+        """
+        self.folders[collection] = folder
+        self.rows.setdefault(collection, set()).add(row)
+        return f"pictures/{picture_name(collection, row)}"
 
     def write(self, out: Path) -> None:
-        """Store them below `out`: the best quality at which they fit the budget; small ones lossless."""
+        """Write all pictures below `out`, in the best quality at which they fit the budget.
+
+        Raises:
+            SystemExit: where they fit in none.
+        """
         images = {
-            (name, place): picture
-            for name, folder in self.folders.items()
-            for place, picture in pictures(
-                folder, {place for other, place in self.wanted if other == name}, LARGEST
-            ).items()
+            picture_name(collection, row): image
+            for collection, folder in self.folders.items()
+            for row, image in load_images(folder, self.rows[collection], MAX_SIDE).items()
         }
-        small = {
-            key: webp(image, lossless=True)
-            for key, image in images.items()
-            if max(image.size) <= EXACT
+        large = {name for name, image in images.items() if max(image.size) > LOSSLESS_SIDE}
+        pictures = {
+            name: encode_webp(image, lossless=True)
+            for name, image in images.items()
+            if name not in large
         }
-        large = {key: image for key, image in images.items() if key not in small}
-        thumbs = {key: webp(thumbnail(image), quality=75) for key, image in large.items()}
+        thumbnails = {name: encode_webp(thumbnail(images[name]), quality=75) for name in large}
         for quality in QUALITIES:
-            files = small | {key: webp(image, quality=quality) for key, image in large.items()}
-            total = sum(map(len, [*files.values(), *thumbs.values()]))
-            if total <= BUDGET:
+            for name in large:
+                pictures[name] = encode_webp(images[name], quality=quality)
+            size = sum(map(len, [*pictures.values(), *thumbnails.values()]))
+            if size <= BUDGET:
                 break
         else:
             exit_with_error(
-                f"report.gallery_per_class: {len(images)} pictures come to {total / 1e6:.0f} MB, more than {BUDGET / 1e6:.0f}: show fewer"
+                f"report.gallery_per_class: {len(images)} pictures come to {size / 1e6:.0f} MB, "
+                f"more than {BUDGET / 1e6:.0f}: show fewer"
             )
-        for folder, stored in (("pictures", files), ("thumbs", thumbs)):
-            (out / folder).mkdir()
-            for (name, place), content in stored.items():
-                (out / folder / f"{name}-{place:06d}.webp").write_bytes(content)
-        self.thumbs = {f"pictures/{name}-{place:06d}.webp" for name, place in thumbs}
+        for folder_name, files in (("pictures", pictures), ("thumbs", thumbnails)):
+            (out / folder_name).mkdir()
+            for name, content in files.items():
+                (out / folder_name / name).write_bytes(content)
+        self.thumbnails = large
 
-    def thumb(self, address: str) -> str:
-        """Where the thumbnail of a picture is, once written: a small one is its own."""
-        return address.replace("pictures/", "thumbs/") if address in self.thumbs else address
+    def thumbnail_address(self, address: str) -> str:
+        """Return the address of a picture's thumbnail, once written; a small picture is its own."""
+        name = Path(address).name
+        return f"thumbs/{name}" if name in self.thumbnails else address
+
+
+def picture_name(collection: str, row: int) -> str:
+    return f"{collection}-{row:06d}.webp"
 
 
 def thumbnail(image: Image.Image) -> Image.Image:
     copy = image.copy()
-    copy.thumbnail((THUMB, THUMB), Image.Resampling.LANCZOS)
+    copy.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     return copy
 
 
-def webp(image: Image.Image, **settings) -> bytes:
+def encode_webp(image: Image.Image, **settings) -> bytes:
+    """settings: of Pillow's WebP encoder."""
     sink = io.BytesIO()
     image.save(sink, "WEBP", **settings)
     return sink.getvalue()

@@ -1,157 +1,164 @@
-"""Charts as inline SVG, drawn with matplotlib: text stays text, colors are the page's, same input, same bytes."""
+"""Charts as inline SVG, drawn with matplotlib: text stays text, colors are those of the page.
+
+The same input gives the same bytes.
+"""
 
 import io
 import re
 from collections import Counter
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# matplotlib wants colors; these stand for the page's own and are replaced in the SVG.
-INK, SOFT, SERIES = "#010203", "#010204", ("#010205", "#010206", "#010207")
-COLORS = {
-    INK: "currentColor",
-    SOFT: "var(--line)",
-    **dict(zip(SERIES, ("var(--one)", "var(--two)", "var(--three)"))),
+# matplotlib needs colors in numbers; these stand for the page's CSS colors, which replace them.
+TEXT = "#010203"
+LINES = "#010204"
+SERIES = ("#010205", "#010206", "#010207")
+CSS_COLORS = {
+    TEXT: "currentColor",
+    LINES: "var(--line)",
+    SERIES[0]: "var(--one)",
+    SERIES[1]: "var(--two)",
+    SERIES[2]: "var(--three)",
 }
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.edgecolor": SOFT,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "xtick.color": TEXT,
+    "ytick.color": TEXT,
+    "axes.edgecolor": LINES,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
     "text.parse_math": False,
 }
+WIDTH = 5.2  # inches of a chart, at most; the page scales it to the width of a column
 
 
-def curves(name: str, steps: list[float], series: dict[str, list[float]], x: str, y: str) -> str:
-    """Lines over steps, each named."""
-
-    def draw(axes):
-        for (label, values), color in zip(series.items(), SERIES):
-            axes.plot(
-                steps,
-                values,
-                color=color,
-                linewidth=1.8,
-                marker="o" if len(steps) < 12 else None,
-                markersize=4,
-                label=label,
-            )
-        axes.set_xlim(left=0)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.grid(axis="y", color=SOFT, linewidth=0.6)
-        if len(series) > 1:
-            axes.legend()
-
-    return svg(name, (5.2, 3.0), draw)
-
-
-def bars(name: str, rows: list[str], series: dict[str, list[float]], x: str) -> str:
-    """Horizontal bars from 0 to 1, a group per row, the first row on top."""
-
-    def draw(axes):
-        height = 0.8 / len(series)
-        for place, ((label, values), color) in enumerate(zip(series.items(), SERIES)):
-            axes.barh(
-                [row + place * height for row in range(len(rows))],
-                values,
-                height * 0.9,
-                color=color,
-                label=label,
-            )
-        axes.set_yticks([row + 0.4 - height / 2 for row in range(len(rows))], rows)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1)
-        axes.set_xlabel(x)
-        axes.grid(axis="x", color=SOFT, linewidth=0.6)
-        axes.set_axisbelow(True)
-        if len(series) > 1:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-
-    return svg(name, (5.2, 0.9 + 0.32 * max(len(rows), 1)), draw)
-
-
-def pareto(name: str, points: list[tuple[str, float, float, bool]], x: str, y: str) -> str:
-    """Runs as points (name, x, y, whether no other is better in both), each named; the undominated ones joined by a line."""
-
-    def draw(axes):
-        front = sorted((at, value) for _, at, value, best in points if best)
+@matplotlib.rc_context(STYLE)
+def line_chart(
+    name: str, steps: list[float], series: dict[str, list[float]], x_label: str, y_label: str
+) -> str:
+    """Draw up to three lines over the same steps. series: label -> a value per step."""
+    figure, axes = new_figure(WIDTH, 3.0)
+    for (label, values), color in zip(series.items(), SERIES):
         axes.plot(
-            [at for at, _ in front], [value for _, value in front], color=SERIES[0], linewidth=1.2
+            steps,
+            values,
+            color=color,
+            linewidth=1.8,
+            marker="o" if len(steps) < 12 else None,
+            markersize=4,
+            label=label,
         )
-        for label, at, value, best in points:
-            axes.plot(
-                at, value, "o", color=SERIES[0] if best else SERIES[2], markersize=6 if best else 4
-            )
-            axes.annotate(label, (at, value), (5, 4), textcoords="offset points", fontsize=8)
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.margins(0.12)
-        axes.grid(color=SOFT, linewidth=0.6)
-
-    return svg(name, (5.2, 3.6), draw)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(axis="y", color=LINES, linewidth=0.6)
+    if len(series) > 1:
+        axes.legend()
+    return to_svg(figure, name)
 
 
-def confusion(name: str, pairs: list[tuple[str, str]], order: list[str]) -> str:
-    """Counts of (actual, predicted), shaded by the share of the actual class."""
-    counts, totals = Counter(pairs), Counter(actual for actual, _ in pairs)
-
-    def draw(axes):
-        for i, actual in enumerate(order):
-            for j, predicted in enumerate(order):
-                if count := counts[actual, predicted]:
-                    axes.bar(
-                        j,
-                        1,
-                        1,
-                        i - 0.5,
-                        color=SERIES[0],
-                        alpha=0.08 + 0.52 * count / totals[actual],
-                        linewidth=0,
-                    )
-                    if len(order) <= 15:
-                        axes.text(j, i, str(count), ha="center", va="center", fontsize=8)
-        axes.set_xlim(-0.5, len(order) - 0.5)
-        axes.set_ylim(len(order) - 0.5, -0.5)
-        axes.set_xticks(
-            range(len(order)), order, rotation=45, ha="right", rotation_mode="anchor", fontsize=8
-        )
-        axes.set_yticks(
-            range(len(order)),
-            [each if totals[each] else f"{each} (none)" for each in order],
-            fontsize=8,
-        )
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("actual")
-
-    side = max(3.6, 1.6 + 0.3 * len(order))
-    return svg(name, (side + 0.6, side), draw)
+@matplotlib.rc_context(STYLE)
+def bar_chart(name: str, groups: list[str], series: dict[str, list[float]], x_label: str) -> str:
+    """Draw bars from 0 to 1, the first group on top. series: label -> a value per group."""
+    figure, axes = new_figure(WIDTH, 0.9 + 0.32 * max(len(groups), 1))
+    height = 0.8 / len(series)
+    for number, ((label, values), color) in enumerate(zip(series.items(), SERIES)):
+        positions = [group + number * height for group in range(len(groups))]
+        axes.barh(positions, values, height * 0.9, color=color, label=label)
+    axes.set_yticks([group + 0.4 - height / 2 for group in range(len(groups))], groups)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(x_label)
+    axes.grid(axis="x", color=LINES, linewidth=0.6)
+    axes.set_axisbelow(True)
+    if len(series) > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    return to_svg(figure, name)
 
 
-def svg(name: str, inches: tuple[float, float], draw) -> str:
-    """An <svg> element for the page. `name` (unique on the page) salts its ids; no date, no program name."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
-        figure = Figure(inches, layout="constrained")
-        draw(figure.add_subplot())
-        sink = io.StringIO()
-        figure.savefig(
-            sink, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
+@matplotlib.rc_context(STYLE)
+def pareto_chart(
+    name: str, points: list[tuple[str, float, float, bool]], x_label: str, y_label: str
+) -> str:
+    """Draw experiments as labeled points; a line joins those on the Pareto front.
+
+    Args:
+        name: title of the chart, unique on the page.
+        points: (experiment, x, y, whether it is on the Pareto front).
+        x_label, y_label: names of the two metrics.
+    """
+    figure, axes = new_figure(WIDTH, 3.6)
+    front = sorted((x, y) for _, x, y, on_front in points if on_front)
+    axes.plot([x for x, _ in front], [y for _, y in front], color=SERIES[0], linewidth=1.2)
+    for experiment, x, y, on_front in points:
+        color = SERIES[0] if on_front else SERIES[2]
+        axes.plot(x, y, "o", color=color, markersize=6 if on_front else 4)
+        axes.annotate(experiment, (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.margins(0.12)
+    axes.grid(color=LINES, linewidth=0.6)
+    return to_svg(figure, name)
+
+
+@matplotlib.rc_context(STYLE)
+def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]) -> str:
+    """Draw the counts of (actual, predicted), shaded by their share of the actual class."""
+    counts = Counter(pairs)
+    totals = Counter(actual for actual, _ in pairs)
+    side = max(3.6, 1.6 + 0.3 * len(classes))
+    figure, axes = new_figure(side + 0.6, side)
+    for row, actual in enumerate(classes):
+        for column, predicted in enumerate(classes):
+            count = counts[actual, predicted]
+            if count == 0:
+                continue
+            alpha = 0.08 + 0.52 * count / totals[actual]
+            axes.bar(column, 1, 1, row - 0.5, color=SERIES[0], alpha=alpha, linewidth=0)
+            if len(classes) <= 15:
+                axes.text(column, row, str(count), ha="center", va="center", fontsize=8)
+    positions = range(len(classes))
+    axes.set_xlim(-0.5, len(classes) - 0.5)
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.set_xticks(positions, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    rows = [label if totals[label] else f"{label} (none)" for label in classes]
+    axes.set_yticks(positions, rows, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual")
+    return to_svg(figure, name)
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Make a figure of so many inches, and its axes."""
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Return a figure as an <svg> element. name: unique on the page, its ids are made from it."""
+    sink = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        metadata = {"Date": None, "Creator": None}  # would change the bytes
+        figure.savefig(sink, format="svg", transparent=True, metadata=metadata)
     text = sink.getvalue()
-    width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', text).groups()
-    body = text[
-        text.index("</defs>", text.index("<style")) + len("</defs>") :
-    ]  # the page has matplotlib's style once
-    body = re.sub(r'<g id="[A-Za-z0-9_.]+"', "<g", body)  # parts have the same names in every chart
+    width, height = re.findall(r'viewBox="0 0 (\S+) (\S+)"', text)[0]
+    # The page has matplotlib's style definitions once, in its own style sheet.
+    start = text.index("</defs>", text.index("<style")) + len("</defs>")
+    body = text[start:]
+    # matplotlib gives the parts of every chart the same ids.
+    body = re.sub(r'<g id="[A-Za-z0-9_.]+"', "<g", body)
     body = re.sub(r" font-family: [^;\"]+;?", "", body)
-    for stand_in, color in COLORS.items():
+    for stand_in, color in CSS_COLORS.items():
         body = body.replace(stand_in, color)
     body = "\n".join(line.strip() for line in body.splitlines() if line.strip())
-    return f'<svg role="img" aria-label="{name}" viewBox="0 0 {width} {height}" style="max-width: {width}pt">\n{body}\n'
+    return (
+        f'<svg role="img" aria-label="{name}" viewBox="0 0 {width} {height}" '
+        f'style="max-width: {width}pt">\n{body}\n'
+    )

@@ -1,27 +1,36 @@
-"""Can a number of one run be set beside the same number of another? By what metrics/context.json says that each is."""
+"""Whether numbers of two runs compare, by what each run's metrics/context.json says they are."""
 
-# What a run is free to change: everything else that differs makes a number another number.
-STUDIED = {"metric", "paper", "comparable", "generator", "start", "best_step", "n_train"}
+# What two runs may differ in and still compare: the description, and what is being studied.
+MAY_DIFFER = {"metric", "paper", "comparable", "generator", "start", "best_step", "n_train"}
 
 
-def differences(ours: dict, theirs: dict) -> dict[str, str]:
-    """Metric key -> why its values in two contexts (metrics/context.json, parsed) don't compare; those that do are left out.
+def differences(first: dict, second: dict) -> dict[str, str]:
+    """Return metric key -> why its values don't compare, for the metrics where they don't.
 
-    Two numbers compare when protocol, number of images, imagery, extractor with its weights, resolution and whatever
-    else makes up their identity are equal. The generator may differ: that is what is being compared.
+    Two numbers compare when the protocol, the number of images, the imagery, the feature extractor
+    with its weights, the resolution and whatever else identifies them are equal. The generator
+    may differ: it is what two runs compare.
+
+    Args:
+        first: the parsed metrics/context.json of one run.
+        second: that of another.
     """
-    found = {}
-    for key in [
-        *ours["numbers"],
-        *(key for key in theirs["numbers"] if key not in ours["numbers"]),
-    ]:
-        a, b = ours["numbers"].get(key), theirs["numbers"].get(key)
-        if a is None or b is None:
-            found[key] = f"only in {'the first' if b is None else 'the second'} run"
+    reasons = {}
+    # dict.fromkeys: the keys of both runs, in order, each once.
+    for key in dict.fromkeys([*first["numbers"], *second["numbers"]]):
+        if key not in second["numbers"]:
+            reasons[key] = "only in the first run"
             continue
-        fields = [name for name in {**a, **b} if name not in STUDIED and a.get(name) != b.get(name)]
-        if fields:
-            found[key] = "; ".join(
-                f"{name}: {a.get(name, 'none')} and {b.get(name, 'none')}" for name in fields
-            )
-    return found
+        if key not in first["numbers"]:
+            reasons[key] = "only in the second run"
+            continue
+        one = first["numbers"][key]
+        other = second["numbers"][key]
+        unequal = [
+            f"{name}: {one.get(name, 'none')} and {other.get(name, 'none')}"
+            for name in one | other
+            if name not in MAY_DIFFER and one.get(name) != other.get(name)
+        ]
+        if unequal:
+            reasons[key] = "; ".join(unequal)
+    return reasons

@@ -1,6 +1,7 @@
-"""The gallery: which pictures, what is told of each, and which show their class best and worst.
+"""The gallery of the report: which pictures it shows and what it tells of each.
 
-What a picture shows is said by the scene classifier that was trained on real tiles, from features that are stored already.
+What a generated image shows is judged by the scene classifier, which was trained on real tiles,
+from the features and logits that the `features` stage stored.
 """
 
 from pathlib import Path
@@ -14,162 +15,193 @@ from scipy.special import softmax
 from stages.common.artifacts import read_rows
 from stages.evaluation.memorization import nearest_neighbors
 from stages.reporting.album import Album
-from stages.reporting.selection import REAL, SYNTHETIC, TRAINING, TUNED, spread
+from stages.reporting.selection import REAL, SYNTHETIC, TRAINING, TUNED, pick_by_prompt
 
-FEATURES, PASSAGES = Path("data/features"), Path("models/index/passages.parquet")
-SETTINGS = ("prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
-EXTREMES = 12  # images shown on either side
-
-
-class Judged(NamedTuple):
-    """Of each synthetic image: the scene seen in it, how likely that is its class; its nearest training tile."""
-
-    scene: list[str]
-    share: np.ndarray  # [N] probability of the scenes of its class
-    agrees: list[bool]  # the most likely scene is one of its class's
-    distance: np.ndarray  # [N] to the nearest training tile, in features of the scene classifier
-    training: np.ndarray  # [N] that tile's row
-    percentile: np.ndarray  # [N] share of real test tiles that are nearer to theirs
+FEATURES = Path("data/features")
+PASSAGES = Path("models/index/passages.parquet")
+SETTINGS = ("negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
+EXTREMES = 12  # images shown as the best, and as the worst
 
 
-def judge(labels: list[str], scenes: list[str], classes: dict[str, list[str]]) -> Judged:
-    """labels [N]: the class of each synthetic image; scenes: names of the classifier's outputs."""
-    made, train, test = (
-        load_file(FEATURES / place / "scene.safetensors")
-        for place in ("synthetic", "real/train", "real/test")
-    )
-    shares = softmax(made["logits"].astype(np.float64), axis=1)  # [N, scenes]
-    member = np.array(
-        [[scene in classes[label] for scene in scenes] for label in labels]
-    )  # [N, scenes]
-    seen = shares.argmax(1)
-    distance, training = nearest_neighbors(made["features"], train["features"])
-    held_out = np.sort(nearest_neighbors(test["features"], train["features"])[0])
-    percentile = np.searchsorted(held_out, distance, side="right") / len(held_out)
-    return Judged(
-        [scenes[i] for i in seen],
-        (shares * member).sum(1),
-        [bool(row[i]) for row, i in zip(member, seen)],
-        distance,
-        training,
-        percentile,
+class Assessment(NamedTuple):
+    """What the scene classifier says of N synthetic images, in the order of data/synthetic."""
+
+    scenes: list[str]  # the most likely one of each
+    probability: np.ndarray  # [N] of the scenes of its class, together
+    agrees: list[bool]  # the most likely scene is one of its class
+    distance: np.ndarray  # [N] to the nearest training tile, in features of the classifier
+    training_row: np.ndarray  # [N] row number of that tile
+    percentile: np.ndarray  # [N] share of real test tiles that are nearer to a training tile
+
+
+def assess(labels: list[str], scenes: list[str], classes: dict[str, list[str]]) -> Assessment:
+    """Assess the synthetic images.
+
+    Args:
+        labels: [N] LULC class of each.
+        scenes: names of the classifier's outputs.
+        classes: LULC class -> scenes that show it.
+    """
+    synthetic = load_file(FEATURES / "synthetic/scene.safetensors")
+    train = load_file(FEATURES / "real/train/scene.safetensors")
+    test = load_file(FEATURES / "real/test/scene.safetensors")
+    probabilities = softmax(synthetic["logits"].astype(np.float64), axis=1)  # [N, scenes]
+    of_class = np.array([[scene in classes[label] for scene in scenes] for label in labels])
+    most_likely = probabilities.argmax(1)  # [N]
+    distance, training_row = nearest_neighbors(synthetic["features"], train["features"])
+    test_distance, _ = nearest_neighbors(test["features"], train["features"])
+    closer = np.searchsorted(np.sort(test_distance), distance, side="right")
+    return Assessment(
+        scenes=[scenes[i] for i in most_likely],
+        probability=(probabilities * of_class).sum(1),
+        agrees=[bool(row[i]) for row, i in zip(of_class, most_likely)],
+        distance=distance,
+        training_row=training_row,
+        percentile=closer / len(test_distance),
     )
 
 
 class Gallery:
-    """Collects what the page shows; a picture that stands in several places is told of and stored once."""
+    """Collect the pictures of the page. One that stands in several places is stored once.
 
-    def __init__(self, album: Album, synthetic: list[dict], judged: Judged):
-        self.album, self.synthetic, self.judged = album, synthetic, judged
-        self.training = [row["filename"] for row in read_rows(TRAINING, ["filename"])]
-        titles = pq.read_table(PASSAGES, columns=["paper", "title"]).to_pydict()
-        self.titles = dict(zip(titles["paper"], titles["title"]))
-        self.items: dict[str, dict] = {}  # address -> what the page tells of it
+    Attributes:
+        items: address of a picture -> what the page tells of it. All values are text: JavaScript
+            would round a 63-bit seed.
+    """
 
-    def real(self, row: dict, place: int, label: str) -> dict:
-        address = self.album.add("real", REAL, place)
-        return self.items.setdefault(
-            address,
-            {
-                "picture": address,
-                "kind": "real",
-                "label": label,
-                "title": f"Real: {row['scene']}",
-                "facts": {"scene": row["scene"], "file": row["filename"]},
-            },
-        )
+    def __init__(self, album: Album, synthetic: list[dict], assessment: Assessment) -> None:
+        self.album = album
+        self.synthetic = synthetic
+        self.assessment = assessment
+        self.training_files = [row["filename"] for row in read_rows(TRAINING, ["filename"])]
+        passages = pq.read_table(PASSAGES, columns=["paper", "title"]).to_pydict()
+        self.paper_titles = dict(zip(passages["paper"], passages["title"]))
+        self.items: dict[str, dict] = {}
 
-    def generated(self, place: int) -> dict:
-        """A synthetic image. Text only: JavaScript would round a 63-bit seed."""
-        row, judged = self.synthetic[place], self.judged
-        address = self.album.add("synthetic", SYNTHETIC, place)
-        facts = {name.replace("_", " "): str(row[name]) for name in SETTINGS if name != "prompt"}
-        facts |= {
-            "writer": f"{row['writer']}, {row['technique']}",
-            "shows": f"{judged.scene[place]} "
-            f"({'agrees' if judged.agrees[place] else 'not the class asked for'}; its class {judged.share[place]:.0%} likely)",
+    def real_item(self, row: dict, number: int, label: str) -> dict:
+        """Add a real test tile. row: of data/imagery/test; number: of that row."""
+        address = self.album.add("real", REAL, number)
+        item = {
+            "picture": address,
+            "kind": "real",
+            "label": label,
+            "title": f"Real: {row['scene']}",
+            "facts": {"scene": row["scene"], "file": row["filename"]},
         }
-        return self.items.setdefault(
-            address,
-            {
-                "picture": address,
-                "kind": "generated",
-                "label": row["label"],
-                "title": row["prompt"],
-                "writer": facts["writer"],
-                "agrees": judged.agrees[place],
-                "facts": facts,
-                "passages": [
-                    f"{self.titles.get(cited['paper'], cited['paper'])} ({cited['paper']}), page {cited['page']}"
-                    for cited in row["passages"] or []
-                ],
-                "nearest": self.near(
-                    judged.training[place], judged.distance[place], judged.percentile[place]
-                ),
-            },
-        )
+        return self.items.setdefault(address, item)
 
-    def near(self, place: int, distance: float, percentile: float) -> dict:
-        """The training tile that is nearest to an image."""
+    def synthetic_item(self, number: int) -> dict:
+        """Add a synthetic image, by its row number."""
+        row = self.synthetic[number]
+        address = self.album.add("synthetic", SYNTHETIC, number)
+        writer = f"{row['writer']}, {row['technique']}"
+        agrees = self.assessment.agrees[number]
+        predicted = (
+            f"{self.assessment.scenes[number]} "
+            f"({'agrees' if agrees else 'disagrees'} with its class, which has probability "
+            f"{self.assessment.probability[number]:.0%})"
+        )
+        passages = [
+            f"{self.paper_titles.get(cited['paper'], cited['paper'])} ({cited['paper']}), "
+            f"page {cited['page']}"
+            for cited in row["passages"] or []
+        ]
+        item = {
+            "picture": address,
+            "kind": "generated",
+            "label": row["label"],
+            "title": row["prompt"],
+            "writer": writer,
+            "agrees": agrees,
+            "facts": sampling_facts(row) | {"writer": writer, "predicted scene": predicted},
+            "passages": passages,
+            "nearest": self.nearest_tile(
+                int(self.assessment.training_row[number]),
+                self.assessment.distance[number],
+                self.assessment.percentile[number],
+            ),
+        }
+        return self.items.setdefault(address, item)
+
+    def tuned_item(self, row: dict, number: int, nearest: dict) -> dict:
+        """Add an image of a test caption. row: of data/samples/tuned; number: of that row."""
+        address = self.album.add("tuned", TUNED, number)
+        item = {
+            "picture": address,
+            "kind": "generated",
+            "label": row["scene"],
+            "title": row["prompt"],
+            "facts": sampling_facts(row) | {"held-out tile of the caption": row["filename"]},
+            "nearest": nearest,
+        }
+        return self.items.setdefault(address, item)
+
+    def nearest_tile(self, training_row: int, distance: float, percentile: float) -> dict:
+        """Add the training tile that is nearest to an image."""
         return {
-            "picture": self.album.add("training", TRAINING, int(place)),
-            "file": self.training[place],
+            "picture": self.album.add("training", TRAINING, training_row),
+            "file": self.training_files[training_row],
             "distance": f"{distance:.3g}",
             "closer": f"{percentile:.0%} of real test tiles are nearer to a training tile",
         }
 
-    def by_class(self, real: list[dict], classes: dict[str, list[str]], most: int) -> list[dict]:
-        """{label, slug, real: [item], generated: [item]}, so many of each."""
-        found = []
-        for label, scenes in classes.items():
-            tiles = [place for place, row in enumerate(real) if row["scene"] in scenes][:most]
-            found.append(
-                {
-                    "label": label,
-                    "slug": label.lower().replace(" ", "-"),
-                    "real": [self.real(real[place], place, label) for place in tiles],
-                    "generated": [
-                        self.generated(place) for place in spread(self.synthetic, label, most)
-                    ],
-                }
-            )
-        return found
+    def by_class(
+        self, real: list[dict], classes: dict[str, list[str]], per_class: int
+    ) -> list[dict]:
+        """Add up to `per_class` real and as many synthetic images of each class.
 
-    def extremes(self) -> dict[str, list[dict]]:
-        """The images that show their class most and least clearly."""
-        order = [int(place) for place in np.argsort(self.judged.share, kind="stable")]
+        Args:
+            real: rows of data/imagery/test.
+            classes: LULC class -> scenes that show it.
+            per_class: number of images.
+
+        Returns:
+            {label, slug, real: [item], generated: [item]} per class.
+        """
+        entries = []
+        for label, scenes in classes.items():
+            tiles = [number for number, row in enumerate(real) if row["scene"] in scenes]
+            images = pick_by_prompt(self.synthetic, label, per_class)
+            entry = {
+                "label": label,
+                "slug": label.lower().replace(" ", "-"),
+                "real": [
+                    self.real_item(real[number], number, label) for number in tiles[:per_class]
+                ],
+                "generated": [self.synthetic_item(number) for number in images],
+            }
+            entries.append(entry)
+        return entries
+
+    def best_and_worst(self) -> dict[str, list[dict]]:
+        """Add the synthetic images whose class the classifier finds most and least probable."""
+        ascending = [int(i) for i in np.argsort(self.assessment.probability, kind="stable")]
         return {
-            "worst": [self.generated(place) for place in order[:EXTREMES]],
-            "best": [self.generated(place) for place in order[::-1][:EXTREMES]],
+            "worst": [self.synthetic_item(number) for number in ascending[:EXTREMES]],
+            "best": [self.synthetic_item(number) for number in ascending[::-1][:EXTREMES]],
         }
 
-    def pairs(self, closest: list[dict], tuned: list[dict]) -> list[dict]:
-        """The images of test captions that lie nearest to a training tile (rows of nearest_training.csv), with those tiles."""
-        at, training = (
-            {row["filename"]: place for place, row in enumerate(tuned)},
-            {name: i for i, name in enumerate(self.training)},
-        )
-        found = []
-        for pair in closest:
-            place = at[pair["generated"]]
-            address, row = self.album.add("tuned", TUNED, place), tuned[place]
-            facts = {
-                name.replace("_", " "): str(row[name]) for name in SETTINGS if name != "prompt"
-            }
-            near = self.near(
-                training[pair["training"]], float(pair["distance"]), float(pair["real_percentile"])
+    def nearest_to_training(self, pairs: list[dict], tuned: list[dict]) -> list[dict]:
+        """Add the images of test captions that are nearest to a training tile.
+
+        Args:
+            pairs: rows of metrics/plots/nearest_training.csv.
+            tuned: rows of data/samples/tuned.
+        """
+        tuned_row_of = {row["filename"]: number for number, row in enumerate(tuned)}
+        training_row_of = {name: number for number, name in enumerate(self.training_files)}
+        items = []
+        for pair in pairs:
+            number = tuned_row_of[pair["generated"]]
+            nearest = self.nearest_tile(
+                training_row_of[pair["training"]],
+                float(pair["distance"]),
+                float(pair["real_percentile"]),
             )
-            found.append(
-                self.items.setdefault(
-                    address,
-                    {
-                        "picture": address,
-                        "kind": "generated",
-                        "label": row["scene"],
-                        "title": row["prompt"],
-                        "facts": facts | {"held-out tile of the caption": row["filename"]},
-                        "nearest": near,
-                    },
-                )
-            )
-        return found
+            items.append(self.tuned_item(tuned[number], number, nearest))
+        return items
+
+
+def sampling_facts(row: dict) -> dict[str, str]:
+    """Return the settings with which an image was sampled. row: of a folder of samples."""
+    return {name.replace("_", " "): str(row[name]) for name in SETTINGS}

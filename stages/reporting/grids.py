@@ -1,4 +1,4 @@
-"""Image grids with labels, drawn with Pillow: the same images give the same bytes."""
+"""Labeled grids of images, drawn with Pillow: the same images give the same bytes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -7,97 +7,128 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stages.common.artifacts import decode_image, stream_rows
 
-SIDE = 128  # pixels of a tile in a grid
-GAP, BETWEEN, MARGIN = (
-    4,
-    18,
-    16,
-)  # pixels between tiles, between groups and rows with captions, around all
-INK, SOFT, PAPER = "#1c2127", "#66707c", "#ffffff"
+SIDE = 128  # pixels of a cell
+GAP = 4  # pixels between cells
+GROUP_GAP = 18  # pixels between groups, and between rows that have captions
+MARGIN = 16  # pixels around the grid
+TEXT_COLOR = "#1c2127"
+SOFT_COLOR = "#66707c"
+BACKGROUND = "#ffffff"
+LARGE_LINE = 19  # pixels between two lines of text
+SMALL_LINE = 15
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-class Line(NamedTuple):
-    """A row of a grid: its name, a word below it, and groups of pictures; captions: a name and a text below each group."""
+class GridRow(NamedTuple):
+    """A row of a grid, made of groups of images that stand close together."""
 
-    name: str
-    note: str
+    name: str  # left of the row
+    note: str  # below the name
     groups: list[list[Image.Image]]
-    captions: list[tuple[str, str]] = []
+    captions: list[tuple[str, str]] = []  # (name, text) below each group
 
 
-def pictures(folder: str | Path, places: set[int], largest: int = SIDE) -> dict[int, Image.Image]:
-    """The images of some rows of a folder of shards, by row number, none with more than so many pixels a side; streamed."""
-    found = {}
-    for place, row in enumerate(stream_rows(folder, ["image"]) if places else ()):
-        if place in places:
-            picture = decode_image(row["image"])
-            if max(picture.size) > largest:
-                picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
-            found[place] = picture
-            if len(found) == len(places):
-                break
-    return found
+def load_images(folder: str | Path, rows: set[int], max_side: int = SIDE) -> dict[int, Image.Image]:
+    """Read some images of a folder of shards, one at a time.
+
+    Args:
+        folder: holds Parquet shards with an `image` column.
+        rows: row numbers over all shards.
+        max_side: larger images are scaled down to so many pixels a side.
+
+    Returns:
+        row number -> image.
+    """
+    images: dict[int, Image.Image] = {}
+    if not rows:
+        return images
+    for number, row in enumerate(stream_rows(folder, ["image"])):
+        if number not in rows:
+            continue
+        image = decode_image(row["image"])
+        if max(image.size) > max_side:
+            image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        images[number] = image
+        if len(images) == len(rows):
+            break
+    return images
 
 
-def tile(picture: Image.Image) -> Image.Image:
-    """A picture at `SIDE`: whole pixels where it divides evenly, so that small images stay what they are."""
-    even = SIDE % picture.width == 0 and picture.width == picture.height
-    return picture.resize(
-        (SIDE, SIDE), Image.Resampling.NEAREST if even else Image.Resampling.LANCZOS
-    )
+def resize_to_cell(image: Image.Image) -> Image.Image:
+    """Scale an image to `SIDE`; a small one stays sharp where its pixels can be repeated."""
+    divides = SIDE % image.width == 0 and image.width == image.height
+    resampling = Image.Resampling.NEAREST if divides else Image.Resampling.LANCZOS
+    return image.resize((SIDE, SIDE), resampling)
 
 
-def grid(lines: list[Line], columns: list[str] | None = None, names: int = 130) -> Image.Image:
-    """Draw rows of tiles. `columns`: titles over each tile of a group; `names`: pixels kept for the row names, 0 = none."""
-    captioned = any(line.captions for line in lines)
-    members = max((len(group) for line in lines for group in line.groups), default=1)
-    across = max((len(line.groups) for line in lines), default=1)
-    between = BETWEEN if members > 1 else GAP
-    wide = members * (SIDE + GAP) - GAP  # a group
-    head, below = (
-        24 if columns else 0,
-        52 if captioned else 0,
-    )  # titles; a name and two lines of caption
-    pitch = SIDE + below + (BETWEEN // 2 if captioned else GAP)
-    width = 2 * MARGIN + names + across * (wide + between) - between
-    height = 2 * MARGIN + head + len(lines) * pitch - (pitch - SIDE - below)
-    sheet = Image.new("RGB", (width, height), PAPER)
-    pen, large, small = (
-        ImageDraw.Draw(sheet),
-        ImageFont.load_default(15),
-        ImageFont.load_default(12),
-    )
+def draw_grid(
+    rows: list[GridRow], titles: list[str] | None = None, names_width: int = 130
+) -> Image.Image:
+    """Draw rows of images.
 
-    def write(x: int, y: int, name: str, note: str, width: int, most: int) -> None:
-        for text in wrap(name, large, width, 3):
-            pen.text((x, y), text, INK, large)
-            y += 19
-        for text in wrap(note, small, width, most):
-            pen.text((x, y), text, SOFT, small)
-            y += 15
+    Args:
+        rows: what to draw, from top to bottom.
+        titles: above each image of a group, in every group.
+        names_width: pixels kept for the names of the rows; 0 where they have none.
+    """
+    captioned = any(row.captions for row in rows)
+    group_size = max((len(group) for row in rows for group in row.groups), default=1)
+    groups = max((len(row.groups) for row in rows), default=1)
+    group_gap = GROUP_GAP if group_size > 1 else GAP
+    group_width = group_size * (SIDE + GAP) - GAP
+    titles_height = 24 if titles else 0
+    captions_height = 52 if captioned else 0  # a name and two lines of text
+    row_gap = GROUP_GAP // 2 if captioned else GAP
+    row_height = SIDE + captions_height
 
-    for group in range(across if columns else 0):
-        for member, title in enumerate(columns):
-            pen.text(
-                (MARGIN + names + group * (wide + between) + member * (SIDE + GAP), MARGIN),
-                title,
-                SOFT,
-                large,
-            )
-    for number, line in enumerate(lines):
-        y = MARGIN + head + number * pitch
-        write(MARGIN, y, line.name, line.note, names - 12, 5)
-        for place, group in enumerate(line.groups):
-            x = MARGIN + names + place * (wide + between)
-            for member, picture in enumerate(group):
-                sheet.paste(tile(picture), (x + member * (SIDE + GAP), y))
-            if line.captions:
-                write(x, y + SIDE + 2, *line.captions[place], wide, 2)
+    left = MARGIN + names_width
+    top = MARGIN + titles_height
+    width = left + groups * (group_width + group_gap) - group_gap + MARGIN
+    height = top + len(rows) * (row_height + row_gap) - row_gap + MARGIN
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+
+    group_lefts = [left + number * (group_width + group_gap) for number in range(groups)]
+    for group_left in group_lefts:
+        for column, title in enumerate(titles or []):
+            position = (group_left + column * (SIDE + GAP), MARGIN)
+            draw.text(position, title, SOFT_COLOR, ImageFont.load_default(15))
+    for number, row in enumerate(rows):
+        y = top + number * (row_height + row_gap)
+        draw_label(draw, (MARGIN, y), row.name, row.note, names_width - 12, note_lines=5)
+        for group_left, group in zip(group_lefts, row.groups):
+            for column, image in enumerate(group):
+                sheet.paste(resize_to_cell(image), (group_left + column * (SIDE + GAP), y))
+        for group_left, (name, text) in zip(group_lefts, row.captions):
+            position = (group_left, y + SIDE + 2)
+            draw_label(draw, position, name, text, group_width, note_lines=2)
     return sheet
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list[str]:
-    """A text in at most so many lines of so many pixels; what doesn't fit ends in an ellipsis."""
+def draw_label(
+    draw: ImageDraw.ImageDraw,
+    position: tuple[int, int],
+    name: str,
+    note: str,
+    width: int,
+    note_lines: int,
+) -> None:
+    """Write a name in up to three lines and a note below it, no wider than `width` pixels."""
+    x, y = position
+    large = ImageFont.load_default(15)
+    small = ImageFont.load_default(12)
+    for line in wrap_text(name, large, width, 3):
+        draw.text((x, y), line, TEXT_COLOR, large)
+        y += LARGE_LINE
+    for line in wrap_text(note, small, width, note_lines):
+        draw.text((x, y), line, SOFT_COLOR, small)
+        y += SMALL_LINE
+
+
+def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
+    """Break a text into lines of at most `width` pixels; what doesn't fit ends in an ellipsis."""
+    if not text:
+        return []
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -105,12 +136,12 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int) -> list
             lines.append(word)
         else:
             lines[-1] = longer
-    cut = len(lines) > most
-    lines = lines[:most]
+    too_many = len(lines) > max_lines
+    lines = lines[:max_lines]
     for number, line in enumerate(lines):
-        last = cut and number == most - 1
-        if last or font.getlength(line) > width:
+        cut_here = too_many and number == max_lines - 1
+        if cut_here or font.getlength(line) > width:
             while line and font.getlength(line + "...") > width:
                 line = line[:-1]
             lines[number] = line.rstrip(" ,.") + "..."
-    return lines if text else []
+    return lines

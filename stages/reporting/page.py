@@ -1,4 +1,4 @@
-"""The report page: a template, numbers, pictures. One folder that opens from disk; no server, no outside request."""
+"""The report's page: one folder that opens from disk, without a server or an outside request."""
 
 import re
 from collections.abc import Iterator
@@ -7,130 +7,181 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 from stages.reporting import charts, templates
-from stages.reporting.rows import NUMERIC, number, texts
+from stages.reporting.rows import NUMERIC, Table, cell_texts, format_number
 
-# The first numbers of the page.
+# The numbers at the top of the page: key -> its description.
 SUMMARY = {
-    "caption_agreement.caption_agreement": "generated images show their caption's scene",
-    "fid.scene.standard.fid": "FID to real tiles, in features of a scene classifier; less is better",
-    "classify_lulc.real_test.overall_accuracy": "of real tiles right, by a classifier trained on generated images",
-    "llm.perplexity": "perplexity of the domain language model; less is better",
+    "caption_agreement.caption_agreement": (
+        "of generated images are classified as the scene of their caption"
+    ),
+    "fid.scene.standard.fid": (
+        "FID to held-out real images, features of the scene classifier; lower is better"
+    ),
+    "classify_lulc.real_test.overall_accuracy": (
+        "accuracy on real tiles of a land-cover classifier trained on generated images"
+    ),
+    "llm.perplexity": "perplexity of the domain language model; lower is better",
 }
 
 
-def strong(note: str) -> Markup:
-    """The notes are Markdown, of which they use bold."""
+def write_page(
+    folder: Path, tables: list[Table], metrics: dict, items: dict[str, dict], **variables
+) -> None:
+    """Write `folder/index.html`.
+
+    Args:
+        folder: of the report.
+        tables: this run beside the paper.
+        metrics: file name without `.json` -> content of metrics/*.json.
+        items: address of a picture -> what the page tells of it.
+        variables: what else the template report.html shows.
+    """
+    rows = {row.key: row for table in tables for row in table.rows}
+    summary = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
+    writers = sorted({item["writer"] for item in items.values() if "writer" in item})
+    filters = {
+        "format_number": format_number,
+        "cell_texts": cell_texts,
+        "bold_markup": bold_markup,
+    }
+    page = templates.render(
+        "report.html",
+        filters,
+        tables=tables,
+        metrics=metrics,
+        items=items,
+        summary=summary,
+        writers=writers,
+        numeric=NUMERIC,
+        numbers=list(flatten(metrics)),
+        **variables,
+    )
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def bold_markup(note: str) -> Markup:
+    """Turn the **bold** of a note in Markdown into HTML; everything else is text."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(note))))
 
 
-def write(folder: Path, **content) -> None:
-    """Fill the template into `folder/index.html`."""
-    rows = {row.key: row for table in content["tables"] for row in table.rows}
-    content["summary"] = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
-    content["numeric"] = NUMERIC
-    content["writers"] = sorted(
-        {item["writer"] for item in content["items"].values() if "writer" in item}
-    )
-    content["numbers"] = list(flat(content["metrics"]))
-    filters = {"number": number, "texts": texts, "strong": strong}
-    (folder / "index.html").write_text(
-        templates.render("report.html", filters, **content), encoding="utf-8"
-    )
+def flatten(metrics: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield (dotted key, number) of nested metrics."""
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def flat(value, key: str = "") -> Iterator[tuple[str, float]]:
-    """(dotted key, number) of nested metrics."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from flat(inner, f"{key}.{name}" if key else name)
-    else:
-        yield key, value
+def build_charts(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
+    """Draw the charts of the page.
 
+    Args:
+        plots: file name without `.csv` -> rows of metrics/plots/*.csv.
+        classes: LULC classes, in their order.
 
-def charts_of(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
-    """The charts of the page from the rows of metrics/plots/*.csv: {title, text, svg}. classes: LULC names, in order."""
-
-    def column(name: str, key: str, kind=float) -> list:
-        return [kind(row[key]) for row in plots[name]]
-
-    def figure(title: str, text: str, chart, *what) -> dict:
-        return {"title": title, "text": text, "svg": Markup(chart(title, *what))}
-
-    def pairs(name: str) -> list[tuple[str, str]]:
-        return [(row["actual"], row["predicted"]) for row in plots[name]]
-
-    scenes = sorted({scene for pair in pairs("confusion_scenes") for scene in pair})
-    agreement = {
-        "tuned": column("caption_agreement_by_scene", "tuned"),
-        "base": column("caption_agreement_by_scene", "base"),
-        "real (ceiling)": column("caption_agreement_by_scene", "real"),
-    }
-    losses = {
-        "training": column("diffusion_loss", "train_loss"),
-        "validation": column("diffusion_loss", "validation_loss"),
-    }
-    curve = {
-        "tuned": column("fid_curve", "tuned"),
-        "base": column("fid_curve", "base"),
-        "floor": column("fid_curve", "floor"),
-    }
+    Returns:
+        {title, text, svg} per chart.
+    """
     return [
-        figure(
-            "Agreement by scene",
-            "Share of images in which a classifier of real tiles sees the scene of the caption.",
-            charts.bars,
-            column("caption_agreement_by_scene", "scene", str),
-            agreement,
-            "share recognized",
-        ),
-        figure(
-            "FID and the number of images",
-            "FID of ever fewer images, over one by their number: the lines meet the left edge at FID "
-            "of infinitely many. Floor: real training tiles.",
-            charts.curves,
-            column("fid_curve", "one_over_n"),
-            curve,
-            "1 / number of images",
-            "FID",
-        ),
-        figure(
-            "Diffusion fine-tuning",
-            "Denoising loss; step 0 is the base model.",
-            charts.curves,
-            column("diffusion_loss", "step"),
-            losses,
-            "step",
-            "loss",
-        ),
-        figure(
-            "Language model fine-tuning",
-            "Training loss per token.",
-            charts.curves,
-            column("llm_loss", "step"),
-            {"training": column("llm_loss", "loss")},
-            "step",
-            "loss (nats)",
-        ),
-        figure(
-            "Land cover: accuracy by class",
-            "On real tiles, of the classifier trained on generated ones.",
-            charts.bars,
-            column("accuracy_by_class_lulc", "class", str),
-            {"accuracy": column("accuracy_by_class_lulc", "accuracy")},
-            "accuracy",
-        ),
-        figure(
-            "Land cover: real tiles, classifier of generated ones",
-            "Counts, shaded by the share of the actual class.",
-            charts.confusion,
-            pairs("confusion_lulc"),
-            classes,
-        ),
-        figure(
-            "Scenes: real tiles, classifier of generated ones",
-            "Counts, shaded by the share of the actual scene.",
-            charts.confusion,
-            pairs("confusion_scenes"),
-            scenes,
-        ),
+        agreement_chart(plots["caption_agreement_by_scene"]),
+        fid_chart(plots["fid_curve"]),
+        diffusion_chart(plots["diffusion_loss"]),
+        language_model_chart(plots["llm_loss"]),
+        accuracy_chart(plots["accuracy_by_class_lulc"]),
+        land_cover_confusion(plots["confusion_lulc"], classes),
+        scene_confusion(plots["confusion_scenes"]),
     ]
+
+
+def numbers(rows: list[dict], column: str) -> list[float]:
+    return [float(row[column]) for row in rows]
+
+
+def agreement_chart(rows: list[dict]) -> dict:
+    title = "Caption agreement by scene"
+    series = {
+        "tuned": numbers(rows, "tuned"),
+        "base": numbers(rows, "base"),
+        "real (ceiling)": numbers(rows, "real"),
+    }
+    scenes = [row["scene"] for row in rows]
+    return {
+        "title": title,
+        "text": "Share of images that a classifier of real tiles recognizes as the scene of "
+        "their caption.",
+        "svg": Markup(charts.bar_chart(title, scenes, series, "share recognized")),
+    }
+
+
+def fid_chart(rows: list[dict]) -> dict:
+    title = "FID by the number of images"
+    series = {
+        "tuned": numbers(rows, "tuned"),
+        "base": numbers(rows, "base"),
+        "real vs. real": numbers(rows, "floor"),
+    }
+    svg = charts.line_chart(
+        title, numbers(rows, "one_over_n"), series, "1 / number of images", "FID"
+    )
+    return {
+        "title": title,
+        "text": "FID of subsets, over one by their size: extended to the left edge, the lines "
+        "give the FID of infinitely many images. Real vs. real: held-out real images against "
+        "training images.",
+        "svg": Markup(svg),
+    }
+
+
+def diffusion_chart(rows: list[dict]) -> dict:
+    title = "Diffusion fine-tuning"
+    series = {
+        "training": numbers(rows, "train_loss"),
+        "validation": numbers(rows, "validation_loss"),
+    }
+    return {
+        "title": title,
+        "text": "Denoising loss; step 0 is the base model.",
+        "svg": Markup(charts.line_chart(title, numbers(rows, "step"), series, "step", "loss")),
+    }
+
+
+def language_model_chart(rows: list[dict]) -> dict:
+    title = "Language model fine-tuning"
+    series = {"training": numbers(rows, "loss")}
+    svg = charts.line_chart(title, numbers(rows, "step"), series, "step", "loss (nats)")
+    return {"title": title, "text": "Training loss per token.", "svg": Markup(svg)}
+
+
+def accuracy_chart(rows: list[dict]) -> dict:
+    title = "Land cover: accuracy by class"
+    series = {"accuracy": numbers(rows, "accuracy")}
+    classes = [row["class"] for row in rows]
+    return {
+        "title": title,
+        "text": "Accuracy on real tiles of the classifier trained on generated images.",
+        "svg": Markup(charts.bar_chart(title, classes, series, "accuracy")),
+    }
+
+
+def land_cover_confusion(rows: list[dict], classes: list[str]) -> dict:
+    title = "Land cover: confusion matrix on real tiles"
+    pairs = [(row["actual"], row["predicted"]) for row in rows]
+    return {
+        "title": title,
+        "text": "Classifier trained on generated images. "
+        "Counts of tiles, shaded by the share of the actual class.",
+        "svg": Markup(charts.confusion_matrix(title, pairs, classes)),
+    }
+
+
+def scene_confusion(rows: list[dict]) -> dict:
+    title = "Scenes: confusion matrix on real tiles"
+    pairs = [(row["actual"], row["predicted"]) for row in rows]
+    scenes = sorted({scene for pair in pairs for scene in pair})
+    return {
+        "title": title,
+        "text": "Classifier trained on generated images. "
+        "Counts of tiles, shaded by the share of the actual scene.",
+        "svg": Markup(charts.confusion_matrix(title, pairs, scenes)),
+    }

@@ -1,4 +1,4 @@
-"""Ratings of the blind review: what a file of them must hold, and what a spreadsheet did to it on the way back."""
+"""Files of ratings from the blind review: reading, repairing what spreadsheets change, checking."""
 
 import csv
 import io
@@ -8,9 +8,11 @@ from pathlib import Path
 from stages.params import LULC_CLASSES
 from stages.runtime.errors import exit_with_error
 
-REVIEWS, KEY = Path("data/reviews"), Path("metrics/review_key.csv")
+REVIEWS = Path("data/reviews")
+KEY = Path("metrics/review_key.csv")
 KEY_COLUMNS = ["run", "tile", "truth", "label"]
-GIVEN = [
+# Columns of the file that the page saves.
+SAVED_COLUMNS = [
     "run",
     "rater",
     "tile",
@@ -19,8 +21,9 @@ GIVEN = [
     "label_answer",
     "artifacts",
     "comment",
-]  # what the page saves
-COLUMNS = [
+]
+# Columns of a file in data/reviews, which has the answers too.
+FILED_COLUMNS = [
     "run",
     "rater",
     "tile",
@@ -31,129 +34,170 @@ COLUMNS = [
     "label_answer",
     "artifacts",
     "comment",
-]  # as filed
+]
 TRUTHS = ("real", "generated")
 ARTIFACTS = ("repetition", "blur", "deformation", "wrong scale")
-Row = tuple[str, dict[str, str]]  # where it stands ("file:line"), its values
+Rating = dict[str, str]  # column -> text
 
 
-def table(path: Path, columns: list[str]) -> list[Row]:
-    """The rows of a CSV as text. Repaired: a byte-order mark, semicolons or tabs for commas, CRLF, blank lines, spaces around
-    values, 4.0 for 4. A file that is no such table ends the run."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as fault:
-        exit_with_error(f"{path}: cannot be read: {fault.strerror}")
-    except UnicodeDecodeError:
-        exit_with_error(f"{path}: cannot be read: not UTF-8; a spreadsheet saves it as `CSV UTF-8`")
-    first = text.partition("\n")[0]
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True
-    )
+def read_table(path: Path, columns: list[str]) -> list[tuple[str, Rating]]:
+    """Read a CSV as text.
+
+    What spreadsheets change is repaired: a byte-order mark, semicolons or tabs for commas, CRLF,
+    blank lines, spaces around values, 4.0 for 4.
+
+    Args:
+        path: the file.
+        columns: those that it must have; others are left out.
+
+    Returns:
+        ("file:line", row) for each row.
+
+    Raises:
+        SystemExit: where the file can't be read or is no such table.
+    """
+    text = _read_text(path)
+    first_line = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows = []
     try:
         header = [name.strip().lower() for name in next(reader, [])]
-        if missing := [name for name in columns if name not in header]:
-            exit_with_error(
-                f"{path}: no column {missing[0]}; a ratings file has {','.join(columns)}"
-            )
+        for name in columns:
+            if name not in header:
+                exit_with_error(f"{path}: no column {name}; expected {','.join(columns)}")
         for values in reader:
             where = f"{path}:{reader.line_num}"
-            if not any(value.strip() for value in values):
+            values = [value.strip() for value in values]
+            if not any(values):
                 continue
             if len(values) != len(header):
                 exit_with_error(f"{where}: expected {len(header)} fields, found {len(values)}")
-            row = {name: value.strip() for name, value in zip(header, values) if name in columns}
+            row = {name: value for name, value in zip(header, values) if name in columns}
             if "realism" in row:
                 row["realism"] = re.sub(r"^(\d)[.,]0+$", r"\1", row["realism"])
             rows.append((where, row))
-    except csv.Error as fault:
-        exit_with_error(f"{path}:{reader.line_num}: cannot be read: {fault}")
+    except csv.Error as error:
+        exit_with_error(f"{path}:{reader.line_num}: cannot be read: {error}")
     return rows
 
 
-def fault(row: dict[str, str]) -> str:
-    """What is wrong with a row's own values, or ""."""
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        exit_with_error(f"{path}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        exit_with_error(
+            f"{path}: cannot be read: not UTF-8; save it as `CSV UTF-8` in the spreadsheet"
+        )
+
+
+def find_error(rating: Rating) -> str:
+    """Say what is wrong with a rating's own values; "" where nothing is."""
     for name in ("run", "rater", "tile"):
-        if not row[name]:
+        if not rating[name]:
             return f"{name} is blank"
     for name in ("truth", "answer"):
-        if name in row and row[name] not in TRUTHS:
-            return f"{name} is {row[name]!r}, not real or generated"
-    if row["realism"] not in tuple("12345"):
-        return f"realism is {row['realism']!r}, not a whole number from 1 to 5"
+        if name in rating and rating[name] not in TRUTHS:
+            return f"{name} is {rating[name]!r}, not real or generated"
+    if rating["realism"] not in ("1", "2", "3", "4", "5"):
+        return f"realism is {rating['realism']!r}, not a whole number from 1 to 5"
     for name in ("label", "label_answer"):
-        if row.get(name) and row[name] not in LULC_CLASSES:
-            return f"{name} is {row[name]!r}, not blank or one of {', '.join(LULC_CLASSES)}"
-    if strange := [
-        name
-        for name in row["artifacts"].split(";")
-        if name.strip() and name.strip() not in ARTIFACTS
-    ]:
-        return f"artifacts has {strange[0].strip()!r}, not one of {', '.join(ARTIFACTS)}"
+        if rating.get(name) and rating[name] not in LULC_CLASSES:
+            return f"{name} is {rating[name]!r}, not blank or one of {', '.join(LULC_CLASSES)}"
+    for artifact in map(str.strip, rating["artifacts"].split(";")):
+        if artifact and artifact not in ARTIFACTS:
+            return f"artifacts has {artifact!r}, not one of {', '.join(ARTIFACTS)}"
     return ""
 
 
-def filed() -> list[Row]:
-    """All ratings under data/reviews; the first bad one ends the run."""
-    rows, seen = [], {}
+def find_duplicate(rating: Rating, seen: dict[tuple[str, str, str], str]) -> str:
+    """Say where the rater has rated this tile before; "" where they have not.
+
+    Args:
+        rating: the one to check.
+        seen: identity of a rating -> "file:line".
+    """
+    where = seen.get(identity(rating))
+    return f"{rating['rater']} rated tile {rating['tile']} already in {where}" if where else ""
+
+
+def identity(rating: Rating) -> tuple[str, str, str]:
+    """Return (run, rater, tile), of which there may be one rating."""
+    return rating["run"], rating["rater"].casefold(), rating["tile"]
+
+
+def read_filed() -> list[tuple[str, Rating]]:
+    """Read all ratings in data/reviews.
+
+    Returns:
+        ("file:line", rating) for each.
+
+    Raises:
+        SystemExit: at the first wrong one.
+    """
+    ratings = []
+    seen: dict[tuple[str, str, str], str] = {}
     for path in sorted(REVIEWS.glob("*.csv")):
-        for where, row in table(path, COLUMNS):
-            if message := fault(row) or twice(row, seen):
-                exit_with_error(f"{where}: {message}")
-            seen[identity(row)] = where
-            rows.append((where, row))
-    return rows
+        for where, rating in read_table(path, FILED_COLUMNS):
+            error = find_error(rating) or find_duplicate(rating, seen)
+            if error:
+                exit_with_error(f"{where}: {error}")
+            seen[identity(rating)] = where
+            ratings.append((where, rating))
+    return ratings
 
 
-def key() -> dict[tuple[str, str], dict[str, str]]:
-    """(run, tile) -> {truth, label} of the pages that were made here last."""
+def read_key() -> dict[tuple[str, str], Rating]:
+    """Return (run, tile) -> {run, tile, truth, label} of the page that was made here last."""
     if not KEY.is_file():
-        exit_with_error(
-            f"{KEY}: missing; `dvc repro review_page` makes it with the page that is rated"
+        exit_with_error(f"{KEY}: missing; `dvc repro review_page` makes it, with the page to rate")
+    return {(row["run"], row["tile"]): row for _, row in read_table(KEY, KEY_COLUMNS)}
+
+
+def check_saved(path: Path) -> list[Rating]:
+    """Check the file of an expert; return its ratings with the answers.
+
+    Raises:
+        SystemExit: where a rating is wrong; the message names each, one per line.
+    """
+    key = read_key()
+    seen = {identity(rating): where for where, rating in read_filed()}
+    ratings: list[Rating] = []
+    errors = []
+    for where, rating in read_table(path, SAVED_COLUMNS):
+        error = (
+            find_error(rating)
+            or _find_mismatch(rating, ratings, key)
+            or find_duplicate(rating, seen)
         )
-    return {(row["run"], row["tile"]): row for _, row in table(KEY, KEY_COLUMNS)}
-
-
-def checked(path: Path) -> list[dict[str, str]]:
-    """The ratings of a file that came back, with their answers beside them; all its faults are named, one a line."""
-    answers, seen, rows, faults = key(), {identity(row): where for where, row in filed()}, [], []
-    run = next(iter(answers), ("none", ""))[0]
-    for where, row in table(path, GIVEN):
-        message = fault(row)
-        if not message and row["run"] != run:
-            message = (
-                f"run is {row['run']!r}, the key here is of {run}: check out the commit whose {KEY} has that run "
-                f"(git log -S {row['run']} -- {KEY})"
-            )
-        if not message and (row["run"], row["tile"]) not in answers:
-            message = f"tile is {row['tile']!r}, which is none of this run's {len(answers)}"
-        if not message and rows and row["rater"] != rows[0]["rater"]:
-            message = (
-                f"rater is {row['rater']!r}, above it is {rows[0]['rater']!r}: one file per expert"
-            )
-        if message := message or twice(row, seen):
-            faults.append(f"{where}: {message}")
+        if error:
+            errors.append(f"error: {where}: {error}")
             continue
-        seen[identity(row)] = where
-        answer = answers[row["run"], row["tile"]]
-        rows.append(
-            {
-                name: (row | {"truth": answer["truth"], "label": answer["label"]})[name]
-                for name in COLUMNS
-            }
+        seen[identity(rating)] = where
+        answered = key[rating["run"], rating["tile"]] | rating
+        ratings.append({name: answered[name] for name in FILED_COLUMNS})
+    if errors:
+        raise SystemExit("\n".join([*errors, "Nothing was added."]))
+    if not ratings:
+        exit_with_error(f"{path}: holds no ratings")
+    return ratings
+
+
+def _find_mismatch(rating: Rating, above: list[Rating], key: dict[tuple[str, str], Rating]) -> str:
+    """Say what of a rating doesn't match the key or the ratings above it; "" where all does."""
+    run, _ = next(iter(key), ("none", ""))
+    if rating["run"] != run:
+        return (
+            f"run is {rating['run']!r}, the key here is of {run}: check out the commit whose "
+            f"{KEY} has that run (git log -S {rating['run']} -- {KEY})"
         )
-    if faults:
-        raise SystemExit("\n".join(f"error: {each}" for each in faults) + "\nNothing was added.")
-    if not rows:
-        exit_with_error(f"{path}: no ratings in it")
-    return rows
-
-
-def identity(row: dict[str, str]) -> tuple[str, str, str]:
-    return row["run"], row["rater"].casefold(), row["tile"]
-
-
-def twice(row: dict[str, str], seen: dict[tuple, str]) -> str:
-    where = seen.get(identity(row))
-    return f"{row['rater']} rated tile {row['tile']} already in {where}" if where else ""
+    if (rating["run"], rating["tile"]) not in key:
+        return f"tile is {rating['tile']!r}, not one of this run's {len(key)}"
+    if above and rating["rater"] != above[0]["rater"]:
+        return (
+            f"rater is {rating['rater']!r}, above it is {above[0]['rater']!r}: "
+            "a file has the ratings of one expert"
+        )
+    return ""

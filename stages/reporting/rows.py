@@ -1,22 +1,24 @@
-"""A table of numbers beside the paper's: its rows, and how they read for people."""
+"""Tables that set this run's numbers beside the paper's, and their text for people."""
 
 from dataclasses import dataclass, field
 
-NUMERIC = ("ours", "95 % interval", "the paper")  # columns of numbers
+NUMERIC = ("ours", "95 % CI", "paper")  # column titles, aligned right
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number beside the paper's. key: its place in metrics/; beside: what its size is judged by (floor, chance ...)."""
+    """One number of this run."""
 
-    key: str
-    metric: str
+    key: str  # dotted, as in metrics/*.json
+    metric: str  # what is measured, for people
     ours: float | None
-    comparable: str  # "yes", "no: why", "in part: why", or "" where the paper has no such number
-    paper: str = ""
-    interval: tuple[float, float] | None = None
+    comparable: str  # "yes", "no: why", "in part: why"; "" where the paper has no such number
+    paper: str = ""  # as the paper prints it
+    interval: tuple[float, float] | None = None  # 95 %
     std: float | None = None  # over several draws, where there is no interval
-    beside: dict[str, float | tuple[float, float]] = field(default_factory=dict)
+    # What the number is judged by: real vs. real, the base model, chance, a ceiling.
+    references: dict[str, float | tuple[float, float]] = field(default_factory=dict)
+    # What has to be equal for two runs' numbers to compare; goes to metrics/context.json.
     identity: dict = field(default_factory=dict)
 
 
@@ -24,67 +26,123 @@ class Row:
 class Table:
     title: str
     rows: list[Row]
-    note: str = ""
+    note: str = ""  # Markdown: plain text with **bold**
 
 
-def number(value: float | tuple[float, float] | None) -> str:
-    """For people: counts whole, the rest to three decimals or four digits; an interval `lo to hi`."""
-    if value is None:
-        return "-"
-    if isinstance(value, tuple):
-        return " to ".join(map(number, value))
-    if isinstance(value, int):
-        return str(value)
-    return (
-        f"{value:.3f}"
-        if abs(value) < 10
-        else f"{value:.2f}"
-        if abs(value) < 100
-        else f"{value:.1f}"
+def make_row(
+    key: str,
+    metric: str,
+    values: dict,
+    identity: dict,
+    comparable: str = "",
+    paper: str = "",
+    references: dict[str, float | tuple[float, float]] | None = None,
+) -> Row:
+    """Make the row of one number.
+
+    Args:
+        key: dotted key in metrics/*.json, the last part of which is the number's key in `values`.
+        metric: what is measured, for people.
+        values: the number, with its interval (`_lo`, `_hi`) or standard deviation (`_std`), its
+            value for real against real images (`_floor`) and of the base model (`_base`).
+        identity: what has to be equal for two runs' numbers to compare; None values are left out.
+        comparable: whether the number compares with the paper's.
+        paper: the paper's number.
+        references: what the number is judged by, besides `_floor` and `_base`.
+    """
+    name = key.rpartition(".")[2]
+    interval = read_interval(values, name)
+    measured = {
+        "real vs. real": values.get(f"{name}_floor"),
+        "its 95 % PI": read_interval(values, f"{name}_floor"),
+        "base model": values.get(f"{name}_base"),
+    }
+    return Row(
+        key,
+        metric,
+        ours=values.get(name),
+        comparable=comparable,
+        paper=paper,
+        interval=interval,
+        std=None if interval else values.get(f"{name}_std"),
+        references={
+            title: value
+            for title, value in (measured | (references or {})).items()
+            if value is not None
+        },
+        identity={field: value for field, value in identity.items() if value is not None},
     )
 
 
-def texts(table: Table) -> list[dict[str, str]]:
-    """The rows as text by column title, without columns that are empty throughout."""
-    rows = []
-    for line in table.rows:
-        spread = f"std {number(line.std)} of draws" if line.std is not None else "-"
-        rows.append(
-            {
-                "metric": line.metric,
-                "ours": number(line.ours),
-                "95 % interval": number(line.interval) if line.interval else spread,
-                "beside": ", ".join(
-                    f"{name} {number(value)}" for name, value in line.beside.items()
-                )
-                or "-",
-                "the paper": line.paper or "-",
-                "comparable": line.comparable or "-",
-            }
-        )
-    filled = [
+def read_interval(values: dict, name: str) -> tuple[float, float] | None:
+    """Return the interval of a number, or None where it has none."""
+    if f"{name}_lo" not in values:
+        return None
+    return values[f"{name}_lo"], values[f"{name}_hi"]
+
+
+def format_number(value: float | tuple[float, float] | None) -> str:
+    """Format a number with three decimals or four digits, a count whole, an interval `lo to hi`."""
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return " to ".join(map(format_number, value))
+    if isinstance(value, int):
+        return str(value)
+    if abs(value) < 10:
+        return f"{value:.3f}"
+    if abs(value) < 100:
+        return f"{value:.2f}"
+    return f"{value:.1f}"
+
+
+def cell_texts(table: Table) -> list[dict[str, str]]:
+    """Return one {column title: text} per row, without the columns that are empty in every row."""
+    rows = [_row_texts(row) for row in table.rows]
+    titles = [
         title
         for title in rows[0]
         if title in ("metric", "ours") or any(row[title] != "-" for row in rows)
     ]
-    return [{title: row[title] for title in filled} for row in rows]
+    return [{title: row[title] for title in titles} for row in rows]
 
 
-def markdown(found: list[Table], scale: str) -> str:
-    """metrics/table.md."""
+def _row_texts(row: Row) -> dict[str, str]:
+    if row.interval:
+        spread = format_number(row.interval)
+    elif row.std is not None:
+        spread = f"std {format_number(row.std)} over draws"
+    else:
+        spread = "-"
+    references = [f"{name} {format_number(value)}" for name, value in row.references.items()]
+    return {
+        "metric": row.metric,
+        "ours": format_number(row.ours),
+        "95 % CI": spread,
+        "reference": ", ".join(references) or "-",
+        "paper": row.paper or "-",
+        "comparable": row.comparable or "-",
+    }
+
+
+def to_markdown(tables: list[Table], scale: str) -> str:
+    """Return the text of metrics/table.md. scale: what kind of run this is, in words."""
     lines = [
         "# This run beside the paper",
         "",
         f"Written by the `report` stage. Scale: **{scale}**.",
         "",
     ]
-    for table in found:
-        rows = texts(table)
-        align = "|".join("---:" if title in NUMERIC else "---" for title in rows[0])
-        lines += [f"## {table.title}", "", f"| {' | '.join(rows[0])} |", f"|{align}|"]
-        lines += [
-            "| " + " | ".join(text.replace("|", "\\|") for text in row.values()) + " |"
-            for row in rows
-        ]
-        lines += ["", table.note, ""] if table.note else [""]
+    for table in tables:
+        rows = cell_texts(table)
+        titles = list(rows[0])
+        lines += [f"## {table.title}", ""]
+        lines.append(f"| {' | '.join(titles)} |")
+        lines.append(f"|{'|'.join('---:' if title in NUMERIC else '---' for title in titles)}|")
+        for row in rows:
+            cells = [text.replace("|", "\\|") for text in row.values()]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+        if table.note:
+            lines += [table.note, ""]
     return "\n".join(lines).rstrip() + "\n"

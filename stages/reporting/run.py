@@ -1,7 +1,7 @@
-"""run.js: what belongs to this machine and moment: commit, versions, device, params, the stages with their times and sizes.
+"""run.js: what ran where: commit, versions, device, params, times and sizes of the stages.
 
-In a file of its own, so that all the rest of the report has the same bytes for the same declared inputs: DVC keeps no times,
-writes dvc.lock after the stage, and takes no dvc.yaml as a dependency.
+It is a file of its own, so that the rest of the report has the same bytes for the same declared
+inputs: DVC keeps no times, writes dvc.lock after the stage, and takes no dvc.yaml as a dependency.
 """
 
 import importlib.metadata
@@ -23,65 +23,95 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-TIMES = Path(".dvc/tmp/stage_times")  # what `stages/__init__.py` leaves
+TIMES = Path(".dvc/tmp/stage_times")  # written by stages/runtime/process.py
+TRACKED = ("stages", "params.yaml", "dvc.yaml")  # code and params, whose changes the page names
 
 
-def script(flow: str, outs: dict[str, list[str | Path]]) -> str:
-    """`const run = {...}`. flow: the diagram, as <svg>; outs: stage -> paths that it writes."""
-    commit = ask("git", "rev-parse", "HEAD")
-    found = {
+def run_script(report: Path) -> str:
+    """Return the text of run.js, `const run = {...};`. report: the report's folder so far."""
+    commit = output_of("git", "rev-parse", "HEAD")
+    changes = output_of("git", "status", "--porcelain", "--", *TRACKED)
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        versions[package] = importlib.metadata.version(package)
+    run = {
         "commit": commit,
-        "changed": bool(
-            commit
-            and ask("git", "status", "--porcelain", "--", "stages", "params.yaml", "dvc.yaml")
-        ),
+        "changed": bool(commit and changes),
         "device": device(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-        "flow": flow,
+        "versions": versions,
         "params": Path("params.yaml").read_text(encoding="utf-8"),
-        "stages": {
-            stage: {"seconds": seconds(stage), "bytes": size(paths)}
-            for stage, paths in outs.items()
-        },
+        "stages": describe_stages(report),
     }
-    return f"const run = {json.dumps(found, indent=1)};\n"
+    return f"const run = {json.dumps(run, indent=1)};\n"
 
 
-def ask(*command: str) -> str:
-    """What a program prints, or "" where it isn't installed or has nothing to say."""
+def describe_stages(report: Path) -> list[dict]:
+    """Return {name, items, reads, seconds, bytes} per stage of dvc.yaml, in its order.
+
+    A foreach stage is one, with its number of items. reads: the stages whose outputs it reads.
+    """
+    from dvc.repo import Repo
+
+    index = Repo(".").index
+    outputs: dict[str, list[Path]] = {}
+    items: dict[str, int] = {}
+    for stage in index.stages:
+        name = stage_name(stage)
+        items[name] = items.get(name, 0) + 1
+        outputs.setdefault(name, []).extend(Path(str(out)) for out in stage.outs)
+    outputs["report"] = [report]  # the folder still has its temporary name
+    reads = {(stage_name(reader), stage_name(writer)) for reader, writer in index.graph.edges}
+    return [
+        {
+            "name": name,
+            "items": items[name],
+            "reads": [other for other in outputs if (name, other) in reads],
+            "seconds": wall_time(name),
+            "bytes": total_size(outputs[name]),
+        }
+        for name in outputs
+    ]
+
+
+def stage_name(stage) -> str:
+    """Return the name of a DVC stage, without the item of a foreach stage."""
+    return stage.addressing.partition("@")[0]
+
+
+def output_of(*command: str) -> str:
+    """Return what a program prints; "" where it isn't installed or fails."""
     if not shutil.which(command[0]):
         return ""
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def device() -> str:
-    """The GPUs, or the processor and how many cores this process may use."""
-    if gpus := ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader"):
+    """Name the GPUs, or the processor and how many cores this process may use."""
+    gpus = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+    if gpus:
         return ", ".join(gpus.splitlines())
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
+    return f"{processor}, {cores} cores"
 
 
-def seconds(stage: str) -> float | None:
-    """Wall time of the stage's last run here, its items added up; None where one was never run here (pulled, say)."""
+def wall_time(stage: str) -> float | None:
+    """Return seconds of the stage's last run here, over all items of a foreach stage.
+
+    None where it never ran here, for example where its outputs were pulled.
+    """
     files = [TIMES / stage, *TIMES.glob(f"{stage}@*")]
     times = [float(file.read_text()) for file in files if file.is_file()]
     return round(sum(times), 1) if times else None
 
 
-def size(paths: list[str | Path]) -> int | None:
-    """Bytes of a stage's outputs, None where none is here."""
-    files = [
-        file
-        for path in map(Path, paths)
-        for file in (path.rglob("*") if path.is_dir() else [path])
-        if file.is_file()
-    ]
+def total_size(paths: list[Path]) -> int | None:
+    """Return the bytes of files and of folders with all they hold; None where there is no file."""
+    files = []
+    for path in paths:
+        files += [file for file in [path, *path.rglob("*")] if file.is_file()]
     return sum(file.stat().st_size for file in files) if files else None

@@ -1,135 +1,155 @@
-"""Which images the grids show, and where."""
+"""The image grids of the report: which images they show, and in which cells."""
 
 from pathlib import Path
 
 from PIL import Image
 
 from stages.common.artifacts import read_rows
-from stages.reporting.grids import Line, grid, pictures
+from stages.reporting.grids import GridRow, draw_grid, load_images
 
-REAL, TRAINING, SYNTHETIC = (
-    Path("data/imagery/test"),
-    Path("data/imagery/train"),
-    Path("data/synthetic"),
-)
-BASE, TUNED, FIGURES = (
-    Path("data/samples/base"),
-    Path("data/samples/tuned"),
-    Path("data/samples/figures"),
-)
-ACROSS, PER_FIGURE = 8, 4  # tiles in a row of a grid; images per figure's prompt
+REAL = Path("data/imagery/test")
+TRAINING = Path("data/imagery/train")
+SYNTHETIC = Path("data/synthetic")
+BASE = Path("data/samples/base")
+TUNED = Path("data/samples/tuned")
+FIGURES = Path("data/samples/figures")
+COLUMNS = 8  # images in a row of a grid
+IMAGES_PER_FIGURE = 4
 
 
-def rows() -> tuple[list[dict], list[dict], list[dict]]:
-    """What is known of the real test tiles, the tuned model's samples and the synthetic images, without the images."""
-    drawn = ["prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale"]
-    tuned = read_rows(TUNED, ["filename", "scene", "caption", "model", *drawn])
-    return (
-        read_rows(REAL, ["filename", "scene"]),
-        tuned[: len({row["filename"] for row in tuned})],  # one per caption
-        read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *drawn]),
-    )
+def read_image_rows() -> tuple[list[dict], list[dict], list[dict]]:
+    """Read the rows of real test tiles, tuned samples and synthetic images, without the images.
+
+    Of the tuned model's samples only the first of each caption.
+    """
+    sampled = ["prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale"]
+    real = read_rows(REAL, ["filename", "scene"])
+    tuned = read_rows(TUNED, ["filename", "scene", "caption", "model", *sampled])
+    captions = len({row["filename"] for row in tuned})
+    synthetic = read_rows(SYNTHETIC, ["label", "row", "writer", "technique", "passages", *sampled])
+    return real, tuned[:captions], synthetic
 
 
-def grids(
-    real: list[dict], tuned: list[dict], synthetic: list[dict], classes: dict[str, list[str]]
+def sample_grids(
+    real: list[dict], tuned: list[dict], classes: dict[str, list[str]]
 ) -> dict[str, Image.Image]:
-    """The image grids. The same cell of real, base and tuned has the same caption."""
-    class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
-    order = list(class_of) + sorted({row["scene"] for row in tuned} - set(class_of))
-    at = {row["filename"]: place for place, row in enumerate(real)}
-    cells = {
-        scene: [place for place, row in enumerate(tuned) if row["scene"] == scene][:ACROSS]
-        for scene in order
-    }
-    cells = {scene: places for scene, places in cells.items() if places}
-    wanted = {place for places in cells.values() for place in places}
-    images = {
-        "real": pictures(REAL, {at[tuned[place]["filename"]] for place in wanted}),
-        "base": pictures(BASE, wanted),
-        "tuned": pictures(TUNED, wanted),
-    }
-    images["real"] = {place: images["real"][at[tuned[place]["filename"]]] for place in wanted}
+    """Draw the real test tiles and both models' images of their captions, a row per scene.
 
-    sheets = {
-        name: grid(
+    Returns:
+        "real", "base", "tuned": the same cell of each has the same caption.
+        "base_tuned": the three side by side, the first caption of each scene.
+    """
+    class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
+    scenes = list(class_of) + sorted({row["scene"] for row in tuned} - set(class_of))
+    cells: dict[str, list[int]] = {}  # scene -> rows of `tuned`
+    for scene in scenes:
+        rows = [number for number, row in enumerate(tuned) if row["scene"] == scene]
+        if rows:
+            cells[scene] = rows[:COLUMNS]
+    shown = {row for rows in cells.values() for row in rows}
+    real_row_of = {row["filename"]: number for number, row in enumerate(real)}
+    real_rows = {row: real_row_of[tuned[row]["filename"]] for row in shown}
+    real_images = load_images(REAL, set(real_rows.values()))
+    images = {
+        "real": {row: real_images[real_row] for row, real_row in real_rows.items()},
+        "base": load_images(BASE, shown),
+        "tuned": load_images(TUNED, shown),
+    }
+
+    grids = {}
+    for name, image_of in images.items():
+        grids[name] = draw_grid(
             [
-                Line(scene, class_of.get(scene, ""), [[of[place]] for place in places])
-                for scene, places in cells.items()
+                GridRow(scene, class_of.get(scene, ""), [[image_of[row]] for row in rows])
+                for scene, rows in cells.items()
             ]
         )
-        for name, of in images.items()
-    }
-    # Side by side: the first caption of each scene, two scenes in a row.
-    firsts = [(scene, places[0]) for scene, places in cells.items()]
-    lines = [
-        Line(
-            "",
-            "",
-            [[of[place] for of in images.values()] for _, place in pair],
-            [(scene, tuned[place]["caption"]) for scene, place in pair],
-        )
-        for pair in (firsts[i : i + 2] for i in range(0, len(firsts), 2))
+    firsts = [(scene, rows[0]) for scene, rows in cells.items()]
+    side_by_side = []
+    for start in range(0, len(firsts), 2):  # two scenes in a row of the grid
+        pair = firsts[start : start + 2]
+        groups = [[image_of[row] for image_of in images.values()] for _, row in pair]
+        captions = [(scene, tuned[row]["caption"]) for scene, row in pair]
+        side_by_side.append(GridRow("", "", groups, captions))
+    grids["base_tuned"] = draw_grid(side_by_side, titles=list(images), names_width=0)
+    return grids
+
+
+def synthetic_grid(synthetic: list[dict], labels: list[str]) -> Image.Image:
+    """Draw synthetic images, a row per class. synthetic: rows of data/synthetic."""
+    cells = {label: pick_by_prompt(synthetic, label, COLUMNS) for label in labels}
+    images = load_images(SYNTHETIC, {row for rows in cells.values() for row in rows})
+    return draw_grid(
+        [GridRow(label, "", [[images[row]] for row in rows]) for label, rows in cells.items()]
+    )
+
+
+def figure_grid(figure_of: dict[str, str]) -> Image.Image:
+    """Draw the tuned model's images of the prompts of the paper's Figures 4 to 10.
+
+    Args:
+        figure_of: prompt -> number of the figure.
+    """
+    samples = read_rows(FIGURES, ["scene", "caption"])
+    cells: dict[str, list[int]] = {}  # caption -> rows of `samples`
+    for number, sample in enumerate(samples):
+        cells.setdefault(sample["caption"], []).append(number)
+    cells = {caption: rows[:IMAGES_PER_FIGURE] for caption, rows in cells.items()}
+    images = load_images(FIGURES, {row for rows in cells.values() for row in rows})
+    grid_rows = []
+    for caption, rows in cells.items():
+        label = samples[rows[0]]["scene"]
+        name = f"Figure {figure_of[caption]}: {label}" if caption in figure_of else label
+        grid_rows.append(GridRow(name, caption, [[images[row]] for row in rows]))
+    return draw_grid(grid_rows, names_width=220)
+
+
+def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Image.Image:
+    """Draw the generated images that are nearest to a training tile, each beside that tile.
+
+    Args:
+        pairs: rows of metrics/plots/nearest_training.csv, nearest first.
+        tuned: rows of data/samples/tuned.
+    """
+    pairs = pairs[: 2 * COLUMNS]
+    tuned_row_of = {row["filename"]: number for number, row in enumerate(tuned)}
+    training = [row["filename"] for row in read_rows(TRAINING, ["filename"])]
+    tuned_rows = [tuned_row_of[pair["generated"]] for pair in pairs]
+    training_rows = [training.index(pair["training"]) for pair in pairs]
+    generated = load_images(TUNED, set(tuned_rows))
+    tiles = load_images(TRAINING, set(training_rows))
+    groups = []
+    captions = []
+    for pair, tuned_row, training_row in zip(pairs, tuned_rows, training_rows):
+        groups.append([generated[tuned_row], tiles[training_row]])
+        distance = f"distance {float(pair['distance']):.3g}"
+        percent = 100 * float(pair["real_percentile"])
+        captions.append((distance, f"{percent:.0f} % of real test tiles are closer"))
+    grid_rows = [
+        GridRow("", "", groups[start : start + 4], captions[start : start + 4])
+        for start in range(0, len(groups), 4)
     ]
-    sheets["base_tuned"] = grid(lines, list(images), names=0)
-
-    chosen = {label: spread(synthetic, label, ACROSS) for label in classes}
-    made = pictures(SYNTHETIC, {place for places in chosen.values() for place in places})
-    sheets["synthetic"] = grid(
-        [Line(label, "", [[made[place]] for place in places]) for label, places in chosen.items()]
-    )
-    return sheets
+    return draw_grid(grid_rows, titles=["generated", "training"], names_width=0)
 
 
-def figures(number: dict[str, str]) -> Image.Image:
-    """The prompts of the paper's Figures 4-10, each beside the tuned model's images. number: prompt -> figure."""
-    rows = read_rows(FIGURES, ["scene", "caption"])
-    places = {
-        caption: [place for place, row in enumerate(rows) if row["caption"] == caption][:PER_FIGURE]
-        for caption in dict.fromkeys(row["caption"] for row in rows)
-    }
-    images = pictures(FIGURES, {place for each in places.values() for place in each})
-    lines = []
-    for caption, each in places.items():
-        label = rows[each[0]]["scene"]
-        name = f"Figure {number[caption]}: {label}" if caption in number else label
-        lines.append(Line(name, caption, [[images[place]] for place in each]))
-    return grid(lines, names=220)
+def pick_by_prompt(synthetic: list[dict], label: str, count: int) -> list[int]:
+    """Pick up to `count` images of a class, from as many prompts as there are.
 
+    Every prompt's first image comes before any prompt's second one.
 
-def nearest(pairs: list[dict], tuned: list[dict]) -> Image.Image:
-    """The generated images that lie closest to a training tile, each beside that tile. pairs: rows of nearest_training.csv."""
-    pairs, training = (
-        pairs[: 2 * ACROSS],
-        [row["filename"] for row in read_rows(TRAINING, ["filename"])],
-    )
-    at = {row["filename"]: place for place, row in enumerate(tuned)}
-    places = [(at[pair["generated"]], training.index(pair["training"])) for pair in pairs]
-    made, tiles = (
-        pictures(TUNED, {i for i, _ in places}),
-        pictures(TRAINING, {j for _, j in places}),
-    )
-    cells = [[made[i], tiles[j]] for i, j in places]
-    captions = [
-        (
-            f"distance {float(pair['distance']):.3g}",
-            f"{100 * float(pair['real_percentile']):.0f} % of real test tiles are closer",
-        )
-        for pair in pairs
-    ]
-    return grid(
-        [Line("", "", cells[i : i + 4], captions[i : i + 4]) for i in range(0, len(cells), 4)],
-        ["generated", "training"],
-        names=0,
-    )
+    Args:
+        synthetic: rows of data/synthetic.
+        label: LULC class.
+        count: how many.
 
-
-def spread(synthetic: list[dict], label: str, most: int) -> list[int]:
-    """Rows of a class, from as many different prompts as there are: every prompt's first image before any second."""
-    seen: dict[int, int] = {}
+    Returns:
+        row numbers.
+    """
+    images_of_prompt: dict[int, int] = {}
     ranked = []
-    for place, row in enumerate(synthetic):
+    for number, row in enumerate(synthetic):
         if row["label"] == label:
-            seen[row["row"]] = seen.get(row["row"], 0) + 1
-            ranked.append((seen[row["row"]], place))
-    return [place for _, place in sorted(ranked)[:most]]
+            rank = images_of_prompt.get(row["row"], 0)
+            images_of_prompt[row["row"]] = rank + 1
+            ranked.append((rank, number))
+    return [number for _, number in sorted(ranked)[:count]]

@@ -1,4 +1,4 @@
-"""Sweeps: what `tools.sweep` found, a chart per sweeps/*.md: experiments as points, those that no other beats joined."""
+"""Charts of the parameter sweeps that `tools.sweep` ran, from their tables sweeps/*.md."""
 
 import re
 from pathlib import Path
@@ -8,31 +8,42 @@ from markupsafe import Markup
 from stages.reporting import charts
 from stages.runtime.errors import exit_with_error
 
+# | experiment | value [interval] | value [interval] | yes, where it is on the Pareto front |
 ROW = re.compile(r"\| ([^|]+) \| (\S+) \[[^|]*\] \| (\S+) \[[^|]*\] \| (yes)? *\|")
+TITLES = re.compile(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|")
+FAILED = "| failed | failed |"
 
 
-def charts_of(folder: Path) -> list[dict]:
-    """{title, text, svg} of each sweep."""
-    return [chart(path) for path in sorted(folder.glob("*.md"))]
+def sweep_charts(folder: Path) -> list[dict]:
+    """Return {title, text, svg} of each sweep."""
+    return [sweep_chart(path) for path in sorted(folder.glob("*.md"))]
 
 
-def chart(path: Path) -> dict:
-    """From the table of a sweep: | experiment | value [interval] | value [interval] | yes, where it is on the front |."""
-    text = path.read_text(encoding="utf-8")
-    titles = re.match(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|", text)
-    rows = [found.groups() for found in map(ROW.match, text.splitlines()) if found]
+def sweep_chart(path: Path) -> dict:
+    """Chart the two metrics of a sweep against each other: a point per experiment.
+
+    Raises:
+        SystemExit: where the file has no table of a sweep.
+    """
+    table = path.read_text(encoding="utf-8")
+    titles = TITLES.match(table)
+    rows = [match.groups() for match in map(ROW.match, table.splitlines()) if match]
     if not titles or not rows:
         exit_with_error(
             f"{path}: not the table of a sweep; `python -m tools.sweep {path.stem}` writes it"
         )
     points = [
-        (name.removeprefix(f"{path.stem}-"), float(x), float(y), best == "yes")
-        for name, x, y, best in rows
+        (experiment.removeprefix(f"{path.stem}-"), float(x), float(y), pareto == "yes")
+        for experiment, x, y, pareto in rows
     ]
-    failed = text.count("| failed | failed |")
-    return {
-        "title": f"Sweep: {path.stem}",
-        "svg": Markup(charts.pareto(f"Sweep: {path.stem}", points, *titles.groups())),
-        "text": f"{len(points)} experiments{f', {failed} more failed' if failed else ''}; joined: no other is better in one number "
-        "without being worse in the other. Intervals are in the sweep's own table.",
-    }
+    text = f"{len(points)} experiments"
+    failed = table.count(FAILED)
+    if failed:
+        text += f", {failed} more failed"
+    text += (
+        "; the line joins the Pareto front: no other experiment is better in one metric without "
+        "being worse in the other. The sweep's table has the 95 % CIs."
+    )
+    title = f"Sweep: {path.stem}"
+    svg = charts.pareto_chart(title, points, *titles.groups())
+    return {"title": title, "svg": Markup(svg), "text": text}

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Write a folder atomically: it appears complete or not at all."""
 
 import os
 import shutil
@@ -11,25 +11,28 @@ from stages.runtime.errors import exit_with_error
 
 @contextmanager
 def atomic_folder(out: Path) -> Iterator[Path]:
-    """Build `<out>.part`, which becomes `out` when the block ends well and is removed when it fails; replaces an old `out`.
+    """Yield the folder `<out>.part` to write to; it replaces `out` when the block succeeds.
 
-    A kill leaves `.part`, which nothing reads and the next run removes; the old `out` stays until the new one is whole.
+    When the block raises, `<out>.part` is removed and an old `out` stays. After a kill, the next
+    run removes what was left of `<out>.part`.
     """
     if os.path.ismount(out) or out.is_symlink():
         exit_with_error(
             f"{out}: a mount point or a link can't be replaced; mount or link a folder above it"
         )
-    part, old = out.with_name(out.name + ".part"), out.with_name(out.name + ".old")
-    if old.exists() and not out.exists():  # killed between the two renames
-        old.rename(out)
-    for folder in (part, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    part.mkdir(parents=True)
+    unfinished = out.with_name(out.name + ".part")
+    previous = out.with_name(out.name + ".old")
+    if previous.exists() and not out.exists():
+        # The last run was killed between the two renames below.
+        previous.rename(out)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
-        yield part
+        yield unfinished
         if out.exists():
-            out.rename(old)
-        part.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+            out.rename(previous)
+        unfinished.rename(out)
+        shutil.rmtree(previous, ignore_errors=True)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,40 +1,55 @@
-"""Bad input ends a stage in one clear line and exit code 1."""
+"""Errors that a user can mend end the process with one line and exit code 1."""
 
 import sys
 import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from tqdm import tqdm
 
-ROOT = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 
 
 def exit_with_error(message: str) -> NoReturn:
-    """Stop with one line. Name the file or the params key that is at fault and what would be right."""
-    sys.exit(_line(message))
+    """End the process with exit code 1 and one line on stderr.
+
+    The message names the file or the params key that is wrong, and says what would be right.
+    """
+    sys.exit(_error_line(message))
 
 
-def excepthook(kind: type[BaseException], fault: BaseException, trace) -> None:
-    """`sys.excepthook`: one line where a file cannot be read or written, or the command has a word too many; else the traceback."""
-    frames = traceback.extract_tb(trace)
-    module = kind.__module__.partition(".")[0]
-    if isinstance(fault, OSError) and fault.filename and fault.strerror:
-        message = f"{fault.filename}: {fault.strerror}"
-    elif isinstance(fault, OSError) or module in ("pyarrow", "safetensors"):
-        message = f"{fault}"
+def excepthook(
+    error_type: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print one line for a file that cannot be read or written, a traceback for any other error.
+
+    `start_process` installs it as `sys.excepthook`.
+    """
+    library = error_type.__module__.partition(".")[0]
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        message = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):
+        message = f"{error}"
     else:
-        return sys.__excepthook__(kind, fault, trace)
-    if isinstance(fault, FileNotFoundError):
+        return sys.__excepthook__(error_type, error, trace)
+    if isinstance(error, FileNotFoundError):
         message += "; `dvc repro` makes what other stages write"
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(ROOT / "stages")]
-    place = f" ({Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno})" if ours else ""
-    print(_line(message + place), file=sys.stderr)
+    print(_error_line(message + _project_location(trace)), file=sys.stderr)
 
 
-def _line(message: str) -> str:
-    for bar in list(
-        getattr(tqdm, "_instances", ())
-    ):  # made with the first bar; an open one keeps the log's line open
+def _project_location(trace: TracebackType | None) -> str:
+    """The innermost line of project code in a traceback, as ` (stages/fid.py:12)`; "" if none."""
+    for frame in reversed(traceback.extract_tb(trace)):
+        file = Path(frame.filename)
+        if any(file.is_relative_to(REPOSITORY / folder) for folder in ("stages", "tools")):
+            return f" ({file.relative_to(REPOSITORY)}:{frame.lineno})"
+    return ""
+
+
+def _error_line(message: str) -> str:
+    """`error: <message>` on one line. Closes open progress bars, which share the terminal."""
+    # tqdm creates the attribute with the first bar.
+    for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
     return f"error: {' '.join(message.split())}"

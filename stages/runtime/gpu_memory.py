@@ -1,7 +1,7 @@
-"""Running out of GPU memory ends a stage in one line that says which batch size fits."""
+"""Running out of GPU memory ends a stage with one line that says which batch size fits."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,38 +12,43 @@ from stages.runtime.progress import log
 
 @contextmanager
 def report_out_of_memory(
-    key: str, size: int, attempt: Callable[[int], object] | None, advice: str = ""
-):
-    """Where the block runs out of GPU memory, fail with the largest batch for which `attempt(n)`, its work on n images, doesn't.
+    key: str,
+    batch_size: int,
+    try_batch: Callable[[int], object] | None,
+    advice: str = "",
+) -> Iterator[None]:
+    """Where the block runs out of GPU memory, exit with an error that names a batch that fits.
 
-    `key`: the params key that says `size`, images at a time. `attempt` None: nothing is tried. `advice`: what else would help.
+    Args:
+        key: the params key of the batch size.
+        batch_size: its value, in images.
+        try_batch: does the block's work on so many images; None if it cannot be tried.
+        advice: appended to the error: what else saves memory.
     """
     try:
         yield
         return
-    except torch.OutOfMemoryError as fault:
-        traceback.clear_frames(fault.__traceback__)  # they hold on to activations
-    if attempt is None:
-        exit_with_error(
-            f"{key}: {size} images at a time don't fit into the GPU's memory; try half of them{advice}"
-        )
+    except torch.OutOfMemoryError as error:
+        traceback.clear_frames(error.__traceback__)  # their variables hold activations
+    too_large = f"{key}: {batch_size} images at a time don't fit into the GPU's memory"
+    if try_batch is None:
+        exit_with_error(f"{too_large}; try half of them{advice}")
     log(f"{key}: out of GPU memory; looking for a batch that fits")
-    fits = largest_batch(attempt, size)
-    least = f"{fits} do: set it to {fits}" if fits else "nor does the smallest batch"
-    exit_with_error(
-        f"{key}: {size} images at a time don't fit into the GPU's memory; {least}{advice}"
-    )
+    largest = largest_batch(try_batch, batch_size)
+    if not largest:
+        exit_with_error(f"{too_large}, and neither does a single image{advice}")
+    exit_with_error(f"{too_large}; {largest} do: set it to {largest}{advice}")
 
 
-def largest_batch(attempt: Callable[[int], object], size: int) -> int:
-    """The largest of size/2, size/4, ... 1 for which `attempt` does not run out of memory; 0: none."""
-    while size > 1:
-        size //= 2
+def largest_batch(try_batch: Callable[[int], object], batch_size: int) -> int:
+    """The largest of batch_size / 2, / 4, ... 1 that fits into the GPU's memory; 0 if none does."""
+    while batch_size > 1:
+        batch_size //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         try:
-            attempt(size)
-            return size
-        except torch.OutOfMemoryError as fault:
-            traceback.clear_frames(fault.__traceback__)
+            try_batch(batch_size)
+            return batch_size
+        except torch.OutOfMemoryError as error:
+            traceback.clear_frames(error.__traceback__)
     return 0

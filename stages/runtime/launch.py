@@ -1,10 +1,10 @@
-"""Run a stage in this process, or on all the devices that this machine's accelerate config asks for.
+"""Run a stage in this process, or on all the devices that the accelerate config asks for.
 
     python -m stages.runtime.launch <stage> [item]
 
 `dvc.yaml` holds this same command on every machine; `accelerate config`, answered once per machine,
-decides how many processes run it. Without a config, or with one for a single process, the stage runs
-right here. Results don't depend on it.
+decides how many processes run it. Without a config, or with one for a single process, the stage
+runs right here. Results don't depend on it.
 """
 
 import argparse
@@ -74,7 +74,10 @@ def config_file() -> Path:
 
 
 def read_config(path: Path) -> dict:
-    """The answers that matter here: num_processes, num_machines, use_cpu, distributed_type, mixed_precision."""
+    """The answers of `accelerate config` that decide how a stage is started, defaults filled in.
+
+    Keys: num_processes, num_machines, use_cpu, distributed_type, mixed_precision.
+    """
     try:
         answers = yaml.safe_load(path.read_text()) if path.exists() else {}
         return {

@@ -1,44 +1,67 @@
-"""An ordered map over processes that holds only a few items at a time."""
+"""An ordered map over processes that keeps only a few items in memory."""
 
 import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import islice
+
+MAX_PROCESSES = 16
+BATCHES_AHEAD = 4  # per process
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ordered_map(
     function: Callable, items: Iterable[tuple], batch: int = 16, processes: int | None = None
 ) -> Iterator[tuple]:
-    """(label, function(argument)) for each (label, argument), in order; labels stay here, arguments are sent to processes.
+    """Yield (label, function(argument)) for each (label, argument), in order.
 
-    processes: None for one a core, 16 at most. Reads at most 4 batches per process ahead, unlike `Pool.imap`, which reads its
-    whole input at once.
+    `Pool.imap` would read all its input at once; this reads `BATCHES_AHEAD` batches per process.
+
+    Args:
+        function: called in worker processes, so it can be pickled.
+        items: (label, argument) pairs. Labels stay in this process; arguments are sent to workers.
+        batch: items per task.
+        processes: number of workers; None: one per core, at most `MAX_PROCESSES`.
+
+    Raises:
+        BrokenProcessPool: a worker process was killed.
     """
-    items, waiting, processes = iter(items), deque(), processes or min(available_cores(), 16)
-    with ProcessPoolExecutor(processes, initializer=_end_with_parent) as pool:
+    remaining = iter(items)
+    if processes is None:
+        processes = min(available_cores(), MAX_PROCESSES)
+    batches = iter(lambda: list(islice(remaining, batch)), [])
+    submitted: deque[tuple[tuple, Future]] = deque()
+    with ProcessPoolExecutor(processes, initializer=_exit_with_parent) as pool:
         while True:
-            while len(waiting) < 4 * processes and (some := list(islice(items, batch))):
-                labels, arguments = zip(*some)
-                waiting.append((labels, pool.submit(_all, function, arguments)))
-            if not waiting:
+            for pairs in islice(batches, BATCHES_AHEAD * processes - len(submitted)):
+                labels, arguments = zip(*pairs)
+                submitted.append((labels, pool.submit(_call_each, function, arguments)))
+            if not submitted:
                 return
-            labels, results = waiting.popleft()
-            yield from zip(labels, results.result())
+            labels, future = submitted.popleft()
+            yield from zip(labels, future.result())
 
 
-def _end_with_parent() -> None:
-    """A killed stage leaves no process behind that waits for work."""
+def _exit_with_parent() -> None:
+    """Make this worker process exit when its parent dies, so that a killed stage leaves none."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    if parent is not None:
+        parent.join()
+    os._exit(1)
 
 
-def _all(function: Callable, arguments: tuple) -> list:
+def _call_each(function: Callable, arguments: tuple) -> list:
     return [function(argument) for argument in arguments]

@@ -1,29 +1,49 @@
-"""A pretrained model with all its weights, or one line: the libraries draw those that a file lacks at random, and go on."""
+"""Load a pretrained model and refuse one with missing weights.
+
+The libraries initialize weights that a file lacks at random and only warn.
+"""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from stages.runtime.errors import exit_with_error
 
 
-def load_pretrained(kind, folder: str | Path, part: str = "", spare: str = "-", **options):
-    """`kind.from_pretrained` of a folder, or of a part of a pipeline's; `kind`: a class of transformers or diffusers.
+def load_pretrained(
+    model_class: Any,
+    folder: str | Path,
+    subfolder: str = "",
+    unused_prefix: str | None = None,
+    **options: Any,
+) -> Any:
+    """Load `model_class.from_pretrained(folder)` and check that every weight came from the file.
 
-    Tied weights, what the library itself knows to be none, and names that begin with `spare` (nothing reads them) may be absent.
+    Tied weights, and weights that the library itself knows to be optional, may be missing.
+
+    Args:
+        model_class: a model class of transformers or diffusers.
+        folder: the model folder, or the folder of a diffusers pipeline.
+        subfolder: the part of the pipeline; "" for a model folder.
+        unused_prefix: weights whose names begin with it may be missing, because nothing reads them.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        SystemExit: the model can't be loaded, or a weight is missing, misshapen, NaN or inf.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    where = Path(folder) / part
+    # On a missing weight the libraries log a table that advises to train the model.
     for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
-        logging.getLogger(
-            name
-        ).disabled = True  # their report, a table, advises to train what lacks weights
+        logging.getLogger(name).disabled = True
+    path = Path(folder) / subfolder
     try:
-        # Weights of another shape would raise without a name; so they are counted like those that are missing.
-        model, found = kind.from_pretrained(
+        # Without `ignore_mismatched_sizes` a weight of another shape raises an error that does
+        # not name it. With it, the loading info lists them.
+        model, loading_info = model_class.from_pretrained(
             folder,
-            subfolder=part,
+            subfolder=subfolder,
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
@@ -38,28 +58,34 @@ def load_pretrained(kind, folder: str | Path, part: str = "", spare: str = "-", 
         RuntimeError,
         SafetensorError,
         StrictDataclassError,
-    ) as fault:
-        exit_with_error(f"{where}: cannot be loaded: {str(fault)[:300]}")
-    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(spare)):
-        exit_with_error(
-            f"{where}: its weights lack {missing[0]}{_more(missing)}: they are not whole, or not those of its config.json"
-        )
-    if shapes := sorted(found["mismatched_keys"]):
-        name, there, wanted = shapes[0]
-        exit_with_error(
-            f"{where}: {name} is {list(there)} in its weights, {list(wanted)} by its config.json{_more(shapes)}"
-        )
-    if odd := next(
-        (
-            name
-            for name, value in model.named_parameters()
-            if value.is_floating_point() and not value.isfinite().all()
-        ),
-        None,
-    ):
-        exit_with_error(f"{where}: {odd} holds values that are no numbers")
+    ) as error:
+        exit_with_error(f"{path}: cannot be loaded: {str(error)[:300]}")
+    _check_weights(path, model, loading_info, unused_prefix)
     return model
 
 
-def _more(names: list) -> str:
+def _check_weights(path: Path, model: Any, loading_info: dict, unused_prefix: str | None) -> None:
+    """Exit with an error that names the first weight that is missing, misshapen or not finite."""
+    missing = sorted(loading_info["missing_keys"])
+    if unused_prefix is not None:
+        missing = [name for name in missing if not name.startswith(unused_prefix)]
+    if missing:
+        exit_with_error(
+            f"{path}: its weights lack {missing[0]}{_count_more(missing)}: the file is incomplete, "
+            "or its config.json belongs to another model"
+        )
+    mismatched = sorted(loading_info["mismatched_keys"])
+    if mismatched:
+        name, stored_shape, config_shape = mismatched[0]
+        exit_with_error(
+            f"{path}: {name} is {list(stored_shape)} in its weights, {list(config_shape)} by its "
+            f"config.json{_count_more(mismatched)}"
+        )
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            exit_with_error(f"{path}: {name} holds NaN or inf")
+
+
+def _count_more(names: list) -> str:
+    """` (and 2 more)` for three names, "" for one."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

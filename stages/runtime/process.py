@@ -1,9 +1,10 @@
-"""How the process of a script starts: its arguments, settings for speed, one-line errors, a note of the time it took."""
+"""Start the process of a script: arguments, speed settings, one-line errors, a note of its time."""
 
 import argparse
 import atexit
 import ctypes
 import gc
+import logging
 import os
 import sys
 import time
@@ -49,10 +50,13 @@ def start_process() -> None:
     # threshold of 700 objects the garbage collector takes a sixth of the start-up time.
     gc.set_threshold(50_000)
     # Read when torch loads. OpenMP threads spin while they wait, by default for milliseconds: with
-    # anything else on the machine, each small parallel region then costs a scheduler slice (2 cores,
-    # one of them busy: 21 s a step). 20 microseconds bridge the gaps inside a small model: 8 % faster
-    # than no spinning on quiet cores, 15 % where one is busy.
+    # anything else on the machine, each small parallel region then costs a scheduler slice (two
+    # cores, one of them busy: 21 s a step). Spinning for some 20 microseconds bridges the gaps
+    # inside a small model: 8 % faster than no spinning on quiet cores, 15 % where one is busy.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # diffusers imports bitsandbytes wherever it is installed. On a CPU it then warns about optional
+    # kernels that nothing here uses.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     _keep_freed_memory()
     _note_time_at_exit()
 
@@ -72,8 +76,8 @@ def _keep_freed_memory() -> None:
 def _note_time_at_exit() -> None:
     """Leave the wall time of a stage that DVC runs in `.dvc/tmp/stage_times/<stage>`, in seconds.
 
-    DVC keeps no times; the report's diagram shows these. Only the first process of a stage leaves
-    its time, not those that it starts.
+    DVC keeps no times; the report's table of stages shows these. Only the first process of a stage
+    leaves its time, not those that it starts.
     """
     stage = os.environ.get("DVC_STAGE")
     root = os.environ.get("DVC_ROOT")

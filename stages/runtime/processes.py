@@ -8,16 +8,19 @@ from stages.runtime.errors import exit_with_error
 
 
 def process_state() -> PartialState:
-    """This process among those that run the stage. Fails where fewer came up than were launched."""
-    # `PartialState()` alone doesn't look at this switch, and then every process silently works alone.
-    state = PartialState(
-        cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    )
+    """This process among those that run the stage: its number, its device, their count.
+
+    Exits with an error where fewer processes came up than were launched.
+    """
+    # Without this argument `PartialState` ignores the variable: each process would work alone.
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=on_cpu)
     launched = int(
         os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1
     )
     if state.num_processes != launched:
         exit_with_error(
-            f"accelerate config: of {launched} processes {state.num_processes} came up; without GPUs set use_cpu: true"
+            f"accelerate config: of {launched} processes {state.num_processes} came up; "
+            "without GPUs set use_cpu: true"
         )
     return state

@@ -1,19 +1,26 @@
-"""A progress bar with rate and ETA: live in a terminal, a line every half minute in a log. Cannot change a result."""
+"""A progress bar with rate and remaining time, and log lines. They cannot change a result."""
 
 import os
 import sys
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
 
-def progress_bar(items=None, *, total: int | None = None, what: str, unit: str = "it"):
-    """Wrap an iterable (or count by hand with `.update`). Only the first of several processes shows it."""
+def progress_bar(
+    items: Iterable | None = None, *, total: int | None = None, desc: str, unit: str = "it"
+) -> tqdm:
+    """Wrap an iterable in a bar. Without one, the caller counts with `.update()`.
+
+    A terminal shows a live bar, a log file a line every half minute. Of several processes only
+    the first shows it.
+    """
     live = sys.stderr.isatty()
-    # Twelve lines a minute would drown a CI log; a rewritten line needs a terminal.
+    # Twelve lines a minute would fill a CI log, and only a terminal can rewrite a line.
     return tqdm(
         items,
         total=total,
-        desc=what,
+        desc=desc,
         unit=unit,
         mininterval=0.2 if live else 30,
         maxinterval=10 if live else 60,
@@ -23,7 +30,7 @@ def progress_bar(items=None, *, total: int | None = None, what: str, unit: str =
     )
 
 
-def log(*words) -> None:
-    """A line of the log, past the bar, from the first process only."""
+def log(*words: object) -> None:
+    """Write a line to stderr above the progress bar, from the first process only."""
     if int(os.environ.get("RANK", "0")) == 0:
         tqdm.write(" ".join(str(word) for word in words), file=sys.stderr)

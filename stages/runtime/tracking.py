@@ -1,66 +1,87 @@
-"""The course of a long stage, to be watched while it runs: DVCLive always, Weights & Biases where $WANDB_PROJECT is set.
+"""The course of a long stage, to watch while it runs: in DVCLive and in Weights & Biases.
 
-It goes to `dvclive/<stage>/`, which git and the pipeline ignore: what the stage declares as outputs, it writes itself.
+Curves and pictures go to `dvclive/<stage>/`, which git and the pipeline ignore: a stage writes the
+outputs that it declares itself. Weights & Biases is used where $WANDB_PROJECT is set.
 """
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from stages.runtime.errors import exit_with_error
 
-Log = Callable[..., None]  # log(step, numbers: dict[str, float], picture: Path | None = None)
+LogMetrics = Callable[..., None]  # (step, numbers: dict[str, float], picture: Path | None = None)
 
 
 @contextmanager
-def track_metrics(stage: str, settings: dict, mark: str, resume: bool) -> Iterator[Log]:
-    """Yields `log(step, numbers, picture)`. A resumed run goes on in the same curves; W&B knows it by `mark`.
+def track_metrics(stage: str, config: dict, run_id: str, resume: bool) -> Iterator[LogMetrics]:
+    """Yield a function `log_metrics(step, numbers, picture=None)`.
 
-    Only the first of several processes logs.
+    Args:
+        stage: the name of the stage.
+        config: its params, shown with the curves.
+        run_id: by which Weights & Biases knows a resumed run.
+        resume: whether the curves of an earlier run continue.
     """
-    if int(os.environ.get("RANK", "0")) > 0:
+    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first logs for all
         yield lambda *_: None
         return
-    wandb_run = start_wandb(stage, settings, mark) if os.environ.get("WANDB_PROJECT") else None
+    wandb_run = start_wandb(stage, config, run_id) if os.environ.get("WANDB_PROJECT") else None
     with ExitStack() as stack:
         live = None
 
-        def log(step: int, numbers: dict[str, float], picture: Path | None = None) -> None:
+        def log_metrics(step: int, numbers: dict[str, float], picture: Path | None = None) -> None:
             nonlocal live
             if live is None:
-                from dvclive import Live  # late: it imports dvc, and training needn't wait for that
-
-                # A kill may have torn its summary, which it would read; the curves are other files.
-                Path(f"dvclive/{stage}/metrics.json").unlink(missing_ok=True)
-                # Neither an experiment nor a dvc.yaml of its own: `dvc exp run` and the pipeline's dvc.yaml are those.
-                live = stack.enter_context(
-                    Live(f"dvclive/{stage}", resume=resume, save_dvc_exp=False, dvcyaml=None)
-                )
-            live.step = step
-            for name, value in numbers.items():
-                live.log_metric(name, value)
-            if picture:
-                live.log_image(f"{step:08d}{picture.suffix}", picture)
-            live.make_summary()
+                live = stack.enter_context(open_dvclive(stage, resume))
+            log_to_dvclive(live, step, numbers, picture)
             if wandb_run:
-                import wandb
+                log_to_wandb(wandb_run, step, numbers, picture)
 
-                wandb_run.log(
-                    numbers | ({"grid": wandb.Image(str(picture))} if picture else {}), step=step
-                )
-
-        yield log
+        yield log_metrics
     if wandb_run:
         wandb_run.finish()
 
 
-def start_wandb(stage: str, settings: dict, mark: str):
-    """A W&B run of the project that the environment names."""
+def open_dvclive(stage: str, resume: bool) -> Any:
+    """The DVCLive logger of a stage."""
+    from dvclive import Live  # imports dvc, which takes seconds: training need not wait for it
+
+    # A kill may have left an incomplete summary, which DVCLive would read; the curves are in other
+    # files.
+    Path(f"dvclive/{stage}/metrics.json").unlink(missing_ok=True)
+    # `dvc exp run` saves the experiment, and the pipeline has its own dvc.yaml.
+    return Live(f"dvclive/{stage}", resume=resume, save_dvc_exp=False, dvcyaml=None)
+
+
+def log_to_dvclive(live: Any, step: int, numbers: dict[str, float], picture: Path | None) -> None:
+    live.step = step
+    for name, value in numbers.items():
+        live.log_metric(name, value)
+    if picture:
+        live.log_image(f"{step:08d}{picture.suffix}", picture)
+    live.make_summary()
+
+
+def start_wandb(stage: str, config: dict, run_id: str) -> Any:
+    """A Weights & Biases run in the project that $WANDB_PROJECT names."""
     try:
         import wandb
     except ImportError:
         exit_with_error(
-            "WANDB_PROJECT: Weights & Biases is asked for, but not installed: pip install wandb"
+            "WANDB_PROJECT: it asks for Weights & Biases, which is not installed: pip install wandb"
         )
-    return wandb.init(name=stage, config=settings, id=f"{stage}-{mark}", resume="allow")
+    return wandb.init(name=stage, config=config, id=f"{stage}-{run_id}", resume="allow")
+
+
+def log_to_wandb(
+    wandb_run: Any, step: int, numbers: dict[str, float], picture: Path | None
+) -> None:
+    import wandb
+
+    values: dict[str, Any] = dict(numbers)
+    if picture:
+        values["grid"] = wandb.Image(str(picture))
+    wandb_run.log(values, step=step)

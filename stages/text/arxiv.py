@@ -1,7 +1,7 @@
-"""Download papers from arXiv, politely: one at a time, with a pause and a name, and no byte twice.
+"""Download papers from arXiv, one at a time, at arXiv's rate and no byte twice.
 
-Where the list that ships (stages/embedded/ml4rs.csv) has its pairs of id and title from says its column `seen_in`: each
-stands, title before id, in that text.
+The list that ships is stages/embedded/ml4rs.csv. Its column `seen_in` names a text that contains
+the id and the title of the row.
 """
 
 import csv
@@ -23,46 +23,107 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log, progress_bar
 from stages.text import pdf
 
-# arXiv asks for one connection and three seconds between requests (https://info.arxiv.org/help/api/tou.html).
+ARXIV = "https://arxiv.org"
+USER_AGENT = "remote-diffusion/0.1 (research pipeline; one request at a time)"
+# Seconds between requests; arXiv also asks for one connection at a time
+# (https://info.arxiv.org/help/api/tou.html).
 PAUSE = 3.0
-CONNECT, SILENCE, WHOLE = 10, 60, 600  # seconds: to connect, between two blocks, for one paper
-MEGABYTES, ATTEMPTS, PATIENCE = 50, 4, 300  # PATIENCE: seconds of a Retry-After that are waited for
-BLOCK = 1 << 14  # bytes; what is lost of a download that breaks off is less
-UNREACHABLE = 3  # papers in a row without any answer, after which the rest is not tried
-AGENT = "remote-diffusion/0.1 (research pipeline; one request at a time)"
-GRAM, TITLE = (
-    8,
-    0.7,
-)  # share of the runs of 8 letters of a title that the first page must hold, in one place
+CONNECT_TIMEOUT = 10  # seconds
+READ_TIMEOUT = 60  # seconds between two blocks
+PAPER_TIMEOUT = 600  # seconds
+MAX_RETRY_AFTER = 300  # seconds; a longer Retry-After is not waited for
+MAX_MEGABYTES = 50  # per paper
+ATTEMPTS = 4  # per paper
+BLOCK_BYTES = 1 << 14  # a download that breaks off loses less than this
+# The rest of the list is not tried after so many papers in a row without any answer.
+MAX_UNANSWERED = 3
+NGRAM_LETTERS = 8
+MIN_TITLE_OVERLAP = 0.7  # of a paper's title with its first page, see `title_overlap`
 
 
 def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
-    """Fetch every paper of a CSV with columns id, title. Returns the files and {id: why it is not among them}.
+    """Download every paper of a CSV file with the columns id and title into the folder `out`.
 
-    Finished and half-finished downloads stay in the scratch folder, so that a run that was killed or asked for more papers
-    fetches only what is missing. `out/arxiv.csv` is the table of what came and what didn't.
-    `$REMOTE_DIFFUSION_ARXIV` stands in for https://arxiv.org (a mirror or a test).
+    Finished and partial downloads stay in the resume cache. A run after a kill, or with a longer
+    list, downloads only what is missing. `out/arxiv.csv` says of each paper whether it came and
+    why not. `$REMOTE_DIFFUSION_ARXIV` replaces https://arxiv.org, by a mirror or a test's server.
+
+    Returns:
+        The PDFs, and {id: reason} for the papers that are not among them.
+
+    Raises:
+        SystemExit: the list is not a CSV of ids and titles.
     """
+    papers = _read_list(list_csv)
+    base_url = os.environ.get("REMOTE_DIFFUSION_ARXIV", ARXIV).rstrip("/")
+    cache = resume_cache.cache_root() / "arxiv"
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "lock"):
+        files, failed = _download_papers(papers, base_url, cache, out)
+    _write_report(out / "arxiv.csv", papers, failed)
+    for paper_id, reason in failed.items():
+        log(f"arxiv: {paper_id} not downloaded: {reason}")
+    log(f"arxiv: {len(files)} of {len(papers)} papers downloaded, {len(failed)} not (arxiv.csv)")
+    return files, failed
+
+
+def _read_list(list_csv: Path) -> list[dict[str, str]]:
+    """Return the rows of the list; exit with an error where one has no id or no title."""
     try:
         with open(list_csv, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as fault:
-        exit_with_error(f"{list_csv}: not a CSV in UTF-8 ({fault})")
-    if not rows or not {"id", "title"} <= set(rows[0]):
-        exit_with_error(f"{list_csv}: expected the columns id, title and a row per paper")
-    if odd := [
-        row
-        for row in rows
-        if not row["title"] or not re.fullmatch(r"[\w./-]{1,100}", row["id"] or "")
-    ]:
-        exit_with_error(
-            f"{list_csv}: {str(odd[0]['id'])[:40]!a}, {str(odd[0]['title'])[:40]!a} are no id and title of a paper"
-        )
-    base = os.environ.get("REMOTE_DIFFUSION_ARXIV", "https://arxiv.org").rstrip("/")
-    pause = PAUSE if base.startswith("https://") else 0.0
-    http = requests.Session()  # proxies as the environment says
-    http.headers["User-Agent"] = AGENT
-    wait = Retry(
+            papers = list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
+        exit_with_error(f"{list_csv}: not a CSV file in UTF-8 ({error})")
+    if not papers or not {"id", "title"} <= set(papers[0]):
+        exit_with_error(f"{list_csv}: expected the columns id and title, and a row per paper")
+    for paper in papers:
+        if not paper["title"] or not re.fullmatch(r"[\w./-]{1,100}", paper["id"] or ""):
+            exit_with_error(
+                f"{list_csv}: expected the id and the title of a paper, not "
+                f"{str(paper['id'])[:40]!a} and {str(paper['title'])[:40]!a}"
+            )
+    return papers
+
+
+def _download_papers(
+    papers: list[dict[str, str]], base_url: str, cache: Path, out: Path
+) -> tuple[list[Path], dict[str, str]]:
+    """Fill the cache and copy its papers into `out`; return the copies and {id: reason}."""
+    pause = PAUSE if base_url.startswith("https://") else 0.0
+    session = _make_session(pause)
+    files = []
+    failed = {}
+    unanswered = 0  # papers in a row
+    is_first_request = True
+    for paper in progress_bar(papers, desc="arxiv", unit="paper"):
+        cached = cache / f"{paper['id'].replace('/', '_')}.pdf"
+        reason = ""
+        if not cached.exists():
+            if unanswered == MAX_UNANSWERED:
+                failed[paper["id"]] = (
+                    f"not tried: {base_url} did not answer {MAX_UNANSWERED} times in a row"
+                )
+                continue
+            time.sleep(0 if is_first_request else pause)
+            is_first_request = False
+            reason, answered = _fetch(session, f"{base_url}/pdf/{paper['id']}", cached, pause)
+            unanswered = 0 if answered else unanswered + 1
+        if not reason:
+            reason = _rejection_reason(cached, paper["title"])
+        if reason:
+            failed[paper["id"]] = reason
+            cached.unlink(missing_ok=True)
+        else:
+            files.append(Path(shutil.copyfile(cached, out / cached.name)))
+    return files, failed
+
+
+def _make_session(pause: float) -> requests.Session:
+    """Return a session that repeats a request after HTTP 429 and server errors.
+
+    It waits as long as Retry-After says, else longer each time. Proxies come from the environment.
+    """
+    retry = Retry(
         total=None,
         connect=1,
         read=0,
@@ -71,132 +132,130 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
         backoff_factor=pause,
         raise_on_status=False,
         status_forcelist=(429, 500, 502, 503, 504),
-        retry_after_max=PATIENCE,
+        retry_after_max=MAX_RETRY_AFTER,
     )
+    session = requests.Session()
+    session.headers["User-Agent"] = USER_AGENT
     for scheme in ("http://", "https://"):
-        http.mount(scheme, HTTPAdapter(max_retries=wait))
-    store = resume_cache.cache_root() / "arxiv"
-    store.mkdir(parents=True, exist_ok=True)
-
-    files, failed, silent, asked = [], {}, 0, False
-    with FileLock(store / "lock"):
-        for row in progress_bar(rows, what="arxiv", unit="paper"):
-            name = f"{row['id'].replace('/', '_')}.pdf"
-            kept, reason = store / name, ""
-            if not kept.exists():
-                if silent == UNREACHABLE:
-                    failed[row["id"]] = (
-                        f"not tried: {base} gave no answer {UNREACHABLE} times in a row"
-                    )
-                    continue
-                time.sleep(pause if asked else 0)
-                asked = True
-                reason, answered = _fetch(http, f"{base}/pdf/{row['id']}", kept, pause)
-                silent = 0 if answered else silent + 1
-            reason = reason or _mismatch(kept, row["title"])
-            if reason:
-                failed[row["id"]] = reason
-                kept.unlink(missing_ok=True)
-            else:
-                files.append(Path(shutil.copyfile(kept, out / name)))
-
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(
-        [
-            ("id", "title", "got", "reason"),
-            *(
-                (
-                    row["id"],
-                    row["title"],
-                    "no" if row["id"] in failed else "yes",
-                    failed.get(row["id"], ""),
-                )
-                for row in rows
-            ),
-        ]
-    )
-    write_atomically(out / "arxiv.csv", table.getvalue().encode())
-    for name, reason in failed.items():
-        log(f"arxiv: {name} not got: {reason}")
-    log(f"arxiv: {len(files)} of {len(rows)} papers got, {len(failed)} not (arxiv.csv)")
-    return files, failed
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
+    return session
 
 
-def _fetch(http: requests.Session, url: str, target: Path, pause: float) -> tuple[str, bool]:
-    """Bring one file, going on where an earlier try broke off. Returns ("" or why not, whether anybody answered)."""
-    part, answered, reason, end = target.with_suffix(".part"), False, "", time.monotonic() + WHOLE
+def _fetch(session: requests.Session, url: str, target: Path, pause: float) -> tuple[str, bool]:
+    """Download one file. Each attempt resumes where the one before it, or a killed run, stopped.
+
+    Returns:
+        The reason of a failure, else "", and whether the server has answered at all.
+    """
+    part = target.with_suffix(".part")
+    deadline = time.monotonic() + PAPER_TIMEOUT
+    answered = False
+    reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(pause * 2**attempt if attempt else 0)
-        have = part.stat().st_size if part.exists() else 0
         try:
-            with http.get(
-                url,
-                headers={"Range": f"bytes={have}-"} if have else {},
-                stream=True,
-                timeout=(CONNECT, SILENCE),
-            ) as answer:
-                answered, more = True, answer.status_code == 206
-                if (
-                    answer.status_code == 416
-                    or more
-                    and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-                ):
-                    part.unlink(
-                        missing_ok=True
-                    )  # what is there does not fit what the server has: from the start
-                    reason = "the server cannot go on where the download broke off"
-                    continue
-                if answer.status_code not in (200, 206):
-                    return f"HTTP {answer.status_code}", True
-                with open(part, "ab" if more else "wb") as file:
-                    for block in answer.iter_content(BLOCK):
-                        file.write(block)
-                        if file.tell() > MEGABYTES << 20:
-                            part.unlink()
-                            return f"larger than {MEGABYTES} MB", True
-                        if time.monotonic() > end:
-                            return f"not done after {WHOLE} s", True
-        except requests.RequestException as fault:
-            reason = f"{type(fault).__name__}: {fault}"[:300]
-            if not answered:
-                break  # nobody there, and `Retry` tried twice
-        else:
-            part.replace(target)
-            return "", True
+            response = _request(session, url, part)
+            answered = True
+            reason, retry = _save(response, part, deadline)
+        except requests.RequestException as error:
+            reason = f"{type(error).__name__}: {error}"[:300]
+            retry = answered  # without an answer, the session has tried twice already
+        if not retry:
+            break
+    if not reason:
+        part.replace(target)
     return reason, answered
 
 
+def _request(session: requests.Session, url: str, part: Path) -> requests.Response:
+    """Request the bytes of a file that `part` does not have yet."""
+    size = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={size}-"} if size else {}
+    return session.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT))
+
+
+def _save(response: requests.Response, part: Path, deadline: float) -> tuple[str, bool]:
+    """Write the body of a response to `part`, or behind what `part` has.
+
+    Returns:
+        The reason of a failure, else "", and whether another attempt could succeed.
+    """
+    with response:
+        is_rest = response.status_code == 206
+        if response.status_code == 416 or (is_rest and not _continues(response, part)):
+            part.unlink(missing_ok=True)  # it does not fit the server's file: start again
+            return "the server cannot resume the download", True
+        if response.status_code not in (200, 206):
+            return f"HTTP {response.status_code}", False
+        return _write_body(response, part, "ab" if is_rest else "wb", deadline), False
+
+
+def _continues(response: requests.Response, part: Path) -> bool:
+    """Whether a partial response starts where the file `part` ends."""
+    size = part.stat().st_size if part.exists() else 0
+    return response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
+
+
+def _write_body(response: requests.Response, part: Path, mode: str, deadline: float) -> str:
+    """Write the body of a response to a file; return the reason of a failure, else ""."""
+    with open(part, mode) as file:
+        for block in response.iter_content(BLOCK_BYTES):
+            file.write(block)
+            if file.tell() > MAX_MEGABYTES << 20:
+                part.unlink()
+                return f"larger than {MAX_MEGABYTES} MB"
+            if time.monotonic() > deadline:
+                return f"not complete after {PAPER_TIMEOUT} s"
+    return ""
+
+
+def _rejection_reason(path: Path, title: str) -> str:
+    """Return why a file is not the paper of that title; "" if its first page has the title."""
+    worker = pdf.Worker(pdf.SECONDS, pdf.MEGABYTES, max_pages=1)
+    try:
+        result = worker.read(path)
+    finally:
+        worker.close()
+    if "reason" in result:
+        return result["reason"]
+    if title_overlap(result["pages"][0], title) < MIN_TITLE_OVERLAP:
+        return f"mismatch: the first page does not have the title ({title})"
+    return ""
+
+
+def title_overlap(page: str, title: str) -> float:
+    """Return the share of a title's letter n-grams that stand close together on a page, 0 to 1.
+
+    It is 1 where the page has the title word for word; spaces, hyphens and case are ignored.
+    """
+    page_letters = _letters(page)
+    title_letters = _letters(title)
+    starts = range(max(1, len(title_letters) - NGRAM_LETTERS + 1))
+    ngrams = {title_letters[start : start + NGRAM_LETTERS] for start in starts}
+    matches = [
+        (match.start(), ngram)
+        for ngram in ngrams
+        for match in re.finditer(f"(?={re.escape(ngram)})", page_letters)
+    ]
+    window = 1.2 * len(title_letters)
+    counts = [
+        len({ngram for position, ngram in matches if start <= position <= start + window})
+        for start, _ in matches
+    ]
+    return max(counts, default=0) / len(ngrams)
+
+
 def _letters(text: str) -> str:
+    """Return the letters and digits of a text in lower case."""
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKC", text).lower())
 
 
-def carries(page: str, title: str) -> float:
-    """How much of a title stands in one piece on a page: 1 where word for word, whatever the blanks, hyphens and capitals."""
-    page, title = _letters(page), _letters(title)
-    grams = {title[at : at + GRAM] for at in range(max(1, len(title) - GRAM + 1))}
-    found = [
-        (match.start(), gram)
-        for gram in grams
-        for match in re.finditer(f"(?={re.escape(gram)})", page)
-    ]
-    near = [
-        len({gram for at, gram in found if start <= at <= start + 1.2 * len(title)})
-        for start, _ in found
-    ]
-    return max(near, default=0) / len(grams)
-
-
-def _mismatch(path: Path, title: str) -> str:
-    """Why a file is not the paper of that title; "" if it is a PDF whose first page carries the title."""
-    worker = pdf.Worker(pdf.SECONDS, pdf.MEGABYTES, pages=1)
-    try:
-        answer = worker.read(path)
-    finally:
-        worker.close()
-    if "reason" in answer:
-        return answer["reason"]
-    return (
-        ""
-        if carries(answer["pages"][0], title) >= TITLE
-        else f"mismatch: the first page does not carry the title ({title})"
-    )
+def _write_report(path: Path, papers: list[dict[str, str]], failed: dict[str, str]) -> None:
+    """Write a row for each paper of the list: id, title, got (yes or no), reason."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("id", "title", "got", "reason"))
+    for paper in papers:
+        reason = failed.get(paper["id"], "")
+        writer.writerow((paper["id"], paper["title"], "no" if reason else "yes", reason))
+    write_atomically(path, table.getvalue().encode())

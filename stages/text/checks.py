@@ -1,28 +1,34 @@
-"""Which prompts an image model is given: one plain sentence about one class, short enough for CLIP."""
+"""The checks that a prompt must pass: one plain sentence about one class, short enough for CLIP."""
 
 import re
 from pathlib import Path
 
 from stages.text import lexicon
-from stages.text.duplicates import alike
-from stages.text.sentences import sentences
+from stages.text.duplicates import jaccard_similarity
+from stages.text.retrieval import Passage
+from stages.text.sentences import split_sentences
 
-LIMIT = 75  # CLIP's 77 positions less start and end
-LEAST = 5  # words
-ALIKE = 0.75  # Jaccard similarity of the words of two near duplicates
-# Talk to or about a model or a reader. Scraped text is data: a sentence that gives orders never becomes a prompt.
-INSTRUCTION = re.compile(
-    r"\b(ignore|disregard|instructions?|prompts?|system|assistant|respond|reply|answer|write|print|output|repeat|translate|"
-    r"pretend|please|must|should|you|your|yours|i|we|our|let us|do not|don't|describe|generate|imagine|note that|sorry|"
-    r"as an ai)\b",
+MAX_TOKENS = 75  # CLIP has 77 positions, two of them for the start and end tokens
+MIN_WORDS = 5
+NEAR_DUPLICATE_SIMILARITY = 0.75  # Jaccard similarity of the sets of words of two prompts
+# Words that address a model or a reader, or that speak of the author. Scraped text is data: a
+# sentence with one of these words never becomes a prompt.
+ADDRESSES_READER = re.compile(
+    r"\b(ignore|disregard|instructions?|prompts?|system|assistant|respond|reply|answer|write|print|"
+    r"output|repeat|translate|pretend|please|must|should|you|your|yours|i|we|our|let us|do not|"
+    r"don't|describe|generate|imagine|note that|sorry|as an ai)\b",
     re.I,
 )
-# A sentence with one of these speaks to a model that reads it: it is cut out of a passage before any writer sees it.
-ORDER = re.compile(
-    r"\b(ignore|disregard|forget|override)\b.{0,40}\b(instructions?|prompts?|rules?|above|previous|everything)\b|"
-    r"\b(instructions?|prompts?) (is|are|to|for)\b|\bsystem prompt\b|\bas an ai\b|\byou (are|must|should|will|shall) (now\b|an? |"
-    r"write|answer|reply|respond|say|output|print|describe|generate|always|only)|\bthe (assistant|language model|chatbot) (must|should|"
-    r"shall|will|has to)\b|</?(excerpt|system|user|assistant|inst)\b|\[/?inst\]|<\|",
+# Phrases of prompt injection. A sentence with one of these is cut out of a passage before any
+# writer reads it.
+INJECTED_INSTRUCTION = re.compile(
+    r"\b(ignore|disregard|forget|override)\b.{0,40}"
+    r"\b(instructions?|prompts?|rules?|above|previous|everything)\b|"
+    r"\b(instructions?|prompts?) (is|are|to|for)\b|\bsystem prompt\b|\bas an ai\b|"
+    r"\byou (are|must|should|will|shall) (now\b|an? |write|answer|reply|respond|say|output|print|"
+    r"describe|generate|always|only)|"
+    r"\bthe (assistant|language model|chatbot) (must|should|shall|will|has to)\b|"
+    r"</?(excerpt|system|user|assistant|inst)\b|\[/?inst\]|<\|",
     re.I,
 )
 MARKUP = re.compile(r"[<>{}\[\]#*_|\\^~=$@`]|https?:|www\.")
@@ -31,78 +37,93 @@ CITATION = re.compile(
     r"\b(figure|table|section|equation) \d",
     re.I,
 )
-STOP = re.compile(r"[.!?]\s")  # written small, the next sentence would not be seen
-RUN_IN = re.compile(
-    r"(?<=[a-z] )(A|[A-Z][a-z])\b"
-)  # "stony plains A desert is": a heading has run into its text
-# A capital inside a sentence is a name; months and the class names of our own legend are not.
-NAME = re.compile(r"(?<=[a-z0-9,;:'\"] )[A-Z][a-z]{2,}")
-COMMON = re.compile(
+# The sentence splitter does not see a sentence that starts in lower case.
+SENTENCE_END = re.compile(r"[.!?]\s")
+# A heading that has run into its text: "stony plains A desert is".
+HEADING_RUN_IN = re.compile(r"(?<=[a-z] )(A|[A-Z][a-z])\b")
+# Inside a sentence, a capitalized word is a proper name, unless it is a month or part of the name
+# of a class.
+CAPITALIZED_WORD = re.compile(r"(?<=[a-z0-9,;:'\"] )[A-Z][a-z]{2,}")
+MONTH = re.compile(
     r"^(January|February|March|April|May|June|July|August|September|October|November|December)$"
 )
 
 
-class Counter:
-    """CLIP tokens of a text, with the diffusion model's own tokenizer."""
+class ClipTokenCounter:
+    """Counts the CLIP tokens of a text with the diffusion model's own tokenizer."""
 
     def __init__(self, folder: Path):
-        """`folder` holds tokenizer.json (the library `tokenizers` alone reads it), or vocab.json and merges.txt."""
+        """Load the tokenizer of a folder with tokenizer.json, or with vocab.json and merges.txt."""
         if (folder / "tokenizer.json").exists():
+            # The library `tokenizers` alone reads this file, without the import of torch.
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             tokenizer.no_truncation()
             tokenizer.no_padding()
-            self._ids = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+            self._encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
         else:
             from transformers import CLIPTokenizer
 
-            tokenizer = CLIPTokenizer.from_pretrained(folder)
-            self._ids = lambda text: tokenizer(text, add_special_tokens=False, truncation=False)[
-                "input_ids"
-            ]
+            clip_tokenizer = CLIPTokenizer.from_pretrained(folder)
+            self._encode = lambda text: clip_tokenizer(
+                text, add_special_tokens=False, truncation=False
+            )["input_ids"]
 
     def __call__(self, text: str) -> int:
-        return len(self._ids(text))
+        """Count the tokens of a text, without the start and end tokens."""
+        return len(self._encode(text))
 
 
-def disarm(passage: dict) -> dict:
-    """A passage without the sentences that give a model orders (scraped text is data, whoever wrote it)."""
-    return {
-        **passage,
-        "text": " ".join(part for part in sentences(passage["text"]) if not ORDER.search(part)),
-    }
+def remove_injected_instructions(passage: Passage) -> Passage:
+    """Return a passage without the sentences that give orders to a model."""
+    kept = [
+        part for part in split_sentences(passage["text"]) if not INJECTED_INSTRUCTION.search(part)
+    ]
+    return {**passage, "text": " ".join(kept)}
 
 
-def fault(text: str, label: str, others: list[str], tokens: int) -> str | None:
-    """Why a prompt for a class is refused, in one word; None if it is good.
+def rejection_reason(text: str, label: str, kept: list[str], tokens: int) -> str | None:
+    """Return in one word why a prompt for a class is rejected, or None if it passes.
 
-    `others` are the prompts already kept, `tokens` its CLIP tokens together with the positive cues.
+    Args:
+        text: the prompt without the positive cues.
+        label: the class.
+        kept: the prompts that were kept before, of any class.
+        tokens: the number of CLIP tokens of the prompt with the positive cues.
     """
-    if len(text.split()) < LEAST:
+    if len(text.split()) < MIN_WORDS:
         return "too_short"
-    if tokens > LIMIT:
+    if tokens > MAX_TOKENS:
         return "too_long"
     if MARKUP.search(text):
         return "markup"
-    if INSTRUCTION.search(text):
+    if ADDRESSES_READER.search(text):
         return "instruction"
     if CITATION.search(text):
         return "citation"
-    if len(sentences(text)) != 1 or STOP.search(text) or RUN_IN.search(text):
+    if len(split_sentences(text)) != 1 or SENTENCE_END.search(text) or HEADING_RUN_IN.search(text):
         return "not_one_sentence"
-    names = [
-        name for name in NAME.findall(text) if not COMMON.match(name) and not lexicon.named(name)
-    ]
-    if names and not all(re.search(rf"\b{name}\b", " ".join(lexicon.LEXICON)) for name in names):
+    if has_proper_name(text):
         return "proper_name"
-    found = lexicon.named(text)
-    if label not in found:
+    named_classes = lexicon.count_class_names(text)
+    if label not in named_classes:
         return "no_class"
-    if len(found) > 1:
+    if len(named_classes) > 1:
         return "other_class"
     if lexicon.CLOSE_UP.search(text):
         return "close_up"
-    if any(alike(text, other) >= ALIKE for other in others):
+    if any(jaccard_similarity(text, other) >= NEAR_DUPLICATE_SIMILARITY for other in kept):
         return "near_duplicate"
     return None
+
+
+def has_proper_name(text: str) -> bool:
+    """Return whether a sentence names a person or a place."""
+    names = [
+        word
+        for word in CAPITALIZED_WORD.findall(text)
+        if not MONTH.match(word) and not lexicon.count_class_names(word)
+    ]
+    class_labels = " ".join(lexicon.LEXICON)
+    return any(not re.search(rf"\b{name}\b", class_labels) for name in names)

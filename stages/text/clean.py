@@ -1,107 +1,130 @@
-"""Clean text lines out of what pypdf reads from a page: the dirt is regular, so the rules are few."""
+"""Rules that turn the lines pypdf extracts from a page into clean text lines."""
 
 import re
 import unicodedata
 from collections import Counter
 
-NUMBER = re.compile(r"^[-–—|\s]*(page\s*)?\d{1,4}(\s*(of|/)\s*\d{1,4})?[-–—|\s]*$", re.I)
-ARXIV = re.compile(r"^arXiv:\S+\s+\[[\w.-]+\]\s+\d")
-REFERENCES = re.compile(
-    r"^\s*([\dIVX]+[.\s]\s*)?(R ?EFERENCES|R ?eferences|B ?IBLIOGRAPHY|Bibliography|LITERATURE CITED|"
-    r"Literature Cited)\s*[:.]?\s*$"
+PAGE_NUMBER = re.compile(r"^[-–—|\s]*(page\s*)?\d{1,4}(\s*(of|/)\s*\d{1,4})?[-–—|\s]*$", re.I)
+ARXIV_STAMP = re.compile(r"^arXiv:\S+\s+\[[\w.-]+\]\s+\d")
+REFERENCES_HEADING = re.compile(
+    r"^\s*([\dIVX]+[.\s]\s*)?"
+    r"(R ?EFERENCES|R ?eferences|B ?IBLIOGRAPHY|Bibliography|LITERATURE CITED|Literature Cited)"
+    r"\s*[:.]?\s*$"
 )
-APPENDIX = re.compile(
-    r"^\s*([A-Z][.\s]\s*)?(A ?PPENDIX|Appendix|Appendices|A ?PPENDICES|S ?UPPLEMENTARY|Supplementary|"
-    r"Supplemental)\b.{0,60}$|^\s*A\.?\s+[A-Z]\s?[A-Z]{2}[A-Z \-:,]{2,60}$"
+APPENDIX_HEADING = re.compile(
+    r"^\s*([A-Z][.\s]\s*)?"
+    r"(A ?PPENDIX|Appendix|Appendices|A ?PPENDICES|S ?UPPLEMENTARY|Supplementary|Supplemental)"
+    r"\b.{0,60}$|^\s*A\.?\s+[A-Z]\s?[A-Z]{2}[A-Z \-:,]{2,60}$"
 )
 CITATION = re.compile(
     r"\b(19|20)\d\d[a-z]?\b|arXiv|Proceedings|\bdoi\b|\bpp?\. ?\d|^\s*\[\d+\]|https?:"
 )
-# Lines without any sign of a citation after which a reference list has ended.
-QUIET = 12
-# What NFKC leaves: soft hyphens, zero-width characters, byte-order marks, control characters and unpaired surrogates.
-JUNK = re.compile(
-    r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
+# A reference list has ended after this many lines in a row without a sign of a citation.
+MAX_LINES_WITHOUT_CITATION = 12
+# Characters that NFKC keeps: soft hyphens, zero-width characters, byte-order marks, control
+# characters and unpaired surrogates.
+INVISIBLE = re.compile(
+    r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffd"
+    r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
 )
 
 
 def normalize(line: str) -> str:
-    """NFKC (ligatures, full-width forms, odd blanks), one blank between words; a soft hyphen at the end stays a hyphen."""
+    """Return a line in NFKC (no ligatures or full-width forms) with one space between words.
+
+    Invisible characters are removed, but a soft hyphen at the line's end becomes a hyphen.
+    """
     line = re.sub("\u00ad\\s*$", "-", line)
-    line = unicodedata.normalize("NFKC", JUNK.sub("", line.replace("\x00", "")))
-    return " ".join(line.replace("\u2010", "-").replace("\u2011", "-").split())
+    line = INVISIBLE.sub("", line.replace("\x00", ""))
+    line = unicodedata.normalize("NFKC", line)
+    line = line.replace("\u2010", "-").replace("\u2011", "-")
+    return " ".join(line.split())
 
 
-def body(pages: list[list[str]]) -> list[list[str]]:
-    """Drop page numbers, running headers and footers from normalized pages: edge lines that come back on other pages."""
-    masked = [Counter({_mask(line) for line in _edges(page)}) for page in pages]
-    counts = sum(masked, Counter())
-    often = max(2, 0.4 * len(pages))
-    repeated = {line for line, count in counts.items() if count >= often and line.strip("# ")}
-    return [_strip(page, repeated) for page in pages]
+def strip_running_lines(pages: list[list[str]]) -> list[list[str]]:
+    """Drop page numbers, running headers and footers from normalized pages.
+
+    A running line is one of the first or last two of a page and comes back on other pages, its
+    numbers aside.
+    """
+    page_counts: Counter[str] = Counter()
+    for page in pages:
+        page_counts.update({_mask_numbers(line) for line in page[:2] + page[-2:]})
+    min_pages = max(2, 0.4 * len(pages))
+    running = {
+        line for line, count in page_counts.items() if count >= min_pages and line.strip("# ")
+    }
+    return [_strip_page(page, running) for page in pages]
 
 
-def _mask(line: str) -> str:
+def _mask_numbers(line: str) -> str:
     return re.sub(r"\d+", "#", line).lower()
 
 
-def _edges(page: list[str]) -> list[str]:
-    return page[:2] + page[-2:]
-
-
-def _strip(page: list[str], repeated: set[str]) -> list[str]:
-    page, done = [line for line in page if not ARXIV.match(line)], set()
-    for at in (0, 0, -1, -1):
+def _strip_page(page: list[str], running: set[str]) -> list[str]:
+    page = [line for line in page if not ARXIV_STAMP.match(line)]
+    dropped = set()
+    for edge in (0, 0, -1, -1):
         if not page:
             break
-        mask = _mask(page[at])
-        # Each running line goes once per page: the title under a running title stays.
-        if NUMBER.match(page[at]) or (mask in repeated and mask not in done):
-            done.add(mask)
-            page = page[1:] if at == 0 else page[:-1]
+        masked = _mask_numbers(page[edge])
+        # Each running line is dropped once per page: the title under an equal header stays.
+        if PAGE_NUMBER.match(page[edge]) or (masked in running and masked not in dropped):
+            dropped.add(masked)
+            del page[edge]
     return page
 
 
 def join_hyphens(lines: list[str]) -> list[str]:
-    """Give a word hyphenated at a line's end back to that line, whole.
+    """Join each word that is hyphenated at a line's end, on that line.
 
-    The hyphen stays where the text writes the word with it more often than without ("self-supervised"). As many lines
-    come back; one that held nothing but a word's tail is empty.
+    The hyphen stays where the text writes the word with it more often than without
+    ("self-supervised"). The number of lines stays: a line that held only the rest of a word is
+    empty afterwards.
     """
-    words = Counter(
+    word_counts = Counter(
         word for line in lines for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.lower())
     )
-    out = list(lines)
-    for at in range(len(out) - 1):
-        head = re.search(r"([^\W\d_]+)-$", out[at])
-        tail = re.match(r"([^\W\d_]+)(\S*)\s?", out[at + 1])
+    joined = list(lines)
+    for index in range(len(joined) - 1):
+        head = re.search(r"([^\W\d_]+)-$", joined[index])
+        tail = re.match(r"([^\W\d_]+)(\S*)\s?", joined[index + 1])
         if head and tail and tail[1][0].islower():
-            whole, kept = (head[1] + tail[1]).lower(), f"{head[1]}-{tail[1]}".lower()
-            hyphen = "-" if words[kept] > words[whole] else ""
-            out[at] = out[at][:-1] + hyphen + tail[1] + tail[2]
-            out[at + 1] = out[at + 1][tail.end() :]
-    return out
+            solid = f"{head[1]}{tail[1]}".lower()
+            hyphenated = f"{head[1]}-{tail[1]}".lower()
+            hyphen = "-" if word_counts[hyphenated] > word_counts[solid] else ""
+            joined[index] = joined[index][:-1] + hyphen + tail[1] + tail[2]
+            joined[index + 1] = joined[index + 1][tail.end() :]
+    return joined
 
 
-def references(lines: list[str], to_the_end: bool) -> list[tuple[int, int]]:
-    """The reference lists of a text as [start, end) line ranges.
+def reference_lists(lines: list[str], to_the_end: bool) -> list[tuple[int, int]]:
+    """Return the reference lists of a text as [start, end) line ranges.
 
-    A list ends at an appendix; else at the text's end, or (`to_the_end` False: several papers in one text) where
-    `QUIET` lines in a row show no sign of a citation.
+    A list ends at an appendix, else at the end of the text. A text of several papers
+    (`to_the_end` is False) goes on after a list: there it also ends where
+    `MAX_LINES_WITHOUT_CITATION` lines in a row show no sign of a citation.
     """
-    found, at = [], 0
-    while at < len(lines):
-        if not REFERENCES.match(lines[at]):
-            at += 1
+    ranges = []
+    start = 0
+    while start < len(lines):
+        if not REFERENCES_HEADING.match(lines[start]):
+            start += 1
             continue
-        end = last = at + 1
-        while end < len(lines) and not APPENDIX.match(lines[end]):
-            if CITATION.search(lines[end]):
-                last = end + 1
-            elif not to_the_end and end - last >= QUIET:
-                end = last
-                break
-            end += 1
-        found.append((at, end))
-        at = max(end, at + 1)
-    return found
+        end = _list_end(lines, start + 1, to_the_end)
+        ranges.append((start, end))
+        start = max(end, start + 1)
+    return ranges
+
+
+def _list_end(lines: list[str], first: int, to_the_end: bool) -> int:
+    """Return the end of the reference list whose first entry is line `first`."""
+    end = first
+    after_citation = first  # the line behind the last citation
+    while end < len(lines) and not APPENDIX_HEADING.match(lines[end]):
+        if CITATION.search(lines[end]):
+            after_citation = end + 1
+        elif not to_the_end and end - after_citation >= MAX_LINES_WITHOUT_CITATION:
+            return after_citation
+        end += 1
+    return end

@@ -1,6 +1,7 @@
-"""Texts -> unit vectors: TF-IDF + SVD fitted on the corpus (latent semantic analysis), or a neural sentence embedder."""
+"""Texts as unit vectors: TF-IDF + SVD fitted on the corpus, or a neural sentence embedder."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,24 +10,30 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.progress import log
 
-TERMS = 20_000  # the most frequent words and word pairs
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+MAX_TERMS = 20_000  # the most frequent words and word pairs
 
 
-class LatentSemantic:
+class LatentSemanticEmbedder:
     """TF-IDF (sublinear) projected on the leading singular vectors (Deerwester et al. 1990)."""
 
     def __init__(self, terms: list[str], idf: np.ndarray, components: np.ndarray):
-        """terms [V], idf [V], components [D, V]."""
-        self.terms, self.idf, self.components = terms, idf, components
-        self.vectorizer = _vectorizer(vocabulary={term: at for at, term in enumerate(terms)})
+        """Take the terms [V], their inverse document frequencies [V] and the components [D, V]."""
+        self.terms = terms
+        self.idf = idf
+        self.components = components
+        vocabulary = {term: column for column, term in enumerate(terms)}
+        self.vectorizer = _make_vectorizer(vocabulary=vocabulary)
         self.vectorizer.idf_ = idf.astype(np.float64)
 
     @classmethod
-    def fit(cls, texts: list[str], dimensions: int, seed: int) -> "LatentSemantic":
-        """Fit on passages; fewer passages or terms than `dimensions` allow fewer."""
+    def fit(cls, texts: list[str], dimensions: int, seed: int) -> "LatentSemanticEmbedder":
+        """Fit on passages. Few passages or terms give vectors of fewer than `dimensions`."""
         from sklearn.decomposition import TruncatedSVD
 
-        vectorizer = _vectorizer(max_features=TERMS)
+        vectorizer = _make_vectorizer(max_features=MAX_TERMS)
         weights = vectorizer.fit_transform(texts)  # sparse [N, V]
         rank = min(dimensions, *(size - 1 for size in weights.shape))
         if rank < 1:
@@ -35,11 +42,12 @@ class LatentSemantic:
             )
         if rank < dimensions:
             log(
-                f"index_rag.dimensions: {rank} instead of {dimensions}: the corpus has only {weights.shape[0]} passages"
+                f"index_rag.dimensions: {rank} instead of {dimensions}: the corpus has only "
+                f"{weights.shape[0]} passages"
             )
-        components = TruncatedSVD(rank, random_state=seed).fit(weights).components_
-        # A singular vector's sign is free: its largest entry is positive.
-        largest = components[np.arange(rank), np.abs(components).argmax(axis=1)]
+        components = TruncatedSVD(rank, random_state=seed).fit(weights).components_  # [D, V]
+        # The sign of a singular vector is arbitrary: make its largest entry positive.
+        largest = components[np.arange(rank), np.abs(components).argmax(axis=1)]  # [D]
         components = components * np.sign(largest)[:, None]
         return cls(
             list(vectorizer.get_feature_names_out()),
@@ -48,12 +56,13 @@ class LatentSemantic:
         )
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors [N, D] float32; zeros for a text without a known word."""
+        """Return unit vectors [N, D] float32; zeros for a text without a known word."""
         projected = self.vectorizer.transform(texts) @ self.components.T.astype(np.float64)
-        lengths = np.linalg.norm(projected, axis=1, keepdims=True)
-        return (projected / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)  # [N, 1]
+        return (projected / np.where(norms > 0, norms, 1)).astype(np.float32)
 
     def save(self, folder: Path) -> None:
+        """Write embedder.json and embedder.safetensors."""
         from safetensors.numpy import save_file
 
         write_json(
@@ -66,38 +75,52 @@ class LatentSemantic:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> "LatentSemantic":
+    def load(cls, folder: Path) -> "LatentSemanticEmbedder":
+        """Read what `save` wrote."""
         from safetensors.numpy import load_file
 
+        terms = read_json(folder / "embedder.json")["terms"]
         weights = load_file(folder / "embedder.safetensors")
-        return cls(
-            read_json(folder / "embedder.json")["terms"], weights["idf"], weights["components"]
-        )
+        return cls(terms, weights["idf"], weights["components"])
 
 
-class Neural:
-    """A sentence-transformers folder (a plain Hugging Face encoder is mean-pooled)."""
+class NeuralEmbedder:
+    """A sentence-transformers folder; a plain Hugging Face encoder is mean-pooled."""
 
     def __init__(self, folder: Path):
+        """Load the model; exit with an error where it lacks weights or cannot be loaded."""
         from sentence_transformers import SentenceTransformer
         from transformers import AutoModel
 
-        load_pretrained(
-            AutoModel, folder, spare="pooler."
-        )  # only to see that nothing is missing: the next line would not say so
+        # SentenceTransformer does not report missing weights, so they are checked here first.
+        load_pretrained(AutoModel, folder, unused_prefix="pooler.")
         try:
             self.model = SentenceTransformer(str(folder), trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as fault:
-            exit_with_error(f"{folder}: cannot be loaded: {str(fault)[:300]}")
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+            exit_with_error(f"{folder}: cannot be loaded: {str(error)[:300]}")
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Unit vectors [N, D] float32."""
+        """Return unit vectors [N, D] float32."""
         return self.model.encode(
             texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False
         )
 
 
-def _vectorizer(**options):
+def is_neural(folder: Path) -> bool:
+    """Return whether a folder (models/base/embedder) holds a neural embedder.
+
+    The folder of the embedded one, the TF-IDF + SVD, holds no model: it is fitted on the corpus.
+    """
+    return (folder / "modules.json").exists() or (folder / "config.json").exists()
+
+
+def load_embedder(index: Path, base: Path) -> LatentSemanticEmbedder | NeuralEmbedder:
+    """Load the embedder that made an index: from `base` if it is neural, else from the index."""
+    return NeuralEmbedder(base) if is_neural(base) else LatentSemanticEmbedder.load(index)
+
+
+def _make_vectorizer(**options) -> "TfidfVectorizer":
+    """TF-IDF of words and word pairs, without English stop words and numbers."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     return TfidfVectorizer(
@@ -108,13 +131,3 @@ def _vectorizer(**options):
         dtype=np.float64,
         **options,
     )
-
-
-def neural(base: Path) -> bool:
-    """Whether models/base/embedder holds a neural embedder (else the embedded TF-IDF + SVD is fitted)."""
-    return (base / "modules.json").exists() or (base / "config.json").exists()
-
-
-def load(index: Path, base: Path) -> LatentSemantic | Neural:
-    """The embedder that made an index."""
-    return Neural(base) if neural(base) else LatentSemantic.read(index)

@@ -1,8 +1,7 @@
-"""The seven LULC classes in words: what names each, how it is asked for, what describes a scene from above.
+"""The words for the seven land-cover classes: their names, index queries and scene descriptions.
 
-The one place where class wording stands. `names` are the plain names of scenes that show the class, `kinds` rarer ones;
-either in a prompt says that it shows the class, and rules the six other classes out. `queries` are put to the index one
-per attempt.
+All wording of classes is in this module. A text that contains one of a class's `names` or `kinds`
+shows that class, and a prompt for any other class must not contain it.
 """
 
 import re
@@ -12,16 +11,18 @@ from typing import NamedTuple
 from stages.params import LULC_CLASSES
 
 
-class Entry(NamedTuple):
-    names: tuple[str, ...]  # a regular plural is implied
-    kinds: tuple[str, ...]
-    words: str  # of the class, for queries and for the nearest description
-    looks: tuple[str, ...]  # how its surface looks from above: what composed prompts are made of
-    parts: tuple[str, ...]  # what stands out in it
+class ClassWords(NamedTuple):
+    """What is said of one class."""
+
+    names: tuple[str, ...]  # plain names of scenes that show the class; a regular plural is implied
+    kinds: tuple[str, ...]  # rarer names of such scenes
+    description: str  # used in index queries and as the class's text in the embedding space
+    looks: tuple[str, ...]  # adjectives of its surface from above, for composed prompts
+    parts: tuple[str, ...]  # details visible in it, for composed prompts
 
 
-LEXICON: dict[str, Entry] = {
-    "Bare Land": Entry(
+LEXICON: dict[str, ClassWords] = {
+    "Bare Land": ClassWords(
         ("bare land", "bareland", "desert"),
         (
             "bare ground",
@@ -38,7 +39,7 @@ LEXICON: dict[str, Entry] = {
         ("brown", "dry", "pale", "rough", "yellow", "flat", "stony", "bright"),
         ("cracks", "ridges", "tracks", "rocks", "gullies", "stones"),
     ),
-    "Crop Land": Entry(
+    "Crop Land": ClassWords(
         ("farmland", "cropland", "crop land"),
         (
             "crop field",
@@ -59,7 +60,7 @@ LEXICON: dict[str, Entry] = {
         ("green", "yellow", "brown", "regular", "dense", "rectangular", "flat", "large"),
         ("rows", "stripes", "parcels", "edges", "roads", "strips"),
     ),
-    "Cultivated Vegetation": Entry(
+    "Cultivated Vegetation": ClassWords(
         ("orchard",),
         (
             "cultivated vegetation",
@@ -70,11 +71,12 @@ LEXICON: dict[str, Entry] = {
             "tree nursery",
             "tea garden",
         ),
-        "orchard, cultivated vegetation, vineyard, plantation, rows of trees, regular grid of crowns",
+        "orchard, cultivated vegetation, vineyard, plantation, rows of trees, "
+        "regular grid of crowns",
         ("green", "regular", "dense", "dark", "young", "dry", "large", "narrow"),
         ("rows", "crowns", "lines", "tracks", "shadows", "terraces"),
     ),
-    "Natural Vegetation": Entry(
+    "Natural Vegetation": ClassWords(
         ("meadow", "grassland"),
         (
             "natural vegetation",
@@ -94,7 +96,7 @@ LEXICON: dict[str, Entry] = {
         ("green", "smooth", "yellow", "sparse", "patchy", "dry", "wide", "irregular"),
         ("bushes", "patches", "paths", "trees", "shadows", "edges"),
     ),
-    "Snow Ice": Entry(
+    "Snow Ice": ClassWords(
         ("snowfield", "snow field"),
         (
             "snow ice",
@@ -111,7 +113,7 @@ LEXICON: dict[str, Entry] = {
         ("white", "bright", "smooth", "grey", "blue", "flat", "rough", "wide"),
         ("shadows", "cracks", "ridges", "rocks", "tracks", "patches"),
     ),
-    "Water Body": Entry(
+    "Water Body": ClassWords(
         ("lake", "coast", "seaside"),
         (
             "river",
@@ -131,7 +133,7 @@ LEXICON: dict[str, Entry] = {
         ("blue", "dark", "calm", "deep", "green", "shallow", "curved", "wide"),
         ("waves", "edges", "shores", "shadows", "rocks", "boats"),
     ),
-    "Woody Vegetation": Entry(
+    "Woody Vegetation": ClassWords(
         ("forest", "woodland"),
         ("woody vegetation", "rainforest", "jungle", "mangrove", "wood", "copse", "tree canopy"),
         "woody vegetation, forest, woodland, trees, dense canopy, crowns",
@@ -141,7 +143,7 @@ LEXICON: dict[str, Entry] = {
 }
 assert tuple(LEXICON) == LULC_CLASSES
 
-# What a query adds to a class's words, one per attempt.
+# Aspects of a scene. Each attempt adds another one to the index query and to a writer's request.
 ASPECTS = (
     "seen from above, how it looks",
     "colour and texture",
@@ -151,52 +153,57 @@ ASPECTS = (
     "a small, large, dense or sparse one",
 )
 
-# A sentence that describes a view holds words such as these.
-VISUAL = frozenset(
+# Words of sentences that describe a view.
+VISUAL_WORDS = frozenset(
     """
-green brown yellow white grey gray blue black red orange dark light pale bright golden pink purple turquoise dense
-sparse scattered smooth rough coarse fine flat steep narrow wide broad thin thick round straight curved irregular
-regular rectangular square circular winding branching even uneven patchy mottled striped stripes rows row grid lines
-line patches patch edge edges border bands band dots spots texture pattern shadow shadows carpet mosaic parcels strips
-terraces crowns canopy summer winter spring autumn dry wet frozen snowy sunlit road track path bare muddy clear
-shallow deep calm waves foam sandy rocky stony ripples ridges gullies cracks soil grass trees water sand rock rocks
-bushes hedges covered surrounded divided
+green brown yellow white grey gray blue black red orange dark light pale bright golden pink purple
+turquoise dense sparse scattered smooth rough coarse fine flat steep narrow wide broad thin thick
+round straight curved irregular regular rectangular square circular winding branching even uneven
+patchy mottled striped stripes rows row grid lines line patches patch edge edges border bands band
+dots spots texture pattern shadow shadows carpet mosaic parcels strips terraces crowns canopy
+summer winter spring autumn dry wet frozen snowy sunlit road track path bare muddy clear shallow
+deep calm waves foam sandy rocky stony ripples ridges gullies cracks soil grass trees water sand
+rock rocks bushes hedges covered surrounded divided
 """.split()
-)
-# A sentence with one of these speaks about measuring, not about a view.
-ABSTRACT = re.compile(
-    r"\b("
-    + "|".join(
-        r"""
-index indices ndvi band bands wavelength\w* infrared radar lidar sensor\w* satellite\w* spectr\w+ reflect\w+ accura\w+
-classif\w+ class classes algorithm\w* network\w* model\w* dataset\w* data method\w* label\w* map maps mapped mapping pixel\w*
-resolution\w* defin\w+ caption\w* percent cent backscatter\w* measur\w+ statistic\w* threshold\w* study studies paper figure
-table species because legend confus\w+ mistak\w+ error\w* tells? words? differs? depend\w* nearly usually notes known
-fifth third half quarter world may might can cannot same kinds? resembl\w+ tones? called common often names? named
-""".split()
-    )
-    + r")\b",
-    re.I,
-)
-# What fills the frame when an image model is asked for it: no view from above (the paper's pumpkins).
-CLOSE_UP = re.compile(
-    r"\b("
-    + "|".join(
-        """
-pumpkins? apples? oranges lemons? bananas? melons? watermelons? tomatoes cabbages? carrots? strawberr(y|ies) berry berries
-cherr(y|ies) olives grapes? fruits? vegetables kernels? cobs? pinecones? cones acorns? mushrooms? flowers? sunflowers? roses
-tulips? blossoms? buds leaf leaves petals? twigs? snowflakes? icicles? snowm[ae]n droplets? pebbles faces? eyes hands? feet people
-persons? man men woman women children farmers? hikers? skiers? swimmers? cows? cattle sheep horses? dogs? deer (polar )?bears? penguins?
-seals? whales? animals? birds? gulls? ducks? swans? fish insects? butterfl(y|ies) bees? cars? tractors? bicycles?
-""".split()
-    )
-    + r")\b",
-    re.I,
 )
 
-# What cues say so that the image is one from above and of that size, whatever the words after them.
+
+def _any_of(words: str) -> re.Pattern:
+    """Match any of the blank-separated expressions as a whole word."""
+    return re.compile(r"\b(" + "|".join(words.split()) + r")\b", re.I)
+
+
+# A sentence with one of these words is about measurement or naming, not about a view.
+NOT_A_VIEW = _any_of(
+    r"""
+index indices ndvi band bands wavelength\w* infrared radar lidar sensor\w* satellite\w* spectr\w+
+reflect\w+ accura\w+ classif\w+ class classes algorithm\w* network\w* model\w* dataset\w* data
+method\w* label\w* map maps mapped mapping pixel\w* resolution\w* defin\w+ caption\w* percent cent
+backscatter\w* measur\w+ statistic\w* threshold\w* study studies paper figure table species
+because legend confus\w+ mistak\w+ error\w* tells? words? differs? depend\w* nearly usually notes
+known fifth third half quarter world may might can cannot same kinds? resembl\w+ tones? called
+common often names? named
+"""
+)
+
+# An image model that reads one of these words draws a close-up (the paper's pumpkins).
+CLOSE_UP = _any_of(
+    """
+pumpkins? apples? oranges lemons? bananas? melons? watermelons? tomatoes cabbages? carrots?
+strawberr(y|ies) berry berries cherr(y|ies) olives grapes? fruits? vegetables kernels? cobs?
+pinecones? cones acorns? mushrooms? flowers? sunflowers? roses tulips? blossoms? buds leaf leaves
+petals? twigs? snowflakes? icicles? snowm[ae]n droplets? pebbles faces? eyes hands? feet people
+persons? man men woman women children farmers? hikers? skiers? swimmers? cows? cattle sheep
+horses? dogs? deer (polar )?bears? penguins? seals? whales? animals? birds? gulls? ducks? swans?
+fish insects? butterfl(y|ies) bees? cars? tractors? bicycles?
+"""
+)
+
+# The positive cues must match both patterns. Without a viewpoint or a scale, the words that follow
+# them in a prompt decide what fills the frame.
 VIEWPOINT = re.compile(
-    r"\b(satellite|aerial|overhead|nadir|orthophoto|bird'?s[- ]eye|from (above|space|the air)|top[- ]down)\b",
+    r"\b(satellite|aerial|overhead|nadir|orthophoto|bird'?s[- ]eye|from (above|space|the air)|"
+    r"top[- ]down)\b",
     re.I,
 )
 SCALE = re.compile(
@@ -204,47 +211,48 @@ SCALE = re.compile(
 )
 
 
-@cache
-def _pattern(terms: tuple[str, ...]) -> re.Pattern:
-    return re.compile(
-        r"\b("
-        + "|".join(
-            re.escape(t).replace(r"\ ", r"[\s-]") for t in sorted(terms, key=len, reverse=True)
-        )
-        + r")(e?s)?\b",
-        re.I,
-    )
-
-
-def plainly_named(text: str, label: str) -> bool:
-    """Whether a plain name of the class stands in the text."""
+def has_plain_name(text: str, label: str) -> bool:
+    """Return whether the text contains one of the plain names of a class."""
     return bool(_pattern(LEXICON[label].names).search(text))
 
 
-def first_named(text: str, label: str) -> int:
-    """How many words stand before the first name of the class; a large number where there is none."""
+def words_before_name(text: str, label: str) -> int:
+    """Count the words before the first name of a class; 10**6 where the text does not name it."""
     match = _pattern(LEXICON[label].names + LEXICON[label].kinds).search(text)
     return len(text[: match.start()].split()) if match else 10**6
 
 
-def named(text: str) -> dict[str, int]:
-    """How often each class is named in a text; classes not named are left out."""
+def count_class_names(text: str) -> dict[str, int]:
+    """Count how often a text names each class; classes that it does not name are left out."""
     counts = {
-        label: len(_pattern(entry.names + entry.kinds).findall(text))
-        for label, entry in LEXICON.items()
+        label: len(_pattern(words.names + words.kinds).findall(text))
+        for label, words in LEXICON.items()
     }
     return {label: count for label, count in counts.items() if count}
 
 
-def about(title: str, text: str) -> str | None:
-    """The class a passage is about: the one its paper's title names, else the one its text names most; None if neither."""
+def dominant_class(title: str, text: str) -> str | None:
+    """Return the class that a passage is about.
+
+    It is the class that the paper's title names most often, or else the one that the text names
+    most often; None where neither has a single most frequent class.
+    """
     for source in (title, text):
-        ranked = sorted(named(source).items(), key=lambda item: -item[1])
+        ranked = sorted(count_class_names(source).items(), key=lambda item: -item[1])
         if ranked and (len(ranked) == 1 or ranked[0][1] > ranked[1][1]):
             return ranked[0][0]
     return None
 
 
-def query(label: str, attempt: int) -> str:
-    """What the index is asked for a class at an attempt (from 0)."""
-    return f"{LEXICON[label].words}: {ASPECTS[attempt % len(ASPECTS)]}"
+def retrieval_query(label: str, attempt: int) -> str:
+    """Return the index query for a class at an attempt, counted from 0."""
+    return f"{LEXICON[label].description}: {ASPECTS[attempt % len(ASPECTS)]}"
+
+
+@cache
+def _pattern(terms: tuple[str, ...]) -> re.Pattern:
+    """Match any of the terms as whole words, in the singular or with a regular plural."""
+    longest_first = sorted(terms, key=len, reverse=True)
+    # A blank in a term also matches a hyphen.
+    alternatives = (re.escape(term).replace(r"\ ", r"[\s-]") for term in longest_first)
+    return re.compile(r"\b(" + "|".join(alternatives) + r")(e?s)?\b", re.I)

@@ -1,9 +1,13 @@
-"""Low-rank adaptation of a causal language model, on a 4-bit base where asked (QLoRA, Dettmers et al. 2023)."""
+"""Low-rank adaptation (LoRA, Hu et al. 2022) of a causal language model.
+
+The base model can be quantized to 4 bits (QLoRA, Dettmers et al. 2023).
+"""
 
 import math
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stages.params import FinetuneLLM
 from stages.runtime.errors import exit_with_error
@@ -11,136 +15,183 @@ from stages.runtime.pretrained import load_pretrained
 from stages.runtime.progress import log
 from stages.text import tokens
 
-CHECKPOINTS = 10  # per run
+CHECKPOINTS_PER_RUN = 10
+LOGS_PER_RUN = 50
+# Live curves, beside those of finetune_sd (stages/runtime/tracking.py). Git and DVC ignore them.
+LIVE_FOLDER = Path("dvclive/finetune_llm")
 
 
-def load_base(folder: Path, quantization: str):
-    """The base model on the GPU where there is one; its linear layers in 4 bits for `nf4`."""
+def load_base(folder: Path, quantization: str) -> Any:
+    """Load the base model, on the GPU where there is one.
+
+    Args:
+        folder: of the base model.
+        quantization: none: float32 weights; nf4: linear layers in 4-bit NormalFloat.
+
+    Raises:
+        SystemExit: the model can't be loaded, or bitsandbytes has no nf4 for this machine.
+    """
     if quantization == "nf4":
-        try:
-            import bitsandbytes
-        except (ImportError, OSError) as fault:
-            exit_with_error(
-                f"finetune_llm.quantization: nf4 needs bitsandbytes, which does not load on this machine ({fault}); write none"
-            )
+        return _load_4bit(folder)
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load_4bit(folder: Path) -> Any:
+    try:
+        import bitsandbytes
+    except (ImportError, OSError) as error:
+        exit_with_error(
+            "finetune_llm.quantization: nf4 needs bitsandbytes, which does not load on this "
+            f"machine ({error}); write none"
+        )
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    gpu = torch.cuda.is_available()
-    if quantization == "none":
-        return load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32).to(
-            "cuda" if gpu else "cpu"
-        )
-    if ("cuda" if gpu else "cpu") not in bitsandbytes.supported_torch_devices:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in bitsandbytes.supported_torch_devices:
         exit_with_error(
-            f"finetune_llm.quantization: bitsandbytes {bitsandbytes.__version__} has no nf4 for this machine's "
-            f"{'GPU' if gpu else 'CPU'}; write none"
+            f"finetune_llm.quantization: bitsandbytes {bitsandbytes.__version__} has no nf4 for "
+            f"this machine's {'GPU' if device == 'cuda' else 'CPU'}; write none"
         )
-    compute = torch.bfloat16 if gpu else torch.float32
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
-    )
+    compute_dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = load_pretrained(
         AutoModelForCausalLM,
         folder,
-        quantization_config=config,
-        dtype=compute,
-        device_map={"": 0 if gpu else "cpu"},
+        quantization_config=BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        ),
+        dtype=compute_dtype,
+        device_map={"": 0 if device == "cuda" else "cpu"},
     )
+    # On CPUs with AVX512-BF16, an evaluation would repack the weights, and the next training step
+    # would fail on them.
     for module in model.modules():
-        # Else, on CPUs with AVX512-BF16, an evaluation repacks the weights and the next training step fails.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model
 
 
-def adapt(model, p: FinetuneLLM):
-    """Wrap the model in LoRA (Hu et al. 2022)."""
+def add_lora(model: Any, config: FinetuneLLM) -> Any:
+    """Wrap a model in trainable LoRA adapters; the model's own weights are frozen.
+
+    Raises:
+        SystemExit: the model has no layer with a weight matrix of a name in `target_modules`.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    names = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if (weight := getattr(module, "weight", None)) is not None and weight.dim() == 2
-    }
-    if missing := [name for name in p.target_modules if name not in names]:
+    adaptable = set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.dim() == 2:
+            adaptable.add(name.rpartition(".")[2])
+    missing = [name for name in config.target_modules if name not in adaptable]
+    if missing:
         exit_with_error(
-            f"finetune_llm.target_modules: the base model has no {missing[0]} to adapt; it has {', '.join(sorted(names))}"
+            f"finetune_llm.target_modules: the base model has no {missing[0]} to adapt; it has "
+            f"{', '.join(sorted(adaptable))}"
         )
-    if p.quantization == "nf4":
+    if config.quantization == "nf4":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=p.rank,
-            lora_alpha=p.alpha,
-            lora_dropout=p.dropout,
-            task_type="CAUSAL_LM",
-            target_modules=sorted(p.target_modules),
-        ),
+    lora_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        task_type="CAUSAL_LM",
+        target_modules=sorted(config.target_modules),
     )
+    return get_peft_model(model, lora_config)
 
 
 def train(
-    model, rows: list[list[int]], pad: int, p: FinetuneLLM, seed: int, folder: Path
+    model: Any,
+    sequences: list[list[int]],
+    pad: int,
+    config: FinetuneLLM,
+    seed: int,
+    folder: Path,
 ) -> list[dict]:
-    """Run `transformers.Trainer` in `folder`; returns its log, a {step, loss} per logged step."""
-    import torch
+    """Train a model with `transformers.Trainer`; resume from the last checkpoint in `folder`.
+
+    Args:
+        model: of `add_lora`; trained in place.
+        sequences: token ids, at least two per sequence.
+        pad: token id that fills the shorter sequences of a batch.
+        config: the section `finetune_llm`.
+        seed: of the order of the sequences and of dropout.
+        folder: holds the checkpoints.
+
+    Returns:
+        {step, loss} for each logged step.
+
+    Raises:
+        SystemExit: the loss became NaN or inf.
+    """
     from dvclive import Live
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainerCallback
     from transformers.integrations import DVCLiveCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    class Watch(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **rest):
+    class StopAtNonFiniteLoss(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
             if not math.isfinite(logs.get("loss", 0.0)):
                 exit_with_error(
-                    f"finetune_llm.lr: the loss is no number by step {state.global_step}. Try a lower lr than {p.lr}"
+                    f"finetune_llm.lr: the loss is NaN or inf by step {state.global_step}; "
+                    f"try a lower lr than {config.lr}"
                 )
 
-    gpu = torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=p.steps,
-        per_device_train_batch_size=p.batch_size,
-        learning_rate=p.lr,
-        weight_decay=p.weight_decay,
-        seed=seed,
-        data_seed=seed,
-        full_determinism=False,
-        use_cpu=not gpu,
-        bf16=gpu,
-        logging_steps=max(1, p.steps // 50),
-        save_steps=max(1, p.steps // CHECKPOINTS),
-        save_total_limit=2,
-        report_to="none",
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=gpu,
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    last = get_last_checkpoint(str(folder))
-    # To be watched while it trains, where finetune_sd's curves are (stages/runtime/tracking.py): git and the pipeline ignore it.
-    Path("dvclive/finetune_llm/metrics.json").unlink(
-        missing_ok=True
-    )  # its summary: a kill may have torn it
-    live = Live("dvclive/finetune_llm", resume=bool(last), save_dvc_exp=False, dvcyaml=None)
+    checkpoint = get_last_checkpoint(str(folder))
+    if checkpoint:
+        log(f"finetune_llm: resumes from {Path(checkpoint).name}")
+    # A kill may have left half of this summary, which `Live` could not read.
+    (LIVE_FOLDER / "metrics.json").unlink(missing_ok=True)
+    live = Live(str(LIVE_FOLDER), resume=bool(checkpoint), save_dvc_exp=False, dvcyaml=None)
     trainer = Trainer(
         model=model,
-        args=arguments,
-        train_dataset=[{"input_ids": ids} for ids in rows],
+        args=_training_arguments(config, seed, folder),
+        train_dataset=[{"input_ids": ids} for ids in sequences],
         data_collator=partial(tokens.collate, pad=pad),
-        callbacks=[Watch(), DVCLiveCallback(live)],
+        callbacks=[StopAtNonFiniteLoss(), DVCLiveCallback(live)],
     )
-    if last:
-        log(f"finetune_llm: goes on from {Path(last).name}")
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=checkpoint)
     return [
         {"step": entry["step"], "loss": entry["loss"]}
         for entry in trainer.state.log_history
         if "loss" in entry
     ]
+
+
+def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
+    """Return the `transformers.TrainingArguments`; bfloat16 on a GPU, float32 on the CPU."""
+    import torch
+    from transformers import TrainingArguments
+
+    has_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.lr,
+        weight_decay=config.weight_decay,
+        seed=seed,
+        data_seed=seed,
+        full_determinism=False,
+        use_cpu=not has_gpu,
+        bf16=has_gpu,
+        logging_steps=max(1, config.steps // LOGS_PER_RUN),
+        save_steps=max(1, config.steps // CHECKPOINTS_PER_RUN),
+        save_total_limit=2,
+        report_to="none",
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=has_gpu,
+    )

@@ -1,97 +1,140 @@
-"""Papers to clean lines, each with its page, and which papers are held out."""
+"""Extract clean text lines, each with its page, from papers, and choose the held-out papers."""
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.runtime.progress import log, progress_bar
 from stages.text import clean, pdf
 
-BLOCK = 1000  # lines per block of a text file without reference lists
+BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of so many lines
+MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
 
 Lines = list[tuple[int, str]]  # (page, text)
 
 
-def read_paper(pages: list[str], cut_references: bool) -> Lines:
-    """The clean lines of a PDF's raw page texts, each with its page (from 1)."""
-    cleaned = clean.body(
-        [[line for raw in page.splitlines() if (line := clean.normalize(raw))] for page in pages]
-    )
-    numbers = [number for number, page in enumerate(cleaned, 1) for _ in page]
-    lines = [line for page in cleaned for line in page]
-    cut = (
-        {at for a, b in clean.references(lines, True) for at in range(a, b)}
-        if cut_references
-        else set()
-    )
-    kept = [at for at in range(len(lines)) if at not in cut]
-    joined = clean.join_hyphens([lines[at] for at in kept])
-    return [(numbers[at], line) for at, line in zip(kept, joined) if line]
+class Paper(NamedTuple):
+    """What was read of one paper."""
+
+    name: str
+    pages: int
+    lines: Lines
+    status: str  # ok or failed
+    reason: str  # why it failed, or how it was cut out of a text file; else ""
 
 
-def read_text(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]], str]:
-    """The parts of a text file as (name, lines), and how they were cut; or no parts, and why."""
+def read_papers(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
+    """Yield every PDF as a paper, then every part of every text file."""
+    pdfs = [path for path in paths if path.suffix.lower() == ".pdf"]
+    results = pdf.read_all(pdfs)
+    for path, result in progress_bar(results, total=len(pdfs), desc="scrape", unit="paper"):
+        yield _read_pdf(path, result, cut_references)
+    for path in paths:
+        if path.suffix.lower() == ".txt":
+            yield from _read_text_parts(path, cut_references)
+
+
+def _read_pdf(path: Path, result: dict, cut_references: bool) -> Paper:
+    """Clean the pages of a PDF, given as the result of `pdf.Worker.read`."""
+    pages = result.get("pages", [])
+    lines = clean_pages(pages, cut_references)
+    reason = result.get("reason", "" if lines else "no text left after cleaning")
+    if reason:
+        log(f"scrape: {path.name} skipped: {reason}")
+    return Paper(path.stem, len(pages), lines, "failed" if reason else "ok", reason)
+
+
+def _read_text_parts(path: Path, cut_references: bool) -> Iterator[Paper]:
+    """Yield the parts of a text file as papers; a failed one where it has no text."""
+    parts, reason = read_text_file(path, cut_references)
+    if not parts:
+        log(f"scrape: {path.name} skipped: {reason}")
+        yield Paper(path.stem, 0, [], "failed", reason)
+        return
+    log(f"scrape: {path.name} cut into {len(parts)}: {reason}")
+    for name, lines in parts:
+        yield Paper(name, 0, lines, "ok", reason)
+
+
+def clean_pages(pages: list[str], cut_references: bool) -> Lines:
+    """Return the clean lines of a PDF's extracted pages, each with its page (from 1)."""
+    normalized = [_normalize_lines(page) for page in pages]
+    numbered = [
+        (number, line)
+        for number, page in enumerate(clean.strip_running_lines(normalized), 1)
+        for line in page
+    ]
+    if cut_references:
+        ranges = clean.reference_lists([line for _, line in numbered], to_the_end=True)
+        references = _indices(ranges)
+        numbered = [entry for index, entry in enumerate(numbered) if index not in references]
+    joined = clean.join_hyphens([line for _, line in numbered])
+    return [(number, line) for (number, _), line in zip(numbered, joined) if line]
+
+
+def read_text_file(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]], str]:
+    """Return the parts of a text file as (name, lines), and how the file was cut.
+
+    It is cut behind its reference lists, or into blocks of lines where it has too few lists. An
+    unreadable file has no parts; the second value is then the reason.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as fault:
-        return [], f"not UTF-8 text (byte {fault.start} on); iconv converts it"
-    # Some: extraction from PDFs leaves NULs and the like, which cleaning removes.
-    if sum(not letter.isprintable() and not letter.isspace() for letter in text) > len(text) / 20:
+    except UnicodeDecodeError as error:
+        return [], f"not UTF-8 text (byte {error.start} on); iconv converts it"
+    # Text extracted from PDFs has a few NULs and the like, which cleaning removes.
+    unprintable = sum(not character.isprintable() and not character.isspace() for character in text)
+    if unprintable > len(text) / 20:
         return [], "not text: control characters in it"
-    raw = text.splitlines()
-    lines = [
-        line for text in raw if (line := clean.normalize(text)) and not clean.NUMBER.match(line)
-    ]
-    lists = clean.references(lines, False)
-    ends = [end for _, end in lists] if len(lists) >= 3 else list(range(BLOCK, len(lines), BLOCK))
-    how = (
-        "part of a text file, split behind its reference lists"
-        if len(lists) >= 3
-        else "contiguous block of a text file"
-    )
-    cut = {at for a, b in lists for at in range(a, b)} if cut_references else set()
+
+    lines = [line for line in _normalize_lines(text) if not clean.PAGE_NUMBER.match(line)]
+    ranges = clean.reference_lists(lines, to_the_end=False)
+    if len(ranges) >= MIN_REFERENCE_LISTS:
+        cuts = [end for _, end in ranges]
+        how = "part of a text file, split behind its reference lists"
+    else:
+        cuts = list(range(BLOCK_LINES, len(lines), BLOCK_LINES))
+        how = "contiguous block of a text file"
+
+    references = _indices(ranges) if cut_references else set()
     parts = []
-    for number, (start, end) in enumerate(zip([0, *ends], [*ends, len(lines)]), 1):
-        joined = clean.join_hyphens([lines[at] for at in range(start, end) if at not in cut])
-        if part := [(0, line) for line in joined if line]:
+    for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(lines)]), 1):
+        kept = [lines[index] for index in range(start, end) if index not in references]
+        part = [(0, line) for line in clean.join_hyphens(kept) if line]
+        if part:
             parts.append((f"{path.stem}_{number:03d}", part))
     return parts, how if parts else "no text left after cleaning"
 
 
-def read(papers: list[Path], cut_references: bool) -> Iterator[tuple[str, int, Lines, str, str]]:
-    """Yield (paper, pages, lines, status, reason) for every PDF, then for every part of every text file."""
-    pdfs = [path for path in papers if path.suffix.lower() == ".pdf"]
-    for path, answer in progress_bar(
-        pdf.read_all(pdfs), total=len(pdfs), what="scrape", unit="paper"
-    ):
-        lines = read_paper(answer["pages"], cut_references) if "pages" in answer else []
-        reason = answer.get("reason", "" if lines else "no text left after cleaning")
-        if reason:
-            log(f"scrape: {path.name} skipped: {reason}")
-        yield path.stem, len(answer.get("pages", [])), lines, "failed" if reason else "ok", reason
-    for path in papers:
-        if path.suffix.lower() == ".txt":
-            parts, how = read_text(path, cut_references)
-            log(
-                f"scrape: {path.name} "
-                + (f"cut into {len(parts)}: {how}" if parts else f"skipped: {how}")
-            )
-            if not parts:
-                yield path.stem, 0, [], "failed", how
-            for name, lines in parts:
-                yield name, 0, lines, "ok", how
+def _normalize_lines(text: str) -> list[str]:
+    """Return the normalized lines of a text without the empty ones."""
+    normalized = (clean.normalize(line) for line in text.splitlines())
+    return [line for line in normalized if line]
 
 
-def held_out(lines: dict[str, int], fraction: float, least: int) -> set[str]:
-    """Papers for the test split: in the order of their names' hashes, until both shares are met.
+def _indices(ranges: list[tuple[int, int]]) -> set[int]:
+    """Return every index in the [start, end) ranges."""
+    return {index for start, end in ranges for index in range(start, end)}
 
-    A paper that would leave less than half of the lines to train on is passed over (a book among leaflets).
+
+def choose_test_papers(line_counts: dict[str, int], fraction: float, min_papers: int) -> set[str]:
+    """Choose whole papers for the test split, in the order of their names' SHA-256.
+
+    A paper that would leave less than half of the lines for training is passed over.
+
+    Args:
+        line_counts: lines of each paper.
+        fraction: share of all lines to reach.
+        min_papers: papers to reach; fewer are returned where the training half allows no more.
     """
-    chosen, total, taken = set(), sum(lines.values()), 0
-    for paper in sorted(lines, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        if len(chosen) >= least and taken >= fraction * total:
+    total = sum(line_counts.values())
+    chosen: set[str] = set()
+    test_lines = 0
+    for name in sorted(line_counts, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if len(chosen) >= min_papers and test_lines >= fraction * total:
             break
-        if taken + lines[paper] <= total / 2:
-            chosen.add(paper)
-            taken += lines[paper]
+        if test_lines + line_counts[name] <= total / 2:
+            chosen.add(name)
+            test_lines += line_counts[name]
     return chosen

@@ -1,4 +1,4 @@
-"""A Parquet file written a part at a time, that appears whole or not at all."""
+"""Write a Parquet file a part at a time, atomically."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 
 @contextmanager
 def parquet_writer(path: str | Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer whose file takes its place when the block ends well; else nothing is left of it and the old file stays."""
+    """Yield a writer whose file replaces `path` when the block ends without an error.
+
+    After an error the new file is removed and the old one stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")

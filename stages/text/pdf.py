@@ -1,35 +1,39 @@
-"""Read PDFs with pypdf in worker processes, so that a bad file costs only itself.
+"""Extract the text of PDFs with pypdf in worker processes: a bad file cannot stop the others.
 
-    python -m stages.text.pdf MEGABYTES [PAGES]    a worker: paths on standard input, one JSON line of text per path on
-                                                   standard output
+    python -m stages.text.pdf MEGABYTES [PAGES]
 
-A file may take `SECONDS` and its worker `MEGABYTES`; a worker that hangs, runs out of memory or crashes is killed, its
-file named with the reason, and another worker started.
+is a worker. It reads one path (JSON) per line from standard input and writes one line of JSON, the
+result of `extract_pages`, to standard output. A worker that exceeds the time for a file or its
+memory, or that crashes, is replaced; the reason stands in for that file's text.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from threading import Timer, local
+from threading import Event, Timer, local
 
 from stages.runtime.parallel import available_cores
 
-SECONDS, MEGABYTES, WORDS = 60, 2048, 20
+SECONDS = 60  # per file
+MEGABYTES = 2048  # of memory per worker
+MIN_WORDS = 20  # a file with fewer holds scans or figures only
 
 
 class Worker:
-    """One worker process and its pipe."""
+    """A worker process and the pipes to it."""
 
-    def __init__(self, seconds: float, megabytes: int, pages: int | None = None):
-        """`pages`: read only so many."""
-        self.seconds, self.errors = seconds, tempfile.TemporaryFile()
-        limits = [str(limit) for limit in (megabytes, pages) if limit]
+    def __init__(self, seconds: float, megabytes: int, max_pages: int | None = None):
+        """Start a worker with these limits; `max_pages` None reads all pages of a file."""
+        self.seconds = seconds
+        self.errors = tempfile.TemporaryFile()
+        limits = [str(limit) for limit in (megabytes, max_pages) if limit]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stages.text.pdf", *limits],
             stdin=subprocess.PIPE,
@@ -39,9 +43,15 @@ class Worker:
         )
 
     def read(self, path: Path) -> dict:
-        """{"pages": [text per page]} or {"reason": why there is none}."""
-        late = []
-        timer = Timer(self.seconds, lambda: (late.append(True), self.process.kill()))
+        """Return {"pages": [text per page]}, or {"reason": why there is no text}."""
+        assert self.process.stdin and self.process.stdout
+        timed_out = Event()
+
+        def kill_late_worker() -> None:
+            timed_out.set()
+            self.process.kill()
+
+        timer = Timer(self.seconds, kill_late_worker)
         timer.start()
         try:
             self.process.stdin.write(json.dumps(str(path.resolve())).encode() + b"\n")
@@ -55,14 +65,21 @@ class Worker:
             return json.loads(answer)
         self.process.kill()
         self.process.wait()
-        if late:
+        if timed_out.is_set():
             return {"reason": f"took more than {self.seconds:g} s"}
+        return {"reason": self._failure()}
+
+    def _failure(self) -> str:
+        """Return why the worker process ended, from the last line of its standard error."""
         self.errors.seek(0)
-        last = self.errors.read().decode("utf-8", "replace").strip().splitlines()[-1:]
-        reason = last[0] if last else f"worker died (exit {self.process.returncode})"
-        return {"reason": "out of memory" if "MemoryError" in reason else f"broken: {reason}"[:200]}
+        lines = self.errors.read().decode("utf-8", "replace").strip().splitlines()
+        if not lines:
+            return f"broken: worker died (exit {self.process.returncode})"
+        return "out of memory" if "MemoryError" in lines[-1] else f"broken: {lines[-1]}"[:200]
 
     def close(self) -> None:
+        """Stop the worker process."""
+        assert self.process.stdin
         self.process.stdin.close()
         self.process.kill()
         self.process.wait()
@@ -72,33 +89,39 @@ class Worker:
 def read_all(
     paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGABYTES
 ) -> Iterator[tuple[Path, dict]]:
-    """(path, answer of `Worker.read`) in the order of `paths`, one worker per core."""
-    mine, everyone = local(), []
+    """Yield (path, result of `Worker.read`) in the order of `paths`, with one worker per core."""
+    of_thread = local()
+    workers: list[Worker] = []
 
     def read(path: Path) -> dict:
-        worker = getattr(mine, "worker", None)
+        worker = getattr(of_thread, "worker", None)
         if worker is None or worker.process.poll() is not None:
-            worker = mine.worker = Worker(seconds, megabytes)
-            everyone.append(worker)
+            worker = Worker(seconds, megabytes)
+            of_thread.worker = worker
+            workers.append(worker)
         return worker.read(path)
 
-    workers, waiting, ahead = max(1, min(available_cores(), len(paths))), deque(), iter(paths)
-    pool = ThreadPoolExecutor(workers)
+    threads = max(1, min(available_cores(), len(paths)))
+    pool = ThreadPoolExecutor(threads)
+    remaining = iter(paths)
+    submitted: deque[Future] = deque()
     try:
         for path in paths:
-            # A few papers ahead, no more: memory does not grow with their number.
-            waiting.extend(
-                pool.submit(read, later) for later in islice(ahead, 2 * workers - len(waiting))
-            )
-            yield path, waiting.popleft().result()
+            # Only a few files are read ahead, so that memory does not grow with their number.
+            for next_path in islice(remaining, 2 * threads - len(submitted)):
+                submitted.append(pool.submit(read, next_path))
+            yield path, submitted.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        for worker in everyone:
+        for worker in workers:
             worker.close()
 
 
-def pages_of(path: str, first: int | None = None) -> dict:
-    """The text of each page as pypdf gives it, or the reason there is none. Faults of the parser itself end the worker."""
+def extract_pages(path: str, max_pages: int | None = None) -> dict:
+    """Return {"pages": [text per page, as pypdf extracts it]}, or {"reason": why there is none}.
+
+    Any other error of the parser ends the worker, whose last line names it.
+    """
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError
 
@@ -112,31 +135,36 @@ def pages_of(path: str, first: int | None = None) -> dict:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             return {"reason": "encrypted: needs a password"}
-        pages = [page.extract_text() for page in islice(reader.pages, first)]
-    except (FileNotDecryptedError, DependencyError) as fault:
-        return {"reason": f"encrypted: {fault}"}
-    except PyPdfError as fault:
-        return {"reason": f"broken: {type(fault).__name__}: {fault}"[:200]}
+        pages = [page.extract_text() for page in islice(reader.pages, max_pages)]
+    except (FileNotDecryptedError, DependencyError) as error:
+        return {"reason": f"encrypted: {error}"}
+    except PyPdfError as error:
+        return {"reason": f"broken: {type(error).__name__}: {error}"[:200]}
     if not pages:
         return {"reason": "no pages"}
-    if sum(len(text.split()) for text in pages) < WORDS:
-        return {"reason": f"fewer than {WORDS} words (scanned, or pictures only)"}
+    if sum(len(text.split()) for text in pages) < MIN_WORDS:
+        return {"reason": f"fewer than {MIN_WORDS} words (scanned, or pictures only)"}
     return {"pages": pages}
 
 
-def worker(megabytes: int, first: int | None = None) -> None:
+def serve(megabytes: int, max_pages: int | None = None) -> None:
+    """Answer each path on standard input with a line on standard output, within a memory limit."""
     import logging
     import resource
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-    if sys.platform == "linux":  # elsewhere the limit can't be set, and only the timer guards
-        resource.setrlimit(
-            resource.RLIMIT_AS, (megabytes << 20, megabytes << 20)
-        )  # a bomb ends in MemoryError
+    # Linux alone enforces the limit; a file that unpacks to more ends in a MemoryError there.
+    # Elsewhere only the timer guards.
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
-        print(json.dumps(pages_of(json.loads(line), first)), flush=True)
+        print(json.dumps(extract_pages(json.loads(line), max_pages)), flush=True)
 
 
 if __name__ == "__main__":
-    worker(*map(int, sys.argv[1:]))
+    parser = argparse.ArgumentParser(prog="python -m stages.text.pdf", description=serve.__doc__)
+    parser.add_argument("megabytes", type=int, help="memory limit")
+    parser.add_argument("max_pages", type=int, nargs="?", help="pages read of each file")
+    arguments = parser.parse_args()
+    serve(arguments.megabytes, arguments.max_pages)

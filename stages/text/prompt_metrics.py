@@ -1,4 +1,4 @@
-"""What can be said of prompts and of retrieval in numbers."""
+"""Metrics of prompts and of retrieval."""
 
 import csv
 from pathlib import Path
@@ -7,108 +7,150 @@ import numpy as np
 
 from stages.text import lexicon
 from stages.text.duplicates import words
-from stages.text.prompt_writing import Asking
+from stages.text.prompt_writing import ImagePrompt, PromptCollector
 from stages.text.retrieval import Retriever
 
-LONG = 4  # letters of a content word
+MIN_CONTENT_LETTERS = 4  # a shorter word is no content word
 
 
-def of_prompts(asking: Asking) -> dict:
-    """Counts, refusals by reason, and of the kept prompts:
+def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
+    """Compute the metrics of the prompts that a collector has kept.
 
-    yield                share of the writer's candidates that were kept
-    distinct_2           distinct word pairs / word pairs (Li et al. 2016)
-    self_bleu            BLEU-4 of each prompt against the others of its class, mean, 0 to 1 (Zhu et al. 2018, by sacrebleu)
-    similarity           mean cosine similarity of two prompts of a class, in the embedder's space
-    class_agreement      share whose nearest class description, in that space, is their own class's
-    groundedness         share of content words found in the passages that a prompt rests on (writers with retrieval)
-    corpus_words         share of content words found anywhere in the corpus
+    count                   prompts kept
+    asked                   distinct candidates that the writer proposed
+    rejected (_<reason>)    candidates that failed the checks
+    composed                kept prompts that were composed of the lexicon's words
+    yield                   fraction of the candidates that were kept
+    distinct_2              distinct word pairs / word pairs (Li et al. 2016)
+    class_agreement         fraction of prompts whose nearest class description in the embedding
+                            space is that of their own class
+    class_agreement_chance  its expectation for random prompts
+    corpus_words            fraction of content words that occur anywhere in the corpus
+    tokens_mean, _max       CLIP tokens per prompt, cues included
+    self_bleu               mean BLEU-4 of each prompt against the others of its class, 0 to 1
+                            (Zhu et al. 2018, by sacrebleu)
+    similarity              mean cosine similarity of two prompts of a class, in the embedding space
+    groundedness            fraction of content words that occur in the passages their prompt rests
+                            on (techniques with retrieval)
     """
+    prompts = collector.kept
     labels = list(lexicon.LEXICON)
-    found = {
-        "count": len(asking.kept),
-        "asked": asking.asked,
-        "rejected": asking.rejected.total(),
-        "composed": sum(row["text"] in asking.write.composed for row in asking.kept),
-        "yield": len(asking.kept) / max(1, asking.asked),
-        **{f"rejected_{reason}": count for reason, count in sorted(asking.rejected.items())},
+    metrics = {
+        "count": len(prompts),
+        "asked": collector.candidates,
+        "rejected": collector.rejections.total(),
+        "composed": sum(prompt.text in collector.writer.composed for prompt in prompts),
+        "yield": len(prompts) / max(1, collector.candidates),
     }
-    if not asking.kept:
-        return found
-    embed, vocabulary = asking.retriever.embedder.embed, asking.retriever.vocabulary
-    texts = [row["text"] for row in asking.kept]
-    of = np.array([labels.index(row["label"]) for row in asking.kept])
-    pairs = [pair for text in texts for pair in zip(words(text), words(text)[1:])]
+    for reason, count in sorted(collector.rejections.items()):
+        metrics[f"rejected_{reason}"] = count
+    if not prompts:
+        return metrics
+
+    texts = [prompt.text for prompt in prompts]
+    classes = np.array([labels.index(prompt.label) for prompt in prompts])  # [N]
+    embed = collector.retriever.embedder.embed
     vectors = embed(texts)  # [N, D]
-    classes = embed([lexicon.LEXICON[label].words for label in labels])  # [7, D]
-    content = [[word for word in words(text) if len(word) >= LONG] for text in texts]
-    every = [word for some in content for word in some]
-    same = np.triu(of[:, None] == of[None, :], 1)  # [N, N]
-    found |= {
-        "distinct_2": len(set(pairs)) / len(pairs),
-        "class_agreement": float(((vectors @ classes.T).argmax(axis=1) == of).mean()),
-        "class_agreement_chance": 1 / len(labels),
-        "corpus_words": sum(word in vocabulary for word in every) / len(every),
-        "tokens_mean": sum(row["tokens"] for row in asking.kept) / len(texts),
-        "tokens_max": max(row["tokens"] for row in asking.kept),
-    }
-    if same.any():
-        found |= {
-            "self_bleu": self_bleu(
-                [
-                    [text for text, at in zip(texts, of) if at == label]
-                    for label in range(len(labels))
-                ]
-            ),
-            "similarity": float((vectors @ vectors.T)[same].mean()),
-        }
-    if asking.technique.endswith("retrieval"):
-        sources = [
-            {word for passage in row["source"] for word in words(passage["text"])}
-            for row in asking.kept
-        ]
-        found["groundedness"] = sum(
-            word in source for some, source in zip(content, sources) for word in some
-        ) / len(every)
-    return found
+    class_vectors = embed([lexicon.LEXICON[label].description for label in labels])  # [C, D]
+    nearest_classes = (vectors @ class_vectors.T).argmax(axis=1)  # [N]
+    vocabulary = collector.retriever.vocabulary
+    metrics["distinct_2"] = distinct_2(texts)
+    metrics["class_agreement"] = float((nearest_classes == classes).mean())
+    metrics["class_agreement_chance"] = 1 / len(labels)
+    metrics["corpus_words"] = _mean(
+        [word in vocabulary for text in texts for word in content_words(text)]
+    )
+    metrics["tokens_mean"] = _mean([prompt.tokens for prompt in prompts])
+    metrics["tokens_max"] = max(prompt.tokens for prompt in prompts)
+
+    same_class = np.triu(classes[:, None] == classes[None, :], 1)  # [N, N], each pair once
+    if same_class.any():
+        metrics["self_bleu"] = self_bleu(
+            [[prompt.text for prompt in prompts if prompt.label == label] for label in labels]
+        )
+        metrics["similarity"] = float((vectors @ vectors.T)[same_class].mean())
+    if collector.technique.endswith("retrieval"):
+        metrics["groundedness"] = groundedness(prompts)
+    return metrics
+
+
+def content_words(text: str) -> list[str]:
+    """Return the words of a text that have at least `MIN_CONTENT_LETTERS` letters."""
+    return [word for word in words(text) if len(word) >= MIN_CONTENT_LETTERS]
+
+
+def distinct_2(texts: list[str]) -> float:
+    """Return the number of distinct word pairs over that of all word pairs (Li et al. 2016)."""
+    pairs: list[tuple[str, str]] = []
+    for text in texts:
+        text_words = words(text)
+        pairs += zip(text_words, text_words[1:])
+    return len(set(pairs)) / len(pairs)
 
 
 def self_bleu(groups: list[list[str]]) -> float:
-    """Mean BLEU-4 of each text against the others of its group, 0 (nothing shared) to 1 (copies)."""
+    """Return the mean BLEU-4 of each text against the others of its group (Zhu et al. 2018).
+
+    0: the texts of a group share nothing; 1: they are copies. Groups of one text are left out.
+    """
     from sacrebleu.metrics import BLEU
 
     bleu = BLEU(effective_order=True)
-    scores = [
-        bleu.sentence_score(text, group[:at] + group[at + 1 :]).score / 100
-        for group in groups
-        if len(group) > 1
-        for at, text in enumerate(group)
-    ]
-    return sum(scores) / len(scores)
+    scores = []
+    for texts in groups:
+        if len(texts) < 2:
+            continue
+        for i, text in enumerate(texts):
+            others = texts[:i] + texts[i + 1 :]
+            scores.append(bleu.sentence_score(text, others).score / 100)
+    return _mean(scores)
 
 
-def of_retrieval(retriever: Retriever, questions: Path) -> dict:
-    """How well the index finds things.
+def groundedness(prompts: list[ImagePrompt]) -> float:
+    """Return the fraction of content words that occur in the passages their prompt rests on."""
+    grounded = []
+    for prompt in prompts:
+        passage_words: set[str] = set()
+        for passage in prompt.passages:
+            passage_words.update(words(passage["text"]))
+        grounded += [word in passage_words for word in content_words(prompt.text)]
+    return _mean(grounded)
 
-    retrieval_top3_about_class (_min)   of the three passages nearest to each class's first query, the share about that class
-    recall_at_3                         share of the questions whose source paper is among the papers of the three nearest
-                                        passages; only where the index holds every source paper
-    `questions` is a CSV with the columns paper, question.
+
+def evaluate_retrieval(retriever: Retriever, questions: Path) -> dict[str, float]:
+    """Compute the metrics of an index.
+
+    retrieval_top3_about_class (_min)   fraction of the three passages nearest to a class's first
+                                        query that are about that class: mean and minimum over the
+                                        classes
+    recall_at_3 (_n)                    fraction of the questions whose source paper is among the
+                                        papers of the three nearest passages, and the number of
+                                        questions; only where the index holds every source paper
+
+    Args:
+        retriever: the index.
+        questions: a CSV with the columns paper, question.
     """
-    shares = []
+    class_precisions = []
     for label in lexicon.LEXICON:
-        hits = retriever.nearest(lexicon.query(label, 0), 3)
-        shares.append(sum(lexicon.about(hit["title"], hit["text"]) == label for hit in hits) / 3)
-    found = {
-        "retrieval_top3_about_class": sum(shares) / len(shares),
-        "retrieval_top3_about_class_min": min(shares),
+        hits = retriever.nearest(lexicon.retrieval_query(label, 0), 3)
+        about_class = [lexicon.dominant_class(hit["title"], hit["text"]) == label for hit in hits]
+        class_precisions.append(sum(about_class) / 3)
+    metrics = {
+        "retrieval_top3_about_class": _mean(class_precisions),
+        "retrieval_top3_about_class_min": min(class_precisions),
     }
     with open(questions, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if {row["paper"] for row in rows} <= retriever.papers:
-        right = [
-            row["paper"] in {hit["paper"] for hit in retriever.nearest(row["question"], 3)}
-            for row in rows
-        ]
-        found |= {"recall_at_3": sum(right) / len(right), "recall_at_3_n": len(right)}
-    return found
+        recalled = []
+        for row in rows:
+            papers = {hit["paper"] for hit in retriever.nearest(row["question"], 3)}
+            recalled.append(row["paper"] in papers)
+        metrics["recall_at_3"] = _mean(recalled)
+        metrics["recall_at_3_n"] = len(recalled)
+    return metrics
+
+
+def _mean(values: list) -> float:
+    return sum(values) / len(values)

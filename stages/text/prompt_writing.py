@@ -1,66 +1,130 @@
-"""Ask a writer for prompts of a class until enough pass the checks."""
+"""Collects prompts: asks a writer for a class until enough of its candidates pass the checks."""
 
 from collections import Counter
+from dataclasses import dataclass
 
 from stages.text import checks, lexicon
-from stages.text.retrieval import Retriever
+from stages.text.retrieval import Passage, Retriever
+from stages.text.writers.interface import Candidate, PromptWriter
 
 
-class Asking:
-    """Asks one writer for prompts of one class after another, and keeps count of what it offers."""
+@dataclass(frozen=True)
+class ImagePrompt:
+    """A candidate as the image model reads it."""
+
+    label: str
+    text: str  # without the positive cues
+    prompt: str  # with them
+    tokens: int  # CLIP tokens of `prompt`
+    passages: list[Passage]  # what the text rests on
+
+    def citations(self) -> list[dict[str, str | int]]:
+        """Return the distinct pages of the passages: {paper, page}, in order."""
+        pages = {(passage["paper"], passage["page"]) for passage in self.passages}
+        return [{"paper": paper, "page": page} for paper, page in sorted(pages)]
+
+
+class PromptCollector:
+    """Asks one writer for prompts of one class after another, and counts what is rejected."""
 
     def __init__(
         self,
-        write,
+        writer: PromptWriter,
         technique: str,
         retriever: Retriever,
-        tokens: checks.Counter,
-        cues: str,
+        count_tokens: checks.ClipTokenCounter,
+        positive_cues: str,
         top_k: int,
     ):
-        self.write, self.technique, self.retriever = write, technique, retriever
-        self.tokens, self.cues, self.top_k = tokens, cues, top_k
-        self.kept, self.rejected, self.asked = [], Counter(), 0
+        self.writer = writer
+        self.technique = technique
+        self.retriever = retriever
+        self.count_tokens = count_tokens
+        self.positive_cues = positive_cues
+        self.top_k = top_k  # passages retrieved per attempt
+        self.kept: list[ImagePrompt] = []  # of all classes
+        self.candidates = 0  # checked; those of one call of `collect` are distinct
+        self.rejections: Counter[str] = Counter()  # by reason
 
-    def ask(self, label: str, wanted: int, attempts: int) -> tuple[list[dict], Counter]:
-        """At most `wanted` rows of a class, and why its other candidates were refused."""
-        rows, refused, seen, used = [], Counter(), set(), set()
+    def collect(
+        self, label: str, count: int, attempts: int
+    ) -> tuple[list[ImagePrompt], Counter[str]]:
+        """Collect prompts of a class.
+
+        Args:
+            label: the class.
+            count: the number of prompts wanted.
+            attempts: how many times the writer is asked at most.
+
+        Returns:
+            At most `count` prompts, and how many candidates were rejected for which reason.
+        """
+        kept: list[ImagePrompt] = []
+        rejections: Counter[str] = Counter()
+        seen_texts: set[str] = set()
+        used_passages: set[str] = set()
         for attempt in range(attempts):
             passages = []
-            if self.technique.endswith(
-                "retrieval"
-            ):  # each attempt looks at passages that no earlier one saw
-                near = self.retriever.nearest(lexicon.query(label, attempt), self.top_k + len(used))
-                passages = [passage for passage in near if passage["id"] not in used][: self.top_k]
-                used |= {passage["id"] for passage in passages}
-                passages = [passage for passage in map(checks.disarm, passages) if passage["text"]]
-            for text, source in self.write(
-                label, passages, wanted - len(rows), attempt, attempt + 1 == attempts
-            ):
-                if len(rows) == wanted:
-                    break
-                if text in seen:
-                    continue
-                seen.add(text)
-                self.asked += 1
-                prompt = f"{self.cues}, {text}" if self.cues else text
-                length = self.tokens(prompt)
-                if reason := checks.fault(text, label, [row["text"] for row in self.kept], length):
-                    refused[reason] += 1
-                    continue
-                cited = sorted({(passage["paper"], passage["page"]) for passage in source})
-                rows.append(
-                    {
-                        "label": label,
-                        "text": text,
-                        "prompt": prompt,
-                        "tokens": length,
-                        "source": source,
-                        "passages": [{"paper": paper, "page": page} for paper, page in cited],
-                    }
-                )
-                self.kept.append(rows[-1])
-            if len(rows) == wanted:
+            if self.technique.endswith("retrieval"):
+                passages = self.retrieve(label, attempt, used_passages)
+            missing = count - len(kept)
+            is_last = attempt + 1 == attempts
+            candidates = self.writer.propose(label, passages, missing, attempt, is_last)
+            passed, rejected = self.check(label, candidates, missing, seen_texts)
+            kept += passed
+            rejections += rejected
+            if len(kept) == count:
                 break
-        self.rejected += refused
-        return rows, refused
+        self.rejections += rejections
+        return kept, rejections
+
+    def retrieve(self, label: str, attempt: int, used: set[str]) -> list[Passage]:
+        """Retrieve the nearest passages that no earlier attempt used, without orders to a model.
+
+        Their ids are added to `used`.
+        """
+        query = lexicon.retrieval_query(label, attempt)
+        nearest = self.retriever.nearest(query, self.top_k + len(used))
+        unused = [passage for passage in nearest if passage["id"] not in used][: self.top_k]
+        used.update(passage["id"] for passage in unused)
+        disarmed = [checks.remove_injected_instructions(passage) for passage in unused]
+        return [passage for passage in disarmed if passage["text"]]
+
+    def check(
+        self, label: str, candidates: list[Candidate], count: int, seen_texts: set[str]
+    ) -> tuple[list[ImagePrompt], Counter[str]]:
+        """Keep the first `count` candidates that pass the checks.
+
+        Candidates whose text is in `seen_texts` are skipped; the texts of the others are added.
+        """
+        kept: list[ImagePrompt] = []
+        rejections: Counter[str] = Counter()
+        for candidate in candidates:
+            if len(kept) == count:
+                break
+            if candidate.text in seen_texts:
+                continue
+            seen_texts.add(candidate.text)
+            self.candidates += 1
+            prompt = self.add_cues(label, candidate)
+            kept_texts = [other.text for other in self.kept]
+            reason = checks.rejection_reason(prompt.text, label, kept_texts, prompt.tokens)
+            if reason:
+                rejections[reason] += 1
+            else:
+                kept.append(prompt)
+                self.kept.append(prompt)
+        return kept, rejections
+
+    def add_cues(self, label: str, candidate: Candidate) -> ImagePrompt:
+        """Put the positive cues before a candidate and count the tokens."""
+        text = candidate.text
+        prompt = f"{self.positive_cues}, {text}" if self.positive_cues else text
+        return ImagePrompt(label, text, prompt, self.count_tokens(prompt), candidate.passages)
+
+
+def describe_rejections(rejections: Counter[str]) -> str:
+    """Describe for an error message why candidates were rejected, the commonest reason first."""
+    if not rejections:
+        return "none was proposed"
+    return ", ".join(f"{count} {reason}" for reason, count in rejections.most_common())

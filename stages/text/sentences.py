@@ -1,88 +1,105 @@
-"""Where sentences end in scientific English: not at "e.g.", "Fig. 2", "et al.", "J. Smith" or "3.5"."""
+"""Split scientific English into sentences: no split at "e.g.", "Fig. 2", "et al." or "J. Smith"."""
 
 import re
 
 # Written with a full stop that does not end a sentence.
 ABBREVIATIONS = frozenset(
     """
-e.g i.e cf vs viz al fig figs eq eqs eqn sec secs sect ch chap tab tabs ref refs no nos vol pp p ed eds approx resp ca
-dr prof mr mrs ms st dept univ inc ltd w.r.t a.k.a jan feb mar apr jun jul aug sep sept oct nov dec
+e.g i.e cf vs viz al fig figs eq eqs eqn sec secs sect ch chap tab tabs ref refs no nos vol pp p
+ed eds approx resp ca dr prof mr mrs ms st dept univ inc ltd w.r.t a.k.a
+jan feb mar apr jun jul aug sep sept oct nov dec
 """.split()
 )
-# A stop, closing quotes or brackets, then a blank or the end. "3.5" and "arxiv.org" have no blank and never match.
+# A full stop, exclamation or question mark, closing quotes or brackets, then whitespace or the end.
+# The stops in "3.5" and "arxiv.org" are not followed by whitespace and never match.
 STOP = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)")
-WORD = re.compile(r"[\w.]+$")
+LAST_WORD = re.compile(r"[\w.]+$")
+OPENING_MARKS = "\"'“‘([-•"
 
 
-def ends(text: str) -> list[int]:
-    """Offsets just past each sentence's last character."""
-    found = []
+def sentence_ends(text: str) -> list[int]:
+    """Return the offset just past the last character of each sentence."""
+    ends = []
     for match in STOP.finditer(text):
+        before = text[max(0, match.start() - 30) : match.start()]
         after = text[match.end() : match.end() + 40].lstrip()
-        # A sentence starts with a capital, a digit, a quote or a bracket.
-        if after and not (after[0].isupper() or after[0].isdigit() or after[0] in "\"'“‘([-•"):
-            continue
-        if (
-            match[0] == "."
-            and after
-            and not _stops(text[max(0, match.start() - 30) : match.start()], after)
-        ):
-            continue
-        found.append(match.end())
-    return found
+        if after:
+            if not (after[0].isupper() or after[0].isdigit() or after[0] in OPENING_MARKS):
+                continue  # no sentence starts with such a character
+            if match[0] == "." and not _full_stop_ends_sentence(before):
+                continue
+        ends.append(match.end())
+    return ends
 
 
-def _stops(before: str, after: str) -> bool:
-    """Whether a lone full stop between `before` and `after` ends a sentence."""
-    word = WORD.search(before)
-    if not word:
+def _full_stop_ends_sentence(before: str) -> bool:
+    """Whether a full stop after the text `before` ends a sentence."""
+    match = LAST_WORD.search(before)
+    if not match:
         return True
-    word = word[0].strip(".").lower() if word[0] != "." else word[0]
+    word = match[0].strip(".").lower() if match[0] != "." else "."
     if word in ABBREVIATIONS:
         return False
-    if (
-        len(word) == 1 and before[-1].isupper()
-    ):  # an initial: "J. Smith"; "class A. The next" is lost with it
+    # An initial, as in "J. Smith". The end of "class A. The next" is missed with it.
+    if len(word) == 1 and before[-1].isupper():
         return False
-    # A numbered item, "2. Method": the number opens the sentence.
-    return not (
-        word.isdigit()
-        and len(word) <= 2
-        and before.rstrip("0123456789").strip()[-1:] in ("", ".", "!", "?")
-    )
+    # The number of an item opens its sentence, as in "2. Method".
+    if word.isdigit() and len(word) <= 2:
+        return before.rstrip("0123456789").strip()[-1:] not in ("", ".", "!", "?")
+    return True
 
 
-def spans(text: str) -> list[str]:
-    """Split text into sentences that join back to it exactly. A line break ends one too (see `flow`)."""
-    cuts, start = [], 0
-    for end in sorted({*ends(text), *(match.start() for match in re.finditer("\n", text))}):
+def split_losslessly(text: str) -> list[str]:
+    """Split a text into sentences that join back to it exactly.
+
+    A line break ends a sentence too: `join_lines` leaves one on either side of a heading.
+    """
+    line_breaks = [match.start() for match in re.finditer("\n", text)]
+    parts = []
+    start = 0
+    for end in sorted({*sentence_ends(text), *line_breaks}):
         while end < len(text) and text[end].isspace():
             end += 1
         if end > start:
-            cuts.append(text[start:end])
+            parts.append(text[start:end])
             start = end
-    return cuts + [text[start:]] if start < len(text) else cuts
+    if start < len(text):
+        parts.append(text[start:])
+    return parts
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, stripped."""
-    return [part.strip() for part in spans(text) if part.strip()]
+def split_sentences(text: str) -> list[str]:
+    """Return the sentences of a text without surrounding whitespace."""
+    return [part.strip() for part in split_losslessly(text) if part.strip()]
 
 
-def flow(lines: list[str]) -> str:
-    """Lines of a page as flowing text; what looks like a heading (short, no stop, a capital after it) keeps its line."""
-    usual = sorted(map(len, lines))[len(lines) // 2] if lines else 0
-    parts = []
-    for line, after in zip(lines, [*lines[1:], ""]):
-        heading = (
-            len(line) < 0.6 * usual
+def join_lines(lines: list[str]) -> str:
+    """Join the lines of a paper to running text; headings keep lines of their own.
+
+    A heading is a short line without punctuation at its end. It starts, and the line after it
+    starts, with a capital or a digit; the line before it is complete.
+    """
+    median_length = sorted(map(len, lines))[len(lines) // 2] if lines else 0
+    parts: list[str] = []
+    for line, next_line in zip(lines, [*lines[1:], ""]):
+        looks_like_heading = (
+            len(line) < 0.6 * median_length
             and line[-1] not in ".,;:-"
-            and line[:1].isupper() | line[:1].isdigit()
-            and (not after or after[0].isupper() or after[0].isdigit())
+            and _starts_block(line)
+            and (not next_line or _starts_block(next_line))
         )
-        ahead = bool(parts) and (parts[-1].rstrip()[-1:] in ".!?:" or parts[-1].endswith("\n"))
-        if heading and (ahead or not parts):
-            parts += ["\n" if parts and not parts[-1].endswith("\n") else "", line, "\n"]
+        if looks_like_heading and (not parts or _ends_block(parts[-1])):
+            if parts and not parts[-1].endswith("\n"):
+                parts.append("\n")
+            parts += [line, "\n"]
         else:
             parts.append(line + " ")
     return re.sub(r" *\n", "\n", "".join(parts)).strip()
+
+
+def _starts_block(line: str) -> bool:
+    return line[0].isupper() or line[0].isdigit()
+
+
+def _ends_block(part: str) -> bool:
+    return part.endswith("\n") or part.rstrip()[-1:] in ".!?:"

@@ -1,6 +1,6 @@
 """Procedural aerial scenes with captions: the imagery of the download-free setting."""
 
-from .captions import NAMES
-from .render import SCENES, render, tiles
+from .captions import SCENE_NAMES
+from .render import SCENES, render, render_tiles
 
-__all__ = ["NAMES", "SCENES", "render", "tiles"]
+__all__ = ["SCENE_NAMES", "SCENES", "render", "render_tiles"]

@@ -1,39 +1,52 @@
-"""`python -m stages.embedded.scenes out.png --size 64 --look domain`: a contact sheet."""
+"""Draw a contact sheet of the scenes.
+
+    python -m stages.embedded.scenes sheet.png --size 64 --look domain
+
+Rows are scenes, columns are tiles.
+"""
 
 import argparse
 
 import numpy as np
 from PIL import Image
 
-from . import SCENES, render
+from .canvas import LOOKS
+from .render import SCENES, render
 
-
-def sheet(
-    size: int, look: str, seed: int, columns: int, scenes: tuple[str, ...], zoom: int
-) -> Image.Image:
-    """Rows are scenes, columns are indices."""
-    cell = size * zoom + 4
-    page = np.full((cell * len(scenes), cell * columns, 3), 255, np.uint8)
-    for row, scene in enumerate(scenes):
-        for col in range(columns):
-            image = render(scene, seed, col, size, look)[0].repeat(zoom, 0).repeat(zoom, 1)
-            page[row * cell : row * cell + size * zoom, col * cell : col * cell + size * zoom] = (
-                image
-            )
-    return Image.fromarray(page)
+SHOWN_SIZE = 192  # pixels per side that small tiles are enlarged to
+MARGIN = 4  # pixels between tiles
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out")
-    parser.add_argument("--size", type=int, default=64)
-    parser.add_argument("--look", default="domain", choices=["domain", "base"])
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.embedded.scenes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", help="the picture to write")
+    parser.add_argument("--size", type=int, default=64, help="pixels per side of a tile")
+    parser.add_argument("--look", default="domain", choices=LOOKS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--columns", type=int, default=10)
-    parser.add_argument("--scenes", nargs="*", default=list(SCENES))
-    args = parser.parse_args()
-    zoom = max(1, 192 // args.size)
-    sheet(args.size, args.look, args.seed, args.columns, tuple(args.scenes), zoom).save(args.out)
+    parser.add_argument("--columns", type=int, default=10, help="tiles per scene")
+    parser.add_argument("--scenes", nargs="*", default=list(SCENES), choices=SCENES)
+    options = parser.parse_args()
+    sheet = contact_sheet(options.size, options.look, options.seed, options.columns, options.scenes)
+    sheet.save(options.file)
+
+
+def contact_sheet(size: int, look: str, seed: int, columns: int, scenes: list[str]) -> Image.Image:
+    """The first tiles of each scene, enlarged by whole factors."""
+    zoom = max(1, SHOWN_SIZE // size)
+    shown = size * zoom
+    cell = shown + MARGIN
+    sheet = np.full((cell * len(scenes), cell * columns, 3), 255, np.uint8)
+    for row, scene in enumerate(scenes):
+        for column in range(columns):
+            tile, _ = render(scene, seed, column, size, look)  # [size, size, 3]
+            top = row * cell
+            left = column * cell
+            sheet[top : top + shown, left : left + shown] = tile.repeat(zoom, 0).repeat(zoom, 1)
+    return Image.fromarray(sheet)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The sheet a scene is painted on, and the two looks it is developed in.
+"""The canvas that a scene is painted on, and the two looks that it is rendered in.
 
 "domain" is the target: an aerial sensor over lit ground. "base" is what the pretrained model draws:
 the same layout as a flat, saturated map illustration, without light, texture or sensor.
@@ -6,12 +6,11 @@ the same layout as a flat, saturated map illustration, without light, texture or
 
 import numpy as np
 
-from .noise import blur, cells, cover, fbm, grid
+from .noise import blur, coverage, f32, fractal_noise, lattice_cells, pixel_centers
 
-f32 = np.float32
 LOOKS = ("domain", "base")
 
-# material -> color word -> (domain RGB, base RGB); captions take the word, the look takes the RGB
+# Material -> color word -> RGB in the domain look, RGB in the base look. Captions take the word.
 PALETTE: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]] = {
     "soil": {
         "brown": ((136, 110, 84), (205, 122, 58)),
@@ -106,191 +105,264 @@ PALETTE: dict[str, dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]]]
 }
 
 
-class Canvas:
-    """A tile in the making: color, height, light and shadow, plus the facts captions may use.
+# A distance that is outside of every shape, in tile widths.
+FAR_OUTSIDE = f32(9)
 
-    img (3, size, size) float32 in 0..255; height (size, size) in tile widths, which only the domain
-    look lights; shade (size, size) is the share of direct sun kept by cast shadows.
+
+class Canvas:
+    """A tile in the making: colors, terrain and shadows, and the facts that captions may tell.
+
+    Attributes:
+        rng: random numbers of this tile; both looks draw the same ones for the layout.
+        size: pixels per side.
+        is_domain: whether the look is "domain".
+        x: pixel centers from left to right, [size, size] in (0, 1).
+        y: pixel centers from top to bottom, [size, size] in (0, 1).
+        edge_width: width of an antialiased edge, 1.4 pixels in tile widths.
+        image: RGB in 0..255, [3, size, size].
+        height: height of the ground in tile widths, [size, size]; only the domain look lights it.
+        level: share of a pixel that is flat whatever its height says, [size, size] in [0, 1].
+        sunlight: share of the direct sun that cast shadows leave, [size, size] in [0, 1].
+        sun: unit vector (x, y) that points to the sun.
+        shadow_length: length of a shadow relative to that at average sun height.
+        adjectives, details, neighbors, season: what captions say of the scene.
     """
 
-    def __init__(self, rng: np.random.Generator, size: int, look: str):
-        self.rng, self.size, self.look = rng, size, look
-        self.real = look == "domain"
-        self.x, self.y = grid(size)
-        self.soft = 1.4 / size
-        self.img = np.zeros((3, size, size), np.float32)
-        self.height = np.zeros((size, size), np.float32)
-        self.level = np.zeros(
-            (size, size), np.float32
-        )  # 1 where the surface is flat whatever the height
-        self.shade = np.ones((size, size), np.float32)
-        # most flights are near noon with the sun on one side of the sky: a spread, not a circle
+    def __init__(self, rng: np.random.Generator, size: int, look: str) -> None:
+        self.rng = rng
+        self.size = size
+        self.is_domain = look == "domain"
+        self.x, self.y = pixel_centers(size)
+        self.edge_width = 1.4 / size
+        self.image = np.zeros((3, size, size), f32)
+        self.height = np.zeros((size, size), f32)
+        self.level = np.zeros((size, size), f32)
+        self.sunlight = np.ones((size, size), f32)
+        # Most flights are near noon with the sun on one side of the sky: an arc, not a circle.
         azimuth = rng.uniform(-2.6, 0.4)
         self.sun = (float(np.cos(azimuth)), float(np.sin(azimuth)))
-        self.sun_length = rng.uniform(0.5, 1.5)
+        self.shadow_length = rng.uniform(0.5, 1.5)
         self.adjectives: list[str] = []
         self.details: list[str] = []
-        self.near: list[str] = []
+        self.neighbors: list[str] = []
         self.season = ""
 
-    def chance(self, p: float) -> bool:
-        """True with probability p."""
-        return bool(self.rng.random() < p)
+    # Random choices.
 
-    def rgb(self, material: str, word: str, jitter: float = 0.08) -> np.ndarray:
-        """This look's color (3,) of a material, slightly different each time."""
-        tone = self.rng.standard_normal(4)
-        pair = np.asarray(PALETTE[material][word], np.float32)
-        if self.real:
-            return np.clip(
-                pair[0] * (1 + jitter * tone[0] + 0.25 * jitter * tone[1:]), 8, 250
-            ).astype(np.float32)
-        return np.clip(pair[1] * (1 + 0.04 * tone[0]), 0, 255).astype(np.float32)
+    def chance(self, probability: float) -> bool:
+        """Draw True with this probability."""
+        return bool(self.rng.random() < probability)
 
-    def pick(self, material: str, weights: list[float] | None = None) -> tuple[str, np.ndarray]:
-        """A random variant of a material: its color word and its RGB (3,)."""
+    def color(self, material: str, word: str, jitter: float = 0.08) -> np.ndarray:
+        """This look's RGB [3] of a material, slightly different each time.
+
+        Args:
+            material: a key of `PALETTE`.
+            word: one of the material's color words.
+            jitter: standard deviation of the brightness in the domain look, relative.
+        """
+        variation = self.rng.standard_normal(4)  # brightness, then red, green, blue
+        domain_rgb, base_rgb = np.asarray(PALETTE[material][word], f32)
+        if self.is_domain:
+            factor = 1 + jitter * variation[0] + 0.25 * jitter * variation[1:]
+            return np.clip(domain_rgb * factor, 8, 250).astype(f32)
+        return np.clip(base_rgb * (1 + 0.04 * variation[0]), 0, 255).astype(f32)
+
+    def pick_color(
+        self, material: str, weights: list[float] | None = None
+    ) -> tuple[str, np.ndarray]:
+        """Draw a variant of a material: its color word and its RGB [3]."""
         words = list(PALETTE[material])
         word = words[int(self.rng.choice(len(words), p=weights))]
-        return word, self.rgb(material, word)
+        return word, self.color(material, word)
 
     def noise(
-        self, freq: float, octaves: int = 1, gain: float = 0.5, stretch: float = 1.0
+        self, frequency: float, octaves: int = 1, gain: float = 0.5, stretch: float = 1.0
     ) -> np.ndarray:
-        """Fractal noise on this canvas (see noise.fbm)."""
-        return fbm(self.rng, self.size, freq, octaves, gain, stretch)
+        """Fractal noise on this canvas (see `noise.fractal_noise`)."""
+        return fractal_noise(self.rng, self.size, frequency, octaves, gain, stretch)
 
-    def bearing(self) -> float:
-        """Direction of what people laid out, in radians: surveyed land keeps within a few degrees of the compass, mostly."""
-        along = self.rng.integers(4) * np.pi / 2 + self.rng.normal(0, 0.05)
-        return along if self.chance(0.85) else self.rng.uniform(0, np.pi)
+    # Geometry.
 
-    def uv(
-        self, angle: float, warp: float = 0.0, freq: float = 1.5
+    def survey_angle(self) -> float:
+        """Draw the direction of what people laid out, in radians.
+
+        Surveyed land mostly keeps within a few degrees of the compass directions.
+        """
+        compass = self.rng.integers(4) * np.pi / 2 + self.rng.normal(0, 0.05)
+        return compass if self.chance(0.85) else self.rng.uniform(0, np.pi)
+
+    def coordinates(
+        self, angle: float, warp: float = 0.0, frequency: float = 1.5
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Coordinates turned by `angle` about the center, and bent by up to about `warp`."""
-        x, y = self.x - f32(0.5), self.y - f32(0.5)
-        if warp:
-            x, y = x + f32(warp) * self.noise(freq), y + f32(warp) * self.noise(freq)
-        c, s = f32(np.cos(angle)), f32(np.sin(angle))
-        return c * x + s * y, c * y - s * x
+        """Coordinates u and v, rotated by `angle` about the tile's center and bent by noise.
 
-    def sun_in(self, angle: float) -> tuple[float, float]:
-        """Sun direction in coordinates turned by `angle`."""
-        c, s = np.cos(angle), np.sin(angle)
-        return c * self.sun[0] + s * self.sun[1], c * self.sun[1] - s * self.sun[0]
+        Args:
+            angle: in radians.
+            warp: standard deviation of the bend, in tile widths.
+            frequency: frequency of the bend.
+        """
+        x: np.ndarray = self.x - f32(0.5)
+        y: np.ndarray = self.y - f32(0.5)
+        if warp:
+            x = x + f32(warp) * self.noise(frequency)
+            y = y + f32(warp) * self.noise(frequency)
+        cos = f32(np.cos(angle))
+        sin = f32(np.sin(angle))
+        return cos * x + sin * y, cos * y - sin * x
+
+    def sun_direction(self, angle: float) -> tuple[float, float]:
+        """The direction of the sun in coordinates that are rotated by `angle`."""
+        cos = np.cos(angle)
+        sin = np.sin(angle)
+        return cos * self.sun[0] + sin * self.sun[1], cos * self.sun[1] - sin * self.sun[0]
+
+    # Painting. A mask is the share of each pixel that is painted, in [0, 1].
 
     def fill(self, color: np.ndarray, mask: np.ndarray | float = 1.0) -> None:
-        """Paint a color, (3,) or (3, size, size), through a mask 0..1."""
+        """Paint a color, [3] or [3, size, size], through a mask."""
         if color.ndim == 1:
             color = color[:, None, None]
-        self.img += (color - self.img) * mask
+        self.image += (color - self.image) * mask
 
     def mottle(self, field: np.ndarray, color: np.ndarray, amount: float = 1.0) -> None:
         """Blend toward a color where the field is high; the base look draws hard-edged patches."""
-        steep = 0.5 if self.real else 6.0
-        self.fill(color, f32(amount) * np.clip(0.5 + steep * (field - 0.3), 0, 1))
+        steepness = 0.5 if self.is_domain else 6.0
+        self.fill(color, f32(amount) * np.clip(0.5 + steepness * (field - 0.3), 0, 1))
 
-    def grain(self, field: np.ndarray, amount: float) -> None:
-        """Multiply brightness by a texture; the base look is smooth and leaves it out."""
-        if self.real:
-            self.img *= np.clip(1 + f32(amount) * field, 0.3, 1.8)
+    def add_texture(self, field: np.ndarray, amount: float) -> None:
+        """Multiply the brightness by a texture; the base look has none."""
+        if self.is_domain:
+            self.image *= np.clip(1 + f32(amount) * field, 0.3, 1.8)
 
-    def relief(self, field: np.ndarray, amount: float) -> None:
-        """Raise the ground by amount * field, in tile widths."""
-        if self.real:
+    def raise_ground(self, field: np.ndarray, amount: float) -> None:
+        """Raise the ground by amount * field, in tile widths; the base look has no relief."""
+        if self.is_domain:
             self.height += f32(amount) * field
 
     def flatten(self, mask: np.ndarray) -> None:
-        """Level the ground under a mask (water, pavement) and lift the shadows from it."""
+        """Level the ground under a mask (water, pavement) and remove the shadows from it."""
         self.level = np.maximum(self.level, mask)
-        self.shade += (1 - self.shade) * mask
+        self.remove_shadow(mask)
 
-    def cast(self, mask: np.ndarray, strength: float = 0.55) -> None:
-        """Take direct sun away under a shadow mask."""
-        if self.real:
-            self.shade *= 1 - f32(strength) * mask
+    def cast_shadow(self, mask: np.ndarray, strength: float) -> None:
+        """Remove a share of the direct sun under a mask; the base look has no shadows."""
+        if self.is_domain:
+            self.sunlight *= 1 - f32(strength) * mask
 
-    def crowns(
+    def remove_shadow(self, mask: np.ndarray) -> None:
+        """Give the ground under a mask the whole direct sun again."""
+        self.sunlight += (1 - self.sunlight) * mask
+
+    def draw_crowns(
         self,
-        u,
-        v,
-        angle,
-        period,
-        radius,
-        keep,
-        colors,
-        jitter=1.0,
-        rough=0.2,
-        shadow=True,
-        where=None,
+        u: np.ndarray,
+        v: np.ndarray,
+        angle: float,
+        period: float,
+        radius: tuple[float, float],
+        keep: float,
+        colors: tuple[np.ndarray, np.ndarray],
+        jitter: float = 1.0,
+        roughness: float = 0.2,
+        where: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Trees on a jittered lattice; radius (low, high) is a share of the period. Returns the mask."""
-        lu, lv, r = cells(self.rng, u, v, period, period)
-        ragged = self.noise(14, 2) * f32(rough * period * 0.3)
-        rad = f32(period) * (radius[0] + (radius[1] - radius[0]) * r[0])
-        room = np.maximum(f32(0.5 * period) - rad, 0) * f32(2 * jitter)
-        lu, lv = lu - (r[1] - 0.5) * room, lv - (r[2] - 0.5) * room
-        absent = np.where(r[3] < keep, f32(0), f32(9))
+        """Draw the crowns of trees on a jittered lattice, with their shadows.
+
+        Args:
+            u: coordinate along the lattice [size, size].
+            v: coordinate across the lattice [size, size].
+            angle: of these coordinates, in radians.
+            period: of the lattice, in tile widths.
+            radius: the least and the greatest, as a share of the period.
+            keep: share of the lattice cells that hold a tree.
+            colors: the two RGB [3] that crowns lie between.
+            jitter: how far crowns leave the centers of their cells; 1 = up to the cell's border.
+            roughness: of a crown's outline.
+            where: mask [size, size] outside of which no crown is drawn.
+
+        Returns:
+            The mask of the crowns, [size, size].
+        """
+        offset_u, offset_v, numbers = lattice_cells(self.rng, u, v, period, period)
+        ragged = self.noise(14, 2) * f32(roughness * period * 0.3)
+        radii = f32(period) * (radius[0] + (radius[1] - radius[0]) * numbers[0])
+        room = np.maximum(f32(0.5 * period) - radii, 0) * f32(2 * jitter)
+        crown_u = offset_u - (numbers[1] - 0.5) * room
+        crown_v = offset_v - (numbers[2] - 0.5) * room
+        outside = np.where(numbers[3] < keep, f32(0), FAR_OUTSIDE)
         if where is not None:
-            absent = absent + np.where(where > 0.5, f32(0), f32(9))
-        d2 = lu * lu + lv * lv
-        mask = cover(np.sqrt(d2) - rad + ragged + absent, self.soft)
-        if shadow and self.real:
-            su, sv = self.sun_in(angle)
-            k = f32(0.55 * self.sun_length) * rad
-            far = (
-                np.sqrt((lu + su * k) ** 2 + (lv + sv * k) ** 2) - rad * f32(0.95) + ragged + absent
-            )
-            self.cast(cover(far, self.soft * 1.5) * (1 - mask), 0.6)
-        self.shade += (1 - self.shade) * mask
-        self.level *= 1 - mask
-        mix = r[3] / max(keep, 1e-3)
-        self.fill(
-            colors[0][:, None, None] + (colors[1] - colors[0])[:, None, None] * np.clip(mix, 0, 1),
-            mask,
-        )
-        # flatter than a ball, and lumpy: a crown, not a bead
+            outside = outside + np.where(where > 0.5, f32(0), FAR_OUTSIDE)
+
+        squared = crown_u * crown_u + crown_v * crown_v
+        crowns = coverage(np.sqrt(squared) - radii + ragged + outside, self.edge_width)
+        if self.is_domain:
+            sun_u, sun_v = self.sun_direction(angle)
+            reach = f32(0.55 * self.shadow_length) * radii
+            distance = np.sqrt((crown_u + sun_u * reach) ** 2 + (crown_v + sun_v * reach) ** 2)
+            shadow = distance - radii * f32(0.95) + ragged + outside
+            self.cast_shadow(coverage(shadow, self.edge_width * 1.5) * (1 - crowns), 0.6)
+        self.remove_shadow(crowns)
+        self.level *= 1 - crowns
+
+        first = colors[0][:, None, None]
+        difference = (colors[1] - colors[0])[:, None, None]
+        self.fill(first + difference * np.clip(numbers[3] / max(keep, 1e-3), 0, 1), crowns)
+        # Lumps and a height of half a ball make a crown, not a bead.
         lumps = self.noise(18, 3, 0.8)
-        self.relief(np.maximum(rad * rad - d2, 0) / rad * (1 + f32(0.22) * lumps) * mask, 0.5)
-        self.grain(lumps * mask, 0.09)
-        return mask
+        ball = np.maximum(radii * radii - squared, 0) / radii
+        self.raise_ground(ball * (1 + f32(0.22) * lumps) * crowns, 0.5)
+        self.add_texture(lumps * crowns, 0.09)
+        return crowns
+
+    # From the painted ground to the picture.
 
     def develop(self) -> np.ndarray:
-        """Light and expose the sheet: uint8 (size, size, 3)."""
-        rng, img = self.rng, self.img
-        if not self.real:
-            return np.clip(np.moveaxis(blur(img, 0.06), 0, -1) + 0.5, 0, 255).astype(np.uint8)
-        gy, gx = np.gradient(self.height * f32(self.size))
-        slope = -(gx * f32(self.sun[0]) + gy * f32(self.sun[1]))
+        """The finished tile, uint8 [size, size, 3]: as a sensor sees it, or as an illustration."""
+        if not self.is_domain:
+            blurred = blur(self.image, 0.06)
+            return np.clip(np.moveaxis(blurred, 0, -1) + 0.5, 0, 255).astype(np.uint8)
+        image = self._light(self.image)
+        image = self._expose(image)
+        image = self._add_sensor_effects(image)
+        return np.clip(np.moveaxis(image, 0, -1) + f32(0.5), 0, 255).astype(np.uint8)
+
+    def _light(self, image: np.ndarray) -> np.ndarray:
+        """Light the ground [3, size, size] by the sun and the sky."""
+        slope_y, slope_x = np.gradient(self.height * f32(self.size))
+        slope = -(slope_x * f32(self.sun[0]) + slope_y * f32(self.sun[1]))
         slope *= 1 - self.level
-        lit = 1 + np.tanh(slope * f32(rng.uniform(0.7, 1.1))) * f32(0.55)
-        # shadowed and sun-averted ground keeps blue skylight, hence the channel-wise floor
-        direct = lit * blur(self.shade, 0.12)
-        img = img * (
-            direct + np.array([-0.01, 0.0, 0.035], np.float32)[:, None, None] * (1 - direct)
-        )
-        exposure, haze, gamma = (
-            rng.uniform(0.78, 1.18),
-            rng.uniform(0, 1) ** 2 * 0.32,
-            rng.uniform(0.85, 1.15),
-        )
-        warmth, tint = rng.normal(0, 0.03), rng.normal(0, 0.01)
-        white = np.array([1 + warmth, 1 + tint, 1 - warmth])
-        luma = img.mean(0)
-        img = luma + (img - luma) * f32(rng.uniform(0.6, 1.0))
-        air = np.array([196, 206, 216]) * rng.uniform(0.8, 1.05)
-        img = img * (exposure * white).astype(np.float32)[:, None, None]
-        img = np.clip(img / 255, 0.004, 1.2) ** f32(gamma) * 255
-        img += (air.astype(np.float32)[:, None, None] - img) * f32(haze)
-        # thin cloud or its shadow drifts over a few tiles
-        drift = self.noise(1.2, 2)
-        img *= 1 + f32(rng.uniform(0, 0.07)) * drift
-        r2 = (self.x - f32(0.5)) ** 2 + (self.y - f32(0.5)) ** 2
-        img *= 1 - f32(rng.uniform(0, 0.3)) * r2
-        img = blur(img, rng.uniform(0.02, 0.14))
-        sigma = rng.uniform(1.0, 4.0)
-        grain = rng.standard_normal((2, self.size, self.size), dtype=np.float32)
-        img += f32(sigma) * (
-            grain[0] + f32(0.35) * np.array([1, -0.4, -0.8], np.float32)[:, None, None] * grain[1]
-        )
-        return np.clip(np.moveaxis(img, 0, -1) + f32(0.5), 0, 255).astype(np.uint8)
+        lit = 1 + np.tanh(slope * f32(self.rng.uniform(0.7, 1.1))) * f32(0.55)
+        direct = lit * blur(self.sunlight, 0.12)
+        # Ground in shadow or turned from the sun keeps blue skylight.
+        skylight = np.array([-0.01, 0.0, 0.035], f32)[:, None, None]
+        return image * (direct + skylight * (1 - direct))
+
+    def _expose(self, image: np.ndarray) -> np.ndarray:
+        """Apply saturation, exposure, white balance, gamma and haze to [3, size, size]."""
+        rng = self.rng
+        exposure = rng.uniform(0.78, 1.18)
+        haze = rng.uniform(0, 1) ** 2 * 0.32
+        gamma = rng.uniform(0.85, 1.15)
+        warmth = rng.normal(0, 0.03)
+        tint = rng.normal(0, 0.01)
+        white_balance = np.array([1 + warmth, 1 + tint, 1 - warmth])
+        gray = image.mean(0)
+        image = gray + (image - gray) * f32(rng.uniform(0.6, 1.0))
+        haze_color = np.array([196, 206, 216]) * rng.uniform(0.8, 1.05)
+        image = image * (exposure * white_balance).astype(f32)[:, None, None]
+        image = np.clip(image / 255, 0.004, 1.2) ** f32(gamma) * 255
+        return image + (haze_color.astype(f32)[:, None, None] - image) * f32(haze)
+
+    def _add_sensor_effects(self, image: np.ndarray) -> np.ndarray:
+        """Add thin clouds, vignetting, blur and noise to [3, size, size]."""
+        rng = self.rng
+        clouds = self.noise(1.2, 2)
+        image = image * (1 + f32(rng.uniform(0, 0.07)) * clouds)
+        squared_radius = (self.x - f32(0.5)) ** 2 + (self.y - f32(0.5)) ** 2
+        image = image * (1 - f32(rng.uniform(0, 0.3)) * squared_radius)
+        image = blur(image, rng.uniform(0.02, 0.14))
+        noise_level = rng.uniform(1.0, 4.0)  # standard deviation, of 255
+        brightness, hue = rng.standard_normal((2, self.size, self.size), dtype=f32)
+        hue_rgb = np.array([1, -0.4, -0.8], f32)[:, None, None]
+        return image + f32(noise_level) * (brightness + f32(0.35) * hue_rgb * hue)

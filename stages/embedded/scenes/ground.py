@@ -3,134 +3,188 @@
 import numpy as np
 
 from .canvas import Canvas
-from .noise import cover, smooth
+from .noise import coverage, f32, smoothstep
 
-f32 = np.float32
-WATER = [0.26, 0.28, 0.24, 0.16, 0.06]  # brown water is easily taken for soil: keep it rare
-
-
-def ground(c: Canvas, material: str, word: str, rough: float = 1.0) -> None:
-    """Mottled, gently rolling ground in one color."""
-    a, b = c.rgb(material, word), c.rgb(material, word)
-    c.fill(a)
-    c.mottle(c.noise(2.5, 2), b * f32(0.86), 0.9)
-    hills = c.noise(c.rng.uniform(1.5, 3), 5, 0.5)
-    c.relief(hills, 0.03 * rough)
-    c.grain(c.noise(7, 4, 0.7), 0.06 * rough)
+# Probabilities of the water's color words, in the palette's order. Brown water is easily taken for
+# soil, hence rare.
+WATER_WEIGHTS = [0.26, 0.28, 0.24, 0.16, 0.06]
+# What captions call the color words of pavement, where it is not the same word.
+PAVEMENT_WORDS = {"white": "light"}
+# Layers of a canopy: relative size of the trees, share of the lattice cells that hold one.
+CANOPY_LAYERS = ((1.0, 0.9), (0.7, 0.7))
 
 
-def curve(c: Canvas, bend: float = 0.06) -> tuple[np.ndarray, np.ndarray]:
-    """Distance to a random bent line through the tile, signed, and the coordinate along it."""
-    u, v = c.uv(c.rng.uniform(0, np.pi))
-    at = c.rng.uniform(-0.3, 0.3)
-    k, p = c.rng.uniform(2, 6), c.rng.uniform(0, 6.28)
-    return v - f32(at) - f32(bend) * np.sin(f32(k) * u + f32(p)), u
+def paint_ground(canvas: Canvas, material: str, word: str, roughness: float = 1.0) -> None:
+    """Paint mottled, gently rolling ground in one color."""
+    color = canvas.color(material, word)
+    patch_color = canvas.color(material, word)
+    canvas.fill(color)
+    canvas.mottle(canvas.noise(2.5, 2), patch_color * f32(0.86), 0.9)
+    hills = canvas.noise(canvas.rng.uniform(1.5, 3), 5, 0.5)
+    canvas.raise_ground(hills, 0.03 * roughness)
+    canvas.add_texture(canvas.noise(7, 4, 0.7), 0.06 * roughness)
 
 
-def canopy(
-    c: Canvas,
-    a: np.ndarray,
-    b: np.ndarray,
+def draw_curve(canvas: Canvas, bend: float) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a random bent line through the tile.
+
+    Returns:
+        The signed distance to the line and the coordinate along it, each [size, size].
+    """
+    rng = canvas.rng
+    u, v = canvas.coordinates(rng.uniform(0, np.pi))
+    shift = rng.uniform(-0.3, 0.3)
+    frequency = rng.uniform(2, 6)
+    phase = rng.uniform(0, 6.28)
+    distance = v - f32(shift) - f32(bend) * np.sin(f32(frequency) * u + f32(phase))
+    return distance, u
+
+
+def draw_canopy(
+    canvas: Canvas,
+    colors: tuple[np.ndarray, np.ndarray],
     period: float,
     angle: float,
-    layers: tuple[tuple[float, float], ...] = ((1.0, 0.9), (0.7, 0.7)),
+    layers: tuple[tuple[float, float], ...] = CANOPY_LAYERS,
     keep: float = 1.0,
     where: np.ndarray | None = None,
 ) -> None:
-    """Overlapping layers (share of the period, share of cells kept) of wild trees, colored a..b."""
-    for share, kept in layers:
-        # bent and turned coordinates hide the lattices the crowns stand on
-        turn = angle + 2 * share
-        u, v = c.uv(turn, 0.022, 5)
-        tone = f32(c.rng.uniform(0.85, 1.15))
-        c.crowns(
+    """Draw overlapping layers of wild trees.
+
+    Args:
+        canvas: where they are drawn.
+        colors: the two RGB [3] that crowns lie between.
+        period: of the first layer's lattice, in tile widths.
+        angle: of the lattices, in radians.
+        layers: each its share of the period, and the share of its lattice cells that hold a tree.
+        keep: factor of the second.
+        where: mask [size, size] outside of which no tree is drawn.
+    """
+    for scale, layer_keep in layers:
+        # Rotated and bent coordinates hide the lattices that the trees stand on.
+        layer_angle = angle + 2 * scale
+        u, v = canvas.coordinates(layer_angle, 0.022, 5)
+        tone = f32(canvas.rng.uniform(0.85, 1.15))
+        canvas.draw_crowns(
             u,
             v,
-            turn,
-            period * share,
-            (0.28, 0.52),
-            kept * keep,
-            (a * tone, b * tone),
-            rough=0.5,
+            layer_angle,
+            period * scale,
+            radius=(0.28, 0.52),
+            keep=layer_keep * keep,
+            colors=(colors[0] * tone, colors[1] * tone),
+            roughness=0.5,
             where=where,
         )
 
 
-def add_road(c: Canvas, wide: float | None = None, paved: bool | None = None) -> None:
-    """A road or a dirt track across the tile."""
-    d, along = curve(c, c.rng.uniform(0, 0.1))
-    paved = c.chance(0.6) if paved is None else paved
-    half = wide or (c.rng.uniform(0.035, 0.06) if paved else c.rng.uniform(0.025, 0.04))
-    if paved:
-        color = c.pick("road")[1]
-    else:
-        color = c.pick("track")[1]
-    verge = cover(np.abs(d) - f32(half * 1.5), 0.03)
-    c.fill(c.img * f32(1.06), verge)
-    mask = cover(np.abs(d) - f32(half), c.soft)
-    c.flatten(mask)
-    c.fill(color, mask)
-    if paved and half > 0.045:
-        dash = cover(np.abs(d) - f32(0.007), c.soft) * (np.sin(along * f32(60)) > 0)
-        c.fill(c.rgb("mark", "white"), dash * f32(0.6))
-    c.near.append("next to a road" if paved else "crossed by a path")
+def add_road(canvas: Canvas) -> None:
+    """Draw a road or a dirt track across the tile."""
+    rng = canvas.rng
+    distance, along = draw_curve(canvas, rng.uniform(0, 0.1))
+    paved = canvas.chance(0.6)
+    half_width = rng.uniform(0.035, 0.06) if paved else rng.uniform(0.025, 0.04)
+    color = canvas.pick_color("road" if paved else "track")[1]
+    verge = coverage(np.abs(distance) - f32(half_width * 1.5), 0.03)
+    canvas.fill(canvas.image * f32(1.06), verge)
+    road = coverage(np.abs(distance) - f32(half_width), canvas.edge_width)
+    canvas.flatten(road)
+    canvas.fill(color, road)
+    if paved and half_width > 0.045:
+        center_line = coverage(np.abs(distance) - f32(0.007), canvas.edge_width)
+        dashes = center_line * (np.sin(along * f32(60)) > 0)
+        canvas.fill(canvas.color("mark", "white"), dashes * f32(0.6))
+    canvas.neighbors.append("next to a road" if paved else "crossed by a path")
 
 
-def add_water(c: Canvas) -> None:
-    """A strip of lake in one corner."""
-    u, _ = c.uv(c.rng.uniform(0, 2 * np.pi), 0.05, 2)
-    paint_water(c, "water", c.pick("water", WATER)[0], f32(c.rng.uniform(0.22, 0.34)) - u)
-    c.near.append("beside a lake")
+def add_water(canvas: Canvas) -> None:
+    """Paint a part of a lake over one side."""
+    rng = canvas.rng
+    u, _ = canvas.coordinates(rng.uniform(0, 2 * np.pi), 0.05, 2)
+    word, _ = canvas.pick_color("water", WATER_WEIGHTS)
+    paint_water(canvas, word, f32(rng.uniform(0.22, 0.34)) - u)
+    canvas.neighbors.append("beside a lake")
 
 
-def add_trees(c: Canvas, word: str | None = None) -> None:
-    """A patch of trees along one side."""
-    angle = c.rng.uniform(0, 2 * np.pi)
-    u = c.uv(angle, 0.03, 3)[0]
-    word = word or c.pick("tree")[0]
-    a = c.rgb("tree", word)
-    where = cover(f32(c.rng.uniform(0.22, 0.32)) - u, 0.02)
-    c.fill(a * f32(0.7), where)
-    canopy(c, a, a * f32(1.25), 0.12, angle, where=where)
-    c.near.append("near some trees")
+def add_trees(canvas: Canvas) -> None:
+    """Draw trees along one side."""
+    rng = canvas.rng
+    angle = rng.uniform(0, 2 * np.pi)
+    u, _ = canvas.coordinates(angle, 0.03, 3)
+    word, _ = canvas.pick_color("tree")
+    color = canvas.color("tree", word)
+    wood = coverage(f32(rng.uniform(0.22, 0.32)) - u, 0.02)
+    canvas.fill(color * f32(0.7), wood)
+    draw_canopy(canvas, (color, color * f32(1.25)), 0.12, angle, where=wood)
+    canvas.neighbors.append("near some trees")
 
 
-def add_bushes(c: Canvas, keep: float, detail: str, word: str | None = None) -> None:
-    """Scattered bushes, told as `detail` if any fell inside the tile."""
-    word = word or c.pick("tree")[0]
-    a = c.rgb("tree", word)
-    u, v = c.uv(0.7, 0.02, 3)
-    period = c.rng.uniform(0.13, 0.22)
-    mask = c.crowns(u, v, 0.7, period, (0.14, 0.36), keep, (a, a * f32(1.3)), rough=0.4)
-    if mask.mean() > 0.004:
-        c.details.append(detail)
+def add_bushes(canvas: Canvas, keep: float, detail: str, word: str | None = None) -> None:
+    """Draw scattered bushes, and note the detail if any of them lies inside the tile.
+
+    Args:
+        canvas: where they are drawn.
+        keep: share of the lattice cells that hold a bush.
+        detail: noun phrase for the captions.
+        word: color word of the bushes; None draws one.
+    """
+    word = word or canvas.pick_color("tree")[0]
+    color = canvas.color("tree", word)
+    angle = 0.7
+    u, v = canvas.coordinates(angle, 0.02, 3)
+    bushes = canvas.draw_crowns(
+        u,
+        v,
+        angle,
+        period=canvas.rng.uniform(0.13, 0.22),
+        radius=(0.14, 0.36),
+        keep=keep,
+        colors=(color, color * f32(1.3)),
+        roughness=0.4,
+    )
+    if bushes.mean() > 0.004:
+        canvas.details.append(detail)
 
 
-def neighbors(c: Canvas, road: float, water: float, trees: float) -> None:
-    """At most one neighbor, with the given chances."""
-    roll = c.rng.random()
-    if roll < road:
-        add_road(c)
-    elif roll < road + water:
-        add_water(c)
-    elif roll < road + water + trees:
-        add_trees(c)
+def add_neighbor(canvas: Canvas, road: float, water: float, trees: float) -> None:
+    """Add at most one neighbor; the arguments are the probabilities."""
+    draw = canvas.rng.random()
+    if draw < road:
+        add_road(canvas)
+    elif draw < road + water:
+        add_water(canvas)
+    elif draw < road + water + trees:
+        add_trees(canvas)
 
 
 def paint_water(
-    c: Canvas, material: str, word: str, d: np.ndarray, shore: str | None = None
-) -> np.ndarray:
-    """Water where the distance field d is negative, with a wet rim and a shallow margin."""
-    deep = c.rgb(material, word)
-    rim = cover(np.abs(d - f32(0.012)) - f32(0.012) * (1 + c.noise(4, 2)), 0.03)
-    c.fill(c.rgb("beach", shore) if shore else c.img * f32(0.75), rim * f32(0.7))
-    mask = cover(d, c.soft)
-    c.flatten(mask)
-    c.fill(deep, mask)
-    shallow = mask * smooth(1 + d / f32(c.rng.uniform(0.06, 0.16)))
-    c.fill(np.clip(deep * f32(1.2) + f32(10), 0, 255), shallow * f32(c.rng.uniform(0.1, 0.7)))
-    c.grain(mask * c.noise(3, 4, 0.7), c.rng.uniform(0.02, 0.07))
-    glint = smooth(c.noise(2, 2) * f32(0.6)) * mask * f32(c.rng.uniform(0.1, 0.4))
-    if c.chance(0.3) and c.real:  # the sun mirrored by part of the water
-        c.fill(np.array([196, 204, 206], f32), glint)
-    return mask
+    canvas: Canvas, word: str, distance: np.ndarray, shore_word: str | None = None
+) -> None:
+    """Paint a lake with a wet rim and a shallow margin.
+
+    Args:
+        canvas: where it is painted.
+        word: color word of the water.
+        distance: signed distance to the shore [size, size], negative in the water.
+        shore_word: color word of a beach; None leaves the ground, only darker.
+    """
+    rng = canvas.rng
+    color = canvas.color("water", word)
+    ragged = 1 + canvas.noise(4, 2)
+    rim = coverage(np.abs(distance - f32(0.012)) - f32(0.012) * ragged, 0.03)
+    if shore_word:
+        shore_color = canvas.color("beach", shore_word)
+    else:
+        shore_color = canvas.image * f32(0.75)
+    canvas.fill(shore_color, rim * f32(0.7))
+    water = coverage(distance, canvas.edge_width)
+    canvas.flatten(water)
+    canvas.fill(color, water)
+    shallow = water * smoothstep(1 + distance / f32(rng.uniform(0.06, 0.16)))
+    shallow_color = np.clip(color * f32(1.2) + f32(10), 0, 255)
+    canvas.fill(shallow_color, shallow * f32(rng.uniform(0.1, 0.7)))
+    canvas.add_texture(water * canvas.noise(3, 4, 0.7), rng.uniform(0.02, 0.07))
+    glint = smoothstep(canvas.noise(2, 2) * f32(0.6)) * water * f32(rng.uniform(0.1, 0.4))
+    # Part of the water mirrors the sun.
+    if canvas.chance(0.3) and canvas.is_domain:
+        canvas.fill(np.array([196, 204, 206], f32), glint)

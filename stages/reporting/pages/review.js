@@ -1,116 +1,169 @@
 const { run, tiles } = JSON.parse(document.getElementById("page").textContent);
-const by = id => document.getElementById(id), form = by("form"), key = `remote-diffusion-review-${run}`;
-const COLUMNS = ["run", "rater", "tile", "answer", "realism", "label_answer", "artifacts", "comment"];
-let state = { rater: "", at: 0, answers: {} };
+const byId = id => document.getElementById(id);
+const form = byId("form");
+const storageKey = `remote-diffusion-review-${run}`;
+const COLUMNS = [
+  "run", "rater", "tile", "answer", "realism", "label_answer", "artifacts", "comment",
+];
+let state = { rater: "", at: 0, answers: {} };   // at: index of the tile on the screen
 
-// Answers outlive the tab; where a browser forbids that, the first screen says so.
-function keep() {
+// Answers stay in the browser. Where it stores nothing, the first screen warns.
+function store() {
   try {
-    localStorage.setItem(key, JSON.stringify(state));
+    localStorage.setItem(storageKey, JSON.stringify(state));
   } catch {
-    by("forgetful").hidden = false;
+    byId("not-stored").hidden = false;
   }
 }
 try {
-  state = JSON.parse(localStorage.getItem(key)) ?? state;
+  state = JSON.parse(localStorage.getItem(storageKey)) ?? state;
 } catch {
-  by("forgetful").hidden = false;
+  byId("not-stored").hidden = false;
 }
 
-const whole = tile => { const a = state.answers[tile]; return Boolean(a?.answer && a.realism && a.label_answer); };
-function screen(name) {
-  for (const section of ["start", "rate", "end"]) by(section).hidden = section !== name;
+function isRated(tile) {
+  const answer = state.answers[tile];
+  return Boolean(answer?.answer && answer.realism && answer.label_answer);
+}
+
+function showScreen(name) {
+  for (const screen of ["start", "rate", "end"]) byId(screen).hidden = screen !== name;
 }
 
 // One tile
-function show(at) {
+function showTile(at) {
   state.at = at;
-  keep();
-  screen("rate");
-  const tile = tiles[at], answer = state.answers[tile] ?? {};
-  by("place").textContent = `Tile ${at + 1} of ${tiles.length}`;
-  by("tile").src = `tiles/${tile}.jpg`;
-  by("tile").alt = `tile ${at + 1}`;
-  form.reset();
-  for (const input of form.querySelectorAll("input"))
-    input.checked = input.type === "checkbox" ? Boolean(answer.artifacts?.includes(input.value)) : answer[input.name] === input.value;
-  by("comment").value = answer.comment ?? "";
-  by("progress").value = tiles.filter(whole).length;
-  by("back").disabled = at === 0;
-  by("next").textContent = at + 1 < tiles.length ? "Next" : "Finish";
-  by("place").focus({ preventScroll: true });
+  store();
+  showScreen("rate");
+  const tile = tiles[at];
+  byId("position").textContent = `Tile ${at + 1} of ${tiles.length}`;
+  byId("tile").src = `tiles/${tile}.jpg`;
+  byId("tile").alt = `tile ${at + 1}`;
+  fillForm(state.answers[tile] ?? {});
+  byId("progress").value = tiles.filter(isRated).length;
+  byId("back").disabled = at === 0;
+  byId("next").textContent = at + 1 < tiles.length ? "Next" : "Finish";
+  byId("position").focus({ preventScroll: true });
   scrollTo(0, 0);
-  if (at + 1 < tiles.length) new Image().src = `tiles/${tiles[at + 1]}.jpg`;
+  if (at + 1 < tiles.length) new Image().src = `tiles/${tiles[at + 1]}.jpg`;   // loads the next
 }
+
+function fillForm(answer) {
+  form.reset();
+  for (const input of form.querySelectorAll("input[type=radio]"))
+    input.checked = answer[input.name] === input.value;
+  for (const input of form.querySelectorAll("input[type=checkbox]"))
+    input.checked = Boolean(answer.artifacts?.includes(input.value));
+  byId("comment").value = answer.comment ?? "";
+}
+
+function showNext() {
+  if (state.at + 1 < tiles.length) showTile(state.at + 1);
+  else showEnd();
+}
+
 form.addEventListener("input", () => {
   const given = new FormData(form);
   state.answers[tiles[state.at]] = {
-    answer: given.get("answer"), realism: given.get("realism"), label_answer: given.get("label_answer"),
-    artifacts: given.getAll("artifacts"), comment: given.get("comment"),
+    answer: given.get("answer"),
+    realism: given.get("realism"),
+    label_answer: given.get("label_answer"),
+    artifacts: given.getAll("artifacts"),
+    comment: given.get("comment"),
   };
-  keep();
-  by("progress").value = tiles.filter(whole).length;
+  store();
+  byId("progress").value = tiles.filter(isRated).length;
 });
-const forward = () => state.at + 1 < tiles.length ? show(state.at + 1) : finish();
-form.addEventListener("submit", event => { event.preventDefault(); forward(); });
-by("back").addEventListener("click", () => show(state.at - 1));
-by("to-end").addEventListener("click", finish);
+form.addEventListener("submit", event => {
+  event.preventDefault();
+  showNext();
+});
+byId("back").addEventListener("click", () => showTile(state.at - 1));
+byId("to-end").addEventListener("click", showEnd);
 
-// Keys: not while somebody writes a comment, which Escape leaves.
+// Keys, except in the comment, which Escape leaves.
 document.addEventListener("keydown", event => {
-  if (by("rate").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target === by("comment")) {
-    if (event.key === "Escape") by("comment").blur();
+  if (byId("rate").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target === byId("comment")) {
+    if (event.key === "Escape") byId("comment").blur();
     return;
   }
-  const input = form.querySelector(`input[data-key="${CSS.escape(event.key.toLowerCase())}"]`);
+  const key = event.key.toLowerCase();
+  const input = form.querySelector(`input[data-key="${CSS.escape(key)}"]`);
   if (input) input.click();
-  else if (event.key.toLowerCase() === "k") by("comment").focus();
-  else if (event.key === "Enter" && event.target.tagName !== "BUTTON") forward();
-  else if (event.key === "Backspace" && state.at > 0) show(state.at - 1);
+  else if (key === "k") byId("comment").focus();
+  else if (key === "enter" && event.target.tagName !== "BUTTON") showNext();
+  else if (key === "backspace" && state.at > 0) showTile(state.at - 1);
   else return;
   event.preventDefault();
 });
 
 // The end
-function finish() {
-  screen("end");
-  const open = tiles.filter(tile => !whole(tile));
-  by("done").textContent = open.length ? `${tiles.length - open.length} of ${tiles.length} tiles are rated` : "All tiles are rated. Thank you!";
-  by("missing").textContent = open.length ? "Without an answer to each of the first three questions a tile doesn't count. Still open:" : "Save your ratings and return the file to whoever gave you this folder.";
-  by("open").replaceChildren(...open.map(tile => {
-    const item = document.createElement("li"), button = document.createElement("button");
-    button.className = "button";
-    button.textContent = tiles.indexOf(tile) + 1;
-    button.setAttribute("aria-label", `tile ${tiles.indexOf(tile) + 1}`);
-    button.addEventListener("click", () => show(tiles.indexOf(tile)));
-    item.append(button);
-    return item;
-  }));
-  by("save").disabled = open.length === tiles.length;
-  by("saved").textContent = "";
-  by("done").focus();
+function showEnd() {
+  showScreen("end");
+  const unrated = tiles.filter(tile => !isRated(tile));
+  if (unrated.length) {
+    byId("done").textContent = `${tiles.length - unrated.length} of ${tiles.length} tiles are rated`;
+    byId("missing").textContent =
+      "A tile counts only with an answer to each of the first three questions. Not rated yet:";
+  } else {
+    byId("done").textContent = "All tiles are rated. Thank you!";
+    byId("missing").textContent =
+      "Save your ratings and return the file to the person who sent you this page.";
+  }
+  byId("unrated").replaceChildren(...unrated.map(jumpButton));
+  byId("save").disabled = unrated.length === tiles.length;
+  byId("saved").textContent = "";
+  byId("done").focus();
 }
-by("again").addEventListener("click", () => show(state.at));
-const quoted = text => /[",;\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-by("save").addEventListener("click", () => {
-  const rows = tiles.filter(whole).map(tile => {
-    const given = state.answers[tile];
-    const row = { run, rater: state.rater, tile, ...given, artifacts: given.artifacts.join(";"), comment: given.comment.replace(/\s+/g, " ").trim() };
-    return COLUMNS.map(name => quoted(row[name])).join(",");
-  });
-  const name = `ratings-${run}-${state.rater.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`, link = document.createElement("a");
-  // The byte-order mark tells spreadsheets that this is UTF-8.
-  link.href = URL.createObjectURL(new Blob(["\ufeff" + [COLUMNS.join(","), ...rows].join("\r\n") + "\r\n"], { type: "text/csv" }));
-  link.download = name;
-  link.click();
-  by("saved").textContent = `Saved ${name}: ${rows.length} tiles. Please return it.`;
-});
 
-by("who").addEventListener("submit", event => {
-  event.preventDefault();
-  state.rater = by("rater").value.trim();
-  if (state.rater) show(state.at);
-  else by("rater").value = "";
+function jumpButton(tile) {
+  const at = tiles.indexOf(tile);
+  const button = document.createElement("button");
+  button.className = "button";
+  button.textContent = at + 1;
+  button.setAttribute("aria-label", `tile ${at + 1}`);
+  button.addEventListener("click", () => showTile(at));
+  const item = document.createElement("li");
+  item.append(button);
+  return item;
+}
+
+function csvCell(text) {
+  return /[",;\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+function csvRow(tile) {
+  const answer = state.answers[tile];
+  const row = {
+    run,
+    rater: state.rater,
+    tile,
+    ...answer,
+    artifacts: answer.artifacts.join(";"),
+    comment: answer.comment.replace(/\s+/g, " ").trim(),
+  };
+  return COLUMNS.map(name => csvCell(row[name])).join(",");
+}
+
+byId("save").addEventListener("click", () => {
+  const rows = tiles.filter(isRated).map(csvRow);
+  // Spreadsheets recognize UTF-8 by the byte-order mark.
+  const content = "\ufeff" + [COLUMNS.join(","), ...rows].join("\r\n") + "\r\n";
+  const rater = state.rater.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
+  link.download = `ratings-${run}-${rater}.csv`;
+  link.click();
+  byId("saved").textContent =
+    `Saved ${rows.length} ratings in ${link.download}. Please return the file.`;
 });
-if (state.rater) show(state.at);
+byId("again").addEventListener("click", () => showTile(state.at));
+
+byId("who").addEventListener("submit", event => {
+  event.preventDefault();
+  state.rater = byId("rater").value.trim();
+  if (state.rater) showTile(state.at);
+  else byId("rater").value = "";
+});
+if (state.rater) showTile(state.at);

@@ -1,0 +1,210 @@
+"""Run the text encoder over captions and the VAE's encoder over images, once, for `data/latents/`.
+
+Both work in fixed groups of `encode.batch_size` items, the last one padded, and the processes take
+turns at the groups. So any number of processes writes the same bytes. Images are streamed: memory
+does not grow with their number.
+"""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+
+from stages.common.artifacts import decode_image, shard_paths, stream_rows, write_table
+from stages.diffusion import models
+from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.latents import allocate, dihedral, memory_map
+from stages.params import Encode
+from stages.runtime.errors import exit_with_error
+from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.progress import log, progress_bar
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENIZER_BATCH = 4096  # captions
+
+
+def encode_captions(
+    captions: list[str], model: Path, out: Path, config: Encode, state: PartialState
+) -> None:
+    """Write `captions.parquet` and `captions.safetensors`, the text embeddings [M, L, D], to `out`.
+
+    Args:
+        captions: the M distinct captions; their positions are their ids.
+        model: the folder with the tokenizer and the text encoder.
+        out: the folder to write to.
+        config: batch size and precision.
+        state: this process among those that encode.
+    """
+    tokenizer = models.load_tokenizer(model)
+    text_encoder = models.load(model, "text_encoder").to(state.device)
+    length = models.context_length(tokenizer, text_encoder)
+    embeddings_file = out / "captions.safetensors"
+    if state.is_main_process:
+        shape = (len(captions), length, text_encoder.config.hidden_size)
+        allocate(embeddings_file, {"embeddings": shape})
+        _write_caption_table(captions, tokenizer, length, out / "captions.parquet")
+    state.wait_for_everyone()
+
+    embeddings = memory_map(embeddings_file, "r+")["embeddings"]  # [M, L, D]
+    begins = range(0, len(captions), config.batch_size)
+    for begin in progress_bar(begins, desc="encode captions", unit="group"):
+        if not _is_own_group(begin, config.batch_size, state):
+            continue
+        group = captions[begin : begin + config.batch_size]
+        padding = [""] * (config.batch_size - len(group))
+        with torch.inference_mode(), _autocast(config.precision, state.device):
+            encoded = models.embed_text(tokenizer, text_encoder, group + padding)  # [B, L, D]
+        embeddings[begin : begin + len(group)] = encoded[: len(group)].cpu().numpy()
+    embeddings.flush()
+
+
+def _write_caption_table(captions: list[str], tokenizer: Any, length: int, path: Path) -> None:
+    """Write id, caption and whether it is longer than `length` tokens; log how many are."""
+    truncated = []
+    for begin in range(0, len(captions), TOKENIZER_BATCH):
+        tokens = tokenizer(captions[begin : begin + TOKENIZER_BATCH], verbose=False)
+        truncated += [len(ids) > length for ids in tokens.input_ids]
+    if any(truncated):
+        log(
+            f"encode: {sum(truncated)} of {len(captions)} distinct captions are longer than "
+            f"{length} tokens and are cut"
+        )
+    ids = pa.array(range(len(captions)), pa.int32())
+    write_table(path, pa.table({"id": ids, "caption": captions, "truncated": truncated}))
+
+
+class VaeEncoder:
+    """The encoder of a model's VAE, with the normalization of its pixels."""
+
+    def __init__(
+        self, model: Path, normalization: dict[str, Any], precision: str, device: torch.device
+    ) -> None:
+        self.factor = models.downsampling_factor(model)
+        self.vae = models.load(model, "vae").to(device, memory_format=torch.channels_last)
+        self.mean = torch.tensor(normalization["mean"], device=device)[:, None, None]  # [3, 1, 1]
+        self.std = torch.tensor(normalization["std"], device=device)[:, None, None]  # [3, 1, 1]
+        self.precision = precision
+        self.device = device
+
+    def posterior(self, pixels: np.ndarray, variant: int) -> Any:
+        """The posterior of one flip or rotation of uint8 pixels [B, H, W, 3].
+
+        Its `mean` and `logvar` are [B, C, h, w].
+        """
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W]
+        x = dihedral((x / 255 - self.mean) / self.std, variant)
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), _autocast(self.precision, self.device):
+            return self.vae.encode(x).latent_dist
+
+    def posteriors(self, pixels: np.ndarray, variants: int) -> dict[str, np.ndarray]:
+        """Mean and logvar, float32 [B, V, C, h, w], of the first `variants` flips and rotations."""
+        means = []
+        logvars = []
+        for variant in range(variants):
+            posterior = self.posterior(pixels, variant)
+            means.append(posterior.mean.float().cpu().numpy())
+            logvars.append(posterior.logvar.float().cpu().numpy())
+        return {"mean": np.stack(means, 1), "logvar": np.stack(logvars, 1)}
+
+
+def encode_images(
+    images: Path,
+    out: Path,
+    variants: int,
+    encoder: VaeEncoder,
+    batch_size: int,
+    state: PartialState,
+) -> None:
+    """Write the posteriors of a folder of image shards to the safetensors file `out`.
+
+    Args:
+        images: the folder; its N images are square and of one size.
+        out: gets mean and logvar, float16 [N, V, C, h, w].
+        variants: V, how many flips and rotations of each image are encoded.
+        encoder: the VAE.
+        batch_size: images per group.
+        state: this process among those that encode.
+    """
+    count = sum(pq.read_metadata(shard).num_rows for shard in shard_paths(images))
+    size = tile_size(images)
+    if size % encoder.factor:
+        exit_with_error(
+            f"fetch_imagery.resolution: {size} px is not a multiple of {encoder.factor}, "
+            "the VAE's factor"
+        )
+    latent_size = size // encoder.factor
+    if state.is_main_process:
+        shape = (count, variants, encoder.vae.config.latent_channels, latent_size, latent_size)
+        allocate(out, {"mean": shape, "logvar": shape})
+    state.wait_for_everyone()
+
+    arrays = memory_map(out, "r+")
+    rows = stream_rows(images, ["image", "filename"], batch_size)
+    chunks = CpuChunks(batch_size, encoder.device)
+    blank = np.zeros((batch_size, size, size, 3), np.uint8)
+    with report_out_of_memory(
+        "encode.batch_size", batch_size, lambda count: encoder.posterior(blank[:count], 0)
+    ):
+        begins = range(0, count, batch_size)
+        for begin in progress_bar(begins, desc=f"encode {out.stem}", unit="group"):
+            group = list(islice(rows, batch_size))
+            if not _is_own_group(begin, batch_size, state):
+                continue
+            posteriors = _encode_group(
+                encoder, _read_pixels(group, blank, images), variants, chunks
+            )
+            for name, array in arrays.items():
+                array[begin : begin + len(group)] = posteriors[name][: len(group)]
+    for array in arrays.values():
+        array.flush()
+    state.wait_for_everyone()
+
+
+def tile_size(images: Path) -> int:
+    """Pixels along a side of the first image of a folder of shards."""
+    first = next(stream_rows(images, ["image"], 1), None)
+    if first is None:
+        exit_with_error(f"{images}: no images")
+    return decode_image(first["image"]).width
+
+
+def _read_pixels(group: list[dict], blank: np.ndarray, images: Path) -> np.ndarray:
+    """Decode a group of images over a copy of `blank`: uint8 [B, H, W, 3], padded with black."""
+    pixels = blank.copy()
+    size = blank.shape[1]
+    for i, row in enumerate(group):
+        image = decode_image(row["image"])
+        if image.size != (size, size):
+            exit_with_error(
+                f"{images}: {row['filename']} is {image.width} x {image.height} px, "
+                f"others {size} x {size}"
+            )
+        pixels[i] = np.asarray(image)
+    return pixels
+
+
+def _encode_group(
+    encoder: VaeEncoder, pixels: np.ndarray, variants: int, chunks: CpuChunks
+) -> dict[str, np.ndarray]:
+    """Mean and logvar [B, V, C, h, w] of a group of pixels [B, H, W, 3]."""
+    by_chunk = chunks.map(lambda chunk: encoder.posteriors(pixels[chunk], variants))
+    return {
+        name: np.concatenate([posteriors[name] for posteriors in by_chunk])
+        for name in ("mean", "logvar")
+    }
+
+
+def _is_own_group(begin: int, batch_size: int, state: PartialState) -> bool:
+    """Whether this process encodes the group that begins at this item."""
+    return begin // batch_size % state.num_processes == state.process_index
+
+
+def _autocast(precision: str, device: torch.device) -> torch.autocast:
+    dtype = AUTOCAST_DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)

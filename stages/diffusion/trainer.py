@@ -1,0 +1,204 @@
+"""The UNet in training, with its optimizer and the moving average of its weights.
+
+It runs on whatever `accelerate` sets up: one device, several with a copy of the model each (DDP),
+or several with a shard each (FSDP2).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DistributedType
+
+from stages.diffusion import checkpoints, models
+from stages.diffusion.batches import Batch
+from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
+from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.latents import Latents
+from stages.diffusion.loss import denoising_loss
+from stages.params import FinetuneSD
+from stages.runtime.errors import exit_with_error
+from stages.runtime.processes import process_state
+from stages.runtime.progress import log
+
+
+def create_accelerator(config: FinetuneSD) -> Accelerator:
+    """The devices to train on. Exits with an error where they don't suit `config`."""
+    process_state()
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        gradient_accumulation_steps=config.gradient_accumulation,
+    )
+    if config.precision == "fp16" and accelerator.device.type != "cuda":
+        exit_with_error("finetune_sd.precision: fp16 needs a GPU; use bf16 or fp32")
+    if config.batch_size % accelerator.num_processes:
+        exit_with_error(
+            f"finetune_sd.batch_size: {config.batch_size} images per step cannot be shared evenly "
+            f"by {accelerator.num_processes} processes"
+        )
+    return accelerator
+
+
+def check_shapes(train: Latents, start: Path) -> None:
+    """Exit with an error where the UNet of `start` reads latents or text of other shapes."""
+    unet = models.read_config(start, "unet")
+    channels = train.shape[0]
+    text_width = train.embeddings.shape[2]
+    if unet["in_channels"] != channels or unet["cross_attention_dim"] != text_width:
+        exit_with_error(
+            f"{start}/unet: reads latents of {unet['in_channels']} channels and text of width "
+            f"{unet['cross_attention_dim']}; data/latents holds {channels} and {text_width}"
+        )
+
+
+def create_adamw(weights: list[torch.nn.Parameter], config: FinetuneSD) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), or its variant with 8-bit state (Dettmers et al. 2022)."""
+    if config.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(weights, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+class Trainer:
+    """What is trained, and the computations of a training step.
+
+    Attributes:
+        unet: the UNet.
+        model: the UNet as accelerate wraps it, so that processes exchange gradients or shards.
+        adamw: the optimizer.
+        optimizer: the optimizer as accelerate wraps it, for accumulation and fp16.
+        weights: the trained parameters by name.
+        ema: their exponential moving average by name; empty where `ema_decay` is 0.
+        alphas_cumprod: the noise schedule [T].
+        prediction_type: what the UNet predicts, `epsilon` or `v_prediction`.
+        batch_size: images of this process in a micro-batch.
+    """
+
+    def __init__(
+        self, start: Path, config: FinetuneSD, seed: int, accelerator: Accelerator
+    ) -> None:
+        self.config = config
+        self.accelerator = accelerator
+        self.batch_size = config.batch_size // accelerator.num_processes
+
+        schedule = models.load_scheduler(start, "ddpm", config.zero_terminal_snr)
+        self.prediction_type = schedule.config.prediction_type
+        self.alphas_cumprod = schedule.alphas_cumprod.to(accelerator.device)
+        if config.zero_terminal_snr and self.prediction_type != "v_prediction":
+            exit_with_error(
+                "finetune_sd.zero_terminal_snr: where the signal is zero, the noise says nothing "
+                f"about the image, and {start} predicts {self.prediction_type}; a base model with "
+                "v_prediction is needed"
+            )
+
+        self.unet = models.load_trainable_unet(start, config.method, seed)
+        self.unet.to(accelerator.device, memory_format=torch.channels_last)
+        if config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if config.compile:
+            self.unet.compile()
+        self.adamw = create_adamw([w for w in self.unet.parameters() if w.requires_grad], config)
+        self.model, self.optimizer = accelerator.prepare(self.unet, self.adamw)
+
+        # Only now: FSDP2 has replaced the parameters by shards.
+        named = self.unet.named_parameters()
+        self.weights = {name: weight for name, weight in named if weight.requires_grad}
+        self.ema = {}
+        if config.ema_decay:
+            self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
+
+        # Elsewhere accelerate has hooks on `backward`, which threads would pass by.
+        self.chunks = CpuChunks(self.batch_size, accelerator.device)
+        one_process = accelerator.num_processes == 1
+        self.chunked = len(self.chunks.chunks) > 1 and one_process and not config.compile
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds only a shard of the weights (FSDP)."""
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """The training loss of each image [B], with gradients."""
+        return denoising_loss(
+            model, batch, self.alphas_cumprod, self.prediction_type, self.config.min_snr_gamma
+        )
+
+    def backward(self, batch: Batch) -> torch.Tensor:
+        """Add the gradients of a micro-batch; returns its mean loss [], detached."""
+
+        def chunk_loss(chunk: slice) -> torch.Tensor:
+            images = {name: tensor[chunk] for name, tensor in batch.items()}
+            return self.losses(self.model, images).sum() / self.batch_size
+
+        if self.chunked:
+            scale = 1 / self.config.gradient_accumulation
+            return self.chunks.backward(chunk_loss, self.weights.values(), scale)
+        loss = chunk_loss(slice(None))
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+    def trial_step(self, batch: Batch) -> None:
+        """This process's part of a step, waiting for no other process: does it fit into memory?"""
+        with self.accelerator.no_sync(self.model):
+            self.losses(self.unet, batch).mean().backward()
+        self.adamw.step()
+        self.adamw.zero_grad()
+
+    @torch.no_grad()
+    def update_ema(self, step: int) -> None:
+        """Move the average towards the weights after the optimizer step of this index.
+
+        The decay is warmed up: at its full value the average would consist of the base model's
+        weights for the first 1 / (1 - ema_decay) steps.
+        """
+        if self.ema:
+            decay = min(self.config.ema_decay, (step + 1) / (step + 10))
+            averages = list(self.ema.values())
+            weights = [weight.detach() for weight in self.weights.values()]
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Within the block the model has the averaged weights, where there are any."""
+        self.swap_weights()
+        yield
+        self.swap_weights()
+
+    @torch.no_grad()
+    def swap_weights(self) -> None:
+        """Exchange the weights and their average, a tensor at a time to save memory."""
+        for name, average in self.ema.items():
+            weight = self.weights[name]
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+    def resume(self, folder: Path) -> TrainingState | None:
+        """Load the last complete checkpoint of the folder; None where there is none."""
+        checkpoint = checkpoints.load_latest(folder)
+        step = checkpoint[1].step if checkpoint else 0
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device))
+        if steps.min() != steps.max():
+            exit_with_error(
+                f"{folder}: not all processes see the same checkpoints: set "
+                "REMOTE_DIFFUSION_SCRATCH to a folder that all machines see"
+            )
+        if checkpoint is None:
+            return None
+        tensors, state = checkpoint
+        checkpoints.load_state_dict(tensors, self.weights, self.ema, self.adamw)
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        log(f"finetune_sd: resuming from step {state.step}")
+        return state
+
+    def save_checkpoint(self, writer: CheckpointWriter, state: TrainingState) -> None:
+        """Copy all that resuming needs; the copy is written while training goes on."""
+        writer.wait()  # the copy of the last checkpoint is freed before this one is made
+        scaler = self.accelerator.scaler
+        state.scaler = scaler.state_dict() if scaler else None
+        tensors = checkpoints.state_dict(self.weights, self.ema, self.adamw)
+        if self.accelerator.is_main_process:
+            writer.submit(tensors, state)

@@ -1,0 +1,158 @@
+"""The repositories that a run is published as on the Hugging Face hub, and what their cards say."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+# Where a metric was measured: the dataset type of the hub's evaluation results -> its name.
+EVALUATION_DATA = {
+    "real-test": "held-out real tiles",
+    "real-valid": "real validation tiles",
+    "generated-test": "images generated from the captions of held-out real tiles",
+    "synthetic-test": "held-out synthetic images",
+    "papers-test": "held-out papers",
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric that a card shows."""
+
+    file: str  # metrics/<file>.json
+    key: str  # its path in the file, dotted
+    type: str  # the hub's word for it
+    data: str  # a key of EVALUATION_DATA
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A repository on the hub."""
+
+    type: Literal["dataset", "model"]
+    path: str  # the output that is published
+    title: str
+    about: str
+    use: str  # what it is for, and what it is not for
+    limits: str
+    params: tuple[str, ...]  # sections of params.yaml that the card quotes
+    inputs: tuple[str, ...]  # keys of stages.publishing.card.INPUTS that went into it
+    metrics: tuple[Metric, ...]
+    card_data: dict[str, Any]  # further arguments of DatasetCardData or ModelCardData
+
+
+SYNTHETIC_LIMITS = (
+    "The images are synthetic: no place on Earth looks like this, there is no location and no "
+    "time, and no measurement can be taken from them. A label is the class that was asked for, not "
+    "what an expert saw. Rare scenes and fine textures fail first. A bias of the training tiles "
+    "(region, season, sensor) is a bias of the images."
+)
+
+FID = Metric("fid", "scene.standard.fid", "fid", "real-test")
+CAPTION_AGREEMENT = Metric(
+    "caption_agreement", "caption_agreement", "caption_agreement", "generated-test"
+)
+ACCURACY_ON_REAL = Metric("classify_lulc", "real_test.overall_accuracy", "accuracy", "real-test")
+ACCURACY_ON_SYNTHETIC = Metric(
+    "classify_lulc", "synthetic_test.overall_accuracy", "accuracy", "synthetic-test"
+)
+
+# By their name on the hub.
+REPOSITORIES = {
+    "lulc-synthetic": Repository(
+        type="dataset",
+        path="data/synthetic",
+        title="Synthetic land use and land cover",
+        about="Satellite-like images in seven land-use/land-cover classes, each drawn by a "
+        "diffusion model from a written prompt. A row holds the image, its class, prompt, writer, "
+        "seed and sampler settings: enough to draw it again.",
+        use="Research on training with synthetic images: classifiers, pretraining, augmentation. "
+        "Not for mapping, monitoring or any decision about a real place.",
+        limits=SYNTHETIC_LIMITS + " There is one split: hold real images out to test on.",
+        params=("seed", "classes", "prompt", "generate", "sampling"),
+        inputs=(
+            "imagery",
+            "papers",
+            "diffusion model",
+            "language model",
+            "prompt writer",
+            "passage embedder",
+        ),
+        metrics=(FID, CAPTION_AGREEMENT, ACCURACY_ON_SYNTHETIC, ACCURACY_ON_REAL),
+        card_data={
+            "pretty_name": "Synthetic land use and land cover",
+            "task_categories": ["image-classification"],
+            "tags": ["remote-sensing", "synthetic"],
+            "language": ["en"],
+        },
+    ),
+    "remote-diffusion": Repository(
+        type="model",
+        path="models/diffusion",
+        title="Remote Diffusion: text to satellite scene",
+        about="A text-to-image diffusion model fine-tuned on captioned satellite tiles. "
+        "`StableDiffusionPipeline.from_pretrained(...)` loads it.",
+        use="Research on generated remote-sensing images. Its images are not observations: never "
+        "show them as such.",
+        limits=SYNTHETIC_LIMITS,
+        params=("seed", "fetch_imagery", "train_base", "encode", "finetune_sd", "sampling"),
+        inputs=("imagery", "diffusion model"),
+        metrics=(
+            Metric("diffusion", "validation_loss", "loss", "real-valid"),
+            FID,
+            Metric("fid", "scene.standard.kid_x1000", "kid_x1000", "real-test"),
+            Metric("fid", "scene.standard.precision", "precision", "real-test"),
+            Metric("fid", "scene.standard.recall", "recall", "real-test"),
+            CAPTION_AGREEMENT,
+        ),
+        card_data={
+            "library_name": "diffusers",
+            "pipeline_tag": "text-to-image",
+            "tags": ["remote-sensing"],
+            "language": ["en"],
+        },
+    ),
+    "remote-llm": Repository(
+        type="model",
+        path="models/llm",
+        title="Remote-sensing language model",
+        about="A causal language model fine-tuned (LoRA, merged into its base) on remote-sensing "
+        "papers.",
+        use="Research on domain adaptation and on writing prompts. It has no instruction tuning "
+        "and states falsehoods fluently.",
+        limits="It knows the text of its papers and no more; it can repeat passages of them. It is "
+        "no source of facts.",
+        params=("seed", "scrape", "chunk", "finetune_llm"),
+        inputs=("papers", "language model"),
+        metrics=(
+            Metric("llm", "perplexity", "perplexity", "papers-test"),
+            Metric("llm", "bits_per_character", "bits_per_character", "papers-test"),
+        ),
+        card_data={
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            "tags": ["remote-sensing"],
+            "language": ["en"],
+        },
+    ),
+    "lulc-classifier": Repository(
+        type="model",
+        path="models/classifier/lulc",
+        title="Land-cover classifier trained on synthetic images",
+        about="An image classifier of seven land-cover classes that saw synthetic images only in "
+        "training. `config.json` has the timm architecture, classes and normalization.",
+        use="A measurement of the synthetic data set, not a product: compare its accuracy on real "
+        "tiles with the ceiling.",
+        limits=SYNTHETIC_LIMITS + " A classifier trained on them inherits all of that.",
+        params=("seed", "classes", "classifier"),
+        inputs=("imagery", "papers", "diffusion model", "classifier's first weights"),
+        metrics=(
+            ACCURACY_ON_REAL,
+            ACCURACY_ON_SYNTHETIC,
+            Metric("ceiling_lulc", "overall_accuracy", "accuracy", "real-test"),
+        ),
+        card_data={
+            "library_name": "timm",
+            "pipeline_tag": "image-classification",
+            "tags": ["remote-sensing", "synthetic"],
+        },
+    ),
+}

@@ -1,0 +1,130 @@
+"""What identifies the numbers of a run: sources, feature extractors, classifiers, sampler.
+
+It goes to metrics/context.json, by which `comparable.differences` tells whether two runs' numbers
+compare.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from stages.common.artifacts import digest, read_json
+from stages.reporting import selection
+from stages.reporting.grids import load_images
+from stages.reporting.rows import Table
+
+ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
+VISION_EXTRACTORS = ("inception2048", "dinov2", "clip")
+DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What the tables need to know besides the metrics."""
+
+    sources: dict[str, dict]  # imagery, papers or the role of a base model -> its SOURCE.json
+    extractors: dict[str, dict]  # feature extractor -> {weights, ...}
+    classifiers: dict[str, dict]  # lulc, scenes -> {model, resolution, weights, ...}
+    sampling: dict  # resolution, scheduler, steps, guidance_scale, model
+    labels: dict[str, int]  # LULC class -> number of synthetic images
+    near_duplicates: dict[str, int]  # groups, train_test, excluded_from_test
+
+    def is_embedded(self, role: str) -> bool:
+        """Whether an input is the tiny one that this repository renders or trains itself."""
+        return self.sources[role]["source"] == "embedded"
+
+    @property
+    def imagery_digest(self) -> str:
+        """16 hex digits over all tiles; metrics on other tiles are other metrics."""
+        return self.sources["imagery"].get("images_sha256", "")[:16]
+
+    @property
+    def scale(self) -> str:
+        if self.is_embedded("imagery"):
+            return DEMO
+        return f"imagery: {self.sources['imagery']['source']}"
+
+    def features_identity(self, extractor: str) -> dict:
+        """Identify features of generated images: the extractor, the imagery, the generator."""
+        return {
+            "extractor": extractor,
+            "imagery": self.imagery_digest,
+            **self.extractors.get(extractor, {}),
+            "generated_px": self.sampling["resolution"],
+            "generator": self.sampling["model"],
+        }
+
+
+def read_context(tuned: list[dict], synthetic: list[dict]) -> RunContext:
+    """Collect the context of this run from data/ and models/.
+
+    Args:
+        tuned: rows of data/samples/tuned, without images.
+        synthetic: rows of data/synthetic, without images.
+    """
+    sources = {
+        "imagery": read_json("data/imagery/SOURCE.json"),
+        "papers": read_json("data/papers/SOURCE.json"),
+    }
+    for role in ROLES:
+        sources[role] = read_json(f"models/base/{role}/SOURCE.json")
+    return RunContext(
+        sources=sources,
+        extractors=_read_extractors(sources["vision"]),
+        classifiers={key: _read_classifier(key) for key in ("lulc", "scenes")},
+        sampling=_read_sampling(tuned[0]),
+        labels=Counter(row["label"] for row in synthetic),
+        near_duplicates=read_json("data/imagery/REPORT.json").get("near_duplicates", {}),
+    )
+
+
+def _read_extractors(vision_source: dict) -> dict[str, dict]:
+    scene = read_json("models/scene/config.json")
+    extractors: dict[str, dict] = {}
+    for name in VISION_EXTRACTORS:
+        extractors[name] = {"weights": weight_digests(vision_source, f"{name}/")}
+    extractors["scene"] = {
+        "model": scene["model"],
+        "resolution": scene["resolution"],
+        "weights": digest("models/scene"),
+    }
+    return extractors
+
+
+def _read_classifier(key: str) -> dict:
+    config = read_json(f"models/classifier/{key}/config.json")
+    description = read_json(f"models/classifier/{key}/context.json")
+    return {"model": config["model"], "resolution": config["resolution"], **description}
+
+
+def _read_sampling(row: dict) -> dict:
+    """row: the first of data/samples/tuned; all of them were sampled with the same settings."""
+    (image,) = load_images(selection.TUNED, {0}, max_side=10**4).values()
+    settings = ("scheduler", "steps", "guidance_scale", "model")
+    return {"resolution": image.width, **{name: row[name] for name in settings}}
+
+
+def weight_digests(source: dict, prefix: str = "") -> dict[str, str]:
+    """Return weight file -> SHA-256 (16 hex digits) from a SOURCE.json."""
+    return {
+        name: sha256[:16]
+        for name, sha256 in source.get("files", {}).items()
+        if name.endswith(".safetensors") and name.startswith(prefix)
+    }
+
+
+def context_json(tables: list[Table], context: RunContext) -> dict:
+    """Return the content of metrics/context.json: what each number of the tables is."""
+    numbers: dict[str, dict] = {}
+    for row in [row for table in tables for row in table.rows]:
+        numbers[row.key] = {"metric": row.metric}
+        if row.paper:
+            numbers[row.key]["paper"] = float(row.paper)
+        if row.comparable:
+            numbers[row.key]["comparable"] = row.comparable
+        numbers[row.key] |= row.identity
+    return {
+        "scale": context.scale,
+        "sources": context.sources,
+        "sampling": context.sampling,
+        "numbers": numbers,
+    }

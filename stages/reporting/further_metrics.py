@@ -1,0 +1,192 @@
+"""Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
+
+from stages.reporting.context import RunContext
+from stages.reporting.rows import Row, Table, make_row
+
+DISTRIBUTION_METRICS = {
+    "kid_x1000": "KID x 1000",
+    "cmmd": "CMMD",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+}
+IMAGE_SETS = {"tuned": "images of the test captions", "synthetic": "synthetic set"}
+
+
+def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Table:
+    """Caption agreement, KID, precision, recall, near-copies, classification accuracy score."""
+    rows = [
+        *agreement_rows(metrics["caption_agreement"], context),
+        *distribution_rows(metrics["fid"], context),
+        *near_copy_rows(metrics["images"], context),
+        *scene_accuracy_rows(metrics["classify_scenes"], metrics["ceiling_scenes"], context),
+    ]
+    near_duplicates = context.near_duplicates
+    note = (
+        "Ceiling: the same metric of real tiles. Real vs. real and base model: as above. "
+        "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
+        "tiles are; 1 % of held-out real tiles are that near. "
+        f"{artifacts_note(metrics['images']['mismatch'])}"
+        "Groups of near-duplicates in both the training and the test split: "
+        f"{near_duplicates.get('train_test', 0)}; test tiles excluded for that: "
+        f"{near_duplicates.get('excluded_from_test', 0)}."
+    )
+    return Table("Not in the paper", rows, note)
+
+
+def agreement_rows(agreement: dict, context: RunContext) -> list[Row]:
+    """Whether generated images show what their text says. agreement: caption_agreement.json."""
+    by_scene_classifier = {
+        "protocol": "scene of the caption, by a classifier of real tiles",
+        **context.features_identity("scene"),
+    }
+    rows = [
+        make_row(
+            "caption_agreement.caption_agreement",
+            "Caption agreement: generated images classified as the scene of their caption",
+            agreement,
+            by_scene_classifier | {"n": agreement.get("n")},
+            references={"ceiling": agreement["ceiling"]},
+        )
+    ]
+    if "class_agreement" in agreement:
+        rows.append(
+            make_row(
+                "caption_agreement.class_agreement",
+                "Class agreement: synthetic images classified as a scene of their class",
+                agreement,
+                by_scene_classifier | {"n": agreement.get("class_agreement_n")},
+            )
+        )
+    if "clip_score" in agreement:
+        identity = {
+            "protocol": "first caption drawn",
+            "n": agreement.get("n"),
+            **context.features_identity("clip"),
+        }
+        references = {
+            "other captions": agreement["clip_score_null"],
+            "real tiles": agreement["clip_score_real"],
+        }
+        rows.append(
+            make_row(
+                "caption_agreement.clip_score",
+                "CLIP score (100 x cosine of image and caption)",
+                agreement,
+                identity,
+                references=references,
+            )
+        )
+    return rows
+
+
+def distribution_rows(fid: dict, context: RunContext) -> list[Row]:
+    """KID, CMMD, precision, recall, density, coverage. fid: metrics/fid.json."""
+    rows = []
+    for extractor, protocols in sorted(fid.items()):
+        values = protocols.get("standard", {})
+        for name, title in DISTRIBUTION_METRICS.items():
+            if name in values:
+                identity = {
+                    "protocol": "standard",
+                    "n": values["n"],
+                    **context.features_identity(extractor),
+                }
+                rows.append(
+                    make_row(
+                        f"fid.{extractor}.standard.{name}",
+                        f"{title}, {extractor} features",
+                        values,
+                        identity,
+                    )
+                )
+    return rows
+
+
+def near_copy_rows(images: dict, context: RunContext) -> list[Row]:
+    """Share of near-copies of training images, by feature space. images: metrics/images.json."""
+    rows = []
+    for space in sorted(set(images) - {"mismatch"}):
+        described = f"{space} features"
+        if space == "pixels":
+            described = "pixels under all flips and rotations"
+        for image_set, title in IMAGE_SETS.items():
+            values = images[space][image_set]
+            rows.append(
+                make_row(
+                    f"images.{space}.{image_set}.memorized",
+                    f"Near-copies of training images, {title}, {described}",
+                    values,
+                    context.features_identity(space) | {"n": values["n"]},
+                    references={"held-out real images": 0.01},
+                )
+            )
+    return rows
+
+
+def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> list[Row]:
+    """Classification accuracy score (Ravuri & Vinyals 2019) of the fine-tuned model.
+
+    Args:
+        scenes: metrics/classify_scenes.json.
+        ceiling: metrics/ceiling_scenes.json, of the same network trained on real tiles.
+        context: what identifies the run.
+    """
+    values = scenes["real_test"]
+    comparable = "published on RSICD: 0.326 to 0.903, at 256 px, 10 images per caption"
+    if context.is_embedded("imagery"):
+        comparable = ""
+    identity = {
+        "protocol": "classification accuracy score: trained on images of the test captions",
+        "n": values["n"],
+        "n_train": scenes.get("n_train"),
+        "seeds": scenes.get("seeds"),
+        "imagery": context.imagery_digest,
+        **context.classifiers["scenes"],
+    }
+    references = {"chance": scenes["chance"], "ceiling": ceiling["overall_accuracy"]}
+    rows = [
+        make_row(
+            "classify_scenes.real_test.overall_accuracy",
+            "Classification accuracy score: "
+            "scene accuracy on real tiles, classifier trained on generated images",
+            values,
+            identity,
+            comparable,
+            references=references,
+        )
+    ]
+    if "share_of_ceiling" in values:
+        identity = {
+            "protocol": "accuracy / accuracy of the same network trained on as many real tiles",
+            "n": values["n"],
+            "imagery": context.imagery_digest,
+            **context.classifiers["scenes"],
+        }
+        rows.append(
+            make_row(
+                "classify_scenes.real_test.share_of_ceiling",
+                "Classification accuracy score / ceiling",
+                values,
+                identity,
+            )
+        )
+    return rows
+
+
+def artifacts_note(artifacts: dict) -> str:
+    """Warn where compression, resizing or blur tells generated images from real ones.
+
+    Args:
+        artifacts: `mismatch` of metrics/images.json, image set -> values.
+    """
+    sentences = [
+        f"**Compression, resizing or blur differs between the {IMAGE_SETS[image_set]} and the "
+        f"real tiles**: {values['detail_ratio']:.2f} times the finest detail of real tiles, "
+        f"blocking at 8 px {values['blocking']:.2f} (real: {values['blocking_real']:.2f}); every "
+        "distance above includes that difference. "
+        for image_set, values in artifacts.items()
+        if values["warned"]
+    ]
+    return "".join(sentences)

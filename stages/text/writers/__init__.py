@@ -1,0 +1,33 @@
+"""Writers of image prompts.
+
+`extractive` takes sentences of retrieved passages. The others are language models: `domain` is the
+fine-tuned one, `huggingface` an instruction-tuned one on this machine, `openai` a hosted one.
+"""
+
+from pathlib import Path
+
+from stages.params import Prompt, Technique, Writer
+from stages.text.writers.domain import DomainWriter
+from stages.text.writers.extractive import ExtractiveWriter
+from stages.text.writers.hosted import HostedWriter
+from stages.text.writers.instructed import InstructedWriter
+from stages.text.writers.interface import PromptWriter
+
+LANGUAGE = Path("models/base/language")
+ADAPTER = Path("models/llm")
+INSTRUCTED = Path("models/base/writer")
+
+
+def make_writer(prompt: Prompt, name: Writer, technique: Technique, seed: int) -> PromptWriter:
+    """Make the writer that params call by this name; models are loaded from models/."""
+    match name:
+        case "extractive":
+            return ExtractiveWriter()
+        case "domain":
+            return DomainWriter(LANGUAGE, ADAPTER, technique, seed)
+        case "openai":
+            # The schema of params demands both of them for this writer.
+            assert prompt.openai_base_url and prompt.openai_model
+            return HostedWriter(prompt.openai_base_url, prompt.openai_model, technique, seed)
+        case "huggingface":
+            return InstructedWriter(INSTRUCTED, technique, seed)

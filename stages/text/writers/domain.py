@@ -1,0 +1,48 @@
+"""The writer `domain`: the fine-tuned language model completes the beginnings of descriptions."""
+
+from pathlib import Path
+
+from stages.text import lexicon
+from stages.text.retrieval import Passage
+from stages.text.sentences import split_sentences
+from stages.text.writers.cleaning import clean_sentence
+from stages.text.writers.generation import generate, load_language_model
+from stages.text.writers.instructions import FEW_SHOT_EXAMPLES
+from stages.text.writers.interface import Candidate
+
+MAX_NEW_TOKENS = 32  # of a completion
+
+
+class DomainWriter:
+    """The fine-tuned language model. It was never trained to follow requests, so it completes."""
+
+    composed: frozenset[str] = frozenset()
+
+    def __init__(self, base: Path, adapter: Path, technique: str, seed: int):
+        """Load the base model with the adapter merged in."""
+        self.model, self.tokenizer = load_language_model(base, adapter)
+        self.technique = technique
+        self.seed = seed
+
+    def propose(
+        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+    ) -> list[Candidate]:
+        """Complete "Seen from above, the <name of the class>" `count` times, without passages."""
+        context = ""
+        if self.technique == "few_shot":
+            context = " ".join(f"Seen from above, {text}." for text in FEW_SHOT_EXAMPLES) + " "
+        names = lexicon.LEXICON[label].names
+        beginnings = [f"the {names[i % len(names)]}" for i in range(count)]
+        inputs = self.tokenizer(
+            [f"{context}Seen from above, {beginning}" for beginning in beginnings],
+            return_tensors="pt",
+            padding=True,
+        )  # input_ids, attention_mask: [count, T]
+        completions = generate(
+            self.model, self.tokenizer, inputs, MAX_NEW_TOKENS, self.seed, label, attempt
+        )
+        candidates = []
+        for beginning, completion in zip(beginnings, completions):
+            sentences = split_sentences(beginning + completion) or [beginning]
+            candidates.append(Candidate(clean_sentence(sentences[0]), []))
+        return candidates

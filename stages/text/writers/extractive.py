@@ -1,0 +1,100 @@
+"""The extractive writer: sentences of the retrieved passages, without any model."""
+
+from stages.text import lexicon
+from stages.text.duplicates import words
+from stages.text.retrieval import Passage
+from stages.text.sentences import split_sentences
+from stages.text.writers.cleaning import clean_sentence
+from stages.text.writers.interface import Candidate
+
+MIN_VISUAL_WORDS = 2
+MAX_WORDS_BEFORE_NAME = 12  # a sentence that names the class later is about something else
+
+
+class ExtractiveWriter:
+    """Proposes the sentences of the passages that describe a view of the class.
+
+    Image models know the plain names of scenes. Sentences with a rarer name ("vineyard") are
+    therefore held back until the last attempt. After them come prompts that are composed of the
+    lexicon's words, for papers that describe no views.
+    """
+
+    def __init__(self) -> None:
+        self.composed: set[str] = set()
+        self.held_back: dict[str, list[Candidate]] = {}  # by class
+        self.passages: dict[str, list[Passage]] = {}  # all that were seen, by class
+
+    def propose(
+        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+    ) -> list[Candidate]:
+        """Propose the sentences with a plain name of the class; at last, all that there is."""
+        plain = []
+        held_back = self.held_back.setdefault(label, [])
+        for candidate in extract_candidates(label, passages):
+            if lexicon.has_plain_name(candidate.text, label):
+                plain.append(candidate)
+            else:
+                held_back.append(candidate)
+        seen_passages = self.passages.setdefault(label, [])
+        seen_passages += passages
+        if not is_last:
+            return plain
+        composed = compose_candidates(label, seen_passages)
+        self.composed.update(candidate.text for candidate in composed)
+        return plain + held_back + composed
+
+
+def extract_candidates(label: str, passages: list[Passage]) -> list[Candidate]:
+    """Return the sentences that describe a view of a class, those with the best score first."""
+    scored = []
+    for passage in passages:
+        for sentence in split_sentences(passage["text"]):
+            score = score_sentence(sentence, label)
+            if score > 0 and sentence.endswith((".", "!")):
+                scored.append((score, Candidate(clean_sentence(sentence), [passage])))
+    scored.sort(key=lambda pair: -pair[0])  # sentences with equal scores keep their order
+    return [candidate for _, candidate in scored]
+
+
+def score_sentence(sentence: str, label: str) -> float:
+    """Score how well a sentence describes a view of a class: 0 (not at all) to 6.
+
+    A sentence gains by its visual words and loses by a length of more than 25 words.
+    """
+    sentence_words = words(sentence)
+    visual_words = len(lexicon.VISUAL_WORDS.intersection(sentence_words))
+    if (
+        visual_words < MIN_VISUAL_WORDS
+        or lexicon.words_before_name(sentence, label) > MAX_WORDS_BEFORE_NAME
+        or lexicon.NOT_A_VIEW.search(sentence)
+    ):
+        return 0.0
+    return max(0.1, min(visual_words, 6) - max(0, len(sentence_words) - 25) / 5)
+
+
+def compose_candidates(label: str, passages: list[Passage]) -> list[Candidate]:
+    """Compose prompts such as "a dry desert with narrow tracks" of a class's looks and parts.
+
+    Words that occur in the passages come first; a prompt rests on the first passage of each.
+    """
+    first_passage: dict[str, Passage] = {}  # of each word
+    for passage in passages:
+        for word in words(passage["text"]):
+            first_passage.setdefault(word, passage)
+    class_words = lexicon.LEXICON[label]
+    names = class_words.names
+    looks = sorted(class_words.looks, key=lambda word: word not in first_passage)
+    parts = sorted(class_words.parts, key=lambda word: word not in first_passage)
+    candidates = []
+    for i in range(len(looks) * len(parts)):
+        # Walk through the combinations diagonally: neighbors share few words.
+        look = looks[i % len(looks)]
+        part_look = looks[(2 * i + i // len(looks) + 1) % len(looks)]
+        part = parts[(i + i // len(parts)) % len(parts)]
+        name = names[i % len(names)]
+        if look == part_look:
+            continue
+        article = "an" if look[0] in "aeiou" else "a"
+        sources = [first_passage[word] for word in (look, part_look, part) if word in first_passage]
+        candidates.append(Candidate(f"{article} {look} {name} with {part_look} {part}", sources))
+    return candidates

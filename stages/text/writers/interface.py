@@ -1,0 +1,36 @@
+"""What every writer of prompts offers, whoever it is."""
+
+from collections.abc import Set
+from typing import NamedTuple, Protocol
+
+from stages.text.retrieval import Passage
+
+
+class Candidate(NamedTuple):
+    """A prompt that a writer proposes. `stages.text.checks` decides whether it is kept."""
+
+    text: str
+    passages: list[Passage]  # what the text rests on
+
+
+class PromptWriter(Protocol):
+    """Proposes prompts for a class."""
+
+    @property
+    def composed(self) -> Set[str]:
+        """The texts that were composed of the lexicon's words, for want of sentences."""
+        ...
+
+    def propose(
+        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+    ) -> list[Candidate]:
+        """Propose prompts, best first; fewer or more than `count`, since some will be rejected.
+
+        Args:
+            label: the class.
+            passages: the passages retrieved for this attempt; empty without retrieval.
+            count: the number of prompts that are still missing.
+            attempt: the number of the attempt for this class, from 0.
+            is_last: whether no attempt follows.
+        """
+        ...

@@ -1,0 +1,256 @@
+"""The page of the live demo, and the models behind it (see tools/demo.py)."""
+
+import html
+import secrets
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image
+
+from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.models import start_folder
+from stages.diffusion.sampler import Sampler
+from stages.params import LULC_CLASSES, Params
+from stages.text.checks import ClipTokenCounter
+from stages.text.prompt_writing import PromptCollector, describe_rejections
+from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
+from stages.text.writers import make_writer
+
+MODEL = Path("models/diffusion")
+MAX_IMAGES = 9  # per request
+MAX_SEED = 2**63 - 1
+
+
+class RequestCanceled(Exception):
+    """The visitor canceled the request, or closed the page."""
+
+
+class DemoModels:
+    """The sampler and the prompt writer, used by one request at a time."""
+
+    def __init__(self, params: Params):
+        self.params = params
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.visitor: str | None = None  # the session whose images are being generated
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.sampler = Sampler(MODEL, params.sampling, device)
+        self.sampler.unet.register_forward_pre_hook(self.before_step)
+        self.progress = gr.Progress()
+        self.steps_done = 0
+        self.steps_total = 0
+
+    @cached_property
+    def collector(self) -> PromptCollector:
+        """The collector of the pipeline's own prompts.
+
+        It is made at the first request for a prompt: a language model may take a minute to load.
+        """
+        prompt = self.params.prompt
+        return PromptCollector(
+            make_writer(prompt, prompt.writer, prompt.technique, self.params.seed),
+            prompt.technique,
+            Retriever(INDEX, EMBEDDER),
+            ClipTokenCounter(start_folder() / "tokenizer"),
+            prompt.positive_cues,
+            prompt.top_k,
+        )
+
+    def before_step(self, *_: Any) -> None:
+        """Report progress before each denoising step; end a canceled request.
+
+        Raises:
+            RequestCanceled: the request was canceled.
+        """
+        if self.stop.is_set():
+            raise RequestCanceled
+        self.steps_done += 1
+        self.progress((self.steps_done, self.steps_total), unit="steps")
+
+    def generate_images(
+        self,
+        prompt: str,
+        negative_prompt: str,
+        steps: int,
+        guidance: float,
+        seed: str,
+        count: int,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio looks for it here
+    ) -> tuple[Any, Any]:
+        """Return (images with their seeds, the first seed) for the page.
+
+        Raises:
+            gr.Error: there is no prompt, or the seed is no whole number.
+        """
+        if not prompt.strip():
+            raise gr.Error("Write a prompt first, or let one be written.")
+        first_seed = parse_seed(seed)
+        seeds = [(first_seed + i) % (MAX_SEED + 1) for i in range(count)]
+        # A canceled request holds the lock until its last step ends.
+        with self.lock:
+            self.stop.clear()
+            self.visitor = request.session_hash
+            self.progress = progress
+            self.set_sampling(steps, guidance, count)
+            try:
+                images = self.sampler.generate_images(
+                    [prompt] * count, [negative_prompt] * count, seeds
+                )  # uint8 [count, H, W, 3]
+            except RequestCanceled:
+                return gr.skip(), gr.skip()
+            finally:
+                self.visitor = None
+        gallery = [
+            (Image.fromarray(image), f"seed {image_seed}")
+            for image, image_seed in zip(images, seeds)
+        ]
+        return gallery, f"First seed: {first_seed}"
+
+    def set_sampling(self, steps: int, guidance: float, count: int) -> None:
+        """Set the sampler to a request's steps, guidance scale and number of images."""
+        self.sampler.sampling = self.params.sampling.model_copy(
+            update={"steps": steps, "guidance_scale": guidance, "batch_size": count}
+        )
+        # Count the scheduler's own timesteps: PNDM takes one more than it is asked for.
+        scheduler = self.sampler.scheduler
+        scheduler.set_timesteps(steps)
+        chunks = CpuChunks(count, self.sampler.device).chunks
+        self.steps_done = 0
+        self.steps_total = len(scheduler.timesteps) * len(chunks)
+
+    def cancel(self, request: gr.Request) -> None:
+        """Stop the request of this visitor; a request of another visitor goes on."""
+        if request.session_hash == self.visitor:
+            self.stop.set()
+
+    def write_prompt(self, label: str) -> tuple[str, str]:
+        """Return a further prompt for a class, and the passages that it rests on as HTML.
+
+        Raises:
+            gr.Error: the writer cannot be used, or none of its candidates passes the checks.
+        """
+        with self.lock:
+            try:
+                attempts = self.params.prompt.attempts
+                kept, rejections = self.collector.collect(label, 1, attempts)
+            except SystemExit as error:  # from `exit_with_error`
+                raise gr.Error(str(error)) from None
+        if not kept:
+            reasons = describe_rejections(rejections)
+            raise gr.Error(f"No further prompt for {label} passes the checks ({reasons}).")
+        return kept[0].prompt, format_passages(kept[0].passages)
+
+
+def parse_seed(text: str) -> int:
+    """Return the seed that a visitor typed, or a random one where the field is empty.
+
+    Raises:
+        gr.Error: the text is no whole number from 0 to 2**63 - 1.
+    """
+    text = text.strip()
+    if not text:
+        return secrets.randbelow(2**31)
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise gr.Error(
+            f"The seed is a whole number from 0 to {MAX_SEED}, or nothing for a random one."
+        )
+    return int(text)
+
+
+def format_passages(passages: list[Passage]) -> str:
+    """Format passages as HTML. The text of a paper is escaped: it is never markup."""
+    distinct = {passage["id"]: passage for passage in passages}
+    if not distinct:
+        return "<p>No passage: the writer used none for this prompt.</p>"
+    items = []
+    for passage in distinct.values():
+        title = html.escape(passage["title"])
+        paper = html.escape(passage["paper"])
+        items.append(
+            f"<details open><summary>{title} ({paper}), page {passage['page']}</summary>"
+            f"<blockquote>{html.escape(passage['text'])}</blockquote></details>"
+        )
+    return "<h3>Where this prompt comes from</h3>" + "".join(items)
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields and buttons of the page."""
+
+    label: gr.Dropdown
+    write: gr.Button
+    prompt: gr.Textbox
+    negative_prompt: gr.Textbox
+    steps: gr.Slider
+    guidance: gr.Slider
+    seed: gr.Textbox
+    count: gr.Slider
+    draw: gr.Button
+    cancel: gr.Button
+
+
+def build_page(models: DemoModels) -> gr.Blocks:
+    """Build the page: fields and buttons to the left, images to the right, passages below."""
+    with gr.Blocks(title="Remote Diffusion", analytics_enabled=False) as blocks:
+        gr.Markdown("# Remote Diffusion\nAerial images from words, by the model of this run.")
+        with gr.Row():
+            with gr.Column(scale=2):
+                fields = add_fields(models.params)
+            with gr.Column(scale=3):
+                gallery = gr.Gallery(
+                    label="Images",
+                    columns=3,
+                    format="png",
+                    object_fit="contain",
+                    buttons=["download", "download_all", "fullscreen"],
+                )
+                first_seed = gr.Markdown()
+        passages = gr.HTML()
+
+        one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
+        fields.write.click(
+            models.write_prompt, fields.label, [fields.prompt, passages], **one_at_a_time
+        )
+        drawing = gr.on(
+            [fields.draw.click, fields.prompt.submit],
+            models.generate_images,
+            [
+                fields.prompt,
+                fields.negative_prompt,
+                fields.steps,
+                fields.guidance,
+                fields.seed,
+                fields.count,
+            ],
+            [gallery, first_seed],
+            **one_at_a_time,
+        )
+        fields.cancel.click(models.cancel, queue=False, cancels=[drawing])
+    blocks.unload(models.cancel)
+    return blocks.queue()
+
+
+def add_fields(params: Params) -> Fields:
+    """Add the fields and buttons to the part of the page that is being built."""
+    sampling = params.sampling
+    with gr.Row(equal_height=True):
+        label = gr.Dropdown(list(LULC_CLASSES), value=LULC_CLASSES[0], label="Class")
+        write = gr.Button("Write me a prompt")
+    prompt = gr.Textbox(label="Prompt", lines=3)
+    negative_prompt = gr.Textbox(label="Negative prompt", value=params.prompt.negative_prompt)
+    with gr.Row():
+        steps = gr.Slider(1, 100, sampling.steps, step=1, label="Steps")
+        guidance = gr.Slider(1, 15, sampling.guidance_scale, step=0.5, label="Guidance")
+    with gr.Row():
+        seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1)
+        count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
+    with gr.Row():
+        draw = gr.Button("Draw", variant="primary")
+        cancel = gr.Button("Cancel", variant="stop")
+    return Fields(label, write, prompt, negative_prompt, steps, guidance, seed, count, draw, cancel)
