@@ -56,23 +56,41 @@ def measure(name: str, unet: Any, with_ema: bool, batch_size: int, latent_size: 
     """Print a row of the table."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     unet.to(device).train()
-    weights = dict(unet.named_parameters())
-    adamw = torch.optim.AdamW(weights.values(), lr=1e-6, fused=True)
-    ema = {}
-    if with_ema:
-        ema = {name: weight.detach().clone() for name, weight in weights.items()}
+    adamw = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=True)
     if device == "cpu" and unet.config.cross_attention_dim == UNET["cross_attention_dim"]:
         # A step would take minutes; only the optimizer's state is needed.
-        for weight in weights.values():
-            weight.grad = torch.zeros_like(weight)
-        adamw.step()
+        fill_state(adamw)
         step_seconds = float("nan")
     else:
         step_seconds = statistics.median(
             seconds(lambda: train_step(unet, adamw, batch_size, latent_size, device))
             for _ in range(4)
         )
+    size, wait, write = time_checkpoint(unet, adamw, with_ema)
+    print(
+        f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {write:.1f} s | {step_seconds:.3f} s "
+        f"| {wait / (INTERVAL * step_seconds):.2%} |",
+        flush=True,
+    )
+
+
+def fill_state(adamw: torch.optim.Optimizer) -> None:
+    """Give the optimizer its state without a forward and a backward pass."""
+    for group in adamw.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.zeros_like(weight)
+    adamw.step()
+
+
+def time_checkpoint(
+    unet: Any, adamw: torch.optim.Optimizer, with_ema: bool
+) -> tuple[float, float, float]:
+    """Size in GB, and the median seconds in which a checkpoint is copied and then written."""
     adamw.zero_grad()
+    weights = dict(unet.named_parameters())
+    ema = {}
+    if with_ema:
+        ema = {name: weight.detach().clone() for name, weight in weights.items()}
     copy_seconds = []
     write_seconds = []
     state = TrainingState(step=1, best_step=1)
@@ -87,13 +105,7 @@ def measure(name: str, unet: Any, with_ema: bool, batch_size: int, latent_size: 
             write_seconds.append(time.perf_counter() - copied)
             size = sum(tensor.nbytes for tensor in tensors.values()) / 1e9
             del tensors  # before the next copy is made
-    wait = statistics.median(copy_seconds)
-    write = statistics.median(write_seconds)
-    print(
-        f"| {name}, {device} | {size:.2f} | {wait:.2f} s | {write:.1f} s | {step_seconds:.3f} s "
-        f"| {wait / (INTERVAL * step_seconds):.2%} |",
-        flush=True,
-    )
+    return size, statistics.median(copy_seconds), statistics.median(write_seconds)
 
 
 def train_step(

@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def compare_degradations(epochs: int, general: bool) -> None:
-    """Measure real tiles that are degraded step by step, and say which metrics follow the steps."""
+    """Measure real tiles degraded step by step, and list the metrics that follow the steps."""
     images, scenes = read_tiles("train")
     real, real_scenes = read_tiles("valid")
     # The judge hasn't seen the tiles that play the generated images.
@@ -303,7 +303,7 @@ def compare_halvings(epochs: int) -> None:
 
 
 def measure_all_speeds() -> None:
-    """Run each measurement in a process of its own, so that its peak memory is its own."""
+    """Run each measurement in a new process, so that each peak memory is of one measurement."""
     threads = os.environ.get("OMP_NUM_THREADS", "unset")
     print(f"{os.cpu_count()} cores, OMP_NUM_THREADS={threads}\n")
     print("| what | size | seconds | of CPU time | peak memory, GB |", flush=True)

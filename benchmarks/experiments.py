@@ -90,7 +90,7 @@ def random_rows() -> Iterator[dict]:
 
 @contextmanager
 def copy_repository() -> Iterator[Path]:
-    """A temporary copy of the repository with its outputs and a DVC cache of its own."""
+    """A temporary copy of the repository with its outputs and a separate DVC cache."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "copy"
         subprocess.run(["git", "clone", "-q", ".", str(folder)], check=True)

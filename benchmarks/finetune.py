@@ -5,11 +5,10 @@
 
 The reference is diffusers' text-to-image example as released: decode and augment an image, encode
 it with the VAE, encode its caption, step. Model, images, batch size and precision are the same; the
-reference is not compiled. Each run is a process of its own, and only steps count.
+reference is not compiled. Each run is a new process, and only steps count.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -47,9 +46,9 @@ def main() -> None:
     parser.add_argument("size", nargs="?", choices=choices, default="demo")
     size = parser.parse_args().size
     if size == "stage":
-        run_stage_loop()
+        print(time_stage_loop())
     elif size == "reference":
-        run_reference_loop()
+        print(time_reference_loop())
     else:
         compare_loops(size)
 
@@ -100,8 +99,12 @@ def compare_loops(size: str) -> None:
         print("\nMFU of bf16 peak: " + ", ".join(shares))
 
 
+class TimingDone(Exception):
+    """All timed steps are done. Its argument is the rate, in images per second."""
+
+
 class StepTimer:
-    """Called when each step begins; after the timed steps it prints images/s and ends the process.
+    """Called when each step begins; raises TimingDone after the timed steps.
 
     The first WARM_UP_STEPS don't count.
     """
@@ -116,8 +119,7 @@ class StepTimer:
             self.started = self.now()
         if self.steps == WARM_UP_STEPS + TIMED_STEPS:
             seconds = self.now() - self.started
-            print(TIMED_STEPS * self.images_per_step / seconds, flush=True)
-            sys.exit(0)
+            raise TimingDone(TIMED_STEPS * self.images_per_step / seconds)
         self.steps += 1
 
     def now(self) -> float:
@@ -127,12 +129,13 @@ class StepTimer:
         return time.perf_counter()
 
 
-def run_stage_loop() -> None:
-    """The stage `finetune_sd` itself, stopped after a few steps."""
+def time_stage_loop() -> float:
+    """Images per second of the stage `finetune_sd` itself, stopped after a few steps."""
     from stages import finetune_sd
     from stages.params import load
 
-    timer = StepTimer(load().finetune_sd.batch_size)
+    config = load().finetune_sd
+    timer = StepTimer(config.batch_size * config.gradient_accumulation)
     learning_rate = finetune_sd.learning_rate
 
     def timed_learning_rate(*arguments: Any) -> float:
@@ -140,25 +143,19 @@ def run_stage_loop() -> None:
         return learning_rate(*arguments)
 
     with patch.object(finetune_sd, "learning_rate", timed_learning_rate):
-        finetune_sd.main()
+        try:
+            finetune_sd.main()
+        except TimingDone as done:
+            return done.args[0]
+    raise RuntimeError("finetune_sd ended before the timed steps: too few epochs or images")
 
 
 class CaptionedTiles(Dataset):
     """Tiles as `datasets` would give them: PNGs from Parquet, augmented, with a token sequence."""
 
     def __init__(self, rows: list[dict], tokenizer: Any) -> None:
-        from torchvision import transforms
-
         self.rows = rows
         self.tokenizer = tokenizer
-        self.augment = transforms.Compose(
-            [
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomVerticalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize([0.5], [0.5]),
-            ]
-        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -176,12 +173,24 @@ class CaptionedTiles(Dataset):
             max_length=77,
             return_tensors="pt",
         )
-        pixels = self.augment(decode_image(self.rows[i]["image"]))  # [3, H, W]
+        image = torch.from_numpy(np.array(decode_image(self.rows[i]["image"])))  # [H, W, 3]
+        pixels = image.permute(2, 0, 1) / 127.5 - 1  # [3, H, W]
+        for side in (1, 2):
+            if np.random.random() < 0.5:
+                pixels = pixels.flip(side)
         return {"pixel_values": pixels, "input_ids": tokens.input_ids[0]}
 
 
+def time_reference_loop() -> float:
+    """Images per second of diffusers' train_text_to_image.py, without its options."""
+    try:
+        run_reference_loop()
+    except TimingDone as done:
+        return done.args[0]
+
+
 def run_reference_loop() -> NoReturn:
-    """train_text_to_image.py of diffusers without its options, stopped after a few steps."""
+    """The loop of train_text_to_image.py. Raises TimingDone after a few steps."""
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure_stages(count: int) -> dict[str, float]:
-    """Peak memory of each stage on so many images, MiB."""
+    """Peak memory of each stage on `count` images, MiB."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = make_demo(
             Path(temporary),
@@ -72,7 +72,7 @@ def measure_stages(count: int) -> dict[str, float]:
 
 
 def write_prompts(path: Path, count: int) -> None:
-    """Write so many prompts, as the stage `prompt` does."""
+    """Write `count` prompts, as the stage `prompt` does."""
     columns = {
         name: [f"{name} {i}" for i in range(count)]
         for name in ("label", "prompt", "negative_prompt", "writer", "technique")

@@ -115,7 +115,7 @@ def make_corpus_project(**changes: dict) -> Path:
 
 
 def run_stage(folder: Path, name: str, cores: int | None = None) -> Usage:
-    """Run a stage in a folder, on so many cores (None: all)."""
+    """Run a stage in a folder, on `cores` cores (None: all)."""
     command = [sys.executable, "-m", f"stages.{name}"]
     if cores:
         allowed = sorted(os.sched_getaffinity(0))[:cores]
@@ -371,7 +371,7 @@ def benchmark_memory() -> None:
 
 
 def multiply_corpus(path: Path, times: int) -> None:
-    """Repeat a corpus; the papers of each copy have names and words of their own."""
+    """Repeat a corpus; the papers of each copy have other names and words."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -52,10 +52,12 @@ def write_params(folder: Path, **sections: dict[str, Any]) -> None:
 
 
 def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start `python -m module arguments` in the folder, with a resume cache of its own."""
+    """Start `python -m module arguments` in the folder, with a new resume cache."""
     environment = {
         **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
+        "PYTHONPATH": os.pathsep.join(
+            [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         "REMOTE_DIFFUSION_SCRATCH": str(folder / "scratch"),
     }
     return subprocess.Popen(
@@ -78,7 +80,7 @@ def run_module(folder: Path, module: str, *arguments: str) -> str:
 
 
 def make_demo(folder: Path, images: int, **sections: dict[str, Any]) -> Path:
-    """Make a folder with so many rendered tiles and the embedded model.
+    """Make a folder with `images` rendered tiles and the embedded model.
 
     `sections` are written to params.yaml. Returns the folder.
     """
@@ -88,12 +90,16 @@ def make_demo(folder: Path, images: int, **sections: dict[str, Any]) -> Path:
 
 
 def make_stable_diffusion(
-    folder: Path, images: int, resolution: int, **sections: dict[str, Any]
+    folder: Path,
+    images: int,
+    resolution: int,
+    model: Path | None = None,
+    **sections: dict[str, Any],
 ) -> Path:
-    """Make a folder with so many rendered tiles of `resolution` px and a large untrained model.
+    """Make a folder with `images` rendered tiles of `resolution` px and a large untrained model.
 
-    The model has the architecture of Stable Diffusion v1.5. `sections` are written to params.yaml.
-    Returns the folder.
+    The model has the architecture of Stable Diffusion v1.5; `model` names one that another call
+    made. `sections` are written to params.yaml. Returns the folder.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -101,6 +107,9 @@ def make_stable_diffusion(
     imagery: dict[str, Any] = SPLITS | {"max_images": images, "resolution": resolution}
     encoding: dict[str, Any] = {"base_domain": "none", "batch_size": 16, "precision": "bf16"}
     _make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | sections)
+    if model:
+        write_json(folder / "models/start/start.json", {"folder": str(model)})
+        return folder
     # Replace the embedded model, except its tokenizer and scheduler.
     model = folder / "models/base/diffusion"
     torch.manual_seed(0)
@@ -115,6 +124,27 @@ def make_stable_diffusion(
             file.unlink()
         part.save_pretrained(model / name)
     write_json(folder / "models/start/start.json", {"folder": "models/base/diffusion"})
+    return folder
+
+
+def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
+    """Make a folder for fine-tuning at the scale of params/rsicd.yaml, on rendered tiles.
+
+    `steps` cut the training of the autoencoder and the text encoder. Returns the folder.
+    """
+    scale = yaml.safe_load((REPOSITORY / "params/rsicd.yaml").read_text())
+    training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1}
+    _make_inputs(
+        folder,
+        {
+            "fetch_imagery": SPLITS | {"max_images": images},
+            "fetch_model": {"diffusion": "none"},
+            "train_base": scale["train_base"] | steps,
+            "encode": scale["encode"],
+            "finetune_sd": scale["finetune_sd"] | training,
+        },
+    )
+    run_module(folder, "stages.encode")
     return folder
 
 

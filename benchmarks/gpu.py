@@ -1,0 +1,403 @@
+"""All measurements that need a GPU, in one command of at most eight minutes.
+
+    python -m benchmarks.gpu             Stable Diffusion v1.5's size, random weights (a GPU)
+    python -m benchmarks.gpu --tiny      the demo's model, to try the script itself (a CPU will do)
+
+The rows run in order of worth, each in a process of its own with its own time limit. The table
+benchmarks/results/gpu.md is written after every row (not with --tiny): an interruption loses
+nothing that was measured. A row that fails or finds no time left says so.
+
+Needs only torch, diffusers, transformers, accelerate, peft, safetensors, pyarrow, pydantic, pillow,
+tqdm, pyyaml, filelock and platformdirs. No network: tiles are rendered, weights are random.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.finetune import PEAK_FLOPS, time_reference_loop, time_stage_loop
+from benchmarks.flops import training_flops
+from benchmarks.workspace import (
+    REPOSITORY,
+    make_demo,
+    make_rsicd_scale,
+    make_stable_diffusion,
+    write_params,
+)
+from stages.common.artifacts import read_json
+
+TABLE = REPOSITORY / "benchmarks/results/gpu.md"
+TIME_LIMIT = 480.0  # s, of the whole command
+TILES = 64  # rendered tiles per resolution, before the split
+PROMPT = "an aerial image of a field beside a road"
+Results = dict[str, str]  # quantity -> value with unit
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement: `measure(folder, tiny, **options)`, stopped after `limit` seconds."""
+
+    name: str
+    limit: float
+    measure: Callable[..., Results]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tiny", action="store_true", help="the demo's model on any device")
+    tiny = parser.parse_args().tiny
+    if not tiny and not torch.cuda.is_available():
+        parser.error("no GPU is visible to torch; --tiny runs without one")
+    with tempfile.TemporaryDirectory() as folder:
+        run_rows(ROWS, Path(folder), tiny, None if tiny else TABLE, TIME_LIMIT)
+
+
+# Running rows
+
+
+def run_rows(
+    rows: list[Row], folder: Path, tiny: bool, table: Path | None, time_limit: float
+) -> None:
+    """Run the rows one after another until the time is over; print each, and write the table."""
+    started = time.monotonic()
+    lines: list[str] = []
+    for row in rows:
+        time_left = time_limit - (time.monotonic() - started)
+        line = format_row(row, folder, tiny, time_left)
+        print(line, flush=True)
+        lines.append(line)
+        if table:
+            table.write_text(format_table(lines, time.monotonic() - started))
+
+
+def format_row(row: Row, folder: Path, tiny: bool, time_left: float) -> str:
+    """Run a row; its line of the table."""
+    if time_left < 10:
+        return f"| {row.name} | not run: no time left | |"
+    started = time.monotonic()
+    results = run_row(row, folder, tiny, min(row.limit, time_left))
+    cells = ", ".join(f"{name} {value}" for name, value in results.items())
+    return f"| {row.name} | {cells} | {time.monotonic() - started:.0f} s |"
+
+
+def run_row(row: Row, folder: Path, tiny: bool, limit: float) -> Results:
+    """Run a measurement in a new process; what it returned, or why it returned nothing."""
+    context = multiprocessing.get_context("spawn")  # CUDA allows no fork
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(row, folder, tiny, sender))
+    process.start()
+    sender.close()
+    try:
+        if not receiver.poll(limit):
+            return {"not measured:": f"stopped after {limit:.0f} s"}
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        return {"not measured:": f"ended with exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _measure(row: Row, folder: Path, tiny: bool, sender: Connection) -> None:
+    try:
+        sender.send(row.measure(folder, tiny, **row.options))
+    except (Exception, SystemExit) as error:  # whatever it is, it becomes the row's result
+        traceback.print_exc()
+        message = " ".join(str(error).split())[-200:]
+        sender.send({"failed:": f"{type(error).__name__}: {message}"})
+
+
+def format_table(lines: list[str], seconds: float) -> str:
+    """The whole file: device, versions, commit and the rows so far, in Markdown."""
+    libraries = ("torch", "diffusers", "transformers", "accelerate", "peft")
+    versions = ", ".join(f"{name} {version(name)}" for name in libraries)
+    return "\n".join(
+        [
+            "# Speed and memory on a GPU",
+            "",
+            f"`python -m benchmarks.gpu` on {device_name()}, {versions}, commit {commit()}; "
+            f"{seconds:.0f} s so far. Stable Diffusion v1.5's size with random weights, rendered "
+            "tiles, unless a row says otherwise. MFU: share of the dense bf16 peak.",
+            "",
+            "| what | measured | took |",
+            "|---|---|---|",
+            *lines,
+            "",
+        ]
+    )
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "a CPU"
+
+
+def commit() -> str:
+    """The commit of the code; `unknown` in a copy without git."""
+    command = ["git", "-C", str(REPOSITORY), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+# Measurements: each runs in a process of its own
+
+
+def prepare(folder: Path, tiny: bool) -> Results:
+    """Render the tiles at 512 and 224 px; write the model once, with random weights."""
+    started = time.monotonic()
+    if tiny:
+        make_demo(folder / "512", 16, encode={"base_domain": "none"})
+        make_demo(folder / "224", 16, encode={"base_domain": "none"})
+    else:
+        make_stable_diffusion(folder / "512", TILES, 512)
+        make_stable_diffusion(
+            folder / "224", TILES, 224, model=folder / "512/models/base/diffusion"
+        )
+    return {"ready after": f"{time.monotonic() - started:.0f} s"}
+
+
+def measure_encoding(folder: Path, tiny: bool, resolution: int) -> Results:
+    """`encode` itself: eight flips and rotations of each tile, and the captions."""
+    from stages import encode
+    from stages.common.artifacts import read_rows
+
+    enter(folder, str(resolution))
+    started = time.perf_counter()
+    encode.main()
+    seconds = time.perf_counter() - started
+    splits = [Path("data/imagery/train"), Path("data/imagery/valid")]
+    tiles = sum(len(read_rows(split, ["scene"])) for split in splits)
+    rate = f"{tiles / seconds:.2f} (8 variants of each; loading the model included)"
+    return {"tiles/s": rate} | peak_memory()
+
+
+def measure_training(
+    folder: Path, tiny: bool, resolution: int, reference: bool = False, **changes: Any
+) -> Results:
+    """A few steps of `finetune_sd`, or of diffusers' loop, which encodes at every step."""
+    enter(folder, str(resolution))
+    write_training_params(tiny, changes)
+    with without_dvclive():
+        rate = time_reference_loop() if reference else time_stage_loop()
+    results = {"images/s": f"{rate:.1f}"} | peak_memory()
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device_name()), None)
+    if peak and not tiny and not reference:
+        flops = training_flops(resolution)["UNet, forward and backward"]
+        results["MFU"] = f"{flops * rate / peak:.1%}"
+    return results
+
+
+def write_training_params(tiny: bool, changes: dict[str, Any]) -> None:
+    """Write params.yaml for a fine-tuning that goes on until it is stopped."""
+    config: dict[str, Any] = {
+        "epochs": 100_000,
+        "checkpoint_steps": 10**6,
+        "validation_images": 2,
+        "grid_captions": 1,
+        "lr": 1.0e-6,
+        "ema_decay": 0,
+    }
+    config |= changes
+    if tiny:
+        config |= {"batch_size": 4, "precision": "fp32", "compile": False}
+    write_params(Path(), finetune_sd=config)
+
+
+@contextmanager
+def without_dvclive() -> Iterator[None]:
+    """Within the block `finetune_sd` logs no metrics, so that it runs without DVCLive."""
+    from stages import finetune_sd
+
+    @contextmanager
+    def no_tracking(*arguments: Any, **keywords: Any) -> Iterator[Callable[..., None]]:
+        yield lambda *values: None
+
+    with patch.object(finetune_sd, "track_metrics", no_tracking):
+        yield
+
+
+def measure_generation(
+    folder: Path, tiny: bool, scheduler: str, steps: int, pipeline: bool = False
+) -> Results:
+    """Our sampler in groups of 16 in fp16, or diffusers' `pipe(prompt)`, a prompt at a time."""
+    from benchmarks.generate import load_pipeline, time_pipeline, time_sampler
+    from stages.diffusion.sampler import Sampler
+    from stages.params import Sampling, load
+
+    enter(folder, "512")
+    settings = load().sampling.model_dump()
+    settings |= {"scheduler": scheduler, "steps": steps}
+    if not tiny:
+        settings |= {"resolution": 512, "batch_size": 16, "precision": "fp16"}
+    sampling = Sampling(**settings)
+    model = Path("models/base/diffusion").resolve()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    if pipeline:
+        pipe = load_pipeline(model, torch.float32 if tiny else torch.float16, device)
+        use_scheduler(pipe, scheduler)
+        rates = [time_pipeline(pipe, [PROMPT] * 2, sampling) for _ in range(3)]
+    else:
+        sampler = Sampler(model, sampling, str(device))
+        prompts = [PROMPT] * sampling.batch_size
+        rates = [time_sampler(sampler, prompts) for _ in range(3)]
+    return {"images/s": f"{max(rates):.2f}"} | peak_memory()  # the first run chooses kernels
+
+
+def use_scheduler(pipe: Any, name: str) -> None:
+    """Let a diffusers pipeline sample with PNDM or DPM-Solver++."""
+    from diffusers import DPMSolverMultistepScheduler, PNDMScheduler
+
+    scheduler = {"pndm": PNDMScheduler, "dpm": DPMSolverMultistepScheduler}[name]
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+
+
+def measure_rsicd_scale(folder: Path, tiny: bool) -> Results:
+    """Fine-tuning at RSICD's scale (params/rsicd.yaml: 64 px, from scratch), on rendered tiles."""
+    make_rsicd_scale(folder / "rsicd", 64 if tiny else 1024, vae_steps=10, text_steps=10)
+    enter(folder, "rsicd")
+    with without_dvclive():
+        rate = time_stage_loop()
+    hours = 150 * 7446 / rate / 3600  # epochs of params/rsicd.yaml, training tiles of RSICD
+    return {"images/s": f"{rate:.0f}", "150 epochs of RSICD": f"{hours:.2f} h"} | peak_memory()
+
+
+def measure_checkpoint(folder: Path, tiny: bool) -> Results:
+    """What a checkpoint costs: training waits only while the tensors are copied to the CPU."""
+    from benchmarks.checkpoints import fill_state, time_checkpoint
+    from stages.diffusion import models
+
+    enter(folder, "512")
+    unet = models.load_trainable_unet(models.start_folder(), "full", seed=0)
+    unet.to("cuda" if torch.cuda.is_available() else "cpu")
+    adamw = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=True)
+    fill_state(adamw)
+    size, copying, writing = time_checkpoint(unet, adamw, with_ema=True)
+    return {
+        "size": f"{size:.2f} GB",
+        "training waits": f"{copying:.2f} s",
+        "written in": f"{writing:.1f} s",
+    }
+
+
+def measure_resuming(folder: Path, tiny: bool) -> Results:
+    """Train the demo's model with and without a kill in between: is the last loss the same?"""
+    config = {"epochs": 1, "checkpoint_steps": 4, "validation_images": 16, "grid_captions": 1}
+    make_demo(folder / "resuming", 400, finetune_sd=config, encode={"base_domain": "none"})
+    enter(folder, "resuming")
+    run_stage("encode")
+    run_stage("finetune_sd")
+    uninterrupted = read_validation_loss()
+    run_stage("finetune_sd", kill_at_step=6)
+    run_stage("finetune_sd")
+    resumed = read_validation_loss()
+    return {
+        "validation loss": f"{uninterrupted:.6f}, after SIGKILL and resume {resumed:.6f}",
+        "same": "yes" if resumed == uninterrupted else "NO",
+    }
+
+
+def run_stage(name: str, kill_at_step: int | None = None) -> None:
+    """Run a stage in a new process, killed when it begins this optimizer step."""
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_stage, args=(name, kill_at_step))
+    process.start()
+    process.join()
+    expected = 0 if kill_at_step is None else -signal.SIGKILL
+    if process.exitcode != expected:
+        raise RuntimeError(f"{name} ended with exit code {process.exitcode}")
+
+
+def _stage(name: str, kill_at_step: int | None) -> None:
+    from stages import encode, finetune_sd
+
+    if name == "encode":
+        encode.main()
+        return
+    learning_rate = finetune_sd.learning_rate
+
+    def learning_rate_or_kill(step: int, *rest: Any) -> float:
+        if step == kill_at_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return learning_rate(step, *rest)
+
+    with without_dvclive(), patch.object(finetune_sd, "learning_rate", learning_rate_or_kill):
+        finetune_sd.main()
+
+
+def read_validation_loss() -> float:
+    """The validation loss of the published model."""
+    return read_json("metrics/diffusion.json")["validation_loss"]
+
+
+def enter(folder: Path, name: str) -> None:
+    """Work in this folder, with a resume cache of its own."""
+    os.chdir(folder / name)
+    os.environ["REMOTE_DIFFUSION_SCRATCH"] = str(Path("scratch").resolve())
+
+
+def peak_memory() -> Results:
+    """The most GPU memory that tensors of this process held."""
+    if not torch.cuda.is_available():
+        return {}
+    return {"peak memory": f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB"}
+
+
+# Rows, in order of worth
+
+FULL_512 = {"resolution": 512, "precision": "bf16", "batch_size": 32}
+FULL_224 = {"resolution": 224, "precision": "bf16", "batch_size": 64}
+PAPER = {"resolution": 224, "precision": "fp16", "batch_size": 4, "gradient_accumulation": 4}
+PNDM_50 = {"scheduler": "pndm", "steps": 50}
+DPM_20 = {"scheduler": "dpm", "steps": 20}
+ROWS = [
+    Row("tiles and model", 120, prepare),
+    Row("encode, 512 px", 60, measure_encoding, {"resolution": 512}),
+    Row("fine-tuning, 512 px, bf16", 50, measure_training, FULL_512),
+    Row("the same, compiled", 90, measure_training, FULL_512 | {"compile": True}),
+    Row(
+        "diffusers' loop, 512 px, bf16",
+        50,
+        measure_training,
+        FULL_512 | {"batch_size": 16, "reference": True},
+    ),
+    Row("generation, 512 px, PNDM 50 steps", 60, measure_generation, PNDM_50),
+    Row("pipe(prompt), the same", 60, measure_generation, PNDM_50 | {"pipeline": True}),
+    Row("encode, 224 px", 60, measure_encoding, {"resolution": 224}),
+    Row("fine-tuning, 224 px, the paper's fp16 with loss scaling", 40, measure_training, PAPER),
+    Row("RSICD's scale, 64 px", 60, measure_rsicd_scale),
+    Row("fine-tuning, 224 px, bf16", 40, measure_training, FULL_224),
+    Row("diffusers' loop, 224 px, bf16", 40, measure_training, FULL_224 | {"reference": True}),
+    Row("LoRA, 512 px, bf16", 40, measure_training, FULL_512 | {"method": "lora"}),
+    Row("generation, 512 px, DPM-Solver++ 20 steps", 40, measure_generation, DPM_20),
+    Row("pipe(prompt), the same", 40, measure_generation, DPM_20 | {"pipeline": True}),
+    Row("checkpoint, with EMA", 60, measure_checkpoint),
+    Row("resume, the demo's model", 90, measure_resuming),
+]
+
+
+if __name__ == "__main__":
+    main()
