@@ -122,7 +122,7 @@ def run_row(row: Row, folder: Path, tiny: bool, limit: float) -> Results:
 def _measure(row: Row, folder: Path, tiny: bool, sender: Connection) -> None:
     try:
         sender.send(row.measure(folder, tiny, **row.options))
-    except (Exception, SystemExit) as error:  # whatever it is, it becomes the row's result
+    except (Exception, SystemExit) as error:  # every failure becomes the row's result
         traceback.print_exc()
         message = " ".join(str(error).split())[-200:]
         sender.send({"failed:": f"{type(error).__name__}: {message}"})

@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def check_config(config: Encode, state: PartialState) -> None:
-    """Exit with an error on wrong params while the latents of the last run still exist."""
+    """Exit with an error on wrong params, before the latents of the last run are removed."""
     if config.precision == "fp16" and state.device.type != "cuda":
         exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
     if sources.kind(config.base_domain) == "path":
@@ -114,10 +114,10 @@ def dataset_normalization(images: Path) -> dict[str, Any]:
 
 
 def number_captions(folders: Iterable[Path]) -> dict[str, int]:
-    """The distinct captions of folders of shards, each with an id. The empty caption has id 0."""
+    """The id of each distinct caption of folders of shards. The empty caption has id 0."""
     caption_ids = {"": 0}
     for folder in folders:
-        for row in stream_rows(folder, ["captions"], 4096):
+        for row in stream_rows(folder, ["captions"], batch=4096):
             for caption in row["captions"]:
                 caption_ids.setdefault(caption, len(caption_ids))
     return caption_ids

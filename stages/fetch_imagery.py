@@ -126,10 +126,10 @@ def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource
 def check_survey(survey: Survey, source: str, skipped: SkipReport) -> None:
     """Exit with an error if there is no usable item, or fewer than two scenes.
 
-    train_scene, and with it the whole evaluation, needs scenes to tell apart. The error is better
-    here than after hours of decoding and training.
+    train_scene, and with it the whole evaluation, needs two scenes. Without this check the error
+    would come after hours of decoding and training.
     """
-    if not survey.items:
+    if not survey.usable:
         reasons = skipped if skipped.reasons else "it is empty"
         exit_with_error(
             f"fetch_imagery.source: {source}: no usable captioned image: {reasons} "

@@ -28,6 +28,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 
 FEATURES = Path("data/features")
+# The sets of images that are compared, each with its folder in `FEATURES`.
 SETS = {
     "test": "real/test",
     "train": "real/train",
@@ -35,7 +36,7 @@ SETS = {
     "base": "base",
     "synthetic": "synthetic",
 }
-PADDED_TEST = FEATURES / "real/test_padded"
+PADDED_TEST = FEATURES / "real/test_padded"  # the test tiles in a black frame
 
 
 def main() -> None:
@@ -94,7 +95,7 @@ def stored_extractors() -> list[str]:
 
 
 def read_features(extractor: str) -> dict[str, dict[str, np.ndarray]]:
-    """What the extractor gave for each set of `SETS`: features [N, D] and more."""
+    """The arrays stored for each set of `SETS`: `features` [N, D], with some extractors others."""
     return {
         name: load_file(FEATURES / folder / f"{extractor}.safetensors")
         for name, folder in SETS.items()
@@ -123,7 +124,7 @@ def read_image_rows() -> dict[str, dict[str, list]]:
 
 
 def match_real_tiles(rows: dict[str, dict[str, list]]) -> np.ndarray:
-    """Index [N] of the test tile whose caption each tuned image shows; the base image is another.
+    """Index [N] of the test tile whose caption each tuned image, and each base image, shows.
 
     Raises:
         SystemExit: the images are of other tiles or, base and tuned, in another order.
@@ -160,7 +161,7 @@ def write_nearest_training(pairs: list[dict], rows: dict[str, dict[str, list]]) 
 def measure_caption_agreement(
     rows: dict[str, dict[str, list]], classes: dict[LULC, list[str]]
 ) -> dict:
-    """Caption agreement by the scene classifier; writes the plot of it by scene."""
+    """Caption agreement by the scene classifier; writes its plot by scene too."""
     features = read_features("scene")
     logits = {name: features[name]["logits"] for name in ("tuned", "base", "test", "synthetic")}
     wanted = {name: rows[name]["scene"] for name in ("tuned", "base", "test")}

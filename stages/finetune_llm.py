@@ -115,7 +115,7 @@ def read_chunks() -> tuple[list[str], list[list[str]]]:
 
 
 def make_sequences(train_ids: list[list[int]], config: FinetuneLLM, seed: int) -> list[list[int]]:
-    """Return the training sequences of at most `context` tokens, packed if `packing` says so."""
+    """Return the training sequences of at most `context` tokens, packed if `packing` is true."""
     if config.packing:
         sequences = tokens.pack(train_ids, config.context, rng(seed, "pack"))
     else:

@@ -5,7 +5,7 @@
 It runs in one process or in several (data parallel, with the same global batch). A run that was
 killed resumes from its last checkpoint and ends with the same bytes. The loop is the standard one
 (Ho et al. 2020, algorithm 1; the text-to-image example of diffusers) without the VAE and the text
-encoder, which `encode` has already run. Each checkpoint also measures what the model may forget:
+encoder, which `encode` has already run. Each checkpoint also measures what fine-tuning may harm:
 the loss on the base model's own domain, and the diversity of a grid of samples.
 """
 
@@ -63,7 +63,7 @@ def main() -> None:
     def try_batch(images: int) -> None:
         trainer.trial_step(loader.trial_batch(images))
 
-    # Params and the bytes of all inputs identify a run: another never resumes its checkpoints.
+    # A run resumes only checkpoints of the same params and the same bytes of all inputs.
     inputs: list[str | Path] = [LATENTS, start / "unet", start / "scheduler"]
     inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     run_id = fingerprint({"finetune_sd": config.model_dump(), "seed": seed}, inputs)
@@ -72,7 +72,7 @@ def main() -> None:
         report_out_of_memory(
             "finetune_sd.batch_size",
             config.batch_size,
-            None if trainer.sharded else try_batch,  # a shard's trial would wait for the others
+            None if trainer.sharded else try_batch,  # a shard alone would wait for the others
             MEMORY_ADVICE,
         ),
         track_metrics(
@@ -105,12 +105,12 @@ def train(
     cache: Path,
     log_metrics: LogMetrics,
 ) -> None:
-    """Train from `state.step` to `steps`; `state` and the checkpoints in `cache` keep up."""
+    """Train from `state.step` to `steps`; updates `state` and writes checkpoints to `cache`."""
     config = trainer.config
     accumulation = config.gradient_accumulation
     batches = loader.batches(range(state.step * accumulation, steps * accumulation))
     writer = CheckpointWriter(cache, config.keep_checkpoints)
-    losses: list[torch.Tensor] = []  # [] of each micro-batch since the last checkpoint
+    losses: list[torch.Tensor] = []  # a scalar per micro-batch since the last checkpoint
     bar = progress_bar(total=steps, desc="finetune_sd", unit="step")
     bar.update(state.step)
     first_step = state.step
@@ -150,13 +150,14 @@ def train(
 
 
 def train_step(trainer: Trainer, micro_batches: Iterable[Batch], lr: float) -> list[torch.Tensor]:
-    """One optimizer step by the mean gradient of the micro-batches; returns the loss [] of each."""
+    """Take one optimizer step on the mean gradient of the micro-batches; return their losses []."""
     accelerator = trainer.accelerator
     for group in trainer.optimizer.param_groups:
         group["lr"] = lr
     losses = []
     for batch in micro_batches:
-        # Before the last micro-batch processes exchange no gradients, and `step` does nothing.
+        # Until the last micro-batch, processes exchange no gradients, and the optimizer's `step`
+        # and `zero_grad` do nothing.
         with accelerator.accumulate(trainer.model):
             losses.append(trainer.backward(batch))
             if accelerator.sync_gradients:
@@ -180,7 +181,7 @@ def learning_rate(step: int, steps: int, config: FinetuneSD) -> float:
 def publish(
     cache: Path, start: Path, config: FinetuneSD, seed: int, normalization: dict, steps: int
 ) -> None:
-    """Write `models/diffusion`: the model of `start` with the best weights, or as it is."""
+    """Write `models/diffusion`: `start` with the best weights, or unchanged after zero steps."""
     if not steps:
         models.save_finetuned(start, OUT, None, models.VAE_NORMALIZATION)
         return

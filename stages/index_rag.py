@@ -78,7 +78,7 @@ def make_splitter(config: IndexRag) -> "SentenceSplitter":
         chunk_size=config.passage_tokens,
         chunk_overlap=config.overlap_tokens,
         paragraph_separator="\n",
-        # Words and punctuation marks: LlamaIndex would download a tokenizer of its own.
+        # Words and punctuation marks: LlamaIndex would download its default tokenizer.
         tokenizer=re.compile(r"\w+|[^\w\s]").findall,
         chunking_tokenizer_fn=split_losslessly,
     )
@@ -107,7 +107,7 @@ def split_into_passages(lines: list[dict], splitter: "SentenceSplitter") -> list
     """Return the passages of one paper, each with the page it starts on."""
     paper = lines[0]["paper"]
     text = join_lines([line["text"] for line in lines])
-    # The offset of each line in the running text says which page an offset is on.
+    # The offset of each line in the running text gives the page of any offset.
     line_offsets = []
     offset = 0
     for line in lines:

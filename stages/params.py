@@ -42,7 +42,7 @@ def _check_source(source: str) -> str:
 
 
 def _check_is_number(value: Any) -> Any:
-    """Explain why YAML 1.1 reads `1e-6` as text: it lacks a decimal point."""
+    """Refuse a number without a decimal point such as `1e-6`, which YAML 1.1 reads as text."""
     if isinstance(value, str):
         digits = value.lower().replace("e-", "").replace("e", "").replace(".", "")
         if digits.isdigit():
@@ -286,7 +286,9 @@ class Prompt(Section):
     per_class: dict[LULC, Count] = Field(
         description="prompts kept per class (paper, Table 2: 52 to 61)"
     )
-    attempts: Count = Field(description="rounds in which a writer may replace rejected prompts")
+    attempts: Count = Field(
+        description="rounds of asking a writer; later ones replace rejected prompts"
+    )
     positive_cues: str = Field(
         description="text that every prompt begins with (paper, section 3: positive cues)"
     )
@@ -639,7 +641,7 @@ def _fields(location: list[int | str]) -> dict[str, FieldInfo]:
     model: type[BaseModel] = Params
     for part in location:
         if part not in model.model_fields:
-            continue
+            continue  # the index of an entry of `prompt.compare`
         annotation = model.model_fields[str(part)].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation

@@ -1,4 +1,4 @@
-"""Write the image prompts of the synthetic data set: a number per class, each checked.
+"""Write the image prompts of the synthetic data set, as many per class as params ask for.
 
     python -m stages.prompt
 
@@ -9,8 +9,8 @@ writes  data/prompts.parquet     row, label, prompt (with the cues), negative_pr
                                  technique, passages, tokens
         metrics/prompts.json     {writer: {technique: the metrics of stages/text/prompt_metrics.py}}
 
-A writer's candidate is kept when it passes `stages.text.checks`. Fewer prompts of a class than
-params ask for are an error.
+A prompt that a writer proposes is kept when it passes `stages.text.checks`. Too few prompts of a
+class are an error.
 """
 
 from pathlib import Path
@@ -65,7 +65,7 @@ def main() -> None:
         }
     }
 
-    # Further writers and techniques: their prompts are measured and not used.
+    # Further writers and techniques, whose prompts are measured but not used.
     for pair in prompt.compare:
         if pair.technique in metrics.get(pair.writer, {}):
             exit_with_error(
@@ -98,7 +98,7 @@ def check_negative_prompt(text: str, count_tokens: checks.ClipTokenCounter) -> N
 
 
 def check_positive_cues(cues: str) -> None:
-    """Exit with an error where the cues name no viewpoint or no scale; no cues are allowed."""
+    """Exit with an error where the cues lack a viewpoint or a scale; an empty text is allowed."""
     required = (
         ("viewpoint", lexicon.VIEWPOINT, "satellite image, aerial view"),
         ("scale", lexicon.SCALE, "high resolution, 10 m resolution, wide view"),
@@ -106,8 +106,8 @@ def check_positive_cues(cues: str) -> None:
     for cue, pattern, examples in required:
         if cues and not pattern.search(cues):
             exit_with_error(
-                f"prompt.positive_cues: name the {cue} ({examples}, ...), or a pumpkin field is a "
-                'heap of pumpkins; or write "" where the model knows few words'
+                f"prompt.positive_cues: name the {cue} ({examples}, ...), without which a model "
+                'may draw a close-up; or write "" for a model that knows few words'
             )
 
 

@@ -13,7 +13,7 @@ reads   metrics/review_key.csv  names this run; ratings of other runs' images ar
                                                      expert named; may be blank
                                 artifacts            any of repetition, blur, deformation,
                                                      wrong scale, separated by `;`
-writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until somebody has rated
+writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until an expert has rated
 """
 
 from typing import Literal

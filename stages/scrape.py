@@ -7,7 +7,7 @@ writes  data/corpus.parquet         one row per text line: paper, page, line, te
         data/papers_report.csv      every paper: pages, lines, status (ok, failed), reason
         metrics/corpus.json
 
-A text file does not say which papers it holds. It is cut behind its reference lists, or into blocks
+A text file does not list the papers in it. It is cut behind its reference lists, or into blocks
 of lines where it has fewer than three, and each part counts as a paper (page 0; `min_papers`
 applies only where there are PDFs). A file that is not UTF-8 text has failed.
 """

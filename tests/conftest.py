@@ -52,7 +52,7 @@ def copy_repository(target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict:
-    """Variables with a resume cache of its own and no network: a stage that needs it fails."""
+    """Variables with a new resume cache and no network: a stage that needs the network fails."""
     closed_port = "http://127.0.0.1:9"
     return {
         "REMOTE_DIFFUSION_SCRATCH": str(tmp_path_factory.mktemp("scratch")),

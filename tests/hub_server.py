@@ -171,14 +171,13 @@ class Handler(BaseHTTPRequestHandler):
     def add_commit(self, repository: str, operations: list[dict]) -> None:
         files = self.hub.repositories[repository]
         for operation in operations:
-            value = operation["value"]
-            match operation["key"]:
-                case "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
-                case "lfsFile":
-                    files[value["path"]] = self.hub.objects[value["oid"]]
-                case "deletedFile":
-                    del files[value["path"]]
+            kind, value = operation["key"], operation["value"]
+            if kind == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif kind == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+            elif kind == "deletedFile":
+                del files[value["path"]]
         commit = self.hub.commit(repository)
         url = f"{self.hub.url}/{repository}/commit/{commit}"
         self.send_json(200, {"commitUrl": url, "commitOid": commit})

@@ -69,7 +69,7 @@ def test_every_data_dep_is_made_by_a_stage_or_kept_in_git():
     made = {path for _, entry in stages for path in paths(entry, "outs", "metrics")}
     for name, entry in stages:
         for dep in paths(entry, "deps"):
-            # Deps inside an out must exist at every scale: whole outs, or files always written.
+            # Deps inside an out must exist at every scale: an entire out, or files always written.
             inside = any(dep == out or dep.startswith(f"{out}/") for out in made)
             assert inside or (REPOSITORY / dep).exists(), (
                 f"{name}: {dep} is made by no stage and is not in the repository"

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -64,7 +65,7 @@ def test_a_source_in_an_output_folder_is_refused(project, source):
     for folder in ("data/papers/mine", "metrics/plots", "data/imagery.part"):
         (project / folder).mkdir(parents=True)
     (project / "link").symlink_to("data/papers")
-    with pytest.raises(SystemExit, match="^error: fetch_papers.source: .*a run replaces"):
+    with pytest.raises(SystemExit, match=f"^error: fetch_papers.source: {source}: "):
         sources.local_path(source, "fetch_papers.source")
 
 
@@ -79,9 +80,9 @@ def test_links_from_a_source_to_an_output_folder_are_refused(project, stage):
         (project / "given").mkdir(exist_ok=True)
         (project / "given" / name).symlink_to(mine)
     change_params(project, f"{stage}:\n  source: embedded", f"{stage}:\n  source: path:given")
-    with pytest.raises(
-        SystemExit, match=f"^error: {stage}.source: .*given/(forest|lake): a run replaces data/"
-    ):
+    output = f"data/{stage.removeprefix('fetch_')}"
+    error = f"^error: {stage}.source: .*given/(forest|lake): .*{output}"
+    with pytest.raises(SystemExit, match=error):
         importlib.import_module(f"stages.{stage}").main()
     assert len(list((project / "data").rglob("mine/*/*"))) == 4
 
@@ -257,29 +258,30 @@ def test_a_stage_run_too_early_names_what_is_missing(project, command, missing):
 
 
 @pytest.mark.parametrize(
-    "command, reason",
+    "command, word",
     [
-        ("stages.fetch_model diffusion language", "unrecognized arguments: language"),
-        ("stages.fetch_model difusion", "invalid choice: 'difusion'"),
-        ("stages.chunk quickly", "unrecognized arguments: quickly"),
-        ("stages.runtime.launch report", "invalid choice: 'report'"),
+        ("stages.fetch_model diffusion language", " language"),
+        ("stages.fetch_model difusion", "'difusion'"),
+        ("stages.chunk quickly", " quickly"),
+        ("stages.runtime.launch report", "'report'"),
     ],
 )
-def test_wrong_arguments_are_a_usage_line(project, command, reason):
+def test_wrong_arguments_are_a_usage_line(project, command, word):
     module, *arguments = command.split()
     done = run_module(project, module, *arguments)
     assert done.returncode == 2 and done.stderr.startswith(f"usage: python -m {module} ")
-    assert reason in done.stderr and "Traceback" not in done.stderr
+    assert word in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_a_sweep_outside_a_git_repository_is_one_line(project):
     ceiling = str(project.parent)
     done = run_module(project, "tools.sweep", "guidance", GIT_CEILING_DIRECTORIES=ceiling)
-    assert "git repository" in error_line(done)
+    assert "git" in error_line(done)
 
 
 def test_an_experiment_that_the_sweep_does_not_have_is_one_line():
-    assert "0 to 11" in error_line(run_module(REPOSITORY, "tools.sweep", "guidance", "99"))
+    line = error_line(run_module(REPOSITORY, "tools.sweep", "guidance", "99"))
+    assert {"0", "11"} <= set(re.findall(r"\d+", line))
 
 
 def test_only_file_errors_are_one_line(project):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -345,7 +346,8 @@ def test_a_review_from_the_first_click_to_the_metrics(page, base, made, tmp_path
     assert filed[0]["comment"] == 'too "soft", I think; no shadows: rg5'
     assert [row["artifacts"] for row in filed[:5]] == ["wrong scale", "", "", "", "blur"]
     report.main()
-    assert "20 ratings by 1 expert" in Path("metrics/report/index.html").read_text()
+    text = Path("metrics/report/index.html").read_text()
+    assert re.search(r"\b20 ratings\D*\b1\b", text)
 
 
 def test_unrated_tiles_are_listed_and_not_saved(page, base, tmp_path):

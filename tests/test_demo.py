@@ -89,7 +89,7 @@ def address(models) -> Iterator[str]:
 
 @pytest.fixture
 def page(address) -> Iterator[Page]:
-    """The demo in a browser of its own; the test fails if it asks any other host."""
+    """The demo in a new browser; the test fails if it asks any other host."""
     outside = []
 
     def note_outside(request) -> None:
@@ -192,9 +192,9 @@ def test_closing_the_page_stops_the_request(page, models):
 def test_bad_input_is_reported_and_generates_nothing(page, models):
     models.denoising_steps.clear()
     page.get_by_role("button", name="Draw").click()
-    expect(page.get_by_text("Write a prompt first")).to_be_visible()
+    expect(page.get_by_test_id("toast-body").last).to_contain_text("prompt")
     page.get_by_label("Prompt", exact=True).fill("a lake")
     page.get_by_label("Seed").fill("-1")
     page.get_by_role("button", name="Draw").click()
-    expect(page.get_by_text("The seed is a whole number")).to_be_visible()
+    expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_page.MAX_SEED))
     assert not models.denoising_steps

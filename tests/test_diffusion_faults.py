@@ -34,6 +34,10 @@ def empty_config(part_config):
     return lambda folder: write_json(folder / BASE / part_config, [])
 
 
+def truncate_config(part_config):
+    return lambda folder: (folder / BASE / part_config).write_text("{")
+
+
 def pickle_unet(folder):
     unet = folder / BASE / "unet"
     (unet / "diffusion_pytorch_model.safetensors").rename(unet / "diffusion_pytorch_model.bin")
@@ -92,13 +96,13 @@ FAULTS = [
         encode,
         remove_tensor("text_encoder", "final_layer_norm.weight"),
         {},
-        [f"{BASE}/text_encoder: ", "lack", "final_layer_norm.weight"],
+        [f"{BASE}/text_encoder: ", "final_layer_norm.weight"],
     ),
     (
         encode,
         remove_tensor("vae", "decoder.conv_in.weight"),
         {},
-        [f"{BASE}/vae: ", "lack", "decoder.conv_in.weight"],
+        [f"{BASE}/vae: ", "decoder.conv_in.weight"],
     ),
     (
         encode,
@@ -106,7 +110,7 @@ FAULTS = [
         {},
         [f"{BASE}/vae: ", "decoder.conv_in.weight", "[8, 4, 3, 3]", "[8, 7, 3, 3]"],
     ),
-    (encode, make_tiles_of_30_pixels, {}, ["fetch_imagery.resolution: 30 px", "multiple of 4"]),
+    (encode, make_tiles_of_30_pixels, {}, ["fetch_imagery.resolution: 30 ", " 4,"]),
     (encode, remove_training_tiles, {}, ["data/imagery/train: "]),
     (encode, nothing, {"encode": {"precision": "fp16"}}, ["encode.precision: fp16"]),
     (
@@ -143,11 +147,17 @@ FAULTS = [
         finetune_sd,
         remove_tensor("unet", "conv_out.weight"),
         {},
-        [f"{BASE}/unet: ", "lack", "conv_out.weight"],
+        [f"{BASE}/unet: ", "conv_out.weight"],
     ),
     (
         finetune_sd,
         empty_config("scheduler/scheduler_config.json"),
+        {},
+        ["scheduler/scheduler_config.json: "],
+    ),
+    (
+        finetune_sd,
+        truncate_config("scheduler/scheduler_config.json"),
         {},
         ["scheduler/scheduler_config.json: "],
     ),
@@ -156,7 +166,7 @@ FAULTS = [
         finetune_sd,
         set_config("unet/config.json", cross_attention_dim=768),
         {},
-        [f"{BASE}/unet: ", "width 768", " 16"],
+        [f"{BASE}/unet: ", " 768", " 16"],
     ),
     (
         finetune_sd,
@@ -180,7 +190,7 @@ FAULTS = [
         sample,
         nothing,
         {"sampling": {"resolution": 30}},
-        ["sampling.resolution: 30 px", "multiple of 4"],
+        ["sampling.resolution: 30 ", " 4,"],
     ),
     (sample, fill_tensor("unet", "conv_out.bias", 3.0e38), {}, ["sampling.precision: ", "fp32"]),
 ]

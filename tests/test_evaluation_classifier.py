@@ -60,7 +60,7 @@ def brightness_images(count: int, seed: int = 0) -> LabeledImages:
 def brightness_job(
     train: int = 30, test: int = 9, seed: int = 0, weights: Path | None = None, **config
 ) -> TrainingJob:
-    """Classify so many `brightness_images`; `config` replaces values of `CONFIG`."""
+    """Classify this number of `brightness_images`; `config` replaces values of `CONFIG`."""
     return TrainingJob(
         brightness_images(train),
         brightness_images(test, seed=1),
@@ -347,7 +347,7 @@ def test_a_network_of_one_fixed_size_is_built_for_the_resolution():
     assert result.scores["real_test"]["n"] == 9
 
 
-def test_at_most_so_many_images_are_drawn_per_class(folder):
+def test_the_number_of_images_per_class_is_limited(folder):
     class_of = {scene: i for i, scene in enumerate(CLASSES)}
     images, unlabeled = read_labeled_images(
         "data/imagery/train", "scene", class_of, 16, {0: 5, 1: 2, 2: 99}, load().seed

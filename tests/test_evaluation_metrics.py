@@ -172,7 +172,7 @@ def test_halves_draw_without_replacement():
 
 
 def test_prediction_interval_contains_the_fid_of_other_halvings():
-    """FID of two halves of a set: the interval of one halving contains that of 18 in 20 others."""
+    """The FID interval of one split into halves contains the FID of 18 in 20 other splits."""
     x = gaussian_sample(1000, 12, 0)
     rng = np.random.default_rng(1)
     values = []
@@ -304,7 +304,7 @@ def test_a_rotated_or_mirrored_copy_is_found():
     for k, mirrored in ((0, False), (1, False), (3, True)):
         copies = np.rot90(train[..., ::-1] if mirrored else train, k, (2, 3))
         distances, neighbors = nearest_neighbors_dihedral(
-            copies.reshape(12, -1) + 1,  # one grey level brighter
+            copies.reshape(12, -1) + 1,  # one gray level brighter
             train.reshape(12, -1),
         )
         assert np.allclose(distances, 1, atol=1e-3)

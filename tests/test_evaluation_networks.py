@@ -29,7 +29,7 @@ def test_black_frame_has_the_proportions_of_the_papers_script():
 
 
 def test_resize_is_antialiased():
-    """A pattern finer than the target's pixels becomes grey, not moire (Parmar et al. 2022)."""
+    """A pattern finer than the target's pixels becomes gray, not moire (Parmar et al. 2022)."""
     import torch
 
     from stages.evaluation.networks import resize
@@ -58,8 +58,8 @@ def test_missing_weights_exit_with_an_error_that_names_file_and_params_key(
     "model, resolution, named",
     [
         ("resnet19", 32, "train_scene.model: .*'resnet19'.*resnet18"),  # a similar name
-        ("resnet18.mine", 32, "train_scene.model: resnet18.mine .*32 px: .*tag"),
-        ("inception_v3", 32, "train_scene.model: inception_v3 .*32 px: .*Kernel size"),
+        ("resnet18.mine", 32, "train_scene.model: resnet18.mine .*32 .*tag"),
+        ("inception_v3", 32, "train_scene.model: inception_v3 .*32 .*Kernel"),
     ],
 )
 def test_an_impossible_network_exits_with_an_error_that_names_it(model, resolution, named):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import struct
 import tracemalloc
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +50,7 @@ def broken_images() -> dict[str, bytes]:
     """Files that Pillow knows by their content, keyed by the exception that it raises on them."""
     avif = encoded(picture(1), "AVIF")
     spider = bytearray(encoded(picture(1).convert("F"), "SPIDER"))
-    struct.pack_into("<f", spider, 4 * 26, 1.0)  # says that it is an image of a stack
+    struct.pack_into("<f", spider, 4 * 26, 1.0)  # marks it as an image of a stack
     dds_header = struct.pack("<7I44x2I44x", 124, 0x1007, 40, 40, 160, 0, 0, 32, 0)
     return {
         "RuntimeError": avif.replace(b"iloc", b"xxxx"),
@@ -92,7 +93,7 @@ def test_split_folders_without_classes(tmp_path, monkeypatch):
         tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/numbers", splits=OWN_SPLITS
     )
     assert "fetch_imagery.source" in line
-    assert "12 no class folder and no captions (test/20.png ...)" in line
+    assert re.search(r"\b12 no class folder .*\(test/20\.png ", line)
     result = run(
         tmp_path / "run",
         {"Water Body": ["lake"]},
@@ -114,7 +115,7 @@ def test_split_folders_without_classes(tmp_path, monkeypatch):
 def test_a_split_beside_images_in_no_split_needs_params():
     counts: dict = {None: 8, "test": 2}
     undecided = dict.fromkeys(OWN_SPLITS)
-    with pytest.raises(SystemExit, match="error: key: .* test and images in no split"):
+    with pytest.raises(SystemExit, match="^error: key: .*test.*no split"):
         match_splits(counts, undecided, "key")
     matched = match_splits(counts, undecided | {"test": "test"}, "key")
     assert matched == ({"test": "test", None: "train"}, ["valid"])
@@ -211,7 +212,7 @@ def test_links_other_formats_and_files_that_are_no_images(tmp_path):
         "image is unreadable or truncated": 3,
     }
     assert report["skipped"]["not read: .heic"]["names"] == ["lake/a.heic", "lake/b.HEIC"]
-    assert "1 link to nothing (lake/gone.png ...)" in result.stderr
+    assert re.search(r"\b1 link .*\(lake/gone\.png ", result.stderr)
     scenes = [row["scene"] for split_rows in rows.values() for row in split_rows]
     assert {scene: scenes.count(scene) for scene in scenes} == {
         "forest": 12,
@@ -297,17 +298,18 @@ def test_an_image_beside_tables_and_one_without_a_scene_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "column, shown",
     [
-        (["lake_1.png"] * 3, "holds string"),
-        ([[1, 2]] * 3, "holds list"),
-        ([1, 2, 3], "holds int64"),
-        (pa.array([{"bytes": "abc", "path": "a.png"}] * 3), "holds struct<bytes: string"),
-        (pa.array([{"path": "a.png"}] * 3), "holds struct<path"),
+        (["lake_1.png"] * 3, " string"),
+        ([[1, 2]] * 3, " list"),
+        ([1, 2, 3], " int64"),
+        (pa.array([{"bytes": "abc", "path": "a.png"}] * 3), " struct<bytes: string"),
+        (pa.array([{"path": "a.png"}] * 3), " struct<path"),
     ],
 )
 def test_a_column_that_holds_no_images_is_one_line(tmp_path, monkeypatch, column, shown):
     pq.write_table(pa.table({"image": column, "text": ["a lake"] * 3}), tmp_path / "odd.parquet")
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/odd.parquet")
-    assert "fetch_imagery.source: odd.parquet: column `image`" in line and shown in line
+    assert line.startswith("error: fetch_imagery.source: odd.parquet: ")
+    assert "`image`" in line and shown in line
 
 
 @pytest.mark.parametrize("image_type", [pa.binary(), pa.large_binary(), pa.binary_view(), IMAGE])
@@ -378,11 +380,11 @@ def test_fewer_than_two_scenes_are_one_line(tmp_path, monkeypatch):
     (tmp_path / "none/metadata.jsonl").write_text("\n".join(lines))
     one = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/one")
     assert "fetch_imagery.source: " in one
-    assert "1 scene(s) in 4 usable image(s): lake;" in one
-    assert "1 not read: .heic (lake/a.heic ...)" in one
+    assert re.search(r"\b1 .*\b4 .*\blake;", one)
+    assert re.search(r"\b1 [^;]*\.heic \(lake/a\.heic ", one)
     none = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/none")
     assert "fetch_imagery.source: " in none
-    assert "0 scene(s) in 4 usable image(s);" in none
+    assert re.search(r"\b0 .*\b4 ", none)
     assert not (tmp_path / "run/data").exists()
 
 

@@ -1,4 +1,4 @@
-"""The launcher: one process by default, else as many as the accelerate config says, never fewer."""
+"""The launcher starts one process by default, else the number in the accelerate config."""
 
 import shutil
 
@@ -51,7 +51,7 @@ def test_a_stage_runs_in_the_same_process_for_one_process(probe):
     )
 
 
-def test_compiled_modules_are_kept_where_python_is_told_not_to(probe):
+def test_compiled_modules_are_kept_where_the_environment_forbids_it(probe):
     """The modules that the stage imports; those of the launcher itself are read before."""
     (probe / "stages/encode.py").write_text("import stages.runtime.atomic\n")
     assert run(probe, None, PYTHONDONTWRITEBYTECODE="1").returncode == 0

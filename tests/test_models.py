@@ -78,7 +78,7 @@ def write_language_model(folder: Path) -> Path:
 
 @pytest.fixture
 def fetch(tmp_path, monkeypatch):
-    """fetch(role, source): run the stage in a folder of its own and return the files it wrote."""
+    """fetch(role, source): run the stage in a new folder and return the files it wrote."""
     folder = tmp_path / "run"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -339,7 +339,7 @@ def test_weights_that_a_library_leaves_out_are_not_missing(tmp_path):
     "wrong, words",
     [
         ({"num_hidden_layers": 4}, ["model.layers.3.input_layernorm.bias"]),
-        ({"vocab_size": 100}, ["lm_head.bias", "[2560]", "[100]", "1 more"]),
+        ({"vocab_size": 100}, ["lm_head.bias", "[2560]", "[100]", " 1 "]),
         ({"model_type": "nosuch"}, ["nosuch"]),
         ({"hidden_size": "wide"}, ["hidden_size"]),
     ],
@@ -385,7 +385,7 @@ def test_a_neural_embedder_may_lack_a_pooler_but_no_other_weights(tmp_path):
     first, second = (NeuralEmbedder(folder).embed(["land", "water forest"]) for _ in range(2))
     assert np.array_equal(first, second) and np.allclose(np.linalg.norm(first, axis=1), 1)
     remove_weights("attention.self.query")
-    with pytest.raises(SystemExit, match="encoder.layer.0.attention.self.query.bias .and 1 more"):
+    with pytest.raises(SystemExit, match=r"encoder.layer.0.attention.self.query.bias .*\b1\b"):
         NeuralEmbedder(folder)
 
 

@@ -12,12 +12,12 @@ WAITS = """
 import os, time
 from stages.runtime.parallel import ordered_map
 
-def told(i):
+def print_process(i):
     os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(60)
 
 if __name__ == "__main__":
-    list(ordered_map(told, ((i, i) for i in range(2)), batch=1, processes=2))
+    list(ordered_map(print_process, ((i, i) for i in range(2)), batch=1, processes=2))
 """
 
 
@@ -25,17 +25,11 @@ def square(i: int) -> int:
     return i * i
 
 
-def test_results_are_in_order_whatever_the_number_of_processes():
+def test_results_are_in_order_with_any_number_of_processes():
     expected = [(f"label {i}", i * i) for i in range(50)]
     for processes in (1, 3):
-        assert (
-            list(
-                ordered_map(
-                    square, ((f"label {i}", i) for i in range(50)), batch=4, processes=processes
-                )
-            )
-            == expected
-        )
+        items = ((f"label {i}", i) for i in range(50))
+        assert list(ordered_map(square, items, batch=4, processes=processes)) == expected
 
 
 def test_a_killed_run_leaves_no_process_behind(tmp_path):

@@ -1,5 +1,6 @@
 """params.yaml and its schema: all scales are valid; a fault is a line with its key and remedy."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,18 +52,18 @@ def test_every_scale_is_valid(scale):
             "  source: imagery/             # the scene",
             ["fetch_imagery.source", "path:<folder or file>"],
         ),
-        ("[bareland, desert]", "[bareland, lake]", ["classes", "lake stands there twice"]),
+        ("[bareland, desert]", "[bareland, lake]", ["classes", "lake", "twice"]),
         (
             "  Snow Ice: [snowfield]                    # RSICD has none\n",
             "",
-            ["classes", "Snow Ice is missing"],
+            ["classes", "Snow Ice"],
         ),
         (
             "keep_checkpoints: 2",
             "keep_checkpoints: two words",
             ["finetune_sd.keep_checkpoints", "'two words'"],
         ),
-        ("seed: 0", "seed: [", ["cannot be read"]),
+        ("seed: 0", "seed: [", ["line ", "column "]),
         (
             "  diffusion: embedded",
             "  diffusion: none    ",
@@ -78,38 +79,38 @@ def test_every_scale_is_valid(scale):
         (
             "vae_channels: [16, 32, 64]",
             "vae_channels: [12, 32, 64]",
-            ["train_base.vae_channels.0", "multiple of 8", "12"],
+            ["train_base.vae_channels.0", " 8,", " 12"],
         ),
         (
             "unet_channels: [64, 128, 128]",
             "unet_channels: [64, 40, 128]",
-            ["train_base.unet_channels.1", "multiple of 16", "40"],
+            ["train_base.unet_channels.1", " 16,", " 40"],
         ),
-        ("text_width: 64", "text_width: 100", ["train_base.text_width", "multiple of 32", "100"]),
-        ("steps: 14", "steps: 1001", ["sampling.steps", "less than or equal to 1000", "1001"]),
-        ("seed: 0", "seed: 4294967296", ["seed", "less than 4294967296"]),
-        ("seed: 0", "seed: 2026-13-01", ["cannot be read"]),
-        ("  steps: 14", "  steps: 14\n  steps: 15", ["cannot be read", "steps stands there twice"]),
+        ("text_width: 64", "text_width: 100", ["train_base.text_width", " 32,", " 100"]),
+        ("steps: 14", "steps: 1001", ["sampling.steps", " 1000,", " 1001"]),
+        ("seed: 0", "seed: 4294967296", ["seed", " 4294967296,"]),
+        ("seed: 0", "seed: 2026-13-01", ["1..12"]),
+        ("  steps: 14", "  steps: 14\n  steps: 15", ["steps", "twice"]),
         (
             "test_fraction: 0.2 ",
             "test_fraction: 0.95 ",
-            ["scrape.test_fraction", "less than or equal to 0.5"],
+            ["scrape.test_fraction", " 0.5,", " 0.95"],
         ),
-        ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "each once"]),
-        ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene among them"]),
-        ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake stands there twice"]),
+        ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "once"]),
+        ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene"]),
+        ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake", "twice"]),
         ("guidance_scale: 2.5", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
         (
             "  batch_size: 64               # images per step",
             "  batch_size: 1                # images per step",
-            ["train_scene.batch_size", "greater than or equal to 2", "1"],
+            ["train_scene.batch_size", " 2,", " 1"],
         ),
         (
             "  batch_size: 32               # images per step\n",
             "  batch_size: 1                # images per step\n",
-            ["classifier.batch_size", "greater than or equal to 2", "1"],
+            ["classifier.batch_size", " 2,", " 1"],
         ),
-        ("paper_n: 250", "paper_n: 1", ["fid.paper_n", "greater than or equal to 2", "1"]),
+        ("paper_n: 250", "paper_n: 1", ["fid.paper_n", " 2,", " 1"]),
     ],
 )
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
@@ -163,17 +164,15 @@ def test_the_first_fault_of_several_values_is_the_one_reported(tmp_path):
 def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):
     (tmp_path / "params.yaml").write_text(DEMO.replace("gallery_per_class", "galery_per_class"))
     done = shell("python", "-m", "stages.chunk", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
-    assert (
-        done.returncode == 1
-        and "report.galery_per_class: unknown key; did you mean gallery_per_class?" in done.stderr
-    )
+    assert done.returncode == 1
+    assert re.search(r"report\.galery_per_class: .*\bgallery_per_class\b", done.stderr)
 
 
 def test_no_params_file(tmp_path):
     done = shell("python", "-m", "stages.params", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
     assert (
         done.returncode == 1
-        and done.stderr.startswith("params.yaml: cannot be read")
+        and done.stderr.startswith("params.yaml: ")
         and len(done.stderr.splitlines()) == 1
     )
 

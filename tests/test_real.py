@@ -62,7 +62,7 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     assert len(rows) == 25 and all(row["status"] == "ok" for row in rows)
     fid = json.loads((copy / "metrics/fid.json").read_text())["scene"]["standard"]
     assert fid["n"] == 240 and fid["fid"] > fid["fid_floor"]
-    # RSICD has no snow, which the context of the numbers says.
+    # RSICD has no snow, and the context of the numbers names that class.
     assert "Snow Ice" in (copy / "models/classifier/lulc/context.json").read_text()
 
 

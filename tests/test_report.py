@@ -91,7 +91,8 @@ def test_table_has_every_line_of_the_papers_tables(made):
     assert paper == "245.3629"
     assert comparable.startswith("no: ")
     cells = table_row(text, "Test Overall Accuracy, real tiles")
-    assert cells[1:4] == ["0.700", "0.650 to 0.750", "chance 0.143, ceiling 0.930"]
+    assert cells[1:3] == ["0.700", "0.650 to 0.750"]
+    assert re.findall(r"\d+\.\d+", cells[3]) == ["0.143", "0.930"]  # chance, ceiling
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         columns = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1, table
@@ -113,11 +114,11 @@ def test_table_warns_of_compression_artifacts_and_near_duplicates(made, metrics)
     warned = metrics["images"]["mismatch"]
     assert (warned["tuned"]["warned"], warned["synthetic"]["warned"]) == (1, 0)
     note = further_metrics.artifacts_note(warned)
-    assert "0.60 times" in note and "0.90 times" not in note
+    assert "0.60" in note and "0.90" not in note
     text = (made / "metrics/table.md").read_text()
     assert note.strip() in text
     # 2 groups of near-duplicates in two splits, 1 test tile left out.
-    assert re.search(r"near-duplicates .*: 2; .*: 1\.", text)
+    assert re.search(r"near-duplicates\D* 2;\D* 1\.", text)
 
 
 def test_comparability_depends_on_what_was_run(metrics):
@@ -143,7 +144,7 @@ def test_comparability_depends_on_what_was_run(metrics):
     rows = {row.key: row for table in built for row in table.rows}
     assert rows["fid.inception2048.paper.fid"].comparable.startswith("in part: ")
     assert rows["fid.inception2048.paper_padded.fid"].comparable.startswith("in part: ")
-    assert rows["fid.scene.paper.fid"].comparable.startswith("no: scene features")
+    assert rows["fid.scene.paper.fid"].comparable.startswith("no: ")
     assert rows["llm.perplexity"].comparable.startswith("in part: ")
     assert rows["classify_lulc.synthetic_test.loss"].comparable.startswith("in part: ")
     # By how much the padding moves the FID.
@@ -208,7 +209,7 @@ def test_page_stands_alone(made):
     assert not re.search(r"\bNone\b|undefined", text.split("<script>")[0])
     assert "&lt;b&gt;" in text and '"0" <b>' not in text, "prompts are text, not markup"
     assert "(03_fields), page 1" in text and "<i>from" not in text
-    assert "python -m tools.review add" in text, "no expert has rated: the page says how"
+    assert "python -m tools.review add" in text, "no expert has rated: the page names the command"
 
 
 def test_grids_have_a_row_per_scene_and_a_cell_per_caption(made):
@@ -220,7 +221,7 @@ def test_grids_have_a_row_per_scene_and_a_cell_per_caption(made):
     assert size["real"] == size["base"] == size["tuned"] == expected_size
     assert size["synthetic"][1] == size["figures"][1] == 2 * grids.MARGIN + 7 * pitch - 4
 
-    # The first cell of each grid is the same row of its own folder.
+    # The first cell of each grid is the same row of another folder.
     left = grids.MARGIN + 130
     top = grids.MARGIN
     for name, path in (
@@ -357,7 +358,7 @@ def test_same_bytes_twice(made, monkeypatch):
     assert outputs(made) == before
 
 
-def test_a_refused_fid_is_told_and_a_missing_input_is_an_error(made, tmp_path, monkeypatch):
+def test_a_refused_fid_is_in_the_table_and_a_missing_input_is_an_error(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
     refused = {"refused": 1, "n": 5, "n_needed": 8}

@@ -221,7 +221,7 @@ def test_the_same_ratings_are_not_filed_twice(repository):
     assert run_review()["ratings"] == 6
 
 
-def test_further_ratings_of_an_expert_get_a_file_of_their_own(repository):
+def test_further_ratings_of_an_expert_get_a_second_file(repository):
     header, *rows = saved_rows()
     review_tool.add(write_csv(repository, [header, *rows[:2]]))
     review_tool.add(write_csv(repository, [header, *rows[2:]]))

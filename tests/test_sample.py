@@ -1,4 +1,4 @@
-"""sample and generate on a tiny untrained model: every run is a process of its own."""
+"""sample and generate on a tiny untrained model: every run is a new process."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def test_a_sample_per_real_image_with_its_own_caption(sampled):
 
 
 def kill_after_groups(count, main, *args):
-    """Run a stage and kill it when it has written so many groups."""
+    """Run a stage and kill it when it has written this number of groups."""
     write_shard = sampler.write_shard
 
     def write_shard_then_kill(cache, *args):

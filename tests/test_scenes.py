@@ -69,11 +69,11 @@ def test_one_layout_at_every_size():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="unknown scene"):
+    with pytest.raises(ValueError, match="moon"):
         render("moon", 0, 0, 64, "domain")
-    with pytest.raises(ValueError, match="unknown look"):
+    with pytest.raises(ValueError, match="photo"):
         render("lake", 0, 0, 64, "photo")
-    with pytest.raises(ValueError, match="too small"):
+    with pytest.raises(ValueError, match=r"\b8\b"):
         render("lake", 0, 0, 8, "domain")
 
 

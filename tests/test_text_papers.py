@@ -51,7 +51,7 @@ def test_sentence_ends(text, count):
     assert "".join(sentences.split_losslessly(text)) == text
 
 
-def test_headings_are_sentences_of_their_own():
+def test_headings_are_separate_sentences():
     lines = [
         "Bare Land",
         "Ground on which nothing grows and nothing was ever built is called",
@@ -137,8 +137,8 @@ def test_unreadable_pdf_does_not_stop_the_others(odd):
     results = {path.stem: result for path, result in pdf.read_all(sorted(odd.glob("*.pdf")))}
     assert "farmland" in results["good"]["pages"][0]
     reasons = {name: result["reason"] for name, result in results.items() if "reason" in result}
-    assert reasons["locked"].startswith("encrypted") and reasons["empty"] == "empty file"
-    assert reasons["page"] == "not a PDF" and "words" in reasons["blank"]
+    assert "encrypted" in reasons["locked"] and "empty" in reasons["empty"]
+    assert "PDF" in reasons["page"] and "words" in reasons["blank"]
     assert set(reasons) == {"locked", "blank", "empty", "cut", "page"}
 
 
@@ -224,7 +224,7 @@ def test_folder_without_readable_papers_is_refused(project, odd):
         run("fetch_papers")
     shutil.copy(odd / "locked.pdf", project / "papers")
     run("fetch_papers")
-    with pytest.raises(SystemExit, match="^error: scrape.min_papers: 0 .*locked: encrypted"):
+    with pytest.raises(SystemExit, match="^error: scrape.min_papers: 0 .*locked.*encrypted"):
         run("scrape")
 
 

@@ -204,7 +204,7 @@ def test_prompts_of_the_field_notes(demo):
 
 
 def test_a_paper_that_gives_orders_changes_no_prompt(demo, tmp_path, monkeypatch):
-    """A PDF that says "ignore your instructions" is indexed and retrieved, and has no effect."""
+    """A PDF with "ignore your instructions" is indexed and retrieved, and has no effect."""
     import shutil
 
     import pyarrow.parquet as pq
@@ -397,7 +397,7 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     monkeypatch.setattr(instructions, "MAX_NEW_TOKENS", 12)
     requests = instructions.format_requests("Crop Land", "few_shot", [], 12, 0)
     assert len(requests) == 2 and len(set(requests)) == 2
-    assert all("Write 10 different" in request for request in requests)
+    assert all(re.search(r"\b10\b", request) for request in requests)
     writer = InstructedWriter(tmp_path, "few_shot", 0)
     first = writer.propose("Crop Land", [], 12, 0, False)
     assert writer.propose("Crop Land", [], 12, 0, False) == first
@@ -418,7 +418,7 @@ def test_self_bleu_tells_copies_from_different_texts():
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("Snow Ice: 10", "Snow Ice: 9000", "prompt.per_class.Snow Ice: [0-9]+ of 9000"),
+        ("Snow Ice: 10", "Snow Ice: 9000", "prompt.per_class.Snow Ice: [0-9]+ .*9000"),
         ("technique: retrieval ", "technique: zero_shot ", "prompt.technique: .*zero_shot"),
         ("writer: extractive ", "writer: openai ", "prompt.openai_base_url, prompt.openai_model"),
         (

@@ -20,24 +20,9 @@ IMAGERY = pa.schema(
 )
 
 
-def make_pipeline(
-    folder: Path,
-    channels: tuple[int, ...] = (8, 16, 16),
-    vae_channels: tuple[int, ...] = (8, 8, 8),
-    width: int = 16,
-    size: int = 8,
-    seed: int = 0,
-    prediction_type: str = "v_prediction",
-) -> Path:
-    """A randomly initialized StableDiffusionPipeline folder.
+def save_unet(folder: Path, channels: tuple[int, ...], width: int, size: int) -> None:
+    from diffusers import UNet2DConditionModel
 
-    The architecture is that of the shipped base model: a UNet with cross-attention at its lowest
-    level, and a VAE that makes one latent of 4 x 4 pixels.
-    """
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    torch.manual_seed(seed)
     UNet2DConditionModel(
         sample_size=size,
         in_channels=4,
@@ -49,19 +34,30 @@ def make_pipeline(
         cross_attention_dim=width,
         attention_head_dim=4,
         norm_num_groups=8,
-    ).save_pretrained(folder / "unet")
+    ).save_pretrained(folder)
+
+
+def save_vae(folder: Path, channels: tuple[int, ...]) -> None:
+    from diffusers import AutoencoderKL
+
     AutoencoderKL(
         in_channels=3,
         out_channels=3,
         latent_channels=4,
-        block_out_channels=vae_channels,
+        block_out_channels=channels,
         norm_num_groups=8,
         down_block_types=["DownEncoderBlock2D"] * 3,
         up_block_types=["UpDecoderBlock2D"] * 3,
         layers_per_block=1,
         mid_block_add_attention=False,
         scaling_factor=0.5,
-    ).save_pretrained(folder / "vae")
+    ).save_pretrained(folder)
+
+
+def save_text_encoder(folder: Path, width: int) -> None:
+    """Save a tokenizer of single characters and a CLIP text encoder of one layer."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
     letters = [chr(code) for code in range(32, 127)]
     vocab = letters + [letter + "</w>" for letter in letters] + ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
@@ -81,6 +77,11 @@ def make_pipeline(
             pad_token_id=len(vocab) - 1,
         )
     ).save_pretrained(folder / "text_encoder")
+
+
+def save_scheduler(folder: Path, prediction_type: str) -> None:
+    from diffusers import PNDMScheduler
+
     PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -89,7 +90,28 @@ def make_pipeline(
         skip_prk_steps=True,
         set_alpha_to_one=False,
         steps_offset=1,
-    ).save_pretrained(folder / "scheduler")
+    ).save_pretrained(folder)
+
+
+def make_pipeline(
+    folder: Path,
+    channels: tuple[int, ...] = (8, 16, 16),
+    vae_channels: tuple[int, ...] = (8, 8, 8),
+    width: int = 16,
+    size: int = 8,
+    seed: int = 0,
+    prediction_type: str = "v_prediction",
+) -> Path:
+    """A randomly initialized StableDiffusionPipeline folder.
+
+    The architecture is that of the shipped base model: a UNet with cross-attention at its lowest
+    level, and a VAE that makes one latent of 4 x 4 pixels.
+    """
+    torch.manual_seed(seed)
+    save_unet(folder / "unet", channels, width, size)
+    save_vae(folder / "vae", vae_channels)
+    save_text_encoder(folder, width)
+    save_scheduler(folder / "scheduler", prediction_type)
     (folder / "model_index.json").write_text(
         json.dumps(
             {
@@ -175,7 +197,7 @@ def write_params(folder: Path, **sections: dict) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
 
-# Each run of a stage is a process of its own. It is forked from a server that has done the imports,
+# Each run of a stage is a new process. It is forked from a server that has done the imports,
 # so that its start takes 0.1 s instead of 8 s.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -195,7 +217,7 @@ _SERVER.set_forkserver_preload(
 
 
 def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]:
-    """Call `function(*args)` in `workspace`, in processes of their own.
+    """Call `function(*args)` in `workspace`, in new processes.
 
     Returns the exit code (-9: killed) and the stderr of the first process.
     """

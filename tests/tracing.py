@@ -42,7 +42,7 @@ def install(shim: Path, traces: Path) -> None:
 
 
 def open_calls(trace: Path) -> list[str]:
-    """The open and openat calls of a trace; those that strace printed in two halves are joined."""
+    """The open and openat calls of a trace; a call that strace printed in two parts is joined."""
     calls = []
     first_halves = {}  # by process id
     for line in trace.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -3,7 +3,7 @@
     python -m tools.check_lock
 
 It needs no data, so it is a pull request's first check. Exit code 1 comes with the stages whose
-params, code or inputs changed since their last run, or with the outputs that nobody pushed.
+params, code or inputs changed since their last run, or with the outputs that were not pushed.
 """
 
 import argparse

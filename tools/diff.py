@@ -8,7 +8,7 @@ comment renders by itself: nothing has to be uploaded.
 Only what git holds is read (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data
 and no cache. A metric is called better or worse only where the 95 % intervals of the two runs are
 disjoint. Where metrics/context.json says that the two values measure different things (other
-imagery, another judge, another N), the comment says so instead.
+imagery, another feature extractor, another N), the comment says so instead.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def dvc_diff(kind: str, revision: str, *options: str) -> Changes:
 
 
 def incomparable_metrics(revision: str) -> dict[str, str]:
-    """Metric -> why its values at the two revisions measure different things."""
+    """Metric, such as `llm.perplexity` -> why its values at the two revisions don't compare."""
     path = Path("metrics/context.json")
     old_text = git("show", f"{revision}:./{path}")
     if not old_text or not path.exists():
@@ -127,7 +127,7 @@ def write_comment(
         revision: the one compared with.
         params: what changed of params.yaml.
         metrics: all metrics of both revisions.
-        reasons: metric -> why its two values don't compare.
+        reasons: metric, as `incomparable_metrics` names it -> why its two values don't compare.
         charts: lines of Markdown to end with.
     """
     verdicts = {metric: describe_change(metric, metrics, reasons) for metric in metrics}
@@ -170,7 +170,13 @@ def metric_rows(
 
 
 def describe_change(metric: tuple[str, str], metrics: Changes, reasons: dict[str, str]) -> str:
-    """Describe the change of one metric, with an arrow that points the way it moved."""
+    """Describe the change of one metric, with an arrow that points the way it moved.
+
+    Args:
+        metric: a key of `metrics`.
+        metrics: all metrics of both revisions; intervals are separate metrics.
+        reasons: metric, as `incomparable_metrics` names it -> why its two values don't compare.
+    """
     file, key = metric
     old = metrics[metric].get("old")
     new = metrics[metric].get("new")

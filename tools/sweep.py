@@ -5,7 +5,7 @@
                                          against accuracy on real tiles
     python -m tools.sweep guidance 3     only experiment 3, for a scheduler (docs/sweep.slurm)
 
-Experiments run in temporary copies, each on a GPU of its own ($CUDA_VISIBLE_DEVICES, else all
+Experiments run in temporary copies, each on its own GPU ($CUDA_VISIBLE_DEVICES, else all
 GPUs), or one after another without a GPU. An experiment that this commit has already is not run
 again; one that fails is marked in the table. Writes sweeps/<name>.md and sweeps/<name>.png.
 """
@@ -107,7 +107,7 @@ def list_experiments(name: str) -> dict[str, dict[str, str]]:
             for scale, steps in grid
         }
     params = load()
-    # Only writers that have a model.
+    # Whether the model that a writer needs is configured.
     available = {
         "extractive": True,
         "domain": True,

@@ -139,7 +139,11 @@ def decode_image(cell: dict) -> Image.Image:
 
 
 def digest(*paths: str | Path) -> str:
-    """A hash (16 hex digits) of the names and bytes of files and of all files in folders."""
+    """A hash (16 hex digits) of the bytes of files, and of the names and bytes of folders' files.
+
+    Args:
+        paths: files, whose own names don't count, and folders, with all that is below them.
+    """
     sha256 = hashlib.sha256()
     for root in map(Path, paths):
         if root.is_dir():

@@ -63,7 +63,7 @@ REQUIRED_KEYS = {
     "clip/config.json": ["model_type"],
 }
 
-# Read where a diffusion model is published in half precision only.
+# Used where a diffusion model is published in half precision only.
 HALF_PRECISION_WEIGHTS = [
     "unet/diffusion_pytorch_model.fp16.safetensors",
     "vae/diffusion_pytorch_model.fp16.safetensors",
@@ -141,8 +141,9 @@ def _select_files(role: str, root: Path) -> dict[Path, str]:
     """The files of a model folder that a role needs, each with its path in the copy."""
     files = {}
     for pattern in FILE_PATTERNS[role]:
-        for file in root.glob(pattern):
-            files[file] = file.relative_to(root).as_posix()
+        for path in root.glob(pattern):
+            if path.is_file():
+                files[path] = path.relative_to(root).as_posix()
     if role == "diffusion":
         for name in HALF_PRECISION_WEIGHTS:
             half_precision = root / name
@@ -150,7 +151,7 @@ def _select_files(role: str, root: Path) -> dict[Path, str]:
             if half_precision.is_file() and not any(full_precision):
                 files[half_precision] = name.replace(".fp16", "")
     if set(ALLOWED_PICKLES.values()) & set(files.values()):
-        # The pickle lies beside the weights that were converted from it.
+        # The converted weights are there too, so the pickle beside them is not needed.
         files = {file: name for file, name in files.items() if file.suffix != ".pth"}
     return files
 

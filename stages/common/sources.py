@@ -30,7 +30,7 @@ OUTPUT_FOLDERS = [
 
 
 def kind(source: str) -> str:
-    """The part before the colon: embedded, none, path, hub or arxiv."""
+    """The kind of a source, its part before the colon: embedded, none, path, hub or arxiv."""
     return source.partition(":")[0]
 
 
@@ -44,7 +44,8 @@ def local_path(source: str, key: str) -> Path:
         key: the params key of the source, for error messages.
 
     Raises:
-        SystemExit: it doesn't exist, or a run would delete it.
+        SystemExit: the variable is not set, the file or folder doesn't exist, or a run would
+            delete it.
     """
     text = source.partition(":")[2]
     if text.startswith("$"):
@@ -94,7 +95,7 @@ def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()
     Args:
         folder: where to look.
         key: the params key that named the folder, for error messages.
-        parents: the resolved folders above `folder`.
+        parents: the resolved folders above `folder`, which the recursion passes on.
 
     Raises:
         SystemExit: a link leads to a folder that a run replaces.
@@ -120,7 +121,7 @@ def download_from_hub(
         source: such as `hub:owner/name@main`.
         key: the params key of the source, for error messages.
         repo_type: "dataset" or "model".
-        patterns: glob patterns of file paths.
+        patterns: glob patterns of paths in the repository.
 
     Returns:
         The local snapshot folder, and what the source resolved to: repo, commit, license.

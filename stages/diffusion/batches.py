@@ -16,9 +16,16 @@ Batch = dict[str, torch.Tensor]
 class BatchLoader:
     """Draws micro-batches of `batch_size` images, shared evenly by the processes.
 
-    A micro-batch is determined by the seed and its index: the same whatever the number of
+    A micro-batch is determined by the seed and its index: the same for any number of
     processes, and after a restart. It holds latents [B, C, h, w], noise [B, C, h, w],
     timesteps int64 [B] and text [B, L, D], with B the images of this process.
+
+    Args:
+        train: the images to train on.
+        config: the section `finetune_sd`.
+        seed: of the run.
+        schedule_length: T; timesteps are drawn from 0 .. T - 1.
+        accelerator: the processes.
     """
 
     def __init__(
@@ -26,13 +33,13 @@ class BatchLoader:
         train: Latents,
         config: FinetuneSD,
         seed: int,
-        timesteps: int,
+        schedule_length: int,
         accelerator: Accelerator,
     ) -> None:
         self.train = train
         self.config = config
         self.seed = seed
-        self.timesteps = timesteps
+        self.schedule_length = schedule_length
         self.accelerator = accelerator
 
     def batch(self, index: int) -> Batch:
@@ -42,7 +49,7 @@ class BatchLoader:
         return self.train.training_batch(
             range(first, first + images),
             self.seed,
-            self.timesteps,
+            self.schedule_length,
             self.config.caption_dropout,
             sample=self.config.latent == "sample",
         )
@@ -58,9 +65,11 @@ class BatchLoader:
             yield self.on_device(batch)
 
     def trial_batch(self, images: int) -> Batch:
-        """This process's part of a batch of so many images, to see whether it fits into memory."""
+        """This process's part of a batch of `images` images, to see whether it fits into memory."""
         positions = range(math.ceil(images / self.accelerator.num_processes))
-        batch = self.train.training_batch(positions, self.seed, self.timesteps, 0.0, sample=False)
+        batch = self.train.training_batch(
+            positions, self.seed, self.schedule_length, caption_dropout=0.0, sample=False
+        )
         return self.on_device(batch)
 
     def on_device(self, batch: Batch) -> Batch:

@@ -52,7 +52,7 @@ class TrainingState:
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread of its own, one at a time, while training goes on."""
+    """Writes checkpoints in another thread, one at a time, while training goes on."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder

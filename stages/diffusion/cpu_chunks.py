@@ -49,8 +49,8 @@ class CpuChunks:
     ) -> torch.Tensor:
         """Add `scale` times the gradients of the summed loss to those of `weights`.
 
-        Gradients are always added in the same order, so that the sum has the same bytes whichever
-        chunk is done first.
+        Gradients are always added in the same order, so that the sum has the same bytes in
+        any order of the chunks.
 
         Args:
             loss: the loss [] of a chunk; the batch's loss is the sum over its chunks.

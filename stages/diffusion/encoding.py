@@ -92,9 +92,9 @@ class VaeEncoder:
         self.device = device
 
     def posterior(self, pixels: np.ndarray, variant: int) -> Any:
-        """The posterior of one flip or rotation of uint8 pixels [B, H, W, 3].
+        """The posterior distribution of uint8 pixels [B, H, W, 3], flipped or rotated.
 
-        Its `mean` and `logvar` are [B, C, h, w].
+        `variant` is that of `dihedral`. The distribution's `mean` and `logvar` are [B, C, h, w].
         """
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W]
         x = dihedral((x / 255 - self.mean) / self.std, variant)
@@ -125,13 +125,13 @@ def encode_images(
 
     Args:
         images: the folder; its N images are square and of one size.
-        out: gets mean and logvar, float16 [N, V, C, h, w].
+        out: the file; gets `mean` and `logvar`, float16 [N, V, C, h, w].
         variants: V, how many flips and rotations of each image are encoded.
         encoder: the VAE.
         batch_size: images per group.
         state: this process among those that encode.
     """
-    count = sum(pq.read_metadata(shard).num_rows for shard in shard_paths(images))
+    image_count = sum(pq.read_metadata(shard).num_rows for shard in shard_paths(images))
     size = tile_size(images)
     if size % encoder.factor:
         exit_with_error(
@@ -140,25 +140,25 @@ def encode_images(
         )
     latent_size = size // encoder.factor
     if state.is_main_process:
-        shape = (count, variants, encoder.vae.config.latent_channels, latent_size, latent_size)
+        channels = encoder.vae.config.latent_channels
+        shape = (image_count, variants, channels, latent_size, latent_size)
         allocate(out, {"mean": shape, "logvar": shape})
     state.wait_for_everyone()
 
-    arrays = memory_map(out, "r+")
+    arrays = memory_map(out, "r+")  # mean, logvar
     rows = stream_rows(images, ["image", "filename"], batch_size)
     chunks = CpuChunks(batch_size, encoder.device)
     blank = np.zeros((batch_size, size, size, 3), np.uint8)
     with report_out_of_memory(
-        "encode.batch_size", batch_size, lambda count: encoder.posterior(blank[:count], 0)
+        "encode.batch_size", batch_size, lambda trial: encoder.posterior(blank[:trial], 0)
     ):
-        begins = range(0, count, batch_size)
+        begins = range(0, image_count, batch_size)
         for begin in progress_bar(begins, desc=f"encode {out.stem}", unit="group"):
             group = list(islice(rows, batch_size))
             if not _is_own_group(begin, batch_size, state):
                 continue
-            posteriors = _encode_group(
-                encoder, _read_pixels(group, blank, images), variants, chunks
-            )
+            pixels = _read_pixels(group, blank, images)
+            posteriors = _encode_group(encoder, pixels, variants, chunks)
             for name, array in arrays.items():
                 array[begin : begin + len(group)] = posteriors[name][: len(group)]
     for array in arrays.values():
@@ -175,7 +175,7 @@ def tile_size(images: Path) -> int:
 
 
 def _read_pixels(group: list[dict], blank: np.ndarray, images: Path) -> np.ndarray:
-    """Decode a group of images over a copy of `blank`: uint8 [B, H, W, 3], padded with black."""
+    """Decode a group of images into a copy of `blank`: uint8 [B, H, W, 3], padded with black."""
     pixels = blank.copy()
     size = blank.shape[1]
     for i, row in enumerate(group):

@@ -38,7 +38,7 @@ NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4"}  # by their names in safetensors
 def dihedral(images: torch.Tensor, variant: int) -> torch.Tensor:
     """One of the 8 flips and rotations of square images [..., H, W].
 
-    Variants 0 to 3 are so many quarter turns; variants 4 to 7 mirror the image before them.
+    Variants 0 to 3 are 0 to 3 quarter turns; variants 4 to 7 mirror the image before them.
     """
     if variant >= 4:
         images = images.flip(-1)
@@ -162,7 +162,7 @@ class Latents:
     ) -> dict[str, torch.Tensor]:
         """The training examples at these positions of the endless stream of epochs.
 
-        An epoch is every image once, in an order of its own, each under one of its variants and
+        An epoch is every image once, in a new order, each under one of its variants and
         with one of its captions. Every random number is drawn from (seed, epoch, row): the same in
         any process, at any batch size, after any restart.
 

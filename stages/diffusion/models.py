@@ -49,7 +49,10 @@ def read_config(folder: str | Path, part: str) -> dict[str, Any]:
             f"{path}: not found; a diffusion model is a folder with {', '.join(CONFIG_FILES)}, "
             "as diffusers saves it"
         )
-    config = read_json(path)
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        exit_with_error(f"{path}: not valid JSON: {error}")
     if not isinstance(config, dict):
         exit_with_error(f"{path}: holds no JSON object")
     return config

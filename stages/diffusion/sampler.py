@@ -87,10 +87,10 @@ class Sampler:
         self._negative_embedding: torch.Tensor | None = None
 
     def _prepare(self, model: Any) -> Any:
-        """Move a model to the device, with the weights cast that autocast would cast at each call.
+        """Move a model to the device; cast its convolutions and linear layers to the precision.
 
-        The other weights stay float32: with norms and residuals in bfloat16 too, the images of a
-        small model change by up to 14/255.
+        Autocast would cast their weights again at each call. The other weights stay float32: with
+        norms and residuals in bfloat16 too, the images of a small model change by up to 14/255.
         """
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -120,7 +120,7 @@ class Sampler:
         negative_text = None
         if self.sampling.guidance_scale > 1:
             negative_text = torch.cat(
-                [self._embed_negative(prompt) for prompt in negative_prompts + [""] * padding]
+                [self._embed_negative(negative) for negative in negative_prompts + [""] * padding]
             )  # [B, L, D]
 
         def generate_chunk(chunk: slice) -> torch.Tensor:
@@ -201,8 +201,8 @@ def generate_shards(
         schema: the columns to write: those of the rows, `image` and `PROVENANCE`.
         sampling: the params.
         seed: the seed of the run.
-        inputs: the files that decide the rows, with the stage's script. When one changes, finished
-            groups in the resume cache are not used.
+        inputs: the files that decide the rows, and the stage's script. When one changes, groups
+            that were finished before are not used.
     """
     if not total:
         exit_with_error(f"{inputs[0]}: no rows to draw")
@@ -220,10 +220,10 @@ def generate_shards(
     group_count = math.ceil(total / sampling.batch_size)
     rows = iter(rows)
     with resume_cache.resume_folder(stage.replace("@", "_"), key) as cache:
-        finished = len(list(cache.glob("*.parquet")))
-        if finished:
-            log(f"{stage}: {finished} finished groups of an earlier run are kept")
-        if finished < group_count:
+        finished_count = len(list(cache.glob("*.parquet")))
+        if finished_count:
+            log(f"{stage}: {finished_count} finished groups of an earlier run are kept")
+        if finished_count < group_count:
             sampler = Sampler(model, sampling, state.device)
         bar = progress_bar(total=total, desc=stage, unit="image")
         for number in range(FIRST_GROUP, FIRST_GROUP + group_count):
@@ -259,10 +259,10 @@ def _generate_group(
 
 def _merge_groups(cache: Path, group_count: int, out: Path, schema: pa.Schema) -> None:
     """Write the finished groups of all processes as shards to `out`."""
-    finished = len(list(cache.glob("*.parquet")))
-    if finished != group_count:
+    finished_count = len(list(cache.glob("*.parquet")))
+    if finished_count != group_count:
         exit_with_error(
-            f"{cache}: {finished} of {group_count} groups of images are here: set "
+            f"{cache}: {finished_count} of {group_count} groups of images are here: set "
             "REMOTE_DIFFUSION_SCRATCH to a folder that all machines see"
         )
     for old_shard in out.glob("*.parquet"):

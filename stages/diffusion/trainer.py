@@ -1,6 +1,6 @@
 """The UNet in training, with its optimizer and the moving average of its weights.
 
-It runs on whatever `accelerate` sets up: one device, several with a copy of the model each (DDP),
+It runs on the devices that `accelerate` sets up: one, several with a copy of the model each (DDP),
 or several with a shard each (FSDP2).
 """
 
@@ -25,7 +25,7 @@ from stages.runtime.progress import log
 
 def create_accelerator(config: FinetuneSD) -> Accelerator:
     """The devices to train on. Exits with an error where they don't suit `config`."""
-    process_state()
+    process_state()  # exits where fewer processes came up than were launched
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_steps=config.gradient_accumulation,
@@ -42,13 +42,15 @@ def create_accelerator(config: FinetuneSD) -> Accelerator:
 
 def check_shapes(train: Latents, start: Path) -> None:
     """Exit with an error where the UNet of `start` reads latents or text of other shapes."""
-    unet = models.read_config(start, "unet")
+    unet_config = models.read_config(start, "unet")
     channels = train.shape[0]
     text_width = train.embeddings.shape[2]
-    if unet["in_channels"] != channels or unet["cross_attention_dim"] != text_width:
+    unet_channels = unet_config["in_channels"]
+    unet_text_width = unet_config["cross_attention_dim"]
+    if unet_channels != channels or unet_text_width != text_width:
         exit_with_error(
-            f"{start}/unet: reads latents of {unet['in_channels']} channels and text of width "
-            f"{unet['cross_attention_dim']}; data/latents holds {channels} and {text_width}"
+            f"{start}/unet: reads latents of {unet_channels} channels and text of width "
+            f"{unet_text_width}; data/latents holds {channels} and {text_width}"
         )
 
 
@@ -73,7 +75,8 @@ class Trainer:
         ema: their exponential moving average by name; empty where `ema_decay` is 0.
         alphas_cumprod: the noise schedule [T].
         prediction_type: what the UNet predicts, `epsilon` or `v_prediction`.
-        batch_size: images of this process in a micro-batch.
+        batch_size: images of this process in a micro-batch; `config.batch_size` is that of all.
+        chunked: whether a micro-batch is computed in chunks, side by side on the cores of a CPU.
     """
 
     def __init__(
@@ -102,14 +105,14 @@ class Trainer:
         self.adamw = create_adamw([w for w in self.unet.parameters() if w.requires_grad], config)
         self.model, self.optimizer = accelerator.prepare(self.unet, self.adamw)
 
-        # Only now: FSDP2 has replaced the parameters by shards.
+        # Collected after `prepare`, in which FSDP2 replaces the parameters by shards.
         named = self.unet.named_parameters()
         self.weights = {name: weight for name, weight in named if weight.requires_grad}
         self.ema = {}
         if config.ema_decay:
             self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
 
-        # Elsewhere accelerate has hooks on `backward`, which threads would pass by.
+        # Several processes exchange gradients in hooks, which the chunks' `autograd.grad` skips.
         self.chunks = CpuChunks(self.batch_size, accelerator.device)
         one_process = accelerator.num_processes == 1
         self.chunked = len(self.chunks.chunks) > 1 and one_process and not config.compile
@@ -120,7 +123,10 @@ class Trainer:
         return self.accelerator.distributed_type == DistributedType.FSDP
 
     def losses(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """The training loss of each image [B], with gradients."""
+        """The training loss of each image [B]. Its backward pass reaches the weights.
+
+        `model` is `self.model`; or `self.unet`, which waits for no other process.
+        """
         return denoising_loss(
             model, batch, self.alphas_cumprod, self.prediction_type, self.config.min_snr_gamma
         )
@@ -140,7 +146,7 @@ class Trainer:
         return loss.detach()
 
     def trial_step(self, batch: Batch) -> None:
-        """This process's part of a step, waiting for no other process: does it fit into memory?"""
+        """Do this process's part of a step alone, to see whether it fits into memory."""
         with self.accelerator.no_sync(self.model):
             self.losses(self.unet, batch).mean().backward()
         self.adamw.step()
@@ -148,7 +154,7 @@ class Trainer:
 
     @torch.no_grad()
     def update_ema(self, step: int) -> None:
-        """Move the average towards the weights after the optimizer step of this index.
+        """Move the average toward the weights after the optimizer step of this index.
 
         The decay is warmed up: at its full value the average would consist of the base model's
         weights for the first 1 / (1 - ema_decay) steps.

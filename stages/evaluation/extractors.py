@@ -1,6 +1,6 @@
 """Feature extractors behind one interface: uint8 images of any size in, float32 features out.
 
-Each resizes by itself, antialiased, so that real and generated images go through the same path.
+Each resizes the images, antialiased, so that real and generated images go through the same path.
 `scene` and `pixels` come with the pipeline; the others read weights from `models/base/vision`
 (`fetch_model.vision`).
 """
@@ -65,17 +65,17 @@ class PixelExtractor(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """uint8 [B, 3, H, W] -> features [B, 3 * side * side] in [0, 255]; blocking, detail [B]."""
-        grey = images.float().mean(1)  # [B, H, W]
-        column_steps = grey.diff(dim=2).abs().mean(1)  # [B, W - 1]
-        row_steps = grey.diff(dim=1).abs().mean(2)  # [B, H - 1]
+        gray = images.float().mean(1)  # [B, H, W]
+        column_steps = gray.diff(dim=2).abs().mean(1)  # [B, W - 1]
+        row_steps = gray.diff(dim=1).abs().mean(2)  # [B, H - 1]
         gradient = column_steps.mean(1) + row_steps.mean(1)  # [B]
-        neighbors = grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
-        laplacian = (4 * grey[:, 1:-1, 1:-1] - neighbors).abs().mean((1, 2))  # [B]
+        neighbors = gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] + gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:]
+        laplacian = (4 * gray[:, 1:-1, 1:-1] - neighbors).abs().mean((1, 2))  # [B]
         column_borders = block_borders(column_steps)  # [W - 1]
         row_borders = block_borders(row_steps)  # [H - 1]
         border_steps = column_steps[:, column_borders].mean(1) + row_steps[:, row_borders].mean(1)
         inner_steps = column_steps[:, ~column_borders].mean(1) + row_steps[:, ~row_borders].mean(1)
-        epsilon = 1e-3  # grey levels: a blank image has no steps at all
+        epsilon = 1e-3  # gray levels: a blank image has no steps at all
         return {
             "features": resize(images, THUMBNAIL_SIDE).flatten(1),
             "blocking": (border_steps + epsilon) / (inner_steps + epsilon),

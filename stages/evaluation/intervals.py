@@ -45,9 +45,10 @@ def prediction_interval(
     low: float = -np.inf,
     high: float = np.inf,
 ) -> tuple[float, float]:
-    """95 % interval of where the same statistic of n other rows would lie; arguments as above.
+    """95 % interval of where the same statistic of n other rows would lie.
 
     The other rows' statistic varies as much as the estimate does, hence sqrt(2) times the width.
+    Arguments as in `confidence_interval`.
     """
     margin = _margin(subsampled, n) * np.sqrt(2)
     return float(max(estimate - margin, low)), float(min(estimate + margin, high))

@@ -95,7 +95,7 @@ def nearest_neighbors_dihedral(x: np.ndarray, train: np.ndarray) -> tuple[np.nda
     """`nearest_neighbors` of thumbnails [N, 3 * side * side], each under its 8 flips and rotations.
 
     Training draws from the same 8 views of an image. Distances are root mean squares over the
-    pixels, in grey levels.
+    pixels, in gray levels.
     """
     thumbnails = x.reshape(-1, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     view_distances = []

@@ -32,7 +32,10 @@ MIN_IMAGES = 8  # quarters of them, as in the FID curve, still have a covariance
 def compute_metrics(
     real: np.ndarray, fake: np.ndarray, extractor: str, generator: np.random.Generator
 ) -> dict[str, float]:
-    """All metrics of generated features [M, D] against real ones [N, D]."""
+    """All metrics of generated features [M, D] against real ones [N, D].
+
+    `generator` draws the subsets of the FID curve.
+    """
     metrics = {
         "fid": fid(real, fake),
         "fid_infinity": fid_infinity(fid_curve(real, fake, generator)),
@@ -57,18 +60,18 @@ def standard_protocol(
         extractor: name of the features.
 
     Returns:
-        n, n_real, n_floor; `singular` and `infinity_singular`, 1 where FID and FID infinity compare
-        singular covariances, of fewer images than dimensions; and of each metric its value, a 95 %
-        confidence interval `_lo`, `_hi`, its `_floor`, a 95 % prediction interval of the floor, and
-        its `_base`. Where there are too few images, n, n_needed and refused = 1.
+        refused = 0; n, n_real, n_floor; `singular` and `infinity_singular`, 1 where FID and FID
+        infinity compare singular covariances, of fewer images than dimensions; and of each metric
+        its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor`, a 95 % prediction interval
+        `_floor_lo`, `_floor_hi`, and its `_base`. Of too few images: refused = 1, n, n_needed.
     """
     real = sets["test"]
     n = min(len(real), len(sets["tuned"]))
     n_needed = max(config.standard_min_n, MIN_IMAGES)
     if n < n_needed:
         log(
-            f"fid: {n} images are fewer than fid.standard_min_n = {config.standard_min_n}: "
-            f"no standard protocol for {extractor}"
+            f"fid: {n} images are fewer than {n_needed}, the larger of fid.standard_min_n and "
+            f"{MIN_IMAGES}: no standard protocol for {extractor}"
         )
         return {"refused": 1, "n": n, "n_needed": n_needed}
 
@@ -134,7 +137,7 @@ def subsample_metrics(
 def paper_protocol(
     sets: dict[str, np.ndarray], real_indices: np.ndarray, config: Fid, seed: int
 ) -> dict[str, float]:
-    """The paper's FID: of few generated images and their real counterparts, mean of several draws.
+    """The paper's FID: of few generated images and their real tiles, the mean of several draws.
 
     The test tiles of `sets` may have a black frame, as the paper's have. The floor is then that of
     training tiles without one, as a generator of perfect tiles would score.
@@ -174,9 +177,9 @@ def paper_protocol(
 
 
 def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
-    """FID at 1/N as rows {images, one_over_n, tuned, base, floor}.
+    """FID by the number of images N: rows {images, one_over_n, tuned, base, floor}.
 
-    Straight lines through a column meet 1/N = 0 at FID infinity.
+    Over 1/N, the straight line through a set's FIDs meets 1/N = 0 at its FID infinity.
     """
     compared = {"tuned": sets["tuned"], "base": sets["base"], "floor": draw_floor(sets, seed)}
     curves = {}

@@ -24,6 +24,7 @@ def classification_scores(
         class_count: number of classes K.
     """
     set_count, n = labels.shape
+    # Index [B, N] of each image's cell in the flattened confusion matrices.
     cells = (np.arange(set_count)[:, None] * class_count + labels) * class_count + predictions
     counts = np.bincount(cells.ravel(), minlength=set_count * class_count * class_count)
     confusion = counts.reshape(set_count, class_count, class_count)  # [B, actual, predicted]
@@ -68,8 +69,9 @@ def average_over_seeds(
 ) -> dict[str, float]:
     """The mean of each score over several classifiers, with a 95 % interval.
 
-    The interval covers the size of the test set (accuracies: Wilson, never empty; the rest:
-    bootstrap) and, with several classifiers, the spread of their mean (Student's t).
+    The interval combines two uncertainties: that of a finite test set (for accuracies Wilson's
+    interval, which has a width even at 0 and 1; for the rest a bootstrap) and, with several
+    classifiers, that of their mean (Student's t).
 
     Args:
         scores: of each classifier on one test set, with its size `n`.
@@ -111,14 +113,14 @@ def share_of_ceiling(scores: dict[str, float], ceiling: dict[str, float]) -> dic
     accuracy = scores["overall_accuracy"]
     low = scores["overall_accuracy_lo"]
     high = scores["overall_accuracy_hi"]
-    top = ceiling["overall_accuracy"]
-    top_low = ceiling["overall_accuracy_lo"]
-    top_high = ceiling["overall_accuracy_hi"]
-    if not accuracy * low * top * top_low:
+    ceiling_accuracy = ceiling["overall_accuracy"]
+    ceiling_low = ceiling["overall_accuracy_lo"]
+    ceiling_high = ceiling["overall_accuracy_hi"]
+    if not accuracy * low * ceiling_accuracy * ceiling_low:
         return {}
-    share = accuracy / top
-    margin_below = np.hypot(np.log(accuracy / low), np.log(top_high / top))
-    margin_above = np.hypot(np.log(high / accuracy), np.log(top / top_low))
+    share = accuracy / ceiling_accuracy
+    margin_below = np.hypot(np.log(accuracy / low), np.log(ceiling_high / ceiling_accuracy))
+    margin_above = np.hypot(np.log(high / accuracy), np.log(ceiling_accuracy / ceiling_low))
     return {
         "share_of_ceiling": share,
         "share_of_ceiling_lo": float(share * np.exp(-margin_below)),

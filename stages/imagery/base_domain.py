@@ -33,7 +33,7 @@ def fetch(source: str, count: int, size: int, out: Path) -> None:
 
     Args:
         source: `embedded`, `path:` or `hub:`.
-        count: at most so many tiles.
+        count: the largest number of tiles.
         size: pixels along a side of a tile.
         out: the folder of the shards.
 
@@ -74,7 +74,7 @@ def _render_rows(count: int, size: int) -> Iterator[dict]:
 def _read_rows(
     image_source: ImageSource, count: int, size: int, skipped: SkipReport
 ) -> Iterator[dict]:
-    """Yield the first `count` usable captioned images; `skipped` gets the unusable ones before."""
+    """Yield the first `count` usable captioned images; earlier unusable ones go to `skipped`."""
     names: set[str] = set()
     for item in image_source.read_items(True):
         captions, caption_reason = usable_captions(item.captions)
@@ -86,13 +86,12 @@ def _read_rows(
             skipped.add(reason, item.name)
             continue
         try:
-            decoded = decode_rgb(item.image)
+            tile = scale_and_crop(decode_rgb(item.image).rgb, size)
         except UnusableImage as error:
             skipped.add(str(error), item.name)
             continue
         names.add(item.name)
-        png = encode_png(scale_and_crop(decoded.rgb, size))
-        yield _row(png, captions, item.scene or "", item.name)
+        yield _row(encode_png(tile), captions, item.scene or "", item.name)
         if len(names) == count:
             return
 

@@ -22,13 +22,21 @@ def open_embedded_scenes(seed: int, count: int) -> ImageSource:
 
 
 def _read_items(seed: int, count: int, with_images: bool) -> Iterator[SourceItem]:
-    """Yield the ids of scenes. They are rendered, with their captions, in the second pass."""
+    """Yield an item per tile, whose image is the id of a scene.
+
+    The second pass renders it, with its captions. Until then its name is its only caption.
+    """
     from stages.embedded.scenes import SCENES
 
     for index in range(count):
         scene = SCENES[index % len(SCENES)]
-        name = f"{scene}_{index:05d}.png"
-        yield SourceItem(None, name, [scene], scene, SceneId(seed, index))
+        yield SourceItem(
+            split=None,
+            name=f"{scene}_{index:05d}.png",
+            captions=[scene],
+            scene=scene,
+            image=SceneId(seed, index),
+        )
 
 
 def render_scene(scene_id: SceneId, size: int) -> tuple[Image.Image, list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
-# The formats that are decoded, whatever the suffix of a file. Pillow knows more, but some are
+# The formats that are decoded, independent of a file's suffix. Pillow knows more, but some are
 # dangerous: EPS would start Ghostscript.
 PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
 MIN_SIDE = 16  # pixels; a smaller image shows no scene
@@ -32,6 +32,7 @@ DECODE_ERRORS = (
 )
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 PIXELS_PER_BAND = 2**20
+OUT_OF_MEMORY = "image needs more memory than there is"
 
 
 class UnusableImage(Exception):
@@ -66,7 +67,7 @@ def decode_rgb(source: bytes | Path | None) -> DecodedImage:
                 raise UnusableImage(f"smaller than {MIN_SIDE} pixels")
             return DecodedImage(to_rgb(image), image.mode, hashlib.sha256(encoded).hexdigest())
     except MemoryError:
-        raise UnusableImage("image needs more memory than there is") from None
+        raise UnusableImage(OUT_OF_MEMORY) from None
     except DECODE_ERRORS:
         raise UnusableImage("image is unreadable or truncated") from None
 

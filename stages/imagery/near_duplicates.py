@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 # Measured on 300 RSICD images: JPEG of quality 60, or 70 % of the size at quality 85, changes at
-# most 10 bits of the hash (98-100 % of them at most 6) and at most 0.6 gray levels. The most
-# similar *different* images differ by at least 6.8 gray levels, whatever their hashes.
+# most 10 bits of the hash (in 98-100 % of the images at most 6) and at most 0.6 gray levels. The
+# most similar *different* images differ by at least 6.8 gray levels, however similar
+# their hashes are.
 MAX_HASH_BITS = 6  # of 64
 MAX_GRAY_LEVELS = 3.0  # of 255, mean absolute difference of the thumbnails
 
@@ -24,7 +25,7 @@ class Fingerprint(NamedTuple):
 def fingerprint(image: Image.Image) -> Fingerprint:
     """The difference hash (Krawetz 2013) and a gray thumbnail of an RGB tile.
 
-    Each of the 8 x 8 bits of the hash says whether the brightness rises to the right.
+    Each of the 8 x 8 bits of the hash tells whether the brightness rises to the right.
     """
     gray = image.convert("L")
     small = np.asarray(gray.resize((9, 8), Image.Resampling.BOX), np.int16)  # [8, 9]
@@ -88,22 +89,23 @@ def _buckets(dhashes: np.ndarray) -> Iterator[np.ndarray]:
 def count_near_duplicates(groups: np.ndarray, splits: list[str]) -> dict[str, int]:
     """Count the groups of two or more images, and those that are in two splits.
 
-    Only the source's own splits can share a group.
+    Only splits that the source itself has can share a group: `carve_splits` keeps groups together.
 
     Args:
         groups: [N], as `group_near_duplicates` returns them.
         splits: the split of each image.
     """
-    splits_by_group: dict[int, list[str]] = {}
+    splits_of: dict[int, list[str]] = {}  # the split of each image of a group
     for group, split in zip(groups.tolist(), splits):
-        splits_by_group.setdefault(group, []).append(split)
-    duplicates = [members for members in splits_by_group.values() if len(members) > 1]
+        splits_of.setdefault(group, []).append(split)
+    duplicates = [group_splits for group_splits in splits_of.values() if len(group_splits) > 1]
     counts = {
         "groups": len(duplicates),
         "images": sum(map(len, duplicates)),
         "largest": max(map(len, duplicates), default=0),
     }
     for first, second in combinations(("train", "valid", "test"), 2):
-        shared = sum(first in members and second in members for members in duplicates)
-        counts[f"{first}_{second}"] = shared
+        counts[f"{first}_{second}"] = sum(
+            first in group_splits and second in group_splits for group_splits in duplicates
+        )
     return counts

@@ -2,7 +2,16 @@
 
 from PIL import Image, ImageOps
 
+from stages.imagery.image_decoding import OUT_OF_MEMORY, UnusableImage
+
 
 def scale_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` pixels (Lanczos, antialiased) and crop the center square."""
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    """Scale the shorter side to `size` pixels (Lanczos, antialiased) and crop the center square.
+
+    Raises:
+        UnusableImage: it is too large for the memory.
+    """
+    try:
+        return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    except MemoryError:
+        raise UnusableImage(OUT_OF_MEMORY) from None

@@ -43,7 +43,9 @@ def carve_splits(names: list[str], groups: np.ndarray, valid: float, test: float
 def _take_groups(
     hashed: list[tuple[float, list[int]]], split: str, size: float, splits: list[str]
 ) -> None:
-    """Change the first groups that are still in train to `split`, until it has its size.
+    """Change the first groups that are still in train to `split`, as far as its size allows.
+
+    A fraction takes one group at least.
 
     Args:
         hashed: (hash, image indices) of each group, in the order in which groups are taken.
@@ -71,7 +73,7 @@ def match_splits(
     """Match the source's own splits with train, valid and test.
 
     Args:
-        image_counts: usable images of each split of the source; None: images in no split.
+        image_counts: split of the source -> number of usable images; None: those in no split.
         requested: "train", "valid" and "test" -> the name of the source's split, or None.
         key: the params key of `requested`, for error messages.
 

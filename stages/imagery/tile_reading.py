@@ -28,12 +28,12 @@ from stages.runtime.progress import progress_bar
 class Survey(NamedTuple):
     """What the first pass found: the usable items of a source."""
 
-    items: dict[str | None, list[tuple[float, int]]]  # split -> (name hash, item number) of each
-    scenes: Counter[str]  # scene -> number of items; "": no scene
+    usable: dict[str | None, list[tuple[float, int]]]  # split -> (name hash, item number) of each
+    scenes: Counter[str]  # scene -> number of usable items; "": no scene
 
     def image_counts(self) -> dict[str | None, int]:
         """The number of usable items in each split of the source."""
-        return {split: len(items) for split, items in self.items.items()}
+        return {split: len(items) for split, items in self.usable.items()}
 
 
 class Tile(NamedTuple):
@@ -47,7 +47,7 @@ class Tile(NamedTuple):
 
 
 class TileStatistics(NamedTuple):
-    """What the second pass collects beside the tiles."""
+    """What the second pass collects besides the tiles."""
 
     dhashes: np.ndarray  # uint64 [N]
     thumbnails: np.ndarray  # uint8 [N, 256]
@@ -71,7 +71,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
             continue
         names.add(item.name)
         survey.scenes[scene_of(item)] += 1
-        survey.items.setdefault(item.split, []).append((name_hash(item.name, "keep"), item_number))
+        survey.usable.setdefault(item.split, []).append((name_hash(item.name, "keep"), item_number))
     return survey
 
 
@@ -80,7 +80,7 @@ def choose_items(survey: Survey, splits: Iterable[str | None], max_images: int |
     return {
         item_number
         for split in splits
-        for _, item_number in sorted(survey.items[split])[:max_images]
+        for _, item_number in sorted(survey.usable[split])[:max_images]
     }
 
 
@@ -165,7 +165,7 @@ def _make_tile(image: Any, size: int) -> Tile | UnusableImage:
         return Tile(encode_png(rendered), fingerprint(rendered), "RGB", "", captions)
     try:
         decoded = decode_rgb(image)
+        square = scale_and_crop(decoded.rgb, size)
     except UnusableImage as error:
         return error
-    square = scale_and_crop(decoded.rgb, size)
     return Tile(encode_png(square), fingerprint(square), decoded.mode, decoded.sha256)

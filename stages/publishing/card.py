@@ -10,7 +10,7 @@ from stages.common.artifacts import read_json
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
 
 TEMPLATE = Path(__file__).parent / "card.md"
-# What a run may be made from -> the folder whose SOURCE.json says where it came from.
+# Input of a run -> the folder whose SOURCE.json names its source.
 INPUTS = {
     "imagery": "data/imagery",
     "papers": "data/papers",
@@ -68,7 +68,7 @@ def quote_params(names: tuple[str, ...]) -> str:
 
 
 def hide_local_folders(text: str) -> str:
-    """Replace the folders of `path:` sources, which are nobody's business."""
+    """Replace the folders of `path:` sources, which are private."""
     return LOCAL_FOLDER.sub("path:.../", text)
 
 

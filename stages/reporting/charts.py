@@ -136,7 +136,7 @@ def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Make a figure of so many inches, and its axes."""
+    """Make a figure of `width` x `height` inches, and its axes."""
     figure = Figure((width, height), layout="constrained")
     return figure, figure.add_subplot()
 

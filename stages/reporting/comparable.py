@@ -1,4 +1,4 @@
-"""Whether numbers of two runs compare, by what each run's metrics/context.json says they are."""
+"""Whether numbers of two runs compare, by their descriptions in each run's metrics/context.json."""
 
 # What two runs may differ in and still compare: the description, and what is being studied.
 MAY_DIFFER = {"metric", "paper", "comparable", "generator", "start", "best_step", "n_train"}
@@ -8,7 +8,7 @@ def differences(first: dict, second: dict) -> dict[str, str]:
     """Return metric key -> why its values don't compare, for the metrics where they don't.
 
     Two numbers compare when the protocol, the number of images, the imagery, the feature extractor
-    with its weights, the resolution and whatever else identifies them are equal. The generator
+    with its weights, the resolution and all else that identifies them are equal. The generator
     may differ: it is what two runs compare.
 
     Args:

@@ -1,7 +1,7 @@
 """What identifies the numbers of a run: sources, feature extractors, classifiers, sampler.
 
-It goes to metrics/context.json, by which `comparable.differences` tells whether two runs' numbers
-compare.
+It is written to metrics/context.json, from which `comparable.differences` tells whether two runs'
+numbers compare.
 """
 
 from collections import Counter

@@ -24,7 +24,7 @@ EXTREMES = 12  # images shown as the best, and as the worst
 
 
 class Assessment(NamedTuple):
-    """What the scene classifier says of N synthetic images, in the order of data/synthetic."""
+    """The scene classifier's answers on N synthetic images, in the order of data/synthetic."""
 
     scenes: list[str]  # the most likely one of each
     probability: np.ndarray  # [N] of the scenes of its class, together

@@ -34,7 +34,7 @@ def load_images(folder: str | Path, rows: set[int], max_side: int = SIDE) -> dic
     Args:
         folder: holds Parquet shards with an `image` column.
         rows: row numbers over all shards.
-        max_side: larger images are scaled down to so many pixels a side.
+        max_side: larger images are scaled down to this number of pixels a side.
 
     Returns:
         row number -> image.

@@ -94,7 +94,7 @@ def _read_text(path: Path) -> str:
 
 
 def find_error(rating: Rating) -> str:
-    """Say what is wrong with a rating's own values; "" where nothing is."""
+    """Describe the error in a rating's own values; "" if there is none."""
     for name in ("run", "rater", "tile"):
         if not rating[name]:
             return f"{name} is blank"
@@ -113,7 +113,7 @@ def find_error(rating: Rating) -> str:
 
 
 def find_duplicate(rating: Rating, seen: dict[tuple[str, str, str], str]) -> str:
-    """Say where the rater has rated this tile before; "" where they have not.
+    """Name the place where the rater rated this tile before; "" if there is none.
 
     Args:
         rating: the one to check.
@@ -186,7 +186,7 @@ def check_saved(path: Path) -> list[Rating]:
 
 
 def _find_mismatch(rating: Rating, above: list[Rating], key: dict[tuple[str, str], Rating]) -> str:
-    """Say what of a rating doesn't match the key or the ratings above it; "" where all does."""
+    """Describe what in a rating doesn't match the key or the ratings above it; "" if all does."""
     run, _ = next(iter(key), ("none", ""))
     if rating["run"] != run:
         return (

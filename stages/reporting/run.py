@@ -1,6 +1,6 @@
 """run.js: what ran where: commit, versions, device, params, times and sizes of the stages.
 
-It is a file of its own, so that the rest of the report has the same bytes for the same declared
+It is a separate file, so that the rest of the report has the same bytes for the same declared
 inputs: DVC keeps no times, writes dvc.lock after the stage, and takes no dvc.yaml as a dependency.
 """
 

@@ -37,6 +37,7 @@ SCORES = {
     "jaccard": "Test Jaccard Index",
     "overall_accuracy": "Test Overall Accuracy",
 }
+# Whether numbers of a run on the embedded imagery compare with the paper's.
 SMALL_MODELS = "no: small models, rendered scenes"
 
 
@@ -231,7 +232,7 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
 
 
 def fid_comparable(extractor: str, protocol: str, values: dict, context: RunContext) -> str:
-    """Say whether an FID compares with the paper's."""
+    """State whether an FID compares with the paper's."""
     n = values["n"]
     if values.get("refused"):
         comparable = f"refused: {n} images, at least {values['n_needed']} needed"
@@ -251,7 +252,7 @@ def fid_comparable(extractor: str, protocol: str, values: dict, context: RunCont
 
 
 def padding_note(fid: dict) -> str:
-    """Say by how much the black padding of the released script moves the FID."""
+    """State by how much the black padding of the released script moves the FID."""
     sentences = []
     for extractor, protocols in sorted(fid.items()):
         plain = protocols.get("paper", {})

@@ -22,7 +22,7 @@ def report_out_of_memory(
     Args:
         key: the params key of the batch size.
         batch_size: its value, in images.
-        try_batch: does the block's work on so many images; None if it cannot be tried.
+        try_batch: does the block's work on this number of images; None if it cannot be tried.
         advice: appended to the error: what else saves memory.
     """
     try:

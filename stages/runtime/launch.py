@@ -21,7 +21,7 @@ from stages.runtime.process import start_process
 
 # Stages that share their work between processes.
 DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
-# Stages that run in one process whatever the config says. They are launched because settings such
+# Stages that run in one process with any config. They are launched because settings such
 # as OpenMP's must be made before torch is imported.
 SINGLE_PROCESS = ("train_base", "train_scene", "finetune_llm", "ceiling", "classify")
 
@@ -49,10 +49,10 @@ def launch(stage: str, arguments: list[str]) -> None:
         return
     on_cpu = config["use_cpu"] or config["distributed_type"] == "MULTI_CPU"
     environment = dict(os.environ)
-    # The stage checks that so many processes really came up (stages.runtime.processes).
+    # The stage checks that all these processes started (stages.runtime.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(config["num_processes"])
     if on_cpu and config["num_machines"] == 1:
-        # `accelerate launch --cpu` starts one process without MPI, whatever it is told.
+        # `accelerate launch --cpu` starts only one process without MPI.
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node"]
         launcher += [str(config["num_processes"]), "--module", module]
         environment["ACCELERATE_USE_CPU"] = "true"

@@ -43,8 +43,8 @@ def run_stage(main: Callable[..., None], doc: str | None, **choices: Iterable[st
 def start_process() -> None:
     """Set what makes a process fast and its errors readable. None of it can change a result."""
     sys.excepthook = excepthook
-    # Containers often forbid Python to keep compiled modules. Without them torch and the libraries
-    # around it take 3 to 10 s longer to import, in each of some thirty stages.
+    # Containers often forbid Python to keep compiled modules. Without them torch and its
+    # libraries take 3 to 10 s longer to import, in each of about 30 stages.
     sys.dont_write_bytecode = False
     # Importing torch and its libraries creates millions of objects and no garbage. At the default
     # threshold of 700 objects the garbage collector takes a sixth of the start-up time.
@@ -54,7 +54,7 @@ def start_process() -> None:
     # cores, one of them busy: 21 s a step). Spinning for some 20 microseconds bridges the gaps
     # inside a small model: 8 % faster than no spinning on quiet cores, 15 % where one is busy.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    # diffusers imports bitsandbytes wherever it is installed. On a CPU it then warns about optional
+    # diffusers imports bitsandbytes if it is installed. On a CPU it then warns about optional
     # kernels that nothing here uses.
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     _keep_freed_memory()

@@ -1,8 +1,8 @@
 """Checkpoints and finished shards of long stages, kept so that a killed run can resume.
 
 They lie in the user's cache folder, where a run in a temporary copy of the repository
-(`dvc exp run --temp`) finds them too, under a fingerprint of the stage's params and inputs, so that
-a run with others never reads them.
+(`dvc exp run --temp`) finds them too. Each folder is named by a fingerprint of the stage's params
+and inputs, so that a run with other params or inputs never reads it.
 """
 
 import os
@@ -72,7 +72,7 @@ def resume_folder(stage: str, fingerprint: str) -> Iterator[Path]:
 
 
 def log_unused_folders(stage: str, used: Path) -> None:
-    """Say how many folders, of runs with other params or inputs, lie beside the used one."""
+    """Log the number of folders, of runs with other params or inputs, beside the used one."""
     unused = [path for path in used.parent.iterdir() if path.is_dir() and path != used]
     if unused:
         log(

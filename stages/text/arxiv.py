@@ -35,7 +35,7 @@ MAX_RETRY_AFTER = 300  # seconds; a longer Retry-After is not waited for
 MAX_MEGABYTES = 50  # per paper
 ATTEMPTS = 4  # per paper
 BLOCK_BYTES = 1 << 14  # a download that breaks off loses less than this
-# The rest of the list is not tried after so many papers in a row without any answer.
+# The rest of the list is not tried after this number of papers in a row without an answer.
 MAX_UNANSWERED = 3
 NGRAM_LETTERS = 8
 MIN_TITLE_OVERLAP = 0.7  # of a paper's title with its first page, see `title_overlap`
@@ -45,7 +45,7 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     """Download every paper of a CSV file with the columns id and title into the folder `out`.
 
     Finished and partial downloads stay in the resume cache. A run after a kill, or with a longer
-    list, downloads only what is missing. `out/arxiv.csv` says of each paper whether it came and
+    list, downloads only what is missing. `out/arxiv.csv` records of each paper whether it came and
     why not. `$REMOTE_DIFFUSION_ARXIV` replaces https://arxiv.org, by a mirror or a test's server.
 
     Returns:
@@ -121,7 +121,7 @@ def _download_papers(
 def _make_session(pause: float) -> requests.Session:
     """Return a session that repeats a request after HTTP 429 and server errors.
 
-    It waits as long as Retry-After says, else longer each time. Proxies come from the environment.
+    It waits for the time in Retry-After, else longer each time. Proxies come from the environment.
     """
     retry = Retry(
         total=None,

@@ -55,7 +55,7 @@ class ClipTokenCounter:
     def __init__(self, folder: Path):
         """Load the tokenizer of a folder with tokenizer.json, or with vocab.json and merges.txt."""
         if (folder / "tokenizer.json").exists():
-            # The library `tokenizers` alone reads this file, without the import of torch.
+            # `tokenizers` reads this file by itself, so torch need not be imported.
             from tokenizers import Tokenizer
 
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -80,7 +80,7 @@ def join_hyphens(lines: list[str]) -> list[str]:
 
     The hyphen stays where the text writes the word with it more often than without
     ("self-supervised"). The number of lines stays: a line that held only the rest of a word is
-    empty afterwards.
+    empty after that.
     """
     word_counts = Counter(
         word for line in lines for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.lower())

@@ -143,7 +143,8 @@ LEXICON: dict[str, ClassWords] = {
 }
 assert tuple(LEXICON) == LULC_CLASSES
 
-# Aspects of a scene. Each attempt adds another one to the index query and to a writer's request.
+# Aspects of a scene. Each attempt's index query adds another one, and so does each request to a
+# language model but the first.
 ASPECTS = (
     "seen from above, how it looks",
     "colour and texture",

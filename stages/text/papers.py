@@ -8,7 +8,7 @@ from typing import NamedTuple
 from stages.runtime.progress import log, progress_bar
 from stages.text import clean, pdf
 
-BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of so many lines
+BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of this length
 MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
 
 Lines = list[tuple[int, str]]  # (page, text)
@@ -83,7 +83,7 @@ def read_text_file(path: Path, cut_references: bool) -> tuple[list[tuple[str, Li
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         return [], f"not UTF-8 text (byte {error.start} on); iconv converts it"
-    # Text extracted from PDFs has a few NULs and the like, which cleaning removes.
+    # Text extracted from PDFs has a few NULs, which cleaning removes.
     unprintable = sum(not character.isprintable() and not character.isspace() for character in text)
     if unprintable > len(text) / 20:
         return [], "not text: control characters in it"

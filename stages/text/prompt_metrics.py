@@ -23,7 +23,7 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
     yield                   fraction of the candidates that were kept
     distinct_2              distinct word pairs / word pairs (Li et al. 2016)
     class_agreement         fraction of prompts whose nearest class description in the embedding
-                            space is that of their own class
+                            space is that of the class they were written for
     class_agreement_chance  its expectation for random prompts
     corpus_words            fraction of content words that occur anywhere in the corpus
     tokens_mean, _max       CLIP tokens per prompt, cues included

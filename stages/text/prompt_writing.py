@@ -19,7 +19,7 @@ class ImagePrompt:
     passages: list[Passage]  # what the text rests on
 
     def citations(self) -> list[dict[str, str | int]]:
-        """Return the distinct pages of the passages: {paper, page}, in order."""
+        """Return the distinct pages of the passages: sorted {paper, page}."""
         pages = {(passage["paper"], passage["page"]) for passage in self.passages}
         return [{"paper": paper, "page": page} for paper, page in sorted(pages)]
 
@@ -43,7 +43,7 @@ class PromptCollector:
         self.positive_cues = positive_cues
         self.top_k = top_k  # passages retrieved per attempt
         self.kept: list[ImagePrompt] = []  # of all classes
-        self.candidates = 0  # checked; those of one call of `collect` are distinct
+        self.candidates = 0  # that were checked; `collect` checks equal texts once
         self.rejections: Counter[str] = Counter()  # by reason
 
     def collect(
@@ -79,9 +79,9 @@ class PromptCollector:
         return kept, rejections
 
     def retrieve(self, label: str, attempt: int, used: set[str]) -> list[Passage]:
-        """Retrieve the nearest passages that no earlier attempt used, without orders to a model.
+        """Retrieve the nearest passages that no earlier attempt used.
 
-        Their ids are added to `used`.
+        Sentences that give orders to a model are cut out of them. Their ids are added to `used`.
         """
         query = lexicon.retrieval_query(label, attempt)
         nearest = self.retriever.nearest(query, self.top_k + len(used))

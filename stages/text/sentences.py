@@ -74,7 +74,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def join_lines(lines: list[str]) -> str:
-    """Join the lines of a paper to running text; headings keep lines of their own.
+    """Join the lines of a paper to running text; a heading stays a separate line.
 
     A heading is a short line without punctuation at its end. It starts, and the line after it
     starts, with a capital or a digit; the line before it is complete.

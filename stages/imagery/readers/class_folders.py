@@ -19,9 +19,9 @@ from stages.imagery.untrusted_text import valid_utf8
 def open_class_folders(files: list[Path], root: Path) -> ImageSource:
     """A source whose folders are classes, without captions.
 
-    A folder that is named as a split is a split and not a class, wherever it is. Of two such
-    folders (train/test/image.jpg) the second is a class. An image directly in a split's folder
-    shows what its file name says (train/airport_1.jpg), or it is skipped.
+    A folder that is named as a split is a split and not a class, at any depth. Of two such
+    folders (train/test/image.jpg) the second is a class. The class of an image directly in a
+    split's folder is in its file name (train/airport_1.jpg); an image without a class is skipped.
     """
     return ImageSource([], partial(_read_items, files, root), has_captions=False)
 

@@ -19,7 +19,7 @@ class SourceItem(NamedTuple):
 
     split: str | None  # the source's own name of the split
     name: str  # file name
-    captions: Any = None  # whatever the source holds; None: it has no caption field
+    captions: Any = None  # as the source holds them; None: it has no caption field
     scene: str | None = None  # the class that the source gives; None: the file name tells it
     image: Any = None  # encoded bytes, a path, or a SceneId of the embedded scenes
     skip_reason: str | None = None  # why the reader could not read it
@@ -43,9 +43,9 @@ def scene_of(item: SourceItem) -> str:
 
 
 def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
-    """An item for a file below `root` that is none of its images, so that it is counted.
+    """An item for a file below `root` that the reader does not use, so that it is counted.
 
-    `reason` is for readable image files; other files have their own reasons.
+    `reason` says why an image file is not used; for other files the reason is found here.
     """
     suffix = file.suffix.lower()
     if not os.path.exists(file):

@@ -32,7 +32,7 @@ ROWS_PER_BATCH_WITH_IMAGES = 64
 
 
 class Table(NamedTuple):
-    """A Parquet file and what its schema says."""
+    """A Parquet file and its schema."""
 
     path: Path
     label: str  # the start of error messages

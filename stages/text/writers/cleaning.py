@@ -1,4 +1,4 @@
-"""Sentences as prompts."""
+"""Make a prompt of a sentence."""
 
 import re
 

@@ -22,12 +22,12 @@ class ExtractiveWriter:
     def __init__(self) -> None:
         self.composed: set[str] = set()
         self.held_back: dict[str, list[Candidate]] = {}  # by class
-        self.passages: dict[str, list[Passage]] = {}  # all that were seen, by class
+        self.passages: dict[str, list[Passage]] = {}  # of all attempts so far, by class
 
     def propose(
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
-        """Propose the sentences with a plain name of the class; at last, all that there is."""
+        """Propose the sentences with a plain name of the class; all others at the last attempt."""
         plain = []
         held_back = self.held_back.setdefault(label, [])
         for candidate in extract_candidates(label, passages):

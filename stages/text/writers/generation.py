@@ -55,7 +55,7 @@ def generate(
         tokenizer: its tokenizer.
         inputs: what the tokenizer returns: input_ids and attention_mask, [B, T] each.
         max_new_tokens: the maximum length of a continuation.
-        seed: the run's seed; the sample depends on it, the class and the attempt alone.
+        seed: the run's seed. The random numbers depend on it, the class and the attempt only.
         label: the class.
         attempt: the number of the attempt for this class.
     """

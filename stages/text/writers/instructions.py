@@ -28,7 +28,8 @@ def format_request(
             passages are quoted; `retrieval` alone is zero-shot.
         passages: the passages to quote.
         count: how many descriptions are asked for.
-        number: the number of the request for this class, from 0; each stresses another aspect.
+        number: the number of the request for this class, from 0. Each but the first stresses
+            another aspect.
     """
     lines = [
         f"Write {count} different descriptions of how the land cover class '{label}' "
@@ -62,7 +63,7 @@ def format_requests(
 ) -> list[str]:
     """Format the requests of one attempt.
 
-    Together they ask for half as many descriptions again as `count`, since some will be rejected.
+    Together they ask for at least 1.5 times `count` descriptions, since some will be rejected.
     """
     requests = -(-3 * count // (2 * MAX_PER_REQUEST))  # rounded up
     per_request = min(MAX_PER_REQUEST, 3 * count)

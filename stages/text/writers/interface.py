@@ -1,4 +1,4 @@
-"""What every writer of prompts offers, whoever it is."""
+"""The interface that all writers of prompts have in common."""
 
 from collections.abc import Set
 from typing import NamedTuple, Protocol
@@ -18,7 +18,7 @@ class PromptWriter(Protocol):
 
     @property
     def composed(self) -> Set[str]:
-        """The texts that were composed of the lexicon's words, for want of sentences."""
+        """The texts that were composed of the lexicon's words, not taken from passages."""
         ...
 
     def propose(
