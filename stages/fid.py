@@ -50,7 +50,7 @@ def main() -> None:
     # Pixels: compression artifacts, and near-copies of training images.
     pixels = read_features("pixels")
     thumbnails = {name: values["features"] for name, values in pixels.items()}
-    image_metrics["mismatch"] = {
+    image_metrics["compression_artifacts"] = {
         name: compare_compression_artifacts(pixels["test"], pixels[name], name)
         for name in ("tuned", "synthetic")
     }

@@ -401,7 +401,7 @@ def image_metrics(count: int) -> dict:
         "median_real": 2.1,
         "n": count,
     }
-    mismatch = {
+    compression_artifacts = {
         image_set: {
             "blocking": 1.0,
             "blocking_real": 1.0,
@@ -411,7 +411,11 @@ def image_metrics(count: int) -> dict:
         for image_set, detail_ratio in (("tuned", 0.6), ("synthetic", 0.9))
     }
     by_image_set = {"tuned": memorization, "synthetic": memorization}
-    return {"mismatch": mismatch, "pixels": by_image_set, "scene": by_image_set}
+    return {
+        "compression_artifacts": compression_artifacts,
+        "pixels": by_image_set,
+        "scene": by_image_set,
+    }
 
 
 def finished_plots(names: list[str]) -> dict[str, str]:

@@ -111,7 +111,7 @@ def test_table_has_intervals_references_and_near_copies(made):
 
 
 def test_table_warns_of_compression_artifacts_and_near_duplicates(made, metrics):
-    warned = metrics["images"]["mismatch"]
+    warned = metrics["images"]["compression_artifacts"]
     assert (warned["tuned"]["warned"], warned["synthetic"]["warned"]) == (1, 0)
     note = further_metrics.artifacts_note(warned)
     assert "0.60" in note and "0.90" not in note

@@ -27,7 +27,7 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         "Ceiling: the same metric of real tiles. Real vs. real and base model: as above. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
         "tiles are; 1 % of held-out real tiles are that near. "
-        f"{artifacts_note(metrics['images']['mismatch'])}"
+        f"{artifacts_note(metrics['images']['compression_artifacts'])}"
         "Groups of near-duplicates in both the training and the test split: "
         f"{near_duplicates.get('train_test', 0)}; test tiles excluded for that: "
         f"{near_duplicates.get('excluded_from_test', 0)}."
@@ -107,7 +107,7 @@ def distribution_rows(fid: dict, context: RunContext) -> list[Row]:
 def near_copy_rows(images: dict, context: RunContext) -> list[Row]:
     """Share of near-copies of training images, by feature space. images: metrics/images.json."""
     rows = []
-    for space in sorted(set(images) - {"mismatch"}):
+    for space in sorted(set(images) - {"compression_artifacts"}):
         described = f"{space} features"
         if space == "pixels":
             described = "pixels under all flips and rotations"
@@ -179,7 +179,7 @@ def artifacts_note(artifacts: dict) -> str:
     """Warn where compression, resizing or blur tells generated images from real ones.
 
     Args:
-        artifacts: `mismatch` of metrics/images.json, image set -> values.
+        artifacts: `compression_artifacts` of metrics/images.json, image set -> values.
     """
     sentences = [
         f"**Compression, resizing or blur differs between the {IMAGE_SETS[image_set]} and the "
