@@ -395,7 +395,7 @@ ROWS = [
     Row("generation, 512 px, DPM-Solver++ 20 steps", 40, measure_generation, DPM_20),
     Row("pipe(prompt), the same", 40, measure_generation, DPM_20 | {"pipeline": True}),
     Row("checkpoint, with EMA", 60, measure_checkpoint),
-    Row("resume, the demo's model", 90, measure_resuming),
+    Row("resume, the demo's model", 120, measure_resuming),
 ]
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from stages.diffusion import checkpoints
+from stages.diffusion import checkpoints, from_scratch
 from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import Latents, allocate, dihedral, memory_map
@@ -309,3 +309,10 @@ def test_the_rms_distance_of_latents_is_that_of_random_pairs():
     distances = (latents[:1000] - latents[1000:]).square().mean((1, 2, 3))
     assert rms_distance(latents) == pytest.approx(distances.mean().sqrt().item(), rel=0.02)
     assert rms_distance(latents[:1].repeat(5, 1, 1, 1)) == 0
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 11])
+def test_a_vae_trains_for_any_number_of_steps(steps):
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    vae = from_scratch.train_vae(images, [8, 8], 4, steps, batch_size=4, lr=1e-3, seed=0)
+    assert all(torch.isfinite(weight).all() for weight in vae.parameters())

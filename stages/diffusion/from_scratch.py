@@ -326,8 +326,9 @@ class _Trainer:
         self.steps = steps
         self.lr = lr
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+        # At 10 steps a warm-up of 0.1 would end at step 0, and OneCycleLR divides by where it ends.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, lr, total_steps=max(steps, 1), pct_start=0.1
+            self.optimizer, lr, total_steps=max(steps, 1), pct_start=0.2 if steps == 10 else 0.1
         )
         self.bar = progress_bar(total=steps, desc=name, unit="step")
 
