@@ -87,7 +87,7 @@ def run_rows(
         print(line, flush=True)
         lines.append(line)
         if table:
-            table.write_text(format_table(lines, time.monotonic() - started))
+            table.write_text(format_table(lines, time.monotonic() - started), encoding="utf-8")
 
 
 def format_row(row: Row, folder: Path, tiny: bool, time_left: float) -> str:

@@ -116,7 +116,10 @@ def measure_training_data() -> None:
             sample=True,
         )
     gibibytes = sum(path.stat().st_size for path in folder.iterdir()) / 2**30
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(
+        line.split(":", 1)
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    )
     mebibytes = {name: int(status[name].split()[0]) / 1024 for name in ("VmHWM", "RssAnon")}
     size = f"{TRAINING_IMAGES} images x {VARIANTS} variants at 512 px, {CAPTIONS} captions"
     print(f"\n| data of fine-tuning at SD v1.5's size, {size} | |\n|---|---|")

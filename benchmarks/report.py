@@ -74,8 +74,10 @@ def main() -> None:
 
 def show_full_gallery(params: Path) -> None:
     """Set as many pictures per class as at full scale."""
-    text = params.read_text()
-    params.write_text(text.replace("gallery_per_class: 2 ", "gallery_per_class: 24 "))
+    text = params.read_text(encoding="utf-8")
+    params.write_text(
+        text.replace("gallery_per_class: 2 ", "gallery_per_class: 24 "), encoding="utf-8"
+    )
 
 
 def enlarge(root: Path, count: int, pixels: int) -> None:

@@ -96,11 +96,11 @@ class Usage(NamedTuple):
 def make_project(source: Path, **changes: dict) -> Path:
     """Make a folder in which stages can run on papers: params.yaml at demo scale, with changes."""
     folder = Path(tempfile.mkdtemp(prefix="text"))
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = yaml.safe_load((ROOT / "params/demo.yaml").read_text(encoding="utf-8"))
     params["fetch_papers"]["source"] = f"path:{source}"
     for section, values in changes.items():
         params[section] |= values
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     (folder / "models/base/embedder").mkdir(parents=True)
     return folder
 
@@ -121,7 +121,7 @@ def run_stage(folder: Path, name: str, cores: int | None = None) -> Usage:
         allowed = sorted(os.sched_getaffinity(0))[:cores]
         command = ["taskset", "--cpu-list", ",".join(map(str, allowed)), *command]
     start = time.perf_counter()
-    with tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         process = subprocess.Popen(
             command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=errors
         )
@@ -159,7 +159,7 @@ def benchmark_scrape() -> None:
 
 def read_report(folder: Path) -> list[dict[str, str]]:
     """Return the rows of papers_report.csv."""
-    with open(folder / "data/papers_report.csv", newline="") as file:
+    with open(folder / "data/papers_report.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -322,7 +322,7 @@ def benchmark_perplexity() -> None:
     run_stage(folder, "chunk")
     (folder / "models/base/language").symlink_to(LANGUAGE_MODEL)
     usage = run_stage(folder, "finetune_llm")
-    metrics = json.loads((folder / "metrics/llm.json").read_text())
+    metrics = json.loads((folder / "metrics/llm.json").read_text(encoding="utf-8"))
 
     def with_interval(key: str) -> str:
         return f"{metrics[key]:.1f} [{metrics[key + '_lo']:.1f}, {metrics[key + '_hi']:.1f}]"
@@ -342,13 +342,15 @@ def benchmark_prompts() -> None:
     per_class = dict.fromkeys(LULC_CLASSES, 5)
     folder = make_project(PAPERS, prompt={"compare": [], "per_class": per_class})
     (folder / "models/start").mkdir()
-    (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}')
+    (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}', "utf-8")
     (folder / "models/base/diffusion").symlink_to(ROOT / "stages/embedded/models/diffusion")
     (folder / "stages").symlink_to(ROOT / "stages")
     for name in ("fetch_papers", "scrape", "index_rag"):
         run_stage(folder, name)
     usage = run_stage(folder, "prompt")
-    metrics = json.loads((folder / "metrics/prompts.json").read_text())["extractive"]["retrieval"]
+    metrics = json.loads((folder / "metrics/prompts.json").read_text(encoding="utf-8"))[
+        "extractive"
+    ]["retrieval"]
     print_row(
         "extractive writer on 25 real papers",
         f"{metrics['count']} prompts, {metrics['composed']} of them composed of the lexicon's "
@@ -406,10 +408,10 @@ def benchmark_qlora() -> None:
     if not torch.cuda.is_available():
         print_row("QLoRA vs full fine-tuning, phi-1.5 size", "not run: no GPU", wanted)
         return
-    from stages.params import load
     from stages.text import lora
+    from tools.scale import compose
 
-    params = load(ROOT / "params/paper.yaml")
+    _, params = compose(["paper"], ROOT)
     config = params.finetune_llm.model_copy(update={"steps": 20})
     shape = (config.steps * config.batch_size, config.context)
     generator = torch.Generator().manual_seed(0)

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from stages.common.artifacts import write_json
+from tools.scale import compose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # As fractions: the demo's counts would leave nothing to train on where there are few images.
@@ -43,12 +44,12 @@ TEXT_ENCODER: dict[str, Any] = {
 
 
 def write_params(folder: Path, **sections: dict[str, Any]) -> None:
-    """Write the repository's params.yaml to the folder, with these values in its sections."""
-    params = yaml.safe_load((REPOSITORY / "params.yaml").read_text())
+    """Write the demo's params.yaml to the folder, with these values in its sections."""
+    params = yaml.safe_load((REPOSITORY / "params/demo.yaml").read_text(encoding="utf-8"))
     for name, values in sections.items():
         params[name] |= values
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
 def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
@@ -132,7 +133,7 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
 
     `steps` cut the training of the autoencoder and the text encoder. Returns the folder.
     """
-    scale = yaml.safe_load((REPOSITORY / "params/rsicd.yaml").read_text())
+    scale = compose(["rsicd"], REPOSITORY)[1].model_dump()
     training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1}
     _make_inputs(
         folder,

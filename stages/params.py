@@ -11,15 +11,12 @@ file: a typo in the last section stops the first stage.
 import argparse
 import difflib
 import sys
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -27,6 +24,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 
 
 def _check_source(source: str) -> str:
@@ -41,22 +40,14 @@ def _check_source(source: str) -> str:
     return source
 
 
-def _check_is_number(value: Any) -> Any:
-    """Refuse a number without a decimal point such as `1e-6`, which YAML 1.1 reads as text."""
-    if isinstance(value, str):
-        digits = value.lower().replace("e-", "").replace("e", "").replace(".", "")
-        if digits.isdigit():
-            number = f"{float(value):.1e}"
-            raise ValueError(f"write {number} with a point: YAML reads {value} as text")
-    return value
-
-
-Source = Annotated[str, AfterValidator(_check_source)]
+Source = Annotated[
+    str, AfterValidator(_check_source), Field(json_schema_extra={"format": "source"})
+]
 Count = Annotated[int, Field(gt=0)]
 CountOrZero = Annotated[int, Field(ge=0)]
-PositiveNumber = Annotated[float, BeforeValidator(_check_is_number), Field(gt=0)]
-NonNegativeNumber = Annotated[float, BeforeValidator(_check_is_number), Field(ge=0)]
-Fraction = Annotated[float, BeforeValidator(_check_is_number), Field(ge=0, lt=1)]
+PositiveNumber = Annotated[float, Field(gt=0)]
+NonNegativeNumber = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Group normalization needs channels in multiples of its number of groups.
 MultipleOf8 = Annotated[int, Field(gt=0, multiple_of=8)]
 MultipleOf16 = Annotated[int, Field(gt=0, multiple_of=16)]
@@ -97,29 +88,35 @@ class Sampling(Section):
     resolution: Count = Field(
         description="pixels per side, a multiple of the VAE's factor (paper, section 3: 512)"
     )
-    batch_size: Count = Field(description="images per group; a group of fewer is padded")
-    precision: Precision = Field(description="arithmetic of the UNet and the VAE")
+    batch_size: Count = Field(
+        description="images denoised at once; a last group of fewer is padded"
+    )
+    precision: Precision = Field(
+        description="number format of the UNet and the VAE; fp16 needs a GPU"
+    )
 
 
 class FetchPapers(Section):
-    source: Source = Field(description="where the papers come from (paper: appendix A.1)")
+    source: Source = Field(
+        description="PDFs or text files (paper: appendix A.1); embedded = the field notes"
+    )
 
 
 class Scrape(Section):
     min_papers: Count = Field(
-        description="least number of readable papers (paper, section 4: about 50)"
+        description="readable papers; fewer are an error (paper, section 4: about 50)"
     )
     cut_references: bool = Field(description="whether each paper's reference list is removed")
-    test_fraction: Fraction = Field(
+    test_fraction: NonNegativeNumber = Field(
         le=0.5,
         description="fraction of the text lines held out, as whole papers (paper, section 4: 0.05)",
     )
-    min_test_papers: Count = Field(description="least number of papers held out")
+    min_test_papers: Count = Field(description="papers held out, at least")
 
 
 class Chunk(Section):
     min_characters: Count = Field(
-        description="least characters of a chunk, which goes on to the next full stop "
+        description="characters of a chunk, at least; it ends at the next full stop "
         "(paper, section 4: 500)"
     )
 
@@ -131,14 +128,17 @@ class Splits(Section):
     valid: str | None = Field(
         description="the source's name of its validation split; null = carve one out"
     )
-    test: str | None = Field(description="the source's name of its test split; null = carve one")
+    test: str | None = Field(
+        description="the source's name of its test split; null = carve one out"
+    )
 
 
 class FetchImagery(Section):
     source: Source = Field(
-        description="where the captioned images come from (paper, section 3: RSICD, Lu et al. 2017)"
+        description="captioned images (paper, section 3: RSICD, Lu et al. 2017); "
+        "embedded = the scene renderer"
     )
-    resolution: Count = Field(
+    resolution: int = Field(
         ge=16, description="pixels per side of the stored tiles (paper, section 3: 224)"
     )
     splits: Splits = Field(description="names of the source's own splits")
@@ -150,7 +150,7 @@ class FetchImagery(Section):
         "(paper, section 3: 500)"
     )
     max_images: Count | None = Field(
-        description="images rendered (embedded), or most images kept per split of the source; "
+        description="images rendered (embedded), or kept per split of the source at most; "
         "null = all"
     )
     exclude_near_duplicates: bool = Field(
@@ -172,7 +172,9 @@ class FetchModel(Section):
         description="initial weights of the classifier; none = random "
         "(paper, section 4: ResNet-18, Sentinel-2 RGB MoCo)"
     )
-    vision: Source = Field(description="a folder of feature extractors other than scene")
+    vision: Source = Field(
+        description="networks for features.extractors other than scene; none = only scene"
+    )
 
 
 class TrainBase(Section):
@@ -184,7 +186,7 @@ class TrainBase(Section):
         description="channels per level of the VAE, multiples of 8; each level but the last "
         "halves the resolution",
     )
-    latent_channels: Count = Field(description="channels of the latents")
+    latent_channels: Count = Field(description="channels of the VAE's latents")
     vae_steps: CountOrZero = Field(description="optimizer steps of the VAE")
     text_width: int = Field(
         gt=0,
@@ -199,27 +201,31 @@ class TrainBase(Section):
         min_length=1, description="channels per level of the untrained UNet, multiples of 16"
     )
     batch_size: Count = Field(description="images per optimizer step")
-    lr: PositiveNumber = Field(description="peak learning rate")
+    lr: PositiveNumber = Field(description="peak learning rate of AdamW, one-cycle schedule")
 
 
 class TrainScene(Section):
     model: str = Field(description="name of a timm model")
-    resolution: Count = Field(ge=16, description="pixels per side")
+    resolution: int = Field(ge=16, description="pixels per side of the classifier's input")
     epochs: Count = Field(description="passes over the training tiles")
-    batch_size: Count = Field(
+    batch_size: int = Field(
         ge=2, description="images per optimizer step; batch normalization needs two"
     )
-    lr: PositiveNumber = Field(description="peak learning rate")
+    lr: PositiveNumber = Field(description="peak learning rate of AdamW, one-cycle schedule")
 
 
 class FinetuneLLM(Section):
     quantization: Literal["none", "nf4"] = Field(
-        description="of the base weights: none, or 4-bit NormalFloat (QLoRA, Dettmers et al. 2023; "
-        "paper, section 4)"
+        description="format of the frozen base weights: theirs, or 4-bit NormalFloat "
+        "(QLoRA, Dettmers et al. 2023; paper, section 4)"
     )
     rank: Count = Field(description="LoRA rank r (Hu et al. 2022; paper, section 4: 16)")
-    alpha: Count = Field(description="LoRA alpha (paper, section 4: 8)")
-    dropout: Fraction = Field(description="LoRA dropout (paper, section 4: 0.05)")
+    alpha: Count = Field(
+        description="LoRA alpha: the update is scaled by alpha / rank (paper, section 4: 8)"
+    )
+    dropout: Fraction = Field(
+        description="dropout probability of the LoRA layers (paper, section 4: 0.05)"
+    )
     target_modules: list[str] = Field(
         min_length=1,
         description="names of the adapted linear layers (paper, section 4: query, key, value)",
@@ -230,7 +236,7 @@ class FinetuneLLM(Section):
     )
     batch_size: Count = Field(description="sequences per optimizer step (paper, section 5: 8)")
     steps: Count = Field(description="optimizer steps (paper, section 5: 3000)")
-    context: Count = Field(ge=16, description="tokens per sequence (paper, section 4: 512)")
+    context: int = Field(ge=16, description="tokens per sequence (paper, section 4: 512)")
     packing: bool = Field(
         description="whether texts are joined and cut into full sequences (paper: padded instead)"
     )
@@ -267,8 +273,8 @@ class Pair(Section):
 
 class Prompt(Section):
     writer: Writer = Field(
-        description="who writes the prompts: passages, a model of the hub, an OpenAI-compatible "
-        "endpoint, or the fine-tuned language model"
+        description="who writes the prompts: sentences of the passages, fetch_model.writer, an "
+        "OpenAI-compatible endpoint, or the fine-tuned language model"
     )
     technique: Technique = Field(
         description="how the writer is asked (paper, section 4: retrieval)"
@@ -282,7 +288,7 @@ class Prompt(Section):
         "$OPENAI_API_KEY"
     )
     openai_model: str | None = Field(description="model name at that endpoint")
-    top_k: Count = Field(description="passages retrieved per query")
+    top_k: Count = Field(description="passages retrieved per query (techniques with retrieval)")
     per_class: dict[LULC, Count] = Field(
         description="prompts kept per class (paper, Table 2: 52 to 61)"
     )
@@ -290,7 +296,7 @@ class Prompt(Section):
         description="rounds of asking a writer; later ones replace rejected prompts"
     )
     positive_cues: str = Field(
-        description="text that every prompt begins with (paper, section 3: positive cues)"
+        description="text that every image prompt begins with (paper, section 3: positive cues)"
     )
     negative_prompt: str = Field(
         description="prompt that guidance leads away from (paper, section 3)"
@@ -299,16 +305,16 @@ class Prompt(Section):
 
 class Encode(Section):
     normalization: Literal["vae", "dataset"] = Field(
-        description="of the pixels: vae = to [-1, 1]; dataset = by the data set's mean and "
-        "standard deviation (paper, section 3)"
+        description="of the pixels: vae = to [-1, 1], as the VAE was trained; dataset = by the "
+        "data set's mean and standard deviation (paper, section 3), which shifts the colors"
     )
     batch_size: Count = Field(description="images per forward pass")
-    precision: Precision = Field(description="arithmetic of the VAE and the text encoder")
+    precision: Precision = Field(description="number format of the VAE and the text encoder")
     base_domain: Source = Field(
         description="captioned images of the base model's own domain, for the loss that shows "
         "forgetting; none = not measured"
     )
-    base_images: Count = Field(description="most images of the base model's domain")
+    base_images: Count = Field(description="images of base_domain, at most")
 
 
 class FinetuneSD(Section):
@@ -334,9 +340,9 @@ class FinetuneSD(Section):
     )
     warmup_steps: CountOrZero = Field(description="optimizer steps of linear warm-up")
     weight_decay: NonNegativeNumber = Field(description="weight decay of AdamW")
-    max_grad_norm: PositiveNumber = Field(description="norm that gradients are clipped to")
+    max_grad_norm: PositiveNumber = Field(description="L2 norm that gradients are clipped to")
     precision: Precision = Field(
-        description="arithmetic under autocast; the weights stay fp32 (paper, section 4: mixed)"
+        description="number format under autocast; the weights stay fp32 (paper, section 4: mixed)"
     )
     ema_decay: Fraction = Field(
         description="decay of the weights' exponential moving average per optimizer step; 0 = off"
@@ -363,7 +369,9 @@ class FinetuneSD(Section):
         "(paper, section 4: 500)"
     )
     keep_checkpoints: Count = Field(description="checkpoints kept on disk while training")
-    validation_images: Count = Field(description="most images of the valid split that are scored")
+    validation_images: Count = Field(
+        description="images of the valid split that are scored, at most"
+    )
     grid_captions: Count = Field(
         description="rows of the sample grid, one validation caption and four images each"
     )
@@ -377,7 +385,8 @@ class Generate(Section):
 
 class Features(Section):
     extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(
-        min_length=1, description="feature networks (paper, section 5: Inception-2048)"
+        min_length=1,
+        description="networks whose features are compared (paper, section 5: Inception-2048)",
     )
     batch_size: Count = Field(description="images per forward pass")
     padded: bool = Field(
@@ -388,20 +397,20 @@ class Features(Section):
 
 class Fid(Section):
     standard_min_n: Count = Field(
-        description="least images of the standard protocol; fewer give no FID"
+        description="images of the standard protocol, at least; fewer give no FID"
     )
-    paper_n: Count = Field(
+    paper_n: int = Field(
         ge=2, description="images per draw of the paper's protocol (paper, section 5: 250)"
     )
     paper_draws: Count = Field(description="seeded draws of the paper's protocol")
-    subsets: Count = Field(ge=2, description="random halves behind a 95 % interval")
+    subsets: int = Field(ge=2, description="random halves of the images behind a 95 % interval")
 
 
 class Classifier(Section):
     model: str = Field(description="name of a timm model (paper, section 5: ResNet-18)")
-    resolution: Count = Field(ge=16, description="pixels per side")
+    resolution: int = Field(ge=16, description="pixels per side of the classifier's input")
     epochs: Count = Field(description="passes over the training images (paper, section 5: 20)")
-    batch_size: Count = Field(
+    batch_size: int = Field(
         ge=2, description="images per optimizer step; batch normalization needs two"
     )
     lr: PositiveNumber = Field(description="learning rate of AdamW (paper, section 5: 3.0e-4)")
@@ -567,39 +576,58 @@ RENAMED = {
 }
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a section, of which PyYAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} stands there twice", node.value[0][0].start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a whole params file.
 
     Raises:
         SystemExit: code 1, with one line per fault that names the file and the key.
     """
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
-    # A ValueError is text that is not UTF-8, or a date such as 2026-13-01.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        sys.exit(f"{path}: cannot be read: {' '.join(str(error).split())}")
-    if not isinstance(values, dict):
-        sys.exit(f"{path}: expected sections, found {type(values).__name__}")
+    return check(read(path), path)
+
+
+def check(values: dict[str, Any], name: str | Path) -> Params:
+    """Check the values of a whole params file, which faults call by this name.
+
+    Raises:
+        SystemExit: code 1, with one line per fault; one in all for a file that, as those of
+            params/, holds only what differs from the demo.
+    """
     try:
         return Params.model_validate(values)
     except ValidationError as invalid:
         # The line about an old key replaces the one about the missing new key.
         replaced = {new for old, new in RENAMED.items() if _has_key(values, old)}
         faults = [fault for fault in invalid.errors() if _key(fault) not in replaced]
-        sys.exit("\n".join(f"{path}: {_explain(fault)}" for fault in faults))
+        missing = [fault for fault in faults if fault["type"] == "missing"]
+        if len(missing) > 10:  # no whole file lacks that many
+            scale = Path(name).stem if Path(name).parent.name == "params" else "<its name>"
+            sys.exit(
+                f"{name}: holds only some keys, as the files of params/ do; "
+                f"`make scale SCALE={scale}` writes a whole params.yaml with its values"
+            )
+        sys.exit("\n".join(f"{name}: {_explain(fault)}" for fault in faults))
+
+
+def read(path: str | Path = "params.yaml") -> dict[str, Any]:
+    """Read a params file with the YAML 1.2 reader that DVC uses, so that dvc.lock holds the same.
+
+    1e-05 is a number, `yes`, `no` and 1:30 are text, and a key that stands twice is an error.
+
+    Raises:
+        SystemExit: code 1, with one line that names the file and, where known, line and column.
+    """
+    try:
+        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+    # A ValueError is text that is not UTF-8, or a date such as 2026-13-01.
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
+        message = str(error)
+        if isinstance(error, MarkedYAMLError) and error.problem_mark:
+            mark = error.problem_mark
+            message = f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+        sys.exit(f"{path}: cannot be read: {' '.join(message.split())}")
+    if not isinstance(values, dict):
+        sys.exit(f"{path}: expected sections, found {type(values).__name__}")
+    return values
 
 
 def _has_key(values: dict, key: str) -> bool:
@@ -633,7 +661,12 @@ def _explain(fault: ErrorDetails) -> str:
         return f"{key}: missing ({field.description or 'a section'})"
     if not key:
         return message
-    return f"{key}: {message.replace('Input should', 'should')}, not {fault['input']!r}"
+    if fault["type"] == "bool_type":
+        message = "should be true or false"
+    message = message.replace("Input should", "should")
+    if fault["type"] == "string_type":
+        return f"{key}: {message}, not {fault['input']} (text like a number or a date needs quotes)"
+    return f"{key}: {message}, not {fault['input']!r}"
 
 
 def _fields(location: list[int | str]) -> dict[str, FieldInfo]:

@@ -10,7 +10,7 @@ import yaml
 # Modules that cannot change a result. A stage need not declare them: a change of one of them reruns
 # nothing.
 HARMLESS = {
-    "stages/__init__.py",  # a docstring
+    "stages/__init__.py",  # checks this Python
     "stages/params.py",  # checks the values, which `params:` tracks
     *(str(path) for path in Path("stages/runtime").glob("*.py")),
 }
@@ -33,6 +33,19 @@ def imported_names(path: str) -> Iterator[str]:
             module = ".".join([*parents, *([node.module] if node.module else [])])
             yield module
             yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def modules(dep: str) -> list[str]:
+    """The modules that a code dep of `dvc.yaml` stands for: a file, or those in a folder.
+
+    Empty files and those that `.dvcignore` names (`__main__.py`) change nothing.
+    """
+    files = Path(dep).rglob("*.py") if Path(dep).is_dir() else [Path(dep)]
+    return [
+        str(file)
+        for file in files
+        if file.suffix == ".py" and file.name != "__main__.py" and file.stat().st_size
+    ]
 
 
 @cache
@@ -96,9 +109,8 @@ def pipeline() -> dict[str, dict]:
     stages = {}
     for name, entry in yaml.safe_load(Path("dvc.yaml").read_text())["stages"].items():
         body = entry.get("do", entry)
-        words = body[
-            "cmd"
-        ].split()  # python -m stages.<script>, or ... stages.runtime.launch <script>
+        # python -m stages.<script>, or python -m stages.runtime.launch <script>
+        words = body["cmd"].split()
         launched = words[2] == "stages.runtime.launch"
         script = words[3] if launched else words[2].removeprefix("stages.")
         outs = [out for kind in ("outs", "metrics", "plots") for out in body.get(kind, [])]

@@ -14,6 +14,7 @@ from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.params import LULC_CLASSES
 from stages.reporting.context import ROLES
+from tools.scale import compose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = {
@@ -126,6 +127,7 @@ def write_imagery(root: Path, tiles: list[dict], names: list[str]) -> None:
     ]
     write_shards(root / "data/imagery/train", training, TRAINING_SCHEMA)
     write_shards(root / "data/imagery/test", test, TEST_SCHEMA)
+    write_shards(root / "data/imagery/valid", test[:4], TEST_SCHEMA)
     near_duplicates = {"groups": 3, "train_test": 2, "excluded_from_test": 1}
     write_json(
         root / "data/imagery/REPORT.json",
@@ -219,7 +221,8 @@ def write_features(root: Path, real_scenes: list[str], per_class: int) -> None:
 
 
 def write_models(root: Path) -> None:
-    """The configurations of the classifiers, the titles of the papers."""
+    """The configurations of the classifiers, the model to start from, the titles of the papers."""
+    write_json(root / "models/start/start.json", {"folder": "models/base/diffusion"})
     write_json(
         root / "models/scene/config.json",
         {"model": "resnet18", "resolution": 64, "scenes": list(SCENES)},
@@ -229,8 +232,19 @@ def write_models(root: Path) -> None:
         write_json(folder / "config.json", {"model": "resnet18", "resolution": 64, "classes": []})
         write_json(folder / "context.json", {"weights": "none", "classes_without_real": []})
     (root / "models/index").mkdir(parents=True)
-    passages = pa.table({"paper": ["03_fields"], "title": ["Fields <i>from</i> above"]})
-    pq.write_table(passages, root / "models/index/passages.parquet")
+    passage = {
+        "paper": "03_fields",
+        "title": "Fields <i>from</i> above",
+        "page": 1,
+        "text": "Fields are rectangles.",
+        "vector": [0.6, 0.8],
+    }
+    pq.write_table(pa.Table.from_pylist([passage]), root / "models/index/passages.parquet")
+    chunks = [
+        {"paper": "03_fields", "chunk": 0, "text": "Fields are rectangles.", "split": "train"},
+        {"paper": "04_lakes", "chunk": 0, "text": "Lakes are dark.", "split": "test"},
+    ]
+    pq.write_table(pa.Table.from_pylist(chunks), root / "data/chunks.parquet")
 
 
 def write_sources(root: Path) -> None:
@@ -245,7 +259,8 @@ def write_sources(root: Path) -> None:
 def write_pipeline(root: Path) -> None:
     """dvc.yaml and params, the times of three stages, no sweep."""
     shutil.copyfile(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", root / "params.yaml")
+    scale, _ = compose(["tests/params.yaml"], REPOSITORY)
+    (root / "params.yaml").write_text(scale)
     times = root / ".dvc/tmp/stage_times"
     times.mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
@@ -263,23 +278,24 @@ def finished_metrics(count: int) -> dict[str, dict]:
         "fid": fid_metrics(count),
         "images": image_metrics(count),
         "caption_agreement": AGREEMENT | {"n": count},
-        "ceiling_lulc": classifier_scores(0.93, 72),
-        "ceiling_scenes": classifier_scores(0.9, 96),
+        "ceiling_lulc": classifier_scores(0.93, 72) | TRAINED,
+        "ceiling_scenes": classifier_scores(0.9, 96) | TRAINED,
         "classify_lulc": {
             "synthetic_test": classifier_scores(0.81, 70),
             "real_test": classifier_scores(0.7, 72),
             "chance": 1 / 7,
-            "n_train": 245,
+            **TRAINED,
         },
         "classify_scenes": {
             "synthetic_test": classifier_scores(0.6, 96),
             "real_test": classifier_scores(0.66, 96),
             "chance": 1 / 12,
-            "n_train": 300,
+            **TRAINED,
         },
     }
 
 
+TRAINED = {"n_train": 245, "seeds": 3, "cpu_threads": 1}
 FIXED_METRICS: dict[str, dict] = {
     "corpus": {
         "papers": 21,
@@ -302,6 +318,7 @@ FIXED_METRICS: dict[str, dict] = {
         "tokens": 9000,
         "train_loss": 3.1,
         "trainable_share": 0.01,
+        "cpu_threads": 2,
     },
     "prompts": {
         "extractive": {
@@ -321,6 +338,7 @@ FIXED_METRICS: dict[str, dict] = {
         "validation_loss_base": 0.5,
         "best_step": 300,
         "steps": 400,
+        "cpu_threads": 2,
     },
     "review": {"ratings": 0, "experts": 0, "ratings_of_other_runs": 0},
 }

@@ -240,7 +240,7 @@ def folder(tmp_path, monkeypatch):
         pixels, *_ = render(scene, 0, i, 32, "domain")
         return {"bytes": encode_png(Image.fromarray(pixels)), "path": None}
 
-    params = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    params = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
     params["classifier"] |= CONFIG.model_dump() | {"epochs": 2}
     params["generate"]["images_per_prompt"] = 1
     params["prompt"]["per_class"] = dict.fromkeys(params["classes"], 6)

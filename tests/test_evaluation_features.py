@@ -39,10 +39,10 @@ def tile_rows(start: int, count: int, seed: int = 0) -> list[dict]:
 
 
 def write_params(**sections) -> None:
-    """params.yaml of the repository with these changes to its sections."""
+    """params.yaml: the demo's, with these changes to its sections."""
     import yaml
 
-    values = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    values = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
     for name, changes in sections.items():
         values[name] |= changes
     Path("params.yaml").write_text(yaml.safe_dump(values))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
-from conftest import REPOSITORY, shell
+from conftest import REPOSITORY, shell, smoke_params, write_smoke_params
 from hub_server import serve
 from PIL import Image
 from safetensors.numpy import save
@@ -33,8 +33,8 @@ def run(tmp_path_factory) -> Path:
     from stages.text import lora
 
     folder = tmp_path_factory.mktemp("run")
-    params = yaml.safe_load((REPOSITORY / "tests/params.yaml").read_text())
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", folder / "params.yaml")
+    write_smoke_params(folder)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
     shutil.copytree(
         REPOSITORY / "metrics",
         folder / "metrics",
@@ -313,7 +313,7 @@ def test_a_wrong_token_and_an_unreachable_hub_are_errors(run, hub, monkeypatch):
 def make_run_folder(folder: Path, source: str) -> Path:
     """Make a folder to run `fetch_model` in, with this source of the diffusion model."""
     folder.mkdir(exist_ok=True)
-    params = yaml.safe_load((REPOSITORY / "tests/params.yaml").read_text())
+    params = yaml.safe_load(smoke_params())
     params["fetch_model"]["diffusion"] = source
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     return folder

@@ -75,7 +75,7 @@ def good_rows(count: int, scene: str = "lake", start: int = 0) -> list[tuple]:
 
 
 def write_params(folder: Path, classes: dict | None, **settings) -> None:
-    params = yaml.safe_load((REPO / "params.yaml").read_text())
+    params = yaml.safe_load((REPO / "params/demo.yaml").read_text())
     params["classes"] = {name: [] for name in LULC_CLASSES} | (classes or {})
     params["fetch_imagery"] |= {
         "resolution": 32,

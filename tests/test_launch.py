@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from conftest import REPOSITORY, shell
+from conftest import REPOSITORY, shell, write_smoke_params
 
 # A single write for the line: two processes share the pipe.
 PROBE = """import os, sys
@@ -20,7 +20,7 @@ def probe(tmp_path):
         tmp_path / "stages",
         ignore=shutil.ignore_patterns("embedded", "__pycache__"),
     )
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", tmp_path / "params.yaml")
+    write_smoke_params(tmp_path)
     (tmp_path / "stages/encode.py").write_text(PROBE)
     return tmp_path
 

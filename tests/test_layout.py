@@ -3,13 +3,12 @@
 import ast
 import json
 import re
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import audit
 import pytest
-from conftest import REPOSITORY, shell
+from conftest import REPOSITORY, shell, write_smoke_params
 
 SUBJECTS = ("imagery", "text", "diffusion", "evaluation", "reporting", "publishing")
 # What needs no download: it must work without the rest of the project.
@@ -116,7 +115,7 @@ def folder(tmp_path):
     """A working folder with outputs that a stage which ran would delete."""
     (tmp_path / "data/latents").mkdir(parents=True)
     (tmp_path / "data/latents/marker").write_text("kept")
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", tmp_path / "params.yaml")
+    write_smoke_params(tmp_path)
     return tmp_path
 
 

@@ -84,7 +84,7 @@ def fetch(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
 
     def run(role: str, source: str) -> dict[str, bytes]:
-        params = yaml.safe_load((REPO / "params.yaml").read_text())
+        params = yaml.safe_load((REPO / "params/demo.yaml").read_text())
         params["fetch_model"][role] = source
         params["train_base"]["source"] = "scratch"
         Path("params.yaml").write_text(yaml.safe_dump(params))

@@ -8,7 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import REPOSITORY, copy_repository, shell
+from conftest import REPOSITORY, copy_repository, shell, smoke_params
+
+from tools.scale import compose
 
 DATA = Path(os.environ.get("RD_DATA", REPOSITORY.parent / "shared/data"))
 pytestmark = [
@@ -20,8 +22,8 @@ pytestmark = [
 def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environment):
     """`params/rsicd.yaml` with its steps and images cut to what a test can spend."""
     copy = copy_repository(tmp_path)
-    params = yaml.safe_load((copy / "params/rsicd.yaml").read_text())
-    smoke = yaml.safe_load((copy / "tests/params.yaml").read_text())
+    params = compose(["rsicd"], copy)[1].model_dump()
+    smoke = yaml.safe_load(smoke_params())
     for section in (
         "finetune_llm",
         "finetune_sd",
@@ -69,7 +71,7 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
 def test_text_half_on_the_papers_own_corpus(tmp_path, environment):
     """A text file replaces the papers; it has no paper boundaries, yet is split by documents."""
     copy = copy_repository(tmp_path)
-    params = yaml.safe_load((copy / "tests/params.yaml").read_text())
+    params = yaml.safe_load(smoke_params())
     params["fetch_papers"]["source"] = f"path:{DATA / 'corpus/remote_sensing_data.txt'}"
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     done = shell("dvc", "repro", "chunk", "index_rag", cwd=copy, env=environment)

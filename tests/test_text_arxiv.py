@@ -179,7 +179,7 @@ def test_stage_fails_without_any_paper(server, monkeypatch):
     run(gone=lambda h, n: h.give(404, b""))
     monkeypatch.chdir(folder)
     text = (
-        (ROOT / "params.yaml")
+        (ROOT / "params/demo.yaml")
         .read_text()
         .replace("  source: embedded             # the field notes", "  source: arxiv:list.csv # ")
     )

@@ -192,7 +192,7 @@ def project(tmp_path, monkeypatch):
     root = Path(__file__).parents[1]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "papers").mkdir()
-    text = (root / "params.yaml").read_text()
+    text = (root / "params/demo.yaml").read_text()
     text = text.replace(
         "fetch_papers:\n  source: embedded ", "fetch_papers:\n  source: path:papers "
     )

@@ -143,7 +143,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     root = Path(__file__).parents[1]
     (folder / "stages").symlink_to(root / "stages")
-    text = (root / "params.yaml").read_text()
+    text = (root / "params/demo.yaml").read_text()
     start = text.index("  compare:")
     end = text.index("  compare_count:")
     # The stand-in splits words into more tokens than CLIP's: the cues are left out to make room.

@@ -107,6 +107,8 @@ def make_pipeline(
     The architecture is that of the shipped base model: a UNet with cross-attention at its lowest
     level, and a VAE that makes one latent of 4 x 4 pixels.
     """
+    import diffusers
+
     torch.manual_seed(seed)
     save_unet(folder / "unet", channels, width, size)
     save_vae(folder / "vae", vae_channels)
@@ -116,7 +118,7 @@ def make_pipeline(
         json.dumps(
             {
                 "_class_name": "StableDiffusionPipeline",
-                "_diffusers_version": "0.42.1",
+                "_diffusers_version": diffusers.__version__,
                 "feature_extractor": [None, None],
                 "safety_checker": [None, None],
                 "requires_safety_checker": False,
@@ -189,8 +191,8 @@ TINY = {
 
 
 def write_params(folder: Path, **sections: dict) -> None:
-    """The repository's params.yaml with `TINY` and then `sections` laid over it."""
-    values = yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    """The demo's params with `TINY` and then `sections` laid over it."""
+    values = yaml.safe_load((Path(__file__).parents[1] / "params/demo.yaml").read_text())
     for overlay in (TINY, sections):
         for name, section in overlay.items():
             values[name] |= section

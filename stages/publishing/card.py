@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
+from stages.params import read
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
 
 TEMPLATE = Path(__file__).parent / "card.md"
@@ -61,7 +62,7 @@ def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
 
 def quote_params(names: tuple[str, ...]) -> str:
     """Return sections of params.yaml as YAML, without the local folders."""
-    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params = read()
     sections = {name: params[name] for name in names}
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     return hide_local_folders(text.strip())
