@@ -282,14 +282,14 @@ def save_pipeline(
 
     It predicts the velocity (Salimans & Ho 2022) and samples with PNDM (Liu et al. 2022).
     """
-    from diffusers import PNDMScheduler
+    import diffusers
 
     for name, model in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
         copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder / name)
         config = read_json(folder / name / "config.json")
         config.pop("_name_or_path", None)  # a path of this machine
         write_json(folder / name / "config.json", config)
-    scheduler: Any = PNDMScheduler(
+    scheduler: Any = diffusers.PNDMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,
         beta_end=0.012,
@@ -303,7 +303,7 @@ def save_pipeline(
         folder / "model_index.json",
         {
             "_class_name": "StableDiffusionPipeline",
-            "_diffusers_version": "0.42.1",
+            "_diffusers_version": diffusers.__version__,
             "feature_extractor": [None, None],
             "requires_safety_checker": False,
             "safety_checker": [None, None],
