@@ -1,33 +1,32 @@
-"""The live demo in a real browser.
+"""The live demo in a real browser, and what can be drawn before anything has run.
 
 It shows a prompt with its passages and images with their seeds, and a canceled request stops.
 """
 
+import io
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, write_smoke_params
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from tiny_diffusion import make_pipeline
 
-from stages.common.artifacts import write_json
+from stages.common.artifacts import read_rows, write_json
 from stages.params import load
 from stages.text.embedder import LatentSemanticEmbedder
 from tools import demo_page
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM,
-    reason="no Chromium on PATH: `apt-get install chromium` brings the one driven here",
-)
 expect.set_options(timeout=60_000)  # ms, for busy machines
 PASSAGES = [
     "An orchard is a regular grid of dark green crowns on pale grass. Rows run north. "
@@ -37,18 +36,11 @@ PASSAGES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
-    """A tiny untrained model and an index of three passages.
-
-    Each denoising step is slowed down, and noted in `denoising_steps`.
-    """
-    root = tmp_path_factory.mktemp("demo")
-    make_pipeline(root / "models/diffusion")
-    write_json(root / "models/start/start.json", {"folder": "models/diffusion"})
+def make_index(folder: Path) -> None:
+    """Write an index of the three passages, with an embedder fitted on them."""
     embedder = LatentSemanticEmbedder.fit(PASSAGES, 2, 0)
-    (root / "models/index").mkdir()
-    embedder.save(root / "models/index")
+    folder.mkdir(parents=True)
+    embedder.save(folder)
     pq.write_table(
         pa.table(
             {
@@ -60,9 +52,20 @@ def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
                 "vector": [list(map(float, row)) for row in embedder.embed(PASSAGES)],
             }
         ),
-        root / "models/index/passages.parquet",
+        folder / "passages.parquet",
     )
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", root / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
+    """A tiny untrained model and an index of three passages.
+
+    Each denoising step is slowed down, and noted in `denoising_steps`.
+    """
+    root = tmp_path_factory.mktemp("demo")
+    make_pipeline(root / "models/diffusion")
+    make_index(root / "models/index")
+    write_smoke_params(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(root / "scratch"))
@@ -77,8 +80,9 @@ def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
         yield models
 
 
-@pytest.fixture(scope="module")
-def address(models) -> Iterator[str]:
+@contextmanager
+def serve(models: demo_page.DemoModels) -> Iterator[str]:
+    """Serve the demo; yield its address."""
     blocks = demo_page.build_page(models)
     _, local, _ = blocks.launch(
         prevent_thread_lock=True, quiet=True, footer_links=[], ssr_mode=False
@@ -87,9 +91,11 @@ def address(models) -> Iterator[str]:
     blocks.close()
 
 
-@pytest.fixture
-def page(address) -> Iterator[Page]:
-    """The demo in a new browser; the test fails if it asks any other host."""
+@contextmanager
+def open_page(address: str) -> Iterator[Page]:
+    """Yield the demo in a new browser; the test fails if it asks any other host."""
+    if not CHROMIUM:
+        pytest.skip("no Chromium on PATH: `apt-get install chromium` brings the one driven here")
     outside = []
 
     def note_outside(request) -> None:
@@ -108,6 +114,18 @@ def page(address) -> Iterator[Page]:
         yield tab
         browser.close()
     assert not outside
+
+
+@pytest.fixture(scope="module")
+def address(models) -> Iterator[str]:
+    with serve(models) as local:
+        yield local
+
+
+@pytest.fixture
+def page(address) -> Iterator[Page]:
+    with open_page(address) as tab:
+        yield tab
 
 
 def set_steps(page: Page, count: int) -> None:
@@ -198,3 +216,107 @@ def test_bad_input_is_reported_and_generates_nothing(page, models):
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_page.MAX_SEED))
     assert not models.denoising_steps
+
+
+# Before anything has run.
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """A folder with params.yaml alone: what the demo reads of a clone in which nothing has run."""
+    write_smoke_params(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
+    return tmp_path
+
+
+def change_params(folder: Path, old: str, new: str) -> None:
+    text = (folder / "params.yaml").read_text()
+    assert text.count(old) == 1
+    (folder / "params.yaml").write_text(text.replace(old, new))
+
+
+def test_where_nothing_has_run_the_page_draws_with_the_base_and_says_so(clone, capfd):
+    base = demo_page.DemoModels(load())
+    assert "not fine-tuned" in capfd.readouterr().err
+    with serve(base) as address, open_page(address) as page:
+        expect(page.get_by_text("not fine-tuned")).to_be_visible()
+        expect(page.get_by_role("button", name="Write me a prompt")).to_be_disabled()
+        expect(page.get_by_text("dvc repro prompt")).to_be_visible()
+        page.get_by_label("Prompt", exact=True).fill("a lake")
+        page.get_by_label("Seed").fill("3")
+        set_steps(page, 2)
+        page.get_by_role("button", name="Draw").click()
+        expect(page.get_by_text("First seed: 3")).to_be_visible()
+        expect(page.locator(".gallery-item img, .thumbnail-item img")).to_have_count(4)
+
+
+def test_the_base_draws_the_images_of_sample_base(smoke, clone):
+    rows = read_rows(smoke / "data/samples/base")[:4]
+    images = demo_page.DemoModels(load()).sampler.generate_images(
+        [row["prompt"] for row in rows],
+        [row["negative_prompt"] for row in rows],
+        [row["seed"] for row in rows],
+    )
+    for row, image in zip(rows, images):
+        sampled = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+        assert np.abs(sampled.astype(int) - image).max() <= 2
+
+
+def test_with_an_index_alone_prompts_are_written_for_the_base(clone):
+    make_index(clone / "models/index")
+    assert demo_page.can_write_prompts("extractive")
+    assert not demo_page.can_write_prompts("domain")
+    assert not demo_page.can_write_prompts("huggingface")
+    prompt, passages = demo_page.DemoModels(load()).write_prompt("Cultivated Vegetation")
+    assert "orchard" in prompt and "page 1" in passages
+
+
+def test_the_fine_tuned_model_alone_is_drawn_with_but_not_half_of_it(clone, capfd):
+    """As after `dvc pull models/diffusion`."""
+    make_pipeline(clone / "models/diffusion")
+    demo = demo_page.DemoModels(load())
+    assert demo.folder == demo_page.TUNED and "not fine-tuned" not in capfd.readouterr().err
+    assert not demo_page.can_write_prompts("extractive")
+    (clone / "models/diffusion/model_index.json").unlink()
+    with pytest.raises(SystemExit, match=r"error: models/diffusion/.*`dvc repro finetune_sd`"):
+        demo_page.DemoModels(load())
+    make_pipeline(clone / "models/diffusion")
+    weights = clone / "models/diffusion/unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(SystemExit, match="error: models/diffusion/unet: "):
+        demo_page.DemoModels(load())
+
+
+def test_another_base_is_drawn_with_once_it_is_fetched(clone):
+    change_params(clone, "  diffusion: embedded ", "  diffusion: path:/data/sd15 ")
+    with pytest.raises(SystemExit, match="path:/data/sd15.*`dvc repro fetch_model@diffusion`"):
+        demo_page.choose_model(load())
+    fetched = clone / "models/base/diffusion"
+    write_json(fetched / "SOURCE.json", {"source": "embedded"})
+    with pytest.raises(SystemExit, match="`dvc repro fetch_model@diffusion`"):
+        demo_page.choose_model(load())
+    write_json(fetched / "SOURCE.json", {"source": "path:/data/sd15"})
+    assert clone / demo_page.choose_model(load()) == fetched
+    change_params(clone, "  source: base ", "  source: scratch ")
+    with pytest.raises(SystemExit, match="error: models/diffusion.*`dvc repro finetune_sd`"):
+        demo_page.choose_model(load())
+
+
+def test_the_python_lines_of_the_readme_draw_what_their_prompt_says(tmp_path, monkeypatch):
+    """With nothing but the repository's files and installed packages."""
+    text = (REPOSITORY / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(block.strip().splitlines()) <= 10
+    prompt = re.search('prompt = "(.*)"', block)[1]
+    (tmp_path / "stages").symlink_to(REPOSITORY / "stages")
+    monkeypatch.chdir(tmp_path)
+    blueness = []  # mean of blue minus red
+    for drawn in (prompt, "a yellow desert with dunes"):
+        exec(block.replace(prompt, drawn), {})
+        with Image.open("image.png") as image:
+            pixels = np.asarray(image.convert("RGB")).astype(int)
+        assert pixels.shape == (512, 512, 3)
+        assert pixels.std() > 10
+        blueness.append((pixels[..., 2] - pixels[..., 0]).mean())
+    assert blueness[0] > blueness[1] + 30

@@ -5,8 +5,11 @@
 It serves this machine only. GRADIO_SERVER_NAME=0.0.0.0 opens it to the network; there is no
 password.
 
-reads   sampling, prompt, seed; models/diffusion, models/start, models/index and the models of the
-        prompt writer
+reads   sampling, prompt, seed, fetch_model, train_base; models/diffusion, models/index and the
+        models of the prompt writer
+
+Before fine-tuning it draws with the base model, the one in this repository where params name no
+other, and says so. The prompts from papers need the stage `prompt`.
 
 Sampler, retriever, writer and checks are those of the pipeline: the prompt, negative prompt, seed,
 steps and guidance of an image in the report give that image again (to rounding). One request runs
@@ -16,7 +19,6 @@ at a time; a canceled one stops before its next denoising step.
 import argparse
 
 from stages.params import load
-from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
 
 
@@ -29,14 +31,8 @@ def main() -> None:
     parser.parse_args()
     start_process()
     # Only now: OpenMP reads its settings when torch is imported.
-    from tools.demo_page import INDEX, MODEL, DemoModels, build_page
+    from tools.demo_page import DemoModels, build_page
 
-    for path in (MODEL / "unet", INDEX / "passages.parquet"):
-        if not path.exists():
-            exit_with_error(
-                f"{path}: missing; `dvc repro prompt finetune_sd` makes it, `dvc pull models` "
-                "fetches it"
-            )
     build_page(DemoModels(load())).launch(footer_links=[], ssr_mode=False)
 
 

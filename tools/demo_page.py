@@ -12,16 +12,21 @@ import gradio as gr
 import torch
 from PIL import Image
 
+from stages import fetch_model, train_base
+from stages.common.artifacts import read_json
 from stages.diffusion.cpu_chunks import CpuChunks
-from stages.diffusion.models import start_folder
 from stages.diffusion.sampler import Sampler
-from stages.params import LULC_CLASSES, Params
+from stages.params import LULC_CLASSES, Params, Writer
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 from stages.text.checks import ClipTokenCounter
+from stages.text.embedder import is_neural
 from stages.text.prompt_writing import PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
-from stages.text.writers import make_writer
+from stages.text.writers import ADAPTER, INSTRUCTED, LANGUAGE, make_writer
 
-MODEL = Path("models/diffusion")
+TUNED = Path("models/diffusion")
+BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
 MAX_IMAGES = 9  # per request
 MAX_SEED = 2**63 - 1
 
@@ -39,7 +44,10 @@ class DemoModels:
         self.stop = threading.Event()
         self.visitor: str | None = None  # the session whose images are being generated
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.sampler = Sampler(MODEL, params.sampling, device)
+        self.folder = choose_model(params)
+        if self.folder != TUNED:
+            log(f"demo: images are drawn with {BASE_NOTE}")
+        self.sampler = Sampler(self.folder, params.sampling, device)
         self.sampler.unet.register_forward_pre_hook(self.before_step)
         self.progress = gr.Progress()
         self.steps_done = 0
@@ -56,7 +64,7 @@ class DemoModels:
             make_writer(prompt, prompt.writer, prompt.technique, self.params.seed),
             prompt.technique,
             Retriever(INDEX, EMBEDDER),
-            ClipTokenCounter(start_folder() / "tokenizer"),
+            ClipTokenCounter(self.folder / "tokenizer"),
             prompt.positive_cues,
             prompt.top_k,
         )
@@ -86,7 +94,7 @@ class DemoModels:
         """Return (images with their seeds, the first seed) for the page.
 
         Raises:
-            gr.Error: there is no prompt, or the seed is no whole number.
+            gr.Error: there is no prompt, the seed is no whole number, or the images are NaN or inf.
         """
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
@@ -104,6 +112,8 @@ class DemoModels:
                 )  # uint8 [count, H, W, 3]
             except RequestCanceled:
                 return gr.skip(), gr.skip()
+            except SystemExit as error:  # from `exit_with_error`
+                raise gr.Error(str(error)) from None
             finally:
                 self.visitor = None
         gallery = [
@@ -145,6 +155,48 @@ class DemoModels:
             reasons = describe_rejections(rejections)
             raise gr.Error(f"No further prompt for {label} passes the checks ({reasons}).")
         return kept[0].prompt, format_passages(kept[0].passages)
+
+
+def choose_model(params: Params) -> Path:
+    """Return the folder of the fine-tuned model or, before fine-tuning, of the base model.
+
+    Raises:
+        SystemExit: the fine-tuned model is incomplete, or there is neither of the two.
+    """
+    source = params.fetch_model.diffusion
+    if TUNED.exists():
+        if not (TUNED / "model_index.json").is_file():
+            exit_with_error(
+                f"{TUNED}/model_index.json: missing, the model is incomplete; "
+                f"`dvc checkout {TUNED}` or `dvc repro finetune_sd` makes it whole"
+            )
+        return TUNED
+    if params.train_base.source == "scratch":
+        exit_with_error(
+            f"{TUNED}: missing, and train_base.source is scratch, so that no base model can draw; "
+            "`dvc repro finetune_sd` trains it"
+        )
+    if source == "embedded":
+        return fetch_model.EMBEDDED / "diffusion"
+    record = train_base.FETCHED / "SOURCE.json"
+    if not record.is_file() or read_json(record)["source"] != source:
+        exit_with_error(
+            f"{train_base.FETCHED}: {source} of fetch_model.diffusion is not fetched; "
+            "`dvc repro fetch_model@diffusion` fetches it, `dvc repro finetune_sd` fine-tunes it"
+        )
+    return train_base.FETCHED
+
+
+def can_write_prompts(writer: Writer) -> bool:
+    """Return whether the index of the papers and the models of the prompt writer are there."""
+    needed = [INDEX / "passages.parquet"]
+    if not is_neural(EMBEDDER):
+        needed.append(INDEX / "embedder.json")
+    if writer == "domain":
+        needed += [LANGUAGE / "config.json", ADAPTER / "adapter_config.json"]
+    if writer == "huggingface":
+        needed.append(INSTRUCTED / "config.json")
+    return all(path.is_file() for path in needed)
 
 
 def parse_seed(text: str) -> int:
@@ -198,7 +250,8 @@ class Fields:
 def build_page(models: DemoModels) -> gr.Blocks:
     """Build the page: fields and buttons to the left, images to the right, passages below."""
     with gr.Blocks(title="Remote Diffusion", analytics_enabled=False) as blocks:
-        gr.Markdown("# Remote Diffusion\nAerial images from words, by the model of this run.")
+        model = "the model of this run" if models.folder == TUNED else BASE_NOTE
+        gr.Markdown(f"# Remote Diffusion\nAerial images from words, by {model}.")
         with gr.Row():
             with gr.Column(scale=2):
                 fields = add_fields(models.params)
@@ -239,10 +292,18 @@ def build_page(models: DemoModels) -> gr.Blocks:
 def add_fields(params: Params) -> Fields:
     """Add the fields and buttons to the part of the page that is being built."""
     sampling = params.sampling
+    can_write = can_write_prompts(params.prompt.writer)
     with gr.Row(equal_height=True):
         label = gr.Dropdown(list(LULC_CLASSES), value=LULC_CLASSES[0], label="Class")
-        write = gr.Button("Write me a prompt")
-    prompt = gr.Textbox(label="Prompt", lines=3)
+        write = gr.Button("Write me a prompt", interactive=can_write)
+    if not can_write:
+        gr.Markdown(
+            "Prompts are written from papers, which no stage has read yet: run `dvc repro prompt`, "
+            "then start the demo again."
+        )
+    prompt = gr.Textbox(
+        label="Prompt", lines=3, placeholder="such as: a blue lake with a pale sandy shore"
+    )
     negative_prompt = gr.Textbox(label="Negative prompt", value=params.prompt.negative_prompt)
     with gr.Row():
         steps = gr.Slider(1, 100, sampling.steps, step=1, label="Steps")
