@@ -2,13 +2,14 @@
 
     python -m stages.report
 
-reads   report, classes; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery,
-        data/samples, data/synthetic, data/features
-writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg, and
-                             run.js: commit, versions, device, times and sizes of the stages;
-                             the one file that differs from run to run
+reads   report, classes, what of encode, finetune_sd and finetune_llm decides whether numbers
+        compare; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery,
+        data/samples, data/synthetic, data/features, data/chunks.parquet, models/start
+writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg
         metrics/table.md     the paper's tables line by line
-        metrics/context.json what each number is: source, protocol, digests, what it compares to
+        metrics/context.json what each number is in words, and what it was measured on as data
+        metrics/run.js       commit, versions, device, times and sizes of the stages: no output of
+                             DVC, since it differs from run to run
 """
 
 import csv
@@ -16,15 +17,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.common.artifacts import read_json, write_atomically, write_json
+from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.params import load
 from stages.reporting import selection
 from stages.reporting.album import Album
 from stages.reporting.context import context_json, read_context
 from stages.reporting.gallery import Gallery, assess
+from stages.reporting.measured_on import measured_on
 from stages.reporting.page import build_charts, write_page
 from stages.reporting.rows import to_markdown
-from stages.reporting.run import run_script
+from stages.reporting.run import write_run_script
 from stages.reporting.sweeps import sweep_charts
 from stages.reporting.tables import build_tables
 from stages.runtime.atomic import atomic_folder
@@ -80,6 +82,7 @@ def main() -> None:
     extremes = gallery.best_and_worst()
     nearest = gallery.nearest_to_training(plots["nearest_training"], tuned)
     grids = draw_grids(real, tuned, synthetic, classes, plots["nearest_training"])
+    report_id = fingerprint(metrics, [])
 
     with atomic_folder(OUT) as out:
         (out / "grids").mkdir()
@@ -99,11 +102,15 @@ def main() -> None:
             grid_sizes={name: grid.size for name, grid in grids.items()},
             charts=build_charts(plots, list(classes)) + sweep_charts(Path("sweeps")),
             imagery=read_json("data/imagery/REPORT.json"),
+            report_id=report_id,
         )
-        (out / "run.js").write_text(run_script(out), encoding="utf-8")
         size = check_size(out)
     write_atomically("metrics/table.md", to_markdown(tables, context.scale).encode())
-    write_json("metrics/context.json", context_json(tables, context))
+    described = measured_on(
+        metrics, context, classes, params.encode, params.finetune_sd, params.finetune_llm
+    )
+    write_json("metrics/context.json", context_json(tables, context, described))
+    write_run_script(report_id)
     log(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
 
 

@@ -1,18 +1,38 @@
 """Shared fixtures: workspaces of tiny models, and one run of the whole pipeline at smoke scale."""
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tracing
+from filelock import FileLock
 
 # One thread per process, stages included: the test workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+# The longest files of tests, in the order in which they start.
+LONGEST = ("test_pipeline.py", "test_real.py", "test_hub.py", "test_same_bytes.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; last the others that need the finished run, which is ready then."""
+    need_smoke = {item.path for item in items if "smoke" in getattr(item, "fixturenames", ())}
+
+    def rank(item: pytest.Item) -> int:
+        if item.path.name in LONGEST:
+            return LONGEST.index(item.path.name)
+        return len(LONGEST) + (item.path in need_smoke)
+
+    items.sort(key=rank)
 
 
 def shell(
@@ -24,6 +44,14 @@ def shell(
     return subprocess.run(
         command, cwd=cwd, env=env, text=True, capture_output=True, timeout=timeout
     )
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def copy_repository(target: Path) -> Path:
@@ -48,6 +76,19 @@ def copy_repository(target: Path) -> Path:
     ):
         subprocess.run(["git", *command], cwd=target, check=True)
     return target
+
+
+@functools.cache
+def smoke_params() -> str:
+    """The text of params.yaml at smoke scale: the demo's with the values of tests/params.yaml."""
+    from tools.scale import compose
+
+    return compose(["tests/params.yaml"], REPOSITORY)[0]
+
+
+def write_smoke_params(folder: Path) -> None:
+    """Write params.yaml at smoke scale into a folder."""
+    (folder / "params.yaml").write_text(smoke_params(), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
@@ -98,16 +139,58 @@ def trained(encoded, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory, environment) -> Path:
-    """A copy of the repository after `dvc repro` at smoke scale.
+    """A copy of the repository after `dvc repro` at smoke scale, shared by the test workers.
 
-    The files that its stages opened are traced into `traces/` beside it.
+    The files that its stages opened are traced into `traces/` beside it. Tests only read it.
     """
-    copy = copy_repository(tmp_path_factory.mktemp("smoke") / "copy")
-    shutil.copyfile(copy / "tests/params.yaml", copy / "params.yaml")
+    root = tmp_path_factory.getbasetemp() / "smoke"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The workers' temporary folders lie in one folder.
+        root = tmp_path_factory.getbasetemp().parent / "smoke"
+    copy = root / "copy"
+    with FileLock(f"{root}.lock"):
+        if not (root / "finished").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            copy_repository(copy)
+            run_smoke(copy, environment)
+            (root / "finished").touch()
+    return copy
+
+
+def run_smoke(copy: Path, environment: dict) -> None:
+    """Run the pipeline at smoke scale in a copy of the repository, traced where strace is."""
+    write_smoke_params(copy)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if tracing.available():
         tracing.install(copy.parent / "shim", copy.parent / "traces")
         path = f"{copy.parent / 'shim'}{os.pathsep}{path}"
     done = shell("dvc", "repro", cwd=copy, env={**environment, "PATH": path}, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return copy
+
+
+@pytest.fixture
+def committed(smoke, environment, tmp_path):
+    """A clone whose last commit is the smoke run, with its cache; and `run` for commands in it."""
+    clone = tmp_path / "clone"
+
+    def run(*command: str, **options) -> str:
+        identity = {
+            f"GIT_{who}_{what}": "test"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
+        done = shell(*command, cwd=clone, env={**environment, **identity}, **options)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    assert shell("git", "clone", "-q", str(smoke), str(clone), cwd=tmp_path).returncode == 0
+    for name in shell(
+        "git", "ls-files", "-mo", "--exclude-standard", cwd=smoke
+    ).stdout.splitlines():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(smoke / name, clone / name)
+    run("git", "add", "-A")
+    run("git", "commit", "-qm", "run")
+    run("dvc", "config", "--local", "cache.dir", str(smoke / ".dvc/cache"))
+    run("dvc", "checkout", "-q")
+    return clone, run

@@ -186,6 +186,23 @@ def test_every_section_renders(page, base):
     expect(page.locator("#stages [data-stage=features]")).to_contain_text("sample, generate")
     expect(page.locator("#machine")).to_contain_text("torch")
     expect(page.locator("#params")).to_contain_text("gallery_per_class: 4")
+    expect(page.locator(".without-run").first).to_be_hidden()
+
+
+def test_the_report_tells_no_times_of_another_run(page, base, made):
+    """Such as where an experiment's outputs were checked out."""
+    run = (made / "metrics/run.js").read_text()
+    own = json.loads(run.removeprefix("const run = ").removesuffix(";\n"))["report"]
+    page.route(
+        "**/run.js",
+        lambda route: route.fulfill(
+            body=run.replace(own, "another"), content_type="text/javascript"
+        ),
+    )
+    page.goto(f"{base}/report/index.html")
+    expect(page.locator("#stages .without-run")).to_be_visible()
+    expect(page.locator("#stages table")).to_be_hidden()
+    expect(page.locator("#machine")).to_be_hidden()
 
 
 def test_filters_choose_images(page, base):

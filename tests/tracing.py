@@ -15,8 +15,8 @@ import audit
 # Opened by stages, but no deps: what DVCLive reads to find the repository's root, DVCLive's folder,
 # and params.yaml, of which `params:` declares the sections.
 NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml")
-# The report reads the graph and what ran, for run.js alone, which may differ between equal runs.
-CHANGES_WITH_EACH_RUN = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
+# The report reads the graph and what ran, for metrics/run.js alone, which is no output.
+READ_FOR_NO_OUTPUT = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
 
 
 def available() -> bool:
@@ -93,7 +93,7 @@ def undeclared(files: set[str], stage: dict, root: Path) -> list[str]:
     """The files that a stage (an entry of dvc.lock) neither declares nor may read undeclared."""
     entries = [entry for kind in ("deps", "outs") for entry in stage.get(kind, [])]
     declared = {entry["path"] for entry in entries} | set(audit.HARMLESS) | set(NOT_DATA)
-    declared |= set(CHANGES_WITH_EACH_RUN.get(stage["cmd"], ()))
+    declared |= set(READ_FOR_NO_OUTPUT.get(stage["cmd"], ()))
 
     def harmless(file: str) -> bool:
         if file.endswith(".gitignore"):

@@ -1,7 +1,7 @@
 """run.js: what ran where: commit, versions, device, params, times and sizes of the stages.
 
-It is a separate file, so that the rest of the report has the same bytes for the same declared
-inputs: DVC keeps no times, writes dvc.lock after the stage, and takes no dvc.yaml as a dependency.
+The report's page shows it where it lies beside the report. It is neither an output nor in git: the
+report has the same bytes whenever and wherever it is made from the same inputs.
 """
 
 import importlib.metadata
@@ -11,6 +11,8 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+
+from stages.common.artifacts import write_atomically
 
 PACKAGES = (
     "torch",
@@ -23,30 +25,32 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+OUT = Path("metrics/run.js")
 TIMES = Path(".dvc/tmp/stage_times")  # written by stages/runtime/process.py
 TRACKED = ("stages", "params.yaml", "dvc.yaml")  # code and params, whose changes the page names
 
 
-def run_script(report: Path) -> str:
-    """Return the text of run.js, `const run = {...};`. report: the report's folder so far."""
+def write_run_script(report_id: str) -> None:
+    """Write `OUT`, `const run = {...};`. report_id: the page shows what bears its own id."""
     commit = output_of("git", "rev-parse", "HEAD")
     changes = output_of("git", "status", "--porcelain", "--", *TRACKED)
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         versions[package] = importlib.metadata.version(package)
     run = {
+        "report": report_id,
         "commit": commit,
         "changed": bool(commit and changes),
         "device": device(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
         "params": Path("params.yaml").read_text(encoding="utf-8"),
-        "stages": describe_stages(report),
+        "stages": describe_stages(),
     }
-    return f"const run = {json.dumps(run, indent=1)};\n"
+    write_atomically(OUT, f"const run = {json.dumps(run, indent=1)};\n".encode())
 
 
-def describe_stages(report: Path) -> list[dict]:
+def describe_stages() -> list[dict]:
     """Return {name, items, reads, seconds, bytes} per stage of dvc.yaml, in its order.
 
     A foreach stage is one, with its number of items. reads: the stages whose outputs it reads.
@@ -60,7 +64,6 @@ def describe_stages(report: Path) -> list[dict]:
         name = stage_name(stage)
         items[name] = items.get(name, 0) + 1
         outputs.setdefault(name, []).extend(Path(str(out)) for out in stage.outs)
-    outputs["report"] = [report]  # the folder still has its temporary name
     reads = {(stage_name(reader), stage_name(writer)) for reader, writer in index.graph.edges}
     return [
         {
@@ -83,7 +86,7 @@ def output_of(*command: str) -> str:
     """Return what a program prints; "" where it isn't installed or fails."""
     if not shutil.which(command[0]):
         return ""
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.strip()
 
 
 def device() -> str:
@@ -92,7 +95,7 @@ def device() -> str:
     if gpus:
         return ", ".join(gpus.splitlines())
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -105,7 +108,7 @@ def wall_time(stage: str) -> float | None:
     None where it never ran here, for example where its outputs were pulled.
     """
     files = [TIMES / stage, *TIMES.glob(f"{stage}@*")]
-    times = [float(file.read_text()) for file in files if file.is_file()]
+    times = [float(file.read_text("utf-8")) for file in files if file.is_file()]
     return round(sum(times), 1) if times else None
 
 

@@ -11,7 +11,6 @@ from stages.runtime.errors import exit_with_error
 # | experiment | value [interval] | value [interval] | yes, where it is on the Pareto front |
 ROW = re.compile(r"\| ([^|]+) \| (\S+) \[[^|]*\] \| (\S+) \[[^|]*\] \| (yes)? *\|")
 TITLES = re.compile(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|")
-FAILED = "| failed | failed |"
 
 
 def sweep_charts(folder: Path) -> list[dict]:
@@ -27,19 +26,18 @@ def sweep_chart(path: Path) -> dict:
     """
     table = path.read_text(encoding="utf-8")
     titles = TITLES.match(table)
-    rows = [match.groups() for match in map(ROW.match, table.splitlines()) if match]
-    if not titles or not rows:
+    if not titles:
         exit_with_error(
             f"{path}: not the table of a sweep; `python -m tools.sweep {path.stem}` writes it"
         )
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
     points = [
         (experiment.removeprefix(f"{path.stem}-"), float(x), float(y), pareto == "yes")
-        for experiment, x, y, pareto in rows
+        for experiment, x, y, pareto in (match.groups() for match in map(ROW.match, rows) if match)
     ]
     text = f"{len(points)} experiments"
-    failed = table.count(FAILED)
-    if failed:
-        text += f", {failed} more failed"
+    if len(points) < len(rows):
+        text += f", {len(rows) - len(points)} more without both metrics"
     text += (
         "; the line joins the Pareto front: no other experiment is better in one metric without "
         "being worse in the other. The sweep's table has the 95 % CIs."

@@ -117,7 +117,8 @@ viewer.addEventListener("click", event => {
 });
 viewer.addEventListener("close", () => current.focus());
 
-// run.js: stages with times and sizes, commit, machine, params.
+// ../run.js: stages with times and sizes, commit, machine, params. It is no part of the report: it may
+// be missing, or be of another run.
 function formatTime(seconds) {
   if (seconds === null) return "-";
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
@@ -151,19 +152,30 @@ function stageRow(stage) {
   return row;
 }
 
-const sum = name => run.stages.reduce((total, stage) => total + (stage[name] ?? 0), 0);
-document.getElementById("stage-rows").replaceChildren(...run.stages.map(stageRow));
-document.getElementById("total").textContent = sum("seconds")
-  ? `In all ${formatTime(sum("seconds"))} and ${formatSize(sum("bytes"))}.`
-  : `In all ${formatSize(sum("bytes"))}; no stage ran on this machine, so no times are known.`;
+function showRun() {
+  const sum = name => run.stages.reduce((total, stage) => total + (stage[name] ?? 0), 0);
+  document.getElementById("stage-rows").replaceChildren(...run.stages.map(stageRow));
+  document.getElementById("total").textContent = sum("seconds")
+    ? `In all ${formatTime(sum("seconds"))} and ${formatSize(sum("bytes"))}.`
+    : `In all ${formatSize(sum("bytes"))}; no stage ran on this machine, so no times are known.`;
 
-let commit = "not in a git repository";
-if (run.commit) commit = run.commit;
-if (run.changed) commit += ", with uncommitted changes of code or params";
-document.getElementById("machine").replaceChildren(...definitions({
-  commit,
-  device: run.device,
-  system: run.system,
-  versions: Object.entries(run.versions).map(pair => pair.join(" ")).join(", "),
-}));
-document.getElementById("params").textContent = run.params;
+  let commit = "not in a git repository";
+  if (run.commit) commit = run.commit;
+  if (run.changed) commit += ", with uncommitted changes of code or params";
+  document.getElementById("machine").replaceChildren(...definitions({
+    commit,
+    device: run.device,
+    system: run.system,
+    versions: Object.entries(run.versions).map(pair => pair.join(" ")).join(", "),
+  }));
+  document.getElementById("params").textContent = run.params;
+  for (const part of document.querySelectorAll(".with-run")) part.hidden = false;
+  for (const part of document.querySelectorAll(".without-run")) part.hidden = true;
+}
+
+const runScript = element("script");
+runScript.src = "../run.js";
+runScript.addEventListener("load", () => {
+  if (run.report === reportId) showRun();
+});
+document.body.append(runScript);
