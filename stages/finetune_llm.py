@@ -43,7 +43,7 @@ def main() -> None:
     seed = params.seed
     from transformers import AutoTokenizer
 
-    from stages.common.torch_setup import make_deterministic
+    from stages.common.torch_setup import cpu_threads, make_deterministic
 
     make_deterministic(seed)
 
@@ -76,19 +76,20 @@ def main() -> None:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with resume_folder("finetune_llm", run_fingerprint(config, seed)) as folder:
         loss_log = lora.train(model, sequences, pad, config, seed, folder)
-    losses = document_losses(model, document_ids, config.context)  # [documents, 2]
+        losses = document_losses(model, document_ids, config.context)  # [documents, 2]
 
-    metrics = perplexity_metrics(losses, base_losses, documents, seed) | {
-        "tokens_train": sum(map(len, train_ids)),
-        "train_loss": mean_of_last_tenth([entry["loss"] for entry in loss_log]),
-        "trainable_share": trainable / total,
-    }
-    if not all(map(math.isfinite, metrics.values())):
-        exit_with_error(
-            "finetune_llm.lr: the tuned model's perplexity is NaN or inf; try a lower lr than "
-            f"{config.lr}"
-        )
-    save(model, config, loss_log, metrics)
+        metrics = perplexity_metrics(losses, base_losses, documents, seed) | {
+            "tokens_train": sum(map(len, train_ids)),
+            "train_loss": mean_of_last_tenth([entry["loss"] for entry in loss_log]),
+            "trainable_share": trainable / total,
+            "cpu_threads": cpu_threads(model.device),
+        }
+        if not all(map(math.isfinite, metrics.values())):
+            exit_with_error(
+                "finetune_llm.lr: the tuned model's perplexity is NaN or inf; try a lower lr than "
+                f"{config.lr}"
+            )
+        save(model, config, loss_log, metrics)
 
 
 def read_chunks() -> tuple[list[str], list[list[str]]]:

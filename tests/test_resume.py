@@ -1,6 +1,6 @@
 """finetune_sd interrupted: killed, on a full disk, with an incomplete checkpoint, sharded.
 
-The next run resumes and ends with the same bytes.
+The next run, or one that waited meanwhile, resumes and ends with the same bytes.
 """
 
 import errno
@@ -9,10 +9,12 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import wait_until
 from safetensors.torch import load_file
 from tiny_diffusion import run, write_params
 
@@ -159,6 +161,39 @@ def test_options_that_save_memory_learn_and_resume_too(workspace, tmp_path):
     assert outputs(copy) == outputs(workspace)
     metrics = read_json(copy / "metrics/diffusion.json")
     assert metrics["validation_loss"] < metrics["validation_loss_base"]
+
+
+def hold_at_step_5():
+    """finetune_sd, which stops before step 5 until a file `go` exists."""
+    learning_rate = finetune_sd.learning_rate
+
+    def learning_rate_after_hold(step, *rest):
+        while step == 5 and not Path("go").exists():
+            time.sleep(0.02)
+        return learning_rate(step, *rest)
+
+    finetune_sd.learning_rate = learning_rate_after_hold
+    finetune_sd.main()
+
+
+def test_two_processes_wait_together_and_publish_the_bytes_of_the_first_run(
+    trained, workspace, tmp_path
+):
+    """Two processes sum gradients in another order: equal bytes were taken, not trained."""
+    second = shutil.copytree(workspace, tmp_path / "second")
+    (workspace / "scratch").mkdir(exist_ok=True)
+    (second / "scratch").symlink_to(workspace / "scratch")
+    log = second / "stderr0.txt"
+    with ThreadPoolExecutor() as pool:
+        first_run = pool.submit(run, workspace, hold_at_step_5)
+        wait_until(lambda: list((workspace / "scratch/finetune_sd").glob("*/step_*3.safetensors")))
+        second_run = pool.submit(run, second, finetune_sd.main, processes=2)
+        wait_until(lambda: log.exists() and "waits for process" in log.read_text())
+        (workspace / "go").touch()
+    assert first_run.result()[0] == 0, first_run.result()[1]
+    assert second_run.result()[0] == 0, second_run.result()[1]
+    assert outputs(second) == outputs(workspace) == outputs(trained)
+    assert not list((workspace / "scratch/finetune_sd").glob("*/"))
 
 
 def sharded_checkpoint(workspace):

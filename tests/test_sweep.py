@@ -12,10 +12,10 @@ import pytest
 from conftest import REPOSITORY, shell
 
 from stages.reporting import sweeps
-from tools.sweep import list_experiments
+from tools.sweep import Row, Value, list_experiments, report
 
 # The FID falls with the steps and has its minimum at guidance 2; the accuracy rises with guidance.
-# One combination fails.
+# One combination fails, and one has too few images for a FID.
 STAGE = """
 import json, os, sys, time, yaml
 p = yaml.safe_load(open("params.yaml"))["sampling"]
@@ -24,8 +24,11 @@ if (scale, steps) == (5.0, 7):
     sys.exit("error: this one breaks")
 time.sleep(1)
 fid = (scale - 2) ** 2 + 28 / steps
+standard = {"refused": 0, "fid": fid, "fid_lo": fid - 1, "fid_hi": fid + 1}
+if (scale, steps) == (1.5, 7):
+    standard = {"refused": 1, "n": 9, "n_needed": 200}
 metrics = {
-    "fid": {"scene": {"standard": {"fid": fid, "fid_lo": fid - 1, "fid_hi": fid + 1}}},
+    "fid": {"scene": {"standard": standard}},
     "classify_lulc": {"real_test": {"overall_accuracy": scale / 10}},
     "gpu": {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "time": time.time()},
 }
@@ -58,14 +61,14 @@ def repository(tmp_path, environment):
     shutil.copyfile(REPOSITORY / "docs/sweep.slurm", folder / "docs/sweep.slurm")
     (folder / "stage.py").write_text(STAGE)
     (folder / "dvc.yaml").write_text(PIPELINE)
-    (folder / "params.yaml").write_text("sampling:\n  guidance_scale: 1.0\n  steps: 10\n")
+    (folder / "params.yaml").write_text("seed: 0\nsampling:\n  guidance_scale: 1.0\n  steps: 10\n")
     (folder / ".gitignore").write_text("/sweeps/\n/.venv/\n")
 
-    def run(*command: str, cwd: Path = folder, **env):
+    def run(*command: str, cwd: Path = folder, code: int = 0, **env):
         machine = {"PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
         env = {**environment, **IDENTITY, **machine, **env}
         done = shell(*command, cwd=cwd, env=env, timeout=1800)
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
         return done
 
     for command in (
@@ -79,31 +82,44 @@ def repository(tmp_path, environment):
     return folder, run
 
 
+def read_rows(folder: Path) -> dict[str, list[str]]:
+    """The cells of each row of the table: two values, Pareto, note."""
+    rows = {}
+    table = (folder / "sweeps/guidance.md").read_text().splitlines()
+    for line in [line for line in table if line.startswith("| ")][1:]:
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[name] = cells
+    return rows
+
+
+def started(stderr: str) -> list[str]:
+    """The experiments that a sweep has started, by its log."""
+    return re.findall(r"sweep: (guidance\S+) on", stderr)
+
+
 def test_a_sweep_runs_one_experiment_per_gpu_and_writes_a_pareto_table(repository):
     folder, run = repository
     done = run("python", "-m", "tools.sweep", "guidance")
-    table = (folder / "sweeps/guidance.md").read_text()
-    assert table in done.stdout
+    assert (folder / "sweeps/guidance.md").read_text() in done.stdout
     assert (folder / "sweeps/guidance.png").read_bytes().startswith(b"\x89PNG")
-    rows = {}
-    for line in table.splitlines()[2:14]:
-        name, *cells = re.split(r" \| ", line.strip("| "))
-        rows[name] = cells
+    rows = read_rows(folder)
     assert len(rows) == 12 and rows["guidance-5.0-7"][:2] == ["failed", "failed"]
+    assert "this one breaks" in rows["guidance-5.0-7"][-1]
     assert [name for name, cells in rows.items() if "failed" in cells] == ["guidance-5.0-7"]
     # The log names the failed experiment, then shows the end of what it printed.
     assert re.search(r"guidance-5\.0-7.*this one breaks", done.stderr, re.DOTALL), done.stderr
     assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2 [0.2, 0.2]"]
+    assert rows["guidance-1.5-7"][:2] == ["no FID (9 of 200 images)", "0.15 [0.15, 0.15]"]
     # The FID is least at guidance 2, and a higher one buys accuracy; a lower one, or fewer steps,
     # buys nothing.
-    assert {name for name, cells in rows.items() if cells[-1] == "yes"} == {
+    assert {name for name, cells in rows.items() if cells[2] == "yes"} == {
         "guidance-2.0-28",
         "guidance-3.0-28",
         "guidance-5.0-28",
     }
     # The report reads this table.
     (chart,) = sweeps.sweep_charts(folder / "sweeps")
-    assert re.findall(r"\d+", chart["text"])[:2] == ["11", "1"]
+    assert re.findall(r"\d+", chart["text"])[:2] == ["10", "2"]
     # Each experiment had one GPU to itself, and both were in use.
     refs = run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
     gpus = [
@@ -115,26 +131,100 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_writes_a_pareto_table(repositor
     # The working tree is untouched.
     assert run("git", "status", "--porcelain").stdout == ""
 
-    # A second run runs only the experiment that failed.
+    # A second run runs only the experiment that failed, after a commit of something else, too.
+    (folder / "README").write_text("notes")
+    run("git", "add", "README")
+    run("git", "commit", "-qm", "notes")
     again = run("python", "-m", "tools.sweep", "guidance").stderr
-    assert re.findall(r"sweep: (guidance\S+) on", again) == ["guidance-5.0-7"]
+    assert started(again) == ["guidance-5.0-7"]
+
+    # Other params, or other code, even uncommitted: what ran before is no result of theirs, and is
+    # kept under its name.
+    for number, (file, edit) in enumerate({"params.yaml": "other: 1", "stage.py": "pass"}.items()):
+        committed = (folder / file).read_text()
+        (folder / file).write_text(f"{committed}\n{edit}\n")
+        assert started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
+        edited = read_rows(folder)
+        assert edited.pop(f"guidance-2.0-28-run{number + 2}")[:2] == rows["guidance-2.0-28"][:2]
+        assert len(edited) == 11 and all(cells[0] == "not run" for cells in edited.values())
+        (folder / file).write_text(committed)
+    assert not started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
+    assert read_rows(folder) == rows | {"guidance-5.0-7": ["not run", "not run", "", ""]}
+
+
+def test_a_sweep_without_a_single_fid_says_so_first_and_still_has_its_table(repository):
+    """Of few test tiles: the metrics of the run that the sweep starts from tell it."""
+    folder, run = repository
+    (folder / "params.yaml").write_text("sampling:\n  guidance_scale: 1.5\n  steps: 7\n")
+    run("dvc", "repro", "-q")
+    done = run("python", "-m", "tools.sweep", "guidance", "0")
+    warning, start = (done.stderr.index(text) for text in ("9 of 200", "sweep: guidance-1.5-7"))
+    assert warning < start
+    assert read_rows(folder)["guidance-1.5-7"][0] == "no FID (9 of 200 images)"
+    assert not (folder / "sweeps/guidance.png").exists()
+
+    # Nothing but a failure: a table with the reason, no plot and exit code 1.
+    (folder / "sweeps/guidance.png").write_bytes(b"of an earlier sweep")
+    (folder / "params.yaml").write_text("sampling:\n  guidance_scale: 5.0\n  steps: 14\n")
+    done = run("python", "-m", "tools.sweep", "guidance", "9", code=1)
+    assert done.stderr.splitlines()[-1].startswith("error: sweep: ")
+    assert "this one breaks" in read_rows(folder)["guidance-5.0-7"][-1]
+    assert not (folder / "sweeps/guidance.png").exists()
+    (chart,) = sweeps.sweep_charts(folder / "sweeps")
+    assert re.findall(r"\d+", chart["text"])[:2] == ["0", "12"]
+
+
+def test_table_and_plot_of_one_experiment_whose_interval_is_on_one_side(tmp_path, monkeypatch):
+    """A bootstrap interval need not contain its value."""
+    monkeypatch.chdir(tmp_path)
+    row = Row((Value(3.0, 3.5, 4.0), Value(0.5, 0.5, 0.5)))
+    report("guidance", {"guidance-2.0-7": row})
+    assert read_rows(tmp_path) == {"guidance-2.0-7": ["3 [3.5, 4]", "0.5 [0.5, 0.5]", "yes", ""]}
+    assert (tmp_path / "sweeps/guidance.png").exists()
+
+
+def submit(folder: Path) -> dict[str, str]:
+    """What Slurm tells a script: the task's number and the folder it was submitted from."""
+    return {
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_ARRAY_TASK_ID": "5",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
 
 
 def test_the_slurm_script_runs_its_experiment_in_a_clone_and_pushes_it_back(repository):
-    """Slurm starts it by bash, with the number of the task and the folder it was submitted from."""
     folder, run = repository
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text("")
-    run(
-        "bash",
-        "docs/sweep.slurm",
-        SLURM_SUBMIT_DIR=str(folder),
-        SLURM_ARRAY_TASK_ID="5",
-        CUDA_VISIBLE_DEVICES="0",
-    )
+    # The clone would lack an uncommitted edit.
+    committed = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(f"{committed}# edited\n")
+    assert "commit" in run("bash", "docs/sweep.slurm", code=1, **submit(folder)).stderr
+    (folder / "params.yaml").write_text(committed)
+
+    done = run("bash", "docs/sweep.slurm", **submit(folder))
+    assert started(done.stderr) == ["guidance-2.0-28"]
     assert "guidance-2.0-28" in run("dvc", "exp", "list", "--name-only").stdout.split()
+    # A job that Slurm starts again has nothing left to do.
+    assert not started(run("bash", "docs/sweep.slurm", **submit(folder)).stderr)
     array = re.search(r"--array=0-(\d+)", (REPOSITORY / "docs/sweep.slurm").read_text())[1]
     assert int(array) == len(list_experiments("guidance")) - 1
+
+
+def test_a_shallow_clone_is_refused_before_anything_runs(repository):
+    """DVC does not get the result of a temporary copy of it."""
+    folder, run = repository
+    (folder / "README").write_text("a second commit")
+    run("git", "add", "README")
+    run("git", "commit", "-qm", "notes")
+    clone = folder.parent / "clone"
+    run("git", "clone", "-q", "--depth", "1", f"file://{folder}", str(clone))
+    for command, env in (
+        (["python", "-m", "tools.sweep", "guidance"], {}),
+        (["bash", "docs/sweep.slurm"], submit(clone)),
+    ):
+        (line,) = run(*command, cwd=clone, code=1, **env).stderr.splitlines()
+        assert line.startswith("error: ") and "git fetch --unshallow" in line
 
 
 def test_the_prompts_sweep_runs_only_writers_that_have_a_model(monkeypatch):
@@ -159,5 +249,5 @@ def test_a_sweep_outside_a_git_repository_is_an_error(tmp_path):
         "GIT_CEILING_DIRECTORIES": str(tmp_path.parent),
     }
     done = shell("python", "-m", "tools.sweep", "guidance", cwd=tmp_path, env=environment)
-    assert done.returncode == 1 and done.stderr.startswith("error: sweep: ")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "git" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -104,10 +104,10 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
 
     from stages.text import lora
 
-    config = make_config()
+    config = make_config(steps=61)
     sequences = [[5, 6, 7, 8, EOS], [9, 10, 11, EOS]] * 4
     model = lora.add_lora(tiny_phi(), config)
-    lora.train(model, sequences, EOS, config, 0, tmp_path / "whole")
+    loss_log = lora.train(model, sequences, EOS, config, 0, tmp_path / "whole")
     model.eval()
     generated = model.generate(
         input_ids=torch.tensor([[5, 6]]),
@@ -118,14 +118,18 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
     )
     assert generated[0].tolist() == [5, 6, 7, 8, EOS]
 
-    # As after a kill before the last step: the last checkpoint is missing.
+    # As after a kill while the last checkpoint was written: it is incomplete.
     resumed = lora.add_lora(tiny_phi(), config)
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
     checkpoints = (tmp_path / "killed").glob("checkpoint-*")
-    shutil.rmtree(max(checkpoints, key=lambda path: int(path.name.partition("-")[2])))
+    last = max(checkpoints, key=lambda path: int(path.name.partition("-")[2]))
+    (last / "trainer_state.json").unlink()
     lora.train(resumed, sequences, EOS, config, 0, tmp_path / "killed")
-    for weight, resumed_weight in zip(model.state_dict().values(), resumed.state_dict().values()):
-        assert torch.equal(weight, resumed_weight)
+    # As another run would take it: the last checkpoint is there. The steps end inside an epoch.
+    finished = lora.add_lora(tiny_phi(), config)
+    assert lora.train(finished, sequences, EOS, config, 0, tmp_path / "whole") == loss_log
+    for weights in zip(*(each.state_dict().values() for each in (model, resumed, finished))):
+        assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
 
 
 # No such name; a block of layers; a layer without a matrix.
@@ -165,7 +169,7 @@ def run_finetune_llm(papers=TRAIN_AND_TEST_PAPERS, text="A green field.", **chan
 
     from stages import finetune_llm
 
-    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values = yaml.safe_load((ROOT / "params/demo.yaml").read_text())
     values["finetune_llm"] |= {"context": 16, "steps": 3} | changed
     Path("params.yaml").write_text(yaml.safe_dump(values))
     rows = [{"paper": name, "chunk": 0, "text": text, "split": split} for name, split in papers]

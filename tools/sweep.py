@@ -5,28 +5,35 @@
                                          against accuracy on real tiles
     python -m tools.sweep guidance 3     only experiment 3, for a scheduler (docs/sweep.slurm)
 
-Experiments run in temporary copies, each on its own GPU ($CUDA_VISIBLE_DEVICES, else all
-GPUs), or one after another without a GPU. An experiment that this commit has already is not run
-again; one that fails is marked in the table. Writes sweeps/<name>.md and sweeps/<name>.png.
+Experiments run in temporary copies, each on its own GPU ($CUDA_VISIBLE_DEVICES, else all GPUs), or
+one after another without a GPU. They take uncommitted edits with them. An experiment counts as done
+if it ran with this params.yaml, these stages and this code; otherwise it runs, as
+<name>-run2 where an older one has the name. Writes sweeps/<name>.md and sweeps/<name>.png. The
+table has a row for each experiment, with the reason where it has no result.
 """
 
 import argparse
+import copy
 import json
 import os
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
-from stages.params import WRITER_TECHNIQUES, load
+import pyarrow.parquet as pq
+from ruamel.yaml import YAML
+
+from stages.params import WRITER_TECHNIQUES, load, read
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
 from stages.runtime.progress import log
-from tools.git import git
+from tools.commands import git, run_command
 
 OUT = Path("sweeps")
+TEST_IMAGERY = Path("data/imagery/test")
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,35 @@ class Value:
     hi: float
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the sweep's two metrics, or in their place why there is no value."""
+
+    cells: tuple[Value | str, Value | str]
+    note: str = ""
+
+    @property
+    def point(self) -> tuple[Value, Value] | None:
+        """The two values; None where one is missing."""
+        x, y = self.cells
+        return (x, y) if isinstance(x, Value) and isinstance(y, Value) else None
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What an experiment that starts now is made of.
+
+    Attributes:
+        params: the values of params.yaml.
+        stages: those of dvc.yaml.
+        commit: of the tracked files as they are, uncommitted edits included; on no branch.
+    """
+
+    params: dict[str, Any]
+    stages: dict[str, Any]
+    commit: str
+
+
 FID = Metric("metrics/fid.json", "scene.standard.fid", "lower")
 REAL_ACCURACY = Metric("metrics/classify_lulc.json", "real_test.overall_accuracy", "higher")
 CLASS_AGREEMENT = Metric("metrics/caption_agreement.json", "class_agreement", "higher")
@@ -73,11 +109,11 @@ def main() -> None:
 
 
 def run_sweep(name: str, number: int | None) -> None:
-    """Run the experiments of a sweep that have not run yet, or one of them; write the report."""
-    if git("rev-parse", "HEAD") is None:
-        exit_with_error(
-            "sweep: an experiment belongs to a commit: run it in a git repository that has one"
-        )
+    """Run the experiments of a sweep that have not run yet, or one of them; write the report.
+
+    Raises:
+        SystemExit: with code 1 where no experiment of those asked for has a result.
+    """
     experiments = list_experiments(name)
     selected = list(experiments)
     if number is not None:
@@ -87,15 +123,45 @@ def run_sweep(name: str, number: int | None) -> None:
                 f"{len(experiments) - 1}"
             )
         selected = [selected[number]]
-    pending = [experiment for experiment in selected if not find_ref(experiment)]
-    run_experiments({experiment: experiments[experiment] for experiment in pending})
+    refuse_repository()
+    workspace = read_workspace()
+    pending = {
+        experiment: experiments[experiment]
+        for experiment in selected
+        if not find_ref(experiment, experiments[experiment], workspace)
+    }
+    if pending and FID in METRICS[name]:
+        warn_of_refused_fid(workspace.params)
+    failures = run_experiments(pending)
 
-    values = {experiment: read_values(name, experiment) for experiment in experiments}
-    if not any(values.values()):
+    rows: dict[str, Row] = {}
+    succeeded = 0
+    for experiment, params in experiments.items():
+        ref = find_ref(experiment, params, workspace)
+        if ref:
+            rows[ref.rpartition("/")[2]] = read_row(name, ref)
+            succeeded += experiment in selected
+        elif experiment in pending:
+            note = failures.get(experiment) or "params.yaml or code was edited before it started"
+            rows[experiment] = Row(("failed", "failed"), note)
+        else:
+            rows[experiment] = Row(("not run", "not run"))
+    report(name, rows)
+    if not succeeded:
+        exit_with_error(f"sweep: no experiment succeeded; {OUT / name}.md has the reasons")
+
+
+def refuse_repository() -> None:
+    """Exit with an error where git could not keep the result of an experiment."""
+    if git("rev-parse", "HEAD") is None:
         exit_with_error(
-            f"sweep: none of the {len(values)} experiments succeeded; their messages are above"
+            "sweep: an experiment belongs to a commit: run it in a git repository that has one"
         )
-    report(name, values)
+    if (git("rev-parse", "--is-shallow-repository") or "").strip() == "true":
+        exit_with_error(
+            "sweep: this clone is shallow, and DVC loses what an experiment in a temporary copy of "
+            "it has found: `git fetch --unshallow`"
+        )
 
 
 def list_experiments(name: str) -> dict[str, dict[str, str]]:
@@ -128,19 +194,95 @@ def list_experiments(name: str) -> dict[str, dict[str, str]]:
     return experiments
 
 
-def run_experiments(experiments: dict[str, dict[str, str]]) -> None:
-    """Run experiments side by side, one per GPU, or one after another without a GPU."""
+def read_workspace() -> Workspace:
+    """Return what an experiment that starts now is made of."""
+    # A commit of the working tree; git prints nothing where that is the checked-out commit.
+    identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@localhost")
+    commit = git(*identity, "stash", "create") or git("rev-parse", "HEAD")
+    assert commit is not None  # `refuse_repository` has checked it
+    return Workspace(read(), read("dvc.yaml")["stages"], commit.strip())
+
+
+def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> str | None:
+    """Return the git ref of the newest run of an experiment that was made of the same.
+
+    Args:
+        experiment: its name.
+        params: those that the experiment sets.
+        workspace: what the others are compared with, and the code.
+    """
+    expected = set_params(workspace.params, params)
+    for ref in list_refs(experiment):
+        if read_yaml(ref, "params.yaml") != expected:
+            continue
+        if read_yaml(ref, "dvc.yaml")["stages"] != workspace.stages:
+            continue
+        locked = read_yaml(ref, "dvc.lock")["stages"].values()
+        inputs = {dep["path"] for stage in locked for dep in stage.get("deps", [])}
+        inputs -= {out["path"] for stage in locked for out in stage.get("outs", [])}
+        inputs.discard(str(OUT))  # the tables of sweeps: the report's input, of no metric
+        if git("diff", "--name-only", workspace.commit, ref, "--", *sorted(inputs)) == "":
+            return ref
+    return None
+
+
+def list_refs(experiment: str) -> list[str]:
+    """Return the git refs of all runs of an experiment, from any commit, the newest first."""
+    patterns = [f"refs/exps/*/*/{experiment}", f"refs/exps/*/*/{experiment}-run*"]
+    refs = git("for-each-ref", "--sort=-committerdate", "--format=%(refname)", *patterns)
+    return (refs or "").split()
+
+
+def read_yaml(ref: str, file: str) -> Any:
+    """Return the values of a YAML file in a commit."""
+    return YAML(typ="safe").load(git("show", f"{ref}:./{file}") or "")
+
+
+def set_params(values: dict[str, Any], params: dict[str, str]) -> dict[str, Any]:
+    """Return a copy of the values of params.yaml with some set, as `dvc exp run -S` does it."""
+    values = copy.deepcopy(values)
+    for name, text in params.items():
+        section, _, key = name.partition(".")
+        values.setdefault(section, {})[key] = YAML(typ="safe").load(text)
+    return values
+
+
+def warn_of_refused_fid(params: dict[str, Any]) -> None:
+    """Log, before the first run, that the experiments will have no FID for want of test tiles."""
+    reason: Value | str = ""
+    if Path(FID.file).exists():
+        reason = read_metric(Path(FID.file).read_text(encoding="utf-8"), FID)
+    needed = params.get("fid", {}).get("standard_min_n", 0)
+    tiles = sum(pq.read_metadata(shard).num_rows for shard in TEST_IMAGERY.glob("*.parquet"))
+    if 0 < tiles < needed:
+        reason = f"no FID ({tiles} of {needed} images)"
+    if isinstance(reason, str) and reason:
+        log(
+            f"sweep: {reason}, so the experiments will have none either: it needs more test tiles "
+            "(fetch_imagery.test) or a lower fid.standard_min_n"
+        )
+
+
+def run_experiments(experiments: dict[str, dict[str, str]]) -> dict[str, str]:
+    """Run experiments side by side, one per GPU, or one after another without a GPU.
+
+    Returns:
+        why an experiment failed, for each that did.
+    """
     devices: list[str | None] = [*list_gpus()] or [None]
     free_devices: Queue[str | None] = Queue()
     for device in devices:
         free_devices.put(device)
-    with ThreadPoolExecutor(len(devices)) as pool:
-        futures = [
-            pool.submit(run_experiment, experiment, params, free_devices)
+    pool = ThreadPoolExecutor(len(devices))
+    try:
+        futures = {
+            experiment: pool.submit(run_experiment, experiment, params, free_devices)
             for experiment, params in experiments.items()
-        ]
-    for future in futures:
-        future.result()  # raises what `run_experiment` raised
+        }
+        reasons = {experiment: future.result() for experiment, future in futures.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C starts no further experiment
+    return {experiment: reason for experiment, reason in reasons.items() if reason}
 
 
 def list_gpus() -> list[str]:
@@ -154,63 +296,70 @@ def list_gpus() -> list[str]:
 
 def run_experiment(
     experiment: str, params: dict[str, str], free_devices: "Queue[str | None]"
-) -> None:
-    """Run one experiment on a free device; log the end of its output if it fails."""
+) -> str:
+    """Run one experiment on a free device; return, and log, why it failed, else ""."""
     device = free_devices.get()
     log(f"sweep: {experiment}" + (f" on GPU {device}" if device else ""))
     settings = [f"--set-param={key}={value}" for key, value in params.items()]
     # Experiments that start at the same time wait for DVC's lock; by default they would give up
     # after three seconds.
-    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", experiment, *settings]
+    command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", free_name(experiment)]
     environment = dict(os.environ)
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
-    finished = subprocess.run(command, text=True, capture_output=True, env=environment)
-    free_devices.put(device)
-    if finished.returncode:
-        output = (finished.stdout + finished.stderr).strip()
-        log(f"sweep: {experiment} failed:", *output.splitlines()[-5:])
+    try:
+        finished = run_command(*command, *settings, environment=environment)
+    finally:
+        free_devices.put(device)
+    if not finished.returncode:
+        return ""
+    lines = (finished.stdout + finished.stderr).strip().splitlines()
+    log(f"sweep: {experiment} failed:", *lines[-5:])
+    errors = [line for line in lines if line.lower().startswith("error:")]
+    return errors[0] if errors else f"dvc exp run: exit code {finished.returncode}"
 
 
-def find_ref(experiment: str) -> str | None:
-    """Return the git ref of an experiment of the checked-out commit; None if it has not run."""
-    head = git("rev-parse", "HEAD")
-    assert head is not None  # `run_sweep` has checked it
-    head = head.strip()
-    ref = f"refs/exps/{head[:2]}/{head[2:]}/{experiment}"
-    return ref if git("rev-parse", "--verify", "--quiet", ref) else None
+def free_name(experiment: str) -> str:
+    """Return the name of an experiment, with a number where an earlier run has it."""
+    taken = {ref.rpartition("/")[2] for ref in list_refs(experiment)}
+    names = (f"{experiment}-run{number}" for number in count(2))
+    return experiment if experiment not in taken else next(n for n in names if n not in taken)
 
 
-def read_values(name: str, experiment: str) -> list[Value] | None:
-    """Return an experiment's values of the sweep's two metrics; None if it has not succeeded."""
-    ref = find_ref(experiment)
-    if not ref:
-        return None
-    values = []
-    for metric in METRICS[name]:
-        content = git("show", f"{ref}:./{metric.file}")
-        if content is None:
-            exit_with_error(f"sweep: {experiment}: {metric.file} is not in its commit")
-        metrics = json.loads(content)
-        *path, key = metric.key.split(".")
-        for part in path:
-            metrics = metrics[part]
-        value = metrics[key]
-        values.append(
-            Value(value, metrics.get(f"{key}_lo", value), metrics.get(f"{key}_hi", value))
-        )
-    return values
+def read_row(name: str, ref: str) -> Row:
+    """Return the row of an experiment that has run."""
+    x, y = (
+        read_metric(git("show", f"{ref}:./{metric.file}") or "{}", metric)
+        for metric in METRICS[name]
+    )
+    return Row((x, y))
 
 
-def pareto_front(name: str, values: dict[str, list[Value]]) -> set[str]:
+def read_metric(content: str, metric: Metric) -> Value | str:
+    """Return a metric from the content of its file, or why it is not there."""
+    section = json.loads(content)
+    *path, key = metric.key.split(".")
+    for part in path:
+        section = section.get(part, {})
+    if section.get("refused"):
+        return f"no {key.upper()} ({section['n']} of {section['n_needed']} images)"
+    value = section.get(key)
+    if value is None:
+        return f"not in {metric.file}"
+    bounds = [section.get(f"{key}_{bound}") for bound in ("lo", "hi")]
+    lo, hi = (value if bound is None else bound for bound in bounds)
+    return Value(value, lo, hi)
+
+
+def pareto_front(name: str, points: dict[str, tuple[Value, Value]]) -> set[str]:
     """Return the experiments that no other one dominates.
 
     One dominates another if it is at least as good in both metrics and better in one.
     """
     signs = [1 if metric.better == "higher" else -1 for metric in METRICS[name]]
     scores = {
-        experiment: [sign * value.value for sign, value in zip(signs, pair)]
-        for experiment, pair in values.items()
+        experiment: [sign * value.value for sign, value in zip(signs, point)]
+        for experiment, point in points.items()
     }
     return {
         experiment
@@ -224,45 +373,52 @@ def dominates(first: list[float], second: list[float]) -> bool:
     return first != second and all(a >= b for a, b in zip(first, second))
 
 
-def report(name: str, values: dict[str, list[Value] | None]) -> None:
+def report(name: str, rows: dict[str, Row]) -> None:
     """Write the table and the plot of a sweep; print the table."""
-    succeeded = {experiment: pair for experiment, pair in values.items() if pair}
-    front = pareto_front(name, succeeded)
+    points = {experiment: row.point for experiment, row in rows.items() if row.point}
+    front = pareto_front(name, points)
     OUT.mkdir(exist_ok=True)
-    table = format_table(name, values, front)
-    (OUT / f"{name}.md").write_text(table)
-    plot(name, succeeded, front)
+    table = format_table(name, rows, front)
+    (OUT / f"{name}.md").write_text(table, encoding="utf-8")
+    (OUT / f"{name}.png").unlink(missing_ok=True)
+    if points:
+        plot(name, points, front)
     print(table, end="")
 
 
-def format_table(name: str, values: dict[str, list[Value] | None], front: set[str]) -> str:
+def format_table(name: str, rows: dict[str, Row], front: set[str]) -> str:
     """Format a Markdown table: a row per experiment, those of the Pareto front first."""
-    labels = [metric.label for metric in METRICS[name]]
-    lines = [f"| experiment | {' | '.join(labels)} | Pareto |", "|---|---:|---:|---|"]
-    for experiment in sorted(values, key=lambda experiment: (experiment not in front, experiment)):
-        pair = values[experiment]
-        cells = ["failed", "failed"]
-        if pair:
-            cells = [f"{value.value:.4g} [{value.lo:.4g}, {value.hi:.4g}]" for value in pair]
-        on_front = "yes" if experiment in front else ""
-        lines.append(f"| {experiment} | {' | '.join(cells)} | {on_front} |")
+    labels = " | ".join(metric.label for metric in METRICS[name])
+    lines = [f"| experiment | {labels} | Pareto | note |", "|---|---:|---:|---|---|"]
+    for experiment in sorted(rows, key=lambda experiment: (experiment not in front, experiment)):
+        row = rows[experiment]
+        cells = [format_cell(cell) for cell in row.cells]
+        cells += ["yes" if experiment in front else "", row.note.replace("|", r"\|")]
+        lines.append(f"| {experiment} | {' | '.join(cells)} |")
     lines += ["", "Values with their 95 % intervals: where those overlap, the ranks may be chance."]
     return "\n".join(lines) + "\n"
 
 
-def plot(name: str, values: dict[str, list[Value]], front: set[str]) -> None:
+def format_cell(cell: Value | str) -> str:
+    """Format a value with its interval, if it has one."""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell.value:.4g} [{cell.lo:.4g}, {cell.hi:.4g}]"
+
+
+def plot(name: str, points: dict[str, tuple[Value, Value]], front: set[str]) -> None:
     """Plot the experiments with their intervals, and the Pareto front as a line."""
     from matplotlib.figure import Figure
 
     x_metric, y_metric = METRICS[name]
     figure = Figure((7, 5), layout="constrained")
     axes = figure.add_subplot(xlabel=x_metric.label, ylabel=y_metric.label)
-    for experiment, (x, y) in values.items():
+    for experiment, (x, y) in points.items():
         axes.errorbar(
             x.value,
             y.value,
-            xerr=[[x.value - x.lo], [x.hi - x.value]],
-            yerr=[[y.value - y.lo], [y.hi - y.value]],
+            xerr=error_bar(x),
+            yerr=error_bar(y),
             fmt="o",
             color="C1" if experiment in front else "0.7",
             elinewidth=0.5,
@@ -274,11 +430,16 @@ def plot(name: str, values: dict[str, list[Value]], front: set[str]) -> None:
             textcoords="offset points",
             fontsize=7,
         )
-    front_values = [values[experiment] for experiment in front]
-    points = sorted((x.value, y.value) for x, y in front_values)
-    axes.plot(*zip(*points), color="C1", label="Pareto front")
+    front_values = [points[experiment] for experiment in front]
+    line = sorted((x.value, y.value) for x, y in front_values)
+    axes.plot(*zip(*line), color="C1", label="Pareto front")
     axes.legend(frameon=False)
     figure.savefig(OUT / f"{name}.png", dpi=120)
+
+
+def error_bar(value: Value) -> list[list[float]]:
+    """Return how far the interval reaches down and up; 0 where it ends on the other side."""
+    return [[max(0.0, value.value - value.lo)], [max(0.0, value.hi - value.value)]]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,20 @@
 
 They lie in the user's cache folder, where a run in a temporary copy of the repository
 (`dvc exp run --temp`) finds them too. Each folder is named by a fingerprint of the stage's params
-and inputs, so that a run with other params or inputs never reads it.
+and inputs, so that a run with other params or inputs never reads it. Of several runs with the same
+params and inputs one works; the others wait, and then take what it has finished.
+
+The locks are the kernel's (flock): they end with the process that holds one, however it ends. On a
+shared disk the file server ends those of a host that vanished, if it passes locks on between hosts:
+NFS 4 does, Lustre where it is mounted with `flock`.
 """
 
 import os
 import shutil
+import socket
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,6 +24,9 @@ from safetensors import SafetensorError
 
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
+
+POLL = 1.0  # seconds between two looks at a lock that another process holds
+REMIND = 60.0  # seconds between two log lines of a run that waits
 
 
 def cache_root() -> Path:
@@ -36,39 +46,128 @@ def cache_root() -> Path:
 def resume_folder(stage: str, fingerprint: str) -> Iterator[Path]:
     """A locked folder for one stage and one fingerprint of its params and inputs.
 
-    It is removed when the block succeeds. After a kill or an error it stays, and the next run with
-    the same fingerprint gets it again. Of several processes the first locks the folder and all
-    share it; several machines need it on a disk that all of them see.
+    If another run holds it, this one waits. The folder is removed when the block succeeds and no
+    other run waits for it. After a kill or an error it stays, and the next run with the same
+    fingerprint gets it. Of several processes of one run the first locks the folder and all share
+    it; several machines need it on a disk that all of them see.
 
     Args:
         stage: the name of the stage.
         fingerprint: of everything that decides the result.
     """
     path = cache_root() / stage / fingerprint
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_suffix(".lock"))
-    first_process = int(os.environ.get("RANK", "0")) == 0
-    if first_process:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            exit_with_error(
-                f"{stage}: another run is working on the same params and inputs ({path})"
-            )
-        log_unused_folders(stage, path)
     try:
-        yield path
-        if first_process:
-            shutil.rmtree(path)
+        with lock_folder(path, stage):
+            log_unused_folders(stage, path)
+            yield path
+            if is_first_process() and not is_awaited(path):
+                shutil.rmtree(path)
     except (OSError, SafetensorError) as error:
         if "No space left" not in str(error):
             raise
         exit_with_error(
             f"{stage}: {error}. Finished work is kept in {path}: free some space and run again"
         )
+
+
+@contextmanager
+def lock_folder(path: Path, stage: str) -> Iterator[None]:
+    """Create and lock a folder; while another run holds the lock, wait, and say for whom.
+
+    All processes of a run return together, when the first of them has the lock. Beside the folder
+    lie `<folder>.lock`, `<folder>.owner`, which names the process that has the lock, and a file
+    `<folder>.waits-<id>` for each run that waits.
+
+    Args:
+        path: the folder.
+        stage: the name of the stage, for the log.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(beside(path, "lock"))
+    try:
+        if not try_lock(lock, timeout=0):
+            wait_for_lock(lock, path, stage)
+        path.mkdir(exist_ok=True)
+        if is_first_process():
+            process = f"process {os.getpid()} on {socket.gethostname()}"
+            beside(path, "owner").write_text(process, encoding="utf-8")
+        yield
     finally:
-        if first_process:
+        if lock.is_locked:
+            beside(path, "owner").unlink(missing_ok=True)
             lock.release()
+
+
+def wait_for_lock(lock: FileLock, path: Path, stage: str) -> None:
+    """Return when this run has the lock of a folder. A locked file tells others that it waits."""
+    waits = FileLock(beside(path, f"waits-{uuid.uuid4().hex}"))
+    if is_first_process():
+        waits.acquire()
+    log(f"{stage}: waits for {owner(path)}, which works in {path}")
+    minutes = 0.0
+    try:
+        while not try_lock(lock, timeout=REMIND):
+            minutes += REMIND / 60
+            log(f"{stage}: has waited {minutes:.0f} min for {owner(path)}")
+    finally:
+        if waits.is_locked:
+            Path(waits.lock_file).unlink(missing_ok=True)
+            waits.release()
+
+
+def try_lock(lock: FileLock, timeout: float) -> bool:
+    """Let the first process of this run try to get a lock; tell all of them whether it has it.
+
+    Args:
+        lock: to acquire.
+        timeout: seconds to try for, fewer than processes wait for each other (ten minutes).
+    """
+    acquired = [False]
+    if is_first_process():
+        try:
+            lock.acquire(timeout, poll_interval=POLL)
+            acquired = [True]
+        except Timeout:
+            pass
+        except OSError as error:
+            exit_with_error(
+                f"{lock.lock_file}: {error.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder on "
+                "a disk that can lock files"
+            )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(acquired)
+    return acquired[0]
+
+
+def is_awaited(path: Path) -> bool:
+    """Whether another run waits for a folder. What runs left that were killed is removed."""
+    for file in path.parent.glob(f"{path.name}.waits-*"):
+        lock = FileLock(file)
+        try:
+            with lock.acquire(timeout=0):
+                file.unlink(missing_ok=True)
+        except Timeout:
+            return True
+    return False
+
+
+def owner(path: Path) -> str:
+    """Who holds the lock of a folder: `process <id> on <host>`."""
+    with suppress(FileNotFoundError):  # it has just ended, or has not yet written its name
+        return beside(path, "owner").read_text("utf-8") or "another run"
+    return "another run"
+
+
+def beside(path: Path, kind: str) -> Path:
+    """The file `<folder>.<kind>`."""
+    return path.with_name(f"{path.name}.{kind}")
+
+
+def is_first_process() -> bool:
+    """Whether this is the first, or the only, process of its run."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def log_unused_folders(stage: str, used: Path) -> None:
@@ -76,6 +175,6 @@ def log_unused_folders(stage: str, used: Path) -> None:
     unused = [path for path in used.parent.iterdir() if path.is_dir() and path != used]
     if unused:
         log(
-            f"{stage}: {len(unused)} unfinished run(s) with other params or inputs stay in "
-            f"{used.parent}, unused"
+            f"{stage}: {len(unused)} run(s) with other params or inputs, unfinished or at work, "
+            f"have their folders in {used.parent}"
         )

@@ -14,7 +14,6 @@ import unicodedata
 from pathlib import Path
 
 import requests
-from filelock import FileLock
 from requests.adapters import HTTPAdapter, Retry
 
 from stages.common.artifacts import write_atomically
@@ -57,8 +56,7 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     papers = _read_list(list_csv)
     base_url = os.environ.get("REMOTE_DIFFUSION_ARXIV", ARXIV).rstrip("/")
     cache = resume_cache.cache_root() / "arxiv"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / "lock"):
+    with resume_cache.lock_folder(cache, "arxiv"):  # one connection at a time
         files, failed = _download_papers(papers, base_url, cache, out)
     _write_report(out / "arxiv.csv", papers, failed)
     for paper_id, reason in failed.items():

@@ -135,9 +135,9 @@ def train(
         SystemExit: the loss became NaN or inf.
     """
     from dvclive import Live
+    from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import Trainer, TrainerCallback
     from transformers.integrations import DVCLiveCallback
-    from transformers.trainer_utils import get_last_checkpoint
 
     class StopAtNonFiniteLoss(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs) -> None:
@@ -148,9 +148,10 @@ def train(
                 )
 
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = get_last_checkpoint(str(folder))
-    if checkpoint:
-        log(f"finetune_llm: resumes from {Path(checkpoint).name}")
+    checkpoint, state = last_checkpoint(folder)
+    if checkpoint and state.global_step == config.steps:  # `Trainer` would take one more step
+        set_peft_model_state_dict(model, load_peft_weights(checkpoint))
+        return losses_by_step(state)
     # A kill may have left half of this summary, which `Live` could not read.
     (LIVE_FOLDER / "metrics.json").unlink(missing_ok=True)
     live = Live(str(LIVE_FOLDER), resume=bool(checkpoint), save_dvc_exp=False, dvcyaml=None)
@@ -162,9 +163,33 @@ def train(
         callbacks=[StopAtNonFiniteLoss(), DVCLiveCallback(live)],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    return losses_by_step(trainer.state)
+
+
+def last_checkpoint(folder: Path) -> tuple[str | None, Any]:
+    """Return the last complete checkpoint and its `transformers.TrainerState`; None without one.
+
+    `Trainer` writes the state last, so a checkpoint without a whole one is incomplete.
+    """
+    from transformers import TrainerState
+
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    for path in reversed(checkpoints):
+        try:
+            state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError):
+            log(f"finetune_llm: {path.name} is incomplete; trying the one before it")
+            continue
+        log(f"finetune_llm: resumes from {path.name}")
+        return str(path), state
+    return None, None
+
+
+def losses_by_step(state: Any) -> list[dict]:
+    """Return {step, loss} for each logged step of a `transformers.TrainerState`."""
     return [
         {"step": entry["step"], "loss": entry["loss"]}
-        for entry in trainer.state.log_history
+        for entry in state.log_history
         if "loss" in entry
     ]
 

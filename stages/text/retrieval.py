@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from stages.common.artifacts import digest
 from stages.runtime import resume_cache
@@ -96,8 +95,7 @@ def open_collection(passages: Path) -> "Collection":
     from chromadb.config import Settings
 
     folder = resume_cache.cache_root() / "chroma" / digest(passages)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with resume_cache.lock_folder(folder, "retrieval"):
         complete = folder / "complete"
         if not complete.exists():
             shutil.rmtree(folder, ignore_errors=True)
