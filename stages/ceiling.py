@@ -74,6 +74,7 @@ def main() -> None:
         metrics["n_train"] = of_label_set[0].n_train
         metrics["n_wanted"] = n_wanted[label_set]
         metrics["seeds"] = classifier.seeds
+        metrics["cpu_threads"] = of_label_set[0].cpu_threads
         write_json(f"metrics/ceiling_{label_set}.json", metrics)
 
 

@@ -65,6 +65,7 @@ def main(label_set: str) -> None:
     )
     metrics["n_train"] = results[0].n_train
     metrics["seeds"] = len(results)
+    metrics["cpu_threads"] = results[0].cpu_threads
     write_json(f"metrics/classify_{label_set}.json", metrics)
     accuracy = metrics["real_test"]["overall_accuracy"]
     log(f"classify: {label_set}: accuracy {accuracy:.3f} on {len(real.labels)} real tiles")

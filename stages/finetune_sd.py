@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from stages.common.artifacts import fingerprint
-from stages.common.torch_setup import make_deterministic
+from stages.common.torch_setup import cpu_threads, make_deterministic
 from stages.diffusion import checkpoints, models, training_log
 from stages.diffusion.batches import Batch, BatchLoader
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
@@ -92,7 +92,7 @@ def main() -> None:
         # Publish the best checkpoint as a complete pipeline, with its metrics.
         if accelerator.is_main_process:
             publish(cache, start, config, seed, evaluator.normalization, steps)
-            training_log.write(state, steps, cache, LATENTS)
+            training_log.write(state, steps, cpu_threads(accelerator.device), cache, LATENTS)
         accelerator.wait_for_everyone()
 
 

@@ -3,21 +3,32 @@
 import json
 import re
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, shell
 
-BASE = {
-    "fid": {
-        "scene": {"standard": {"fid": 4.0, "fid_lo": 3.5, "fid_hi": 4.5, "recall": 0.5, "n": 300}}
-    },
-    "llm": {"perplexity": 100.0, "perplexity_lo": 90.0, "perplexity_hi": 110.0, "tokens": 900},
-}
+from tools import diff
+
+IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
 CURVE = "step,train_loss,validation_loss\n0,,0.7\n10,0.6,0.65\n20,0.5,0.6\n"
 
 
-IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+def interval(key: str, value: float, margin: float) -> dict[str, float]:
+    return {key: value, f"{key}_lo": value - margin, f"{key}_hi": value + margin}
+
+
+METRICS = {
+    "fid": {"scene": {"standard": interval("fid", 4.0, 0.5) | {"recall": 0.5, "n": 300}}},
+    "llm": interval("perplexity", 100.0, 10) | {"tokens": 900},
+    "diffusion": {"validation_loss": 0.6},
+}
+MEASURED_ON: dict[str, dict] = {
+    "fid.scene.standard": {"n": 300, "test_tiles": "a"},
+    "llm": {"held_out_text": "a"},
+    "diffusion": {"validation_tiles": "a"},
+}
 
 
 class Checkout:
@@ -27,44 +38,57 @@ class Checkout:
         self.folder = folder
         self.environment = {**environment, "PYTHONPATH": str(REPOSITORY)}
 
-    def git(self, *arguments: str) -> None:
+    def git(self, *arguments: str) -> str:
         finished = shell("git", *arguments, cwd=self.folder, env=self.environment)
         assert finished.returncode == 0, finished.stderr
+        return finished.stdout.strip()
 
-    def commit(self, metrics: dict, guidance: float = 3.0, imagery: str = "a") -> None:
-        """Replace the metrics and params of the last commit."""
+    def commit(
+        self,
+        metrics: dict,
+        measured_on: dict = MEASURED_ON,
+        guidance: float = 3.0,
+        words: str = "FID",
+    ) -> str:
+        """Replace the metrics and params of the last commit. Returns the new one, abbreviated."""
         for old_file in (self.folder / "metrics").glob("*.json"):
             old_file.unlink()
         for name, numbers in metrics.items():
             (self.folder / f"metrics/{name}.json").write_text(json.dumps(numbers))
         (self.folder / "params.yaml").write_text(f"sampling:\n  guidance_scale: {guidance}\n")
         (self.folder / "metrics/plots/diffusion_loss.csv").write_text(CURVE)
-        context = {"fid.scene.standard.fid": {"protocol": "standard", "n": 300, "imagery": imagery}}
-        (self.folder / "metrics/context.json").write_text(json.dumps({"numbers": context}))
+        context = {"numbers": {"fid": {"metric": words}}, "measured_on": measured_on}
+        (self.folder / "metrics/context.json").write_text(json.dumps(context))
         lines = ["params: [params.yaml]"]
         if metrics:
             lines += ["metrics:", *(f"  - metrics/{name}.json" for name in metrics)]
         (self.folder / "dvc.yaml").write_text("\n".join(lines) + "\n")
         self.git("add", "-A")
         self.git(*IDENTITY, "commit", "-qm", "run")
+        return self.git("rev-parse", "--short=7", "HEAD")
 
-    def diff(self, revision: str):
+    def run(self, revision: str):
         command = [sys.executable, "-m", "tools.diff", revision]
         return shell(*command, cwd=self.folder, env=self.environment)
+
+    def diff(self, revision: str = "origin/main") -> str:
+        finished = self.run(revision)
+        assert finished.returncode == 0, finished.stderr
+        return finished.stdout
 
 
 @pytest.fixture
 def clone(tmp_path, environment):
     """`clone(metrics)` makes a clone of a repository whose `main` holds these metrics."""
 
-    def make(metrics: dict) -> Checkout:
+    def make(metrics: dict = METRICS, measured_on: dict = MEASURED_ON) -> Checkout:
         origin = Checkout(tmp_path / "origin", environment)
         for folder in ("metrics/plots", ".dvc"):
             (origin.folder / folder).mkdir(parents=True)
         (origin.folder / ".dvc/config").touch()
         (origin.folder / ".dvc/.gitignore").write_text("/tmp\n/cache\n/config.local\n")
         origin.git("init", "-q", "-b", "main")
-        origin.commit(metrics)
+        origin.commit(metrics, measured_on)
         origin.git("clone", "-q", ".", str(tmp_path / "clone"))
         return Checkout(tmp_path / "clone", environment)
 
@@ -78,74 +102,177 @@ def row(text: str, name: str) -> str:
     return match.group(1)
 
 
-def changed(**fid) -> dict:
-    return {**BASE, "fid": {"scene": {"standard": {**BASE["fid"]["scene"]["standard"], **fid}}}}
+def is_judged(text: str) -> bool:
+    return re.search(r"\b(better|worse)\b", text) is not None
 
 
-def test_a_better_run(clone):
-    here = clone(BASE)
-    here.commit(changed(fid=2.0, fid_lo=1.5, fid_hi=2.5, recall=0.6), guidance=5.0)
-    done = here.diff("origin/main")
-    assert done.returncode == 0, done.stderr
-    assert row(done.stdout, "fid `scene.standard.fid`") == "4 | 2 | ▼ **better**"
-    assert row(done.stdout, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ better, no interval"
-    assert row(done.stdout, "llm `perplexity`") == "100 | 100 | the same"
-    assert row(done.stdout, "`sampling.guidance_scale`") == "3 | 5 | "
+# What is measured on the same -------------------------------------------------------------------
 
 
-def test_a_worse_run(clone):
-    here = clone(BASE)
-    here.commit(changed(fid=6.0, fid_lo=5.5, fid_hi=6.5, recall=0.4))
-    text = here.diff("origin/main").stdout
-    assert row(text, "fid `scene.standard.fid`") == "4 | 6 | ▲ **worse**"
-    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.4 | ▼ worse, no interval"
+def test_a_change_is_judged_by_the_intervals(clone):
+    standard = {
+        **interval("fid", 4.0, 0.5),
+        **interval("kid_x1000", 30.0, 5),
+        **interval("precision", 0.5, 0.1),
+        **interval("coverage", 0.5, 0.1),
+        "recall": 0.5,
+        "density": 0.5,
+        "n": 300,
+        "spread": 2,
+    }
+    here = clone({"fid": {"scene": {"standard": standard}}})
+    changed = {
+        **interval("fid", 2.0, 0.5),
+        **interval("kid_x1000", 50.0, 5),
+        **interval("precision", 0.55, 0.1),
+        "coverage": 0.6,
+        "recall": 0.6,
+        "density": 0.4,
+        "n": 300.0,
+        "spread": 3,
+    }
+    # The words of metrics/context.json are no part of what was measured.
+    here.commit({"fid": {"scene": {"standard": changed}}}, guidance=5.0, words="Frechet distance")
+    text = here.diff()
+    for name, verdict in (
+        ("fid", "4 | 2 | ▼ **better**"),
+        ("kid_x1000", "30 | 50 | ▲ **worse**"),
+        ("precision", "0.5 | 0.55 | ▲ within the intervals"),
+        ("coverage", "0.5 | 0.6 | ▲ better, no interval"),  # here only
+        ("recall", "0.5 | 0.6 | ▲ better, no interval"),
+        ("density", "0.5 | 0.4 | ▼ worse, no interval"),
+        ("spread", "2 | 3 | ▲"),  # nobody knows which way is better
+        ("coverage_lo", "0.4 | - | gone"),
+    ):
+        assert row(text, f"fid `scene.standard.{name}`") == verdict
+    assert "`scene.standard.n`" not in text, "300 and 300.0 are the same"
+    assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
+
+
+def test_metrics_come_and_go(clone):
+    here = clone()
+    here.commit({"fid": {"scene": {"standard": {"fid": 4.0, "kid_x1000": 20.0}}}})
+    text = here.diff()
+    assert row(text, "fid `scene.standard.fid`") == "4 | 4 | the same"
+    assert row(text, "fid `scene.standard.kid_x1000`") == "- | 20 | new"
+    assert row(text, "fid `scene.standard.recall`") == "0.5 | - | gone"
+    assert row(text, "llm `perplexity`") == "100 | - | gone"
     params = text.split("### Params")[1].split("### Metrics")[0]
     assert "|" not in params  # no table, as no param changed
 
 
-def test_a_change_within_the_intervals_is_neither(clone):
-    here = clone(BASE)
-    here.commit(changed(fid=4.4, fid_lo=3.9, fid_hi=4.9, n=310))
-    text = here.diff("origin/main").stdout
-    assert row(text, "fid `scene.standard.fid`") == "4 | 4.4 | ▲ within the intervals"
-    assert row(text, "fid `scene.standard.n`") == "300 | 310 | ▲"
-
-
-def test_numbers_of_other_imagery_are_not_compared(clone):
-    here = clone(BASE)
-    here.commit(changed(fid=2.0, fid_lo=1.5, fid_hi=2.5, recall=0.6), imagery="b")
-    text = here.diff("origin/main").stdout
-    assert row(text, "fid `scene.standard.fid`") == "4 | 2 | not comparable: imagery: b and a"
-    assert row(text, "fid `scene.standard.recall`") == "0.5 | 0.6 | ▲ better, no interval"
-
-
-def test_metrics_come_and_go(clone):
-    here = clone(BASE)
-    here.commit({"fid": {"scene": {"standard": {"fid": 4.0, "kid_x1000": 20.0}}}})
-    text = here.diff("origin/main").stdout
-    assert row(text, "fid `scene.standard.kid_x1000`") == "- | 20 | new"
-    assert row(text, "fid `scene.standard.recall`") == "0.5 | - | gone"
-    assert row(text, "llm `perplexity`") == "100 | - | gone"
-
-
 def test_a_base_without_metrics(clone):
     here = clone({})
-    here.commit(BASE)
-    done = here.diff("origin/main")
-    assert done.returncode == 0, done.stderr
-    _, *notes = done.stdout.split("### Params")[0].splitlines()
-    assert any("`origin/main`" in note for note in notes)
-    assert row(done.stdout, "llm `perplexity`") == "- | 100 | new"
+    here.commit(METRICS)
+    text = here.diff()
+    assert "`origin/main` has no metrics" in text
+    assert row(text, "llm `perplexity`") == "- | 100 | new"
+
+
+# What is not ------------------------------------------------------------------------------------
+
+
+def test_numbers_of_other_data_are_not_compared(clone):
+    here = clone()
+    measured_on = deepcopy(MEASURED_ON)
+    measured_on["fid.scene.standard"] |= {"n": 256, "tiles_px": 64}
+    measured_on["diffusion"]["validation_tiles"] = "b"
+    del measured_on["llm"]
+    metrics = deepcopy(METRICS)
+    metrics["fid"]["scene"]["standard"] |= interval("fid", 2.0, 0.5) | {"n": 256}
+    metrics["llm"] = interval("perplexity", 50.0, 10) | {"tokens": 900}
+    metrics["diffusion"]["validation_loss"] = 0.4
+    here.commit(metrics, measured_on)
+    text = here.diff()
+    assert not is_judged(text)
+    fid = row(text, "fid `scene.standard.fid`")
+    assert fid.startswith("4 | 2 | not comparable: ")
+    assert "n 256, was 300" in fid and "tiles 64 px, was none" in fid and "test tiles" not in fid
+    assert row(text, "fid `scene.standard.fid_lo`") == "3.5 | 1.5 | not comparable"
+    loss = row(text, "diffusion `validation_loss`")
+    assert loss == "0.6 | 0.4 | not comparable: other validation tiles"
+    assert row(text, "llm `perplexity`") == "100 | 50 | not described in context.json"
+    assert "mermaid" not in text, "the two curves are not drawn in one chart"
+
+
+def test_runs_at_two_scales_are_not_compared(clone, smoke):
+    """Every number of a finished run, against the same run on other tiles; then undescribed."""
+    names = [path.stem for path in (smoke / "metrics").glob("*.json") if path.stem != "context"]
+    old = {name: json.loads((smoke / f"metrics/{name}.json").read_text()) for name in names}
+    measured_on = json.loads((smoke / "metrics/context.json").read_text())["measured_on"]
+    here = clone(old, measured_on)
+
+    def halved(value):
+        if isinstance(value, dict):
+            return {key: halved(part) for key, part in value.items()}
+        return value / 2
+
+    new = halved(old)
+    here.commit(new, measured_on)
+    assert is_judged(here.diff()), "the same tiles: the comparison is one"
+    on_other_inputs = deepcopy(measured_on)
+    for entry in on_other_inputs.values():
+        entry.update(dict.fromkeys(entry.keys() - {"device"}, "other"))
+    here.commit(new, on_other_inputs)
+    text = here.diff()
+    assert not is_judged(text) and "not comparable: other test tiles" in text
+    here.commit(new, {})
+    text = here.diff()
+    assert not is_judged(text) and "not described in context.json" in text
+
+
+def test_another_device_alone_makes_nothing_better(clone):
+    """Against an interval it is judged and named; without one, nothing is said to be better."""
+    measured_on = deepcopy(MEASURED_ON)
+    for entry in measured_on.values():
+        entry["device"] = {"finetune_sd": "cpu with 2 threads"}
+    here = clone(METRICS, measured_on)
+    measured_on["diffusion"]["device"] = {"finetune_sd": "gpu"}
+    measured_on["fid.scene.standard"]["device"] = {"finetune_sd": "gpu"}
+    metrics = deepcopy(METRICS)
+    metrics["fid"]["scene"]["standard"] |= interval("fid", 2.0, 0.5)
+    metrics["diffusion"]["validation_loss"] = 0.4
+    metrics["llm"] = interval("perplexity", 50.0, 10) | {"tokens": 900}
+    here.commit(metrics, measured_on)
+    text = here.diff()
+    device = "finetune_sd on gpu, was cpu with 2 threads"
+    assert device in text.split("### Params")[0]
+    assert row(text, "fid `scene.standard.fid`") == f"4 | 2 | ▼ **better**; {device}"
+    assert row(text, "diffusion `validation_loss`") == f"0.6 | 0.4 | ▼ no interval; {device}"
+    assert row(text, "llm `perplexity`") == "100 | 50 | ▼ **better**"
+
+
+# Which commit -----------------------------------------------------------------------------------
+
+
+def test_the_merge_base_is_compared_and_named(clone, tmp_path, environment):
+    here = clone()
+    base = here.git("rev-parse", "--short=7", "HEAD")
+    metrics = deepcopy(METRICS)
+    metrics["diffusion"]["validation_loss"] = 0.3
+    origin = Checkout(tmp_path / "origin", environment)
+    origin.commit(metrics, guidance=9.0)
+    here.git("fetch", "-q")
+    here.commit(METRICS, guidance=5.0)
+    text = here.diff()
+    assert f"`{base}`" in text.split("### Params")[0]
+    # Not what `main` did since: its guidance of 9 and its loss of 0.3.
+    assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
+    assert row(text, "diffusion `validation_loss`") == "0.6 | 0.6 | the same"
+
+    # A branch that builds on this commit: nothing but uncommitted changes is compared.
+    here.git("reset", "-q", "--hard", base)
+    assert "not committed" in here.diff()
 
 
 def test_the_losses_of_both_are_drawn_over_one_another(clone):
-    here = clone(BASE)
+    here = clone()
     (here.folder / "metrics/plots/diffusion_loss.csv").write_text(
         "step,train_loss,validation_loss\n0,,0.8\n16,0.5,0.4\n"
     )
-    chart = here.diff("origin/main").stdout.split("```mermaid\n")[1].split("```")[0]
+    chart = here.diff().split("```mermaid\n")[1].split("```")[0]
     title = re.search('title "(.*)"', chart)[1]
-    assert all(name in title for name in ("validation_loss", "diffusion_loss", "origin/main"))
+    assert all(name in title for name in ("validation_loss", "diffusion_loss", "here"))
     assert 'x-axis "step" 0 --> 16' in chart
     curves = re.findall(r"line \[(.*)\]", chart)
     old, new = ([float(value) for value in values.split(",")] for values in curves)
@@ -154,11 +281,75 @@ def test_the_losses_of_both_are_drawn_over_one_another(clone):
     assert (old[0], old[15], new[0], new[-1]) == (0.7, 0.65, 0.8, 0.4)
 
 
-def test_an_unknown_revision_is_one_line(clone):
-    done = clone(BASE).diff("nosuch")
-    assert (
-        done.returncode == 1
-        and len(done.stderr.splitlines()) == 1
-        and "nosuch" in done.stderr
-        and "fetch-depth: 0" in done.stderr
-    )
+# What can't be read -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """`refuse(checkout, revision)` runs the tool in this process and returns its error."""
+
+    def run(checkout: Checkout, revision: str) -> str:
+        monkeypatch.chdir(checkout.folder)
+        monkeypatch.setattr(sys, "argv", ["diff", revision])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tool installs its own
+        with pytest.raises(SystemExit) as stop:
+            diff.main()
+        assert not capsys.readouterr().out
+        error = str(stop.value.code)
+        assert error.startswith("error: ") and "\n" not in error
+        return error
+
+    return run
+
+
+def test_what_cannot_be_read_is_an_error_of_one_line(clone, refuse):
+    here = clone()
+    for path, content, named in (
+        ("metrics/llm.json", '{"perplexity": 90.0,', "not valid JSON"),
+        ("metrics/llm.json", '{"perplexity": NaN}', "perplexity: nan"),
+        ("metrics/llm.json", '{"perplexity": [90.0]}', "perplexity: [90.0]"),
+        ("metrics/llm.json", None, "missing"),
+        ("metrics/context.json", "<<<<<<< HEAD", "not valid JSON"),
+        ("params.yaml", "sampling: [", "params.yaml"),
+        ("metrics/plots/diffusion_loss.csv", "step,validation_loss\n0,low\n", "low"),
+    ):
+        file = here.folder / path
+        before = file.read_text()
+        file.write_text(content) if content else file.unlink()
+        error = refuse(here, "origin/main")
+        assert path in error and named in error
+        file.write_text(before)
+
+
+def test_what_a_base_cannot_show_is_an_error(clone, refuse, tmp_path, environment):
+    here = clone()
+    (here.folder / "metrics/llm.json").write_text("<<<<<<< HEAD")
+    (here.folder / "dvc.yaml").write_text("metrics: [metrics/llm.json]\n")
+    here.git(*IDENTITY, "commit", "-qam", "a conflict")
+    base = here.git("rev-parse", "--short=7", "HEAD")
+    here.commit(METRICS)
+    error = refuse(here, "HEAD~1")
+    assert "metrics/llm.json" in error and base in error
+
+    # DVC's own message, where it can't read the pipeline of the base.
+    (here.folder / "dvc.yaml").write_text("stages: [\n")
+    here.git(*IDENTITY, "commit", "-qam", "no YAML")
+    base = here.git("rev-parse", "--short=7", "HEAD")
+    here.commit(METRICS)
+    done = here.run("HEAD~1")
+    assert done.returncode == 1 and not done.stdout
+    assert base in done.stderr.splitlines()[-1] and "YAML" in done.stderr.splitlines()[-1]
+
+    # A shallow clone without the merge base; a branch without one; no such revision.
+    here.git("push", "-q", "origin", "HEAD:refs/heads/topic")
+    shallow = Checkout(tmp_path / "shallow", environment)
+    url = f"file://{tmp_path}/origin"
+    here.git("clone", "-q", "--depth=1", "--no-single-branch", "-b", "topic", url, shallow.folder)
+    here.git("checkout", "-q", "--orphan", "unrelated")
+    here.git(*IDENTITY, "commit", "-qm", "unrelated")
+    for checkout, revision, named in (
+        (shallow, "origin/main", "--unshallow"),
+        (here, "main", "no commit in common"),
+        (here, "nosuch", "nosuch"),
+    ):
+        assert named in refuse(checkout, revision)

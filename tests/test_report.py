@@ -15,25 +15,26 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from PIL import Image
-from report_run import build, image_cell
+from report_run import TEST_SCHEMA, build, image_cell
 from safetensors.numpy import load_file
 
 from stages import report
-from stages.common.artifacts import IMAGE, write_json, write_shards
-from stages.params import LULC_CLASSES
-from stages.reporting import charts, further_metrics, grids, sweeps, tables
+from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
+from stages.params import LULC_CLASSES, load
+from stages.reporting import charts, further_metrics, grids, selection, sweeps, tables
 from stages.reporting.album import Album
-from stages.reporting.comparable import differences
-from stages.reporting.context import RunContext
+from stages.reporting.comparable import (
+    describe_devices,
+    describe_difference,
+    find_description,
+)
+from stages.reporting.context import RunContext, read_context
+from stages.reporting.measured_on import measured_on
 
 
 def outputs(root: Path) -> dict[str, bytes]:
-    """Everything but run.js, which holds what belongs to the moment."""
-    files = [
-        file
-        for file in (root / "metrics/report").rglob("*")
-        if file.is_file() and file.name != "run.js"
-    ]
+    """The bytes of all outputs of the stage, by path."""
+    files = [file for file in (root / "metrics/report").rglob("*") if file.is_file()]
     files += [root / "metrics/table.md", root / "metrics/context.json"]
     return {str(file.relative_to(root)): file.read_bytes() for file in files}
 
@@ -129,7 +130,6 @@ def test_comparability_depends_on_what_was_run(metrics):
     sampling = {"resolution": 512, "scheduler": "pndm", "steps": 50, "guidance_scale": 7.5}
     context = RunContext(
         sources=sources,
-        extractors={},
         classifiers={"lulc": {"classes_without_real": ["Snow Ice"]}, "scenes": {}},
         sampling=sampling | {"model": "0"},
         labels={},
@@ -158,14 +158,10 @@ def test_comparability_depends_on_what_was_run(metrics):
 # Context -----------------------------------------------------------------------------------------
 
 
-def test_context_identifies_each_number(made):
+def test_context_tells_each_number_in_words(made):
     context = json.loads((made / "metrics/context.json").read_text())
     number = context["numbers"]["fid.scene.paper.fid"]
     assert number["paper"] == 245.3629
-    assert number["n"] == 8
-    assert number["extractor"] == "scene"
-    assert len(number["weights"]) == 16
-    assert number["generator"] == "0123456789abcdef"
     assert number["comparable"].startswith("no: ")
     assert "demo" in context["scale"]
     assert context["sources"]["papers"]["source"] == "embedded"
@@ -173,21 +169,130 @@ def test_context_identifies_each_number(made):
     assert context["sampling"]["scheduler"] == "pndm"
 
 
-def test_differences_name_what_does_not_compare(made):
-    """Another model compares; another number of images, other tiles, another extractor don't."""
-    first = json.loads((made / "metrics/context.json").read_text())
-    second = json.loads(json.dumps(first))
-    for number in second["numbers"].values():
-        if "generator" in number:
-            number["generator"] = "another model"
-    assert differences(first, second) == {}
-    second["numbers"]["fid.scene.standard.fid"] |= {"n": 1093, "weights": "fedcba9876543210"}
-    del second["numbers"]["llm.perplexity"]
-    reasons = differences(first, second)
-    assert set(reasons) == {"fid.scene.standard.fid", "llm.perplexity"}
-    assert "first" in reasons["llm.perplexity"]
-    assert "n: 24 and 1093" in reasons["fid.scene.standard.fid"]
-    assert "weights: " in reasons["fid.scene.standard.fid"]
+def described(root: Path) -> dict[str, dict]:
+    return json.loads((root / "metrics/context.json").read_text())["measured_on"]
+
+
+def all_numbers(values: dict, key: str) -> list[str]:
+    """The dotted keys of all numbers of a metrics file."""
+    if not isinstance(values, dict):
+        return [key]
+    return [number for name in values for number in all_numbers(values[name], f"{key}.{name}")]
+
+
+def test_every_metric_is_described(smoke):
+    """In a finished run: all numbers of all metrics files."""
+    entries = described(smoke)
+    for name in report.METRICS:
+        numbers = all_numbers(json.loads((smoke / f"metrics/{name}.json").read_text()), name)
+        assert numbers and all(find_description(entries, number) for number in numbers)
+    assert {path.stem for path in (smoke / "metrics").glob("*.json")} == {
+        *report.METRICS,
+        "context",
+    }
+    accuracy = find_description(entries, "classify_lulc.real_test.overall_accuracy")
+    metrics = json.loads((smoke / "metrics/classify_lulc.json").read_text())
+    assert accuracy["n"] == metrics["real_test"]["n"]
+    assert (accuracy["seeds"], accuracy["tiles_px"]) == (1, 32)
+    # The suite runs on one thread.
+    assert accuracy["device"] == dict.fromkeys(("finetune_sd", "classify"), "cpu with 1 thread")
+
+
+def describe_here() -> dict[str, dict]:
+    """What `report` would write, without its pictures."""
+    params = load()
+    metrics = {name: read_json(f"metrics/{name}.json") for name in report.METRICS}
+    _, tuned, synthetic = selection.read_image_rows()
+    return measured_on(
+        metrics,
+        read_context(tuned, synthetic),
+        {str(label): scenes for label, scenes in params.classes.items()},
+        params.encode,
+        params.finetune_sd,
+        params.finetune_llm,
+    )
+
+
+def test_the_most_particular_entry_describes_a_metric():
+    entries = {
+        "images": {"n": 1},
+        "images.scene": {"n": 2},
+        "images.scene.tuned.memorized": {"n": 3},
+    }
+    for metric, n in (
+        ("images.scene.tuned.memorized", 3),
+        ("images.scene.tuned.memorized_lo", 3),  # its interval
+        ("images.scene.tuned.median", 2),
+        ("images.pixels.tuned.median", 1),
+    ):
+        assert find_description(entries, metric) == {"n": n}
+    assert find_description(entries, "imagesque.n") is None
+
+
+def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypatch):
+    """Each input of the descriptions changes those that depend on it, and no other."""
+    before = described(made)
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "run"))
+    assert describe_here() == before
+
+    def rewrite_tiles(folder: Path) -> None:
+        rows = pq.read_table(folder).to_pylist()
+        rows[0]["image"] = rows[1]["image"]
+        write_shards(folder, rows, TEST_SCHEMA)
+
+    def rewrite_json(path: str, **values) -> None:
+        write_json(path, json.loads(Path(path).read_text()) | values)
+
+    def rewrite_chunks(split: str) -> None:
+        rows = pq.read_table("data/chunks.parquet").to_pylist()
+        for row in rows:
+            row["text"] += " Rivers bend." if row["split"] == split else ""
+        pq.write_table(pa.Table.from_pylist(rows), "data/chunks.parquet")
+
+    def rewrite_scenes(scenes: list[str]) -> None:
+        params = yaml.safe_load(Path("params.yaml").read_text())
+        params["classes"]["Bare Land"] = scenes
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+
+    on_test_tiles = {"review", "ceiling_lulc", "ceiling_scenes", "classify_lulc", "classify_scenes"}
+    on_test_tiles |= {"fid.scene.standard", "fid.scene.paper", "caption_agreement"}
+    on_classes = {"ceiling_lulc", "classify_lulc", "caption_agreement.class_agreement"}
+    changes = [
+        (lambda: rewrite_tiles(Path("data/imagery/test")), on_test_tiles, "other test tiles"),
+        (
+            lambda: rewrite_tiles(Path("data/imagery/valid")),
+            {"diffusion", "diffusion.diversity"},
+            "other validation tiles",
+        ),
+        (lambda: rewrite_chunks("train"), set(), ""),
+        (lambda: rewrite_chunks("test"), {"llm", "llm.bits_per_character"}, "other held-out text"),
+        (lambda: rewrite_scenes(["desert", "bareland"]), set(), ""),  # in another order
+        (lambda: rewrite_scenes(["desert"]), on_classes, "other scenes of the classes"),
+        (
+            lambda: rewrite_json("metrics/ceiling_lulc.json", seeds=5),
+            {"ceiling_lulc"},
+            "seeds 5, was 3",
+        ),
+        # What is compared may differ: the model and how many images the classifier learned from.
+        (lambda: rewrite_json("metrics/classify_lulc.json", n_train=9), set(), ""),
+        (lambda: rewrite_json("metrics/diffusion.json", best_step=9), set(), ""),
+    ]
+    for change, expected, reason in changes:
+        change()
+        after = describe_here()
+        differences = {key: describe_difference(after[key], before[key]) for key in before}
+        changed = {key for key, difference in differences.items() if difference}
+        parts = {key for key in changed if key.count(".") > 1 or key.startswith("images")}
+        assert changed - parts == expected - parts, reason
+        assert {differences[key] for key in changed} <= {reason}
+        before = after
+
+
+def test_another_device_is_named_and_compares(made):
+    before = described(made)["diffusion"]
+    after = before | {"device": {"finetune_sd": "gpu"}}
+    assert describe_difference(after, before) == ""
+    assert describe_devices(after, before) == ["finetune_sd on gpu, was cpu with 2 threads"]
 
 
 # The page ----------------------------------------------------------------------------------------
@@ -197,7 +302,7 @@ def test_page_stands_alone(made):
     folder = made / "metrics/report"
     text = (folder / "index.html").read_text()
     addresses = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert len(addresses) > 30 and "run.js" in addresses
+    assert len(addresses) > 30
     assert not [address for address in addresses if address.startswith(("http", "//", "/"))]
     for address in addresses:
         assert address.startswith(("#", "data:")) or (folder / address).is_file()
@@ -284,7 +389,7 @@ def test_page_shows_the_gallery_and_its_extremes(made):
 
 
 def test_run_js_holds_what_belongs_to_the_moment(made):
-    text = (made / "metrics/report/run.js").read_text()
+    text = (made / "metrics/run.js").read_text()
     run = json.loads(text.removeprefix("const run = ").removesuffix(";\n"))
     assert run["commit"] == "" and run["changed"] is False
     assert run["versions"]["torch"]
@@ -296,11 +401,11 @@ def test_run_js_holds_what_belongs_to_the_moment(made):
     assert stages["fid"]["seconds"] is None, "not run here"
     size = sum(file.stat().st_size for file in (made / "data/synthetic").iterdir())
     assert stages["generate"]["bytes"] == size
-    assert stages["chunk"]["bytes"] is None
+    assert stages["encode"]["bytes"] is None
 
 
 def test_run_js_has_the_stages_in_the_order_data_flows(made):
-    text = (made / "metrics/report/run.js").read_text()
+    text = (made / "metrics/run.js").read_text()
     stages = json.loads(text.removeprefix("const run = ").removesuffix(";\n"))["stages"]
     names = [stage["name"] for stage in stages]
     assert names == list(yaml.safe_load((REPOSITORY / "dvc.yaml").read_text())["stages"])
@@ -351,11 +456,13 @@ def test_a_sweep_is_a_chart(tmp_path):
         sweeps.sweep_charts(tmp_path)
 
 
-def test_same_bytes_twice(made, monkeypatch):
-    before = outputs(made)
-    monkeypatch.chdir(made)
+def test_same_bytes_at_another_time_and_place(made, tmp_path, monkeypatch):
+    copy = shutil.copytree(made, tmp_path / "run")
+    (copy / ".dvc/tmp/stage_times/generate").write_text("99.0\n")
+    monkeypatch.chdir(copy)
     report.main()
-    assert outputs(made) == before
+    assert '"seconds": 99.0' in (copy / "metrics/run.js").read_text()
+    assert outputs(copy) == outputs(made)
 
 
 def test_a_refused_fid_is_in_the_table_and_a_missing_input_is_an_error(made, tmp_path, monkeypatch):

@@ -1,29 +1,32 @@
-"""Compare this run with another revision, as the Markdown of a pull request's comment.
+"""Compare this run with another branch, as the Markdown of a pull request's comment.
 
     python -m tools.diff main > comment.md
 
-It shows the params, metrics and loss curves that changed. The curves are Mermaid charts, which the
-comment renders by itself: nothing has to be uploaded.
+It compares with the merge base, the commit at which this branch left the other one: what the
+other branch did since then is no effect of this run. It shows the params, metrics and loss curves
+that changed. The curves are Mermaid charts, which the comment renders by itself: nothing has to be
+uploaded.
 
 Only what git holds is read (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data
-and no cache. A metric is called better or worse only where the 95 % intervals of the two runs are
-disjoint. Where metrics/context.json says that the two values measure different things (other
-imagery, another feature extractor, another N), the comment says so instead.
+and no cache. A metric is called better or worse only where metrics/context.json of both runs says
+that it was measured on the same (test tiles, N, resolution, feature extractor, ...), and the 95 %
+intervals of the two runs are disjoint. Where something can't be read, it ends with exit code 1.
 """
 
 import argparse
 import csv
 import io
 import json
-import subprocess
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from stages.reporting.comparable import differences
+from stages.reporting.comparable import describe_devices, describe_difference, find_description
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
-from tools.git import git
+from tools.commands import git
 
 # Metrics by the last part of their key. Any other change is an arrow, neither better nor worse.
 LOWER_IS_BETTER = {
@@ -33,7 +36,6 @@ LOWER_IS_BETTER = {
     "cmmd",
     "sinkhorn",
     "loss",
-    "train_loss",
     "validation_loss",
     "perplexity",
     "bits_per_character",
@@ -70,12 +72,36 @@ HEADLINES = {
     "metrics/diffusion.json": ("validation_loss",),
     "metrics/llm.json": ("perplexity",),
 }
-# metrics/plots/<name>.csv -> the column drawn over `step`.
-CURVES = {"diffusion_loss": "validation_loss", "llm_loss": "loss"}
+# metrics/plots/<name>.csv -> the column drawn over `step`, and a metric measured on the same.
+CURVES = {
+    "diffusion_loss": ("validation_loss", "diffusion.validation_loss"),
+    "llm_loss": ("loss", "llm.train_loss"),
+}
 CURVE_POINTS = 25
 
-# (file, dotted key) -> {old, new}; DVC leaves out what a revision does not have.
+# (file, dotted key) -> {old, new}; without `old` or `new` where a run does not have it.
 Changes = dict[tuple[str, str], dict]
+
+
+class Runs(NamedTuple):
+    """What the metrics of two runs were measured on: `measured_on` of metrics/context.json.
+
+    A metric is named as in that file, for example `llm.perplexity`.
+    """
+
+    old: dict[str, dict]
+    new: dict[str, dict]
+
+    def difference(self, metric: str) -> str | None:
+        """Why two values don't compare, "" if they do; None where a run does not describe it."""
+        old = find_description(self.old, metric)
+        new = find_description(self.new, metric)
+        return None if old is None or new is None else describe_difference(new, old)
+
+    def devices(self, metric: str) -> list[str]:
+        """Which stages trained what is measured on another device or number of threads."""
+        old = find_description(self.old, metric) or {}
+        return describe_devices(find_description(self.new, metric) or {}, old)
 
 
 def main() -> None:
@@ -87,50 +113,137 @@ def main() -> None:
     parser.add_argument("revision", help="to compare with: a branch, a tag or a commit")
     revision = parser.parse_args().revision
     start_process()
+    commit = find_merge_base(revision)
+    params, metrics = read_changes(commit)
+    runs = Runs(read_measured_on(commit), read_measured_on("workspace"))
+    comment = write_comment(revision, commit, params, metrics, runs)
+    print("\n".join([*comment, *loss_charts(commit, runs)]))
+
+
+# Reading both runs -------------------------------------------------------------------------------
+
+
+def find_merge_base(revision: str) -> str:
+    """Return the commit at which HEAD left `revision`: all 40 digits."""
     if git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
         exit_with_error(
             f"diff: {revision} is no revision of this repository; "
             "a shallow clone lacks history (fetch-depth: 0)"
         )
-    params = dvc_diff("params", revision)
-    metrics = dvc_diff("metrics", revision, "--all")
-    reasons = incomparable_metrics(revision)
-    print(write_comment(revision, params, metrics, reasons, loss_charts(revision)), end="")
+    commit = git("merge-base", revision, "HEAD")
+    if commit:
+        return commit.strip()
+    if git("rev-parse", "--is-shallow-repository") == "true\n":
+        exit_with_error(
+            f"diff: this shallow clone lacks the commit at which HEAD left {revision}: "
+            "`git fetch --unshallow` fetches it (in a workflow: fetch-depth: 0)"
+        )
+    exit_with_error(f"diff: HEAD and {revision} have no commit in common")
 
 
-def dvc_diff(kind: str, revision: str, *options: str) -> Changes:
-    """The changes of `params` or `metrics` since a revision; DVC logs what it cannot read."""
-    command = ["dvc", kind, "diff", "--json", *options, revision]
-    finished = subprocess.run(command, capture_output=True, text=True)
-    if finished.returncode:
-        last_line = finished.stderr.strip().splitlines()[-1]
-        exit_with_error(f"diff: dvc {kind} diff {revision}: {last_line}")
-    files = json.loads(finished.stdout or "{}")
-    return {(file, key): change for file, keys in files.items() for key, change in keys.items()}
+def read_changes(commit: str) -> tuple[Changes, Changes]:
+    """Read the params that changed since a commit, and all metrics of both runs.
+
+    DVC tells which files hold metrics, for each run by its own dvc.yaml.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(".") as repo:
+            params = repo.params.diff(a_rev=commit)
+            listed = repo.metrics.show(revs=[commit], hide_workspace=False)
+    except DvcException as error:
+        exit_with_error(f"diff: {error}")
+    if commit not in listed:
+        exit_with_error(f"diff: commit {commit[:7]} has no dvc.yaml")
+    metrics: Changes = {}
+    for side, run in (("old", commit), ("new", "workspace")):
+        errors = params.get("errors", {}).get(run) or listed[run].get("error")
+        if isinstance(errors, dict):  # by file
+            file, cause = next(iter(errors.items()))
+            exit_with_error(f"diff: {where(file, run)}: {cause}")
+        if errors:
+            place = "working tree" if run == "workspace" else f"commit {run[:7]}"
+            exit_with_error(f"diff: {place}: {errors}")
+        for file in sorted(listed[run]["data"]):
+            for key, value in read_metrics(file, run).items():
+                metrics.setdefault((file, key), {})[side] = value
+    changes = params.get("diff", {})
+    return {(file, key): changes[file][key] for file in changes for key in changes[file]}, metrics
 
 
-def incomparable_metrics(revision: str) -> dict[str, str]:
-    """Metric, such as `llm.perplexity` -> why its values at the two revisions don't compare."""
-    path = Path("metrics/context.json")
-    old_text = git("show", f"{revision}:./{path}")
-    if not old_text or not path.exists():
-        return {}
-    return differences(json.loads(path.read_text(encoding="utf-8")), json.loads(old_text))
+def where(path: str, run: str) -> str:
+    """Name a file of the working tree, or of a commit. run: "workspace", or the commit."""
+    return path if run == "workspace" else f"{path} in commit {run[:7]}"
+
+
+def read_text(path: str, run: str) -> str | None:
+    """Read a file of the working tree, or of a commit; None where it is missing."""
+    if run != "workspace":
+        return git("show", f"{run}:./{path}")
+    return Path(path).read_text(encoding="utf-8") if Path(path).exists() else None
+
+
+def read_json(path: str, run: str) -> dict | None:
+    """Read a JSON object of the working tree, or of a commit; None where the file is missing.
+
+    Raises:
+        SystemExit: the file holds anything else.
+    """
+    try:
+        text = read_text(path, run)
+        content = None if text is None else json.loads(text)
+    except ValueError as error:  # no JSON, or no UTF-8
+        exit_with_error(f"diff: {where(path, run)}: not valid JSON: {error}")
+    if text is not None and not isinstance(content, dict):
+        exit_with_error(f"diff: {where(path, run)}: not a JSON object")
+    return content
+
+
+def read_metrics(path: str, run: str) -> dict[str, float]:
+    """Read a metrics file as dotted key -> finite number.
+
+    Raises:
+        SystemExit: the file is missing, or holds anything else.
+    """
+    content = read_json(path, run)
+    if content is None:
+        exit_with_error(f"diff: {where(path, run)}: missing, though dvc.yaml names it")
+    numbers: dict[str, float] = {}
+    waiting = [("", content)]
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [(f"{key}.{name}" if key else name, part) for name, part in value.items()]
+        elif isinstance(value, (int, float)) and math.isfinite(value):
+            numbers[key] = value
+        else:
+            exit_with_error(f"diff: {where(path, run)}: {key}: {value} is not a finite number")
+    return numbers
+
+
+def read_measured_on(run: str) -> dict[str, dict]:
+    """Read what the metrics of a run were measured on; {} where it does not say so."""
+    return (read_json("metrics/context.json", run) or {}).get("measured_on", {})
+
+
+# Writing the comment -----------------------------------------------------------------------------
 
 
 def write_comment(
-    revision: str, params: Changes, metrics: Changes, reasons: dict[str, str], charts: list[str]
-) -> str:
-    """Write the comment as Markdown.
+    revision: str, commit: str, params: Changes, metrics: Changes, runs: Runs
+) -> list[str]:
+    """Write the comment as lines of Markdown, without the charts.
 
     Args:
-        revision: the one compared with.
+        revision: the branch that the run is compared with.
+        commit: the merge base.
         params: what changed of params.yaml.
-        metrics: all metrics of both revisions.
-        reasons: metric, as `incomparable_metrics` names it -> why its two values don't compare.
-        charts: lines of Markdown to end with.
+        metrics: all metrics of both runs.
+        runs: what they were measured on.
     """
-    verdicts = {metric: describe_change(metric, metrics, reasons) for metric in metrics}
+    verdicts = {metric: describe_change(metric, metrics, runs) for metric in metrics}
     headlines = [
         metric
         for file, key_ends in HEADLINES.items()
@@ -142,21 +255,45 @@ def write_comment(
         for metric, change in metrics.items()
         if metric not in headlines and change.get("old") != change.get("new")
     ]
-    lines = [f"## This run against `{revision}`", ""]
-    if all(change.get("old") is None for change in metrics.values()):
-        lines += [f"`{revision}` has no metrics to compare with.", ""]
-
+    lines = [f"## This run against `{revision}`", "", *notes(revision, commit, metrics, runs)]
     lines += ["### Params", ""]
     files = list(dict.fromkeys(file for file, _ in params))
     by_name = sorted(params, key=lambda param: (files.index(param[0]), param[1]))
-    lines += table(revision, [(f"`{key}`", params[file, key], "") for file, key in by_name])
+    lines += table(commit, [(f"`{key}`", params[file, key], "") for file, key in by_name])
     lines += ["", "### Metrics", ""]
-    lines += table(revision, metric_rows(headlines, metrics, verdicts))
+    lines += table(commit, metric_rows(headlines, metrics, verdicts))
     if others:
         lines += ["", f"<details><summary>{len(others)} other numbers changed</summary>", ""]
-        lines += table(revision, metric_rows(sorted(others), metrics, verdicts))
+        lines += table(commit, metric_rows(sorted(others), metrics, verdicts))
         lines += ["", "</details>"]
-    return "\n".join([*lines, *charts]) + "\n"
+    return lines
+
+
+def notes(revision: str, commit: str, metrics: Changes, runs: Runs) -> list[str]:
+    """Write what to know before reading the tables: lines of Markdown."""
+    lines = [f"Compared with `{commit[:7]}`, the merge base of `{revision}` and HEAD.", ""]
+    if git("rev-parse", "HEAD") == f"{commit}\n":
+        lines += ["That is HEAD itself: only what is not committed yet can differ.", ""]
+    if all(change.get("old") is None for change in metrics.values()):
+        lines += [f"`{revision}` has no metrics to compare with.", ""]
+    for run, measured_on in ((f"`{commit[:7]}`", runs.old), ("this run", runs.new)):
+        if metrics and not measured_on:
+            lines += [f"metrics/context.json of {run} describes no metric: none is judged.", ""]
+    devices = {device: None for metric in metrics for device in runs.devices(context_key(metric))}
+    if devices:
+        lines += [
+            f"Trained on another device: {'; '.join(devices)}. That alone gives other weights, as "
+            "another seed would, and the interval of a single trained model does not cover it. To "
+            "credit a difference to this change, run both on the same device.",
+            "",
+        ]
+    return lines
+
+
+def context_key(metric: tuple[str, str]) -> str:
+    """Name a metric as metrics/context.json does: `llm.perplexity`."""
+    file, key = metric
+    return f"{Path(file).stem}.{key}"
 
 
 def metric_rows(
@@ -169,13 +306,13 @@ def metric_rows(
     ]
 
 
-def describe_change(metric: tuple[str, str], metrics: Changes, reasons: dict[str, str]) -> str:
+def describe_change(metric: tuple[str, str], metrics: Changes, runs: Runs) -> str:
     """Describe the change of one metric, with an arrow that points the way it moved.
 
     Args:
         metric: a key of `metrics`.
-        metrics: all metrics of both revisions; intervals are separate metrics.
-        reasons: metric, as `incomparable_metrics` names it -> why its two values don't compare.
+        metrics: all metrics of both runs; intervals are separate metrics.
+        runs: what they were measured on.
     """
     file, key = metric
     old = metrics[metric].get("old")
@@ -184,35 +321,39 @@ def describe_change(metric: tuple[str, str], metrics: Changes, reasons: dict[str
         return "new"
     if new is None:
         return "gone"
-    reason = reasons.get(f"{Path(file).stem}.{key}")
-    if reason:
-        return f"not comparable: {reason}"
+    name = key.rpartition(".")[2]
+    difference = runs.difference(context_key(metric))
+    if difference:
+        has_direction = name in LOWER_IS_BETTER | HIGHER_IS_BETTER
+        return f"not comparable: {difference}" if has_direction else "not comparable"
     if old == new:
         return "the same"
+    if difference is None:
+        return "not described in context.json"
 
     arrow = "▲" if new > old else "▼"
-    name = key.rpartition(".")[2]
     if name in LOWER_IS_BETTER:
         verdict = "better" if new < old else "worse"
     elif name in HIGHER_IS_BETTER:
         verdict = "better" if new > old else "worse"
     else:
         return arrow
+    devices = "".join(f"; {device}" for device in runs.devices(context_key(metric)))
     lows = metrics.get((file, f"{key}_lo"), {})
     highs = metrics.get((file, f"{key}_hi"), {})
-    bounds = [end.get(side) for end in (lows, highs) for side in ("old", "new")]
-    if None in bounds:
-        return f"{arrow} {verdict}, no interval"
+    if None in [end.get(side) for end in (lows, highs) for side in ("old", "new")]:
+        # Without an interval, nothing tells a change from what another device does.
+        return f"{arrow} no interval{devices}" if devices else f"{arrow} {verdict}, no interval"
     if max(lows["old"], lows["new"]) <= min(highs["old"], highs["new"]):
-        return f"{arrow} within the intervals"
-    return f"{arrow} **{verdict}**"
+        return f"{arrow} within the intervals{devices}"
+    return f"{arrow} **{verdict}**{devices}"
 
 
-def table(revision: str, rows: list[tuple[str, dict, str]]) -> list[str]:
+def table(commit: str, rows: list[tuple[str, dict, str]]) -> list[str]:
     """The lines of a Markdown table of (name, {old, new}, verdict)."""
     if not rows:
         return ["No change."]
-    lines = [f"| | `{revision}` | here | |", "|---|---:|---:|---|"]
+    lines = [f"| | `{commit[:7]}` | here | |", "|---|---:|---:|---|"]
     for name, change, verdict in rows:
         old = format_value(change.get("old"))
         new = format_value(change.get("new"))
@@ -229,11 +370,19 @@ def format_value(value: object) -> str:
     return str(value).replace("|", "\\|")
 
 
-def loss_charts(revision: str) -> list[str]:
-    """Lines of Markdown: a chart per loss, with the curves of both revisions at shared steps."""
+def loss_charts(commit: str, runs: Runs) -> list[str]:
+    """Lines of Markdown: a chart per loss, with the curves of both runs at shared steps."""
     lines = []
-    for name, column in CURVES.items():
-        curves = read_curves(name, column, revision)
+    for name, (column, metric) in CURVES.items():
+        difference = runs.difference(metric)
+        if difference:
+            lines += ["", f"`{column}` of {name} is not comparable: {difference}"]
+            continue
+        curves = {
+            commit[:7]: read_curve(name, column, commit),
+            "here": read_curve(name, column, "workspace"),
+        }
+        curves = {run: points for run, points in curves.items() if points.size}
         first = max((steps.min() for steps, _ in curves.values()), default=0)
         last = min((steps.max() for steps, _ in curves.values()), default=0)
         if first >= last:
@@ -253,20 +402,15 @@ def loss_charts(revision: str) -> list[str]:
     return lines
 
 
-def read_curves(name: str, column: str, revision: str) -> dict[str, np.ndarray]:
-    """The curve of each of the two runs that has one: steps and losses, [2, points]."""
-    path = Path(f"metrics/plots/{name}.csv")
-    texts = {
-        revision: git("show", f"{revision}:./{path}"),
-        "here": path.read_text(encoding="utf-8") if path.exists() else None,
-    }
-    curves = {}
-    for run, text in texts.items():
-        rows = csv.DictReader(io.StringIO(text or ""))
+def read_curve(name: str, column: str, run: str) -> np.ndarray:
+    """The curve of a run: steps and losses, [2, points]; empty where it has none."""
+    path = f"metrics/plots/{name}.csv"
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path, run) or ""))
         points = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
-        if points:
-            curves[run] = np.array(points).T
-    return curves
+    except (ValueError, KeyError) as error:
+        exit_with_error(f"diff: {where(path, run)}: not a curve of {column} over step: {error}")
+    return np.array(points).T
 
 
 if __name__ == "__main__":

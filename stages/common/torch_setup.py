@@ -20,6 +20,11 @@ def make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def cpu_threads(device: torch.device) -> int:
+    """Threads of this process on a CPU; 0 on a GPU. Another number gives other bytes."""
+    return torch.get_num_threads() if device.type == "cpu" else 0
+
+
 def torch_generator(seed: int, *item: int | str) -> torch.Generator:
     """`rng` for torch. It is on the CPU, so that its numbers don't depend on the device."""
     return torch.Generator().manual_seed(int(rng(seed, *item).integers(2**63)))

@@ -47,12 +47,13 @@ def exit_if_diverged(
     )
 
 
-def write(state: TrainingState, steps: int, cache: Path, latents: Path) -> None:
+def write(state: TrainingState, steps: int, cpu_threads: int, cache: Path, latents: Path) -> None:
     """Write `metrics/diffusion.json`, `metrics/plots/diffusion_loss.csv` and the sample grids.
 
     Args:
         state: at the end of training.
         steps: optimizer steps in all.
+        cpu_threads: that trained; 0 on a GPU.
         cache: the folder with the sample grids.
         latents: what was trained on, `data/latents`.
     """
@@ -68,6 +69,7 @@ def write(state: TrainingState, steps: int, cache: Path, latents: Path) -> None:
     captions = pq.read_table(latents / "captions.parquet", columns=["truncated"])
     metrics["best_step"] = state.best_step
     metrics["steps"] = steps
+    metrics["cpu_threads"] = cpu_threads
     metrics["truncated_captions"] = sum(captions["truncated"].to_pylist())
     write_json("metrics/diffusion.json", metrics)
 

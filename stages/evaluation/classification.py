@@ -21,7 +21,7 @@ from torchgeo.trainers import ClassificationTask
 
 from stages.common.artifacts import read_rows
 from stages.common.rng import rng
-from stages.common.torch_setup import torch_generator
+from stages.common.torch_setup import cpu_threads, torch_generator
 from stages.evaluation.networks import channel_statistics, create_network, load_images
 from stages.evaluation.scores import bootstrap_standard_errors, classification_scores
 from stages.params import Classifier
@@ -61,6 +61,7 @@ class ClassifierResult(NamedTuple):
 
     network: torch.nn.Module
     n_train: int
+    cpu_threads: int  # that trained it; 0 on a GPU
     scores: dict[str, dict[str, float]]
     standard_errors: dict[str, dict[str, float]]  # from the size of the test set
     predictions: dict[str, np.ndarray]  # class numbers [N]
@@ -319,8 +320,9 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
         "mean": mean,
         "std": std,
     }
+    threads = cpu_threads(trainer.strategy.root_device)
     return ClassifierResult(
-        task.model, len(data.train), scores, standard_errors, predictions, network_config
+        task.model, len(data.train), threads, scores, standard_errors, predictions, network_config
     )
 
 

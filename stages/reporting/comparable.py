@@ -1,36 +1,62 @@
-"""Whether numbers of two runs compare, by their descriptions in each run's metrics/context.json."""
+"""Whether a metric of two runs compares, by `measured_on` in each run's metrics/context.json."""
 
-# What two runs may differ in and still compare: the description, and what is being studied.
-MAY_DIFFER = {"metric", "paper", "comparable", "generator", "start", "best_step", "n_train"}
+# Parts of a description that hold a hash, as a reader calls what they identify.
+HASHED = {
+    "test_tiles": "test tiles",
+    "test_captions": "test captions",
+    "validation_tiles": "validation tiles",
+    "train_tiles": "training tiles",
+    "generated_images": "generated test images",
+    "classes": "scenes of the classes",
+    "images_per_class": "numbers of images per class",
+    "extractor": "weights of the feature extractor",
+    "start_weights": "start weights of the classifier",
+    "latent_space": "VAE, text encoder or noise schedule",
+    "held_out_text": "held-out text",
+    "papers": "papers",
+    "passages": "passages",
+    "embedder": "embedder",
+}
 
 
-def differences(first: dict, second: dict) -> dict[str, str]:
-    """Return metric key -> why its values don't compare, for the metrics where they don't.
+def find_description(measured_on: dict[str, dict], metric: str) -> dict | None:
+    """Return what describes a metric; None where nothing does.
 
-    Two numbers compare when the protocol, the number of images, the imagery, the feature extractor
-    with its weights, the resolution and all else that identifies them are equal. The generator
-    may differ: it is what two runs compare.
-
-    Args:
-        first: the parsed metrics/context.json of one run.
-        second: that of another.
+    That is the entry of the metric or, if it has none, of the smallest group that it is in.
+    An entry covers its interval, too: `llm.perplexity` that of `llm.perplexity_lo`.
     """
-    reasons = {}
-    # dict.fromkeys: the keys of both runs, in order, each once.
-    for key in dict.fromkeys([*first["numbers"], *second["numbers"]]):
-        if key not in second["numbers"]:
-            reasons[key] = "only in the first run"
+    keys = [key for key in measured_on if f"{metric}.".startswith((f"{key}.", f"{key}_"))]
+    return measured_on[max(keys, key=len)] if keys else None
+
+
+def describe_difference(new: dict, old: dict) -> str:
+    """Say which parts of two descriptions differ, such as "other test tiles, n 64, was 256".
+
+    It is "" where the metrics compare. The device may differ: `describe_devices` names it.
+    """
+    differences = []
+    for part in dict.fromkeys([*new, *old]):  # the parts of both, in order, each once
+        if part == "device" or new.get(part) == old.get(part):
             continue
-        if key not in first["numbers"]:
-            reasons[key] = "only in the second run"
-            continue
-        one = first["numbers"][key]
-        other = second["numbers"][key]
-        unequal = [
-            f"{name}: {one.get(name, 'none')} and {other.get(name, 'none')}"
-            for name in one | other
-            if name not in MAY_DIFFER and one.get(name) != other.get(name)
-        ]
-        if unequal:
-            reasons[key] = "; ".join(unequal)
-    return reasons
+        if part in HASHED:
+            differences.append(f"other {HASHED[part]}")
+        else:
+            name, unit = (part[:-3], " px") if part.endswith("_px") else (part, "")
+            name = name.replace("_", " ")
+            values = f"{new.get(part, 'none')}{unit}, was {old.get(part, 'none')}"
+            differences.append(f"{name} {values}")
+    return "; ".join(differences)
+
+
+def describe_devices(new: dict, old: dict) -> list[str]:
+    """Say which stages trained on another device or number of threads.
+
+    Such as "finetune_sd on gpu, was cpu with 2 threads".
+    """
+    new_devices = new.get("device", {})
+    old_devices = old.get("device", {})
+    return [
+        f"{stage} on {device}, was {old_devices[stage]}"
+        for stage, device in new_devices.items()
+        if stage in old_devices and old_devices[stage] != device
+    ]

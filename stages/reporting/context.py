@@ -1,19 +1,14 @@
-"""What identifies the numbers of a run: sources, feature extractors, classifiers, sampler.
-
-It is written to metrics/context.json, from which `comparable.differences` tells whether two runs'
-numbers compare.
-"""
+"""What identifies a run: sources, classifiers, sampler. It goes to metrics/context.json."""
 
 from collections import Counter
 from dataclasses import dataclass
 
-from stages.common.artifacts import digest, read_json
+from stages.common.artifacts import read_json
 from stages.reporting import selection
 from stages.reporting.grids import load_images
 from stages.reporting.rows import Table
 
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
-VISION_EXTRACTORS = ("inception2048", "dinov2", "clip")
 DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
 
 
@@ -22,7 +17,6 @@ class RunContext:
     """What the tables need to know besides the metrics."""
 
     sources: dict[str, dict]  # imagery, papers or the role of a base model -> its SOURCE.json
-    extractors: dict[str, dict]  # feature extractor -> {weights, ...}
     classifiers: dict[str, dict]  # lulc, scenes -> {model, resolution, weights, ...}
     sampling: dict  # resolution, scheduler, steps, guidance_scale, model
     labels: dict[str, int]  # LULC class -> number of synthetic images
@@ -33,25 +27,10 @@ class RunContext:
         return self.sources[role]["source"] == "embedded"
 
     @property
-    def imagery_digest(self) -> str:
-        """16 hex digits over all tiles; metrics on other tiles are other metrics."""
-        return self.sources["imagery"].get("images_sha256", "")[:16]
-
-    @property
     def scale(self) -> str:
         if self.is_embedded("imagery"):
             return DEMO
         return f"imagery: {self.sources['imagery']['source']}"
-
-    def features_identity(self, extractor: str) -> dict:
-        """Identify features of generated images: the extractor, the imagery, the generator."""
-        return {
-            "extractor": extractor,
-            "imagery": self.imagery_digest,
-            **self.extractors.get(extractor, {}),
-            "generated_px": self.sampling["resolution"],
-            "generator": self.sampling["model"],
-        }
 
 
 def read_context(tuned: list[dict], synthetic: list[dict]) -> RunContext:
@@ -69,25 +48,11 @@ def read_context(tuned: list[dict], synthetic: list[dict]) -> RunContext:
         sources[role] = read_json(f"models/base/{role}/SOURCE.json")
     return RunContext(
         sources=sources,
-        extractors=_read_extractors(sources["vision"]),
         classifiers={key: _read_classifier(key) for key in ("lulc", "scenes")},
         sampling=_read_sampling(tuned[0]),
         labels=Counter(row["label"] for row in synthetic),
         near_duplicates=read_json("data/imagery/REPORT.json").get("near_duplicates", {}),
     )
-
-
-def _read_extractors(vision_source: dict) -> dict[str, dict]:
-    scene = read_json("models/scene/config.json")
-    extractors: dict[str, dict] = {}
-    for name in VISION_EXTRACTORS:
-        extractors[name] = {"weights": weight_digests(vision_source, f"{name}/")}
-    extractors["scene"] = {
-        "model": scene["model"],
-        "resolution": scene["resolution"],
-        "weights": digest("models/scene"),
-    }
-    return extractors
 
 
 def _read_classifier(key: str) -> dict:
@@ -112,8 +77,14 @@ def weight_digests(source: dict, prefix: str = "") -> dict[str, str]:
     }
 
 
-def context_json(tables: list[Table], context: RunContext) -> dict:
-    """Return the content of metrics/context.json: what each number of the tables is."""
+def context_json(tables: list[Table], context: RunContext, measured_on: dict[str, dict]) -> dict:
+    """Return the content of metrics/context.json.
+
+    Args:
+        tables: their numbers are told in words, with the paper's.
+        context: what identifies the run.
+        measured_on: what must be equal for numbers of two runs to compare, as data.
+    """
     numbers: dict[str, dict] = {}
     for row in [row for table in tables for row in table.rows]:
         numbers[row.key] = {"metric": row.metric}
@@ -121,10 +92,10 @@ def context_json(tables: list[Table], context: RunContext) -> dict:
             numbers[row.key]["paper"] = float(row.paper)
         if row.comparable:
             numbers[row.key]["comparable"] = row.comparable
-        numbers[row.key] |= row.identity
     return {
         "scale": context.scale,
         "sources": context.sources,
         "sampling": context.sampling,
         "numbers": numbers,
+        "measured_on": measured_on,
     }

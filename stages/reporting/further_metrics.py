@@ -17,9 +17,9 @@ IMAGE_SETS = {"tuned": "images of the test captions", "synthetic": "synthetic se
 def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Table:
     """Caption agreement, KID, precision, recall, near-copies, classification accuracy score."""
     rows = [
-        *agreement_rows(metrics["caption_agreement"], context),
-        *distribution_rows(metrics["fid"], context),
-        *near_copy_rows(metrics["images"], context),
+        *agreement_rows(metrics["caption_agreement"]),
+        *distribution_rows(metrics["fid"]),
+        *near_copy_rows(metrics["images"]),
         *scene_accuracy_rows(metrics["classify_scenes"], metrics["ceiling_scenes"], context),
     ]
     near_duplicates = context.near_duplicates
@@ -35,18 +35,13 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
     return Table("Not in the paper", rows, note)
 
 
-def agreement_rows(agreement: dict, context: RunContext) -> list[Row]:
+def agreement_rows(agreement: dict) -> list[Row]:
     """Whether generated images show what their text says. agreement: caption_agreement.json."""
-    by_scene_classifier = {
-        "protocol": "scene of the caption, by a classifier of real tiles",
-        **context.features_identity("scene"),
-    }
     rows = [
         make_row(
             "caption_agreement.caption_agreement",
             "Caption agreement: generated images classified as the scene of their caption",
             agreement,
-            by_scene_classifier | {"n": agreement.get("n")},
             references={"ceiling": agreement["ceiling"]},
         )
     ]
@@ -56,15 +51,9 @@ def agreement_rows(agreement: dict, context: RunContext) -> list[Row]:
                 "caption_agreement.class_agreement",
                 "Class agreement: synthetic images classified as a scene of their class",
                 agreement,
-                by_scene_classifier | {"n": agreement.get("class_agreement_n")},
             )
         )
     if "clip_score" in agreement:
-        identity = {
-            "protocol": "first caption drawn",
-            "n": agreement.get("n"),
-            **context.features_identity("clip"),
-        }
         references = {
             "other captions": agreement["clip_score_null"],
             "real tiles": agreement["clip_score_real"],
@@ -74,37 +63,30 @@ def agreement_rows(agreement: dict, context: RunContext) -> list[Row]:
                 "caption_agreement.clip_score",
                 "CLIP score (100 x cosine of image and caption)",
                 agreement,
-                identity,
                 references=references,
             )
         )
     return rows
 
 
-def distribution_rows(fid: dict, context: RunContext) -> list[Row]:
+def distribution_rows(fid: dict) -> list[Row]:
     """KID, CMMD, precision, recall, density, coverage. fid: metrics/fid.json."""
     rows = []
     for extractor, protocols in sorted(fid.items()):
         values = protocols.get("standard", {})
         for name, title in DISTRIBUTION_METRICS.items():
             if name in values:
-                identity = {
-                    "protocol": "standard",
-                    "n": values["n"],
-                    **context.features_identity(extractor),
-                }
                 rows.append(
                     make_row(
                         f"fid.{extractor}.standard.{name}",
                         f"{title}, {extractor} features",
                         values,
-                        identity,
                     )
                 )
     return rows
 
 
-def near_copy_rows(images: dict, context: RunContext) -> list[Row]:
+def near_copy_rows(images: dict) -> list[Row]:
     """Share of near-copies of training images, by feature space. images: metrics/images.json."""
     rows = []
     for space in sorted(set(images) - {"compression_artifacts"}):
@@ -118,7 +100,6 @@ def near_copy_rows(images: dict, context: RunContext) -> list[Row]:
                     f"images.{space}.{image_set}.memorized",
                     f"Near-copies of training images, {title}, {described}",
                     values,
-                    context.features_identity(space) | {"n": values["n"]},
                     references={"held-out real images": 0.01},
                 )
             )
@@ -137,14 +118,6 @@ def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> lis
     comparable = "published on RSICD: 0.326 to 0.903, at 256 px, 10 images per caption"
     if context.is_embedded("imagery"):
         comparable = ""
-    identity = {
-        "protocol": "classification accuracy score: trained on images of the test captions",
-        "n": values["n"],
-        "n_train": scenes.get("n_train"),
-        "seeds": scenes.get("seeds"),
-        "imagery": context.imagery_digest,
-        **context.classifiers["scenes"],
-    }
     references = {"chance": scenes["chance"], "ceiling": ceiling["overall_accuracy"]}
     rows = [
         make_row(
@@ -152,24 +125,16 @@ def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> lis
             "Classification accuracy score: "
             "scene accuracy on real tiles, classifier trained on generated images",
             values,
-            identity,
             comparable,
             references=references,
         )
     ]
     if "share_of_ceiling" in values:
-        identity = {
-            "protocol": "accuracy / accuracy of the same network trained on as many real tiles",
-            "n": values["n"],
-            "imagery": context.imagery_digest,
-            **context.classifiers["scenes"],
-        }
         rows.append(
             make_row(
                 "classify_scenes.real_test.share_of_ceiling",
                 "Classification accuracy score / ceiling",
                 values,
-                identity,
             )
         )
     return rows

@@ -18,8 +18,6 @@ class Row:
     std: float | None = None  # over several draws, where there is no interval
     # What the number is judged by: real vs. real, the base model, chance, a ceiling.
     references: dict[str, float | tuple[float, float]] = field(default_factory=dict)
-    # What has to be equal for two runs' numbers to compare; goes to metrics/context.json.
-    identity: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,6 @@ def make_row(
     key: str,
     metric: str,
     values: dict,
-    identity: dict,
     comparable: str = "",
     paper: str = "",
     references: dict[str, float | tuple[float, float]] | None = None,
@@ -45,7 +42,6 @@ def make_row(
         metric: what is measured, for people.
         values: the number, with its interval (`_lo`, `_hi`) or standard deviation (`_std`), its
             value for real against real images (`_floor`) and of the base model (`_base`).
-        identity: what has to be equal for two runs' numbers to compare; None values are left out.
         comparable: whether the number compares with the paper's.
         paper: the paper's number.
         references: what the number is judged by, besides `_floor` and `_base`.
@@ -70,7 +66,6 @@ def make_row(
             for title, value in (measured | (references or {})).items()
             if value is not None
         },
-        identity={field: value for field, value in identity.items() if value is not None},
     )
 
 

@@ -2,7 +2,7 @@
 
 from math import log
 
-from stages.reporting.context import RunContext, weight_digests
+from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table
 from stages.reporting.rows import Row, Table, format_number, make_row
 
@@ -110,19 +110,10 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
         comparable = f"in part: other images, {n} in the test set (the paper: about 39)"
         if context.is_embedded("imagery"):
             comparable = SMALL_MODELS
-    identity = {
-        "protocol": f"tested on held-out {images}",
-        "n": n,
-        "n_train": scores.get("n_train"),
-        "seeds": scores.get("seeds"),
-        "imagery": context.imagery_digest,
-        **context.classifiers["lulc"],
-    }
     return make_row(
         f"classify_lulc.{test}.{name}",
         f"{SCORES[name]}, {images}",
         scores[test],
-        identity,
         comparable,
         paper,
         references,
@@ -187,18 +178,11 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
         described = f"the paper's protocol (N = {n})"
     if protocol == "paper_padded":
         described += ", real tiles padded with black as in the released script"
-    identity = {
-        "protocol": protocol,
-        "n": n,
-        "draws": values.get("draws"),
-        **context.features_identity(extractor),
-    }
     rows = [
         make_row(
             f"{key}.fid",
             f"FID, {extractor} features, {described}",
             values,
-            identity,
             fid_comparable(extractor, protocol, values, context),
             FID,
         )
@@ -212,7 +196,6 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
                 f"{key}.fid_infinity",
                 f"FID extrapolated to infinitely many images, {extractor} features",
                 values,
-                identity,
                 comparable,
                 FID,
             )
@@ -223,7 +206,6 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
                 f"{key}.sinkhorn",
                 f"Sinkhorn divergence, {extractor} features",
                 values,
-                identity,
                 "no: the paper gives no protocol; its text calls 0.2 the training loss",
                 SINKHORN,
             )
@@ -271,11 +253,6 @@ def diffusion_loss_row(diffusion: dict, context: RunContext) -> Row:
     comparable = "no: depends on the latents, the loss weighting and the prediction target"
     if context.is_embedded("imagery"):
         comparable = SMALL_MODELS
-    identity = {
-        "protocol": "mean since the checkpoint before the best",
-        "best_step": diffusion["best_step"],
-        "start": context.sources["diffusion"]["source"],
-    }
     references = {
         "validation": diffusion["validation_loss"],
         "validation of the base model": diffusion["validation_loss_base"],
@@ -284,7 +261,6 @@ def diffusion_loss_row(diffusion: dict, context: RunContext) -> Row:
         "diffusion.train_loss",
         "Diffusion training loss at the best step",
         diffusion,
-        identity,
         comparable,
         SINKHORN,
         references,
@@ -303,20 +279,11 @@ def language_model_table(llm: dict, context: RunContext) -> Table:
         comparable = "in part: the same model, other held-out papers"
     else:
         comparable = "no: another model and tokenizer; bits per character compare"
-    identity = {
-        "protocol": "every token of whole held-out papers",
-        "n": llm.get("n"),
-        "tokens": llm.get("tokens"),
-        "start": source["source"],
-        "weights": weight_digests(source),
-        "papers": context.sources["papers"]["source"],
-    }
     rows = [
         make_row(
             "llm.perplexity",
             "Perplexity of the domain language model",
             llm,
-            identity,
             comparable,
             PERPLEXITY,
         ),
@@ -325,13 +292,12 @@ def language_model_table(llm: dict, context: RunContext) -> Table:
             "Training loss of the domain language model "
             "(ours: mean of the last tenth of training; the paper: minimum)",
             llm,
-            identity,
             comparable,
             LLM_LOSS,
         ),
     ]
     if "bits_per_character" in llm:
-        rows.append(make_row("llm.bits_per_character", "Bits per character", llm, identity))
+        rows.append(make_row("llm.bits_per_character", "Bits per character", llm))
     return Table(
         "Section 5: the domain language model",
         rows,

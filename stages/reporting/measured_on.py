@@ -1,0 +1,289 @@
+"""What each metric of a run was measured on: the data that must be equal for two runs to compare.
+
+It is written to metrics/context.json as `measured_on`, for metrics and for groups of metrics:
+`fid.scene.standard` describes all of `fid.scene.standard.*`. `comparable` reads it.
+The model that is measured is no part of it: it is what two runs compare.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from stages.common.artifacts import digest, fingerprint, read_json, read_rows, stream_rows
+from stages.params import Encode, FinetuneLLM, FinetuneSD
+from stages.reporting import selection
+from stages.reporting.context import RunContext, weight_digests
+from stages.reporting.grids import load_images
+
+VALIDATION = Path("data/imagery/valid")
+CHUNKS = Path("data/chunks.parquet")
+PASSAGES = Path("models/index/passages.parquet")
+START = Path("models/start")
+TILE = ["filename", "scene", "image"]
+CAPTIONS = ["filename", "captions"]
+
+
+def measured_on(
+    metrics: dict[str, dict],
+    context: RunContext,
+    classes: dict[str, list[str]],
+    encode: Encode,
+    finetune_sd: FinetuneSD,
+    finetune_llm: FinetuneLLM,
+) -> dict[str, dict]:
+    """Describe every metric of a run.
+
+    Args:
+        metrics: file name without `.json` -> content of metrics/*.json.
+        context: what identifies the run.
+        classes: scenes of each LULC class.
+        encode: the section of that name, as are `finetune_sd` and `finetune_llm`.
+
+    Returns:
+        Key of a metric or of a group of metrics -> its description. `device` names the stages that
+        trained what is measured, and what they computed on.
+    """
+    test = {"test_tiles": hash_rows(selection.REAL, TILE), "tiles_px": width(selection.REAL)}
+    training_names = [row["filename"] for row in read_rows(selection.TRAINING, ["filename"])]
+    source_images = context.sources["imagery"].get("images_sha256", "")
+    train = {"train_tiles": fingerprint({source_images: training_names}, [])}
+    captions = {"test_captions": hash_rows(selection.REAL, CAPTIONS)}
+    scenes_of_classes = {label: sorted(scenes) for label, scenes in classes.items()}
+    mapping = {"classes": fingerprint(scenes_of_classes, [])}
+    review = metrics["review"]
+    return {
+        "corpus": {"papers": fingerprint(context.sources["papers"]["files"], [])},
+        "review": test | {"n": review["ratings"], "experts": review["experts"]},
+        **language_groups(metrics, context, finetune_llm),
+        **training_groups(metrics["diffusion"], context, encode, finetune_sd),
+        **distance_groups(metrics, context, test | captions),
+        **image_groups(metrics, context, test, train),
+        **agreement_groups(metrics, context, test | captions, mapping),
+        **classifier_groups("lulc", selection.SYNTHETIC, metrics, context, test | mapping, train),
+        **classifier_groups("scenes", selection.TUNED, metrics, context, test, train),
+    }
+
+
+def hash_rows(folder: Path, columns: list[str]) -> str:
+    """Return a hash (16 hex digits) of columns of a folder of shards; of images, their bytes."""
+    sha256 = hashlib.sha256()
+    for row in stream_rows(folder, columns):
+        image = row.pop("image", {"bytes": b""})
+        sha256.update(json.dumps(row, sort_keys=True).encode())
+        sha256.update(hashlib.sha256(image["bytes"]).digest())
+    return sha256.hexdigest()[:16]
+
+
+def width(folder: Path) -> int:
+    """Return the width in pixels of the first image of a folder of shards."""
+    (image,) = load_images(folder, {0}, max_side=10**4).values()
+    return image.width
+
+
+def device(metrics: dict[str, dict], **stages: str) -> dict[str, dict[str, str]]:
+    """Return {"device": {stage: "gpu" or "cpu with 2 threads"}}.
+
+    Args:
+        metrics: file name without `.json` -> content of metrics/*.json.
+        stages: stage -> name of its metrics file.
+    """
+    computed_on = {}
+    for stage, file in stages.items():
+        threads = metrics[file]["cpu_threads"]
+        plural = "s" if threads > 1 else ""
+        computed_on[stage] = f"cpu with {threads} thread{plural}" if threads else "gpu"
+    return {"device": computed_on}
+
+
+def language_groups(
+    metrics: dict[str, dict], context: RunContext, finetune_llm: FinetuneLLM
+) -> dict[str, dict]:
+    """Describe metrics/llm.json and metrics/prompts.json."""
+    llm = metrics["llm"]
+    trained = device(metrics, finetune_llm="llm")
+    chunks = pq.read_table(CHUNKS, columns=["paper", "text", "split"]).to_pylist()
+    held_out = [[row["paper"], row["text"]] for row in chunks if row["split"] == "test"]
+    text = {
+        "held_out_text": fingerprint({"text": held_out}, []),
+        "n": llm["n"],
+        "context_length": finetune_llm.context,
+        **trained,
+    }
+    # Perplexity is per token, so it does not compare across tokenizers.
+    groups = {"llm": text | {"tokens": llm["tokens"]}, "llm.bits_per_character": text}
+
+    passages = pq.read_table(PASSAGES, columns=["paper", "page", "text"]).to_pylist()
+    (vector,) = pq.read_table(PASSAGES, columns=["vector"])["vector"].slice(0, 1).to_pylist()
+    embedder = {"files": context.sources["embedder"]["files"], "dimensions": len(vector)}
+    retrieval = {
+        "passages": fingerprint({"passages": passages}, []),
+        "embedder": fingerprint(embedder, []),
+    }
+    for writer, techniques in metrics["prompts"].items():
+        for technique, values in techniques.items():
+            group = {"n": values["count"], **retrieval}
+            groups[f"prompts.{writer}.{technique}"] = (
+                group | trained if writer == "domain" else group
+            )
+    return groups
+
+
+def training_groups(
+    diffusion: dict, context: RunContext, encode: Encode, finetune_sd: FinetuneSD
+) -> dict[str, dict]:
+    """Describe metrics/diffusion.json."""
+    latents = {
+        "latent_space": hash_latent_space(context.sources["diffusion"]),
+        "normalization": encode.normalization,
+        "zero_terminal_snr": finetune_sd.zero_terminal_snr,
+        "tiles_px": width(VALIDATION),
+        **device({"diffusion": diffusion}, finetune_sd="diffusion"),
+    }
+    tiles = {"validation_tiles": hash_rows(VALIDATION, [*TILE, "captions"])}
+    count = len(read_rows(VALIDATION, ["filename"]))
+    return {
+        "diffusion": latents | tiles | {"n": min(finetune_sd.validation_images, count)},
+        "diffusion.base_domain_loss": latents
+        | {"base_domain": encode.base_domain, "n": encode.base_images},
+        "diffusion.diversity": latents | tiles | {"n": min(finetune_sd.grid_captions, count)},
+    }
+
+
+def hash_latent_space(source: dict) -> str:
+    """Return a hash (16 hex digits) of the start model without its UNet.
+
+    Its VAE, text encoder and noise schedule decide what a loss is a loss of.
+
+    Args:
+        source: SOURCE.json of the fetched diffusion model.
+    """
+    if read_json(START / "start.json")["folder"] == str(START):  # trained from scratch
+        parts = ("vae", "text_encoder", "tokenizer", "scheduler")
+        return digest(*(START / part for part in parts))
+    files = {
+        name: sha256 for name, sha256 in source["files"].items() if not name.startswith("unet/")
+    }
+    return fingerprint(files, [])
+
+
+def distance_groups(metrics: dict[str, dict], context: RunContext, test: dict) -> dict[str, dict]:
+    """Describe metrics/fid.json."""
+    trained = device(metrics, finetune_sd="diffusion")
+    groups = {}
+    for extractor, protocols in metrics["fid"].items():
+        for protocol, values in protocols.items():
+            groups[f"fid.{extractor}.{protocol}"] = {
+                **test,
+                "n": values["n"],
+                **({"draws": values["draws"]} if "draws" in values else {}),
+                "extractor": hash_extractor(extractor, context),
+                "generated_px": context.sampling["resolution"],
+                **trained,
+            }
+    return groups
+
+
+def hash_extractor(name: str, context: RunContext) -> str:
+    """Return a hash (16 hex digits) of a feature extractor; pixels are the extractor `pixels`."""
+    if name == "scene":
+        return digest("models/scene")
+    return fingerprint({name: weight_digests(context.sources["vision"], f"{name}/")}, [])
+
+
+def image_groups(
+    metrics: dict[str, dict], context: RunContext, test: dict, train: dict
+) -> dict[str, dict]:
+    """Describe metrics/images.json. test, train: identify the real test and training tiles."""
+    images = metrics["images"]
+    shared = {
+        **test,
+        "generated_px": context.sampling["resolution"],
+        **device(metrics, finetune_sd="diffusion"),
+    }
+    groups = {}
+    for space, by_image_set in images.items():
+        for image_set in by_image_set:
+            group = shared | {"n": images["pixels"][image_set]["n"]}
+            if space != "compression_artifacts":
+                group |= train | {"extractor": hash_extractor(space, context)}
+            groups[f"images.{space}.{image_set}"] = group
+    return groups
+
+
+def agreement_groups(
+    metrics: dict[str, dict], context: RunContext, test: dict, mapping: dict
+) -> dict[str, dict]:
+    """Describe metrics/caption_agreement.json. mapping: identifies the scenes of each class."""
+    agreement = metrics["caption_agreement"]
+    shared = {
+        "generated_px": context.sampling["resolution"],
+        **device(metrics, finetune_sd="diffusion"),
+    }
+    by_scene = shared | {"extractor": hash_extractor("scene", context)}
+    groups = {
+        "caption_agreement": test | by_scene | {"n": agreement["n"]},
+        "caption_agreement.class_agreement": {
+            **mapping,
+            **by_scene,
+            "n": agreement["class_agreement_n"],
+            "images_per_class": dict(sorted(context.labels.items())),
+        },
+    }
+    if "clip_score" in agreement:
+        by_clip = shared | {"extractor": hash_extractor("clip", context)}
+        groups["caption_agreement.clip_score"] = test | by_clip | {"n": agreement["n"]}
+    return groups
+
+
+def classifier_groups(
+    key: str,
+    generated: Path,
+    metrics: dict[str, dict],
+    context: RunContext,
+    test: dict,
+    train: dict,
+) -> dict[str, dict]:
+    """Describe metrics/ceiling_<key>.json and metrics/classify_<key>.json.
+
+    Args:
+        key: lulc or scenes.
+        generated: the generated images that the classifier is trained and tested on.
+        metrics: file name without `.json` -> content of metrics/*.json.
+        context: what identifies the run.
+        test: identifies the real test tiles and their classes.
+        train: identifies the real training tiles.
+    """
+    ceiling = metrics[f"ceiling_{key}"]
+    scores = metrics[f"classify_{key}"]
+    network = {
+        "network": context.classifiers[key]["model"],
+        "network_px": context.classifiers[key]["resolution"],
+        "start_weights": fingerprint(weight_digests(context.sources["classifier"]), []),
+        "seeds": scores["seeds"],
+    }
+    on_real = test | network | {"n": scores["real_test"]["n"]}
+    of_ceiling = train | {"n_train": ceiling["n_train"]}
+    trained = {"finetune_sd": "diffusion", "classify": f"classify_{key}"}
+    return {
+        f"ceiling_{key}": {
+            **on_real,
+            **of_ceiling,
+            "n": ceiling["n"],
+            "seeds": ceiling["seeds"],
+            **device(metrics, ceiling=f"ceiling_{key}"),
+        },
+        f"classify_{key}": on_real | device(metrics, **trained),
+        f"classify_{key}.real_test.share_of_ceiling": {
+            **on_real,
+            **of_ceiling,
+            **device(metrics, **trained, ceiling=f"ceiling_{key}"),
+        },
+        f"classify_{key}.synthetic_test": {
+            "generated_images": hash_rows(generated, ["image"]),
+            **network,
+            "n": scores["synthetic_test"]["n"],
+            **device(metrics, **trained),
+        },
+    }
