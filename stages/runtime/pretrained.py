@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from stages.runtime.damage import explain_damage
 from stages.runtime.errors import exit_with_error
 
 
@@ -59,7 +60,8 @@ def load_pretrained(
         SafetensorError,
         StrictDataclassError,
     ) as error:
-        exit_with_error(f"{path}: cannot be loaded: {str(error)[:300]}")
+        reason = explain_damage() or f"{path}: cannot be loaded"
+        exit_with_error(f"{reason}: {str(error)[:300]}")
     _check_weights(path, model, loading_info, unused_prefix)
     return model
 

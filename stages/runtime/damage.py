@@ -1,0 +1,80 @@
+"""Find out whether a file that cannot be read came damaged out of the DVC cache.
+
+DVC checks out a truncated object without a word, and a new run of the stage that makes it, or
+`dvc pull`, keeps the object: it has to be deleted first.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+
+def explain_damage() -> str | None:
+    """Say which input of this stage is damaged and what mends it; None if none is.
+
+    An input is damaged if its MD5 is not the one in dvc.lock. Outside a run of DVC all outputs in
+    dvc.lock count as inputs.
+    """
+    lock = Path("dvc.lock")
+    if not lock.is_file():
+        return None
+    stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
+    reader = stages.get(os.environ.get("DVC_STAGE", ""), {})
+    inputs = [dep["path"] for dep in reader.get("deps", [])]
+    cache = cache_folder()
+    for stage, out, file, md5 in list_outputs(stages, cache):
+        is_input = not inputs or any(file.is_relative_to(path) for path in inputs)
+        if is_input and file.is_file() and hash_file(file) != md5:
+            return explain(file, stage, out, object_path(cache, md5), md5)
+    return None
+
+
+def cache_folder() -> Path:
+    """Return the folder of DVC's cached objects, which the config may place outside .dvc/cache."""
+    command = [sys.executable, "-m", "dvc", "cache", "dir"]
+    printed = subprocess.run(command, text=True, capture_output=True).stdout
+    return Path(os.path.relpath(printed.strip() or ".dvc/cache")) / "files/md5"
+
+
+def object_path(cache: Path, md5: str) -> Path:
+    """Return where the cache keeps the file, or the list of a folder's files, of this MD5."""
+    return cache / md5[:2] / md5[2:]
+
+
+def list_outputs(stages: dict, cache: Path) -> Iterator[tuple[str, str, Path, str]]:
+    """Yield (stage, output, file, MD5) for each file of the outputs in dvc.lock."""
+    for stage, entry in stages.items():
+        for out in entry.get("outs", []):
+            for file, md5 in list_files(out, cache):
+                yield stage, out["path"], file, md5
+
+
+def list_files(out: dict, cache: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files of an output in dvc.lock with their MD5; none if the cache has no list."""
+    if not out["md5"].endswith(".dir"):
+        yield Path(out["path"]), out["md5"]
+        return
+    listing = object_path(cache, out["md5"])
+    if listing.is_file():
+        for file in json.loads(listing.read_text(encoding="utf-8")):
+            yield Path(out["path"], file["relpath"]), file["md5"]
+
+
+def hash_file(path: Path) -> str:
+    """Return the MD5 of a file, as in dvc.lock."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def explain(file: Path, stage: str, out: str, cached: Path, md5: str) -> str:
+    """Say what mends a damaged file: its object in the cache, or what made it."""
+    line = f"{file} is damaged: it is not what the stage {stage} wrote. "
+    if cached.is_file() and hash_file(cached) == md5:
+        return f"{line}Type `rm -f {file}; dvc checkout {out}`"
+    return f"{line}Type `rm -f {file} {cached}`, then `dvc pull {out}` or `dvc repro`"
