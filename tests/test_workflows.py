@@ -2,11 +2,10 @@
 
 import re
 import subprocess
-import sys
 
 import pytest
 import yaml
-from conftest import REPOSITORY, shell
+from conftest import REPOSITORY
 
 WORKFLOWS = {path.stem: path for path in sorted((REPOSITORY / ".github/workflows").glob("*.yaml"))}
 # Anybody's pull request starts these.
@@ -21,8 +20,8 @@ def steps(name: str) -> list[dict]:
     ]
 
 
-def test_there_are_three_workflows():
-    assert set(WORKFLOWS) == {*FORKED, "pipeline"}
+def test_there_are_four_workflows():
+    assert set(WORKFLOWS) == {*FORKED, "pipeline", "pages"}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -38,6 +37,7 @@ def test_actions_are_pinned_by_commit_and_permissions_are_stated(name):
         "pull-request": {("contents", "read")},
         "pull-request-comment": {("actions", "read"), ("pull-requests", "write")},
         "pipeline": {("contents", "read"), ("contents", "write"), ("pull-requests", "write")},
+        "pages": {("contents", "read"), ("pages", "write"), ("id-token", "write")},
     }[name]
     assert {pair for permissions in granted for pair in permissions.items()} == allowed
 
@@ -107,61 +107,3 @@ def test_the_comment_goes_only_to_the_pull_request_it_was_made_for(tmp_path, num
         assert (tmp_path / "body.md").read_text().startswith("## This run\n")
     else:
         assert done.stdout.startswith("error: ")
-
-
-# The check of dvc.lock.
-
-PIPELINE = """
-stages:
-  one:
-    cmd: python -c "open('out.txt', 'w').write('x')"
-    params: [one]
-    outs: [out.txt]
-"""
-
-
-@pytest.fixture
-def clone(tmp_path, environment):
-    """A repository with one stage and an empty remote, and its clone, which has no data."""
-
-    def run(*command: str, cwd):
-        return shell(*command, cwd=cwd, env={**environment, "PYTHONPATH": str(REPOSITORY)})
-
-    origin = tmp_path / "origin"
-    origin.mkdir()
-    (origin / "dvc.yaml").write_text(PIPELINE)
-    (origin / "params.yaml").write_text("one: 1\n")
-    for command in (
-        ["git", "init", "-q"],
-        ["dvc", "init", "-q"],
-        ["dvc", "remote", "add", "-d", "store", str(tmp_path / "store")],
-        ["dvc", "repro", "-q"],
-        ["git", "add", "-A"],
-        ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-qm", "run"],
-    ):
-        assert run(*command, cwd=origin).returncode == 0
-    assert run("git", "clone", "-q", str(origin), "clone", cwd=tmp_path).returncode == 0
-    return (
-        origin,
-        tmp_path / "clone",
-        lambda *command, cwd=tmp_path / "clone": run(*command, cwd=cwd),
-    )
-
-
-def test_the_lock_check_needs_no_data_and_names_what_is_stale_or_not_pushed(clone):
-    origin, copy, run = clone
-
-    def lock():
-        return run(sys.executable, "-m", "tools.check_lock")
-
-    done = lock()
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert "out.txt" in done.stderr and "`dvc push`" in done.stderr
-    assert run("dvc", "push", cwd=origin).returncode == 0
-    done = lock()
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    assert not (copy / "out.txt").exists()
-    (copy / "params.yaml").write_text("one: 2\n")
-    done = lock()
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert " one: " in done.stderr and "`dvc repro`" in done.stderr
