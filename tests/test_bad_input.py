@@ -5,12 +5,11 @@ import importlib
 import os
 import re
 import resource
-import shutil
 from pathlib import Path
 
 import audit
 import pytest
-from conftest import REPOSITORY, copy_repository, shell
+from conftest import REPOSITORY, copy_repository, shell, write_smoke_params
 
 from stages.common import sources
 from stages.common.artifacts import read_json
@@ -22,7 +21,7 @@ from stages.runtime.atomic import atomic_folder
 def project(tmp_path, monkeypatch):
     """An empty project that has params.yaml."""
     monkeypatch.chdir(tmp_path)
-    shutil.copyfile(REPOSITORY / "tests/params.yaml", "params.yaml")
+    write_smoke_params(tmp_path)
     return tmp_path
 
 
@@ -114,7 +113,7 @@ def test_every_output_folder_is_listed():
 def test_files_of_the_user_in_an_output_folder_survive_dvc_repro(tmp_path, environment):
     """Without `persist: true` DVC would delete the folder before the stage can refuse it."""
     copy = copy_repository(tmp_path / "copy")
-    shutil.copyfile(copy / "tests/params.yaml", copy / "params.yaml")
+    write_smoke_params(copy)
     mine = copy / "data/papers/mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")

@@ -213,7 +213,7 @@ def finished(tmp_path_factory, environment) -> Path:
 
 @pytest.fixture
 def share(tmp_path, finished, remote, environment):
-    """The finished run, with the remote set up as in README.md.
+    """The finished run, with the remote set up as in docs/experiments.md.
 
     `clone()` makes another checkout of it, with a separate cache.
     """

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.process import start_process
 from stages.runtime.progress import log, progress_bar
+from tools.commands import run_command
 
 IMAGERY = Path("data/imagery")
 LANGUAGE = Path("models/base/language")
@@ -179,7 +179,7 @@ def list_changes(outputs: list[str]) -> list[str]:
 
 def run(*command: str) -> str:
     """Run a command; return what it prints, or exit with the end of its error message."""
-    finished = subprocess.run(command, text=True, capture_output=True)
+    finished = run_command(*command)
     if finished.returncode:
         exit_with_error(f"export: {' '.join(command[:2])}: {finished.stderr.strip()[-300:]}")
     return finished.stdout

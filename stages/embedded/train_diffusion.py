@@ -103,7 +103,7 @@ def both_looks_tiles() -> list[dict]:
 def read_notes() -> list[str]:
     """The field notes that ship with the repository, as lower-case letters and spaces."""
     paths = sorted(Path("stages/embedded/notes").glob("*.md"))
-    return [re.sub(r"[^a-z ]", " ", path.read_text().lower()) for path in paths]
+    return [re.sub(r"[^a-z ]", " ", path.read_text("utf-8").lower()) for path in paths]
 
 
 def filler_words(notes: list[str], captions: list[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """Errors that a user can mend end the process with one line and exit code 1."""
 
+import json
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -7,6 +9,8 @@ from types import TracebackType
 from typing import NoReturn
 
 from tqdm import tqdm
+
+from stages.runtime.damage import explain_damage
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -22,20 +26,42 @@ def exit_with_error(message: str) -> NoReturn:
 def excepthook(
     error_type: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print one line for a file that cannot be read or written, a traceback for any other error.
+    """Print one line for a file that cannot be read or written, or a command that is not installed.
 
-    `start_process` installs it as `sys.excepthook`.
+    Any other error gets its traceback. `start_process` installs it as `sys.excepthook`.
     """
     library = error_type.__module__.partition(".")[0]
-    if isinstance(error, OSError) and error.filename and error.strerror:
+    missing_file = isinstance(error, FileNotFoundError)
+    damage = explain_damage() if _is_of_content(error) else None
+    if damage:
+        message = f"{damage}: {error}"
+    elif isinstance(error, FileNotFoundError) and _raised_by_subprocess(trace):
+        missing_file = False
+        message = f"{error.filename}: command not found; install it or put it on PATH"
+    elif isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror}"
     elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):
         message = f"{error}"
     else:
         return sys.__excepthook__(error_type, error, trace)
-    if isinstance(error, FileNotFoundError):
+    if missing_file:
         message += "; `dvc repro` makes what other stages write"
     print(_error_line(message + _project_location(trace)), file=sys.stderr)
+
+
+def _is_of_content(error: BaseException) -> bool:
+    """Whether an error says that a file was opened and then could not be understood."""
+    if isinstance(error, OSError):
+        return error.errno is None
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | EOFError):
+        return True
+    return type(error).__module__.partition(".")[0] in ("PIL", "pyarrow", "safetensors")
+
+
+def _raised_by_subprocess(trace: TracebackType | None) -> bool:
+    """Whether an error was raised by starting a command."""
+    frames = traceback.extract_tb(trace)
+    return bool(frames) and frames[-1].filename == subprocess.__file__
 
 
 def _project_location(trace: TracebackType | None) -> str:

@@ -79,7 +79,7 @@ def read_config(path: Path) -> dict:
     Keys: num_processes, num_machines, use_cpu, distributed_type, mixed_precision.
     """
     try:
-        answers = yaml.safe_load(path.read_text()) if path.exists() else {}
+        answers = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         return {
             "num_processes": int(answers.get("num_processes") or 1),
             "num_machines": int(answers.get("num_machines") or 1),

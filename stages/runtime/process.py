@@ -4,6 +4,7 @@ import argparse
 import atexit
 import ctypes
 import gc
+import io
 import logging
 import os
 import sys
@@ -43,6 +44,7 @@ def run_stage(main: Callable[..., None], doc: str | None, **choices: Iterable[st
 def start_process() -> None:
     """Set what makes a process fast and its errors readable. None of it can change a result."""
     sys.excepthook = excepthook
+    _use_utf8()
     # Containers often forbid Python to keep compiled modules. Without them torch and its
     # libraries take 3 to 10 s longer to import, in each of about 30 stages.
     sys.dont_write_bytecode = False
@@ -59,6 +61,18 @@ def start_process() -> None:
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     _keep_freed_memory()
     _note_time_at_exit()
+
+
+def _use_utf8() -> None:
+    """Make texts and file names UTF-8 in every locale, and printing never fail."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # A scene in the folder `forêt` would be read as `fort`. Only a new start changes this.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+    # What the encoding of the terminal lacks is shown as \xe9 or \u25b2.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # pytest's are not
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _keep_freed_memory() -> None:
@@ -92,6 +106,6 @@ def _note_time_at_exit() -> None:
         folder = Path(root) / ".dvc/tmp/stage_times"
         with suppress(OSError):  # a full disk was already reported by the stage
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / stage).write_text(f"{time.time() - started:.2f}\n")
+            (folder / stage).write_text(f"{time.time() - started:.2f}\n", "utf-8")
 
     atexit.register(note_time)
