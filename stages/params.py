@@ -600,7 +600,9 @@ def check(values: dict[str, Any], name: str | Path) -> Params:
         faults = [fault for fault in invalid.errors() if _key(fault) not in replaced]
         missing = [fault for fault in faults if fault["type"] == "missing"]
         if len(missing) > 10:  # no whole file lacks that many
-            scale = Path(name).stem if Path(name).parent.name == "params" else "<its name>"
+            scale = str(name) if Path(name).parent != Path() else "<its name>"
+            if Path(name).parent.name == "params":
+                scale = Path(name).stem
             sys.exit(
                 f"{name}: holds only some keys, as the files of params/ do; "
                 f"`make scale SCALE={scale}` writes a whole params.yaml with its values"

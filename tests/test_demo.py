@@ -140,7 +140,9 @@ def start_long_request(page: Page, models) -> None:
     set_steps(page, 100)
     models.denoising_steps.clear()
     page.get_by_role("button", name="Draw").click()
+    deadline = time.monotonic() + 300
     while len(models.denoising_steps) < 3:
+        assert time.monotonic() < deadline
         page.wait_for_timeout(20)
 
 

@@ -57,6 +57,7 @@ def test_task_is_valid(tmp_path):
     skypilot += ["--exclude-newer", "2026-11-01", "--python", sys.executable]
     installed = subprocess.run([*skypilot, "true"], text=True, capture_output=True)
     if installed.returncode:
+        assert "GITHUB_ACTIONS" not in os.environ, installed.stderr
         pytest.skip(f"SkyPilot cannot be installed here: {installed.stderr.strip()[-300:]}")
     text = TASK.read_text()
     (tmp_path / "key.yaml").write_text(text.replace("\nresources:", "\nresource:"))
@@ -157,7 +158,7 @@ def cloud(tmp_path) -> Cloud:
 
 def test_a_preempted_machine_is_continued_by_the_next(cloud):
     first = cloud.start("first")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (cloud.bucket / "run/scratch/train/checkpoint").exists():
         log = (cloud.folder / "first/log").read_text()
         assert first.poll() is None and time.monotonic() < deadline, log
@@ -167,7 +168,7 @@ def test_a_preempted_machine_is_continued_by_the_next(cloud):
     shutil.rmtree(cloud.folder / "first")
 
     second = cloud.start("second")
-    code = second.wait(timeout=120)
+    code = second.wait(timeout=600)
     assert code == 0, (cloud.folder / "second/log").read_text()
     # The finished stage came from the bucket, the other one went on; the index was not copied.
     assert cloud.runs.read_text() == "ran\n"

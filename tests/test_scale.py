@@ -41,7 +41,7 @@ def test_the_committed_params_are_the_demo():
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_holds_what_differs_from_the_demo(name):
-    demo = flatten(yaml.safe_load(DEMO))
+    demo = flatten(read(REPOSITORY / "params/demo.yaml"))
     repeated = {key: value for key, value in read_overlay(name).items() if demo[key] == value}
     assert not repeated
 
@@ -102,7 +102,7 @@ def test_every_scale_is_offered_and_described():
     choices = workflow[True]["workflow_dispatch"]["inputs"]["scale"]["options"]
     assert set(choices) == {"params.yaml", "demo", *OVERLAYS} - {"tests/params.yaml"}
     readme = (REPOSITORY / "README.md").read_text()
-    assert all(name in readme for name in ["demo", *OVERLAYS])
+    assert all(f"| `{name}` |" in readme for name in ["demo", *OVERLAYS])
 
 
 # What the command writes.
@@ -261,6 +261,8 @@ def test_a_faulty_scale_is_one_line(project, run, content, words):
 def test_an_unknown_scale_is_one_line(project, run):
     code, (line,), _ = run("papper")
     assert code == 1 and "did you mean paper?" in line and ", ".join(OVERLAYS[:-1]) in line
+    code, (line,), _ = run("params.yaml")
+    assert code == 1 and "params.yaml: " in line
     code, (line,), _ = run("paper", "demo")
     assert code == 1 and "demo" in line and run("--dry-run", "demo", "paper")[0] == 0
     code, (line,), _ = run()
@@ -274,6 +276,8 @@ def test_an_unknown_scale_is_one_line(project, run):
         '{"sampling": {"steps": 3, "guidance_scale": 2}, "seed": 4}',
         "seed:\n    4\nsampling: {\n steps: 3,  # few\n guidance_scale: 2}\n",
         "\ufeff# mine\r\nseed: 4\r\nsampling:\r\n    guidance_scale: 2\r\n    steps: 3\r\n...\r\n",
+        "seed: 4\nsampling: {steps: 3, guidance_scale: 2}\n"
+        "prompt:\n  negative_prompt: |\n    a\n\n    b\n",
         "---\nseed: !!int '4'\n'sampling':\n  \"steps\":\n    3\n  guidance_scale: 2",
     ],
 )
@@ -283,6 +287,8 @@ def test_any_way_to_write_yaml_gives_its_values(project, run, content):
     assert code == 0, lines
     expected = flatten(yaml.safe_load(DEMO))
     expected |= {"seed": 4, "sampling.steps": 3, "sampling.guidance_scale": 2}
+    if "negative_prompt" in content:
+        expected["prompt.negative_prompt"] = "a\n\nb\n"
     assert values_of(text, project) == expected
 
 

@@ -4,7 +4,7 @@
     python -m tools.scale paper mine.yaml     of both files; the later wins
     python -m tools.scale demo                the way back: params/demo.yaml as it is
 
-Each file holds only what differs from params/demo.yaml, and brings the comments of its values.
+Each file holds only what differs from params/demo.yaml, and brings the comments beside its values.
 `classes`, `prompt.per_class`, `fetch_imagery.splits` and lists are replaced whole. The first line
 of params.yaml names its scales.
 
@@ -26,6 +26,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from stages.common.artifacts import write_atomically
 from stages.params import RENAMED, Params, Section, check, read
@@ -53,6 +54,15 @@ class ScaleFile:
     text: str
     header: list[str]  # the comment lines that it begins with
     values: CommentedMap
+
+
+class NullRepresenter(RoundTripRepresenter):
+    """Writes `null`, where ruamel leaves the value out."""
+
+
+NullRepresenter.add_representer(
+    type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
 
 
 # The text of params.yaml at some scales.
@@ -87,9 +97,18 @@ def compose(scales: list[str], folder: Path = Path()) -> tuple[str, Params]:
     demo.values.ca.comment = None  # the demo's header
     text = io.StringIO()
     _yaml().dump(demo.values, text)
-    # A blank line before each section and nowhere else: ruamel counts it to the value before it.
-    body = re.sub(r"\n{2,}(?=  )", "\n", re.sub(r"\n+(?=\w)", "\n\n", text.getvalue().strip()))
+    body = _space_sections(text.getvalue().strip())
     return "\n".join([*header, "", body, ""]), check(demo.values, name)
+
+
+def _space_sections(text: str) -> str:
+    """Leave a blank line before each section and none elsewhere.
+
+    ruamel counts a blank line to the value before it, so it goes where that value is replaced.
+    """
+    spaced = re.sub(r"\n{2,}(?=  )", "\n", re.sub(r"\n+(?=\w)", "\n\n", text))
+    # A value of several lines may hold blank ones itself.
+    return spaced if load_text(spaced) == load_text(text) else text
 
 
 def _replace_values(target: CommentedMap, source: CommentedMap) -> None:
@@ -120,13 +139,11 @@ def _take(target: CommentedMap, source: CommentedMap, key: str) -> None:
 def _yaml() -> YAML:
     """A reader and writer that keeps comments, quotes, and the lines as they are."""
     yaml = YAML()
+    yaml.Representer = NullRepresenter
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
     yaml.representer.ignore_aliases = lambda value: True
-    yaml.representer.add_representer(
-        type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
     return yaml
 
 
@@ -150,6 +167,8 @@ def read_scale(scale: str, folder: Path = Path()) -> ScaleFile:
         SystemExit: code 1, one line: there is no such file, it can't be read or has no values.
     """
     path = _path(scale)
+    if (folder / path).resolve() == (folder / PARAMS).resolve():
+        exit_with_error(f"{scale}: is what this writes; copy it to params/<name>.yaml first")
     if not (folder / path).exists():
         names = scale_names(folder)
         if "demo" not in names:
@@ -239,7 +258,10 @@ def find_edits(present: dict[str, Any], new: dict[str, Any]) -> list[str]:
     scale = flatten(load_text(text))
     written: dict[str, Any] = {}
     if WRITTEN.exists() and _first_line(WRITTEN) == first_line:
-        written = flatten(read(WRITTEN))
+        try:
+            written = flatten(read(WRITTEN))
+        except SystemExit:
+            pass  # a copy that is damaged tells nothing
     return [
         f"{PARAMS}: {key}: {_show(value)} is an edit; {names} has {_show(scale.get(key, MISSING))}"
         for key, value in present.items()

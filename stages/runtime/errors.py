@@ -40,6 +40,8 @@ def excepthook(
         message = f"{error.filename}: command not found; install it or put it on PATH"
     elif isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror}"
+    elif missing_file and str(error).count(" ") == 0:  # pyarrow names the file and nothing else
+        message = f"{error}: No such file or directory"
     elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):
         message = f"{error}"
     else:
