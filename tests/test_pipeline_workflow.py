@@ -17,6 +17,12 @@ WORKFLOW = yaml.safe_load((REPOSITORY / ".github/workflows/pipeline.yaml").read_
 STEPS = {step["name"]: step for step in WORKFLOW["jobs"]["run"]["steps"] if "name" in step}
 
 
+def branch(attempt: int) -> str:
+    """The branch that the workflow names for an attempt of run 7."""
+    name = STEPS["Pull request"]["env"]["BRANCH"].replace("${{ github.run_id }}", "7")
+    return name.replace("${{ github.run_attempt }}", str(attempt))
+
+
 class Runner:
     """A self-hosted runner: its home folder stays, its checkouts are new ones."""
 
@@ -52,7 +58,7 @@ class Runner:
             done = subprocess.run(
                 ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c", STEPS[name]["run"]],
                 cwd=self.folder / "checkout",
-                env={**os.environ, **self.environment, "BRANCH": f"run-7-{attempt}"},
+                env={**os.environ, **self.environment, "BRANCH": branch(attempt)},
                 text=True,
                 capture_output=True,
             )
@@ -78,10 +84,21 @@ def runner(committed, environment, tmp_path):
     runner = Runner(tmp_path, environment)
     cache = runner.home / ".cache/remote-diffusion-dvc"
     shutil.copytree(run("dvc", "cache", "dir").strip(), cache, copy_function=os.link)
-    run("git", "checkout", "-q", "-B", "main")
+    run("git", "branch", "-q", "-M", "main")
     run("git", "clone", "-q", "--bare", str(clone), str(runner.repository))
     run("git", "remote", "set-url", "origin", str(runner.repository))
     return runner, run
+
+
+def test_what_the_runner_reads_beside_the_scripts():
+    (checkout,) = [
+        step for step in WORKFLOW["jobs"]["run"]["steps"] if "checkout" in step.get("uses", "")
+    ]
+    assert checkout["with"]["persist-credentials"] is False
+    assert STEPS["Run"]["id"] == "run"
+    condition = STEPS["Push"]["if"]
+    assert "!cancelled()" in condition and "steps.run.outcome != 'skipped'" in condition
+    assert branch(1) != branch(2)
 
 
 def test_without_a_remote_nothing_runs(runner):
@@ -136,8 +153,8 @@ def test_a_run_is_pushed_and_opened_once(runner, tmp_path):
         assert "Running stage 'review_page'" not in done.stdout
         done = runner.run("Push", "Pull request", attempt=attempt)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"run-7-{attempt}" in runner.branches()
+        assert branch(attempt) in runner.branches()
         call = runner.calls.read_text().splitlines()[-1]
-        assert call.startswith(f"pr create --base main --head run-7-{attempt} ")
+        assert call.startswith(f"pr create --base main --head {branch(attempt)} ")
         assert "credential" not in (checkout / ".git/config").read_text()
     assert "close and reopen" in (tmp_path / "comment.md").read_text()

@@ -77,6 +77,11 @@ def test_scripts_are_bash_and_name_what_is_here(name):
             assert (REPOSITORY / f"{module.replace('.', '/')}.py").exists(), module
 
 
+def test_a_cancelled_check_posts_nothing():
+    job = yaml.safe_load(WORKFLOWS["pull-request-comment"].read_text())["jobs"]["comment"]
+    assert "workflow_run.conclusion != 'cancelled'" in job["if"]
+
+
 COMMENT = next(step["run"] for step in steps("pull-request-comment") if step.get("name") == "Post")
 
 
@@ -100,10 +105,11 @@ def test_the_comment_goes_only_to_the_pull_request_it_was_made_for(tmp_path, num
         capture_output=True,
         env={"PATH": f"{gh.parent}:/usr/bin:/bin", "HEAD": head, "RUN": "https://example.org/run"},
     )
-    assert (done.returncode == 0) == posted
+    # A newer push may have moved the head: no fault of this run.
+    assert done.returncode == (0 if posted or number == "7" else 1)
     calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
     assert ("pr comment 7 --body-file body.md" in calls) == posted
     if posted:
         assert (tmp_path / "body.md").read_text().startswith("## This run\n")
     else:
-        assert done.stdout.startswith("error: ")
+        assert done.stdout.startswith(("error: ", "::notice::"))

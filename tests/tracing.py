@@ -13,8 +13,8 @@ from pathlib import Path
 import audit
 
 # Opened by stages, but no deps: what DVCLive reads to find the repository's root, DVCLive's folder,
-# and params.yaml, of which `params:` declares the sections.
-NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml")
+# params.yaml, of which `params:` declares the sections, and the list of packages that must be here.
+NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml", "requirements.txt")
 # The report reads the graph and what ran, for metrics/run.js alone, which is no output.
 READ_FOR_NO_OUTPUT = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
 

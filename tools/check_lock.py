@@ -100,7 +100,16 @@ def check_files(repo: Repo) -> None:
     deps = {str(dep) for dep in repo.index.deps if not is_data(str(dep), repo)}
     outs = {str(out) for out in repo.index.outs if not out.use_cache}
     # What git ignores, too, but not what DVC does not hash.
-    listed = git("ls-files", "--others", "--exclude-from=.dvcignore", "--", *deps, *outs)
+    listed = git(
+        "-c",
+        "core.quotePath=off",
+        "ls-files",
+        "--others",
+        "--exclude-from=.dvcignore",
+        "--",
+        *deps,
+        *outs,
+    )
     if listed is None:
         exit_with_error("lock: `git ls-files` failed: is this the root of a git repository?")
     if listed:
@@ -147,8 +156,8 @@ def why_unreadable(repo: Repo, missing: str) -> str | None:
         missing: the hash of an object that DVC does not find.
     """
     remote = repo.cloud.get_remote()
-    if remote.fs.protocol == "local" and not Path(remote.path).parent.exists():
-        return f"there is no folder {Path(remote.path).parent}"
+    if remote.fs.protocol == "local" and not Path(remote.path).exists():
+        return f"there is no folder {remote.path}"
     if remote.fs.protocol not in ("http", "https"):
         return None
     try:

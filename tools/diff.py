@@ -126,19 +126,18 @@ def main() -> None:
 def find_merge_base(revision: str) -> str:
     """Return the commit at which HEAD left `revision`: all 40 digits."""
     if git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
-        exit_with_error(
-            f"diff: {revision} is no revision of this repository; "
-            "a shallow clone lacks history (fetch-depth: 0)"
-        )
+        exit_with_error(f"diff: {revision} is no revision of this repository{shallow_hint()}")
     commit = git("merge-base", revision, "HEAD")
     if commit:
         return commit.strip()
-    if git("rev-parse", "--is-shallow-repository") == "true\n":
-        exit_with_error(
-            f"diff: this shallow clone lacks the commit at which HEAD left {revision}: "
-            "`git fetch --unshallow` fetches it (in a workflow: fetch-depth: 0)"
-        )
-    exit_with_error(f"diff: HEAD and {revision} have no commit in common")
+    exit_with_error(f"diff: HEAD and {revision} have no commit in common{shallow_hint()}")
+
+
+def shallow_hint() -> str:
+    """What may be missing in a shallow clone; "" in a full one."""
+    if git("rev-parse", "--is-shallow-repository") != "true\n":
+        return ""
+    return "; this clone is shallow: `git fetch --unshallow` (in a workflow: fetch-depth: 0)"
 
 
 def read_changes(commit: str) -> tuple[Changes, Changes]:
@@ -225,7 +224,12 @@ def read_metrics(path: str, run: str) -> dict[str, float]:
 
 def read_measured_on(run: str) -> dict[str, dict]:
     """Read what the metrics of a run were measured on; {} where it does not say so."""
-    return (read_json("metrics/context.json", run) or {}).get("measured_on", {})
+    path = "metrics/context.json"
+    measured_on = (read_json(path, run) or {}).get("measured_on", {})
+    groups = measured_on.values() if isinstance(measured_on, dict) else [measured_on]
+    if not all(isinstance(group, dict) for group in groups):
+        exit_with_error(f"diff: {where(path, run)}: measured_on: expected an object of objects")
+    return measured_on
 
 
 # Writing the comment -----------------------------------------------------------------------------
@@ -410,7 +414,8 @@ def read_curve(name: str, column: str, run: str) -> np.ndarray:
         points = [(float(row["step"]), float(row[column])) for row in rows if row.get(column)]
     except (ValueError, KeyError) as error:
         exit_with_error(f"diff: {where(path, run)}: not a curve of {column} over step: {error}")
-    return np.array(points).T
+    finite = [point for point in points if np.isfinite(point).all()]
+    return np.array(finite).T
 
 
 if __name__ == "__main__":

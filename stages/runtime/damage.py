@@ -61,7 +61,7 @@ def list_files(out: dict, cache: Path) -> Iterator[tuple[Path, str]]:
         yield Path(out["path"]), out["md5"]
         return
     listing = object_path(cache, out["md5"])
-    if listing.is_file():
+    if listing.is_file() and hash_file(listing) == out["md5"].removesuffix(".dir"):
         for file in json.loads(listing.read_text(encoding="utf-8")):
             yield Path(out["path"], file["relpath"]), file["md5"]
 

@@ -55,6 +55,9 @@ def _is_of_content(error: BaseException) -> bool:
     """Whether an error says that a file was opened and then could not be understood."""
     if isinstance(error, OSError):
         return error.errno is None
+    # A ValueError without a class of its own: what mmap says of a file that is too short.
+    if isinstance(error, ValueError) and "mmap length" in str(error):
+        return True
     if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | EOFError):
         return True
     return type(error).__module__.partition(".")[0] in ("PIL", "pyarrow", "safetensors")
