@@ -4,8 +4,9 @@
 
 SOURCE.json records what the source resolved to. It is the only file for the source `none`, and for
 the embedded embedder, which `index_rag` fits on the corpus. `stages.common.model_folder` lists the
-files of each role. A vision folder holds any of inception2048/model.safetensors (or the .pth of
-torch-fidelity, which is converted), dinov2/ and clip/ (transformers folders).
+files of each role. A vision folder holds any of inception2048/model.safetensors and
+efficientnet/model.safetensors (or their published .pth, which are converted), dinov2/ and clip/
+(transformers folders).
 """
 
 from pathlib import Path
@@ -65,10 +66,12 @@ def resolve_source(role: str, source: str) -> tuple[Path | None, dict[str, Any]]
             return sources.local_path(source, key), unlicensed
         case "hub":
             return download_model(role, source, key)
+        case "package":
+            return sources.package_file(source, key)
         case other:
             exit_with_error(
                 f"{key}: {source}: {other} is not for models; write embedded, path:<folder>, "
-                "hub:<repo>[@revision] or none"
+                "hub:<repo>[@revision], package:<name> or none"
             )
 
 

@@ -31,11 +31,12 @@ from ruamel.yaml.error import MarkedYAMLError
 def _check_source(source: str) -> str:
     """Refuse a source without a known kind, or with a location that does not fit its kind."""
     kind, _, location = source.partition(":")
-    needs_location = kind in ("path", "hub", "arxiv")
-    if kind not in ("embedded", "none", "path", "hub", "arxiv") or needs_location != bool(location):
+    needs_location = kind in ("path", "hub", "arxiv", "package")
+    is_known = needs_location or kind in ("embedded", "none")
+    if not is_known or needs_location != bool(location):
         raise ValueError(
             "a source is embedded, path:<folder or file>, hub:<repo>[@revision], "
-            "arxiv:<csv> (papers only) or none (models only)"
+            "arxiv:<csv> (papers only), package:<name> or none (models only)"
         )
     return source
 
@@ -173,7 +174,7 @@ class FetchModel(Section):
         "(paper, section 4: ResNet-18, Sentinel-2 RGB MoCo)"
     )
     vision: Source = Field(
-        description="networks for features.extractors other than scene; none = only scene"
+        description="networks of features.extractors other than scene; none = only scene"
     )
 
 
@@ -383,8 +384,11 @@ class Generate(Section):
     )
 
 
+Extractor = Literal["scene", "efficientnet", "inception2048", "dinov2", "clip"]
+
+
 class Features(Section):
-    extractors: list[Literal["scene", "inception2048", "dinov2", "clip"]] = Field(
+    extractors: list[Extractor] = Field(
         min_length=1,
         description="networks whose features are compared (paper, section 5: Inception-2048)",
     )
@@ -479,9 +483,9 @@ class Params(Section):
         for role, source in self.fetch_model:
             if source.startswith("arxiv:"):
                 raise ValueError(f"fetch_model.{role}: arxiv: is for papers")
-        if self.fetch_papers.source == "none" or self.fetch_imagery.source.startswith(
-            ("none", "arxiv:")
-        ):
+        if self.fetch_papers.source.startswith(
+            ("none", "package:")
+        ) or self.fetch_imagery.source.startswith(("none", "arxiv:", "package:")):
             raise ValueError(
                 "fetch_papers.source, fetch_imagery.source: the pipeline needs papers "
                 "(embedded, path:, hub:, arxiv:) and imagery (embedded, path:, hub:)"
@@ -498,8 +502,9 @@ class Params(Section):
             raise ValueError(
                 "fetch_imagery.max_images: null: say how many tiles the embedded renderer makes"
             )
-        if self.encode.base_domain.startswith("arxiv:"):
-            raise ValueError("encode.base_domain: arxiv: is for papers")
+        for kind, use in (("arxiv", "papers"), ("package", "models")):
+            if self.encode.base_domain.startswith(f"{kind}:"):
+                raise ValueError(f"encode.base_domain: {kind}: is for {use}")
         return self
 
     @model_validator(mode="after")
@@ -513,6 +518,12 @@ class Params(Section):
         if self.fetch_model.vision == "none" and extractors != ["scene"]:
             raise ValueError(
                 "features.extractors: all but scene need fetch_model.vision, which is none"
+            )
+        others = set(extractors) - {"scene", "efficientnet"}
+        if self.fetch_model.vision.startswith("package:") and others:
+            raise ValueError(
+                f"features.extractors: {self.fetch_model.vision} of fetch_model.vision holds no "
+                f"{min(others)}"
             )
         return self
 

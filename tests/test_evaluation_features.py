@@ -314,6 +314,35 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(in_folder):
     assert len(stored["features"]) == len(stored["logits"]) == 45
 
 
+def test_a_pretrained_extractor_stands_beside_the_judge(in_copy):
+    """EfficientNet-Lite0 from its Python package: base > fine-tuned, and its resize is its own."""
+    from stages import fetch_model
+
+    extractors = ["scene", "efficientnet"]
+    write_params(
+        train_scene={"model": "test_byobnet", "resolution": 32},
+        features={"extractors": extractors, "batch_size": 12, "padded": False},
+        fid={"standard_min_n": 20, "paper_n": 20, "paper_draws": 2, "subsets": 4},
+    )
+    write_shards("data/imagery/train", tile_rows(0, 24), SCHEMA)
+    write_shards("data/imagery/test", tile_rows(150, 24), SCHEMA)
+    write_shards("data/samples/tuned", tile_rows(150, 24, seed=7), SCHEMA)
+    base_rows = [row | {"image": render_cell("forest", 9)} for row in tile_rows(150, 24)]
+    write_shards("data/samples/base", base_rows, SCHEMA)
+    shutil.rmtree("data/features", ignore_errors=True)
+    fetch_model.main("vision")
+    extract_features("real", "base", "tuned", "synthetic")
+    run_fid()
+    metrics = read_metrics("fid")
+    assert sorted(metrics) == sorted(extractors)
+    for extractor in extractors:
+        values = metrics[extractor]["standard"]
+        assert values["fid_floor"] <= values["fid"] < values["fid_base"]
+        assert values["kid_x1000"] < values["kid_x1000_base"]
+    assert metrics["efficientnet"]["standard"]["singular"] == 1  # 24 images, 112 features
+    assert {"pixels", *extractors} < set(read_metrics("images"))
+
+
 def test_a_network_of_one_fixed_size_is_built_for_the_resolution(in_folder, monkeypatch, tmp_path):
     """A vision transformer, published for 160 px, reads tiles of 32."""
     import torch

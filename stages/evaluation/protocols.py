@@ -54,7 +54,7 @@ def standard_protocol(
     """All metrics of all generated images against all real test tiles.
 
     Args:
-        sets: features [N, D] of `test`, `train`, `tuned` and `base`.
+        sets: features [N, D] of `test` and `tuned` and, where there are any, `train` and `base`.
         config: the section `fid`.
         seed: of the floor's training tiles and of the subsamples.
         extractor: name of the features.
@@ -63,50 +63,49 @@ def standard_protocol(
         refused = 0; n, n_real, n_floor; `singular` and `infinity_singular`, 1 where FID and FID
         infinity compare singular covariances, of fewer images than dimensions; and of each metric
         its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor`, a 95 % prediction interval
-        `_floor_lo`, `_floor_hi`, and its `_base`. Of too few images: refused = 1, n, n_needed.
+        `_floor_lo`, `_floor_hi`, and its `_base`; no floor without `train`, no base without `base`.
+        Of too few images: refused = 1, n, n_needed.
     """
     real = sets["test"]
     n = min(len(real), len(sets["tuned"]))
     n_needed = max(config.standard_min_n, MIN_IMAGES)
     if n < n_needed:
-        log(
-            f"fid: {n} images are fewer than {n_needed}, the larger of fid.standard_min_n and "
-            f"{MIN_IMAGES}: no standard protocol for {extractor}"
-        )
+        larger = f"{n_needed}, the larger of fid.standard_min_n and {MIN_IMAGES}"
+        log(f"fid: {n} images are fewer than {larger}: no standard protocol for {extractor}")
         return {"refused": 1, "n": n, "n_needed": n_needed}
 
-    compared = {"tuned": sets["tuned"], "floor": draw_floor(sets, seed), "base": sets["base"]}
-    generator = rng(seed, "intervals")
     values = {}
-    for name, fake in compared.items():
-        values[name] = compute_metrics(real, fake, extractor, generator)
     subsampled = {}
-    for name in ("tuned", "floor"):
-        subsampled[name] = subsample_metrics(
-            real, compared[name], extractor, config.subsets, generator, name
-        )
+    compared = compared_sets(sets, seed)
+    for name, fake in compared.items():
+        # Draws of its own: they are the same whatever else is compared.
+        generator = rng(seed, "intervals", name)
+        values[name] = compute_metrics(real, fake, extractor, generator)
+        if name != "base":
+            subsampled[name] = subsample_metrics(
+                real, fake, extractor, config.subsets, generator, name
+            )
 
-    n_floor = len(compared["floor"])
-    result: dict[str, float] = {
-        "refused": 0,
-        "n": len(compared["tuned"]),
-        "n_real": len(real),
-        "n_floor": n_floor,
-        "singular": int(n <= real.shape[1]),
-        "infinity_singular": int(n // max(SUBSET_COUNTS) <= real.shape[1]),
-    }
+    result: dict[str, float] = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
+    if "floor" in compared:
+        result["n_floor"] = len(compared["floor"])
+    result["singular"] = int(n <= real.shape[1])
+    result["infinity_singular"] = int(n // max(SUBSET_COUNTS) <= real.shape[1])
     for name, value in values["tuned"].items():
         low, high = VALUE_RANGES.get(name, (0, np.inf))
-        floor = values["floor"][name]
         result[name] = value
         result[f"{name}_lo"], result[f"{name}_hi"] = confidence_interval(
             value, subsampled["tuned"][name], n, low, high
         )
-        result[f"{name}_floor"] = floor
-        result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval(
-            floor, subsampled["floor"][name], min(len(real), n_floor), low, high
-        )
-        result[f"{name}_base"] = values["base"][name]
+        if "floor" in compared:
+            floor = values["floor"][name]
+            n_floor = min(len(real), len(compared["floor"]))
+            result[f"{name}_floor"] = floor
+            result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval(
+                floor, subsampled["floor"][name], n_floor, low, high
+            )
+        if "base" in compared:
+            result[f"{name}_base"] = values["base"][name]
     return result
 
 
@@ -181,9 +180,8 @@ def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
 
     Over 1/N, the straight line through a set's FIDs meets 1/N = 0 at its FID infinity.
     """
-    compared = {"tuned": sets["tuned"], "base": sets["base"], "floor": draw_floor(sets, seed)}
     curves = {}
-    for name, fake in compared.items():
+    for name, fake in compared_sets(sets, seed).items():
         curves[name] = fid_curve(sets["test"], fake, rng(seed, "curve"))
     shared = min(len(points) for points in curves.values())  # few training tiles have no quarters
     rows = []
@@ -195,7 +193,15 @@ def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
     return rows
 
 
-def draw_floor(sets: dict[str, np.ndarray], seed: int) -> np.ndarray:
-    """Features of as many random training tiles as there are test tiles."""
-    order = rng(seed, "floor").permutation(len(sets["train"]))
-    return sets["train"][np.sort(order[: len(sets["test"])])]
+def compared_sets(sets: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Features of what is compared with the test tiles: the images of each model, and the floor.
+
+    The floor is as many random training tiles as there are test tiles.
+    """
+    compared = {"tuned": sets["tuned"]}
+    if "base" in sets:
+        compared["base"] = sets["base"]
+    if "train" in sets:
+        order = rng(seed, "floor").permutation(len(sets["train"]))
+        compared["floor"] = sets["train"][np.sort(order[: len(sets["test"])])]
+    return compared

@@ -15,6 +15,8 @@ from stages.imagery.readers.items import (
 )
 from stages.imagery.untrusted_text import valid_utf8
 
+NO_SCENE = "no class folder and no captions"
+
 
 def open_class_folders(files: list[Path], root: Path) -> ImageSource:
     """A source whose folders are classes, without captions.
@@ -50,5 +52,5 @@ def _image_item(file: Path, root: Path) -> SourceItem:
         name=valid_utf8(file.relative_to(root).as_posix()),
         scene=valid_utf8(scene),
         image=file,
-        skip_reason=None if scene else "no class folder and no captions",
+        skip_reason=None if scene else NO_SCENE,
     )

@@ -36,7 +36,7 @@ def _read_items(
     """Yield an item per line. Images are given as paths, with or without `with_images`."""
     listed = set(metadata)
     for metadata_file in metadata:
-        for line_number, row in _read_rows(metadata_file):
+        for line_number, row in read_metadata(metadata_file):
             item = _item(row, metadata_file, line_number, root)
             if item.image is not None:
                 listed.add(item.image)
@@ -47,7 +47,7 @@ def _read_items(
             yield skipped_file(file, root, f"not in {list_names}")
 
 
-def _read_rows(metadata_file: Path) -> Iterator[tuple[int, dict]]:
+def read_metadata(metadata_file: Path) -> Iterator[tuple[int, dict]]:
     """Yield (line number, row). A JSON line that holds no object gives an empty row."""
     with open(metadata_file, encoding="utf-8-sig", errors="replace", newline="") as stream:
         if metadata_file.suffix == ".csv":

@@ -1,0 +1,224 @@
+"""tools.evaluate: `fid`'s metrics for two folders of images, whoever made them."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, write_smoke_params
+from PIL import Image
+from test_evaluation_features import (
+    CLASSES,
+    LABELED_SCHEMA,
+    SCENES,
+    SCHEMA,
+    render_cell,
+    tile_rows,
+)
+
+from stages.common.artifacts import decode_image, write_shards
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a run leaves behind: real tiles, images of two models, and a (random) scene network."""
+    import torch
+
+    from stages.evaluation.networks import create_network, save_network
+
+    path = tmp_path_factory.mktemp("evaluate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        write_smoke_params(path)
+        torch.manual_seed(0)
+        config = {
+            "model": "test_byobnet",
+            "resolution": 32,
+            "scenes": sorted(SCENES),
+            "mean": [0.5] * 3,
+            "std": [0.25] * 3,
+        }
+        save_network("models/scene", create_network("test_byobnet", 3, 32, "test"), config)
+        write_shards("data/imagery/train", tile_rows(0, 40), SCHEMA)
+        write_shards("data/imagery/test", tile_rows(40, 30), SCHEMA)
+        write_shards("data/samples/tuned", tile_rows(40, 30, seed=7), SCHEMA)
+        write_shards("data/samples/base", tile_rows(40, 30, seed=8), SCHEMA)
+        synthetic = [
+            {"image": render_cell(scene, i, 9), "row": i, "label": CLASSES[scene]}
+            for i in range(4)
+            for scene in CLASSES
+        ]
+        write_shards("data/synthetic", synthetic, LABELED_SCHEMA)
+    return path
+
+
+@pytest.fixture
+def evaluate(folder, monkeypatch, tmp_path, capsys):
+    """Runs the tool in `folder`; returns its JSON and what it printed, or its error line."""
+
+    def run(*words: object) -> tuple[dict, str]:
+        from tools import evaluate
+
+        file = tmp_path / "result.json"
+        arguments = [str(word) for word in words]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--json", str(file)])
+        monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tool sets its own
+        capsys.readouterr()
+        evaluate.main()
+        output = capsys.readouterr()
+        return json.loads(file.read_text()), output.out + output.err
+
+    monkeypatch.chdir(folder)
+    return run
+
+
+def save_images(folder: Path, count: int = 12, seed: int = 0, suffix: str = "png") -> Path:
+    """A folder of rendered tiles of 32 px, forest_0.png and so on."""
+    folder.mkdir(parents=True)
+    for row in tile_rows(0, count, seed):
+        decode_image(row["image"]).save(folder / f"{Path(row['filename']).stem}.{suffix}")
+    return folder
+
+
+def refusal(evaluate, *words: object) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(*words)
+    assert str(stopped.value).startswith("error: ")
+    return str(stopped.value)
+
+
+def test_the_folders_of_a_run_give_its_metrics_to_the_digit(evaluate):
+    from stages import features, fid
+
+    for which in ("real", "tuned", "base", "synthetic"):
+        features.main(which)
+    fid.main()
+    expected = json.loads(Path("metrics/fid.json").read_text())["scene"]["standard"]
+    of_base = {key for key in expected if key.endswith("_base")}
+    of_floor = {key for key in expected if "_floor" in key}
+    folders = ("data/imagery/test", "data/samples/tuned")
+
+    result, _ = evaluate(*folders)
+    found = result["scene"]["standard"]
+    assert found == {key: value for key, value in expected.items() if key not in of_base | of_floor}
+    result, text = evaluate(*folders, "--train", "data/imagery/train")
+    found = result["scene"]["standard"]
+    assert found == {key: value for key, value in expected.items() if key not in of_base}
+    assert re.search(rf"^FID +{found['fid']:.3f} +[0-9.]+ to ", text, re.MULTILINE)
+    agreement = json.loads(Path("metrics/caption_agreement.json").read_text())
+    for key in ("caption_agreement", "caption_agreement_lo", "ceiling"):
+        assert result["captions"][key] == agreement[key]
+
+
+def test_images_of_any_format_mode_and_size(evaluate, tmp_path):
+    real = save_images(tmp_path / "real", suffix="jpg")
+    generated = save_images(tmp_path / "generated/some class", seed=7).parent
+    odd = generated / "some class"
+    photo = Image.open(real / "forest_0.jpg").resize((80, 60))
+    photo.convert("L").save(odd / "gray.png")
+    photo.convert("RGBA").save(odd / "alpha.png")
+    photo.convert("P").save(odd / "palette.gif")
+    Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257).save(odd / "deep.png")
+    (odd / "broken.png").write_bytes((odd / "gray.png").read_bytes()[:-40])
+    photo.resize((9, 9)).save(odd / "tiny.png")
+    (odd / "notes.txt").write_text("made by a model")
+
+    line = refusal(evaluate, real, generated)
+    assert "80 x 60 px" in line and "--resolution" in line
+    result, text = evaluate(real, generated, "--resolution", 32)
+    metrics = result["scene"]["standard"]
+    assert metrics["n_real"] == 12 and metrics["n"] == 16
+    assert metrics["fid_lo"] <= metrics["fid"] <= metrics["fid_hi"]
+    skipped = result["measured_on"]["tuned"]["skipped"]
+    names = sorted(name for entry in skipped.values() for name in entry["names"])
+    assert names == [f"some class/{name}" for name in ("broken.png", "notes.txt", "tiny.png")]
+    assert "broken.png" in text
+
+
+def test_the_same_images_twice_and_sets_of_two_sizes_are_said(evaluate, tmp_path):
+    real = save_images(tmp_path / "real")
+    copy = shutil.copytree(real, tmp_path / "copy")
+    for generated in (real, copy):
+        result, text = evaluate(real, generated)
+        assert result["scene"]["standard"]["fid"] < 1e-6
+        assert "12 different images" in text
+    large = tmp_path / "large"
+    large.mkdir()
+    for file in real.iterdir():
+        Image.open(file).resize((48, 48)).save(large / file.name)
+    _, text = evaluate(real, large)
+    assert "32 px" in text and "48 px" in text
+    _, text = evaluate(real, large, "--resolution", 32)
+    assert "48 px" not in text
+
+
+def test_what_gives_no_number_is_refused_in_one_line(evaluate, tmp_path):
+    real = save_images(tmp_path / "real")
+    few = save_images(tmp_path / "few", 5)
+    (tmp_path / "empty").mkdir()
+    assert "5 usable image(s); at least 8" in refusal(evaluate, real, few)
+    assert "no images in it" in refusal(evaluate, tmp_path / "empty", real)
+    assert f"{tmp_path}/nowhere: no such" in refusal(evaluate, real, tmp_path / "nowhere")
+    assert "splits test and train" in refusal(evaluate, "data/imagery", real)
+    assert "scene classifier" in refusal(evaluate, real, real, "--weights", tmp_path)
+    (tmp_path / "config.json").write_text('{"model": "resnet18"}')
+    assert "lacks mean" in refusal(evaluate, real, real, "--weights", tmp_path)
+    line = refusal(evaluate, real, real, "--features", "dinov2")
+    assert "dinov2/model.safetensors is missing" in line and "fetch_model" in line
+    assert "at least 16" in refusal(evaluate, real, real, "--resolution", 8)
+
+
+def test_captions_give_the_scenes_or_the_clip_score(evaluate, tmp_path):
+    real = save_images(tmp_path / "real")
+    generated = save_images(tmp_path / "generated", seed=7)
+    write_clip(tmp_path / "vision/clip")
+    captions = tmp_path / "captions.jsonl"
+    clip = ("--features", "clip", "--weights", tmp_path / "vision", "--captions", captions)
+
+    def write_lines(**changes: object) -> None:
+        lines = [
+            {"file_name": f"{file.stem}.jpg", "text": f"a picture of a {file.stem}"} | changes
+            for file in generated.iterdir()
+        ]
+        captions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    write_lines()
+    result, text = evaluate(real, generated, *clip)
+    scores = result["captions"]
+    assert 0 <= scores["clip_score_lo"] < scores["clip_score"] < scores["clip_score_hi"] <= 100
+    assert "cmmd" in result["clip"]["standard"]
+    assert "CLIP score" in text
+    write_lines(scene="lake")
+    result, _ = evaluate(real, generated, "--captions", captions)
+    assert result["captions"]["caption_agreement_n"] == 12
+    write_lines(text=["one", "two"])
+    assert "2 captions" in refusal(evaluate, real, generated, *clip)
+    write_lines(file_name="other.png")
+    line = refusal(evaluate, real, generated, *clip)
+    assert "no line for 12 of 12" in line and "other" in line
+    line = refusal(evaluate, real, real, "--features", "dinov2", "--captions", captions)
+    assert "no use" in line
+
+
+def write_clip(folder: Path) -> None:
+    """A tiny CLIP with random weights, in the layout of the Hugging Face hub."""
+    import torch
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    tokenizer = AutoTokenizer.from_pretrained(
+        REPOSITORY / "stages/embedded/models/diffusion/tokenizer"
+    )
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tiny["num_attention_heads"] = 2
+    text = tiny | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text["eos_token_id"] = tokenizer.eos_token_id
+    vision = tiny | {"image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    preprocessing = {"crop_size": 28, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))

@@ -1,0 +1,460 @@
+"""Compare generated images with real ones: `fid`'s metrics, for the images of anybody's model.
+
+    python -m tools.evaluate REAL GENERATED
+    python -m tools.evaluate REAL GENERATED --features inception2048 --resolution 256 --train TRAIN
+    python -m tools.evaluate REAL GENERATED --features clip --captions captions.jsonl
+
+REAL and GENERATED are Parquet files, or folders of Parquet files or of images, in any layout of
+docs/data.md; they need neither captions nor classes. What can't be used is skipped, counted and
+named. Prints FID, KID, precision, recall and so on, each with its 95 % confidence interval.
+
+Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`), so that a run's own
+folders give its metrics/fid.json. docs/protocol.md says how to compare published models.
+
+With --features scene it also measures caption agreement, where the scenes of the images are known:
+by a scene column, a class folder, a name such as airport_1.png, or --captions.
+"""
+
+import argparse
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from scipy.special import stdtrit
+
+from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
+from stages.common.sources import file_hashes
+from stages.common.torch_setup import make_deterministic
+from stages.evaluation.caption_agreement import clip_similarity, share_with_interval
+from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
+from stages.evaluation.protocols import MIN_IMAGES, standard_protocol
+from stages.features import extract
+from stages.imagery.captions import usable_captions
+from stages.imagery.image_decoding import MIN_SIDE, UnusableImage, decode_rgb
+from stages.imagery.readers.class_folders import NO_SCENE
+from stages.imagery.readers.items import SPLIT_NAMES, ImageSource, SourceItem, scene_of
+from stages.imagery.readers.metadata_lists import CAPTION_FIELDS, SCENE_FIELDS, read_metadata
+from stages.imagery.readers.open_source import open_source
+from stages.imagery.scale_and_crop import scale_and_crop
+from stages.imagery.skip_report import SkipReport
+from stages.params import Extractor, Params, load
+from stages.reporting.rows import format_number, read_interval
+from stages.runtime.errors import exit_with_error
+from stages.runtime.process import start_process
+from stages.runtime.processes import process_state
+from stages.runtime.progress import log, progress_bar
+
+SCHEMA = pa.schema([("image", IMAGE)])
+TITLES = {
+    "fid": "FID",
+    "fid_infinity": "FID infinity",
+    "kid_x1000": "KID x 1000",
+    "cmmd": "CMMD",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "sinkhorn": "Sinkhorn divergence",
+    "caption_agreement": "caption agreement",
+    "clip_score": "CLIP score",
+}
+
+
+class ImageSet(NamedTuple):
+    """The usable images of a file or folder: squares of one size, as shards."""
+
+    path: Path
+    shards: Path  # a temporary folder
+    names: list[str]
+    scenes: list[str]  # "": not known
+    hashes: list[str]  # SHA-256 of the pixels
+    sides: list[int]  # pixels
+    skipped: SkipReport
+
+
+def main() -> None:
+    options = parse_arguments()
+    start_process()
+    params = load()
+    make_deterministic(params.seed)
+    check_options(options)
+    # Before the images are read, which can take long: the weights may be missing.
+    network = load_extractor(options.features, options.weights)
+
+    with tempfile.TemporaryDirectory() as temporary:
+        sets = {
+            name: read_images(path, Path(temporary) / name, options.resolution, params)
+            for name, path in named_paths(options).items()
+        }
+        notes = compare_pixels(sets)
+        shown = read_shown(options, sets["tuned"])
+        outputs = extract_outputs(network, sets, options.features, params)
+
+    features = {name: values["features"] for name, values in outputs.items()}
+    metrics = standard_protocol(features, params.fid, params.seed, options.features)
+    captions: dict[str, float] = {}
+    if options.features == "scene":
+        scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]
+        captions = measure_agreement("caption_agreement", outputs["tuned"], shown, scenes)
+        captions |= measure_agreement("ceiling", outputs["test"], sets["test"].scenes, scenes)
+    elif shown:
+        folder = weights_folder("clip", options.weights)
+        embeddings = caption_embeddings(network, shown, params.features.batch_size, folder)
+        captions = measure_clip_score(features["tuned"], embeddings.numpy())
+
+    print_results(metrics, captions, sets, options.features, notes)
+    if options.json:
+        result = {options.features: {"standard": metrics}, "captions": captions}
+        write_json(options.json, result | {"measured_on": describe(options, sets, params)})
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("real", type=Path, help="held-out real images: a Parquet file or a folder")
+    parser.add_argument("generated", type=Path, help="generated images, likewise")
+    parser.add_argument(
+        "--train", type=Path, help="real training images, for the floor: real vs. real"
+    )
+    parser.add_argument("--features", choices=get_args(Extractor), default="scene")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FOLDER",
+        help="of the features: a scene classifier (default: models/scene), or a folder that holds "
+        "inception2048/ and so on (default: models/base/vision)",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="PX",
+        help="scale the shorter side of every image to this many pixels and crop the center square "
+        "(default: square images of one size, as they are)",
+    )
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        metavar="FILE",
+        help="what the generated images should show: JSON lines or CSV with file_name, and text "
+        "(for the CLIP score) or scene",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    return parser.parse_args()
+
+
+def named_paths(options: argparse.Namespace) -> dict[str, Path]:
+    """The paths of the sets, by the names that the protocols have for them."""
+    paths = {"test": options.real, "tuned": options.generated, "train": options.train}
+    return {name: path for name, path in paths.items() if path is not None}
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Exit with an error if a file or folder is missing, or options don't go together."""
+    files = [*named_paths(options).values()]
+    if options.captions is not None:
+        files.append(options.captions)
+        if options.features not in ("scene", "clip"):
+            exit_with_error(
+                f"evaluate: --captions: {options.features} has no use for it; it is for --features "
+                "clip (CLIP score) and scene (caption agreement)"
+            )
+    for file in files:
+        if not file.exists():
+            exit_with_error(f"evaluate: {file}: no such file or folder")
+    if options.resolution is not None and options.resolution < MIN_SIDE:
+        exit_with_error(f"evaluate: --resolution {options.resolution}: at least {MIN_SIDE} px")
+    folder = weights_folder("scene", options.weights)
+    if options.features == "scene" and not (folder / "config.json").is_file():
+        exit_with_error(
+            f"evaluate: {folder}: no scene classifier in it: `make` trains one, --weights names "
+            "another run's models/scene, --features other networks"
+        )
+
+
+# Reading the images -----------------------------------------------------------------------------
+
+
+def read_images(path: Path, shards: Path, resolution: int | None, params: Params) -> ImageSet:
+    """Write the usable images of a file or folder to the folder `shards`.
+
+    Raises:
+        SystemExit: there are too few, or without a resolution they are no squares of one size.
+    """
+    source = open_source(path, "evaluate")
+    images = ImageSet(path, shards, [], [], [], [], SkipReport())
+    write_shards(shards, square_tiles(source, images, resolution), SCHEMA)
+    count = len(images.names)
+    needed = max(params.fid.standard_min_n, MIN_IMAGES)
+    if count < needed:
+        exit_with_error(
+            f"evaluate: {path}: {count} usable image(s); at least {needed} are needed "
+            "(fid.standard_min_n in params.yaml): the FID of fewer mostly measures their number; "
+            f"skipped: {images.skipped}"
+        )
+    if images.skipped.reasons:
+        log(f"evaluate: {path}: {count} images; skipped: {images.skipped}")
+    return images
+
+
+def square_tiles(
+    source: ImageSource, images: ImageSet, resolution: int | None
+) -> Iterator[dict[str, dict]]:
+    """Yield a row for each usable image, in the order of the source, and note it in `images`."""
+    names: set[str] = set()
+    splits: set[str | None] = set()
+    total = sum(1 for _ in source.read_items(False))
+    title = f"{images.path}"
+    for item in progress_bar(source.read_items(True), total=total, desc=title, unit="image"):
+        reason = None if item.skip_reason == NO_SCENE else item.skip_reason
+        # Further images of one caption come under its name, as `sample` writes them.
+        if not reason and item.name in names:
+            reason = "duplicate file name"
+        if reason:
+            images.skipped.add(reason, item.name)
+            continue
+        names.add(item.name)
+        splits.add(item.split)
+        refuse_mixed_splits(images.path, splits)
+        try:
+            tile = decode_rgb(item.image).rgb
+            if resolution is not None:
+                tile = scale_and_crop(tile, resolution)
+        except UnusableImage as error:
+            images.skipped.add(str(error), item.name)
+            continue
+        yield note_tile(tile, item, images)
+
+
+def refuse_mixed_splits(path: Path, splits: set[str | None]) -> None:
+    """Exit with an error if a folder holds the train and the test split, for example."""
+    known = sorted(split for split in splits if split and split.lower() in SPLIT_NAMES)
+    if len(known) > 1:
+        exit_with_error(
+            f"evaluate: {path}: holds the splits {' and '.join(known)}: give the file or folder of "
+            "one of them"
+        )
+
+
+def note_tile(tile: Image.Image, item: SourceItem, images: ImageSet) -> dict[str, dict]:
+    """Note an image in `images`; returns its row, uncompressed.
+
+    Raises:
+        SystemExit: it is no square of the same size as the images before it.
+    """
+    side = images.sides[0] if images.sides else min(tile.size)
+    if tile.size != (side, side):
+        width, height = tile.size
+        exit_with_error(
+            f"evaluate: {images.path}: {item.name} is {width} x {height} px, not {side} x {side}: "
+            "--resolution PX scales and crops all images to squares of PX pixels"
+        )
+    images.names.append(item.name)
+    images.scenes.append(scene_of(item))
+    images.hashes.append(hashlib.sha256(tile.tobytes()).hexdigest())
+    images.sides.append(side)
+    encoded = io.BytesIO()
+    tile.save(encoded, "BMP")
+    return {"image": {"bytes": encoded.getvalue(), "path": None}}
+
+
+def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
+    """Notes on what two sets have in common, and on sizes that differ."""
+    notes = []
+    real = sets["test"]
+    for name, images in sets.items():
+        if name == "test":
+            continue
+        shared = len(set(real.hashes) & set(images.hashes))
+        if shared:
+            notes.append(f"{shared} different images of {real.path} are also in {images.path}")
+        if images.sides[0] != real.sides[0]:
+            notes.append(
+                f"{real.path} has {real.sides[0]} px, {images.path} {images.sides[0]} px: FID "
+                "measures that too; --resolution PX compares both at one size"
+            )
+    return notes
+
+
+def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
+    """What the generated images should show: their captions for `clip`, their scenes for `scene`.
+
+    Without --captions the scenes are those of the images' own columns, folders or names; the list
+    is empty where they have no caption.
+
+    Raises:
+        SystemExit: --captions lacks an image, or has several captions for one.
+    """
+    if options.captions is None:
+        return generated.scenes if options.features == "scene" else []
+    rows = {}
+    for _, row in read_metadata(options.captions):
+        if isinstance(row.get("file_name"), str):
+            rows[without_suffix(row["file_name"])] = row
+    missing = [name for name in generated.names if without_suffix(name) not in rows]
+    if missing:
+        first = next(iter(rows), "none")
+        exit_with_error(
+            f"evaluate: {options.captions}: no line for {len(missing)} of {len(generated.names)} "
+            f"images of {generated.path} ({missing[0]} ...); its first file_name is {first}"
+        )
+    rows_of_images = [(name, rows[without_suffix(name)]) for name in generated.names]
+    if options.features == "scene":
+        return [scene_of_row(name, row) for name, row in rows_of_images]
+    return [caption_of_row(name, row, options.captions) for name, row in rows_of_images]
+
+
+def without_suffix(name: str) -> str:
+    """A file name without its suffix: a list made for `a.jpg` serves a generated `a.png`."""
+    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
+
+
+def scene_of_row(name: str, row: dict) -> str:
+    given = next((row[field] for field in SCENE_FIELDS if row.get(field)), None)
+    return scene_of(SourceItem(None, name, scene=given))
+
+
+def caption_of_row(name: str, row: dict, file: Path) -> str:
+    """The caption of a line. Exits with an error if it has none or several."""
+    captions, reason = usable_captions(next((row[f] for f in CAPTION_FIELDS if f in row), None))
+    if len(captions) != 1:
+        exit_with_error(
+            f"evaluate: {file}: {name}: {reason or f'{len(captions)} captions'}; the CLIP score "
+            "needs the one that the image was generated from"
+        )
+    return captions[0]
+
+
+# Measuring them ---------------------------------------------------------------------------------
+
+
+def extract_outputs(
+    network: torch.nn.Module, sets: dict[str, ImageSet], extractor: str, params: Params
+) -> dict[str, dict[str, np.ndarray]]:
+    """The network's outputs [N, ...] for each set, as the stage `features` extracts them.
+
+    Raises:
+        SystemExit: a feature is NaN or inf.
+    """
+    state = process_state()
+    network.to(state.device)
+    outputs = {}
+    for name, images in sets.items():
+        extracted = extract(
+            network,
+            str(images.shards),
+            len(images.names),
+            params.features.batch_size,
+            state,
+            f"{extractor} of {images.path}",
+        )
+        outputs[name] = {key: value.numpy() for key, value in extracted.items()}
+        if not np.isfinite(outputs[name]["features"]).all():
+            exit_with_error(
+                f"evaluate: {images.path}: {extractor} gives NaN or inf; are its weights damaged?"
+            )
+    return outputs
+
+
+def measure_agreement(
+    key: str, outputs: dict[str, np.ndarray], shown: list[str], scenes: list[str]
+) -> dict[str, float]:
+    """Share of images in which the scene classifier sees what they should show.
+
+    Images of scenes that it doesn't know are left out; {} where it knows none.
+    """
+    known = np.isin(shown, scenes)
+    if not known.any():
+        return {}
+    predicted = np.array(scenes)[outputs["logits"].argmax(1)]
+    correct = predicted[known] == np.array(shown)[known]
+    counts = {f"{key}_n": int(known.sum()), f"{key}_n_unknown_scene": int((~known).sum())}
+    return share_with_interval(key, correct) | counts
+
+
+def measure_clip_score(images: np.ndarray, captions: np.ndarray) -> dict[str, float]:
+    """Mean CLIP score of embeddings [N, D] of images and of their captions.
+
+    With Student's 95 % interval, unless all images score the same, which says nothing of the
+    spread.
+    """
+    scores = clip_similarity(images, captions)
+    n = len(scores)
+    mean = float(scores.mean())
+    if np.ptp(scores) < 1e-6:
+        return {"clip_score": mean}
+    margin = float(stdtrit(n - 1, 0.975) * scores.std(ddof=1) / np.sqrt(n))
+    low = max(mean - margin, 0.0)
+    high = min(mean + margin, 100.0)
+    return {"clip_score": mean, "clip_score_lo": low, "clip_score_hi": high}
+
+
+def describe(
+    options: argparse.Namespace, sets: dict[str, ImageSet], params: Params
+) -> dict[str, Any]:
+    """What must be equal for two results to compare, and what was skipped."""
+    described: dict[str, Any] = {}
+    for name, images in sets.items():
+        described[name] = {
+            "images": len(images.names),
+            "pixels_sha256": hashlib.sha256("".join(images.hashes).encode()).hexdigest(),
+            "side_px": images.sides[0],
+            "skipped": images.skipped.reasons,
+        }
+    weights = weights_folder(options.features, options.weights)
+    return described | {
+        "weights_sha256": file_hashes(sorted(weights.glob("*.safetensors"))),
+        "resolution": options.resolution,
+        "seed": params.seed,
+        "subsets": params.fid.subsets,
+        "batch_size": params.features.batch_size,
+    }
+
+
+# Showing the results ----------------------------------------------------------------------------
+
+
+def print_results(
+    metrics: dict[str, float],
+    captions: dict[str, float],
+    sets: dict[str, ImageSet],
+    extractor: str,
+    notes: list[str],
+) -> None:
+    """Print the table of metrics, and what to know about them."""
+    print(f"{extractor} features; n = {metrics['n']} generated, {metrics['n_real']} real images")
+    rows = [["metric", "generated", "95 % CI", "real vs. real", "95 % PI"]]
+    for name, title in TITLES.items():
+        if name in metrics:
+            rows.append(
+                [title, *value_cells(metrics, name), *value_cells(metrics, f"{name}_floor")]
+            )
+        elif name in captions:
+            rows.append([title, *value_cells(captions, name), *value_cells(captions, "ceiling")])
+    if "train" not in sets and "ceiling" not in captions:
+        rows = [row[:3] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    if metrics["singular"]:
+        notes = [*notes, "fewer images than dimensions of the features: FID has a large bias"]
+    for note in notes:
+        print(f"note: {note}")
+
+
+def value_cells(values: dict[str, float], name: str) -> list[str]:
+    """A number and its interval, "-" where there is none."""
+    return [format_number(values.get(name)), format_number(read_interval(values, name))]
+
+
+if __name__ == "__main__":
+    main()
