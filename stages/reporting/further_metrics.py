@@ -26,7 +26,7 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
     note = (
         "Ceiling: the same metric of real tiles. Real vs. real and base model: as above. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
-        "tiles are; 1 % of held-out real tiles are that near. "
+        "tiles are; a generator that copies nothing scores the expected share on average. "
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"
         "Groups of near-duplicates in both the training and the test split: "
         f"{near_duplicates.get('train_test', 0)}; test tiles excluded for that: "
@@ -119,7 +119,7 @@ def near_copy_rows(images: dict, context: RunContext) -> list[Row]:
                     f"Near-copies of training images, {title}, {described}",
                     values,
                     context.features_identity(space) | {"n": values["n"]},
-                    references={"held-out real images": 0.01},
+                    references={"expected without copies": values["memorized_expected"]},
                 )
             )
     return rows
@@ -145,7 +145,11 @@ def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> lis
         "imagery": context.imagery_digest,
         **context.classifiers["scenes"],
     }
-    references = {"chance": scenes["chance"], "ceiling": ceiling["overall_accuracy"]}
+    references = {
+        "chance": scenes["chance"],
+        "majority class": scenes["majority"],
+        "ceiling": ceiling["overall_accuracy"],
+    }
     rows = [
         make_row(
             "classify_scenes.real_test.overall_accuracy",
