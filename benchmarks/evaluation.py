@@ -40,11 +40,11 @@ METRICS = (
     "coverage",
 )
 LOWER_IS_BETTER = ("fid", "fid_infinity", "kid_x1000", "sinkhorn")
-SUBSAMPLES = 20  # pairs of halves behind an interval
+HALVINGS_BEHIND_INTERVAL = 20  # of both sets
 HALVINGS = 30
 HALVINGS_WITH_INTERVAL = 10  # the others are held against their intervals
 MEASUREMENTS = {
-    "all": "all metrics, floor, base, 20-subsample intervals of both",
+    "all": "all metrics, floor, base, intervals of both from 20 halvings",
     "fid": "FID",
     "kid": "KID",
     "prdc": "precision, recall, density, coverage",
@@ -131,7 +131,7 @@ def compare_degradations(epochs: int, general: bool) -> None:
     print(f"\n| worse at every step from the floor on | {' | '.join(chains)} |")
     print("|---" * (len(chains) + 1) + "|")
     for metric in metrics:
-        verdicts = [judge_order(metric, chain, len(real)) for chain in chains.values()]
+        verdicts = [judge_order(metric, chain) for chain in chains.values()]
         print(f"| {metric} | {' | '.join(verdicts)} |")
 
 
@@ -188,11 +188,11 @@ def lose_classes(images: np.ndarray, scenes: np.ndarray, share: float) -> np.nda
 
 
 def draw_halves(n: int) -> list[Indices]:
-    """Pairs of random halves of n real and n generated images."""
-    from stages.evaluation.intervals import half_subsamples
+    """Rows of both halves of each halving of n real and n generated images."""
+    from stages.evaluation.intervals import draw_halvings
 
-    rng = np.random.default_rng(1)
-    return list(zip(half_subsamples(n, SUBSAMPLES, rng), half_subsamples(n, SUBSAMPLES, rng)))
+    halvings = draw_halvings(n, n, HALVINGS_BEHIND_INTERVAL, np.random.default_rng(1))
+    return [rows for halves in halvings for rows in halves]
 
 
 def measure(
@@ -203,19 +203,16 @@ def measure(
     names: list[str],
     halves: list[Indices],
 ) -> list[dict[str, float]]:
-    """Metrics of all images, then of each pair of halves; with agreement where there are names."""
+    """Metrics of all images, then of each of the halves; with agreement where there are names."""
+    from stages.evaluation.frechet import fid_curve
     from stages.evaluation.protocols import compute_metrics
 
     features = extract(extractor, fake)
     everything = np.arange(len(fake))
     values = []
     for real_rows, fake_rows in [(everything, everything), *halves]:
-        metrics = compute_metrics(
-            real["features"][real_rows],
-            features["features"][fake_rows],
-            "scene",
-            np.random.default_rng(0),
-        )
+        pair = (real["features"][real_rows], features["features"][fake_rows])
+        metrics = compute_metrics(*pair, "scene", fid_curve(*pair, np.random.default_rng(0)))
         if names:
             predicted = np.array(names)[features["logits"][fake_rows].argmax(1)]
             metrics["agreement"] = float((predicted == fake_scenes[fake_rows]).mean())
@@ -223,12 +220,13 @@ def measure(
     return values
 
 
-def judge_order(metric: str, chain: list[list[dict[str, float]]], n: int) -> str:
+def judge_order(metric: str, chain: list[list[dict[str, float]]]) -> str:
     """Whether a metric gets worse at each step of a chain of `measure`'s values.
 
     "in noise": at some step it doesn't, by less than its 95 % interval; "no": by more.
     """
-    from stages.evaluation.intervals import confidence_interval
+    from stages.evaluation.intervals import t_margin
+    from stages.evaluation.protocols import variance_of
 
     sign = 1 if metric in LOWER_IS_BETTER else -1
     verdict = "yes"
@@ -236,8 +234,8 @@ def judge_order(metric: str, chain: list[list[dict[str, float]]], n: int) -> str
         changes = [sign * (b[metric] - a[metric]) for a, b in zip(before, after)]
         if changes[0] > 0:
             continue
-        _, highest = confidence_interval(changes[0], changes[1:], n)
-        if highest < 0:
+        variance = variance_of(metric, np.reshape(changes[1:], (-1, 2)))
+        if changes[0] + t_margin(variance, HALVINGS_BEHIND_INTERVAL) < 0:
             return "no"
         verdict = "in noise"
     return verdict
@@ -253,8 +251,12 @@ def print_values(title: str, values: list[dict[str, float]], metrics: list[str])
 
 def compare_halvings(epochs: int) -> None:
     """Halve 2,000 tiles at random: intervals of ten halvings against values of 20 others."""
-    from stages.evaluation.intervals import prediction_interval
-    from stages.evaluation.protocols import VALUE_RANGES, compute_metrics, subsample_metrics
+    from stages.evaluation.frechet import fid_curve
+    from stages.evaluation.protocols import (
+        compute_metrics,
+        estimate_variances,
+        prediction_interval_of,
+    )
 
     images, scenes = read_tiles("train")
     order = np.random.default_rng(1).permutation(len(images))
@@ -262,17 +264,19 @@ def compare_halvings(epochs: int) -> None:
     features = extract(extractor, images[order[:2000]])["features"]
     rng = np.random.default_rng(2)
     first_values = []
-    first_subsampled = []
+    first_variances = []
     other_values = []
     for number in range(HALVINGS):
         shuffled = features[rng.permutation(2000)]
         a = shuffled[:1000]
         b = shuffled[1000:]
-        values = compute_metrics(a, b, "scene", rng)
+        values = compute_metrics(a, b, "scene", fid_curve(a, b, rng))
         if number < HALVINGS_WITH_INTERVAL:
             first_values.append(values)
-            first_subsampled.append(
-                subsample_metrics(a, b, "scene", SUBSAMPLES, rng, f"halving {number}")
+            first_variances.append(
+                estimate_variances(
+                    a, b, "scene", HALVINGS_BEHIND_INTERVAL, rng, f"halving {number}"
+                )
             )
         else:
             other_values.append(values)
@@ -282,11 +286,12 @@ def compare_halvings(epochs: int) -> None:
         "| of 20 others inside, mean of 10 | at least 18 inside |\n|---|---|---:|---:|"
     )
     for metric in other_values[0]:
-        low, high = VALUE_RANGES.get(metric, (0, np.inf))
         intervals = []
         counts = []
-        for values, subsampled in zip(first_values, first_subsampled):
-            interval = prediction_interval(values[metric], subsampled[metric], 1000, low, high)
+        for values, variances in zip(first_values, first_variances):
+            interval = prediction_interval_of(
+                metric, values[metric], variances[metric], HALVINGS_BEHIND_INTERVAL, 1000
+            )
             intervals.append(interval)
             counts.append(
                 sum(interval[0] <= other[metric] <= interval[1] for other in other_values)
@@ -317,7 +322,7 @@ def measure_speed(measurement: str) -> None:
     from stages.evaluation.frechet import fid
     from stages.evaluation.kernel import kid
     from stages.evaluation.prdc import compute_prdc
-    from stages.evaluation.protocols import standard_protocol
+    from stages.evaluation.protocols import fid_curves, standard_protocol
     from stages.params import Fid
 
     n, dimensions = (2000, 512) if measurement == "all" else (20000, 2048)
@@ -330,7 +335,7 @@ def measure_speed(measurement: str) -> None:
     if measurement == "all":
         sets = {"test": real, "tuned": fake, "base": fake + 1, "train": real[::-1]}
         config = Fid(standard_min_n=1000, paper_n=250, paper_draws=5, subsets=20)
-        standard_protocol(sets, config, 0, "scene")
+        standard_protocol(sets, fid_curves(sets, 0), config, 0, "scene")
     elif measurement == "fid":
         fid(real, fake)
     elif measurement == "kid":

@@ -3,11 +3,15 @@
     python -m stages.ceiling
 
 One stage for both label sets, LULC classes and scenes: starting up costs as much as training.
+Writes metrics/ceiling_<label set>.json, and models/ceiling/<label set>.safetensors, the
+bootstrapped accuracies that `classify` compares its own with.
 """
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from stages.common.artifacts import read_rows, write_json
 from stages.common.torch_setup import make_deterministic
@@ -20,6 +24,7 @@ from stages.runtime.progress import log
 
 TRAIN = "data/imagery/train"
 TEST = "data/imagery/test"
+OUT = Path("models/ceiling")
 
 
 def main() -> None:
@@ -65,12 +70,17 @@ def main() -> None:
 
     # Train and test all of them, then average over the seeds of each label set.
     results = train_and_test_all(jobs)
+    OUT.mkdir(parents=True, exist_ok=True)
     for i, label_set in enumerate(LABEL_SETS):
         of_label_set = results[i * classifier.seeds : (i + 1) * classifier.seeds]
         metrics = average_over_seeds(
             [result.scores["real_test"] for result in of_label_set],
-            [result.standard_errors["real_test"] for result in of_label_set],
+            [result.bootstrapped["real_test"] for result in of_label_set],
         )
+        accuracies = [
+            result.bootstrapped["real_test"]["overall_accuracy"] for result in of_label_set
+        ]
+        save_file({"overall_accuracy": np.stack(accuracies)}, OUT / f"{label_set}.safetensors")
         metrics["n_train"] = of_label_set[0].n_train
         metrics["n_wanted"] = n_wanted[label_set]
         metrics["seeds"] = classifier.seeds

@@ -8,9 +8,11 @@ python -m stages.classify scenes    scenes: trained on the tuned model's images 
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.torch_setup import make_deterministic
+from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.labels import LABEL_SETS, read_label_set
 from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import average_over_seeds, share_of_ceiling
@@ -19,7 +21,11 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
-SOURCES = {"lulc": ("data/synthetic", "label"), "scenes": ("data/samples/tuned", "scene")}
+# Label set -> the images, their column of labels, and the column that tells their prompts apart.
+SOURCES = {
+    "lulc": ("data/synthetic", "label", "row"),
+    "scenes": ("data/samples/tuned", "scene", "filename"),
+}
 TEST = "data/imagery/test"
 
 
@@ -37,8 +43,10 @@ def main(label_set: str) -> None:
     # Read the generated images and the real test tiles.
     class_names, class_of_scene = read_label_set(label_set, params.classes)
     class_of_name = {name: i for i, name in enumerate(class_names)}
-    folder, column = SOURCES[label_set]
-    source, unknown = read_labeled_images(folder, column, class_of_name, classifier.resolution)
+    folder, column, prompt_column = SOURCES[label_set]
+    source, unknown = read_labeled_images(
+        folder, column, class_of_name, classifier.resolution, prompt_column=prompt_column
+    )
     real, unlabeled = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
     class_count = len(np.unique(source.labels))
     if class_count < 2:
@@ -56,10 +64,9 @@ def main(label_set: str) -> None:
     for test_set in ("synthetic_test", "real_test"):
         metrics[test_set] = average_over_seeds(
             [result.scores[test_set] for result in results],
-            [result.standard_errors[test_set] for result in results],
+            [result.bootstrapped[test_set] for result in results],
         )
-    ceiling = read_json(f"metrics/ceiling_{label_set}.json")
-    metrics["real_test"] |= share_of_ceiling(metrics["real_test"], ceiling)
+    metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
     metrics |= describe_test_set(
         label_set, real.labels, class_names, class_of_scene, params.classes
     )
@@ -83,6 +90,14 @@ def main(label_set: str) -> None:
     }
     write_json(output / "context.json", context)
     write_plots(label_set, class_names, real.labels, results[0].predictions["real_test"])
+
+
+def compare_with_ceiling(label_set: str, scores: dict[str, float], results: list) -> dict:
+    """`share_of_ceiling` of these `ClassifierResult`s and their average scores on real tiles."""
+    ceiling = read_json(f"metrics/ceiling_{label_set}.json")
+    ceiling_samples = load_file(f"models/ceiling/{label_set}.safetensors")["overall_accuracy"]
+    samples = np.stack([result.bootstrapped["real_test"]["overall_accuracy"] for result in results])
+    return share_of_ceiling(scores, ceiling, samples, ceiling_samples)
 
 
 def describe_test_set(
@@ -117,9 +132,12 @@ def write_plots(
     for i, name in enumerate(class_names):
         of_class = labels == i  # [N]
         if of_class.any():
-            accuracy = float((predictions[of_class] == i).mean())
-            rows.append({"class": name, "accuracy": accuracy, "n": int(of_class.sum())})
-    write_csv(f"metrics/plots/accuracy_by_class_{label_set}.csv", rows, ["class", "accuracy", "n"])
+            correct = predictions[of_class] == i
+            low, high = wilson_interval(correct.sum(), len(correct))
+            row = {"class": name, "accuracy": float(correct.mean())}
+            rows.append(row | {"accuracy_lo": low, "accuracy_hi": high, "n": len(correct)})
+    columns = ["class", "accuracy", "accuracy_lo", "accuracy_hi", "n"]
+    write_csv(f"metrics/plots/accuracy_by_class_{label_set}.csv", rows, columns)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,12 @@ from stages.evaluation.memorization import (
     nearest_neighbors_dihedral,
 )
 from stages.evaluation.plots import write_csv
-from stages.evaluation.protocols import fid_curves, paper_protocol, standard_protocol
+from stages.evaluation.protocols import (
+    curve_rows,
+    fid_curves,
+    paper_protocol,
+    standard_protocol,
+)
 from stages.params import LULC, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -45,7 +50,7 @@ def main() -> None:
     real_indices = match_real_tiles(rows)
     fid_metrics: dict = {}
     image_metrics: dict = {}
-    curves = {}
+    curve_tables = {}
 
     # Pixels: compression artifacts, and near-copies of training images.
     pixels = read_features("pixels")
@@ -55,24 +60,27 @@ def main() -> None:
         for name in ("tuned", "synthetic")
     }
     image_metrics["pixels"], _ = compare_with_training_images(
-        thumbnails, nearest_neighbors_dihedral
+        thumbnails, rows["synthetic"]["row"], nearest_neighbors_dihedral
     )
 
     # Each extractor: distances to real tiles, and near-copies of training images.
     for extractor in stored_extractors():
         sets = {name: values["features"] for name, values in read_features(extractor).items()}
+        curves = fid_curves(sets, params.seed)
+        curve_tables[extractor] = curve_rows(curves, sets["test"].shape[1])
         fid_metrics[extractor] = {
-            "standard": standard_protocol(sets, params.fid, params.seed, extractor),
+            "standard": standard_protocol(sets, curves, params.fid, params.seed, extractor),
             "paper": paper_protocol(sets, real_indices, params.fid, params.seed),
         }
         padded_file = PADDED_TEST / f"{extractor}.safetensors"
         if padded_file.exists():
-            padded_sets = sets | {"test": load_file(padded_file)["features"]}
+            padded_sets = sets | {"test": read_finite(padded_file)["features"]}
             fid_metrics[extractor]["paper_padded"] = paper_protocol(
                 padded_sets, real_indices, params.fid, params.seed
             )
-        curves[extractor] = fid_curves(sets, params.seed)
-        image_metrics[extractor], closest = compare_with_training_images(sets, nearest_neighbors)
+        image_metrics[extractor], closest = compare_with_training_images(
+            sets, rows["synthetic"]["row"], nearest_neighbors
+        )
         if extractor == "scene":
             write_nearest_training(closest, rows)
 
@@ -84,7 +92,7 @@ def main() -> None:
     write_json("metrics/fid.json", fid_metrics)
     write_json("metrics/images.json", image_metrics)
     write_json("metrics/caption_agreement.json", agreement)
-    plotted = curves.get("inception2048", curves["scene"])
+    plotted = curve_tables.get("inception2048", curve_tables["scene"])
     write_csv("metrics/plots/fid_curve.csv", plotted, list(plotted[0]))
 
 
@@ -97,9 +105,26 @@ def stored_extractors() -> list[str]:
 def read_features(extractor: str) -> dict[str, dict[str, np.ndarray]]:
     """The arrays stored for each set of `SETS`: `features` [N, D], with some extractors others."""
     return {
-        name: load_file(FEATURES / folder / f"{extractor}.safetensors")
+        name: read_finite(FEATURES / folder / f"{extractor}.safetensors")
         for name, folder in SETS.items()
     }
+
+
+def read_finite(file: Path) -> dict[str, np.ndarray]:
+    """The arrays [N, ...] of a file of features.
+
+    Raises:
+        SystemExit: a row holds NaN or inf, of which no distance can be told.
+    """
+    arrays = load_file(file)
+    for name, values in arrays.items():
+        finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+        if not finite.all():
+            exit_with_error(
+                f"{file}: {name} hold NaN or inf in {np.sum(~finite)} of {len(finite)} images, "
+                f"the first in row {finite.argmin()}; run features again"
+            )
+    return arrays
 
 
 def read_image_rows() -> dict[str, dict[str, list]]:
@@ -167,7 +192,8 @@ def measure_caption_agreement(
     wanted = {name: rows[name]["scene"] for name in ("tuned", "base", "test")}
     wanted["synthetic"] = rows["synthetic"]["label"]
     scenes = read_json("models/scene/config.json")["scenes"]
-    agreement, table = caption_agreement(logits, wanted, scenes, classes)
+    prompts = rows["synthetic"]["row"]
+    agreement, table = caption_agreement(logits, wanted, prompts, scenes, classes)
     columns = list(table[0]) if table else ["scene"]
     write_csv("metrics/plots/caption_agreement_by_scene.csv", table, columns)
     return agreement

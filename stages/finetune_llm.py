@@ -34,7 +34,7 @@ from stages.text.perplexity import document_losses, perplexity, perplexity_inter
 BASE = Path("models/base/language")
 CHUNKS = Path("data/chunks.parquet")
 OUT = Path("models/llm")
-MIN_DOCUMENTS = 4  # held-out papers; the bootstrap draws from them
+MIN_DOCUMENTS = 4  # held-out papers; fewer give no useful interval
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
         loss_log = lora.train(model, sequences, pad, config, seed, folder)
         losses = document_losses(model, document_ids, config.context)  # [documents, 2]
 
-        metrics = perplexity_metrics(losses, base_losses, documents, seed) | {
+        metrics = perplexity_metrics(losses, base_losses, documents) | {
             "tokens_train": sum(map(len, train_ids)),
             "train_loss": mean_of_last_tenth([entry["loss"] for entry in loss_log]),
             "trainable_share": trainable / total,
@@ -145,7 +145,7 @@ def run_fingerprint(config: FinetuneLLM, seed: int) -> str:
 
 
 def perplexity_metrics(
-    losses: np.ndarray, base_losses: np.ndarray, documents: list[list[str]], seed: int
+    losses: np.ndarray, base_losses: np.ndarray, documents: list[list[str]]
 ) -> dict[str, float]:
     """Return the metrics of held-out documents, with 95 % intervals over documents.
 
@@ -153,22 +153,22 @@ def perplexity_metrics(
         losses: of the tuned model, [documents, 2].
         base_losses: of the base model, [documents, 2].
         documents: the texts of each document.
-        seed: of the bootstrap; all intervals are over the same draws.
     """
-    low, high = perplexity_interval(losses, rng(seed, "bootstrap"))
-    base_low, base_high = perplexity_interval(base_losses, rng(seed, "bootstrap"))
-    ratio_low, ratio_high = perplexity_interval(losses, rng(seed, "bootstrap"), base_losses)
+    values = {
+        "perplexity": (perplexity(losses), perplexity_interval(losses)),
+        "perplexity_base": (perplexity(base_losses), perplexity_interval(base_losses)),
+        "perplexity_ratio": (
+            perplexity(losses) / perplexity(base_losses),
+            perplexity_interval(losses, base_losses),
+        ),
+    }
+    metrics: dict[str, float] = {}
+    for key, (value, interval) in values.items():
+        metrics[key] = value
+        if interval is not None:
+            metrics[f"{key}_lo"], metrics[f"{key}_hi"] = interval
     characters = sum(len(text) for texts in documents for text in texts)
-    return {
-        "perplexity": perplexity(losses),
-        "perplexity_lo": low,
-        "perplexity_hi": high,
-        "perplexity_base": perplexity(base_losses),
-        "perplexity_base_lo": base_low,
-        "perplexity_base_hi": base_high,
-        "perplexity_ratio": perplexity(losses) / perplexity(base_losses),
-        "perplexity_ratio_lo": ratio_low,
-        "perplexity_ratio_hi": ratio_high,
+    return metrics | {
         "bits_per_character": losses[:, 0].sum() / characters / math.log(2),
         "bits_per_character_base": base_losses[:, 0].sum() / characters / math.log(2),
         "n": len(documents),
@@ -192,13 +192,13 @@ def save(model: Any, config: FinetuneLLM, loss_log: list[dict], metrics: dict[st
     losses = "".join(f"{entry['step']},{entry['loss']}\n" for entry in loss_log)
     write_atomically("metrics/plots/llm_loss.csv", f"step,loss\n{losses}".encode())
     write_json("metrics/llm.json", metrics)
-    log(
-        f"finetune_llm: perplexity {metrics['perplexity']:.1f} "
-        f"[{metrics['perplexity_lo']:.1f}, {metrics['perplexity_hi']:.1f}], base "
-        f"{metrics['perplexity_base']:.1f} "
-        f"[{metrics['perplexity_base_lo']:.1f}, {metrics['perplexity_base_hi']:.1f}] "
-        f"on {metrics['n']} held-out papers"
-    )
+    described = []
+    for key, name in (("perplexity", "perplexity"), ("perplexity_base", "base")):
+        text = f"{name} {metrics[key]:.1f}"
+        if f"{key}_lo" in metrics:
+            text += f" [{metrics[f'{key}_lo']:.1f}, {metrics[f'{key}_hi']:.1f}]"
+        described.append(text)
+    log(f"finetune_llm: {', '.join(described)} on {metrics['n']} held-out papers")
 
 
 if __name__ == "__main__":

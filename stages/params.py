@@ -407,7 +407,7 @@ class Fid(Section):
         ge=2, description="images per draw of the paper's protocol (paper, section 5: 250)"
     )
     paper_draws: Count = Field(description="seeded draws of the paper's protocol")
-    subsets: int = Field(ge=2, description="random halves of the images behind a 95 % interval")
+    subsets: int = Field(ge=2, description="random halvings of both sets behind a 95 % interval")
 
 
 class Classifier(Section):

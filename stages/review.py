@@ -23,7 +23,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from stages.common.artifacts import write_json
-from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.intervals import share_interval, squared_margin
 from stages.params import LULC_CLASSES
 from stages.reporting.ratings import ARTIFACTS, TRUTHS, Rating, read_filed, read_key
 from stages.runtime.process import run_stage
@@ -48,16 +48,11 @@ def summarize(ratings: list[Rating]) -> dict:
         return metrics
     for truth in TRUTHS:
         metrics |= mean_realism(ratings, truth)
-    detected = [rating["answer"] == rating["truth"] for rating in ratings]
-    metrics |= proportion("detection_accuracy", detected)
+    metrics |= proportion("detection_accuracy", ratings, "answer", "truth")
     metrics["detection_chance"] = 0.5
-    named = [
-        rating["label_answer"] == rating["label"]
-        for rating in ratings
-        if rating["label"] and rating["label_answer"]
-    ]
+    named = [rating for rating in ratings if rating["label"] and rating["label_answer"]]
     if named:
-        metrics |= proportion("class_agreement", named)
+        metrics |= proportion("class_agreement", named, "label_answer", "label")
         metrics["class_agreement_chance"] = 1 / len(LULC_CLASSES)
     alphas = {
         "alpha_answer": krippendorff_alpha(ratings, "answer", "nominal"),
@@ -72,39 +67,56 @@ def summarize(ratings: list[Rating]) -> dict:
 def mean_realism(ratings: list[Rating], truth: str) -> dict[str, float]:
     """Return the mean realism of real or of generated tiles, with Student's 95 % interval.
 
-    The unit is the tile: several experts' ratings of one tile are not independent. One tile alone
+    Neither several experts' ratings of one tile nor one expert's ratings of several tiles are
+    independent: the interval holds the spread over tiles and that over experts. One tile alone
     says nothing of the spread: its interval is the whole scale.
     """
-    by_tile: dict[str, list[int]] = {}
-    for rating in ratings:
-        if rating["truth"] == truth:
-            by_tile.setdefault(rating["tile"], []).append(int(rating["realism"]))
-    if not by_tile:
+    of_truth = [rating for rating in ratings if rating["truth"] == truth]
+    if not of_truth:
         return {}
-    means = [float(np.mean(realism)) for realism in by_tile.values()]
-    mean = float(np.mean(means))
-    n = len(means)
-    error = 4.0
+    tiles, experts = rating_units(of_truth)
+    realism = np.array([float(rating["realism"]) for rating in of_truth])
+    n = int(tiles.max()) + 1
+    # Each tile counts once, however many experts have rated it.
+    weights = 1 / np.bincount(tiles)[tiles] / n
+    mean = float((weights * realism).sum())
+    margin = 4.0
     if n > 1:
-        error = float(stdtrit(n - 1, 0.975) * np.std(means, ddof=1) / np.sqrt(n))
+        squared = squared_margin(weights * (realism - mean), tiles, experts)
+        # Equal ratings do not make a mean certain: whole numbers hide a spread of 1 / sqrt(12).
+        of_rounding = stdtrit(n - 1, 0.975) ** 2 / 12 / n
+        margin = float(np.sqrt(max(squared, of_rounding)))
     key = f"realism_{truth}"
     return {
         key: mean,
-        f"{key}_lo": max(mean - error, 1.0),
-        f"{key}_hi": min(mean + error, 5.0),
+        f"{key}_lo": max(mean - margin, 1.0),
+        f"{key}_hi": min(mean + margin, 5.0),
         f"{key}_n": n,
     }
 
 
-def proportion(key: str, successes: list[bool]) -> dict[str, float]:
-    """Return the share of successes with Wilson's 95 % interval over ratings."""
-    low, high = wilson_interval(sum(successes), len(successes))
+def proportion(key: str, ratings: list[Rating], given: str, right: str) -> dict[str, float]:
+    """Return the share of ratings whose `given` is their `right`, with its 95 % interval.
+
+    It is Wilson's, with the effective number of ratings, which depend on each other where they are
+    of one tile or of one expert.
+    """
+    successes = np.array([rating[given] == rating[right] for rating in ratings])
+    low, high = share_interval(successes, *rating_units(ratings))
     return {
-        key: sum(successes) / len(successes),
+        key: float(successes.mean()),
         f"{key}_lo": low,
         f"{key}_hi": high,
         f"{key}_n": len(successes),
     }
+
+
+def rating_units(ratings: list[Rating]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the number of the tile [N] and of the expert [N] of each rating, from 0."""
+    _, tiles = np.unique([rating["tile"] for rating in ratings], return_inverse=True)
+    raters = [rating["rater"].casefold() for rating in ratings]
+    _, experts = np.unique(raters, return_inverse=True)
+    return tiles, experts
 
 
 def krippendorff_alpha(

@@ -24,9 +24,10 @@ from stages.evaluation.classification import (
     train_and_test,
     train_and_test_all,
 )
+from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.scores import (
     average_over_seeds,
-    bootstrap_standard_errors,
+    bootstrap_scores,
     classification_scores,
     share_of_ceiling,
 )
@@ -117,7 +118,9 @@ def test_classifiers_trained_in_parallel_equal_those_trained_one_by_one():
     for in_parallel, job in zip(train_and_test_all(jobs), jobs):
         alone = train_and_test(job)
         assert in_parallel.scores == alone.scores
-        assert in_parallel.standard_errors == alone.standard_errors
+        for test_set, samples in in_parallel.bootstrapped.items():
+            for name, values in samples.items():
+                assert (values == alone.bootstrapped[test_set][name]).all()
         assert in_parallel.config == alone.config
         weights = in_parallel.network.state_dict()
         expected = alone.network.state_dict()
@@ -134,7 +137,7 @@ def test_shuffled_labels_bring_the_accuracy_to_chance():
         results.append(train_and_test(job._replace(source=shuffled, seed=seed)))
     scores = average_over_seeds(
         [result.scores["real_test"] for result in results],
-        [result.standard_errors["real_test"] for result in results],
+        [result.bootstrapped["real_test"] for result in results],
     )
     assert scores["overall_accuracy_lo"] <= 1 / 3 <= scores["overall_accuracy_hi"]
     assert scores["overall_accuracy"] < 0.45  # 1.0 with the true labels
@@ -164,22 +167,61 @@ def test_weights_are_loaded_and_images_scaled_to_reflectance(tmp_path):
         train_and_test(brightness_job(epochs=1, weights=tmp_path / "other.safetensors"))
 
 
-def average_accuracies(*accuracies: float) -> dict[str, float]:
-    """Average over classifiers of these accuracies, with a loss of 1, on 100 images."""
-    scores = [{"loss": 1.0, "overall_accuracy": accuracy, "n": 100} for accuracy in accuracies]
-    errors = [{"loss": 0.1, "overall_accuracy": 0.05}] * len(accuracies)
-    return average_over_seeds(scores, errors)
+def average_scores(
+    predictions: np.ndarray, labels: np.ndarray, prompts: np.ndarray | None = None
+) -> dict[str, float]:
+    """Average over classifiers with these predictions [S, N] for labels [N], and a loss of 1."""
+    losses = np.ones(len(labels))
+    scores = []
+    samples = []
+    for predicted in predictions:
+        values = classification_scores(labels[None], predicted[None], losses[None], 4)
+        scores.append(
+            {name: float(value[0]) for name, value in values.items()} | {"n": len(labels)}
+        )
+        generator = np.random.default_rng(0)
+        samples.append(bootstrap_scores(labels, predicted, losses, 4, generator, prompts))
+    return average_over_seeds(scores, samples)
+
+
+def width(scores: dict[str, float], name: str = "overall_accuracy") -> float:
+    return scores[f"{name}_hi"] - scores[f"{name}_lo"]
 
 
 def test_the_spread_over_seeds_widens_the_interval():
-    one = average_accuracies(0.7)
-    equal = average_accuracies(0.7, 0.7, 0.7)
-    different = average_accuracies(0.6, 0.7, 0.8)
-    assert one["overall_accuracy_lo"] == equal["overall_accuracy_lo"]
-    assert equal["overall_accuracy_lo"] > different["overall_accuracy_lo"]
+    labels = np.arange(100) % 4
+    wrong = np.array([labels + (np.arange(100) >= right) for right in (60, 70, 80)]) % 4
+    one = average_scores(wrong[1:2], labels)
+    equal = average_scores(wrong[[1, 1, 1]], labels)
+    different = average_scores(wrong, labels)
+    assert width(one) == pytest.approx(width(equal))
+    assert width(different) > 1.5 * width(equal)
     assert different["overall_accuracy"] == pytest.approx(0.7)
     assert different["overall_accuracy_std"] == pytest.approx(0.1)
-    assert (one["loss_lo"], one["loss_hi"]) == pytest.approx((1 - 0.196, 1 + 0.196))
+    # Other errors of equally good classifiers are noise of the test set, of which a mean has less.
+    moved = np.array([np.roll(right, shift) for right, shift in zip(wrong[[1, 1, 1]], (0, 32, 64))])
+    assert width(average_scores(moved, labels)) < width(one)
+
+
+def test_intervals_have_a_width_where_every_image_is_right():
+    """7 of 7 right once gave the average accuracy, jaccard and f1_macro the interval [1, 1]."""
+    labels = np.arange(7) % 4
+    scores = average_scores(labels[None], labels)
+    for name in ("average_accuracy", "jaccard", "f1_macro", "overall_accuracy"):
+        assert scores[f"{name}_hi"] == pytest.approx(1)
+        assert 0.5 < scores[f"{name}_lo"] < 0.75, name  # Wilson's: 0.646
+    assert width(scores, "loss") > 0.1
+
+
+def test_images_of_one_prompt_count_as_one():
+    """Five images of each of 40 prompts that are alike: the interval of 40 images."""
+    labels = np.arange(40) % 4
+    predictions = (labels + (np.arange(40) % 5 == 0)) % 4
+    alone = average_scores(predictions[None], labels)
+    repeated = np.repeat(predictions, 5)[None]
+    clustered = average_scores(repeated, np.repeat(labels, 5), np.repeat(np.arange(40), 5))
+    assert width(clustered) == pytest.approx(width(alone), rel=0.15)
+    assert width(average_scores(repeated, np.repeat(labels, 5))) < 0.6 * width(alone)
 
 
 def test_scores_are_torchgeos_where_every_class_has_images():
@@ -207,28 +249,32 @@ def test_a_class_without_test_images_is_no_zero_in_the_average_accuracy():
     assert scores["average_accuracy"][0] == pytest.approx(0.8)
 
 
-def test_bootstrap_error_of_an_accuracy_is_the_binomial_one():
+def test_interval_of_an_accuracy_is_wilsons():
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 4
     predictions = rng.integers(0, 4, 200)
-    errors = bootstrap_standard_errors(labels, predictions, np.ones(200), 4, rng)
-    accuracy = (labels == predictions).mean()
-    binomial = np.sqrt(accuracy * (1 - accuracy) / 200)
-    assert errors["overall_accuracy"] == pytest.approx(binomial, rel=0.15)
+    scores = average_scores(predictions[None], labels)
+    low, high = wilson_interval((labels == predictions).sum(), 200)
+    assert width(scores) == pytest.approx(high - low, rel=0.1)
+    assert (scores["overall_accuracy_lo"] + scores["overall_accuracy_hi"]) == pytest.approx(
+        low + high, abs=0.01
+    )
 
 
 def test_share_of_ceiling_and_its_interval():
-    def accuracy(value: float, low: float, high: float) -> dict[str, float]:
-        return {
-            "overall_accuracy": value,
-            "overall_accuracy_lo": low,
-            "overall_accuracy_hi": high,
-        }
+    def accuracy(value: float) -> dict[str, float]:
+        return {"overall_accuracy": value, "n": 100}
 
-    ceiling = accuracy(0.8, 0.8, 0.8)
-    share = share_of_ceiling(accuracy(0.6, 0.5, 0.7), ceiling)
-    assert list(share.values()) == pytest.approx([0.75, 0.625, 0.875])
-    assert share_of_ceiling(accuracy(0, 0, 0.1), ceiling) == {}
+    draws = np.random.default_rng(0).normal(0, 0.04, (2, 1, 500))
+    samples = 0.6 + draws[0]
+    share = share_of_ceiling(accuracy(0.6), accuracy(0.8), samples, 0.8 + draws[1])
+    margin = 1.96 * np.hypot(0.04 / 0.6, 0.04 / 0.8)
+    expected = [0.75, 0.75 * np.exp(-margin), 0.75 * np.exp(margin)]
+    assert list(share.values()) == pytest.approx(expected, rel=0.03)
+    # Images that are hard for both cancel.
+    alike = share_of_ceiling(accuracy(0.6), accuracy(0.8), samples, 0.8 + draws[0] * 0.8 / 0.6)
+    assert alike["share_of_ceiling_hi"] == pytest.approx(0.75, rel=1e-6)
+    assert share_of_ceiling(accuracy(0), accuracy(0.8), samples, samples) == {}
 
 
 @pytest.fixture

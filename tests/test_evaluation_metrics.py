@@ -1,14 +1,19 @@
 """Distances between sets of features, against closed forms and the field's own implementations."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from benchmarks import coverage
 from stages.evaluation.caption_agreement import clip_score
 from stages.evaluation.frechet import fid, fid_curve, fid_infinity, fit_gaussian, frechet_distance
 from stages.evaluation.intervals import (
-    confidence_interval,
-    half_subsamples,
-    prediction_interval,
+    draw_halvings,
+    root_scale_interval,
+    share_interval_of_margin,
+    smooth_variance,
     wilson_interval,
 )
 from stages.evaluation.kernel import cmmd, kid
@@ -19,7 +24,10 @@ from stages.evaluation.memorization import (
     nearest_neighbors_dihedral,
 )
 from stages.evaluation.prdc import compute_prdc
+from stages.evaluation.protocols import curve_rows, fid_curves, standard_protocol
 from stages.evaluation.sinkhorn import sinkhorn_divergence
+from stages.fid import read_finite
+from stages.params import Fid
 
 
 def gaussian_sample(n, d, seed, shift=0.0, scale=1.0):
@@ -150,60 +158,59 @@ def test_prdc_of_tiny_sets_is_finite():
     assert np.isfinite(list(metrics.values())).all()
 
 
-def test_confidence_interval_contains_the_truth():
-    """Means of 200 numbers: 95 % of the intervals contain the true one, and they are no wider."""
-    hits = 0
-    widths = []
-    for i in range(200):
-        rng = np.random.default_rng(i)
-        x = rng.normal(size=200)
-        lo, hi = confidence_interval(
-            x.mean(), [x[half].mean() for half in half_subsamples(200, 30, rng)], 200
-        )
-        hits += lo <= 0 <= hi
-        widths.append(hi - lo)
-    assert hits >= 180
-    assert np.mean(widths) == pytest.approx(2 * 2.045 / np.sqrt(200), rel=0.15)
-
-
 def test_halves_draw_without_replacement():
-    for half in half_subsamples(11, 5, np.random.default_rng(0)):
-        assert len(half) == len(set(half.tolist())) == 5
+    for (a, b), (c, d) in draw_halvings(11, 8, 5, np.random.default_rng(0)):
+        assert len(a) == len(c) == 5 and len(set(a) | set(c)) == 10
+        assert len(b) == len(d) == 4 and len(set(b) | set(d)) == 8
 
 
-def test_prediction_interval_contains_the_fid_of_other_halvings():
-    """The FID interval of one split into halves contains the FID of 18 in 20 other splits."""
-    x = gaussian_sample(1000, 12, 0)
-    rng = np.random.default_rng(1)
-    values = []
-    for number in range(21):
-        order = rng.permutation(len(x))
-        a = x[order[:500]]
-        b = x[order[500:]]
-        values.append(fid(a, b))
-        if number == 0:
-            subsampled = [
-                fid(a[i], b[j])
-                for i, j in zip(half_subsamples(500, 20, rng), half_subsamples(500, 20, rng))
-            ]
-            lo, hi = prediction_interval(values[0], subsampled, 500, low=0)
-    assert sum(lo <= value <= hi for value in values[1:]) >= 18
-
-
-def test_prediction_interval_contains_the_mean_of_another_sample():
-    """Means of 200 numbers: 95 % of the prediction intervals contain another sample's mean."""
-    hits = 0
-    confidence_hits = 0
-    for i in range(300):
+def test_variance_of_a_mean_and_of_a_mean_over_pairs():
+    """Halves give s^2 / n for a mean of n numbers, and 2 s^4 / n^2 for the square of a mean."""
+    of_mean = []
+    of_square = []
+    for i in range(60):
         rng = np.random.default_rng(i)
-        x, other = rng.normal(size=(2, 200))
-        means = [x[half].mean() for half in half_subsamples(200, 30, rng)]
-        lo, hi = prediction_interval(x.mean(), means, 200)
-        hits += lo <= other.mean() <= hi
-        lo, hi = confidence_interval(x.mean(), means, 200)
-        confidence_hits += lo <= other.mean() <= hi
-    assert 0.92 < hits / 300 < 0.98
-    assert confidence_hits / 300 < 0.9
+        x, y = rng.normal(size=(2, 200))
+        pairs = list(draw_halvings(200, 200, 40, rng))
+        means = np.array([[x[a].mean() for a, _ in halves] for halves in pairs])
+        gaps = np.array([[x[a].mean() - y[b].mean() for a, b in halves] for halves in pairs])
+        of_mean.append(smooth_variance(means))
+        of_square.append(smooth_variance(gaps**2))
+    assert np.mean(of_mean) == pytest.approx(1 / 200, rel=0.1)
+    assert 0.9 < np.mean(of_square) / (2 * (2 / 200) ** 2) < 1.6  # from above, near the floor
+
+
+def test_interval_of_a_distance_is_that_of_its_square_root():
+    low, high = root_scale_interval(100, 20)  # (10 - 1)^2, (10 + 1)^2
+    assert (low, high) == pytest.approx((81, 121))
+    low, high = root_scale_interval(0, 4)  # identical sets: finite, and not of zero width
+    assert low <= 0 < high < 8
+
+
+def test_share_interval_is_wilsons_of_the_effective_number():
+    for share, n, effective in ((0.3, 100, 25), (0.5, 1000, 500)):
+        margin = 1.96 * np.sqrt(share * (1 - share) / effective)
+        wilson = wilson_interval(share * effective, effective)
+        assert share_interval_of_margin(share, margin, n) == pytest.approx(wilson, abs=0.01)
+    for share in (0.0, 1.0):  # of constant halves
+        assert share_interval_of_margin(share, 0.0, 50) == wilson_interval(50 * share, 50)
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.3])  # near the floor, and far from it
+def test_intervals_hold_the_truth_and_are_no_wider(distance):
+    """A fast version of benchmarks.coverage, which has the sizes of the demo and of RSICD."""
+    scales = coverage.gaussian_scales(16, "power law", distance)
+    scenario = coverage.Scenario(
+        "Gaussians",
+        100,
+        partial(coverage.draw_gaussians, 100, scales),
+        partial(coverage.gaussian_fid, scales),
+    )
+    metrics = tuple(metric for metric in coverage.METRICS if metric != "sinkhorn")
+    for metric, found in coverage.simulate(scenario, 120, metrics).items():
+        assert found.held >= 0.9, metric
+        assert 0.85 <= found.width <= 1.4, metric
+        assert 0.9 <= found.predicted <= 0.99, metric
 
 
 def test_wilson_interval():
@@ -223,11 +230,13 @@ def test_fid_infinity_is_the_closed_form_that_fid_exceeds():
         real, fake = rng.normal(size=(2, 400, 64)) * deviations
         points = fid_curve(real, fake + np.eye(64)[0], rng)
         plain.append(points[0][1])
-        infinite.append(fid_infinity(points))
+        infinite.append(fid_infinity(points, 64))
     assert [size for size, _ in points] == [400, 200, 133, 100]
     assert np.mean(plain) > 1.2
     assert np.mean(infinite) == pytest.approx(1, abs=0.1)
-    assert fid_infinity([(n, 2 + 30 / n) for n in (10, 20, 40)]) == pytest.approx(2)
+    assert fid_infinity([(n, 2 + 30 / n) for n in (10, 20, 40)], 8) == pytest.approx(2)
+    # Fewer images than dimensions: FID isn't straight in 1/N there.
+    assert fid_infinity([(40, 5), (20, 8), (10, 9)], 16) == pytest.approx(2)
 
 
 def test_fid_curve_draws_as_many_of_the_larger_set():
@@ -235,6 +244,39 @@ def test_fid_curve_draws_as_many_of_the_larger_set():
     fake = gaussian_sample(40, 4, 1)
     points = fid_curve(real, fake, np.random.default_rng(0))
     assert [size for size, _ in points] == [40, 20, 13, 10]
+
+
+def test_the_plotted_line_ends_at_fid_infinity_of_the_same_partitions():
+    sets = {"test": gaussian_sample(64, 6, 0), "tuned": gaussian_sample(64, 6, 1, shift=0.5)}
+    sets["base"] = gaussian_sample(64, 6, 2, shift=2)
+    sets["train"] = gaussian_sample(90, 6, 3)
+    config = Fid(standard_min_n=8, paper_n=60, paper_draws=2, subsets=3)
+    curves = fid_curves(sets, 7)
+    metrics = standard_protocol(sets, curves, config, 7, "scene")
+    *points, end = curve_rows(curves, 6)
+    assert [row["images"] for row in points] == [64, 32, 21, 16] and end["images"] == ""
+    assert end["one_over_n"] == 0
+    assert end["tuned_line"] == metrics["fid_infinity"]
+    assert end["floor_line"] == metrics["fid_infinity_floor"]
+    assert points[0]["tuned"] == pytest.approx(metrics["fid"])
+    slopes = np.diff([row["base_line"] for row in points]) / np.diff(
+        [row["one_over_n"] for row in points]
+    )
+    assert slopes == pytest.approx(slopes[0])  # straight, through points that are not
+    alone = {name: sets[name] for name in ("test", "tuned")}
+    of_two_sets = standard_protocol(alone, fid_curves(alone, 7), config, 7, "scene")
+    assert of_two_sets.items() <= metrics.items()  # the same to the digit
+
+
+def test_nan_among_features_is_named(tmp_path):
+    features = gaussian_sample(5, 3, 0)
+    save_file({"features": features}, tmp_path / "scene.safetensors")
+    assert (read_finite(tmp_path / "scene.safetensors")["features"] == features).all()
+    features[3, 1] = np.nan
+    features[4, 2] = np.inf
+    save_file({"features": features}, tmp_path / "scene.safetensors")
+    with pytest.raises(SystemExit, match="^error: .*scene.safetensors: features .* 2 of 5 .* 3"):
+        read_finite(tmp_path / "scene.safetensors")
 
 
 def test_sinkhorn_divergence_of_moved_sets_has_its_closed_form():

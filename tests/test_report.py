@@ -93,7 +93,8 @@ def test_table_has_every_line_of_the_papers_tables(made):
     assert comparable.startswith("no: ")
     cells = table_row(text, "Test Overall Accuracy, real tiles")
     assert cells[1:3] == ["0.700", "0.650 to 0.750"]
-    assert re.findall(r"\d+\.\d+", cells[3]) == ["0.143", "0.930"]  # chance, ceiling
+    assert re.findall(r"\d+\.\d+", cells[3]) == ["0.143", "0.250", "0.930"]
+    # Chance, the majority class, the ceiling.
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         columns = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1, table
@@ -108,7 +109,7 @@ def test_table_has_intervals_references_and_near_copies(made):
     assert table_row(text, "Sinkhorn divergence")[1] == "0.300"
     cells = table_row(text, "Near-copies of training images, images of the test captions, pixels")
     assert cells[1:3] == ["0.020", "0.010 to 0.050"]
-    assert cells[3].endswith("0.010")
+    assert cells[3].endswith("0.014")
 
 
 def test_table_warns_of_compression_artifacts_and_near_duplicates(made, metrics):
@@ -542,3 +543,12 @@ def test_long_names_stay_in_their_column():
     assert len(lines) == 2
     assert all(font.getlength(line) <= 100 for line in lines)
     assert lines[1].endswith("...")
+
+
+def test_a_standard_deviation_of_draws_is_no_interval():
+    from stages.reporting.rows import Table, cell_texts, make_row
+
+    row = make_row("fid.scene.paper.fid", "FID", {"fid": 3.4, "fid_std": 0.04}, {})
+    (texts,) = cell_texts(Table("", [row]))
+    assert "95 % CI" not in texts
+    assert texts["reference"] == "standard deviation over draws 0.040"

@@ -18,6 +18,7 @@ from PIL import Image
 from report_run import build
 
 from stages import review, review_page
+from stages.evaluation.intervals import wilson_interval
 from stages.reporting import ratings
 from tools import review as review_tool
 
@@ -288,7 +289,7 @@ def test_ratings_of_other_runs_are_not_counted(repository):
 
 
 def test_known_ratings_give_known_metrics(repository):
-    """Realism by tile with Student's interval, detection with Wilson's, artifacts by class."""
+    """Realism by tile with Student's interval, detection by tile, artifacts by class."""
     rows = saved_rows(
         t0={"realism": "1"},
         t2={"realism": "3"},
@@ -304,20 +305,17 @@ def test_known_ratings_give_known_metrics(repository):
     assert metrics["ratings"] == 7
     assert metrics["experts"] == 2
 
-    mean = 8 / 3
+    realism = [metrics[f"realism_real{suffix}"] for suffix in ("", "_n")]
+    assert realism == pytest.approx([8 / 3, 3])
     quantile = 4.302652729911275  # of Student's t with 2 degrees of freedom
-    error = quantile * math.sqrt(1 / 3) / math.sqrt(3)
-    realism = [metrics[f"realism_real{suffix}"] for suffix in ("", "_lo", "_hi", "_n")]
-    assert realism == pytest.approx([mean, mean - error, mean + error, 3])
-    for suffix in ("", "_lo", "_hi"):
-        assert metrics[f"realism_generated{suffix}"] == 3
-
-    # 5 of 7 right; the ends p of Wilson's interval solve |p - 5/7| = z sqrt(p (1 - p) / 7).
+    # Three equal ratings: a spread of whole numbers' rounding, 1 / sqrt(12), is left.
+    error = quantile / math.sqrt(12) / math.sqrt(3)
+    generated = [metrics[f"realism_generated{suffix}"] for suffix in ("", "_lo", "_hi")]
+    assert generated == pytest.approx([3, 3 - error, 3 + error])
     assert metrics["detection_accuracy"] == pytest.approx(5 / 7)
     assert metrics["detection_chance"] == 0.5
-    for bound in (metrics["detection_accuracy_lo"], metrics["detection_accuracy_hi"]):
-        expected = 1.959964 * math.sqrt(bound * (1 - bound) / 7)
-        assert abs(bound - 5 / 7) == pytest.approx(expected, rel=1e-6)
+    low, high = metrics["detection_accuracy_lo"], metrics["detection_accuracy_hi"]
+    assert low < wilson_interval(5, 7)[0] and wilson_interval(5, 7)[1] < high
     assert metrics["class_agreement"] == pytest.approx(6 / 7)
     assert metrics["class_agreement_n"] == 7
     assert metrics["artifacts"]["generated"]["Snow Ice"] == {
@@ -329,6 +327,51 @@ def test_known_ratings_give_known_metrics(repository):
     }
     assert metrics["artifacts"]["real"]["Bare Land"]["n"] == 3
     assert "alpha_answer" not in metrics, "one shared tile, one answer: not defined"
+
+
+def make_ratings(answers: np.ndarray, realism: np.ndarray | None = None) -> list[dict[str, str]]:
+    """Ratings of real tiles: answers, and realism from 1 to 5, [experts, tiles]."""
+    return [
+        {
+            "rater": f"expert {expert}",
+            "tile": f"tile {tile}",
+            "truth": "real",
+            "answer": "real" if answers[expert, tile] else "generated",
+            "realism": "3" if realism is None else str(int(realism[expert, tile])),
+        }
+        for expert, tile in np.ndindex(answers.shape)
+    ]
+
+
+def interval(answers: np.ndarray) -> tuple[float, float]:
+    metrics = review.proportion("share", make_ratings(answers), "answer", "truth")
+    return metrics["share_lo"], metrics["share_hi"]
+
+
+def test_ratings_of_one_tile_or_of_one_expert_are_not_independent():
+    """Three experts who answer alike say no more than one; experts who differ are the unit."""
+    one = np.arange(20)[None] % 4 > 0  # 15 of 20 right
+    assert interval(one) == pytest.approx(wilson_interval(15, 20))
+    alike = interval(np.repeat(one, 3, 0))
+    width = alike[1] - alike[0]
+    assert width == pytest.approx(wilson_interval(15, 20)[1] - wilson_interval(15, 20)[0], rel=0.1)
+    # Four experts, two of whom are always right: four units, not 80 ratings.
+    of_experts = interval(np.repeat(np.array([True, True, False, False])[:, None], 20, 1))
+    assert of_experts[1] - of_experts[0] > 0.6
+    same = np.ones((2, 20), bool)
+    assert interval(same) == pytest.approx(wilson_interval(20, 20))
+
+
+def test_realism_interval_is_students_over_tiles_of_one_expert():
+    realism = np.array([[1, 2, 4, 5, 3]])
+    metrics = review.mean_realism(make_ratings(realism > 0, realism), "real")
+    error = 2.776445 * realism.std(ddof=1) / math.sqrt(5)
+    found = [metrics[f"realism_real{suffix}"] for suffix in ("", "_lo", "_hi")]
+    assert found == pytest.approx([3, 3 - error, 3 + error], rel=1e-5)
+    # A second expert who rates every tile higher widens it.
+    both = np.vstack([realism.clip(1, 4), realism.clip(1, 4) + 1])
+    wider = review.mean_realism(make_ratings(both > 0, both), "real")
+    assert wider["realism_real_hi"] - wider["realism_real_lo"] > 2 * error
 
 
 def test_agreement_between_experts_is_krippendorffs_alpha(repository):

@@ -34,7 +34,7 @@ from stages.common.sources import file_hashes
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.caption_agreement import clip_similarity, share_with_interval
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
-from stages.evaluation.protocols import MIN_IMAGES, standard_protocol
+from stages.evaluation.protocols import MIN_IMAGES, fid_curves, standard_protocol
 from stages.features import extract
 from stages.imagery.captions import usable_captions
 from stages.imagery.image_decoding import MIN_SIDE, UnusableImage, decode_rgb
@@ -98,7 +98,8 @@ def main() -> None:
         outputs = extract_outputs(network, sets, options.features, params)
 
     features = {name: values["features"] for name, values in outputs.items()}
-    metrics = standard_protocol(features, params.fid, params.seed, options.features)
+    curves = fid_curves(features, params.seed)
+    metrics = standard_protocol(features, curves, params.fid, params.seed, options.features)
     captions: dict[str, float] = {}
     if options.features == "scene":
         scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]

@@ -23,6 +23,7 @@ OUTPUT_FOLDERS = [
     "models/base",
     "models/start",
     "models/scene",
+    "models/ceiling",
     "models/llm",
     "models/index",
     "models/diffusion",

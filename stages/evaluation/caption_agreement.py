@@ -1,14 +1,16 @@
 """Does an image show what it was asked for: by a classifier of real tiles, and by CLIP."""
 
 import numpy as np
+from scipy.special import stdtrit
 
-from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.intervals import share_interval
 from stages.params import LULC
 
 
 def caption_agreement(
     logits: dict[str, np.ndarray],
     wanted: dict[str, list[str]],
+    prompts: list[int],
     scenes: list[str],
     classes: dict[LULC, list[str]],
 ) -> tuple[dict, list[dict]]:
@@ -20,12 +22,14 @@ def caption_agreement(
     Args:
         logits: the classifier's [N, S] for the images of `tuned`, `base`, `test` and `synthetic`.
         wanted: what each of these images should show: its scene, or its class for `synthetic`.
+        prompts: number of each synthetic image's prompt: images of one prompt are alike, so that
+            the interval of the class agreement counts prompts.
         scenes: names [S] of the classifier's outputs.
         classes: scenes of each LULC class.
 
     Returns:
         Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right;
-        and the shares by scene, as rows {scene, tuned, base, real}.
+        and the shares by scene, as rows {scene, tuned, tuned_lo, tuned_hi, base, real, n}.
     """
     predicted = {name: np.array(scenes)[values.argmax(1)] for name, values in logits.items()}
     known = {name: np.isin(wanted[name], scenes) for name in ("tuned", "base", "test")}
@@ -38,25 +42,43 @@ def caption_agreement(
     metrics |= share_with_interval("caption_agreement_base", correct["base"])
     metrics |= share_with_interval("ceiling", correct["test"])
 
-    shares: dict[str, dict[str, float]] = {}  # scene -> set -> share
-    for scene in scenes:
-        if scene in known_wanted["tuned"]:
-            shares[scene] = {
-                name: float(correct[name][known_wanted[name] == scene].mean()) for name in correct
-            }
-    metrics["per_scene_min"] = min((by_set["tuned"] for by_set in shares.values()), default=0.0)
-    metrics["per_scene"] = {scene: by_set["tuned"] for scene, by_set in shares.items()}
-    table = [
-        {"scene": scene, "tuned": by_set["tuned"], "base": by_set["base"], "real": by_set["test"]}
-        for scene, by_set in shares.items()
-    ]
+    table = agreement_by_scene(correct, known_wanted, scenes)
+    metrics["per_scene_min"] = min((row["tuned"] for row in table), default=0.0)
+    for suffix in ("", "_lo", "_hi"):
+        metrics[f"per_scene{suffix}"] = {row["scene"]: row[f"tuned{suffix}"] for row in table}
 
     class_of_scene = {scene: name for name, members in classes.items() for scene in members}
     predicted_class = [class_of_scene.get(scene) for scene in predicted["synthetic"]]
     matches = [seen == label for seen, label in zip(predicted_class, wanted["synthetic"])]
-    metrics |= share_with_interval("class_agreement", np.array(matches))
+    metrics |= share_with_interval("class_agreement", np.array(matches), np.array(prompts))
     metrics["class_agreement_n"] = len(matches)
+    metrics["class_agreement_prompts"] = len(set(prompts))
     return metrics, table
+
+
+def agreement_by_scene(
+    correct: dict[str, np.ndarray], wanted: dict[str, np.ndarray], scenes: list[str]
+) -> list[dict]:
+    """Share of right images of each scene that tuned images should show.
+
+    Args:
+        correct: bool [N] for the images of `tuned`, `base` and `test`.
+        wanted: the scene [N] that each of them should show.
+        scenes: names of all scenes.
+
+    Returns:
+        Rows {scene, tuned, tuned_lo, tuned_hi, base, real, n}, n being the number of tuned images.
+    """
+    rows = []
+    for scene in scenes:
+        of_scene = {name: values[wanted[name] == scene] for name, values in correct.items()}
+        n = len(of_scene["tuned"])
+        if n:
+            row: dict = {"scene": scene, **share_with_interval("tuned", of_scene["tuned"])}
+            row["base"] = float(of_scene["base"].mean())
+            row["real"] = float(of_scene["test"].mean())
+            rows.append(row | {"n": n})
+    return rows
 
 
 def clip_score(
@@ -71,18 +93,21 @@ def clip_score(
         rng: pairs each tuned image with another one's caption, for `_null`.
 
     Returns:
-        Scores; `_lo` and `_hi` are 1.96 standard errors away.
+        Scores, and Student's 95 % interval `_lo`, `_hi` of the tuned images'; there is none where
+        all of them score the same, which says nothing of the spread.
     """
     scores = clip_similarity(images["tuned"], captions)
     order = rng.permutation(len(captions))
     others = np.empty_like(order)
     others[order] = np.roll(order, 1)  # a cycle: no image keeps its own caption
-    mean = scores.mean()
-    margin = 1.96 * scores.std(ddof=1) / np.sqrt(len(scores))
-    return {
-        "clip_score": float(mean),
-        "clip_score_lo": float(mean - margin),
-        "clip_score_hi": float(mean + margin),
+    mean = float(scores.mean())
+    metrics = {"clip_score": mean}
+    if len(scores) > 1 and np.ptp(scores) > 1e-6:
+        n = len(scores)
+        margin = float(stdtrit(n - 1, 0.975) * scores.std(ddof=1) / np.sqrt(n))
+        metrics["clip_score_lo"] = max(mean - margin, 0.0)
+        metrics["clip_score_hi"] = min(mean + margin, 100.0)
+    return metrics | {
         "clip_score_base": float(clip_similarity(images["base"], captions).mean()),
         "clip_score_real": float(clip_similarity(images["real"], captions).mean()),
         "clip_score_null": float(clip_similarity(images["tuned"], captions[others]).mean()),
@@ -96,8 +121,15 @@ def clip_similarity(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
     return 100 * np.maximum(cosines, 0)
 
 
-def share_with_interval(key: str, successes: np.ndarray) -> dict[str, float]:
-    """Share of true values of bool [N] under `key`, with its 95 % interval; 0 where N is 0."""
-    low, high = wilson_interval(int(successes.sum()), len(successes))
+def share_with_interval(
+    key: str, successes: np.ndarray, units: np.ndarray | None = None
+) -> dict[str, float]:
+    """Share of true values of bool [N] under `key`, with its 95 % interval; 0 where N is 0.
+
+    `units` [N] says which values depend on each other; None: each stands for itself.
+    """
+    if units is None:
+        units = np.arange(len(successes))
+    low, high = share_interval(successes, units)
     share = float(successes.mean()) if len(successes) else 0.0
     return {key: share, f"{key}_lo": low, f"{key}_hi": high}

@@ -23,7 +23,7 @@ from stages.common.artifacts import read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import cpu_threads, torch_generator
 from stages.evaluation.networks import channel_statistics, create_network, load_images
-from stages.evaluation.scores import bootstrap_standard_errors, classification_scores
+from stages.evaluation.scores import bootstrap_scores, classification_scores
 from stages.params import Classifier
 from stages.runtime.errors import exit_with_error
 from stages.runtime.parallel import available_cores, ordered_map
@@ -40,9 +40,12 @@ class LabeledImages(NamedTuple):
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
+    # Number of the prompt or caption that each image shows, int64 [N]; None: all differ.
+    prompts: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> "LabeledImages":
-        return LabeledImages(self.images[indices], self.labels[indices])
+        prompts = None if self.prompts is None else self.prompts[indices]
+        return LabeledImages(self.images[indices], self.labels[indices], prompts)
 
 
 class TrainingJob(NamedTuple):
@@ -63,7 +66,7 @@ class ClassifierResult(NamedTuple):
     n_train: int
     cpu_threads: int  # that trained it; 0 on a GPU
     scores: dict[str, dict[str, float]]
-    standard_errors: dict[str, dict[str, float]]  # from the size of the test set
+    bootstrapped: dict[str, dict[str, np.ndarray]]  # the scores of redrawn test sets
     predictions: dict[str, np.ndarray]  # class numbers [N]
     config: dict
 
@@ -75,6 +78,7 @@ def read_labeled_images(
     resolution: int,
     max_per_class: dict[int, int] | None = None,
     seed: int = 0,
+    prompt_column: str | None = None,
 ) -> tuple[LabeledImages, Counter]:
     """Resized images of a folder of shards, and how many rows have no class, by their value.
 
@@ -85,6 +89,7 @@ def read_labeled_images(
         resolution: pixels per side.
         max_per_class: images drawn at random of each class, at most; None = all.
         seed: of that draw.
+        prompt_column: what images of one prompt or caption have in common; None: all differ.
     """
     values = [row[column] for row in read_rows(folder, [column])]
     unlabeled = Counter(value for value in values if value not in class_of)
@@ -95,7 +100,11 @@ def read_labeled_images(
         indices = sorted(take_per_class(shuffled, labels, max_per_class))
     images = load_images(folder, resolution, indices).permute(0, 2, 3, 1).contiguous().numpy()
     class_numbers = np.array([class_of[values[i]] for i in indices], dtype=np.int64)
-    return LabeledImages(images, class_numbers), unlabeled
+    prompts = None
+    if prompt_column is not None:
+        shown = np.array([row[prompt_column] for row in read_rows(folder, [prompt_column])])
+        _, prompts = np.unique(shown[indices], return_inverse=True)
+    return LabeledImages(images, class_numbers, prompts), unlabeled
 
 
 def take_per_class(
@@ -301,7 +310,7 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
             probabilities[name] = torch.cat(cast(list[torch.Tensor], batches))  # [N, K]
 
     scores = {}
-    standard_errors = {}
+    bootstrapped = {}
     predictions = {}
     for name, test_set in test_sets.items():
         if not probabilities[name].isfinite().all():
@@ -310,9 +319,7 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
                 f"Try a lower lr than {config.lr}"
             )
         predictions[name] = probabilities[name].argmax(1).numpy()
-        scores[name], standard_errors[name] = score_predictions(
-            test_set.samples.labels, probabilities[name], rng(job.seed, "classifier errors")
-        )
+        scores[name], bootstrapped[name] = score_predictions(test_set.samples, probabilities[name])
     network_config = {
         "model": config.model,
         "resolution": config.resolution,
@@ -322,7 +329,7 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
     }
     threads = cpu_threads(trainer.strategy.root_device)
     return ClassifierResult(
-        task.model, len(data.train), threads, scores, standard_errors, predictions, network_config
+        task.model, len(data.train), threads, scores, bootstrapped, predictions, network_config
     )
 
 
@@ -343,16 +350,20 @@ def create_trainer(epochs: int, folder: str) -> Trainer:
 
 
 def score_predictions(
-    labels: np.ndarray, probabilities: torch.Tensor, generator: np.random.Generator
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Scores, with `n`, of probabilities [N, K] for labels [N], and the scores' standard errors."""
+    samples: LabeledImages, probabilities: torch.Tensor
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Scores, with `n`, of probabilities [N, K] of images, and the scores of redrawn images."""
     n, class_count = probabilities.shape
+    labels = samples.labels
     predictions = probabilities.argmax(1).numpy()  # [N]
     likelihoods = probabilities[torch.arange(n), torch.from_numpy(labels)]  # [N]
     losses = -likelihoods.clamp_min(1e-30).log().double().numpy()  # [N]
     scores = classification_scores(labels[None], predictions[None], losses[None], class_count)
-    errors = bootstrap_standard_errors(labels, predictions, losses, class_count, generator)
-    return {name: float(values[0]) for name, values in scores.items()} | {"n": n}, errors
+    draws = rng(0, "classifier errors")  # the same for every classifier
+    bootstrapped = bootstrap_scores(
+        labels, predictions, losses, class_count, draws, samples.prompts
+    )
+    return {name: float(values[0]) for name, values in scores.items()} | {"n": n}, bootstrapped
 
 
 def load_backbone(task: ClassificationTask, weights: Path) -> None:

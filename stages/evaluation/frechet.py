@@ -10,7 +10,9 @@ constant on the diagonal.
 import numpy as np
 
 Gaussian = tuple[np.ndarray, np.ndarray]
+Curve = list[tuple[int, float]]  # (images per set, FID)
 SUBSET_COUNTS = (1, 2, 3, 4)  # the FID curve has points at N, N/2, N/3 and N/4 images per set
+PARTITIONS = 10  # into halves, thirds and quarters: of a single one, FID infinity varies more
 
 
 def fit_gaussian(features: np.ndarray) -> Gaussian:
@@ -44,35 +46,51 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
     return frechet_distance(fit_gaussian(real), fit_gaussian(fake))
 
 
-def fid_curve(
-    real: np.ndarray, fake: np.ndarray, rng: np.random.Generator
-) -> list[tuple[int, float]]:
+def fid_curve(real: np.ndarray, fake: np.ndarray, rng: np.random.Generator) -> Curve:
     """(images per set, FID) of all images, and of halves, thirds and quarters of them.
 
     Of the larger set of features [N, D], [M, D], as many rows are drawn as the smaller one has. At
-    each size, the FID is the mean over disjoint subsets, so that every image counts once.
+    each size, the FID is the mean over the disjoint subsets of several random partitions.
     """
     n = min(len(real), len(fake))
-    real = real[rng.permutation(len(real))[:n]]
-    fake = fake[rng.permutation(len(fake))[:n]]
     points = []
     for subset_count in SUBSET_COUNTS:
         size = n // subset_count
         if size < 2:  # no covariance
             continue
-        subsets = [slice(i * size, (i + 1) * size) for i in range(subset_count)]
-        values = [fid(real[subset], fake[subset]) for subset in subsets]
+        # All rows of two sets of one size make one partition.
+        whole = subset_count == 1 and len(real) == len(fake)
+        values = []
+        for _ in range(1 if whole else PARTITIONS):
+            real_order = rng.permutation(len(real))
+            fake_order = rng.permutation(len(fake))
+            for start in range(0, subset_count * size, size):
+                subset = slice(start, start + size)
+                values.append(fid(real[real_order[subset]], fake[fake_order[subset]]))
         points.append((size, float(np.mean(values))))
     return points
 
 
-def fid_infinity(points: list[tuple[int, float]]) -> float:
+def fit_fid_line(points: Curve, dimensions: int) -> tuple[float, float]:
+    """Slope and intercept of the line through (1/N, FID), from the points of `fid_curve`.
+
+    FID is straight in 1/N only where N is above the features' dimensions. The other points are
+    left out, unless fewer than two would remain.
+    """
+    above = [(size, value) for size, value in points if size > dimensions]
+    sizes, values = np.array(above if len(above) > 1 else points, dtype=np.float64).T
+    slope, intercept = np.polyfit(1 / sizes, values, 1)
+    return float(slope), float(intercept)
+
+
+def fid_infinity(points: Curve, dimensions: int) -> float:
     """FID of infinitely many images, from the points of `fid_curve`.
 
     It is where the line through (1/N, FID) meets 1/N = 0 (Chong & Forsyth 2020, "Effectively
     Unbiased FID and Inception Score"). They vary the number of generated images alone; here both
     sets shrink, since the real one is as small. Unbiased to first order in 1/N, so it may fall
-    below 0 for sets that are alike. Needs N above the features' dimensions at every point.
+    below 0 for sets that are alike. Far too high where half of the images are fewer than the
+    features' dimensions.
     """
-    sizes, values = np.array(points, dtype=np.float64).T
-    return float(np.polyfit(1 / sizes, values, 1)[1])
+    _, intercept = fit_fid_line(points, dimensions)
+    return intercept

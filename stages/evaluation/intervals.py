@@ -1,74 +1,103 @@
-"""95 % intervals: of distances between sets of features by subsampling, of shares by Wilson."""
+"""95 % intervals: of distances between sets of features by random halvings, of shares by Wilson."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import stdtrit
 
-MAX_SUBSAMPLE = 5000  # rows: more would cost hours and change little
+MAX_HALVED = 10_000  # rows: to halve more would cost hours and change little
+
+# Distances between two sets of features. Coverage and width: `python -m benchmarks.coverage`.
 
 
-def half_subsamples(n: int, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """`count` random halves of n rows, drawn without replacement, as sorted indices.
+Rows = tuple[np.ndarray, np.ndarray]  # indices of rows of the first set, and of the second
+
+
+def draw_halvings(
+    n: int, m: int, count: int, rng: np.random.Generator
+) -> Iterator[tuple[Rows, Rows]]:
+    """Cut two sets of n and m rows at random into halves of equal size, `count` times.
 
     Not a bootstrap: rows drawn twice make a sample look less diverse than it is, which biases FID
     upward.
+
+    Yields:
+        The rows of the first halves, and those of the second halves.
     """
     for _ in range(count):
-        yield np.sort(rng.permutation(n)[: min(n // 2, MAX_SUBSAMPLE)])
+        a = rng.permutation(n)
+        b = rng.permutation(m)
+        first = np.sort(a[: n // 2]), np.sort(b[: m // 2])
+        second = np.sort(a[n // 2 : n // 2 * 2]), np.sort(b[m // 2 : m // 2 * 2])
+        yield first, second
 
 
-def confidence_interval(
-    estimate: float,
-    subsampled: list[float],
-    n: int,
-    low: float = -np.inf,
-    high: float = np.inf,
-) -> tuple[float, float]:
-    """95 % interval of where the truth lies, around an estimate from n rows.
+def smooth_variance(halves: np.ndarray) -> float:
+    """Variance of a smooth statistic of all rows, from its values [K, 2] for K pairs of halves.
 
-    Args:
-        estimate: the statistic of all n rows.
-        subsampled: the same statistic of each of the `half_subsamples(n, ...)`.
-        n: the number of rows.
-        low: the lowest value that the statistic can take.
-        high: the highest value that it can take.
+    To second order, the error of a statistic is a mean over rows, of variance a, and a mean over
+    pairs of rows, of variance b (Hoeffding 1948). Half the difference of two halves varies by
+    a + 2 b; their mean, in which single rows cancel, varies by b. The variance is thus the first
+    less the second. Where sets are alike, a is 0, and the difference of two estimates may come out
+    far too small: a third of the variance of single halves, a + 3 b, is a better estimate there and
+    a lower bound elsewhere.
     """
-    margin = _margin(subsampled, n)
-    return float(max(estimate - margin, low)), float(min(estimate + margin, high))
+    differences, means = _variances_of_halves(halves)
+    return max(differences - means, (differences + means) / 3)
 
 
-def prediction_interval(
-    estimate: float,
-    subsampled: list[float],
-    n: int,
-    low: float = -np.inf,
-    high: float = np.inf,
-) -> tuple[float, float]:
-    """95 % interval of where the same statistic of n other rows would lie.
+def count_variance(halves: np.ndarray) -> float:
+    """As `smooth_variance`, of a mean number of nearest neighbors: that of single halves.
 
-    The other rows' statistic varies as much as the estimate does, hence sqrt(2) times the width.
-    Arguments as in `confidence_interval`.
+    Fewer rows are farther apart, which changes more than the theory of smooth statistics has it.
+    Measured by simulation, this variance and that of `share_variance` hold.
     """
-    margin = _margin(subsampled, n) * np.sqrt(2)
-    return float(max(estimate - margin, low)), float(min(estimate + margin, high))
+    differences, means = _variances_of_halves(halves)
+    return differences + means
 
 
-def _margin(subsampled: list[float], n: int) -> float:
-    """Half the width of a 95 % confidence interval.
+def share_variance(halves: np.ndarray) -> float:
+    """As `count_variance`, of a share of rows with a near neighbor, which varies less."""
+    differences, means = _variances_of_halves(halves)
+    return differences + means / 2
 
-    Subsamples of m of n rows differ among each other by s^2 (1/m - 1/n), the estimate from the
-    truth by s^2 / n (Politis & Romano 1994, with a finite population): for halves the two are the
-    same. Only the subsamples' spread is used: their mean has the bias of a smaller N. Student's t,
-    because they are few.
+
+def _variances_of_halves(halves: np.ndarray) -> tuple[float, float]:
+    """Variance of half the difference, and of the mean, of two halves [K, 2]."""
+    differences = (halves[:, 0] - halves[:, 1]) / 2
+    return float((differences**2).mean()), float(halves.mean(1).var(ddof=1))
+
+
+def t_margin(variance: float, count: int) -> float:
+    """Half the width of a 95 % interval by Student's t, from a variance of `count` halvings."""
+    return float(stdtrit(count, 0.975) * np.sqrt(variance))
+
+
+def root_scale_interval(estimate: float, margin: float) -> tuple[float, float]:
+    """Interval of an estimate whose square root errs symmetrically, as a squared distance's does.
+
+    Its middle lies above the estimate: a set that by chance is close has a small variance, too. The
+    lower end may be negative, and so may an estimate that is corrected for its bias.
     """
-    m = min(n // 2, MAX_SUBSAMPLE)
-    standard_error = np.std(subsampled, ddof=1) * np.sqrt(m / (n - m))
-    return standard_error * stdtrit(len(subsampled) - 1, 0.975)
+    shift = margin**2 / (4 * max(estimate, margin, 1e-300))
+    return estimate - margin + shift, estimate + margin + shift
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share `successes / n` (Wilson 1927); (0, 1) where n is 0."""
+def share_interval_of_margin(share: float, margin: float, n: float) -> tuple[float, float]:
+    """Wilson's interval of a share of n, for the effective n at which it is as wide as `margin`.
+
+    The effective number is n where the margin is less than that of n independent values.
+    """
+    smoothed = (share * n + 2) / (n + 4)  # a share of 0 or 1 would have no variance at all
+    effective = min(n, 1.959964**2 * smoothed * (1 - smoothed) / max(margin**2, 1e-12))
+    return wilson_interval(share * effective, effective)
+
+
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
+    """95 % interval of a share `successes / n` (Wilson 1927); (0, 1) where n is 0.
+
+    n is the effective number of trials where trials depend on each other.
+    """
     if n == 0:
         return 0.0, 1.0
     z = 1.959964
@@ -76,3 +105,84 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     center = (share + z * z / (2 * n)) / (1 + z * z / n)
     margin = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return float(max(center - margin, 0)), float(min(center + margin, 1))
+
+
+# Values that depend on each other: images of one prompt, tokens of one document, ratings of one
+# tile or of one expert. Coverage and width: `python -m benchmarks.coverage_shares`.
+
+
+def squared_margin(
+    deviations: np.ndarray, units: np.ndarray, raters: np.ndarray | None = None
+) -> float:
+    """Square of half the width of the 95 % interval of a weighted mean, by Student's t.
+
+    Args:
+        deviations: weight x (value - mean) [N] of each value; the weights' sum is 1.
+        units: what was drawn independently [N]: values of one unit depend on each other.
+        raters: a second kind of unit [N], crossed with the first, as tiles are with the experts
+            who rate them (two-way clustering: Cameron, Gelbach & Miller 2011). One rater alone says
+            nothing of others: the interval is then that of this rater's values.
+
+    Raises:
+        ValueError: the values are of a single unit, which says nothing of the spread.
+    """
+    variance, count = _variance_between(deviations, units)
+    if count < 2:
+        raise ValueError("the values are of a single unit")
+    margin = stdtrit(count - 1, 0.975) ** 2 * variance
+    if raters is not None and len(np.unique(raters)) > 1:
+        between_raters, rater_count = _variance_between(deviations, raters)
+        of_ratings, _ = _variance_between(deviations, np.arange(len(deviations)))
+        # What raters with equal habits would differ by: the noise of single ratings.
+        noise = max(rater_count * of_ratings - variance, 0.0) / (rater_count - 1)
+        margin += stdtrit(rater_count - 1, 0.975) ** 2 * max(between_raters - noise, 0.0)
+    return float(margin)
+
+
+def _variance_between(deviations: np.ndarray, units: np.ndarray) -> tuple[float, int]:
+    """Variance of a mean of independent units, and their number."""
+    _, numbers = np.unique(units, return_inverse=True)
+    sums = np.bincount(numbers, deviations)
+    count = len(sums)
+    return float(count / max(count - 1, 1) * (sums**2).sum()), count
+
+
+def effective_size(
+    successes: np.ndarray, units: np.ndarray, raters: np.ndarray | None = None
+) -> float:
+    """How many independent values hold as much about a share as bool [N], which depend on units.
+
+    It is N / design effect (with Student's t for few units: Korn & Graubard 1998), at most N, and
+    N where each value is its own unit. Where all values agree, nothing tells how much those of one
+    unit depend on each other: they then count as one.
+
+    Args:
+        successes: the values.
+        units: what was drawn independently [N].
+        raters: a second kind of unit [N], as in `squared_margin`.
+    """
+    n = len(successes)
+    share = float(np.mean(successes))
+    unit_count = len(np.unique(units))
+    rater_count = 1 if raters is None else len(np.unique(raters))
+    if unit_count == n and rater_count == 1:
+        return float(n)
+    if share in (0, 1) or unit_count == 1:
+        return float(unit_count)
+    margin = squared_margin((successes - share) / n, units, raters)
+    return min(share * (1 - share) * 1.959964**2 / max(margin, 1e-12), float(n))
+
+
+def share_interval(
+    successes: np.ndarray, units: np.ndarray, raters: np.ndarray | None = None
+) -> tuple[float, float]:
+    """95 % interval of the share of true values of bool [N]; (0, 1) of no value or of one unit.
+
+    Wilson's interval with the effective sample size (Dean & Pagano 2015). Arguments as in
+    `effective_size`.
+    """
+    n = len(successes)
+    if n == 0 or len(np.unique(units)) == 1 < n:
+        return 0.0, 1.0
+    effective = effective_size(successes, units, raters)
+    return wilson_interval(float(np.mean(successes)) * effective, effective)

@@ -7,64 +7,190 @@ Each number stands beside two others: its floor, the same number of real trainin
 base, that of the model before fine-tuning.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
+
 import numpy as np
 
 from stages.common.rng import rng
-from stages.evaluation.frechet import SUBSET_COUNTS, fid, fid_curve, fid_infinity
-from stages.evaluation.intervals import confidence_interval, half_subsamples, prediction_interval
+from stages.evaluation import sinkhorn
+from stages.evaluation.frechet import (
+    Curve,
+    fid,
+    fid_curve,
+    fid_infinity,
+    fit_fid_line,
+)
+from stages.evaluation.intervals import (
+    MAX_HALVED,
+    Rows,
+    count_variance,
+    draw_halvings,
+    root_scale_interval,
+    share_interval_of_margin,
+    share_variance,
+    smooth_variance,
+    t_margin,
+)
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.prdc import compute_prdc
-from stages.evaluation.sinkhorn import sinkhorn_divergence
 from stages.params import Fid
 from stages.runtime.progress import log, progress_bar
 
-# Lowest and highest value of the metrics that are not in [0, inf).
-VALUE_RANGES = {
-    "precision": (0, 1),
-    "recall": (0, 1),
-    "coverage": (0, 1),
-    "kid_x1000": (-np.inf, np.inf),
-    "fid_infinity": (-np.inf, np.inf),
-}
+SHARES = ("precision", "recall", "coverage")
+MAY_BE_NEGATIVE = ("fid_infinity", "kid_x1000")
 MIN_IMAGES = 8  # quarters of them, as in the FID curve, still have a covariance
 
 
 def compute_metrics(
-    real: np.ndarray, fake: np.ndarray, extractor: str, generator: np.random.Generator
+    real: np.ndarray, fake: np.ndarray, extractor: str, curve: Curve
 ) -> dict[str, float]:
-    """All metrics of generated features [M, D] against real ones [N, D].
-
-    `generator` draws the subsets of the FID curve.
-    """
-    metrics = {
-        "fid": fid(real, fake),
-        "fid_infinity": fid_infinity(fid_curve(real, fake, generator)),
-        "kid_x1000": 1000 * kid(real, fake),
+    """All metrics of generated features [M, D] against real ones [N, D], and their FID curve."""
+    distances = compute_distances(real, fake, extractor)
+    return {
+        "fid": distances.pop("fid"),
+        "fid_infinity": fid_infinity(curve, real.shape[1]),
+        **distances,
+        **compute_sinkhorn(real, fake),
     }
+
+
+def compute_distances(real: np.ndarray, fake: np.ndarray, extractor: str) -> dict[str, float]:
+    """The metrics of features [N, D], [M, D] that take all rows, but for FID infinity."""
+    metrics = {"fid": fid(real, fake), "kid_x1000": 1000 * kid(real, fake)}
     metrics |= compute_prdc(real, fake)
-    metrics["sinkhorn"] = sinkhorn_divergence(real, fake)
     if extractor == "clip":
         metrics["cmmd"] = cmmd(real, fake)
     return metrics
 
 
+def compute_sinkhorn(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    return {"sinkhorn": sinkhorn.sinkhorn_divergence(real, fake)}
+
+
+def estimate_variances(
+    real: np.ndarray,
+    fake: np.ndarray,
+    extractor: str,
+    count: int,
+    generator: np.random.Generator,
+    name: str,
+) -> dict[str, float]:
+    """Variance of each metric over other draws of both sets, from `count` pairs of halves.
+
+    Args:
+        real: features [N, D].
+        fake: features [M, D], drawn independently of `real`.
+        extractor: name of the features.
+        count: pairs of halves.
+        generator: draws the halves.
+        name: of the second set, for the progress bar.
+    """
+    title = f"intervals of {extractor}, {name}"
+    some_real = real[generator.permutation(len(real))[:MAX_HALVED]]
+    some_fake = fake[generator.permutation(len(fake))[:MAX_HALVED]]
+    halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
+    variances = halving_variances(
+        partial(compute_distances, extractor=extractor),
+        some_real,
+        some_fake,
+        progress_bar(halvings, total=count, desc=title),
+    )
+    # Where only some of the rows were halved: to first order, a variance falls as 1/n.
+    n = min(len(real), len(fake))
+    variances = {metric: value * min(n, MAX_HALVED) / n for metric, value in variances.items()}
+    # To second order, FID infinity is FID less its expected bias, and errs as FID does.
+    variances["fid_infinity"] = variances["fid"]
+
+    some_real = real[: sinkhorn.MAX_ROWS]
+    some_fake = fake[: sinkhorn.MAX_ROWS]
+    halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
+    variances |= halving_variances(
+        compute_sinkhorn,
+        some_real,
+        some_fake,
+        progress_bar(halvings, total=count, desc=f"{title}, Sinkhorn"),
+    )
+    return variances
+
+
+def halving_variances(
+    compute: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    real: np.ndarray,
+    fake: np.ndarray,
+    halvings: Iterable[tuple[Rows, Rows]],
+) -> dict[str, float]:
+    """Variance of each metric of features [N, D], [M, D] from its values for halves of both."""
+    pairs = [[compute(real[i], fake[j]) for i, j in halves] for halves in halvings]
+    return {
+        metric: variance_of(metric, np.array([[half[metric] for half in pair] for pair in pairs]))
+        for metric in pairs[0][0]
+    }
+
+
+def variance_of(metric: str, halves: np.ndarray) -> float:
+    """Variance of a metric from its values [K, 2] for K pairs of halves."""
+    if metric in SHARES:
+        return share_variance(halves)
+    if metric == "density":
+        return count_variance(halves)
+    return smooth_variance(halves)
+
+
+def interval_of(
+    metric: str, value: float, variance: float, count: int, n: int
+) -> tuple[float, float]:
+    """95 % interval of where a metric's expectation lies, over draws of both sets at this n.
+
+    That of KID and of FID infinity is their value for infinitely many images.
+
+    Args:
+        metric: its name.
+        value: of the metric.
+        variance: of `estimate_variances`.
+        count: halvings behind the variance.
+        n: images of the smaller set.
+    """
+    margin = t_margin(variance, count)
+    if metric in SHARES or value == variance == 0:  # a density of 0 is a share: of no image
+        return share_interval_of_margin(value, margin, n)
+    low, high = root_scale_interval(value, margin)
+    return low if metric in MAY_BE_NEGATIVE else max(low, 0.0), high
+
+
+def prediction_interval_of(
+    metric: str, value: float, variance: float, count: int, n: int
+) -> tuple[float, float]:
+    """95 % interval of where the metric of other draws of both sets lies; arguments as above.
+
+    Theirs errs as much as this one does, so their difference has twice the variance. A share's and
+    theirs have a mean of half the variance, at whose ends the share is what it is.
+    """
+    if metric not in SHARES:
+        return interval_of(metric, value, 2 * variance, count, n)
+    low, high = interval_of(metric, value, variance / 2, count, 2 * n)
+    return max(2 * low - value, 0.0), min(2 * high - value, 1.0)
+
+
 def standard_protocol(
-    sets: dict[str, np.ndarray], config: Fid, seed: int, extractor: str
+    sets: dict[str, np.ndarray], curves: dict[str, Curve], config: Fid, seed: int, extractor: str
 ) -> dict[str, float]:
     """All metrics of all generated images against all real test tiles.
 
     Args:
         sets: features [N, D] of `test` and `tuned` and, where there are any, `train` and `base`.
+        curves: of `fid_curves`.
         config: the section `fid`.
-        seed: of the floor's training tiles and of the subsamples.
+        seed: of the floor's training tiles and of the halves behind the intervals.
         extractor: name of the features.
 
     Returns:
         refused = 0; n, n_real, n_floor; `singular` and `infinity_singular`, 1 where FID and FID
         infinity compare singular covariances, of fewer images than dimensions; and of each metric
-        its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor`, a 95 % prediction interval
-        `_floor_lo`, `_floor_hi`, and its `_base`; no floor without `train`, no base without `base`.
-        Of too few images: refused = 1, n, n_needed.
+        its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor` and a 95 % prediction
+        interval `_floor_lo`, `_floor_hi` (with `train`), and its `_base` (with `base`). A singular
+        FID infinity has no confidence interval: its bias isn't known. Of too few images:
+        refused = 1, n, n_needed.
     """
     real = sets["test"]
     n = min(len(real), len(sets["tuned"]))
@@ -74,63 +200,35 @@ def standard_protocol(
         log(f"fid: {n} images are fewer than {larger}: no standard protocol for {extractor}")
         return {"refused": 1, "n": n, "n_needed": n_needed}
 
-    values = {}
-    subsampled = {}
     compared = compared_sets(sets, seed)
+    values = {}
+    variances = {}
     for name, fake in compared.items():
-        # Draws of its own: they are the same whatever else is compared.
-        generator = rng(seed, "intervals", name)
-        values[name] = compute_metrics(real, fake, extractor, generator)
+        values[name] = compute_metrics(real, fake, extractor, curves[name])
         if name != "base":
-            subsampled[name] = subsample_metrics(
-                real, fake, extractor, config.subsets, generator, name
-            )
+            draws = rng(seed, "intervals", name)
+            variances[name] = estimate_variances(real, fake, extractor, config.subsets, draws, name)
 
     result: dict[str, float] = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
     if "floor" in compared:
         result["n_floor"] = len(compared["floor"])
     result["singular"] = int(n <= real.shape[1])
-    result["infinity_singular"] = int(n // max(SUBSET_COUNTS) <= real.shape[1])
+    result["infinity_singular"] = int(n // 2 <= real.shape[1])
     for name, value in values["tuned"].items():
-        low, high = VALUE_RANGES.get(name, (0, np.inf))
         result[name] = value
-        result[f"{name}_lo"], result[f"{name}_hi"] = confidence_interval(
-            value, subsampled["tuned"][name], n, low, high
-        )
+        if name != "fid_infinity" or not result["infinity_singular"]:
+            result[f"{name}_lo"], result[f"{name}_hi"] = interval_of(
+                name, value, variances["tuned"][name], config.subsets, n
+            )
         if "floor" in compared:
             floor = values["floor"][name]
-            n_floor = min(len(real), len(compared["floor"]))
             result[f"{name}_floor"] = floor
-            result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval(
-                floor, subsampled["floor"][name], n_floor, low, high
+            result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
+                name, floor, variances["floor"][name], config.subsets, len(compared["floor"])
             )
         if "base" in compared:
             result[f"{name}_base"] = values["base"][name]
     return result
-
-
-def subsample_metrics(
-    real: np.ndarray,
-    fake: np.ndarray,
-    extractor: str,
-    count: int,
-    generator: np.random.Generator,
-    name: str,
-) -> dict[str, list[float]]:
-    """Each metric of `count` random halves of features [N, D] against halves of [M, D].
-
-    `name` of the second set is for the progress bar.
-    """
-    pairs = zip(
-        half_subsamples(len(real), count, generator), half_subsamples(len(fake), count, generator)
-    )
-    subsampled: dict[str, list[float]] = {}
-    title = f"intervals of {extractor}, {name}"
-    for real_half, fake_half in progress_bar(pairs, total=count, desc=title):
-        metrics = compute_metrics(real[real_half], fake[fake_half], extractor, generator)
-        for metric, value in metrics.items():
-            subsampled.setdefault(metric, []).append(value)
-    return subsampled
 
 
 def paper_protocol(
@@ -175,20 +273,36 @@ def paper_protocol(
     }
 
 
-def fid_curves(sets: dict[str, np.ndarray], seed: int) -> list[dict]:
-    """FID by the number of images N: rows {images, one_over_n, tuned, base, floor}.
+def fid_curves(sets: dict[str, np.ndarray], seed: int) -> dict[str, Curve]:
+    """FID curve of each of the `compared_sets` against the test tiles."""
+    return {
+        name: fid_curve(sets["test"], fake, rng(seed, "curve"))
+        for name, fake in compared_sets(sets, seed).items()
+    }
 
-    Over 1/N, the straight line through a set's FIDs meets 1/N = 0 at its FID infinity.
+
+def curve_rows(curves: dict[str, Curve], dimensions: int) -> list[dict]:
+    """FID by the number of images N, to plot: rows {images, one_over_n, tuned, base, floor, ...}.
+
+    `tuned_line` and so on are the lines of `fit_fid_line` over 1/N. The last row is where they meet
+    1/N = 0, at FID infinity; it has no `images` and no FIDs.
+
+    Args:
+        curves: FID curves of `tuned`, `base` and `floor`.
+        dimensions: those of the features.
     """
-    curves = {}
-    for name, fake in compared_sets(sets, seed).items():
-        curves[name] = fid_curve(sets["test"], fake, rng(seed, "curve"))
     shared = min(len(points) for points in curves.values())  # few training tiles have no quarters
+    sizes: list[int | str] = [size for size, _ in curves["tuned"][:shared]]
     rows = []
-    for i in range(shared):
-        size, _ = curves["tuned"][i]
-        row = {"images": size, "one_over_n": 1 / size}
-        row |= {name: points[i][1] for name, points in curves.items()}
+    for i, size in enumerate([*sizes, ""]):
+        one_over_n = 1 / size if isinstance(size, int) else 0.0
+        row: dict = {"images": size, "one_over_n": one_over_n}
+        row |= {name: points[i][1] if size else "" for name, points in curves.items()}
+        for name, points in curves.items():
+            row[f"{name}_line"] = ""
+            if len(points) > 1:
+                slope, intercept = fit_fid_line(points, dimensions)
+                row[f"{name}_line"] = intercept + slope * one_over_n
         rows.append(row)
     return rows
 

@@ -6,10 +6,16 @@ from scipy.special import stdtrit
 from stages.evaluation.intervals import wilson_interval
 
 BOOTSTRAP_SAMPLES = 500
+GUESSES = 4  # images added to a bootstrap: two classified rightly, two wrongly
+Z = 1.959964
 
 
 def classification_scores(
-    labels: np.ndarray, predictions: np.ndarray, losses: np.ndarray, class_count: int
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    losses: np.ndarray,
+    class_count: int,
+    weights: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Scores [B] of B test sets of N images.
 
@@ -22,20 +28,26 @@ def classification_scores(
         predictions: class numbers [B, N].
         losses: cross-entropy [B, N] of each image.
         class_count: number of classes K.
+        weights: how often each image counts [B, N]; None: once.
     """
-    set_count, n = labels.shape
+    set_count, _ = labels.shape
+    if weights is None:
+        weights = np.ones(labels.shape)
     # Index [B, N] of each image's cell in the flattened confusion matrices.
     cells = (np.arange(set_count)[:, None] * class_count + labels) * class_count + predictions
-    counts = np.bincount(cells.ravel(), minlength=set_count * class_count * class_count)
+    counts = np.bincount(
+        cells.ravel(), weights.ravel(), minlength=set_count * class_count * class_count
+    )
     confusion = counts.reshape(set_count, class_count, class_count)  # [B, actual, predicted]
     correct = confusion.diagonal(axis1=1, axis2=2)  # [B, K]
     actual = confusion.sum(2)  # [B, K]
     predicted = confusion.sum(1)  # [B, K]
     total = actual + predicted  # [B, K]
     union = total - correct  # [B, K]
+    n = weights.sum(1)  # [B]
     accuracy = correct.sum(1) / n
     return {
-        "loss": losses.mean(1),
+        "loss": (weights * losses).sum(1) / n,
         "average_accuracy": _mean_over_classes(correct / actual.clip(1), actual > 0),
         "f1": accuracy,
         "jaccard": _mean_over_classes(correct / union.clip(1), total > 0),
@@ -49,33 +61,66 @@ def _mean_over_classes(values: np.ndarray, counted: np.ndarray) -> np.ndarray:
     return np.where(counted, values, 0).sum(1) / counted.sum(1)
 
 
-def bootstrap_standard_errors(
+def bootstrap_scores(
     labels: np.ndarray,
     predictions: np.ndarray,
     losses: np.ndarray,
     class_count: int,
     rng: np.random.Generator,
-) -> dict[str, float]:
-    """Standard error of each score of one test set [N]: its spread over bootstrap samples."""
-    samples = rng.integers(len(labels), size=(BOOTSTRAP_SAMPLES, len(labels)))
-    scores = classification_scores(
-        labels[samples], predictions[samples], losses[samples], class_count
+    units: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Scores of BOOTSTRAP_SAMPLES redrawn test sets: their spread is that from a finite test set.
+
+    Each unit is drawn a Poisson number of times, the same in every call with an equally seeded
+    generator, so that what several classifiers share in their errors is seen. Four guesses are
+    added to the images (Agresti & Coull 1998), so that the scores spread even where every image is
+    classified rightly. They widen the sample too, which `average_over_seeds` takes back.
+
+    Args:
+        labels: class numbers [N].
+        predictions: class numbers [N].
+        losses: cross-entropy [N].
+        class_count: number of classes K.
+        rng: draws.
+        units: number [N] of the prompt or caption of each image, whose images are drawn together;
+            None: each image is drawn for itself.
+    """
+    if units is None:
+        units = np.arange(len(labels))
+    size = (BOOTSTRAP_SAMPLES, GUESSES)
+    guess_labels = labels[(rng.random(size) * len(labels)).astype(int)]
+    shifts = rng.integers(1, max(class_count, 2), size)
+    shifts[:, : GUESSES // 2] = 0  # the right ones
+    guesses = (guess_labels + shifts) % class_count
+    guess_losses = np.full(size, np.log(class_count))
+    guess_weights = rng.poisson(1.0, size)
+    # Row by row: a unit's draws don't depend on how many units follow.
+    drawn = rng.poisson(1.0, (units.max() + 1, BOOTSTRAP_SAMPLES)).T  # [B, units]
+    weights = np.hstack([drawn[:, units], guess_weights])
+    weights[weights.sum(1) == 0] = 1  # nothing was drawn, as happens with a tiny test set
+    rows = np.ones((BOOTSTRAP_SAMPLES, 1), int)
+    return classification_scores(
+        np.hstack([rows * labels, guess_labels]),
+        np.hstack([rows * predictions, guesses]),
+        np.hstack([rows * losses, guess_losses]),
+        class_count,
+        weights,
     )
-    return {name: float(values.std(ddof=1)) for name, values in scores.items()}
 
 
 def average_over_seeds(
-    scores: list[dict[str, float]], standard_errors: list[dict[str, float]]
+    scores: list[dict[str, float]], bootstrapped: list[dict[str, np.ndarray]]
 ) -> dict[str, float]:
     """The mean of each score over several classifiers, with a 95 % interval.
 
-    The interval combines two uncertainties: that of a finite test set (for accuracies Wilson's
-    interval, which has a width even at 0 and 1; for the rest a bootstrap) and, with several
-    classifiers, that of their mean (Student's t).
+    The interval combines two uncertainties: that of a finite test set, from the bootstrap, and,
+    with several classifiers, that of their mean (Student's t of their spread, less the part of it
+    that is noise of the test set). Scores from 0 to 1 get Wilson's interval with the effective
+    sample size of that width, the loss a symmetric one.
 
     Args:
         scores: of each classifier on one test set, with its size `n`.
-        standard_errors: of each classifier's scores, from the size of the test set.
+        bootstrapped: of each classifier, its `bootstrap_scores`.
 
     Returns:
         n; and of each score its mean, `_lo`, `_hi` and, with several classifiers, its standard
@@ -83,46 +128,91 @@ def average_over_seeds(
     """
     n = int(scores[0]["n"])
     averages: dict[str, float] = {"n": n}
-    for name in standard_errors[0]:
+    for name in bootstrapped[0]:
         values = np.array([score[name] for score in scores])
+        samples = np.stack([sample[name] for sample in bootstrapped])  # [classifiers, B]
         mean = float(values.mean())
-        if name in ("overall_accuracy", "f1"):
-            low, high = wilson_interval(round(mean * n), n)
-        else:
-            margin = 1.96 * float(np.mean([errors[name] for errors in standard_errors]))
-            low = mean - margin
-            high = mean + margin
-        seed_margin = 0.0
+        averages[name] = mean
+        squared_margin = Z**2 * _variance_of_mean(samples, n)
         if len(scores) > 1:
             deviation = float(values.std(ddof=1))
             averages[f"{name}_std"] = deviation
-            seed_margin = stdtrit(len(scores) - 1, 0.975) * deviation / np.sqrt(len(scores))
-        highest = np.inf if name == "loss" else 1.0
-        averages[name] = mean
-        averages[f"{name}_lo"] = max(float(mean - np.hypot(mean - low, seed_margin)), 0.0)
-        averages[f"{name}_hi"] = min(float(mean + np.hypot(high - mean, seed_margin)), highest)
+            of_seeds = _variance_of_seeds(deviation, samples, n)
+            squared_margin += stdtrit(len(scores) - 1, 0.975) ** 2 * of_seeds
+        if name == "loss":
+            low = max(mean - float(np.sqrt(squared_margin)), 0.0)
+            high = mean + float(np.sqrt(squared_margin))
+        else:
+            middle = samples.mean()  # guesses included: never 0 or 1
+            effective = float(middle * (1 - middle) * Z**2 / squared_margin)
+            low, high = wilson_interval(mean * effective, effective)
+        averages[f"{name}_lo"] = low
+        averages[f"{name}_hi"] = high
     return averages
 
 
-def share_of_ceiling(scores: dict[str, float], ceiling: dict[str, float]) -> dict[str, float]:
+def _variance_of_mean(samples: np.ndarray, n: int) -> float:
+    """Variance, from the test set of n images, of the mean of bootstrapped scores [S, B]."""
+    return float(samples.mean(0).var(ddof=1)) * (n + GUESSES) / n
+
+
+def _variance_of_seeds(deviation: float, samples: np.ndarray, n: int) -> float:
+    """Variance, from training, of the mean of a score over S classifiers.
+
+    Part of their spread is noise of the test set that each has for itself: it is in
+    `_variance_of_mean` already.
+
+    Args:
+        deviation: standard deviation of the score over the classifiers.
+        samples: bootstrapped scores [S, B].
+        n: images in the test set.
+    """
+    count = len(samples)
+    of_one = float(samples.var(1, ddof=1).mean()) * (n + GUESSES) / n
+    noise = max(of_one - _variance_of_mean(samples, n), 0.0) / (count - 1)
+    return max(deviation**2 / count - noise, 0.0)
+
+
+def share_of_ceiling(
+    scores: dict[str, float],
+    ceiling: dict[str, float],
+    samples: np.ndarray,
+    ceiling_samples: np.ndarray,
+) -> dict[str, float]:
     """Overall accuracy divided by the ceiling's, with a 95 % interval.
 
-    The interval combines those of the two accuracies as errors of their logarithms. Empty where an
-    accuracy or its lower end is 0: no ratio has a meaning then.
+    Both classifiers are tested on the same images: what makes an image hard for both cancels.
+    Student's t has the degrees of freedom of Welch and Satterthwaite. The interval is symmetric in
+    the logarithm. Empty where an accuracy is 0: no ratio has a meaning then.
+
+    Args:
+        scores: `average_over_seeds` of the classifiers.
+        ceiling: the same of those trained on real tiles.
+        samples: bootstrapped overall accuracies [S, B] of the classifiers.
+        ceiling_samples: the same [S, B] of those trained on real tiles, of the same draws.
     """
     accuracy = scores["overall_accuracy"]
-    low = scores["overall_accuracy_lo"]
-    high = scores["overall_accuracy_hi"]
     ceiling_accuracy = ceiling["overall_accuracy"]
-    ceiling_low = ceiling["overall_accuracy_lo"]
-    ceiling_high = ceiling["overall_accuracy_hi"]
-    if not accuracy * low * ceiling_accuracy * ceiling_low:
+    if not accuracy * ceiling_accuracy:
         return {}
+    n = int(scores["n"])
+    relative = samples / samples.mean()
+    ceiling_relative = ceiling_samples / ceiling_samples.mean()
+    difference = relative.mean(0) - ceiling_relative.mean(0)  # [B]
+    of_seeds = []
+    for values, of_classifiers in ((scores, relative), (ceiling, ceiling_relative)):
+        if len(of_classifiers) > 1:
+            deviation = values["overall_accuracy_std"] / values["overall_accuracy"]
+            of_seeds.append(_variance_of_seeds(deviation, of_classifiers, n))
+    variance = _variance_of_mean(difference[None], n) + sum(of_seeds)
+    quantile = Z
+    if sum(of_seeds) > 0:
+        freedom = (len(samples) - 1) * variance**2 / sum(each**2 for each in of_seeds)
+        quantile = stdtrit(freedom, 0.975)
+    margin = float(quantile * np.sqrt(variance))
     share = accuracy / ceiling_accuracy
-    margin_below = np.hypot(np.log(accuracy / low), np.log(ceiling_high / ceiling_accuracy))
-    margin_above = np.hypot(np.log(high / accuracy), np.log(ceiling_accuracy / ceiling_low))
     return {
         "share_of_ceiling": share,
-        "share_of_ceiling_lo": float(share * np.exp(-margin_below)),
-        "share_of_ceiling_hi": float(share * np.exp(margin_above)),
+        "share_of_ceiling_lo": float(share * np.exp(-margin)),
+        "share_of_ceiling_hi": float(share * np.exp(margin)),
     }

@@ -65,6 +65,29 @@ def line_chart(
 
 
 @matplotlib.rc_context(STYLE)
+def fitted_line_chart(
+    name: str,
+    point_steps: list[float],
+    points: dict[str, list[float]],
+    line_steps: list[float],
+    lines: dict[str, list[float]],
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Draw up to three series of points, each with its line. points, lines: label -> values."""
+    figure, axes = new_figure(WIDTH, 3.0)
+    for (label, values), color in zip(points.items(), SERIES):
+        axes.plot(line_steps, lines[label], color=color, linewidth=1.8, label=label)
+        axes.plot(point_steps, values, "o", color=color, markersize=4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(axis="y", color=LINES, linewidth=0.6)
+    axes.legend()
+    return to_svg(figure, name)
+
+
+@matplotlib.rc_context(STYLE)
 def bar_chart(name: str, groups: list[str], series: dict[str, list[float]], x_label: str) -> str:
     """Draw bars from 0 to 1, the first group on top. series: label -> a value per group."""
     figure, axes = new_figure(WIDTH, 0.9 + 0.32 * max(len(groups), 1))

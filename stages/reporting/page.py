@@ -116,18 +116,21 @@ def agreement_chart(rows: list[dict]) -> dict:
 
 def fid_chart(rows: list[dict]) -> dict:
     title = "FID by the number of images"
-    series = {
-        "tuned": numbers(rows, "tuned"),
-        "base": numbers(rows, "base"),
-        "real vs. real": numbers(rows, "floor"),
-    }
-    svg = charts.line_chart(
-        title, numbers(rows, "one_over_n"), series, "1 / number of images", "FID"
+    columns = {"tuned": "tuned", "base": "base", "real vs. real": "floor"}
+    measured = [row for row in rows if row["images"]]
+    svg = charts.fitted_line_chart(
+        title,
+        numbers(measured, "one_over_n"),
+        {label: numbers(measured, column) for label, column in columns.items()},
+        numbers(rows, "one_over_n"),
+        {label: numbers(rows, f"{column}_line") for label, column in columns.items()},
+        "1 / number of images",
+        "FID",
     )
     return {
         "title": title,
-        "text": "FID of subsets, over one by their size: extended to the left edge, the lines "
-        "give the FID of infinitely many images. Real vs. real: held-out real images against "
+        "text": "FID of subsets, over one by their size. The fitted lines meet the left edge at "
+        "the FID of infinitely many images. Real vs. real: held-out real images against "
         "training images.",
         "svg": Markup(svg),
     }

@@ -15,8 +15,8 @@ class Row:
     comparable: str  # "yes", "no: why", "in part: why"; "" where the paper has no such number
     paper: str = ""  # as the paper prints it
     interval: tuple[float, float] | None = None  # 95 %
-    std: float | None = None  # over several draws, where there is no interval
-    # What the number is judged by: real vs. real, the base model, chance, a ceiling.
+    # What the number is judged by: its spread where it has no interval, real vs. real, the base
+    # model, chance, a ceiling.
     references: dict[str, float | tuple[float, float]] = field(default_factory=dict)
 
 
@@ -49,6 +49,7 @@ def make_row(
     name = key.rpartition(".")[2]
     interval = read_interval(values, name)
     measured = {
+        "standard deviation over draws": None if interval else values.get(f"{name}_std"),
         "real vs. real": values.get(f"{name}_floor"),
         "its 95 % PI": read_interval(values, f"{name}_floor"),
         "base model": values.get(f"{name}_base"),
@@ -60,7 +61,6 @@ def make_row(
         comparable=comparable,
         paper=paper,
         interval=interval,
-        std=None if interval else values.get(f"{name}_std"),
         references={
             title: value
             for title, value in (measured | (references or {})).items()
@@ -103,17 +103,11 @@ def cell_texts(table: Table) -> list[dict[str, str]]:
 
 
 def _row_texts(row: Row) -> dict[str, str]:
-    if row.interval:
-        spread = format_number(row.interval)
-    elif row.std is not None:
-        spread = f"std {format_number(row.std)} over draws"
-    else:
-        spread = "-"
     references = [f"{name} {format_number(value)}" for name, value in row.references.items()]
     return {
         "metric": row.metric,
         "ours": format_number(row.ours),
-        "95 % CI": spread,
+        "95 % CI": format_number(row.interval),
         "reference": ", ".join(references) or "-",
         "paper": row.paper or "-",
         "comparable": row.comparable or "-",

@@ -73,6 +73,7 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         "TorchGeo's F1 is micro-averaged and therefore equals the overall accuracy, in the paper "
         "too; the paper's 49.48 % is the average accuracy. "
         "Ceiling: the same network trained on as many real tiles. "
+        "Majority class: the score of naming the most frequent class of the real tiles always. "
         "The intervals cover the size of the test set and the spread over "
         f"{scores.get('seeds', 1)} training run(s)."
     )
@@ -93,13 +94,16 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
     """One score on one test set. test: synthetic_test or real_test; name: a key of `SCORES`."""
     n = scores[test]["n"]
     chances = {
-        "loss": log(1 / scores["chance"]),
+        "loss": -log(scores["chance"]),
         "average_accuracy": scores["chance"],
+        "f1": scores["chance"],
         "overall_accuracy": scores["chance"],
     }
     references = {"chance": chances[name]} if name in chances else {}
     if test == "real_test":
         images = "real tiles"
+        if name in ("f1", "overall_accuracy"):
+            references["majority class"] = scores["majority"]
         paper = ""
         comparable = "no: the paper tested on generated images only"
         if name in ceiling:
@@ -190,7 +194,7 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
     if "fid_infinity" in values:
         comparable = SMALL_MODELS if context.is_embedded("imagery") else "no: the paper's N is 250"
         if values.get("infinity_singular"):
-            comparable += "; the smallest N is below the number of feature dimensions"
+            comparable += "; N / 2 is not above the number of feature dimensions"
         rows.append(
             make_row(
                 f"{key}.fid_infinity",

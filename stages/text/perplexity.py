@@ -1,11 +1,11 @@
-"""Token-weighted perplexity on held-out documents, with a bootstrap interval over documents."""
+"""Token-weighted perplexity on held-out documents, with Student's interval over documents."""
 
 import math
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
-BOOTSTRAP_DRAWS = 2000
 MAX_EXPONENT = 709  # exp of more overflows a float
 
 
@@ -62,28 +62,33 @@ def perplexity(losses: np.ndarray) -> float:
 
 
 def perplexity_interval(
-    losses: np.ndarray, generator: np.random.Generator, base_losses: np.ndarray | None = None
-) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the perplexity from a bootstrap over documents.
+    losses: np.ndarray, base_losses: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the perplexity: Student's, of the log perplexity of documents.
 
-    Documents are drawn, not tokens: they are the independent units.
+    Documents are the independent units, not tokens. Each counts as in the corpus perplexity, by its
+    tokens; uneven documents say as much as fewer even ones (Kish's effective sample size), whose
+    number gives the degrees of freedom.
 
     Args:
         losses: of `document_losses`, [documents, 2].
-        generator: draws the documents, with replacement.
         base_losses: of another model, [documents, 2]. With it, the interval is that of the ratio
-            perplexity / base perplexity, both on the same drawn documents.
+            perplexity / base perplexity, on the same documents.
+
+    Returns:
+        The interval; None where documents don't differ, or there is one alone: nothing then tells
+        of the spread.
     """
-    draws = generator.integers(len(losses), size=(BOOTSTRAP_DRAWS, len(losses)))  # [draws, docs]
-    log_perplexity = _mean_losses(losses, draws)
-    if base_losses is not None:
-        log_perplexity = log_perplexity - _mean_losses(base_losses, draws)
-    with np.errstate(over="ignore"):  # finetune_llm refuses an infinite perplexity
-        values = np.exp(log_perplexity)
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def _mean_losses(losses: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Return the mean loss per token of each draw of documents: [draws]."""
-    return losses[draws, 0].sum(1) / losses[draws, 1].sum(1)
+    count = len(losses)
+    tokens = losses[:, 1]
+    weights = tokens / tokens.sum()  # [documents]
+    with np.errstate(over="ignore", invalid="ignore"):  # finetune_llm refuses what is not finite
+        sums = losses[:, 0] if base_losses is None else losses[:, 0] - base_losses[:, 0]
+        log_perplexity = sums.sum() / tokens.sum()
+        deviations = sums / tokens - log_perplexity
+        if count < 2 or np.abs(deviations).max() < 1e-9:
+            return None
+        variance = count / (count - 1) * ((weights * deviations) ** 2).sum()
+        effective_count = 1 / (weights**2).sum()
+        margin = stdtrit(max(effective_count - 1, 1), 0.975) * np.sqrt(variance)
+        return float(np.exp(log_perplexity - margin)), float(np.exp(log_perplexity + margin))
