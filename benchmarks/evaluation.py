@@ -395,7 +395,7 @@ def train_judge(images: np.ndarray, scenes: np.ndarray, epochs: int) -> tuple[Ex
     }
     with tempfile.TemporaryDirectory() as folder:
         save_network(folder, network.cpu(), network_config)
-        return SceneExtractor(folder).eval(), names
+        return SceneExtractor(Path(folder)).eval(), names
 
 
 def load_mobilenet() -> Extractor:

@@ -70,8 +70,7 @@ def main(label_set: str) -> None:
     metrics |= describe_test_set(
         label_set, real.labels, class_names, class_of_scene, params.classes
     )
-    metrics["n_train"] = results[0].n_train
-    metrics["seeds"] = len(results)
+    metrics |= {"n_train": results[0].n_train, "seeds": len(results)}
     metrics["cpu_threads"] = results[0].cpu_threads
     write_json(f"metrics/classify_{label_set}.json", metrics)
     accuracy = metrics["real_test"]["overall_accuracy"]

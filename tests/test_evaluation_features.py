@@ -166,7 +166,7 @@ def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
     assert set(agreement["per_scene"]) == set(SCENES)
     assert min(agreement["per_scene"].values()) == agreement["per_scene_min"]
     table = Path("metrics/plots/caption_agreement_by_scene.csv").read_text()
-    assert table.startswith("scene,tuned,base,real\n")
+    assert table.startswith("scene,tuned,tuned_lo,tuned_hi,base,real,n\n")
     assert read_curve_sizes() == ["45", "22", "15", "11"]
 
 

@@ -88,6 +88,8 @@ def fetch(tmp_path, monkeypatch):
         params = yaml.safe_load((REPO / "params/demo.yaml").read_text())
         params["fetch_model"][role] = source
         params["train_base"]["source"] = "scratch"
+        if params["fetch_model"]["vision"] == "none":
+            params["features"]["extractors"] = ["scene"]
         Path("params.yaml").write_text(yaml.safe_dump(params))
         fetch_model.main(role)
         return files_below(Path("models/base") / role)

@@ -74,7 +74,7 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             "  vision: none",
             ["features.extractors", "fetch_model.vision", "none"],
         ),
-        ("  vision: package:", "  vision: package: #", ["fetch_model.vision", "package:<name>"]),
+        ("  vision: package:", "  vision: 'package:' #", ["fetch_model.vision", "package:<name>"]),
         ("  source: embedded  ", "  source: package:a  ", ["fetch_papers.source"]),
         (
             "  source: embedded             # the scene",
