@@ -81,11 +81,13 @@ class Workspace:
         params: the values of params.yaml.
         stages: those of dvc.yaml.
         commit: of the tracked files as they are, uncommitted edits included; on no branch.
+        fetched: path -> hash of what the stages fetch_* brought for these params.
     """
 
     params: dict[str, Any]
     stages: dict[str, Any]
     commit: str
+    fetched: dict[str, str]
 
 
 FID = Metric("metrics/fid.json", "scene.standard.fid", "lower")
@@ -200,7 +202,9 @@ def read_workspace() -> Workspace:
     identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@localhost")
     commit = git(*identity, "stash", "create") or git("rev-parse", "HEAD")
     assert commit is not None  # `refuse_repository` has checked it
-    return Workspace(read(), read("dvc.yaml")["stages"], commit.strip())
+    params = read()
+    locked = read("dvc.lock")["stages"] if Path("dvc.lock").exists() else {}
+    return Workspace(params, read("dvc.yaml")["stages"], commit.strip(), fetched(locked, params))
 
 
 def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> str | None:
@@ -217,13 +221,53 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
             continue
         if read_yaml(ref, "dvc.yaml")["stages"] != workspace.stages:
             continue
-        locked = read_yaml(ref, "dvc.lock")["stages"].values()
-        inputs = {dep["path"] for stage in locked for dep in stage.get("deps", [])}
-        inputs -= {out["path"] for stage in locked for out in stage.get("outs", [])}
+        locked = read_yaml(ref, "dvc.lock")["stages"]
+        if not is_finished(locked, expected):
+            continue
+        if not workspace.fetched.items() <= fetched(locked, expected).items():
+            continue
+        inputs = {dep["path"] for stage in locked.values() for dep in stage.get("deps", [])}
+        inputs -= {out["path"] for stage in locked.values() for out in stage.get("outs", [])}
         inputs.discard(str(OUT))  # the tables of sweeps: the report's input, of no metric
         if git("diff", "--name-only", workspace.commit, ref, "--", *sorted(inputs)) == "":
             return ref
     return None
+
+
+def is_finished(locked: dict[str, dict], params: dict[str, Any]) -> bool:
+    """Whether all stages of a dvc.lock ran with these params and with each other's outputs."""
+    outs = {out["path"]: out.get("md5") for s in locked.values() for out in s.get("outs", [])}
+    for stage in locked.values():
+        if not has_params(stage, params):
+            return False
+        for dep in stage.get("deps", []):
+            if dep["path"] in outs and dep.get("md5") != outs[dep["path"]]:
+                return False
+    return True
+
+
+def has_params(stage: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Whether a stage of a dvc.lock ran with these params."""
+    for name, value in stage.get("params", {}).get("params.yaml", {}).items():
+        current: Any = params
+        for key in name.split("."):
+            current = current.get(key) if isinstance(current, dict) else None
+        if current != value:
+            return False
+    return True
+
+
+def fetched(locked: dict[str, dict], params: dict[str, Any]) -> dict[str, str]:
+    """Return path -> hash of what fetch_* stages brought: a source's files may change.
+
+    Not of a stage that ran with other params: it will run again.
+    """
+    return {
+        out["path"]: out["md5"]
+        for name, stage in locked.items()
+        if name.startswith("fetch_") and has_params(stage, params)
+        for out in stage.get("outs", [])
+    }
 
 
 def list_refs(experiment: str) -> list[str]:
