@@ -12,7 +12,8 @@ import pytest
 from conftest import REPOSITORY, shell
 
 from stages.reporting import sweeps
-from tools.sweep import Row, Value, fetched, is_finished, list_experiments, report
+from tools.sweep import fetched, is_finished, list_experiments
+from tools.sweep_report import Row, Value, report
 
 # The FID falls with the steps and has its minimum at guidance 2; the accuracy rises with guidance.
 # One combination fails, and one has too few images for a FID.
