@@ -19,8 +19,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-# The longest files of tests, in the order in which they start.
-LONGEST = ("test_pipeline.py", "test_real.py", "test_hub.py", "test_same_bytes.py")
+# The longest files of tests, in the order in which they start. The second run of the pipeline is
+# compared with the first, which takes some five minutes.
+LONGEST = (
+    "test_pipeline.py",
+    "test_real.py",
+    "test_gpu_benchmark.py",
+    "test_text_language.py",
+    "test_finetune_sd.py",
+    "test_remotes.py",
+    "test_browser.py",
+    "test_same_bytes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

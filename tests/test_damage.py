@@ -14,15 +14,17 @@ Path("model").mkdir(exist_ok=True)
 Path("model/config.json").write_text('{"width": 2}')
 pq.write_table(pa.table({"x": range(3000)}), "table.parquet")
 save_file({"x": np.arange(3000)}, "model/model.safetensors")
+np.save("model/mapped.npy", np.arange(4000))
 """
 READ = """
 import json
 from pathlib import Path
-import pyarrow.parquet as pq
+import numpy as np, pyarrow.parquet as pq
 from safetensors.numpy import load_file
 from stages.runtime.process import start_process
 start_process()
 config = json.loads(Path("model/config.json").read_text())
+np.load("model/mapped.npy", mmap_mode="r")
 rows = len(pq.read_table("table.parquet")) + len(load_file("model/model.safetensors")["x"])
 Path("sum.txt").write_text(str(rows + config["width"]))
 """
@@ -64,6 +66,7 @@ def finished(tmp_path_factory):
     [
         ("table.parquet", ["dvc", "pull", "-q", "table.parquet"]),
         ("model/model.safetensors", ["dvc", "repro", "-q"]),
+        ("model/mapped.npy", ["dvc", "pull", "-q", "model"]),
     ],
 )
 def test_a_truncated_object_is_named_and_the_advice_mends_it(finished, file, mend):

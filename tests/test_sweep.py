@@ -12,7 +12,8 @@ import pytest
 from conftest import REPOSITORY, shell
 
 from stages.reporting import sweeps
-from tools.sweep import Row, Value, list_experiments, report
+from tools.sweep import fetched, is_finished, list_experiments
+from tools.sweep_report import Row, Value, report
 
 # The FID falls with the steps and has its minimum at guidance 2; the accuracy rises with guidance.
 # One combination fails, and one has too few images for a FID.
@@ -150,6 +151,27 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_writes_a_pareto_table(repositor
         (folder / file).write_text(committed)
     assert not started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
     assert read_rows(folder) == rows | {"guidance-5.0-7": ["not run", "not run", "", ""]}
+
+
+def test_an_unfinished_run_and_one_of_other_data_are_not_done():
+    """By the dvc.lock of an experiment and the params that it should have."""
+    params = {"fetch_imagery": {"source": "path:/tiles"}, "sampling": {"steps": 7}}
+
+    def locked(steps: int, tiles: str, read: str) -> dict:
+        section = {"fetch_imagery": params["fetch_imagery"]}
+        fetch = {"params": {"params.yaml": section}, "outs": [{"path": "tiles", "md5": tiles}]}
+        sample = {"deps": [{"path": "tiles", "md5": read}]}
+        return {
+            "fetch_imagery": fetch,
+            "sample": sample | {"params": {"params.yaml": {"sampling.steps": steps}}},
+        }
+
+    assert is_finished(locked(7, "a", "a"), params)
+    assert not is_finished(locked(14, "a", "a"), params), "sample has not run since"
+    assert not is_finished(locked(7, "b", "a"), params), "nor with the tiles that were fetched"
+    assert fetched(locked(7, "a", "a"), params) == {"tiles": "a"}
+    other = {"fetch_imagery": {"source": "embedded"}}
+    assert fetched(locked(7, "a", "a"), params | other) == {}, "it is fetched again"
 
 
 def test_a_sweep_without_a_single_fid_says_so_first_and_still_has_its_table(repository):

@@ -7,14 +7,13 @@
 
 Experiments run in temporary copies, each on its own GPU ($CUDA_VISIBLE_DEVICES, else all GPUs), or
 one after another without a GPU. They take uncommitted edits with them. An experiment counts as done
-if it ran with this params.yaml, these stages and this code; otherwise it runs, as
-<name>-run2 where an older one has the name. Writes sweeps/<name>.md and sweeps/<name>.png. The
-table has a row for each experiment, with the reason where it has no result.
+if it ran to its end with this params.yaml, these stages, this code and these fetched data;
+otherwise it runs, as <name>-run2 where an older one has the name. Writes sweeps/<name>.md and
+sweeps/<name>.png. The table has a row for each experiment, with the reason where it has no result.
 """
 
 import argparse
 import copy
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,46 +30,9 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
 from stages.runtime.progress import log
 from tools.commands import git, run_command
+from tools.sweep_report import FID, METRICS, OUT, Row, Value, read_metric, report
 
-OUT = Path("sweeps")
 TEST_IMAGERY = Path("data/imagery/test")
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of an experiment."""
-
-    file: str
-    key: str
-    better: str  # higher or lower
-
-    @property
-    def label(self) -> str:
-        """The name in the table and on the axes."""
-        return f"{Path(self.file).stem} {self.key} ({self.better} is better)"
-
-
-@dataclass(frozen=True)
-class Value:
-    """The value of a metric with its 95 % interval; the value itself where it has none."""
-
-    value: float
-    lo: float
-    hi: float
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: the sweep's two metrics, or in their place why there is no value."""
-
-    cells: tuple[Value | str, Value | str]
-    note: str = ""
-
-    @property
-    def point(self) -> tuple[Value, Value] | None:
-        """The two values; None where one is missing."""
-        x, y = self.cells
-        return (x, y) if isinstance(x, Value) and isinstance(y, Value) else None
 
 
 @dataclass(frozen=True)
@@ -81,18 +43,13 @@ class Workspace:
         params: the values of params.yaml.
         stages: those of dvc.yaml.
         commit: of the tracked files as they are, uncommitted edits included; on no branch.
+        fetched: path -> hash of what the stages fetch_* brought for these params.
     """
 
     params: dict[str, Any]
     stages: dict[str, Any]
     commit: str
-
-
-FID = Metric("metrics/fid.json", "scene.standard.fid", "lower")
-REAL_ACCURACY = Metric("metrics/classify_lulc.json", "real_test.overall_accuracy", "higher")
-CLASS_AGREEMENT = Metric("metrics/caption_agreement.json", "class_agreement", "higher")
-# The two metrics of each sweep, which trade off against each other.
-METRICS = {"guidance": (FID, REAL_ACCURACY), "prompts": (CLASS_AGREEMENT, REAL_ACCURACY)}
+    fetched: dict[str, str]
 
 
 def main() -> None:
@@ -200,7 +157,9 @@ def read_workspace() -> Workspace:
     identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@localhost")
     commit = git(*identity, "stash", "create") or git("rev-parse", "HEAD")
     assert commit is not None  # `refuse_repository` has checked it
-    return Workspace(read(), read("dvc.yaml")["stages"], commit.strip())
+    params = read()
+    locked = read("dvc.lock")["stages"] if Path("dvc.lock").exists() else {}
+    return Workspace(params, read("dvc.yaml")["stages"], commit.strip(), fetched(locked, params))
 
 
 def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> str | None:
@@ -217,13 +176,53 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
             continue
         if read_yaml(ref, "dvc.yaml")["stages"] != workspace.stages:
             continue
-        locked = read_yaml(ref, "dvc.lock")["stages"].values()
-        inputs = {dep["path"] for stage in locked for dep in stage.get("deps", [])}
-        inputs -= {out["path"] for stage in locked for out in stage.get("outs", [])}
+        locked = read_yaml(ref, "dvc.lock")["stages"]
+        if not is_finished(locked, expected):
+            continue
+        if not workspace.fetched.items() <= fetched(locked, expected).items():
+            continue
+        inputs = {dep["path"] for stage in locked.values() for dep in stage.get("deps", [])}
+        inputs -= {out["path"] for stage in locked.values() for out in stage.get("outs", [])}
         inputs.discard(str(OUT))  # the tables of sweeps: the report's input, of no metric
         if git("diff", "--name-only", workspace.commit, ref, "--", *sorted(inputs)) == "":
             return ref
     return None
+
+
+def is_finished(locked: dict[str, dict], params: dict[str, Any]) -> bool:
+    """Whether all stages of a dvc.lock ran with these params and with each other's outputs."""
+    outs = {out["path"]: out.get("md5") for s in locked.values() for out in s.get("outs", [])}
+    for stage in locked.values():
+        if not has_params(stage, params):
+            return False
+        for dep in stage.get("deps", []):
+            if dep["path"] in outs and dep.get("md5") != outs[dep["path"]]:
+                return False
+    return True
+
+
+def has_params(stage: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Whether a stage of a dvc.lock ran with these params."""
+    for name, value in stage.get("params", {}).get("params.yaml", {}).items():
+        current: Any = params
+        for key in name.split("."):
+            current = current.get(key) if isinstance(current, dict) else None
+        if current != value:
+            return False
+    return True
+
+
+def fetched(locked: dict[str, dict], params: dict[str, Any]) -> dict[str, str]:
+    """Return path -> hash of what fetch_* stages brought: a source's files may change.
+
+    Not of a stage that ran with other params: it will run again.
+    """
+    return {
+        out["path"]: out["md5"]
+        for name, stage in locked.items()
+        if name.startswith("fetch_") and has_params(stage, params)
+        for out in stage.get("outs", [])
+    }
 
 
 def list_refs(experiment: str) -> list[str]:
@@ -333,113 +332,6 @@ def read_row(name: str, ref: str) -> Row:
         for metric in METRICS[name]
     )
     return Row((x, y))
-
-
-def read_metric(content: str, metric: Metric) -> Value | str:
-    """Return a metric from the content of its file, or why it is not there."""
-    section = json.loads(content)
-    *path, key = metric.key.split(".")
-    for part in path:
-        section = section.get(part, {})
-    if section.get("refused"):
-        return f"no {key.upper()} ({section['n']} of {section['n_needed']} images)"
-    value = section.get(key)
-    if value is None:
-        return f"not in {metric.file}"
-    bounds = [section.get(f"{key}_{bound}") for bound in ("lo", "hi")]
-    lo, hi = (value if bound is None else bound for bound in bounds)
-    return Value(value, lo, hi)
-
-
-def pareto_front(name: str, points: dict[str, tuple[Value, Value]]) -> set[str]:
-    """Return the experiments that no other one dominates.
-
-    One dominates another if it is at least as good in both metrics and better in one.
-    """
-    signs = [1 if metric.better == "higher" else -1 for metric in METRICS[name]]
-    scores = {
-        experiment: [sign * value.value for sign, value in zip(signs, point)]
-        for experiment, point in points.items()
-    }
-    return {
-        experiment
-        for experiment, score in scores.items()
-        if not any(dominates(other, score) for other in scores.values())
-    }
-
-
-def dominates(first: list[float], second: list[float]) -> bool:
-    """Return whether the first scores dominate the second ones; higher is better."""
-    return first != second and all(a >= b for a, b in zip(first, second))
-
-
-def report(name: str, rows: dict[str, Row]) -> None:
-    """Write the table and the plot of a sweep; print the table."""
-    points = {experiment: row.point for experiment, row in rows.items() if row.point}
-    front = pareto_front(name, points)
-    OUT.mkdir(exist_ok=True)
-    table = format_table(name, rows, front)
-    (OUT / f"{name}.md").write_text(table, encoding="utf-8")
-    (OUT / f"{name}.png").unlink(missing_ok=True)
-    if points:
-        plot(name, points, front)
-    print(table, end="")
-
-
-def format_table(name: str, rows: dict[str, Row], front: set[str]) -> str:
-    """Format a Markdown table: a row per experiment, those of the Pareto front first."""
-    labels = " | ".join(metric.label for metric in METRICS[name])
-    lines = [f"| experiment | {labels} | Pareto | note |", "|---|---:|---:|---|---|"]
-    for experiment in sorted(rows, key=lambda experiment: (experiment not in front, experiment)):
-        row = rows[experiment]
-        cells = [format_cell(cell) for cell in row.cells]
-        cells += ["yes" if experiment in front else "", row.note.replace("|", r"\|")]
-        lines.append(f"| {experiment} | {' | '.join(cells)} |")
-    lines += ["", "Values with their 95 % intervals: where those overlap, the ranks may be chance."]
-    return "\n".join(lines) + "\n"
-
-
-def format_cell(cell: Value | str) -> str:
-    """Format a value with its interval, if it has one."""
-    if isinstance(cell, str):
-        return cell
-    return f"{cell.value:.4g} [{cell.lo:.4g}, {cell.hi:.4g}]"
-
-
-def plot(name: str, points: dict[str, tuple[Value, Value]], front: set[str]) -> None:
-    """Plot the experiments with their intervals, and the Pareto front as a line."""
-    from matplotlib.figure import Figure
-
-    x_metric, y_metric = METRICS[name]
-    figure = Figure((7, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel=x_metric.label, ylabel=y_metric.label)
-    for experiment, (x, y) in points.items():
-        axes.errorbar(
-            x.value,
-            y.value,
-            xerr=error_bar(x),
-            yerr=error_bar(y),
-            fmt="o",
-            color="C1" if experiment in front else "0.7",
-            elinewidth=0.5,
-        )
-        axes.annotate(
-            experiment.partition("-")[2],
-            (x.value, y.value),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=7,
-        )
-    front_values = [points[experiment] for experiment in front]
-    line = sorted((x.value, y.value) for x, y in front_values)
-    axes.plot(*zip(*line), color="C1", label="Pareto front")
-    axes.legend(frameon=False)
-    figure.savefig(OUT / f"{name}.png", dpi=120)
-
-
-def error_bar(value: Value) -> list[list[float]]:
-    """Return how far the interval reaches down and up; 0 where it ends on the other side."""
-    return [[max(0.0, value.value - value.lo)], [max(0.0, value.hi - value.value)]]
 
 
 if __name__ == "__main__":

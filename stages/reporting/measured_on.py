@@ -121,9 +121,10 @@ def language_groups(
         "passages": fingerprint({"passages": passages}, []),
         "embedder": fingerprint(embedder, []),
     }
+    per_class = {"images_per_class": dict(sorted(context.labels.items()))}
     for writer, techniques in metrics["prompts"].items():
         for technique, values in techniques.items():
-            group = {"n": values["count"], **retrieval}
+            group = {"n": values["count"], **per_class, **retrieval}
             groups[f"prompts.{writer}.{technique}"] = (
                 group | trained if writer == "domain" else group
             )

@@ -1,6 +1,5 @@
 """Errors that a user can mend end the process with one line and exit code 1."""
 
-import json
 import subprocess
 import sys
 import traceback
@@ -52,13 +51,11 @@ def excepthook(
 
 
 def _is_of_content(error: BaseException) -> bool:
-    """Whether an error says that a file was opened and then could not be understood."""
+    """Whether an error may say that a file was opened and then could not be understood."""
     if isinstance(error, OSError):
         return error.errno is None
-    # A ValueError without a class of its own: what mmap says of a file that is too short.
-    if isinstance(error, ValueError) and "mmap length" in str(error):
-        return True
-    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | EOFError):
+    # A ValueError: no JSON, no UTF-8, or too short for the array that is mapped into memory.
+    if isinstance(error, ValueError | EOFError):
         return True
     return type(error).__module__.partition(".")[0] in ("PIL", "pyarrow", "safetensors")
 

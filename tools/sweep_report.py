@@ -1,0 +1,158 @@
+"""The results of a sweep: its metrics, the table and the plot with the Pareto front."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+OUT = Path("sweeps")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of an experiment."""
+
+    file: str
+    key: str
+    better: str  # higher or lower
+
+    @property
+    def label(self) -> str:
+        """The name in the table and on the axes."""
+        return f"{Path(self.file).stem} {self.key} ({self.better} is better)"
+
+
+@dataclass(frozen=True)
+class Value:
+    """The value of a metric with its 95 % interval; the value itself where it has none."""
+
+    value: float
+    lo: float
+    hi: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the sweep's two metrics, or in their place why there is no value."""
+
+    cells: tuple[Value | str, Value | str]
+    note: str = ""
+
+    @property
+    def point(self) -> tuple[Value, Value] | None:
+        """The two values; None where one is missing."""
+        x, y = self.cells
+        return (x, y) if isinstance(x, Value) and isinstance(y, Value) else None
+
+
+FID = Metric("metrics/fid.json", "scene.standard.fid", "lower")
+REAL_ACCURACY = Metric("metrics/classify_lulc.json", "real_test.overall_accuracy", "higher")
+CLASS_AGREEMENT = Metric("metrics/caption_agreement.json", "class_agreement", "higher")
+# The two metrics of each sweep, which trade off against each other.
+METRICS = {"guidance": (FID, REAL_ACCURACY), "prompts": (CLASS_AGREEMENT, REAL_ACCURACY)}
+
+
+def read_metric(content: str, metric: Metric) -> Value | str:
+    """Return a metric from the content of its file, or why it is not there."""
+    section = json.loads(content)
+    *path, key = metric.key.split(".")
+    for part in path:
+        section = section.get(part, {})
+    if section.get("refused"):
+        return f"no {key.upper()} ({section['n']} of {section['n_needed']} images)"
+    value = section.get(key)
+    if value is None:
+        return f"not in {metric.file}"
+    bounds = [section.get(f"{key}_{bound}") for bound in ("lo", "hi")]
+    lo, hi = (value if bound is None else bound for bound in bounds)
+    return Value(value, lo, hi)
+
+
+def pareto_front(name: str, points: dict[str, tuple[Value, Value]]) -> set[str]:
+    """Return the experiments that no other one dominates.
+
+    One dominates another if it is at least as good in both metrics and better in one.
+    """
+    signs = [1 if metric.better == "higher" else -1 for metric in METRICS[name]]
+    scores = {
+        experiment: [sign * value.value for sign, value in zip(signs, point)]
+        for experiment, point in points.items()
+    }
+    return {
+        experiment
+        for experiment, score in scores.items()
+        if not any(dominates(other, score) for other in scores.values())
+    }
+
+
+def dominates(first: list[float], second: list[float]) -> bool:
+    """Return whether the first scores dominate the second ones; higher is better."""
+    return first != second and all(a >= b for a, b in zip(first, second))
+
+
+def report(name: str, rows: dict[str, Row]) -> None:
+    """Write the table and the plot of a sweep; print the table."""
+    points = {experiment: row.point for experiment, row in rows.items() if row.point}
+    front = pareto_front(name, points)
+    OUT.mkdir(exist_ok=True)
+    table = format_table(name, rows, front)
+    (OUT / f"{name}.md").write_text(table, encoding="utf-8")
+    (OUT / f"{name}.png").unlink(missing_ok=True)
+    if points:
+        plot(name, points, front)
+    print(table, end="")
+
+
+def format_table(name: str, rows: dict[str, Row], front: set[str]) -> str:
+    """Format a Markdown table: a row per experiment, those of the Pareto front first."""
+    labels = " | ".join(metric.label for metric in METRICS[name])
+    lines = [f"| experiment | {labels} | Pareto | note |", "|---|---:|---:|---|---|"]
+    for experiment in sorted(rows, key=lambda experiment: (experiment not in front, experiment)):
+        row = rows[experiment]
+        cells = [format_cell(cell) for cell in row.cells]
+        cells += ["yes" if experiment in front else "", row.note.replace("|", r"\|")]
+        lines.append(f"| {experiment} | {' | '.join(cells)} |")
+    lines += ["", "Values with their 95 % intervals: where those overlap, the ranks may be chance."]
+    return "\n".join(lines) + "\n"
+
+
+def format_cell(cell: Value | str) -> str:
+    """Format a value with its interval, if it has one."""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell.value:.4g} [{cell.lo:.4g}, {cell.hi:.4g}]"
+
+
+def plot(name: str, points: dict[str, tuple[Value, Value]], front: set[str]) -> None:
+    """Plot the experiments with their intervals, and the Pareto front as a line."""
+    from matplotlib.figure import Figure
+
+    x_metric, y_metric = METRICS[name]
+    figure = Figure((7, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel=x_metric.label, ylabel=y_metric.label)
+    for experiment, (x, y) in points.items():
+        axes.errorbar(
+            x.value,
+            y.value,
+            xerr=error_bar(x),
+            yerr=error_bar(y),
+            fmt="o",
+            color="C1" if experiment in front else "0.7",
+            elinewidth=0.5,
+        )
+        axes.annotate(
+            experiment.partition("-")[2],
+            (x.value, y.value),
+            xytext=(4, 4),
+            textcoords="offset points",
+            fontsize=7,
+        )
+    front_values = [points[experiment] for experiment in front]
+    line = sorted((x.value, y.value) for x, y in front_values)
+    axes.plot(*zip(*line), color="C1", label="Pareto front")
+    axes.legend(frameon=False)
+    figure.savefig(OUT / f"{name}.png", dpi=120)
+
+
+def error_bar(value: Value) -> list[list[float]]:
+    """Return how far the interval reaches down and up; 0 where it ends on the other side."""
+    return [[max(0.0, value.value - value.lo)], [max(0.0, value.hi - value.value)]]
