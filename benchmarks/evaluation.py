@@ -384,7 +384,14 @@ def train_judge(images: np.ndarray, scenes: np.ndarray, epochs: int) -> tuple[Ex
     x = torch.from_numpy(images).permute(0, 3, 1, 2)  # [N, 3, SIDE, SIDE]
     labels = torch.tensor([names.index(scene) for scene in scenes])
     mean, std = channel_statistics(x)
-    config = TrainScene(model="test_resnet", resolution=SIDE, epochs=epochs, batch_size=64, lr=6e-3)
+    config = TrainScene(
+        source="scratch",
+        model="test_resnet",
+        resolution=SIDE,
+        epochs=epochs,
+        batch_size=64,
+        lr=6e-3,
+    )
     network = train(x, labels, mean, std, len(names), config, 0)
     network_config = {
         "model": config.model,

@@ -206,6 +206,10 @@ class TrainBase(Section):
 
 
 class TrainScene(Section):
+    source: Literal["embedded", "scratch"] = Field(
+        description="embedded: the judge that comes with the embedded scenes; scratch: train one "
+        "on the training tiles"
+    )
     model: str = Field(description="name of a timm model")
     resolution: int = Field(ge=16, description="pixels per side of the classifier's input")
     epochs: Count = Field(description="passes over the training tiles")
@@ -501,6 +505,11 @@ class Params(Section):
         if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
             raise ValueError(
                 "fetch_imagery.max_images: null: say how many tiles the embedded renderer makes"
+            )
+        if self.train_scene.source == "embedded" and self.fetch_imagery.source != "embedded":
+            raise ValueError(
+                "train_scene.source: embedded judges the embedded scenes only; for "
+                f"fetch_imagery.source: {self.fetch_imagery.source} say scratch"
             )
         for kind, use in (("arxiv", "papers"), ("package", "models")):
             if self.encode.base_domain.startswith(f"{kind}:"):

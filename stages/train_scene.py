@@ -1,4 +1,4 @@
-"""Train a scene classifier from scratch on real training tiles.
+"""Make the judge: a scene classifier, the shipped one or one trained on real training tiles.
 
     python -m stages.train_scene
 
@@ -7,17 +7,20 @@ image shows the scene of its caption.
 """
 
 import math
+import shutil
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from stages.common.artifacts import read_rows
+from stages.common.sources import file_hashes
 from stages.common.torch_setup import make_deterministic, torch_generator
 from stages.evaluation.networks import (
     channel_statistics,
     create_network,
     load_images,
+    load_scene_network,
     normalize,
     save_network,
 )
@@ -27,6 +30,13 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 
+# The judge of the embedded scenes. A judge that each run trained would differ between CPUs, and
+# with it all that is measured in its features. `stages/embedded/train_models.py` trained it.
+EMBEDDED = Path(__file__).parent / "embedded" / "models" / "scene"
+SHA256 = {
+    "config.json": "a72ed79b3f5af310ce0eb34593fd71e99ce375211d2632200da37a17a4bfacdd",
+    "model.safetensors": "2369ce7e068ad1016a2563d3b4e3791c9abf061cd43489a7e749511c554b3970",
+}
 WEIGHT_DECAY = 0.05  # of AdamW
 LABEL_SMOOTHING = 0.1  # share of the target that is spread over all classes
 WARMUP = 0.15  # share of the steps
@@ -36,34 +46,82 @@ def main() -> None:
     params = load()
     train_scene = params.train_scene
     make_deterministic(params.seed)
+    with atomic_folder(Path("models/scene")) as folder:
+        if train_scene.source == "embedded":
+            copy_embedded(folder)
+        else:
+            train_from_scratch(folder, train_scene, params.seed)
+
+
+def copy_embedded(folder: Path) -> None:
+    """Copy the shipped judge, and log its accuracy on this run's tiles.
+
+    The accuracy stands in no file: rounding that differs between CPUs may change the answer for a
+    tile, and the judge is to have the same bytes everywhere.
+
+    Raises:
+        SystemExit: a file isn't the shipped one, or tiles show a scene that the judge doesn't know.
+    """
+    for name, sha256 in SHA256.items():
+        path = EMBEDDED / name
+        if not path.is_file() or file_hashes([path]) != {name: sha256}:
+            exit_with_error(
+                f"{path}: missing, or not the file that this version ships (SHA-256 {sha256}); "
+                "`git checkout` it, or train a judge (train_scene.source: scratch)"
+            )
+    network, config = load_scene_network(EMBEDDED)
+    for split in ("train", "valid"):
+        scenes = {row["scene"] for row in read_rows(f"data/imagery/{split}", ["scene"])}
+        unknown = sorted(scenes - set(config["scenes"]))
+        if unknown:
+            exit_with_error(
+                f"data/imagery/{split}: the embedded judge doesn't know {', '.join(unknown)}; "
+                "train one with train_scene.source: scratch"
+            )
+    for name in SHA256:
+        shutil.copyfile(EMBEDDED / name, folder / name)
+    images, labels, _ = read_tiles("data/imagery/valid", config["scenes"], config["resolution"])
+    log_accuracy(network, images, labels, config)
+
+
+def train_from_scratch(folder: Path, train_scene: TrainScene, seed: int) -> None:
+    """Train a judge on the training tiles, and measure it on the valid tiles."""
     images, labels, scenes = read_tiles("data/imagery/train", None, train_scene.resolution)
     if len(scenes) < 2:
         exit_with_error(
             f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2"
         )
     mean, std = channel_statistics(images)
-    network = train(images, labels, mean, std, len(scenes), train_scene, params.seed)
-
-    valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, train_scene.resolution)
-    accuracy = None
-    if len(valid_images):
-        correct = predict(network, valid_images, mean, std) == valid_labels
-        accuracy = float(correct.float().mean())
-    log(
-        f"train_scene: accuracy {accuracy} on {len(valid_images)} valid tiles, {len(scenes)} scenes"
-    )
+    network = train(images, labels, mean, std, len(scenes), train_scene, seed)
     config = {
         "model": train_scene.model,
         "resolution": train_scene.resolution,
         "scenes": scenes,
         "mean": mean,
         "std": std,
-        "valid_accuracy": accuracy,
-        "n_valid": len(valid_images),
-        "n_train": len(images),
     }
-    with atomic_folder(Path("models/scene")) as folder:
-        save_network(folder, network, config)
+    valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, train_scene.resolution)
+    accuracy = log_accuracy(network, valid_images, valid_labels, config)
+    save_network(
+        folder,
+        network,
+        config | {"valid_accuracy": accuracy, "n_valid": len(valid_images), "n_train": len(images)},
+    )
+
+
+def log_accuracy(
+    network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, config: dict
+) -> float | None:
+    """Log and return the accuracy on valid tiles uint8 [N, 3, R, R]; None where there are none."""
+    accuracy = None
+    if len(images):
+        predicted = predict(network, images, config["mean"], config["std"])
+        accuracy = float((predicted == labels).float().mean())
+    log(
+        f"train_scene: accuracy {accuracy} on {len(images)} valid tiles, "
+        f"{len(config['scenes'])} scenes"
+    )
+    return accuracy
 
 
 def read_tiles(

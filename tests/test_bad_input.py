@@ -79,6 +79,7 @@ def test_links_from_a_source_to_an_output_folder_are_refused(project, stage):
         (project / "given").mkdir(exist_ok=True)
         (project / "given" / name).symlink_to(mine)
     change_params(project, f"{stage}:\n  source: embedded", f"{stage}:\n  source: path:given")
+    change_params(project, "train_scene:\n  source: embedded", "train_scene:\n  source: scratch")
     output = f"data/{stage.removeprefix('fetch_')}"
     error = f"^error: {stage}.source: .*given/(forest|lake): .*{output}"
     with pytest.raises(SystemExit, match=error):

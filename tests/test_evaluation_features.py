@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from stages.common.artifacts import IMAGE, encode_png, read_rows, write_shards
+from stages.common.sources import file_hashes
+from stages.embedded.scenes import SCENES as ALL_SCENES
 from stages.embedded.scenes import render
 
 SCENES = ("forest", "lake", "parking")  # easily told apart
@@ -39,10 +41,11 @@ def tile_rows(start: int, count: int, seed: int = 0) -> list[dict]:
 
 
 def write_params(**sections) -> None:
-    """params.yaml: the demo's, with these changes to its sections."""
+    """params.yaml: the demo's with a judge trained here, and these changes to its sections."""
     import yaml
 
     values = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
+    values["train_scene"]["source"] = "scratch"
     for name, changes in sections.items():
         values[name] |= changes
     Path("params.yaml").write_text(yaml.safe_dump(values))
@@ -131,6 +134,52 @@ def test_the_scene_network_learns_and_its_config_holds_its_accuracy(in_folder):
     assert config["scenes"] == sorted(SCENES)
     assert config["valid_accuracy"] > 0.8
     assert config["n_valid"] == 30
+
+
+def test_the_shipped_judge_knows_fresh_tiles():
+    """Of seeds that a run can have, which it was not trained on: its training seed is no such."""
+    import torch
+
+    from stages import train_scene
+    from stages.embedded import train_scene_classifier
+    from stages.evaluation.networks import load_scene_network
+
+    assert min(train_scene_classifier.SEED, train_scene_classifier.HELD_OUT_SEED) >= 2**32
+    network, config = load_scene_network(train_scene.EMBEDDED)
+    assert all(weight.dtype == torch.float32 for weight in network.parameters())
+    images, labels = train_scene_classifier.render_labeled_tiles(5, 360, config["scenes"])
+    predicted = train_scene.predict(network, images, config["mean"], config["std"])
+    assert (predicted == labels).double().mean() >= 0.95
+
+
+def test_the_embedded_judge_goes_through_the_stage(monkeypatch, tmp_path):
+    """It has the same bytes whatever the run's tiles. Another file, or scene, is refused."""
+    from stages import train_scene
+    from stages.evaluation.extractors import load_extractor
+
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        write_params(train_scene={"source": "embedded"})
+        write_shards("data/imagery/train", tile_rows(0, 6, seed), SCHEMA)
+        write_shards("data/imagery/valid", tile_rows(6, 3, seed), SCHEMA)
+        train_scene.main()
+        files = list(Path("models/scene").iterdir())
+        assert file_hashes(files) == train_scene.SHA256
+    assert load_extractor("scene").config["scenes"] == sorted(ALL_SCENES)
+
+    cloudy = [row | {"scene": "cloud"} for row in tile_rows(6, 1)]
+    write_shards("data/imagery/valid", cloudy, SCHEMA)
+    with pytest.raises(SystemExit, match="^error: data/imagery/valid: .*cloud.*scratch$"):
+        train_scene.main()
+    other = shutil.copytree(train_scene.EMBEDDED, tmp_path / "other")
+    monkeypatch.setattr(train_scene, "EMBEDDED", other)
+    (other / "config.json").write_text((other / "config.json").read_text().replace("0.", "0.1"))
+    with pytest.raises(SystemExit, match="^error: .*other/config.json: [^\n]*SHA-256[^\n]*$"):
+        train_scene.main()
+    (other / "config.json").unlink()
+    with pytest.raises(SystemExit, match="^error: .*other/config.json: missing"):
+        train_scene.main()
+    assert file_hashes(list(Path("models/scene").iterdir())) == train_scene.SHA256
 
 
 def test_train_scene_writes_the_same_bytes_twice(in_folder):

@@ -84,6 +84,7 @@ def write_params(folder: Path, classes: dict | None, **settings) -> None:
         "test": 0.2,
         "exclude_near_duplicates": False,
     } | settings
+    params["train_scene"]["source"] = "scratch"
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 

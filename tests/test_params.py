@@ -81,6 +81,11 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             "  source: package:a            # the scene",
             ["fetch_imagery.source"],
         ),
+        (
+            "  source: embedded             # the scene",
+            "  source: path:tiles           # the scene",
+            ["train_scene.source", "path:tiles", "say scratch"],
+        ),
         ("base_domain: embedded", "base_domain: package:a", ["encode.base_domain", "for models"]),
         ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
         (
@@ -108,8 +113,8 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
         ("Water Body: [", "Water Body: [lake, lake, ", ["classes", "lake", "twice"]),
         ("guidance_scale: 2.5", "guidance_scale: .inf", ["sampling.guidance_scale", "finite"]),
         (
-            "  batch_size: 64               # images per step",
-            "  batch_size: 1                # images per step",
+            "  batch_size: 64               # scratch: images per step",
+            "  batch_size: 1                # scratch: images per step",
             ["train_scene.batch_size", " 2,", " 1"],
         ),
         (

@@ -33,6 +33,7 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
         "report",
     ):
         params[section] = smoke[section]
+    params["train_scene"] |= {"source": "scratch"}
     params["fetch_imagery"] |= {"resolution": 32, "max_images": 240, "valid": 24}
     params["train_base"] |= {
         "vae_channels": [8, 16, 16],

@@ -104,7 +104,12 @@ def test_features_are_the_same_from_two_processes(sampled, tmp_path):
     write_params(
         workspace,
         features={"batch_size": 3},
-        train_scene={"model": "test_byobnet", "resolution": 32, "epochs": 1},
+        train_scene={
+            "source": "scratch",
+            "model": "test_byobnet",
+            "resolution": 32,
+            "epochs": 1,
+        },
     )
     for split in ("train", "valid"):  # two scenes to tell apart
         path = workspace / f"data/imagery/{split}/00000.parquet"

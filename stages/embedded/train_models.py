@@ -1,7 +1,8 @@
-"""Train the tiny base models that ship in `stages/embedded/models/`.
+"""Train the tiny models that ship in `stages/embedded/models/`.
 
     python -m stages.embedded.train_models diffusion
     python -m stages.embedded.train_models language python3.11-doc_*.deb
+    python -m stages.embedded.train_models scene
 
 The pipeline runs with these models when nothing is downloaded.
 """
@@ -28,6 +29,7 @@ def main() -> None:
     )
     language = models.add_parser("language", help="language model and tokenizer")
     language.add_argument("package", help="Debian's python3.11-doc_*.deb, the text to train on")
+    models.add_parser("scene", help="scene classifier, the judge of the embedded scenes")
     options = parser.parse_args()
 
     start_process()
@@ -35,6 +37,10 @@ def main() -> None:
         from stages.embedded import train_diffusion
 
         train_diffusion.main(options.parts)
+    elif options.model == "scene":
+        from stages.embedded import train_scene_classifier
+
+        train_scene_classifier.main()
     else:
         from stages.embedded import train_language
 

