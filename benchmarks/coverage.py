@@ -10,26 +10,31 @@ FID infinity, the FID of the populations. Prints Markdown; benchmarks/results/co
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
+from stages.common.rng import rng
 from stages.evaluation.frechet import fid, fid_curve, fid_infinity
 from stages.evaluation.intervals import draw_halvings
 from stages.evaluation.protocols import (
     compute_distances,
     compute_sinkhorn,
-    halving_variances,
     interval_of,
+    measure_halves,
     prediction_interval_of,
+    variance_of,
 )
+from stages.runtime.damage import hash_file
 from stages.runtime.progress import progress_bar
+from stages.runtime.resume_cache import cache_root
 
 HALVINGS = 20  # params.yaml: fid.subsets
 TILES = 12288  # the population of tiles
-OTHER_DRAWS = 4  # of both sets, without intervals, for each with intervals
+OTHER_DRAWS = 2  # of both sets, without intervals, for each with intervals
 SINKHORN_SHARE = 5  # Sinkhorn is slow: every fifth repetition measures it
 METRICS = (
     "fid",
@@ -56,9 +61,18 @@ class Scenario(NamedTuple):
     population_fid: Callable[[], float]
 
 
+class Draws(NamedTuple):
+    """One metric of R repetitions of a scenario."""
+
+    values: np.ndarray  # [R]
+    halves: np.ndarray  # [R, K, 2]: of K pairs of halves of the same draws
+    others: np.ndarray  # [R']: of other draws
+
+
 class Coverage(NamedTuple):
     """What the repetitions of a scenario found of one metric."""
 
+    repetitions: int
     truth: float
     held: float  # share of the confidence intervals that hold the truth
     width: float  # of them, over 2 x 1.96 true standard deviations
@@ -74,17 +88,24 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1000, help="of each scenario")
     parser.add_argument("--only", default="", help="text that the scenario's title must contain")
     options = parser.parse_args()
-    print("| features, generator | repetitions | metric | truth | held | width | predicted |")
-    print("|---|---:|---|---:|---:|---:|---:|")
+    print("| features, generator | metric | repetitions | truth | held | width | predicted |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for scenario in scenarios():
-        if options.only not in scenario.title:
-            continue
-        for metric, found in simulate(scenario, options.repetitions, METRICS).items():
-            print(
-                f"| {scenario.title} | {options.repetitions} | {metric} | {found.truth:.3g} "
-                f"| {found.held:.3f} | {found.width:.2f} | {found.predicted:.3f} |",
-                flush=True,
-            )
+        if options.only in scenario.title:
+            every_fifth = range(0, options.repetitions, SINKHORN_SHARE)
+            draws = simulate(scenario, range(options.repetitions), compute_all)
+            draws |= simulate(scenario, every_fifth, compute_sinkhorn)
+            for metric in METRICS:
+                if metric in draws:
+                    print(table_row(scenario, metric, draws[metric]), flush=True)
+
+
+def table_row(scenario: Scenario, metric: str, draws: Draws) -> str:
+    found = summarize(scenario, metric, draws)
+    return (
+        f"| {scenario.title} | {metric} | {found.repetitions} | {found.truth:.3g} "
+        f"| {found.held:.3f} | {found.width:.2f} | {found.predicted:.3f} |"
+    )
 
 
 def scenarios() -> Iterator[Scenario]:
@@ -109,75 +130,62 @@ def scenarios() -> Iterator[Scenario]:
 
 
 def simulate(
-    scenario: Scenario, repetitions: int, metrics: tuple[str, ...], shrink: float = 1.0
-) -> dict[str, Coverage]:
-    """Draw both sets of a scenario again and again.
+    scenario: Scenario,
+    repetitions: Iterable[int],
+    compute: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+) -> dict[str, Draws]:
+    """Draw both sets of a scenario again and again; the numbers of the repetitions seed them.
 
     Args:
         scenario: what to draw.
-        repetitions: how often, with intervals.
-        metrics: those to measure.
-        shrink: factor of the standard errors behind the intervals; for tests.
+        repetitions: their numbers.
+        compute: the metrics of features [N, D] and [M, D].
     """
-    generator = np.random.default_rng(0)
-    drawn: dict[str, list[tuple[float, ...]]] = {metric: [] for metric in metrics}
-    others: dict[str, list[float]] = {metric: [] for metric in metrics}
-    for repetition in progress_bar(range(repetitions), desc=scenario.title):
+    values: dict[str, list[float]] = defaultdict(list)
+    halves: dict[str, list[np.ndarray]] = defaultdict(list)
+    others: dict[str, list[float]] = defaultdict(list)
+    for repetition in progress_bar(repetitions, desc=scenario.title):
+        generator = rng(0, scenario.title, repetition)
         real, fake = scenario.draw(generator)
-        with_sinkhorn = "sinkhorn" in metrics and repetition % SINKHORN_SHARE == 0
-        values, variances = measure(real, fake, with_sinkhorn, generator)
-        for metric in values.keys() & drawn.keys():
-            variance = variances[metric] * shrink**2
-            arguments = (metric, values[metric], variance, HALVINGS, scenario.n)
-            drawn[metric].append(
-                (values[metric], *interval_of(*arguments), *prediction_interval_of(*arguments))
-            )
+        for metric, value in compute(real, fake).items():
+            values[metric].append(value)
+        halvings = draw_halvings(scenario.n, scenario.n, HALVINGS, generator)
+        for metric, measured in measure_halves(compute, real, fake, halvings).items():
+            halves[metric].append(measured)
         for _ in range(OTHER_DRAWS):
-            real, fake = scenario.draw(generator)
-            other = compute_distances(real, fake, "clip")
-            if with_sinkhorn:
-                other |= compute_sinkhorn(real, fake)
-            for metric in other.keys() & others.keys():
-                others[metric].append(other[metric])
-    found = {}
-    for metric in metrics:
-        truth = scenario.population_fid() if metric == "fid_infinity" else None
-        found[metric] = summarize(np.array(drawn[metric]), np.array(others[metric]), truth)
-    return found
+            for metric, value in compute(*scenario.draw(generator)).items():
+                others[metric].append(value)
+        dimensions = real.shape[1]
+        if "fid" in values and scenario.n // 2 > dimensions:  # otherwise it has no interval
+            curve = fid_curve(real, fake, generator)
+            values["fid_infinity"].append(fid_infinity(curve, dimensions))
+    if "fid_infinity" in values:
+        halves["fid_infinity"] = halves["fid"]  # as in `estimate_variances`
+        others["fid_infinity"] = values["fid_infinity"]
+    return {
+        metric: Draws(*(np.array(drawn[metric]) for drawn in (values, halves, others)))
+        for metric in values
+    }
 
 
-def measure(
-    real: np.ndarray, fake: np.ndarray, with_sinkhorn: bool, generator: np.random.Generator
-) -> tuple[dict[str, float], dict[str, float]]:
-    """The metrics of two sets of features, and the variance of each."""
-    computations: list[Callable[[np.ndarray, np.ndarray], dict[str, float]]]
-    computations = [partial(compute_distances, extractor="clip")]
-    if with_sinkhorn:
-        computations.append(compute_sinkhorn)
-    values = {"fid_infinity": fid_infinity(fid_curve(real, fake, generator), real.shape[1])}
-    variances: dict[str, float] = {}
-    for compute in computations:
-        values |= compute(real, fake)
-        halvings = draw_halvings(len(real), len(fake), HALVINGS, generator)
-        variances |= halving_variances(compute, real, fake, halvings)
-    return values, variances | {"fid_infinity": variances["fid"]}
+def compute_all(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    """The metrics of all rows, CMMD among them."""
+    return compute_distances(real, fake, "clip")
 
 
-def summarize(drawn: np.ndarray, others: np.ndarray, truth: float | None) -> Coverage:
-    """Coverage of one metric.
-
-    Args:
-        drawn: value, interval and prediction interval [R, 5] of each repetition.
-        others: values of other draws; none of FID infinity, whose values among `drawn` serve.
-        truth: None for the mean of all values.
-    """
-    values, low, high, predicted_low, predicted_high = drawn.T
-    if not len(others):
-        others = values
-    everything = np.concatenate([values, others])
-    truth = float(everything.mean()) if truth is None else truth
-    inside = (predicted_low[:, None] <= others) & (others <= predicted_high[:, None])
+def summarize(scenario: Scenario, metric: str, draws: Draws, shrink: float = 1.0) -> Coverage:
+    """Coverage of one metric; its intervals are made `shrink` times as wide, for tests."""
+    rows = []
+    for value, halves in zip(draws.values, draws.halves):
+        variance = variance_of(metric, halves) * shrink**2
+        arguments = (metric, value, variance, HALVINGS, scenario.n)
+        rows.append((*interval_of(*arguments), *prediction_interval_of(*arguments)))
+    low, high, predicted_low, predicted_high = np.array(rows).T
+    everything = np.concatenate([draws.values, draws.others])
+    truth = scenario.population_fid() if metric == "fid_infinity" else float(everything.mean())
+    inside = (predicted_low[:, None] <= draws.others) & (draws.others <= predicted_high[:, None])
     return Coverage(
+        len(draws.values),
         truth,
         float(((low <= truth) & (truth <= high)).mean()),
         float((high - low).mean() / (2 * 1.96 * everything.std(ddof=1))),
@@ -216,9 +224,9 @@ def gaussian_fid(scales: Scales) -> float:
 def draw_tiles(n: int, kind: str, generator: np.random.Generator) -> Sets:
     """Features of n tiles each, none of them twice; from so many tiles they are nearly fresh."""
     real, fake, choice = tile_populations(kind)
-    chosen = generator.choice(choice, n, replace=False)
-    remaining = np.setdiff1d(np.arange(len(real)), chosen)
-    return real[generator.choice(remaining, n, replace=False)], fake[chosen]
+    of_real = generator.choice(len(real), n, replace=False)
+    remaining = np.setdiff1d(choice, of_real)
+    return real[of_real], fake[generator.choice(remaining, n, replace=False)]
 
 
 def tiles_fid(kind: str) -> float:
@@ -247,19 +255,29 @@ def tile_populations(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @cache
 def tile_features() -> dict[str, np.ndarray]:
-    """Features [TILES, D] of tiles, of tiles blurred by half a pixel, of blends of two tiles."""
+    """Features [TILES, D] of tiles, of tiles blurred by half a pixel, of blends of two tiles.
+
+    They are kept in the user's cache folder, under the hash of the scene network's weights.
+    """
+    from stages.evaluation.extractors import SCENE
+
+    file = cache_root() / f"coverage/{hash_file(SCENE / 'model.safetensors')}.npz"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        np.savez(file, **compute_tile_features())
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def compute_tile_features() -> dict[str, np.ndarray]:
     import torch
     from PIL import Image, ImageFilter
 
     from stages.embedded.scenes import render_tiles
-    from stages.evaluation.extractors import SceneExtractor
+    from stages.evaluation.extractors import load_extractor
 
-    tiles = [
-        tile["image"]
-        for tile in progress_bar(
-            render_tiles(777, 0, TILES, 64, "domain"), total=TILES, desc="render tiles"
-        )
-    ]
+    rendered = render_tiles(777, 0, TILES, 64, "domain")
+    tiles = [tile["image"] for tile in progress_bar(rendered, total=TILES, desc="render tiles")]
     order = np.random.default_rng(0).permutation(TILES)
     blur = ImageFilter.GaussianBlur(0.5)
     images = {
@@ -270,8 +288,7 @@ def tile_features() -> dict[str, np.ndarray]:
             for tile, other in zip(tiles, order)
         ],
     }
-    extractor = SceneExtractor()
-    extractor.eval()
+    extractor = load_extractor("scene")
     features: dict[str, np.ndarray] = {}
     with torch.inference_mode():
         for name, pictures in images.items():

@@ -165,7 +165,8 @@ def test_halves_draw_without_replacement():
 
 
 def test_variance_of_a_mean_and_of_a_mean_over_pairs():
-    """Halves give s^2 / n for a mean of n numbers, and 2 s^4 / n^2 for the square of a mean."""
+    """Halves give s^2 / n for a mean of n numbers, and 1.5 times the variance of its square, which
+    is 2 s^4 / n^2 where the mean is 0."""
     of_mean = []
     of_square = []
     for i in range(60):
@@ -177,7 +178,7 @@ def test_variance_of_a_mean_and_of_a_mean_over_pairs():
         of_mean.append(smooth_variance(means))
         of_square.append(smooth_variance(gaps**2))
     assert np.mean(of_mean) == pytest.approx(1 / 200, rel=0.1)
-    assert 0.9 < np.mean(of_square) / (2 * (2 / 200) ** 2) < 1.6  # from above, near the floor
+    assert np.mean(of_square) / (2 * (2 / 200) ** 2) == pytest.approx(1.5, rel=0.2)
 
 
 def test_interval_of_a_distance_is_that_of_its_square_root():
@@ -196,9 +197,12 @@ def test_share_interval_is_wilsons_of_the_effective_number():
         assert share_interval_of_margin(share, 0.0, 50) == wilson_interval(50 * share, 50)
 
 
-@pytest.mark.parametrize("distance", [0.0, 0.3])  # near the floor, and far from it
+@pytest.mark.parametrize("distance", [0.0, 0.2])  # near the floor, and far from it
 def test_intervals_hold_the_truth_and_are_no_wider(distance):
-    """A fast version of benchmarks.coverage, which has the sizes of the demo and of RSICD."""
+    """A fast version of benchmarks.coverage, which has the sizes of the demo and of RSICD.
+
+    It fails on the variance of plain random halves, and on intervals 0.7 times as wide.
+    """
     scales = coverage.gaussian_scales(16, "power law", distance)
     scenario = coverage.Scenario(
         "Gaussians",
@@ -206,11 +210,14 @@ def test_intervals_hold_the_truth_and_are_no_wider(distance):
         partial(coverage.draw_gaussians, 100, scales),
         partial(coverage.gaussian_fid, scales),
     )
-    metrics = tuple(metric for metric in coverage.METRICS if metric != "sinkhorn")
-    for metric, found in coverage.simulate(scenario, 120, metrics).items():
-        assert found.held >= 0.9, metric
-        assert 0.85 <= found.width <= 1.4, metric
-        assert 0.9 <= found.predicted <= 0.99, metric
+    draws = coverage.simulate(scenario, range(60), coverage.compute_all)
+    for metric, drawn in draws.items():
+        found = coverage.summarize(scenario, metric, drawn)
+        assert found.held >= 0.88, metric
+        assert found.width <= 1.4, metric
+        assert 0.91 <= found.predicted <= 0.985, metric
+    for metric in ("fid", "kid_x1000"):
+        assert coverage.summarize(scenario, metric, draws[metric], shrink=0.7).predicted < 0.91
 
 
 def test_wilson_interval():

@@ -9,6 +9,8 @@ constant on the diagonal.
 
 import numpy as np
 
+from stages.runtime.progress import progress_bar
+
 Gaussian = tuple[np.ndarray, np.ndarray]
 Curve = list[tuple[int, float]]  # (images per set, FID)
 SUBSET_COUNTS = (1, 2, 3, 4)  # the FID curve has points at N, N/2, N/3 and N/4 images per set
@@ -53,22 +55,23 @@ def fid_curve(real: np.ndarray, fake: np.ndarray, rng: np.random.Generator) -> C
     each size, the FID is the mean over the disjoint subsets of several random partitions.
     """
     n = min(len(real), len(fake))
-    points = []
+    partitions = []
     for subset_count in SUBSET_COUNTS:
-        size = n // subset_count
-        if size < 2:  # no covariance
+        if n // subset_count < 2:  # no covariance
             continue
         # All rows of two sets of one size make one partition.
         whole = subset_count == 1 and len(real) == len(fake)
-        values = []
-        for _ in range(1 if whole else PARTITIONS):
-            real_order = rng.permutation(len(real))
-            fake_order = rng.permutation(len(fake))
-            for start in range(0, subset_count * size, size):
-                subset = slice(start, start + size)
-                values.append(fid(real[real_order[subset]], fake[fake_order[subset]]))
-        points.append((size, float(np.mean(values))))
-    return points
+        partitions += [subset_count] * (1 if whole else PARTITIONS)
+    values: dict[int, list[float]] = {}
+    for subset_count in progress_bar(partitions, desc="FID by the number of images"):
+        size = n // subset_count
+        real_order = rng.permutation(len(real))
+        fake_order = rng.permutation(len(fake))
+        for start in range(0, subset_count * size, size):
+            subset = slice(start, start + size)
+            value = fid(real[real_order[subset]], fake[fake_order[subset]])
+            values.setdefault(subset_count, []).append(value)
+    return [(n // subset_count, float(np.mean(fids))) for subset_count, fids in values.items()]
 
 
 def fit_fid_line(points: Curve, dimensions: int) -> tuple[float, float]:

@@ -38,12 +38,12 @@ def smooth_variance(halves: np.ndarray) -> float:
     To second order, the error of a statistic is a mean over rows, of variance a, and a mean over
     pairs of rows, of variance b (Hoeffding 1948). Half the difference of two halves varies by
     a + 2 b; their mean, in which single rows cancel, varies by b. The variance is thus the first
-    less the second. Where sets are alike, a is 0, and the difference of two estimates may come out
-    far too small: a third of the variance of single halves, a + 3 b, is a better estimate there and
-    a lower bound elsewhere.
+    less the second. Both are estimates, and intervals of so low a variance hold the truth too
+    rarely: only half of the second is subtracted. Where sets are alike, a is 0, and the difference
+    may come out far too small: a third of the variance of single halves, a + 3 b, is the least.
     """
     differences, means = _variances_of_halves(halves)
-    return max(differences - means, (differences + means) / 3)
+    return max(differences - means / 2, (differences + means) / 3)
 
 
 def count_variance(halves: np.ndarray) -> float:
@@ -133,8 +133,10 @@ def squared_margin(
     if raters is not None and len(np.unique(raters)) > 1:
         between_raters, rater_count = _variance_between(deviations, raters)
         of_ratings, _ = _variance_between(deviations, np.arange(len(deviations)))
-        # What raters with equal habits would differ by: the noise of single ratings.
+        # What raters with equal habits would differ by: the noise of single ratings. Two or three
+        # raters may agree by chance; less is then taken off.
         noise = max(rater_count * of_ratings - variance, 0.0) / (rater_count - 1)
+        noise *= min((rater_count - 1) / 3, 1.0)
         margin += stdtrit(rater_count - 1, 0.975) ** 2 * max(between_raters - noise, 0.0)
     return float(margin)
 

@@ -90,12 +90,13 @@ def estimate_variances(
     some_real = real[generator.permutation(len(real))[:MAX_HALVED]]
     some_fake = fake[generator.permutation(len(fake))[:MAX_HALVED]]
     halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
-    variances = halving_variances(
+    halves = measure_halves(
         partial(compute_distances, extractor=extractor),
         some_real,
         some_fake,
         progress_bar(halvings, total=count, desc=title),
     )
+    variances = {metric: variance_of(metric, values) for metric, values in halves.items()}
     # Where only some of the rows were halved: to first order, a variance falls as 1/n.
     n = min(len(real), len(fake))
     variances = {metric: value * min(n, MAX_HALVED) / n for metric, value in variances.items()}
@@ -105,25 +106,25 @@ def estimate_variances(
     some_real = real[: sinkhorn.MAX_ROWS]
     some_fake = fake[: sinkhorn.MAX_ROWS]
     halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
-    variances |= halving_variances(
+    halves = measure_halves(
         compute_sinkhorn,
         some_real,
         some_fake,
         progress_bar(halvings, total=count, desc=f"{title}, Sinkhorn"),
     )
-    return variances
+    return variances | {"sinkhorn": variance_of("sinkhorn", halves["sinkhorn"])}
 
 
-def halving_variances(
+def measure_halves(
     compute: Callable[[np.ndarray, np.ndarray], dict[str, float]],
     real: np.ndarray,
     fake: np.ndarray,
     halvings: Iterable[tuple[Rows, Rows]],
-) -> dict[str, float]:
-    """Variance of each metric of features [N, D], [M, D] from its values for halves of both."""
+) -> dict[str, np.ndarray]:
+    """Values [K, 2] of each metric for K pairs of halves of features [N, D] and [M, D]."""
     pairs = [[compute(real[i], fake[j]) for i, j in halves] for halves in halvings]
     return {
-        metric: variance_of(metric, np.array([[half[metric] for half in pair] for pair in pairs]))
+        metric: np.array([[half[metric] for half in pair] for pair in pairs])
         for metric in pairs[0][0]
     }
 
