@@ -6,16 +6,22 @@ Each row draws data from a known truth again and again, and counts how often the
 The widths are half the interval's, on average: over 1.96 true standard deviations of the estimate,
 over Student's t with the same number of independent units and, of shares, over Wilson's interval.
 Prints Markdown; benchmarks/results/coverage_shares.md keeps it.
+
+Classifiers differ from seed to seed as 20 real ones do: `python -m benchmarks.classifier_variances`
+measures them. Their scores are bootstrapped 100 times here, 500 times in a run.
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
+from stages.evaluation import scores as evaluation_scores
 from stages.evaluation.caption_agreement import share_with_interval
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.memorization import memorization_scores
@@ -30,27 +36,39 @@ from stages.runtime.progress import progress_bar
 from stages.text.perplexity import perplexity, perplexity_interval
 
 Z = 1.959964
+VARIANCES = Path(__file__).parent / "results/classifier_variances.json"
+SCORES = ("overall_accuracy", "average_accuracy", "jaccard", "f1_macro", "loss")
 Estimate = tuple[float, float, float]  # value, lower and upper end
 
 
 class Scenario(NamedTuple):
-    """A known truth, and how one estimate with its interval is drawn from it."""
+    """A known truth, and how estimates with their intervals are drawn from it."""
 
     title: str
-    draw: Callable[[np.random.Generator], Estimate]
+    draw: Callable[[np.random.Generator], dict[str, Estimate]]  # by name
     units: int  # independent ones; of two kinds the number of the scarcer
     truth: float | None = None  # None: the mean of the estimates
     is_share: bool = False
 
 
 class Coverage(NamedTuple):
-    """What the repetitions of a scenario found."""
+    """What the repetitions of a scenario found of one estimate."""
 
     truth: float
     held: float  # share of the intervals that hold the truth
     width: float  # over 1.96 true standard deviations
     width_by_t: float  # over Student's t
     width_by_wilson: float | None
+
+
+class ClassifierModel(NamedTuple):
+    """The probit model of benchmarks.classifier_variances: standard deviations of its parts."""
+
+    class_shares: list[float]  # of the images
+    class_accuracies: list[float]
+    seed_sd: float
+    seed_class_sd: float
+    image_sd: float
 
 
 def main() -> None:
@@ -62,22 +80,23 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=1000, help="of each row")
     parser.add_argument("--only", default="", help="text that the row's title must contain")
     options = parser.parse_args()
+    evaluation_scores.BOOTSTRAP_SAMPLES = 100
     print(f"{options.repetitions} repetitions.\n")
     print("| interval | truth | held | width / 1.96 sd | width / Student's t | width / Wilson's |")
     print("|---|---:|---:|---:|---:|---:|")
     chosen = [scenario for scenario in scenarios() if options.only in scenario.title]
     for scenario in progress_bar(chosen, desc="coverage"):
-        found = measure(scenario, options.repetitions)
-        wilson = "-" if found.width_by_wilson is None else f"{found.width_by_wilson:.2f}"
-        print(
-            f"| {scenario.title} | {found.truth:.3f} | {found.held:.3f} | {found.width:.2f} | "
-            f"{found.width_by_t:.2f} | {wilson} |",
-            flush=True,
-        )
+        for name, found in measure(scenario, options.repetitions).items():
+            wilson = "-" if found.width_by_wilson is None else f"{found.width_by_wilson:.2f}"
+            print(
+                f"| {name}, {scenario.title} | {found.truth:.3f} | {found.held:.3f} | "
+                f"{found.width:.2f} | {found.width_by_t:.2f} | {wilson} |",
+                flush=True,
+            )
 
 
-def measure(scenario: Scenario, repetitions: int, shrink: float = 1.0) -> Coverage:
-    """Draw a scenario's interval again and again.
+def measure(scenario: Scenario, repetitions: int, shrink: float = 1.0) -> dict[str, Coverage]:
+    """Draw a scenario's intervals again and again.
 
     Args:
         scenario: what to draw.
@@ -85,9 +104,17 @@ def measure(scenario: Scenario, repetitions: int, shrink: float = 1.0) -> Covera
         shrink: factor by which the ends are moved toward the estimate; for tests.
     """
     generator = np.random.default_rng(0)
-    drawn = np.array([scenario.draw(generator) for _ in range(repetitions)])  # [repetitions, 3]
-    values = drawn[:, 0]
-    low, high = values[:, None].T + shrink * (drawn[:, 1:] - values[:, None]).T
+    drawn = [scenario.draw(generator) for _ in range(repetitions)]
+    return {
+        name: _coverage(scenario, np.array([estimates[name] for estimates in drawn]), shrink)
+        for name in drawn[0]
+    }
+
+
+def _coverage(scenario: Scenario, estimates: np.ndarray, shrink: float) -> Coverage:
+    """What `estimates` [repetitions, 3] found."""
+    values = estimates[:, 0]
+    low, high = values + shrink * (estimates[:, 1:].T - values)
     truth = float(values.mean()) if scenario.truth is None else scenario.truth
     half_width = float((high - low).mean()) / 2
     deviation = float(values.std(ddof=1))
@@ -108,8 +135,8 @@ def measure(scenario: Scenario, repetitions: int, shrink: float = 1.0) -> Covera
 def scenarios() -> Iterator[Scenario]:
     """All rows of the table, at the sizes of the demo (256 tiles, 70 prompts) and around them."""
     for n, p in ((256, 0.91), (256, 0.5), (256, 0.02), (1093, 0.6), (20, 0.7), (7, 0.8)):
-        title = f"caption agreement, {n} images"
-        yield Scenario(title, partial(draw_clustered, n, 1, p, 0.0), n, p, is_share=True)
+        draw = partial(draw_clustered, "caption agreement", n, 1, p, 0.0)
+        yield Scenario(f"{n} images", draw, n, p, is_share=True)
     for prompts, images, p, correlation in (
         (70, 5, 0.74, 0.5),
         (70, 5, 0.74, 0.0),
@@ -120,8 +147,8 @@ def scenarios() -> Iterator[Scenario]:
         (5, 5, 0.5, 0.5),
     ):
         yield Scenario(
-            f"class agreement, {prompts} prompts x {images} images, correlation {correlation}",
-            partial(draw_clustered, prompts, images, p, correlation),
+            f"{prompts} prompts x {images} images, correlation {correlation}",
+            partial(draw_clustered, "class agreement", prompts, images, p, correlation),
             prompts,
             p,
             is_share=True,
@@ -130,49 +157,78 @@ def scenarios() -> Iterator[Scenario]:
         for copied in (0.0, 0.05, 0.3):
             expected = (1 + 0.01 * (held_out - 1)) / (held_out + 1)
             yield Scenario(
-                f"near-copies, 256 images, {held_out} held out, {copied:.0%} copied",
+                f"256 images, {held_out} held out, {copied:.0%} copied",
                 partial(draw_near_copies, held_out, copied),
                 256,
                 copied + (1 - copied) * expected,
+                is_share=True,
             )
     for documents in (4, 5, 10, 50):
-        for spread in (0.0, 0.5, 1.0):
-            title = f"log perplexity, {documents} documents, sd of log length {spread}"
-            yield Scenario(title, partial(draw_perplexity, documents, spread), documents, 4.8)
+        for spread, by_length in ((0.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.0, 0.5)):
+            title = f"{documents} documents, sd of log length {spread}"
+            if by_length:
+                title += ", short ones vary more"
+            draw = partial(draw_perplexity, documents, spread, by_length)
+            yield Scenario(title, draw, documents, 4.8)
+    yield from rating_scenarios()
     yield from classifier_scenarios()
-    for experts, expert_sd in ((1, 0.0), (2, 0.3), (3, 0.0), (3, 0.3), (5, 0.3), (5, 0.7)):
+
+
+def rating_scenarios() -> Iterator[Scenario]:
+    """Experts who rate the same 40 tiles; their habits vary by a standard deviation."""
+    for experts, expert_sd in (
+        (1, 0.0),
+        (2, 0.0),
+        (2, 0.3),
+        (2, 0.7),
+        (3, 0.0),
+        (3, 0.3),
+        (5, 0.0),
+        (5, 0.3),
+        (5, 0.7),
+    ):
         units = 40 if experts == 1 else experts
-        described = f"{experts} experts of sd {expert_sd} x 40 tiles"
-        detection = partial(draw_detection, experts, expert_sd)
+        title = f"{experts} experts of sd {expert_sd} x 40 tiles"
         truth = float(ndtr(1.0 / np.sqrt(1 + 0.7**2 + expert_sd**2)))
-        yield Scenario(f"detection accuracy, {described}", detection, units, truth, is_share=True)
-        yield Scenario(f"realism, {described}", partial(draw_realism, experts, expert_sd), units)
+        detection = partial(draw_detection, experts, expert_sd)
+        yield Scenario(title, detection, units, truth, is_share=True)
+        yield Scenario(title, partial(draw_realism, experts, expert_sd), units)
 
 
 def classifier_scenarios() -> Iterator[Scenario]:
-    """Classifiers of several seeds; seeds of sd 0.1 differ by about 5 points from best to worst."""
-    for seeds, seed_sd in ((1, 0.0), (3, 0.0), (3, 0.1), (3, 0.3), (5, 0.1), (5, 0.3)):
-        units = 100 if seeds == 1 else seeds
-        for score in ("overall_accuracy", "average_accuracy", "jaccard", "f1_macro", "loss"):
-            yield Scenario(
-                f"{score}, {seeds} seeds of sd {seed_sd}, 100 tiles",
-                partial(draw_classifiers, seeds, seed_sd, score, 100),
-                units,
-            )
-        if seeds > 1:
-            title = f"share of ceiling, {seeds} seeds of sd {seed_sd}, 100 tiles"
-            yield Scenario(title, partial(draw_share_of_ceiling, seeds, seed_sd, 100), units)
-    for score in ("average_accuracy", "jaccard"):
-        title = f"{score}, 1 seed, 21 tiles"
-        yield Scenario(title, partial(draw_classifiers, 1, 0.0, score, 21), 21)
+    """Classifiers of several seeds, with the variances of 20 real trainings; one row stresses."""
+    variances = json.loads(VARIANCES.read_text(encoding="utf-8"))
+    classify, ceiling = (
+        ClassifierModel(variances["class_shares"], **variances[name])
+        for name in ("classify", "ceiling")
+    )
+    for tiles in (21, 186):
+        given = classify._replace(seed_sd=0.0, seed_class_sd=0.0)
+        title = f"1 given classifier, {tiles} tiles"
+        yield Scenario(title, partial(draw_classifiers, given, 1, tiles), tiles)
+    for seeds, tiles in ((3, 186), (5, 186), (3, 1093)):
+        title = f"{seeds} classifiers, {tiles} tiles"
+        yield Scenario(title, partial(draw_classifiers, classify, seeds, tiles), seeds)
+    stressed = classify._replace(seed_sd=0.3)
+    title = "3 classifiers of seeds of sd 0.3, 186 tiles"
+    yield Scenario(title, partial(draw_classifiers, stressed, 3, 186), 3)
+    for seeds in (3, 5):
+        models = (classify, ceiling)
+        draw = partial(draw_share_of_ceiling, models, variances["shared_difficulty"], seeds, 186)
+        yield Scenario(f"{seeds} classifiers of each kind, 186 tiles", draw, seeds)
 
 
 # Shares ------------------------------------------------------------------------------------------
 
 
 def draw_clustered(
-    clusters: int, size: int, p: float, correlation: float, generator: np.random.Generator
-) -> Estimate:
+    name: str,
+    clusters: int,
+    size: int,
+    p: float,
+    correlation: float,
+    generator: np.random.Generator,
+) -> dict[str, Estimate]:
     """A share over clusters whose own shares are beta-distributed around p."""
     shares = np.full(clusters, p)
     if correlation:
@@ -181,84 +237,118 @@ def draw_clustered(
     successes = generator.random((clusters, size)) < shares[:, None]
     units = np.repeat(np.arange(clusters), size)
     found = share_with_interval("share", successes.ravel(), units)
-    return found["share"], found["share_lo"], found["share_hi"]
+    return {name: estimate_of(found, "share")}
 
 
-def draw_near_copies(held_out: int, copied: float, generator: np.random.Generator) -> Estimate:
+def draw_near_copies(
+    held_out: int, copied: float, generator: np.random.Generator
+) -> dict[str, Estimate]:
     """The share of near-copies of a generator that copies some tiles and draws the others."""
     generated = np.where(generator.random(256) < copied, 0.0, 1 + generator.random(256))
     found = memorization_scores(generated, 1 + generator.random(held_out))
-    return found["memorized"], found["memorized_lo"], found["memorized_hi"]
+    return {"near-copies": estimate_of(found, "memorized")}
+
+
+def estimate_of(metrics: dict[str, float], key: str) -> Estimate:
+    """A metric with the ends of its interval."""
+    return metrics[key], metrics[f"{key}_lo"], metrics[f"{key}_hi"]
 
 
 # Documents ---------------------------------------------------------------------------------------
 
 
-def draw_perplexity(documents: int, spread: float, generator: np.random.Generator) -> Estimate:
-    """Log perplexity of documents of log-normal length, whose own ones have an sd of 0.15."""
+def draw_perplexity(
+    documents: int, spread: float, by_length: float, generator: np.random.Generator
+) -> dict[str, Estimate]:
+    """Log perplexity of documents of log-normal length, whose own ones have an sd of 0.15.
+
+    by_length: share of their variance that falls as 1 / length, as the noise of single tokens does.
+    """
     lengths = 1500 * np.exp(spread * generator.normal(size=documents))
-    losses = np.stack([lengths * generator.normal(4.8, 0.15, documents), lengths], axis=1)
+    deviations = 0.15 * np.sqrt(1 - by_length + by_length * 1500 / lengths)
+    losses = np.stack([lengths * generator.normal(4.8, deviations), lengths], axis=1)
     interval = perplexity_interval(losses)
     assert interval is not None
-    return float(np.log(perplexity(losses))), float(np.log(interval[0])), float(np.log(interval[1]))
+    low, high = np.log(interval)
+    return {"log perplexity": (float(np.log(perplexity(losses))), float(low), float(high))}
 
 
 # Classifiers -------------------------------------------------------------------------------------
 
 
 def draw_classifiers(
-    seeds: int, seed_sd: float, score: str, n: int, generator: np.random.Generator
-) -> Estimate:
-    """A score averaged over classifiers that share the difficulty of 7 classes' tiles."""
-    difficulty = 1.2 * generator.normal(size=n)
+    model: ClassifierModel, seeds: int, n: int, generator: np.random.Generator
+) -> dict[str, Estimate]:
+    """Scores averaged over classifiers that are tested on the same n images."""
+    labels = generator.choice(len(model.class_shares), n, p=normalized(model.class_shares))
+    difficulty = generator.normal(size=n)
     draws = int(generator.integers(2**32))
-    averages, _ = _average(seeds, seed_sd, 0.8, difficulty, generator, draws)
-    return averages[score], averages[f"{score}_lo"], averages[f"{score}_hi"]
+    averages, _ = _average(model, seeds, labels, difficulty, generator, draws)
+    return {score: estimate_of(averages, score) for score in SCORES}
 
 
 def draw_share_of_ceiling(
-    seeds: int, seed_sd: float, n: int, generator: np.random.Generator
-) -> Estimate:
-    """The ratio of two accuracies on the same tiles, half of whose difficulty is common."""
+    models: tuple[ClassifierModel, ClassifierModel],
+    shared_difficulty: float,
+    seeds: int,
+    n: int,
+    generator: np.random.Generator,
+) -> dict[str, Estimate]:
+    """The ratio of two accuracies on the same images, which may be difficult for both."""
+    shares = normalized(models[0].class_shares)
+    labels = generator.choice(len(shares), n, p=shares)
     common = generator.normal(size=n)
     draws = int(generator.integers(2**32))
     found = []
-    for accuracy in (0.69, 0.84):
-        difficulty = 1.2 * np.sqrt(0.5) * (common + generator.normal(size=n))
-        found.append(_average(seeds, seed_sd, accuracy, difficulty, generator, draws))
+    for model in models:
+        own = generator.normal(size=n)
+        difficulty = np.sqrt(shared_difficulty) * common + np.sqrt(1 - shared_difficulty) * own
+        found.append(_average(model, seeds, labels, difficulty, generator, draws))
     (scores, samples), (ceiling, ceiling_samples) = found
-    share, low, high = share_of_ceiling(scores, ceiling, samples, ceiling_samples).values()
-    return share, low, high
+    share = share_of_ceiling(scores, ceiling, samples, ceiling_samples)
+    return {"share of ceiling": estimate_of(share, "share_of_ceiling")}
+
+
+def normalized(shares: list[float]) -> np.ndarray:
+    """Shares whose sum is 1."""
+    return np.array(shares) / sum(shares)
 
 
 def _average(
+    model: ClassifierModel,
     seeds: int,
-    seed_sd: float,
-    accuracy: float,
+    labels: np.ndarray,
     difficulty: np.ndarray,
     generator: np.random.Generator,
     draws: int,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """`average_over_seeds` of a probit model, and its bootstrapped accuracies [seeds, B].
+    """`average_over_seeds` of classifiers as the model has them, and their accuracies [seeds, B].
 
-    An image is right where seed + image + noise stay below a threshold. draws: seed of the
-    bootstrap.
+    Args:
+        model: of the classifiers.
+        seeds: their number.
+        labels: class numbers [N].
+        difficulty: standard normal [N].
+        generator: draws the rest.
+        draws: seed of the bootstrap.
     """
-    n = len(difficulty)
-    labels = generator.integers(0, 7, n)
-    threshold = ndtri(accuracy) * np.sqrt(1 + 1.2**2 + seed_sd**2)
+    n = len(labels)
+    class_count = len(model.class_shares)
+    total = 1 + model.seed_sd**2 + model.seed_class_sd**2 + model.image_sd**2  # variance
+    thresholds = ndtri(np.array(model.class_accuracies)) * np.sqrt(total)  # [K]
     scores = []
     bootstrapped = []
     for _ in range(seeds):
-        latent = threshold + seed_sd * generator.normal() + difficulty + generator.normal(size=n)
-        wrong = (labels + generator.integers(1, 7, n)) % 7
+        of_class = thresholds + model.seed_sd * generator.normal()
+        of_class = of_class + model.seed_class_sd * generator.normal(size=class_count)
+        latent = of_class[labels] + model.image_sd * difficulty + generator.normal(size=n)
+        wrong = (labels + generator.integers(1, class_count, n)) % class_count
         predictions = np.where(latent > 0, labels, wrong)
         losses = np.log1p(np.exp(-1.5 * latent))
-        values = classification_scores(labels[None], predictions[None], losses[None], 7)
+        values = classification_scores(labels[None], predictions[None], losses[None], class_count)
         scores.append({name: float(value[0]) for name, value in values.items()} | {"n": n})
-        bootstrapped.append(
-            bootstrap_scores(labels, predictions, losses, 7, np.random.default_rng(draws))
-        )
+        redrawn = np.random.default_rng(draws)
+        bootstrapped.append(bootstrap_scores(labels, predictions, losses, class_count, redrawn))
     samples = np.stack([sample["overall_accuracy"] for sample in bootstrapped])
     return average_over_seeds(scores, bootstrapped), samples
 
@@ -266,19 +356,23 @@ def _average(
 # Ratings -----------------------------------------------------------------------------------------
 
 
-def draw_detection(experts: int, expert_sd: float, generator: np.random.Generator) -> Estimate:
+def draw_detection(
+    experts: int, expert_sd: float, generator: np.random.Generator
+) -> dict[str, Estimate]:
     """Detection accuracy of a probit model: expert + tile of sd 0.7 + noise."""
     latent = 1.0 + _draw_ratings(experts, expert_sd, 0.7, generator)
     ratings = _as_ratings({"answer": np.where(latent > 0, "real", "generated")})
     found = proportion("share", ratings, "answer", "truth")
-    return found["share"], found["share_lo"], found["share_hi"]
+    return {"detection accuracy": estimate_of(found, "share")}
 
 
-def draw_realism(experts: int, expert_sd: float, generator: np.random.Generator) -> Estimate:
+def draw_realism(
+    experts: int, expert_sd: float, generator: np.random.Generator
+) -> dict[str, Estimate]:
     """Mean realism: expert + tile of sd 0.7 + noise of sd 1 around 3.4, rounded to 1, ..., 5."""
     values = (3.4 + _draw_ratings(experts, expert_sd, 0.7, generator)).round().clip(1, 5)
     found = mean_realism(_as_ratings({"realism": values.astype(int).astype(str)}), "real")
-    return found["realism_real"], found["realism_real_lo"], found["realism_real_hi"]
+    return {"realism": estimate_of(found, "realism_real")}
 
 
 def _draw_ratings(

@@ -31,14 +31,14 @@ def caption_agreement(
         Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right;
         and the shares by scene, as rows {scene, tuned, tuned_lo, tuned_hi, base, real, n}.
     """
-    predicted = {name: np.array(scenes)[values.argmax(1)] for name, values in logits.items()}
-    known = {name: np.isin(wanted[name], scenes) for name in ("tuned", "base", "test")}
-    known_wanted = {name: np.array(wanted[name])[mask] for name, mask in known.items()}
-    correct = {name: predicted[name][known[name]] == known_wanted[name] for name in known}
+    correct = {}
+    known_wanted = {}
+    for name in ("tuned", "base", "test"):
+        correct[name], known_wanted[name] = judge_scenes(logits[name], wanted[name], scenes)
 
     metrics: dict = share_with_interval("caption_agreement", correct["tuned"])
     metrics["n"] = len(correct["tuned"])
-    metrics["n_unknown_scene"] = int((~known["tuned"]).sum())
+    metrics["n_unknown_scene"] = len(wanted["tuned"]) - len(correct["tuned"])
     metrics |= share_with_interval("caption_agreement_base", correct["base"])
     metrics |= share_with_interval("ceiling", correct["test"])
 
@@ -48,12 +48,31 @@ def caption_agreement(
         metrics[f"per_scene{suffix}"] = {row["scene"]: row[f"tuned{suffix}"] for row in table}
 
     class_of_scene = {scene: name for name, members in classes.items() for scene in members}
-    predicted_class = [class_of_scene.get(scene) for scene in predicted["synthetic"]]
+    predicted = np.array(scenes)[logits["synthetic"].argmax(1)]
+    predicted_class = [class_of_scene.get(scene) for scene in predicted]
     matches = [seen == label for seen, label in zip(predicted_class, wanted["synthetic"])]
     metrics |= share_with_interval("class_agreement", np.array(matches), np.array(prompts))
     metrics["class_agreement_n"] = len(matches)
     metrics["class_agreement_prompts"] = len(set(prompts))
     return metrics, table
+
+
+def judge_scenes(
+    logits: np.ndarray, wanted: list[str], scenes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the classifier sees the wanted scene, for the N images whose scene it knows.
+
+    Args:
+        logits: the classifier's [M, S].
+        wanted: the scene [M] that each image should show.
+        scenes: names [S] of the classifier's outputs.
+
+    Returns:
+        bool [N]; the wanted scenes [N].
+    """
+    known = np.isin(wanted, scenes)
+    known_wanted = np.array(wanted)[known]
+    return np.array(scenes)[logits.argmax(1)][known] == known_wanted, known_wanted
 
 
 def agreement_by_scene(
@@ -96,10 +115,20 @@ def clip_score(
         Scores, and Student's 95 % interval `_lo`, `_hi` of the tuned images'; there is none where
         all of them score the same, which says nothing of the spread.
     """
-    scores = clip_similarity(images["tuned"], captions)
     order = rng.permutation(len(captions))
     others = np.empty_like(order)
     others[order] = np.roll(order, 1)  # a cycle: no image keeps its own caption
+    metrics = clip_score_with_interval(images["tuned"], captions)
+    return metrics | {
+        "clip_score_base": float(clip_similarity(images["base"], captions).mean()),
+        "clip_score_real": float(clip_similarity(images["real"], captions).mean()),
+        "clip_score_null": float(clip_similarity(images["tuned"], captions[others]).mean()),
+    }
+
+
+def clip_score_with_interval(images: np.ndarray, captions: np.ndarray) -> dict[str, float]:
+    """CLIP score of embeddings [N, D] of images and of their captions, with its 95 % interval."""
+    scores = clip_similarity(images, captions)
     mean = float(scores.mean())
     metrics = {"clip_score": mean}
     if len(scores) > 1 and np.ptp(scores) > 1e-6:
@@ -107,11 +136,7 @@ def clip_score(
         margin = float(stdtrit(n - 1, 0.975) * scores.std(ddof=1) / np.sqrt(n))
         metrics["clip_score_lo"] = max(mean - margin, 0.0)
         metrics["clip_score_hi"] = min(mean + margin, 100.0)
-    return metrics | {
-        "clip_score_base": float(clip_similarity(images["base"], captions).mean()),
-        "clip_score_real": float(clip_similarity(images["real"], captions).mean()),
-        "clip_score_null": float(clip_similarity(images["tuned"], captions[others]).mean()),
-    }
+    return metrics
 
 
 def clip_similarity(images: np.ndarray, captions: np.ndarray) -> np.ndarray:

@@ -181,9 +181,11 @@ def share_of_ceiling(
 ) -> dict[str, float]:
     """Overall accuracy divided by the ceiling's, with a 95 % interval.
 
-    Both classifiers are tested on the same images: what makes an image hard for both cancels.
-    Student's t has the degrees of freedom of Welch and Satterthwaite. The interval is symmetric in
-    the logarithm. Empty where an accuracy is 0: no ratio has a meaning then.
+    Both classifiers are tested on the same images: what makes an image hard for both cancels. Half
+    an image for each that it alone classifies rightly is added to the variance (Agresti & Min
+    2005), so that the interval has a width where both are right about the same images. Student's t
+    has the degrees of freedom of Welch and Satterthwaite. The interval is symmetric in the
+    logarithm. Empty where an accuracy is 0: no ratio has a meaning then.
 
     Args:
         scores: `average_over_seeds` of the classifiers.
@@ -204,7 +206,8 @@ def share_of_ceiling(
         if len(of_classifiers) > 1:
             deviation = values["overall_accuracy_std"] / values["overall_accuracy"]
             of_seeds.append(_variance_of_seeds(deviation, of_classifiers, n))
-    variance = _variance_of_mean(difference[None], n) + sum(of_seeds)
+    of_one_image = 1 / (n**2 * accuracy * ceiling_accuracy)
+    variance = _variance_of_mean(difference[None], n) + of_one_image + sum(of_seeds)
     quantile = Z
     if sum(of_seeds) > 0:
         freedom = (len(samples) - 1) * variance**2 / sum(each**2 for each in of_seeds)

@@ -67,8 +67,7 @@ def perplexity_interval(
     """Return the 95 % interval of the perplexity: Student's, of the log perplexity of documents.
 
     Documents are the independent units, not tokens. Each counts as in the corpus perplexity, by its
-    tokens; uneven documents say as much as fewer even ones (Kish's effective sample size), whose
-    number gives the degrees of freedom.
+    tokens: the more uneven they are, the more their mean varies.
 
     Args:
         losses: of `document_losses`, [documents, 2].
@@ -88,7 +87,7 @@ def perplexity_interval(
         deviations = sums / tokens - log_perplexity
         if count < 2 or np.abs(deviations).max() < 1e-9:
             return None
-        variance = count / (count - 1) * ((weights * deviations) ** 2).sum()
-        effective_count = 1 / (weights**2).sum()
-        margin = stdtrit(max(effective_count - 1, 1), 0.975) * np.sqrt(variance)
+        # Variance of one document, unbiased where it doesn't depend on the length; of the mean.
+        of_one = (weights * deviations**2).sum() / (1 - (weights**2).sum())
+        margin = stdtrit(count - 1, 0.975) * np.sqrt(of_one * (weights**2).sum())
         return float(np.exp(log_perplexity - margin)), float(np.exp(log_perplexity + margin))
