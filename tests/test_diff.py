@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, shell
 
+from stages.common.artifacts import digest
 from tools import diff
 
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -109,43 +110,47 @@ def is_judged(text: str) -> bool:
 # What is measured on the same -------------------------------------------------------------------
 
 
-def test_a_change_is_judged_by_the_intervals(clone):
-    standard = {
-        **interval("fid", 4.0, 0.5),
-        **interval("kid_x1000", 30.0, 5),
-        **interval("precision", 0.5, 0.1),
-        **interval("coverage", 0.5, 0.1),
-        "recall": 0.5,
-        "density": 0.5,
-        "n": 300,
-        "spread": 2,
+def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
+    near = interval("fid", 4.0, 0.5) | interval("recall", 0.5, 0.1)
+    far = interval("fid", 2.0, 0.5) | interval("recall", 0.3, 0.05)
+    shared = {"n": 300, "spread": 2} | interval("precision", 0.5, 0.01)
+    old = {
+        "fid": {"scene": {"standard": near | shared}, "efficientnet": {"standard": near}},
+        "caption_agreement": interval("caption_agreement", 0.5, 0.1),
+        # As 7 of 9 and 8 of 9 in every repetition: the spread was not seen.
+        "classify_lulc": {"real_test": interval("overall_accuracy", 7 / 9, 0)},
+        "llm": interval("perplexity", 100.0, 10),
     }
-    here = clone({"fid": {"scene": {"standard": standard}}})
-    changed = {
-        **interval("fid", 2.0, 0.5),
-        **interval("kid_x1000", 50.0, 5),
-        **interval("precision", 0.55, 0.1),
-        "coverage": 0.6,
-        "recall": 0.6,
-        "density": 0.4,
-        "n": 300.0,
-        "spread": 3,
+    measured_on = dict.fromkeys(
+        ["fid.scene", "fid.efficientnet", "caption_agreement", "classify_lulc", "llm"], {"n": 300}
+    )
+    here = clone(old, measured_on)
+    changed = {"n": 300.0, "spread": 3} | interval("precision", 0.9, 0.01)
+    new = {
+        "fid": {"scene": {"standard": far | changed}, "efficientnet": {"standard": far}},
+        "caption_agreement": interval("caption_agreement", 0.7, 0.1),
+        "classify_lulc": {"real_test": interval("overall_accuracy", 8 / 9, 0)},
+        "llm": {"perplexity": 50.0},
     }
     # The words of metrics/context.json are no part of what was measured.
-    here.commit({"fid": {"scene": {"standard": changed}}}, guidance=5.0, words="Frechet distance")
+    here.commit(new, measured_on, guidance=5.0, words="Frechet distance")
     text = here.diff()
     for name, verdict in (
-        ("fid", "4 | 2 | ▼ **better**"),
-        ("kid_x1000", "30 | 50 | ▲ **worse**"),
-        ("precision", "0.5 | 0.55 | ▲ within the intervals"),
-        ("coverage", "0.5 | 0.6 | ▲ better, no interval"),  # here only
-        ("recall", "0.5 | 0.6 | ▲ better, no interval"),
-        ("density", "0.5 | 0.4 | ▼ worse, no interval"),
-        ("spread", "2 | 3 | ▲"),  # nobody knows which way is better
-        ("coverage_lo", "0.4 | - | gone"),
+        ("fid `scene.standard.fid`", "4 [3.5, 4.5] | 2 [1.5, 2.5] | ▼ **better**"),
+        ("fid `scene.standard.recall`", "0.5 [0.4, 0.6] | 0.3 [0.25, 0.35] | ▼ **worse**"),
+        ("llm `perplexity`", "100 [90, 110] | 50 | ▼ no 95 % CI"),
+        # Not judged, however far apart:
+        ("fid `efficientnet.standard.fid`", "4 [3.5, 4.5] | 2 [1.5, 2.5] | ▼"),
+        ("fid `scene.standard.precision`", "0.5 [0.49, 0.51] | 0.9 [0.89, 0.91] | ▲"),
+        ("fid `scene.standard.spread`", "2 | 3 | ▲"),
     ):
-        assert row(text, f"fid `scene.standard.{name}`") == verdict
+        assert row(text, name) == verdict
+    agreement = row(text, "caption_agreement `caption_agreement`")
+    assert agreement == "0.5 [0.4, 0.6] | 0.7 [0.6, 0.8] | ▲ the 95 % CIs overlap"
+    assert row(text, "classify_lulc `real_test.overall_accuracy`").endswith("▲ no 95 % CI")
+    assert len(re.findall(r"\*\*(better|worse)", text)) == 2
     assert "`scene.standard.n`" not in text, "300 and 300.0 are the same"
+    assert "_lo`" not in text, "the interval stands in its number's row"
     assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
 
 
@@ -153,10 +158,10 @@ def test_metrics_come_and_go(clone):
     here = clone()
     here.commit({"fid": {"scene": {"standard": {"fid": 4.0, "kid_x1000": 20.0}}}})
     text = here.diff()
-    assert row(text, "fid `scene.standard.fid`") == "4 | 4 | the same"
+    assert row(text, "fid `scene.standard.fid`") == "4 [3.5, 4.5] | 4 | the same"
     assert row(text, "fid `scene.standard.kid_x1000`") == "- | 20 | new"
     assert row(text, "fid `scene.standard.recall`") == "0.5 | - | gone"
-    assert row(text, "llm `perplexity`") == "100 | - | gone"
+    assert row(text, "llm `perplexity`") == "100 [90, 110] | - | gone"
     params = text.split("### Params")[1].split("### Metrics")[0]
     assert "|" not in params  # no table, as no param changed
 
@@ -166,7 +171,7 @@ def test_a_base_without_metrics(clone):
     here.commit(METRICS)
     text = here.diff()
     assert "`origin/main` has no metrics" in text
-    assert row(text, "llm `perplexity`") == "- | 100 | new"
+    assert row(text, "llm `perplexity`") == "- | 100 [90, 110] | new"
 
 
 # What is not ------------------------------------------------------------------------------------
@@ -186,17 +191,16 @@ def test_numbers_of_other_data_are_not_compared(clone):
     text = here.diff()
     assert not is_judged(text)
     fid = row(text, "fid `scene.standard.fid`")
-    assert fid.startswith("4 | 2 | not comparable: ")
+    assert fid.startswith("4 [3.5, 4.5] | 2 [1.5, 2.5] | not comparable: ")
     assert "n 256, was 300" in fid and "tiles 64 px, was none" in fid and "test tiles" not in fid
-    assert row(text, "fid `scene.standard.fid_lo`") == "3.5 | 1.5 | not comparable"
     loss = row(text, "diffusion `validation_loss`")
     assert loss == "0.6 | 0.4 | not comparable: other validation tiles"
-    assert row(text, "llm `perplexity`") == "100 | 50 | not described in context.json"
+    assert row(text, "llm `perplexity`").endswith("| not described in context.json")
     assert "mermaid" not in text, "the two curves are not drawn in one chart"
 
 
 def test_runs_at_two_scales_are_not_compared(clone, smoke):
-    """Every number of a finished run, against the same run on other tiles; then undescribed."""
+    """Every number of a finished run, against itself with another judge, then on other tiles."""
     names = [path.stem for path in (smoke / "metrics").glob("*.json") if path.stem != "context"]
     old = {name: json.loads((smoke / f"metrics/{name}.json").read_text()) for name in names}
     measured_on = json.loads((smoke / "metrics/context.json").read_text())["measured_on"]
@@ -210,6 +214,17 @@ def test_runs_at_two_scales_are_not_compared(clone, smoke):
     new = halved(old)
     here.commit(new, measured_on)
     assert is_judged(here.diff()), "the same tiles: the comparison is one"
+    judge = digest(smoke / "models/scene")
+    on_another_judge = deepcopy(measured_on)
+    judged = {key for key, entry in measured_on.items() if entry.get("extractor") == judge}
+    assert judged >= {"fid.scene.standard", "images.scene.tuned", "caption_agreement"}
+    for key in judged:
+        on_another_judge[key]["extractor"] = "other"
+    here.commit(new, on_another_judge)
+    text = here.diff()
+    reason = "not comparable: other weights of the feature extractor"
+    assert row(text, "fid `scene.standard.fid`").endswith(reason)
+    assert reason not in row(text, "llm `perplexity`")
     on_other_inputs = deepcopy(measured_on)
     for entry in on_other_inputs.values():
         entry.update(dict.fromkeys(entry.keys() - {"device"}, "other"))
@@ -222,7 +237,7 @@ def test_runs_at_two_scales_are_not_compared(clone, smoke):
 
 
 def test_another_device_alone_makes_nothing_better(clone):
-    """Against an interval it is judged and named; without one, nothing is said to be better."""
+    """It is named beside the verdict."""
     measured_on = deepcopy(MEASURED_ON)
     for entry in measured_on.values():
         entry["device"] = {"finetune_sd": "cpu with 2 threads"}
@@ -237,9 +252,9 @@ def test_another_device_alone_makes_nothing_better(clone):
     text = here.diff()
     device = "finetune_sd on gpu, was cpu with 2 threads"
     assert device in text.split("### Params")[0]
-    assert row(text, "fid `scene.standard.fid`") == f"4 | 2 | ▼ **better**; {device}"
-    assert row(text, "diffusion `validation_loss`") == f"0.6 | 0.4 | ▼ no interval; {device}"
-    assert row(text, "llm `perplexity`") == "100 | 50 | ▼ **better**"
+    assert row(text, "fid `scene.standard.fid`").endswith(f"| ▼ **better**; {device}")
+    assert row(text, "diffusion `validation_loss`") == "0.6 | 0.4 | ▼"
+    assert row(text, "llm `perplexity`").endswith("| ▼ **better**")
 
 
 # Which commit -----------------------------------------------------------------------------------
@@ -258,7 +273,7 @@ def test_the_merge_base_is_compared_and_named(clone, tmp_path, environment):
     assert f"`{base}`" in text.split("### Params")[0]
     # Not what `main` did since: its guidance of 9 and its loss of 0.3.
     assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
-    assert row(text, "diffusion `validation_loss`") == "0.6 | 0.6 | the same"
+    assert "validation_loss`" not in text, "it is the same"
 
     # A branch that builds on this commit: nothing but uncommitted changes is compared.
     here.git("reset", "-q", "--hard", base)

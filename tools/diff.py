@@ -8,9 +8,13 @@ that changed. The curves are Mermaid charts, which the comment renders by itself
 uploaded.
 
 Only what git holds is read (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data
-and no cache. A metric is called better or worse only where metrics/context.json of both runs says
-that it was measured on the same (test tiles, N, resolution, feature extractor, ...), and the 95 %
-intervals of the two runs are disjoint. Where something can't be read, it ends with exit code 1.
+and no cache.
+
+Five metrics are judged: FID and recall (features `scene`), caption agreement, the accuracy of the
+land-cover classifier on real tiles, and perplexity. One is better or worse only where
+metrics/context.json of both runs says that it was measured on the same (test tiles, N, resolution,
+weights of the feature extractor, ...), and their 95 % CIs have no value in common. The other
+numbers only show how they changed. Where something can't be read, it ends with exit code 1.
 """
 
 import argparse
@@ -28,49 +32,14 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
 from tools.commands import git
 
-# Metrics by the last part of their key. Any other change is an arrow, neither better nor worse.
-LOWER_IS_BETTER = {
-    "fid",
-    "fid_infinity",
-    "kid_x1000",
-    "cmmd",
-    "sinkhorn",
-    "loss",
-    "validation_loss",
-    "perplexity",
-    "bits_per_character",
-    "memorized",
-    "self_bleu",
-}
-HIGHER_IS_BETTER = {
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "caption_agreement",
-    "class_agreement",
-    "overall_accuracy",
-    "average_accuracy",
-    "f1",
-    "f1_macro",
-    "jaccard",
-    "distinct_2",
-    "groundedness",
-    "clip_score",
-}
-# What a person compares first, by the end of the key. The other metrics are folded away.
+# The metrics that a run is judged by, one for each thing it makes, and which way is better. With
+# more of them, one would be "better" by chance in most comparisons.
 HEADLINES = {
-    "metrics/fid.json": (
-        "standard.fid",
-        "standard.kid_x1000",
-        "standard.precision",
-        "standard.recall",
-    ),
-    "metrics/caption_agreement.json": ("caption_agreement",),
-    "metrics/classify_lulc.json": ("real_test.overall_accuracy", "synthetic_test.overall_accuracy"),
-    "metrics/classify_scenes.json": ("real_test.overall_accuracy",),
-    "metrics/diffusion.json": ("validation_loss",),
-    "metrics/llm.json": ("perplexity",),
+    ("metrics/fid.json", "scene.standard.fid"): "lower",
+    ("metrics/fid.json", "scene.standard.recall"): "higher",
+    ("metrics/caption_agreement.json", "caption_agreement"): "higher",
+    ("metrics/classify_lulc.json", "real_test.overall_accuracy"): "higher",
+    ("metrics/llm.json", "perplexity"): "lower",
 }
 # metrics/plots/<name>.csv -> the column drawn over `step`, and a metric measured on the same.
 CURVES = {
@@ -79,8 +48,9 @@ CURVES = {
 }
 CURVE_POINTS = 25
 
-# (file, dotted key) -> {old, new}; without `old` or `new` where a run does not have it.
-Changes = dict[tuple[str, str], dict]
+Metric = tuple[str, str]  # file, dotted key
+# Values {old, new}; without `old` or `new` where a run does not have it.
+Changes = dict[Metric, dict]
 
 
 class Runs(NamedTuple):
@@ -248,16 +218,13 @@ def write_comment(
         runs: what they were measured on.
     """
     verdicts = {metric: describe_change(metric, metrics, runs) for metric in metrics}
-    headlines = [
-        metric
-        for file, key_ends in HEADLINES.items()
-        for metric in sorted(metrics)
-        if metric[0] == file and metric[1].endswith(key_ends)
-    ]
+    headlines = [metric for metric in HEADLINES if metric in metrics]
     others = [
         metric
         for metric, change in metrics.items()
-        if metric not in headlines and change.get("old") != change.get("new")
+        if metric not in HEADLINES
+        and not is_end_of_interval(metric, metrics)
+        and change.get("old") != change.get("new")
     ]
     lines = [f"## This run against `{revision}`", "", *notes(revision, commit, metrics, runs)]
     lines += ["### Params", ""]
@@ -265,10 +232,10 @@ def write_comment(
     by_name = sorted(params, key=lambda param: (files.index(param[0]), param[1]))
     lines += table(commit, [(f"`{key}`", params[file, key], "") for file, key in by_name])
     lines += ["", "### Metrics", ""]
-    lines += table(commit, metric_rows(headlines, metrics, verdicts))
+    lines += table(commit, metric_rows(headlines, metrics, verdicts), "value [95 % CI]")
     if others:
         lines += ["", f"<details><summary>{len(others)} other numbers changed</summary>", ""]
-        lines += table(commit, metric_rows(sorted(others), metrics, verdicts))
+        lines += table(commit, metric_rows(sorted(others), metrics, verdicts), "value [95 % CI]")
         lines += ["", "</details>"]
     return lines
 
@@ -294,23 +261,44 @@ def notes(revision: str, commit: str, metrics: Changes, runs: Runs) -> list[str]
     return lines
 
 
-def context_key(metric: tuple[str, str]) -> str:
+def context_key(metric: Metric) -> str:
     """Name a metric as metrics/context.json does: `llm.perplexity`."""
     file, key = metric
     return f"{Path(file).stem}.{key}"
 
 
 def metric_rows(
-    metrics: list[tuple[str, str]], changes: Changes, verdicts: dict[tuple[str, str], str]
+    metrics: list[Metric], changes: Changes, verdicts: dict[Metric, str]
 ) -> list[tuple[str, dict, str]]:
-    """The rows of a table: name, values, verdict."""
-    return [
-        (f"{Path(file).stem} `{key}`", changes[file, key], verdicts[file, key])
-        for file, key in metrics
-    ]
+    """The rows of a table: name, values with their 95 % CI, verdict."""
+    rows = []
+    for metric in metrics:
+        file, key = metric
+        cells = {}
+        for side, value in changes[metric].items():
+            interval = read_interval(metric, side, changes)
+            cells[side] = format_value(value)
+            if interval:
+                cells[side] += f" [{', '.join(map(format_value, interval))}]"
+        rows.append((f"{Path(file).stem} `{key}`", cells, verdicts[metric]))
+    return rows
 
 
-def describe_change(metric: tuple[str, str], metrics: Changes, runs: Runs) -> str:
+def is_end_of_interval(metric: Metric, metrics: Changes) -> bool:
+    """Whether a number is the `_lo` or `_hi` of another, in whose row it stands."""
+    file, key = metric
+    return key.endswith(("_lo", "_hi")) and (file, key[:-3]) in metrics
+
+
+def read_interval(metric: Metric, side: str, metrics: Changes) -> tuple[float, float] | None:
+    """Return the 95 % CI of a metric of one run; None where it has none. side: old or new."""
+    file, key = metric
+    low = metrics.get((file, f"{key}_lo"), {}).get(side)
+    high = metrics.get((file, f"{key}_hi"), {}).get(side)
+    return None if low is None or high is None else (low, high)
+
+
+def describe_change(metric: Metric, metrics: Changes, runs: Runs) -> str:
     """Describe the change of one metric, with an arrow that points the way it moved.
 
     Args:
@@ -318,46 +306,44 @@ def describe_change(metric: tuple[str, str], metrics: Changes, runs: Runs) -> st
         metrics: all metrics of both runs; intervals are separate metrics.
         runs: what they were measured on.
     """
-    file, key = metric
     old = metrics[metric].get("old")
     new = metrics[metric].get("new")
     if old is None:
         return "new"
     if new is None:
         return "gone"
-    name = key.rpartition(".")[2]
     difference = runs.difference(context_key(metric))
     if difference:
-        has_direction = name in LOWER_IS_BETTER | HIGHER_IS_BETTER
-        return f"not comparable: {difference}" if has_direction else "not comparable"
+        return f"not comparable: {difference}"
     if old == new:
         return "the same"
     if difference is None:
         return "not described in context.json"
-
     arrow = "▲" if new > old else "▼"
-    if name in LOWER_IS_BETTER:
-        verdict = "better" if new < old else "worse"
-    elif name in HIGHER_IS_BETTER:
-        verdict = "better" if new > old else "worse"
-    else:
+    if metric not in HEADLINES:
         return arrow
-    devices = "".join(f"; {device}" for device in runs.devices(context_key(metric)))
-    lows = metrics.get((file, f"{key}_lo"), {})
-    highs = metrics.get((file, f"{key}_hi"), {})
-    if None in [end.get(side) for end in (lows, highs) for side in ("old", "new")]:
-        # Without an interval, nothing tells a change from what another device does.
-        return f"{arrow} no interval{devices}" if devices else f"{arrow} {verdict}, no interval"
-    if max(lows["old"], lows["new"]) <= min(highs["old"], highs["new"]):
-        return f"{arrow} within the intervals{devices}"
-    return f"{arrow} **{verdict}**{devices}"
+    verdict = judge(metric, old, new, metrics)
+    return "; ".join([f"{arrow} {verdict}", *runs.devices(context_key(metric))])
 
 
-def table(commit: str, rows: list[tuple[str, dict, str]]) -> list[str]:
-    """The lines of a Markdown table of (name, {old, new}, verdict)."""
+def judge(metric: Metric, old: float, new: float, metrics: Changes) -> str:
+    """Say whether the change of a headline metric is larger than its uncertainty."""
+    intervals = [read_interval(metric, side, metrics) for side in ("old", "new")]
+    # An interval of no width says that no spread was seen, not that there is none.
+    ends = [interval for interval in intervals if interval and interval[0] < interval[1]]
+    if len(ends) < 2:
+        return "no 95 % CI"
+    if max(low for low, _ in ends) <= min(high for _, high in ends):
+        return "the 95 % CIs overlap"
+    is_better = (new < old) == (HEADLINES[metric] == "lower")
+    return "**better**" if is_better else "**worse**"
+
+
+def table(commit: str, rows: list[tuple[str, dict, str]], title: str = "") -> list[str]:
+    """The lines of a Markdown table of (name, {old, new}, verdict). title: of the first column."""
     if not rows:
         return ["No change."]
-    lines = [f"| | `{commit[:7]}` | here | |", "|---|---:|---:|---|"]
+    lines = [f"| {title} | `{commit[:7]}` | here | |", "|---|---:|---:|---|"]
     for name, change, verdict in rows:
         old = format_value(change.get("old"))
         new = format_value(change.get("new"))
