@@ -64,7 +64,7 @@ def evaluate(folder, monkeypatch, tmp_path, capsys):
 
         file = tmp_path / "result.json"
         arguments = [str(word) for word in words]
-        monkeypatch.setattr(sys, "argv", ["evaluate", *arguments, "--json", str(file)])
+        monkeypatch.setattr(sys, "argv", ["evaluate", "--json", str(file), *arguments])
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tool sets its own
         capsys.readouterr()
         evaluate.main()
@@ -101,13 +101,15 @@ def test_the_folders_of_a_run_give_its_metrics_to_the_digit(evaluate):
     of_floor = {key for key in expected if "_floor" in key}
     folders = ("data/imagery/test", "data/samples/tuned")
 
-    result, _ = evaluate(*folders)
+    result, text = evaluate(*folders)
     found = result["scene"]["standard"]
     assert found == {key: value for key, value in expected.items() if key not in of_base | of_floor}
+    assert "real vs. real" not in text
     result, text = evaluate(*folders, "--train", "data/imagery/train")
     found = result["scene"]["standard"]
     assert found == {key: value for key, value in expected.items() if key not in of_base}
     assert re.search(rf"^FID +{found['fid']:.3f} +[0-9.]+ to ", text, re.MULTILINE)
+    assert "real vs. real" in text
     agreement = json.loads(Path("metrics/caption_agreement.json").read_text())
     for key in ("caption_agreement", "caption_agreement_lo", "ceiling"):
         assert result["captions"][key] == agreement[key]
@@ -144,7 +146,7 @@ def test_the_same_images_twice_and_sets_of_two_sizes_are_said(evaluate, tmp_path
     for generated in (real, copy):
         result, text = evaluate(real, generated)
         assert result["scene"]["standard"]["fid"] < 1e-6
-        assert "12 different images" in text
+        assert "12 images are both in" in text
     large = tmp_path / "large"
     large.mkdir()
     for file in real.iterdir():
@@ -169,6 +171,9 @@ def test_what_gives_no_number_is_refused_in_one_line(evaluate, tmp_path):
     line = refusal(evaluate, real, real, "--features", "dinov2")
     assert "dinov2/model.safetensors is missing" in line and "fetch_model" in line
     assert "at least 16" in refusal(evaluate, real, real, "--resolution", 8)
+    for file in (tmp_path, tmp_path / "nowhere/result.json"):  # before the work
+        line = refusal(evaluate, real, real, "--json", file)
+        assert f"--json {file}: can't be written" in line
 
 
 def test_captions_give_the_scenes_or_the_clip_score(evaluate, tmp_path):
@@ -197,8 +202,15 @@ def test_captions_give_the_scenes_or_the_clip_score(evaluate, tmp_path):
     write_lines(text=["one", "two"])
     assert "2 captions" in refusal(evaluate, real, generated, *clip)
     write_lines(file_name="other.png")
+    assert "line 2" in refusal(evaluate, real, generated, *clip)  # other captions of one image
+    captions.write_text('{"file_name": "other.png", "text": "a lake"}\n')
     line = refusal(evaluate, real, generated, *clip)
-    assert "no line for 12 of 12" in line and "other" in line
+    assert "no line for 12 of 12" in line and "other.png" in line
+    captions.write_text('{"text": "a lake"}\n')
+    assert "line 1" in refusal(evaluate, real, generated, *clip)
+    (tmp_path / "captions.txt").write_text("a lake\n")
+    line = refusal(evaluate, real, real, "--captions", tmp_path / "captions.txt")
+    assert "not a .jsonl or .csv file" in line
     line = refusal(evaluate, real, real, "--features", "dinov2", "--captions", captions)
     assert "no use" in line
 

@@ -18,6 +18,7 @@ by a scene column, a class folder, a name such as airport_1.png, or --captions.
 import argparse
 import hashlib
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -27,12 +28,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from scipy.special import stdtrit
 
 from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
 from stages.common.sources import file_hashes
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.caption_agreement import clip_similarity, share_with_interval
+from stages.evaluation.caption_agreement import (
+    clip_score_with_interval,
+    judge_scenes,
+    share_with_interval,
+)
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.protocols import MIN_IMAGES, fid_curves, standard_protocol
 from stages.features import extract
@@ -63,6 +67,7 @@ TITLES = {
     "coverage": "coverage",
     "sinkhorn": "Sinkhorn divergence",
     "caption_agreement": "caption agreement",
+    "ceiling": "caption agreement of the real images",
     "clip_score": "CLIP score",
 }
 
@@ -103,12 +108,12 @@ def main() -> None:
     captions: dict[str, float] = {}
     if options.features == "scene":
         scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]
-        captions = measure_agreement("caption_agreement", outputs["tuned"], shown, scenes)
-        captions |= measure_agreement("ceiling", outputs["test"], sets["test"].scenes, scenes)
+        wanted = {"tuned": shown, "test": sets["test"].scenes}
+        captions = measure_agreement(outputs, wanted, scenes)
     elif shown:
         folder = weights_folder("clip", options.weights)
         embeddings = caption_embeddings(network, shown, params.features.batch_size, folder)
-        captions = measure_clip_score(features["tuned"], embeddings.numpy())
+        captions = clip_score_with_interval(features["tuned"], embeddings.numpy())
 
     print_results(metrics, captions, sets, options.features, notes)
     if options.json:
@@ -172,14 +177,24 @@ def check_options(options: argparse.Namespace) -> None:
     for file in files:
         if not file.exists():
             exit_with_error(f"evaluate: {file}: no such file or folder")
+    if options.captions is not None and options.captions.suffix not in (".jsonl", ".csv"):
+        exit_with_error(f"evaluate: --captions {options.captions}: not a .jsonl or .csv file")
+    # Before the work, which can take hours.
+    if options.json is not None and not is_writable(options.json):
+        exit_with_error(f"evaluate: --json {options.json}: can't be written")
     if options.resolution is not None and options.resolution < MIN_SIDE:
         exit_with_error(f"evaluate: --resolution {options.resolution}: at least {MIN_SIDE} px")
     folder = weights_folder("scene", options.weights)
     if options.features == "scene" and not (folder / "config.json").is_file():
         exit_with_error(
-            f"evaluate: {folder}: no scene classifier in it: `make` trains one, --weights names "
+            f"evaluate: {folder}: no scene classifier in it: `make` writes one, --weights names "
             "another run's models/scene, --features other networks"
         )
+
+
+def is_writable(file: Path) -> bool:
+    """Whether a file may be written there: its folder exists, and it is no folder itself."""
+    return os.access(file.parent, os.W_OK) and not file.is_dir()
 
 
 # Reading the images -----------------------------------------------------------------------------
@@ -277,7 +292,7 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
             continue
         shared = len(set(real.hashes) & set(images.hashes))
         if shared:
-            notes.append(f"{shared} different images of {real.path} are also in {images.path}")
+            notes.append(f"{shared} images are both in {real.path} and in {images.path}")
         if images.sides[0] != real.sides[0]:
             notes.append(
                 f"{real.path} has {real.sides[0]} px, {images.path} {images.sides[0]} px: FID "
@@ -293,17 +308,22 @@ def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
     is empty where they have no caption.
 
     Raises:
-        SystemExit: --captions lacks an image, or has several captions for one.
+        SystemExit: --captions lacks an image, or has several lines or captions for one.
     """
     if options.captions is None:
         return generated.scenes if options.features == "scene" else []
-    rows = {}
-    for _, row in read_metadata(options.captions):
-        if isinstance(row.get("file_name"), str):
-            rows[without_suffix(row["file_name"])] = row
+    rows: dict[str, dict] = {}
+    for line, row in read_metadata(options.captions):
+        if not isinstance(row.get("file_name"), str):
+            exit_with_error(f"evaluate: {options.captions}: line {line} has no file_name")
+        if rows.setdefault(without_suffix(row["file_name"]), row) != row:
+            exit_with_error(
+                f"evaluate: {options.captions}: line {line} is not the first for "
+                f"{row['file_name']}: give one line for each image"
+            )
     missing = [name for name in generated.names if without_suffix(name) not in rows]
     if missing:
-        first = next(iter(rows), "none")
+        first = next((row["file_name"] for row in rows.values()), "none")
         exit_with_error(
             f"evaluate: {options.captions}: no line for {len(missing)} of {len(generated.names)} "
             f"images of {generated.path} ({missing[0]} ...); its first file_name is {first}"
@@ -316,7 +336,8 @@ def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
 
 def without_suffix(name: str) -> str:
     """A file name without its suffix: a list made for `a.jpg` serves a generated `a.png`."""
-    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
+    path = PurePosixPath(name)
+    return str(path.parent / path.stem)
 
 
 def scene_of_row(name: str, row: dict) -> str:
@@ -367,36 +388,21 @@ def extract_outputs(
 
 
 def measure_agreement(
-    key: str, outputs: dict[str, np.ndarray], shown: list[str], scenes: list[str]
+    outputs: dict[str, dict[str, np.ndarray]], wanted: dict[str, list[str]], scenes: list[str]
 ) -> dict[str, float]:
-    """Share of images in which the scene classifier sees what they should show.
+    """Share of images in which the scene classifier sees the wanted scene, and of real ones.
 
-    Images of scenes that it doesn't know are left out; {} where it knows none.
+    Images of scenes that it doesn't know are left out; {} where it knows none of the generated.
     """
-    known = np.isin(shown, scenes)
-    if not known.any():
-        return {}
-    predicted = np.array(scenes)[outputs["logits"].argmax(1)]
-    correct = predicted[known] == np.array(shown)[known]
-    counts = {f"{key}_n": int(known.sum()), f"{key}_n_unknown_scene": int((~known).sum())}
-    return share_with_interval(key, correct) | counts
-
-
-def measure_clip_score(images: np.ndarray, captions: np.ndarray) -> dict[str, float]:
-    """Mean CLIP score of embeddings [N, D] of images and of their captions.
-
-    With Student's 95 % interval, unless all images score the same, which says nothing of the
-    spread.
-    """
-    scores = clip_similarity(images, captions)
-    n = len(scores)
-    mean = float(scores.mean())
-    if np.ptp(scores) < 1e-6:
-        return {"clip_score": mean}
-    margin = float(stdtrit(n - 1, 0.975) * scores.std(ddof=1) / np.sqrt(n))
-    low = max(mean - margin, 0.0)
-    high = min(mean + margin, 100.0)
-    return {"clip_score": mean, "clip_score_lo": low, "clip_score_hi": high}
+    metrics: dict[str, float] = {}
+    for key, name in (("caption_agreement", "tuned"), ("ceiling", "test")):
+        correct, _ = judge_scenes(outputs[name]["logits"], wanted[name], scenes)
+        if not len(correct):
+            break
+        metrics |= share_with_interval(key, correct)
+        metrics |= {f"{key}_n": len(correct)}
+        metrics |= {f"{key}_n_unknown_scene": len(wanted[name]) - len(correct)}
+    return metrics
 
 
 def describe(
@@ -433,15 +439,12 @@ def print_results(
 ) -> None:
     """Print the table of metrics, and what to know about them."""
     print(f"{extractor} features; n = {metrics['n']} generated, {metrics['n_real']} real images")
-    rows = [["metric", "generated", "95 % CI", "real vs. real", "95 % PI"]]
+    rows = [["metric", "value", "95 % CI", "real vs. real", "95 % PI"]]
+    values = metrics | captions
     for name, title in TITLES.items():
-        if name in metrics:
-            rows.append(
-                [title, *value_cells(metrics, name), *value_cells(metrics, f"{name}_floor")]
-            )
-        elif name in captions:
-            rows.append([title, *value_cells(captions, name), *value_cells(captions, "ceiling")])
-    if "train" not in sets and "ceiling" not in captions:
+        if name in values:
+            rows.append([title, *value_cells(values, name), *value_cells(values, f"{name}_floor")])
+    if "train" not in sets:
         rows = [row[:3] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
