@@ -447,8 +447,8 @@ def finished_plots(names: list[str]) -> dict[str, str]:
             "step,train_loss,validation_loss\n0,0.6,0.5\n100,0.3,0.29\n200,0.25,0.24\n"
         ),
         "llm_loss": "step,loss\n10,4.4\n20,3.9\n30,3.6\n",
-        "caption_agreement_by_scene": "scene,tuned,base,real\n"
-        + "".join(f"{scene},0.8,0.3,1.0\n" for scene in SCENES),
+        "caption_agreement_by_scene": "scene,tuned,tuned_lo,tuned_hi,base,real\n"
+        + "".join(f"{scene},0.8,0.6,0.9,0.3,1.0\n" for scene in SCENES),
         "nearest_training": "generated,training,distance,real_percentile\n"
         + "".join(f"{name},{name},0.{i + 1},0.{i}\n" for i, name in enumerate(names[:6])),
         "confusion_lulc": "actual,predicted\n"
@@ -460,6 +460,6 @@ def finished_plots(names: list[str]) -> dict[str, str]:
             "24,0.0417,2.1,19,0.5,2.1,19,0.5\n12,0.0833,3.3,20,1.1,3.3,20,1.1\n"
             ",0.0,,,,0.9,18,-0.1\n"
         ),
-        "accuracy_by_class_lulc": "class,accuracy,n\n"
-        + "".join(f"{label},0.7,9\n" for label in LULC_CLASSES),
+        "accuracy_by_class_lulc": "class,accuracy,accuracy_lo,accuracy_hi,n\n"
+        + "".join(f"{label},0.7,0.5,0.8,9\n" for label in LULC_CLASSES),
     }

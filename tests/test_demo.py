@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import REPOSITORY, write_smoke_params
+from gradio_client import Client
+from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 from tiny_diffusion import make_pipeline
@@ -218,6 +220,50 @@ def test_bad_input_is_reported_and_generates_nothing(page, models):
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_page.MAX_SEED))
     assert not models.denoising_steps
+
+
+# Over HTTP, without a browser.
+
+
+def draw(client: Client, prompt: str) -> str:
+    """Ask for an image of three steps; return what stands below it."""
+    _, text = client.predict(prompt, "", 3, 1, "7", 1, api_name="/generate_images")
+    return text
+
+
+def test_what_the_model_does_not_read_of_a_prompt_is_said(address):
+    client = Client(address, verbose=False)
+    assert draw(client, "a lake") == "First seed: 7"
+    # The test's tokenizer has a token for each letter of English, and no others.
+    text = draw(client, "a lake " * 15 + "with <b>snow</b>")
+    assert "75 tokens" in text and text.endswith("with &lt;b&gt;snow&lt;/b&gt;")
+    text = draw(client, "a lake \N{DESERT ISLAND} \u5317\u4eac")
+    assert text.endswith("\N{DESERT ISLAND}\u5317\u4eac") and "tokens" not in text
+    with pytest.raises(AppError, match="nothing of the prompt: \u5317\u4eac"):
+        draw(client, "\u5317\u4eac \N{DESERT ISLAND}")
+
+
+def test_images_that_are_nan_are_an_error_and_the_server_lives_on(address, models):
+    client = Client(address, verbose=False)
+    weights = models.sampler.vae.decoder.conv_out.weight.data
+    kept = weights.clone()
+    weights.fill_(float("nan"))
+    try:
+        for _ in range(2):
+            with pytest.raises(AppError, match="NaN or inf"):
+                draw(client, "a lake")
+    finally:
+        weights.copy_(kept)
+    assert draw(Client(address, verbose=False), "a lake") == "First seed: 7"
+
+
+def test_prompts_begin_again_when_all_were_given(address):
+    """For every visitor: the papers give one prompt for this class."""
+    for _ in range(2):
+        client = Client(address, verbose=False)
+        for _ in range(2):
+            prompt, _ = client.predict("Cultivated Vegetation", api_name="/write_prompt")
+            assert "orchard" in prompt
 
 
 # Before anything has run.

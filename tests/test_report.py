@@ -95,7 +95,7 @@ def test_table_has_every_line_of_the_papers_tables(made):
     cells = table_row(text, "Test Overall Accuracy, real tiles")
     assert cells[1:3] == ["0.700", "0.650 to 0.750"]
     assert re.findall(r"\d+\.\d+", cells[3]) == ["0.143", "0.250", "0.930"]
-    # Chance, the majority class, the ceiling.
+    # Chance, the majority class, the classifier trained on real tiles.
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         columns = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1, table
@@ -274,6 +274,11 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
             lambda: rewrite_json("metrics/ceiling_lulc.json", seeds=5),
             {"ceiling_lulc"},
             "seeds 5, was 3",
+        ),
+        (
+            lambda: Path("models/scene/model.safetensors").write_bytes(b"another judge"),
+            {"caption_agreement", "caption_agreement.class_agreement"},
+            "other weights of the feature extractor",
         ),
         # What is compared may differ: the model and how many images the classifier learned from.
         (lambda: rewrite_json("metrics/classify_lulc.json", n_train=9), set(), ""),
@@ -494,6 +499,7 @@ def test_a_refused_fid_is_in_the_table_and_a_missing_input_is_an_error(made, tmp
 
 def test_chart_text_is_text_and_colors_are_the_pages():
     arguments = ("a chart", ["<i>", "$x_1$"], {"one": [0.5, 1.0], "two": [0.0, 0.25]}, "share")
+    arguments += ([(0.4, 0.6), (0.8, 1.0)],)
     svg = charts.bar_chart(*arguments)
     assert "&lt;i&gt;" in svg
     assert "$x_1$" in svg

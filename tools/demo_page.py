@@ -15,6 +15,7 @@ from PIL import Image
 from stages import fetch_model, train_base
 from stages.common.artifacts import read_json
 from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.models import context_length
 from stages.diffusion.sampler import Sampler
 from stages.params import LULC_CLASSES, Params, Writer
 from stages.runtime.errors import exit_with_error
@@ -94,10 +95,13 @@ class DemoModels:
         """Return (images with their seeds, the first seed) for the page.
 
         Raises:
-            gr.Error: there is no prompt, the seed is no whole number, or the images are NaN or inf.
+            gr.Error: there is no prompt, or none that the model can read, the seed is no whole
+                number, or the images are NaN or inf.
         """
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
+        notes = self.describe_reading(prompt, "prompt")
+        notes += self.describe_reading(negative_prompt, "negative prompt")
         first_seed = parse_seed(seed)
         seeds = [(first_seed + i) % (MAX_SEED + 1) for i in range(count)]
         # A canceled request holds the lock until its last step ends.
@@ -120,7 +124,33 @@ class DemoModels:
             (Image.fromarray(image), f"seed {image_seed}")
             for image, image_seed in zip(images, seeds)
         ]
-        return gallery, f"First seed: {first_seed}"
+        return gallery, "\n\n".join([f"First seed: {first_seed}", *notes])
+
+    def describe_reading(self, text: str, name: str) -> list[str]:
+        """Say what the model doesn't read of a prompt: characters it has no token for, and the end.
+
+        Raises:
+            gr.Error: it has no token for any of the text.
+        """
+        tokenizer = self.sampler.tokenizer
+        tokens = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        spans = tokens["offset_mapping"]  # of each token, in characters
+        # Two positions are for the start and end tokens.
+        limit = context_length(tokenizer, self.sampler.text_encoder) - 2
+        pairs = zip(tokens["input_ids"], spans)
+        unknown = dict.fromkeys(span for token, span in pairs if token == tokenizer.unk_token_id)
+        characters = "".join(text[start:end] for start, end in unknown)
+        if spans and len(unknown) == len(set(spans)):
+            raise gr.Error(f"The model can read nothing of the {name}: {shorten(characters)}")
+        notes = []
+        if characters:
+            notes.append(f"Not in the model's vocabulary, of the {name}: {shorten(characters)}")
+        if len(spans) > limit:
+            rest = shorten(text[spans[limit][0] :])
+            notes.append(f"The model reads {limit} tokens of the {name}. It didn't read: {rest}")
+        return notes
 
     def set_sampling(self, steps: int, guidance: float, count: int) -> None:
         """Set the sampler to a request's steps, guidance scale and number of images."""
@@ -140,7 +170,7 @@ class DemoModels:
             self.stop.set()
 
     def write_prompt(self, label: str) -> tuple[str, str]:
-        """Return a further prompt for a class, and the passages that it rests on as HTML.
+        """Return the next prompt for a class, and the passages that it rests on as HTML.
 
         Raises:
             gr.Error: the writer cannot be used, or none of its candidates passes the checks.
@@ -149,11 +179,15 @@ class DemoModels:
             try:
                 attempts = self.params.prompt.attempts
                 kept, rejections = self.collector.collect(label, 1, attempts)
+                if not kept and self.collector.kept:
+                    # All that the papers give were shown, to one visitor or another: begin again.
+                    self.collector.kept.clear()
+                    kept, rejections = self.collector.collect(label, 1, attempts)
             except SystemExit as error:  # from `exit_with_error`
                 raise gr.Error(str(error)) from None
         if not kept:
             reasons = describe_rejections(rejections)
-            raise gr.Error(f"No further prompt for {label} passes the checks ({reasons}).")
+            raise gr.Error(f"No prompt for {label} passes the checks ({reasons}).")
         return kept[0].prompt, format_passages(kept[0].passages)
 
 
@@ -213,6 +247,12 @@ def parse_seed(text: str) -> int:
             f"The seed is a whole number from 0 to {MAX_SEED}, or nothing for a random one."
         )
     return int(text)
+
+
+def shorten(text: str) -> str:
+    """The start of a visitor's text, on one line, escaped: it is never markup."""
+    line = " ".join(text.split())
+    return html.escape(line if len(line) <= 300 else f"{line[:300]} ...")
 
 
 def format_passages(passages: list[Passage]) -> str:

@@ -88,13 +88,30 @@ def fitted_line_chart(
 
 
 @matplotlib.rc_context(STYLE)
-def bar_chart(name: str, groups: list[str], series: dict[str, list[float]], x_label: str) -> str:
-    """Draw bars from 0 to 1, the first group on top. series: label -> a value per group."""
+def bar_chart(
+    name: str,
+    groups: list[str],
+    series: dict[str, list[float]],
+    x_label: str,
+    intervals: list[tuple[float, float]],
+) -> str:
+    """Draw bars from 0 to 1, the first group on top.
+
+    Args:
+        name: title of the chart, unique on the page.
+        groups: names.
+        series: label -> a value per group.
+        x_label: what the values are.
+        intervals: 95 % CI of the first series' values, drawn as error bars.
+    """
     figure, axes = new_figure(WIDTH, 0.9 + 0.32 * max(len(groups), 1))
     height = 0.8 / len(series)
     for number, ((label, values), color) in enumerate(zip(series.items(), SERIES)):
         positions = [group + number * height for group in range(len(groups))]
         axes.barh(positions, values, height * 0.9, color=color, label=label)
+    lows = [low for low, _ in intervals]
+    highs = [high for _, high in intervals]
+    axes.hlines(range(len(groups)), lows, highs, color=TEXT, linewidth=1.2)
     axes.set_yticks([group + 0.4 - height / 2 for group in range(len(groups))], groups)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

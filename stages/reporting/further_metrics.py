@@ -1,7 +1,7 @@
 """Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
 
 from stages.reporting.context import RunContext
-from stages.reporting.rows import Row, Table, make_row
+from stages.reporting.rows import Row, Table, make_row, order_extractors
 
 DISTRIBUTION_METRICS = {
     "kid_x1000": "KID x 1000",
@@ -24,7 +24,8 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
     ]
     near_duplicates = context.near_duplicates
     note = (
-        "Ceiling: the same metric of real tiles. Real vs. real and base model: as above. "
+        "Real tiles: the same metric of held-out real tiles. Trained on real tiles: the same "
+        "network, trained on as many real tiles. Real vs. real and base model: as above. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
         "tiles are; a generator that copies nothing scores the expected share on average. "
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"
@@ -42,7 +43,7 @@ def agreement_rows(agreement: dict) -> list[Row]:
             "caption_agreement.caption_agreement",
             "Caption agreement: generated images classified as the scene of their caption",
             agreement,
-            references={"ceiling": agreement["ceiling"]},
+            references={"real tiles": agreement["ceiling"]},
         )
     ]
     if "class_agreement" in agreement:
@@ -72,8 +73,8 @@ def agreement_rows(agreement: dict) -> list[Row]:
 def distribution_rows(fid: dict) -> list[Row]:
     """KID, CMMD, precision, recall, density, coverage. fid: metrics/fid.json."""
     rows = []
-    for extractor, protocols in sorted(fid.items()):
-        values = protocols.get("standard", {})
+    for extractor in order_extractors(fid):
+        values = fid[extractor].get("standard", {})
         for name, title in DISTRIBUTION_METRICS.items():
             if name in values:
                 rows.append(
@@ -89,7 +90,7 @@ def distribution_rows(fid: dict) -> list[Row]:
 def near_copy_rows(images: dict) -> list[Row]:
     """Share of near-copies of training images, by feature space. images: metrics/images.json."""
     rows = []
-    for space in sorted(set(images) - {"compression_artifacts"}):
+    for space in order_extractors(set(images) - {"compression_artifacts"}):
         described = f"{space} features"
         if space == "pixels":
             described = "pixels under all flips and rotations"
@@ -121,7 +122,7 @@ def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> lis
     references = {
         "chance": scenes["chance"],
         "majority class": scenes["majority"],
-        "ceiling": ceiling["overall_accuracy"],
+        "trained on real tiles": ceiling["overall_accuracy"],
     }
     rows = [
         make_row(
@@ -137,7 +138,7 @@ def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> lis
         rows.append(
             make_row(
                 "classify_scenes.real_test.share_of_ceiling",
-                "Classification accuracy score / ceiling",
+                "Classification accuracy score / that of the classifier trained on real tiles",
                 values,
             )
         )

@@ -98,19 +98,24 @@ def numbers(rows: list[dict], column: str) -> list[float]:
     return [float(row[column]) for row in rows]
 
 
+def intervals(rows: list[dict], column: str) -> list[tuple[float, float]]:
+    return list(zip(numbers(rows, f"{column}_lo"), numbers(rows, f"{column}_hi")))
+
+
 def agreement_chart(rows: list[dict]) -> dict:
     title = "Caption agreement by scene"
     series = {
         "tuned": numbers(rows, "tuned"),
         "base": numbers(rows, "base"),
-        "real (ceiling)": numbers(rows, "real"),
+        "real tiles": numbers(rows, "real"),
     }
     scenes = [row["scene"] for row in rows]
+    svg = charts.bar_chart(title, scenes, series, "share recognized", intervals(rows, "tuned"))
     return {
         "title": title,
         "text": "Share of images that a classifier of real tiles recognizes as the scene of "
-        "their caption.",
-        "svg": Markup(charts.bar_chart(title, scenes, series, "share recognized")),
+        "their caption. Lines: 95 % CI of the tuned model's.",
+        "svg": Markup(svg),
     }
 
 
@@ -160,10 +165,12 @@ def accuracy_chart(rows: list[dict]) -> dict:
     title = "Land cover: accuracy by class"
     series = {"accuracy": numbers(rows, "accuracy")}
     classes = [row["class"] for row in rows]
+    svg = charts.bar_chart(title, classes, series, "accuracy", intervals(rows, "accuracy"))
     return {
         "title": title,
-        "text": "Accuracy on real tiles of the classifier trained on generated images.",
-        "svg": Markup(charts.bar_chart(title, classes, series, "accuracy")),
+        "text": "Accuracy on real tiles of the classifier trained on generated images. Lines: "
+        "95 % CI.",
+        "svg": Markup(svg),
     }
 
 

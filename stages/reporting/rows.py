@@ -1,5 +1,6 @@
 """Tables that set this run's numbers beside the paper's, and their text for people."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 NUMERIC = ("ours", "95 % CI", "paper")  # column titles, aligned right
@@ -16,7 +17,7 @@ class Row:
     paper: str = ""  # as the paper prints it
     interval: tuple[float, float] | None = None  # 95 %
     # What the number is judged by: its spread where it has no interval, real vs. real, the base
-    # model, chance, a ceiling.
+    # model, chance, real tiles.
     references: dict[str, float | tuple[float, float]] = field(default_factory=dict)
 
 
@@ -67,6 +68,12 @@ def make_row(
             if value is not None
         },
     )
+
+
+def order_extractors(names: Iterable[str]) -> list[str]:
+    """The feature extractors: the paper's first, then the run's scene classifier."""
+    first = ("inception2048", "scene")
+    return sorted(names, key=lambda name: (first.index(name) if name in first else 2, name))
 
 
 def read_interval(values: dict, name: str) -> tuple[float, float] | None:

@@ -4,7 +4,7 @@ from math import log
 
 from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table
-from stages.reporting.rows import Row, Table, format_number, make_row
+from stages.reporting.rows import Row, Table, format_number, make_row, order_extractors
 
 # The paper's values as it prints them: Tables 1 to 3 and the text of section 5.
 TABLE_1 = {
@@ -36,6 +36,14 @@ SCORES = {
     "f1": "Test F1 Score",
     "jaccard": "Test Jaccard Index",
     "overall_accuracy": "Test Overall Accuracy",
+}
+# How each feature extractor resizes the images.
+RESIZES = {
+    "inception2048": "bilinear to 299 px",
+    "scene": "bicubic to the size that the classifier was trained at",
+    "efficientnet": "bicubic to 128 px",
+    "dinov2": "bicubic to the size in its preprocessor_config.json",
+    "clip": "bicubic to the size in its preprocessor_config.json",
 }
 # Whether numbers of a run on the embedded imagery compare with the paper's.
 SMALL_MODELS = "no: small models, rendered scenes"
@@ -72,7 +80,7 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         "Tested on held-out generated images, as in the paper, and on held-out real tiles. "
         "TorchGeo's F1 is micro-averaged and therefore equals the overall accuracy, in the paper "
         "too; the paper's 49.48 % is the average accuracy. "
-        "Ceiling: the same network trained on as many real tiles. "
+        "Trained on real tiles: the same network, trained on as many real tiles. "
         "Majority class: the score of naming the most frequent class of the real tiles always. "
         "The intervals cover the size of the test set and the spread over "
         f"{scores.get('seeds', 1)} training run(s)."
@@ -107,7 +115,7 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
         paper = ""
         comparable = "no: the paper tested on generated images only"
         if name in ceiling:
-            references["ceiling"] = ceiling[name]
+            references["trained on real tiles"] = ceiling[name]
     else:
         images = "generated images"
         paper = TABLE_1[name]
@@ -158,8 +166,7 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
         context: what identifies the run.
     """
     rows = []
-    # The paper's extractor first.
-    for extractor in sorted(fid, key=lambda name: (name != "inception2048", name)):
+    for extractor in order_extractors(fid):
         for protocol, values in sorted(fid[extractor].items()):
             rows += distance_rows(extractor, protocol, values, context)
     rows.append(diffusion_loss_row(diffusion, context))
@@ -168,9 +175,15 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
         "Real vs. real: held-out real tiles against as many real training tiles; "
         "95 % PI: prediction interval, where 95 % of other samples of real tiles put that value. "
         "Base model: before fine-tuning. "
-        "The FID of a few hundred images depends on their number as much as on the model."
+        "The FID of a few hundred images depends on their number as much as on the model. "
+        f"Images are resized, antialiased, before the features: {describe_resizes(fid)}."
     )
     return Table("Table 3: metrics of the generated images", rows, note + padding_note(fid))
+
+
+def describe_resizes(fid: dict) -> str:
+    """Such as "scene: bicubic to ...; efficientnet: bicubic to 128 px"."""
+    return "; ".join(f"{name}: {RESIZES[name]}" for name in order_extractors(fid))
 
 
 def distance_rows(extractor: str, protocol: str, values: dict, context: RunContext) -> list[Row]:
@@ -240,7 +253,8 @@ def fid_comparable(extractor: str, protocol: str, values: dict, context: RunCont
 def padding_note(fid: dict) -> str:
     """State by how much the black padding of the released script moves the FID."""
     sentences = []
-    for extractor, protocols in sorted(fid.items()):
+    for extractor in order_extractors(fid):
+        protocols = fid[extractor]
         plain = protocols.get("paper", {})
         padded = protocols.get("paper_padded", {})
         if "fid" in plain and "fid" in padded:
