@@ -5,6 +5,7 @@ import importlib
 import os
 import re
 import resource
+import signal
 from pathlib import Path
 
 import audit
@@ -292,6 +293,14 @@ def test_only_file_errors_are_one_line(project):
     assert done.returncode == 1 and "Traceback" in done.stderr and "TypeError" in done.stderr
     (project / "no_file.py").write_text(starts + 'open("nowhere.txt")\n')
     assert "nowhere.txt" in error_line(run_module(project, "no_file"))
+
+
+def test_ctrl_c_is_one_line(project):
+    starts = "from stages.runtime.process import start_process\nstart_process()\n"
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    (project / "interrupted.py").write_text(starts + kill)
+    done = run_module(project, "interrupted")
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
 
 
 def test_a_resume_cache_that_cannot_be_written_names_the_variable(project):

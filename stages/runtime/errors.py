@@ -25,10 +25,14 @@ def exit_with_error(message: str) -> NoReturn:
 def excepthook(
     error_type: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print one line for a file that cannot be read or written, or a command that is not installed.
+    """Print one line for a file that cannot be read or written, a command that is not installed,
+    and Ctrl-C.
 
     Any other error gets its traceback. `start_process` installs it as `sys.excepthook`.
     """
+    if issubclass(error_type, KeyboardInterrupt):  # Python itself ends with the signal
+        print("interrupted", file=sys.stderr)
+        return None
     library = error_type.__module__.partition(".")[0]
     missing_file = isinstance(error, FileNotFoundError)
     damage = explain_damage() if _is_of_content(error) else None
