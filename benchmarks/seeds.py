@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("seeds", type=int, nargs="*", default=[1, 2])
     seeds = parser.parse_args().seeds
     start_process()
-    columns = {"committed": read_metrics("HEAD")}
+    columns = {"seed 0": read_metrics("HEAD")}
     for seed in seeds:
         columns[f"seed {seed}"] = read_metrics(run_seed(seed))
     print(f"| metric | {' | '.join(columns)} | range |")

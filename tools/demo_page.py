@@ -3,6 +3,7 @@
 import html
 import secrets
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 from stages.text.checks import ClipTokenCounter
 from stages.text.embedder import is_neural
-from stages.text.prompt_writing import PromptCollector, describe_rejections
+from stages.text.prompt_writing import ImagePrompt, PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
 from stages.text.writers import ADAPTER, INSTRUCTED, LANGUAGE, make_writer
 
@@ -177,18 +178,25 @@ class DemoModels:
         """
         with self.lock:
             try:
-                attempts = self.params.prompt.attempts
-                kept, rejections = self.collector.collect(label, 1, attempts)
-                if not kept and self.collector.kept:
-                    # All that the papers give were shown, to one visitor or another: begin again.
-                    self.collector.kept.clear()
-                    kept, rejections = self.collector.collect(label, 1, attempts)
+                kept, rejections = self.collect_prompt(label)
             except SystemExit as error:  # from `exit_with_error`
                 raise gr.Error(str(error)) from None
         if not kept:
             reasons = describe_rejections(rejections)
             raise gr.Error(f"No prompt for {label} passes the checks ({reasons}).")
         return kept[0].prompt, format_passages(kept[0].passages)
+
+    def collect_prompt(self, label: str) -> tuple[list[ImagePrompt], Counter[str]]:
+        """Return the next prompt for a class, in a list that may be empty, and rejections.
+
+        Where all that the papers give were shown, to one visitor or another, they begin again.
+        """
+        attempts = self.params.prompt.attempts
+        kept, rejections = self.collector.collect(label, 1, attempts)
+        if not kept and self.collector.kept:
+            self.collector.kept.clear()
+            kept, rejections = self.collector.collect(label, 1, attempts)
+        return kept, rejections
 
 
 def choose_model(params: Params) -> Path:
