@@ -264,7 +264,7 @@ def tile_features() -> dict[str, np.ndarray]:
     file = cache_root() / f"coverage/{hash_file(SCENE / 'model.safetensors')}.npz"
     if not file.exists():
         file.parent.mkdir(exist_ok=True)
-        np.savez(file, **compute_tile_features())
+        np.savez(file, allow_pickle=False, **compute_tile_features())
     with np.load(file) as arrays:
         return dict(arrays)
 

@@ -103,7 +103,7 @@ def test_features_are_the_same_from_two_processes(sampled, tmp_path):
     workspace = shutil.copytree(sampled, tmp_path / "work")
     write_params(
         workspace,
-        features={"batch_size": 3},
+        features={"batch_size": 3, "extractors": ["scene"]},
         train_scene={
             "source": "scratch",
             "model": "test_byobnet",
