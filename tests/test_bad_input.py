@@ -297,7 +297,9 @@ def test_only_file_errors_are_one_line(project):
 
 def test_ctrl_c_is_one_line(project):
     starts = "from stages.runtime.process import start_process\nstart_process()\n"
-    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+    # A shell starts what runs in the background with Ctrl-C ignored.
+    kill = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    kill += "signal.raise_signal(signal.SIGINT)\n"
     (project / "interrupted.py").write_text(starts + kill)
     done = run_module(project, "interrupted")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")

@@ -204,6 +204,7 @@ def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
         assert standard[name] < standard[f"{name}_base"]
     # Of fewer images than dimensions, FID infinity has an unknown bias.
     assert standard["infinity_singular"] == 1 and "fid_infinity_lo" not in standard
+    assert "fid_infinity_floor_lo" not in standard
     assert paper["n"] == 20
     assert paper["fid"] > standard["fid"]  # of fewer images
     assert paper["fid_std"] > 0

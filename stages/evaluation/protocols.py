@@ -190,7 +190,7 @@ def standard_protocol(
         infinity compare singular covariances, of fewer images than dimensions; and of each metric
         its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor` and a 95 % prediction
         interval `_floor_lo`, `_floor_hi` (with `train`), and its `_base` (with `base`). A singular
-        FID infinity has no confidence interval: its bias isn't known. Of too few images:
+        FID infinity has no intervals: its bias isn't known. Of too few images:
         refused = 1, n, n_needed.
     """
     real = sets["test"]
@@ -216,14 +216,16 @@ def standard_protocol(
     result["singular"] = int(n <= real.shape[1])
     result["infinity_singular"] = int(n // 2 <= real.shape[1])
     for name, value in values["tuned"].items():
+        has_intervals = name != "fid_infinity" or not result["infinity_singular"]
         result[name] = value
-        if name != "fid_infinity" or not result["infinity_singular"]:
+        if has_intervals:
             result[f"{name}_lo"], result[f"{name}_hi"] = interval_of(
                 name, value, variances["tuned"][name], config.subsets, n
             )
         if "floor" in compared:
             floor = values["floor"][name]
             result[f"{name}_floor"] = floor
+        if "floor" in compared and has_intervals:
             result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
                 name, floor, variances["floor"][name], config.subsets, len(compared["floor"])
             )
