@@ -10,6 +10,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from stages.runtime.damage import explain_damage
+from stages.runtime.redaction import redact
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -48,7 +49,9 @@ def excepthook(
     elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):
         message = f"{error}"
     else:
-        return sys.__excepthook__(error_type, error, trace)
+        lines = traceback.format_exception(error_type, error, trace)
+        print(redact("".join(lines)), end="", file=sys.stderr)
+        return
     if missing_file:
         message += "; `dvc repro` makes what other stages write"
     print(_error_line(message + _project_location(trace)), file=sys.stderr)
@@ -80,8 +83,11 @@ def _project_location(trace: TracebackType | None) -> str:
 
 
 def _error_line(message: str) -> str:
-    """`error: <message>` on one line. Closes open progress bars, which share the terminal."""
+    """`error: <message>` on one line, without secrets.
+
+    Closes open progress bars, which share the terminal.
+    """
     # tqdm creates the attribute with the first bar.
     for bar in list(getattr(tqdm, "_instances", ())):
         bar.close()
-    return f"error: {' '.join(message.split())}"
+    return f"error: {redact(' '.join(message.split()))}"

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
+from stages.runtime.redaction import redact
+
 
 def progress_bar(
     items: Iterable | None = None, *, total: int | None = None, desc: str, unit: str = "it"
@@ -31,6 +33,6 @@ def progress_bar(
 
 
 def log(*words: object) -> None:
-    """Write a line to stderr above the progress bar, from the first process only."""
+    """Write a line to stderr above the progress bar, from the first process, without secrets."""
     if int(os.environ.get("RANK", "0")) == 0:
-        tqdm.write(" ".join(str(word) for word in words), file=sys.stderr)
+        tqdm.write(redact(" ".join(str(word) for word in words)), file=sys.stderr)
