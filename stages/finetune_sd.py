@@ -26,6 +26,7 @@ from stages.diffusion.latents import Latents
 from stages.diffusion.trainer import Trainer, check_shapes, create_accelerator
 from stages.diffusion.validation import Evaluator
 from stages.params import FinetuneSD, load
+from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.process import run_stage
 from stages.runtime.progress import progress_bar
@@ -91,7 +92,7 @@ def main() -> None:
 
         # Publish the best checkpoint as a complete pipeline, with its metrics.
         if accelerator.is_main_process:
-            publish(cache, start, config, seed, evaluator.normalization, steps)
+            publish(cache, start, config, seed, evaluator.normalization, state.best_step)
             training_log.write(state, steps, cpu_threads(accelerator.device), cache, LATENTS)
         accelerator.wait_for_everyone()
 
@@ -179,13 +180,18 @@ def learning_rate(step: int, steps: int, config: FinetuneSD) -> float:
 
 
 def publish(
-    cache: Path, start: Path, config: FinetuneSD, seed: int, normalization: dict, steps: int
+    cache: Path, start: Path, config: FinetuneSD, seed: int, normalization: dict, best_step: int
 ) -> None:
     """Write `models/diffusion`: `start` with the best weights, or unchanged after zero steps."""
-    if not steps:
+    if not best_step:
         models.save_finetuned(start, OUT, None, models.VAE_NORMALIZATION)
         return
-    weights, _ = checkpoints.load(cache / "best.safetensors")
+    weights, best = checkpoints.load(cache / "best.safetensors")
+    if best["step"] != best_step:  # resumed before another step, which is not the best this time
+        exit_with_error(
+            f"{cache}: best.safetensors holds step {best['step']}, the best is {best_step}: "
+            "remove this folder and run again"
+        )
     unet = models.merge_trained_weights(start, config.method, seed, weights)
     models.save_finetuned(start, OUT, unet, normalization, config.zero_terminal_snr)
 

@@ -5,6 +5,7 @@ The next run, or one that waited meanwhile, resumes and ends with the same bytes
 
 import errno
 import os
+import random
 import re
 import shutil
 import signal
@@ -61,14 +62,14 @@ def kill_at(step):
 
 def kill_while_writing(step):
     """finetune_sd, killed when a checkpoint is written, but not yet under its name."""
-    fsync = os.fsync
+    sync_to_disk = checkpoints.sync_to_disk
     save_step = checkpoints.save_step
 
     def save_step_and_kill(folder, tensors, state, keep):
         if state.step == step:
-            checkpoints.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            checkpoints.sync_to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         save_step(folder, tensors, state, keep)
-        checkpoints.os.fsync = fsync
+        checkpoints.sync_to_disk = sync_to_disk
 
     checkpoints.save_step = save_step_and_kill
     finetune_sd.main()
@@ -98,6 +99,116 @@ def test_an_incomplete_checkpoint_costs_steps_but_changes_nothing(trained, works
     assert outputs(workspace) == outputs(trained)
 
 
+def write_three(folder, first):
+    """Write three checkpoints, each with its step in its tensors."""
+    for step in range(first, first + 3):
+        tensors = {"weight.w": torch.full((50_000,), float(step))}
+        state = checkpoints.TrainingState(step=step, best_step=step)
+        checkpoints.save_step(folder, tensors, state, keep=2)
+
+
+def kill_while_checkpoints_are_written(folder):
+    """Fifty times, at random moments; what is left can be loaded, and is never older."""
+    moments = random.Random(0)
+    started = time.monotonic()
+    write_three(folder, first=1)
+    seconds = time.monotonic() - started
+    last = 3
+    for _ in range(50):
+        child = os.fork()
+        if child == 0:
+            write_three(folder, last + 1)
+            os._exit(0)
+        time.sleep(moments.uniform(0, seconds))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        tensors, state = checkpoints.load_latest(folder)
+        assert (tensors["weight.w"] == state.step).all() and state.step >= last
+        last = state.step
+
+
+def test_fifty_kills_and_damage_to_any_file_leave_a_checkpoint_to_resume(tmp_path, capfd):
+    code, log = run(tmp_path, kill_while_checkpoints_are_written, tmp_path)
+    assert code == 0 and "damaged" not in log, log
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    for step in (1, 2):
+        tensors = {"weight.w": torch.full((50,), float(step))}
+        state = checkpoints.TrainingState(step=step, best_step=step)
+        checkpoints.save_step(folder, tensors, state, keep=2)
+    last = folder / "step_00000002.safetensors"
+    content = last.read_bytes()
+    # Cut, empty, and with one other byte: in the state, in the header, in the tensors.
+    damaged = [content[: len(content) // 2], b""]
+    for place in (content.index(b"best_step") + 14, content.index(b"F32"), len(content) - 2):
+        damaged.append(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for kept in damaged:
+        last.write_bytes(kept)
+        assert checkpoints.load_latest(folder)[1].step == 1
+        assert last.name in capfd.readouterr().err
+    last.write_bytes(content)
+    assert checkpoints.load_latest(folder)[1].step == 2
+
+
+def save_steps(folder, *steps):
+    """Write the checkpoint of each (step, best step), with the step in its weights."""
+    folder.mkdir(exist_ok=True)
+    for step, best_step in steps:
+        tensors = {"weight.w": torch.full((50,), float(step))}
+        state = checkpoints.TrainingState(step=step, best_step=best_step)
+        checkpoints.save_step(folder, tensors, state, keep=2)
+
+
+def latest_step(folder):
+    """The step to resume from; None for none. The best weights are those of its best step."""
+    checkpoint = checkpoints.load_latest(folder)
+    if checkpoint is None:
+        return None
+    weights, best = checkpoints.load(folder / "best.safetensors")
+    assert best["step"] == weights["w"][0] == checkpoint[1].best_step
+    return checkpoint[1].step
+
+
+def test_checkpoints_that_cannot_be_used_do_not_get_in_the_way(tmp_path, capfd):
+    # The last two are damaged: training starts again, and what it writes is kept.
+    folder = tmp_path / "both"
+    save_steps(folder, (3, 3), (6, 6), (9, 9))
+    for file in folder.glob("step_*"):
+        file.write_bytes(b"")
+    assert latest_step(folder) is None
+    assert f"{folder}: no checkpoint can be used" in capfd.readouterr().err
+    save_steps(folder, (3, 3))
+    assert latest_step(folder) == 3
+    # The best weights are damaged, those of the last step: its checkpoint has them.
+    best = folder / "best.safetensors"
+    best.write_bytes(best.read_bytes()[:-1])
+    assert latest_step(folder) == 3 and best.name in capfd.readouterr().err
+    # Those of the step before: its checkpoint has them.
+    save_steps(folder, (6, 6), (9, 6))
+    best.unlink()
+    assert latest_step(folder) == 6
+    # Those of a step without a checkpoint: a run that starts again must not publish its first best
+    # weights under the name of a later step.
+    save_steps(folder, (9, 6), (12, 6))
+    best.unlink()
+    assert latest_step(folder) is None
+    save_steps(folder, (3, 3))
+    assert latest_step(folder) == 3
+    with pytest.raises(SystemExit, match=f"error: {folder}: best.safetensors holds step 3"):
+        finetune_sd.publish(folder, folder, None, 0, {}, best_step=6)
+
+
+def test_a_damaged_sample_grid_is_left_out_and_named(trained, workspace):
+    assert run(workspace, kill_at, 8)[0] == -signal.SIGKILL
+    (picture,) = (workspace / "scratch/finetune_sd").glob("*/grid/00000003.png")
+    picture.write_bytes(picture.read_bytes()[:-100])
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and picture.name in log
+    grids = "metrics/plots/diffusion_grid"
+    assert set(os.listdir(trained / grids)) - set(os.listdir(workspace / grids)) == {picture.name}
+    assert digest(workspace / "models/diffusion") == digest(trained / "models/diffusion")
+
+
 def test_a_disk_that_fills_up_at_the_end_costs_nothing(trained, workspace):
     (workspace / "metrics/plots").mkdir(parents=True)
     full = workspace / "metrics/plots/diffusion_loss.csv.part"
@@ -119,7 +230,7 @@ def run_out_of_disk():
     """
     learning_rate = finetune_sd.learning_rate
 
-    def fsync(_):
+    def sync_to_disk(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def slow_learning_rate(current_step, *rest):
@@ -129,7 +240,7 @@ def run_out_of_disk():
             Path("step_6_began").touch()
         return learning_rate(current_step, *rest)
 
-    checkpoints.os.fsync = fsync
+    checkpoints.sync_to_disk = sync_to_disk
     finetune_sd.learning_rate = slow_learning_rate
     finetune_sd.main()
 

@@ -1,12 +1,12 @@
 """Checkpoints of training: tensors and state in one safetensors file each, complete or absent.
 
 `step_<step>.safetensors` holds all that resuming needs; `best.safetensors` the weights of the best
-step so far, which are the ones to publish.
+step so far, which are the ones to publish. A checksum in each shows damage to it.
 """
 
 import json
 import math
-import os
+import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
+from stages.runtime.resume_cache import is_first_process
 
 Tensors = dict[str, torch.Tensor]
 
@@ -80,22 +82,30 @@ class CheckpointWriter:
 
 
 def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -> None:
-    """Write the checkpoint of `state.step` and remove all but the last `keep`.
+    """Write the checkpoint of `state.step`, and its weights as the best ones where they are.
 
-    `tensors` are those of `state_dict`. Where this step is the best, its weights are written to
-    `best.safetensors` first: the averaged weights, if there are any.
+    Removed are all but the last `keep`, and those of later steps, which could not be used.
     """
+    path = folder / f"step_{state.step:08d}.safetensors"
+    save(path, tensors, asdict(state))
     if state.best_step == state.step:
-        prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
-        best = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-        save(folder / "best.safetensors", best, {"step": state.step})
-    save(folder / f"step_{state.step:08d}.safetensors", tensors, asdict(state))
+        save_best(folder, tensors, state.step)
+    for other in folder.glob("step_*.safetensors"):
+        if other > path:
+            other.unlink()
     for old in sorted(folder.glob("step_*.safetensors"))[:-keep]:
         old.unlink()
+
+
+def save_best(folder: Path, tensors: Tensors, step: int) -> None:
+    """Write the weights among the tensors of `state_dict`: the averaged ones, if there are any."""
+    prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
+    best = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+    save(folder / "best.safetensors", best, {"step": step})
 
 
 def save(path: Path, tensors: Tensors, state: dict) -> None:
@@ -106,7 +116,9 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
     """
     part = path.with_suffix(".part")
     try:
-        save_file(tensors, part, metadata={"state": json.dumps(state)})
+        state_text = json.dumps(state)
+        checksum = compute_checksum(tensors, state_text)
+        save_file(tensors, part, {"state": state_text, "crc32": checksum})
         sync_to_disk(part)
         part.replace(path)
         sync_to_disk(path.parent)
@@ -119,35 +131,72 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
         )
 
 
-def sync_to_disk(path: Path) -> None:
-    """Return when the file's data, or the folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def compute_checksum(tensors: Tensors, state: str) -> str:
+    """The CRC-32 of a state and of the names, shapes and bytes of contiguous tensors on the CPU."""
+    crc = zlib.crc32(state.encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {list(tensor.shape)} {tensor.dtype}".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"{crc:08x}"
 
 
 def load(path: Path) -> tuple[Tensors, dict]:
     """Tensors and state of one file.
 
     Raises:
-        SafetensorError: the file is incomplete.
+        SafetensorError: the file is incomplete or damaged.
     """
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return tensors, json.loads(file.metadata()["state"])
+        metadata = file.metadata() or {}
+    state = metadata.get("state", "")
+    if metadata.get("crc32") != compute_checksum(tensors, state):
+        raise SafetensorError("its checksum is not the one it was written with")
+    return tensors, json.loads(state)
+
+
+def load_undamaged(path: Path) -> tuple[Tensors, dict] | None:
+    """What `load` returns; None, with a line in the log, for an incomplete or damaged file."""
+    try:
+        return load(path)
+    except (SafetensorError, OSError) as error:
+        log(f"{path.name}: incomplete or damaged, not used ({error})")
+        return None
 
 
 def load_latest(folder: Path) -> tuple[Tensors, TrainingState] | None:
-    """The last complete checkpoint, or None. An incomplete one is named in the log and skipped."""
-    for path in sorted(folder.glob("step_*.safetensors"), reverse=True):
-        try:
-            tensors, state = load(path)
-            return tensors, TrainingState(**state)
-        except (SafetensorError, OSError) as error:
-            log(f"{path.name}: incomplete; trying the checkpoint before it ({error})")
+    """The last checkpoint that can be used, or None. Damaged ones are named in the log."""
+    paths = sorted(folder.glob("step_*.safetensors"), reverse=True)
+    for path in paths:
+        checkpoint = load_undamaged(path)
+        if checkpoint is None:
+            continue
+        tensors, state = checkpoint[0], TrainingState(**checkpoint[1])
+        if has_best(folder, tensors, state):
+            return tensors, state
+        log(f"{path.name}: not used: the weights of its best step {state.best_step} are missing")
+    if paths:
+        log(f"{folder}: no checkpoint can be used; training starts again")
     return None
+
+
+def has_best(folder: Path, tensors: Tensors, state: TrainingState) -> bool:
+    """Whether `best.safetensors` is the one of a checkpoint, so that it can be published.
+
+    Where it is not, it is written again if the checkpoint itself is the best. One of a later step
+    is left: training comes to that step again.
+    """
+    if not state.best_step:
+        return True
+    best = load_undamaged(folder / "best.safetensors")
+    best_step = best[1]["step"] if best else 0
+    if best_step == state.best_step:
+        return True
+    if state.best_step == state.step:
+        if is_first_process():
+            save_best(folder, tensors, state.step)
+        return True
+    return best_step > state.step
 
 
 def state_dict(
@@ -174,11 +223,10 @@ def state_dict(
             if not torch.is_tensor(value):  # bitsandbytes counts its steps in an int
                 value = torch.tensor(value, dtype=torch.int64)
             tensors[f"optimizer.{key}.{name}"] = value
-    first_process = int(os.environ.get("RANK", "0")) == 0
     copies = {}
     for name, tensor in tensors.items():
         tensor = full_tensor(tensor.detach())
-        if first_process:
+        if is_first_process():
             copies[name] = tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return copies
 

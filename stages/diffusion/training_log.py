@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from PIL import Image
 
 from stages.common.artifacts import write_atomically, write_json
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 # What is measured at step 0 and at each checkpoint. `base_domain_loss`: only with such a set.
 MEASURED = ("validation_loss", "base_domain_loss", "diversity")
@@ -79,4 +81,13 @@ def write(state: TrainingState, steps: int, cpu_threads: int, cache: Path, laten
     write_atomically("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
 
     shutil.rmtree(GRIDS, ignore_errors=True)
-    shutil.copytree(cache / "grid", GRIDS)
+    GRIDS.mkdir(parents=True)
+    for row in state.curve:
+        picture = grid_file(cache, int(row["step"]))
+        try:
+            with Image.open(picture) as image:
+                image.verify()
+        except (OSError, SyntaxError, ValueError) as error:
+            log(f"finetune_sd: {GRIDS} lacks {picture.name}, which is damaged ({error})")
+            continue
+        shutil.copy(picture, GRIDS)

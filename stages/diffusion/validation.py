@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from stages.common.artifacts import read_json
+from stages.common.artifacts import encode_png, read_json, write_atomically
 from stages.common.rng import rng
 from stages.diffusion import models
 from stages.diffusion.denoising import denoise
@@ -79,8 +79,7 @@ class Evaluator:
         measurements["diversity"] = relative_diversity(samples, self.valid)
         if trainer.accelerator.is_main_process:
             grid = decode_grid(samples, self.start, self.normalization, device)
-            grid_file.parent.mkdir(exist_ok=True)
-            grid.save(grid_file)
+            write_atomically(grid_file, encode_png(grid))
         return measurements
 
 

@@ -66,6 +66,27 @@ def load_pretrained(
     return model
 
 
+def check_vocabulary(folder: str | Path, tokenizer: Any, model: Any) -> None:
+    """Exit with an error where a tokenizer makes token ids that a model has no embedding of.
+
+    Such an id would end in an IndexError on a CPU and in a failed assertion on a GPU.
+
+    Args:
+        folder: of the model, for the message.
+        tokenizer: of transformers.
+        model: of transformers, with token embeddings.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        exit_with_error(
+            f"{folder}: its tokenizer has token ids up to {largest} "
+            f"({tokenizer.convert_ids_to_tokens(largest)}), its weights embed {rows} tokens, 0 to "
+            f"{rows - 1}: one of them belongs to another model, or tokens were added without "
+            "`model.resize_token_embeddings`"
+        )
+
+
 def _check_weights(path: Path, model: Any, loading_info: dict, unused_prefix: str | None) -> None:
     """Exit with an error that names the first weight that is missing, misshapen or not finite."""
     missing = sorted(loading_info["missing_keys"])

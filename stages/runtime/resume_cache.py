@@ -27,6 +27,8 @@ from stages.runtime.progress import log
 
 POLL = 1.0  # seconds between two looks at a lock that another process holds
 REMIND = 60.0  # seconds between two log lines of a run that waits
+# In the errors of a full disk. The last is of `torch.save`, which does not say why a file is short.
+DISK_FULL = ("No space left", "Disk quota exceeded", "unexpected pos")
 
 
 def cache_root() -> Path:
@@ -62,11 +64,12 @@ def resume_folder(stage: str, fingerprint: str) -> Iterator[Path]:
             yield path
             if is_first_process() and not is_awaited(path):
                 shutil.rmtree(path)
-    except (OSError, SafetensorError) as error:
-        if "No space left" not in str(error):
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not any(words in str(error) for words in DISK_FULL):
             raise
         exit_with_error(
-            f"{stage}: {error}. Finished work is kept in {path}: free some space and run again"
+            f"{stage}: the disk is full ({error}). Finished work is kept in {path}: free some "
+            "space and run again"
         )
 
 

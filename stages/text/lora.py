@@ -4,19 +4,24 @@ The base model can be quantized to 4 bits (QLoRA, Dettmers et al. 2023).
 """
 
 import math
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stages.common.artifacts import digest, read_json, write_json
 from stages.params import FinetuneLLM
+from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.progress import log
 from stages.text import tokens
 
 CHECKPOINTS_PER_RUN = 10
+KEPT_CHECKPOINTS = 2
 LOGS_PER_RUN = 50
+DIGESTS = "sha256.json"  # in a checkpoint: a hash of each of its files
 # Live curves, beside those of finetune_sd (stages/runtime/tracking.py). Git and DVC ignore them.
 LIVE_FOLDER = Path("dvclive/finetune_llm")
 
@@ -147,7 +152,12 @@ def train(
                     f"try a lower lr than {config.lr}"
                 )
 
-    folder.mkdir(parents=True, exist_ok=True)
+    class PublishCheckpoints(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs) -> None:
+            publish_checkpoint(unfinished / f"checkpoint-{state.global_step}", folder)
+
+    unfinished = folder / "unfinished"  # where `Trainer` writes, file by file
+    shutil.rmtree(unfinished, ignore_errors=True)
     checkpoint, state = last_checkpoint(folder)
     if checkpoint and state.global_step == config.steps:  # `Trainer` would take one more step
         set_peft_model_state_dict(model, load_peft_weights(checkpoint))
@@ -157,31 +167,65 @@ def train(
     live = Live(str(LIVE_FOLDER), resume=bool(checkpoint), save_dvc_exp=False, dvcyaml=None)
     trainer = Trainer(
         model=model,
-        args=_training_arguments(config, seed, folder),
+        args=_training_arguments(config, seed, unfinished),
         train_dataset=[{"input_ids": ids} for ids in sequences],
         data_collator=partial(tokens.collate, pad=pad),
-        callbacks=[StopAtNonFiniteLoss(), DVCLiveCallback(live)],
+        callbacks=[StopAtNonFiniteLoss(), PublishCheckpoints(), DVCLiveCallback(live)],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     return losses_by_step(trainer.state)
 
 
-def last_checkpoint(folder: Path) -> tuple[str | None, Any]:
-    """Return the last complete checkpoint and its `transformers.TrainerState`; None without one.
+def publish_checkpoint(written: Path, folder: Path) -> None:
+    """Move a checkpoint that `Trainer` has written to `folder`.
 
-    `Trainer` writes the state last, so a checkpoint without a whole one is incomplete.
+    A kill or a power cut leaves it out of `folder`, or complete in it. Removed are all but the last
+    `KEPT_CHECKPOINTS`, and those of later steps, which were damaged.
+    """
+    write_json(written / DIGESTS, file_digests(written))
+    for path in [*written.iterdir(), written]:
+        sync_to_disk(path)
+    published = folder / written.name
+    if published.exists():  # a damaged one that `last_checkpoint` passed over
+        shutil.rmtree(published.rename(written.with_name("damaged")))
+    written.rename(published)
+    sync_to_disk(folder)
+    checkpoints = list_checkpoints(folder)
+    end = checkpoints.index(published) + 1
+    for unused in checkpoints[:end][:-KEPT_CHECKPOINTS] + checkpoints[end:]:
+        shutil.rmtree(unused.rename(written))
+
+
+def file_digests(checkpoint: Path) -> dict[str, str]:
+    """Return a hash of each file of a checkpoint, but of the file that holds these hashes."""
+    files = sorted(path for path in checkpoint.iterdir() if path.name != DIGESTS)
+    return {path.name: digest(path) for path in files}
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder, in the order of their steps."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+
+
+def last_checkpoint(folder: Path) -> tuple[str | None, Any]:
+    """Return the last undamaged checkpoint and its `transformers.TrainerState`; None without one.
+
+    A damaged one is named in the log and passed over.
     """
     from transformers import TrainerState
 
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    checkpoints = list_checkpoints(folder)
     for path in reversed(checkpoints):
         try:
-            state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+            undamaged = read_json(path / DIGESTS) == file_digests(path)
         except (OSError, ValueError):
-            log(f"finetune_llm: {path.name} is incomplete; trying the one before it")
-            continue
-        log(f"finetune_llm: resumes from {path.name}")
-        return str(path), state
+            undamaged = False
+        if undamaged:
+            log(f"finetune_llm: resumes from {path.name}")
+            return str(path), TrainerState.load_from_json(str(path / "trainer_state.json"))
+        log(f"finetune_llm: {path.name} is damaged and not used")
+    if checkpoints:
+        log(f"finetune_llm: no checkpoint in {folder} can be used; training starts again")
     return None, None
 
 
@@ -213,7 +257,6 @@ def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
         bf16=has_gpu,
         logging_steps=max(1, config.steps // LOGS_PER_RUN),
         save_steps=max(1, config.steps // CHECKPOINTS_PER_RUN),
-        save_total_limit=2,
         report_to="none",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
