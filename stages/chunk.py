@@ -5,9 +5,10 @@
 reads   chunk; data/corpus.parquet
 writes  data/chunks.parquet: paper, chunk, text, split; the training papers, then the test papers
 
-A chunk never spans two papers; a remainder that is too short joins the chunk before it. A test
-chunk is dropped where half of its 5-word shingles occur in the training text. The end-of-sequence
-token is added in `finetune_llm`, which has the tokenizer.
+A chunk never spans two papers; a remainder that is too short joins the chunk before it. Text
+without full stops is cut before a chunk has more bytes than 4 * `min_characters` (2000 at least);
+it has no more tokens than bytes. A test chunk is dropped where half of its 5-word shingles occur
+in the training text. The end-of-sequence token is added in `finetune_llm`, which has the tokenizer.
 """
 
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ CHUNKS = "data/chunks.parquet"
 SCHEMA = pa.schema(
     [("paper", pa.string()), ("chunk", pa.int32()), ("text", pa.string()), ("split", pa.string())]
 )
+MAX_BYTES_RATIO = 4  # most bytes (UTF-8) of a chunk / `min_characters`
+LONG_SENTENCE = 500  # characters; shorter sentences are not cut where `min_characters` is small
 MAX_TRAIN_OVERLAP = 0.5  # share of a test chunk's shingles that occur in the training text
 
 
@@ -41,10 +44,8 @@ def main() -> None:
     # The test chunks and their shingles stay in memory; of the training text, which of these
     # shingles it has.
     test = [row for rows in chunks_by_paper(corpus, "test", min_characters) for row in rows]
-    if not test:
-        exit_with_error(f"{CORPUS}: no held-out text")
     test_shingles = [shingles(row["text"]) for row in test]
-    known = np.unique(np.concatenate(test_shingles))  # [S]
+    known = np.unique(np.concatenate([*test_shingles, np.zeros(0, np.uint64)]))  # [S]
     in_training = np.zeros(len(known), bool)  # [S]
 
     # Write the training chunks.
@@ -64,7 +65,7 @@ def main() -> None:
             for row, hashes in zip(test, test_shingles)
             if in_training[np.searchsorted(known, hashes)].mean() < MAX_TRAIN_OVERLAP
         ]
-        if not kept:
+        if test and not kept:
             exit_with_error(
                 f"{CORPUS}: every held-out chunk is a near-duplicate of the training text"
             )
@@ -92,23 +93,40 @@ def chunks_by_paper(
 def split_into_chunks(text: str, min_characters: int) -> list[str]:
     """Cut the text of one paper into chunks of whole sentences.
 
-    All chunks have at least `min_characters`, unless the text itself is shorter.
+    All chunks have at least `min_characters`, unless the text itself is shorter, or a sentence had
+    to be cut.
     """
+    max_bytes = MAX_BYTES_RATIO * max(min_characters, LONG_SENTENCE)
     chunks = []
     start = 0
-    for end in sentence_ends(text):
+    for end in [*sentence_ends(text), len(text)]:
+        while (cut := cut_before(text, start, end, max_bytes)) < end:
+            chunks.append(text[start:cut].strip())
+            start = cut
         chunk = text[start:end].strip()
         if len(chunk) >= min_characters:
             chunks.append(chunk)
             start = end
-    remainder = text[start:]
+    remainder = text[start:].rstrip()
     if not remainder.strip():
         return chunks
-    if chunks and len(remainder.strip()) < min_characters:
-        chunks[-1] += remainder.rstrip()
+    if chunks and len((chunks[-1] + remainder).encode()) <= max_bytes:
+        chunks[-1] += remainder
     else:
         chunks.append(remainder.strip())
     return chunks
+
+
+def cut_before(text: str, start: int, end: int, max_bytes: int) -> int:
+    """Return `end`, or, where text[start:end] has more bytes than allowed, the last space before.
+
+    Without a space in the second half of what is allowed, the cut is between two characters.
+    """
+    fitting = text[start : min(end, start + max_bytes)].encode()[:max_bytes].decode(errors="ignore")
+    if start + len(fitting) >= end:
+        return end
+    space = max(fitting.rfind(" "), fitting.rfind("\n"))
+    return start + (space if space > len(fitting) / 2 else len(fitting))
 
 
 if __name__ == "__main__":

@@ -3,15 +3,16 @@
     python -m stages.fetch_papers
 
 reads   fetch_papers; stages/embedded/notes (embedded)
-writes  data/papers/: PDFs or text files; SOURCE.json (what the source resolved to, hashes of the
-        files); from arXiv also arxiv.csv (which papers were downloaded, and why others were not)
+writes  data/papers/: PDFs, text files and what pandoc reads (Markdown, LaTeX, HTML, ...);
+        SOURCE.json (what the source resolved to, hashes of the files, files of other formats);
+        from arXiv also arxiv.csv (which papers were downloaded, and why others were not)
 
-From here on, the stem of a file's name is the paper's name.
+From here on, the stem of a file's name is the paper's name. A PDF is known by its first bytes.
 """
 
 import os
 import shutil
-from collections.abc import Container
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
+from stages.text import latex
+from stages.text.paper_files import SUFFIXES, name_key, unused_name
 
 OUT = Path("data/papers")
 KEY = "fetch_papers.source"
-SUFFIXES = (".pdf", ".txt")
 MAX_STEM_BYTES = 200  # no file system takes a name of more than 255 bytes
 
 
@@ -32,14 +34,18 @@ def main() -> None:
     params = load()
     source = params.fetch_papers.source
     with atomic_folder(OUT) as out:
-        files, resolved = fetch(source, out)
+        files, resolved = fetch(source, params.fetch_papers.text_column, out)
+        skipped = describe(resolved.get("skipped", {}))
         if not files:
-            exit_with_error(f"{KEY}: {source}: no PDF or text file")
+            also = f", only {skipped}" if skipped else ""
+            exit_with_error(f"{KEY}: {source}: no PDF or file of {' '.join(SUFFIXES[1:])}{also}")
+        if skipped:
+            log(f"fetch_papers: {skipped} not read (data/papers_report.csv)")
         sources.write_source_json(out, source, **resolved, files=sources.file_hashes(files))
     log(f"fetch_papers: {len(files)} file(s) in {OUT}")
 
 
-def fetch(source: str, out: Path) -> tuple[list[Path], dict]:
+def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
     """Write the papers of a source into `out`; return the files and what the source resolved to."""
     match sources.kind(source):
         case "embedded":
@@ -47,11 +53,15 @@ def fetch(source: str, out: Path) -> tuple[list[Path], dict]:
 
             return render_all(out), {}
         case "path":
-            return copy_papers(sources.local_path(source, KEY), out), {}
+            files, skipped = copy_papers(sources.local_path(source, KEY), out)
+            return files, {"skipped": skipped} if skipped else {}
         case "hub":
             patterns = ["*.parquet", "*.txt"]
             folder, resolved = sources.download_from_hub(source, KEY, "dataset", patterns)
-            return write_corpus(folder, out), resolved
+            files = write_corpus(folder, text_column, out)
+            if not files:
+                exit_with_error(f"{KEY}: {source}: no text in its Parquet and .txt files, if any")
+            return files, resolved
         case "arxiv":
             from stages.text.arxiv import download
 
@@ -69,83 +79,119 @@ def fetch(source: str, out: Path) -> tuple[list[Path], dict]:
             )
 
 
-def copy_papers(origin: Path, out: Path) -> list[Path]:
-    """Copy one file, or the PDFs and text files of a folder and its subfolders.
+def copy_papers(origin: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
+    """Copy one file, or the papers of a folder and its subfolders.
 
     A copy is named for its path below `origin`. The name is changed where another one differs only
     in case or suffix, or where it is not UTF-8: papers are told apart by their names, on any disk.
+    A LaTeX file is copied together with the files that it reads.
 
-    Raises:
-        SystemExit: `origin` is a file that is neither a PDF nor a text file.
+    Returns:
+        The copies, and {file: why it is no paper} of all other files, but not of hidden ones.
     """
-    if origin.is_file() and origin.suffix.lower() not in SUFFIXES:
-        exit_with_error(f"{KEY}: {origin.name} is neither a .pdf nor a .txt file")
     files = [origin] if origin.is_file() else sorted(sources.visible_files(origin, KEY))
-    copies: dict[str, Path] = {}  # by stem in lower case
+    latex_papers = latex.join_papers(files)
+    main_files = {part: main for main, (_, parts) in latex_papers.items() for part in parts}
+    copies: dict[str, Path] = {}  # by `name_key` of the stem
+    skipped = {}
     for file in files:
-        if file.suffix.lower() not in SUFFIXES or not file.is_file():
-            continue
         name = "__".join(file.relative_to(origin).parts) or file.name
-        stem = unused_stem(Path(name).stem, copies)
-        copy = out / (stem + file.suffix)
-        shutil.copyfile(file, copy)
-        copies[stem.lower()] = copy
-        if copy.name != name:
-            log(f"fetch_papers: {name!a} is stored as {copy.name}")
-    return list(copies.values())
+        suffix = paper_suffix(file)
+        if file in main_files and file not in latex_papers:
+            skipped[utf8(name)] = f"part of {utf8(main_files[file].name)}"
+        elif not suffix:
+            kind = utf8(file.suffix) or "a file without a suffix"
+            skipped[utf8(name)] = f"not read: {kind}" if file.is_file() else "not read: not a file"
+        else:
+            stem = Path(name).stem if file.suffix.lower() in SUFFIXES else name
+            stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="replace")
+            stem = unused_name(stem, copies)
+            copy = out / (stem + suffix)
+            if file in latex_papers:
+                copy.write_bytes(latex_papers[file][0])
+            else:
+                shutil.copyfile(file, copy)
+            copies[name_key(stem)] = copy
+            if copy.name != name:
+                log(f"fetch_papers: {name!a} is stored as {copy.name}")
+    return list(copies.values()), skipped
 
 
-def unused_stem(stem: str, used: Container[str]) -> str:
-    """Return a stem in UTF-8, of at most `MAX_STEM_BYTES` and a number, that is not used yet.
+def paper_suffix(file: Path) -> str | None:
+    """Return the suffix of a paper's format, or None for no paper.
 
-    Args:
-        stem: the stem asked for.
-        used: the used stems in lower case.
+    PDF, and HTML in a file named .txt, are known by their first bytes.
     """
-    stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="replace")
-    unused = stem
-    number = 1
-    while unused.lower() in used:
-        number += 1
-        unused = f"{stem}_{number}"
-    return unused
+    if not file.is_file():
+        return None
+    with open(file, "rb") as stream:
+        start = stream.read(1024).lstrip(b"\xef\xbb\xbf\r\n\t ")
+    suffix = file.suffix.lower()
+    if start.startswith(b"%PDF-"):
+        return file.suffix if suffix == ".pdf" else ".pdf"
+    if suffix == ".txt" and start.lower().startswith((b"<!doctype html", b"<html")):
+        return ".html"
+    return file.suffix if suffix in SUFFIXES else None
 
 
-def write_corpus(folder: Path, out: Path) -> list[Path]:
+def utf8(name: str) -> str:
+    """Return a file's name as text that JSON and CSV can hold."""
+    return os.fsencode(name).decode(errors="replace")
+
+
+def describe(skipped: dict[str, str]) -> str:
+    """Count files by why they are no papers, each with an example: `2 .docx (a.docx, ...)`."""
+    examples: dict[str, str] = {}
+    for name, reason in skipped.items():
+        examples.setdefault(reason, name)
+    counts = Counter(skipped.values())
+    return "; ".join(
+        f"{count} {reason.removeprefix('not read: ')} ({examples[reason]}{', ...' * (count > 1)})"
+        for reason, count in counts.items()
+    )
+
+
+def write_corpus(folder: Path, text_column: str, out: Path) -> list[Path]:
     """Write the text lines of a hub data set (.txt, then Parquet files, by name) as `corpus.txt`.
 
     Raises:
-        SystemExit: a Parquet file has no column of strings.
+        SystemExit: a Parquet file has no column of strings with the name `text_column`, or a .txt
+            file is not UTF-8.
     """
     import pyarrow.parquet as pq
 
     corpus = out / "corpus.txt"
     with open(corpus, "w", encoding="utf-8") as file:
         for path in sorted(folder.rglob("*.txt")):
-            text = path.read_text(encoding="utf-8", errors="replace")
+            try:
+                text = path.read_text(encoding="utf-8-sig")
+            except UnicodeDecodeError as error:
+                exit_with_error(f"{KEY}: {path.name} is not UTF-8 (byte {error.start} on)")
             file.write(text.rstrip("\n") + "\n")
         for path in sorted(folder.rglob("*.parquet")):
             parquet = pq.ParquetFile(path)
-            column = text_column(parquet.schema_arrow)
-            if column is None:
-                exit_with_error(f"{KEY}: {path.name} has no text column")
-            for batch in parquet.iter_batches(columns=[column]):
+            columns = string_columns(parquet.schema_arrow)
+            if text_column not in columns:
+                exit_with_error(
+                    f"fetch_papers.text_column: {path.name} has no column of strings named "
+                    f"{text_column}; it has {', '.join(columns) or 'none of strings'}"
+                )
+            for batch in parquet.iter_batches(columns=[text_column]):
                 file.writelines(f"{line}\n" for line in batch.column(0).to_pylist() if line)
     return [corpus] if corpus.stat().st_size else []
 
 
-def text_column(schema: Any) -> str | None:
-    """Return `text` where the `pa.Schema` has this column, else its first column of strings."""
+def string_columns(schema: Any) -> list[str]:
+    """Return the names of the columns of strings of a `pa.Schema`."""
     import pyarrow as pa
 
-    columns = [
-        field.name
-        for field in schema
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
-    if "text" in columns:
-        return "text"
-    return columns[0] if columns else None
+    is_string = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    columns = []
+    for field in schema:
+        of_values = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if any(check(of_values) for check in is_string):
+            columns.append(field.name)
+    return columns
 
 
 if __name__ == "__main__":

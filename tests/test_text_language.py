@@ -1,12 +1,16 @@
 """Fine-tuning the language model: end-of-sequence tokens, perplexity, resumed runs, bad input."""
 
+import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from stages.common.artifacts import read_json
 from stages.common.rng import rng
 from stages.text import perplexity, tokens
 
@@ -137,6 +141,140 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
         assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
 
 
+def train_and_save(folder: Path) -> None:
+    """Train a tiny model, or resume; then write its adapter."""
+    from stages.text import lora
+
+    config = make_config(steps=8)  # a checkpoint after each step
+    model = lora.add_lora(tiny_phi(), config)
+    lora.train(model, [[5, 6, 7, 8, EOS], [9, 10, 11, EOS]] * 4, EOS, config, 0, folder)
+    model.save_pretrained(folder / "adapter")
+
+
+def publish_three(folder: Path) -> None:
+    """Write three more checkpoints as `Trainer` does, file by file, and publish them."""
+    import torch
+
+    from stages.text import lora
+
+    _, state = lora.last_checkpoint(folder)
+    first = state.global_step + 1 if state else 1
+    for step in range(first, first + 3):
+        written = folder / f"unfinished/checkpoint-{step}"
+        shutil.rmtree(written.parent, ignore_errors=True)
+        written.mkdir(parents=True)
+        for name in ("adapter_model", "optimizer.pt", "rng_state.pth"):
+            torch.save(torch.full((5_000,), step), written / name)
+        (written / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        lora.publish_checkpoint(written, folder)
+
+
+def kill_at_random_moments() -> None:
+    """Fifty times while checkpoints are written, then four times in a training that resumes.
+
+    Children are forked from this process, which has done what they would import and collect.
+    """
+    import gc
+    import random
+
+    import dvc.repo
+    import dvclive
+    import transformers.integrations
+    from transformers import Trainer
+
+    from stages.text import lora
+
+    assert all((dvc.repo, dvclive, transformers.integrations, Trainer))
+    lora.add_lora(tiny_phi(), make_config())
+    gc.freeze()
+    moments = random.Random(0)
+
+    def start(function, folder: Path) -> int:
+        pid = os.fork()
+        if pid == 0:
+            function(folder)
+            os._exit(0)
+        return pid
+
+    def kill(pid: int, seconds: float) -> None:
+        time.sleep(moments.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    def measure(function, folder: Path) -> float:
+        started = time.monotonic()
+        assert os.waitpid(start(function, folder), 0)[1] == 0
+        return time.monotonic() - started
+
+    seconds = measure(publish_three, Path("published"))
+    for _ in range(50):
+        kill(start(publish_three, Path("published")), seconds)
+        for checkpoint in lora.list_checkpoints(Path("published")):
+            assert lora.read_json(checkpoint / lora.DIGESTS) == lora.file_digests(checkpoint)
+    _, state = lora.last_checkpoint(Path("published"))
+    assert state.global_step >= 3
+
+    seconds = measure(train_and_save, Path("whole"))
+    for _ in range(4):
+        kill(start(train_and_save, Path("killed")), seconds)
+    measure(train_and_save, Path("killed"))
+    assert read_adapter(Path("killed")) == read_adapter(Path("whole"))
+
+
+def read_adapter(folder: Path) -> bytes:
+    return (folder / "adapter/adapter_model.safetensors").read_bytes()
+
+
+def test_fifty_kills_leave_whole_checkpoints_and_damaged_ones_are_passed_over(tmp_path, capfd):
+    import subprocess
+    import sys
+
+    from stages.text import lora
+
+    code = "import test_text_language; test_text_language.kill_at_random_moments()"
+    paths = {"PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | paths, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+
+    # Each file of the last checkpoint, cut in half and with one other byte.
+    before, last = lora.list_checkpoints(tmp_path / "whole")
+    for file in sorted(last.iterdir()):
+        content = file.read_bytes()
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        for damaged in (content[:middle], b"", flipped):
+            file.write_bytes(damaged)
+            assert lora.last_checkpoint(tmp_path / "whole")[0] == str(before), file.name
+        assert last.name in capfd.readouterr().err
+        file.write_bytes(content)
+    assert lora.last_checkpoint(tmp_path / "whole")[0] == str(last)
+    # An empty one, as a kill left it when they were written in place.
+    shutil.rmtree(last)
+    last.mkdir()
+    assert lora.last_checkpoint(tmp_path / "whole")[0] == str(before)
+    # Two damaged ones: training starts again, and what it writes is kept.
+    (before / "optimizer.pt").unlink()
+    capfd.readouterr()
+    assert lora.last_checkpoint(tmp_path / "whole")[0] is None
+    assert f"{tmp_path / 'whole'} can be used" in capfd.readouterr().err
+    publish_three(tmp_path / "whole")
+    names = [path.name for path in lora.list_checkpoints(tmp_path / "whole")]
+    assert names == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_disk_that_is_full_while_torch_saves_is_named(tmp_path, monkeypatch):
+    import torch
+
+    from stages.runtime.resume_cache import resume_folder
+
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped, resume_folder("finetune_llm", "run"):
+        torch.save(torch.zeros(50_000), "/dev/full")
+    assert re.match(f"error: finetune_llm: .*{tmp_path}/finetune_llm/run", str(stopped.value))
+
+
 # No such name; a block of layers; a layer without a matrix.
 @pytest.mark.parametrize("name", ["query", "self_attn", "input_layernorm"])
 def test_wrong_target_module_is_named(name):
@@ -204,13 +342,20 @@ def finetune(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "papers, error",
     [
-        ([("a", "train"), ("b", "test"), ("c", "test")], "scrape.min_test_papers: 2 "),
         ([("a", "train"), *((name, "test") for name in "abcde")], "data/chunks.parquet: a "),
         ([(name, "test") for name in "abcde"], "data/chunks.parquet: .*training"),
     ],
 )
 def test_unusable_chunks_are_refused(finetune, papers, error):
     assert re.match(f"error: {error}", finetune(papers))
+
+
+@pytest.mark.parametrize("held_out", ["", "b", "bcd"])
+def test_few_held_out_papers_give_no_interval_and_none_no_perplexity(finetune, held_out):
+    assert finetune([("a", "train"), *((name, "test") for name in held_out)]) == ""
+    metrics = read_json("metrics/llm.json")
+    assert "train_loss" in metrics and metrics.get("n", 0) == len(held_out)
+    assert ("perplexity" in metrics) == bool(held_out) and "perplexity_lo" not in metrics
 
 
 @pytest.mark.parametrize(
@@ -230,6 +375,7 @@ def test_base_model_with_missing_or_bad_weights_is_refused(finetune):
     import torch
     from safetensors.torch import load_file, save_file
 
+    from stages.params import load
     from stages.text.writers.domain import DomainWriter
     from tools import export
 
@@ -241,7 +387,7 @@ def test_base_model_with_missing_or_bad_weights_is_refused(finetune):
     error = f"^error: models/base/language: .*{name}"
     assert re.match(error, finetune())
     with pytest.raises(SystemExit, match=error):
-        DomainWriter(file.parent, Path("models/llm"), "zero_shot", 0)
+        DomainWriter(file.parent, Path("models/llm"), load().prompt, "zero_shot", 0)
     Path("models/llm/adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match=error):
         export.export_language_model(Path("out"))
@@ -251,6 +397,17 @@ def test_base_model_with_missing_or_bad_weights_is_refused(finetune):
     # Finite weights whose activations overflow.
     save_file(weights | {name: weight + 3.0e38}, file, {"format": "pt"})
     assert re.match("^error: models/base/language: .*perplexity", finetune())
+
+
+def test_tokenizer_with_more_entries_than_the_embedding_is_refused(finetune):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained("models/base/language")
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    tokenizer.save_pretrained("models/base/language")
+    added = tokenizer.eos_token_id
+    error = f"error: models/base/language: .*\\b{added}\\b.*im_end.*\\b{added} tokens"
+    assert re.match(error, finetune())
 
 
 def test_sequence_of_one_token_is_not_trained_on(finetune):

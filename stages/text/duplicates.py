@@ -2,11 +2,17 @@
 
 import re
 import zlib
+from collections import Counter, defaultdict
 from functools import lru_cache
 
 import numpy as np
 
 SHINGLE_WORDS = 5
+SKETCH_SIZE = 128  # shingles; resemblance is estimated to about 0.04
+# Share of the shingles of two texts that is common to both, from which on they are one paper.
+SAME_TEXT = 0.5
+SAME_NAME = 0.1  # where the names differ by a version alone
+VERSION = re.compile(r"v(?:er|ersion)?[ ._-]?(\d+)(?![a-z0-9])")
 _WEIGHTS = np.array(
     [0x9E3779B97F4A7C15 * (2 * i + 1) % 2**64 for i in range(SHINGLE_WORDS)], dtype=np.uint64
 )
@@ -40,9 +46,65 @@ def shingles(text: str) -> np.ndarray:
 
 
 def positions_in(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Return the positions in `known` (sorted, not empty) of those `values` that it contains."""
+    """Return the positions in `known` (sorted) of those `values` that it contains."""
+    if not len(known):
+        return np.zeros(0, int)
     positions = np.minimum(np.searchsorted(known, values), len(known) - 1)
     return positions[known[positions] == values]
+
+
+def sketch(text: str) -> np.ndarray:
+    """Return the `SKETCH_SIZE` smallest hashes of `shingles`, sorted: [K] uint64.
+
+    They stand for the whole text in `resemblance` (the bottom-k sketch of Broder 1997).
+    """
+    return shingles(text)[:SKETCH_SIZE].copy()
+
+
+def resemblance(sketch_a: np.ndarray, sketch_b: np.ndarray) -> float:
+    """Estimate the Jaccard similarity of the shingles of two texts from their sketches."""
+    union = np.union1d(sketch_a, sketch_b)[:SKETCH_SIZE]
+    return float((np.isin(union, sketch_a) & np.isin(union, sketch_b)).mean())
+
+
+def find_copies(sketches: dict[str, np.ndarray], lengths: dict[str, int]) -> dict[str, str]:
+    """Find the papers that another one repeats: the same text, or an older version of it.
+
+    Of two, the one with the higher version in its name stays (`2405.04717v2`), else the longer one,
+    else the first by name.
+
+    Args:
+        sketches: `sketch` of each paper, by the papers' names.
+        lengths: characters of each paper.
+
+    Returns:
+        {paper to leave out: paper that stays}
+    """
+    copies = {}
+    kept: dict[int, list[str]] = defaultdict(list)  # hash -> papers that stay
+    newest_first = sorted(sketches, key=lambda name: (-_version(name), -lengths[name], name))
+    for name in newest_first:
+        hashes = sketches[name].tolist()
+        shared = Counter(other for value in hashes for other in kept.get(value, ()))
+        for other, _ in shared.most_common():
+            same_name = _without_version(name) == _without_version(other)
+            least = SAME_NAME if same_name else SAME_TEXT
+            if resemblance(sketches[name], sketches[other]) >= least:
+                copies[name] = other
+                break
+        else:
+            for value in hashes:
+                kept[value].append(name)
+    return copies
+
+
+def _version(name: str) -> int:
+    """Return the version number in a paper's name, 1 without one."""
+    return int(([1, *VERSION.findall(name.lower())])[-1])
+
+
+def _without_version(name: str) -> str:
+    return VERSION.sub("", name.lower())
 
 
 def jaccard_similarity(text_a: str, text_b: str) -> float:

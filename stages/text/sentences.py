@@ -1,4 +1,7 @@
-"""Split scientific English into sentences: no split at "e.g.", "Fig. 2", "et al." or "J. Smith"."""
+"""Split text into sentences: no split at "e.g.", "Fig. 2", "et al." or "J. Smith".
+
+The rules are for English, and know the stops of other scripts and text without spaces.
+"""
 
 import re
 
@@ -10,11 +13,27 @@ ed eds approx resp ca dr prof mr mrs ms st dept univ inc ltd w.r.t a.k.a
 jan feb mar apr jun jul aug sep sept oct nov dec
 """.split()
 )
+# Scripts without spaces between words: Chinese and Japanese, Thai, Lao, Tibetan, Burmese, Khmer.
+UNSPACED = (
+    r"\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
+)
+# Stops that mean nothing else: of Chinese, Arabic, Hindi, Armenian, Ethiopic, Tibetan, Burmese,
+# Khmer.
+PLAIN_STOPS = "。！？｡؟۔।॥։።།။។"
+CLOSING_MARKS = r"\"'”’)\]»』」》"
 # A full stop, exclamation or question mark, closing quotes or brackets, then whitespace or the end.
-# The stops in "3.5" and "arxiv.org" are not followed by whitespace and never match.
-STOP = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)")
+# The stops in "3.5" and "arxiv.org" are not followed by whitespace and never match. In text without
+# spaces, any stop ends a sentence.
+STOP = re.compile(
+    rf"[.!?]+[{CLOSING_MARKS}]*(?=\s|$)"
+    rf"|[{PLAIN_STOPS}]+[{CLOSING_MARKS}]*"
+    rf"|(?<=[{UNSPACED}])[.!?]+(?=[{UNSPACED}])"
+)
 LAST_WORD = re.compile(r"[\w.]+$")
 OPENING_MARKS = "\"'“‘([-•"
+# The last character of a line and the first of the next, where no space separates words.
+UNSPACED_BREAK = re.compile(rf"[{UNSPACED}{PLAIN_STOPS}、，][{UNSPACED}{PLAIN_STOPS}、，」』]")
 
 
 def sentence_ends(text: str) -> list[int]:
@@ -23,8 +42,8 @@ def sentence_ends(text: str) -> list[int]:
     for match in STOP.finditer(text):
         before = text[max(0, match.start() - 30) : match.start()]
         after = text[match.end() : match.end() + 40].lstrip()
-        if after:
-            if not (after[0].isupper() or after[0].isdigit() or after[0] in OPENING_MARKS):
+        if after and match[0][0] not in PLAIN_STOPS:
+            if not (_starts_block(after) or after[0] in OPENING_MARKS):
                 continue  # no sentence starts with such a character
             if match[0] == "." and not _full_stop_ends_sentence(before):
                 continue
@@ -84,7 +103,7 @@ def join_lines(lines: list[str]) -> str:
     for line, next_line in zip(lines, [*lines[1:], ""]):
         looks_like_heading = (
             len(line) < 0.6 * median_length
-            and line[-1] not in ".,;:-"
+            and line[-1] not in ".,;:-、，" + PLAIN_STOPS
             and _starts_block(line)
             and (not next_line or _starts_block(next_line))
         )
@@ -93,13 +112,15 @@ def join_lines(lines: list[str]) -> str:
                 parts.append("\n")
             parts += [line, "\n"]
         else:
-            parts.append(line + " ")
+            is_unspaced = UNSPACED_BREAK.match(line[-1] + next_line[:1])
+            parts.append(line if is_unspaced else line + " ")
     return re.sub(r" *\n", "\n", "".join(parts)).strip()
 
 
 def _starts_block(line: str) -> bool:
-    return line[0].isupper() or line[0].isdigit()
+    """Whether a line starts with a digit or a letter that is not in lower case."""
+    return line[0].isdigit() or line[0].isalpha() and not line[0].islower()
 
 
 def _ends_block(part: str) -> bool:
-    return part.endswith("\n") or part.rstrip()[-1:] in ".!?:"
+    return part.endswith("\n") or part.rstrip()[-1:] in ".!?:" + PLAIN_STOPS

@@ -11,10 +11,15 @@ IGNORE_INDEX = -100  # torch's cross entropy skips positions with this label
 
 
 def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of each text, with one end-of-sequence token behind them."""
+    """Return the token ids of each text, with one end-of-sequence token behind them.
+
+    A special token's name in a text, such as `<|endoftext|>`, is text.
+    """
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+        "input_ids"
+    ]
     return [[*ids, tokenizer.eos_token_id] for ids in encoded]
 
 

@@ -1,0 +1,183 @@
+"""Read papers that are not PDFs with pandoc: Markdown, LaTeX, HTML, Word, OpenDocument, EPUB.
+
+Tables, code, displayed formulas, pictures and a page's navigation are left out; captions and table
+cells that hold prose stay.
+"""
+
+import html
+import json
+import re
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pypandoc
+
+from stages.text.clean import normalize
+from stages.text.language import find_words
+from stages.text.paper_files import PANDOC_FORMATS, ZIP_SUFFIXES, decode
+
+SECONDS = 60  # per file
+MEGABYTES = 1024  # of memory per file
+LINE_CHARACTERS = 90  # about a line of a PDF: papers are held out by their number of lines
+MIN_WORDS = 20  # a file with fewer is an empty page or a form; a table's cell with fewer, data
+FRONT_MATTER = re.compile(r"\A\s*(---|\+\+\+)[ \t]*\n.*?\n\1[ \t]*\n", re.DOTALL)
+# The encoding that an HTML or LaTeX file declares.
+ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
+MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
+# What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
+AROUND_TEXT = re.compile(
+    r"<!--.*?-->|<(script|style|nav|footer|aside|button|select|noscript|template|iframe)\b"
+    r".*?</\1\s*>",
+    re.DOTALL | re.IGNORECASE,
+)
+TABLE_OR_TAG = re.compile(r"<table\b.*?</table\s*>|<[^>]+>", re.DOTALL | re.IGNORECASE)
+
+
+def read(path: Path) -> tuple[list[str], str]:
+    """Return the normalized lines of a file with a suffix of `PANDOC_FORMATS`, and what is missing.
+
+    An unreadable file has no lines; the second value is then the reason.
+    """
+    content = path.read_bytes()
+    if not content.strip():
+        return [], "empty file"
+    suffix = path.suffix.lower()
+    if suffix not in ZIP_SUFFIXES:
+        # pandoc would take other encodings for Latin-1.
+        text, reason = _decode_as_declared(content)
+        if reason:
+            return [], reason
+        if suffix in (".md", ".markdown"):
+            text = FRONT_MATTER.sub("", text)
+        elif PANDOC_FORMATS[suffix] == "html":
+            text = AROUND_TEXT.sub("", text)
+        content = text.encode()
+    # In the sandbox, a file cannot make pandoc read other files.
+    command = [
+        *(pypandoc.get_pandoc_path(), "+RTS", f"-M{MEGABYTES}m", "-RTS", "--sandbox"),
+        *("--from", PANDOC_FORMATS[suffix], "--to", "json"),
+    ]
+    try:
+        done = subprocess.run(command, input=content, capture_output=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return [], f"took more than {SECONDS} s"
+    message = done.stderr.decode(errors="replace")
+    if done.returncode:
+        return [], f"broken: {' '.join(message.split())}"[:200]
+    try:
+        document = json.loads(done.stdout)
+        paragraphs = [*map(normalize, _document_texts(document["meta"], document["blocks"]))]
+    except RecursionError:
+        return [], "nested too deeply"
+    lines = [
+        line
+        for paragraph in paragraphs
+        for line in textwrap.wrap(
+            paragraph, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False
+        )
+    ]
+    if len(find_words(" ".join(lines))) < MIN_WORDS:
+        return [], f"fewer than {MIN_WORDS} words"
+    missing = MISSING_FILE.findall(message)
+    return lines, f"without {', '.join(missing)}"[:200] if missing else ""
+
+
+def _decode_as_declared(content: bytes) -> tuple[str, str]:
+    """Return the result of `decode`, or the text in the encoding that the file declares."""
+    text, reason = decode(content)
+    declared = ENCODING.search(content)
+    if reason and declared:
+        try:
+            return content.decode((declared[1] or declared[2]).decode()), ""
+        except (LookupError, UnicodeDecodeError):
+            pass
+    return text, reason
+
+
+# pandoc's syntax tree: https://hackage.haskell.org/package/pandoc-types/docs/Text-Pandoc-Definition.html
+
+
+def _document_texts(meta: dict[str, Any], blocks: list[dict]) -> Iterator[str]:
+    """Yield the title, the paragraphs of the abstract and those of the text."""
+    for key in ("title", "abstract"):
+        value = meta.get(key, {})
+        if value.get("t") == "MetaInlines":
+            yield from _block_texts([{"t": "Para", "c": value["c"]}])
+        elif value.get("t") == "MetaBlocks":
+            yield from _block_texts(value["c"])
+    yield from _block_texts(blocks)
+
+
+def _block_texts(blocks: list[dict]) -> Iterator[str]:
+    """Yield headings and paragraphs; a footnote follows its paragraph."""
+    for block in blocks:
+        yield from _texts_of(block)
+
+
+def _texts_of(block: dict) -> Iterator[str]:
+    """Yield the texts of `_block_texts` of one block."""
+    match block:
+        case {"t": "Para" | "Plain", "c": inlines} | {"t": "Header", "c": [_, _, inlines]}:
+            notes: list[dict] = []
+            yield _inline_text(inlines, notes)
+            yield from _block_texts(notes)
+        case {"t": "LineBlock", "c": lines}:
+            yield from _block_texts([{"t": "Para", "c": line} for line in lines])
+        case {"t": "Div", "c": [[_, classes, _], inner]}:
+            if "thebibliography" in classes:  # LaTeX writes its heading itself
+                yield "References"
+            yield from _block_texts(inner)
+        case {"t": "BlockQuote", "c": inner}:
+            yield from _block_texts(inner)
+        case {"t": "BulletList", "c": items} | {"t": "OrderedList", "c": [_, items]}:
+            for item in items:
+                yield from _block_texts(item)
+        case {"t": "DefinitionList", "c": entries}:
+            for term, definitions in entries:
+                yield from _block_texts([{"t": "Para", "c": term}, *sum(definitions, [])])
+        case {"t": "RawBlock", "c": ["html", page]}:  # in Markdown
+            yield html.unescape(TABLE_OR_TAG.sub(" ", AROUND_TEXT.sub("", page)))
+        case {"t": "Figure", "c": [_, [_, caption], _]}:
+            yield from _block_texts(caption)
+        case {"t": "Table", "c": [_, [_, caption], _, [_, head], bodies, [_, foot]]}:
+            yield from _block_texts(caption)
+            body = [row for _, _, *parts in bodies for rows in parts for row in rows]
+            yield from _prose_cells([*head, *body, *foot])
+
+
+def _prose_cells(rows: list[list]) -> Iterator[str]:
+    """Yield the texts in cells of `MIN_WORDS` or more: tables also lay out a page."""
+    for _, cells in rows:
+        for _, _, _, _, blocks in cells:
+            texts = list(_block_texts(blocks))
+            if len(find_words(" ".join(texts))) >= MIN_WORDS:
+                yield from texts
+
+
+def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
+    """Return the text of a paragraph; append the blocks of its footnotes to `notes`."""
+    text = ""
+    for inline in inlines:
+        match inline:
+            case {"t": "Str", "c": word}:
+                text += word
+            case {"t": "Space" | "SoftBreak" | "LineBreak"}:
+                text += " "
+            case {"t": "Code", "c": [_, code]}:
+                text += code
+            case {"t": "Math", "c": [{"t": "InlineMath"}, formula]}:
+                text += formula
+            case {"t": "Quoted", "c": [_, inner]}:
+                text += f"“{_inline_text(inner, notes)}”"
+            case {"t": "Link" | "Span" | "Cite", "c": [_, inner, *_]}:
+                text += _inline_text(inner, notes)
+            case {"t": "Note", "c": blocks}:
+                notes += blocks
+            case {"t": "RawInline" | "Image" | "Math"}:
+                pass
+            case {"c": inner}:  # Emph, Strong, Superscript, ...
+                text += _inline_text(inner, notes)
+    return text

@@ -1,0 +1,452 @@
+"""Papers as they come: other formats and scripts, copies, equal names, small collections."""
+
+import csv
+import importlib
+import os
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import REPOSITORY
+from test_text_papers import make_pdf
+
+from stages import chunk, fetch_papers
+from stages.common.artifacts import read_json
+from stages.text import clean, duplicates, formats, latex, sentences, tokens
+from stages.text.paper_files import unused_name
+
+NOTES = sorted((REPOSITORY / "stages/embedded/notes").glob("*.md"))
+
+
+@pytest.fixture
+def collect(tmp_path, monkeypatch, capsys):
+    """collect(**scrape): fetch, scrape and chunk the folder `papers`.
+
+    -> the rows of papers_report.csv by name, and the log; or the error and the log.
+    """
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("papers")
+
+    def run(**scrape) -> tuple[dict[str, dict] | str, str]:
+        params = yaml.safe_load((REPOSITORY / "params/demo.yaml").read_text())
+        params["fetch_papers"]["source"] = "path:papers"
+        params["scrape"] |= scrape
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        try:
+            for stage in ("fetch_papers", "scrape", "chunk"):
+                importlib.import_module(f"stages.{stage}").main()
+        except SystemExit as error:
+            return str(error), capsys.readouterr().err
+        with open("data/papers_report.csv", newline="", encoding="utf-8") as file:
+            rows = {row["paper"]: row for row in csv.DictReader(file)}
+        return rows, capsys.readouterr().err
+
+    return run
+
+
+def note(number: int) -> str:
+    """The text of a field note: English, two pages, unlike the others."""
+    return NOTES[number].read_text()
+
+
+def note_pdf(path: Path | str, number: int) -> None:
+    """Write a field note as a PDF."""
+    text = note(number).replace("#", "").encode("latin-1", "ignore").decode("latin-1")
+    make_pdf(Path(path), [text[:2500], text[2500:]])
+
+
+def corpus_text() -> dict[str, str]:
+    """The text of each paper in the corpus."""
+    texts: dict[str, str] = {}
+    for row in pq.read_table("data/corpus.parquet").to_pylist():
+        texts[row["paper"]] = texts.get(row["paper"], "") + row["text"] + " "
+    return texts
+
+
+def with_pandoc(source: str, target: Path | str, form: str) -> None:
+    import pypandoc
+
+    pypandoc.convert_text(source, form, format="commonmark", outputfile=str(target))
+
+
+PAGE = """<!DOCTYPE html><html><head><title>Land</title><script>scriptword = 1;</script></head>
+<body><nav><a href="/">Home</a> Login</nav><main><h1>Fields from above</h1>
+<p>The fields of this <b>page</b> are green &amp; wide, and rows of trees stand between them in the
+long summer of the north.</p><table><tr><td>cellone</td></tr></table><pre>codeword</pre>
+<h2>References</h2><p>A. Smith. Listedword title. 2020.</p><p>B. Jones. Other. 2021.</p></main>
+<footer>Imprint</footer></body></html>"""
+MAIN = r"""\documentclass{article}\newcommand{\sat}{Sentinel}\title{A LaTeX paper}
+\begin{document}\maketitle\begin{abstract}Summary of the joined paper.\end{abstract}
+\input{sections/intro} % \input{sections/old}
+\begin{tabular}{l}cellone\end{tabular}\begin{equation}codeword = 1\end{equation}
+\end{document}"""
+
+
+def test_every_file_of_a_folder_is_read_or_named(collect):
+    for folder in ("papers/deep", "papers/tex/sections"):
+        os.makedirs(folder)
+    for number in range(6):
+        note_pdf(f"papers/note{number}.pdf", number)
+    note_pdf("papers/2405.04717", 6)
+    note_pdf("papers/deep/really_a.txt", 7)
+    Path("papers/really_html.txt").write_text(f"<!DOCTYPE html><title>T</title><p>{note(11)}")
+    Path("papers/front.md").write_text(f'---\ntitle: "open\n---\n{note(8)}\n\n| cellone |\n|-|\n')
+    Path("papers/page.html").write_text(PAGE)
+    with_pandoc(note(9), "papers/word.docx", "docx")
+    with_pandoc(note(10), "papers/book.epub", "epub")
+    Path("papers/tex/main.tex").write_text(MAIN)
+    intro = "\\section{Start}\nThe \\sat{} images show ``bare'' land" + ", and more land" * 9 + "."
+    Path("papers/tex/sections/intro.tex").write_text(intro)
+    Path("papers/tex/sections/old.tex").write_text("An old section. " * 20)
+    # No papers, and papers that cannot be read.
+    with zipfile.ZipFile("papers/more.zip", "w") as archive:
+        archive.writestr("a.txt", "packedword")
+    Path("papers/slides.pptx").write_bytes(b"PK")
+    Path("papers/gone.pdf").symlink_to("nowhere.pdf")
+    Path("papers/broken.docx").write_bytes(b"PK\x03\x04 broken")
+    Path("papers/open.tex").write_text("\\begin{document}\\begin{center}")
+    Path("papers/saved.pdf").write_text(PAGE)
+    rows, log = collect()
+
+    status = {name: row["status"] for name, row in rows.items()}
+    for name in ("more.zip", "slides.pptx", "gone.pdf", "tex__sections__intro.tex"):
+        assert status.pop(name) == "skipped" and name in str(rows)
+    assert "main.tex" in rows["tex__sections__intro.tex"]["reason"]
+    assert ".zip" in log and ".pptx" in log
+    failed = {name for name in status if status[name] == "failed"}
+    assert failed == {"broken", "open", "saved"} and all(rows[name]["reason"] for name in failed)
+    texts = corpus_text()
+    assert set(texts) == set(status) - failed
+    assert set(texts) == {
+        *(f"note{number}" for number in range(6)),
+        *("2405.04717", "deep__really_a", "really_html", "front", "page", "word", "book"),
+        *("tex__main", "tex__sections__old"),
+    }
+    counts = read_json("metrics/corpus.json")
+    assert (counts["papers"], counts["papers_failed"], counts["files_skipped"]) == (15, 3, 4)
+
+    # The text of each format, without what is no prose.
+    assert "The fields of this page are green & wide, and rows" in texts["page"]
+    assert (
+        "Summary of the joined paper. Start The Sentinel images show “bare” land"
+        in (texts["tex__main"])
+    )
+    for number, name in ((8, "front"), (9, "word"), (10, "book")):
+        paragraph = next(part for part in note(number).split("\n\n") if part[0] != "#")
+        assert " ".join(paragraph.split())[:80] in texts[name]
+    everything = " ".join(texts.values())
+    for word in (
+        "scriptword",
+        "Login",
+        "Imprint",
+        "cellone",
+        "codeword",
+        "packedword",
+        "title:",
+        "Listedword",
+    ):
+        assert word not in everything
+    with open("data/papers_report.csv", encoding="utf-8") as first:
+        before = first.read(), texts
+    assert collect()[0] == rows and before == (Path("data/papers_report.csv").read_text(), texts)
+
+
+@pytest.mark.parametrize(
+    "name, source, encoding",
+    [
+        ("a.html", "<meta charset='gbk'><p>{}</p>", "gbk"),
+        ("a.xhtml", '<?xml version="1.0" encoding="windows-1251"?><p>{}</p>', "windows-1251"),
+        (
+            "a.tex",
+            "\\usepackage[latin1]{{inputenc}}\\begin{{document}}{}\\end{{document}}",
+            "latin1",
+        ),
+    ],
+)
+def test_declared_encoding_is_read(tmp_path, name, source, encoding):
+    words = {"gbk": "沙丘弯曲", "windows-1251": "пустыня", "latin1": "Wüste"}[encoding]
+    (tmp_path / name).write_bytes(source.format(f"{words} " * 30).encode(encoding))
+    lines, reason = formats.read(tmp_path / name)
+    assert not reason and " ".join(lines) == " ".join([words] * 30)
+
+
+PROSE = "The fields of the north are green and wide, and rows of trees stand between them. " * 2
+WHOLE = f"<p>{PROSE}</p>"
+
+
+@pytest.mark.parametrize(
+    "name, content, reason",
+    [
+        ("a.html", WHOLE.replace("e", "é").encode("latin-1"), "UTF-8"),
+        ("a.html", b"<meta charset='nonsense'>" + b"\xc9\xff " * 30, "UTF-8"),
+        ("a.md", PROSE.encode("utf-16"), "UTF-8"),
+        ("a.tex", PROSE.encode("utf-16-be"), "control"),
+        ("a.md", b"PK\x03\x04\x00\xff", "UTF-8"),
+        ("a.html", ("<div>" * 400 + PROSE).encode(), "nested"),
+    ],
+)
+def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, reason):
+    """pandoc itself takes every other encoding for Latin-1."""
+    (tmp_path / name).write_bytes(content)
+    lines, message = formats.read(tmp_path / name)
+    assert not lines and reason in message
+
+
+@pytest.mark.parametrize(
+    "name, source, kept, dropped",
+    [
+        (
+            "a.html",
+            f"<nav>menuword</nav>{WHOLE}<aside>asideword</aside><!-- <p> --><p>lastword</p>"
+            "<script>'<nav>'</script><select><option>optionword</select><footer>footword</footer>",
+            ["lastword"],
+            ["menuword", "asideword", "optionword", "footword"],
+        ),
+        (
+            "a.html",
+            f"<table><tr><td>menuword</td><td><h1>titleword</h1>{WHOLE}</td></tr></table>",
+            ["titleword", "rows of trees"],
+            ["menuword"],
+        ),
+        (
+            "a.md",
+            f'<div align="center">\nfirstword &amp; x\n</div>\n\n{PROSE}\n\n'
+            "<table><tr><td>cellword</td></tr></table>\n\n<!-- noteword -->\n",
+            ["firstword & x"],
+            ["cellword", "noteword", "<"],
+        ),
+        (
+            "a.md",
+            f"\ufeff+++\ntitle = 'headword'\n+++\n{PROSE}",
+            ["rows of trees"],
+            ["headword", "+"],
+        ),
+    ],
+)
+def test_text_of_a_page_and_nothing_around_it(tmp_path, name, source, kept, dropped):
+    (tmp_path / name).write_text(source, encoding="utf-8")
+    text = " ".join(formats.read(tmp_path / name)[0])
+    assert all(word in text for word in kept) and not any(word in text for word in dropped)
+
+
+def test_file_that_pandoc_reads_for_too_long_is_named(tmp_path, monkeypatch):
+    (tmp_path / "long.md").write_text("A line about land.\n\n" * 1000)
+    monkeypatch.setattr(formats, "SECONDS", 0.001)
+    assert formats.read(tmp_path / "long.md") == ([], "took more than 0.001 s")
+
+
+def test_latex_files_that_read_each_other_or_others(tmp_path):
+    secret = tmp_path / "secret.tex"
+    secret.write_text("SECRET")
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    contents = {
+        "a.tex": "A \\input{b} \\input{b} 50\\% \\input{../secret} \\input missing",
+        "b.tex": "B \\include{a}\n\\subfile{c}",
+        "c.tex": "\\documentclass{subfiles}\\begin{document}C \\input d\n\\end{document}",
+        "d.tex": "D \\import{sub/}{e} \\input{sub/../f.tex}",
+        "sub/e.tex": "E% a comment\n",
+        "f.tex": "F",
+        "sub.tex": "another paper",
+    }
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    folder = folder / "sub/.."  # as a person may write it
+    papers = latex.join_papers(sorted(folder.rglob("*.tex")))
+    assert list(papers) == [folder / "a.tex", folder / "sub.tex"]
+    source, parts = papers[folder / "a.tex"]
+    assert source == b"A B \nC D E% a comment\n F\n  50\\% \\input{../secret} \\input{missing}"
+    assert {part.name for part in parts} == {"b.tex", "c.tex", "d.tex", "e.tex", "f.tex"}
+    # What is not there is named.
+    (folder / "a.tex").write_bytes(source + b" land and water" * 10)
+    lines, reason = formats.read(folder / "a.tex")
+    assert lines and "missing.tex" in reason
+
+
+def test_one_paper_counts_once(collect):
+    """Of 8 papers, three come twice or more: as equal files, in two versions, in two formats."""
+    for number in range(8):
+        note_pdf(f"papers/note{number}.pdf", number)
+    shutil.copy("papers/note0.pdf", "papers/again.pdf")
+    os.rename("papers/note1.pdf", "papers/2405.04717v1.pdf")
+    revised = note(1) + "\n\nAnother section of the revision.\n\n" + note(15)
+    Path("papers/2405.04717v2.md").write_text(revised)
+    Path("papers/note2 (draft).md").write_text(note(2))
+    rows, log = collect(min_test_papers=3)
+    copies = {name: row["reason"] for name, row in rows.items() if row["status"] == "copy"}
+    assert set(copies) >= {"2405.04717v1"} and len(copies) == 3
+    assert len(copies.keys() & {"note0", "again"}) == 1
+    assert len(copies.keys() & {"note2", "note2 (draft)"}) == 1
+    assert "2405.04717v2" in copies["2405.04717v1"]
+    assert all(f"{name} left out" in log for name in copies)
+    counts = read_json("metrics/corpus.json")
+    assert (counts["papers"], counts["papers_copies"]) == (8, 3)
+    assert counts["papers_test"] == 3 and not copies.keys() & corpus_text().keys()
+    # Which papers are held out is decided without the copies, and so is how many can be.
+    error, _ = collect(min_test_papers=5)
+    assert error.startswith("error: scrape.min_test_papers: 5 ") and "of 8 (3 copies" in error
+    error, _ = collect(min_papers=9)
+    assert error.startswith("error: scrape.min_papers: 8 of 11 ") and "text of 2405" in error
+
+
+def test_resemblance_is_the_jaccard_similarity_of_shingles():
+    words = [f"word{number}" for number in range(3000)]
+    first, second = (duplicates.sketch(" ".join(part)) for part in (words[:2000], words[1000:]))
+    assert duplicates.resemblance(first, first) == 1
+    assert duplicates.resemblance(first, second) == pytest.approx(1 / 3, abs=0.12)
+    other = duplicates.sketch(" ".join(words[2500:]))
+    assert duplicates.resemblance(first, other) == 0
+    # Two papers whose names end in a number as versions do.
+    sketches = {"yolov3": first, "yolov4": other, "longer": duplicates.sketch("a b c d e f")}
+    assert duplicates.find_copies(sketches, dict.fromkeys(sketches, 1)) == {}
+
+
+def test_of_two_copies_the_longer_text_stays(collect):
+    """However many lines it has."""
+    for number in range(5):
+        note_pdf(f"papers/note{number}.pdf", number)
+    Path("papers/whole.txt").write_text(note(0).replace("#", "") + " ".join(["More words."] * 20))
+    rows, _ = collect(min_test_papers=1)
+    assert rows["note0"]["status"] == "copy" and rows["whole_001"]["status"] == "ok"
+    assert int(rows["note0"]["lines"]) > int(rows["whole_001"]["lines"])
+
+
+def test_papers_of_one_name_stay_apart(collect):
+    for name, number in (("survey_001", 0), ("SURVEY_002", 1), ("survey_abc", 2), ("x", 3)):
+        note_pdf(f"papers/{name}.pdf", number)
+    Path("papers/survey.txt").write_text("\n".join(f"Line {n} about land." for n in range(1500)))
+    Path("papers/survey_001.txt").write_text(note(4))
+    rows, _ = collect(min_test_papers=1)
+    assert list(rows) == [
+        *("SURVEY_002", "survey_001", "survey_abc", "x"),
+        *("survey_001_2", "survey_002_2", "survey_001_2_001"),
+    ]
+    assert set(corpus_text()) == set(rows) and read_json("metrics/corpus.json")["papers"] == 7
+    assert corpus_text()["survey_001_2"].startswith("Line 0 about land.")
+    # Composed and decomposed letters are one name on some disks.
+    assert unused_name("re\u0301sume\u0301", {"r\u00e9sum\u00e9"}) == "re\u0301sume\u0301_2"
+
+
+@pytest.mark.parametrize("count, held_out", [(1, 0), (2, 1), (3, 1), (7, 3)])
+def test_small_collections_run(collect, count, held_out):
+    for number in range(count):
+        note_pdf(f"papers/note{number}.pdf", number)
+    rows, _ = collect(min_papers=count, min_test_papers=held_out)
+    assert len(rows) == count and read_json("metrics/corpus.json")["papers_test"] >= held_out
+    splits = set(pq.read_table("data/chunks.parquet")["split"].to_pylist())
+    assert splits == ({"train", "test"} if held_out else {"train"})
+    error, _ = collect(min_papers=count, min_test_papers=5)
+    assert error.startswith("error: scrape.min_test_papers: 5 ") and f" of {count} " in error
+
+
+def test_text_column_of_a_hub_corpus(tmp_path):
+    table = pa.table({"id": ["arxiv-1", "arxiv-2"], "body": ["First\ntext.", None], "n": [1, 2]})
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    pq.write_table(table, hub / "train.parquet")
+    (corpus,) = fetch_papers.write_corpus(hub, "body", tmp_path)
+    assert corpus.read_text() == "First\ntext.\n"
+    # As pandas and Polars write strings.
+    for column in (table["body"].dictionary_encode(), table["body"].cast(pa.string_view())):
+        pq.write_table(pa.table({"id": table["id"], "body": column}), hub / "train.parquet")
+        assert fetch_papers.write_corpus(hub, "body", tmp_path)
+        assert corpus.read_text() == "First\ntext.\n"
+    error = "^error: fetch_papers.text_column: train.parquet .*named text; it has id, body$"
+    with pytest.raises(SystemExit, match=error):
+        fetch_papers.write_corpus(hub, "text", tmp_path)
+    (hub / "a.txt").write_bytes("Wüste".encode("latin-1"))
+    with pytest.raises(SystemExit, match="^error: fetch_papers.source: a.txt "):
+        fetch_papers.write_corpus(hub, "body", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [
+        ("这片沙漠呈现淡黄色，沙丘弯曲。农田呈长方形！湖泊的水面？呈深蓝色", 4),
+        ("他说：“好。”然后走了。", 2),
+        ("砂漠は黄色い。畑は緑だ。", 2),
+        ("这是图.农田呈长方形.", 2),
+        ("هذه صحراء. هل هي جافة؟ نعم هي كذلك.", 3),
+        ("یہ صحرا ہے۔ یہ خشک ہے۔", 2),
+        ("བྱེ་ཐང་སེར་པོ་རེད།ནགས་ཚལ་ལྗང་ཁུ་རེད།", 2),
+        ("यह रेगिस्तान है। यह 3.5 मीटर ऊँचा है। क्या यह बड़ा है?", 3),
+    ],
+)
+def test_sentence_ends_of_other_scripts(text, count):
+    assert len(sentences.split_sentences(text)) == count
+    assert "".join(sentences.split_losslessly(text)) == text
+
+
+def test_lines_of_other_scripts():
+    joined = sentences.join_lines(
+        ["这片沙漠呈现淡黄色,沙", "丘弯曲。农田", "of maize 是绿色", "的。"]
+    )
+    assert joined == "这片沙漠呈现淡黄色,沙丘弯曲。农田 of maize 是绿色的。"
+    assert sentences.join_lines(["森は深い緑だ", "。」湖"]) == "森は深い緑だ。」湖"
+    assert sentences.join_lines(["བྱེ་ཐ", "ང་སེར་པོ"]) == "བྱེ་ཐང་སེར་པོ"
+    assert clean.normalize("สีน้ำเงิน ນ້ຳ") == "สีน้ำเงิน ນ້ຳ"  # the vowel am is one letter
+    assert (
+        clean.normalize("می\u200cخواهم क्\u200dष of\u200cfice\u200d")
+        == "می\u200cخواهم क्\u200dष office"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["字" * 5000, "a" * 9000, "word " * 3000, "沙丘弯曲表面有波纹。" * 300, "𠀀" * 3000, "ق. " * 5],
+)
+def test_chunks_are_bounded_whatever_the_text(text):
+    """In bytes: no tokenizer makes more tokens of a text than it has bytes."""
+    chunks = chunk.split_into_chunks(text.strip(), 500)
+    assert "".join(chunks).replace(" ", "") == text.replace(" ", "")
+    assert max(len(part.encode()) for part in chunks) <= 2000
+    assert chunk.split_into_chunks("A green field lies by a lake. " * 3, 10)[0].endswith("lake.")
+
+
+def test_persian_and_a_word_without_end_are_read(collect):
+    """One character in nine of the Persian text is a zero-width non-joiner."""
+    for number in range(3):
+        note_pdf(f"papers/note{number}.pdf", number)
+    Path("papers/fa.txt").write_text("می‌خواهم زمین‌ها را ببینم‌شان.\n" * 40)
+    Path("papers/word.txt").write_text("a" * 100_000 + "-\nb")
+    started = time.process_time()
+    rows, _ = collect(min_test_papers=1)
+    assert rows["fa_001"]["status"] == rows["word_001"]["status"] == "ok"
+    assert "می‌خواهم" in corpus_text()["fa_001"]
+    assert time.process_time() - started < 60  # ten minutes when it was quadratic
+
+
+def test_papers_that_are_not_english_are_named(collect):
+    for number in range(3):
+        note_pdf(f"papers/note{number}.pdf", number)
+    lines = [
+        f"这片沙漠呈现淡黄色，沙丘{number}弯曲，表面{number * 7}有波纹。" for number in range(80)
+    ]
+    Path("papers/zh.md").write_text("\n\n".join(lines))
+    rows, log = collect(min_papers=4, min_test_papers=1)
+    assert rows["zh"]["status"] == "ok" and "not in English" in rows["zh"]["reason"]
+    assert not rows["note0"]["reason"] and "1 papers not in English" in log
+
+
+def test_special_tokens_in_a_paper_are_text():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "stages/embedded/models/language")
+    text = f"GPT-2 puts {tokenizer.eos_token} behind a text."
+    (ids,) = tokens.encode([text], tokenizer)
+    assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
+    assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_pandoc_does_not_read_other_files(tmp_path):
+    """A paper of a stranger names a file of this machine."""
+    (tmp_path / "secret.tex").write_text("SECRET " * 30)
+    (tmp_path / "paper.tex").write_text("Land and water. " * 20 + f"\\input{{{tmp_path}/secret}}")
+    lines, reason = formats.read(tmp_path / "paper.tex")
+    assert lines and "secret.tex" in reason and "SECRET" not in str(lines)
