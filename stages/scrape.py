@@ -4,19 +4,25 @@
 
 reads   scrape; data/papers
 writes  data/corpus.parquet         one row per text line: paper, page, line, text, split
-        data/papers_report.csv      every paper: pages, lines, status (ok, failed), reason
+        data/papers_report.csv      every file: pages, lines, status, reason, what was cut out
         metrics/corpus.json
+
+The status is ok; failed (no text could be read); copy (another paper has the same text, or is a
+newer version); skipped (`fetch_papers` found no paper in it). Only papers that are ok are counted,
+held out and written.
 
 A text file does not list the papers in it. It is cut behind its reference lists, or into blocks
 of lines where it has fewer than three, and each part counts as a paper (page 0; `min_papers`
-applies only where there are PDFs). A file that is not UTF-8 text has failed.
+applies only where there are other files). A file that is not UTF-8 text has failed.
 """
 
 import csv
 import io
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -25,13 +31,19 @@ from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
+from stages.text.clean import Cuts
+from stages.text.duplicates import find_copies, sketch
+from stages.text.language import is_english
+from stages.text.paper_files import SUFFIXES
 from stages.text.papers import Paper, choose_test_papers, read_papers
 from stages.text.parquet_writer import parquet_writer
+from stages.text.sentences import join_lines
 
 PAPERS = Path("data/papers")
 CORPUS = Path("data/corpus.parquet")
 UNSPLIT = Path("data/unsplit.parquet")  # the corpus until the test papers are chosen
 REPORT = Path("data/papers_report.csv")
+NOT_ENGLISH = "not in English"
 SCHEMA = pa.schema(
     [
         ("paper", pa.string()),
@@ -49,61 +61,101 @@ class ReportRow(NamedTuple):
     paper: str
     pages: int
     lines: int
-    status: str  # ok or failed
+    status: str  # ok, failed, copy or skipped
     reason: str
+    pages_read: int = 0  # pages of a PDF with readable words
+    references: int = 0  # lines of reference lists that were cut out
+    running_lines: int = 0  # headers, footers, page numbers and stamps that were cut out
+    tables: int = 0  # lines of pages of tables that were cut out
+    line_numbers: int = 0  # numbers of lines that were removed from them
 
 
 def main() -> None:
     params = load()
     config = params.scrape
-    paths = sorted(path for path in PAPERS.iterdir() if path.suffix.lower() in (".pdf", ".txt"))
+    paths = sorted(path for path in PAPERS.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        exit_with_error(f"{PAPERS}: no PDF or text file (fetch_papers.source)")
+        exit_with_error(f"{PAPERS}: no paper (fetch_papers.source)")
 
     # Read and clean, with one paper in memory at a time.
     report = []
-    line_counts = {}  # of the readable papers
-    characters = 0
+    sketches = {}  # of the readable papers
+    characters = {}  # ditto
     with parquet_writer(UNSPLIT, SCHEMA) as writer:
         for paper in read_papers(paths, config.cut_references):
-            report.append(
-                ReportRow(paper.name, paper.pages, len(paper.lines), paper.status, paper.reason)
-            )
+            text = join_lines([text for _, text in paper.lines])
+            report.append(report_row(paper, text))
             if paper.status == "ok":
-                line_counts[paper.name] = len(paper.lines)
-                characters += sum(len(text) for _, text in paper.lines)
+                sketches[paper.name] = sketch(text)
+                characters[paper.name] = sum(len(text) for _, text in paper.lines)
                 writer.write_table(paper_table(paper))
-        has_pdfs = any(path.suffix.lower() == ".pdf" for path in paths)
-        refuse_few_papers(report, config.min_papers if has_pdfs else 1)
+        report = [*mark_copies(report, sketches, characters), *skipped_files()]
+        counts = Counter(row.status for row in report)
+        has_only_text = all(path.suffix.lower() == ".txt" for path in paths)
+        refuse_few_papers(report, 1 if has_only_text else config.min_papers)
 
         # Hold whole papers out, by the hashes of their names.
+        line_counts = {row.paper: row.lines for row in report if row.status == "ok"}
         test = choose_test_papers(line_counts, config.test_fraction, config.min_test_papers)
-        if len(test) < config.min_test_papers:
-            exit_with_error(
-                f"scrape.min_test_papers: {config.min_test_papers} papers cannot be held out: only "
-                f"{len(test)} of {len(line_counts)} leave half of the text for training"
-            )
-    write_corpus(test)
+        refuse_few_test_papers(len(test), config.min_test_papers, counts)
+    write_corpus(set(line_counts), test)
     write_report(report)
+    log_cuts(report)
+    foreign = [row.paper for row in report if NOT_ENGLISH in row.reason]
+    if foreign:
+        log(f"scrape: {len(foreign)} papers {NOT_ENGLISH}, as prompts are: {foreign[0]}, ...")
 
     lines = sum(line_counts.values())
     test_lines = sum(line_counts[name] for name in test)
-    failed = len(report) - len(line_counts)
     artifacts.write_json(
         "metrics/corpus.json",
         {
-            "papers": len(line_counts),
-            "papers_failed": failed,
+            "papers": counts["ok"],
+            "papers_failed": counts["failed"],
+            "papers_copies": counts["copy"],
+            "files_skipped": counts["skipped"],
             "papers_test": len(test),
             "lines": lines,
             "lines_test": test_lines,
-            "characters": characters,
+            "characters": sum(characters[name] for name in line_counts),
         },
     )
     log(
-        f"scrape: {len(line_counts)} papers ({failed} failed, {len(test)} held out), {lines} lines "
+        f"scrape: {counts['ok']} papers ({counts['failed']} failed, {counts['copy']} copies and "
+        f"{counts['skipped']} other files left out, {len(test)} held out), {lines} lines "
         f"({test_lines / lines:.0%} held out)"
     )
+
+
+def report_row(paper: Paper, text: str) -> ReportRow:
+    """Return the row of a paper, which says where its text is not in English."""
+    reason = paper.reason
+    if paper.status == "ok" and not is_english(text):
+        reason = f"{reason}; {NOT_ENGLISH}".removeprefix("; ")
+    row = ReportRow(paper.name, paper.pages, len(paper.lines), paper.status, reason)
+    return row._replace(pages_read=paper.pages_read, **paper.cuts._asdict())
+
+
+def mark_copies(
+    report: list[ReportRow], sketches: dict[str, np.ndarray], characters: dict[str, int]
+) -> list[ReportRow]:
+    """Return the rows, with the status `copy` for papers that another one repeats."""
+    copies = find_copies(sketches, characters)
+    rows = []
+    for row in report:
+        if row.paper in copies:
+            reason = f"the text of {copies[row.paper]}, or an older version of it"
+            log(f"scrape: {row.paper} left out: {reason}")
+            row = row._replace(status="copy", reason=reason)
+        rows.append(row)
+    return rows
+
+
+def skipped_files() -> list[ReportRow]:
+    """Return the rows of the source's files that `fetch_papers` has not copied."""
+    source = PAPERS / "SOURCE.json"
+    skipped = artifacts.read_json(source).get("skipped", {}) if source.exists() else {}
+    return [ReportRow(name, 0, 0, "skipped", reason) for name, reason in skipped.items()]
 
 
 def paper_table(paper: Paper) -> pa.Table:
@@ -116,28 +168,59 @@ def paper_table(paper: Paper) -> pa.Table:
 
 
 def refuse_few_papers(report: list[ReportRow], min_papers: int) -> None:
-    """Exit with an error that lists the failed papers, where too few are readable."""
-    failed = [row for row in report if row.status == "failed"]
-    readable = len(report) - len(failed)
+    """Exit with an error that lists the unusable papers, where too few are readable."""
+    papers = [row for row in report if row.status != "skipped"]
+    unusable = [row for row in papers if row.status != "ok"]
+    readable = len(papers) - len(unusable)
     if readable < min_papers:
-        reasons = "; ".join(f"{row.paper}: {row.reason}" for row in failed)
+        reasons = "; ".join(f"{row.paper}: {row.reason}" for row in unusable)
         exit_with_error(
-            f"scrape.min_papers: {readable} of {len(report)} papers are readable, fewer than "
-            f"{min_papers}: {reasons[:1000] or 'none failed'}"
+            f"scrape.min_papers: {readable} of {len(papers)} papers are readable and no copies, "
+            f"fewer than {min_papers}: {reasons[:1000] or 'none failed'}"
         )
 
 
-def write_corpus(test: set[str]) -> None:
-    """Write `CORPUS` from `UNSPLIT` with its column `split`, with one paper in memory at a time."""
+def refuse_few_test_papers(count: int, min_papers: int, counts: Counter[str]) -> None:
+    """Exit with an error where `count` papers can be held out, fewer than `min_papers`.
+
+    `counts` are the papers by their status.
+    """
+    if count < min_papers:
+        copies = f" ({counts['copy']} copies left out)" if counts["copy"] else ""
+        exit_with_error(
+            f"scrape.min_test_papers: {min_papers} papers cannot be held out: only {count} of "
+            f"{counts['ok']}{copies} leave half of the text for training; write {count}, or add "
+            "papers"
+        )
+
+
+def write_corpus(papers: set[str], test: set[str]) -> None:
+    """Write these papers of `UNSPLIT` to `CORPUS`, with the column `split`.
+
+    One paper is in memory at a time.
+    """
     unsplit = pq.ParquetFile(UNSPLIT)
     position = SCHEMA.get_field_index("split")
     with parquet_writer(CORPUS, SCHEMA) as writer:
         for group in range(unsplit.num_row_groups):
             table = unsplit.read_row_group(group)
-            split = ["test" if name in test else "train" for name in table["paper"].to_pylist()]
-            column = pa.array(split)
+            name = table["paper"][0].as_py()  # a row group holds rows of one paper
+            if name not in papers:
+                continue
+            column = pa.array(["test" if name in test else "train"] * len(table))
             writer.write_table(table.set_column(position, SCHEMA.field("split"), column))
     UNSPLIT.unlink()
+
+
+def log_cuts(report: list[ReportRow]) -> None:
+    """Log how much was cut out of all papers."""
+    references, running_lines, tables, line_numbers = (
+        sum(getattr(row, name) for row in report) for name in Cuts._fields
+    )
+    log(
+        f"scrape: cut out {references} lines of reference lists, {running_lines} of headers, "
+        f"footers and stamps, {tables} of tables, and {line_numbers} line numbers ({REPORT})"
+    )
 
 
 def write_report(report: list[ReportRow]) -> None:

@@ -202,7 +202,7 @@ def test_papers_without_readable_text_are_reported(project):
 @pytest.mark.parametrize("name", [b"caf\xe9.txt", b"n" * 240 + b".txt"])
 def test_a_single_paper_of_an_odd_name(project, name, monkeypatch):
     with open(name, "w") as file:
-        file.write("A line about fields.\n" * 4000)
+        file.writelines(f"Line {n} about fields.\n" for n in range(4000))
     monkeypatch.setenv("PAPER", os.fsdecode(name))
     change_params(
         project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:$PAPER"

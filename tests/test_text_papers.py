@@ -10,7 +10,7 @@ import pytest
 
 from stages import chunk
 from stages.common.artifacts import digest
-from stages.text import clean, duplicates, papers, pdf, sentences
+from stages.text import duplicates, papers, pdf, sentences
 
 WORDS = (
     "the farmland shows green rows on brown soil beside a straight road and a narrow canal".split()
@@ -62,40 +62,6 @@ def test_headings_are_separate_sentences():
     ]
     found = sentences.split_sentences(sentences.join_lines(lines))
     assert found[0] == "Bare Land" and "The look" in found
-
-
-def test_normalize_and_hyphens():
-    assert (
-        clean.normalize("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
-    )
-    assert clean.join_hyphens(["an im-", "perative need"]) == ["an imperative", "need"]
-    kept = clean.join_hyphens(["a self-supervised model is self-", "supervised"])
-    assert kept == ["a self-supervised model is self-supervised", ""]
-
-
-def test_headers_footers_and_page_numbers_are_dropped():
-    bodies = [[f"text {word} starts", "more", f"and {word} ends"] for word in "abcde"]
-    pages = [["A Workshop 2023", *body, str(number)] for number, body in enumerate(bodies, 1)]
-    assert clean.strip_running_lines(pages) == bodies
-
-
-def test_title_under_an_equal_header_stays():
-    bodies = clean.strip_running_lines(
-        [["Orchards", "Orchards", "first text", "1"], ["Orchards", "second text", "2"]]
-    )
-    assert bodies == [["Orchards", "first text"], ["second text"]]
-
-
-def test_reference_list_ends_at_an_appendix_or_without_citations():
-    lines = ["body", "References", "A. Smith. Fields. 2020.", "A APPENDIX", "more"]
-    assert clean.reference_lists(lines, True) == [(1, 3)]
-    lines = [
-        "body",
-        "REFERENCES",
-        *["[1] B. Jones. Proceedings, 2019."] * 3,
-        *[f"new paper line {n} x" for n in range(40)],
-    ]
-    assert clean.reference_lists(lines, False) == [(1, 5)]
 
 
 def test_chunks_end_at_full_stops():
@@ -234,6 +200,7 @@ def test_text_file_is_cut_behind_its_reference_lists(tmp_path):
         text += [f"A line about the fields of paper {n}."] * 30
         text += ["References", "[1] A. Smith. Fields. 2020."]
     (tmp_path / "corpus.txt").write_text("\n".join(text))
-    parts, _ = papers.read_text_file(tmp_path / "corpus.txt", True)
-    assert [name for name, _ in parts] == [f"corpus_{n:03d}" for n in (1, 2, 3, 4)]
-    assert all("Smith" not in line for _, lines in parts for _, line in lines)
+    parts = papers.read_text_file(tmp_path / "corpus.txt", True)
+    assert [part.name for part in parts] == [f"corpus_{n:03d}" for n in (1, 2, 3, 4)]
+    assert [part.cuts.references for part in parts] == [2] * 4
+    assert all("Smith" not in line for part in parts for _, line in part.lines)

@@ -1,32 +1,51 @@
-"""Rules that turn the lines pypdf extracts from a page into clean text lines."""
+"""Turn the lines that pypdf extracts from the pages of a paper into clean lines of prose."""
 
 import re
 import unicodedata
-from collections import Counter
+from typing import NamedTuple
 
-PAGE_NUMBER = re.compile(r"^[-–—|\s]*(page\s*)?\d{1,4}(\s*(of|/)\s*\d{1,4})?[-–—|\s]*$", re.I)
-ARXIV_STAMP = re.compile(r"^arXiv:\S+\s+\[[\w.-]+\]\s+\d")
-REFERENCES_HEADING = re.compile(
-    r"^\s*([\dIVX]+[.\s]\s*)?"
-    r"(R ?EFERENCES|R ?eferences|B ?IBLIOGRAPHY|Bibliography|LITERATURE CITED|Literature Cited)"
-    r"\s*[:.]?\s*$"
-)
-APPENDIX_HEADING = re.compile(
-    r"^\s*([A-Z][.\s]\s*)?"
-    r"(A ?PPENDIX|Appendix|Appendices|A ?PPENDICES|S ?UPPLEMENTARY|Supplementary|Supplemental)"
-    r"\b.{0,60}$|^\s*A\.?\s+[A-Z]\s?[A-Z]{2}[A-Z \-:,]{2,60}$"
-)
-CITATION = re.compile(
-    r"\b(19|20)\d\d[a-z]?\b|arXiv|Proceedings|\bdoi\b|\bpp?\. ?\d|^\s*\[\d+\]|https?:"
-)
-# A reference list has ended after this many lines in a row without a sign of a citation.
-MAX_LINES_WITHOUT_CITATION = 12
+from stages.text.legibility import MIN_WORDS, WORD, count_words
+from stages.text.line_numbers import strip_line_numbers
+from stages.text.references import reference_lists
+from stages.text.running_lines import find_running_lines
+
 # Characters that NFKC keeps: soft hyphens, zero-width characters, byte-order marks, control
-# characters and unpaired surrogates.
+# characters and unpaired surrogates. Behind a letter of Arabic or of India, the zero-width joiner
+# and non-joiner are part of the spelling.
 INVISIBLE = re.compile(
-    r"[\u00ad\u200b-\u200f\u2028-\u202e\u2060\ufeff\ufffd"
+    r"(?<![\u0600-\u109f\u1780-\u17ff])[\u200c\u200d]|"
+    r"[\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060\ufeff\ufffd"
     r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
 )
+
+MIN_WORD_SHARE = 1 / 3  # of what stands on a page; tables have less
+# A line of prose on such a page, as a caption, has so many words, and so large a share of them.
+MIN_LINE_WORDS = 5
+MIN_LINE_SHARE = 2 / 3
+
+Lines = list[tuple[int, str]]  # (page, text)
+
+
+class Cuts(NamedTuple):
+    """How many lines were cut out of a paper, and how many line numbers out of its lines."""
+
+    references: int = 0
+    running_lines: int = 0
+    tables: int = 0
+    line_numbers: int = 0
+
+    @property
+    def lines(self) -> int:
+        """Return the number of lines that were cut out whole."""
+        return self.references + self.running_lines + self.tables
+
+
+class CleanText(NamedTuple):
+    """The clean lines of a PDF."""
+
+    lines: Lines  # pages count from 1
+    cuts: Cuts
+    pages_read: int  # with text besides running lines and stamps
 
 
 def normalize(line: str) -> str:
@@ -37,94 +56,78 @@ def normalize(line: str) -> str:
     line = re.sub("\u00ad\\s*$", "-", line)
     line = INVISIBLE.sub("", line.replace("\x00", ""))
     line = unicodedata.normalize("NFKC", line)
+    # NFKC takes the vowel am of Thai and Lao apart, which nobody writes so.
+    line = line.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3")
     line = line.replace("\u2010", "-").replace("\u2011", "-")
     return " ".join(line.split())
 
 
-def strip_running_lines(pages: list[list[str]]) -> list[list[str]]:
-    """Drop page numbers, running headers and footers from normalized pages.
+def clean_pages(
+    pages: list[str], heights: list[list[float | None]], cut_references: bool
+) -> CleanText:
+    """Clean the lines of a PDF's pages and cut out what is no prose.
 
-    A running line is one of the first or last two of a page and comes back on other pages, its
-    numbers aside.
+    Args:
+        pages: the text of each page.
+        heights: where each line of it stands, in points; None: unknown.
+        cut_references: whether reference lists are cut out.
     """
-    page_counts: Counter[str] = Counter()
-    for page in pages:
-        page_counts.update({_mask_numbers(line) for line in page[:2] + page[-2:]})
-    min_pages = max(2, 0.4 * len(pages))
-    running = {
-        line for line, count in page_counts.items() if count >= min_pages and line.strip("# ")
-    }
-    return [_strip_page(page, running) for page in pages]
+    bodies, running_lines, line_numbers = page_bodies(pages, heights)
+    prose = [prose_lines(body) for body in bodies]
+    tables = sum(map(len, bodies)) - sum(map(len, prose))
+    lines = [(number, line) for number, page in enumerate(prose, 1) for line in page]
+    cut: set[int] = set()
+    if cut_references:
+        cut = indices_of(reference_lists([line for _, line in lines]))
+    lines = [entry for index, entry in enumerate(lines) if index not in cut]
+    cuts = Cuts(len(cut), running_lines, tables, line_numbers)
+    return CleanText(lines, cuts, pages_read=sum(map(has_text, bodies)))
 
 
-def _mask_numbers(line: str) -> str:
-    return re.sub(r"\d+", "#", line).lower()
+def page_bodies(
+    pages: list[str], heights: list[list[float | None]]
+) -> tuple[list[list[str]], int, int]:
+    """Return the normalized lines of each page without line numbers and running lines.
 
-
-def _strip_page(page: list[str], running: set[str]) -> list[str]:
-    page = [line for line in page if not ARXIV_STAMP.match(line)]
-    dropped = set()
-    for edge in (0, 0, -1, -1):
-        if not page:
-            break
-        masked = _mask_numbers(page[edge])
-        # Each running line is dropped once per page: the title under an equal header stays.
-        if PAGE_NUMBER.match(page[edge]) or (masked in running and masked not in dropped):
-            dropped.add(masked)
-            del page[edge]
-    return page
-
-
-def join_hyphens(lines: list[str]) -> list[str]:
-    """Join each word that is hyphenated at a line's end, on that line.
-
-    The hyphen stays where the text writes the word with it more often than without
-    ("self-supervised"). The number of lines stays: a line that held only the rest of a word is
-    empty after that.
+    The other values are the numbers of running lines and of line numbers that were removed. The
+    arguments are those of `clean_pages`.
     """
-    word_counts = Counter(
-        word for line in lines for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.lower())
-    )
-    joined = list(lines)
-    for index in range(len(joined) - 1):
-        head = re.search(r"([^\W\d_]+)-$", joined[index])
-        tail = re.match(r"([^\W\d_]+)(\S*)\s?", joined[index + 1])
-        if head and tail and tail[1][0].islower():
-            solid = f"{head[1]}{tail[1]}".lower()
-            hyphenated = f"{head[1]}-{tail[1]}".lower()
-            hyphen = "-" if word_counts[hyphenated] > word_counts[solid] else ""
-            joined[index] = joined[index][:-1] + hyphen + tail[1] + tail[2]
-            joined[index + 1] = joined[index + 1][tail.end() :]
-    return joined
+    texts = [[normalize(line) for line in page.splitlines()] for page in pages]
+    texts, line_numbers = strip_line_numbers(texts)
+    kept = [[index for index, line in enumerate(page) if line] for page in texts]
+    texts = [[page[index] for index in indices] for page, indices in zip(texts, kept)]
+    heights = [[page[index] for index in indices] for page, indices in zip(heights, kept)]
+    running = find_running_lines(texts, heights)
+    bodies = [
+        [line for index, line in enumerate(page) if index not in dropped]
+        for page, dropped in zip(texts, running)
+    ]
+    return bodies, sum(map(len, running)), line_numbers
 
 
-def reference_lists(lines: list[str], to_the_end: bool) -> list[tuple[int, int]]:
-    """Return the reference lists of a text as [start, end) line ranges.
-
-    A list ends at an appendix, else at the end of the text. A text of several papers
-    (`to_the_end` is False) goes on after a list: there it also ends where
-    `MAX_LINES_WITHOUT_CITATION` lines in a row show no sign of a citation.
-    """
-    ranges = []
-    start = 0
-    while start < len(lines):
-        if not REFERENCES_HEADING.match(lines[start]):
-            start += 1
-            continue
-        end = _list_end(lines, start + 1, to_the_end)
-        ranges.append((start, end))
-        start = max(end, start + 1)
-    return ranges
+def has_text(lines: list[str]) -> bool:
+    """Whether a page holds as many words or numbers as a page of a paper does."""
+    text = " ".join(lines)
+    return max(count_words(text), len(text.split())) >= MIN_WORDS
 
 
-def _list_end(lines: list[str], first: int, to_the_end: bool) -> int:
-    """Return the end of the reference list whose first entry is line `first`."""
-    end = first
-    after_citation = first  # the line behind the last citation
-    while end < len(lines) and not APPENDIX_HEADING.match(lines[end]):
-        if CITATION.search(lines[end]):
-            after_citation = end + 1
-        elif not to_the_end and end - after_citation >= MAX_LINES_WITHOUT_CITATION:
-            return after_citation
-        end += 1
-    return end
+def prose_lines(lines: list[str]) -> list[str]:
+    """Return the lines of a page; of a page of tables, only those that are prose."""
+    if not _is_table(lines, MIN_WORD_SHARE):
+        return lines
+    return [
+        line
+        for line in lines
+        if count_words(line) >= MIN_LINE_WORDS and not _is_table([line], MIN_LINE_SHARE)
+    ]
+
+
+def _is_table(lines: list[str], min_share: float) -> bool:
+    """Whether less than a share of what stands in the lines are words."""
+    tokens = " ".join(lines).split()
+    return sum(WORD.search(token) is not None for token in tokens) < min_share * len(tokens)
+
+
+def indices_of(ranges: list[tuple[int, int]]) -> set[int]:
+    """Return every index in the [start, end) ranges."""
+    return {index for start, end in ranges for index in range(start, end)}

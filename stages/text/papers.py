@@ -1,17 +1,24 @@
 """Extract clean text lines, each with its page, from papers, and choose the held-out papers."""
 
 import hashlib
+import pickle
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from stages.runtime.progress import log, progress_bar
-from stages.text import clean, pdf
+from stages.text import clean, formats, legibility, pdf
+from stages.text.clean import Cuts, Lines
+from stages.text.hyphens import count_words, join_hyphens
+from stages.text.paper_files import PANDOC_FORMATS, decode, name_key, unused_name
+from stages.text.references import reference_lists
+from stages.text.running_lines import PAGE_NUMBER
 
 BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of this length
 MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
-
-Lines = list[tuple[int, str]]  # (page, text)
+LARGE_CUT = 0.5  # a paper that loses more of its lines is named in the log
 
 
 class Paper(NamedTuple):
@@ -21,101 +28,147 @@ class Paper(NamedTuple):
     pages: int
     lines: Lines
     status: str  # ok or failed
-    reason: str  # why it failed, or how it was cut out of a text file; else ""
+    reason: str  # why it failed, what was not read, how it was cut out of a text file; else ""
+    pages_read: int = 0  # with words
+    cuts: Cuts = Cuts()
 
 
 def read_papers(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
-    """Yield every PDF as a paper, then every part of every text file."""
+    """Yield every PDF as a paper, then Markdown, LaTeX and the like, then parts of text files.
+
+    Each name is unique: a part of `survey.txt` that would be named as `survey_001.pdf` is, gets a
+    number more. Words that are hyphenated at a line's end are joined as the whole corpus writes
+    them: the papers wait in a temporary file until the last one is read.
+    """
+    words: Counter[str] = Counter()
+    count = 0
+    with tempfile.TemporaryFile() as waiting:
+        for paper in _read_files(paths, cut_references):
+            words.update(count_words([text for _, text in paper.lines]))
+            pickle.dump(paper, waiting)
+            count += 1
+        waiting.seek(0)
+        for _ in range(count):
+            paper = pickle.load(waiting)
+            joined = join_hyphens([text for _, text in paper.lines], words)
+            lines = [(page, text) for (page, _), text in zip(paper.lines, joined) if text]
+            yield paper._replace(lines=lines)
+
+
+def _read_files(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
+    """Yield the papers of `read_papers` with the line ends of the files."""
     pdfs = [path for path in paths if path.suffix.lower() == ".pdf"]
     results = pdf.read_all(pdfs)
+    names = {name_key(path.stem) for path in paths if path.suffix.lower() != ".txt"}
     for path, result in progress_bar(results, total=len(pdfs), desc="scrape", unit="paper"):
         yield _read_pdf(path, result, cut_references)
     for path in paths:
+        if path.suffix.lower() in PANDOC_FORMATS:
+            yield _read_with_pandoc(path, cut_references)
+    for path in paths:
         if path.suffix.lower() == ".txt":
-            yield from _read_text_parts(path, cut_references)
+            for paper in read_text_file(path, cut_references):
+                name = unused_name(paper.name, names)
+                names.add(name_key(name))
+                yield paper._replace(name=name)
 
 
 def _read_pdf(path: Path, result: dict, cut_references: bool) -> Paper:
     """Clean the pages of a PDF, given as the result of `pdf.Worker.read`."""
-    pages = result.get("pages", [])
-    lines = clean_pages(pages, cut_references)
-    reason = result.get("reason", "" if lines else "no text left after cleaning")
+    if "reason" in result:
+        return _failed(path, result["reason"])
+    pages = len(result["pages"])
+    lines, cuts, pages_read = clean.clean_pages(result["pages"], result["heights"], cut_references)
+    share = f"text on {pages_read} of {pages} pages"
+    few = f"fewer than {legibility.MIN_WORDS} words"
+    reason = ""
+    if pages_read < pages / 2:
+        reason = f"{share}, {few} on the others (scanned, pictures or slides)"
+    elif sum(legibility.count_words(text) for _, text in lines) < legibility.MIN_WORDS:
+        reason = f"{few} of prose, {_describe(cuts)}"
     if reason:
-        log(f"scrape: {path.name} skipped: {reason}")
-    return Paper(path.stem, len(pages), lines, "failed" if reason else "ok", reason)
+        return _failed(path, reason)._replace(pages=pages, pages_read=pages_read, cuts=cuts)
+    notes = [share] if pages_read < pages else []
+    if result["jumbled"]:
+        notes.append(f"mixed columns on {result['jumbled']} pages")
+    if notes:
+        log(f"scrape: {path.name}: {'; '.join(notes)}")
+    paper = Paper(path.stem, pages, lines, "ok", "; ".join(notes), pages_read, cuts)
+    _name_large_cut(paper)
+    return paper
 
 
-def _read_text_parts(path: Path, cut_references: bool) -> Iterator[Paper]:
-    """Yield the parts of a text file as papers; a failed one where it has no text."""
-    parts, reason = read_text_file(path, cut_references)
-    if not parts:
-        log(f"scrape: {path.name} skipped: {reason}")
-        yield Paper(path.stem, 0, [], "failed", reason)
-        return
-    log(f"scrape: {path.name} cut into {len(parts)}: {reason}")
-    for name, lines in parts:
-        yield Paper(name, 0, lines, "ok", reason)
+def _failed(path: Path, reason: str) -> Paper:
+    log(f"scrape: {path.name} skipped: {reason}")
+    return Paper(path.stem, 0, [], "failed", reason)
 
 
-def clean_pages(pages: list[str], cut_references: bool) -> Lines:
-    """Return the clean lines of a PDF's extracted pages, each with its page (from 1)."""
-    normalized = [_normalize_lines(page) for page in pages]
-    numbered = [
-        (number, line)
-        for number, page in enumerate(clean.strip_running_lines(normalized), 1)
-        for line in page
-    ]
-    if cut_references:
-        ranges = clean.reference_lists([line for _, line in numbered], to_the_end=True)
-        references = _indices(ranges)
-        numbered = [entry for index, entry in enumerate(numbered) if index not in references]
-    joined = clean.join_hyphens([line for _, line in numbered])
-    return [(number, line) for (number, _), line in zip(numbered, joined) if line]
+def _name_large_cut(paper: Paper) -> None:
+    """Log what was cut out of a paper that has lost more than `LARGE_CUT` of its lines."""
+    total = len(paper.lines) + paper.cuts.lines
+    if paper.cuts.lines > LARGE_CUT * total:
+        log(f"scrape: {paper.name}: {paper.cuts.lines} of {total} lines {_describe(paper.cuts)}")
 
 
-def read_text_file(path: Path, cut_references: bool) -> tuple[list[tuple[str, Lines]], str]:
-    """Return the parts of a text file as (name, lines), and how the file was cut.
+def _describe(cuts: Cuts) -> str:
+    return (
+        f"cut out: {cuts.references} lines of reference lists, {cuts.running_lines} of headers, "
+        f"footers and stamps, {cuts.tables} of tables"
+    )
 
-    It is cut behind its reference lists, or into blocks of lines where it has too few lists. An
-    unreadable file has no parts; the second value is then the reason.
+
+def _read_with_pandoc(path: Path, cut_references: bool) -> Paper:
+    """Read a Markdown, LaTeX, HTML, Word, OpenDocument or EPUB file as one paper."""
+    lines, reason = formats.read(path)
+    if not lines:
+        return _failed(path, reason)
+    if reason:
+        log(f"scrape: {path.name}: {reason}")
+    cut = clean.indices_of(reference_lists(lines)) if cut_references else set()
+    kept = [(0, line) for index, line in enumerate(lines) if index not in cut]
+    paper = Paper(path.stem, 0, kept, "ok", reason, cuts=Cuts(references=len(cut)))
+    _name_large_cut(paper)
+    return paper
+
+
+def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
+    """Read the parts of a text file as papers; one paper that failed where it has no text.
+
+    It is cut behind its reference lists, or into blocks of lines where it has too few lists. Form
+    feeds divide its pages, as in the output of pdftotext.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        return [], f"not UTF-8 text (byte {error.start} on); iconv converts it"
-    # Text extracted from PDFs has a few NULs, which cleaning removes.
-    unprintable = sum(not character.isprintable() and not character.isspace() for character in text)
-    if unprintable > len(text) / 20:
-        return [], "not text: control characters in it"
-
-    lines = [line for line in _normalize_lines(text) if not clean.PAGE_NUMBER.match(line)]
-    ranges = clean.reference_lists(lines, to_the_end=False)
+    text, reason = decode(path.read_bytes())
+    if reason:
+        return [_failed(path, reason)]
+    pages = text.split("\f")
+    unknown: list[list[float | None]] = [[None] * len(page.splitlines()) for page in pages]
+    bodies, running_lines, line_numbers = clean.page_bodies(pages, unknown)
+    lines = [line for body in bodies for line in body if not PAGE_NUMBER.match(line)]
+    ranges = reference_lists(lines)
     if len(ranges) >= MIN_REFERENCE_LISTS:
-        cuts = [end for _, end in ranges]
+        ends = [end for _, end in ranges]
         how = "part of a text file, split behind its reference lists"
     else:
-        cuts = list(range(BLOCK_LINES, len(lines), BLOCK_LINES))
+        ends = list(range(BLOCK_LINES, len(lines), BLOCK_LINES))
         how = "contiguous block of a text file"
 
-    references = _indices(ranges) if cut_references else set()
+    references = clean.indices_of(ranges) if cut_references else set()
     parts = []
-    for number, (start, end) in enumerate(zip([0, *cuts], [*cuts, len(lines)]), 1):
-        kept = [lines[index] for index in range(start, end) if index not in references]
-        part = [(0, line) for line in clean.join_hyphens(kept) if line]
-        if part:
-            parts.append((f"{path.stem}_{number:03d}", part))
-    return parts, how if parts else "no text left after cleaning"
-
-
-def _normalize_lines(text: str) -> list[str]:
-    """Return the normalized lines of a text without the empty ones."""
-    normalized = (clean.normalize(line) for line in text.splitlines())
-    return [line for line in normalized if line]
-
-
-def _indices(ranges: list[tuple[int, int]]) -> set[int]:
-    """Return every index in the [start, end) ranges."""
-    return {index for start, end in ranges for index in range(start, end)}
+    for number, (start, end) in enumerate(zip([0, *ends], [*ends, len(lines)]), 1):
+        kept = [(0, lines[index]) for index in range(start, end) if index not in references]
+        if kept:
+            name = f"{path.stem}_{number:03d}"
+            cuts = Cuts(references=end - start - len(kept))
+            parts.append(Paper(name, 0, kept, "ok", how, cuts=cuts))
+            _name_large_cut(parts[-1])
+    if not parts:
+        return [_failed(path, "no text left after cleaning")]
+    running_lines += sum(map(len, bodies)) - len(lines)
+    log(
+        f"scrape: {path.name} cut into {len(parts)}: {how}; without {running_lines} headers, "
+        f"footers, stamps and page numbers, and {line_numbers} line numbers"
+    )
+    return parts
 
 
 def choose_test_papers(line_counts: dict[str, int], fraction: float, min_papers: int) -> set[str]:

@@ -20,10 +20,11 @@ from pathlib import Path
 from threading import Event, Timer, local
 
 from stages.runtime.parallel import available_cores
+from stages.text import legibility
+from stages.text.reading_order import PageText, read_page
 
 SECONDS = 60  # per file
 MEGABYTES = 2048  # of memory per worker
-MIN_WORDS = 20  # a file with fewer holds scans or figures only
 
 
 class Worker:
@@ -43,7 +44,7 @@ class Worker:
         )
 
     def read(self, path: Path) -> dict:
-        """Return {"pages": [text per page]}, or {"reason": why there is no text}."""
+        """Return the result of `extract_pages`; {"reason": why} where the worker has none."""
         assert self.process.stdin and self.process.stdout
         timed_out = Event()
 
@@ -118,9 +119,11 @@ def read_all(
 
 
 def extract_pages(path: str, max_pages: int | None = None) -> dict:
-    """Return {"pages": [text per page, as pypdf extracts it]}, or {"reason": why there is none}.
+    """Return the text of a file's pages, or {"reason": why there is none}.
 
-    Any other error of the parser ends the worker, whose last line names it.
+    The text is {"pages": [text per page], "heights": [per page, the height of each line in points
+    or None], "jumbled": pages whose columns are mixed}; a page that is not legible is empty. Any
+    other error of the parser ends the worker, whose last line names it.
     """
     from pypdf import PdfReader
     from pypdf.errors import DependencyError, FileNotDecryptedError, PyPdfError
@@ -135,16 +138,20 @@ def extract_pages(path: str, max_pages: int | None = None) -> dict:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):
             return {"reason": "encrypted: needs a password"}
-        pages = [page.extract_text() for page in islice(reader.pages, max_pages)]
+        pages = [read_page(page) for page in islice(reader.pages, max_pages)]
     except (FileNotDecryptedError, DependencyError) as error:
         return {"reason": f"encrypted: {error}"}
     except PyPdfError as error:
         return {"reason": f"broken: {type(error).__name__}: {error}"[:200]}
-    if not pages:
-        return {"reason": "no pages"}
-    if sum(len(text.split()) for text in pages) < MIN_WORDS:
-        return {"reason": f"fewer than {MIN_WORDS} words (scanned, or pictures only)"}
-    return {"pages": pages}
+    texts = [page.text for page in pages]
+    if reason := legibility.failure(texts):
+        return {"reason": reason}
+    legible = [page if legibility.is_legible(page.text) else PageText("", []) for page in pages]
+    return {
+        "pages": [page.text for page in legible],
+        "heights": [page.heights for page in legible],
+        "jumbled": sum(page.is_jumbled for page in pages),
+    }
 
 
 def serve(megabytes: int, max_pages: int | None = None) -> None:

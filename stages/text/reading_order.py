@@ -1,0 +1,185 @@
+"""Read the lines of a PDF's page in reading order: columns drawn row by row are put in order."""
+
+import re
+from collections import Counter
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from pypdf import PageObject
+
+SHOW_TEXT = (b"Tj", b"TJ", b"'", b'"')
+MIN_ROWS = 6  # of a page whose columns are drawn row by row
+MIN_COLUMN_POINTS = 90  # from the left edge of a column to that of the next
+MIN_GAP = 2  # characters between two columns
+MIN_ROW_SHARE = 0.6  # of the rows of a page that have the gap
+# Layout mode leaves turned text and that of forms out; it must find this share of the letters.
+MIN_LETTERS = 0.95
+MIN_CELL_WORDS = 3  # words in a line of a column of prose; a table has fewer in a cell
+
+
+class PageText(NamedTuple):
+    """The text of a page."""
+
+    text: str
+    heights: list[float | None]  # of each line, in points; None: the text was put in order
+    is_jumbled: bool = False  # whether its columns are mixed and could not be put in order
+
+
+def read_page(page: "PageObject") -> PageText:
+    """Return the text of a page, in reading order."""
+    fragments: list[tuple[str, float]] = []  # text, height of its start
+    starts: list[tuple[float, float]] = []  # x and y of each string, in the order of drawing
+
+    def see_text(text: str, matrix: list[float], text_matrix: list[float], *_: Any) -> None:
+        if text.strip():
+            fragments.append((text, _position(matrix, text_matrix)[1]))
+        elif text:
+            fragments.append((text, 0.0))
+
+    def see_operator(
+        operator: bytes, _: Any, matrix: list[float], text_matrix: list[float]
+    ) -> None:
+        if operator in SHOW_TEXT:
+            starts.append(_position(matrix, text_matrix))
+
+    text = page.extract_text(visitor_text=see_text, visitor_operand_before=see_operator)
+    if _is_drawn_by_rows(starts):
+        ordered = split_columns(page.extract_text(extraction_mode="layout"))
+        if ordered and _letters(ordered) >= MIN_LETTERS * _letters(text):
+            return PageText(ordered, [None] * len(ordered.splitlines()))
+        return PageText(text, _line_heights(text, fragments), is_jumbled=ordered is not None)
+    return PageText(text, _line_heights(text, fragments))
+
+
+def _position(matrix: list[float], text_matrix: list[float]) -> tuple[float, float]:
+    """Return x and y on the page of the origin of a text matrix."""
+    x, y = text_matrix[4], text_matrix[5]
+    return (
+        x * matrix[0] + y * matrix[2] + matrix[4],
+        x * matrix[1] + y * matrix[3] + matrix[5],
+    )
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
+
+
+def _line_heights(text: str, fragments: list[tuple[str, float]]) -> list[float | None]:
+    """Return the height of each line of a text: that of its first fragment."""
+    heights: list[float | None] = []
+    position = 0  # of the end of the fragments that were looked at
+    height = None
+    remaining = iter(fragments)
+    offset = 0
+    for line in text.splitlines(keepends=True):
+        start = offset + len(line) - len(line.lstrip())
+        while position <= start and (fragment := next(remaining, None)):
+            position += len(fragment[0])
+            height = fragment[1]
+        heights.append(height)
+        offset += len(line)
+    return heights
+
+
+def _is_drawn_by_rows(starts: list[tuple[float, float]]) -> bool:
+    """Whether strings at a left edge and at another one to its right take turns."""
+    edges = [round(x / 2) for x, _ in starts]  # in steps of 2 points
+    counts = Counter(edges)
+    return any(
+        counts[right] >= MIN_ROWS
+        and (right - left) * 2 >= MIN_COLUMN_POINTS
+        and _take_turns(edges, left, right)
+        for left, _ in counts.most_common(3)
+        for right in counts
+    )
+
+
+def _take_turns(edges: list[int], left: int, right: int) -> bool:
+    """Whether most strings at one edge are followed by one at the other."""
+    order = [edge == right for edge in edges if edge in (left, right)]
+    turns = sum(a < b for a, b in pairwise(order))
+    rows = min(sum(order), len(order) - sum(order))
+    return turns >= max(MIN_ROWS, MIN_ROW_SHARE * rows)
+
+
+def split_columns(layout: str) -> str | None:
+    """Return the text of a page in reading order; None unless it has columns of prose.
+
+    A line that crosses the gap of two columns, such as a title, stands between the columns above it
+    and those below it; so does a header or footer, whose parts stay together. Columns of numbers
+    alone (of lines) are kept.
+
+    Args:
+        layout: the page as `extract_text` returns it in layout mode: what stands at one height is
+            one line, and blanks show where.
+    """
+    rows = [line.rstrip() for line in layout.strip("\n").splitlines()]
+    lines = [row for row in rows if row]
+    across = {0} if rows[1:2] == [""] else set()  # a header and a footer of one line
+    across |= {len(lines) - 1} if rows[-2:-1] == [""] else set()
+    cuts = _column_starts(lines)
+    # Between two lines across the page, a block has the cells of each column.
+    blocks: list[list[list[str]]] = [[]]
+    columns: list[list[str]] = [[] for _ in range(len(cuts) + 1)]
+    for index, line in enumerate(lines):
+        cells = None if index in across else _split_line(line, cuts)
+        if cells is None:
+            blocks += [[[line.strip()]], []]
+            continue
+        blocks[-1] = blocks[-1] or [[] for _ in columns]
+        for cell, column, of_block in zip(cells, columns, blocks[-1]):
+            if cell:
+                column.append(cell)
+                of_block.append(cell)
+    prose = [column for column in columns if not all(cell.isdigit() for cell in column)]
+    if len(prose) < 2 or not all(map(_is_prose, prose)):
+        return None
+    return "\n".join(cell for block in blocks for column in block for cell in column)
+
+
+def _column_starts(lines: list[str]) -> list[int]:
+    """Return the positions in a layout at which columns start, the first one aside."""
+    width = max(map(len, lines), default=0)
+    gaps = [0] * (width + 2)  # lines with a gap in front of the position, and text on either side
+    texts = [0] * (width + 2)  # lines with text at the position or behind it
+    for line in lines:
+        for position in range(len(line)):
+            texts[position] += 1
+        for gap in re.finditer(r"(?<=\S)\s{2,}(?=\S)", line):
+            for position in range(gap.start() + MIN_GAP, gap.end() + 1):
+                gaps[position] += 1
+    is_gap = [n >= max(MIN_ROWS, MIN_ROW_SHARE * of) for n, of in zip(gaps, texts)]
+    starts = []
+    first = 0
+    for position in range(1, width + 2):
+        if is_gap[position - 1] and not is_gap[position]:
+            most = max(gaps[first:position])
+            starts.append(max(p for p in range(first, position) if gaps[p] == most))
+        if not is_gap[position]:
+            first = position + 1
+    return starts
+
+
+def _split_line(line: str, starts: list[int]) -> list[str] | None:
+    """Return the cells of a line; None where text crosses the gap in front of a column."""
+    cells = []
+    begin = 0
+    for start in starts:
+        # A cell may start a little before the others of its column.
+        spans = [gap.span() for gap in re.finditer(r"\s{2,}|$", line)]
+        ends = [
+            min(end, start)
+            for at, end in spans
+            if at < start and end >= start - 2 or at == end <= start
+        ]
+        if not ends:
+            return None
+        cells.append(line[begin : ends[-1]].strip())
+        begin = ends[-1]
+    return [*cells, line[begin:].strip()]
+
+
+def _is_prose(cells: list[str]) -> bool:
+    words = [len(re.findall(r"[^\W\d_]{2,}", cell)) for cell in cells]
+    return sum(words) >= MIN_CELL_WORDS * len(cells)
