@@ -1,19 +1,24 @@
 """Texts as unit vectors: TF-IDF + SVD fitted on the corpus, or a neural sentence embedder."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.common.artifacts import read_json, write_json
+from stages.common.artifacts import digest, read_json, write_json
 from stages.runtime.errors import exit_with_error
-from stages.runtime.pretrained import load_pretrained
+from stages.runtime.pretrained import check_vocabulary, load_pretrained
 from stages.runtime.progress import log
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 MAX_TERMS = 20_000  # the most frequent words and word pairs
+# Names of the prompts of queries and passages in the configurations of models. By itself,
+# sentence-transformers ignores "passage" beside "query", and the names that are not its own.
+QUERY_PROMPTS = ("query", "search_query", "retrieval.query", "s2p_query", "web_search_query")
+PASSAGE_PROMPTS = ("document", "passage", "corpus", "search_document", "retrieval.passage")
 
 
 class LatentSemanticEmbedder:
@@ -61,6 +66,10 @@ class LatentSemanticEmbedder:
         norms = np.linalg.norm(projected, axis=1, keepdims=True)  # [N, 1]
         return (projected / np.where(norms > 0, norms, 1)).astype(np.float32)
 
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        """Return the vectors of queries, which are those of `embed`."""
+        return self.embed(texts)
+
     def save(self, folder: Path) -> None:
         """Write embedder.json and embedder.safetensors."""
         from safetensors.numpy import save_file
@@ -85,7 +94,14 @@ class LatentSemanticEmbedder:
 
 
 class NeuralEmbedder:
-    """A sentence-transformers folder; a plain Hugging Face encoder is mean-pooled."""
+    """A sentence-transformers folder; a plain Hugging Face encoder is mean-pooled.
+
+    Attributes:
+        query_prompt: what the model's configuration puts before a query; "" for nothing.
+        passage_prompt: what it puts before a passage.
+        max_tokens: tokens of a passage that the model reads, besides the prompt and the special
+            tokens; infinity where it has no limit.
+    """
 
     def __init__(self, folder: Path):
         """Load the model; exit with an error where it lacks weights or cannot be loaded."""
@@ -93,17 +109,63 @@ class NeuralEmbedder:
         from transformers import AutoModel
 
         # SentenceTransformer does not report missing weights, so they are checked here first.
-        load_pretrained(AutoModel, folder, unused_prefix="pooler.")
+        encoder = load_pretrained(AutoModel, folder, unused_prefix="pooler.")
         try:
             self.model = SentenceTransformer(str(folder), trust_remote_code=False)
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RuntimeError,
+        ) as error:
             exit_with_error(f"{folder}: cannot be loaded: {str(error)[:300]}")
+        check_vocabulary(folder, self.model.tokenizer, encoder)
+        self.folder = folder
+        self.query_prompt = self._find_prompt(QUERY_PROMPTS)
+        self.passage_prompt = self._find_prompt(PASSAGE_PROMPTS)
+        positions = getattr(encoder.config, "max_position_embeddings", None)
+        limits = [self.model.max_seq_length or math.inf, positions or math.inf]
+        prompt_tokens = len(self.model.tokenizer(self.passage_prompt)["input_ids"])
+        self.max_tokens = min(limits) - prompt_tokens
+
+    def _find_prompt(self, names: tuple[str, ...]) -> str:
+        """Return the first prompt of these names that is not empty, else the one for all texts."""
+        default = self.model.default_prompt_name
+        if default and default not in QUERY_PROMPTS + PASSAGE_PROMPTS:
+            names += (default,)
+        prompts = [self.model.prompts.get(name) for name in names]
+        return next(filter(None, prompts), "")
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens."""
+        encoded = self.model.tokenizer(text, add_special_tokens=False, verbose=False)
+        return encoded["input_ids"]
 
     def embed(self, texts: list[str]) -> np.ndarray:
-        """Return unit vectors [N, D] float32."""
-        return self.model.encode(
-            texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False
+        """Return the unit vectors of passages, [N, D] float32."""
+        return self.model.encode_document(
+            texts,
+            prompt=self.passage_prompt,
+            batch_size=64,
+            normalize_embeddings=True,
+            show_progress_bar=False,
         )
+
+    def embed_queries(self, texts: list[str]) -> np.ndarray:
+        """Return the unit vectors of queries, [N, D] float32."""
+        return self.model.encode_query(
+            texts,
+            prompt=self.query_prompt,
+            batch_size=64,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write embedder.json, by which `load_embedder` recognizes the model."""
+        write_json(folder / "embedder.json", _describe(self.folder))
 
 
 def is_neural(folder: Path) -> bool:
@@ -115,8 +177,27 @@ def is_neural(folder: Path) -> bool:
 
 
 def load_embedder(index: Path, base: Path) -> LatentSemanticEmbedder | NeuralEmbedder:
-    """Load the embedder that made an index: from `base` if it is neural, else from the index."""
+    """Load the embedder that made an index: from `base` if it is neural, else from the index.
+
+    Raises:
+        SystemExit: another embedder made the index.
+    """
+    made_by = read_json(index / "embedder.json")
+    if is_neural(base):
+        is_same = made_by == _describe(base)
+    else:
+        is_same = made_by.get("kind") == "tfidf-svd"
+    if not is_same:
+        exit_with_error(
+            f"{index}: was made by another embedder than the one in {base}; `dvc repro index_rag` "
+            "makes it again"
+        )
     return NeuralEmbedder(base) if is_neural(base) else LatentSemanticEmbedder.load(index)
+
+
+def _describe(folder: Path) -> dict[str, str]:
+    """What embedder.json says of a neural embedder: its kind and a hash of its files."""
+    return {"kind": "sentence-transformers", "digest": digest(folder)}
 
 
 def _make_vectorizer(**options) -> "TfidfVectorizer":

@@ -1,18 +1,24 @@
 """Retrieval of the passages nearest to a query, from a Chroma collection.
 
 Chroma's own files differ on every build. The collection is therefore built from
-`passages.parquet` in the user's cache folder, once per file content, and reused.
+`passages.parquet` in the user's cache folder, once per file content, and reused. Chroma changes its
+files whenever it opens them; to find damaged ones by their hash, it works on a copy.
 """
 
 import shutil
+import sqlite3
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import digest
+from stages.common.artifacts import digest, write_atomically
 from stages.runtime import resume_cache
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 from stages.text.duplicates import words
 from stages.text.embedder import load_embedder
 
@@ -49,8 +55,10 @@ class Retriever:
 
     def __init__(self, index: Path, base_embedder: Path):
         passages = index / "passages.parquet"
+        self.index = index
         self.embedder = load_embedder(index, base_embedder)
-        self.collection = open_collection(passages)
+        self.folder = TemporaryDirectory(prefix="remote-diffusion-")  # removed at the end
+        self.collection = open_collection(passages, Path(self.folder.name))
         self.papers: set[str] = set()
         self.vocabulary: set[str] = set()  # every word of the corpus
         for batch in pq.ParquetFile(passages).iter_batches(BATCH, columns=["paper", "text"]):
@@ -60,15 +68,23 @@ class Retriever:
 
     def nearest(self, query: str, count: int) -> list[Passage]:
         """Return the `count` passages nearest to the query in cosine similarity, nearest first."""
+        from chromadb.errors import InvalidArgumentError
+
         # Query by vector: given a text, a reloaded collection would embed it with its own model.
-        vectors = self.embedder.embed([query])
-        result: dict[str, Any] = dict(
-            self.collection.query(
-                query_embeddings=vectors,
-                n_results=min(count, self.collection.count()),
-                include=["documents", "metadatas", "distances"],
+        vectors = self.embedder.embed_queries([query])
+        try:
+            result: dict[str, Any] = dict(
+                self.collection.query(
+                    query_embeddings=vectors,
+                    n_results=min(count, self.collection.count()),
+                    include=["documents", "metadatas", "distances"],
+                )
             )
-        )
+        except InvalidArgumentError as error:
+            exit_with_error(
+                f"{self.index}: its vectors are not those of its embedder ({error}); `dvc repro "
+                "index_rag` makes it again"
+            )
         hits = zip(
             result["distances"][0],
             result["ids"][0],
@@ -89,24 +105,57 @@ class Retriever:
         ]
 
 
-def open_collection(passages: Path) -> "Collection":
-    """Open the Chroma collection of a passages file; build it if it is not in the cache yet."""
-    import chromadb
+def open_collection(passages: Path, folder: Path) -> "Collection":
+    """Open the Chroma collection of a passages file, with its files in the empty `folder`.
+
+    They are built there and kept in the cache, or are copied from it. Those in the cache are built
+    again where they are damaged or of another version of chromadb.
+    """
+    chromadb = import_chromadb()
     from chromadb.config import Settings
 
-    folder = resume_cache.cache_root() / "chroma" / digest(passages)
-    with resume_cache.lock_folder(folder, "retrieval"):
-        complete = folder / "complete"
-        if not complete.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+    store = resume_cache.cache_root() / "chroma" / digest(passages)
+    hash_file = resume_cache.beside(store, "hash")
+    with resume_cache.lock_folder(store, "retrieval"):
+        is_kept = hash_file.exists()
+        if is_kept and hash_file.read_bytes() != hash_store(store):
+            log(
+                f"retrieval: {store} is damaged or of another version of chromadb; it is built "
+                f"again from {passages}"
+            )
+            is_kept = False
+        if is_kept:
+            shutil.copytree(store, folder, dirs_exist_ok=True)
         client = chromadb.PersistentClient(str(folder), Settings(anonymized_telemetry=False))
         collection = client.get_or_create_collection(
             "passages", metadata=HNSW_SETTINGS, embedding_function=None
         )
-        if not complete.exists():
+        if not is_kept:
             add_passages(collection, passages)
-            complete.touch()
+            hash_file.unlink(missing_ok=True)
+            shutil.rmtree(store)
+            shutil.copytree(folder, store)
+            write_atomically(hash_file, hash_store(store))
     return collection
+
+
+def import_chromadb() -> ModuleType:
+    """Import chromadb; exit with an error where this Python's SQLite is too old for it."""
+    try:
+        import chromadb
+    except RuntimeError:
+        exit_with_error(
+            f"chromadb needs SQLite 3.35 or newer, this Python has {sqlite3.sqlite_version}: "
+            "make the environment with another Python (conda's and uv's bring their own SQLite)"
+        )
+    return chromadb
+
+
+def hash_store(store: Path) -> bytes:
+    """Return a hash of a store's files, with the version of chromadb."""
+    import chromadb
+
+    return f"{digest(store)} {chromadb.__version__}\n".encode()
 
 
 def add_passages(collection: "Collection", passages: Path) -> None:
