@@ -13,20 +13,23 @@ A prompt that a writer proposes is kept when it passes `stages.text.checks`. Too
 class are an error.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 
 from stages.common.artifacts import write_json, write_table
 from stages.diffusion.models import start_folder
-from stages.params import Prompt, Technique, Writer, load
+from stages.params import Prompt, Technique, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics
 from stages.text.prompt_writing import PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Retriever
-from stages.text.writers import make_writer
+from stages.text.writers import INSTRUCTED, make_writer
+from stages.text.writers.answer_cache import open_answer_cache
+from stages.text.writers.interface import PromptWriter
 
 QUESTIONS = Path("stages/embedded/notes_questions.csv")
 SCHEMA = pa.schema(
@@ -51,41 +54,35 @@ def main() -> None:
     check_negative_prompt(prompt.negative_prompt, count_tokens)
     check_positive_cues(prompt.positive_cues)
 
-    # The prompts of the data set.
-    collector = make_collector(
-        prompt, prompt.writer, prompt.technique, params.seed, retriever, count_tokens
-    )
-    collect_data_set(collector, prompt)
-    metrics = {
-        prompt.writer: {
-            prompt.technique: {
-                **prompt_metrics.evaluate_prompts(collector),
-                **prompt_metrics.evaluate_retrieval(retriever, QUESTIONS),
+    with open_answer_cache(prompt, params.seed, INSTRUCTED) as answers:
+        # The prompts of the data set.
+        writer = make_writer(prompt, prompt.writer, prompt.technique, params.seed, answers)
+        collector = make_collector(writer, prompt.technique, prompt, retriever, count_tokens)
+        collect_data_set(collector, prompt)
+        metrics = {
+            prompt.writer: {
+                prompt.technique: {
+                    **prompt_metrics.evaluate_prompts(collector),
+                    **prompt_metrics.evaluate_retrieval(retriever, QUESTIONS),
+                }
             }
         }
-    }
 
-    # Further writers and techniques, whose prompts are measured but not used.
-    for pair in prompt.compare:
-        if pair.technique in metrics.get(pair.writer, {}):
-            exit_with_error(
-                f"prompt.compare: {pair.writer} with {pair.technique} is listed twice, or is the "
-                "pair that prompt.writer and prompt.technique name"
-            )
-        compared = make_collector(
-            prompt, pair.writer, pair.technique, params.seed, retriever, count_tokens
-        )
-        for label in prompt.per_class:
-            compared.collect(label, prompt.compare_count, attempts=1)
-        writer_metrics = metrics.setdefault(pair.writer, {})
-        writer_metrics[pair.technique] = prompt_metrics.evaluate_prompts(compared)
+        # Further writers and techniques, whose prompts are measured but not used.
+        for pair in prompt.compare:
+            writer = make_writer(prompt, pair.writer, pair.technique, params.seed, answers)
+            compared = make_collector(writer, pair.technique, prompt, retriever, count_tokens)
+            for label in prompt.per_class:
+                compared.collect(label, prompt.compare_count, attempts=1)
+            writer_metrics = metrics.setdefault(pair.writer, {})
+            writer_metrics[pair.technique] = prompt_metrics.evaluate_prompts(compared)
 
-    write_prompts(collector, prompt)
-    write_json("metrics/prompts.json", metrics)
-    log(
-        f"prompt: {len(collector.kept)} prompts, {collector.rejections.total()} candidates "
-        f"rejected {dict(collector.rejections)}"
-    )
+        write_prompts(collector, prompt)
+        write_json("metrics/prompts.json", metrics)
+    line = f"prompt: {len(collector.kept)} prompts"
+    if collector.rejections:
+        line += f"; rejected: {describe_rejections(collector.rejections, collector.examples)}"
+    log(line)
 
 
 def check_negative_prompt(text: str, count_tokens: checks.ClipTokenCounter) -> None:
@@ -112,21 +109,15 @@ def check_positive_cues(cues: str) -> None:
 
 
 def make_collector(
-    prompt: Prompt,
-    writer: Writer,
+    writer: PromptWriter,
     technique: Technique,
-    seed: int,
+    prompt: Prompt,
     retriever: Retriever,
     count_tokens: checks.ClipTokenCounter,
 ) -> PromptCollector:
     """Make the collector of one writer's prompts with one technique."""
     return PromptCollector(
-        make_writer(prompt, writer, technique, seed),
-        technique,
-        retriever,
-        count_tokens,
-        prompt.positive_cues,
-        prompt.top_k,
+        writer, technique, retriever, count_tokens, prompt.positive_cues, prompt.top_k
     )
 
 
@@ -137,8 +128,10 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt) -> None:
         if len(kept) < count:
             exit_with_error(
                 f"prompt.per_class.{label}: {len(kept)} of {count} prompts after "
-                f"{prompt.attempts} attempts (rejected: {describe_rejections(rejections)}); ask "
-                "for fewer, raise prompt.attempts or prompt.top_k, or add papers"
+                f"{prompt.attempts} attempts "
+                f"(rejected: {describe_rejections(rejections, collector.examples)}"
+                f"{describe_answers(collector.writer.counts, prompt.max_tokens)}); ask for fewer, "
+                "raise prompt.attempts or prompt.top_k, or add papers"
             )
     composed = sum(kept.text in collector.writer.composed for kept in collector.kept)
     if composed:
@@ -146,6 +139,18 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt) -> None:
             f"prompt: {composed} of {len(collector.kept)} prompts are composed of the lexicon's "
             "words: too few sentences of the passages describe a class from above"
         )
+
+
+def describe_answers(counts: Counter[str], max_tokens: int) -> str:
+    """Say how many answers of a model had no text or were cut off; "" if none."""
+    text = ""
+    if counts["answers_empty"]:
+        text += f"; {counts['answers_empty']} of {counts['answers']} answers had no text"
+        text += " beside thoughts"
+    if counts["answers_cut"]:
+        text += f"; {counts['answers_cut']} of {counts['answers']} answers were cut off: raise "
+        text += f"prompt.max_tokens, now {max_tokens}"
+    return text
 
 
 def write_prompts(collector: PromptCollector, prompt: Prompt) -> None:

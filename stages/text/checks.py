@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from stages.text import lexicon
-from stages.text.duplicates import jaccard_similarity
+from stages.text.duplicates import jaccard_similarity, words
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
 
@@ -31,7 +31,36 @@ INJECTED_INSTRUCTION = re.compile(
     r"</?(excerpt|system|user|assistant|inst)\b|\[/?inst\]|<\|",
     re.I,
 )
-MARKUP = re.compile(r"[<>{}\[\]#*_|\\^~=$@`]|https?:|www\.")
+# Frequent words of other languages that English lacks, and of English. Both sets hold only words
+# without which few sentences of ten words do.
+FOREIGN_WORDS = frozenset(
+    """
+ich nicht kann für der das und mit ein eine einen einem einer dem den des von auf im ist sind
+zwischen durch neben
+je ne pas pour cette le la les une du et avec dans sur entre est sont aux de
+el los las un una con del en y por desde sobre para que
+não isso posso um uma com em da dos das na os
+non che questa il lo gli di della dei delle tra nel nella sono su
+het een van met op tussen langs naar bij zijn
+och ett med av det som og til fra er
+nie tym z na w oraz przez się pod nad
+ve bir ile dan yang dengan di dari pada ja az egy cu din pe
+""".split()
+)
+ENGLISH_WORDS = frozenset(
+    """
+the of and to for with that by from its it are is at as in on between beside across along around
+into over near some many where which
+""".split()
+)
+MAX_FOREIGN_LETTERS = 0.05  # of all letters; an English sentence may name a café
+# The last word of half a sentence.
+UNFINISHED = re.compile(
+    r"\b(and|or|but|with|of|the|an?|from|between|beside|its|their|which|into|is|are|as)$|[,;:(–—-]$",
+    re.I,
+)
+# Signs that no plain sentence has: brackets, symbols, emoji, foreign quotes.
+MARKUP = re.compile(r"[^\w\s,;:.!?'’\"“”‘()%&/°×+…–—‑-]|_|\s/\s|https?:|www\.|\":|&\w+;")
 CITATION = re.compile(
     r"\bet al\b|\(\s*\d{4}|\b(19|20)\d\d\b|\[\d|\b(fig|figs|eq|tab|sec)\.|"
     r"\b(figure|table|section|equation) \d",
@@ -92,11 +121,15 @@ def rejection_reason(text: str, label: str, kept: list[str], tokens: int) -> str
         kept: the prompts that were kept before, of any class.
         tokens: the number of CLIP tokens of the prompt with the positive cues.
     """
+    if not is_english(text):
+        return "not_english"
     if len(text.split()) < MIN_WORDS:
         return "too_short"
     if tokens > MAX_TOKENS:
         return "too_long"
-    if MARKUP.search(text):
+    # A number at the start is that of an item or of a heading.
+    starts_with_letter = text.lstrip("\"'“‘(")[:1].isalpha()
+    if MARKUP.search(text) or text.count('"') % 2 or not starts_with_letter:
         return "markup"
     if ADDRESSES_READER.search(text):
         return "instruction"
@@ -113,9 +146,22 @@ def rejection_reason(text: str, label: str, kept: list[str], tokens: int) -> str
         return "other_class"
     if lexicon.CLOSE_UP.search(text):
         return "close_up"
+    if UNFINISHED.search(text):
+        return "cut"
     if any(jaccard_similarity(text, other) >= NEAR_DUPLICATE_SIMILARITY for other in kept):
         return "near_duplicate"
     return None
+
+
+def is_english(text: str) -> bool:
+    """Return whether a prompt is in English, by its letters and its most frequent words."""
+    letters = [letter for letter in text if letter.isalpha()]
+    foreign_letters = sum(not letter.isascii() for letter in letters)
+    if foreign_letters > MAX_FOREIGN_LETTERS * len(letters):
+        return False
+    text_words = words(text)
+    foreign_words = sum(word in FOREIGN_WORDS for word in text_words)
+    return foreign_words < 2 or foreign_words <= sum(word in ENGLISH_WORDS for word in text_words)
 
 
 def has_proper_name(text: str) -> bool:

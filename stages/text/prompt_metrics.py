@@ -17,8 +17,12 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
     """Compute the metrics of the prompts that a collector has kept.
 
     count                   prompts kept
-    asked                   distinct candidates that the writer proposed
-    rejected (_<reason>)    candidates that failed the checks
+    asked                   candidates that were checked
+    rejected (_<reason>)    candidates that failed the checks; repeats are near-duplicates
+    answers                 requests that an instruction-tuned model answered
+    answers_json            answers in JSON
+    answers_cut             answers that the limit of tokens cut off
+    answers_empty           answers without text beside thoughts
     composed                kept prompts that were composed of the lexicon's words
     yield                   fraction of the candidates that were kept
     distinct_2              distinct word pairs / word pairs (Li et al. 2016)
@@ -35,15 +39,7 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
     """
     prompts = collector.kept
     labels = list(lexicon.LEXICON)
-    metrics = {
-        "count": len(prompts),
-        "asked": collector.candidates,
-        "rejected": collector.rejections.total(),
-        "composed": sum(prompt.text in collector.writer.composed for prompt in prompts),
-        "yield": len(prompts) / max(1, collector.candidates),
-    }
-    for reason, count in sorted(collector.rejections.items()):
-        metrics[f"rejected_{reason}"] = count
+    metrics = count_candidates(collector)
     if not prompts:
         return metrics
 
@@ -71,6 +67,22 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
         metrics["similarity"] = float((vectors @ vectors.T)[same_class].mean())
     if collector.technique.endswith("retrieval"):
         metrics["groundedness"] = groundedness(prompts)
+    return metrics
+
+
+def count_candidates(collector: PromptCollector) -> dict[str, float]:
+    """Count the candidates that were kept and rejected, by reason, and the answers of a model."""
+    prompts = collector.kept
+    metrics = {
+        "count": len(prompts),
+        "asked": collector.candidates,
+        "rejected": collector.rejections.total(),
+        "composed": sum(prompt.text in collector.writer.composed for prompt in prompts),
+        "yield": len(prompts) / max(1, collector.candidates),
+        **collector.writer.counts,
+    }
+    for reason, count in sorted(collector.rejections.items()):
+        metrics[f"rejected_{reason}"] = count
     return metrics
 
 

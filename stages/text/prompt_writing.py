@@ -7,6 +7,8 @@ from stages.text import checks, lexicon
 from stages.text.retrieval import Passage, Retriever
 from stages.text.writers.interface import Candidate, PromptWriter
 
+MAX_EXAMPLE = 100  # characters shown of a rejected text
+
 
 @dataclass(frozen=True)
 class ImagePrompt:
@@ -43,8 +45,9 @@ class PromptCollector:
         self.positive_cues = positive_cues
         self.top_k = top_k  # passages retrieved per attempt
         self.kept: list[ImagePrompt] = []  # of all classes
-        self.candidates = 0  # that were checked; `collect` checks equal texts once
+        self.candidates = 0  # that were checked
         self.rejections: Counter[str] = Counter()  # by reason
+        self.examples: dict[str, str] = {}  # the last text rejected, by reason
 
     def collect(
         self, label: str, count: int, attempts: int
@@ -61,7 +64,6 @@ class PromptCollector:
         """
         kept: list[ImagePrompt] = []
         rejections: Counter[str] = Counter()
-        seen_texts: set[str] = set()
         used_passages: set[str] = set()
         for attempt in range(attempts):
             passages = []
@@ -70,7 +72,7 @@ class PromptCollector:
             missing = count - len(kept)
             is_last = attempt + 1 == attempts
             candidates = self.writer.propose(label, passages, missing, attempt, is_last)
-            passed, rejected = self.check(label, candidates, missing, seen_texts)
+            passed, rejected = self.check(label, candidates, missing)
             kept += passed
             rejections += rejected
             if len(kept) == count:
@@ -91,26 +93,23 @@ class PromptCollector:
         return [passage for passage in disarmed if passage["text"]]
 
     def check(
-        self, label: str, candidates: list[Candidate], count: int, seen_texts: set[str]
+        self, label: str, candidates: list[Candidate], count: int
     ) -> tuple[list[ImagePrompt], Counter[str]]:
-        """Keep the first `count` candidates that pass the checks.
-
-        Candidates whose text is in `seen_texts` are skipped; the texts of the others are added.
-        """
+        """Keep the first `count` candidates that pass the checks."""
         kept: list[ImagePrompt] = []
         rejections: Counter[str] = Counter()
         for candidate in candidates:
             if len(kept) == count:
                 break
-            if candidate.text in seen_texts:
-                continue
-            seen_texts.add(candidate.text)
             self.candidates += 1
             prompt = self.add_cues(label, candidate)
             kept_texts = [other.text for other in self.kept]
-            reason = checks.rejection_reason(prompt.text, label, kept_texts, prompt.tokens)
+            reason = candidate.refusal or checks.rejection_reason(
+                prompt.text, label, kept_texts, prompt.tokens
+            )
             if reason:
                 rejections[reason] += 1
+                self.examples[reason] = prompt.text
             else:
                 kept.append(prompt)
                 self.kept.append(prompt)
@@ -123,8 +122,13 @@ class PromptCollector:
         return ImagePrompt(label, text, prompt, self.count_tokens(prompt), candidate.passages)
 
 
-def describe_rejections(rejections: Counter[str]) -> str:
-    """Describe for an error message why candidates were rejected, the commonest reason first."""
+def describe_rejections(rejections: Counter[str], examples: dict[str, str]) -> str:
+    """Describe for a person why candidates were rejected, the commonest reason with an example."""
     if not rejections:
-        return "none was proposed"
-    return ", ".join(f"{count} {reason}" for reason, count in rejections.most_common())
+        return "no candidate was proposed"
+    counts = [f"{count} {reason}" for reason, count in rejections.most_common()]
+    example = examples[rejections.most_common(1)[0][0]]
+    if len(example) > MAX_EXAMPLE:
+        example = f"{example[:MAX_EXAMPLE]}..."
+    counts[0] += f' ("{example}")'
+    return ", ".join(counts)

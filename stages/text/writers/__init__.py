@@ -7,6 +7,7 @@ fine-tuned one, `huggingface` an instruction-tuned one on this machine, `openai`
 from pathlib import Path
 
 from stages.params import Prompt, Technique, Writer
+from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.domain import DomainWriter
 from stages.text.writers.extractive import ExtractiveWriter
 from stages.text.writers.hosted import HostedWriter
@@ -18,16 +19,16 @@ ADAPTER = Path("models/llm")
 INSTRUCTED = Path("models/base/writer")
 
 
-def make_writer(prompt: Prompt, name: Writer, technique: Technique, seed: int) -> PromptWriter:
+def make_writer(
+    prompt: Prompt, name: Writer, technique: Technique, seed: int, cache: AnswerCache
+) -> PromptWriter:
     """Make the writer that params call by this name; models are loaded from models/."""
     match name:
         case "extractive":
             return ExtractiveWriter()
         case "domain":
-            return DomainWriter(LANGUAGE, ADAPTER, technique, seed)
+            return DomainWriter(LANGUAGE, ADAPTER, prompt, technique, seed)
         case "openai":
-            # The schema of params demands both of them for this writer.
-            assert prompt.openai_base_url and prompt.openai_model
-            return HostedWriter(prompt.openai_base_url, prompt.openai_model, technique, seed)
+            return HostedWriter(prompt, technique, seed, cache)
         case "huggingface":
-            return InstructedWriter(INSTRUCTED, technique, seed)
+            return InstructedWriter(INSTRUCTED, prompt, technique, seed, cache)

@@ -1,12 +1,15 @@
 """The writer `domain`: the fine-tuned language model completes the beginnings of descriptions."""
 
+from collections import Counter
 from pathlib import Path
 
+from stages.params import Prompt
 from stages.text import lexicon
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
+from stages.text.writers.answers import CUT
 from stages.text.writers.cleaning import clean_sentence
-from stages.text.writers.generation import generate, load_language_model
+from stages.text.writers.generation import generate, load_language_model, sampling_options
 from stages.text.writers.instructions import FEW_SHOT_EXAMPLES
 from stages.text.writers.interface import Candidate
 
@@ -18,8 +21,10 @@ class DomainWriter:
 
     composed: frozenset[str] = frozenset()
 
-    def __init__(self, base: Path, adapter: Path, technique: str, seed: int):
+    def __init__(self, base: Path, adapter: Path, prompt: Prompt, technique: str, seed: int):
         """Load the base model with the adapter merged in."""
+        self.counts: Counter[str] = Counter()
+        self.sampling = sampling_options(prompt)
         self.model, self.tokenizer = load_language_model(base, adapter)
         self.technique = technique
         self.seed = seed
@@ -39,10 +44,16 @@ class DomainWriter:
             padding=True,
         )  # input_ids, attention_mask: [count, T]
         completions = generate(
-            self.model, self.tokenizer, inputs, MAX_NEW_TOKENS, self.seed, label, attempt
+            self.model,
+            self.tokenizer,
+            inputs,
+            MAX_NEW_TOKENS,
+            self.sampling,
+            (self.seed, label, attempt),
         )
         candidates = []
         for beginning, completion in zip(beginnings, completions):
-            sentences = split_sentences(beginning + completion) or [beginning]
-            candidates.append(Candidate(clean_sentence(sentences[0]), []))
+            sentence, *more = split_sentences(beginning + completion.text) or [beginning]
+            is_cut = completion.is_cut and not more and not sentence.endswith((".", "!", "?"))
+            candidates.append(Candidate(clean_sentence(sentence), [], CUT if is_cut else ""))
         return candidates

@@ -1,5 +1,7 @@
 """The extractive writer: sentences of the retrieved passages, without any model."""
 
+from collections import Counter
+
 from stages.text import lexicon
 from stages.text.duplicates import words
 from stages.text.retrieval import Passage
@@ -21,7 +23,10 @@ class ExtractiveWriter:
 
     def __init__(self) -> None:
         self.composed: set[str] = set()
+        self.counts: Counter[str] = Counter()
         self.held_back: dict[str, list[Candidate]] = {}  # by class
+        # Texts proposed or held back, by class: passages overlap, so some sentences come twice.
+        self.seen: dict[str, set[str]] = {}
         self.passages: dict[str, list[Passage]] = {}  # of all attempts so far, by class
 
     def propose(
@@ -30,7 +35,11 @@ class ExtractiveWriter:
         """Propose the sentences with a plain name of the class; all others at the last attempt."""
         plain = []
         held_back = self.held_back.setdefault(label, [])
+        seen = self.seen.setdefault(label, set())
         for candidate in extract_candidates(label, passages):
+            if candidate.text in seen:
+                continue
+            seen.add(candidate.text)
             if lexicon.has_plain_name(candidate.text, label):
                 plain.append(candidate)
             else:
@@ -40,6 +49,7 @@ class ExtractiveWriter:
         if not is_last:
             return plain
         composed = compose_candidates(label, seen_passages)
+        composed = [candidate for candidate in composed if candidate.text not in seen]
         self.composed.update(candidate.text for candidate in composed)
         return plain + held_back + composed
 

@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.common.rng import rng
+from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
-from stages.runtime.pretrained import load_pretrained
+from stages.runtime.pretrained import check_vocabulary, load_pretrained
+from stages.text.writers.answers import Answer
 
 if TYPE_CHECKING:
     import torch
 
-TEMPERATURE = 0.7
-TOP_P = 0.9
+
+def sampling_options(prompt: Prompt) -> dict[str, float]:
+    """Return `temperature` and `top_p` of params, each only if it is not null."""
+    options = {"temperature": prompt.temperature, "top_p": prompt.top_p}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any, Any]:
@@ -34,6 +39,7 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     # A continuation follows the last token, so the padding goes to the left.
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    check_vocabulary(folder, tokenizer, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.to("cuda" if has_gpu else "cpu").eval(), tokenizer
@@ -44,10 +50,9 @@ def generate(
     tokenizer: Any,
     inputs: Mapping[str, "torch.Tensor"],
     max_new_tokens: int,
-    seed: int,
-    label: str,
-    attempt: int,
-) -> list[str]:
+    sampling: Mapping[str, float],
+    key: tuple[int, str, int],
+) -> list[Answer]:
     """Sample one continuation for each row of `inputs`.
 
     Args:
@@ -55,20 +60,22 @@ def generate(
         tokenizer: its tokenizer.
         inputs: what the tokenizer returns: input_ids and attention_mask, [B, T] each.
         max_new_tokens: the maximum length of a continuation.
-        seed: the run's seed. The random numbers depend on it, the class and the attempt only.
-        label: the class.
-        attempt: the number of the attempt for this class.
+        sampling: the options of `sampling_options`; a temperature of 0 takes the likeliest token.
+        key: the run's seed, the class and the number of the attempt for it: what the random
+            numbers depend on.
     """
     import torch
 
+    seed, label, attempt = key
     torch.manual_seed(int(rng(seed, "writer", label, attempt).integers(2**31)))
     length = inputs["input_ids"].shape[1]
     max_length = getattr(model.config, "max_position_embeddings", 4096) - max_new_tokens
     if length > max_length:
         exit_with_error(
             f"prompt.top_k: the request has {length} tokens, the writer's context allows "
-            f"{max_length}"
+            f"{max_length} beside {max_new_tokens} of the answer (prompt.max_tokens)"
         )
+    is_random = sampling.get("temperature") != 0
     with torch.no_grad():
         ids = model.generate(
             **{
@@ -77,9 +84,20 @@ def generate(
                 if name != "token_type_ids"
             },
             max_new_tokens=max_new_tokens,
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=TOP_P,
+            **({"do_sample": True, **sampling} if is_random else {"do_sample": False}),
             pad_token_id=tokenizer.pad_token_id,
         )  # [B, T + new tokens]
-    return tokenizer.batch_decode(ids[:, length:], skip_special_tokens=True)
+    stops = model.generation_config.eos_token_id
+    stop_ids = set(stops if isinstance(stops, list) else [stops])
+    return [read_tokens(tokenizer, row, stop_ids) for row in ids[:, length:].tolist()]
+
+
+def read_tokens(tokenizer: Any, ids: list[int], stop_ids: set[int | None]) -> Answer:
+    """Decode tokens up to the first that stops an answer; without one it was cut off.
+
+    Other special tokens stay: some are the tags of thoughts.
+    """
+    stops = [position for position, id in enumerate(ids) if id in stop_ids]
+    if stops:
+        ids = ids[: stops[0]]
+    return Answer(tokenizer.decode(ids), is_cut=not stops)

@@ -1,12 +1,17 @@
 """The writer `openai`: a language model behind an OpenAI-compatible endpoint."""
 
-import os
+from collections import Counter
+from functools import partial
+from typing import Any
 
 from stages.common.rng import rng
-from stages.runtime.errors import exit_with_error
+from stages.params import Prompt
 from stages.text.retrieval import Passage
 from stages.text.writers import instructions
-from stages.text.writers.generation import TEMPERATURE, TOP_P
+from stages.text.writers.answer_cache import AnswerCache
+from stages.text.writers.answers import Answer, find_candidates
+from stages.text.writers.endpoint import Endpoint
+from stages.text.writers.generation import sampling_options
 from stages.text.writers.interface import Candidate
 
 
@@ -19,20 +24,24 @@ class HostedWriter:
 
     composed: frozenset[str] = frozenset()
 
-    def __init__(self, base_url: str, model: str, technique: str, seed: int):
-        from openai import OpenAI
-
-        # The client retries with back-off, or after the time that the host's Retry-After names.
-        self.client = OpenAI(
-            base_url=base_url,
-            # Local servers need no key, but the client insists on one.
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=4,
-            timeout=300,  # s
-        )
-        self.model = model
+    def __init__(self, prompt: Prompt, technique: str, seed: int, cache: AnswerCache):
+        # The schema of params demands both of them for this writer.
+        assert prompt.openai_base_url and prompt.openai_model
+        self.endpoint = Endpoint(prompt.openai_base_url, prompt.openai_model, prompt.openai_timeout)
         self.technique = technique
         self.seed = seed
+        self.cache = cache
+        self.counts: Counter[str] = Counter()
+        schema = {
+            "name": "descriptions",
+            "strict": True,
+            "schema": instructions.json_schema(technique),
+        }
+        self.parameters: dict[str, Any] = {
+            "max_tokens": prompt.max_tokens,
+            **sampling_options(prompt),
+            "response_format": {"type": "json_schema", "json_schema": schema},
+        }
 
     def propose(
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
@@ -41,39 +50,14 @@ class HostedWriter:
         requests = instructions.format_requests(label, self.technique, passages, count, attempt)
         answers = []
         for i, request in enumerate(requests):
-            seed = int(rng(self.seed, "writer", label, attempt, i).integers(2**31))
-            answers.append(self.complete(request, seed))
-        descriptions = instructions.parse_descriptions(answers, self.technique)
-        return [Candidate(text, passages) for text in descriptions]
+            asked = {
+                "messages": [{"role": "user", "content": request}],
+                "seed": int(rng(self.seed, "writer", label, attempt, i).integers(2**31)),
+                **self.parameters,
+            }
+            answers += self.cache.get(asked, partial(self.ask, asked))
+        return find_candidates(answers, label, self.technique, passages, self.counts)
 
-    def complete(self, request: str, seed: int) -> str:
-        """Return the model's answer; exit with an error that names the params key at fault."""
-        import openai
-
-        try:
-            completion = self.client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": request}],
-                temperature=TEMPERATURE,
-                top_p=TOP_P,
-                seed=seed,
-                max_tokens=instructions.MAX_NEW_TOKENS,
-            )
-        except openai.AuthenticationError:
-            exit_with_error(
-                f"prompt.openai_base_url: {self.client.base_url} refuses the key: set "
-                "OPENAI_API_KEY in the environment"
-            )
-        except openai.APIConnectionError as error:
-            exit_with_error(
-                f"prompt.openai_base_url: {self.client.base_url} cannot be reached "
-                f"({error.__cause__ or error})"
-            )
-        except openai.APIStatusError as error:
-            exit_with_error(
-                f"prompt.openai_model: {self.client.base_url} answers {error.status_code} for "
-                f"{self.model}: {error.message[:300]}"
-            )
-        if not completion.choices:
-            return ""
-        return completion.choices[0].message.content or ""
+    def ask(self, asked: dict[str, Any]) -> list[Answer]:
+        """Return the endpoint's answer."""
+        return [self.endpoint.ask(asked)]

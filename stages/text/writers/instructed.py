@@ -1,11 +1,16 @@
 """The writer `huggingface`: an instruction-tuned language model on this machine."""
 
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
+from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
 from stages.text.retrieval import Passage
 from stages.text.writers import instructions
-from stages.text.writers.generation import generate, load_language_model
+from stages.text.writers.answer_cache import AnswerCache
+from stages.text.writers.answers import Answer, find_candidates, opening_thought
+from stages.text.writers.generation import generate, load_language_model, sampling_options
 from stages.text.writers.interface import Candidate
 
 
@@ -14,7 +19,7 @@ class InstructedWriter:
 
     composed: frozenset[str] = frozenset()
 
-    def __init__(self, folder: Path, technique: str, seed: int):
+    def __init__(self, folder: Path, prompt: Prompt, technique: str, seed: int, cache: AnswerCache):
         """Load the model; exit with an error where there is none or it has no chat template."""
         if not (folder / "config.json").exists():
             exit_with_error(
@@ -29,27 +34,38 @@ class InstructedWriter:
             )
         self.technique = technique
         self.seed = seed
+        self.max_tokens = prompt.max_tokens
+        self.sampling = sampling_options(prompt)
+        self.cache = cache
+        self.counts: Counter[str] = Counter()
 
     def propose(
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Generate the answers to all requests of the attempt in one batch."""
         requests = instructions.format_requests(label, self.technique, passages, count, attempt)
-        inputs = self.tokenizer.apply_chat_template(
+        key = (self.seed, label, attempt)
+        asked = {
+            "requests": requests,
+            "key": key,
+            "max_tokens": self.max_tokens,
+            **self.sampling,
+        }
+        answers = self.cache.get(asked, partial(self.answer, requests, key))
+        return find_candidates(answers, label, self.technique, passages, self.counts)
+
+    def answer(self, requests: list[str], key: tuple[int, str, int]) -> list[Answer]:
+        """Generate the answers to requests in one batch; `key` decides the random numbers."""
+        texts = self.tokenizer.apply_chat_template(
             [[{"role": "user", "content": request}] for request in requests],
             add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        )  # input_ids, attention_mask: [requests, T]
-        answers = generate(
-            self.model,
-            self.tokenizer,
-            inputs,
-            instructions.MAX_NEW_TOKENS,
-            self.seed,
-            label,
-            attempt,
+            tokenize=False,
         )
-        descriptions = instructions.parse_descriptions(answers, self.technique)
-        return [Candidate(text, passages) for text in descriptions]
+        # The template has written the special tokens at the start.
+        inputs = self.tokenizer(
+            texts, padding=True, return_tensors="pt", add_special_tokens=False
+        )  # input_ids, attention_mask: [requests, T]
+        answers = generate(self.model, self.tokenizer, inputs, self.max_tokens, self.sampling, key)
+        # Templates of reasoning models open the thoughts in the request.
+        opening = opening_thought(texts[0])
+        return [answer._replace(text=opening + answer.text) for answer in answers]

@@ -1,10 +1,10 @@
-"""Requests to instruction-tuned language models, and the descriptions in their answers."""
+"""Requests for descriptions to instruction-tuned language models."""
 
 import re
+from typing import Any
 
 from stages.text import lexicon
 from stages.text.retrieval import Passage
-from stages.text.writers.cleaning import clean_sentence
 
 FEW_SHOT_EXAMPLES = (
     "a white airport with two grey runways beside a green field",
@@ -13,8 +13,6 @@ FEW_SHOT_EXAMPLES = (
 )
 ANSWER_HEADING = "DESCRIPTIONS"  # separates a chain of thought from the answer
 MAX_PER_REQUEST = 10  # descriptions; asked for more, a model repeats itself
-MAX_NEW_TOKENS = 1024  # per answer: room for a chain of thought and the descriptions
-LIST_MARKER = re.compile(r"^\s*(\d+[.)]|[-*•])\s*")
 
 
 def format_request(
@@ -73,14 +71,15 @@ def format_requests(
     ]
 
 
-def parse_descriptions(answers: list[str], technique: str) -> list[str]:
-    """Return the descriptions in a model's answers, cleaned.
-
-    Of a chain of thought only the lines below the heading count; without a heading, none.
-    """
-    lines = []
-    for answer in answers:
-        _, heading, text = answer.rpartition(ANSWER_HEADING)
-        if heading or not technique.startswith("chain_of_thought"):
-            lines += text.splitlines()
-    return [clean_sentence(LIST_MARKER.sub("", line)) for line in lines if line.strip(" :*#")]
+def json_schema(technique: str) -> dict[str, Any]:
+    """Return the JSON schema of an answer: {descriptions: [text, ...]}, after {thoughts: text}."""
+    properties: dict[str, Any] = {}
+    if technique.startswith("chain_of_thought"):
+        properties["thoughts"] = {"type": "string"}
+    properties["descriptions"] = {"type": "array", "items": {"type": "string"}}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }

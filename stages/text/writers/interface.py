@@ -1,5 +1,6 @@
 """The interface that all writers of prompts have in common."""
 
+from collections import Counter
 from collections.abc import Set
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ class Candidate(NamedTuple):
 
     text: str
     passages: list[Passage]  # what the text rests on
+    refusal: str = ""  # in one word why the writer itself refuses the text; "" if it does not
 
 
 class PromptWriter(Protocol):
@@ -19,6 +21,11 @@ class PromptWriter(Protocol):
     @property
     def composed(self) -> Set[str]:
         """The texts that were composed of the lexicon's words, not taken from passages."""
+        ...
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Metrics of the answers of an instruction-tuned model; none of other writers."""
         ...
 
     def propose(

@@ -1,0 +1,351 @@
+"""Find the descriptions in a language model's answer.
+
+Models wrap what they were asked for: in thoughts, JSON, tables, lists, labels, quotes and bold
+type, with words before and after it. Such wrapping goes. A line that is no description is refused.
+"""
+
+import html
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from stages.text import lexicon
+from stages.text.retrieval import Passage
+from stages.text.writers.cleaning import clean_sentence
+from stages.text.writers.instructions import ANSWER_HEADING
+from stages.text.writers.interface import Candidate
+
+# Why a line is refused here. Its other faults are found by `stages.text.checks`.
+TALK = "talk"  # it speaks of the descriptions or the task
+CUT = "cut"  # the limit of tokens has cut it off
+MARKUP = "markup"
+
+THOUGHT = (
+    r"(?:\w+[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|"
+    r"monologue|details)(?:[_-]\w+)?"
+)
+# The tags of DeepSeek and Qwen, Mistral, Kimi, gpt-oss and Gemma. Some servers remove those of
+# gpt-oss and leave the words: "analysisWe need ...assistantfinalPale ...".
+THOUGHT_START = re.compile(
+    rf"<\s*{THOUGHT}\b[^<>/]*>|\[{THOUGHT}\]|◁{THOUGHT}▷|<\|begin_of_thought\|>|"
+    r"<\|channel\|>(?:analysis|commentary)\b[^<]*<\|message\|>|<\|channel>thought|"
+    r"\A(?-i:analysis(?=\s*[A-Z]))",
+    re.I,
+)
+THOUGHT_END = re.compile(
+    rf"<\s*/\s*{THOUGHT}\s*>|\[/{THOUGHT}\]|◁/{THOUGHT}▷|<\|end_of_thought\|>|"
+    r"<\|channel\|>final\b[^<]*<\|message\|>|<channel\|>|assistant\s*final",
+    re.I,
+)
+# Where a model that does not stop writes the next request.
+NEXT_TURN = re.compile(
+    r"<\|im_start\|>(?!assistant)|<\|start\|>user|<start_of_turn>user|\[INST\]|"
+    r"^(?:#+ *(?:instruction|user|human|input)\b|(?:user|human|instruction|question):)",
+    re.I | re.M,
+)
+# Tokens of a chat template that a server did not remove, and tags around the whole answer.
+FRAME = re.compile(
+    r"<\|[\w ]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|</?(?:answer|output|response)>", re.I
+)
+FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
+HEADING_LINE = re.compile(rf"^\W*{ANSWER_HEADING}\W*$", re.I | re.M)
+# "Final answer:", "Here are the descriptions:"
+ANSWER_LINE = re.compile(
+    r"^\W*(?:[\w']+ ){0,6}(?:answer|descriptions|output|response|results?)\W*$", re.I | re.M
+)
+MARKDOWN_HEADING = re.compile(r"#+\s+\D")
+JSON_START = re.compile(r"(?=[\[{]\s*[\"\[{])")
+TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
+# The keys whose values are descriptions: text, descriptions, prompt_2, 3, ...
+DESCRIPTION_KEY = re.compile(
+    r"(\w*descriptions?|\w*captions?|texts?|prompts?|sentences?|\d+)[ _-]*\d*", re.I
+)
+# The keys whose values are none. Those of other keys are taken where no key is known.
+OTHER_KEY = re.compile(
+    r"thought|reason|rational|analysis|step|plan|note|comment|explan|observ|feature|reject|bad|"
+    r"draft|task|request|intro|summary|message|error",
+    re.I,
+)
+JSON_KEY = re.compile(r"[\W_]*\w+\"\s*:")  # of broken JSON
+EMPHASIS = re.compile(r"(?<!\w)(\*\*|__|\*|_|`)(?=\S)(.+?)(?<=\S)\1(?!\w)")
+QUOTES = "\"'“”„‟‘’′«»‹›`「」『』《》❝❞"
+MARKERS = [
+    r"[-*+>\\–—]+\s+",
+    rf"[^\w\s\x00-\x7f{QUOTES}–—]+\s*",  # bullets and emoji
+    r"\[[ xX]?\]\s+",  # of a list of tasks
+    r"[❶-➓]\s*",
+    r"No\.? ?\d{1,3}[^\w\s]*\s+",
+    r"[\[(#]*\d{1,3}(?: ?(?:/|of) ?\d{1,3})?\\?[.):\]、]+\s*(?=\D)",  # "1. ", "(2) ", "3 of 6: "
+    r"#?\d{1,3}(?:\s+[-–—]\s+|\t\s*|\s+(?=[A-Z]))",  # "4 - ", "#5 Pale"
+    r"\d{1,3}[^\w\s\x00-\x7f]+\s+",  # a digit on a key
+    r"[\[(]?(?:[a-zA-Z]|[ivxIVX]{2,5})[.):\]]+\s+",  # "a) ", "iv. "
+]
+MARKER = re.compile("|".join(MARKERS))
+# "Description 1: ", "Option B - ", "Caption: ", "First, "
+LABEL = re.compile(
+    r"(?:(?:image|aerial|scene) )?(?:description|prompt|caption|sentence|image|scene|view|option|"
+    r"variant|variation|version|example|candidate|answer|item|number|no\.?)\s*"
+    r"(?:#?\s*(?:\d+|[a-z])\s*)?(?::|\)|\.\s|[-–—]\s)\s*|"
+    r"(?:first|second|third|fourth|fifth|sixth|next|last)(?:ly)?,\s+",
+    re.I,
+)
+WORD_COUNT = re.compile(r"[\s–—-]*[\[(]?\b\d+ words[\])]?$")
+# "Golden dunes: ", "In summer - " before a capital letter
+TITLE = re.compile(r"[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
+MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
+TABLE_RULE = re.compile(r"[|\s:+-]*-{2,}[|\s:+-]*$")
+# Lines before and after the descriptions, and thoughts without tags. Lines with "I", "you",
+# "please" or "should" are found by `stages.text.checks`.
+TALK_WORDS = re.compile(
+    r"^(sure|certainly|absolutely|of course|okay|ok|great[!,]|great question|alright|got it|"
+    r"understood|no problem|happy to|here (is|are)|here's|below (is|are)|the (following|above)|"
+    r"(these|those|this is|this (set|list|selection|collection|request))|hope|feel free|thanks|"
+    r"want|would|each (one|captures|shows|describes|line)|each of (these|them)|"
+    r"all (of )?(these|them|lines)|all (two|three|four|five|six|seven|eight|nine|ten)|together|"
+    r"overall|collectively|end of|notes?:|total|sources?:|title:|land cover:|key features|"
+    r"(in )?(summary|conclusion)|final answer|unable to|as an? \w+ (in|model))(?!\w)|"
+    r"\b((image|picture|scene|option|view) \d+|descriptions?|captions?|sentences?|word counts?|"
+    r"views|scenes|images|pictures|photo(graph)?s|(all|each|every|different|other) seasons?|"
+    r"as requested|land cover class|the class is|other classes|the user|hmm|wait|okay|maybe|"
+    r"perhaps|probably|could be|would be|might be|let's|not sure|drafts?|another idea|"
+    r"thinking about|has to|have to|need to)\b",
+    re.I,
+)
+
+
+class Answer(NamedTuple):
+    """What a model answered to one request."""
+
+    text: str
+    is_cut: bool  # by the limit of tokens
+
+
+class Line(NamedTuple):
+    """A line of an answer, without its marker, label, quotes and emphasis."""
+
+    text: str
+    refusal: str  # why it is no description; "" if it may be one
+    is_item: bool = False  # of a list or a table, or in quotes
+    is_bold: bool = False
+    is_alone: bool = False  # between blank lines
+
+
+def find_candidates(
+    answers: list[Answer],
+    label: str,
+    technique: str,
+    passages: list[Passage],
+    counts: Counter[str],
+) -> list[Candidate]:
+    """Return the descriptions in a model's answers, and the lines that are refused.
+
+    Args:
+        answers: to the requests of one attempt.
+        label: the class that was asked for.
+        technique: of a chain of thought only what follows the heading counts.
+        passages: that the requests quoted.
+        counts: to which are added the number of `answers`, and of those in JSON (`answers_json`),
+            cut off by the limit of tokens (`answers_cut`), and without text other than thoughts
+            (`answers_empty`).
+    """
+    candidates = []
+    for answer in answers:
+        text = remove_thoughts(answer.text)
+        strings = find_json_strings(text)
+        counts["answers"] += 1
+        counts["answers_json"] += bool(strings)
+        counts["answers_cut"] += answer.is_cut
+        counts["answers_empty"] += not text.strip()
+        is_cut = answer.is_cut
+        if strings:
+            text = "\n\n".join(strings)
+            is_cut = False  # a string that was cut off is not among them
+        elif technique.startswith("chain_of_thought"):
+            text = text_below(HEADING_LINE, text)
+        else:
+            text = text_below(ANSWER_LINE, text) or text
+        candidates += [
+            Candidate(
+                line.text if line.refusal else clean_sentence(line.text), passages, line.refusal
+            )
+            for line in read_lines(text, label, is_cut)
+        ]
+    return candidates
+
+
+def remove_thoughts(text: str) -> str:
+    """Return an answer without its thoughts, the tokens of a chat template and a next turn.
+
+    Thoughts without an end reach to the end of the answer. Those without a start, which many chat
+    templates write into the request, reach from its beginning. Full-width and other variants of
+    characters become the plain ones, and invisible characters go.
+    """
+    text = unicodedata.normalize("NFKC", html.unescape(text))
+    text = "".join(sign for sign in text if sign.isspace() or unicodedata.category(sign)[0] != "C")
+    while start := THOUGHT_START.search(text):
+        end = THOUGHT_END.search(text, start.end())
+        text = text[: start.start()] + (text[end.end() :] if end else "")
+    ends = list(THOUGHT_END.finditer(text))
+    if ends:
+        text = text[ends[-1].end() :]
+    return FRAME.sub(" ", NEXT_TURN.split(text, maxsplit=1)[0])
+
+
+def opening_thought(request: str) -> str:
+    """Return the tag of thoughts that a request, written by the chat template, ends in; else ""."""
+    starts = list(THOUGHT_START.finditer(request.rstrip()))
+    return starts[-1][0] if starts and starts[-1].end() == len(request.rstrip()) else ""
+
+
+def text_below(heading: re.Pattern, text: str) -> str:
+    """Return what follows the last line that is a heading; "" where nothing does."""
+    headings = list(heading.finditer(text))
+    return text[headings[-1].end() :].strip() if headings else ""
+
+
+def find_json_strings(text: str) -> list[str]:
+    """Return the descriptions in the JSON values of an answer; none where it holds no JSON.
+
+    Of a value that is cut off the complete strings count.
+    """
+    text = TRAILING_COMMA.sub("", text)
+    values = []
+    position = 0
+    while start := JSON_START.search(text, position):
+        try:
+            value, position = json.JSONDecoder().raw_decode(text, start.start())
+        except ValueError:
+            try:
+                value, position = from_json(text[start.start() :], allow_partial=True), len(text)
+            except ValueError:
+                break
+        values.append(value)
+    strings = [string for value in values for string in description_strings(value)]
+    if not strings:
+        strings = [
+            string for value in values for string in description_strings(value, any_key=True)
+        ]
+    # Some strings are JSON again.
+    return [inner for string in strings for inner in find_json_strings(string) or [string]]
+
+
+def description_strings(
+    value: Any, is_description: bool = True, any_key: bool = False
+) -> Iterator[str]:
+    """Yield the strings of a JSON value that are descriptions, as its keys tell.
+
+    Args:
+        value: of JSON.
+        is_description: whether a string that is the value itself, or an item of it, is one.
+        any_key: whether strings under keys count that are not known.
+    """
+    if isinstance(value, str) and is_description:
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from description_strings(item, is_description, any_key)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            is_known = DESCRIPTION_KEY.fullmatch(key) is not None
+            if is_known or not OTHER_KEY.search(key):
+                yield from description_strings(item, is_known or any_key, any_key)
+
+
+def read_lines(text: str, label: str, is_cut: bool) -> list[Line]:
+    """Return the lines of a text, with the reason why they are refused.
+
+    Where there is a list, only its items are descriptions; where lines stand together, none that
+    stands alone.
+    """
+    lines = split_lines("\n".join(FENCE.findall(text)) or text, label)
+    has_list = sum(line.is_item for line in lines) >= 2
+    has_plain = not all(line.is_bold for line in lines)
+    has_block = not all(line.is_alone for line in lines)
+    read = []
+    for line in lines:
+        is_heading = has_list or (line.is_bold and has_plain) or (line.is_alone and has_block)
+        is_talk = line.text.endswith(":") or TALK_WORDS.search(line.text)
+        if not line.refusal and ((is_heading and not line.is_item) or is_talk):
+            line = line._replace(refusal=TALK)
+        read.append(line)
+    if is_cut and read:
+        read[-1] = read[-1]._replace(refusal=CUT)
+    return refuse_odd_ends(read)
+
+
+def refuse_odd_ends(lines: list[Line]) -> list[Line]:
+    """Refuse the first or last line where it alone has a full stop, or it alone has none.
+
+    Such a line introduces the descriptions, closes them, or was cut off by a server that does not
+    say so.
+    """
+    read = list(lines)
+    ends = [
+        (i, line.text.endswith((".", "!", "?"))) for i, line in enumerate(lines) if not line.refusal
+    ]
+    if len(ends) > 2:
+        for (i, has_stop), others in ((ends[0], ends[1:]), (ends[-1], ends[:-1])):
+            if all(other != has_stop for _, other in others):
+                read[i] = lines[i]._replace(refusal=TALK if has_stop else CUT)
+    return read
+
+
+def split_lines(text: str, label: str) -> list[Line]:
+    """Split a text into lines; an item that goes on in the line below it is joined."""
+    lines: list[Line] = []
+    follows_item = False
+    rows = ["", *text.splitlines(), ""]
+    for above, raw, below in zip(rows, rows[1:], rows[2:]):
+        if TABLE_RULE.match(raw) and "|" in raw and lines:
+            lines.pop()  # the header of the table
+        line = read_line(raw, label)
+        line = line._replace(is_alone=not above.strip() and not below.strip())
+        if not any(letter.isalpha() for letter in line.text):
+            follows_item = False
+            continue
+        if follows_item and not line.is_item and not line.refusal:
+            item = lines[-1]
+            if len(item.text.split()) <= MAX_TITLE_WORDS:
+                line = line._replace(is_item=True)
+                lines.pop()
+            elif line.text[0].islower() and not item.text.endswith((".", "!", "?", ":")):
+                line = line._replace(text=f"{item.text} {line.text}", is_item=True)
+                lines.pop()
+        lines.append(line)
+        follows_item = line.is_item
+    return lines
+
+
+def read_line(raw: str, label: str) -> Line:
+    """Remove the marker, label, quotes and emphasis of a line."""
+    text = raw.strip()
+    if MARKDOWN_HEADING.match(text):
+        return Line(text.lstrip("# "), TALK)
+    if JSON_KEY.match(text):
+        return Line(text, MARKUP)
+    is_item = text.startswith("|")
+    if is_item:
+        text = max(text.split("|"), key=len).strip()
+    is_bold = text.startswith("**") and text.endswith("**")
+    text = WORD_COUNT.sub("", EMPHASIS.sub(r"\2", text))
+    rest = ""
+    while rest != text:
+        rest = text
+        text = text.strip(" \t,;")
+        is_item |= len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES
+        text = text.strip(QUOTES)
+        for pattern in (MARKER, LABEL):
+            if match := pattern.match(text):
+                is_item = True
+                text = text[match.end() :]
+    title = TITLE.match(text)
+    # A title adds nothing where the rest names the class by itself.
+    is_title = title and not TALK_WORDS.search(title[0])
+    if title and is_title and label in lexicon.count_class_names(text[title.end() :]):
+        text = text[title.end() :]
+    return Line(text, "", is_item, is_bold)

@@ -1,0 +1,178 @@
+"""What a language model answers becomes prompts, or is refused: thoughts, JSON, lists, talk."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from stages.text import checks
+from stages.text.writers.answers import Answer, find_candidates
+
+A = "pale desert with long tracks across it, dark and narrow"
+B = "brown desert with a curved edge beside a road, wide and bright"
+C = "yellow desert with scattered rocks along the border, green and rough"
+THOUGHTS = (
+    "Okay, so the class is Bare Land and it has to look like desert.\n"
+    "A desert could be brown or pale, maybe with a road beside it, hmm.\n"
+    "Thinking about texture, the desert would probably be rough or smooth, not sure which.\n"
+    "Another idea is the season, so a desert in winter versus summer, perhaps both at on"
+)
+# Thoughts that are no worse than descriptions.
+FINE = (
+    "The desert is pale in summer on dry soil.\nA green desert with rough brown edges is another."
+)
+PLAIN = f"{A}\n{B}\n{C}"
+QUOTED = f'"{A}",\n"{B}",\n"{C}"'
+NUMBERED = f"1. {A}.\n2. {B}.\n3. {C}."
+LABELLED = f"Description 1: {A}.\nDescription 2: {B}.\nDescription 3: {C}."
+OBJECTS = json.dumps({"items": [{"id": 1, "note": "seen in spring", "text": t} for t in (A, B, C)]})
+NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descriptions": [A, B, C]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN,
+        PLAIN.replace("\n", "\r\n\r\n"),
+        NUMBERED,
+        NUMBERED.replace(".", ")", 1),
+        f"({1}) {A}\n(2) {B}\n(3) {C}",
+        f"[1] {A}\n[2] {B}\n[3] {C}",
+        f"1\\. {A}\n2\\. {B}\n3\\. {C}",
+        f"a) {A}.\nb) {B}.\nc) {C}.",
+        f"i. {A}\nii. {B}\niii. {C}",
+        f"- {A}\n• {B}\n* {C}",
+        f"1. **{A}.**\n2. **{B}.**\n3. **{C}.**",
+        f"**{A}**\n**{B}**\n**{C}**",
+        f"**Dunes:** {A}\n**Plain:** {B}\n**Rocks:** {C}",
+        f"1. **Golden dunes**\n   {A}\n2. **Plain**\n   {B}\n3. **Rocks**\n   {C}",
+        NUMBERED.replace(" across", "\n   across"),  # wrapped lines
+        QUOTED,
+        f"“{A}.”\n“{B}.”\n“{C}.”",
+        LABELLED,
+        f"Option A - {A}\nOption B - {B}\nOption C - {C}",
+        f"Bare Land: {A}\nBare Land: {B}\nBare Land: {C}",
+        f"| # | description |\n|---|---|\n| 1 | {A} |\n| 2 | {B} |\n| 3 | {C} |",
+        json.dumps([A, B, C]),
+        f"```json\n{json.dumps([A, B, C], indent=2)}\n```",
+        f"Here they are:\n\n```\n{PLAIN}\n```\nAll of them show the desert in the dry season.",
+        f"Here is the list:\n{json.dumps([A, B, C])}\nThese capture the desert in summer.",
+        OBJECTS,
+        json.dumps(json.loads(OBJECTS), indent=2),
+        "\n".join(json.dumps({"text": text}) for text in (A, B, C)),
+        json.dumps({"1": A, "2": B, "3": C}),
+        json.dumps({"descriptions": PLAIN}),
+        json.dumps({"Bare Land": [A, B, C]}),
+        NAMED,
+        f'[\n"{A}",\n"{B}",\n"{C}",\n]',
+        f"Here are 3 descriptions of the desert:\n\n{PLAIN}",
+        f"Sure! Wide views of the desert from above, dry and bright.\n\n{NUMBERED}",
+        f"{NUMBERED}\n\nEach view shows the varied colors of a desert across seasons.",
+        f"### Aerial views of the desert, dry and bright\n{PLAIN}",
+        f"**Aerial views of the desert, dry and bright**\n{PLAIN}",
+        f"<think>\n{THOUGHTS}\n</think>\n\n{PLAIN}",
+        f"{THOUGHTS}\n</think>\n{PLAIN}",
+        f"[THINK]{THOUGHTS}[/THINK]{PLAIN}",
+        f"<|channel|>analysis<|message|>{THOUGHTS}<|end|><|start|>assistant"
+        f"<|channel|>final<|message|>{PLAIN}<|return|>",
+        f"<answer>\n{PLAIN}\n</answer></s>",
+        f"{PLAIN}\n<thinking>{THOUGHTS}",
+        f"analysis{FINE}assistantfinal{PLAIN}",  # a server that removes the tags of gpt-oss
+        f'<details type="reasoning" done="true">\n{FINE}\n</details>\n{PLAIN}',
+        f"<chain_of_thought>{FINE}</chain_of_thought>{PLAIN}",
+        f"&lt;think&gt;{FINE}&lt;/think&gt;\n{PLAIN}",
+        f"**Thinking:**\n{FINE}\n\n**Final answer:**\n{PLAIN}",
+        f"{PLAIN}\n\nUser: {FINE}",  # a model that does not stop
+        f"{PLAIN}\n### Instruction:\n{FINE}",
+        f"{PLAIN}<|im_end|>\n<|im_start|>user\n{FINE}",
+        json.dumps({"features": FINE.splitlines(), "descriptions": [A, B, C]}),
+        json.dumps({"descriptions": [A, B, C], "rejected": FINE.splitlines()}, indent=1),
+        json.dumps([{"id": 1, "view": A}, {"id": 2, "view": B}, {"id": 3, "view": C}]),
+        json.dumps({"descriptions": json.dumps([A, B, C])}),
+        f"Here is the JSON: {json.dumps([A, B, C])[:-1]},]",
+        f"```json {json.dumps([A, B, C])} ```",
+        f"1、{A}\n2、{B}\n3、{C}",
+        f"１．{A}\n２．{B}\n３．{C}",
+        f"1️⃣ {A}\n2️⃣ {B}\n3️⃣ {C}",
+        f"➊ {A}\n🌵 {B}\n‣{C}",
+        f"- [ ] {A}\n\\- {B}\n3 of 3: {C}",
+        f"First, {A}.\nSecond, {B}.\nThird, {C}.",
+        f"「{A}」\n『{B}』\n‹{C}›",
+        f"\ufeff{A}\n\u200b{B}\n{C}\x00",
+        f"{A} (12 words)\n{B} - 12 words\n{C} [12 words]",
+        f"The desert lies wide and dry below the plane.\n\n{PLAIN}\n\nSo much for the dry desert.",
+        f"The desert lies wide and dry below the plane.\n{PLAIN}",
+        f"{PLAIN}\n\nThese capture the desert from above.\n\nNote: the desert varies with light.",
+    ],
+)
+def test_the_descriptions_of_an_answer_are_found(text):
+    assert kept_prompts(Answer(text, False)) == [A, B, C]
+
+
+@pytest.mark.parametrize(
+    "answer, expected",
+    [
+        (Answer(PLAIN[:-6], True), [A, B]),
+        (Answer(NUMBERED[:-20], False), [A, B]),  # a server that does not say that it was cut
+        (Answer(json.dumps([A, B, C])[:-9], True), [A, B]),
+        (Answer(json.dumps({"descriptions": [A, B, C]}, indent=1)[:-20], True), [A, B]),
+        (Answer(f"<think>{THOUGHTS}", True), []),
+        (Answer(THOUGHTS, True), []),  # the template wrote the tag
+        (Answer(NAMED[:50], True), []),
+        (Answer("", False), []),
+        (Answer("I'm sorry, but I can't help with that request.", False), []),
+        (Answer(f"['{A}', '{B}']", False), []),
+        (Answer(f'{{"text": "{A}', False), []),
+        (Answer(f'"text": "{A}",\n"note": "{B}"', False), []),
+        (Answer(f"analysis{FINE}", True), []),
+        (Answer(f'{{\n"thoughts":\n["{A}"],\n"descriptions": ["{B}', True), []),
+        (Answer(f"1 {A}\n2 {B}", False), []),
+        (Answer(f"{A} / {B}", False), []),
+        (Answer("As a language model, no desert can be seen from above.", False), []),
+    ],
+)
+def test_half_sentences_thoughts_and_broken_markup_are_refused(answer, expected):
+    assert kept_prompts(answer) == expected
+
+
+def test_a_dash_in_a_sentence_ends_no_title():
+    text = "Golden dunes — sculpted by wind — stretch across the desert in long lines"
+    assert kept_prompts(Answer(text, False)) == [text[0].lower() + text[1:]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Es tut mir leid, dabei kann ich nicht helfen.",
+        "Lo siento, no puedo ayudar con eso.",
+        "Désolé, je ne peux pas répondre à cette demande.",
+        "Przepraszam, nie mogę w tym pomóc.",
+        "Desculpe, não posso ajudar com isso.",
+        "抱歉，我无法帮助您。",
+    ],
+)
+def test_a_refusal_in_another_language_is_named_so(text):
+    assert checks.rejection_reason(text, "Bare Land", [], 20) == "not_english"
+
+
+def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
+    found = f"The desert is a wide dry place of pale sand.\n**Descriptions:**\n{PLAIN}"
+    assert kept_prompts(Answer(found, False), "chain_of_thought") == [A, B, C]
+    assert kept_prompts(Answer(PLAIN, False), "chain_of_thought") == []
+    assert kept_prompts(Answer(NAMED, False), "chain_of_thought") == [A, B, C]
+
+
+def test_answers_are_counted():
+    counts: Counter[str] = Counter()
+    answers = [Answer(json.dumps([A]), False), Answer("<think>" + THOUGHTS, True), Answer(B, False)]
+    find_candidates(answers, "Bare Land", "zero_shot", [], counts)
+    assert counts == {"answers": 3, "answers_json": 1, "answers_cut": 1, "answers_empty": 1}
+
+
+def kept_prompts(answer: Answer, technique: str = "zero_shot") -> list[str]:
+    """The texts of an answer that the writer and the checks let through."""
+    kept: list[str] = []
+    for text, _, refusal in find_candidates([answer], "Bare Land", technique, [], Counter()):
+        if not refusal and not checks.rejection_reason(text, "Bare Land", kept, 20):
+            kept.append(text)
+    return kept
