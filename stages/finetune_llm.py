@@ -5,7 +5,7 @@
 reads   finetune_llm, seed; data/chunks.parquet, models/base/language
 writes  models/llm/                   the LoRA adapter (safetensors)
         metrics/llm.json              perplexity of the tuned and the base model on the same tokens
-                                      of held-out papers
+                                      of held-out papers, if there are any
         metrics/plots/llm_loss.csv    step, loss
 
 A killed run resumes from its last checkpoint, in the resume cache.
@@ -25,6 +25,7 @@ from stages.common.rng import rng
 from stages.params import FinetuneLLM, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder
@@ -34,7 +35,7 @@ from stages.text.perplexity import document_losses, perplexity, perplexity_inter
 BASE = Path("models/base/language")
 CHUNKS = Path("data/chunks.parquet")
 OUT = Path("models/llm")
-MIN_DOCUMENTS = 4  # held-out papers; fewer give no useful interval
+MIN_DOCUMENTS = 4  # held-out papers; fewer give no useful interval, and none is written
 
 
 def main() -> None:
@@ -58,9 +59,10 @@ def main() -> None:
 
     # Measure the base model before LoRA wraps it.
     base = lora.load_base(BASE, config.quantization)
+    check_vocabulary(BASE, tokenizer, base)
     refuse_long_context(base, config.context)
     base_losses = document_losses(base, document_ids, config.context)  # [documents, 2]
-    if not math.isfinite(perplexity(base_losses)):
+    if documents and not math.isfinite(perplexity(base_losses)):
         exit_with_error(
             f"{BASE}: its perplexity is NaN or inf before any training: its weights are too large "
             "for float32"
@@ -78,7 +80,8 @@ def main() -> None:
         loss_log = lora.train(model, sequences, pad, config, seed, folder)
         losses = document_losses(model, document_ids, config.context)  # [documents, 2]
 
-        metrics = perplexity_metrics(losses, base_losses, documents) | {
+        metrics = perplexity_metrics(losses, base_losses, documents) if documents else {}
+        metrics |= {
             "tokens_train": sum(map(len, train_ids)),
             "train_loss": mean_of_last_tenth([entry["loss"] for entry in loss_log]),
             "trainable_share": trainable / total,
@@ -96,7 +99,7 @@ def read_chunks() -> tuple[list[str], list[list[str]]]:
     """Return the training texts, and the texts of each held-out paper.
 
     Raises:
-        SystemExit: a paper is in both splits, or too few papers are held out.
+        SystemExit: a paper is in both splits.
     """
     chunks = pq.read_table(CHUNKS).to_pylist()
     train = [row for row in chunks if row["split"] == "train"]
@@ -108,9 +111,10 @@ def read_chunks() -> tuple[list[str], list[list[str]]]:
         [row["text"] for row in rows] for _, rows in groupby(test, lambda row: row["paper"])
     ]
     if len(documents) < MIN_DOCUMENTS:
-        exit_with_error(
-            f"scrape.min_test_papers: {len(documents)} held-out papers are left without near-"
-            f"duplicates; an interval of the perplexity needs at least {MIN_DOCUMENTS}"
+        left_out = "its interval" if documents else "perplexity"
+        log(
+            f"finetune_llm: {len(documents)} held-out papers without near-duplicates; {left_out} "
+            f"is left out (scrape.min_test_papers: an interval needs {MIN_DOCUMENTS})"
         )
     return [row["text"] for row in train], documents
 
@@ -147,7 +151,7 @@ def run_fingerprint(config: FinetuneLLM, seed: int) -> str:
 def perplexity_metrics(
     losses: np.ndarray, base_losses: np.ndarray, documents: list[list[str]]
 ) -> dict[str, float]:
-    """Return the metrics of held-out documents, with 95 % intervals over documents.
+    """Return the metrics of held-out documents, with 95 % intervals over enough documents.
 
     Args:
         losses: of the tuned model, [documents, 2].
@@ -165,7 +169,7 @@ def perplexity_metrics(
     metrics: dict[str, float] = {}
     for key, (value, interval) in values.items():
         metrics[key] = value
-        if interval is not None:
+        if interval is not None and len(documents) >= MIN_DOCUMENTS:
             metrics[f"{key}_lo"], metrics[f"{key}_hi"] = interval
     characters = sum(len(text) for texts in documents for text in texts)
     return metrics | {
@@ -194,11 +198,11 @@ def save(model: Any, config: FinetuneLLM, loss_log: list[dict], metrics: dict[st
     write_json("metrics/llm.json", metrics)
     described = []
     for key, name in (("perplexity", "perplexity"), ("perplexity_base", "base")):
-        text = f"{name} {metrics[key]:.1f}"
+        text = f"{name} {metrics[key]:.1f}" if key in metrics else f"{name} not measured"
         if f"{key}_lo" in metrics:
             text += f" [{metrics[f'{key}_lo']:.1f}, {metrics[f'{key}_hi']:.1f}]"
         described.append(text)
-    log(f"finetune_llm: {', '.join(described)} on {metrics['n']} held-out papers")
+    log(f"finetune_llm: {', '.join(described)} on {metrics.get('n', 0)} held-out papers")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,11 @@ class Sampling(Section):
 
 class FetchPapers(Section):
     source: Source = Field(
-        description="PDFs or text files (paper: appendix A.1); embedded = the field notes"
+        description="PDFs, text, Markdown, LaTeX, HTML, ... (paper: appendix A.1); embedded = the "
+        "field notes"
+    )
+    text_column: str = Field(
+        description="column of a hub data set's Parquet files that holds the text"
     )
 
 
@@ -112,7 +116,10 @@ class Scrape(Section):
         le=0.5,
         description="fraction of the text lines held out, as whole papers (paper, section 4: 0.05)",
     )
-    min_test_papers: Count = Field(description="papers held out, at least")
+    min_test_papers: CountOrZero = Field(
+        description="papers held out, at least; fewer than 4 give the perplexity no interval, none "
+        "give no perplexity"
+    )
 
 
 class Chunk(Section):
@@ -248,7 +255,10 @@ class FinetuneLLM(Section):
 
 
 class IndexRag(Section):
-    passage_tokens: Count = Field(description="tokens per passage (paper, section 4: 256)")
+    passage_tokens: Count = Field(
+        description="tokens of the embedder per passage, or as many as it reads; words for the "
+        "embedded one (paper, section 4: 256)"
+    )
     overlap_tokens: CountOrZero = Field(description="tokens that neighboring passages share")
     dimensions: Count = Field(description="dimensions of the embedded embedder's vectors")
 
@@ -289,10 +299,24 @@ class Prompt(Section):
     )
     compare_count: Count = Field(description="prompts per class of each compared pair")
     openai_base_url: str | None = Field(
+        pattern="^https?://",
         description="URL of an OpenAI-compatible endpoint (writer openai); its key is "
-        "$OPENAI_API_KEY"
+        "$OPENAI_API_KEY",
     )
     openai_model: str | None = Field(description="model name at that endpoint")
+    openai_timeout: Count = Field(description="seconds that endpoint has for an answer")
+    max_tokens: Count = Field(
+        description="tokens of an answer, thoughts included (writers openai and huggingface)"
+    )
+    temperature: NonNegativeNumber | None = Field(
+        description="sampling temperature of the writers that are language models; null = the "
+        "model's own, which some endpoints insist on"
+    )
+    top_p: PositiveNumber | None = Field(
+        le=1,
+        description="nucleus sampling (Holtzman et al. 2020): the likeliest tokens of this total "
+        "probability; null = the model's own",
+    )
     top_k: Count = Field(description="passages retrieved per query (techniques with retrieval)")
     per_class: dict[LULC, Count] = Field(
         description="prompts kept per class (paper, Table 2: 52 to 61)"
@@ -549,6 +573,11 @@ class Params(Section):
                 "prompt.openai_base_url, prompt.openai_model: the openai writer needs both"
             )
         for writer, technique in pairs:
+            if pairs.count((writer, technique)) > 1:
+                raise ValueError(
+                    f"prompt.compare: {writer} with {technique} is listed twice, or is the pair "
+                    "that prompt.writer and prompt.technique name"
+                )
             known = WRITER_TECHNIQUES[writer]
             if technique not in known:
                 raise ValueError(

@@ -302,6 +302,8 @@ FIXED_METRICS: dict[str, dict] = {
     "corpus": {
         "papers": 21,
         "papers_failed": 1,
+        "papers_copies": 2,
+        "files_skipped": 0,
         "papers_test": 4,
         "lines": 1500,
         "lines_test": 300,

@@ -321,6 +321,7 @@ def test_page_stands_alone(made):
     assert not re.search(r"\bNone\b|undefined", text.split("<script>")[0])
     assert "&lt;b&gt;" in text and '"0" <b>' not in text, "prompts are text, not markup"
     assert "(03_fields), page 1" in text and "<i>from" not in text
+    assert "4 held out, 1 unreadable, 2 copies left out), 1500 lines" in text
     assert "python -m tools.review add" in text, "no expert has rated: the page names the command"
 
 

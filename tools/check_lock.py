@@ -19,6 +19,7 @@ from dvc.repo import Repo
 
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
+from stages.runtime.redaction import redact
 from tools.commands import git, run_command
 
 CONFIG_ERROR = 251  # DVC's exit code
@@ -171,7 +172,7 @@ def why_unreadable(repo: Repo, missing: str) -> str | None:
 
 def warn(message: str) -> None:
     """Print a warning, which GitHub shows on the pull request."""
-    message = " ".join(f"lock: {message}".split())
+    message = redact(" ".join(f"lock: {message}".split()))
     if os.environ.get("GITHUB_ACTIONS"):
         print(f"::warning::{message.replace('%', '%25')}")
     else:

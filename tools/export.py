@@ -192,7 +192,7 @@ def upload(repository: str, repository_type: str, folder: Path, commit: str) -> 
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # An explicit token: without one, the token file of `hf auth login` would be used.
-    api = HfApi(token=os.environ["HF_TOKEN"])
+    api = HfApi(token=os.environ["HF_TOKEN"].strip())
     try:
         url = api.create_repo(repository, repo_type=repository_type, exist_ok=True)
         api.upload_folder(

@@ -40,7 +40,7 @@ def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
         "commit": commit,
         "params": quote_params(repository.params),
         "scale": read_json("metrics/context.json")["scale"],
-        "metric_rows": [format_metric(metric) for metric in repository.metrics],
+        "metric_rows": [format_metric(metric) for metric in measured_metrics(repository)],
         "input_rows": [
             format_input(name, source)
             for name, source in sources.items()
@@ -54,7 +54,7 @@ def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
     model_data = ModelCardData(
         license=license,
         model_name=repository.title,
-        eval_results=[make_eval_result(metric, task) for metric in repository.metrics],
+        eval_results=[make_eval_result(metric, task) for metric in measured_metrics(repository)],
         **repository.card_data,
     )
     return ModelCard.from_template(model_data, template_path=str(TEMPLATE), **sections)
@@ -71,6 +71,12 @@ def quote_params(names: tuple[str, ...]) -> str:
 def hide_local_folders(text: str) -> str:
     """Replace the folders of `path:` sources, which are private."""
     return LOCAL_FOLDER.sub("path:.../", text)
+
+
+def measured_metrics(repository: Repository) -> list[Metric]:
+    """Return the metrics that this run has; without held-out papers, there is no perplexity."""
+    parts = [(metric, *read_metric(metric)) for metric in repository.metrics]
+    return [metric for metric, values, name in parts if name in values]
 
 
 def make_eval_result(metric: Metric, task: str) -> EvalResult:
@@ -91,7 +97,7 @@ def read_metric(metric: Metric) -> tuple[dict, str]:
     *path, name = metric.key.split(".")
     values = read_json(f"metrics/{metric.file}.json")
     for part in path:
-        values = values[part]
+        values = values.get(part, {})
     return values, name
 
 

@@ -107,12 +107,12 @@ def language_groups(
     held_out = [[row["paper"], row["text"]] for row in chunks if row["split"] == "test"]
     text = {
         "held_out_text": fingerprint({"text": held_out}, []),
-        "n": llm["n"],
+        "n": llm.get("n", 0),
         "context_length": finetune_llm.context,
         **trained,
     }
     # Perplexity is per token, so it does not compare across tokenizers.
-    groups = {"llm": text | {"tokens": llm["tokens"]}, "llm.bits_per_character": text}
+    groups = {"llm": text | {"tokens": llm.get("tokens", 0)}, "llm.bits_per_character": text}
 
     passages = pq.read_table(PASSAGES, columns=["paper", "page", "text"]).to_pylist()
     (vector,) = pq.read_table(PASSAGES, columns=["vector"])["vector"].slice(0, 1).to_pylist()
