@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -26,6 +27,7 @@ from stages.text.embedder import is_neural
 from stages.text.prompt_writing import ImagePrompt, PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
 from stages.text.writers import ADAPTER, INSTRUCTED, LANGUAGE, make_writer
+from stages.text.writers.answer_cache import AnswerCache
 
 TUNED = Path("models/diffusion")
 BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
@@ -54,6 +56,8 @@ class DemoModels:
         self.progress = gr.Progress()
         self.steps_done = 0
         self.steps_total = 0
+        # The same request for a prompt is not paid twice.
+        self.answers = TemporaryDirectory()
 
     @cached_property
     def collector(self) -> PromptCollector:
@@ -63,7 +67,13 @@ class DemoModels:
         """
         prompt = self.params.prompt
         return PromptCollector(
-            make_writer(prompt, prompt.writer, prompt.technique, self.params.seed),
+            make_writer(
+                prompt,
+                prompt.writer,
+                prompt.technique,
+                self.params.seed,
+                AnswerCache(Path(self.answers.name)),
+            ),
             prompt.technique,
             Retriever(INDEX, EMBEDDER),
             ClipTokenCounter(self.folder / "tokenizer"),
@@ -182,7 +192,7 @@ class DemoModels:
             except SystemExit as error:  # from `exit_with_error`
                 raise gr.Error(str(error)) from None
         if not kept:
-            reasons = describe_rejections(rejections)
+            reasons = describe_rejections(rejections, self.collector.examples)
             raise gr.Error(f"No prompt for {label} passes the checks ({reasons}).")
         return kept[0].prompt, format_passages(kept[0].passages)
 
