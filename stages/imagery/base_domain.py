@@ -12,12 +12,13 @@ from PIL import Image
 from stages.common import sources
 from stages.common.artifacts import encode_png, write_shards
 from stages.imagery.captions import usable_captions
-from stages.imagery.image_decoding import UnusableImage, decode_rgb
-from stages.imagery.readers.items import ImageSource
+from stages.imagery.image_decoding import decode_rgb
+from stages.imagery.readers.items import ImageSource, image_name
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.schema import IMAGERY_SCHEMA
 from stages.imagery.skip_report import SkipReport
+from stages.imagery.unusable_image import UnusableImage
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
@@ -79,8 +80,8 @@ def _read_rows(
     for item in image_source.read_items(True):
         captions, caption_reason = usable_captions(item.captions)
         reason = item.skip_reason
-        if not reason and item.name in names:
-            reason = "duplicate file name"
+        if not reason and image_name(item) in names:
+            reason = "further row of an image"
         reason = reason or caption_reason
         if reason:
             skipped.add(reason, item.name)
@@ -90,8 +91,8 @@ def _read_rows(
         except UnusableImage as error:
             skipped.add(str(error), item.name)
             continue
-        names.add(item.name)
-        yield _row(encode_png(tile), captions, item.scene or "", item.name)
+        names.add(image_name(item))
+        yield _row(encode_png(tile), captions, item.scene or "", image_name(item))
         if len(names) == count:
             return
 

@@ -1,5 +1,6 @@
-"""Decode image files of any format, color mode and bit depth to 8-bit RGB; refuse broken ones."""
+"""Decode image files of any format and color mode to 8-bit RGB; refuse broken ones."""
 
+import contextlib
 import hashlib
 import io
 import struct
@@ -9,13 +10,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from stages.imagery.bands import ParamsMisfit
+from stages.imagery.rasters import SIGNATURE_BYTES, Raster, raster_driver, read_raster
+from stages.imagery.unusable_image import (
+    EMPTY,
+    MIN_SIDE,
+    OUT_OF_MEMORY,
+    TOO_LARGE,
+    TOO_SMALL,
+    UNREADABLE,
+    UnusableImage,
+)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
-# The formats that are decoded, independent of a file's suffix. Pillow knows more, but some are
+# The formats that Pillow decodes, independent of a file's suffix. It knows more, but some are
 # dangerous: EPS would start Ghostscript.
 PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")
-MIN_SIDE = 16  # pixels; a smaller image shows no scene
 # What Pillow raises on broken files of these formats. Its plugins parse bytes with struct, zlib and
 # indexing; the one for AVIF raises RuntimeError.
 DECODE_ERRORS = (
@@ -28,15 +40,8 @@ DECODE_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 TRANSPARENT_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
-PIXELS_PER_BAND = 2**20
-OUT_OF_MEMORY = "image needs more memory than there is"
-
-
-class UnusableImage(Exception):
-    """The image cannot become a tile. The message is the reason, as REPORT.json counts it."""
 
 
 class DecodedImage(NamedTuple):
@@ -47,16 +52,74 @@ class DecodedImage(NamedTuple):
     sha256: str  # of the encoded bytes
 
 
-def decode_rgb(source: bytes | Path | None) -> DecodedImage:
-    """Decode an encoded image, or the file that a path names, to 8-bit RGB.
+def read_encoded(source: bytes | Path | None, size: int = -1) -> bytes:
+    """The bytes of an image that is given as such or by its path, or the first `size` of them.
 
     Raises:
-        UnusableImage: it is empty, broken, smaller than `MIN_SIDE`, or too large for the memory.
+        UnusableImage: there are none, or they can't be read.
     """
-    if source is None or source == b"":
-        raise UnusableImage("image is empty")
+    if isinstance(source, Path):
+        try:
+            with open(source, "rb") as stream:
+                encoded = stream.read(size)
+        except OSError:
+            raise UnusableImage(UNREADABLE) from None
+    else:
+        encoded = (source or b"")[: None if size < 0 else size]
+    if not encoded:
+        raise UnusableImage(EMPTY)
+    return encoded
+
+
+def decode_rgb(source: bytes | Path | None) -> DecodedImage:
+    """Decode an encoded 8-bit image, or the file that a path names, to RGB.
+
+    Of a TIFF with a band that is tagged alpha, pixels that it masks become black if it holds
+    nothing but 0 and 255; else it is a band like another, and left out.
+
+    Raises:
+        UnusableImage: it is empty, broken, smaller than `MIN_SIDE`, too large, has more than 8 bits
+            per value, or its bands are not known as red, green and blue.
+    """
+    encoded = read_encoded(source)
+    if raster_driver(encoded[:SIGNATURE_BYTES]):
+        try:
+            raster = read_raster(source or encoded, None, None, "")
+        except ParamsMisfit as error:
+            raise UnusableImage(f"{error.raster_type}, and none is named red") from None
+        if isinstance(raster, Raster):
+            sha256 = hashlib.sha256(encoded).hexdigest()
+            return DecodedImage(raster_to_rgb(raster), raster.mode(), sha256)
+    return decode_with_pillow(encoded)
+
+
+def raster_to_rgb(raster: Raster) -> Image.Image:
+    """An 8-bit raster as an RGB image, whose masked pixels are black.
+
+    Raises:
+        UnusableImage: it has more than 8 bits per value.
+    """
+    if raster.values.dtype != np.uint8:
+        raise UnusableImage(f"{raster.values.dtype} values, which have no fixed black and white")
+    valid = raster.valid
+    if raster.opaque is not None and raster.alpha_is_binary:
+        valid = valid & raster.opaque
+    return rgb_image(raster.values, valid)
+
+
+def rgb_image(values: np.ndarray, valid: np.ndarray) -> Image.Image:
+    """Bytes [1 or 3, H, W] as an RGB image, black where `valid` [H, W] is false."""
+    pixels = np.where(valid, values, 0).astype(np.uint8).transpose(1, 2, 0)  # [H, W, 1 or 3]
+    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*valid.shape, 3))))
+
+
+def decode_with_pillow(encoded: bytes) -> DecodedImage:
+    """Decode an image of 8 bits to RGB, upright as its EXIF orientation says.
+
+    Raises:
+        UnusableImage: it is broken, smaller than `MIN_SIDE`, or too large.
+    """
     try:
-        encoded = source.read_bytes() if isinstance(source, Path) else source
         # Pillow warns of large or slightly broken files that it then reads.
         with (
             warnings.catch_warnings(action="ignore"),
@@ -64,47 +127,28 @@ def decode_rgb(source: bytes | Path | None) -> DecodedImage:
         ):
             image.load()
             if min(image.size) < MIN_SIDE:
-                raise UnusableImage(f"smaller than {MIN_SIDE} pixels")
-            return DecodedImage(to_rgb(image), image.mode, hashlib.sha256(encoded).hexdigest())
+                raise UnusableImage(TOO_SMALL)
+            mode = image.mode
+            turn_upright(image)
+            return DecodedImage(to_rgb(image), mode, hashlib.sha256(encoded).hexdigest())
     except MemoryError:
         raise UnusableImage(OUT_OF_MEMORY) from None
+    except Image.DecompressionBombError:
+        raise UnusableImage(TOO_LARGE) from None
     except DECODE_ERRORS:
-        raise UnusableImage("image is unreadable or truncated") from None
+        raise UnusableImage(UNREADABLE) from None
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn or mirror an image in place as its EXIF orientation says. Broken EXIF says nothing."""
+    with contextlib.suppress(*DECODE_ERRORS):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB.
-
-    Transparent pixels become black, the value of no data. Modes with more than 8 bits are scaled.
-    """
-    if image.mode[0] in "IF":  # integers of 16 or 32 bits, floats
-        return deep_gray_to_8_bit(np.asarray(image)).convert("RGB")
+    """Convert an 8-bit image of any mode to RGB. Transparent pixels become black: no data."""
     if image.mode in TRANSPARENT_MODES or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, "black")
         return Image.alpha_composite(black, image).convert("RGB")
     return image.convert("RGB")
-
-
-def deep_gray_to_8_bit(values: np.ndarray) -> Image.Image:
-    """Scale a gray image of 16-bit, 32-bit or float pixels to 8 bits.
-
-    White is 1 if all values are at most 1. Otherwise it is the smallest 2^k - 1 that is at least
-    the maximum, with k >= 8: the bit depth that the sensor used. NaN, inf and negative values
-    become black.
-
-    Args:
-        values: pixels [H, W] of any numeric type.
-    """
-    # A whole satellite scene as float64 would take gigabytes, so it is scaled in bands of rows.
-    band_count = min(len(values), values.size // PIXELS_PER_BAND + 1)
-    bands = np.array_split(values, band_count)
-    maximum = max(_finite_float(band).max() for band in bands)
-    white = 1.0 if maximum <= 1 else 2.0 ** max(8, np.ceil(np.log2(maximum + 1))) - 1
-    scaled = [np.rint(_finite_float(band) / white * 255).astype(np.uint8) for band in bands]
-    return Image.fromarray(np.concatenate(scaled))
-
-
-def _finite_float(band: np.ndarray) -> np.ndarray:
-    """The values as float64, with 0 for NaN, inf and negative values."""
-    return np.nan_to_num(band.astype(np.float64), nan=0, posinf=0, neginf=0).clip(min=0)

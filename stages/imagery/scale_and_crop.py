@@ -2,7 +2,7 @@
 
 from PIL import Image, ImageOps
 
-from stages.imagery.image_decoding import OUT_OF_MEMORY, UnusableImage
+from stages.imagery.unusable_image import OUT_OF_MEMORY, UnusableImage
 
 
 def scale_and_crop(image: Image.Image, size: int) -> Image.Image:

@@ -1,117 +1,88 @@
-"""Read the items of a source in two passes: find the usable ones, then make tiles of those kept."""
+"""The second pass over a source: make tiles of the items that are kept."""
 
 import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from stages.common.artifacts import encode_png
+from stages.imagery.bands import ParamsMisfit
 from stages.imagery.captions import caption_from_scene, usable_captions
-from stages.imagery.embedded_scenes import SceneId, render_scene
-from stages.imagery.image_decoding import UnusableImage, decode_rgb
-from stages.imagery.near_duplicates import Fingerprint, fingerprint
+from stages.imagery.near_duplicates import THUMBNAIL_VALUES
 from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
-from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.splits import name_hash
-from stages.imagery.tile_spool import TileSpool
+from stages.imagery.source_rasters import SourceRasters
+from stages.imagery.survey import kept_items
+from stages.imagery.tile_making import (
+    TOO_FEW_VALID,
+    Finish,
+    Reading,
+    Tile,
+    finish_raw_tile,
+    has_too_few_valid,
+    make_tile,
+    raw_thumbnail,
+)
+from stages.imagery.tile_spool import SpooledTile, TileSpool
+from stages.imagery.unusable_image import UnusableImage
 from stages.runtime.errors import exit_with_error
 from stages.runtime.parallel import ordered_map
-from stages.runtime.progress import progress_bar
+from stages.runtime.progress import log, progress_bar
 
-
-class Survey(NamedTuple):
-    """What the first pass found: the usable items of a source."""
-
-    usable: dict[str | None, list[tuple[float, int]]]  # split -> (name hash, item number) of each
-    scenes: Counter[str]  # scene -> number of usable items; "": no scene
-
-    def image_counts(self) -> dict[str | None, int]:
-        """The number of usable items in each split of the source."""
-        return {split: len(items) for split, items in self.usable.items()}
-
-
-class Tile(NamedTuple):
-    """A finished tile."""
-
-    png: bytes
-    fingerprint: Fingerprint
-    mode: str  # Pillow mode of the source image
-    sha256: str  # of the encoded source image; "" if rendered
-    captions: list[str] | None = None  # of a rendered tile
+# Images that a process reads at once, and bytes of raw tiles that it finishes at once. There may be
+# four times as many per process in memory.
+BATCH = 2
+BATCH_BYTES = 2**20
 
 
 class TileStatistics(NamedTuple):
     """What the second pass collects besides the tiles."""
 
-    dhashes: np.ndarray  # uint64 [N]
-    thumbnails: np.ndarray  # uint8 [N, 256]
+    thumbnails: np.ndarray  # uint16 [N, 192]
     counts: Counter[str]  # for REPORT.json
-    images_sha256: str  # hash of the names and contents of all source images, for SOURCE.json
-
-
-def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
-    """First pass, without images: find the items that have a new name and usable captions."""
-    survey = Survey({}, Counter())
-    names: set[str] = set()
-    for item_number, item in enumerate(source.read_items(False)):
-        reason = item.skip_reason
-        if not reason and item.name in names:
-            reason = "duplicate file name"
-        # Where classes are given, a source without a caption field gets captions from them.
-        if not reason and (source.has_captions or item.scene is None):
-            _, reason = usable_captions(item.captions)
-        if reason:
-            skipped.add(reason, item.name)
-            continue
-        names.add(item.name)
-        survey.scenes[scene_of(item)] += 1
-        survey.usable.setdefault(item.split, []).append((name_hash(item.name, "keep"), item_number))
-    return survey
-
-
-def choose_items(survey: Survey, splits: Iterable[str | None], max_images: int | None) -> set[int]:
-    """The numbers of the items to keep: of each split those with the smallest name hashes."""
-    return {
-        item_number
-        for split in splits
-        for _, item_number in sorted(survey.usable[split])[:max_images]
-    }
+    # For SOURCE.json: the hash of all images' names, contents, masks and classes of label rasters.
+    images_sha256: str
 
 
 def read_tiles(
     source: ImageSource,
-    kept: set[int],
+    kept: dict[int, list],
     splits: dict[str | None, str],
-    size: int,
+    reading: Reading,
     spool: TileSpool,
     skipped: SkipReport,
-) -> TileStatistics:
+) -> tuple[TileStatistics, SourceRasters]:
     """Second pass: make tiles of the kept items, on all cores, and append them to the spool.
 
     Args:
         source: the opened source.
-        kept: the numbers of the items to keep.
+        kept: the items to keep, as `choose_items` returns them.
         splits: the source's split -> train, valid or test.
-        size: pixels along a side of a tile.
-        spool: gets the tiles.
+        reading: how images are read.
+        spool: gets the tiles; those that need the stretch of the whole data set are raw.
         skipped: gets the items whose image is unusable.
+
+    Returns:
+        The statistics, in which the thumbnails of raw tiles are still 0, and how rasters were read.
+
+    Raises:
+        SystemExit: images differ in their bands or type, or it isn't clear which bands to read.
     """
-    dhashes = array("Q")
     thumbnails = bytearray()
     counts: Counter[str] = Counter()
     images_sha256 = hashlib.sha256()
-    items = (item for number, item in enumerate(source.read_items(True)) if number in kept)
-    tiles = progress_bar(_make_tiles(items, size), total=len(kept), desc="tiles", unit="tile")
+    rasters = SourceRasters()
+    blank = bytes(2 * THUMBNAIL_VALUES)
+    items = kept_items(source, kept)
+    tiles = progress_bar(_make_tiles(items, reading), total=len(kept), desc="tiles", unit="tile")
     for item, tile in tiles:
         if isinstance(tile, UnusableImage):
             skipped.add(str(tile), item.name)
             continue
+        tile = rasters.check(item.name, tile)
         scene = scene_of(item)
         captions = _captions_of(item, tile, scene, counts)
         counts["captions"] += len(captions)
@@ -119,16 +90,53 @@ def read_tiles(
             counts["without_scene"] += 1
         if tile.mode != "RGB":
             counts[f"converted_from_{tile.mode}"] += 1
-        spool.add(item.name, splits[item.split], captions, scene, tile.png)
-        dhashes.append(tile.fingerprint.dhash)
-        thumbnails += tile.fingerprint.thumbnail
+        spool.add(item, splits[item.split], captions, scene, tile)
+        thumbnails += tile.thumbnail or blank
         images_sha256.update(f"{item.name}\0{tile.sha256}\n".encode())
-    return TileStatistics(
-        np.frombuffer(dhashes, np.uint64),
-        np.frombuffer(thumbnails, np.uint8).reshape(-1, 256),
+        if item.label_share is not None:
+            images_sha256.update(f"{scene}\0{item.label_share}\n".encode())
+    spool.alpha_is_mask = rasters.alpha_is_mask
+    statistics = TileStatistics(
+        np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
         counts,
         images_sha256.hexdigest(),
     )
+    if rasters.alpha_is_mask:
+        statistics = _apply_alpha(spool, statistics, reading.min_valid, skipped)
+    return statistics, rasters
+
+
+def _apply_alpha(
+    spool: TileSpool, statistics: TileStatistics, min_valid: float, skipped: SkipReport
+) -> TileStatistics:
+    """Mask the raw tiles by their alpha bands; leave those out that have too few pixels then.
+
+    Args:
+        spool: its tiles are changed.
+        statistics: of all its tiles.
+        min_valid: the least share of valid pixels.
+        skipped: gets the tiles that are left out.
+
+    Returns:
+        The statistics of the tiles that are left.
+    """
+    keep = []
+    for tile in spool.tiles:
+        tile.masked += tile.masked_by_alpha
+        keep.append(not has_too_few_valid(tile.pixel_count, tile.masked, min_valid))
+        if not keep[-1]:
+            skipped.add(TOO_FEW_VALID, tile.name)
+    spool.tiles = [tile for tile, is_kept in zip(spool.tiles, keep) if is_kept]
+    return statistics._replace(thumbnails=statistics.thumbnails[keep])
+
+
+def count_masked_pixels(tiles: Iterable[SpooledTile]) -> dict[str, dict[str, int]]:
+    """Log the masked pixels of rasters; return them for REPORT.json; {} without any."""
+    masked = [tile.masked for tile in tiles if tile.masked]
+    if not masked:
+        return {}
+    log(f"fetch_imagery: {sum(masked)} pixels of {len(masked)} tiles are masked: they are black")
+    return {"masked": {"tiles": len(masked), "pixels": sum(masked)}}
 
 
 def _captions_of(item: SourceItem, tile: Tile, scene: str, counts: Counter[str]) -> list[str]:
@@ -145,12 +153,12 @@ def _captions_of(item: SourceItem, tile: Tile, scene: str, counts: Counter[str])
 
 
 def _make_tiles(
-    items: Iterator[SourceItem], size: int
-) -> Iterator[tuple[SourceItem, Tile | UnusableImage]]:
+    items: Iterator[SourceItem], reading: Reading
+) -> Iterator[tuple[SourceItem, Tile | UnusableImage | ParamsMisfit]]:
     """Yield each item with its tile, or with the reason why its image is unusable."""
-    jobs = ((item, item.image) for item in items)
+    jobs = ((item, (item.image, item.name)) for item in items)
     try:
-        yield from ordered_map(partial(_make_tile, size=size), jobs)
+        yield from ordered_map(partial(make_tile, reading=reading), jobs, BATCH)
     except BrokenProcessPool:
         exit_with_error(
             "fetch_imagery: a process that decodes images was killed, most likely because memory "
@@ -158,14 +166,29 @@ def _make_tiles(
         )
 
 
-def _make_tile(image: Any, size: int) -> Tile | UnusableImage:
-    """Make a tile of encoded bytes, a path or a SceneId. Runs in a worker process."""
-    if isinstance(image, SceneId):
-        rendered, captions = render_scene(image, size)
-        return Tile(encode_png(rendered), fingerprint(rendered), "RGB", "", captions)
-    try:
-        decoded = decode_rgb(image)
-        square = scale_and_crop(decoded.rgb, size)
-    except UnusableImage as error:
-        return error
-    return Tile(encode_png(square), fingerprint(square), decoded.mode, decoded.sha256)
+def fill_in_thumbnails(spool: TileSpool, statistics: TileStatistics, finish: Finish) -> None:
+    """Put the thumbnails of raw tiles into the statistics."""
+    raw = [(i, tile) for i, tile in enumerate(spool.tiles) if tile.raw is not None]
+    jobs = ((i, (spool.read(tile)[1], tile.raw)) for i, tile in raw)
+    batch = _batch_size(tile for _, tile in raw)
+    for i, thumbnail in ordered_map(partial(raw_thumbnail, finish=finish), jobs, batch):
+        statistics.thumbnails[i] = np.frombuffer(thumbnail, "<u2")
+
+
+def read_rows(spool: TileSpool, tiles: list[SpooledTile], finish: Finish) -> Iterator[dict]:
+    """Yield spooled tiles as rows of the imagery schema; raw ones are finished on all cores."""
+    contents = ((spool.read(tile), tile) for tile in tiles)
+    jobs = ((row, (pixels, tile.raw)) for (row, pixels), tile in contents)
+    if any(tile.raw for tile in tiles):
+        batch = _batch_size(tiles)
+        finished = ordered_map(partial(finish_raw_tile, finish=finish), jobs, batch)
+    else:
+        finished = ((row, pixels) for row, (pixels, _) in jobs)
+    for row, png in finished:
+        yield {"image": {"bytes": png, "path": row["filename"]}, **row}
+
+
+def _batch_size(tiles: Iterable[SpooledTile]) -> int:
+    """How many tiles to send to a process at once: many small ones, or one large one."""
+    largest = max((tile.pixels_size for tile in tiles), default=1)
+    return min(max(BATCH_BYTES // largest, 1), 16)

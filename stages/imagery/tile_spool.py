@@ -1,20 +1,34 @@
-"""A temporary file of finished tiles, so that they need not all be in memory."""
+"""A temporary file of tiles, finished or raw, so that they need not all be in memory."""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from stages.imagery.georeference import Georeference
+from stages.imagery.rasters import RasterWindow
+from stages.imagery.raw_tiles import RawLayout, RawTile, unpack
+from stages.imagery.readers.items import SourceItem
+from stages.imagery.schema import FURTHER_FIELDS
+from stages.imagery.tile_making import Tile
 
-@dataclass
+
+@dataclass(slots=True)
 class SpooledTile:
     """Where a tile is in the file, and what decides on its split."""
 
     name: str
-    split: str  # train, valid, test or excluded
+    split: str  # train, valid, test; excluded or buffer: left out
+    scene: str  # its class; "": none
+    window: RasterWindow | None  # of a scene
+    georeference: Georeference
     offset: int  # bytes
-    header_size: int  # bytes of JSON {captions, scene}
-    png_size: int  # bytes
+    header_size: int  # bytes of JSON {captions, scene} and the further columns
+    pixels_size: int  # bytes
+    raw: RawLayout | None  # of raw values; None: a PNG
+    pixel_count: int  # of the source image, if it is a raster
+    masked: int  # of these pixels: without data
+    masked_by_alpha: int  # further ones, if the band that is tagged alpha is a mask
 
 
 class TileSpool:
@@ -22,24 +36,55 @@ class TileSpool:
 
     Attributes:
         tiles: the tiles in the order in which they were added.
+        columns: the further columns that at least one tile has.
+        alpha_is_mask: whether bands that are tagged alpha mask the raw tiles.
     """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.tiles: list[SpooledTile] = []
         self.size = 0  # bytes
+        self.columns: set[str] = set()
+        self.alpha_is_mask = True
 
-    def add(self, name: str, split: str, captions: list[str], scene: str, png: bytes) -> None:
-        """Append a tile to the file."""
-        header = json.dumps({"captions": captions, "scene": scene}).encode()
-        self.file.write(header + png)
-        self.tiles.append(SpooledTile(name, split, self.size, len(header), len(png)))
-        self.size += len(header) + len(png)
+    def add(
+        self, item: SourceItem, split: str, captions: list[str], scene: str, tile: Tile
+    ) -> None:
+        """Append the tile of an item to the file."""
+        further = tile.georeference._asdict() | {"label_share": item.label_share}
+        further = {column: value for column, value in further.items() if value is not None}
+        self.columns |= set(further)
+        header = json.dumps({"captions": captions, "scene": scene} | further).encode()
+        self.file.write(header + tile.pixels)
+        self.tiles.append(
+            SpooledTile(
+                item.name,
+                split,
+                scene,
+                item.image if isinstance(item.image, RasterWindow) else None,
+                tile.georeference,
+                self.size,
+                len(header),
+                len(tile.pixels),
+                tile.raw,
+                tile.pixel_count,
+                tile.masked,
+                tile.masked_by_alpha,
+            )
+        )
+        self.size += len(header) + len(tile.pixels)
 
-    def read_rows(self, tiles: Iterable[SpooledTile]) -> Iterator[dict]:
-        """Yield tiles as rows of the imagery schema."""
+    def read(self, tile: SpooledTile) -> tuple[dict, bytes]:
+        """Read a tile: its row of the imagery schema without the image, and its pixels."""
+        self.file.seek(tile.offset)
+        header = json.loads(self.file.read(tile.header_size))
+        pixels = self.file.read(tile.pixels_size)
+        columns = [field.name for field in FURTHER_FIELDS if field.name in self.columns]
+        further = {column: header.get(column) for column in columns}
+        return {"filename": tile.name, **header, **further}, pixels
+
+    def read_raw(self, tiles: Iterable[SpooledTile]) -> Iterator[RawTile]:
+        """Yield the raw tiles among `tiles`."""
         for tile in tiles:
-            self.file.seek(tile.offset)
-            header = json.loads(self.file.read(tile.header_size))
-            png = self.file.read(tile.png_size)
-            yield {"image": {"bytes": png, "path": tile.name}, "filename": tile.name, **header}
+            if tile.raw is not None:
+                yield unpack(self.read(tile)[1], tile.raw, self.alpha_is_mask)

@@ -1,0 +1,113 @@
+"""Choose bands of an open raster, by number or name."""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
+
+RGB_NAMES = ("red", "green", "blue")
+
+
+class RasterType(NamedTuple):
+    """What the images of a data set have in common."""
+
+    band_count: int | None  # None: of any number, as in 8-bit images that Pillow decodes
+    dtype: str
+
+    def __str__(self) -> str:
+        count = "" if self.band_count is None else f"{self.band_count} band(s) of "
+        return f"{count}{self.dtype}"
+
+
+class ParamsMisfit(Exception):
+    """The params don't fit a raster: it lacks a band, or they don't say which. Ends the stage."""
+
+    def __init__(self, message: str, raster_type: RasterType) -> None:
+        super().__init__(message, raster_type)  # both, so that it can be pickled
+        self.message = message
+        self.raster_type = raster_type
+
+
+def choose_bands(dataset: Any, bands: list[int | str] | None, name: str) -> list[int]:
+    """The numbers of the bands to read, from 1.
+
+    Args:
+        dataset: an open rasterio dataset.
+        bands: numbers from 1 or names, one (gray) or three; None: red, green and blue if
+            descriptions or color interpretation name them, else the first three of three or four,
+            or the only one.
+        name: the file's name, for error messages.
+
+    Raises:
+        ParamsMisfit: a band isn't there, or it isn't clear which bands to read.
+    """
+    if bands is not None:
+        return [find_band(dataset, band, name) for band in bands]
+    for names in _band_names(dataset):
+        if all(names.count(color) == 1 for color in RGB_NAMES):
+            return [names.index(color) + 1 for color in RGB_NAMES]
+    if dataset.count in (3, 4):
+        return [1, 2, 3]
+    if dataset.count == 1 or (dataset.count == 2 and alpha_band(dataset, [1]) == 2):
+        return [1]
+    raise ParamsMisfit(
+        f"fetch_imagery.bands: {name} has {dataset.count} bands ({list_bands(dataset)}): write "
+        "which are red, green and blue, such as [4, 3, 2], or one for gray",
+        RasterType(dataset.count, dataset.dtypes[0]),
+    )
+
+
+def find_band(dataset: Any, band: int | str, name: str, key: str = "fetch_imagery.bands") -> int:
+    """The number of a band that the params key `key` gives by its number or name."""
+    if isinstance(band, str):
+        wanted = _plain(band)
+        names = next((names for names in _band_names(dataset) if wanted in names), [])
+        numbers = [number for number, name in enumerate(names, 1) if name == wanted]
+    else:
+        numbers = [number for number in dataset.indexes if number == band]
+    if len(numbers) == 1:
+        return numbers[0]
+    fault = "has several bands named" if numbers else "has no band"
+    raise ParamsMisfit(
+        f"{key}: {name} {fault} {band}; it has {list_bands(dataset)}",
+        RasterType(dataset.count, dataset.dtypes[0]),
+    )
+
+
+def _band_names(dataset: Any) -> list[list[str]]:
+    """The names of all bands: descriptions, their first words, and color interpretation.
+
+    The last comes last, because software calls the first three bands red, green and blue unasked.
+    """
+    descriptions = [_plain(text or "") for text in dataset.descriptions]
+    first_words = [
+        text if text.startswith("red edge") else re.split(r"[\s,;:(]", text)[0]
+        for text in descriptions
+    ]
+    return [descriptions, first_words, [color.name for color in dataset.colorinterp]]
+
+
+def _plain(name: str) -> str:
+    """A band's name in lower case and without zeros before a number: B04 is b4."""
+    return re.sub(r"^(\D*)0+(?=\d)", r"\1", name.strip().lower())
+
+
+def list_bands(dataset: Any, numbers: Iterable[int] | None = None) -> str:
+    """Such as `1 gray, 2 B02, 3`: the number of each band, or of these, and its name if it has one.
+
+    Args:
+        dataset: an open rasterio dataset.
+        numbers: of the bands; None: all.
+    """
+    parts = []
+    for number in dataset.indexes if numbers is None else numbers:
+        color = dataset.colorinterp[number - 1].name
+        name = dataset.descriptions[number - 1] or ("" if color == "undefined" else color)
+        parts.append(f"{number} {name}".strip())
+    return ", ".join(parts)
+
+
+def alpha_band(dataset: Any, used: Collection[int]) -> int | None:
+    """The number of the first band that is tagged alpha and not used otherwise."""
+    colors = enumerate(dataset.colorinterp, 1)
+    alpha = (number for number, color in colors if color.name == "alpha")
+    return next((number for number in alpha if number not in used), None)

@@ -1,0 +1,390 @@
+"""Read rasters with rasterio: chosen bands in their own type, and which pixels are valid.
+
+A raster is a TIFF, a JPEG 2000 or a PNG of 16 bits, which rasterio (GDAL) reads in full depth.
+"""
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import TiffImagePlugin
+
+from stages.imagery.bands import RasterType, alpha_band, choose_bands, find_band, list_bands
+from stages.imagery.georeference import Georeference, read_georeference
+from stages.imagery.unusable_image import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    OUT_OF_MEMORY,
+    TOO_LARGE,
+    TOO_SMALL,
+    UNREADABLE,
+    UnusableImage,
+)
+
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
+JPEG2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+SIGNATURE_BYTES = 25  # up to the bit depth of a PNG
+GDAL_OPTIONS = {
+    # Listing the folder for each of its files would take the square of their number.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
+    "GDAL_CACHEMAX": 128,  # MB of decoded blocks, per process
+}
+NO_CODEC = "its compression is not supported"
+NOT_UTF8 = "the name of its file is not UTF-8"
+ORIENTATION_TAG = 274  # of TIFF
+# GDAL's messages about broken files; each one is an `UnusableImage`.
+logging.getLogger("rasterio").setLevel(logging.CRITICAL)
+
+
+class RasterWindow(NamedTuple):
+    """A rectangle of a raster, such as a tile of a scene."""
+
+    path: Path
+    row: int  # of its upper left pixel
+    column: int
+    height: int  # pixels
+    width: int
+
+
+class Mask(NamedTuple):
+    """Where the validity of pixels is read: a band of the image, or the first band of a file."""
+
+    band: int | str | None  # its number or name
+    file: str | None  # relative to the image's folder; {stem}: the image's name without suffix
+    valid: tuple[int, ...]  # the values of valid pixels
+
+
+class Raster(NamedTuple):
+    """The chosen bands of a raster or window."""
+
+    values: np.ndarray  # [B, H, W] in the file's type; B is 1 (gray) or 3 (red, green, blue)
+    valid: np.ndarray  # bool [H, W]: false where there is no data, NaN or inf
+    # bool [H, W]: where a band that is tagged alpha, and not chosen, is not 0. None: no such band
+    opaque: np.ndarray | None
+    alpha_is_binary: bool  # that band holds nothing but 0 and its type's maximum
+    bands: tuple[int, ...]  # numbers of the chosen bands, from 1
+    band_list: str  # the same with their names
+    type: RasterType  # of the file
+    georeference: Georeference  # of the center square
+
+    def mode(self) -> str:
+        """Pillow's word for 8-bit gray and RGB, or else the type of the values."""
+        if self.values.dtype != np.uint8:
+            return str(self.values.dtype)
+        return "L" if len(self.values) == 1 else "RGB"
+
+
+def raster_driver(head: bytes) -> str | None:
+    """The GDAL driver for a file with these first `SIGNATURE_BYTES` bytes; None: for Pillow."""
+    if head.startswith(TIFF_SIGNATURES):
+        return "GTiff"
+    if head.startswith(JPEG2000_SIGNATURES):
+        return "JP2OpenJPEG"
+    return "PNG" if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10" else None
+
+
+def mask_driver(head: bytes) -> str | None:
+    """Like `raster_driver`, but also for PNG of 8 bits: of masks and labels, the values count."""
+    return "PNG" if head.startswith(PNG_SIGNATURE) else raster_driver(head)
+
+
+def read_raster(
+    image: bytes | Path, bands: list[int | str] | None, mask: Mask | None, name: str
+) -> Raster | Georeference:
+    """Read the chosen bands of a raster.
+
+    Args:
+        image: an encoded file, or its path.
+        bands: numbers from 1, or names; None: the file's red, green and blue.
+        mask: which pixels are valid besides those that the file marks; None: no further ones.
+        name: the file's name, for error messages and its date.
+
+    Returns:
+        The raster; its georeference alone where Pillow converts its colors (8-bit CMYK, LAB or
+        YCbCr of which all bands are read).
+
+    Raises:
+        ParamsMisfit: a band isn't there, or it isn't clear which bands to read.
+        UnusableImage: it is unreadable, truncated, too small or too large, holds complex numbers,
+            or its mask is missing or of another grid.
+    """
+    with _reasons(), _open(image) as dataset:
+        path = image if isinstance(image, Path) else Path(name)
+        window = RasterWindow(path, 0, 0, dataset.height, dataset.width)
+        if bands is None and mask is None and _pillow_converts(dataset):
+            return read_georeference(dataset, window[1:], name)
+        raster = _read(dataset, window, bands, mask, name)
+        if raster.georeference.crs is None:
+            return _turn_upright(raster, _tiff_orientation(image))
+        return raster
+
+
+def read_window(
+    window: RasterWindow, bands: list[int | str] | None, mask: Mask | None, name: str
+) -> Raster:
+    """Read the chosen bands of a window of a raster. Arguments and errors: see `read_raster`."""
+    try:
+        with _reasons():
+            return _read(_open_scene(window.path), window, bands, mask, name)
+    except UnusableImage:
+        # Once a block is unreadable, GDAL may report that again for the next window.
+        _open_scene.cache_clear()
+        raise
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn what rasterio raises on broken files into `UnusableImage`."""
+    from rasterio._err import CPLE_BaseError  # of GDAL; `colorinterp` lets it through
+    from rasterio.errors import RasterioError
+
+    try:
+        with rasterio_settings():
+            yield
+    except (RasterioError, CPLE_BaseError, OSError) as error:
+        reason = NO_CODEC if "missing codec" in str(error) else UNREADABLE
+        raise UnusableImage(reason) from None
+    except MemoryError:
+        raise UnusableImage(OUT_OF_MEMORY) from None
+
+
+@contextmanager
+def rasterio_settings() -> Iterator[None]:
+    """Open and read files with `GDAL_OPTIONS`."""
+    import rasterio
+
+    with warnings.catch_warnings(action="ignore"), rasterio.Env(**GDAL_OPTIONS):
+        yield
+
+
+@contextmanager
+def _open(image: bytes | Path) -> Iterator[Any]:
+    """Open a file, or encoded bytes, as a rasterio dataset."""
+    import rasterio
+
+    if isinstance(image, Path):
+        with open_raster(image) as dataset:
+            yield dataset
+        return
+    driver = raster_driver(image[:SIGNATURE_BYTES])
+    with rasterio.MemoryFile(image) as memory, memory.open(driver=driver) as dataset:
+        yield dataset
+
+
+def open_raster(path: Path) -> Any:
+    """Open a file as a rasterio dataset, with the driver of its first bytes.
+
+    GDAL is not left to choose: a file of another driver, such as VRT, could name further files.
+
+    Raises:
+        RasterioIOError: it is no raster, or broken.
+        UnusableImage: rasterio cannot open a file of that name.
+    """
+    import rasterio
+    from rasterio.errors import RasterioIOError
+
+    with open(path, "rb") as stream:
+        driver = raster_driver(stream.read(SIGNATURE_BYTES))
+    if driver is None:
+        raise RasterioIOError(f"{path} is no raster")
+    try:
+        return rasterio.open(path, driver=driver)
+    except UnicodeEncodeError:
+        raise UnusableImage(NOT_UTF8) from None
+
+
+@lru_cache(maxsize=2)
+def _open_scene(path: Path) -> Any:
+    """Open a scene once for many windows: GDAL keeps its decoded blocks while it is open."""
+    return open_raster(path)
+
+
+def _pillow_converts(dataset: Any) -> bool:
+    """Whether Pillow converts the colors of an image, more exactly than GDAL does."""
+    color_space = dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE")
+    return color_space is not None and dataset.dtypes[0] == "uint8" and not _has_mask(dataset, 1)
+
+
+def _has_mask(dataset: Any, band: int) -> bool:
+    """Whether the file marks pixels of a band as invalid, by nodata or a mask other than alpha."""
+    from rasterio.enums import MaskFlags
+
+    return not {MaskFlags.all_valid, MaskFlags.alpha} & set(dataset.mask_flag_enums[band - 1])
+
+
+def _read(
+    dataset: Any,
+    window: RasterWindow,
+    bands: list[int | str] | None,
+    mask: Mask | None,
+    name: str,
+) -> Raster:
+    """Read the chosen bands of a window of an open dataset."""
+    if window.height * window.width > MAX_PIXELS:
+        raise UnusableImage(f"{TOO_LARGE}: cut it by fetch_imagery.tile")
+    if min(window.height, window.width) < MIN_SIDE:
+        raise UnusableImage(TOO_SMALL)
+    if dataset.dtypes[0].startswith("complex"):
+        raise UnusableImage("complex numbers: write their magnitude")
+    if len(dataset.subdatasets) > 1:
+        raise UnusableImage("several pages: write its bands into one image")
+    chosen = choose_bands(dataset, bands, name)
+    area = ((window.row, window.row + window.height), (window.column, window.column + window.width))
+    values = dataset.read(chosen, window=area)
+    valid = _read_validity(dataset, chosen, values, area)
+    opaque, alpha_is_binary = None, True
+    if mask is not None:
+        valid &= np.isin(_read_mask(dataset, mask, window, name), mask.valid)
+    used = list(chosen)
+    if mask is not None and mask.band is not None:
+        used.append(find_band(dataset, mask.band, name, "fetch_imagery.mask"))
+    alpha = alpha_band(dataset, used)
+    if alpha:
+        alpha_values = dataset.read(alpha, window=area)
+        opaque = alpha_values != 0
+        # PNG's alpha is always alpha.
+        alpha_is_binary = dataset.driver == "PNG" or bool(
+            np.all(alpha_values[opaque] == _maximum(alpha_values.dtype))
+        )
+    georeference = read_georeference(dataset, window[1:], name)
+    if chosen == [1] and dataset.colorinterp[0].name == "palette":
+        values = _look_up_colors(dataset, values)
+    else:
+        values = _as_displayed(dataset, values)
+    raster_type = RasterType(dataset.count, str(values.dtype))
+    return Raster(
+        values,
+        valid,
+        opaque,
+        alpha_is_binary,
+        tuple(chosen),
+        list_bands(dataset, chosen),
+        raster_type,
+        georeference,
+    )
+
+
+def _look_up_colors(dataset: Any, values: np.ndarray) -> np.ndarray:
+    """The RGB colors [3, H, W] of values [1, H, W] in the file's color table, of 8 or 16 bits."""
+    colors = np.zeros((np.iinfo(values.dtype).max + 1, 3), np.uint8)
+    for index, color in dataset.colormap(1).items():
+        colors[index] = color[:3]
+    return colors[values[0]].transpose(2, 0, 1)
+
+
+def _as_displayed(dataset: Any, values: np.ndarray) -> np.ndarray:
+    """Scale values of fewer than 8 bits to 8; make 0 black where the file says that it is white."""
+    bits = int(dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", 8))
+    if bits < 8:
+        values = np.rint(values * (255 / (2**bits - 1))).astype(np.uint8)
+    if values.dtype.kind == "u" and "MINISWHITE" in dataset.tags(ns="IMAGE_STRUCTURE"):
+        values = np.iinfo(values.dtype).max - values
+    return values
+
+
+def _maximum(dtype: np.dtype) -> float:
+    return np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
+
+
+def _read_validity(dataset: Any, chosen: list[int], values: np.ndarray, area: tuple) -> np.ndarray:
+    """Which pixels have data: by the file's nodata and mask, NaN and inf.
+
+    A pixel has none where any chosen band has none. Where nodata is 0, which dark pixels may hold
+    in a band, all must.
+    """
+    valid = np.isfinite(values).all(axis=0)
+    if not _has_mask(dataset, chosen[0]):
+        return valid
+    masks = dataset.read_masks(chosen, window=area) != 0  # [B, H, W]
+    return valid & (masks.any(axis=0) if dataset.nodata == 0 else masks.all(axis=0))
+
+
+def _read_mask(dataset: Any, mask: Mask, window: RasterWindow, name: str) -> np.ndarray:
+    """The values [H, W] of the mask of a window."""
+    area = ((window.row, window.row + window.height), (window.column, window.column + window.width))
+    if mask.band is not None:
+        number = find_band(dataset, mask.band, name, "fetch_imagery.mask")
+        return dataset.read(number, window=area)
+    with _open_mask(mask_file(window.path, mask), mask) as mask_dataset:
+        if not _same_ground(dataset, mask_dataset):
+            raise UnusableImage(f"its mask covers another area ({mask.file})")
+        rows = mask_dataset.height / dataset.height  # of the mask per row of the image
+        columns = mask_dataset.width / dataset.width
+        mask_area = (
+            (window.row * rows, (window.row + window.height) * rows),
+            (window.column * columns, (window.column + window.width) * columns),
+        )
+        # A mask of another resolution (SCL: 20 m beside bands of 10 m) is read by nearest pixel.
+        return mask_dataset.read(1, window=mask_area, out_shape=(window.height, window.width))
+
+
+def _open_mask(path: Path, mask: Mask) -> Any:
+    """Open a mask's file: a raster, or a PNG of any depth."""
+    import rasterio
+
+    if not path.is_file():
+        raise UnusableImage(f"its mask is missing ({mask.file})")
+    with open(path, "rb") as stream:
+        head = stream.read(SIGNATURE_BYTES)
+    driver = mask_driver(head)
+    if driver is None:
+        raise UnusableImage(f"its mask is no TIFF, JPEG 2000 or PNG ({mask.file})")
+    return rasterio.open(path, driver=driver)
+
+
+def mask_file(path: Path, mask: Mask) -> Path:
+    """Where the mask of an image file is, if it is a file."""
+    name = str(mask.file).replace("{stem}", path.stem)
+    return Path(os.path.normpath(path.parent / name))
+
+
+def _same_ground(dataset: Any, mask_dataset: Any) -> bool:
+    """Whether a mask covers the ground of a raster; without georeference: has its shape."""
+    if not dataset.crs or not mask_dataset.crs:
+        return dataset.shape == mask_dataset.shape
+    pixel = max(abs(dataset.transform.a), abs(dataset.transform.e))
+    differences = np.subtract(dataset.bounds, mask_dataset.bounds)
+    return dataset.crs == mask_dataset.crs and bool(np.all(np.abs(differences) < pixel / 2))
+
+
+def _turn_upright(raster: Raster, orientation: int) -> Raster:
+    """Turn or mirror an image as its tag Orientation says (1 to 8; 1: as it is stored)."""
+    return raster._replace(
+        values=_turned(raster.values, orientation),
+        valid=_turned(raster.valid, orientation),
+        opaque=None if raster.opaque is None else _turned(raster.opaque, orientation),
+    )
+
+
+def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn or mirror an array [..., H, W]."""
+    if orientation in (5, 6, 7, 8):
+        array = array.swapaxes(-1, -2)
+    if orientation in (3, 4, 7, 8):
+        array = array[..., ::-1, :]
+    if orientation in (2, 3, 6, 7):
+        array = array[..., ::-1]
+    return np.ascontiguousarray(array)
+
+
+def _tiff_orientation(image: bytes | Path) -> int:
+    """The tag Orientation of a TIFF, which GDAL doesn't apply; 1: as it is stored."""
+    stream = open(image, "rb") if isinstance(image, Path) else io.BytesIO(image)
+    with stream:
+        header = stream.read(8)
+        if not header.startswith(TIFF_SIGNATURES[:3]):  # Pillow cannot parse the fourth
+            return 1
+        if header.startswith(TIFF_SIGNATURES[2]):
+            header += stream.read(8)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        stream.seek(directory.next)
+        directory.load(stream)
+        return directory.get(ORIENTATION_TAG, 1)

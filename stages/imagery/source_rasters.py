@@ -1,0 +1,200 @@
+"""How the rasters of a source are read: their type, bands and stretch, each one for all of them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from stages.imagery.bands import ParamsMisfit, RasterType
+from stages.imagery.stretch import (
+    MAX_SAMPLES,
+    Pair,
+    Setting,
+    extreme_share,
+    fixed_stretch,
+    percentile_stretch,
+    sample_pixels,
+)
+from stages.imagery.tile_making import Tile
+from stages.imagery.tile_spool import SpooledTile, TileSpool
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
+
+MAX_BAND_LISTS = 4  # that the log shows
+FEW_SAMPLES = 2**18  # pixels; for what needs no exact percentiles
+MAX_EXTREME = 0.5  # share of the pixels that a fixed stretch may make black or white
+
+
+class SourceRasters:
+    """Collects the types and the chosen bands of the images of a source.
+
+    Attributes:
+        type: of the rasters, of gray and RGB ones the latter; its band count is None where there
+            are none.
+        bands: the bands that were chosen, of each raster.
+        band_lists: the same with their names, for the log.
+        has_alpha: whether an image has a band that is tagged alpha and was not chosen.
+        alpha_that_is_a_band: the name of an image where that band is no mask; "": there is none.
+    """
+
+    def __init__(self) -> None:
+        self.type: RasterType | None = None
+        self.first_name = ""  # of an image of that type
+        self.bands: set[tuple[int, ...]] = set()
+        self.band_lists: set[str] = set()
+        self.has_alpha = False
+        self.alpha_that_is_a_band = ""  # the name of an image
+
+    def check(self, name: str, tile: Tile | ParamsMisfit) -> Tile:
+        """Check the next image, and return it.
+
+        Images that Pillow decodes fit to rasters of bytes, and 8-bit gray to 8-bit RGB.
+
+        Raises:
+            SystemExit: it differs from the images before, or it isn't clear which bands to read.
+        """
+        this = tile.raster_type
+        if self.type is None:
+            self.type, self.first_name = this, name
+        if not _fit(self.type, this):
+            exit_with_error(
+                f"fetch_imagery.source: {self.first_name} has {self.type}, {name} has {this}: all "
+                "images must have the same bands and type"
+            )
+        if (this.band_count or 0) > (self.type.band_count or 0):
+            self.type, self.first_name = this, name
+        if isinstance(tile, ParamsMisfit):
+            exit_with_error(tile.message)
+        if tile.bands:
+            self.bands.add(tile.bands)
+            self.band_lists.add(tile.band_list)
+        if tile.alpha_is_binary is not None:
+            self.has_alpha = True
+        if tile.alpha_is_binary is False:
+            self.alpha_that_is_a_band = self.alpha_that_is_a_band or name
+        return tile
+
+    @property
+    def alpha_is_mask(self) -> bool:
+        """Whether bands that are tagged alpha are masks: none holds but 0 and the maximum."""
+        return not self.alpha_that_is_a_band
+
+    def describe_bands(self) -> str:
+        """What was read of the rasters, in one line; "" without rasters."""
+        if not self.bands or self.type is None:
+            return ""
+        chosen = " or ".join(sorted(self.band_lists)[:MAX_BAND_LISTS])
+        role = "red, green and blue"
+        if all(len(bands) == 1 for bands in self.bands):
+            role = "colors" if "palette" in chosen else "gray"
+        text = f"rasters of {self.type}: {role} from band {chosen}"
+        left_out = (self.type.band_count or 0) - max(len(set(bands)) for bands in self.bands)
+        if self.has_alpha and self.alpha_is_mask:
+            left_out -= 1
+            text += "; the band tagged alpha masks pixels"
+        if left_out:
+            text += f"; {left_out} other band(s) left out"
+        if self.alpha_that_is_a_band:
+            text += (
+                f", one of them tagged alpha, but not a mask: {self.alpha_that_is_a_band} holds "
+                "more in it than 0 and the maximum"
+            )
+        return text
+
+
+def _fit(first: RasterType, second: RasterType) -> bool:
+    """Whether two images can be in one data set: of the same type, and as many bands.
+
+    Bytes are the same with one band (gray) and three, and in images that Pillow decodes.
+    """
+    any_count = None in (first.band_count, second.band_count)
+    counts = {first.band_count, second.band_count}
+    are_gray_and_rgb = first.dtype == "uint8" and counts <= {1, 3}
+    return first.dtype == second.dtype and (any_count or len(counts) == 1 or are_gray_and_rgb)
+
+
+def choose_stretch(
+    setting: Setting, spool: TileSpool, rasters: SourceRasters, split: str | None = None
+) -> list[Pair] | None:
+    """The stretch of the raw tiles.
+
+    Args:
+        setting: fetch_imagery.stretch.
+        spool: holds the tiles.
+        rasters: what they are.
+        split: that of the tiles whose percentiles `auto` takes; None: of all tiles, from fewer
+            samples, to find near-duplicates by.
+
+    Returns:
+        A pair for each band or one for all. None: values are bytes and stay as they are.
+    """
+    raw = [tile for tile in spool.tiles if tile.raw is not None and split in (None, tile.split)]
+    fixed = fixed_stretch(setting)
+    if fixed is not None and raw:
+        return fixed
+    if not raw or rasters.type is None or rasters.type.dtype == "uint8":
+        return None
+    if setting == "none":
+        return [(0, 255)]
+    return percentile_stretch(_sample(spool, raw, FEW_SAMPLES if split is None else MAX_SAMPLES))
+
+
+def check_stretch(setting: Setting, stretch: list[Pair] | None, spool: TileSpool) -> None:
+    """Exit with an error if the stretch of the params doesn't fit to the tiles.
+
+    Args:
+        setting: fetch_imagery.stretch.
+        stretch: as `choose_stretch` returns it.
+        spool: holds the tiles.
+    """
+    raw = [tile for tile in spool.tiles if tile.raw is not None]
+    if setting == "auto" or stretch is None or not raw:
+        return
+    for tile in raw:
+        bands = tile.raw.shape[0] if tile.raw else 0
+        if len(stretch) not in (1, bands):
+            exit_with_error(
+                f"fetch_imagery.stretch: {len(stretch)} pairs, but {tile.name} is read as {bands} "
+                "band(s)"
+            )
+    share = extreme_share(_sample(spool, raw, FEW_SAMPLES), stretch)
+    if share > MAX_EXTREME:
+        exit_with_error(
+            f"fetch_imagery.stretch: {json.dumps(setting)} makes {share:.0%} of the valid pixels "
+            "black or white; auto takes the 2nd to the 98th percentile of each band"
+        )
+
+
+def _sample(spool: TileSpool, tiles: list[SpooledTile], limit: int) -> Iterator[np.ndarray]:
+    """Yield valid pixels [B, N] of each raw tile, about `limit` in all."""
+    return sample_pixels(spool.read_raw(tiles), sum(tile.pixel_count for tile in tiles), limit)
+
+
+def describe_pixels(
+    bands: list[int | str] | None, rasters: SourceRasters, stretch: list[Pair] | None
+) -> dict[str, Any]:
+    """Log which bands were read and how they were stretched; return both for SOURCE.json.
+
+    They are in the form of the params. {} for 8-bit images that are no rasters.
+
+    Args:
+        bands: fetch_imagery.bands.
+        rasters: what the images are.
+        stretch: of the training tiles; None: bytes stay as they are.
+    """
+    pixels: dict[str, Any] = {}
+    for low, high in stretch or []:
+        if low == high:
+            log(f"fetch_imagery: warning: a band holds nothing but {low:g}: it becomes black")
+    if rasters.bands:
+        log(f"fetch_imagery: {rasters.describe_bands()}")
+        if bands is None and len(rasters.bands) == 1:
+            pixels["bands"] = list(*rasters.bands)
+        else:
+            pixels["bands"] = bands
+    if rasters.bands or stretch is not None:
+        pixels["stretch"] = "none" if stretch is None else [list(pair) for pair in stretch]
+        text = ", ".join(f"{key}: {json.dumps(value)}" for key, value in pixels.items())
+        log(f"fetch_imagery: how they were read, as params: {text}")
+    return pixels

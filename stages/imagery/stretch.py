@@ -1,0 +1,92 @@
+"""Stretch values of any type to 8 bits: which value becomes black, which white.
+
+A stretch is a list of (low, high) pairs, one per band or one for all bands. `low` becomes 0, `high`
+becomes 255, what lies outside is clipped. The inverse is value = low + byte / 255 * (high - low).
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+
+from stages.imagery.raw_tiles import RawTile
+
+Pair = tuple[float, float]
+Setting = Literal["auto", "none"] | float | list[float] | list[list[float]]  # as in the params
+PERCENTILES = (2, 98)
+MAX_SAMPLES = 2**22  # pixels that the percentiles are computed of; up to it, all pixels
+
+
+def fixed_stretch(setting: Setting) -> list[Pair] | None:
+    """The pairs that the params fix; None for `auto` and `none`.
+
+    Args:
+        setting: "auto", "none", a divisor (white; black is 0), a pair, or a pair per band.
+    """
+    if isinstance(setting, str):
+        return None
+    if isinstance(setting, (int, float)):
+        return [(0, setting)]
+    pairs = np.array(setting, np.float64).reshape(-1, 2)
+    return [(low, high) for low, high in pairs.tolist()]
+
+
+def sample_pixels(
+    tiles: Iterable[RawTile], pixel_count: int, limit: int = MAX_SAMPLES
+) -> Iterator[np.ndarray]:
+    """Yield the valid pixels [B, N] of each tile; of more than `limit`, every k-th.
+
+    Args:
+        tiles: of the same type.
+        pixel_count: how many pixels all of them have.
+        limit: of the samples of all tiles together.
+    """
+    step = -(-pixel_count // limit)
+    step += 1 - step % 2  # odd, so that it doesn't fall on the same columns of each row
+    for tile in tiles:
+        chosen = np.flatnonzero(tile.valid)[::step]
+        yield tile.values.reshape(len(tile.values), -1)[:, chosen]
+
+
+def percentile_stretch(samples: Iterable[np.ndarray]) -> list[Pair]:
+    """The 2nd and 98th percentile of each band over all samples [B, N].
+
+    Where both are the same value, the minimum and maximum, which are the same in a band that holds
+    only one value.
+    """
+    pairs = []
+    for band in np.concatenate(list(samples), axis=1):
+        # The differences of signed integers might overflow.
+        exact = band if band.dtype.kind == "u" else band.astype(np.float64)
+        low, high = np.percentile(exact, PERCENTILES)
+        if low == high:
+            low, high = band.min(), band.max()
+        pairs.append((float(low), float(high)))
+    return pairs
+
+
+def extreme_share(samples: Iterable[np.ndarray], stretch: list[Pair]) -> float:
+    """The share of sampled pixels that a stretch makes black or white, to one of 255 levels."""
+    extreme = total = 0
+    for sample in samples:
+        pixels = to_8_bit(sample[:, :, None], stretch)  # [B, N, 1]
+        extreme += int(np.all(pixels <= 1, axis=0).sum() + np.all(pixels >= 254, axis=0).sum())
+        total += pixels.shape[1]
+    return extreme / max(total, 1)
+
+
+def to_8_bit(values: np.ndarray, stretch: list[Pair]) -> np.ndarray:
+    """Stretch values [B, H, W] to bytes; all to 0 where low and high are the same.
+
+    Masked values (NaN too) may become any byte.
+    """
+    stretched = np.empty(values.shape, np.uint8)
+    pairs = stretch * len(values) if len(stretch) == 1 else stretch
+    for band, (low, high), out in zip(values, pairs, stretched, strict=True):
+        scaled = np.nan_to_num(band.astype(np.float64), copy=False)
+        scaled -= low
+        scaled /= high - low if high > low else np.inf
+        scaled *= 255
+        np.clip(scaled, 0, 255, out=scaled)
+        out[:] = np.rint(scaled, out=scaled)
+    return stretched

@@ -1,0 +1,700 @@
+"""fetch_imagery on rasters: bands, types, stretch, masks, georeference; their way back out."""
+
+import io
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+from PIL import Image
+from rasterio.enums import ColorInterp
+from rasterio.transform import from_origin
+from test_imagery import encoded, error_of, picture, rows_of, write_params
+from test_real import DATA
+
+from stages import fetch_imagery
+from stages.common.artifacts import IMAGE, decode_image, read_json, read_rows, write_shards
+from stages.imagery.bands import ParamsMisfit
+from stages.imagery.georeference import find_date
+from stages.imagery.image_decoding import decode_rgb
+from stages.imagery.rasters import Mask, read_raster
+from stages.imagery.raw_tiles import RawTile
+from stages.imagery.source_rasters import SourceRasters
+from stages.imagery.stretch import (
+    MAX_SAMPLES,
+    extreme_share,
+    percentile_stretch,
+    sample_pixels,
+    to_8_bit,
+)
+from stages.imagery.tile_making import Reading, make_tile
+from stages.imagery.unusable_image import UnusableImage
+from stages.publishing.card import quote_pixel_values
+from tools.export import export_geotiffs
+
+UTM = {"crs": "EPSG:32632", "transform": from_origin(500_000, 5_000_000, 10, 10)}
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+def write_raster(path: Path, values: np.ndarray, colors=None, names=None, **profile) -> None:
+    """Write values [B, H, W]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = values.shape
+    shape = {"count": count, "height": height, "width": width, "dtype": values.dtype}
+    with rasterio.open(path, "w", **{"driver": "GTiff"} | shape | profile) as dataset:
+        dataset.write(values)
+        if colors:
+            dataset.colorinterp = colors
+        if names:
+            dataset.descriptions = names
+
+
+def scene_values(seed: int, bands: int, size: int = 32) -> np.ndarray:
+    """Reflectances like those of Sentinel-2, float64 [bands, size, size], from 0 to 10,000."""
+    rng = np.random.default_rng(seed)
+    smooth = np.asarray(picture(seed, size), np.float64).mean(2)
+    gains = rng.uniform(5, 12, (bands, 1, 1))
+    return np.clip(smooth * gains + 200 + rng.normal(0, 30, (bands, size, size)), 0, 10_000)
+
+
+def write_classes(root: Path, count: int, dtype: str = "uint16", bands: int = 3, **profile) -> None:
+    """Write `count` rasters in two class folders."""
+    for i in range(count):
+        name = ["forest", "lake"][i % 2]
+        values = scene_values(i, bands).astype(dtype)
+        write_raster(root / name / f"{name}_{i}.tif", values, **profile)
+
+
+def fetch(folder: Path, monkeypatch, source: Path, **settings) -> dict[str, np.ndarray]:
+    """Run the stage in this process; returns the tiles [32, 32, 3] by name."""
+    write_params(folder, {"Water Body": ["lake"]}, source=f"path:{source}", **settings)
+    monkeypatch.chdir(folder)
+    fetch_imagery.main()
+    rows = [row for split in rows_of(folder).values() for row in split]
+    return {row["filename"]: np.asarray(decode_image(row["image"])) for row in rows}
+
+
+def fault(folder: Path, monkeypatch, source: Path, **settings) -> str:
+    return error_of(folder, monkeypatch, source=f"path:{source}", **settings)
+
+
+def shard_bytes(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.rglob("data/imagery/*/*.parquet"))]
+
+
+# Reading
+
+
+def random_raster(rng: np.random.Generator, path: Path) -> tuple[np.ndarray, float | None]:
+    """Write a raster of random bands, type, layout and nodata; returns its values and nodata."""
+    dtype = np.dtype(
+        rng.choice(["uint8", "uint16", "int16", "uint32", "int32", "float32", "float64"])
+    )
+    shape = (rng.integers(1, 14), *rng.integers(16, 70, 2))
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        values = rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+        nodata = rng.choice([None, int(limits.max), 0, int(limits.min)])
+    else:
+        values = rng.normal(-12, 6, shape).astype(dtype)  # decibels
+        nodata = rng.choice([None, -9999.0, np.nan, 0.0])
+    profile = {
+        "interleave": str(rng.choice(["pixel", "band"])),
+        "compress": rng.choice([None, "deflate", "lzw", "zstd"]),
+        "BIGTIFF": str(rng.choice(["YES", "NO"])),
+        "ENDIANNESS": str(rng.choice(["LITTLE", "BIG"])),
+    }
+    if rng.integers(2):
+        profile |= {"tiled": True, "blockxsize": 32, "blockysize": 16}
+    if nodata is not None:
+        nodata = float(nodata)
+        values[:, rng.random(shape[1:]) < 0.1] = dtype.type(nodata)
+    if not np.issubdtype(dtype, np.integer):
+        values[:, rng.random(shape[1:]) < 0.05] = np.nan
+    if shape[0] != 3:
+        profile["photometric"] = "minisblack"  # no alpha
+    write_raster(path, values, nodata=nodata, **profile)
+    return values, nodata
+
+
+def read_with_numpy(values: np.ndarray, nodata: float | None, bands: list[int]):
+    """What `auto` makes of one raster: its valid pixels, stretch and bytes, with numpy alone."""
+    chosen = values[[band - 1 for band in bands]].astype(np.float64)
+    valid = np.isfinite(chosen).all(0)
+    if nodata is not None:
+        has_data = values[[band - 1 for band in bands]] != values.dtype.type(nodata)
+        valid &= has_data.any(0) if nodata == 0 else has_data.all(0)
+    low, high = np.percentile(chosen[:, valid], [2, 98], axis=1)[:, :, None, None]
+    scaled = (np.where(valid, chosen, low) - low) / (high - low)
+    return valid, np.stack([low, high]).squeeze().T, np.rint(scaled.clip(0, 1) * 255)
+
+
+def test_random_rasters_are_read_as_numpy_reads_them(tmp_path):
+    rng = np.random.default_rng(22)
+    seen = set()
+    for number in range(60):
+        path = tmp_path / f"{number}.tif"
+        values, nodata = random_raster(rng, path)
+        bands = [int(band) for band in rng.integers(1, len(values) + 1, 3)]
+        valid, pairs, expected = read_with_numpy(values, nodata, bands)
+        for image in (path, path.read_bytes()):
+            raster = read_raster(image, bands, None, path.name)
+            assert np.array_equal(raster.values, values[[band - 1 for band in bands]], True)
+            assert raster.values.dtype == values.dtype
+            assert np.array_equal(raster.valid, valid), (values.dtype, nodata)
+        tile = RawTile(raster.values, raster.valid)
+        stretch = percentile_stretch(sample_pixels([tile], valid.size))
+        assert np.array_equal(stretch, pairs)
+        assert np.array_equal(to_8_bit(raster.values, stretch)[:, valid], expected[:, valid])
+        seen.add((values.dtype, nodata is None))
+    assert len(seen) == 14
+
+
+def test_percentiles_of_large_data_come_from_every_part_of_every_tile():
+    """A ramp along the columns, which a subsample on a few columns would get wrong."""
+    tile = RawTile(np.tile(np.arange(512.0), (1, 512, 1)), np.ones((512, 512), bool))
+    count = 40 * MAX_SAMPLES
+    samples = list(sample_pixels([tile] * 4, count))
+    assert samples[0].size < 512 * 512 / 39
+    ((low, high),) = percentile_stretch(samples)
+    assert abs(low - 0.02 * 511) < 2 and abs(high - 0.98 * 511) < 2
+    flat = [np.full((1, 9), 7)]
+    assert percentile_stretch(flat) == [(7, 7)]
+    assert not to_8_bit(np.full((1, 3, 3), 7), [(7, 7)]).any()
+    assert percentile_stretch([np.array([[5] * 99 + [6]])]) == [(5, 6)]
+    assert extreme_share(flat, [(7, 8)]) == 1 and extreme_share(flat, [(0, 10)]) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "LAB", "RGBA", "LA"])
+def test_8_bit_tiffs_come_out_as_pillow_converts_them(mode):
+    image = picture(3).convert("RGB").convert(mode) if mode != "LAB" else Image.new("LAB", (20, 20))
+    content = encoded(image, "TIFF")
+    assert np.array_equal(decode_rgb(content).rgb, np.asarray(image.convert("RGB")))
+    whites = encoded(Image.fromarray(255 - np.asarray(picture(3).convert("L"))), "TIFF")
+    assert np.array_equal(
+        decode_rgb(whites).rgb, 255 - np.asarray(picture(3).convert("L"))[..., None] + [0] * 3
+    )
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_orientation_of_exif_is_applied(file_format):
+    image = picture(5).resize((40, 20))
+    options = {"lossless": True} if file_format == "WEBP" else {}
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = encoded(image, file_format, exif=exif, **options)
+        with Image.open(io.BytesIO(encoded(image, file_format, **options))) as stored:
+            upright = np.asarray(stored.convert("RGB"))
+        if orientation >= 5:
+            upright = upright.swapaxes(0, 1)
+        if orientation in (3, 4, 7, 8):
+            upright = upright[::-1]
+        if orientation in (2, 3, 6, 7):
+            upright = upright[:, ::-1]
+        assert np.array_equal(decode_rgb(content).rgb, upright), orientation
+    broken = encoded(image, "PNG", exif=b"Exif\0\0MM\0*broken")
+    assert decode_rgb(broken).rgb.size == (40, 20)
+
+
+def test_unusable_rasters_say_why(tmp_path):
+    values = scene_values(1, 3, 64).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    write_raster(path, values, compress="deflate", tiled=True, blockxsize=16, blockysize=16)
+    content = path.read_bytes()
+    for size in (10, 300, len(content) // 2, len(content) - 9):
+        with pytest.raises(UnusableImage, match="unreadable or truncated"):
+            read_raster(content[:size], None, None, "a.tif")
+    write_raster(path, values[:1] + 1j)
+    with pytest.raises(UnusableImage, match="complex"):
+        read_raster(path, None, None, "a.tif")
+    write_raster(path, values[:, :12])
+    with pytest.raises(UnusableImage, match="smaller than 16"):
+        read_raster(path, None, None, "a.tif")
+    write_raster(path, values)
+    plain = path.read_bytes()
+    one, two = (Image.fromarray(np.asarray(picture(seed).convert("L"))) for seed in (1, 2))
+    one.save(path, save_all=True, append_images=[two])  # a band per page
+    with pytest.raises(UnusableImage, match="several pages"):
+        read_raster(path, None, None, "a.tif")
+    directory = struct.unpack_from("<I", plain, 4)[0]
+    end = directory + 2 + 12 * struct.unpack_from("<H", plain, directory)[0]
+    with pytest.raises(UnusableImage, match="unreadable"):  # the next directory is none
+        read_raster(plain[:end] + b"\x10\0\0\0" + plain[end + 4 :], None, None, "a.tif")
+    odd_name = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.tif"))
+    odd_name.write_bytes(content)
+    with pytest.raises(UnusableImage, match="not UTF-8"):
+        read_raster(odd_name, None, None, "a.tif")
+    # 100,000 pixels a side, of which the file holds none.
+    profile = {"driver": "GTiff", "count": 3, "dtype": "uint16", "width": 100_000}
+    with rasterio.open(path, "w", height=100_000, tiled=True, SPARSE_OK=True, **profile):
+        pass
+    with pytest.raises(UnusableImage, match="over 179 megapixels"):
+        read_raster(path, None, None, "a.tif")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    png = encoded(picture(1))
+    checksum = struct.pack(">I", zlib.crc32(header))
+    with pytest.raises(UnusableImage, match="over 179 megapixels"):
+        decode_rgb(png[:12] + header + checksum + png[33:])
+    with pytest.raises(UnusableImage, match="uint16"):
+        decode_rgb(content)
+
+
+def test_values_are_shown_as_the_file_says(tmp_path):
+    """White as 0, few bits, color tables of 16 bits, masks of JPEG, an alpha band before others."""
+    path = tmp_path / "a.tif"
+    gray = (scene_values(1, 1) / 40).astype(np.uint8)
+    write_raster(path, gray, photometric="miniswhite")
+    assert np.array_equal(read_raster(path, None, None, "").values, 255 - gray)
+    write_raster(path, gray.astype(np.uint16), photometric="miniswhite")
+    assert np.array_equal(read_raster(path, [1], None, "").values, 65535 - gray.astype(np.uint16))
+    bits = (scene_values(2, 3) / 200).astype(np.uint8) % 16
+    write_raster(path, bits, nbits=4)
+    assert np.array_equal(read_raster(path, None, None, "").values, bits * 17)
+
+    indices = np.arange(1024, dtype=np.uint16).reshape(1, 32, 32) * 64
+    colors = {k: (k // 256, 255 - k // 256, 7, 255) for k in range(65536)}
+    profile = {"count": 1, "height": 32, "width": 32, "dtype": "uint16", "photometric": "palette"}
+    with rasterio.open(path, "w", driver="GTiff", **profile) as dataset:
+        dataset.write(indices)
+        dataset.write_colormap(1, colors)
+    red = (indices[0] // 256).astype(np.uint8)
+    expected = np.stack([red, 255 - red, np.full_like(red, 7)])
+    raster = read_raster(path, None, None, "")
+    assert np.array_equal(raster.values, expected) and raster.type.dtype == "uint8"
+
+    rgb = (scene_values(3, 3) / 40).astype(np.uint8)
+    valid = np.arange(32) >= 8 + np.zeros((32, 1))
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        write_raster(path, rgb, compress="jpeg", photometric="ycbcr")
+        assert decode_rgb(path.read_bytes()).rgb.getbbox() == (0, 0, 32, 32)
+        with rasterio.open(path, "r+") as dataset:
+            dataset.write_mask(valid)
+    assert np.array_equal(read_raster(path, None, None, "").valid, valid)
+    assert decode_rgb(path.read_bytes()).rgb.getbbox() == (8, 0, 32, 32)
+
+    five = np.concatenate([rgb, 255 * valid[None].astype(np.uint8), rgb[:1]])
+    write_raster(path, five, photometric="rgb", alpha="yes")
+    for mask in (None, Mask(5, None, tuple(range(256)))):
+        raster = read_raster(path, None, mask, "")
+        assert np.array_equal(raster.opaque, valid) and raster.alpha_is_binary
+    assert read_raster(path, None, Mask(4, None, (255,)), "").opaque is None
+
+
+# The stretch of a data set
+
+
+@pytest.mark.parametrize(
+    "dtype, scale, offset", [("uint16", 1, 0), ("float32", 1e-4, 0), ("float32", 0.003, -35)]
+)
+def test_auto_is_the_numpy_reading_of_the_training_tiles(
+    tmp_path, monkeypatch, capsys, dtype, scale, offset
+):
+    """13 bands of which three are chosen, nodata, and a glint that no percentile sees."""
+    source = {}
+    for i in range(24):
+        name = ["forest", "lake"][i % 2]
+        values = (scene_values(i, 13) * scale + offset).astype(dtype)
+        values[:, 5, 5] = 65_000 if dtype == "uint16" else 1e6
+        values[:, 3 + i % 4, :] = 0
+        write_raster(tmp_path / f"in/{name}/{i}.tif", values, nodata=0)
+        source[f"{name}/{i}.tif"] = values[[3, 2, 1]].astype(np.float64)
+    tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "in", bands=[4, 3, 2])
+    assert tiles.keys() == source.keys()
+
+    training = [row["filename"] for row in read_rows(tmp_path / "run/data/imagery/train")]
+    pixels = np.concatenate([source[name][:, source[name].any(0)] for name in training], axis=1)
+    low, high = np.percentile(pixels, [2, 98], axis=1)[:, :, None, None]
+    for name, values in source.items():
+        expected = np.rint(((values - low) / (high - low)).clip(0, 1) * 255) * values.any(0)
+        assert np.array_equal(tiles[name], expected.transpose(1, 2, 0)), name
+
+    resolved = read_json(tmp_path / "run/data/imagery/SOURCE.json")
+    assert resolved["bands"] == [4, 3, 2]
+    assert np.array_equal(resolved["stretch"], np.stack([low, high]).squeeze().T)
+    assert json.dumps(resolved["stretch"]) in capsys.readouterr().err
+    report = read_json(tmp_path / "run/data/imagery/REPORT.json")
+    assert report["masked"] == {"tiles": 24, "pixels": 24 * 32}
+
+    # What SOURCE.json says gives the same bytes when it is written into the params.
+    pasted = {key: resolved[key] for key in ("bands", "stretch")}
+    fetch(tmp_path / "pasted", monkeypatch, tmp_path / "in", **pasted)
+    assert shard_bytes(tmp_path / "pasted") == shard_bytes(tmp_path / "run")
+
+
+def test_a_bright_pixel_changes_no_other_pixel_and_16_bit_png_and_jp2_keep_their_depth(
+    tmp_path, monkeypatch
+):
+    """12-bit values, half of the tiles with one pixel above them; in TIFF, PNG and JPEG 2000."""
+    for i in range(24):
+        name = ["forest", "lake"][i % 2]
+        values = scene_values(i, 3).astype(np.uint16) // 4
+        values[:, 9, 9] = 2000 if i % 4 < 2 else 60_000
+        for suffix, driver in (("tif", "GTiff"), ("png", "PNG"), ("jp2", "JP2OpenJPEG")):
+            lossless = {"QUALITY": "100", "REVERSIBLE": "YES"} if suffix == "jp2" else {}
+            path = tmp_path / f"{suffix}/{name}/{i}.{suffix}"
+            write_raster(path, values, driver=driver, **lossless)
+        values[:, 9, 9] = 2000
+        write_raster(tmp_path / f"plain/{name}/{i}.tif", values)
+    settings = {"stretch": [[100, 800], [100, 900], [100, 1000]]}
+    plain = fetch(tmp_path / "run", monkeypatch, tmp_path / "plain", **settings)
+    for suffix in ("tif", "png", "jp2"):
+        tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / suffix, **settings)
+        for name, tile in tiles.items():
+            assert np.array_equal(tile, plain[name.replace(suffix, "tif")]), name
+    auto = fetch(tmp_path / "run", monkeypatch, tmp_path / "png")
+    brightness = [tile.mean() for tile in auto.values()]
+    assert 60 < min(brightness) and max(brightness) < 200
+
+
+def test_a_fixed_stretch_a_divisor_and_none(tmp_path, monkeypatch):
+    write_classes(tmp_path / "in", 16)
+    values = {
+        f"{name}/{name}_{i}.tif": scene_values(i, 3).astype(np.uint16)
+        for i, name in enumerate(["forest", "lake"] * 8)
+    }
+    for stretch, low, high in (([500, 2500], 500, 2500), (3000, 0, 3000)):
+        tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "in", stretch=stretch)
+        for name, tile in tiles.items():
+            expected = np.rint(((values[name] - float(low)) / (high - low)).clip(0, 1) * 255)
+            assert np.array_equal(tile, expected.transpose(1, 2, 0))
+    assert read_json(tmp_path / "run/data/imagery/SOURCE.json")["stretch"] == [[0, 3000]]
+    for i in range(16):
+        small = (scene_values(i, 3) / 40).astype(np.int16)
+        write_raster(tmp_path / f"small/{['forest', 'lake'][i % 2]}/{i}.tif", small)
+    tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "small", stretch="none")
+    expected = (scene_values(0, 3) / 40).astype(np.int16).transpose(1, 2, 0)
+    assert np.array_equal(tiles["forest/0.tif"], expected)
+    # Reflectance from 0 to 1 would be black.
+    for i in range(8):
+        name = ["forest", "lake"][i % 2]
+        write_raster(tmp_path / f"float/{name}/{i}.tif", (scene_values(i, 3) / 4e3).astype("f4"))
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "float", stretch="none")
+    assert '"none" makes 100% of the valid pixels black or white' in line
+    # Photographs are stretched, too, where the params say how.
+    for i in range(16):
+        path = tmp_path / f"png/{['forest', 'lake'][i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, 32).save(path)
+    tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "png", stretch=[0, 510])
+    halved = np.rint(np.asarray(picture(0, 32)) / 2)
+    assert np.array_equal(tiles["forest/0.png"], halved)
+
+
+@pytest.mark.parametrize(
+    "bands, dtype, settings, words",
+    [
+        (13, "uint16", {}, ["bands", "forest_0.tif has 13 bands", "1 gray, 2, 3", "[4, 3, 2]"]),
+        (13, "uint16", {"bands": [4, 3, 14]}, ["bands", "no band 14"]),
+        (3, "uint16", {"bands": ["B04", "B03", "B02"]}, ["no band B04", "1 gray, 2, 3"]),
+        (2, "float32", {}, ["has 2 bands"]),
+        (3, "uint16", {"stretch": 1e6}, ["stretch: 1000000.0 makes ", "black or white"]),
+        (3, "uint16", {"stretch": [0, 10]}, ["stretch: [0.0, 10.0] makes 100% "]),
+        (3, "uint16", {"stretch": "none"}, ["stretch: none", "forest_0.tif holds"]),
+        (3, "float32", {"stretch": "none"}, ["stretch: none", "forest_0.tif holds"]),
+        (1, "uint16", {"stretch": [[0, 9]] * 3}, ["3 pairs", "1 band(s)"]),
+        (3, "uint16", {"stretch": [9, 0]}, ["stretch", "write auto", "not [9, 0]"]),
+        (3, "uint16", {"bands": [0, 1, 2]}, ["bands", "not [0, 1, 2]"]),
+        (3, "uint16", {"mask": {"band": 4}}, ["mask", "valid"]),
+        (3, "uint16", {"mask": {"band": 4, "valid": [1]}}, ["mask: ", "no band 4"]),
+        (3, "uint16", {"mask": {"file": "{stem}_m.tif", "valid": [1]}}, ["8 its mask is missing"]),
+        (3, "complex64", {}, ["complex"]),
+    ],
+)
+def test_params_that_do_not_fit_the_rasters_are_one_line(
+    tmp_path, monkeypatch, bands, dtype, settings, words
+):
+    write_classes(tmp_path / "in", 8, dtype, bands)
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "in", **settings)
+    for word in words:
+        assert word in line
+    assert not (tmp_path / "run/data/imagery").exists()
+
+
+def test_images_of_different_bands_or_types_are_one_line_that_names_two(
+    tmp_path, monkeypatch, capsys
+):
+    write_classes(tmp_path / "in", 8)
+    odd = tmp_path / "in/lake/odd.tif"
+    for values in (scene_values(9, 4).astype(np.uint16), scene_values(9, 3).astype(np.float32)):
+        write_raster(odd, values)
+        line = fault(tmp_path / "run", monkeypatch, tmp_path / "in")
+        assert "forest/forest_0.tif has 3 band(s) of uint16, lake/odd.tif has" in line
+    odd.write_bytes(encoded(picture(1)))
+    assert "lake/odd.tif has uint8" in fault(tmp_path / "run", monkeypatch, tmp_path / "in")
+    # Photographs and 8-bit rasters, gray or RGB, go together.
+    for i in range(8):
+        write_raster(tmp_path / f"bytes/forest/{i}.tif", (scene_values(i, 3) / 40).astype(np.uint8))
+        path = tmp_path / f"bytes/lake/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        picture(i, 32).save(path)
+    write_raster(tmp_path / "bytes/lake/gray.tif", (scene_values(8, 1) / 40).astype(np.uint8))
+    tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "bytes")
+    assert np.array_equal(tiles["lake/0.png"], picture(0, 32))
+    assert len(tiles) == 17
+    assert "rasters of 3 band(s)" in (log := capsys.readouterr().err) and "left out" not in log
+    mask = {"band": 1, "valid": [1]}
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "bytes", mask=mask)
+    assert "fetch_imagery.mask: lake/0.png is not a raster" in line
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "bytes", bands=[3, 2, 1])
+    assert "lake/0.png is not a raster" in line or "gray.tif has no band 3" in line
+
+
+def test_gray_bytes_have_one_band(tmp_path):
+    write_raster(tmp_path / "a.tif", (scene_values(1, 1) / 40).astype(np.uint8))
+    reading = Reading(32, None, None, keeps_bytes=True, needs_bytes=False, min_valid=0.5)
+    rasters = SourceRasters()
+    rasters.check("a.tif", make_tile((tmp_path / "a.tif", "a.tif"), reading))
+    line = rasters.describe_bands()
+    assert "1 band(s) of uint8: gray from band 1" in line and "left out" not in line
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("bands", [3, 2, 1]),
+        ("stretch", [0, 3000]),
+        ("mask", {"band": 4, "valid": [1]}),
+        ("tile", {"size": 64, "stride": 64, "min_valid": 0.5}),
+    ],
+)
+def test_what_is_for_rasters_is_not_ignored_by_embedded_scenes(tmp_path, monkeypatch, key, value):
+    settings = {"source": "embedded", "max_images": 20, key: value}
+    line = error_of(tmp_path / "run", monkeypatch, **settings)
+    assert line.startswith(f"params.yaml: fetch_imagery.{key}: is for rasters")
+
+
+# Bands and masks
+
+
+RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
+
+
+@pytest.mark.parametrize("is_mask", [True, False])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_a_band_tagged_alpha_is_a_mask_only_if_it_is_binary_everywhere(
+    tmp_path, monkeypatch, capsys, is_mask, dtype
+):
+    """One pixel of one tile decides: near infrared that is called alpha darkens nothing."""
+    opaque = np.iinfo(dtype).max
+    for i in range(16):
+        values = (scene_values(i, 4) / 40).astype(dtype)
+        values[3] = opaque
+        values[3, : 4 * (i % 8)] = 0  # up to 28 of 32 rows
+        if i == 15 and not is_mask:
+            values[3, 31, 31] = opaque - 1
+        path = tmp_path / f"in/{['forest', 'lake'][i % 2]}/{i}.tif"
+        write_raster(path, values, RGBA, photometric="rgb", alpha="yes", **UTM)
+    stretch = "auto" if dtype == "uint8" else [0, 255]
+    tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "in", stretch=stretch)
+    report = read_json(tmp_path / "run/data/imagery/REPORT.json")
+    log = capsys.readouterr().err
+    for name, tile in tiles.items():
+        i = int(name.split("/")[1].removesuffix(".tif"))
+        expected = (scene_values(i, 4)[:3] / 40).astype(np.uint8)
+        if is_mask:
+            expected[:, : 4 * (i % 8)] = 0
+        assert np.array_equal(tile, expected.transpose(1, 2, 0))
+    if dtype == "uint16":
+        fetch(tmp_path / "run", monkeypatch, tmp_path / "in")
+        training = [row["filename"] for row in read_rows("data/imagery/train")]
+        numbers = [int(Path(name).stem) for name in training]
+        pixels = [
+            (scene_values(i, 4)[:3, 4 * (i % 8) * is_mask :] / 40).astype(dtype).reshape(3, -1)
+            for i in numbers
+        ]
+        pairs = np.percentile(np.concatenate(pixels, axis=1), [2, 98], axis=1).T
+        assert read_json("data/imagery/SOURCE.json")["stretch"] == pairs.tolist()
+    if is_mask:
+        assert report["skipped"]["too few of its pixels are valid"]["count"] == 6
+        assert "lake/15.tif" in report["skipped"]["too few of its pixels are valid"]["names"]
+        assert report["masked"] == {"tiles": 8, "pixels": 2 * (4 + 8 + 12 + 16) * 32}
+        assert "masks pixels" in log
+    else:
+        assert len(tiles) == 16 and "masked" not in report
+        assert "not a mask: lake/15.tif" in log
+
+
+def test_bands_by_name_and_masks_by_band_and_file(tmp_path, monkeypatch):
+    """Descriptions in another order in each file; a mask band; masks of half the resolution."""
+    names = ["B02", "B03 (green)", "Red", "SCL"]
+    expected = {}
+    for i in range(12):
+        values = scene_values(i, 4).astype(np.uint16)
+        values[3] = 4
+        values[3, :, : i % 4] = 9  # cloud
+        order = np.roll(np.arange(4), i)
+        name = f"{['forest', 'lake'][i % 2]}/{i}.tif"
+        write_raster(tmp_path / "in" / name, values[order], names=[names[k] for k in order], **UTM)
+        expected[name] = np.rint((values[[2, 1, 0]] / 2500).clip(0, 1) * 255).transpose(1, 2, 0)
+    settings = {"bands": ["red", "b3", "B2"], "stretch": 2500}
+    by_band = {"band": "scl", "valid": [4, 5]}
+    tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "in", **settings, mask=by_band)
+    assert len(tiles) == 12
+    for i, (name, tile) in enumerate(expected.items()):
+        assert not tiles[name][:, : i % 4].any()
+        assert np.array_equal(tiles[name][:, i % 4 :], tile[:, i % 4 :]), name
+    assert read_json("data/imagery/SOURCE.json")["bands"] == settings["bands"]
+
+    # PNGs in another folder, without georeference; then files among the images.
+    ground = {"crs": UTM["crs"], "transform": from_origin(500_000, 5_000_000, 20, 20)}
+    (tmp_path / "masks").mkdir()
+    for pattern in ("../../masks/{stem}.png", "{stem}_mask.tif"):
+        for i, name in enumerate(expected):
+            half = np.zeros((1, 16, 16), np.uint8)
+            half[:, :, i % 4 :] = 1
+            if pattern == "{stem}_mask.tif":
+                write_raster(tmp_path / "in" / name.replace(".tif", "_mask.tif"), half, **ground)
+            else:
+                whole = half[0].repeat(2, axis=0).repeat(2, axis=1)
+                Image.fromarray(whole).save(tmp_path / f"masks/{i}.png")
+        mask = {"file": pattern, "valid": [1]}
+        tiles = fetch(tmp_path / "run", monkeypatch, tmp_path / "in", **settings, mask=mask)
+        assert tiles.keys() == expected.keys()
+        for i, (name, tile) in enumerate(expected.items()):
+            assert not tiles[name][:, : 2 * (i % 4)].any()
+            assert np.array_equal(tiles[name][:, 2 * (i % 4) :], tile[:, 2 * (i % 4) :]), name
+    report = read_json("data/imagery/REPORT.json")
+    assert report["skipped"]["mask of another image"]["count"] == 12
+
+
+def test_bands_are_found_by_the_closest_name(tmp_path):
+    path = tmp_path / "a.tif"
+    values = scene_values(0, 5).astype(np.uint16)
+    names = ["Red edge 1", "Blue, 490 nm", "Green", "Red", "B05"]
+    write_raster(path, values, names=names, photometric="minisblack")
+    assert read_raster(path, None, None, "").bands == (4, 3, 2)
+    assert read_raster(path, ["red edge 1", "B5", 1], None, "").bands == (1, 5, 1)
+    with pytest.raises(ParamsMisfit, match="no band nir; it has 1 Red edge 1, 2 Blue, 490 nm, "):
+        read_raster(path, ["nir"], None, "")
+    write_raster(path, values, names=["Red edge", "Green", "Blue", "NIR", "B05"])
+    with pytest.raises(ParamsMisfit, match="has 5 bands"):
+        read_raster(path, None, None, "")
+    # rasterio calls three bands of bytes red, green and blue, whatever they are.
+    write_raster(path, (values[:3] // 40).astype(np.uint8), names=["Blue", "Green", "Red"])
+    assert read_raster(path, None, None, "").bands == (3, 2, 1)
+    assert read_raster(path, ["red", "green", "blue"], None, "").bands == (3, 2, 1)
+
+
+# Georeference
+
+
+@pytest.mark.parametrize(
+    "tags, name, date",
+    [
+        ({}, "S2A_MSIL2A_20200601T101031_N0214_R022_T32UQD_20200602T093211.tif", "2020-06-01"),
+        ({}, "T32UQD_20200601T101031_B04.jp2", "2020-06-01"),
+        ({}, "LC08_L2SP_193026_20200601_20200825_02_T1_SR_B4.TIF", "2020-06-01"),
+        ({}, "forest/m_3807708_ne_18_060_20200601.tif", "2020-06-01"),
+        ({}, "m_3807708_ne_18_1_20140718_20141008_17.tif", "2014-07-18"),
+        ({"ACQUISITION_DATE": "2019-05-04T10:00:00Z"}, "T32UQD_20200601T101031.tif", "2019-05-04"),
+        ({"TIFFTAG_DATETIME": "2021:02:03 04:05:06"}, "a.tif", "2021-02-03"),
+        ({"TIFFTAG_DATETIME": "2021:02:03 04:05:06"}, "T32UQD_20200601T101031.tif", "2020-06-01"),
+        ({"DATE": "yesterday"}, "forest_20201399T101031.tif", None),
+        ({}, "airport_20200601.tif", None),
+    ],
+)
+def test_dates(tags, name, date):
+    assert find_date(tags, name) == date
+
+
+def test_the_georeference_of_real_tiles_goes_in_and_out_again(tmp_path, monkeypatch):
+    """Tiles of 48 x 40 pixels become their center square; exported, they lie where they lay."""
+    for i in range(16):
+        name = ["forest", "lake"][i % 2]
+        place = {
+            "crs": "EPSG:32632",
+            "transform": from_origin(500_000 + 480 * i, 5_000_000, 10, 10),
+        }
+        if i == 15:
+            place = {"crs": "EPSG:4326", "transform": from_origin(8.0, 50.0, 1e-4, 1e-4)}
+        values = scene_values(i, 3, 48).astype(np.uint16)[:, :40]
+        write_raster(
+            tmp_path / f"in/{name}/T32UQD_202006{i + 1:02}T101031_{i}.tif", values, **place
+        )
+    write_raster(tmp_path / "in/lake/nowhere.tif", scene_values(16, 3, 48).astype(np.uint16))
+    fetch(tmp_path / "run", monkeypatch, tmp_path / "in")
+    rows = {row["filename"]: row for split in rows_of(tmp_path / "run").values() for row in split}
+    row = rows["forest/T32UQD_20200605T101031_4.tif"]
+    assert (row["crs"], row["date"]) == ("EPSG:32632", "2020-06-05")
+    left = 500_000 + 480 * 4 + 40
+    assert row["bounds"] == [left, 5_000_000 - 400, left + 400, 5_000_000]
+    assert row["gsd"] == 12.5  # 40 pixels of 10 m in 32
+    degrees = rows["lake/T32UQD_20200616T101031_15.tif"]
+    assert degrees["crs"] == "EPSG:4326" and 13.8 < degrees["gsd"] < 14
+    nowhere = rows["lake/nowhere.tif"]
+    assert [nowhere[column] for column in ("crs", "bounds", "gsd", "date")] == [None] * 4
+
+    (low, high), *_ = stretch = read_json("data/imagery/SOURCE.json")["stretch"]
+    assert f"{low}" in quote_pixel_values() and "byte / 255" in quote_pixel_values()
+    for split in ("train", "valid", "test"):
+        export_geotiffs(split, tmp_path / "out" / split)
+    exported = sorted((tmp_path / "out").rglob("*.tif"))
+    assert len(exported) == 17
+    for path in exported:
+        name = next(name for name in rows if name.endswith(path.name.partition("_")[2]))
+        with rasterio.open(path) as dataset:
+            pixels = dataset.read()
+            assert np.array_equal(pixels.transpose(1, 2, 0), decode_image(rows[name]["image"]))
+            if rows[name]["crs"]:
+                np.testing.assert_allclose(dataset.bounds, rows[name]["bounds"])
+                assert dataset.crs == rows[name]["crs"]
+                assert dataset.tags()["ACQUISITION_DATE"] == rows[name]["date"]
+            else:
+                assert dataset.crs is None
+            assert dataset.tags()["SCENE"] == rows[name]["scene"]
+            values = (
+                pixels * np.array(dataset.scales)[:, None, None]
+                + np.array(dataset.offsets)[:, None, None]
+            )
+        inverse = [b / 255 * (high - low) + low for b, (low, high) in zip(pixels, stretch)]
+        np.testing.assert_allclose(values, inverse)
+
+
+def test_generated_geotiffs_say_that_they_are_synthetic(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = {"bytes": encoded(picture(1)), "path": None}
+    rows = [{"image": image, "label": "Water Body", "prompt": "a lake"}] * 2
+    schema = pa.schema([("image", IMAGE), ("label", pa.string()), ("prompt", pa.string())])
+    write_shards("data/synthetic", rows, schema)
+    export_geotiffs("synthetic", tmp_path / "out")
+    files = sorted((tmp_path / "out").iterdir())
+    assert len(files) == 2
+    with rasterio.open(files[0]) as dataset:
+        assert dataset.crs is None and dataset.transform.is_identity
+        assert "synthetic" in dataset.tags()["TIFFTAG_IMAGEDESCRIPTION"].lower()
+        assert np.array_equal(dataset.read().transpose(1, 2, 0), picture(1))
+
+
+# Real tiles
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not (DATA / "rsicd").is_dir(), reason=f"no real data at RD_DATA ({DATA})")
+def test_rsicd_as_16_bit_geotiffs_comes_through_to_the_byte(tmp_path, monkeypatch):
+    """Four bands of uint16, values times 257, of two classes of RSICD, and its Parquet itself."""
+    table = pq.ParquetFile(DATA / "rsicd/valid.parquet").read()
+    scenes = [name.split("/")[-1].partition("_")[0] for name in table["filename"].to_pylist()]
+    table = table.filter(pa.array([scene in ("airport", "beach") for scene in scenes]))
+    pq.write_table(table, tmp_path / "rsicd.parquet")
+    for row in table.to_pylist():
+        name = Path(row["filename"]).stem
+        values = np.asarray(decode_image(row["image"])).transpose(2, 0, 1).astype(np.uint16) * 257
+        values = np.concatenate([values, values[:1] // 2])
+        write_raster(tmp_path / f"tif/{name.partition('_')[0]}/{name}.tif", values, **UTM)
+    parquet = fetch(tmp_path / "run", monkeypatch, tmp_path / "rsicd.parquet", resolution=64)
+    settings = {"resolution": 64, "stretch": [0, 65535]}
+    fixed = fetch(tmp_path / "run", monkeypatch, tmp_path / "tif", **settings)
+    auto = fetch(tmp_path / "run", monkeypatch, tmp_path / "tif", resolution=64)
+    tiles = {Path(name).stem: tile for name, tile in parquet.items()}
+    assert len(fixed) == len(auto) == len(tiles) > 50
+    for name in fixed:
+        tile = tiles[Path(name).stem]
+        assert np.array_equal(fixed[name], tile)
+        assert np.corrcoef(auto[name].ravel(), tile.ravel())[0, 1] > 0.9
