@@ -4,7 +4,9 @@ import hashlib
 
 import numpy as np
 
+from stages.imagery.readers.items import standard_split
 from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 
 def name_hash(name: str, purpose: str = "split") -> float:
@@ -72,6 +74,8 @@ def match_splits(
 ) -> tuple[dict[str | None, str], list[str]]:
     """Match the source's own splits with train, valid and test.
 
+    Where none is requested, splits whose names say which is which (train, val, test) are matched.
+
     Args:
         image_counts: split of the source -> number of usable images; None: those in no split.
         requested: "train", "valid" and "test" -> the name of the source's split, or None.
@@ -94,6 +98,8 @@ def match_splits(
             exit_with_error(f"{key}.{split}: no split {name!r} in the imagery; {available}")
         if list(own.values()).count(name) > 1:
             exit_with_error(f"{key}: {name} is named twice; {available}")
+    if not own and len(image_counts) > 1 and None not in image_counts:
+        own = _splits_by_name(names)
     if not own and len(image_counts) > 1:
         exit_with_error(
             f"{key}: {available} as its own splits: say which is train, valid, test "
@@ -107,5 +113,20 @@ def match_splits(
         exit_with_error(f"{key}.train: nothing is left for it; {available}")
     matched: dict[str | None, str] = {name: split for split, name in own.items()}
     matched |= dict.fromkeys(train, "train")
+    for unused, count in image_counts.items():
+        if unused not in matched:
+            where = "in no split" if unused is None else f"of the source's split {unused}"
+            log(f"{key}: {count} images {where} are not used")
     missing = [split for split in ("valid", "test") if split not in own]
     return matched, missing
+
+
+def _splits_by_name(names: list[str]) -> dict[str, str]:
+    """Which of the source's splits are valid and test by their names; the others are train.
+
+    {} if a name doesn't say which split it is, or two say the same.
+    """
+    roles = {name: standard_split(name) for name in names}
+    own = {role: name for name, role in roles.items() if role in ("valid", "test")}
+    others = [role for name, role in roles.items() if name not in own.values()]
+    return own if others and set(others) == {"train"} else {}

@@ -1,0 +1,111 @@
+"""Classes of tiles from label rasters, such as WorldCover, Dynamic World or CORINE."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from stages.imagery.rasters import SIGNATURE_BYTES, RasterWindow, mask_driver, open_raster
+from stages.params import Labels, TileGrid
+from stages.runtime.errors import exit_with_error
+
+KEY = "fetch_imagery.labels"
+
+
+class TileLabel(NamedTuple):
+    """The class of a tile."""
+
+    scene: str | None  # None: it has no label
+    share: float | None  # of its labeled pixels: those of the class
+    skip_reason: str | None = None  # why it has no label
+
+
+def label_file(path: Path, labels: Labels) -> Path:
+    """The label raster of an image file. It need not exist."""
+    return Path(os.path.normpath(path.parent / labels.file.replace("{stem}", path.stem)))
+
+
+def label_windows(
+    path: Path, windows: list[RasterWindow], labels: Labels, grid: TileGrid | None
+) -> list[TileLabel]:
+    """The class of each window of a scene: the one with the largest share of labeled pixels.
+
+    Labeled are all pixels but nodata. A value that is in no class counts too: a tile that shows
+    mostly such a value is in no class either.
+
+    Args:
+        path: the scene.
+        windows: of the scene.
+        labels: where the label raster is, and the class of each of its values.
+        grid: its `min_valid` is the least share of labeled pixels; None: one pixel is enough.
+
+    Raises:
+        SystemExit: the label raster is unreadable, of another grid, or holds no integers.
+    """
+    from rasterio.errors import RasterioError
+
+    file = label_file(path, labels)
+    if not file.is_file():
+        return [TileLabel(None, None, "its label raster is missing")] * len(windows)
+    min_valid = 0 if grid is None else grid.min_valid
+    try:
+        with open_raster(path) as scene, _open_labels(file) as dataset:
+            _check_grid(scene, dataset, path, file)
+            return [_label(dataset, window, labels.classes, min_valid) for window in windows]
+    except (OSError, RasterioError) as error:
+        exit_with_error(f"{KEY}: {file.name} is unreadable or truncated: {error}")
+
+
+def _open_labels(file: Path) -> Any:
+    """Open a label raster. Exits with an error if it is of another format."""
+    import rasterio
+
+    with open(file, "rb") as stream:
+        driver = mask_driver(stream.read(SIGNATURE_BYTES))
+    if driver is None:
+        exit_with_error(f"{KEY}: {file.name} is no TIFF, JPEG 2000 or PNG")
+    return rasterio.open(file, driver=driver)
+
+
+def _check_grid(scene: Any, dataset: Any, path: Path, file: Path) -> None:
+    """Exit with an error if a label raster is of another grid than its scene."""
+    if not np.issubdtype(dataset.dtypes[0], np.integer):
+        exit_with_error(f"{KEY}: {file.name} holds {dataset.dtypes[0]}: labels are integers")
+    same = scene.shape == dataset.shape
+    if scene.crs and dataset.crs:
+        pixel = abs(scene.transform.a) + abs(scene.transform.b)
+        corners = np.abs(np.subtract(scene.bounds, dataset.bounds))
+        same = same and scene.crs == dataset.crs and bool(np.all(corners < pixel / 2))
+    if not same:
+        (height, width), (left, bottom, right, top) = scene.shape, scene.bounds
+        exit_with_error(
+            f"{KEY}: {file.name} ({_describe(dataset)}) is of another grid than {path.name} "
+            f"({_describe(scene)}): warp it, gdalwarp -r near -t_srs {scene.crs or 'CRS'} "
+            f"-te {left:.12g} {bottom:.12g} {right:.12g} {top:.12g} -ts {width} {height}"
+        )
+
+
+def _describe(dataset: Any) -> str:
+    origin = f"{dataset.transform.c:.12g}, {dataset.transform.f:.12g}"
+    return f"{dataset.height} x {dataset.width} pixels, {dataset.crs or 'no CRS'}, origin {origin}"
+
+
+def _label(
+    dataset: Any, window: RasterWindow, classes: dict[int, str], min_valid: float
+) -> TileLabel:
+    area = ((window.row, window.row + window.height), (window.column, window.column + window.width))
+    pixels = dataset.read(1, window=area)
+    values, counts = np.unique(pixels, return_counts=True)
+    shares: Counter[str | int] = Counter()  # class, or a value of no class -> pixels
+    for value, count in zip(values.tolist(), counts.tolist()):
+        if value != dataset.nodata:
+            shares[classes.get(value, value)] += count
+    labeled = shares.total()
+    if not labeled or labeled < min_valid * pixels.size:
+        return TileLabel(None, None, "too few of its pixels are labeled")
+    ((scene, count),) = shares.most_common(1)  # of several, the one of the smallest value
+    if isinstance(scene, int):
+        return TileLabel(None, None, f"label {scene} is in no class of {KEY}")
+    return TileLabel(scene, count / labeled)

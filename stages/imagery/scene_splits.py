@@ -1,0 +1,209 @@
+"""Splits of tiles that were cut from scenes: tiles of different splits lie apart on the ground.
+
+A site is a scene, or several that show the same ground. Of `MIN_SITES` sites or more each is in
+one split. Fewer sites are cut into square blocks, or where these would be small into lines of
+tiles: test takes the first lines, valid the last. Then tiles that are closer than a tile's side to
+a tile of another split are left out: the buffer.
+"""
+
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
+
+from stages.imagery.splits import name_hash
+from stages.imagery.tile_spool import SpooledTile
+from stages.runtime.progress import log
+
+MIN_SITES = 10
+BLOCKS = 25  # in all sites together, about; more if a split is to be smaller than a block
+MIN_BLOCK = 4  # sides of a tile; around a smaller block the buffer would be larger than the block
+SAME_GROUND = 0.5  # the least share of the smaller of two scenes that the other one covers
+BUFFER = "buffer"  # the split of tiles that are left out
+
+
+class Places(NamedTuple):
+    """Where tiles are. Lengths are in sides of the largest tile of a frame."""
+
+    frames: np.ndarray  # int [N]: a CRS, or a scene without one
+    scenes: np.ndarray  # int [N]
+    scene_names: list[str]
+    centers: np.ndarray  # float64 [N, 2]
+
+
+def find_places(tiles: list[SpooledTile]) -> Places:
+    """The places of tiles. An image that is no window of a scene is a scene of its own."""
+    frames, scenes, boxes = [], [], []
+    for tile in tiles:
+        crs, bounds, window = tile.georeference.crs, tile.georeference.bounds, tile.window
+        scene = tile.name if window is None else _scene_name(tile.name)
+        scenes.append(scene)
+        frames.append(f"crs {crs}" if crs and bounds else f"scene {scene}")
+        if not (crs and bounds):
+            left, top, width, height = (0, 0, 1, 1)
+            if window is not None:
+                left, top, width, height = window.column, window.row, window.width, window.height
+            bounds = (left, top, left + width, top + height)
+        boxes.append(bounds)
+    corners = np.array(boxes, np.float64).reshape(-1, 2, 2)  # [N, corner, axis]
+    _, frame_numbers = np.unique(frames, return_inverse=True)
+    names, scene_numbers = np.unique(scenes, return_inverse=True)
+    sides = np.zeros((frame_numbers.max() + 1, 2))
+    np.maximum.at(sides, frame_numbers, np.abs(corners[:, 1] - corners[:, 0]))
+    centers = corners.mean(axis=1) / sides[frame_numbers]
+    return Places(frame_numbers, scene_numbers, names.tolist(), centers)
+
+
+def _scene_name(tile_name: str) -> str:
+    """The name of the file that a tile was cut from."""
+    return tile_name.rpartition("_r")[0] + PurePosixPath(tile_name).suffix
+
+
+def carve_scenes(tiles: list[SpooledTile], valid: float, test: float) -> list[str]:
+    """Assign tiles to splits by site, block or line; the sizes are met as closely as these allow.
+
+    Args:
+        tiles: of scenes, and perhaps further images.
+        valid: size of the split: a fraction (< 1), a count (>= 1), or 0.
+        test: likewise.
+
+    Returns:
+        "train", "valid" or "test" for each tile.
+    """
+    test, valid = (size if size >= 1 else size * len(tiles) for size in (test, valid))
+    smallest_share = min(size for size in (test, valid, len(tiles)) if size) / len(tiles)
+    is_cut = [tile.window is not None for tile in tiles]
+    if len({tile.georeference.crs for tile in tiles} - {None}) > 1:
+        log(
+            "fetch_imagery.tile: warning: distances between tiles are measured within each CRS: "
+            "where scenes of two CRS show the same ground, leave one of them out"
+        )
+    units, order, are_lines = _split_units(find_places(tiles), is_cut, smallest_share)
+    unit_sizes = np.bincount(units, minlength=len(order))
+    split_of = np.full(len(order), "train", dtype=object)
+    for split, size, ordered in (("test", test, order), ("valid", valid, order[::-1])):
+        free = [unit for unit in ordered if split_of[unit] == "train"]
+        take = _take_lines if are_lines else _take_units
+        split_of[take(free, unit_sizes, size)] = split
+    return split_of[units].tolist()
+
+
+def _split_units(
+    places: Places, is_cut: list[bool], smallest_share: float
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Group the tiles into units, each of which is in one split.
+
+    Args:
+        places: of the tiles.
+        is_cut: whether each tile is one of a scene.
+        smallest_share: of the tiles that a split gets. A block is not larger.
+
+    Returns:
+        The unit of each tile, int [N]; the order in which test takes the units; and whether they
+        are lines of tiles, side by side in this order.
+    """
+    sites, site_names = _find_sites(places, is_cut)
+    low, high = _extents(sites, places.centers)
+    sides = high - low  # of the sites
+    cut_sites = np.unique(sites[is_cut])
+    area = sides[cut_sites].prod(axis=1).sum()
+    block = max(MIN_BLOCK, int(np.sqrt(area * min(1 / BLOCKS, smallest_share))))
+    offsets = places.centers - low[sites]
+    if len(cut_sites) >= MIN_SITES:
+        unit_kind, cells = "scene", np.zeros_like(offsets)
+    elif area >= BLOCKS * MIN_BLOCK**2:
+        unit_kind = f"block of about {block} x {block} tiles"
+        counts = np.maximum(np.rint(sides / block), 1)[sites]
+        cells = np.floor(offsets / sides[sites] * counts)
+    else:
+        unit_kind = "line of tiles"
+        is_longer = sides == sides.max(axis=1, keepdims=True)
+        is_longer[:, 1] &= ~is_longer[:, 0]
+        cells = np.round(offsets * is_longer[sites], 6)
+    log(f"fetch_imagery.tile: scenes of {len(cut_sites)} site(s), split by {unit_kind}")
+    keys, units = np.unique(np.column_stack([sites, cells]), axis=0, return_inverse=True)
+    if unit_kind == "line of tiles":
+        return units, np.arange(len(keys)), True
+    names = [f"{site_names[int(site)]} {x:g} {y:g}" for site, x, y in keys]
+    return units, np.argsort([name_hash(name) for name in names], kind="stable"), False
+
+
+def _find_sites(places: Places, is_cut: list[bool]) -> tuple[np.ndarray, list[str]]:
+    """The site of each tile, int [N], and the names of the sites."""
+    count = len(places.scene_names)
+    frames = np.zeros(count, np.int64)
+    frames[places.scenes] = places.frames
+    low, high = _extents(places.scenes, places.centers)
+    areas = (high - low).prod(axis=1)
+    scenes = np.unique(places.scenes[is_cut])
+    pairs = []
+    for scene in scenes:
+        others = scenes[frames[scenes] == frames[scene]]
+        overlap = np.minimum(high[scene], high[others]) - np.maximum(low[scene], low[others])
+        smaller = np.minimum(areas[scene], areas[others])
+        same = overlap.clip(min=0).prod(axis=1) >= SAME_GROUND * smaller
+        pairs += [(scene, other) for other in others[same]]
+    i, j = np.array(pairs).T
+    graph = coo_array((np.ones(len(i), bool), (i, j)), shape=(count, count))
+    _, site_of_scene = connected_components(graph, directed=False)
+    names: dict[int, str] = {}
+    for name, site in zip(places.scene_names, site_of_scene.tolist()):
+        names.setdefault(site, name)
+    return site_of_scene[places.scenes], [names[site] for site in sorted(names)]
+
+
+def _extents(areas: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lowest and highest corner of each area [A, 2], of tiles in the areas [N] with centers."""
+    low, high = (np.full((areas.max() + 1, 2), bound) for bound in (np.inf, -np.inf))
+    np.minimum.at(low, areas, centers - 0.5)
+    np.maximum.at(high, areas, centers + 0.5)
+    return low, high
+
+
+def _take_units(order: list[int], sizes: np.ndarray, target: float) -> list[int]:
+    """The first units that each bring the number of tiles closer to the target; one at least."""
+    taken: list[int] = []
+    total = 0
+    for unit in order:
+        if target and abs(total + sizes[unit] - target) < abs(total - target):
+            taken.append(unit)
+            total += sizes[unit]
+    if target and not taken and len(order) > 1:
+        return [min(order, key=lambda unit: sizes[unit])]
+    return taken
+
+
+def _take_lines(order: list[int], sizes: np.ndarray, target: float) -> list[int]:
+    """The first lines, as many as come closest to the target; one at least."""
+    if not target or len(order) < 2:
+        return []
+    totals = np.cumsum(sizes[order])
+    return order[: 1 + int(np.abs(totals - target).argmin())]
+
+
+def leave_out_buffer(tiles: list[SpooledTile]) -> int:
+    """Take the tiles out of train and valid that are too close to a tile of another split.
+
+    Args:
+        tiles: their `split` is changed in place. A tile of train gives way to one of valid or test,
+            a tile of valid to one of test.
+
+    Returns:
+        The number of tiles that are left out.
+    """
+    places = find_places(tiles)
+    # Tiles of different frames are far from each other along a third axis.
+    points = np.column_stack([places.centers, 10 * places.frames])
+    splits = np.array([tile.split for tile in tiles], dtype=object)
+    for split, others in (("valid", ("test",)), ("train", ("valid", "test"))):
+        own = np.flatnonzero(splits == split)
+        tree = KDTree(points[np.isin(splits, others)])
+        # Between centers: half a side of each tile, and the side in between.
+        distances, _ = tree.query(points[own], p=np.inf, distance_upper_bound=2 - 1e-6)
+        splits[own[np.isfinite(distances)]] = BUFFER
+    for tile, split in zip(tiles, splits.tolist()):
+        tile.split = split
+    return int(np.sum(splits == BUFFER))
