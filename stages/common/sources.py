@@ -113,7 +113,7 @@ def _output_folders(root: str) -> list[tuple[str, str]]:
 
 
 def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder, without hidden ones (.git, .DS_Store).
+    """Yield the files below a folder, without hidden ones (.git, .DS_Store, __MACOSX).
 
     Links are followed, except one that leads back to a folder above it.
 
@@ -127,7 +127,7 @@ def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()
     """
     parents |= {folder.resolve()}
     for path in folder.iterdir():
-        if path.name.startswith("."):
+        if path.name.startswith(".") or path.name == "__MACOSX":
             continue
         if path.is_symlink():
             refuse_output_folders(path, f"{key}: {path}")

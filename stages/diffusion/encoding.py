@@ -48,6 +48,7 @@ def encode_captions(
         shape = (len(captions), length, text_encoder.config.hidden_size)
         allocate(embeddings_file, {"embeddings": shape})
         _write_caption_table(captions, tokenizer, length, out / "captions.parquet")
+        log_dropped_words(captions, tokenizer)
     state.wait_for_everyone()
 
     embeddings = memory_map(embeddings_file, "r+")["embeddings"]  # [M, L, D]
@@ -76,6 +77,34 @@ def _write_caption_table(captions: list[str], tokenizer: Any, length: int, path:
         )
     ids = pa.array(range(len(captions)), pa.int32())
     write_table(path, pa.table({"id": ids, "caption": captions, "truncated": truncated}))
+
+
+def log_dropped_words(captions: list[str], tokenizer: Any) -> tuple[int, int]:
+    """Log the words that the tokenizer has no letters for: the text encoder doesn't see them.
+
+    Returns:
+        How many of the captions have such words, and how many have no other.
+    """
+    words = sorted({word for caption in captions for word in caption.split()})
+    dropped, unseen = set(), set()
+    for begin in range(0, len(words), TOKENIZER_BATCH):
+        batch = words[begin : begin + TOKENIZER_BATCH]
+        for word, ids in zip(batch, tokenizer(batch, add_special_tokens=False).input_ids):
+            if tokenizer.unk_token_id in ids:
+                dropped.add(word)
+            if set(ids) <= {tokenizer.unk_token_id}:
+                unseen.add(word)
+    word_sets = [set(caption.split()) for caption in captions if caption]
+    with_dropped = sum(not word_set.isdisjoint(dropped) for word_set in word_sets)
+    without_seen = sum(word_set <= unseen for word_set in word_sets)
+    if dropped:
+        log(
+            f"encode: the tokenizer has no letters for {len(dropped)} words "
+            f"({', '.join(sorted(dropped)[:5])} ...) in {with_dropped} of {len(word_sets)} "
+            f"captions; {without_seen} of these have no other words and equal the empty caption "
+            "(train_base.source: scratch learns a tokenizer for any text)"
+        )
+    return with_dropped, without_seen
 
 
 class VaeEncoder:

@@ -6,6 +6,7 @@ that ships with the repository.
 """
 
 import copy
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -77,17 +78,32 @@ def train_vae(
     return vae.eval()
 
 
-def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
+def train_tokenizer(
+    texts: list[str], folder: Path, letters: Sequence[str] | None = None, merges: int = 1500
+) -> None:
     """Learn CLIP's byte-pair encoding (Sennrich et al. 2016) and save it as a CLIPTokenizer.
 
     Text is lower case, and words end in `</w>`. The `tokenizers` library cannot be used: with such
     a suffix, its trainer breaks ties differently in every process.
+
+    Args:
+        texts: to learn from.
+        folder: to save to.
+        letters: of the vocabulary. None: one for each byte, as CLIP has it, so that there is a
+            token for any text. Words with another letter are ignored here, and dropped later.
+        merges: the largest number of tokens of several letters.
     """
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
 
-    word_counts = Counter(word for text in texts for word in text.lower().split())
-    letters = [chr(code) for code in range(33, 127)]
-    learned: Any = _learn_merges(word_counts, letters, merges)
+    letters = sorted(ByteLevel.alphabet()) if letters is None else letters
+    word_counts = Counter(
+        word for text in texts for word in unicodedata.normalize("NFC", text).lower().split()
+    )
+    # A letter stands for each byte of a word: its own in ASCII, `æ²³` for 河.
+    to_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
+    byte_counts = {to_bytes.pre_tokenize_str(word)[0][0]: n for word, n in word_counts.items()}
+    learned: Any = _learn_merges(byte_counts, letters, merges)
     tokens = [
         *letters,
         *(letter + "</w>" for letter in letters),
@@ -103,7 +119,7 @@ def train_tokenizer(texts: list[str], folder: Path, merges: int = 1500) -> None:
 
 
 def _learn_merges(
-    word_counts: Counter[str], letters: list[str], merges: int
+    word_counts: dict[str, int], letters: Sequence[str], merges: int
 ) -> list[tuple[str, str]]:
     """The pairs of tokens to merge, most frequent first; alphabetical order breaks ties.
 

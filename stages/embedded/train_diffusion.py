@@ -69,7 +69,9 @@ def main(
         )
         trained_vae.save_pretrained(FOLDER / "vae")
     if "text_encoder" in parts:
-        from_scratch.train_tokenizer(all_captions + notes, FOLDER / "tokenizer")
+        # The shipped text encoder has this vocabulary. Its captions and notes are English.
+        letters = [chr(code) for code in range(33, 127)]
+        from_scratch.train_tokenizer(all_captions + notes, FOLDER / "tokenizer", letters)
         trained_text_encoder = from_scratch.train_text_encoder(
             CLIPTokenizer.from_pretrained(FOLDER / "tokenizer"),
             images,

@@ -1,11 +1,21 @@
 """Text of unknown origin: names and captions that are not valid UTF-8, lines that are not JSON."""
 
 import json
+import unicodedata
 
 
 def valid_utf8(text: str) -> str:
-    """Remove what UTF-8 cannot hold (the lone surrogates of broken JSON), and NUL characters."""
-    return text.encode(errors="ignore").decode().replace("\0", "")
+    """Remove what UTF-8 cannot hold (the lone surrogates of broken JSON), and NUL characters.
+
+    The result is in Unicode's composed form (NFC): macOS writes names in the decomposed one, in
+    which an accented letter of a class name would not equal that of `classes` in params.yaml.
+    """
+    return unicodedata.normalize("NFC", text.encode(errors="ignore").decode()).replace("\0", "")
+
+
+def posix_path(path: str) -> str:
+    """A path of any system with `/` between its parts and without a `./` before it."""
+    return valid_utf8(path).replace("\\", "/").removeprefix("./")
 
 
 def parse_json_object(text: str | bytes) -> dict:

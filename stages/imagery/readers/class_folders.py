@@ -1,56 +1,74 @@
 """Read images from class folders: class/image.jpg, or train/class/image.jpg."""
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.items import (
-    ImageSource,
-    SourceItem,
-    scene_of,
-    skipped_file,
-    split_folder,
-)
+from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
 from stages.imagery.untrusted_text import valid_utf8
 
 NO_SCENE = "no class folder and no captions"
 
 
-def open_class_folders(files: list[Path], root: Path) -> ImageSource:
+def open_class_folders(files: list[Path], root: Path, caption: str | None) -> ImageSource:
     """A source whose folders are classes, without captions.
 
     A folder that is named as a split is a split and not a class, at any depth. Of two such
-    folders (train/test/image.jpg) the second is a class. The class of an image directly in a
-    split's folder is in its file name (train/airport_1.jpg); an image without a class is skipped.
+    folders (train/test/image.jpg) the second is a class. The class of an image in no class folder
+    is in its file name (airport_1.jpg), or else the image is skipped.
+
+    A source with fewer than two class folders is flat: where `caption` is given, its images are of
+    no class and get that caption; else their file names are preferred to the one folder's name.
     """
-    return ImageSource([], partial(_read_items, files, root), has_captions=False)
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    is_flat = len({class_folder(file, root) for file in images} - {""}) < 2
+    read_items = partial(_read_items, files, root, is_flat, caption if is_flat else None)
+    return ImageSource([], read_items, has_captions=False)
 
 
-def _read_items(files: list[Path], root: Path, with_images: bool) -> Iterator[SourceItem]:
+def class_folder(file: Path, root: Path) -> str:
+    """The last folder above a file that is not its split's, or ""."""
+    *folders, _ = file.relative_to(root).parts
+    split = split_folder(folders)
+    if split:
+        folders.remove(split)
+    return valid_utf8(folders[-1]) if folders else ""
+
+
+def _read_items(
+    files: list[Path], root: Path, is_flat: bool, caption: str | None, with_images: bool
+) -> Iterator[SourceItem]:
     """Yield an item per file. Images are given as paths, with or without `with_images`."""
     for file in files:
         if file.suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(file):
-            yield _image_item(file, root)
+            yield _image_item(file, root, is_flat, caption)
         else:
             yield skipped_file(file, root)
 
 
-def _image_item(file: Path, root: Path) -> SourceItem:
-    *folders, file_name = file.relative_to(root).parts
-    split = split_folder(folders)
-    if split:
-        folders.remove(split)
-    scene = ""
-    if folders:
-        scene = folders[-1]
-    elif split:
-        scene = scene_of(SourceItem(split, file_name))
-    return SourceItem(
-        split=split,
+def _image_item(file: Path, root: Path, is_flat: bool, caption: str | None) -> SourceItem:
+    folder = class_folder(file, root)
+    item = SourceItem(
+        split=split_folder(file.relative_to(root).parts[:-1]),
         name=valid_utf8(file.relative_to(root).as_posix()),
-        scene=valid_utf8(scene),
+        scene=folder,
         image=file,
-        skip_reason=None if scene else NO_SCENE,
     )
+    if caption is not None:
+        return item._replace(scene="", captions=caption)
+    if folder and not is_flat:
+        return item
+    scene = _scene_in_name(file) or folder
+    return item._replace(scene=scene, skip_reason=None if scene else NO_SCENE)
+
+
+def _scene_in_name(file: Path) -> str:
+    """What stands before the number of a file name, if it is a word: airport_1.jpg, River_20.tif.
+
+    A tile's coordinates or date (T32UMD_20200101_3.tif) are no class.
+    """
+    scene = valid_utf8(file.stem).rpartition("_")[0]
+    return "" if re.search(r"\d", scene) else scene

@@ -1,14 +1,26 @@
 """What every reader yields: the items of a source, unchecked and in a fixed order."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.untrusted_text import valid_utf8
 
-SPLIT_NAMES = {"train", "training", "valid", "val", "validation", "test", "testing"}
+# What splits are named, as `datasets` has it (restval: Karpathy's JSON), and which split that is.
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "restval"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+# The names of fields and columns, the first that a source has, in lower case.
+NAME_FIELDS = ("file_name", "filename")
+SCENE_FIELDS = ("scene", "class_name", "classname", "class", "category", "label")
+# What may stand after the name of a split: val2017, test_set.
+SPLIT_ENDING = re.compile(r"[ _-]?(set|data|images|\d+)$")
 
 
 class SourceItem(NamedTuple):
@@ -18,20 +30,38 @@ class SourceItem(NamedTuple):
     """
 
     split: str | None  # the source's own name of the split
-    name: str  # file name
+    name: str  # its path below the root of the source, or what a table calls it
     captions: Any = None  # as the source holds them; None: it has no caption field
-    scene: str | None = None  # the class that the source gives; None: the file name tells it
-    image: Any = None  # encoded bytes, a path, or a SceneId of the embedded scenes
+    scene: str | None = None  # the class, "" for none; None: the file name tells it
+    # encoded bytes, a path, a RasterWindow of a scene, or a SceneId of the embedded scenes
+    image: Any = None
     skip_reason: str | None = None  # why the reader could not read it
+    content_name: str | None = None  # from the image's bytes, where `name` doesn't tell it apart
+    label_share: float | None = None  # of a label raster's valid pixels: those of its class
 
 
 class ImageSource(NamedTuple):
     """An opened source."""
 
-    files: list[Path]  # Parquet tables and metadata lists, whose hashes SOURCE.json records
+    files: list[Path]  # tables and lists, whose hashes SOURCE.json records
     # read_items(with_images) yields the same items in the same order each time.
     read_items: Callable[[bool], Iterator[SourceItem]]
     has_captions: bool  # it has a caption field
+    unread_captions: str | None = None  # a file that seems to hold captions in another layout
+    rgb_bands: list[int | str] | None = (
+        None  # of its rasters, if it says so; see fetch_imagery.bands
+    )
+
+
+def first_field(fields: tuple[str, ...], names: Iterable[str]) -> str | None:
+    """The first of the fields that is among the names, in any case, as it is written there."""
+    by_lower_case = {name.lower(): name for name in names}
+    return next((by_lower_case[field] for field in fields if field in by_lower_case), None)
+
+
+def image_name(item: SourceItem) -> str:
+    """The name that no other image of the source has. Rows with the same are of one image."""
+    return item.content_name or item.name
 
 
 def scene_of(item: SourceItem) -> str:
@@ -39,7 +69,9 @@ def scene_of(item: SourceItem) -> str:
 
     The second is RSICD's convention: rsicd_images/airport_1.jpg shows an airport.
     """
-    return item.scene or PurePosixPath(item.name).stem.rpartition("_")[0]
+    if item.scene is not None:
+        return item.scene
+    return PurePosixPath(item.name).stem.rpartition("_")[0]
 
 
 def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
@@ -57,6 +89,11 @@ def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
     return SourceItem(None, valid_utf8(file.relative_to(root).as_posix()), skip_reason=reason)
 
 
+def standard_split(name: str) -> str | None:
+    """Which of train, valid and test a name means (Train, dev, val2017, test_set), if any."""
+    return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name.lower()))
+
+
 def split_folder(folders: Sequence[str]) -> str | None:
     """The first folder that is named as a split, if any."""
-    return next((folder for folder in folders if folder.lower() in SPLIT_NAMES), None)
+    return next((folder for folder in folders if standard_split(folder)), None)

@@ -1,43 +1,194 @@
-"""Read images that metadata.jsonl or metadata.csv lists, as the `imagefolder` of `datasets` does.
+"""Read images that metadata.jsonl, .csv or .parquet lists, as the `imagefolder` of `datasets` does.
 
-A line holds file_name, text (or captions) and optionally scene and split. There is one list in the
-root, or one in each split's folder.
+A line holds file_name, captions (text) or a class (scene), and optionally split. There is one list
+in the root, or one in each split's folder. The case of field names doesn't count. Lines of one
+image are merged, so that each may hold another caption.
 """
 
 import csv
-import os
+import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
 
-from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.imagery.captions import (
+    CAPTION_FIELDS,
+    caption_fields,
+    field_value,
+    misnamed_captions,
+)
+from stages.imagery.readers.items import (
+    NAME_FIELDS,
+    SCENE_FIELDS,
+    ImageSource,
+    SourceItem,
+    first_field,
+    skipped_file,
+    split_folder,
+)
+from stages.imagery.readers.listed_images import ListedImages
 from stages.imagery.untrusted_text import parse_json_object, valid_utf8
+from stages.runtime.errors import exit_with_error
 
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
-CAPTION_FIELDS = ("captions", "text", "caption")
-SCENE_FIELDS = ("scene", "label")
+METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# Keys of rows that hold no values, but what is wrong with the line.
+NOT_JSON = "\0not JSON"
+MORE_CELLS = "\0more cells"
+NO_FILE_NAME = "metadata line without a file_name"
+ROWS_LOOKED_AT = 100  # for captions in fields of other names
+
+csv.field_size_limit(2**31 - 1)  # instead of 131,072 characters
 
 
-def open_metadata_lists(metadata: list[Path], files: list[Path], root: Path) -> ImageSource:
+def open_metadata_lists(
+    metadata: list[Path], files: list[Path], root: Path, key: str
+) -> ImageSource:
     """A source of images that metadata lists name.
 
     Args:
         metadata: the lists.
         files: all files of the source. Images that no list names are skipped.
         root: the folder of the source.
+        key: the params key of the source, for error messages.
+
+    Raises:
+        SystemExit: a list is not UTF-8, or names no file, or has neither captions nor classes.
     """
+    fields = [_check_list(file, f"{key}: {file.relative_to(root)}") for file in metadata]
+    has_captions = any(caption_fields(names) for names in fields)
     read_items = partial(_read_items, metadata, files, root)
-    return ImageSource(metadata, read_items, has_captions=True)
+    return ImageSource(metadata, read_items, has_captions)
+
+
+def _check_list(file: Path, label: str) -> list[str]:
+    """The fields of a list. Exits with an error if no line of it can be used, and says why."""
+    if file.suffix.lower() != ".parquet":
+        _refuse_encoding(file, label)
+    fields = dict.fromkeys(_header(file, label))  # in order
+    for _, row in read_metadata(file, label):
+        fields |= dict.fromkeys(name for name in row if not name.startswith("\0"))
+    shown = ", ".join(map(repr, fields)) or "none"
+    if file.suffix.lower() == ".jsonl" and (not fields or _is_multiline_json(file)):
+        exit_with_error(
+            f"{label} must hold one JSON object per line; it holds a JSON array, objects over "
+            "several lines, or no JSON"
+        )
+    if first_field(NAME_FIELDS, fields) is None:
+        advice = "; separate them by commas" if any(re.search(r"[;\t|]", f) for f in fields) else ""
+        exit_with_error(f"{label} has no field file_name; its fields: {shown}{advice}")
+    if not caption_fields(fields) and first_field(SCENE_FIELDS, fields) is None:
+        exit_with_error(
+            f"{label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "
+            f"({', '.join(SCENE_FIELDS)}); its fields: {shown}"
+        )
+    if not caption_fields(fields):
+        rows = (row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT))
+        if field := misnamed_captions(rows):
+            exit_with_error(f"{label}: its field {field!r} seems to hold captions: name it `text`")
+    return list(fields)
+
+
+def _header(file: Path, label: str) -> list[str]:
+    """The fields of a CSV file; [] for other lists. Exits with an error if two have one name."""
+    if file.suffix.lower() != ".csv":
+        return []
+    with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
+        names = [name.strip().lower() for name in next(csv.reader(stream), [])]
+    for name, count in Counter(filter(None, names)).items():
+        if count > 1:
+            exit_with_error(f"{label} has {count} fields {name!r}: give each its own name")
+    return names
+
+
+def _refuse_encoding(file: Path, label: str) -> None:
+    """Exit with an error if the file is UTF-16 or UTF-32, which have zero bytes."""
+    with open(file, "rb") as stream:
+        head = stream.read(256)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        exit_with_error(f"{label} is not UTF-8 but UTF-16, or no text; save it as UTF-8")
+
+
+def _is_multiline_json(file: Path) -> bool:
+    """Whether the file begins with a JSON value that is no object on one line."""
+    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+        first_line = next((line for line in stream if line.strip()), "")
+        if not first_line.lstrip().startswith(("{", "[")) or parse_json_object(first_line):
+            return False
+        rest = stream.read()
+    try:
+        json.JSONDecoder().raw_decode((first_line + rest).strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def read_metadata(metadata_file: Path, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, row), with lower-case field names.
+
+    A row with `NOT_JSON` or `MORE_CELLS` stands for a line that cannot be read.
+
+    Raises:
+        SystemExit: a Parquet list is damaged, or a CSV list has a wrong quote. The message starts
+            with `label`.
+    """
+    if metadata_file.suffix.lower() == ".parquet":
+        rows: Iterator[dict] = _read_parquet_rows(metadata_file, label)
+        yield from enumerate(map(_lower_names, rows), 1)
+        return
+    with open(metadata_file, encoding="utf-8-sig", errors="replace", newline="") as stream:
+        if metadata_file.suffix.lower() == ".csv":
+            yield from _read_csv_rows(stream, label)
+            return
+        for line_number, line in enumerate(stream, 1):
+            if line.strip():
+                row = parse_json_object(line)
+                yield line_number, _lower_names(row) if row else {NOT_JSON: True}
+
+
+def _read_csv_rows(stream: TextIO, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of its last line, row). Exits with an error where a quote is wrong."""
+    reader = csv.DictReader(stream, restkey=MORE_CELLS, strict=True)
+    last = 1
+    try:
+        for row in reader:
+            yield reader.line_num, _lower_names(row)
+            last = reader.line_num
+    except csv.Error as error:
+        exit_with_error(
+            f"{label}: the quotes after line {last} are wrong ({error}): one isn't closed, or "
+            'one inside a text is not written ""'
+        )
+
+
+def _lower_names(row: dict) -> dict[str, Any]:
+    return {str(name).strip().lower(): value for name, value in row.items()}
+
+
+def _read_parquet_rows(file: Path, label: str) -> Iterator[dict]:
+    """Yield the rows of a Parquet list. Exits with an error if it is damaged."""
+    try:
+        for batch in pq.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        exit_with_error(f"{label} is damaged: {str(error).splitlines()[0]}")
 
 
 def _read_items(
     metadata: list[Path], files: list[Path], root: Path, with_images: bool
 ) -> Iterator[SourceItem]:
     """Yield an item per line. Images are given as paths, with or without `with_images`."""
+    images = ListedImages(files, root)
     listed = set(metadata)
     for metadata_file in metadata:
-        for line_number, row in read_metadata(metadata_file):
-            item = _item(row, metadata_file, line_number, root)
+        for line_number, row in read_metadata(metadata_file, metadata_file.name):
+            item = _item(row, metadata_file, line_number, root, images)
             if item.image is not None:
                 listed.add(item.image)
             yield item
@@ -47,47 +198,49 @@ def _read_items(
             yield skipped_file(file, root, f"not in {list_names}")
 
 
-def read_metadata(metadata_file: Path) -> Iterator[tuple[int, dict]]:
-    """Yield (line number, row). A JSON line that holds no object gives an empty row."""
-    with open(metadata_file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        if metadata_file.suffix == ".csv":
-            # A quote that never closes makes the rest of the file one field, of any size. The
-            # images in it then count as not listed.
-            csv.field_size_limit(2**31 - 1)
-            yield from enumerate(csv.DictReader(stream), 2)
-            return
-        for line_number, line in enumerate(stream, 1):
-            if line.strip():
-                yield line_number, parse_json_object(line)
-
-
-def _item(row: dict, metadata_file: Path, line_number: int, root: Path) -> SourceItem:
+def _item(
+    row: dict, metadata_file: Path, line_number: int, root: Path, images: ListedImages
+) -> SourceItem:
     """The item of a metadata line: its image, or why the line is skipped."""
+    fault = _fault(row)
+    if fault:
+        line = f"{metadata_file.relative_to(root).as_posix()}:{line_number}"
+        if fault == NO_FILE_NAME:
+            line += f", fields: {', '.join(row)[:200]}"
+        return SourceItem(None, valid_utf8(line), skip_reason=fault)
+    file_name = str(row[first_field(NAME_FIELDS, row) or ""])
+    file, missing = images.find(metadata_file.parent, file_name)
     folder = metadata_file.parent.relative_to(root)
-    line_name = valid_utf8((folder / f"{metadata_file.name}:{line_number}").as_posix())
-    file_name = row.get("file_name")
-    if "\ufffd" in str(row):
-        return SourceItem(None, line_name, skip_reason="metadata line that is not UTF-8")
-    if not isinstance(file_name, str) or not file_name.strip():
-        return SourceItem(None, line_name, skip_reason="metadata line without a file_name")
-    if ".." in PurePosixPath(file_name).parts or file_name.startswith("/"):
-        return SourceItem(None, line_name, skip_reason="file_name outside the folder")
-    file = metadata_file.parent / valid_utf8(file_name)
+    if file is None:
+        return SourceItem(None, valid_utf8((folder / file_name).as_posix()), skip_reason=missing)
     path = file.relative_to(root)
     return SourceItem(
         split=_split(row, path, folder),
         name=valid_utf8(path.as_posix()),
-        captions=next((row[field] for field in CAPTION_FIELDS if field in row), None),
+        captions=field_value(row, caption_fields(row)),
         scene=_scene(row),
         image=file,
-        skip_reason=None if os.path.isfile(file) else "listed file is missing",
     )
+
+
+def _fault(row: dict) -> str | None:
+    """What is wrong with a line, if anything."""
+    file_name = row.get(first_field(NAME_FIELDS, row) or "")
+    if "\ufffd" in str(row):
+        return "metadata line that is not UTF-8"
+    if NOT_JSON in row:
+        return "metadata line that is no JSON object"
+    if MORE_CELLS in row:
+        return "metadata line with more cells than fields (quote text with commas)"
+    if not isinstance(file_name, str) or not file_name.strip():
+        return NO_FILE_NAME
+    return None
 
 
 def _split(row: dict, path: Path, metadata_folder: Path) -> str | None:
     """The split that the row names, or the image's split folder, or the metadata's first folder."""
     if isinstance(row.get("split"), str) and row["split"]:
-        return row["split"]
+        return valid_utf8(row["split"])
     return split_folder(path.parts[:-1]) or next(iter(metadata_folder.parts), None)
 
 

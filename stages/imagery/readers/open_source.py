@@ -3,40 +3,115 @@
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from stages.common.sources import visible_files
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
+from stages.imagery.readers.caption_files import find_caption_files, open_caption_files
+from stages.imagery.readers.captions_json import find_captions_json, open_captions_json
 from stages.imagery.readers.class_folders import open_class_folders
 from stages.imagery.readers.items import ImageSource
 from stages.imagery.readers.metadata_lists import METADATA_NAMES, open_metadata_lists
 from stages.imagery.readers.parquet import open_parquet
+from stages.imagery.readers.unread_captions import find_unread_captions
 from stages.runtime.errors import exit_with_error
 
+# What holds data sets in a form that is not read -> what to do with it.
+CONVERSIONS = {
+    ".tar": "unpack WebDataset shards, `for t in *.tar; do tar -xf $t; done`: the .txt files "
+    "beside the images are then read as captions",
+    ".arrow": "write it as Parquet, `datasets.load_from_disk(folder).to_parquet(file)`",
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"), "unpack it"),
+    **dict.fromkeys(
+        (".h5", ".hdf5", ".nc", ".npy", ".npz", ".mat", ".pkl", ".tfrecord", ".lmdb", ".mdb"),
+        "write its images as PNG or GeoTIFF files",
+    ),
+}
 
-def open_source(path: Path, key: str) -> ImageSource:
-    """Open a Parquet file, or a folder of Parquet tables, metadata lists or class folders.
+
+def open_source(path: Path, key: str, caption: str | None = None) -> ImageSource:
+    """Open a Parquet file or a list of images, or a folder of any layout of docs/data.md.
 
     Args:
-        path: the file or folder.
+        path: the file or folder. The root of a list's images is its folder.
         key: the params key that named it, for error messages.
+        caption: of the images in a flat folder or table, without captions and classes; None: the
+            file names say what is shown.
 
     Raises:
-        SystemExit: it has none of these layouts, or a table cannot be read.
+        SystemExit: it has none of these layouts, or a table or list cannot be read.
     """
     if path.is_file():
-        if path.suffix != ".parquet":
-            exit_with_error(f"{key}: {path.name} is not a .parquet file (or give a folder)")
-        return open_parquet([path], [], path.parent, key)
+        return _open_file(path, key, caption)
     files = sorted(visible_files(path, key))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    tables = [file for file in files if file.suffix == ".parquet" and os.path.isfile(file)]
+    source = _open_folder(path, files, images, key, caption)
+    if source.has_captions:
+        return source
+    beside = [file for file in files if file not in source.files]
+    return source._replace(unread_captions=find_unread_captions(beside, images, path))
+
+
+def _open_folder(
+    path: Path, files: list[Path], images: list[Path], key: str, caption: str | None
+) -> ImageSource:
+    """Open a folder with the reader of its layout."""
+    tables = [file for file in files if _is_table(file)]
     if tables:
-        return open_parquet(tables, images, path, key)
-    metadata = [file for file in files if file.name in METADATA_NAMES and os.path.isfile(file)]
+        beside = [file for file in files if _is_metadata(file)]
+        return open_parquet(tables, images + beside, path, key, caption)
+    metadata = [file for file in files if _is_metadata(file)]
     if metadata:
-        return open_metadata_lists(metadata, files, path)
+        return open_metadata_lists(metadata, files, path, key)
     if not images:
-        exit_with_error(
-            f"{key}: {path.name}: no images in it (looked for *.parquet, "
-            f"{', '.join(METADATA_NAMES)} and {' '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    return open_class_folders(files, path)
+        _refuse_without_images(path, files, key)
+    captions_json = find_captions_json(files, path, key)
+    if captions_json:
+        return open_captions_json(captions_json, files, path)
+    text_of_image = find_caption_files(files)
+    if text_of_image:
+        return open_caption_files(text_of_image, files, path)
+    return open_class_folders(files, path, caption)
+
+
+def _open_file(path: Path, key: str, caption: str | None) -> ImageSource:
+    """Open a Parquet table, or a list whose images are in its folder."""
+    if _is_table(path):
+        return open_parquet([path], [], path.parent, key, caption)
+    root = path.parent
+    if _is_metadata(path):
+        return open_metadata_lists([path], sorted(visible_files(root, key)), root, key)
+    if find_captions_json([path], root, key):
+        return open_captions_json([path], sorted(visible_files(root, key)), root)
+    layouts = f"name a folder, a .parquet file, {', '.join(METADATA_NAMES)} or Karpathy's JSON"
+    advice = CONVERSIONS.get(path.suffix.lower(), layouts)
+    exit_with_error(f"{key}: {path.name} is not read: {advice}")
+
+
+def _is_metadata(file: Path) -> bool:
+    return file.name.lower() in METADATA_NAMES and os.path.isfile(file) and not _is_table(file)
+
+
+def _is_table(file: Path) -> bool:
+    """Whether it is a Parquet file, and not metadata.parquet, a list of image files."""
+    if file.suffix.lower() != ".parquet" or not os.path.isfile(file):
+        return False
+    if file.name.lower() not in METADATA_NAMES:
+        return True
+    try:
+        return "image" in pq.read_schema(file).names
+    except (pa.ArrowException, OSError, ValueError):
+        return True  # its reader says what is wrong
+
+
+def _refuse_without_images(path: Path, files: list[Path], key: str) -> None:
+    """Exit with an error that says which files there are instead of images."""
+    for suffix, advice in CONVERSIONS.items():
+        if any(file.suffix.lower() == suffix for file in files):
+            exit_with_error(f"{key}: {path.name}: no images in it, but {suffix} files: {advice}")
+    found = ", ".join(sorted({file.suffix or file.name for file in files})[:20]) or "no files"
+    exit_with_error(
+        f"{key}: {path.name}: no images in it (looked for *.parquet, {', '.join(METADATA_NAMES)} "
+        f"and {' '.join(sorted(IMAGE_SUFFIXES))}; found {found})"
+    )

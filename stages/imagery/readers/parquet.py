@@ -1,32 +1,40 @@
 """Read images from Parquet tables, such as those of Hugging Face data sets.
 
-A table has the column `image` ({bytes, path} or bytes) and, by any of the names below, columns of
-captions, file names and scenes.
+A table has the column `image` ({bytes, path} or bytes) and, by any of their names, columns of
+captions, file names and scenes. Rows may be of one image, each with another caption.
+
+`datasets` stores the base name of an image file only, so that images of several folders have the
+same name: then their contents tell them apart.
 """
 
+import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stages.imagery.captions import caption_fields, field_value, misnamed_captions
 from stages.imagery.readers.items import (
-    SPLIT_NAMES,
+    NAME_FIELDS,
+    SCENE_FIELDS,
     ImageSource,
     SourceItem,
+    first_field,
     skipped_file,
     split_folder,
+    standard_split,
 )
-from stages.imagery.untrusted_text import parse_json_object, valid_utf8
+from stages.imagery.untrusted_text import parse_json_object, posix_path, valid_utf8
 from stages.runtime.errors import exit_with_error
 
-CAPTION_COLUMNS = ("captions", "caption", "text")
-NAME_COLUMNS = ("filename", "file_name")
-SCENE_COLUMNS = ("scene", "label")
 # The Arrow types of encoded images. "null": no row has an image.
 IMAGE_TYPES = ("binary", "large_binary", "fixed_size_binary", "dictionary<values=binary", "null")
+ROWS_LOOKED_AT = 100  # for captions in columns of other names
 ROWS_PER_BATCH = 4096
 ROWS_PER_BATCH_WITH_IMAGES = 64
 
@@ -36,16 +44,18 @@ class Table(NamedTuple):
 
     path: Path
     label: str  # the start of error messages
+    row_name: str  # what rows without a name are called, before their number
     split: str | None
-    caption_column: str | None
+    caption_columns: list[str]
     name_column: str | None
     scene_column: str | None
+    text_columns: list[str]  # of strings, or lists of them
     has_image_path: bool  # `image` is a struct with the field `path`
     class_names: list  # of an integer scene column; [] where the schema has none
 
     def columns(self, with_images: bool) -> list[str]:
         """The columns to read. Without images, `image` is read for its path only, if it has one."""
-        columns = [self.caption_column, self.name_column, self.scene_column]
+        columns = [*self.caption_columns, self.name_column, self.scene_column]
         if with_images:
             columns.append("image")
         elif self.has_image_path:
@@ -53,21 +63,27 @@ class Table(NamedTuple):
         return [column for column in columns if column is not None]
 
 
-def open_parquet(files: list[Path], images: list[Path], root: Path, key: str) -> ImageSource:
+def open_parquet(
+    files: list[Path], images: list[Path], root: Path, key: str, caption: str | None = None
+) -> ImageSource:
     """A source of Parquet tables.
 
     Args:
         files: the tables.
-        images: image files beside the tables, which are skipped.
+        images: image files and lists beside the tables, which are skipped.
         root: the folder of the source.
         key: the params key of the source, for error messages.
+        caption: of the images in tables without captions and scenes; None: these are skipped.
 
     Raises:
         SystemExit: a table cannot be read, or has no column of encoded images.
     """
     tables = [_open_table(file, root, key, only_table=len(files) == 1) for file in files]
-    has_captions = any(table.caption_column for table in tables)
-    return ImageSource(files, partial(_read_items, tables, images, root), has_captions)
+    has_captions = any(table.caption_columns for table in tables)
+    if not has_captions:
+        _refuse_misnamed_captions(tables)
+    read_items = partial(_read_items, tables, _shared_names(tables), images, root, caption)
+    return ImageSource(files, read_items, has_captions)
 
 
 def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
@@ -79,7 +95,10 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
         # ValueError: the file name is not UTF-8.
         exit_with_error(f"{label} cannot be read: {str(error).splitlines()[0]}")
     if "image" not in schema.names:
-        exit_with_error(f"{label} has no column `image`; it has {', '.join(schema.names)}")
+        exit_with_error(
+            f"{label} has no column `image`; it has {', '.join(schema.names)} (a list of image "
+            "files is named metadata.parquet)"
+        )
     image_type = schema.types[schema.names.index("image")]
     if pa.types.is_struct(image_type):
         fields = {field.name: str(field.type) for field in image_type}
@@ -90,21 +109,31 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
             f"{label}: column `image` holds {image_type}, not encoded images (bytes, or a struct "
             "{bytes, path})"
         )
-    scene_column = _first_column(SCENE_COLUMNS, schema)
+    scene_column = first_field(SCENE_FIELDS, schema.names)
     return Table(
         path,
         label,
+        row_name=valid_utf8(path.relative_to(root).with_suffix("").as_posix()),
         split=_split(path, root, only_table),
-        caption_column=_first_column(CAPTION_COLUMNS, schema),
-        name_column=_first_column(NAME_COLUMNS, schema),
+        caption_columns=caption_fields(schema.names),
+        name_column=first_field(NAME_FIELDS, schema.names),
         scene_column=scene_column,
+        text_columns=[f.name for f in schema if "string" in str(f.type) and f.name != "image"],
         has_image_path="path" in fields,
         class_names=_class_names(schema, scene_column),
     )
 
 
-def _first_column(names: tuple[str, ...], schema: pa.Schema) -> str | None:
-    return next((name for name in names if name in schema.names), None)
+def _refuse_misnamed_captions(tables: list[Table]) -> None:
+    """Exit with an error if a column that isn't called so seems to hold captions."""
+    for table in tables:
+        known = (table.name_column, table.scene_column)
+        columns = [name for name in table.text_columns if name not in known]
+        rows = islice(_read_rows(table, columns), ROWS_LOOKED_AT)
+        if column := misnamed_captions(rows):
+            exit_with_error(
+                f"{table.label}: its column {column!r} seems to hold captions: name it `text`"
+            )
 
 
 def _split(path: Path, root: Path, only_table: bool) -> str | None:
@@ -115,11 +144,11 @@ def _split(path: Path, root: Path, only_table: bool) -> str | None:
     """
     name = path.stem.partition("-")[0]
     folders = path.relative_to(root).parts[:-1]
-    if name.lower() not in SPLIT_NAMES and split_folder(folders):
+    if not standard_split(name) and split_folder(folders):
         return split_folder(folders)
     if name.isdigit():
         return folders[-1] if folders else None
-    if only_table and name not in SPLIT_NAMES:
+    if only_table and not standard_split(name):
         return None
     return name
 
@@ -136,23 +165,53 @@ def _class_names(schema: pa.Schema, column: str | None) -> list:
 
 
 def _read_items(
-    tables: list[Table], images: list[Path], root: Path, with_images: bool
+    tables: list[Table],
+    shared: set[str | None],
+    images: list[Path],
+    root: Path,
+    caption: str | None,
+    with_images: bool,
 ) -> Iterator[SourceItem]:
-    """Yield an item per row, then one for each image file beside the tables."""
+    """Yield an item per row, then one for each image file or list beside the tables."""
+    read_bytes = with_images or bool(shared)
     for table in tables:
-        for row_number, row in enumerate(_read_rows(table, with_images)):
-            yield _item(table, row_number, row)
+        for row_number, row in enumerate(_read_rows(table, table.columns(read_bytes))):
+            item = _item(table, row_number, row, shared)
+            if caption is not None and not table.caption_columns and table.scene_column is None:
+                item = item._replace(captions=caption, scene="")
+            yield item
     for file in images:
         yield skipped_file(file, root, "image beside Parquet tables")
 
 
-def _read_rows(table: Table, with_images: bool) -> Iterator[dict]:
-    """Yield the rows of a table.
+def _shared_names(tables: list[Table]) -> set[str | None]:
+    """The names that several images have; None if some images have no name.
+
+    Reads the images of a name that stands in several rows, because these may be one image's.
+    """
+    counts: Counter[str | None] = Counter()
+    for table in tables:
+        rows = _read_rows(table, table.columns(with_images=False))
+        counts.update(_row_name(table, row) for row in rows)
+    repeated = {name for name, count in counts.items() if count > 1 and name is not None}
+    shared: set[str | None] = {None} if None in counts else set()
+    if not repeated:
+        return shared
+    contents: dict[str, set[str]] = defaultdict(set)
+    for table in tables:
+        for row in _read_rows(table, table.columns(with_images=True)):
+            name = _row_name(table, row)
+            if name in repeated:
+                contents[name].add(_content(row))
+    return shared | {name for name, hashes in contents.items() if len(hashes) > 1}
+
+
+def _read_rows(table: Table, columns: list[str]) -> Iterator[dict]:
+    """Yield these columns of a table's rows.
 
     A damaged page ends the stage, because what was in it can be neither named nor counted.
     """
-    columns = table.columns(with_images)
-    batch_size = ROWS_PER_BATCH_WITH_IMAGES if with_images else ROWS_PER_BATCH
+    batch_size = ROWS_PER_BATCH_WITH_IMAGES if "image" in columns else ROWS_PER_BATCH
     try:
         for batch in pq.ParquetFile(table.path).iter_batches(batch_size, columns=columns):
             yield from batch.to_pylist() if columns else [{}] * len(batch)
@@ -160,20 +219,40 @@ def _read_rows(table: Table, with_images: bool) -> Iterator[dict]:
         exit_with_error(f"{table.label} is damaged: {error}")
 
 
-def _item(table: Table, row_number: int, row: dict) -> SourceItem:
+def _image_cell(row: dict) -> dict:
+    """The image of a row as {bytes, path}, as far as they were read."""
     cell = row.get("image")
-    if not isinstance(cell, dict):
-        cell = {"bytes": cell}
-    name = row.get(table.name_column) or cell.get("path") or f"{table.path.stem}-{row_number:07d}"
+    return cell if isinstance(cell, dict) else {"bytes": cell}
+
+
+def _row_name(table: Table, row: dict) -> str | None:
+    """What the table calls the image of a row, if anything."""
+    name = row.get(table.name_column) or _image_cell(row).get("path")
+    return posix_path(str(name)) if name else None
+
+
+def _content(row: dict) -> str:
+    """The hash of a row's encoded image."""
+    return hashlib.sha256(_image_cell(row).get("bytes") or b"").hexdigest()[:16]
+
+
+def _item(table: Table, row_number: int, row: dict, shared: set[str | None]) -> SourceItem:
+    name = _row_name(table, row)
+    image = _image_cell(row).get("bytes")
+    content_name = None
+    if image and name in shared:
+        path = PurePosixPath(name or table.row_name)
+        content_name = f"{path.with_suffix('')}-{_content(row)}{path.suffix}"
     scene = row.get(table.scene_column)
     if isinstance(scene, int):
         scene = _class_name(scene, table.class_names)
     return SourceItem(
         split=table.split,
-        name=valid_utf8(str(name)),
-        captions=row.get(table.caption_column),
-        scene=None if scene is None else valid_utf8(str(scene)),
-        image=cell.get("bytes"),
+        name=name or f"{table.row_name}-{row_number:07d}",
+        captions=field_value(row, table.caption_columns),
+        scene=None if scene in (None, "") else valid_utf8(str(scene)),
+        image=image,
+        content_name=content_name,
     )
 
 

@@ -1,0 +1,88 @@
+"""Read images whose captions lie beside them, in a text file of the same name.
+
+The file is UTF-8; each of its lines is a caption. Diffusion trainers and unpacked WebDatasets
+have this layout.
+"""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from stages.imagery.captions import holds_boxes
+from stages.imagery.image_decoding import IMAGE_SUFFIXES
+from stages.imagery.readers.class_folders import class_folder
+from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
+from stages.imagery.untrusted_text import valid_utf8
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+
+
+def find_caption_files(files: list[Path]) -> dict[Path, Path]:
+    """image -> its caption file, for the images that have one; {} if all hold boxes or numbers."""
+    texts = {_base(file): file for file in files if _is_caption_file(file)}
+    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+    found = {image: texts[_base(image)] for image in images if _base(image) in texts}
+    return found if any(_may_hold_captions(text) for text in found.values()) else {}
+
+
+def _may_hold_captions(file: Path) -> bool:
+    """Whether a caption file is no label file of an object detector: of letters, but no boxes."""
+    text = file.read_bytes().decode("utf-8-sig", errors="replace")
+    return any(letter.isalpha() for letter in text) and not holds_boxes(text)
+
+
+def _is_caption_file(file: Path) -> bool:
+    return file.suffix.lower() in CAPTION_SUFFIXES and os.path.isfile(file)
+
+
+def _base(file: Path) -> str:
+    """The path without its suffix."""
+    return valid_utf8(str(file.with_suffix("")))
+
+
+def open_caption_files(
+    text_of_image: dict[Path, Path], files: list[Path], root: Path
+) -> ImageSource:
+    """A source of images with caption files. An image without one is skipped.
+
+    If the images lie in several folders, these are their classes.
+    """
+    folders = {class_folder(image, root) for image in text_of_image}
+    read_items = partial(_read_items, text_of_image, files, root, len(folders) > 1)
+    return ImageSource([], read_items, has_captions=True)
+
+
+def _read_items(
+    text_of_image: dict[Path, Path],
+    files: list[Path],
+    root: Path,
+    has_classes: bool,
+    with_images: bool,
+) -> Iterator[SourceItem]:
+    """Yield an item per image. Images are given as paths, with or without `with_images`."""
+    texts = set(text_of_image.values())
+    for file in files:
+        if file in text_of_image and os.path.isfile(file):
+            yield _item(file, text_of_image[file], root, has_classes)
+        elif _is_caption_file(file) and file not in texts:
+            name = valid_utf8(file.relative_to(root).as_posix())
+            yield SourceItem(None, name, skip_reason="caption file without an image")
+        elif file not in texts:
+            yield skipped_file(file, root, "no caption file beside it")
+
+
+def _item(image: Path, text: Path, root: Path, has_classes: bool) -> SourceItem:
+    item = SourceItem(
+        split=split_folder(image.relative_to(root).parts[:-1]),
+        name=valid_utf8(image.relative_to(root).as_posix()),
+        scene=(has_classes and class_folder(image, root)) or None,
+        image=image,
+    )
+    try:
+        captions = text.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return item._replace(skip_reason="caption file that is not UTF-8")
+    if holds_boxes(captions):
+        return item._replace(skip_reason="caption file that holds boxes")
+    return item._replace(captions=captions.splitlines())

@@ -1,0 +1,187 @@
+"""The first pass over a source, without images: which items are usable, and which are kept."""
+
+import difflib
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from stages.imagery.captions import caption_list, usable_captions
+from stages.imagery.readers.items import ImageSource, SourceItem, image_name, scene_of
+from stages.imagery.skip_report import SkipReport
+from stages.imagery.splits import name_hash
+from stages.params import LULC, FetchImagery
+from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
+
+MIN_SCENES = 2  # that a scene classifier, and with it the evaluation, needs
+ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
+
+
+class Survey(NamedTuple):
+    """What the first pass found: the usable items of a source."""
+
+    usable: dict[str | None, list[tuple[float, int]]]  # split -> (name hash, item number) of each
+    scenes: Counter[str]  # scene -> number of usable items; "": no scene
+    further_captions: dict[int, list]  # item number -> captions of further rows of its image
+
+    def image_counts(self) -> dict[str | None, int]:
+        """The number of usable items in each split of the source."""
+        return {split: len(items) for split, items in self.usable.items()}
+
+    def unused_splits(self, used: Container[str | None]) -> dict[str, int]:
+        """The number of usable items in the splits that are not used."""
+        counts = self.image_counts().items()
+        return {str(split): count for split, count in counts if split not in used}
+
+
+def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
+    """Find the items that have usable captions, one for each image.
+
+    Several rows may be of one image: the first usable one stands for it and gets the captions of
+    the others.
+    """
+    survey = Survey({}, Counter(), {})
+    images: dict[str, tuple[int, str | None, str]] = {}  # name -> item number, split, scene
+    unusable: dict[str, tuple[str, list]] = {}  # name -> reason, captions of its rows so far
+    for number, item in enumerate(source.read_items(False)):
+        if item.skip_reason:
+            skipped.add(item.skip_reason, item.name)
+            continue
+        name, scene = image_name(item), scene_of(item)
+        if name in images:
+            _add_row(item, images[name], source.has_captions, survey, skipped)
+            continue
+        # Where classes are given, a source without a caption field gets captions from them.
+        if source.has_captions or item.scene is None:
+            _, reason = usable_captions(item.captions)
+            if reason:
+                unusable.setdefault(name, (reason, []))[1].extend(caption_list(item.captions))
+                continue
+        images[name] = (number, item.split, scene)
+        if name in unusable:
+            survey.further_captions[number] = unusable.pop(name)[1]
+        survey.scenes[scene] += 1
+        survey.usable.setdefault(item.split, []).append((name_hash(name, "keep"), number))
+    for name, (reason, _) in unusable.items():
+        skipped.add(reason, name)
+    return survey
+
+
+def _add_row(
+    item: SourceItem,
+    first: tuple[int, str | None, str],
+    has_captions: bool,
+    survey: Survey,
+    skipped: SkipReport,
+) -> None:
+    """Give the captions of a further row of an image to its first row: item number, split, scene.
+
+    A row without a split or scene has those of the first.
+    """
+    number, split, scene = first
+    if item.split not in (None, split):
+        skipped.add("further row of an image, in another split", image_name(item))
+    elif item.scene not in (None, scene):
+        skipped.add("further row of an image, of another scene", image_name(item))
+    elif not has_captions:
+        skipped.add("further row of an image", image_name(item))
+    else:
+        survey.further_captions.setdefault(number, []).extend(caption_list(item.captions))
+
+
+def choose_items(
+    survey: Survey, splits: Iterable[str | None], max_images: int | None
+) -> dict[int, list]:
+    """Choose the items to keep: of each split those with the smallest name hashes.
+
+    Returns:
+        Item number -> captions of further rows of its image.
+    """
+    return {
+        number: survey.further_captions.get(number, [])
+        for split in splits
+        for _, number in sorted(survey.usable[split])[:max_images]
+    }
+
+
+def kept_items(source: ImageSource, kept: dict[int, list]) -> Iterator[SourceItem]:
+    """Yield the items to keep with their images, unique names and all their captions."""
+    for number, item in enumerate(source.read_items(True)):
+        if number in kept:
+            captions = caption_list(item.captions) + kept[number]
+            yield item._replace(name=image_name(item), captions=captions)
+
+
+def check_survey(
+    survey: Survey, source: ImageSource, config: FetchImagery, skipped: SkipReport
+) -> None:
+    """Exit with an error if there is no usable item, or if nothing says what the images show.
+
+    Captioned images of fewer than two scenes are enough to train on, but not for the evaluation,
+    which tells scenes apart: that is logged.
+
+    Args:
+        survey: of the source.
+        source: the opened source.
+        config: where the source and `caption` come from.
+        skipped: the items that were skipped.
+
+    Raises:
+        SystemExit: there is no usable item, captions in an unknown layout would be ignored, or all
+            captions would be written from the name of one class.
+    """
+    key = f"fetch_imagery.source: {config.source}"
+    if source.unread_captions is not None:
+        exit_with_error(
+            f"{key}: {source.unread_captions} seems to hold captions, but not in a layout that is "
+            "read: write them as metadata.jsonl or metadata.csv with the fields file_name and text "
+            "(docs/data.md), or move the file away to get captions from the class names"
+        )
+    if not survey.usable:
+        reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
+        if not source.has_captions:
+            reasons += f"; {ONE_CAPTION}"
+        exit_with_error(f"{key}: no usable captioned image: {reasons}")
+    scenes = sorted(scene for scene in survey.scenes if scene)
+    if config.caption is not None and (source.has_captions or scenes):
+        log(f"{key}: it has captions or classes, so fetch_imagery.caption is not used")
+    shown = ", ".join(scenes[:20]) + (" ..." if len(scenes) > 20 else "")
+    if len(scenes) >= MIN_SCENES:
+        if not source.has_captions:
+            log(f"{key}: no captions; they are written from {len(scenes)} class names: {shown}")
+        return
+    found = f"{len(scenes)} scene(s) in {survey.scenes.total()} usable image(s)"
+    found += f": {shown}" if scenes else ""
+    if not source.has_captions and scenes:
+        exit_with_error(
+            f"{key}: {found}; the pipeline classifies scenes: give class folders, a `scene` column "
+            f"or field, captions, or names such as airport_1.jpg; {ONE_CAPTION}; skipped: {skipped}"
+        )
+    if not source.has_captions:
+        log(f"{key}: no captions and no classes: all images get fetch_imagery.caption")
+    log(
+        f"{key}: {found}: the model can be trained on them, but not evaluated: `dvc repro "
+        "sample@tuned` trains and samples; train_scene and what depends on it need two scenes"
+    )
+
+
+def check_classes(survey: Survey, classes: Mapping[LULC, Sequence[str]]) -> None:
+    """Log the scenes of the classes in params.yaml that no image shows."""
+    scenes = sorted(scene for scene in survey.scenes if scene)
+    if len(scenes) < MIN_SCENES:
+        return
+    mapped = [scene for class_scenes in classes.values() for scene in class_scenes]
+    missing = [scene for scene in mapped if scene not in scenes]
+    if len(missing) == len(mapped):
+        log(
+            "classes: none of its scenes is in the imagery, so that ceiling and classify will "
+            f"fail; the imagery has {', '.join(scenes[:60])}"
+        )
+    elif missing:
+        log(f"classes: no image shows {', '.join(map(partial(_with_hint, scenes), missing))}")
+
+
+def _with_hint(scenes: list[str], missing: str) -> str:
+    similar = difflib.get_close_matches(missing, scenes, n=1)
+    return f"{missing} (did you mean {similar[0]}?)" if similar else missing

@@ -1,0 +1,805 @@
+"""fetch_imagery on the layouts of the field's data sets, each drawn by the test."""
+
+import csv
+import json
+import tarfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+from test_imagery import encoded, error_of, picture, rows_of, write_params
+
+from stages import fetch_imagery
+from stages.common.artifacts import decode_image, read_json
+from stages.imagery.captions import caption_fields, usable_captions
+from stages.imagery.readers.open_source import open_source
+from stages.imagery.skip_report import SkipReport
+from stages.imagery.splits import match_splits
+from stages.imagery.survey import choose_items, kept_items, survey_items
+from stages.imagery.torchgeo_datasets import DATASETS, open_torchgeo
+
+KEY = "fetch_imagery.source"
+
+
+def draw(root: Path, *names: str, start: int = 0) -> None:
+    """Write an image of each name, all unlike each other."""
+    for i, name in enumerate(names, start):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        suffix = Path(name).suffix.lower()
+        image_format = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, "PNG")
+        (root / name).write_bytes(encoded(picture(i), image_format))
+
+
+def write_json_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_table(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+WRITERS = {
+    "metadata.jsonl": write_json_lines,
+    "metadata.csv": write_csv,
+    "metadata.parquet": write_table,
+    "METADATA.CSV": write_csv,
+}
+
+
+def read(path: Path, caption: str | None = None) -> tuple[dict[str, dict], dict[str, list[str]]]:
+    """What the stage keeps of a source, without its tiles: name -> item, and the skipped names."""
+    source = open_source(path, KEY, caption)
+    skipped = SkipReport()
+    survey = survey_items(source, skipped)
+    kept = kept_items(source, choose_items(survey, survey.usable, None))
+    items = {item.name: item._asdict() for item in kept}
+    for item in items.values():
+        item["captions"] = usable_captions(item["captions"])[0]
+    return items, {reason: entry["names"] for reason, entry in skipped.reasons.items()}
+
+
+def captions_of(path: Path, caption: str | None = None) -> dict[str, list[str]]:
+    return {name: item["captions"] for name, item in read(path, caption)[0].items()}
+
+
+def refusal(path: Path) -> str:
+    """The one line with which a source is refused when it is opened."""
+    with pytest.raises(SystemExit) as end:
+        open_source(path, KEY)
+    line = str(end.value)
+    assert line.startswith(f"error: {KEY}: ") and "\n" not in line
+    return line
+
+
+def fetch(folder: Path, monkeypatch, **settings) -> dict[str, list[dict]]:
+    """The rows of the splits that the stage writes, run in this process."""
+    write_params(folder, settings.pop("classes", None), **settings)
+    monkeypatch.chdir(folder)
+    fetch_imagery.main()
+    return rows_of(folder)
+
+
+# Karpathy's JSON
+
+
+def sentences(*captions: str) -> list[dict]:
+    return [{"raw": caption, "tokens": caption.split()} for caption in captions]
+
+
+def test_rsicd_json_gives_five_captions_and_its_own_splits(tmp_path, monkeypatch, capfd):
+    root = tmp_path / "in"
+    names = [f"{scene}_{i}.jpg" for scene in ("airport", "beach") for i in range(6)]
+    draw(root / "RSICD_images", *names, "stray_1.jpg")
+    draw(root / "elsewhere", "twice_1.jpg", "other/twice_1.jpg", start=90)
+    splits = ["train", "train", "val", "test", "train", "restval"]
+    images = [
+        {
+            "filename": name,
+            "split": splits[i % 6],
+            "sentences": sentences(*(f"{name} caption {k}" for k in range(5))),
+        }
+        for i, name in enumerate(names)
+    ]
+    images += [
+        {"filename": "gone_1.jpg", "split": "train", "sentences": sentences("gone")},
+        {"filename": "twice_1.jpg", "split": "train", "sentences": sentences("which")},
+        {"split": "train", "sentences": sentences("no name")},
+    ]
+    (root / "dataset_rsicd.json").write_text(json.dumps({"images": images, "dataset": "rsicd"}))
+    rows = fetch(
+        tmp_path / "run", monkeypatch, source=f"path:{root}", classes={"Water Body": ["beech"]}
+    )
+    assert {split: len(rows[split]) for split in rows} == {"train": 8, "valid": 2, "test": 2}
+    for split, own in (("valid", "val"), ("test", "test")):
+        expected = {image["filename"] for image in images[:12] if image["split"] == own}
+        assert {Path(row["filename"]).name for row in rows[split]} == expected
+    for row in rows["train"]:
+        name = Path(row["filename"]).name
+        assert row["captions"] == [f"{name} caption {k}" for k in range(5)]
+        assert row["scene"] == name.partition("_")[0]
+    report = read_json(tmp_path / "run/data/imagery/REPORT.json")
+    assert {reason: entry["names"] for reason, entry in report["skipped"].items()} == {
+        "listed file is missing": ["gone_1.jpg"],
+        "listed file is one of several of that name": ["twice_1.jpg"],
+        "entry without a file name": ["dataset_rsicd.json:15"],
+        "not in dataset_rsicd.json": [
+            "RSICD_images/stray_1.jpg",
+            "elsewhere/other/twice_1.jpg",
+            "elsewhere/twice_1.jpg",
+        ],
+    }
+    assert list(read_json(tmp_path / "run/data/imagery/SOURCE.json")["files"]) == [
+        "dataset_rsicd.json"
+    ]
+    # The mapping in `classes` is wrong, and the stage that knows the scenes says so.
+    assert "classes: " in (log := capfd.readouterr().err) and "airport, beach" in log
+
+
+def test_json_of_ucm_nwpu_and_a_list_are_read(tmp_path):
+    draw(tmp_path / "ucm/imgs", "1.tif", "2.tif")
+    ucm = [
+        {"filename": f"{i}.tif", "split": "train", "sentences": sentences(f"an airplane {i}")}
+        for i in (1, 2)
+    ]
+    (tmp_path / "ucm/dataset.json").write_text(json.dumps({"images": ucm}), encoding="utf-16")
+    assert captions_of(tmp_path / "ucm") == {
+        "imgs/1.tif": ["an airplane 1"],
+        "imgs/2.tif": ["an airplane 2"],
+    }
+    assert captions_of(tmp_path / "ucm/dataset.json") == captions_of(tmp_path / "ucm")
+
+    # Two classes have an image of the same name.
+    draw(tmp_path / "nwpu/images", "lake/1.jpg", "river/1.jpg")
+    nwpu = {
+        scene: [{"filename": "1.jpg", "split": "test", "raw": f"a {scene}", "raw_1": "water"}]
+        for scene in ("lake", "river")
+    }
+    (tmp_path / "nwpu/dataset_nwpu.json").write_text(json.dumps(nwpu))
+    items, _ = read(tmp_path / "nwpu")
+    assert {item["scene"]: item["captions"] for item in items.values()} == {
+        "lake": ["a lake", "water"],
+        "river": ["a river", "water"],
+    }
+    assert all(name.split("/")[1] == item["scene"] for name, item in items.items())
+
+    draw(tmp_path / "list", "a.png")
+    entries = [{"file_name": "a.png", "captions": ["one", "two"]}]
+    (tmp_path / "list/anything.json").write_text(json.dumps(entries))
+    assert captions_of(tmp_path / "list") == {"a.png": ["one", "two"]}
+
+
+def test_captions_without_scenes_are_fetched_and_what_is_left_out_is_said(
+    tmp_path, monkeypatch, capfd
+):
+    draw(tmp_path / "in/imgs", *(f"{i}.tif" for i in range(12)))
+    images = [{"filename": f"{i}.tif", "sentences": sentences("a plane")} for i in range(12)]
+    (tmp_path / "in/dataset.json").write_text(json.dumps({"images": images}))
+    rows = fetch(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in", valid=2, test=2)
+    assert [len(rows[split]) for split in rows] == [8, 2, 2]
+    assert {row["scene"] for row in rows["train"]} == {""}
+    log = capfd.readouterr().err
+    assert "0 scene(s)" in log and "train_scene" in log and "classes: " not in log
+
+
+def test_json_of_each_split_and_other_forms_of_its_captions(tmp_path):
+    draw(tmp_path / "splits/imgs", "a_1.png", "b_1.png", "c_1.png")
+    for name, image in (("train", "a_1"), ("captions_val2017", "b_1"), ("test", "c_1")):
+        entries = [{"filename": f"{image}.png", "sentence": "a lake"}]
+        (tmp_path / f"splits/{name}.json").write_text(json.dumps(entries))
+    items, _ = read(tmp_path / "splits")
+    assert {item["split"]: name for name, item in items.items()} == {
+        "train": "imgs/a_1.png",
+        "val2017": "imgs/b_1.png",
+        "test": "imgs/c_1.png",
+    }
+    # The folder of the images is the split; the file lies deep.
+    draw(tmp_path / "deep", "train/a_1.png", "val/b_1.png")
+    deep = {"a_1.png": ["a lake", "blue water"], "b_1.png": ["a sea"]}
+    (tmp_path / "deep/x/y/z").mkdir(parents=True)
+    (tmp_path / "deep/x/y/z/captions.json").write_text(json.dumps(deep))
+    items, _ = read(tmp_path / "deep")
+    assert [(item["split"], item["captions"]) for item in items.values()] == [
+        ("train", ["a lake", "blue water"]),
+        ("val", ["a sea"]),
+    ]
+    # NWPU's classes are written otherwise than the folders.
+    draw(tmp_path / "nwpu", "images/Lake/1.png", "images/Sea/1.png")
+    nwpu = {name: [{"filename": "1.png", "raw": f"a {name}"}] for name in ("lake", "sea")}
+    (tmp_path / "nwpu/dataset_nwpu.json").write_text(json.dumps(nwpu))
+    assert captions_of(tmp_path / "nwpu") == {
+        "images/Lake/1.png": ["a lake"],
+        "images/Sea/1.png": ["a sea"],
+    }
+
+
+# Lists
+
+
+@pytest.mark.parametrize("list_name", WRITERS)
+def test_a_list_names_images_as_any_system_writes_them(tmp_path, list_name):
+    decomposed = unicodedata.normalize("NFD", "forêt_1.png")
+    draw(tmp_path, "images/a.png", "images/B.PNG", f"images/{decomposed}", "images/c.png")
+    rows = [
+        {"File_Name": "images\\a.png", "Text": "first"},
+        {"File_Name": "images/b.png", "Text": "case"},
+        {"File_Name": "images/forêt_1.png", "Text": decomposed},
+        {"File_Name": "./images/a.png", "Text": "second"},
+        {"File_Name": "..\\secret.png", "Text": "outside"},
+        {"File_Name": "C:\\tiles\\a.png", "Text": "outside"},
+        {"File_Name": "gone.png", "Text": "gone"},
+    ]
+    WRITERS[list_name](tmp_path / list_name, rows)
+    items, skipped = read(tmp_path)
+    assert {name: item["captions"] for name, item in items.items()} == {
+        "images/a.png": ["first", "second"],
+        "images/B.PNG": ["case"],
+        "images/forêt_1.png": ["forêt_1.png"],
+    }
+    assert {reason: len(names) for reason, names in skipped.items()} == {
+        "file_name outside the folder": 2,
+        "listed file is missing": 1,
+        f"not in {list_name}": 1,
+    }
+
+
+def test_rows_of_one_image_are_merged_and_contradictions_are_counted(tmp_path):
+    draw(tmp_path, "forest/1.png", "river/1.png", "lake_1.png")
+    rows = [
+        {"file_name": "forest/1.png", "text": "nan"},
+        {"file_name": "forest/1.png", "text": "trees"},
+        {"file_name": "river/1.png", "text": "water"},
+        {"file_name": "forest/1.png", "text": "a forest"},
+        {"file_name": "forest/1.png", "text": "trees", "split": "test"},
+        {"file_name": "river/1.png", "text": "a lake", "scene": "lake"},
+        {"file_name": "lake_1.png", "text": "N/A"},
+    ]
+    write_json_lines(tmp_path / "metadata.jsonl", rows)
+    items, skipped = read(tmp_path)
+    assert {name: item["captions"] for name, item in items.items()} == {
+        "forest/1.png": ["trees", "a forest"],
+        "river/1.png": ["water"],
+    }
+    assert skipped == {
+        "further row of an image, in another split": ["forest/1.png"],
+        "further row of an image, of another scene": ["river/1.png"],
+        "captions stand for a missing value (nan, N/A, ...)": ["lake_1.png"],
+    }
+
+
+ROW = '{"file_name": "a_1.png", "text": "a lake"}'
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("metadata.jsonl", ROW.encode("utf-16"), ["UTF-16"]),
+        ("metadata.csv", "file_name,text\na_1.png,x y".encode("utf-16-le"), ["UTF-16"]),
+        ("metadata.csv", b"file_name;text\na_1.png;a lake", ["'file_name;text'", "commas"]),
+        ("metadata.csv", b"file_name\ttext\na_1.png\ta lake", ["commas"]),
+        ("metadata.csv", b"file_name|text\na_1.png|a lake", ["commas"]),
+        ("metadata.csv", b"file_name,text,Text\na_1.png,a lake,b", ["2 fields 'text'"]),
+        ("metadata.csv", b'file_name,text\na_1.png,"a lake\nb_1.png,b', ["line 1", "closed"]),
+        ("metadata.csv", b'file_name,text\na_1.png,x\nb_1.png,"a "b" c"', ["line 2", "quotes"]),
+        (
+            "metadata.csv",
+            b"file_name,label,title\na_1.png,a,a lake with blue water\nb_1.png,b,a wide open sea x",
+            ["'title'", "`text`"],
+        ),
+        ("metadata.csv", b"image,caption\na_1.png,a lake", ["file_name", "'image', 'caption'"]),
+        ("metadata.csv", b"file_name,lon\na_1.png,5.1", ["captions", "'file_name', 'lon'"]),
+        ("metadata.jsonl", f"[{ROW}]".encode(), ["one JSON object per line"]),
+        ("metadata.jsonl", f"[\n{ROW},\n{ROW}\n]".encode(), ["one JSON object per line"]),
+        ("metadata.jsonl", json.dumps(json.loads(ROW), indent=1).encode(), ["one JSON object"]),
+        ("metadata.jsonl", b'{"image": "a_1.png", "text": "a lake"}', ["'image', 'text'"]),
+        ("metadata.jsonl", b"no JSON at all", ["one JSON object per line"]),
+        ("metadata.jsonl", b"", ["one JSON object per line"]),
+        ("metadata.parquet", b"PAR1 no", ["metadata.parquet"]),
+    ],
+)
+def test_a_list_of_which_nothing_can_be_used_is_one_line(tmp_path, name, content, words):
+    draw(tmp_path, "a_1.png")
+    (tmp_path / name).write_bytes(content)
+    line = refusal(tmp_path)
+    assert all(word in line for word in [name, *words]), line
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("metadata.jsonl", f"\ufeff{ROW}\r\n".encode()),
+        ("metadata.jsonl", f"{{broken\n[1]\n{ROW},\n{ROW}".encode()),
+        ("metadata.jsonl", f'{{"a": 1}}\n{ROW}'.encode()),
+        ("metadata.csv", b"id,FILENAME,caption\n0,a_1.png,a lake"),
+        ("metadata.csv", b'file_name,text\na_1.png,"a lake, blue; wide"'),
+        ("metadata.csv", b"file_name,caption_1,caption_2\na_1.png,a lake,"),
+        ("metadata.csv", b"file_name,captions\na_1.png,\"['a lake', 'blue water']\""),
+    ],
+)
+def test_a_list_with_some_bad_lines_is_read(tmp_path, name, content):
+    draw(tmp_path, "a_1.png")
+    (tmp_path / name).write_bytes(content)
+    (captions,) = captions_of(tmp_path).values()
+    assert captions[0].startswith("a lake")
+
+
+def test_lines_are_counted_by_what_is_wrong_with_them(tmp_path):
+    draw(tmp_path, "a_1.png", "b_1.png")
+    lines = ["file_name,text", "a_1.png,a lake", "b_1.png,a lake, blue", ",x y"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    assert read(tmp_path)[1] == {
+        "metadata line with more cells than fields (quote text with commas)": ["metadata.csv:3"],
+        "metadata line without a file_name": ["metadata.csv:4, fields: file_name, text"],
+        "not in metadata.csv": ["b_1.png"],
+    }
+    (tmp_path / "metadata.csv").unlink()
+    write_json_lines(tmp_path / "metadata.jsonl", [{"file_name": "a_1.png", "scene": "lake"}])
+    assert captions_of(tmp_path) == {"a_1.png": []}  # one is written from the class
+
+
+@pytest.mark.parametrize(
+    "field, captions, reason",
+    [
+        ("['a lake', \"it's blue\"]", ["a lake", "it's blue"], ""),
+        ('["a lake", null, "b\\u00e9"]', ["a lake", "bé"], ""),
+        ("['a lake' 'a sea'\n 'a pond']", ["a lake", "a sea", "a pond"], ""),  # numpy's
+        ("('a lake',)", ["a lake"], ""),
+        (["['a lake', 'a sea']"], ["a lake", "a sea"], ""),
+        ("[nan, 'a lake']", ["a lake"], ""),
+        ("[a lake]", ["[a lake]"], ""),
+        ("(seen from above)", ["(seen from above)"], ""),
+        ("nancy", ["nancy"], ""),
+        ("[]", [], "no captions"),
+        ("['NaN']", [], "missing value"),
+        (["None", "null", " N/A "], [], "missing value"),
+        (float("nan"), [], "no captions"),
+        ("{'raw': 'a lake'}", [], "not text"),
+        ({"raw": "a lake", "tokens": ["a", "lake"]}, ["a lake"], ""),
+        ([{"raw": "a lake"}, {"caption": "a sea"}], ["a lake", "a sea"], ""),
+        ({"raw": ["a lake", "a sea"], "tokens": [["a"], ["b"]]}, ["a lake", "a sea"], ""),
+        ("[{'raw': 'a lake', 'tokens': ['a', 'lake']}]", ["a lake"], ""),
+        ("[{'raw': nan}]", [], "not text"),
+        ("array(['a lake'], dtype=object)", [], "not text"),
+        ({"en": "a lake"}, [], "not text"),
+    ],
+)
+def test_captions_as_other_tools_write_them(field, captions, reason):
+    usable, why = usable_captions(field)
+    assert usable == captions and reason in why and bool(reason) == bool(why)
+
+
+def test_names_of_caption_fields():
+    assert caption_fields(["id", "raw", "raw_1", "raw_2"]) == ["raw", "raw_1", "raw_2"]
+    assert caption_fields(["Caption", "text"]) == ["Caption"]
+    assert caption_fields(["text_language", "context", "label"]) == []
+
+
+# Parquet
+
+
+def cell(seed: int, path: str | None) -> dict:
+    return {"bytes": encoded(picture(seed)), "path": path}
+
+
+def test_images_of_the_same_base_name_are_told_apart_by_content(tmp_path):
+    features = {"label": {"_type": "ClassLabel", "names": ["forest", "river", "sea"]}}
+    rows: list[dict[str, Any]] = [
+        {"image": cell(10 * label + i, f"{i:04d}.png"), "label": label}
+        for label in range(3)
+        for i in range(4)
+    ]
+    rows.append({"image": cell(99, "alone.png"), "label": 0})
+    table = pa.Table.from_pylist(rows).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    (tmp_path / "data").mkdir()
+    pq.write_table(table, tmp_path / "data/train-00000-of-00001.parquet")
+    items, skipped = read(tmp_path)
+    assert not skipped and len(items) == 13 and "alone.png" in items
+    assert {item["image"] for item in items.values()} == {row["image"]["bytes"] for row in rows}
+    scenes = [item["scene"] for item in items.values()]
+    assert [scenes.count(name) for name in ("forest", "river", "sea")] == [5, 4, 4]
+    assert all(name.startswith("000") for name in items if name != "alone.png")
+
+
+def test_rows_of_one_image_in_a_table_are_merged(tmp_path):
+    for path in ("lake_1.png", None):  # by name, or by content where there is none
+        rows = [
+            {"image": cell(1, path), "caption": "a lake"},
+            {"image": cell(2, path and "lake_2.png"), "caption": "a pond"},
+            {"image": cell(1, path), "caption": "blue water"},
+        ]
+        write_table(tmp_path / f"{path}/train.parquet", rows)
+        items, _ = read(tmp_path / f"{path}")
+        assert sorted(item["captions"] for item in items.values()) == [
+            ["a lake", "blue water"],
+            ["a pond"],
+        ]
+    assert list(items) != sorted(items) or all(name.startswith("train-") for name in items)
+
+
+def test_a_column_of_captions_that_is_not_called_so_is_one_line(tmp_path):
+    texts = ["a lake with blue water", "a wide sea from far above"]
+    rows = [
+        {"image": cell(i, f"{i}.png"), "label": "ab"[i], "description": text}
+        for i, text in enumerate(texts)
+    ]
+    write_table(tmp_path / "train.parquet", rows)
+    assert "'description'" in refusal(tmp_path)
+    renamed = [
+        {"text" if name == "description" else name: value for name, value in row.items()}
+        for row in rows
+    ]
+    write_table(tmp_path / "train.parquet", renamed)
+    assert list(captions_of(tmp_path).values()) == [[text] for text in texts]
+    # The same text in all rows is none.
+    write_table(tmp_path / "train.parquet", [row | {"description": texts[0]} for row in rows])
+    assert list(captions_of(tmp_path).values()) == [[], []]
+
+
+def test_an_image_in_two_tables_is_kept_in_one_split(tmp_path):
+    for i, split in enumerate(("train", "test")):
+        rows = [
+            {"image": cell(1, "same.png"), "text": "a lake"},
+            {"image": cell(5 + i, "other.png"), "text": "a sea"},
+        ]
+        write_table(tmp_path / f"{split}/0000.parquet", rows)
+    items, skipped = read(tmp_path)
+    assert sorted(item["split"] for item in items.values()) == ["test", "test", "train"]
+    assert skipped == {"further row of an image, in another split": ["same.png"]}
+
+
+# Captions beside the images
+
+
+def test_text_files_beside_the_images_are_captions(tmp_path):
+    draw(tmp_path / "flat", "a_1.png", "b_1.JPG", "c_1.png", "d_1.png", "e_1.png", "f_1.png")
+    (tmp_path / "flat/a_1.txt").write_text("a lake\n\nblue water\n", encoding="utf-8-sig")
+    (tmp_path / "flat/b_1.TXT").write_text("una città", encoding="utf-8")
+    (tmp_path / "flat/c_1.caption").write_bytes("x y".encode("utf-16"))
+    (tmp_path / "flat/e_1.txt").write_text("0 0.5 0.5 0.1 0.1")  # boxes of a detector
+    (tmp_path / "flat/f_1.txt").write_text("gsd:0.1\n27 24 28 23 28 24 28 25 plane 0")
+    (tmp_path / "flat/readme.txt").write_text("about")
+    items, skipped = read(tmp_path / "flat")
+    assert {name: item["captions"] for name, item in items.items()} == {
+        "a_1.png": ["a lake", "blue water"],
+        "b_1.JPG": ["una città"],
+    }
+    assert skipped == {
+        "caption file that is not UTF-8": ["c_1.png"],
+        "no caption file beside it": ["d_1.png"],
+        "caption file that holds boxes": ["e_1.png", "f_1.png"],
+        "caption file without an image": ["readme.txt"],
+    }
+    for name in ("train/lake/1", "train/river/1", "eval/lake/2"):
+        draw(tmp_path / "classes", f"{name}.png")
+        (tmp_path / f"classes/{name}.txt").write_text("seen from above")
+    items, _ = read(tmp_path / "classes")
+    assert [(item["split"], item["scene"]) for item in items.values()] == [
+        ("eval", "lake"),
+        ("train", "lake"),
+        ("train", "river"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("captions.csv", "file_name,text\nlake_1.png,x"),
+        ("train.tsv", "filename\tcaption\nlake_1.png\tx"),
+        ("labels.json", '{"annot": [{"image": "lake_1.png", "caption": "x"}]}'),
+        ("broken.json", '{"images": [{"filename": "lake_1.png", "sentences": [{"raw": "x"'),
+        ("tokens.txt", "lake_1.png#0\tA blue lake"),
+        ("tokens.txt", "lake_1.png\t一条河"),
+        ("data.json", '{"lake_1.png": "a wide blue lake", "river_1.png": "a river"}'),
+        ("data.json", '{"lake_1": ["\\u4e00\\u6761\\u6cb3"]}'),
+        ("data.json", '[{"image": "lake_1.png", "description": "a wide blue lake"}]'),
+        ("data.json", '[{"image_id": "lake_1", "caption": "a lake"}]'),
+        ("data.json", '[{"image": "lake_1.png", "conversations": [{"value": "a lake"}]}]'),
+        ("data.json", '[{"image": "elsewhere_1.png", "caption": "a lake"}]'),
+        ("labels/lake_1.txt", "a blue lake"),
+        ("captions/lake_1.txt", "a blue lake"),
+        ("texts/lake_1.txt", "a blue lake seen from above"),
+        ("lake/lake_1.json", '{"key": "0001", "caption": "a blue lake"}'),
+        ("metadata.xlsx", "binary"),
+        ("metadata.jsonl.gz", "binary"),
+    ],
+)
+def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name, content):
+    draw(tmp_path / "in", "lake/lake_1.png", "river/river_1.png")
+    (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "in" / name).write_text(content)
+    assert str(open_source(tmp_path / "in", KEY).unread_captions).startswith(name)
+    assert name in error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("train.csv", "Filename,Label,ClassName\nlake/lake_1.png,0,Lake of Annual Crop"),
+        ("eurosat-train.txt", "lake_1.png\nriver_1.png"),
+        ("label_map.json", '{"lake": 0, "river": 1}'),
+        ("splits.json", '{"train": ["in/lake/lake_1.png"], "val": ["in/river/river_1.png"]}'),
+        ("seasons.csv", "name,kind,season\nlake_1.png,lake,summer,dry\nriver_1.png,river,fall,wet"),
+        ("tags.json", '{"lake_1.png": ["lake", "water"], "river_1.png": ["river"]}'),
+        ("readme.txt", "Please cite the paper in which we describe the caption of each image"),
+        ("info.json", '{"text": "a data set of lakes"}'),
+        ("boxes/lake_1.txt", "0 0.5 0.5 0.1 0.1\n0 0.2 0.5 0.1 0.1"),
+        ("labelTxt/lake_1.txt", "gsd:0.1\n" + "27 24 28 23 28 24 28 25 plane 0\n" * 5),
+        ("lake/lake_1.txt", "0 0.5 0.5 0.1 0.1"),
+        ("lake/lake_1.txt", "Car 0.00 0 -1.58 587.01 173.33 614.12 200.12"),
+        ("README.txt", "See lake_1.png for an example of a lake from above"),
+        (
+            "instances.json",
+            '{"info": {"description": "ships in the images of a satellite"}, '
+            '"images": [{"id": 1, "file_name": "lake_1.png"}], "annotations": [{"image_id": 1}]}',
+        ),
+        ("__MACOSX/metadata.jsonl", "no JSON"),
+        ("__MACOSX/sea/1.png", "no image"),
+        ("lake/lake_1.json", '{"width": 40, "sensor": "Sentinel-2"}'),
+    ],
+)
+def test_lists_without_captions_do_no_harm_to_class_folders(tmp_path, name, content):
+    draw(tmp_path, "lake/lake_1.png", "river/river_1.png")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    source = open_source(tmp_path, KEY)
+    assert source.unread_captions is None and not source.has_captions
+    assert [item.scene for item in source.read_items(False) if not item.skip_reason] == [
+        "lake",
+        "river",
+    ]
+
+
+def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch):
+    draw(tmp_path / "coco", "train2017/1.jpg")
+    annotations = [{"image_id": 1, "caption": caption} for caption in ("a lake", "water")]
+    coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": annotations}
+    (tmp_path / "coco/annotations").mkdir()
+    (tmp_path / "coco/annotations/captions_train2017.json").write_text(json.dumps(coco))
+    assert "COCO" in (line := refusal(tmp_path / "coco")) and "metadata.jsonl" in line
+    docs = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    snippet = docs.partition("COCO captions are converted by:\n\n```python\n")[2]
+    monkeypatch.chdir(tmp_path / "coco")
+    exec(snippet.partition("```")[0])
+    assert captions_of(tmp_path / "coco") == {"train2017/1.jpg": ["a lake", "water"]}
+    (tmp_path / "shards").mkdir()
+    with tarfile.open(tmp_path / "shards/00000.tar", "w") as archive:
+        archive.add(tmp_path / "coco/train2017/1.jpg", "1.jpg")
+    assert "WebDataset" in (line := refusal(tmp_path / "shards")) and "tar -xf" in line
+    assert "tar -xf" in refusal(tmp_path / "shards/00000.tar")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/data-00000-of-00001.arrow").write_bytes(b"x")
+    assert "to_parquet" in refusal(tmp_path / "disk")
+
+
+# Folders without captions
+
+
+def test_a_flat_folder_is_read_by_its_names_or_gets_one_caption(tmp_path, monkeypatch, capfd):
+    draw(tmp_path / "names", *(f"{s}_{i}.jpg" for s in ("airport", "sea_ice") for i in range(2)))
+    draw(tmp_path / "one/RSICD_images", "airport_1.jpg", "beach_1.jpg")
+    for path, scenes in (("names", ["airport", "sea_ice"]), ("one", ["airport", "beach"])):
+        items, _ = read(tmp_path / path)
+        assert sorted({item["scene"] for item in items.values()}) == scenes
+    # Neither numbers nor dates and places are classes.
+    tiles = [f"T32UMD_2020{i:02d}01_{i}.png" for i in range(8)] + [f"{i}.png" for i in range(8)]
+    draw(tmp_path / "tiles", *tiles)
+    settings: dict[str, Any] = {"source": f"path:{tmp_path}/tiles", "valid": 2, "test": 2}
+    line = error_of(tmp_path / "run", monkeypatch, **settings)
+    assert "16 no class folder" in line and "fetch_imagery.caption" in line
+    rows = fetch(tmp_path / "run", monkeypatch, caption="a satellite tile", **settings)
+    rows_of_all = [row for split_rows in rows.values() for row in split_rows]
+    assert len(rows_of_all) == 16
+    assert {(row["scene"], *row["captions"]) for row in rows_of_all} == {("", "a satellite tile")}
+    assert "fetch_imagery.caption" in capfd.readouterr().err
+    write_table(tmp_path / "table/a.parquet", [{"image": cell(i, None)} for i in range(3)])
+    assert list(captions_of(tmp_path / "table", "a tile").values()) == [["a tile"]] * 3
+    assert read(tmp_path / "table")[0] == {}
+    # With class folders, it isn't needed.
+    draw(tmp_path / "mixed", "lake/1.png", "river/1.png", "loose.png")
+    assert captions_of(tmp_path / "mixed", "a tile") == {"lake/1.png": [], "river/1.png": []}
+
+
+def test_own_splits_by_their_names_and_those_that_are_not_used(tmp_path, capfd):
+    for split in ("train", "dev", "eval"):
+        draw(tmp_path, f"{split}/lake/1.png", f"{split}/sea/1.png")
+    items, _ = read(tmp_path)
+    counts: dict[str | None, int] = {}
+    for item in items.values():
+        counts[item["split"]] = counts.get(item["split"], 0) + 1
+    undecided = dict.fromkeys(("train", "valid", "test"))
+    assert match_splits(counts, undecided, "key") == (
+        {"train": "train", "dev": "valid", "eval": "test"},
+        [],
+    )
+    capfd.readouterr()
+    match_splits(counts, undecided | {"train": "train", "test": "dev"}, "key")
+    assert "2 images of the source's split eval" in capfd.readouterr().err
+    counts = dict.fromkeys(("Train2017", "val2017", "test_set"), 1)
+    assert match_splits(counts, undecided, "key") == (
+        {"Train2017": "train", "val2017": "valid", "test_set": "test"},
+        [],
+    )
+    draw(tmp_path / "coco", "train2017/lake/1.png", "val2017/sea/1.png", "test set/sea/2.png")
+    items, _ = read(tmp_path / "coco")
+    assert {item["split"] for item in items.values()} == {"train2017", "val2017", "test set"}
+    for unclear in ("train val valid", "test val", "train other"):
+        with pytest.raises(SystemExit):
+            match_splits({split: 1 for split in unclear.split()}, undecided, "key")
+
+
+# TorchGeo
+
+
+def write_geotiff(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands, height, width = values.shape
+    profile: dict[str, Any] = {"count": bands, "height": height, "width": width}
+    profile |= {
+        "dtype": values.dtype,
+        "crs": "EPSG:32632",
+        "transform": rasterio.Affine(10, 0, 0, 0, -10, 0),
+    }
+    with rasterio.open(path, "w", driver="GTiff", **profile) as dataset:
+        dataset.write(values)
+
+
+EUROSAT_TILES = "ds/images/remote_sensing/otherDatasets/sentinel_2/tif"
+
+
+def draw_eurosat(root: Path, list_name: str, per_split: int = 3) -> dict[str, np.ndarray]:
+    """EuroSAT's own layout: file name -> its 13 bands."""
+    rng = np.random.default_rng(0)
+    tiles = {}
+    for split in ("train", "val", "test"):
+        names = [f"{c}_{split}{i}" for c in ("Forest", "SeaLake") for i in range(per_split)]
+        (root / f"{list_name}-{split}.txt").write_text("\n".join(f"{n}.jpg" for n in names))
+        for name in names:
+            coarse = rng.integers(0, 4000, (13, 4, 4), np.uint16)
+            tiles[name] = coarse.repeat(8, 1).repeat(8, 2)
+            write_geotiff(root / EUROSAT_TILES / name.split("_")[0] / f"{name}.tif", tiles[name])
+    return tiles
+
+
+def test_eurosat_has_its_own_splits_classes_and_bands(tmp_path, monkeypatch):
+    (tmp_path / "root").mkdir()
+    tiles = draw_eurosat(tmp_path / "root", "eurosat")
+    monkeypatch.setenv("TORCHGEO_DATA", str(tmp_path / "root"))
+    rows = fetch(tmp_path / "run", monkeypatch, source="torchgeo:EuroSAT", stretch=[0, 4000])
+    assert [len(rows[split]) for split in rows] == [6, 6, 6]
+    for split, own in (("train", "train"), ("valid", "val"), ("test", "test")):
+        for row in rows[split]:
+            name = Path(row["filename"]).stem
+            assert name.split("_")[1].startswith(own) and row["scene"] == name.split("_")[0]
+            rgb = tiles[name][[3, 2, 1]].transpose(1, 2, 0)  # B04, B03, B02
+            expected = np.rint(rgb / 4000 * 255)
+            assert np.abs(np.asarray(decode_image(row["image"]), float) - expected).max() <= 1
+    captions = {caption for row in rows["train"] for caption in row["captions"]}
+    assert captions == {"a satellite image of forest", "a satellite image of sea lake"}
+    source = read_json(tmp_path / "run/data/imagery/SOURCE.json")
+    assert source["dataset"] == "EuroSAT" and str(tmp_path) not in json.dumps(source)
+
+
+def draw_dataset(root: Path, name: str) -> set[str | None]:
+    """Draw a tiny TorchGeo data set of two classes; returns its splits."""
+    if name.startswith("EuroSAT"):
+        list_names = {"EuroSAT100": "eurosat-100", "EuroSATSpatial": "eurosat-spatial"}
+        draw_eurosat(root, list_names.get(name, "eurosat"), per_split=1)
+        return {"train", "val", "test"}
+    if name == "PatternNet":
+        draw(root, "PatternNet/images/lake/1.jpg", "PatternNet/images/river/1.jpg")
+        return {None}
+    if name == "FireRisk":
+        draw(root, *(f"FireRisk/{s}/{c}/1.png" for s in ("train", "val") for c in ("High", "Low")))
+        return {"train", "val"}
+    list_name, images, suffix = {
+        "RESISC45": ("resisc45", "NWPU-RESISC45", "jpg"),
+        "UCMerced": ("uc_merced", "UCMerced_LandUse/Images", "tif"),
+    }[name]
+    for split in ("train", "val", "test"):
+        names = [f"{scene}_{split}.{suffix}" for scene in ("lake", "river")]
+        draw(root, *(f"{images}/{name.split('_')[0]}/{name}" for name in names))
+        (root / f"{list_name}-{split}.txt").write_text("\n".join(names))
+    return {"train", "val", "test"}
+
+
+def test_each_torchgeo_data_set_that_the_docs_list_is_read(tmp_path, monkeypatch):
+    docs = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    for name in DATASETS:
+        root = tmp_path / name
+        root.mkdir()
+        monkeypatch.setenv("TORCHGEO_DATA", str(root))
+        splits = draw_dataset(root, name)
+        items = list(open_torchgeo(f"torchgeo:{name}", KEY, False)[0].read_items(False))
+        assert {item.split for item in items} == splits
+        for split in splits:
+            assert len({item.scene for item in items if item.split == split}) == 2
+        assert all(item.image.is_file() and str(item.scene) in item.name for item in items)
+        assert f"`{name}`" in docs
+
+
+def test_a_torchgeo_data_set_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    def error(source: str) -> str:
+        return error_of(tmp_path / "run", monkeypatch, source=source)
+
+    monkeypatch.delenv("TORCHGEO_DATA", raising=False)
+    assert "TORCHGEO_DATA" in error("torchgeo:EuroSAT")
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.setenv("TORCHGEO_DATA", str(root))
+    assert "fetch_imagery.download" in error("torchgeo:UCMerced")
+    assert "EuroSAT100" in error("torchgeo:BigEarthNet")
+    draw(root, "UCMerced_LandUse/Images/lake/1.tif")  # without the lists of its splits
+    assert "uc_merced-train.txt" in error("torchgeo:UCMerced")
+    (root / "PatternNet.zip").write_bytes(b"no archive")
+    assert "PatternNet" in error("torchgeo:PatternNet")
+    assert "fetch_papers.source" in _error_of_papers(tmp_path / "run", monkeypatch)
+
+
+def _error_of_papers(folder: Path, monkeypatch) -> str:
+    write_params(folder, None, source="embedded", max_images=8)
+    text = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(
+        text.replace("fetch_papers:\n  source: embedded", "fetch_papers:\n  source: torchgeo:X")
+    )
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as end:
+        fetch_imagery.main()
+    return str(end.value)
+
+
+# Captions that a tokenizer has no letters for
+
+
+def unknown_letters(tokenizer, text: str) -> int:
+    return tokenizer(text, add_special_tokens=False).input_ids.count(tokenizer.unk_token_id)
+
+
+def test_the_tokenizer_from_scratch_takes_any_text(tmp_path):
+    from transformers import CLIPTokenizer
+
+    from stages.diffusion.encoding import log_dropped_words
+    from stages.diffusion.from_scratch import train_tokenizer
+
+    texts = ["many buildings near a river", "一条河穿过许多建筑物", "ein Fluß, Études 🌲"]
+    ascii_letters = [chr(code) for code in range(33, 127)]
+    folders = {name: tmp_path / name for name in ("bytes", "ascii", "english")}
+    for folder in folders.values():
+        folder.mkdir()
+    train_tokenizer(texts, folders["bytes"])
+    train_tokenizer(texts[:1], folders["ascii"], ascii_letters)
+    train_tokenizer(texts[:1], folders["english"])
+    tokenizers = {name: CLIPTokenizer.from_pretrained(path) for name, path in folders.items()}
+
+    rng = np.random.default_rng(0)
+    codes = [code for code in range(33, 0x2FFFF) if not 0xD800 <= code < 0xE000]
+    for text in [*texts, *("".join(map(chr, rng.choice(codes, 8))) for _ in range(200))]:
+        ids = tokenizers["bytes"](text, add_special_tokens=False).input_ids
+        assert tokenizers["bytes"].unk_token_id not in ids
+        normal = unicodedata.normalize("NFC", text).lower()
+        decoded = tokenizers["bytes"].decode(ids)
+        assert "".join(decoded.split()) == "".join(normal.split())
+    # Words of another language are learned as those of English are.
+    assert len(tokenizers["bytes"]("一条河穿过许多建筑物", add_special_tokens=False).input_ids) == 1
+
+    # Of English text, both alphabets learn the same words.
+    for word in ("buildings", "river", "rivers"):
+        pieces = [tokenizers[name].tokenize(word) for name in ("ascii", "english")]
+        assert pieces[0] == pieces[1]
+
+    captions = ["", "many buildings", "一条河", "a river 🌲", "river, 一"]
+    assert log_dropped_words(captions, tokenizers["ascii"]) == (3, 1)
+    assert log_dropped_words(captions, tokenizers["bytes"]) == (0, 0)
