@@ -8,22 +8,36 @@ finished tiles wait in an unnamed temporary file until their splits are known.
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 from stages.common import sources
 from stages.common.artifacts import write_json, write_shards
 from stages.imagery.embedded_scenes import open_embedded_scenes
-from stages.imagery.near_duplicates import count_near_duplicates, group_near_duplicates
+from stages.imagery.georeference import log_systems
+from stages.imagery.mask_files import skip_mask_files
+from stages.imagery.near_duplicates import group_near_duplicates
+from stages.imagery.rasters import Mask
 from stages.imagery.readers.items import ImageSource
 from stages.imagery.readers.open_source import open_source
-from stages.imagery.schema import IMAGERY_SCHEMA
+from stages.imagery.scene_tiles import cut_scenes
+from stages.imagery.schema import imagery_schema
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.splits import carve_splits, match_splits, name_hash
-from stages.imagery.tile_reading import Survey, choose_items, read_tiles, survey_items
+from stages.imagery.source_rasters import check_stretch, choose_stretch, describe_pixels
+from stages.imagery.splits import match_splits, name_hash
+from stages.imagery.stretch import fixed_stretch
+from stages.imagery.survey import check_classes, check_survey, choose_items, survey_items
+from stages.imagery.tile_making import Finish, Reading
+from stages.imagery.tile_reading import (
+    count_masked_pixels,
+    fill_in_thumbnails,
+    read_rows,
+    read_tiles,
+)
+from stages.imagery.tile_splits import has_windows, split_tiles
 from stages.imagery.tile_spool import SpooledTile, TileSpool
 from stages.params import FetchImagery, load
 from stages.runtime.atomic import atomic_folder
@@ -33,17 +47,20 @@ from stages.runtime.progress import log, progress_bar
 
 OUT = Path("data/imagery")
 SPLITS = ("train", "valid", "test")
+MIN_VALID = 0.5  # share of a raster's pixels; a tile with fewer valid ones is left out
 
 
 def main() -> None:
     params = load()
-    config = params.fetch_imagery
+    config, mask = params.fetch_imagery, configured_mask(params.fetch_imagery)
     source, resolved = open_configured_source(config, params.seed)
+    source = cut_scenes(skip_mask_files(source, mask), config.tile, config.labels)
     skipped = SkipReport()
 
     # First pass, without images: which items are usable, and which of them are kept.
     survey = survey_items(source, skipped)
-    check_survey(survey, config.source, skipped)
+    check_survey(survey, source, config, skipped)
+    check_classes(survey, params.classes)
     splits, missing_splits = match_splits(
         survey.image_counts(), config.splits.model_dump(), "fetch_imagery.splits"
     )
@@ -52,43 +69,66 @@ def main() -> None:
     with atomic_folder(OUT) as out, tempfile.TemporaryFile(dir=out) as file:
         # Second pass: make tiles of the kept items.
         spool = TileSpool(file)
-        statistics = read_tiles(source, kept, splits, config.resolution, spool, skipped)
+        reading = configured_reading(config, source, mask)
+        statistics, rasters = read_tiles(source, kept, splits, reading, spool, skipped)
         tiles = spool.tiles
         if not tiles:
             exit_with_error(f"fetch_imagery.source: {config.source}: no usable image: {skipped}")
 
-        # Splits that keep near-duplicates together.
-        groups = group_near_duplicates(statistics.dhashes, statistics.thumbnails)
-        carve_missing_splits(tiles, groups, missing_splits, config)
-        near_duplicates = count_near_duplicates(groups, [tile.split for tile in tiles])
-        if config.exclude_near_duplicates:
-            exclude_near_duplicates(tiles, groups)
-        near_duplicates["excluded_from_test"] = sum(tile.split == "excluded" for tile in tiles)
+        # Splits that keep near-duplicates together. To find these, raw tiles are stretched by the
+        # percentiles of all of them; the stretch of the training tiles needs the splits.
+        log_systems(tile.georeference for tile in tiles if tile.pixel_count)
+        stretch = choose_stretch(config.stretch, spool, rasters)
+        check_stretch(config.stretch, stretch, spool)
+        finish = Finish(config.resolution, stretch, rasters.alpha_is_mask)
+        fill_in_thumbnails(spool, statistics, finish)
+        groups = group_near_duplicates(statistics.thumbnails)
+        split_counts = split_tiles(tiles, groups, missing_splits, config)
         tile_counts = count_tiles(tiles, skipped)
 
+        stretch = choose_stretch(config.stretch, spool, rasters, "train")
         for split in SPLITS:
-            write_split(out, split, spool)
-        image_counts = survey.image_counts()
+            write_split(out, split, spool, finish._replace(stretch=stretch))
         report = {
             "kept": tile_counts,
             "scenes": len(survey.scenes),
             "skipped": skipped.reasons,
             **dict(sorted(statistics.counts.items())),
-            "unused_splits": {
-                str(split): count for split, count in image_counts.items() if split not in splits
-            },
-            "near_duplicates": near_duplicates,
+            "unused_splits": survey.unused_splits(splits),
+            **split_counts,
+            **count_masked_pixels(tiles),
         }
         write_json(out / "REPORT.json", report)
         sources.write_source_json(
             out,
             config.source,
             **resolved,
+            **describe_pixels(reading.bands, rasters, stretch),
             images=len(tiles),
             images_sha256=statistics.images_sha256,
         )
     counts = ", ".join(f"{count} {split}" for split, count in tile_counts.items())
     log(f"fetch_imagery: {counts}; skipped: {skipped}")
+
+
+def configured_mask(config: FetchImagery) -> Mask | None:
+    """Where the params say that the validity of pixels is read."""
+    if config.mask is None:
+        return None
+    band, file = config.mask.get("band"), config.mask.get("file")
+    return Mask(band, file, tuple(config.mask["valid"]))
+
+
+def configured_reading(config: FetchImagery, source: ImageSource, mask: Mask | None) -> Reading:
+    """How the params, or else the source, want images to be read."""
+    return Reading(
+        config.resolution,
+        config.bands or source.rgb_bands,
+        mask,
+        keeps_bytes=fixed_stretch(config.stretch) is None,
+        needs_bytes=config.stretch == "none",
+        min_valid=MIN_VALID if config.tile is None else config.tile.min_valid,
+    )
 
 
 def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource, dict[str, Any]]:
@@ -113,89 +153,46 @@ def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource
                     f"{key}: {config.source} has no Parquet files; try "
                     f"{repository}@refs/convert/parquet"
                 )
+        case "torchgeo":
+            # Imported late: TorchGeo needs seconds to load.
+            from stages.imagery.torchgeo_datasets import open_torchgeo
+
+            source, of_dataset = open_torchgeo(config.source, key, config.download)
+            return source, resolved | of_dataset
         case other:
             exit_with_error(
-                f"{key}: {other} is not for imagery; write embedded, path:<folder or file> or "
-                "hub:<repo>[@revision]"
+                f"{key}: {other} is not for imagery; write embedded, path:<folder or file>, "
+                "hub:<repo>[@revision] or torchgeo:<data set>"
             )
-    source = open_source(path, key)
+    source = open_source(path, key, config.caption)
     root = path if path.is_dir() else path.parent
     return source, resolved | {"files": sources.file_hashes(source.files, root)}
 
 
-def check_survey(survey: Survey, source: str, skipped: SkipReport) -> None:
-    """Exit with an error if there is no usable item, or fewer than two scenes.
-
-    train_scene, and with it the whole evaluation, needs two scenes. Without this check the error
-    would come after hours of decoding and training.
-    """
-    if not survey.usable:
-        reasons = skipped if skipped.reasons else "it is empty"
-        exit_with_error(
-            f"fetch_imagery.source: {source}: no usable captioned image: {reasons} "
-            "(layouts: docs/data.md)"
-        )
-    scenes = sorted(scene for scene in survey.scenes if scene)
-    if len(scenes) < 2:
-        names = f": {', '.join(scenes)}" if scenes else ""
-        exit_with_error(
-            f"fetch_imagery.source: {source}: {len(scenes)} scene(s) in "
-            f"{survey.scenes.total()} usable image(s){names}; the pipeline classifies scenes: give "
-            "class folders, a `scene` column or field, or names such as airport_1.jpg; "
-            f"skipped: {skipped}"
-        )
-
-
-def carve_missing_splits(
-    tiles: list[SpooledTile], groups: np.ndarray, missing: list[str], config: FetchImagery
-) -> None:
-    """Move tiles from train to the splits that the source doesn't have, near-duplicates together.
-
-    Args:
-        tiles: their `split` is changed in place.
-        groups: [N], the group of near-duplicates of each tile.
-        missing: which of "valid" and "test" to fill.
-        config: the sizes of the splits.
-    """
-    pool = [i for i, tile in enumerate(tiles) if tile.split == "train"]
-    new_splits = carve_splits(
-        [tiles[i].name for i in pool],
-        groups[pool],
-        valid=config.valid if "valid" in missing else 0,
-        test=config.test if "test" in missing else 0,
-    )
-    for i, split in zip(pool, new_splits):
-        tiles[i].split = split
-
-
-def exclude_near_duplicates(tiles: list[SpooledTile], groups: np.ndarray) -> None:
-    """Take the tiles out of test that look like a training tile."""
-    training_groups = {
-        group for tile, group in zip(tiles, groups.tolist()) if tile.split == "train"
-    }
-    for tile, group in zip(tiles, groups.tolist()):
-        if tile.split == "test" and group in training_groups:
-            tile.split = "excluded"
-
-
-def count_tiles(tiles: Iterable[SpooledTile], skipped: SkipReport) -> dict[str, int]:
+def count_tiles(tiles: list[SpooledTile], skipped: SkipReport) -> dict[str, int]:
     """The number of tiles in each split. Exits with an error if one is empty."""
     counts = {split: sum(tile.split == split for tile in tiles) for split in SPLITS}
     empty = [split for split in SPLITS if not counts[split]]
     if empty:
+        left_out = Counter(tile.split for tile in tiles if tile.split not in SPLITS)
+        further = "".join(f"; {split}: {count}" for split, count in sorted(left_out.items()))
+        more_tiles = ", give more scenes, or smaller tiles" if has_windows(tiles) else ""
         exit_with_error(
-            f"fetch_imagery: the {empty[0]} split is empty ({counts}; skipped: {skipped}): change "
-            "fetch_imagery.{splits,valid,test}"
+            f"fetch_imagery: the {empty[0]} split is empty ({counts}{further}; skipped: "
+            f"{skipped}): change fetch_imagery.{{splits,valid,test}}{more_tiles}"
         )
     return counts
 
 
-def write_split(out: Path, split: str, spool: TileSpool) -> None:
+def write_split(out: Path, split: str, spool: TileSpool, finish: Finish) -> None:
     """Write the tiles of a split as shards, in an order that depends only on their names."""
     tiles = [tile for tile in spool.tiles if tile.split == split]
     tiles.sort(key=lambda tile: name_hash(tile.name, "order"))
-    rows = progress_bar(spool.read_rows(tiles), total=len(tiles), desc=split, unit="tile")
-    write_shards(out / split, rows, IMAGERY_SCHEMA)
+    finished = read_rows(spool, tiles, finish)
+    rows = progress_bar(finished, total=len(tiles), desc=split, unit="tile")
+    write_shards(out / split, rows, imagery_schema(spool.columns))
+    # Else the processes that finish the next split's tiles would hold on to it.
+    pa.default_memory_pool().release_unused()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ file: a typo in the last section stops the first stage.
 import argparse
 import difflib
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -31,14 +33,79 @@ from ruamel.yaml.error import MarkedYAMLError
 def _check_source(source: str) -> str:
     """Refuse a source without a known kind, or with a location that does not fit its kind."""
     kind, _, location = source.partition(":")
-    needs_location = kind in ("path", "hub", "arxiv", "package")
+    needs_location = kind in ("path", "hub", "arxiv", "package", "torchgeo")
     is_known = needs_location or kind in ("embedded", "none")
     if not is_known or needs_location != bool(location):
         raise ValueError(
             "a source is embedded, path:<folder or file>, hub:<repo>[@revision], "
-            "arxiv:<csv> (papers only), package:<name> or none (models only)"
+            "arxiv:<csv> (papers only), torchgeo:<data set> (imagery only), package:<name> or none "
+            "(models only)"
         )
     return source
+
+
+def _check_caption(caption: str | None) -> str | None:
+    """Refuse a caption that `fetch_imagery` would not take from a file either."""
+    if caption is None:
+        return None
+    is_missing = caption.strip().lower() in ("none", "null", "nan", "n/a", "na")
+    if is_missing or not any(letter.isalpha() for letter in caption):
+        raise ValueError("a caption is a text with letters, or null")
+    return caption
+
+
+def _check_bands(bands: Any) -> Any:
+    """Refuse what is not null, or one or three numbers or names of bands."""
+    is_list = isinstance(bands, list) and len(bands) in (1, 3)
+    if bands is None or (is_list and all(map(_is_band, bands))):
+        return bands
+    raise ValueError("write three bands (red, green, blue) or one (gray), by number from 1 or name")
+
+
+def _is_band(band: Any) -> bool:
+    is_number = isinstance(band, int) and not isinstance(band, bool) and band >= 1
+    return is_number or (isinstance(band, str) and bool(band.strip()))
+
+
+def _check_stretch(stretch: Any) -> Any:
+    """Refuse what is neither auto, none, a divisor, a pair low <= high, nor one or three pairs."""
+    if stretch in ("auto", "none") or (_is_number(stretch) and stretch > 0):
+        return stretch
+    pairs = stretch if isinstance(stretch, list) else []
+    if len(pairs) == 2 and all(map(_is_number, pairs)):
+        pairs = [pairs]
+    if len(pairs) in (1, 3) and all(map(_is_stretch_pair, pairs)):
+        return stretch
+    raise ValueError(
+        "write auto, none, a divisor, [low, high], or such a pair for each of three bands"
+    )
+
+
+def _is_stretch_pair(pair: Any) -> bool:
+    is_pair = isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair))
+    return is_pair and pair[0] <= pair[1]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _check_mask(mask: Any) -> Any:
+    """Refuse what is neither null, nor a band or file with its values of valid pixels."""
+    if mask is None:
+        return None
+    keys = set(mask) if isinstance(mask, dict) else set()
+    if keys in ({"band", "valid"}, {"file", "valid"}):
+        place = mask["band"] if "band" in mask else mask["file"]
+        values = mask["valid"]
+        is_file = isinstance(place, str) and bool(place.strip())
+        is_place = _is_band(place) if "band" in mask else is_file
+        if is_place and isinstance(values, list) and values and all(map(_is_number, values)):
+            return mask
+    raise ValueError(
+        "write {band: <number or name>, valid: [<value>, ...]}, {file: <path>, valid: [...]} or "
+        "null"
+    )
 
 
 Source = Annotated[
@@ -49,6 +116,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 # Group normalization needs channels in multiples of its number of groups.
 MultipleOf8 = Annotated[int, Field(gt=0, multiple_of=8)]
 MultipleOf16 = Annotated[int, Field(gt=0, multiple_of=16)]
@@ -141,15 +209,74 @@ class Splits(Section):
     )
 
 
+class TileGrid(Section):
+    size: int = Field(ge=16, description="pixels along a side")
+    stride: Count = Field(description="pixels from one tile to the next")
+    min_valid: Share = Field(
+        description="share of a tile's pixels that must be valid, and have a label of `labels`"
+    )
+
+
+class Labels(Section):
+    file: str = Field(
+        min_length=1,
+        description="a raster of the scene's grid, relative to the scene's folder; {stem} stands "
+        "for the scene's name without suffix",
+    )
+    classes: dict[int, str] = Field(
+        min_length=1, description="value -> class name; several values may have the same"
+    )
+
+
 class FetchImagery(Section):
     source: Source = Field(
         description="captioned images (paper, section 3: RSICD, Lu et al. 2017); "
         "embedded = the scene renderer"
     )
+    download: bool = Field(
+        description="whether a torchgeo: data set that is not in $TORCHGEO_DATA is downloaded there"
+    )
+    caption: Annotated[str | None, AfterValidator(_check_caption)] = Field(
+        description="the one caption of all images in a flat folder without captions; null = "
+        "classes are read from the file names"
+    )
+    bands: Annotated[list[int | str] | None, BeforeValidator(_check_bands)] = Field(
+        json_schema_extra={"format": "a list of 1 or 3 numbers or names, or `null`"},
+        description="of rasters, the red, green and blue band, or one for gray: numbers from 1 or "
+        "names (B04, red); null = those that the file names so, else the first three of 3 or 4",
+    )
+    stretch: Annotated[
+        Literal["auto", "none"] | float | list[float] | list[list[float]],
+        BeforeValidator(_check_stretch),
+    ] = Field(
+        json_schema_extra={
+            "format": "`auto`, `none`, a divisor, a pair, or a list of 1 or 3 pairs"
+        },
+        description="which values become black and white: auto = 8-bit as it is, others from the "
+        "2nd to the 98th percentile of the training tiles; [low, high], or a pair per band; a "
+        "divisor (white; 10000 for Sentinel-2); none = values from 0 to 255 as they are",
+    )
+    mask: Annotated[dict[str, Any] | None, BeforeValidator(_check_mask)] = Field(
+        json_schema_extra={"format": "{band, valid}, {file, valid} or `null`"},
+        description="which pixels of rasters are valid: {band: <number or name>, valid: [<value>, "
+        "...]}, or {file: <path>, valid: [...]} with {stem} for the image's name; null = those "
+        "that are not nodata",
+    )
+    tile: TileGrid | None = Field(
+        description="how rasters larger than a tile are cut: {size, stride, min_valid} in pixels "
+        "of the raster; null = each is one tile"
+    )
+    labels: Labels | None = Field(
+        description="rasters that give tiles their class, by the largest share: {file: <path with "
+        "{stem}>, classes: {<value>: <name>}}; null = folders, columns or names give it"
+    )
     resolution: int = Field(
         ge=16, description="pixels per side of the stored tiles (paper, section 3: 224)"
     )
-    splits: Splits = Field(description="names of the source's own splits")
+    splits: Splits = Field(
+        description="names of the source's own splits; all null = those that are named train, "
+        "val, test or alike"
+    )
     valid: NonNegativeNumber = Field(
         description="size of a carved validation split: fraction (< 1) or number of images"
     )
@@ -511,12 +638,14 @@ class Params(Section):
         for role, source in self.fetch_model:
             if source.startswith("arxiv:"):
                 raise ValueError(f"fetch_model.{role}: arxiv: is for papers")
+            if source.startswith("torchgeo:"):
+                raise ValueError(f"fetch_model.{role}: torchgeo: is for imagery")
         if self.fetch_papers.source.startswith(
-            ("none", "package:")
+            ("none", "package:", "torchgeo:")
         ) or self.fetch_imagery.source.startswith(("none", "arxiv:", "package:")):
             raise ValueError(
                 "fetch_papers.source, fetch_imagery.source: the pipeline needs papers "
-                "(embedded, path:, hub:, arxiv:) and imagery (embedded, path:, hub:)"
+                "(embedded, path:, hub:, arxiv:) and imagery (embedded, path:, hub:, torchgeo:)"
             )
         for role in ("language", "embedder"):
             if getattr(self.fetch_model, role) == "none":
@@ -535,9 +664,26 @@ class Params(Section):
                 "train_scene.source: embedded judges the embedded scenes only; for "
                 f"fetch_imagery.source: {self.fetch_imagery.source} say scratch"
             )
-        for kind, use in (("arxiv", "papers"), ("package", "models")):
+        for kind, use in (
+            ("arxiv", "papers"),
+            ("package", "models"),
+            ("torchgeo", "fetch_imagery.source"),
+        ):
             if self.encode.base_domain.startswith(f"{kind}:"):
                 raise ValueError(f"encode.base_domain: {kind}: is for {use}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_raster_keys(self) -> "Params":
+        if self.fetch_imagery.source != "embedded":
+            return self
+        unused = {"bands": None, "stretch": "auto", "mask": None, "tile": None, "labels": None}
+        for key, value in unused.items():
+            if getattr(self.fetch_imagery, key) != value:
+                raise ValueError(
+                    f"fetch_imagery.{key}: is for rasters, and the embedded scenes are none: write "
+                    f"{value or 'null'}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -28,8 +28,9 @@ form of YAML 1.2 (`0.00001`, `1e-5`). "Paper" is Kasodekar 2024, *Remote Diffusi
 that it uses.
 
 A source is `embedded` (part of this repository), `path:<folder or file>`,
-`hub:<repo>[@revision]` (the Hugging Face hub), `arxiv:<csv>` (papers only), `package:<name>` (an
-installed Python package, models only) or `none` (models only): [data.md](data.md).
+`hub:<repo>[@revision]` (the Hugging Face hub), `arxiv:<csv>` (papers only), `torchgeo:<data set>`
+(imagery only), `package:<name>` (an installed Python package, models only) or `none` (models only):
+[data.md](data.md).
 
 ## Which params run what again
 
@@ -190,6 +191,8 @@ def format_value(value: Any) -> str:
 
 def describe_values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     """Say in words which values a JSON schema allows."""
+    if "format" in field:
+        return field["format"]
     if "anyOf" in field:
         return " or ".join(describe_values(option, schema) for option in field["anyOf"])
     if "enum" in field:
@@ -204,7 +207,7 @@ def describe_values(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if kind in ("integer", "number"):
         return " ".join([kind, ", ".join(describe_range(field))])
     words = {"boolean": "`true` or `false`", "null": "`null`", "string": "text"}
-    return field.get("format", words[kind])
+    return words[kind]
 
 
 def describe_range(field: dict[str, Any]) -> list[str]:

@@ -40,14 +40,21 @@ from stages.evaluation.caption_agreement import (
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.protocols import MIN_IMAGES, fid_curves, standard_protocol
 from stages.features import extract
-from stages.imagery.captions import usable_captions
-from stages.imagery.image_decoding import MIN_SIDE, UnusableImage, decode_rgb
+from stages.imagery.captions import caption_fields, field_value, usable_captions
+from stages.imagery.image_decoding import decode_rgb
 from stages.imagery.readers.class_folders import NO_SCENE
-from stages.imagery.readers.items import SPLIT_NAMES, ImageSource, SourceItem, scene_of
-from stages.imagery.readers.metadata_lists import CAPTION_FIELDS, SCENE_FIELDS, read_metadata
+from stages.imagery.readers.items import (
+    SCENE_FIELDS,
+    ImageSource,
+    SourceItem,
+    scene_of,
+    standard_split,
+)
+from stages.imagery.readers.metadata_lists import read_metadata
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.skip_report import SkipReport
+from stages.imagery.unusable_image import MIN_SIDE, UnusableImage
 from stages.params import Extractor, Params, load
 from stages.reporting.rows import format_number, read_interval
 from stages.runtime.errors import exit_with_error
@@ -253,7 +260,7 @@ def square_tiles(
 
 def refuse_mixed_splits(path: Path, splits: set[str | None]) -> None:
     """Exit with an error if a folder holds the train and the test split, for example."""
-    known = sorted(split for split in splits if split and split.lower() in SPLIT_NAMES)
+    known = sorted(split for split in splits if split and standard_split(split))
     if len(known) > 1:
         exit_with_error(
             f"evaluate: {path}: holds the splits {' and '.join(known)}: give the file or folder of "
@@ -313,7 +320,7 @@ def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
     if options.captions is None:
         return generated.scenes if options.features == "scene" else []
     rows: dict[str, dict] = {}
-    for line, row in read_metadata(options.captions):
+    for line, row in read_metadata(options.captions, f"evaluate: {options.captions}"):
         if not isinstance(row.get("file_name"), str):
             exit_with_error(f"evaluate: {options.captions}: line {line} has no file_name")
         if rows.setdefault(without_suffix(row["file_name"]), row) != row:
@@ -347,7 +354,7 @@ def scene_of_row(name: str, row: dict) -> str:
 
 def caption_of_row(name: str, row: dict, file: Path) -> str:
     """The caption of a line. Exits with an error if it has none or several."""
-    captions, reason = usable_captions(next((row[f] for f in CAPTION_FIELDS if f in row), None))
+    captions, reason = usable_captions(field_value(row, caption_fields(row)))
     if len(captions) != 1:
         exit_with_error(
             f"evaluate: {file}: {name}: {reason or f'{len(captions)} captions'}; the CLIP score "

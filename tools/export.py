@@ -1,13 +1,18 @@
 """Export artifacts in the forms that other tools read.
 
     python -m tools.export imagefolder train out/
+    python -m tools.export geotiff train out/                or `synthetic` for the generated images
     python -m tools.export llm out/
     python -m tools.export hub <owner>                       with HF_TOKEN in the environment
     python -m tools.export hub <owner> --dry-run out/
 
 imagefolder: a split of data/imagery as PNGs and metadata.jsonl {file_name, text, captions, scene},
 for `load_dataset("imagefolder", ...)`, the diffusers training scripts and
-`fetch_imagery.source: path:out`. `text` is the first of an image's captions.
+`fetch_imagery.source: path:out`. `text` is the first of an image's captions. Tiles that have them
+get crs, bounds, gsd and date, too.
+geotiff: a split of data/imagery as 8-bit GeoTIFFs with the CRS, bounds and date of their source.
+Each band's scale and offset undo the stretch: value = byte * scale + offset. With `synthetic`, the
+images of data/synthetic: they have no georeference, and their tags say that they are synthetic.
 llm: the fine-tuned language model as one `transformers` folder, the adapter merged into its base.
 hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each
 with a card about the run. --dry-run writes the folders and uploads nothing.
@@ -20,9 +25,13 @@ import re
 import tempfile
 from pathlib import Path
 
-from stages.common.artifacts import stream_rows, write_atomically
+import numpy as np
+
+from stages.common.artifacts import decode_image, stream_rows, write_atomically
+from stages.imagery.rasters import rasterio_settings
 from stages.params import load
 from stages.publishing.folders import add_card_and_metrics, copy_output
+from stages.publishing.pixel_values import Stretch, read_stretch
 from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
@@ -31,6 +40,9 @@ from stages.runtime.progress import log, progress_bar
 from tools.commands import run_command
 
 IMAGERY = Path("data/imagery")
+SYNTHETIC = Path("data/synthetic")
+GEOREFERENCE = ("crs", "bounds", "gsd", "date")  # columns of tiles whose source has them
+SYNTHETIC_DESCRIPTION = "Synthetic: drawn by a diffusion model, shows no place on Earth."
 LANGUAGE = Path("models/base/language")
 ADAPTER = Path("models/llm")
 MAX_NAME_BYTES = 200  # of a file name; file systems take up to 255
@@ -46,6 +58,9 @@ def main() -> None:
     command = commands.add_parser("imagefolder", help="a split of data/imagery as PNGs")
     command.add_argument("split", choices=("train", "valid", "test"))
     command.add_argument("folder", type=Path, help="new or empty")
+    command = commands.add_parser("geotiff", help="a split, or the generated images, as GeoTIFFs")
+    command.add_argument("split", choices=("train", "valid", "test", "synthetic"))
+    command.add_argument("folder", type=Path, help="new or empty")
     command = commands.add_parser("llm", help="the language model with its adapter merged in")
     command.add_argument("folder", type=Path, help="new or empty")
     command = commands.add_parser("hub", help="the data set and the models on the hub")
@@ -56,6 +71,8 @@ def main() -> None:
     match options.command:
         case "imagefolder":
             export_imagefolder(options.split, options.folder)
+        case "geotiff":
+            export_geotiffs(options.split, options.folder)
         case "llm":
             export_language_model(options.folder)
         case "hub":
@@ -83,18 +100,73 @@ def export_imagefolder(split: str, folder: Path) -> None:
             "captions": row["captions"],
             "scene": row["scene"],
         }
+        metadata |= {column: row[column] for column in GEOREFERENCE if row.get(column) is not None}
         lines.append(json.dumps(metadata, ensure_ascii=False) + "\n")
     write_atomically(folder / "metadata.jsonl", "".join(lines).encode())
 
 
-def choose_file_name(original: str, number: int, taken: set[str]) -> str:
-    """Choose a PNG's name after a tile's own: one that is not taken and stays in the folder."""
-    stem = re.sub(r"\.(png|jpe?g|tiff?)$", "", original, flags=re.I)
+def export_geotiffs(split: str, folder: Path) -> None:
+    """Write a split of data/imagery, or data/synthetic, as GeoTIFFs. The target must be empty."""
+    source = SYNTHETIC if split == "synthetic" else IMAGERY / split
+    if not source.is_dir():
+        exit_with_error(f"export: {source} is missing; run `dvc repro`")
+    make_empty(folder)
+    stretch = None if split == "synthetic" else read_stretch(IMAGERY / "SOURCE.json")
+    taken: set[str] = set()
+    without_place = 0
+    rows = progress_bar(stream_rows(source), desc=split, unit="tile")
+    for number, row in enumerate(rows):
+        if split == "synthetic":
+            name = f"{row['label']}_{number:05d}"
+            tags = {"TIFFTAG_IMAGEDESCRIPTION": SYNTHETIC_DESCRIPTION, "PROMPT": row["prompt"]}
+        else:
+            name = row["filename"]
+            tags = {"TIFFTAG_IMAGEDESCRIPTION": row["captions"][0], "SCENE": row["scene"]}
+        if row.get("date"):
+            tags["ACQUISITION_DATE"] = row["date"]
+        file_name = choose_file_name(name, number, taken, ".tif")
+        taken.add(file_name)
+        without_place += not row.get("bounds")
+        write_geotiff(folder / file_name, row, tags, stretch)
+    log(f"export: {len(taken)} GeoTIFFs, {without_place} of them without a georeference")
+
+
+def write_geotiff(path: Path, row: dict, tags: dict[str, str], stretch: Stretch | None) -> None:
+    """Write a tile as an 8-bit GeoTIFF.
+
+    Args:
+        path: of the new file.
+        row: of the imagery schema; `crs` and `bounds` may be missing or None.
+        tags: of the file.
+        stretch: (low, high) of all bands or of each: what black and white were.
+    """
+    import rasterio
+    from rasterio.transform import from_bounds
+
+    pixels = np.asarray(decode_image(row["image"])).transpose(2, 0, 1)  # [3, H, W]
+    place = {}
+    if row.get("crs") and row.get("bounds"):
+        transform = from_bounds(*row["bounds"], pixels.shape[2], pixels.shape[1])
+        place = {"crs": row["crs"], "transform": transform}
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "photometric": "rgb"}
+    profile |= {"height": pixels.shape[1], "width": pixels.shape[2], "compress": "deflate"}
+    with rasterio_settings(), rasterio.open(path, "w", **profile, **place) as dataset:
+        dataset.write(pixels)
+        dataset.update_tags(**tags)
+        if stretch:
+            pairs = stretch if len(stretch) == 3 else stretch * 3
+            dataset.scales = [(high - low) / 255 for low, high in pairs]
+            dataset.offsets = [low for low, _ in pairs]
+
+
+def choose_file_name(original: str, number: int, taken: set[str], suffix: str = ".png") -> str:
+    """Choose a file's name after a tile's own: one that is not taken and stays in the folder."""
+    stem = re.sub(r"\.(png|jpe?g|tiff?|jp2)$", "", original, flags=re.I)
     stem = re.sub(r"[^\w.-]", "_", stem).lstrip(".")
     stem = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
-    name = f"{stem}.png"
+    name = f"{stem}{suffix}"
     if not stem or name in taken:
-        return f"{stem}_{number:07d}.png"
+        return f"{stem}_{number:07d}{suffix}"
     return name
 
 

@@ -8,6 +8,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from stages.common.artifacts import read_json
 from stages.params import read
+from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
 
 TEMPLATE = Path(__file__).parent / "card.md"
@@ -41,6 +42,7 @@ def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
         "params": quote_params(repository.params),
         "scale": read_json("metrics/context.json")["scale"],
         "metric_rows": [format_metric(metric) for metric in measured_metrics(repository)],
+        "pixel_values": quote_pixel_values() if "imagery" in repository.inputs else "",
         "input_rows": [
             format_input(name, source)
             for name, source in sources.items()
@@ -66,6 +68,14 @@ def quote_params(names: tuple[str, ...]) -> str:
     sections = {name: params[name] for name in names}
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     return hide_local_folders(text.strip())
+
+
+def quote_pixel_values() -> str:
+    """Return what bytes of the images mean, as YAML; "" for imagery of 8 bits."""
+    values = describe_pixel_values()
+    if not values:
+        return ""
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).strip()
 
 
 def hide_local_folders(text: str) -> str:

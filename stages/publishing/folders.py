@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from stages.common.artifacts import read_json, shard_paths, write_json, write_table
 from stages.publishing.card import make_card
+from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import Repository
 
 
@@ -40,7 +41,10 @@ def write_labeled_shards(source: Path, target: Path, classes: list[str]) -> None
 
 
 def add_card_and_metrics(repository: Repository, folder: Path, commit: str) -> None:
-    """Write README.md (the card), metrics.json and metrics_context.json."""
+    """Write README.md (the card), metrics.json, metrics_context.json, perhaps pixel_values.json.
+
+    The last holds the bands, the stretch and its inverse, where the imagery had more than 8 bits.
+    """
     metrics = {
         path.stem: read_json(path)
         for path in sorted(Path("metrics").glob("*.json"))
@@ -48,4 +52,7 @@ def add_card_and_metrics(repository: Repository, folder: Path, commit: str) -> N
     }
     write_json(folder / "metrics.json", metrics)
     shutil.copyfile("metrics/context.json", folder / "metrics_context.json")
+    pixel_values = describe_pixel_values()
+    if pixel_values and "imagery" in repository.inputs:
+        write_json(folder / "pixel_values.json", pixel_values)
     make_card(repository, commit).save(folder / "README.md")

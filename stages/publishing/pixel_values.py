@@ -1,0 +1,28 @@
+"""What bytes of a run's images mean: the bands of its imagery, their stretch and its inverse."""
+
+from pathlib import Path
+from typing import Any
+
+from stages.common.artifacts import read_json
+
+Stretch = list[list[float]]  # (low, high) of all bands, or of each: what black and white were
+IMAGERY_SOURCE = Path("data/imagery/SOURCE.json")
+INVERSE = "value = low + byte / 255 * (high - low)"
+
+
+def read_stretch(source_json: Path = IMAGERY_SOURCE) -> Stretch | None:
+    """The stretch that the imagery was read with; None: its bytes are as they were."""
+    stretch = read_json(source_json).get("stretch")
+    return stretch if isinstance(stretch, list) else None
+
+
+def describe_pixel_values(source_json: Path = IMAGERY_SOURCE) -> dict[str, Any]:
+    """Bands, stretch and its inverse, as the hub repositories hold them in `pixel_values.json`.
+
+    {} for imagery of 8 bits, whose values were not changed.
+    """
+    stretch = read_stretch(source_json)
+    if stretch is None:
+        return {}
+    bands = read_json(source_json).get("bands")
+    return {"bands": bands, "stretch": stretch, "inverse": INVERSE}
