@@ -10,9 +10,6 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import KDTree
 
 from stages.imagery.splits import name_hash
 from stages.imagery.tile_spool import SpooledTile
@@ -133,6 +130,9 @@ def _split_units(
 
 def _find_sites(places: Places, is_cut: list[bool]) -> tuple[np.ndarray, list[str]]:
     """The site of each tile, int [N], and the names of the sites."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     count = len(places.scene_names)
     frames = np.zeros(count, np.int64)
     frames[places.scenes] = places.frames
@@ -194,6 +194,8 @@ def leave_out_buffer(tiles: list[SpooledTile]) -> int:
     Returns:
         The number of tiles that are left out.
     """
+    from scipy.spatial import KDTree
+
     places = find_places(tiles)
     # Tiles of different frames are far from each other along a third axis.
     points = np.column_stack([places.centers, 10 * places.frames])
