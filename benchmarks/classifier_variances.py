@@ -66,7 +66,7 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     class_of_name = {name: i for i, name in enumerate(names)}
     wanted = {
         class_of_name[name]: count * params.generate.images_per_prompt
-        for name, count in params.prompt.per_class.items()
+        for name, count in params.prompts_per_class().items()
     }
     side = config.resolution
     real, _ = read_labeled_images(TEST, "scene", class_of_scene, side)

@@ -337,10 +337,7 @@ def benchmark_perplexity() -> None:
 
 def benchmark_prompts() -> None:
     """Papers about methods describe few views from above: the writer must compose its prompts."""
-    from stages.params import LULC_CLASSES
-
-    per_class = dict.fromkeys(LULC_CLASSES, 5)
-    folder = make_project(PAPERS, prompt={"compare": [], "per_class": per_class})
+    folder = make_project(PAPERS, prompt={"compare": [], "per_class": 5})
     (folder / "models/start").mkdir()
     (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}', "utf-8")
     (folder / "models/base/diffusion").symlink_to(ROOT / "stages/embedded/models/diffusion")
@@ -353,7 +350,7 @@ def benchmark_prompts() -> None:
     ]["retrieval"]
     print_row(
         "extractive writer on 25 real papers",
-        f"{metrics['count']} prompts, {metrics['composed']} of them composed of the lexicon's "
+        f"{metrics['count']} prompts, {metrics['composed']} of them composed of the classes' "
         f"words ({usage})",
         "most are composed: said in the log and counted",
     )

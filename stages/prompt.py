@@ -2,7 +2,7 @@
 
     python -m stages.prompt
 
-reads   prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the
+reads   classes, prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the
         tokenizer of models/start, stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer
         openai)
 writes  data/prompts.parquet     row, label, prompt (with the cues), negative_prompt, writer,
@@ -25,6 +25,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics
+from stages.text.class_words import ClassLexicon, complete_words
 from stages.text.prompt_writing import PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Retriever
 from stages.text.writers import INSTRUCTED, make_writer
@@ -49,6 +50,8 @@ SCHEMA = pa.schema(
 def main() -> None:
     params = load()
     prompt = params.prompt
+    classes = ClassLexicon(complete_words(params.classes, prompt.words))
+    counts = {label: count for label, count in params.prompts_per_class().items() if count}
     retriever = Retriever(INDEX, EMBEDDER)
     count_tokens = checks.ClipTokenCounter(start_folder() / "tokenizer")
     check_negative_prompt(prompt.negative_prompt, count_tokens)
@@ -56,26 +59,32 @@ def main() -> None:
 
     with open_answer_cache(prompt, params.seed, INSTRUCTED) as answers:
         # The prompts of the data set.
-        writer = make_writer(prompt, prompt.writer, prompt.technique, params.seed, answers)
-        collector = make_collector(writer, prompt.technique, prompt, retriever, count_tokens)
-        collect_data_set(collector, prompt)
+        writer = make_writer(prompt, prompt.writer, prompt.technique, classes, params.seed, answers)
+        collector = make_collector(
+            writer, prompt.technique, prompt, classes, retriever, count_tokens
+        )
+        collect_data_set(collector, prompt, counts)
         metrics = {
             prompt.writer: {
                 prompt.technique: {
-                    **prompt_metrics.evaluate_prompts(collector),
-                    **prompt_metrics.evaluate_retrieval(retriever, QUESTIONS),
+                    **prompt_metrics.evaluate_prompts(collector, list(counts)),
+                    **prompt_metrics.evaluate_retrieval(
+                        retriever, classes, list(counts), QUESTIONS
+                    ),
                 }
             }
         }
 
         # Further writers and techniques, whose prompts are measured but not used.
         for pair in prompt.compare:
-            writer = make_writer(prompt, pair.writer, pair.technique, params.seed, answers)
-            compared = make_collector(writer, pair.technique, prompt, retriever, count_tokens)
-            for label in prompt.per_class:
+            writer = make_writer(prompt, pair.writer, pair.technique, classes, params.seed, answers)
+            compared = make_collector(
+                writer, pair.technique, prompt, classes, retriever, count_tokens
+            )
+            for label in counts:
                 compared.collect(label, prompt.compare_count, attempts=1)
             writer_metrics = metrics.setdefault(pair.writer, {})
-            writer_metrics[pair.technique] = prompt_metrics.evaluate_prompts(compared)
+            writer_metrics[pair.technique] = prompt_metrics.evaluate_prompts(compared, list(counts))
 
         write_prompts(collector, prompt)
         write_json("metrics/prompts.json", metrics)
@@ -112,22 +121,23 @@ def make_collector(
     writer: PromptWriter,
     technique: Technique,
     prompt: Prompt,
+    classes: ClassLexicon,
     retriever: Retriever,
     count_tokens: checks.ClipTokenCounter,
 ) -> PromptCollector:
     """Make the collector of one writer's prompts with one technique."""
     return PromptCollector(
-        writer, technique, retriever, count_tokens, prompt.positive_cues, prompt.top_k
+        writer, technique, classes, retriever, count_tokens, prompt.positive_cues, prompt.top_k
     )
 
 
-def collect_data_set(collector: PromptCollector, prompt: Prompt) -> None:
-    """Collect the prompts of every class; exit with an error where a class has too few."""
-    for label, count in progress_bar(prompt.per_class.items(), desc="prompt", unit="class"):
+def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[str, int]) -> None:
+    """Collect so many prompts of each class; exit with an error where a class has too few."""
+    for label, count in progress_bar(counts.items(), desc="prompt", unit="class"):
         kept, rejections = collector.collect(label, count, prompt.attempts)
         if len(kept) < count:
             exit_with_error(
-                f"prompt.per_class.{label}: {len(kept)} of {count} prompts after "
+                f"prompt.per_class: {label}: {len(kept)} of {count} prompts after "
                 f"{prompt.attempts} attempts "
                 f"(rejected: {describe_rejections(rejections, collector.examples)}"
                 f"{describe_answers(collector.writer.counts, prompt.max_tokens)}); ask for fewer, "
@@ -136,7 +146,7 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt) -> None:
     composed = sum(kept.text in collector.writer.composed for kept in collector.kept)
     if composed:
         log(
-            f"prompt: {composed} of {len(collector.kept)} prompts are composed of the lexicon's "
+            f"prompt: {composed} of {len(collector.kept)} prompts are composed of the classes' "
             "words: too few sentences of the passages describe a class from above"
         )
 

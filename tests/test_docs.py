@@ -2,7 +2,7 @@
 
 from conftest import REPOSITORY
 
-from stages.params import Params
+from stages.params import Params, Words
 from tools.docs import make_pages, make_params_tables, make_rerun_table, read_graph
 
 
@@ -19,7 +19,8 @@ def test_every_key_is_described():
         len(getattr(field.annotation, "model_fields", {"": field}))
         for field in Params.model_fields.values()
     )
-    assert len(rows) == keys + 2  # `fetch_imagery.splits` has three rows instead of one
+    # `fetch_imagery.splits` has three rows instead of one, and `prompt.words` one more per key.
+    assert len(rows) == keys + 2 + len(Words.model_fields)
     for row in rows:
         key, values, demo, meaning = row.strip("| ").split(" | ")
         assert values and demo and meaning, key

@@ -24,7 +24,6 @@ from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_byte
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.splits import carve_splits, name_hash
 from stages.imagery.unusable_image import UnusableImage
-from stages.params import LULC_CLASSES
 
 REPO = Path(__file__).parents[1]
 
@@ -77,7 +76,7 @@ def good_rows(count: int, scene: str = "lake", start: int = 0) -> list[tuple]:
 
 def write_params(folder: Path, classes: dict | None, **settings) -> None:
     params = yaml.safe_load((REPO / "params/demo.yaml").read_text())
-    params["classes"] = {name: [] for name in LULC_CLASSES} | (classes or {})
+    params["classes"] = {name: [] for name in params["classes"]} | (classes or {})
     params["fetch_imagery"] |= {
         "resolution": 32,
         "max_images": None,

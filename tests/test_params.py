@@ -1,11 +1,13 @@
 """params.yaml and its schema: a fault is one line with its key and remedy."""
 
 import re
+from copy import deepcopy
+from functools import cache
 
 import pytest
 from conftest import REPOSITORY, shell
 
-from stages.params import RENAMED, Params, load
+from stages.params import RENAMED, Params, check, derived_names, load, plain_name, read, slug
 
 DEMO = (REPOSITORY / "params/demo.yaml").read_text()
 
@@ -50,7 +52,7 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
         (
             "  Snow Ice: [snowfield]                    # RSICD has none\n",
             "",
-            ["classes", "Snow Ice"],
+            ["prompt.words", "Snow Ice", "unknown class"],
         ),
         (
             "keep_checkpoints: 2",
@@ -86,7 +88,11 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             "  source: path:tiles           # the scene",
             ["train_scene.source", "path:tiles", "say scratch"],
         ),
-        ("base_domain: embedded", "base_domain: package:a", ["encode.base_domain", "for models"]),
+        (
+            "base_domain: embedded",
+            "base_domain: package:a",
+            ["encode.base_domain", "for fetch_model"],
+        ),
         ("max_images: 1800", "max_images: null", ["fetch_imagery.max_images"]),
         (
             "vae_channels: [16, 32, 64]",
@@ -123,6 +129,7 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             ["classifier.batch_size", " 2,", " 1"],
         ),
         ("paper_n: 250", "paper_n: 1", ["fid.paper_n", " 2,", " 1"]),
+        ("tile: null", "tile: {sizes: 8}", ["fetch_imagery.tile.sizes", "did you mean size?"]),
     ],
 )
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
@@ -168,7 +175,8 @@ def test_experiments_set_small_floats_and_classes_with_a_blank(tmp_path):
     (tmp_path / "dvc.yaml").write_text(PIPELINE)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     small_lr = ["-S", "finetune_sd.lr=0.00001"]
-    per_class = ["-S", "prompt.per_class={Bare Land: 3}"]
+    numbers = dict.fromkeys(load(tmp_path / "params.yaml").classes, 5) | {"Bare Land": 3}
+    per_class = ["-S", f"prompt.per_class={numbers}".replace("'", "")]
     for command in (
         ["git", "init", "-q"],
         ["dvc", "init", "-q"],
@@ -182,7 +190,7 @@ def test_experiments_set_small_floats_and_classes_with_a_blank(tmp_path):
     (tmp_path / "queued.yaml").write_text(queued.stdout)
     expected = load(tmp_path / "params.yaml").model_dump()
     expected["finetune_sd"]["lr"] = 1e-5
-    expected["prompt"]["per_class"]["Bare Land"] = 3
+    expected["prompt"]["per_class"] = numbers
     assert load(tmp_path / "queued.yaml").model_dump() == expected
 
 
@@ -237,3 +245,187 @@ def test_no_params_file(tmp_path):
         and done.stderr.startswith("params.yaml: ")
         and len(done.stderr.splitlines()) == 1
     )
+
+
+# Classes.
+
+
+@cache
+def demo_values() -> dict:
+    return read(REPOSITORY / "params/demo.yaml")
+
+
+def checked(classes: dict, prompt: dict | None = None, generate: dict | None = None) -> Params:
+    """The demo with these classes and no words, and with these values of two sections."""
+    values = deepcopy(demo_values())
+    values["classes"] = classes
+    values["prompt"] |= {"words": {}} | (prompt or {})
+    values["generate"] |= generate or {}
+    return check(values, "p.yaml")
+
+
+def refusal(*arguments) -> str:
+    """The one line that `checked` ends with."""
+    with pytest.raises(SystemExit) as stopped:
+        checked(*arguments)
+    (line,) = stopped.value.code.split("\n")
+    assert line.startswith("p.yaml: ") and line.isprintable()
+    return line
+
+
+AB: dict = {"A": ["a"], "B": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ({}, ["classes", "2 to 100"]),
+        ({"Only": []}, ["classes", "2 to 100", "Only"]),
+        ({f"c{i}": [] for i in range(101)}, ["classes", "101", "c100"]),
+        ({"": [], "B": []}, ["classes", "no letter"]),
+        ({"\U0001f332": [], "B": []}, ["classes", "no letter", "\U0001f332"]),
+        ({"\u2764\ufe0f": [], "B": []}, ["classes", "no letter"]),
+        ({"A\tC": [], "B": []}, ["classes", "A\\tC", "control"]),
+        ({"A\u202eC": [], "B": []}, ["classes", "A\\u202eC", "control"]),
+        ({"A\u2028C": [], "B": []}, ["classes", "control"]),
+        ({"x" * 201: [], "B": []}, ["classes", "xxx", "200 bytes"]),
+        ({"a b": [], "a/b": []}, ["classes", "a b", "a/b", "a-b"]),
+        ({"Oak": [], "oak": []}, ["classes", "Oak", "oak"]),  # one file where case is ignored
+        ({"O\u0308de": [], "\xd6de": []}, ["classes", "\xd6de"]),
+        ({"A": ["x"], "B": ["x"]}, ["classes", "x", "twice"]),
+        ({"7": [], "B": []}, ["classes", "7", "prompt.words"]),
+        ({7: [], "B": []}, ["classes.7", "quotes"]),
+        ({"A": "x", "B": []}, ["classes.A", "list"]),
+        ({"Forest": [], "Trees": ["forest"]}, ["prompt.words", "Forest", "Trees", "forest"]),
+        ({"Parking lot": [], "P": ["ParkingLots"]}, ["prompt.words", "Parking lot", "P share"]),
+        ({"City": [], "C": ["cities"]}, ["prompt.words", "City", "C share", "cities"]),
+        ({"bare-land": [], "B": ["BARELAND"]}, ["prompt.words", "bare-land", "bareland"]),
+    ],
+)
+def test_classes_that_cannot_be_told_apart_or_written_are_refused(classes, words):
+    line = refusal(classes)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ({"per_class": -1}, ["prompt.per_class", "-1"]),
+        ({"per_class": 2.5}, ["prompt.per_class", "2.5"]),
+        ({"per_class": True}, ["prompt.per_class", "True"]),
+        ({"per_class": None}, ["prompt.per_class", "None"]),
+        ({"per_class": {"A": 1, "B": "ten"}}, ["prompt.per_class", "B: ", "'ten'"]),
+        ({"per_class": {"A": 1, 2: 3}}, ["prompt.per_class", "2: "]),
+        ({"per_class": {"A": 1}}, ["prompt.per_class", "B is missing"]),
+        ({"per_class": {"A": 1, "B": 1, "C": 1}}, ["prompt.per_class", "C: ", "unknown"]),
+        ({"per_class": {"A": 1, "B": 1, "C\n": 1}}, ["prompt.per_class", "C\\n: "]),
+        ({"per_class": 0}, ["prompt.per_class", "two classes"]),
+        ({"per_class": {"A": 1, "B": 0}}, ["prompt.per_class", "A only", "two classes"]),
+        ({"words": {"C": {}}}, ["prompt.words", "C: ", "unknown class"]),
+        ({"words": {"A": {"name": ["x"]}}}, ["prompt.words.A.name", "did you mean names?"]),
+        ({"words": {"A": {"names": []}}}, ["prompt.words.A.names", "at least 1"]),
+        ({"words": {"A": {"names": ["x", " "]}}}, ["prompt.words.A.names.1", "letters"]),
+        ({"words": {"A": {"looks": "dry"}}}, ["prompt.words.A.looks", "list", "'dry'"]),
+        ({"words": {"A": {"description": "1"}}}, ["prompt.words.A.description", "letters"]),
+        ({"words": {"A": {"names": ["B"]}}}, ["prompt.words", "A and B", " b;"]),
+        ({"words": {"B": {"kinds": ["as"]}}}, ["prompt.words", "A and B", " as;"]),
+    ],
+)
+def test_prompts_and_words_that_do_not_fit_the_classes_are_refused(prompt, words):
+    line = refusal(AB, prompt)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("generate", "words"),
+    [
+        ({"balance": "even"}, ["generate.balance", "'even'", "{like: real}"]),
+        ({"balance": {"to": 0}}, ["generate.balance", "{to: "]),
+        ({"balance": {"to": True}}, ["generate.balance", "{to: "]),
+        ({"balance": {"to": 5, "like": "real"}}, ["generate.balance", "{to: "]),
+        ({"balance": {"like": "train"}}, ["generate.balance", "{like: real}"]),
+        ({"keep": {"draw": 1}}, ["generate.keep.draw", "greater than 1"]),
+        ({"keep": {"drew": 2, "draw": 2}}, ["generate.keep.drew", "did you mean draw?"]),
+        ({"keep": 3}, ["generate.keep", "3"]),
+    ],
+)
+def test_faults_of_balance_and_selection_are_one_line(generate, words):
+    line = refusal(AB, {}, generate)
+    assert all(word in line for word in words), line
+
+
+def test_a_selected_set_needs_another_network_to_be_scored_in():
+    values = deepcopy(demo_values())
+    values["generate"]["keep"] = {"draw": 2}
+    assert check(values, "p.yaml").generate.keep.draw == 2
+    values["features"]["extractors"] = ["scene"]
+    values["fetch_model"]["vision"] = "none"
+    with pytest.raises(SystemExit) as stopped:
+        check(values, "p.yaml")
+    assert re.fullmatch(
+        r"p\.yaml: generate\.keep: .*features that selected it.*", stopped.value.code
+    )
+
+
+@pytest.mark.parametrize("balance", [None, "equal", {"to": 7}, {"like": "real"}])
+def test_balances(balance):
+    assert checked(AB, {}, {"balance": balance}).generate.balance == balance
+
+
+def test_a_number_of_prompts_for_all_or_for_each():
+    names = {"B": ["b"], "A": [], "C": []}
+    assert checked(names, {"per_class": 4}).prompts_per_class() == {"B": 4, "A": 4, "C": 4}
+    params = checked(names, {"per_class": {"A": 2, "C": 0, "B": 1}})
+    assert list(params.prompts_per_class().items()) == [("B", 1), ("A", 2), ("C", 0)]
+    assert list(params.used_classes().items()) == [("B", ["b"]), ("A", [])]
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        {f"class {i}": [] for i in range(100)},
+        {"水体": [], "森林": [], "耕地": [], "建筑": [], "裸地": []},
+        {"जल": [], "वन": []},
+        {'"Wald", a/b.': ["x"], "ÖPNV 100%": [], "\U0001f332 Baum": [], "no": ["off"]},
+        {"Forest": [], "Evergreen forest": []},  # the longer name counts
+        {"Forest": ["Forest"], "River": ["River"]},
+    ],
+)
+def test_any_names_of_classes(classes):
+    assert checked(classes).used_classes() == classes
+
+
+def test_words_settle_what_names_cannot():
+    words = {"7": {"names": ["park"]}, "Trees": {"names": ["tree"]}}
+    params = checked({"7": [], "Forest": [], "Trees": ["forest"]}, {"words": words})
+    assert params.prompt.words["7"].names == ["park"] and params.prompt.words["7"].looks is None
+
+
+@pytest.mark.parametrize(
+    ("name", "in_files", "plain"),
+    [
+        ("Bare Land", "Bare-Land", "bare land"),
+        ("Bare / sparse vegetation", "Bare-sparse-vegetation", "bare sparse vegetation"),
+        ("ÖPNV 100%", "ÖPNV-100", "öpnv 100"),
+        ("AnnualCrop", "AnnualCrop", "annual crop"),
+        ("bareland", "bareland", "bareland"),
+        ("SeaLake", "SeaLake", "sea lake"),
+        ("水体", "水体", "水体"),
+        ("rail_way-station", "rail-way-station", "rail way station"),
+        (' "Wald", 50/50. ', "Wald-50-50", "wald 50 50"),
+        ("../etc/passwd", "etc-passwd", "etc passwd"),
+        ("जल निकाय", "जल-निकाय", "जल निकाय"),
+        ("O\u0308de", "Öde", "öde"),
+        ("\U0001f332\ufe0f Baum", "Baum", "baum"),
+        ("LULC", "LULC", "lulc"),
+        ("\U0001f332", "", ""),
+    ],
+)
+def test_names_in_files_and_in_prose(name, in_files, plain):
+    assert slug(name) == slug(in_files) == in_files
+    assert plain_name(name) == plain_name(plain) == plain
+
+
+def test_derived_names_are_those_of_the_class_and_its_scenes():
+    names = derived_names("Water Body", ["SeaLake", "12", "water_body", "pond"])
+    assert names == ["water body", "sea lake", "pond"]

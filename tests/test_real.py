@@ -46,10 +46,7 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     params["sampling"] |= {"steps": 2, "resolution": 32, "precision": "fp32"}
     params["encode"] |= {"precision": "fp32"}
     params["finetune_sd"] |= {"epochs": 0.5}
-    params["prompt"] |= {
-        "per_class": dict.fromkeys(params["prompt"]["per_class"], 1),
-        "compare": [],
-    }
+    params["prompt"] |= {"per_class": 1, "compare": []}
     params["fid"] |= {"standard_min_n": 100, "paper_n": 100}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 

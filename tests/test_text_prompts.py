@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.params import LULC_CLASSES, load
-from stages.text import checks, lexicon
+from stages.params import load
+from stages.text import checks
+from stages.text.class_words import ClassLexicon, complete_words
 from stages.text.embedder import LatentSemanticEmbedder
 from stages.text.writers import endpoint as endpoint_module
 from stages.text.writers import instructions
@@ -25,6 +26,9 @@ from stages.text.writers.extractive import ExtractiveWriter, compose_candidates
 from stages.text.writers.hosted import HostedWriter
 from stages.text.writers.instructed import InstructedWriter
 
+PARAMS = load(Path(__file__).parents[1] / "params/demo.yaml")
+LABELS = list(PARAMS.classes)
+CLASSES = ClassLexicon(complete_words(PARAMS.classes, PARAMS.prompt.words))
 GOOD = "an orchard is a regular grid of dark green crowns separated by pale strips of grass"
 
 
@@ -50,15 +54,15 @@ GOOD = "an orchard is a regular grid of dark green crowns separated by pale stri
 )
 def test_rejection_reason(text, reason):
     tokens = len(text.split())
-    assert checks.rejection_reason(text, "Cultivated Vegetation", [], tokens) == reason
+    assert checks.rejection_reason(text, "Cultivated Vegetation", CLASSES, [], tokens) == reason
 
 
 def test_long_prompts_and_near_duplicates_are_rejected():
     label = "Cultivated Vegetation"
-    assert checks.rejection_reason(GOOD, label, [], checks.MAX_TOKENS) is None
-    assert checks.rejection_reason(GOOD, label, [], checks.MAX_TOKENS + 1) == "too_long"
+    assert checks.rejection_reason(GOOD, label, CLASSES, [], checks.MAX_TOKENS) is None
+    assert checks.rejection_reason(GOOD, label, CLASSES, [], checks.MAX_TOKENS + 1) == "too_long"
     similar = GOOD.replace("dark", "deep")
-    assert checks.rejection_reason(similar, label, [GOOD], 20) == "near_duplicate"
+    assert checks.rejection_reason(similar, label, CLASSES, [GOOD], 20) == "near_duplicate"
 
 
 def make_passage(text: str) -> dict:
@@ -72,8 +76,10 @@ def test_sentences_that_give_orders_never_become_prompts():
         "round crowns on brown soil."
     )
     label = "Cultivated Vegetation"
-    candidates = ExtractiveWriter().propose(label, [passage], 5, 0, False)
-    kept = [text for text, *_ in candidates if not checks.rejection_reason(text, label, [], 20)]
+    candidates = ExtractiveWriter(CLASSES).propose(label, [passage], 5, 0, False)
+    kept = [
+        text for text, *_ in candidates if not checks.rejection_reason(text, label, CLASSES, [], 20)
+    ]
     assert kept == ["the orchard is a green grid of round crowns on brown soil"]
 
 
@@ -97,12 +103,12 @@ def test_orders_are_removed_from_passages():
 
 def test_prompts_are_composed_where_papers_describe_no_views():
     passage = make_passage("We train a network on large green images.")
-    for label in LULC_CLASSES:
-        writer = ExtractiveWriter()
+    for label in LABELS:
+        writer = ExtractiveWriter(CLASSES)
         assert writer.propose(label, [passage], 10, 0, False) == []
         kept = []
         for text, *_ in writer.propose(label, [passage], 10, 1, True):
-            if not checks.rejection_reason(text, label, kept, 20):
+            if not checks.rejection_reason(text, label, CLASSES, kept, 20):
                 kept.append(text)
         assert len(kept) >= 10 and set(kept) <= writer.composed
 
@@ -112,20 +118,10 @@ def test_clean_sentence():
     assert clean_sentence(sentence) == "an orchard is a grid"
 
 
-def test_lexicon():
-    assert tuple(lexicon.LEXICON) == LULC_CLASSES
-    names = [name for words in lexicon.LEXICON.values() for name in words.names + words.kinds]
-    assert len(names) == len(set(names))
-    counts = lexicon.count_class_names("Forests, lakes and the forest")
-    assert counts == {"Water Body": 1, "Woody Vegetation": 2}
-    assert lexicon.count_class_names("a seasonal icebreaker on a bayou") == {}
-    assert lexicon.dominant_class("Glaciers and Sea Ice", "") == "Snow Ice"
-
-
 def test_the_embedder_is_deterministic_and_survives_saving(tmp_path):
     texts = [
-        f"{label} {lexicon.LEXICON[label].description} sample {n % 3}"
-        for n, label in enumerate(LULC_CLASSES * 3)
+        f"{label} {CLASSES.words[label].description} sample {n % 3}"
+        for n, label in enumerate(LABELS * 3)
     ]
     embedder = LatentSemanticEmbedder.fit(texts, 6, 0)
     again = LatentSemanticEmbedder.fit(texts, 6, 0)
@@ -163,7 +159,7 @@ def demo(tmp_path_factory):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.train_from_iterator(
-        [words.description for words in lexicon.LEXICON.values()],
+        [words.description for words in CLASSES.words.values()],
         trainers.BpeTrainer(
             vocab_size=600,
             show_progress=False,
@@ -195,7 +191,7 @@ def test_prompts_of_the_field_notes(demo):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = pq.read_table("data/prompts.parquet").to_pylist()
-    assert {row["label"] for row in rows} == set(LULC_CLASSES)
+    assert {row["label"] for row in rows} == set(LABELS)
     assert len({row["prompt"] for row in rows}) == len(rows)
     assert all(row["passages"] and row["tokens"] <= checks.MAX_TOKENS for row in rows)
     metrics = read_json("metrics/prompts.json")["extractive"]["retrieval"]
@@ -226,7 +222,7 @@ def test_a_paper_that_gives_orders_changes_no_prompt(demo, tmp_path, monkeypatch
     shutil.copytree(demo, planted, symlinks=True, ignore=shutil.ignore_patterns("scratch"))
     monkeypatch.chdir(planted)
     monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
-    names = [name for words in lexicon.LEXICON.values() for name in words.names]
+    names = [name for words in CLASSES.words.values() for name in words.names]
     text = " ".join(ORDERS.replace("orchard", name) for name in names)
     make_pdf(Path("data/papers/planted.pdf"), [text] * 2, "Land cover")
     for stage in (scrape, index_rag, prompt):
@@ -238,6 +234,75 @@ def test_a_paper_that_gives_orders_changes_no_prompt(demo, tmp_path, monkeypatch
     assert not any(passage["paper"] == "planted" for row in rows for passage in row["passages"])
     unchanged = before & {row["prompt"] for row in rows}
     assert len(rows) == len(before) and len(unchanged) > 0.9 * len(before)
+
+
+def write_prompts(folder: Path, models: Path, classes: dict, per_class: int | dict) -> list[dict]:
+    """Write the prompts of a label set without words in a folder; return their rows."""
+    import pyarrow.parquet as pq
+    import yaml
+
+    from stages import prompt
+
+    values = yaml.safe_load((models.parent / "params.yaml").read_text())
+    values["classes"] = classes
+    values["prompt"] |= {"words": {}, "per_class": per_class}
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
+    for linked in (models, models.parent / "stages"):
+        (folder / linked.name).symlink_to(linked)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        prompt.main()
+    return pq.read_table(folder / "data/prompts.parquet").to_pylist()
+
+
+# EuroSAT's classes, and the field notes that speak of them.
+EUROSAT = {
+    "AnnualCrop": ["03", "04"],
+    "Forest": ["13", "14"],
+    "HerbaceousVegetation": ["07", "08"],
+    "Highway": ["21"],
+    "Industrial": ["21"],
+    "Pasture": ["07"],
+    "PermanentCrop": ["05", "06"],
+    "Residential": ["21"],
+    "River": ["11"],
+    "SeaLake": ["11", "12"],
+}
+
+
+def test_ten_class_names_alone_give_prompts_and_passages(demo, tmp_path):
+    from stages.common.artifacts import read_json
+    from stages.text.retrieval import Retriever
+
+    classes = {name: [name] for name in EUROSAT}
+    rows = write_prompts(tmp_path, demo / "models", classes, 10)
+    assert len(rows) == 100 and all(row["tokens"] <= checks.MAX_TOKENS for row in rows)
+    for label in EUROSAT:
+        assert len({row["prompt"] for row in rows if row["label"] == label}) >= 8
+    lexicon = ClassLexicon(complete_words(classes, {}))
+    assert all(set(lexicon.count_class_names(row["prompt"])) == {row["label"]} for row in rows)
+    metrics = read_json(tmp_path / "metrics/prompts.json")["extractive"]["retrieval"]
+    assert metrics["count"] == 100 and metrics["class_agreement"] > 0.5
+    assert metrics["class_agreement_chance"] == pytest.approx(0.1)
+    retriever = Retriever(demo / "models/index", demo / "models/base/embedder")
+    found = {
+        label: [hit["paper"][:2] for hit in retriever.nearest(lexicon.retrieval_query(label, 0), 3)]
+        for label in EUROSAT
+    }
+    assert sum(bool(set(found[label]) & set(notes)) for label, notes in EUROSAT.items()) >= 7, found
+
+
+def test_chinese_classes_without_prompts_are_left_out(demo, tmp_path):
+    from stages.common.artifacts import read_json
+
+    per_class = {"裸地": 10, "农田": 0, "森林": 9, "水体": 1, "草地": 10}
+    classes = {name: [] for name in per_class}
+    rows = write_prompts(tmp_path, demo / "models", classes, per_class)
+    for label, count in per_class.items():
+        assert len({row["prompt"] for row in rows if row["label"] == label}) == count
+        assert all(label in row["prompt"] for row in rows if row["label"] == label)
+    metrics = read_json(tmp_path / "metrics/prompts.json")["extractive"]["retrieval"]
+    assert metrics["count"] == 30 and metrics["class_agreement_chance"] == 1 / 4
 
 
 class ChatHandler(BaseHTTPRequestHandler):
@@ -274,7 +339,7 @@ class ChatHandler(BaseHTTPRequestHandler):
         request = body["messages"][0]["content"]
         label = re.search("land cover class '(.+?)'", request)[1]
         start = len(self.requests) * 7 % 40
-        composed = compose_candidates(label, [])[start : start + 8]
+        composed = compose_candidates(CLASSES.words[label], [])[start : start + 8]
         lines = ["First I think of fields.", "DESCRIPTIONS"] if "step by step" in request else []
         for n, candidate in enumerate(composed, 1):
             lines.append(f"{n}. {candidate.text.capitalize()}.")
@@ -318,13 +383,12 @@ def endpoint(monkeypatch):
 
 def hosted_params(url: str, **values):
     """The section `prompt` of params, for an endpoint."""
-    prompt = load(Path(__file__).parents[1] / "params/demo.yaml").prompt
     endpoint_params = {"openai_base_url": url, "openai_model": "some-model", "openai_timeout": 2}
-    return prompt.model_copy(update={**endpoint_params, **values})
+    return PARAMS.prompt.model_copy(update={**endpoint_params, **values})
 
 
 def make_hosted_writer(url: str, technique: str, cache: Path, **values) -> HostedWriter:
-    return HostedWriter(hosted_params(url, **values), technique, 0, AnswerCache(cache))
+    return HostedWriter(hosted_params(url, **values), technique, CLASSES, 0, AnswerCache(cache))
 
 
 @pytest.mark.parametrize("technique", ["zero_shot", "few_shot", "chain_of_thought_retrieval"])
@@ -338,6 +402,7 @@ def test_prompts_of_a_hosted_writer_are_checked(demo, endpoint, technique, tmp_p
     collector = PromptCollector(
         make_hosted_writer(url, technique, tmp_path),
         technique,
+        CLASSES,
         Retriever(Path("models/index"), Path("models/base/embedder")),
         lambda text: len(text.split()),
         "aerial view",
@@ -357,7 +422,7 @@ def test_prompts_of_a_hosted_writer_are_checked(demo, endpoint, technique, tmp_p
     assert ("<excerpt>" in request) == has_retrieval
     assert ("step by step" in request) == ("chain" in technique)
     assert (instructions.FEW_SHOT_EXAMPLES[0] in request) == (technique == "few_shot")
-    metrics = prompt_metrics.evaluate_prompts(collector)
+    metrics = prompt_metrics.evaluate_prompts(collector, LABELS)
     assert metrics["count"] == 24 and metrics["tokens_max"] <= checks.MAX_TOKENS
     assert 0 < metrics["yield"] < 1
     assert 0 < metrics["self_bleu"] < 1
@@ -524,7 +589,7 @@ def test_paid_answers_outlive_a_run_that_dies(demo, endpoint, monkeypatch):
         ("technique: retrieval ", "technique: zero_shot "),
         ("openai_base_url: null", f"openai_base_url: {url}"),
         ("openai_model: null", "openai_model: some-model"),
-        *((f"{label}: 10 ", f"{label}: 2 ") for label in LULC_CLASSES),
+        ("per_class: 10 ", "per_class: 2 "),
     ):
         assert old in text
         text = text.replace(old, new)
@@ -540,7 +605,7 @@ def test_paid_answers_outlive_a_run_that_dies(demo, endpoint, monkeypatch):
         requests.clear()
         prompt.main()
         asked_again = [body["messages"] for _, _, body in requests]
-        assert len(asked) >= len(LULC_CLASSES)
+        assert len(asked) >= len(LABELS)
         assert asked_again[0] == asked[-1] and all("Woody" in str(body) for body in asked_again)
         assert not list(Path("scratch/prompt").glob("*/"))
     finally:
@@ -552,7 +617,7 @@ def test_paid_answers_outlive_a_run_that_dies(demo, endpoint, monkeypatch):
 def fail_at_woody_vegetation(handler: ChatHandler, body: dict) -> str | None:
     """Answer with composed descriptions; with nothing that is JSON for the last class."""
     label = re.search("land cover class '(.+?)'", body["messages"][0]["content"])[1]
-    composed = compose_candidates(label, [])[:8]
+    composed = compose_candidates(CLASSES.words[label], [])[:8]
     if label == "Woody Vegetation":
         return None
     return json.dumps({"descriptions": [candidate.text for candidate in composed]})
@@ -564,7 +629,7 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
-    text = instructions.format_request("Crop Land", "few_shot", [], 10, 1)
+    text = instructions.format_request("Crop Land", "few_shot", CLASSES, [], 10, 1)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.train_from_iterator(
@@ -595,18 +660,18 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     cache = AnswerCache(tmp_path / "none")
     monkeypatch.setattr(cache, "get", lambda asked, ask: ask())
     with pytest.raises(SystemExit, match="fetch_model.writer: .*chat template"):
-        InstructedWriter(tmp_path, params, "few_shot", 0, cache)
+        InstructedWriter(tmp_path, params, "few_shot", CLASSES, 0, cache)
     fast.chat_template = "{% for m in messages %}user: {{ m.content }}\nassistant: {% endfor %}"
     fast.save_pretrained(tmp_path)
-    requests = instructions.format_requests("Crop Land", "few_shot", [], 12, 0)
+    requests = instructions.format_requests("Crop Land", "few_shot", CLASSES, [], 12, 0)
     assert len(requests) == 2 and len(set(requests)) == 2
     assert all(re.search(r"\b10\b", request) for request in requests)
-    writer = InstructedWriter(tmp_path, params, "few_shot", 0, cache)
+    writer = InstructedWriter(tmp_path, params, "few_shot", CLASSES, 0, cache)
     first = writer.propose("Crop Land", [], 12, 0, False)
     assert writer.counts["answers"] == writer.counts["answers_cut"] == 2
     assert writer.propose("Crop Land", [], 12, 0, False) == first
     assert writer.propose("Crop Land", [], 12, 1, False) != first
-    writer = InstructedWriter(tmp_path, params, "retrieval", 0, cache)
+    writer = InstructedWriter(tmp_path, params, "retrieval", CLASSES, 0, cache)
     with pytest.raises(SystemExit, match="^error: prompt.top_k: .*[0-9]+ tokens"):
         writer.propose("Crop Land", [{"text": "field " * 2000}], 2, 0, False)
 
@@ -622,7 +687,7 @@ def test_self_bleu_tells_copies_from_different_texts():
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("Snow Ice: 10", "Snow Ice: 9000", "prompt.per_class.Snow Ice: [0-9]+ .*9000"),
+        ("per_class: 10 ", "per_class: 9000 ", "prompt.per_class: Bare Land: [0-9]+ of 9000"),
         ("technique: retrieval ", "technique: zero_shot ", "prompt.technique: .*zero_shot"),
         ("writer: extractive ", "writer: openai ", "prompt.openai_base_url, prompt.openai_model"),
         (

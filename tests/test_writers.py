@@ -2,12 +2,17 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from stages.params import load
 from stages.text import checks
+from stages.text.class_words import ClassLexicon, complete_words
 from stages.text.writers.answers import Answer, find_candidates
 
+PARAMS = load(Path(__file__).parents[1] / "params/demo.yaml")
+CLASSES = ClassLexicon(complete_words(PARAMS.classes, PARAMS.prompt.words))
 A = "pale desert with long tracks across it, dark and narrow"
 B = "brown desert with a curved edge beside a road, wide and bright"
 C = "yellow desert with scattered rocks along the border, green and rough"
@@ -63,6 +68,7 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         json.dumps({"1": A, "2": B, "3": C}),
         json.dumps({"descriptions": PLAIN}),
         json.dumps({"Bare Land": [A, B, C]}),
+        json.dumps({"Steppe": [A, B], "Plantation": [C]}),
         NAMED,
         f'[\n"{A}",\n"{B}",\n"{C}",\n]',
         f"Here are 3 descriptions of the desert:\n\n{PLAIN}",
@@ -152,7 +158,7 @@ def test_a_dash_in_a_sentence_ends_no_title():
     ],
 )
 def test_a_refusal_in_another_language_is_named_so(text):
-    assert checks.rejection_reason(text, "Bare Land", [], 20) == "not_english"
+    assert checks.rejection_reason(text, "Bare Land", CLASSES, [], 20) == "not_english"
 
 
 def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
@@ -165,14 +171,15 @@ def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
 def test_answers_are_counted():
     counts: Counter[str] = Counter()
     answers = [Answer(json.dumps([A]), False), Answer("<think>" + THOUGHTS, True), Answer(B, False)]
-    find_candidates(answers, "Bare Land", "zero_shot", [], counts)
+    find_candidates(answers, "Bare Land", "zero_shot", CLASSES, [], counts)
     assert counts == {"answers": 3, "answers_json": 1, "answers_cut": 1, "answers_empty": 1}
 
 
 def kept_prompts(answer: Answer, technique: str = "zero_shot") -> list[str]:
     """The texts of an answer that the writer and the checks let through."""
     kept: list[str] = []
-    for text, _, refusal in find_candidates([answer], "Bare Land", technique, [], Counter()):
-        if not refusal and not checks.rejection_reason(text, "Bare Land", kept, 20):
+    label = "Bare Land"
+    for text, _, refusal in find_candidates([answer], label, technique, CLASSES, [], Counter()):
+        if not refusal and not checks.rejection_reason(text, label, CLASSES, kept, 20):
             kept.append(text)
     return kept

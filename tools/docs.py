@@ -157,7 +157,7 @@ def make_table(heading: str, rows: list[str]) -> str:
 
 
 def make_rows(fields: dict[str, Any], demo: dict[str, Any], schema: dict[str, Any]) -> list[str]:
-    """Return a table row per field. The fields of a section within a section follow it.
+    """Return a table row per field. Those of a section within follow: of each class, the first's.
 
     Args:
         fields: key -> its JSON schema.
@@ -171,10 +171,17 @@ def make_rows(fields: dict[str, Any], demo: dict[str, Any], schema: dict[str, An
             nested = {f"{key}.{name}": field for name, field in inner.items()}
             values = {f"{key}.{name}": value for name, value in demo[key].items()}
             rows += make_rows(nested, values, schema)
-        else:
-            value = f"`{format_value(demo[key])}`"
-            allowed = describe_values(field, schema)
-            rows.append(f"| `{key}` | {allowed} | {value} | {field['description']} |")
+            continue
+        value = f"`{format_value(demo[key])}`"
+        of_class = field.get("additionalProperties", {})
+        if "$ref" in of_class:
+            name = next(iter(demo[key]))
+            value = f"those of {len(demo[key])} classes; here of `{name}`"
+        allowed = describe_values(field, schema)
+        rows.append(f"| `{key}` | {allowed} | {value} | {field['description']} |")
+        if "$ref" in of_class:
+            inner = {f"{key}.<class>": of_class}
+            rows += make_rows(inner, {f"{key}.<class>": demo[key][name]}, schema)
     return rows
 
 

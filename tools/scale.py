@@ -2,11 +2,13 @@
 
     python -m tools.scale paper               with the values of params/paper.yaml
     python -m tools.scale paper mine.yaml     of both files; the later wins
+    python -m tools.scale rsicd eurosat       a label set with a scale: EuroSAT's ten classes
     python -m tools.scale demo                the way back: params/demo.yaml as it is
 
 Each file holds only what differs from params/demo.yaml, and brings the comments beside its values.
-`classes`, `prompt.per_class`, `fetch_imagery.splits` and lists are replaced whole. The first line
-of params.yaml names its scales.
+`classes`, `prompt.per_class`, `prompt.words`, `fetch_imagery.splits` and lists are replaced whole;
+what is said of classes that new `classes` don't list goes with them. The first line of params.yaml
+names its scales.
 
 Prints the values that change. Writes nothing if params.yaml holds values that none of its scales
 has: they would be lost. --force drops them.
@@ -20,6 +22,7 @@ import json
 import re
 import shlex
 import sys
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ SECTIONS = [
     for name, field in Params.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 ]
+MAX_SHOWN = 300  # characters of a value; the words of thirty classes are more
 # Stands for the value of a key that a file lacks.
 MISSING = object()
 
@@ -88,12 +92,15 @@ def compose(scales: list[str], folder: Path = Path()) -> tuple[str, Params]:
     if not scales:
         return demo.text, check(demo.values, name)
 
+    demo_prompt = deepcopy(demo.values["prompt"])
     header = [FIRST_LINE + shlex.join(scales)]
     for scale in scales:
         file = read_scale(scale, folder)
         _refuse_unknown_keys(file, demo)
         header += [line for line in file.header if not line.startswith(FIRST_LINE)]
         _replace_values(demo.values, file.values)
+        if isinstance(file.values.get("classes"), dict):
+            _fit_to_classes(demo.values, file.values.get("prompt", {}), demo_prompt)
     demo.values.ca.comment = None  # the demo's header
     text = io.StringIO()
     _yaml().dump(demo.values, text)
@@ -119,6 +126,27 @@ def _replace_values(target: CommentedMap, source: CommentedMap) -> None:
             continue
         for key in value:
             _take(target[name], value, key)
+
+
+def _fit_to_classes(values: CommentedMap, given: CommentedMap, demo: CommentedMap) -> None:
+    """Drop the words and numbers of prompts of classes that a file's `classes` don't list.
+
+    Args:
+        values: of the file and those before it.
+        given: the file's own values of `prompt`, which are left as they are.
+        demo: the demo's `prompt`, with words for its classes and one number for all.
+    """
+    prompt = values["prompt"]
+    classes = values["classes"]
+    if "words" not in given and isinstance(prompt["words"], dict):
+        known = {**demo["words"], **prompt["words"]}
+        words = CommentedMap({name: known[name] for name in classes if name in known})
+        if not words:
+            words.fa.set_flow_style()  # `{}` on the line of its key
+        prompt["words"] = words
+    counts = prompt["per_class"]
+    if "per_class" not in given and isinstance(counts, dict) and set(counts) != set(classes):
+        _take(prompt, demo, "per_class")
 
 
 def _take(target: CommentedMap, source: CommentedMap, key: str) -> None:
@@ -262,19 +290,32 @@ def find_edits(present: dict[str, Any], new: dict[str, Any]) -> list[str]:
             written = flatten(read(WRITTEN))
         except SystemExit:
             pass  # a copy that is damaged tells nothing
-    return [
-        f"{PARAMS}: {key}: {_show(value)} is an edit; {names} has {_show(scale.get(key, MISSING))}"
-        for key, value in present.items()
-        if all(value != values.get(key, MISSING) for values in (scale, written, new))
-    ]
+    edits = []
+    for key, value in present.items():
+        if all(value != values.get(key, MISSING) for values in (scale, written, new)):
+            edited, original = _show_difference(value, scale.get(key, MISSING))
+            edits.append(f"{PARAMS}: {key}: {edited} is an edit; {names} has {original}")
+    return edits
 
 
 def _first_line(path: Path) -> str:
     return path.read_text(encoding="utf-8").partition("\n")[0]
 
 
+def _show_difference(*values: Any) -> list[str]:
+    """Each of two values in a few words; of two mappings only the entries that differ."""
+    first, second = values
+    if isinstance(first, dict) and isinstance(second, dict):
+        same = [key for key in first.keys() & second.keys() if first[key] == second[key]]
+        values = tuple({key: value[key] for key in value if key not in same} for value in values)
+    return [_show(value) for value in values]
+
+
 def _show(value: Any) -> str:
-    return "nothing" if value is MISSING else json.dumps(value, ensure_ascii=False, default=str)
+    if value is MISSING:
+        return "nothing"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def main() -> None:
@@ -308,7 +349,7 @@ def main() -> None:
         old_value = present.get(key, MISSING)
         new_value = new.get(key, MISSING)
         if present and old_value != new_value:
-            print(f"{key}: {_show(old_value)} -> {_show(new_value)}")
+            print(f"{key}: {' -> '.join(_show_difference(old_value, new_value))}")
     first_line = text.partition("\n")[0]
     dry_run = " (not written: --dry-run)" if arguments.dry_run else ""
     print(f"{PARAMS}: {first_line.removeprefix('# ')}{dry_run}")

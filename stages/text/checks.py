@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from stages.text import lexicon
+from stages.text.class_words import ClassLexicon
 from stages.text.duplicates import jaccard_similarity, words
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
@@ -112,41 +113,48 @@ def remove_injected_instructions(passage: Passage) -> Passage:
     return {**passage, "text": " ".join(kept)}
 
 
-def rejection_reason(text: str, label: str, kept: list[str], tokens: int) -> str | None:
+def rejection_reason(
+    text: str, label: str, classes: ClassLexicon, kept: list[str], tokens: int
+) -> str | None:
     """Return in one word why a prompt for a class is rejected, or None if it passes.
+
+    The class's own words are no fault: they may be foreign, hold signs, or be "cars".
 
     Args:
         text: the prompt without the positive cues.
         label: the class.
-        kept: the prompts that were kept before, of any class.
+        classes: the words of all classes.
+        kept: the prompts of the class that were kept before.
         tokens: the number of CLIP tokens of the prompt with the positive cues.
     """
-    if not is_english(text):
+    nameless = classes.hide_names(text, label)
+    other_words = classes.hide_words(text, label)
+    if not is_english(other_words):
         return "not_english"
     if len(text.split()) < MIN_WORDS:
         return "too_short"
     if tokens > MAX_TOKENS:
         return "too_long"
     # A number at the start is that of an item or of a heading.
-    starts_with_letter = text.lstrip("\"'“‘(")[:1].isalpha()
-    if MARKUP.search(text) or text.count('"') % 2 or not starts_with_letter:
+    starts_with_letter = other_words.lstrip("\"'“‘(")[:1].isalpha()
+    if MARKUP.search(other_words) or other_words.count('"') % 2 or not starts_with_letter:
         return "markup"
-    if ADDRESSES_READER.search(text):
+    if classes.has_fault(ADDRESSES_READER, text, label):
         return "instruction"
-    if CITATION.search(text):
+    if CITATION.search(nameless):
         return "citation"
-    if len(split_sentences(text)) != 1 or SENTENCE_END.search(text) or HEADING_RUN_IN.search(text):
+    if not is_one_sentence(nameless):
         return "not_one_sentence"
-    if has_proper_name(text):
+    if has_proper_name(nameless, classes):
         return "proper_name"
-    named_classes = lexicon.count_class_names(text)
+    named_classes = classes.count_class_names(text)
     if label not in named_classes:
         return "no_class"
     if len(named_classes) > 1:
         return "other_class"
-    if lexicon.CLOSE_UP.search(text):
+    if classes.has_fault(lexicon.CLOSE_UP, text, label):
         return "close_up"
-    if UNFINISHED.search(text):
+    if UNFINISHED.search(nameless):
         return "cut"
     if any(jaccard_similarity(text, other) >= NEAR_DUPLICATE_SIMILARITY for other in kept):
         return "near_duplicate"
@@ -164,12 +172,18 @@ def is_english(text: str) -> bool:
     return foreign_words < 2 or foreign_words <= sum(word in ENGLISH_WORDS for word in text_words)
 
 
-def has_proper_name(text: str) -> bool:
+def is_one_sentence(text: str) -> bool:
+    """Return whether a prompt is one sentence, without a heading that has run into it."""
+    has_end = SENTENCE_END.search(text) or HEADING_RUN_IN.search(text)
+    return len(split_sentences(text)) == 1 and not has_end
+
+
+def has_proper_name(text: str, classes: ClassLexicon) -> bool:
     """Return whether a sentence names a person or a place."""
     names = [
         word
         for word in CAPITALIZED_WORD.findall(text)
-        if not MONTH.match(word) and not lexicon.count_class_names(word)
+        if not MONTH.match(word) and not classes.count_class_names(word)
     ]
-    class_labels = " ".join(lexicon.LEXICON)
+    class_labels = " ".join(classes.words)
     return any(not re.search(rf"\b{name}\b", class_labels) for name in names)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.text import lexicon
+from stages.text.class_words import ClassLexicon
 from stages.text.duplicates import words
 from stages.text.prompt_writing import ImagePrompt, PromptCollector
 from stages.text.retrieval import Retriever
@@ -13,7 +13,7 @@ from stages.text.retrieval import Retriever
 MIN_CONTENT_LETTERS = 4  # a shorter word is no content word
 
 
-def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
+def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str, float]:
     """Compute the metrics of the prompts that a collector has kept.
 
     count                   prompts kept
@@ -23,7 +23,7 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
     answers_json            answers in JSON
     answers_cut             answers that the limit of tokens cut off
     answers_empty           answers without text beside thoughts
-    composed                kept prompts that were composed of the lexicon's words
+    composed                kept prompts that were composed of the classes' words
     yield                   fraction of the candidates that were kept
     distinct_2              distinct word pairs / word pairs (Li et al. 2016)
     class_agreement         fraction of prompts whose nearest class description in the embedding
@@ -36,9 +36,12 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
     similarity              mean cosine similarity of two prompts of a class, in the embedding space
     groundedness            fraction of content words that occur in the passages their prompt rests
                             on (techniques with retrieval)
+
+    Args:
+        collector: of the prompts.
+        labels: the classes that prompts were asked for.
     """
     prompts = collector.kept
-    labels = list(lexicon.LEXICON)
     metrics = count_candidates(collector)
     if not prompts:
         return metrics
@@ -47,7 +50,9 @@ def evaluate_prompts(collector: PromptCollector) -> dict[str, float]:
     classes = np.array([labels.index(prompt.label) for prompt in prompts])  # [N]
     embed = collector.retriever.embedder.embed
     vectors = embed(texts)  # [N, D]
-    class_vectors = embed([lexicon.LEXICON[label].description for label in labels])  # [C, D]
+    class_vectors = embed(
+        [collector.classes.words[label].description for label in labels]
+    )  # [C, D]
     nearest_classes = (vectors @ class_vectors.T).argmax(axis=1)  # [N]
     vocabulary = collector.retriever.vocabulary
     metrics["distinct_2"] = distinct_2(texts)
@@ -129,7 +134,9 @@ def groundedness(prompts: list[ImagePrompt]) -> float:
     return _mean(grounded)
 
 
-def evaluate_retrieval(retriever: Retriever, questions: Path) -> dict[str, float]:
+def evaluate_retrieval(
+    retriever: Retriever, classes: ClassLexicon, labels: list[str], questions: Path
+) -> dict[str, float]:
     """Compute the metrics of an index.
 
     retrieval_top3_about_class (_min)   fraction of the three passages nearest to a class's first
@@ -141,12 +148,14 @@ def evaluate_retrieval(retriever: Retriever, questions: Path) -> dict[str, float
 
     Args:
         retriever: the index.
+        classes: the words of all classes.
+        labels: the classes that prompts were asked for.
         questions: a CSV with the columns paper, question.
     """
     class_precisions = []
-    for label in lexicon.LEXICON:
-        hits = retriever.nearest(lexicon.retrieval_query(label, 0), 3)
-        about_class = [lexicon.dominant_class(hit["title"], hit["text"]) == label for hit in hits]
+    for label in labels:
+        hits = retriever.nearest(classes.retrieval_query(label, 0), 3)
+        about_class = [classes.dominant_class(hit["title"], hit["text"]) == label for hit in hits]
         class_precisions.append(sum(about_class) / 3)
     metrics = {
         "retrieval_top3_about_class": _mean(class_precisions),

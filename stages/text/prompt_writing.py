@@ -3,7 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from stages.text import checks, lexicon
+from stages.text import checks
+from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage, Retriever
 from stages.text.writers.interface import Candidate, PromptWriter
 
@@ -33,6 +34,7 @@ class PromptCollector:
         self,
         writer: PromptWriter,
         technique: str,
+        classes: ClassLexicon,
         retriever: Retriever,
         count_tokens: checks.ClipTokenCounter,
         positive_cues: str,
@@ -40,6 +42,7 @@ class PromptCollector:
     ):
         self.writer = writer
         self.technique = technique
+        self.classes = classes
         self.retriever = retriever
         self.count_tokens = count_tokens
         self.positive_cues = positive_cues
@@ -85,7 +88,7 @@ class PromptCollector:
 
         Sentences that give orders to a model are cut out of them. Their ids are added to `used`.
         """
-        query = lexicon.retrieval_query(label, attempt)
+        query = self.classes.retrieval_query(label, attempt)
         nearest = self.retriever.nearest(query, self.top_k + len(used))
         unused = [passage for passage in nearest if passage["id"] not in used][: self.top_k]
         used.update(passage["id"] for passage in unused)
@@ -103,9 +106,9 @@ class PromptCollector:
                 break
             self.candidates += 1
             prompt = self.add_cues(label, candidate)
-            kept_texts = [other.text for other in self.kept]
+            kept_texts = [other.text for other in self.kept if other.label == label]
             reason = candidate.refusal or checks.rejection_reason(
-                prompt.text, label, kept_texts, prompt.tokens
+                prompt.text, label, self.classes, kept_texts, prompt.tokens
             )
             if reason:
                 rejections[reason] += 1

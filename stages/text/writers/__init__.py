@@ -7,6 +7,7 @@ fine-tuned one, `huggingface` an instruction-tuned one on this machine, `openai`
 from pathlib import Path
 
 from stages.params import Prompt, Technique, Writer
+from stages.text.class_words import ClassLexicon
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.domain import DomainWriter
 from stages.text.writers.extractive import ExtractiveWriter
@@ -20,15 +21,20 @@ INSTRUCTED = Path("models/base/writer")
 
 
 def make_writer(
-    prompt: Prompt, name: Writer, technique: Technique, seed: int, cache: AnswerCache
+    prompt: Prompt,
+    name: Writer,
+    technique: Technique,
+    classes: ClassLexicon,
+    seed: int,
+    cache: AnswerCache,
 ) -> PromptWriter:
     """Make the writer that params call by this name; models are loaded from models/."""
     match name:
         case "extractive":
-            return ExtractiveWriter()
+            return ExtractiveWriter(classes)
         case "domain":
-            return DomainWriter(LANGUAGE, ADAPTER, prompt, technique, seed)
+            return DomainWriter(LANGUAGE, ADAPTER, prompt, technique, classes, seed)
         case "openai":
-            return HostedWriter(prompt, technique, seed, cache)
+            return HostedWriter(prompt, technique, classes, seed, cache)
         case "huggingface":
-            return InstructedWriter(INSTRUCTED, prompt, technique, seed, cache)
+            return InstructedWriter(INSTRUCTED, prompt, technique, classes, seed, cache)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from stages.text import lexicon
+from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.writers.cleaning import clean_sentence
 from stages.text.writers.instructions import ANSWER_HEADING
@@ -67,7 +67,7 @@ DESCRIPTION_KEY = re.compile(
 )
 # The keys whose values are none. Those of other keys are taken where no key is known.
 OTHER_KEY = re.compile(
-    r"thought|reason|rational|analysis|step|plan|note|comment|explan|observ|feature|reject|bad|"
+    r"thought|reason|rational|analysis|step(?!pe)|plan(?!t)|note|comment|explan|observ|feature|reject|bad|"
     r"draft|task|request|intro|summary|message|error",
     re.I,
 )
@@ -139,6 +139,7 @@ def find_candidates(
     answers: list[Answer],
     label: str,
     technique: str,
+    classes: ClassLexicon,
     passages: list[Passage],
     counts: Counter[str],
 ) -> list[Candidate]:
@@ -148,6 +149,7 @@ def find_candidates(
         answers: to the requests of one attempt.
         label: the class that was asked for.
         technique: of a chain of thought only what follows the heading counts.
+        classes: the words of all classes.
         passages: that the requests quoted.
         counts: to which are added the number of `answers`, and of those in JSON (`answers_json`),
             cut off by the limit of tokens (`answers_cut`), and without text other than thoughts
@@ -173,7 +175,7 @@ def find_candidates(
             Candidate(
                 line.text if line.refusal else clean_sentence(line.text), passages, line.refusal
             )
-            for line in read_lines(text, label, is_cut)
+            for line in read_lines(text, label, classes, is_cut)
         ]
     return candidates
 
@@ -256,20 +258,20 @@ def description_strings(
                 yield from description_strings(item, is_known or any_key, any_key)
 
 
-def read_lines(text: str, label: str, is_cut: bool) -> list[Line]:
+def read_lines(text: str, label: str, classes: ClassLexicon, is_cut: bool) -> list[Line]:
     """Return the lines of a text, with the reason why they are refused.
 
     Where there is a list, only its items are descriptions; where lines stand together, none that
     stands alone.
     """
-    lines = split_lines("\n".join(FENCE.findall(text)) or text, label)
+    lines = split_lines("\n".join(FENCE.findall(text)) or text, label, classes)
     has_list = sum(line.is_item for line in lines) >= 2
     has_plain = not all(line.is_bold for line in lines)
     has_block = not all(line.is_alone for line in lines)
     read = []
     for line in lines:
         is_heading = has_list or (line.is_bold and has_plain) or (line.is_alone and has_block)
-        is_talk = line.text.endswith(":") or TALK_WORDS.search(line.text)
+        is_talk = line.text.endswith(":") or TALK_WORDS.search(classes.hide_names(line.text, label))
         if not line.refusal and ((is_heading and not line.is_item) or is_talk):
             line = line._replace(refusal=TALK)
         read.append(line)
@@ -295,7 +297,7 @@ def refuse_odd_ends(lines: list[Line]) -> list[Line]:
     return read
 
 
-def split_lines(text: str, label: str) -> list[Line]:
+def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
     """Split a text into lines; an item that goes on in the line below it is joined."""
     lines: list[Line] = []
     follows_item = False
@@ -303,7 +305,7 @@ def split_lines(text: str, label: str) -> list[Line]:
     for above, raw, below in zip(rows, rows[1:], rows[2:]):
         if TABLE_RULE.match(raw) and "|" in raw and lines:
             lines.pop()  # the header of the table
-        line = read_line(raw, label)
+        line = read_line(raw, label, classes)
         line = line._replace(is_alone=not above.strip() and not below.strip())
         if not any(letter.isalpha() for letter in line.text):
             follows_item = False
@@ -321,7 +323,7 @@ def split_lines(text: str, label: str) -> list[Line]:
     return lines
 
 
-def read_line(raw: str, label: str) -> Line:
+def read_line(raw: str, label: str, classes: ClassLexicon) -> Line:
     """Remove the marker, label, quotes and emphasis of a line."""
     text = raw.strip()
     if MARKDOWN_HEADING.match(text):
@@ -346,6 +348,6 @@ def read_line(raw: str, label: str) -> Line:
     title = TITLE.match(text)
     # A title adds nothing where the rest names the class by itself.
     is_title = title and not TALK_WORDS.search(title[0])
-    if title and is_title and label in lexicon.count_class_names(text[title.end() :]):
+    if title and is_title and label in classes.count_class_names(text[title.end() :]):
         text = text[title.end() :]
     return Line(text, "", is_item, is_bold)

@@ -4,13 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 from stages.params import Prompt
-from stages.text import lexicon
+from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
 from stages.text.writers.answers import CUT
 from stages.text.writers.cleaning import clean_sentence
 from stages.text.writers.generation import generate, load_language_model, sampling_options
-from stages.text.writers.instructions import FEW_SHOT_EXAMPLES
+from stages.text.writers.instructions import few_shot_examples
 from stages.text.writers.interface import Candidate
 
 MAX_NEW_TOKENS = 32  # of a completion
@@ -21,12 +21,21 @@ class DomainWriter:
 
     composed: frozenset[str] = frozenset()
 
-    def __init__(self, base: Path, adapter: Path, prompt: Prompt, technique: str, seed: int):
+    def __init__(
+        self,
+        base: Path,
+        adapter: Path,
+        prompt: Prompt,
+        technique: str,
+        classes: ClassLexicon,
+        seed: int,
+    ):
         """Load the base model with the adapter merged in."""
         self.counts: Counter[str] = Counter()
         self.sampling = sampling_options(prompt)
         self.model, self.tokenizer = load_language_model(base, adapter)
         self.technique = technique
+        self.classes = classes
         self.seed = seed
 
     def propose(
@@ -35,8 +44,9 @@ class DomainWriter:
         """Complete "Seen from above, the <name of the class>" `count` times, without passages."""
         context = ""
         if self.technique == "few_shot":
-            context = " ".join(f"Seen from above, {text}." for text in FEW_SHOT_EXAMPLES) + " "
-        names = lexicon.LEXICON[label].names
+            examples = few_shot_examples(label, self.classes)
+            context = " ".join(f"Seen from above, {text}." for text in examples) + " "
+        names = self.classes.words[label].names
         beginnings = [f"the {names[i % len(names)]}" for i in range(count)]
         inputs = self.tokenizer(
             [f"{context}Seen from above, {beginning}" for beginning in beginnings],

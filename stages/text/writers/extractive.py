@@ -3,6 +3,7 @@
 from collections import Counter
 
 from stages.text import lexicon
+from stages.text.class_words import ClassLexicon, ClassWords, is_plural
 from stages.text.duplicates import words
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
@@ -18,10 +19,11 @@ class ExtractiveWriter:
 
     Image models know the plain names of scenes. Sentences with a rarer name ("vineyard") are
     therefore held back until the last attempt. After them come prompts that are composed of the
-    lexicon's words, for papers that describe no views.
+    class's words, for papers that describe no views.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classes: ClassLexicon):
+        self.classes = classes
         self.composed: set[str] = set()
         self.counts: Counter[str] = Counter()
         self.held_back: dict[str, list[Candidate]] = {}  # by class
@@ -36,11 +38,11 @@ class ExtractiveWriter:
         plain = []
         held_back = self.held_back.setdefault(label, [])
         seen = self.seen.setdefault(label, set())
-        for candidate in extract_candidates(label, passages):
+        for candidate in extract_candidates(label, self.classes, passages):
             if candidate.text in seen:
                 continue
             seen.add(candidate.text)
-            if lexicon.has_plain_name(candidate.text, label):
+            if self.classes.has_plain_name(candidate.text, label):
                 plain.append(candidate)
             else:
                 held_back.append(candidate)
@@ -48,25 +50,27 @@ class ExtractiveWriter:
         seen_passages += passages
         if not is_last:
             return plain
-        composed = compose_candidates(label, seen_passages)
+        composed = compose_candidates(self.classes.words[label], seen_passages)
         composed = [candidate for candidate in composed if candidate.text not in seen]
         self.composed.update(candidate.text for candidate in composed)
         return plain + held_back + composed
 
 
-def extract_candidates(label: str, passages: list[Passage]) -> list[Candidate]:
+def extract_candidates(
+    label: str, classes: ClassLexicon, passages: list[Passage]
+) -> list[Candidate]:
     """Return the sentences that describe a view of a class, those with the best score first."""
     scored = []
     for passage in passages:
         for sentence in split_sentences(passage["text"]):
-            score = score_sentence(sentence, label)
+            score = score_sentence(sentence, label, classes)
             if score > 0 and sentence.endswith((".", "!")):
                 scored.append((score, Candidate(clean_sentence(sentence), [passage])))
     scored.sort(key=lambda pair: -pair[0])  # sentences with equal scores keep their order
     return [candidate for _, candidate in scored]
 
 
-def score_sentence(sentence: str, label: str) -> float:
+def score_sentence(sentence: str, label: str, classes: ClassLexicon) -> float:
     """Score how well a sentence describes a view of a class: 0 (not at all) to 6.
 
     A sentence gains by its visual words and loses by a length of more than 25 words.
@@ -75,14 +79,14 @@ def score_sentence(sentence: str, label: str) -> float:
     visual_words = len(lexicon.VISUAL_WORDS.intersection(sentence_words))
     if (
         visual_words < MIN_VISUAL_WORDS
-        or lexicon.words_before_name(sentence, label) > MAX_WORDS_BEFORE_NAME
-        or lexicon.NOT_A_VIEW.search(sentence)
+        or classes.words_before_name(sentence, label) > MAX_WORDS_BEFORE_NAME
+        or classes.has_fault(lexicon.NOT_A_VIEW, sentence, label)
     ):
         return 0.0
     return max(0.1, min(visual_words, 6) - max(0, len(sentence_words) - 25) / 5)
 
 
-def compose_candidates(label: str, passages: list[Passage]) -> list[Candidate]:
+def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list[Candidate]:
     """Compose prompts such as "a dry desert with narrow tracks" of a class's looks and parts.
 
     Words that occur in the passages come first; a prompt rests on the first passage of each.
@@ -91,7 +95,6 @@ def compose_candidates(label: str, passages: list[Passage]) -> list[Candidate]:
     for passage in passages:
         for word in words(passage["text"]):
             first_passage.setdefault(word, passage)
-    class_words = lexicon.LEXICON[label]
     names = class_words.names
     looks = sorted(class_words.looks, key=lambda word: word not in first_passage)
     parts = sorted(class_words.parts, key=lambda word: word not in first_passage)
@@ -104,7 +107,9 @@ def compose_candidates(label: str, passages: list[Passage]) -> list[Candidate]:
         name = names[i % len(names)]
         if look == part_look:
             continue
-        article = "an" if look[0] in "aeiou" else "a"
+        if name.endswith("ial"):
+            name = f"{name} area"  # label sets use such adjectives as nouns: "Residential"
+        article = "" if is_plural(name) else "an " if look[0] in "aeiou" else "a "
         sources = [first_passage[word] for word in (look, part_look, part) if word in first_passage]
-        candidates.append(Candidate(f"{article} {look} {name} with {part_look} {part}", sources))
+        candidates.append(Candidate(f"{article}{look} {name} with {part_look} {part}", sources))
     return candidates

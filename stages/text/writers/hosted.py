@@ -6,6 +6,7 @@ from typing import Any
 
 from stages.common.rng import rng
 from stages.params import Prompt
+from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.writers import instructions
 from stages.text.writers.answer_cache import AnswerCache
@@ -24,11 +25,19 @@ class HostedWriter:
 
     composed: frozenset[str] = frozenset()
 
-    def __init__(self, prompt: Prompt, technique: str, seed: int, cache: AnswerCache):
+    def __init__(
+        self,
+        prompt: Prompt,
+        technique: str,
+        classes: ClassLexicon,
+        seed: int,
+        cache: AnswerCache,
+    ):
         # The schema of params demands both of them for this writer.
         assert prompt.openai_base_url and prompt.openai_model
         self.endpoint = Endpoint(prompt.openai_base_url, prompt.openai_model, prompt.openai_timeout)
         self.technique = technique
+        self.classes = classes
         self.seed = seed
         self.cache = cache
         self.counts: Counter[str] = Counter()
@@ -47,7 +56,9 @@ class HostedWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Send the requests of the attempt one after another."""
-        requests = instructions.format_requests(label, self.technique, passages, count, attempt)
+        requests = instructions.format_requests(
+            label, self.technique, self.classes, passages, count, attempt
+        )
         answers = []
         for i, request in enumerate(requests):
             asked = {
@@ -56,7 +67,7 @@ class HostedWriter:
                 **self.parameters,
             }
             answers += self.cache.get(asked, partial(self.ask, asked))
-        return find_candidates(answers, label, self.technique, passages, self.counts)
+        return find_candidates(answers, label, self.technique, self.classes, passages, self.counts)
 
     def ask(self, asked: dict[str, Any]) -> list[Answer]:
         """Return the endpoint's answer."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
+from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.writers import instructions
 from stages.text.writers.answer_cache import AnswerCache
@@ -19,7 +20,15 @@ class InstructedWriter:
 
     composed: frozenset[str] = frozenset()
 
-    def __init__(self, folder: Path, prompt: Prompt, technique: str, seed: int, cache: AnswerCache):
+    def __init__(
+        self,
+        folder: Path,
+        prompt: Prompt,
+        technique: str,
+        classes: ClassLexicon,
+        seed: int,
+        cache: AnswerCache,
+    ):
         """Load the model; exit with an error where there is none or it has no chat template."""
         if not (folder / "config.json").exists():
             exit_with_error(
@@ -33,6 +42,7 @@ class InstructedWriter:
                 "instruction-tuned model"
             )
         self.technique = technique
+        self.classes = classes
         self.seed = seed
         self.max_tokens = prompt.max_tokens
         self.sampling = sampling_options(prompt)
@@ -43,7 +53,9 @@ class InstructedWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Generate the answers to all requests of the attempt in one batch."""
-        requests = instructions.format_requests(label, self.technique, passages, count, attempt)
+        requests = instructions.format_requests(
+            label, self.technique, self.classes, passages, count, attempt
+        )
         key = (self.seed, label, attempt)
         asked = {
             "requests": requests,
@@ -52,7 +64,7 @@ class InstructedWriter:
             **self.sampling,
         }
         answers = self.cache.get(asked, partial(self.answer, requests, key))
-        return find_candidates(answers, label, self.technique, passages, self.counts)
+        return find_candidates(answers, label, self.technique, self.classes, passages, self.counts)
 
     def answer(self, requests: list[str], key: tuple[int, str, int]) -> list[Answer]:
         """Generate the answers to requests in one batch; `key` decides the random numbers."""

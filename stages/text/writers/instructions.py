@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from stages.text import lexicon
+from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 
 FEW_SHOT_EXAMPLES = (
@@ -15,8 +16,18 @@ ANSWER_HEADING = "DESCRIPTIONS"  # separates a chain of thought from the answer
 MAX_PER_REQUEST = 10  # descriptions; asked for more, a model repeats itself
 
 
+def few_shot_examples(label: str, classes: ClassLexicon) -> list[str]:
+    """Return the examples that do not name the class that is asked for."""
+    return [text for text in FEW_SHOT_EXAMPLES if label not in classes.count_class_names(text)]
+
+
 def format_request(
-    label: str, technique: str, passages: list[Passage], count: int, number: int
+    label: str,
+    technique: str,
+    classes: ClassLexicon,
+    passages: list[Passage],
+    count: int,
+    number: int,
 ) -> str:
     """Format a request for descriptions. Passages are quoted below it as data.
 
@@ -24,20 +35,23 @@ def format_request(
         label: the class.
         technique: zero_shot, few_shot or chain_of_thought, followed by `_retrieval` where
             passages are quoted; `retrieval` alone is zero-shot.
+        classes: the words of all classes.
         passages: the passages to quote.
         count: how many descriptions are asked for.
         number: the number of the request for this class, from 0. Each but the first stresses
             another aspect.
     """
+    class_words = classes.words[label]
     lines = [
         f"Write {count} different descriptions of how the land cover class '{label}' "
-        f"({lexicon.LEXICON[label].description}) looks in an aerial image.",
+        f"({class_words.description}) looks in an aerial image.",
         "One description per line, each one sentence of 8 to 30 words: color, texture, shape, "
-        "season, neighbors. Name the class in each. No numbering, no names of people or places, "
-        "no other land cover class.",
+        "season, neighbors. Name the class in each, by one of its names "
+        f"({', '.join(class_words.names)}). No numbering, no names of people or places, no other "
+        "land cover class.",
     ]
     if technique.startswith("few_shot"):
-        lines += ["Examples for other classes:", *FEW_SHOT_EXAMPLES]
+        lines += ["Examples for other classes:", *few_shot_examples(label, classes)]
     if technique.startswith("chain_of_thought"):
         lines.append(
             "First think step by step about what is visible from above. Then write a line "
@@ -57,7 +71,12 @@ def format_request(
 
 
 def format_requests(
-    label: str, technique: str, passages: list[Passage], count: int, attempt: int
+    label: str,
+    technique: str,
+    classes: ClassLexicon,
+    passages: list[Passage],
+    count: int,
+    attempt: int,
 ) -> list[str]:
     """Format the requests of one attempt.
 
@@ -66,7 +85,7 @@ def format_requests(
     requests = -(-3 * count // (2 * MAX_PER_REQUEST))  # rounded up
     per_request = min(MAX_PER_REQUEST, 3 * count)
     return [
-        format_request(label, technique, passages, per_request, attempt * requests + i)
+        format_request(label, technique, classes, passages, per_request, attempt * requests + i)
         for i in range(requests)
     ]
 

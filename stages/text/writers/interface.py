@@ -20,7 +20,7 @@ class PromptWriter(Protocol):
 
     @property
     def composed(self) -> Set[str]:
-        """The texts that were composed of the lexicon's words, not taken from passages."""
+        """The texts that were composed of the classes' words, not taken from passages."""
         ...
 
     @property
