@@ -64,21 +64,22 @@ def measure_stages(count: int) -> dict[str, float]:
             count,
             sampling={"steps": 2},
             encode={"base_domain": "none"},
-            generate={"images_per_prompt": 1},
         )
         (folder / "models/diffusion").symlink_to(folder / "models/base/diffusion")
-        write_prompts(folder / "data/prompts.parquet", count)
+        write_prompts(folder / "data", count)
         return {stage: peak_memory(folder, f"stages.{stage}") for stage in STAGES}
 
 
-def write_prompts(path: Path, count: int) -> None:
-    """Write `count` prompts, as the stage `prompt` does."""
+def write_prompts(folder: Path, count: int) -> None:
+    """Write `count` prompts, and that each gets one image, as `prompt` and `balance` do."""
     columns = {
         name: [f"{name} {i}" for i in range(count)]
         for name in ("label", "prompt", "negative_prompt", "writer", "technique")
     }
     table = pa.table({"row": range(count), **columns, "passages": [""] * count})
-    pq.write_table(table, path)
+    pq.write_table(table, folder / "prompts.parquet")
+    lines = "".join(f"{row},1\n" for row in range(count))
+    (folder / "images_per_prompt.csv").write_text(f"row,images\n{lines}", encoding="utf-8")
 
 
 def peak_memory(folder: Path, module: str) -> float:

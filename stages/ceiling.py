@@ -2,11 +2,12 @@
 
     python -m stages.ceiling
 
-One stage for both label sets, LULC classes and scenes: starting up costs as much as training.
+One stage for both label sets, classes and scenes: starting up costs as much as training.
 Writes metrics/ceiling_<label set>.json, and models/ceiling/<label set>.safetensors, the
 bootstrapped accuracies that `classify` compares its own with.
 """
 
+import csv
 from collections import Counter
 from pathlib import Path
 
@@ -38,15 +39,14 @@ def main() -> None:
     )
 
     # For each label set: draw training tiles, and plan a classifier for each seed.
+    images = read_image_counts()
+    classes = params.used_classes()
     jobs = []
     n_wanted = {}
     for label_set in LABEL_SETS:
-        class_names, class_of_scene = read_label_set(label_set, params.classes)
+        class_names, class_of_scene = read_label_set(label_set, classes)
         if label_set == "lulc":
-            wanted = {
-                class_names.index(name): count * params.generate.images_per_prompt
-                for name, count in params.prompt.per_class.items()
-            }
+            wanted = {i: images[name] for i, name in enumerate(class_names)}
         else:
             test_tiles = Counter(class_of_scene[row["scene"]] for row in read_rows(TEST, ["scene"]))
             wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
@@ -86,6 +86,12 @@ def main() -> None:
         metrics["seeds"] = classifier.seeds
         metrics["cpu_threads"] = of_label_set[0].cpu_threads
         write_json(f"metrics/ceiling_{label_set}.json", metrics)
+
+
+def read_image_counts() -> dict[str, int]:
+    """The number of images of each class, before any were rejected."""
+    with open("metrics/plots/images_per_class.csv", encoding="utf-8", newline="") as file:
+        return {row["class"]: int(row["images"]) for row in csv.DictReader(file)}
 
 
 if __name__ == "__main__":

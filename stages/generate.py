@@ -1,11 +1,15 @@
-"""Generate the synthetic land-cover data set with the fine-tuned model: some images per prompt.
+"""Generate the images of the prompts with the fine-tuned model.
 
     python -m stages.runtime.launch generate
 
-Reads `data/prompts.parquet`, writes `data/synthetic/`. One process or several write the same bytes.
+Reads `data/prompts.parquet` and `data/images_per_prompt.csv`, writes `data/generated/`, of which
+`select` makes the synthetic data set. One process or several write the same bytes.
 """
 
+import csv
+import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +22,7 @@ from stages.params import load
 from stages.runtime.process import run_stage
 
 PROMPTS = Path("data/prompts.parquet")
+IMAGES_PER_PROMPT = Path("data/images_per_prompt.csv")
 # Columns of the prompts that are copied to each of their images.
 PROMPT_COLUMNS = ["row", "label", "prompt", "negative_prompt", "writer", "technique", "passages"]
 
@@ -25,26 +30,45 @@ PROMPT_COLUMNS = ["row", "label", "prompt", "negative_prompt", "writer", "techni
 def main() -> None:
     params = load()
     make_deterministic(params.seed)
-    images_per_prompt = params.generate.images_per_prompt
+    keep = params.generate.keep
+    drawn = read_image_counts(None if keep is None else keep.draw)
     prompt_fields = [pq.read_schema(PROMPTS).field(name) for name in PROMPT_COLUMNS]
     generate_shards(
         stage="generate",
-        out=Path("data/synthetic"),
+        out=Path("data/generated"),
         model=Path("models/diffusion"),
-        rows=image_rows(images_per_prompt),
-        total=pq.read_metadata(PROMPTS).num_rows * images_per_prompt,
+        rows=image_rows(drawn),
+        total=sum(drawn.values()),
         schema=pa.schema([("image", IMAGE), *prompt_fields, *PROVENANCE]),
         sampling=params.sampling,
         seed=params.seed,
-        inputs=[PROMPTS, Path(__file__)],
+        inputs=[PROMPTS, IMAGES_PER_PROMPT, Path(__file__)],
     )
 
 
-def image_rows(images_per_prompt: int) -> Iterator[dict]:
-    """One row per image, the images of a prompt in sequence; `row` is the prompt's number."""
+def read_image_counts(draw: float | None) -> dict[int, int]:
+    """The number of images to draw of each prompt, by its row; `draw` as in `count_drawn`."""
+    with open(IMAGES_PER_PROMPT, encoding="utf-8", newline="") as file:
+        return {
+            int(line["row"]): count_drawn(int(line["images"]), draw)
+            for line in csv.DictReader(file)
+        }
+
+
+def count_drawn(kept: int, draw: float | None) -> int:
+    """The number of images to draw for `kept` ones, `draw` for each, rounded up; None: no more."""
+    # `draw` as it was written: 10 x 1.1 is 11.000000000000002 in floats.
+    return kept if draw is None else math.ceil(kept * Fraction(str(draw)))
+
+
+def image_rows(drawn: dict[int, int]) -> Iterator[dict]:
+    """One row per image, the images of a prompt in sequence; `row` is the prompt's number.
+
+    An image's noise is drawn by (row, copy): however many there are, the first ones are the same.
+    """
     for batch in pq.ParquetFile(PROMPTS).iter_batches(256, columns=PROMPT_COLUMNS):
         for prompt in batch.to_pylist():
-            for copy in range(images_per_prompt):
+            for copy in range(drawn[prompt["row"]]):
                 yield prompt | {"item": ("generate", prompt["row"], copy)}
 
 

@@ -86,6 +86,7 @@ def sections(path: str) -> set[str]:
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     read = {parents[call].attr for call in calls if isinstance(parents[call], ast.Attribute)}
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    of_method = sections_of_methods()
     for function in functions:
         names = {
             target.id
@@ -98,10 +99,34 @@ def sections(path: str) -> set[str]:
                 continue
             parent = parents[node]
             if node.id in names and isinstance(parent, ast.Attribute):
-                read.add(parent.attr)
+                read |= of_method.get(parent.attr, {parent.attr})
             elif node.id in names:
                 read.add(f"<{path}:{node.lineno}: params passed on whole>")
     return read
+
+
+@cache
+def sections_of_methods() -> dict[str, set[str]]:
+    """The params that each method of `Params` reads, itself or through others; by its name."""
+    (params,) = [
+        node
+        for node in parse("stages/params.py").body
+        if isinstance(node, ast.ClassDef) and node.name == "Params"
+    ]
+    read = {
+        method.name: {
+            node.attr
+            for node in ast.walk(method)
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", None) == "self"
+        }
+        for method in params.body
+        if isinstance(method, ast.FunctionDef)
+    }
+
+    def resolve(name: str) -> set[str]:
+        return set().union(*map(resolve, read[name])) if name in read else {name}
+
+    return {name: resolve(name) for name in read}
 
 
 def pipeline() -> dict[str, dict]:

@@ -18,7 +18,9 @@ BY_FILE = (
     "encode",
     "finetune_sd",
     "sample",
+    "balance",
     "generate",
+    "select",
 )
 
 

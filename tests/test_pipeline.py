@@ -13,7 +13,7 @@ import tracing
 import yaml
 from conftest import REPOSITORY, shell
 
-from stages.params import LULC_CLASSES
+from stages.params import load
 
 STAGES = audit.pipeline()
 CODE_FOLDERS = ("common", "text", "diffusion", "evaluation", "reporting", "publishing")
@@ -179,7 +179,8 @@ def test_guidance_scale_reruns_what_samples_and_nothing_that_trains_a_generator(
     assert (
         {"sample", "generate"}
         <= names
-        <= {"sample", "generate", "features", "fid", "classify", "review_page", "review", "report"}
+        <= {"sample", "generate", "select", "features", "fid", "classify"}
+        | {"review_page", "review", "report"}
     )
     assert "features@real" not in ran
 
@@ -198,7 +199,7 @@ def test_guidance_scale_reruns_what_samples_and_nothing_that_trains_a_generator(
             "Woody Vegetation: [forest]",
             "Woody Vegetation: [forest, parking]",
             # fetch_imagery runs, as it says which classes no image shows; its data stay the same.
-            {"classify", "ceiling"},
+            {"balance", "select", "classify", "ceiling"},
             {"encode", "sample", "generate"},
         ),
         ("subsets: 4", "subsets: 5", {"fid"}, {"features", "sample", "classify"}),
@@ -287,12 +288,10 @@ def test_synthetic_data_set_loads_with_datasets(smoke, tmp_path):
         split="train",
         cache_dir=str(tmp_path),
     )
-    params = yaml.safe_load((smoke / "params.yaml").read_text())
-    assert (
-        len(loaded)
-        == sum(params["prompt"]["per_class"].values()) * params["generate"]["images_per_prompt"]
-    )
-    assert loaded[0]["image"].size == (32, 32) and set(loaded["label"]) == set(LULC_CLASSES)
+    params = load(smoke / "params.yaml")
+    prompts = sum(params.prompts_per_class().values())
+    assert len(loaded) == prompts * params.generate.images_per_prompt
+    assert loaded[0]["image"].size == (32, 32) and set(loaded["label"]) == set(params.classes)
 
 
 def test_tuned_model_is_a_stable_diffusion_pipeline(smoke):

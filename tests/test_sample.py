@@ -225,10 +225,11 @@ def test_generate_makes_several_images_of_each_prompt(workspace):
         [("row", pa.int32()), *text_columns, ("passages", passages), ("tokens", pa.int32())]
     )
     pq.write_table(pa.Table.from_pylist(prompts, schema), workspace / "data/prompts.parquet")
+    (workspace / "data/images_per_prompt.csv").write_text("row,images\n0,2\n1,2\n")
     shutil.copytree(workspace / "models/base/diffusion", workspace / "models/diffusion")
     code, log = run(workspace, generate.main)
     assert code == 0, log
-    rows = read_rows(workspace / "data/synthetic")
+    rows = read_rows(workspace / "data/generated")
     assert [row["row"] for row in rows] == [0, 0, 1, 1]
     assert rows[2]["label"] == "Bare Land"
     assert rows[0]["passages"] == prompts[0]["passages"]
@@ -238,12 +239,12 @@ def test_generate_makes_several_images_of_each_prompt(workspace):
         assert row["negative_prompt"] == "blurry"
         assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("pndm", 3, 3.0)
         assert row["model"] == models.model_digest(workspace / "models/diffusion")
-    from_one_process = digest(workspace / "data/synthetic")
+    from_one_process = digest(workspace / "data/generated")
     assert run(workspace, generate.main, processes=2)[0] == 0
-    assert digest(workspace / "data/synthetic") == from_one_process
+    assert digest(workspace / "data/generated") == from_one_process
 
     from datasets import Dataset
 
-    shard = str(workspace / "data/synthetic/00000.parquet")
+    shard = str(workspace / "data/generated/00000.parquet")
     dataset = Dataset.from_parquet(shard, cache_dir=str(workspace / "cache"))
     assert dataset[0]["image"].size == (32, 32)

@@ -18,6 +18,7 @@ OUTPUT_FOLDERS = [
     "data/imagery",
     "data/latents",
     "data/samples",
+    "data/generated",
     "data/synthetic",
     "data/features",
     "models/base",

@@ -1,0 +1,206 @@
+"""Make the synthetic data set of the images that were drawn: of all of them, or of the best.
+
+    python -m stages.select
+
+reads   generate.keep, classes, seed; data/generated, data/images_per_prompt.csv, models/scene
+writes  data/synthetic         rows of data/generated, in their order
+        metrics/select.json    images drawn, kept, rejected by each rule: in all, and `per_class`
+
+`stages/evaluation/selection.py` holds the rules.
+"""
+
+import csv
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from stages.common.artifacts import (
+    decode_image,
+    read_json,
+    read_rows,
+    shard_paths,
+    stream_rows,
+    write_json,
+    write_shards,
+)
+from stages.evaluation.selection import Candidates, Selection, select_images
+from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_bytes
+from stages.params import load, slug
+from stages.runtime.atomic import atomic_folder
+from stages.runtime.errors import exit_with_error
+from stages.runtime.process import run_stage
+from stages.runtime.progress import log, progress_bar
+
+GENERATED = Path("data/generated")
+SCENE = Path("models/scene")
+BATCH_SIZE = 64  # images per forward pass; the last batch is padded
+
+
+def main() -> None:
+    params = load()
+    rows = read_rows(GENERATED, ["row", "label"])
+    labels = [row["label"] for row in rows]
+    drawn = Counter(labels)
+    with atomic_folder(Path("data/synthetic")) as out:
+        if params.generate.keep is None:
+            link_shards(out)
+            per_class = {
+                name: describe_selection(count, count, Selection(np.arange(count), 0, 0, 0))
+                for name, count in drawn.items()
+            }
+        else:
+            wanted = count_wanted(rows)
+            known = find_known_scenes(params.classes)
+            selections = select_by_class(labels, wanted, known, params.seed)
+            write_kept(out, labels, selections)
+            per_class = {
+                name: describe_selection(drawn[name], wanted[name], selections[name], known[name])
+                for name in drawn
+            }
+            log_missing(per_class)
+    write_metrics(per_class)
+
+
+def link_shards(out: Path) -> None:
+    """Give `out` the shards of data/generated as hard links, or as copies where there are none.
+
+    That is safe: no stage changes a shard in place, and DVC removes data/synthetic before this
+    stage runs, which takes a name from a file and leaves the other. A shard that DVC checked out
+    as a symbolic link is followed into its cache.
+    """
+    for shard in shard_paths(GENERATED):
+        try:
+            os.link(shard.resolve(), out / shard.name)
+        except OSError:  # the cache lies on another file system, or this one knows no hard links
+            shutil.copyfile(shard, out / shard.name)
+
+
+def count_wanted(rows: list[dict]) -> dict[str, int]:
+    """The number of images of each class to keep; rows: `row` and `label` of the images drawn."""
+    label_of_prompt = {row["row"]: row["label"] for row in rows}
+    wanted: Counter[str] = Counter()
+    with open("data/images_per_prompt.csv", encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            if int(line["images"]):  # else none was drawn
+                wanted[label_of_prompt[int(line["row"])]] += int(line["images"])
+    return wanted
+
+
+def find_known_scenes(classes: dict[str, list[str]]) -> dict[str, set[str]]:
+    """The scenes of each class that the scene classifier knows."""
+    scenes = set(read_json(SCENE / "config.json")["scenes"])
+    return {name: scenes.intersection(members) for name, members in classes.items()}
+
+
+def select_by_class(
+    labels: list[str], wanted: dict[str, int], known: dict[str, set[str]], seed: int
+) -> dict[str, Selection]:
+    """Select among the images of each class; those of finished classes are no longer in memory.
+
+    Args:
+        labels: the class of each image drawn.
+        wanted: the number of images of each class to keep.
+        known: the scenes of each class that the scene classifier knows.
+        seed: of the run.
+    """
+    drawn = Counter(labels)
+    views = progress_bar(view_images(seed), total=len(labels), desc="select", unit="image")
+    waiting: dict[str, list[tuple]] = {}
+    selections = {}
+    for label, view in zip(labels, views):
+        of_class = waiting.setdefault(label, [])
+        of_class.append(view)
+        if len(of_class) == drawn[label]:
+            candidates = Candidates(*map(np.array, zip(*waiting.pop(label))))
+            selections[label] = select_images(
+                candidates, known[label], wanted[label], group_near_duplicates
+            )
+    return selections
+
+
+def view_images(seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """The scene that the classifier sees in each image drawn, its features and a thumbnail."""
+    # Imported late: a set of all images needs no network.
+    import torch
+
+    from stages.common.torch_setup import make_deterministic
+    from stages.evaluation.extractors import load_extractor
+    from stages.evaluation.networks import batched, decode_batch
+
+    make_deterministic(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    classifier = load_extractor("scene").to(device)
+    scenes = read_json(SCENE / "config.json")["scenes"]
+    for rows in batched(stream_rows(GENERATED, ["image"]), BATCH_SIZE):
+        padding = [rows[-1]] * (BATCH_SIZE - len(rows))
+        with torch.inference_mode():
+            outputs = classifier(decode_batch(rows + padding).to(device))
+        seen = outputs["logits"].argmax(1).tolist()  # [B]
+        features = outputs["features"].float().cpu().numpy()  # [B, D]
+        for row, scene, feature in zip(rows, seen, features):
+            thumbnail = thumbnail_bytes(decode_image(row["image"]))
+            yield scenes[scene], feature, np.frombuffer(thumbnail, "<u2")
+
+
+def write_kept(out: Path, labels: list[str], selections: dict[str, Selection]) -> None:
+    """Write the rows of the images that are kept.
+
+    Raises:
+        SystemExit: none is.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        rows_of.setdefault(label, []).append(row)
+    kept = {rows_of[name][i] for name, selection in selections.items() for i in selection.kept}
+    if not kept:
+        exit_with_error(
+            f"generate.keep: in none of the {len(labels)} images drawn does the scene classifier "
+            "see a scene of their class; write null to keep them all"
+        )
+    schema = pq.read_schema(shard_paths(GENERATED)[0])
+    write_shards(out, (row for i, row in enumerate(stream_rows(GENERATED)) if i in kept), schema)
+
+
+def describe_selection(
+    drawn: int, wanted: int, selection: Selection, known: set[str] | None = None
+) -> dict[str, float]:
+    """The metrics of a class; `known` as in `find_known_scenes`, None where nothing was judged."""
+    return {
+        "drawn": drawn,
+        "kept": len(selection.kept),
+        "missing": wanted - len(selection.kept),
+        "rejected_caption": selection.rejected_caption,
+        "rejected_duplicate": selection.rejected_duplicate,
+        "rejected_diversity": selection.rejected_diversity,
+        "rejection_rate": 1 - len(selection.kept) / drawn,
+        "unknown_scenes": int(known == set()),
+    }
+
+
+def log_missing(per_class: dict[str, dict[str, float]]) -> None:
+    """Log the classes of which fewer images than wanted are left."""
+    for name, counts in per_class.items():
+        if counts["missing"]:
+            log(
+                f"select: {name}: {counts['kept']} of {counts['kept'] + counts['missing']} images, "
+                f"of {counts['drawn']} drawn: {counts['rejected_caption']} show another scene, "
+                f"{counts['rejected_duplicate']} look like another one"
+            )
+
+
+def write_metrics(per_class: dict[str, dict[str, float]]) -> None:
+    """Write metrics/select.json: sums over the classes, and the metrics of each."""
+    keys = next(iter(per_class.values()))
+    total: dict = {key: sum(counts[key] for counts in per_class.values()) for key in keys}
+    total["rejection_rate"] = 1 - total["kept"] / total["drawn"]
+    by_slug = {slug(name): counts for name, counts in per_class.items()}
+    write_json("metrics/select.json", total | {"per_class": by_slug})
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
