@@ -85,7 +85,7 @@ def random_rows() -> Iterator[dict]:
     generator = random.Random(0)
     for i in range(LARGE_IMAGES):
         image = {"bytes": generator.randbytes(IMAGE_BYTES), "path": f"{i}.png"}
-        yield {"image": image, "label": "Bare Land"}
+        yield {"image": image, "label": "farmland"}
 
 
 @contextmanager

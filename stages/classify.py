@@ -1,10 +1,11 @@
 """Train a classifier on generated images alone and test it on real tiles.
 
-python -m stages.classify lulc      LULC classes: trained on the synthetic data set
+python -m stages.classify lulc      classes of params.yaml: trained on the synthetic data set
 python -m stages.classify scenes    scenes: trained on the tuned model's images of the test
                                     captions (zero-shot accuracy)
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.labels import LABEL_SETS, read_label_set
 from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import average_over_seeds, share_of_ceiling
-from stages.params import LULC, load
+from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
@@ -32,29 +33,35 @@ TEST = "data/imagery/test"
 def main(label_set: str) -> None:
     params = load()
     classifier = params.classifier
+    classes = params.used_classes()
     make_deterministic(params.seed)
     from stages.evaluation.classification import (
         jobs_per_seed,
         read_labeled_images,
+        refuse_selector_weights,
         train_and_test_all,
     )
     from stages.evaluation.networks import save_network
 
+    if label_set == "lulc" and params.generate.keep is not None:
+        refuse_selector_weights()
+
     # Read the generated images and the real test tiles.
-    class_names, class_of_scene = read_label_set(label_set, params.classes)
+    class_names, class_of_scene = read_label_set(label_set, classes)
     class_of_name = {name: i for i, name in enumerate(class_names)}
     folder, column, prompt_column = SOURCES[label_set]
     source, unknown = read_labeled_images(
         folder, column, class_of_name, classifier.resolution, prompt_column=prompt_column
     )
     real, unlabeled = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
-    class_count = len(np.unique(source.labels))
-    if class_count < 2:
+    without_images = names_without(class_names, source.labels)
+    if len(class_names) - len(without_images) < 2:
         exit_with_error(
-            f"{folder}: images of {class_count} class(es); a classifier needs at least 2"
+            f"{folder}: images of {len(class_names) - len(without_images)} class(es); a classifier "
+            "needs at least 2"
         )
-    if unknown:
-        log(f"classify: {folder}: images of unknown classes are left out: {dict(unknown)}")
+    unused = [name for name in params.classes if name not in classes]
+    log_left_out(folder, unused if label_set == "lulc" else [], without_images, unknown)
 
     # Train and test a classifier for each seed.
     results = train_and_test_all(jobs_per_seed(source, real, class_names, classifier, params.seed))
@@ -67,9 +74,7 @@ def main(label_set: str) -> None:
             [result.bootstrapped[test_set] for result in results],
         )
     metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
-    metrics |= describe_test_set(
-        label_set, real.labels, class_names, class_of_scene, params.classes
-    )
+    metrics |= describe_test_set(label_set, real.labels, class_names, class_of_scene, classes)
     metrics |= {"n_train": results[0].n_train, "seeds": len(results)}
     metrics["cpu_threads"] = results[0].cpu_threads
     write_json(f"metrics/classify_{label_set}.json", metrics)
@@ -79,16 +84,45 @@ def main(label_set: str) -> None:
     # Keep the first classifier and plot its errors.
     output = Path("models/classifier", label_set)
     save_network(output, results[0].network, results[0].config)
-    tested = np.unique(real.labels)
-    context = {
+    context = describe_inputs(folder, class_names, real.labels, without_images, unlabeled)
+    write_json(output / "context.json", context)
+    write_plots(label_set, class_names, real.labels, results[0].predictions["real_test"])
+
+
+def log_left_out(
+    folder: str, unused: list[str], without_images: list[str], unknown: Counter[str]
+) -> None:
+    """Name the classes of 0 prompts, those without an image, and images of no class."""
+    if unused:
+        log(f"classify: classes of 0 prompts are left out: {', '.join(unused)}")
+    if without_images:
+        log(f"classify: {folder}: no image of {', '.join(without_images)}")
+    if unknown:
+        log(f"classify: {folder}: images of unknown classes are left out: {dict(unknown)}")
+
+
+def describe_inputs(
+    folder: str,
+    class_names: list[str],
+    real_labels: np.ndarray,
+    without_images: list[str],
+    unlabeled: Counter[str],
+) -> dict:
+    """What the classifier was trained and tested on. real_labels: class numbers [N]."""
+    return {
         "weights": read_json("models/base/classifier/SOURCE.json")["source"],
         "trained_on": folder,
         "tested_on": TEST,
-        "classes_without_real": [name for i, name in enumerate(class_names) if i not in tested],
+        "classes_without_real": names_without(class_names, real_labels),
+        "classes_without_images": without_images,
         "scenes_of_no_class": dict(sorted(unlabeled.items())),
     }
-    write_json(output / "context.json", context)
-    write_plots(label_set, class_names, real.labels, results[0].predictions["real_test"])
+
+
+def names_without(class_names: list[str], labels: np.ndarray) -> list[str]:
+    """The classes that none of N images shows. labels: class numbers [N]."""
+    shown = set(labels.tolist())
+    return [name for i, name in enumerate(class_names) if i not in shown]
 
 
 def compare_with_ceiling(label_set: str, scores: dict[str, float], results: list) -> dict:
@@ -104,7 +138,7 @@ def describe_test_set(
     labels: np.ndarray,
     class_names: list[str],
     class_of_scene: dict[str, int],
-    classes: dict[LULC, list[str]],
+    classes: dict[str, list[str]],
 ) -> dict[str, float]:
     """What a guess would score on the real tiles [N], and what they don't show."""
     counts = np.bincount(labels, minlength=len(class_names))  # [K]

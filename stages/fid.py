@@ -14,7 +14,11 @@ from safetensors.numpy import load_file
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
-from stages.evaluation.caption_agreement import caption_agreement, clip_score
+from stages.evaluation.caption_agreement import (
+    caption_agreement,
+    class_agreement,
+    clip_score,
+)
 from stages.evaluation.compression_artifacts import compare_compression_artifacts
 from stages.evaluation.memorization import (
     compare_with_training_images,
@@ -28,7 +32,7 @@ from stages.evaluation.protocols import (
     paper_protocol,
     standard_protocol,
 )
-from stages.params import LULC, load
+from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 
@@ -51,6 +55,9 @@ def main() -> None:
     fid_metrics: dict = {}
     image_metrics: dict = {}
     curve_tables = {}
+
+    # A selected set can't be judged by the classifier that selected it.
+    is_selected = params.generate.keep is not None
 
     # Pixels: compression artifacts, and near-copies of training images.
     pixels = read_features("pixels")
@@ -83,9 +90,11 @@ def main() -> None:
         )
         if extractor == "scene":
             write_nearest_training(closest, rows)
+            if is_selected:
+                del image_metrics["scene"]["synthetic"]
 
     # Captions: do images show the scene, or the text, that they were asked for?
-    agreement = measure_caption_agreement(rows, params.classes)
+    agreement = measure_caption_agreement(rows, params.classes, is_selected)
     if "clip" in fid_metrics:
         agreement |= measure_clip_score(real_indices, params.seed)
 
@@ -184,16 +193,22 @@ def write_nearest_training(pairs: list[dict], rows: dict[str, dict[str, list]]) 
 
 
 def measure_caption_agreement(
-    rows: dict[str, dict[str, list]], classes: dict[LULC, list[str]]
+    rows: dict[str, dict[str, list]], classes: dict[str, list[str]], is_selected: bool
 ) -> dict:
-    """Caption agreement by the scene classifier; writes its plot by scene too."""
+    """Caption agreement by the scene classifier; writes its plot by scene too.
+
+    The class agreement of a selected set is left out: the classifier selected it by that.
+    """
     features = read_features("scene")
-    logits = {name: features[name]["logits"] for name in ("tuned", "base", "test", "synthetic")}
+    logits = {name: values["logits"] for name, values in features.items()}
     wanted = {name: rows[name]["scene"] for name in ("tuned", "base", "test")}
-    wanted["synthetic"] = rows["synthetic"]["label"]
     scenes = read_json("models/scene/config.json")["scenes"]
-    prompts = rows["synthetic"]["row"]
-    agreement, table = caption_agreement(logits, wanted, prompts, scenes, classes)
+    agreement, table = caption_agreement(logits, wanted, scenes)
+    if not is_selected:
+        prompts = rows["synthetic"]["row"]
+        agreement |= class_agreement(
+            logits["synthetic"], rows["synthetic"]["label"], prompts, scenes, classes
+        )
     columns = list(table[0]) if table else ["scene"]
     write_csv("metrics/plots/caption_agreement_by_scene.csv", table, columns)
     return agreement

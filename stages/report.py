@@ -2,9 +2,9 @@
 
     python -m stages.report
 
-reads   report, classes, what of encode, finetune_sd and finetune_llm decides whether numbers
-        compare; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery,
-        data/samples, data/synthetic, data/features, data/chunks.parquet, models/start
+reads   report, classes, prompt.per_class, what of encode, finetune_sd and finetune_llm decides
+        whether numbers compare; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md,
+        data/imagery, data/samples, data/synthetic, data/features, data/chunks.parquet, models/start
 writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg
         metrics/table.md     the paper's tables line by line
         metrics/context.json what each number is in words, and what it was measured on as data
@@ -15,14 +15,13 @@ writes  metrics/report/      index.html with its pictures (opens from disk), gri
 import csv
 from pathlib import Path
 
-from PIL import Image
-
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
-from stages.params import load
+from stages.params import load, slug
 from stages.reporting import selection
 from stages.reporting.album import Album
 from stages.reporting.context import context_json, read_context
 from stages.reporting.gallery import Gallery, assess
+from stages.reporting.grids import Grid
 from stages.reporting.measured_on import measured_on
 from stages.reporting.page import build_charts, write_page
 from stages.reporting.rows import to_markdown
@@ -47,6 +46,7 @@ METRICS = (
     "ceiling_scenes",
     "classify_lulc",
     "classify_scenes",
+    "select",
     "review",
 )
 PLOTS = (
@@ -60,17 +60,18 @@ PLOTS = (
     "accuracy_by_class_lulc",
 )
 MAX_SIZE = 15 * 10**6  # bytes of the report's folder
+GRIDS_SIZE = 55 * 10**5  # bytes of the grids in it, but for those of the lowest quality
 
 
 def main() -> None:
     params = load()
-    classes = {str(label): scenes for label, scenes in params.classes.items()}
+    classes = params.used_classes()
 
     # What the run made.
     metrics = {name: read_json(f"metrics/{name}.json") for name in METRICS}
     plots = {name: read_csv(f"metrics/plots/{name}.csv") for name in PLOTS}
     real, tuned, synthetic = selection.read_image_rows()
-    context = read_context(tuned, synthetic)
+    context = read_context(tuned, synthetic, classes)
     tables = build_tables(metrics, context)
 
     # The pictures of the page.
@@ -82,12 +83,11 @@ def main() -> None:
     extremes = gallery.best_and_worst()
     nearest = gallery.nearest_to_training(plots["nearest_training"], tuned)
     grids = draw_grids(real, tuned, synthetic, classes, plots["nearest_training"])
+    log_numbered_names(grids)
     report_id = fingerprint(metrics, [])
 
     with atomic_folder(OUT) as out:
-        (out / "grids").mkdir()
-        for name, grid in grids.items():
-            grid.save(out / "grids" / f"{name}.jpg", quality=90, subsampling=0)
+        write_grids(out / "grids", grids)
         album.write(out)
         write_page(
             out,
@@ -99,7 +99,8 @@ def main() -> None:
             extremes=extremes,
             nearest=nearest,
             thumbnail=album.thumbnail_address,
-            grid_sizes={name: grid.size for name, grid in grids.items()},
+            grids=grids,
+            class_names={slug(name): name for name in params.classes},
             charts=build_charts(plots, list(classes)) + sweep_charts(Path("sweeps")),
             imagery=read_json("data/imagery/REPORT.json"),
             report_id=report_id,
@@ -125,7 +126,7 @@ def draw_grids(
     synthetic: list[dict],
     classes: dict[str, list[str]],
     nearest_training: list[dict],
-) -> dict[str, Image.Image]:
+) -> dict[str, Grid]:
     """Draw all image grids. The arguments are rows of tables, `classes` those of the params."""
     figures = read_csv("stages/embedded/figures.csv")
     return {
@@ -134,6 +135,26 @@ def draw_grids(
         "figures": selection.figure_grid({row["prompt"]: row["figure"] for row in figures}),
         "nearest": selection.nearest_grid(nearest_training, tuned),
     }
+
+
+def write_grids(folder: Path, grids: dict[str, Grid]) -> None:
+    """Write all grids into a new folder, in the best quality at which they fit their budget."""
+    folder.mkdir()
+    for quality in (90, 80, 70, 60):
+        for name, grid in grids.items():
+            grid.image.save(folder / f"{name}.jpg", quality=quality, subsampling=0)
+        if sum(file.stat().st_size for file in folder.iterdir()) <= GRIDS_SIZE:
+            break
+
+
+def log_numbered_names(grids: dict[str, Grid]) -> None:
+    """Log how many names the grids show as numbers, since no font has their letters."""
+    names = {name for grid in grids.values() for name in grid.names}
+    if names:
+        log(
+            f"report: no font of this machine has all letters of {len(names)} names, such as "
+            f"{min(names)}: the grids show numbers, which the page explains"
+        )
 
 
 def check_size(folder: Path) -> int:

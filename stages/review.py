@@ -9,8 +9,8 @@ reads   metrics/review_key.csv  names this run; ratings of other runs' images ar
                                 artifacts, comment; a row per rated tile:
                                 truth, answer        real or generated
                                 realism              1 (not at all) to 5 (completely)
-                                label, label_answer  LULC class of the tile, and the one that the
-                                                     expert named; may be blank
+                                label, label_answer  class of the tile, and the one that the expert
+                                                     named; may be blank
                                 artifacts            any of repetition, blur, deformation,
                                                      wrong scale, separated by `;`
 writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until an expert has rated
@@ -24,24 +24,29 @@ from scipy.special import stdtrit
 
 from stages.common.artifacts import write_json
 from stages.evaluation.intervals import share_interval, squared_margin
-from stages.params import LULC_CLASSES
+from stages.params import slug
 from stages.reporting.ratings import ARTIFACTS, TRUTHS, Rating, read_filed, read_key
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
 
 def main() -> None:
-    runs = {run for run, _ in read_key()}
-    filed = [rating for _, rating in read_filed()]
-    ratings = [rating for rating in filed if rating["run"] in runs]
-    metrics = summarize(ratings)
+    key = read_key()
+    filed = [rating for _, rating in read_filed(key)]
+    ratings = [rating for rating in filed if rating["run"] == key.run]
+    metrics = summarize(ratings, len(key.classes))
     metrics["ratings_of_other_runs"] = len(filed) - len(ratings)
     write_json("metrics/review.json", metrics)
     log(f"review: {len(ratings)} ratings" if ratings else "review: no ratings of this run yet")
 
 
-def summarize(ratings: list[Rating]) -> dict:
-    """Compute the metrics of all experts' ratings."""
+def summarize(ratings: list[Rating], class_count: int) -> dict:
+    """Compute the metrics of all experts' ratings.
+
+    Args:
+        ratings: of this run.
+        class_count: number of classes that the experts could choose from.
+    """
     experts = {rating["rater"].casefold() for rating in ratings}
     metrics: dict = {"ratings": len(ratings), "experts": len(experts)}
     if not ratings:
@@ -53,7 +58,7 @@ def summarize(ratings: list[Rating]) -> dict:
     named = [rating for rating in ratings if rating["label"] and rating["label_answer"]]
     if named:
         metrics |= proportion("class_agreement", named, "label_answer", "label")
-        metrics["class_agreement_chance"] = 1 / len(LULC_CLASSES)
+        metrics["class_agreement_chance"] = 1 / class_count
     alphas = {
         "alpha_answer": krippendorff_alpha(ratings, "answer", "nominal"),
         "alpha_realism": krippendorff_alpha(ratings, "realism", "ordinal"),
@@ -146,20 +151,25 @@ def krippendorff_alpha(
 
 
 def artifact_shares(ratings: list[Rating], truth: str) -> dict[str, dict[str, float]]:
-    """Return class -> share of its ratings that name each artifact, and their number `n`."""
+    """Return slug of a class -> share of its ratings that name each artifact, and their number `n`.
+
+    Args:
+        ratings: of this run.
+        truth: real or generated, whose ratings count.
+    """
     shares = {}
-    for label in LULC_CLASSES:
+    for label in sorted({rating["label"] for rating in ratings if rating["label"]}):
         named = [
             {artifact.strip() for artifact in rating["artifacts"].split(";")}
             for rating in ratings
             if rating["truth"] == truth and rating["label"] == label
         ]
         if named:
-            shares[label] = {
+            shares[slug(label)] = {
                 artifact.replace(" ", "_"): sum(artifact in each for each in named) / len(named)
                 for artifact in ARTIFACTS
             }
-            shares[label]["n"] = len(named)
+            shares[slug(label)]["n"] = len(named)
     return shares
 
 

@@ -6,11 +6,13 @@ reads   report.review_tiles, classes, seed; data/imagery/test, data/synthetic
 writes  metrics/review/         index.html and tiles/: an expert opens the page, rates, and sends
                                 the CSV that it saves back
         metrics/review_key.csv  run, tile, truth, label: the answers, which stay here;
-                                `python -m tools.review add` reads them
+                                `python -m tools.review add` reads them. Rows without a tile name
+                                the classes that the page offers, but that none of its tiles shows
 
-Half of the tiles are real, half generated, spread over the land-cover classes that have both. All
-are scaled and JPEG-encoded in the same way and padded to the same number of bytes, so that neither
-name, size, order nor metadata gives the answer away.
+Half of the tiles are real, half generated, spread over the classes that have both; the page offers
+every class that has generated images. All tiles are scaled and JPEG-encoded in the same way and
+padded to the same number of bytes, so that neither name, size, order nor metadata gives the answer
+away.
 """
 
 import csv
@@ -35,6 +37,8 @@ from stages.runtime.progress import log
 FOLDERS = {"real": Path("data/imagery/test"), "generated": Path("data/synthetic")}
 OUT = Path("metrics/review")
 MAX_SIDE = 512  # pixels of a tile
+# Letters that choose a class, from the keyboard's bottom row up; the page uses the others.
+CLASS_KEYS = "zxcvbnmasdfhjlqwety"
 
 
 def main() -> None:
@@ -45,28 +49,28 @@ def main() -> None:
         "real": [class_of.get(scene) for scene in scenes],
         "generated": [row["label"] for row in read_rows(FOLDERS["generated"], ["label"])],
     }
-    classes = [
-        str(label)
-        for label in params.classes
-        if label in labels["real"] and label in labels["generated"]
-    ]
+    offered = [label for label in params.classes if label in labels["generated"]]
+    classes = [label for label in offered if label in labels["real"]]
     if not classes:
         exit_with_error(
-            "report.review_tiles: no land-cover class has both real test tiles and generated images"
+            "report.review_tiles: no class has both real test tiles and generated images"
         )
 
     # Draw the tiles and their order: (truth, row number in its folder).
     tiles = []
+    count = params.report.review_tiles // 2  # of each truth
+    classes = draw_classes(classes, count, rng(params.seed, "review", "classes"))
     for truth in FOLDERS:
         generator = rng(params.seed, "review", truth)
-        rows = draw_rows(labels[truth], classes, params.report.review_tiles // 2, generator)
+        rows = draw_rows(labels[truth], classes, count, generator)
         tiles += [(truth, row) for row in rows]
     order = rng(params.seed, "review", "order").permutation(len(tiles))
     tiles = [tiles[i] for i in order]
     files = encode_tiles(tiles)
 
-    # A letter first: a spreadsheet would turn 12e45 into a number.
-    run = "r" + hashlib.sha256(b"".join(files)).hexdigest()[:10]
+    # A letter first: a spreadsheet would turn 12e45 into a number. Answers that name the classes of
+    # another label set are another run's.
+    run = "r" + hashlib.sha256(b"".join([*files, *map(str.encode, offered)])).hexdigest()[:10]
     names = [f"t{number:03d}" for number in range(1, len(files) + 1)]
     with atomic_folder(OUT) as out:
         (out / "tiles").mkdir()
@@ -77,7 +81,7 @@ def main() -> None:
             {},
             run=run,
             tiles=names,
-            classes=list(params.classes),
+            classes=list(zip(offered, class_keys(len(offered)))),
             artifacts=ARTIFACTS,
         )
         (out / "index.html").write_text(page, encoding="utf-8")
@@ -86,8 +90,24 @@ def main() -> None:
     writer.writerow(KEY_COLUMNS)
     for name, (truth, row) in zip(names, tiles):
         writer.writerow((run, name, truth, labels[truth][row]))
+    shown = {labels[truth][row] for truth, row in tiles}
+    writer.writerows((run, "", "", label) for label in offered if label not in shown)
     write_atomically(KEY, sink.getvalue().encode())
     log(f"review_page: {len(names)} tiles of {len(classes)} classes in {OUT}, the key in {KEY}")
+
+
+def class_keys(count: int) -> list[str]:
+    """Return the keys that choose each class: a letter or, for many, a letter and then a digit."""
+    if count <= len(CLASS_KEYS):
+        return list(CLASS_KEYS[:count])
+    return [letter + digit for letter in sorted(CLASS_KEYS) for digit in "1234567890"][:count]
+
+
+def draw_classes(classes: list[str], count: int, generator: np.random.Generator) -> list[str]:
+    """Draw `count` classes at random, in their order, where there are more than that."""
+    if len(classes) <= count:
+        return classes
+    return [classes[i] for i in sorted(generator.permutation(len(classes))[:count])]
 
 
 def draw_rows(

@@ -2,17 +2,20 @@
 
 import csv
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
 from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
 from stages.embedded.scenes import SCENES, render_tiles
-from stages.params import LULC_CLASSES
+from stages.evaluation.plots import write_csv
+from stages.params import slug
 from stages.reporting.context import ROLES
 from tools.scale import compose
 
@@ -75,7 +78,14 @@ SYNTHETIC_SCHEMA = pa.schema(
 )
 
 
-def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) -> Path:
+def build(
+    root: Path,
+    per_scene: int = 2,
+    size: int = 16,
+    per_class: int = 3,
+    classes: dict[str, list[str]] | None = None,
+    scenes: list[str] | None = None,
+) -> Path:
     """Write what `report` reads.
 
     Args:
@@ -83,32 +93,41 @@ def build(root: Path, per_scene: int = 2, size: int = 16, per_class: int = 3) ->
         per_scene: real tiles of each scene.
         size: pixels of an image.
         per_class: synthetic images of each class.
+        classes: the scenes of each class, one at least; None: `CLASSES`.
+        scenes: names of the scenes, whatever their pictures show; None: those of the renderer.
     """
-    count = per_scene * len(SCENES)
-    real = list(render_tiles(1, 0, count, size, "domain"))
-    base = list(render_tiles(2, 0, count, size, "base"))
-    tuned = list(render_tiles(3, 0, count, size, "domain"))
-    names = [f"{tile['scene']}_{i:05d}.png" for i, tile in enumerate(real)]
+    classes = classes or CLASSES
+    scenes = scenes or list(SCENES)
+    count = per_scene * len(scenes)
+    real = rename_scenes(render_tiles(1, 0, count, size, "domain"), scenes)
+    base = rename_scenes(render_tiles(2, 0, count, size, "base"), scenes)
+    tuned = rename_scenes(render_tiles(3, 0, count, size, "domain"), scenes)
+    names = [f"{slug(tile['scene'])}_{i:05d}.png" for i, tile in enumerate(real)]
     by_class = {
-        label: [tile for tile in tuned if tile["scene"] in scenes]
-        for label, scenes in CLASSES.items()
+        label: [tile for tile in tuned if tile["scene"] in of_class]
+        for label, of_class in classes.items()
     }
 
     write_imagery(root, real, names)
     write_samples(root / "data/samples/base", base, real, names)
     write_samples(root / "data/samples/tuned", tuned, real, names)
-    write_figures(root, by_class, per_scene)
+    write_figures(root, tuned)
     write_synthetic(root, by_class, per_class)
-    write_features(root, [tile["scene"] for tile in real], per_class)
-    write_models(root)
+    write_features(root, [tile["scene"] for tile in real], per_class, classes, scenes)
+    write_models(root, scenes)
     write_sources(root)
     (root / "metrics/plots").mkdir(parents=True)
-    for name, metrics in finished_metrics(count).items():
+    for name, metrics in finished_metrics(count, list(classes), scenes, per_class).items():
         write_json(root / f"metrics/{name}.json", metrics)
-    for name, text in finished_plots(names).items():
-        (root / f"metrics/plots/{name}.csv").write_text(text)
-    write_pipeline(root)
+    for name, rows in finished_plots(names, list(classes), scenes, per_class).items():
+        write_csv(str(root / f"metrics/plots/{name}.csv"), rows, list(rows[0]))
+    write_pipeline(root, classes)
     return root
+
+
+def rename_scenes(tiles: Iterable[dict], scenes: list[str]) -> list[dict]:
+    """The tiles, which show one scene after the other, with these names of the scenes."""
+    return [tile | {"scene": scenes[i % len(scenes)]} for i, tile in enumerate(tiles)]
 
 
 def image_cell(pixels: np.ndarray) -> dict:
@@ -156,7 +175,7 @@ def write_samples(folder: Path, images: list[dict], tiles: list[dict], names: li
     write_shards(folder, rows, SAMPLES_SCHEMA)
 
 
-def write_figures(root: Path, by_class: dict[str, list[dict]], per_scene: int) -> None:
+def write_figures(root: Path, tiles: list[dict]) -> None:
     """Four images for each prompt of the paper's figures."""
     (root / "stages/embedded").mkdir(parents=True)
     table = root / "stages/embedded/figures.csv"
@@ -165,7 +184,7 @@ def write_figures(root: Path, by_class: dict[str, list[dict]], per_scene: int) -
         figures = list(csv.DictReader(file))
     rows = [
         {
-            "image": image_cell(by_class[figure["label"]][copy % per_scene]["image"]),
+            "image": image_cell(tiles[copy % len(tiles)]["image"]),
             "filename": f"{figure['figure']}_{copy}",
             "scene": figure["label"],
             "caption": figure["prompt"],
@@ -191,18 +210,24 @@ def write_synthetic(root: Path, by_class: dict[str, list[dict]], per_class: int)
             "passages": [{"paper": "03_fields", "page": 1}] if copy else [],
             **SETTINGS,
         }
-        for number, label in enumerate(LULC_CLASSES)
+        for number, label in enumerate(by_class)
         for copy in range(per_class)
     ]
     write_shards(root / "data/synthetic", rows, SYNTHETIC_SCHEMA)
 
 
-def write_features(root: Path, real_scenes: list[str], per_class: int) -> None:
-    """The classifier recognizes every image, but the first of each class as a parking lot."""
+def write_features(
+    root: Path,
+    real_scenes: list[str],
+    per_class: int,
+    classes: dict[str, list[str]],
+    names: list[str],
+) -> None:
+    """The classifier recognizes every image, but the first of each class as the last scene."""
     generator = np.random.default_rng(0)
     synthetic_scenes = [
-        "parking" if copy == 0 else CLASSES[label][0]
-        for label in LULC_CLASSES
+        names[-1] if copy == 0 else of_class[0]
+        for of_class in classes.values()
         for copy in range(per_class)
     ]
     for folder, scenes in (
@@ -210,7 +235,7 @@ def write_features(root: Path, real_scenes: list[str], per_class: int) -> None:
         ("real/test", real_scenes),
         ("synthetic", synthetic_scenes),
     ):
-        recognized = np.array([[name == scene for name in SCENES] for scene in scenes])
+        recognized = np.array([[name == scene for name in names] for scene in scenes])
         logits = np.where(recognized, 5.0, 0.0).astype(np.float32)
         features = logits + generator.normal(size=logits.shape).astype(np.float32)
         (root / "data/features" / folder).mkdir(parents=True, exist_ok=True)
@@ -220,12 +245,12 @@ def write_features(root: Path, real_scenes: list[str], per_class: int) -> None:
         )
 
 
-def write_models(root: Path) -> None:
+def write_models(root: Path, scenes: list[str]) -> None:
     """The configurations of the classifiers, the model to start from, the titles of the papers."""
     write_json(root / "models/start/start.json", {"folder": "models/base/diffusion"})
     write_json(
         root / "models/scene/config.json",
-        {"model": "resnet18", "resolution": 64, "scenes": list(SCENES)},
+        {"model": "resnet18", "resolution": 64, "scenes": scenes},
     )
     for key in ("lulc", "scenes"):
         folder = root / "models/classifier" / key
@@ -256,11 +281,16 @@ def write_sources(root: Path) -> None:
         write_json(root / folder / "SOURCE.json", source)
 
 
-def write_pipeline(root: Path) -> None:
+def write_pipeline(root: Path, classes: dict[str, list[str]]) -> None:
     """dvc.yaml and params, the times of three stages, no sweep."""
     shutil.copyfile(REPOSITORY / "dvc.yaml", root / "dvc.yaml")
     scale, _ = compose(["tests/params.yaml"], REPOSITORY)
-    (root / "params.yaml").write_text(scale)
+    if classes != CLASSES:
+        params = yaml.safe_load(scale)
+        params["classes"] = classes
+        params["prompt"] |= {"per_class": 2, "words": {}}
+        scale = yaml.safe_dump(params, allow_unicode=True, sort_keys=False)
+    (root / "params.yaml").write_text(scale, encoding="utf-8")
     times = root / ".dvc/tmp/stage_times"
     times.mkdir(parents=True)
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
@@ -272,28 +302,54 @@ def write_pipeline(root: Path) -> None:
 # Numbers ---------------------------------------------------------------------------------------
 
 
-def finished_metrics(count: int) -> dict[str, dict]:
-    """File name without `.json` -> content of metrics/*.json. count: of test tiles."""
+def finished_metrics(
+    count: int, classes: list[str], scenes: list[str], per_class: int
+) -> dict[str, dict]:
+    """File name without `.json` -> content of metrics/*.json.
+
+    Args:
+        count: of test tiles.
+        classes: their names, as `scenes`.
+        per_class: synthetic images of each class.
+    """
+    all_kept = selection_counts(per_class)
     return FIXED_METRICS | {
+        "select": {key: value * len(classes) for key, value in all_kept.items()}
+        | {"per_class": {slug(name): all_kept for name in classes}},
         "fid": fid_metrics(count),
         "images": image_metrics(count),
-        "caption_agreement": AGREEMENT | {"n": count},
+        "caption_agreement": AGREEMENT
+        | {"n": count, "per_scene": {slug(scene): 0.8 for scene in scenes}},
         "ceiling_lulc": classifier_scores(0.93, 72) | TRAINED,
         "ceiling_scenes": classifier_scores(0.9, 96) | TRAINED,
         "classify_lulc": {
             "synthetic_test": classifier_scores(0.81, 70),
             "real_test": classifier_scores(0.7, 72),
-            "chance": 1 / 7,
+            "chance": 1 / len(classes),
             "majority": 0.25,
             **TRAINED,
         },
         "classify_scenes": {
             "synthetic_test": classifier_scores(0.6, 96),
             "real_test": classifier_scores(0.66, 96),
-            "chance": 1 / 12,
+            "chance": 1 / len(scenes),
             "majority": 0.125,
             **TRAINED,
         },
+    }
+
+
+def selection_counts(kept: int) -> dict[str, int]:
+    """A class of metrics/select.json all of whose images are kept."""
+    return {
+        "drawn": kept,
+        "kept": kept,
+        "missing": 0,
+        "rejected_caption": 0,
+        "rejected_duplicate": 0,
+        "rejected_diversity": 0,
+        "rejection_rate": 0,
+        "unknown_scenes": 0,
     }
 
 
@@ -441,27 +497,42 @@ def image_metrics(count: int) -> dict:
     }
 
 
-def finished_plots(names: list[str]) -> dict[str, str]:
-    """File name without `.csv` -> text of metrics/plots/*.csv. names: files of the test tiles."""
-    backward = LULC_CLASSES[::-1]
+def finished_plots(
+    names: list[str], classes: list[str], scenes: list[str], per_class: int
+) -> dict[str, list[dict]]:
+    """File name without `.csv` -> rows of metrics/plots/*.csv.
+
+    Args:
+        names: files of the test tiles.
+        classes: their names, as `scenes`.
+        per_class: synthetic images of each class.
+    """
+    agreement = {"tuned": 0.8, "tuned_lo": 0.6, "tuned_hi": 0.9, "base": 0.3, "real": 1.0}
+    accuracy = {"accuracy": 0.7, "accuracy_lo": 0.5, "accuracy_hi": 0.8, "n": 9}
+    counts = {"prompts": 2, "images": per_class, "real": 24}
+    losses = [(0, 0.6, 0.5), (100, 0.3, 0.29), (200, 0.25, 0.24)]
+    curve = [
+        (24, 0.0417, 2.1, 19, 0.5, 2.1, 19, 0.5),
+        (12, 0.0833, 3.3, 20, 1.1, 3.3, 20, 1.1),
+        ("", 0.0, "", "", "", 0.9, 18, -0.1),
+    ]
+    columns = ("images", "one_over_n", "tuned", "base", "floor", "tuned_line", "base_line")
     return {
-        "diffusion_loss": (
-            "step,train_loss,validation_loss\n0,0.6,0.5\n100,0.3,0.29\n200,0.25,0.24\n"
-        ),
-        "llm_loss": "step,loss\n10,4.4\n20,3.9\n30,3.6\n",
-        "caption_agreement_by_scene": "scene,tuned,tuned_lo,tuned_hi,base,real\n"
-        + "".join(f"{scene},0.8,0.6,0.9,0.3,1.0\n" for scene in SCENES),
-        "nearest_training": "generated,training,distance,real_percentile\n"
-        + "".join(f"{name},{name},0.{i + 1},0.{i}\n" for i, name in enumerate(names[:6])),
-        "confusion_lulc": "actual,predicted\n"
-        + "".join(f"{a},{b}\n" for a, b in zip(LULC_CLASSES * 3, backward * 3)),
-        "confusion_scenes": "actual,predicted\n"
-        + "".join(f"{scene},{scene}\n" for scene in SCENES * 4),
-        "fid_curve": (
-            "images,one_over_n,tuned,base,floor,tuned_line,base_line,floor_line\n"
-            "24,0.0417,2.1,19,0.5,2.1,19,0.5\n12,0.0833,3.3,20,1.1,3.3,20,1.1\n"
-            ",0.0,,,,0.9,18,-0.1\n"
-        ),
-        "accuracy_by_class_lulc": "class,accuracy,accuracy_lo,accuracy_hi,n\n"
-        + "".join(f"{label},0.7,0.5,0.8,9\n" for label in LULC_CLASSES),
+        "diffusion_loss": [
+            {"step": step, "train_loss": train, "validation_loss": valid}
+            for step, train, valid in losses
+        ],
+        "llm_loss": [{"step": step, "loss": loss} for step, loss in ((10, 4.4), (20, 3.9))],
+        "caption_agreement_by_scene": [{"scene": scene} | agreement for scene in scenes],
+        "nearest_training": [
+            {"generated": name, "training": name, "distance": f"0.{i + 1}", "real_percentile": i}
+            for i, name in enumerate(names[:6])
+        ],
+        "confusion_lulc": [
+            {"actual": a, "predicted": b} for a, b in zip(classes * 3, classes[::-1] * 3)
+        ],
+        "confusion_scenes": [{"actual": scene, "predicted": scene} for scene in scenes * 4],
+        "fid_curve": [dict(zip((*columns, "floor_line"), row)) for row in curve],
+        "accuracy_by_class_lulc": [{"class": name} | accuracy for name in classes],
+        "images_per_class": [{"class": name} | counts for name in classes],
     }

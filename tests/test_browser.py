@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, Request, Response, expect, sync_playwright
-from report_run import build
+from report_run import CLASSES, build
+from review_run import ODD_NAMES, make_classes
 
 from stages import report, review, review_page
-from stages.params import LULC_CLASSES
 from tools import review as review_tool
 
 CHROMIUM = shutil.which("chromium")
@@ -280,7 +280,7 @@ def test_pages_can_be_read(browser, made, scheme, width):
 
 # The blind review --------------------------------------------------------------------------------
 
-KEYS = dict(zip(LULC_CLASSES, "zxcvbnm"))
+KEYS = dict(zip(CLASSES, review_page.class_keys(len(CLASSES))))
 
 
 def rate_wrongly_by_mouse(page: Page, answer: dict[str, str]) -> None:
@@ -388,3 +388,64 @@ def test_unrated_tiles_are_listed_and_not_saved(page, base, tmp_path):
     assert row["answer"] == "real"
     assert row["realism"] == "3"
     assert row["label_answer"] == "Bare Land"
+
+
+def choose_by_keys(page: Page, keys: str) -> None:
+    for key in keys:
+        page.keyboard.press(key)
+
+
+def find_class(page: Page, text: str) -> None:
+    """Type a part of a class's name, with the cursor nowhere before and after it."""
+    page.keyboard.press("/")
+    page.keyboard.type(text)
+    expect(page.locator("#classes label:visible")).not_to_have_count(92)
+    page.keyboard.press("Enter")
+    expect(page.locator("#classes label:visible")).to_have_count(92)
+    expect(page.locator("#find")).not_to_be_focused()
+
+
+def test_a_hundred_classes_are_chosen_by_keys_by_name_and_by_mouse(browser, tmp_path, monkeypatch):
+    """Their names reach the ratings as params have them; nothing is wider than a phone."""
+    monkeypatch.chdir(tmp_path)
+    names = [*ODD_NAMES, *(f"Zone {number}" for number in range(100))][:92]
+    make_classes(tmp_path, names, 8, names)
+    review_page.main()
+    keys = dict(zip(names, review_page.class_keys(92)))
+    context = browser.new_context(viewport={"width": 390, "height": 844}, accept_downloads=True)
+    page = context.new_page()
+    page.goto((tmp_path / "metrics/review/index.html").as_uri())
+    page.fill("#rater", "Ada")
+    page.keyboard.press("Enter")
+
+    def chosen() -> str:
+        return page.locator("#classes :checked").get_attribute("value")
+
+    by_keys = ["Zone 84", *ODD_NAMES[:2]]
+    by_name = [ODD_NAMES[3], ODD_NAMES[4], "Zone 1"]  # and Zone 10, Zone 11, ...
+    by_mouse = [ODD_NAMES[2], ODD_NAMES[6]]
+    for name in [*by_keys, *by_name, *by_mouse]:
+        page.keyboard.press("r")
+        page.keyboard.press("3")
+        if name in by_keys:
+            choose_by_keys(page, keys[name])
+        elif name in by_name:
+            find_class(page, name.upper().replace("\u00ca", "e"))
+        else:
+            page.get_by_role("radio", name=name, exact=True).check()
+        assert chosen() == name
+        expect(page.locator("#classes label:has(:checked)")).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        if name == by_keys[0]:
+            assert low_contrast(page) == []
+            choose_by_keys(page, "m4")  # no class has these; nor are they the answer 4
+            assert chosen() == name
+        page.keyboard.press("Enter")
+    saved = save_ratings(page, tmp_path)
+    context.close()
+    Path("data/reviews").mkdir()
+    review_tool.add(saved)
+    (file,) = Path("data/reviews").glob("*.csv")
+    filed = list(csv.DictReader(file.open(newline="", encoding="utf-8")))
+    assert [row["label_answer"] for row in filed] == [*by_keys, *by_name, *by_mouse]
+    assert {row["realism"] for row in filed} == {"3"}

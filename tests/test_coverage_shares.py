@@ -6,7 +6,7 @@ from scipy.special import ndtri
 
 from benchmarks.classifier_variances import estimate_model, shared_difficulty
 from benchmarks.coverage_shares import Scenario, measure, scenarios
-from stages.evaluation.caption_agreement import caption_agreement, clip_score
+from stages.evaluation.caption_agreement import caption_agreement, class_agreement, clip_score
 from stages.evaluation.intervals import share_interval, wilson_interval
 from stages.evaluation.memorization import memorization_scores
 
@@ -134,16 +134,19 @@ def test_share_of_units_that_agree_within():
 def test_agreement_by_scene_has_intervals_and_the_synthetic_set_counts_prompts():
     scenes = ["forest", "lake"]
     wanted = {"tuned": ["forest"] * 6 + ["lake"] * 4, "base": scenes, "test": scenes * 5}
-    wanted["synthetic"] = ["Woody Vegetation"] * 30
     logits = {name: np.eye(2)[np.zeros(len(values), int)] for name, values in wanted.items()}
-    logits["synthetic"][:10] = [0, 1]
-    prompts = np.repeat(np.arange(6), 5).tolist()
-    classes = {"Woody Vegetation": ["forest"], "Water Body": ["lake"]}
-    metrics, table = caption_agreement(logits, wanted, prompts, scenes, classes)
+    metrics, table = caption_agreement(logits, wanted, scenes)
     low, high = wilson_interval(6, 6)
     assert metrics["per_scene"]["forest"] == 1
     assert (metrics["per_scene_lo"]["forest"], metrics["per_scene_hi"]["forest"]) == (low, high)
     assert (table[0]["tuned_lo"], table[0]["tuned_hi"], table[0]["n"]) == (low, high, 6)
+
+    synthetic_logits = np.eye(2)[np.zeros(30, int)]
+    synthetic_logits[:10] = [0, 1]
+    prompts = np.repeat(np.arange(6), 5).tolist()
+    classes = {"Woody Vegetation": ["forest"], "Water Body": ["lake"]}
+    labels = ["Woody Vegetation"] * 30
+    metrics = class_agreement(synthetic_logits, labels, prompts, scenes, classes)
     assert metrics["class_agreement_prompts"] == 6
     assert metrics["class_agreement_lo"] < wilson_interval(4, 6)[0] + 0.02
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gradio as gr
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from review_run import ODD_NAMES, write_params
 from tiny_diffusion import make_pipeline
 
 from stages.common.artifacts import read_rows, write_json
@@ -29,6 +31,7 @@ from stages.text.embedder import LatentSemanticEmbedder
 from tools import demo_page
 
 CHROMIUM = shutil.which("chromium")
+LEFT_OUT = {"Zone 5": 0}  # class -> prompts
 expect.set_options(timeout=60_000)  # ms, for busy machines
 PASSAGES = [
     "An orchard is a regular grid of dark green crowns on pale grass. Rows run north. "
@@ -264,6 +267,24 @@ def test_prompts_begin_again_when_all_were_given(address):
         for _ in range(2):
             prompt, _ = client.predict("Cultivated Vegetation", api_name="/write_prompt")
             assert "orchard" in prompt
+
+
+def test_any_class_of_params_is_offered_by_name_and_gets_a_prompt(tmp_path, monkeypatch):
+    """But not a class of 0 prompts."""
+    names = [*ODD_NAMES, *(f"Zone {number}" for number in range(30))]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
+    write_params(tmp_path, names, 20)
+    change_params(tmp_path, "per_class: 1\n", f"per_class: {dict.fromkeys(names, 1) | LEFT_OUT}\n")
+    make_pipeline(tmp_path / "models/diffusion")
+    make_index(tmp_path / "models/index")
+    demo = demo_page.DemoModels(load())
+    with gr.Blocks():
+        offered = demo_page.add_fields(demo.params).label.choices
+    assert offered == [(name, name) for name in names if name not in LEFT_OUT]
+    for name in (*ODD_NAMES, names[-1]):
+        prompt, _ = demo.write_prompt(name)
+        assert demo.collector.classes.has_plain_name(prompt, name)
 
 
 # Before anything has run.

@@ -1,6 +1,7 @@
 """The classifier of tiles: its splits, augmentation, training, scores, and its two stages."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,14 @@ import torch
 import yaml
 from PIL import Image
 
-from stages.common.artifacts import IMAGE, encode_png, read_json, write_json, write_shards
+from stages.common.artifacts import (
+    IMAGE,
+    encode_png,
+    read_json,
+    read_rows,
+    write_json,
+    write_shards,
+)
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
@@ -25,6 +33,7 @@ from stages.evaluation.classification import (
     train_and_test_all,
 )
 from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import (
     average_over_seeds,
     bootstrap_scores,
@@ -291,9 +300,10 @@ def folder(tmp_path, monkeypatch):
 
     params = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
     params["classifier"] |= CONFIG.model_dump() | {"epochs": 2}
-    params["generate"]["images_per_prompt"] = 1
-    params["prompt"]["per_class"] = dict.fromkeys(params["classes"], 6)
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    counts = {"prompts": 6, "images": 6, "real": 10}
+    rows = [{"class": name} | counts for name in params["classes"]]
+    write_csv("metrics/plots/images_per_class.csv", rows, list(rows[0]))
     for split, start, count in (("train", 0, 40), ("test", 40, 16)):
         rows = []
         for i in range(start, start + count):
@@ -335,6 +345,7 @@ def test_metrics_and_plots_of_the_stages(folder):
     context = read_json("models/classifier/lulc/context.json")
     assert context["scenes_of_no_class"] == {"airport": 4}
     assert "Snow Ice" in context["classes_without_real"]
+    assert context["classes_without_images"] == context["classes_without_real"]
     header, *lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
     assert header == "actual,predicted"
     assert len(lines) == 12
@@ -345,6 +356,53 @@ def test_metrics_and_plots_of_the_stages(folder):
     assert ceiling_metrics["n_train"] == 12
     # Nothing but outputs: no logs or checkpoints of Lightning.
     assert {path.name for path in folder.iterdir()} == {"params.yaml", "data", "models", "metrics"}
+
+
+def test_a_class_of_0_prompts_is_left_out_with_its_real_tiles(folder, capsys):
+    from stages import ceiling, classify
+
+    counts = dict.fromkeys(yaml.safe_load(Path("params.yaml").read_text())["classes"], 6)
+    change_params("prompt", {"per_class": counts | {"Woody Vegetation": 0}})
+    rows = [
+        {"class": name, "prompts": n, "images": n, "real": 10}
+        for name, n in (counts | {"Woody Vegetation": 0}).items()
+    ]
+    write_csv("metrics/plots/images_per_class.csv", rows, list(rows[0]))
+    rows = [row for row in read_rows("data/synthetic") if row["label"] != "Woody Vegetation"]
+    shutil.rmtree("data/synthetic")
+    write_shards("data/synthetic", rows, LABELED_SCHEMA)
+    ceiling.main()
+    classify.main("lulc")
+    assert "0 prompts are left out: Woody Vegetation" in capsys.readouterr().err
+    metrics = read_json("metrics/classify_lulc.json")
+    assert metrics["classes"] == 6 and metrics["chance"] == pytest.approx(1 / 6)
+    assert metrics["real_test"]["n"] == read_json("metrics/ceiling_lulc.json")["n"] == 8
+    assert "Woody Vegetation" not in read_json("models/classifier/lulc/config.json")["classes"]
+    context = read_json("models/classifier/lulc/context.json")
+    assert context["scenes_of_no_class"] == {"airport": 4, "forest": 4}
+
+
+def test_a_selected_set_is_not_judged_from_the_weights_that_selected_it(folder):
+    """The same weights, or those in half precision, are refused; those of another seed are not."""
+    from safetensors.torch import save_file
+
+    from stages.evaluation.classification import BACKBONE, SCENE, refuse_selector_weights
+    from stages.evaluation.networks import create_network
+
+    torch.manual_seed(0)
+    selector = create_network("test_resnet", 4, 32, "train_scene.model").state_dict()
+    other = create_network("test_resnet", 4, 32, "train_scene.model").state_dict()
+    for path in (SCENE, BACKBONE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(selector, SCENE)
+    refuse_selector_weights()  # there is no backbone
+    save_file(other, BACKBONE)
+    refuse_selector_weights()
+    for weights in (selector, {name: value.half() for name, value in selector.items()}):
+        backbone = {name: value for name, value in weights.items() if not name.startswith("fc.")}
+        save_file(backbone, BACKBONE)
+        with pytest.raises(SystemExit, match=r"fetch_model\.classifier: .*generate\.keep"):
+            refuse_selector_weights()
 
 
 def test_an_unknown_label_set_is_a_usage_error(folder):

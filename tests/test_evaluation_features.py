@@ -220,6 +220,45 @@ def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
     assert read_curve_sizes() == ["45", "22", "15", "11"]
 
 
+def test_a_selected_set_is_not_scored_by_the_classifier_that_selected_it(in_copy):
+    """Its images that show their class to that classifier are all that is left: it would score 1.
+
+    The same images without a selection are scored, and the other sets have the same numbers.
+    """
+    # A generator that draws the wrong class half of the time.
+    rows = read_rows("data/synthetic")
+    for i, row in enumerate(rows):
+        row["image"] = render_cell(list(CLASSES)[(i + i // 2) % 2], i, 9)
+    shutil.rmtree("data/synthetic")
+    write_shards("data/synthetic", rows, LABELED_SCHEMA)
+    extract_features("real", "tuned", "base", "synthetic")
+    _, before = run_fid()
+    images_before = read_metrics("images")
+
+    # Only what the classifier accepts is kept.
+    scenes = json.loads(Path("models/scene/config.json").read_text())["scenes"]
+    seen = load_file("data/features/synthetic/scene.safetensors")["logits"].argmax(1)
+    kept = [row for row, i in zip(rows, seen) if CLASSES.get(scenes[i]) == row["label"]]
+    assert before["class_agreement"] == len(kept) / len(rows) < 0.7
+    shutil.rmtree("data/synthetic")
+    write_shards("data/synthetic", kept, LABELED_SCHEMA)
+    extract_features("synthetic")
+    _, unaware = run_fid()
+    assert unaware["class_agreement"] == 1, "the self-grading"
+
+    # A run that knows of the selection refrains from it.
+    write_params(
+        generate={"keep": {"draw": 2.0}},
+        fid={"standard_min_n": 20, "paper_n": 20, "paper_draws": 2},
+    )
+    _, agreement = run_fid()
+    assert not [key for key in agreement if key.startswith("class_agreement")]
+    assert agreement == {key: value for key, value in before.items() if key in agreement}
+    images = read_metrics("images")
+    assert set(images["scene"]) == {"tuned"} and set(images["pixels"]) == {"tuned", "synthetic"}
+    assert images["scene"]["tuned"] == images_before["scene"]["tuned"]
+
+
 def test_a_black_frame_raises_the_fid_of_a_perfect_generator_too(in_folder):
     """In the released script's protocol even real training tiles are far from the framed tiles."""
     extract_features("real", "tuned", "base", "synthetic")

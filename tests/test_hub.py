@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from stages.common.artifacts import IMAGE, encode_png, write_shards
-from stages.params import LULC_CLASSES
+from stages.params import read
 
 EMBEDDED = REPOSITORY / "stages/embedded/models"
 TOKEN = "hf_SecretOfTheTest0123456789"
@@ -63,7 +63,7 @@ def run(tmp_path_factory) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "SOURCE.json").write_text(json.dumps(source))
     rows = []
-    for i, label in enumerate(LULC_CLASSES * 2):
+    for i, label in enumerate(list(params["classes"]) * 2):
         png = encode_png(Image.new("RGB", (8, 8), (i, 90, 9)))
         image = {"bytes": png, "path": f"{i}.png"}
         rows.append({"image": image, "label": label, "prompt": f"a {label}"})
@@ -148,8 +148,9 @@ def test_the_dry_run_loads_and_equals_what_is_uploaded(run, dry, hub, client, tm
     data = load_dataset(
         str(dry / "lulc-synthetic"), split="train", cache_dir=str(tmp_path / "datasets")
     )
-    assert data.features["label"] == ClassLabel(names=list(LULC_CLASSES)) and len(data) == 14
-    assert data[3]["label"] == 3 and data[3]["prompt"] == f"a {LULC_CLASSES[3]}"
+    classes = list(read(run / "params.yaml")["classes"])
+    assert data.features["label"] == ClassLabel(names=classes) and len(data) == 14
+    assert data[3]["label"] == 3 and data[3]["prompt"] == f"a {classes[3]}"
     assert data[3]["image"].size == (8, 8)
     pipeline = StableDiffusionPipeline.from_pretrained(dry / "remote-diffusion")
     assert pipeline.unet.num_parameters() > 0
@@ -194,6 +195,7 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
     assert card.data.task_categories == ["image-classification"]
     assert card.data.pretty_name == "Synthetic land use and land cover"
     assert re.findall("^## (.+)$", card.text, re.M) == [
+        "Classes",
         "Intended use",
         "How it was made",
         "Metrics",

@@ -741,7 +741,7 @@ def test_a_torchgeo_data_set_that_is_not_there_is_one_line(tmp_path, monkeypatch
     root.mkdir()
     monkeypatch.setenv("TORCHGEO_DATA", str(root))
     assert "fetch_imagery.download" in error("torchgeo:UCMerced")
-    assert "EuroSAT100" in error("torchgeo:BigEarthNet")
+    assert "EuroSAT100" in error("torchgeo:So2Sat")
     draw(root, "UCMerced_LandUse/Images/lake/1.tif")  # without the lists of its splits
     assert "uc_merced-train.txt" in error("torchgeo:UCMerced")
     (root / "PatternNet.zip").write_bytes(b"no archive")

@@ -15,13 +15,13 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from PIL import Image
-from report_run import TEST_SCHEMA, build, image_cell
+from report_run import CLASSES, TEST_SCHEMA, build, image_cell
 from safetensors.numpy import load_file
 
 from stages import report
 from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
-from stages.params import LULC_CLASSES, load
-from stages.reporting import charts, further_metrics, grids, selection, sweeps, tables
+from stages.params import load
+from stages.reporting import charts, fonts, further_metrics, grids, selection, sweeps, tables
 from stages.reporting.album import Album
 from stages.reporting.comparable import (
     describe_devices,
@@ -72,14 +72,15 @@ def test_table_has_every_line_of_the_papers_tables(made):
     text = (made / "metrics/table.md").read_text()
     for value in (
         *tables.TABLE_1.values(),
-        *tables.TABLE_2.values(),
+        *tables.read_paper_table().values(),
+        "388",
         tables.FID,
         tables.SINKHORN,
         tables.PERPLEXITY,
         tables.LLM_LOSS,
     ):
         assert f"| {value} |" in text, value
-    for title in (*tables.SCORES.values(), *LULC_CLASSES, "FID", "Sinkhorn", "Perplexity"):
+    for title in (*tables.SCORES.values(), *CLASSES, "FID", "Sinkhorn", "Perplexity"):
         assert title in text
     assert "demo" in text
     assert table_row(text, "Bare Land")[1] == "3"
@@ -135,6 +136,8 @@ def test_comparability_depends_on_what_was_run(metrics):
         classifiers={"lulc": {"classes_without_real": ["Snow Ice"]}, "scenes": {}},
         sampling=sampling | {"model": "0"},
         labels={},
+        class_counts={},
+        unused_classes=["Woody Vegetation"],
         near_duplicates={},
     )
     inception = {
@@ -154,6 +157,7 @@ def test_comparability_depends_on_what_was_run(metrics):
     assert re.findall(r"\d+\.\d", padding) == ["100.5", "240.5", "230.0"]
     assert built[2].note.endswith(padding)
     assert "Snow Ice" in built[0].note
+    assert "Woody Vegetation" in built[1].note
     assert "demo" not in context.scale
 
 
@@ -207,8 +211,8 @@ def describe_here() -> dict[str, dict]:
     _, tuned, synthetic = selection.read_image_rows()
     return measured_on(
         metrics,
-        read_context(tuned, synthetic),
-        {str(label): scenes for label, scenes in params.classes.items()},
+        read_context(tuned, synthetic, params.used_classes()),
+        params.used_classes(),
         params.encode,
         params.finetune_sd,
         params.finetune_llm,
@@ -277,7 +281,7 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
         ),
         (
             lambda: Path("models/scene/model.safetensors").write_bytes(b"another judge"),
-            {"caption_agreement", "caption_agreement.class_agreement"},
+            {"caption_agreement", "caption_agreement.class_agreement", "select"},
             "other weights of the feature extractor",
         ),
         # What is compared may differ: the model and how many images the classifier learned from.
@@ -408,7 +412,7 @@ def test_run_js_holds_what_belongs_to_the_moment(made):
     assert stages["generate"]["seconds"] == 4.2
     assert stages["fid"]["seconds"] is None, "not run here"
     size = sum(file.stat().st_size for file in (made / "data/synthetic").iterdir())
-    assert stages["generate"]["bytes"] == size
+    assert stages["select"]["bytes"] == size
     assert stages["encode"]["bytes"] is None
 
 
@@ -545,7 +549,7 @@ def test_large_pictures_have_thumbnails_and_fit_the_budget(tmp_path, monkeypatch
 
 
 def test_long_names_stay_in_their_column():
-    font = grids.ImageFont.load_default(15)
+    font = fonts.load_font("", 15)
     text = "a_scene_whose_name_is_one_very_long_word and more words than fit"
     lines = grids.wrap_text(text, font, 100, 2)
     assert len(lines) == 2

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import krippendorff
@@ -16,9 +17,11 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 from report_run import build
+from review_run import ODD_NAMES, make_classes
 
 from stages import review, review_page
 from stages.evaluation.intervals import wilson_interval
+from stages.params import slug
 from stages.reporting import ratings
 from tools import review as review_tool
 
@@ -144,7 +147,119 @@ def test_a_class_without_real_tiles_is_not_shown(made, tmp_path, monkeypatch):
     assert "Snow Ice: [snowfield]" in text
     Path("params.yaml").write_text(text.replace("Snow Ice: [snowfield]", "Snow Ice: []"))
     review_page.main()
-    assert "Snow Ice" not in {row["label"] for row in read_key(Path())}
+    assert "Snow Ice" not in {row["label"] for row in read_key(Path()) if row["tile"]}
+    assert "Snow Ice" in offered_classes(Path())
+
+
+# Any classes -------------------------------------------------------------------------------------
+
+
+class Classes(HTMLParser):
+    """Collects the classes of a page: the values of its choices, their names, their keys."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.values: list[str] = []
+        self.names: list[str] = []
+        self.keys: list[str] = []
+        self.is_name = False
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        values = dict(attrs)
+        self.is_name = tag == "bdi"
+        if values.get("name") == "label_answer":
+            self.values.append(values["value"])
+            self.keys.append(values["data-key"])
+
+    def handle_data(self, text: str) -> None:
+        if self.is_name:
+            self.names.append(text)
+        self.is_name = False
+
+
+def offered_classes(root: Path) -> list[str]:
+    return Classes(root / "metrics/review/index.html").values
+
+
+@pytest.mark.parametrize("count", [2, 7, 30, 100])
+def test_names_of_any_script_pass_from_the_page_to_the_metrics(tmp_path, monkeypatch, count):
+    """Through the CSV that the page saves, with as many classes as there may be."""
+    monkeypatch.chdir(tmp_path)
+    names = [*ODD_NAMES, *(f"Zone {number}" for number in range(100))][:count]
+    make_classes(tmp_path, names, 2 * count, names)
+    review_page.main()
+    page = Classes(tmp_path / "metrics/review/index.html")
+    assert page.values == page.names == names
+
+    answers = {row["tile"]: row for row in read_key(tmp_path)}
+    assert len(answers) == 2 * count
+    rows = [
+        [row["run"], "Ada", tile, row["truth"], "3", row["label"], "blur", ""]
+        for tile, row in answers.items()
+    ]
+    # The first real tile is named by another class.
+    first = next(row for row in rows if row[3] == "real")
+    first[5] = next(name for name in names if name != first[5])
+    Path("data/reviews").mkdir()
+    review_tool.add(write_csv(tmp_path, [ratings.SAVED_COLUMNS, *rows]))
+    (file,) = Path("data/reviews").glob("*.csv")
+    filed = list(csv.DictReader(file.open(newline="", encoding="utf-8")))
+    assert [row["label_answer"] for row in filed] == [row[5] for row in rows]
+    metrics = run_review()
+    assert metrics["class_agreement"] == pytest.approx(1 - 1 / (2 * count))
+    assert metrics["class_agreement_chance"] == pytest.approx(1 / count)
+    assert set(metrics["artifacts"]["generated"]) == set(map(slug, names))
+
+
+@pytest.mark.parametrize("count", [2, 7, 19, 20, 30, 100])
+def test_keys_choose_one_class_and_nothing_else(count):
+    keys = review_page.class_keys(count)
+    assert len(set(keys)) == count
+    assert not {key[0] for key in keys} & set("rg12345uiopk/")
+    assert len(set(map(len, keys))) == 1, "no class's key begins another's"
+
+
+def test_a_class_without_generated_images_is_neither_drawn_nor_offered(tmp_path, monkeypatch):
+    """A class of 0 prompts, such as all images of which were rejected."""
+    monkeypatch.chdir(tmp_path)
+    make_classes(tmp_path, ODD_NAMES, 40, ODD_NAMES[2:])
+    review_page.main()
+    assert offered_classes(tmp_path) == ODD_NAMES[2:]
+    assert {row["label"] for row in read_key(tmp_path)} == set(ODD_NAMES[2:])
+    make_classes(tmp_path, ODD_NAMES, 40, [])
+    with pytest.raises(SystemExit, match=r"report\.review_tiles: no class has both"):
+        review_page.main()
+
+
+def test_more_classes_than_tiles(tmp_path, monkeypatch):
+    """Real and generated tiles show the same classes, drawn at random; the page offers all."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"Zone {number}" for number in range(30)]
+    make_classes(tmp_path, names, 20, names)
+    review_page.main()
+    shown: dict[str, list[str]] = {"real": [], "generated": []}
+    for row in read_key(tmp_path):
+        if row["tile"]:
+            shown[row["truth"]].append(row["label"])
+    assert sorted(shown["real"]) == sorted(shown["generated"])
+    assert len(set(shown["real"])) == 10
+    assert set(shown["real"]) != set(names[:10])
+    assert offered_classes(tmp_path) == names
+    assert len(ratings.read_key().classes) == 30
+
+
+def test_ratings_name_classes_of_their_own_run(repository):
+    """Another run may have had other classes: its ratings are left out, and no error."""
+    review_tool.add(write_csv(repository, saved_rows()))
+    (file,) = Path("data/reviews").glob("*.csv")
+    text = file.read_text()
+    file.write_text(text.replace("Snow Ice", "\u51b0\u96ea").replace(RUN, "rother"))
+    assert run_review()["ratings_of_other_runs"] == 6
+    file.write_text(text.replace("Crop Land,", "\u51b0\u96ea,", 1))
+    where = rf"data/reviews/{RUN}-ada\.csv:4: label is '\u51b0\u96ea'"
+    with pytest.raises(SystemExit, match=where):
+        review.main()
 
 
 # Filing ratings ----------------------------------------------------------------------------------
@@ -318,14 +433,14 @@ def test_known_ratings_give_known_metrics(repository):
     assert low < wilson_interval(5, 7)[0] and wilson_interval(5, 7)[1] < high
     assert metrics["class_agreement"] == pytest.approx(6 / 7)
     assert metrics["class_agreement_n"] == 7
-    assert metrics["artifacts"]["generated"]["Snow Ice"] == {
+    assert metrics["artifacts"]["generated"]["Snow-Ice"] == {
         "repetition": 0,
         "blur": 1,
         "deformation": 0,
         "wrong_scale": 0.5,
         "n": 2,
     }
-    assert metrics["artifacts"]["real"]["Bare Land"]["n"] == 3
+    assert metrics["artifacts"]["real"]["Bare-Land"]["n"] == 3
     assert "alpha_answer" not in metrics, "one shared tile, one answer: not defined"
 
 

@@ -19,10 +19,11 @@ from stages.common.artifacts import read_json
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.models import context_length
 from stages.diffusion.sampler import Sampler
-from stages.params import LULC_CLASSES, Params, Writer
+from stages.params import Params, Writer
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 from stages.text.checks import ClipTokenCounter
+from stages.text.class_words import ClassLexicon, complete_words
 from stages.text.embedder import is_neural
 from stages.text.prompt_writing import ImagePrompt, PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
@@ -66,15 +67,18 @@ class DemoModels:
         It is made at the first request for a prompt: a language model may take a minute to load.
         """
         prompt = self.params.prompt
+        classes = ClassLexicon(complete_words(self.params.classes, prompt.words))
         return PromptCollector(
             make_writer(
                 prompt,
                 prompt.writer,
                 prompt.technique,
+                classes,
                 self.params.seed,
                 AnswerCache(Path(self.answers.name)),
             ),
             prompt.technique,
+            classes,
             Retriever(INDEX, EMBEDDER),
             ClipTokenCounter(self.folder / "tokenizer"),
             prompt.positive_cues,
@@ -193,7 +197,7 @@ class DemoModels:
                 raise gr.Error(str(error)) from None
         if not kept:
             reasons = describe_rejections(rejections, self.collector.examples)
-            raise gr.Error(f"No prompt for {label} passes the checks ({reasons}).")
+            raise gr.Error(html.escape(f"No prompt for {label} passes the checks ({reasons})."))
         return kept[0].prompt, format_passages(kept[0].passages)
 
     def collect_prompt(self, label: str) -> tuple[list[ImagePrompt], Counter[str]]:
@@ -352,7 +356,8 @@ def add_fields(params: Params) -> Fields:
     sampling = params.sampling
     can_write = can_write_prompts(params.prompt.writer)
     with gr.Row(equal_height=True):
-        label = gr.Dropdown(list(LULC_CLASSES), value=LULC_CLASSES[0], label="Class")
+        classes = list(params.used_classes())
+        label = gr.Dropdown(classes, value=classes[0], label="Class")
         write = gr.Button("Write me a prompt", interactive=can_write)
     if not can_write:
         gr.Markdown(

@@ -22,11 +22,13 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from stages.common.markdown import code_span
 from stages.reporting.comparable import describe_devices, describe_difference, find_description
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
@@ -230,7 +232,7 @@ def write_comment(
     lines += ["### Params", ""]
     files = list(dict.fromkeys(file for file, _ in params))
     by_name = sorted(params, key=lambda param: (files.index(param[0]), param[1]))
-    lines += table(commit, [(f"`{key}`", params[file, key], "") for file, key in by_name])
+    lines += table(commit, [(code_span(key), params[file, key], "") for file, key in by_name])
     lines += ["", "### Metrics", ""]
     lines += table(commit, metric_rows(headlines, metrics, verdicts), "value [95 % CI]")
     if others:
@@ -357,7 +359,7 @@ def format_value(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return str(value).replace("|", "\\|")
+    return re.sub(r"([|<*`])", r"\\\1", str(value))
 
 
 def loss_charts(commit: str, runs: Runs) -> list[str]:

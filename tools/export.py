@@ -29,7 +29,7 @@ import numpy as np
 
 from stages.common.artifacts import decode_image, stream_rows, write_atomically
 from stages.imagery.rasters import rasterio_settings
-from stages.params import load
+from stages.params import load, slug
 from stages.publishing.folders import add_card_and_metrics, copy_output
 from stages.publishing.pixel_values import Stretch, read_stretch
 from stages.publishing.repositories import REPOSITORIES
@@ -117,8 +117,9 @@ def export_geotiffs(split: str, folder: Path) -> None:
     rows = progress_bar(stream_rows(source), desc=split, unit="tile")
     for number, row in enumerate(rows):
         if split == "synthetic":
-            name = f"{row['label']}_{number:05d}"
+            name = f"{slug(row['label'])}_{number:05d}"
             tags = {"TIFFTAG_IMAGEDESCRIPTION": SYNTHETIC_DESCRIPTION, "PROMPT": row["prompt"]}
+            tags["CLASS"] = row["label"]
         else:
             name = row["filename"]
             tags = {"TIFFTAG_IMAGEDESCRIPTION": row["captions"][0], "SCENE": row["scene"]}
@@ -203,14 +204,14 @@ def publish(owner: str) -> None:
 def write_repositories(folder: Path, commit: str) -> None:
     """Write a folder per repository below `folder`, which must be new or empty."""
     make_empty(folder)
-    classes: list[str] = list(load().classes)
+    classes = load().used_classes()
     for name, repository in REPOSITORIES.items():
         target = folder / name
         if name == "remote-llm":
             export_language_model(target)
         else:
-            copy_output(repository, target, classes)
-        add_card_and_metrics(repository, target, commit)
+            copy_output(repository, target, list(classes))
+        add_card_and_metrics(repository, target, commit, classes)
 
 
 def read_commit(must_be_clean: bool) -> str:

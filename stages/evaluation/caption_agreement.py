@@ -4,32 +4,28 @@ import numpy as np
 from scipy.special import stdtrit
 
 from stages.evaluation.intervals import share_interval
-from stages.params import LULC
+from stages.params import slug
 
 
 def caption_agreement(
     logits: dict[str, np.ndarray],
     wanted: dict[str, list[str]],
-    prompts: list[int],
     scenes: list[str],
-    classes: dict[LULC, list[str]],
 ) -> tuple[dict, list[dict]]:
     """Share of images in which a classifier of real tiles sees the scene of their caption.
 
     Images whose scene the classifier doesn't know (it has no training tile) are left out and
-    counted. Synthetic images have a LULC class instead: a scene of that class is right.
+    counted.
 
     Args:
-        logits: the classifier's [N, S] for the images of `tuned`, `base`, `test` and `synthetic`.
-        wanted: what each of these images should show: its scene, or its class for `synthetic`.
-        prompts: number of each synthetic image's prompt: images of one prompt are alike, so that
-            the interval of the class agreement counts prompts.
+        logits: the classifier's [N, S] for the images of `tuned`, `base` and `test`.
+        wanted: the scene that each of these images should show.
         scenes: names [S] of the classifier's outputs.
-        classes: scenes of each LULC class.
 
     Returns:
-        Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right;
-        and the shares by scene, as rows {scene, tuned, tuned_lo, tuned_hi, base, real, n}.
+        Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right,
+        and `per_scene`, by the `slug` of each scene; and the shares by scene, as rows {scene,
+        tuned, tuned_lo, tuned_hi, base, real, n}.
     """
     correct = {}
     known_wanted = {}
@@ -45,16 +41,36 @@ def caption_agreement(
     table = agreement_by_scene(correct, known_wanted, scenes)
     metrics["per_scene_min"] = min((row["tuned"] for row in table), default=0.0)
     for suffix in ("", "_lo", "_hi"):
-        metrics[f"per_scene{suffix}"] = {row["scene"]: row[f"tuned{suffix}"] for row in table}
-
-    class_of_scene = {scene: name for name, members in classes.items() for scene in members}
-    predicted = np.array(scenes)[logits["synthetic"].argmax(1)]
-    predicted_class = [class_of_scene.get(scene) for scene in predicted]
-    matches = [seen == label for seen, label in zip(predicted_class, wanted["synthetic"])]
-    metrics |= share_with_interval("class_agreement", np.array(matches), np.array(prompts))
-    metrics["class_agreement_n"] = len(matches)
-    metrics["class_agreement_prompts"] = len(set(prompts))
+        metrics[f"per_scene{suffix}"] = {slug(row["scene"]): row[f"tuned{suffix}"] for row in table}
     return metrics, table
+
+
+def class_agreement(
+    logits: np.ndarray,
+    labels: list[str],
+    prompts: list[int],
+    scenes: list[str],
+    classes: dict[str, list[str]],
+) -> dict:
+    """Share of synthetic images in which the classifier sees a scene of their class.
+
+    Args:
+        logits: the classifier's [N, S].
+        labels: the class [N] that each image should show.
+        prompts: number [N] of each image's prompt: images of one prompt are alike, so that the
+            interval counts prompts.
+        scenes: names [S] of the classifier's outputs.
+        classes: scenes of each class.
+    """
+    class_of_scene = {scene: name for name, members in classes.items() for scene in members}
+    class_of_output = [class_of_scene.get(scene) for scene in scenes]  # [S]
+    predicted = [class_of_output[i] for i in logits.argmax(1)]  # [N]
+    matches = np.array([seen == label for seen, label in zip(predicted, labels)])
+    return {
+        **share_with_interval("class_agreement", matches, np.array(prompts)),
+        "class_agreement_n": len(matches),
+        "class_agreement_prompts": len(set(prompts)),
+    }
 
 
 def judge_scenes(

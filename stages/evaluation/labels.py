@@ -1,9 +1,8 @@
-"""The two label sets of the classifiers: LULC classes, or the scenes of the imagery."""
+"""The two label sets of the classifiers: the classes of params.yaml, or the scenes."""
 
 import difflib
 
 from stages.common.artifacts import read_rows
-from stages.params import LULC
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
@@ -11,17 +10,20 @@ LABEL_SETS = ("lulc", "scenes")
 
 
 def read_label_set(
-    label_set: str, classes: dict[LULC, list[str]]
+    label_set: str, classes: dict[str, list[str]]
 ) -> tuple[list[str], dict[str, int]]:
     """Class names, and the class number of each scene of the real test tiles that has one.
 
-    `lulc`: the classes of params.yaml and their scenes; a scene that no test tile shows is left out
-    and logged. `scenes`: each scene is a class.
+    `lulc`: `classes` (those of params.yaml that are used) and their scenes; a scene that no test
+    tile shows is left out and logged. `scenes`: each scene is a class.
+
+    Raises:
+        SystemExit: no test tile shows any class.
     """
     scenes = sorted({row["scene"] for row in read_rows("data/imagery/test", ["scene"])})
     if label_set == "scenes":
         return scenes, {scene: i for i, scene in enumerate(scenes)}
-    class_names: list[str] = list(classes)
+    class_names = list(classes)
     class_of_scene = {
         scene: class_names.index(name) for name, members in classes.items() for scene in members
     }

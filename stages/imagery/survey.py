@@ -10,7 +10,7 @@ from stages.imagery.captions import caption_list, usable_captions
 from stages.imagery.readers.items import ImageSource, SourceItem, image_name, scene_of
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import name_hash
-from stages.params import LULC, FetchImagery
+from stages.params import FetchImagery, slug
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
@@ -166,9 +166,14 @@ def check_survey(
     )
 
 
-def check_classes(survey: Survey, classes: Mapping[LULC, Sequence[str]]) -> None:
-    """Log the scenes of the classes in params.yaml that no image shows."""
+def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
+    """Log the scenes of the classes in params.yaml that no image shows.
+
+    Raises:
+        SystemExit: two scenes have one name in metrics and files, or a scene has none there.
+    """
     scenes = sorted(scene for scene in survey.scenes if scene)
+    _check_slugs(scenes)
     if len(scenes) < MIN_SCENES:
         return
     mapped = [scene for class_scenes in classes.values() for scene in class_scenes]
@@ -180,6 +185,23 @@ def check_classes(survey: Survey, classes: Mapping[LULC, Sequence[str]]) -> None
         )
     elif missing:
         log(f"classes: no image shows {', '.join(map(partial(_with_hint, scenes), missing))}")
+
+
+def _check_slugs(scenes: list[str]) -> None:
+    """Exit with an error if two scenes have the same slug, or one has none."""
+    scene_of: dict[str, str] = {}
+    for scene in scenes:
+        if not slug(scene):
+            exit_with_error(
+                f"fetch_imagery: the scene {scene!r} has neither a letter nor a digit, of which "
+                "its name in metrics and files is made: rename it"
+            )
+        twin = scene_of.setdefault(slug(scene), scene)
+        if twin != scene:
+            exit_with_error(
+                f"fetch_imagery: the scenes {twin!r} and {scene!r} have the same name in metrics "
+                f"and files, {slug(scene)}: rename one"
+            )
 
 
 def _with_hint(scenes: list[str], missing: str) -> str:

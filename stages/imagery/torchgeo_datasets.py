@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.sources import refuse_output_folders
-from stages.imagery.readers.items import ImageSource, SourceItem
+from stages.imagery.readers.items import SEVERAL_LABELS, ImageSource, SourceItem
 from stages.imagery.untrusted_text import valid_utf8
 from stages.runtime.errors import exit_with_error
 
@@ -25,6 +25,7 @@ DATASETS = (
     "RESISC45",
     "UCMerced",
 )
+SEVERAL_LABEL_DATASETS = ("BigEarthNet", "BigEarthNetV2")  # the classes of a tile are a list
 
 
 def open_torchgeo(source: str, key: str, download: bool) -> tuple[ImageSource, dict[str, Any]]:
@@ -41,12 +42,14 @@ def open_torchgeo(source: str, key: str, download: bool) -> tuple[ImageSource, d
     Raises:
         SystemExit: the data set isn't one that is read, isn't there, or is incomplete.
     """
-    import torchgeo.datasets
-
     name = source.partition(":")[2]
+    if name in SEVERAL_LABEL_DATASETS:
+        exit_with_error(f"{key}: {source}: {SEVERAL_LABELS}")
     if name not in DATASETS:
         exit_with_error(f"{key}: {source} is not read; those that are: {', '.join(DATASETS)}")
     root = _root(f"{key}: {source}")
+    import torchgeo.datasets
+
     dataset_class = getattr(torchgeo.datasets, name)
     # FireRisk has no test split, PatternNet has no splits.
     has_splits = "split" in inspect.signature(dataset_class).parameters

@@ -7,6 +7,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
+from stages.common.markdown import code_span, escape_markdown
 from stages.params import read
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
@@ -25,10 +26,18 @@ INPUTS = {
 LOCAL_FOLDER = re.compile(r"path:\S*/")  # of this machine: not to be published
 
 
-def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
+def make_card(
+    repository: Repository, commit: str, classes: dict[str, list[str]]
+) -> DatasetCard | ModelCard:
     """Make the card of a repository; `save(path)` writes it as README.md.
 
     A model's metrics are also in the card's metadata, as the hub's evaluation results.
+
+    Args:
+        repository: what is published.
+        commit: of the run.
+        classes: those that are used, with the scenes that show each; the card lists them where
+            the repository depends on them.
     """
     sources = {name: read_json(f"{INPUTS[name]}/SOURCE.json") for name in repository.inputs}
     all_embedded = all(source["source"] in ("embedded", "none") for source in sources.values())
@@ -39,6 +48,7 @@ def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
         "use": repository.use,
         "limits": repository.limits,
         "commit": commit,
+        "class_rows": list_classes(classes) if "classes" in repository.params else [],
         "params": quote_params(repository.params),
         "scale": read_json("metrics/context.json")["scale"],
         "metric_rows": [format_metric(metric) for metric in measured_metrics(repository)],
@@ -60,6 +70,17 @@ def make_card(repository: Repository, commit: str) -> DatasetCard | ModelCard:
         **repository.card_data,
     )
     return ModelCard.from_template(model_data, template_path=str(TEMPLATE), **sections)
+
+
+def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
+    """Return the table rows of the classes: name, and scenes of the real imagery that show it."""
+    return [
+        {
+            "name": escape_markdown(name),
+            "scenes": ", ".join(map(escape_markdown, scenes)) or "none",
+        }
+        for name, scenes in classes.items()
+    ]
 
 
 def quote_params(names: tuple[str, ...]) -> str:
@@ -139,4 +160,8 @@ def format_input(name: str, source: dict) -> dict[str, str]:
     license = source.get("license") or "not recorded"
     if source["source"] == "embedded":
         license = "this repository's (MIT)"
-    return {"name": name, "source": hide_local_folders(source["source"]), "license": license}
+    return {
+        "name": name,
+        "source": code_span(hide_local_folders(source["source"])),
+        "license": escape_markdown(str(license)),
+    }

@@ -40,7 +40,9 @@ def write_labeled_shards(source: Path, target: Path, classes: list[str]) -> None
         )
 
 
-def add_card_and_metrics(repository: Repository, folder: Path, commit: str) -> None:
+def add_card_and_metrics(
+    repository: Repository, folder: Path, commit: str, classes: dict[str, list[str]]
+) -> None:
     """Write README.md (the card), metrics.json, metrics_context.json, perhaps pixel_values.json.
 
     The last holds the bands, the stretch and its inverse, where the imagery had more than 8 bits.
@@ -55,4 +57,4 @@ def add_card_and_metrics(repository: Repository, folder: Path, commit: str) -> N
     pixel_values = describe_pixel_values()
     if pixel_values and "imagery" in repository.inputs:
         write_json(folder / "pixel_values.json", pixel_values)
-    make_card(repository, commit).save(folder / "README.md")
+    make_card(repository, commit, classes).save(folder / "README.md")

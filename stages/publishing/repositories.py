@@ -61,7 +61,7 @@ REPOSITORIES = {
         type="dataset",
         path="data/synthetic",
         title="Synthetic land use and land cover",
-        about="Satellite-like images in seven land-use/land-cover classes, each drawn by a "
+        about="Satellite-like images of land-use/land-cover classes, each drawn by a "
         "diffusion model from a written prompt. A row holds the image, its class, prompt, writer, "
         "seed and sampler settings: enough to draw it again.",
         use="Research on training with synthetic images: classifiers, pretraining, augmentation. "
@@ -137,7 +137,7 @@ REPOSITORIES = {
         type="model",
         path="models/classifier/lulc",
         title="Land-cover classifier trained on synthetic images",
-        about="An image classifier of seven land-cover classes that saw synthetic images only in "
+        about="An image classifier of land-cover classes that saw synthetic images only in "
         "training. `config.json` has the timm architecture, classes and normalization.",
         use="A measurement of the synthetic data set, not a product: compare its accuracy on real "
         "tiles with the ceiling.",

@@ -9,11 +9,19 @@ from stages.reporting.grids import load_images
 from stages.runtime.errors import exit_with_error
 
 MAX_SIDE = 512  # pixels of a picture's longer side
-LOSSLESS_SIDE = 128  # pixels up to which a picture is stored lossless and needs no thumbnail
+SMALL_SIDE = 128  # pixels up to which a picture needs no thumbnail
 THUMBNAIL_SIDE = 128  # pixels
 # Bytes of all pictures. The grids and the page come on top; 15 MB is the limit of all together.
-BUDGET = 9 * 10**6
-QUALITIES = (88, 80, 72, 64, 56)  # of WebP, tried in this order
+BUDGET = 8 * 10**6
+LOSSLESS = 101  # instead of a quality
+# Tried in this order: the longer side, in pixels, and the quality of WebP of the larger pictures;
+# the quality of the small ones.
+ENCODINGS = (
+    *((MAX_SIDE, quality, LOSSLESS) for quality in (88, 80, 72, 64, 56)),
+    (MAX_SIDE, 56, 88),
+    (256, 72, 80),
+    (256, 56, 64),
+)
 
 
 class Album:
@@ -50,16 +58,19 @@ class Album:
             for collection, folder in self.folders.items()
             for row, image in load_images(folder, self.rows[collection], MAX_SIDE).items()
         }
-        large = {name for name, image in images.items() if max(image.size) > LOSSLESS_SIDE}
-        pictures = {
-            name: encode_webp(image, lossless=True)
-            for name, image in images.items()
-            if name not in large
-        }
-        thumbnails = {name: encode_webp(thumbnail(images[name]), quality=75) for name in large}
-        for quality in QUALITIES:
+        large = {name for name, image in images.items() if max(image.size) > SMALL_SIDE}
+        thumbnails = {name: encode_webp(images[name], THUMBNAIL_SIDE, 75) for name in large}
+        small = {name: image for name, image in images.items() if name not in large}
+        pictures: dict[str, bytes] = {}
+        encoded_at = 0  # quality of the small pictures so far
+        for side, quality, small_quality in ENCODINGS:
             for name in large:
-                pictures[name] = encode_webp(images[name], quality=quality)
+                pictures[name] = encode_webp(images[name], side, quality)
+            if small_quality != encoded_at:
+                pictures |= {
+                    n: encode_webp(im, SMALL_SIDE, small_quality) for n, im in small.items()
+                }
+                encoded_at = small_quality
             size = sum(map(len, [*pictures.values(), *thumbnails.values()]))
             if size <= BUDGET:
                 break
@@ -84,14 +95,14 @@ def picture_name(collection: str, row: int) -> str:
     return f"{collection}-{row:06d}.webp"
 
 
-def thumbnail(image: Image.Image) -> Image.Image:
-    copy = image.copy()
-    copy.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    return copy
-
-
-def encode_webp(image: Image.Image, **settings) -> bytes:
-    """settings: of Pillow's WebP encoder."""
+def encode_webp(image: Image.Image, side: int, quality: int) -> bytes:
+    """Encode an image as WebP, scaled down to `side` pixels if its longer side has more."""
+    if max(image.size) > side:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
-    image.save(sink, "WEBP", **settings)
+    if quality == LOSSLESS:
+        image.save(sink, "WEBP", lossless=True)
+    else:
+        image.save(sink, "WEBP", quality=quality)
     return sink.getvalue()

@@ -1,16 +1,20 @@
 """Charts as inline SVG, drawn with matplotlib: text stays text, colors are those of the page.
 
-The same input gives the same bytes.
+The same input gives the same bytes, whatever fonts are installed: matplotlib lays text out in a
+font that it brings along, and the browser draws it in one of its own, in any script.
 """
 
 import io
 import re
 from collections import Counter
+from collections.abc import Iterable
+from html import escape
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 # matplotlib needs colors in numbers; these stand for the page's CSS colors, which replace them.
 TEXT = "#010203"
@@ -37,6 +41,8 @@ STYLE: dict[Any, Any] = {
     "text.parse_math": False,
 }
 WIDTH = 5.2  # inches of a chart, at most; the page scales it to the width of a column
+WIDE = 15  # a confusion matrix of more classes has a fixed size and needs the page's width
+MAX_LABEL = 40  # letters of a name; what is longer ends in an ellipsis
 
 
 @matplotlib.rc_context(STYLE)
@@ -112,7 +118,9 @@ def bar_chart(
     lows = [low for low, _ in intervals]
     highs = [high for _, high in intervals]
     axes.hlines(range(len(groups)), lows, highs, color=TEXT, linewidth=1.2)
-    axes.set_yticks([group + 0.4 - height / 2 for group in range(len(groups))], groups)
+    labels = layout_labels(groups)
+    axes.set_yticks([group + 0.4 - height / 2 for group in range(len(groups))], list(labels))
+    axes.margins(y=min(0.05, 0.5 / max(len(groups), 1)))
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set_xlabel(x_label)
@@ -120,7 +128,7 @@ def bar_chart(
     axes.set_axisbelow(True)
     if len(series) > 1:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    return to_svg(figure, name)
+    return to_svg(figure, name, labels)
 
 
 @matplotlib.rc_context(STYLE)
@@ -153,7 +161,8 @@ def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]
     """Draw the counts of (actual, predicted), shaded by their share of the actual class."""
     counts = Counter(pairs)
     totals = Counter(actual for actual, _ in pairs)
-    side = max(3.6, 1.6 + 0.3 * len(classes))
+    many = len(classes) > 40
+    side = max(3.6, 1.6 + (0.17 if many else 0.3) * len(classes))
     figure, axes = new_figure(side + 0.6, side)
     for row, actual in enumerate(classes):
         for column, predicted in enumerate(classes):
@@ -162,17 +171,21 @@ def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]
                 continue
             alpha = 0.08 + 0.52 * count / totals[actual]
             axes.bar(column, 1, 1, row - 0.5, color=SERIES[0], alpha=alpha, linewidth=0)
-            if len(classes) <= 15:
+            if len(classes) <= WIDE:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8)
     positions = range(len(classes))
     axes.set_xlim(-0.5, len(classes) - 0.5)
     axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_xticks(positions, classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    rows = [label if totals[label] else f"{label} (none)" for label in classes]
-    axes.set_yticks(positions, rows, fontsize=8)
+    columns = layout_labels(classes)
+    rows = layout_labels(label if totals[label] else f"{label} (none)" for label in classes)
+    size = 7 if many else 8
+    axes.set_xticks(
+        positions, list(columns), rotation=45, ha="right", rotation_mode="anchor", fontsize=size
+    )
+    axes.set_yticks(positions, list(rows), fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    return to_svg(figure, name)
+    return to_svg(figure, name, columns | rows, scales=len(classes) <= WIDE)
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -181,8 +194,34 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """Return a figure as an <svg> element. name: unique on the page, its ids are made from it."""
+def layout_labels(names: Iterable[str]) -> dict[str, str]:
+    """What matplotlib lays out for each name, in their order -> the name.
+
+    That is the name itself or, where it has letters that matplotlib's font lacks, as wide a text.
+    """
+    font = get_font(findfont("DejaVu Sans"))
+    labels = {}
+    for number, name in enumerate(names):
+        text = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1].rstrip()}…"
+        letters = [letter if font.get_char_index(ord(letter)) else "W" for letter in text]
+        stand_in = "".join(letters)
+        if stand_in != text or text in labels:
+            stand_in += f"⟨{number}⟩"  # tells texts of the same width apart
+        labels[stand_in] = text
+    return labels
+
+
+def to_svg(
+    figure: Figure, name: str, labels: dict[str, str] | None = None, scales: bool = True
+) -> str:
+    """Return a figure as an <svg> element.
+
+    Args:
+        figure: the chart.
+        name: unique on the page, its ids are made from it.
+        labels: `layout_labels` of the names in it.
+        scales: whether it is scaled down to the width of its column.
+    """
     sink = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         metadata = {"Date": None, "Creator": None}  # would change the bytes
@@ -197,8 +236,11 @@ def to_svg(figure: Figure, name: str) -> str:
     body = re.sub(r" font-family: [^;\"]+;?", "", body)
     for stand_in, color in CSS_COLORS.items():
         body = body.replace(stand_in, color)
+    for stand_in, label in (labels or {}).items():
+        if stand_in != label:
+            body = body.replace(f">{escape(stand_in, quote=False)}<", f">{escape(label)}<")
     body = "\n".join(line.strip() for line in body.splitlines() if line.strip())
     return (
-        f'<svg role="img" aria-label="{name}" viewBox="0 0 {width} {height}" '
-        f'style="max-width: {width}pt">\n{body}\n'
+        f'<svg role="img" aria-label="{escape(name)}" viewBox="0 0 {width} {height}" '
+        f'style="{"max-width" if scales else "width"}: {width}pt">\n{body}\n'
     )

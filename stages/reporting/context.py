@@ -1,7 +1,9 @@
 """What identifies a run: sources, classifiers, sampler. It goes to metrics/context.json."""
 
+import csv
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from stages.common.artifacts import read_json
 from stages.reporting import selection
@@ -9,6 +11,7 @@ from stages.reporting.grids import load_images
 from stages.reporting.rows import Table
 
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
+CLASS_COUNTS = Path("metrics/plots/images_per_class.csv")
 DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
 
 
@@ -19,7 +22,9 @@ class RunContext:
     sources: dict[str, dict]  # imagery, papers or the role of a base model -> its SOURCE.json
     classifiers: dict[str, dict]  # lulc, scenes -> {model, resolution, weights, ...}
     sampling: dict  # resolution, scheduler, steps, guidance_scale, model
-    labels: dict[str, int]  # LULC class -> number of synthetic images
+    labels: dict[str, int]  # class -> number of synthetic images
+    class_counts: dict[str, dict[str, int]]  # class that is used -> {prompts, images, real}
+    unused_classes: list[str]  # those of 0 prompts
     near_duplicates: dict[str, int]  # groups, train_test, excluded_from_test
 
     def is_embedded(self, role: str) -> bool:
@@ -33,13 +38,17 @@ class RunContext:
         return f"imagery: {self.sources['imagery']['source']}"
 
 
-def read_context(tuned: list[dict], synthetic: list[dict]) -> RunContext:
-    """Collect the context of this run from data/ and models/.
+def read_context(
+    tuned: list[dict], synthetic: list[dict], classes: dict[str, list[str]]
+) -> RunContext:
+    """Collect the context of this run from data/, models/ and metrics/plots.
 
     Args:
         tuned: rows of data/samples/tuned, without images.
         synthetic: rows of data/synthetic, without images.
+        classes: those of the params that are used.
     """
+    counts = _read_class_counts()
     sources = {
         "imagery": read_json("data/imagery/SOURCE.json"),
         "papers": read_json("data/papers/SOURCE.json"),
@@ -51,8 +60,19 @@ def read_context(tuned: list[dict], synthetic: list[dict]) -> RunContext:
         classifiers={key: _read_classifier(key) for key in ("lulc", "scenes")},
         sampling=_read_sampling(tuned[0]),
         labels=Counter(row["label"] for row in synthetic),
+        class_counts={name: counts[name] for name in classes},
+        unused_classes=[name for name in counts if name not in classes],
         near_duplicates=read_json("data/imagery/REPORT.json").get("near_duplicates", {}),
     )
+
+
+def _read_class_counts() -> dict[str, dict[str, int]]:
+    """Class -> number of its prompts, of its planned images and of its real training tiles."""
+    with CLASS_COUNTS.open(encoding="utf-8", newline="") as file:
+        return {
+            row["class"]: {name: int(row[name]) for name in ("prompts", "images", "real")}
+            for row in csv.DictReader(file)
+        }
 
 
 def _read_classifier(key: str) -> dict:

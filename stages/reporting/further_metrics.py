@@ -94,12 +94,11 @@ def near_copy_rows(images: dict) -> list[Row]:
         described = f"{space} features"
         if space == "pixels":
             described = "pixels under all flips and rotations"
-        for image_set, title in IMAGE_SETS.items():
-            values = images[space][image_set]
+        for image_set, values in images[space].items():
             rows.append(
                 make_row(
                     f"images.{space}.{image_set}.memorized",
-                    f"Near-copies of training images, {title}, {described}",
+                    f"Near-copies of training images, {IMAGE_SETS[image_set]}, {described}",
                     values,
                     references={"expected without copies": values["memorized_expected"]},
                 )

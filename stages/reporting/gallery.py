@@ -14,12 +14,15 @@ from scipy.special import softmax
 
 from stages.common.artifacts import read_rows
 from stages.evaluation.memorization import nearest_neighbors
+from stages.params import slug
 from stages.reporting.album import Album
 from stages.reporting.selection import REAL, SYNTHETIC, TRAINING, TUNED, pick_by_prompt
+from stages.runtime.progress import log
 
 FEATURES = Path("data/features")
 PASSAGES = Path("models/index/passages.parquet")
 SETTINGS = ("negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
+MAX_PER_SIDE = 200  # real tiles of the gallery, and generated images, but for 2 of each class
 EXTREMES = 12  # images shown as the best, and as the worst
 
 
@@ -38,15 +41,18 @@ def assess(labels: list[str], scenes: list[str], classes: dict[str, list[str]]) 
     """Assess the synthetic images.
 
     Args:
-        labels: [N] LULC class of each.
+        labels: [N] class of each.
         scenes: names of the classifier's outputs.
-        classes: LULC class -> scenes that show it.
+        classes: class -> scenes that show it.
     """
     synthetic = load_file(FEATURES / "synthetic/scene.safetensors")
     train = load_file(FEATURES / "real/train/scene.safetensors")
     test = load_file(FEATURES / "real/test/scene.safetensors")
     probabilities = softmax(synthetic["logits"].astype(np.float64), axis=1)  # [N, scenes]
-    of_class = np.array([[scene in classes[label] for scene in scenes] for label in labels])
+    outputs = {
+        label: [scene in classes.get(label, []) for scene in scenes] for label in set(labels)
+    }
+    of_class = np.array([outputs[label] for label in labels])  # [N, scenes]
     most_likely = probabilities.argmax(1)  # [N]
     distance, training_row = nearest_neighbors(synthetic["features"], train["features"])
     test_distance, _ = nearest_neighbors(test["features"], train["features"])
@@ -152,22 +158,23 @@ class Gallery:
 
         Args:
             real: rows of data/imagery/test.
-            classes: LULC class -> scenes that show it.
-            per_class: number of images.
+            classes: class -> scenes that show it.
+            per_class: number of images; fewer are shown where there are many classes.
 
         Returns:
             {label, slug, real: [item], generated: [item]} per class.
         """
+        shown = min(per_class, max(MAX_PER_SIDE // len(classes), 2))
+        if shown < per_class:
+            log(f"report: {len(classes)} classes: {shown} pictures of each, not {per_class}")
         entries = []
         for label, scenes in classes.items():
             tiles = [number for number, row in enumerate(real) if row["scene"] in scenes]
-            images = pick_by_prompt(self.synthetic, label, per_class)
+            images = pick_by_prompt(self.synthetic, label, shown)
             entry = {
                 "label": label,
-                "slug": label.lower().replace(" ", "-"),
-                "real": [
-                    self.real_item(real[number], number, label) for number in tiles[:per_class]
-                ],
+                "slug": slug(label),
+                "real": [self.real_item(real[number], number, label) for number in tiles[:shown]],
                 "generated": [self.synthetic_item(number) for number in images],
             }
             entries.append(entry)

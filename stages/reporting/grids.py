@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from stages.common.artifacts import decode_image, stream_rows
+from stages.reporting.fonts import Font, find_font, load_font
 
 SIDE = 128  # pixels of a cell
 GAP = 4  # pixels between cells
@@ -16,7 +17,13 @@ SOFT_COLOR = "#66707c"
 BACKGROUND = "#ffffff"
 LARGE_LINE = 19  # pixels between two lines of text
 SMALL_LINE = 15
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Grid(NamedTuple):
+    """A drawn grid."""
+
+    image: Image.Image
+    names: list[str]  # that no font has: the picture shows their numbers, from 1
 
 
 class GridRow(NamedTuple):
@@ -61,9 +68,7 @@ def resize_to_cell(image: Image.Image) -> Image.Image:
     return image.resize((SIDE, SIDE), resampling)
 
 
-def draw_grid(
-    rows: list[GridRow], titles: list[str] | None = None, names_width: int = 130
-) -> Image.Image:
+def draw_grid(rows: list[GridRow], titles: list[str] | None = None, names_width: int = 130) -> Grid:
     """Draw rows of images.
 
     Args:
@@ -87,22 +92,34 @@ def draw_grid(
     height = top + len(rows) * (row_height + row_gap) - row_gap + MARGIN
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
+    unknown: list[str] = []
 
     group_lefts = [left + number * (group_width + group_gap) for number in range(groups)]
     for group_left in group_lefts:
         for column, title in enumerate(titles or []):
             position = (group_left + column * (SIDE + GAP), MARGIN)
-            draw.text(position, title, SOFT_COLOR, ImageFont.load_default(15))
+            draw.text(position, title, SOFT_COLOR, load_font(None, 15))
     for number, row in enumerate(rows):
         y = top + number * (row_height + row_gap)
-        draw_label(draw, (MARGIN, y), row.name, row.note, names_width - 12, note_lines=5)
+        name, note = to_drawable(row.name, unknown), to_drawable(row.note, unknown)
+        draw_label(draw, (MARGIN, y), name, note, names_width - 12, note_lines=5)
         for group_left, group in zip(group_lefts, row.groups):
             for column, image in enumerate(group):
                 sheet.paste(resize_to_cell(image), (group_left + column * (SIDE + GAP), y))
-        for group_left, (name, text) in zip(group_lefts, row.captions):
+        for group_left, caption in zip(group_lefts, row.captions):
             position = (group_left, y + SIDE + 2)
-            draw_label(draw, position, name, text, group_width, note_lines=2)
-    return sheet
+            name, note = (to_drawable(text, unknown) for text in caption)
+            draw_label(draw, position, name, note, group_width, note_lines=2)
+    return Grid(sheet, unknown)
+
+
+def to_drawable(text: str, unknown: list[str]) -> str:
+    """Return a text, or its number in `unknown`, to which it is added, where no font has it."""
+    if find_font(text) is not None:
+        return text
+    if text not in unknown:
+        unknown.append(text)
+    return f"({unknown.index(text) + 1})"
 
 
 def draw_label(
@@ -115,8 +132,8 @@ def draw_label(
 ) -> None:
     """Write a name in up to three lines and a note below it, no wider than `width` pixels."""
     x, y = position
-    large = ImageFont.load_default(15)
-    small = ImageFont.load_default(12)
+    large = load_font(find_font(name), 15)
+    small = load_font(find_font(note), 12)
     for line in wrap_text(name, large, width, 3):
         draw.text((x, y), line, TEXT_COLOR, large)
         y += LARGE_LINE

@@ -38,7 +38,7 @@ def measured_on(
     Args:
         metrics: file name without `.json` -> content of metrics/*.json.
         context: what identifies the run.
-        classes: scenes of each LULC class.
+        classes: scenes of each class.
         encode: the section of that name, as are `finetune_sd` and `finetune_llm`.
 
     Returns:
@@ -60,6 +60,7 @@ def measured_on(
         **training_groups(metrics["diffusion"], context, encode, finetune_sd),
         **distance_groups(metrics, context, test | captions),
         **image_groups(metrics, context, test, train),
+        **selection_groups(metrics["select"], context),
         **agreement_groups(metrics, context, test | captions, mapping),
         **classifier_groups("lulc", selection.SYNTHETIC, metrics, context, test | mapping, train),
         **classifier_groups("scenes", selection.TUNED, metrics, context, test, train),
@@ -225,17 +226,23 @@ def agreement_groups(
     by_scene = shared | {"extractor": hash_extractor("scene", context)}
     groups = {
         "caption_agreement": test | by_scene | {"n": agreement["n"]},
-        "caption_agreement.class_agreement": {
+    }
+    if "class_agreement" in agreement:
+        groups["caption_agreement.class_agreement"] = {
             **mapping,
             **by_scene,
             "n": agreement["class_agreement_n"],
             "images_per_class": dict(sorted(context.labels.items())),
-        },
-    }
+        }
     if "clip_score" in agreement:
         by_clip = shared | {"extractor": hash_extractor("clip", context)}
         groups["caption_agreement.clip_score"] = test | by_clip | {"n": agreement["n"]}
     return groups
+
+
+def selection_groups(selected: dict, context: RunContext) -> dict[str, dict]:
+    """Describe metrics/select.json: of how many images, by which classifier."""
+    return {"select": {"extractor": hash_extractor("scene", context), "n": selected["drawn"]}}
 
 
 def classifier_groups(

@@ -78,10 +78,10 @@ def build_charts(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]
 
     Args:
         plots: file name without `.csv` -> rows of metrics/plots/*.csv.
-        classes: LULC classes, in their order.
+        classes: those of the params that are used, in their order.
 
     Returns:
-        {title, text, svg} per chart.
+        {title, text, svg, perhaps wide: whether it needs the page's width} per chart.
     """
     return [
         agreement_chart(plots["caption_agreement_by_scene"]),
@@ -182,6 +182,7 @@ def land_cover_confusion(rows: list[dict], classes: list[str]) -> dict:
         "text": "Classifier trained on generated images. "
         "Counts of tiles, shaded by the share of the actual class.",
         "svg": Markup(charts.confusion_matrix(title, pairs, classes)),
+        "wide": len(classes) > charts.WIDE,
     }
 
 
@@ -194,4 +195,5 @@ def scene_confusion(rows: list[dict]) -> dict:
         "text": "Classifier trained on generated images. "
         "Counts of tiles, shaded by the share of the actual scene.",
         "svg": Markup(charts.confusion_matrix(title, pairs, scenes)),
+        "wide": len(scenes) > charts.WIDE,
     }

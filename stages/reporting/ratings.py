@@ -4,8 +4,8 @@ import csv
 import io
 import re
 from pathlib import Path
+from typing import NamedTuple
 
-from stages.params import LULC_CLASSES
 from stages.runtime.errors import exit_with_error
 
 REVIEWS = Path("data/reviews")
@@ -38,6 +38,14 @@ FILED_COLUMNS = [
 TRUTHS = ("real", "generated")
 ARTIFACTS = ("repetition", "blur", "deformation", "wrong scale")
 Rating = dict[str, str]  # column -> text
+
+
+class Key(NamedTuple):
+    """The answers to the page that was made here last."""
+
+    run: str
+    tiles: dict[str, Rating]  # name of a tile -> its row of the key
+    classes: list[str]  # those that the page offers
 
 
 def read_table(path: Path, columns: list[str]) -> list[tuple[str, Rating]]:
@@ -93,8 +101,11 @@ def _read_text(path: Path) -> str:
         )
 
 
-def find_error(rating: Rating) -> str:
-    """Describe the error in a rating's own values; "" if there is none."""
+def find_error(rating: Rating, key: Key) -> str:
+    """Describe the error in a rating's own values; "" if there is none.
+
+    The classes of another run are not known here.
+    """
     for name in ("run", "rater", "tile"):
         if not rating[name]:
             return f"{name} is blank"
@@ -104,8 +115,9 @@ def find_error(rating: Rating) -> str:
     if rating["realism"] not in ("1", "2", "3", "4", "5"):
         return f"realism is {rating['realism']!r}, not a whole number from 1 to 5"
     for name in ("label", "label_answer"):
-        if rating.get(name) and rating[name] not in LULC_CLASSES:
-            return f"{name} is {rating[name]!r}, not blank or one of {', '.join(LULC_CLASSES)}"
+        is_known = not rating.get(name) or rating[name] in key.classes
+        if rating["run"] == key.run and not is_known:
+            return f"{name} is {rating[name]!r}, not blank or a class of this run"
     for artifact in map(str.strip, rating["artifacts"].split(";")):
         if artifact and artifact not in ARTIFACTS:
             return f"artifacts has {artifact!r}, not one of {', '.join(ARTIFACTS)}"
@@ -128,8 +140,8 @@ def identity(rating: Rating) -> tuple[str, str, str]:
     return rating["run"], rating["rater"].casefold(), rating["tile"]
 
 
-def read_filed() -> list[tuple[str, Rating]]:
-    """Read all ratings in data/reviews.
+def read_filed(key: Key) -> list[tuple[str, Rating]]:
+    """Read all ratings in data/reviews, of whatever run.
 
     Returns:
         ("file:line", rating) for each.
@@ -141,7 +153,7 @@ def read_filed() -> list[tuple[str, Rating]]:
     seen: dict[tuple[str, str, str], str] = {}
     for path in sorted(REVIEWS.glob("*.csv")):
         for where, rating in read_table(path, FILED_COLUMNS):
-            error = find_error(rating) or find_duplicate(rating, seen)
+            error = find_error(rating, key) or find_duplicate(rating, seen)
             if error:
                 exit_with_error(f"{where}: {error}")
             seen[identity(rating)] = where
@@ -149,11 +161,19 @@ def read_filed() -> list[tuple[str, Rating]]:
     return ratings
 
 
-def read_key() -> dict[tuple[str, str], Rating]:
-    """Return (run, tile) -> {run, tile, truth, label} of the page that was made here last."""
+def read_key() -> Key:
+    """Read the answers to the page that was made here last.
+
+    Raises:
+        SystemExit: where there are none.
+    """
     if not KEY.is_file():
         exit_with_error(f"{KEY}: missing; `dvc repro review_page` makes it, with the page to rate")
-    return {(row["run"], row["tile"]): row for _, row in read_table(KEY, KEY_COLUMNS)}
+    rows = [row for _, row in read_table(KEY, KEY_COLUMNS)]
+    if not rows:
+        exit_with_error(f"{KEY}: holds no tiles; `dvc repro review_page` makes it again")
+    tiles = {row["tile"]: row for row in rows if row["tile"]}
+    return Key(rows[0]["run"], tiles, list(dict.fromkeys(row["label"] for row in rows)))
 
 
 def check_saved(path: Path) -> list[Rating]:
@@ -163,12 +183,12 @@ def check_saved(path: Path) -> list[Rating]:
         SystemExit: where a rating is wrong; the message names each, one per line.
     """
     key = read_key()
-    seen = {identity(rating): where for where, rating in read_filed()}
+    seen = {identity(rating): where for where, rating in read_filed(key)}
     ratings: list[Rating] = []
     errors = []
     for where, rating in read_table(path, SAVED_COLUMNS):
         error = (
-            find_error(rating)
+            find_error(rating, key)
             or _find_mismatch(rating, ratings, key)
             or find_duplicate(rating, seen)
         )
@@ -176,7 +196,7 @@ def check_saved(path: Path) -> list[Rating]:
             errors.append(f"error: {where}: {error}")
             continue
         seen[identity(rating)] = where
-        answered = key[rating["run"], rating["tile"]] | rating
+        answered = key.tiles[rating["tile"]] | rating
         ratings.append({name: answered[name] for name in FILED_COLUMNS})
     if errors:
         raise SystemExit("\n".join([*errors, "Nothing was added."]))
@@ -185,16 +205,15 @@ def check_saved(path: Path) -> list[Rating]:
     return ratings
 
 
-def _find_mismatch(rating: Rating, above: list[Rating], key: dict[tuple[str, str], Rating]) -> str:
+def _find_mismatch(rating: Rating, above: list[Rating], key: Key) -> str:
     """Describe what in a rating doesn't match the key or the ratings above it; "" if all does."""
-    run, _ = next(iter(key), ("none", ""))
-    if rating["run"] != run:
+    if rating["run"] != key.run:
         return (
-            f"run is {rating['run']!r}, the key here is of {run}: check out the commit whose "
+            f"run is {rating['run']!r}, the key here is of {key.run}: check out the commit whose "
             f"{KEY} has that run (git log -S {rating['run']} -- {KEY})"
         )
-    if (rating["run"], rating["tile"]) not in key:
-        return f"tile is {rating['tile']!r}, not one of this run's {len(key)}"
+    if rating["tile"] not in key.tiles:
+        return f"tile is {rating['tile']!r}, not one of this run's {len(key.tiles)}"
     if above and rating["rater"] != above[0]["rater"]:
         return (
             f"rater is {rating['rater']!r}, above it is {above[0]['rater']!r}: "

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from stages.common.markdown import escape_markdown
+
 NUMERIC = ("ours", "95 % CI", "paper")  # column titles, aligned right
 
 
@@ -25,7 +27,7 @@ class Row:
 class Table:
     title: str
     rows: list[Row]
-    note: str = ""  # Markdown: plain text with **bold**
+    note: str = ""  # plain text with **bold**
 
 
 def make_row(
@@ -136,9 +138,9 @@ def to_markdown(tables: list[Table], scale: str) -> str:
         lines.append(f"| {' | '.join(titles)} |")
         lines.append(f"|{'|'.join('---:' if title in NUMERIC else '---' for title in titles)}|")
         for row in rows:
-            cells = [text.replace("|", "\\|") for text in row.values()]
+            cells = map(escape_markdown, row.values())
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
         if table.note:
-            lines += [table.note, ""]
+            lines += ["**".join(map(escape_markdown, table.note.split("**"))), ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from PIL import Image
-
 from stages.common.artifacts import read_rows
-from stages.reporting.grids import GridRow, draw_grid, load_images
+from stages.reporting.grids import Grid, GridRow, draw_grid, load_images
 
 REAL = Path("data/imagery/test")
 TRAINING = Path("data/imagery/train")
@@ -14,6 +12,7 @@ BASE = Path("data/samples/base")
 TUNED = Path("data/samples/tuned")
 FIGURES = Path("data/samples/figures")
 COLUMNS = 8  # images in a row of a grid
+MAX_CELLS = 240  # images in a grid: it has fewer columns where it has many rows
 IMAGES_PER_FIGURE = 4
 
 
@@ -32,7 +31,7 @@ def read_image_rows() -> tuple[list[dict], list[dict], list[dict]]:
 
 def sample_grids(
     real: list[dict], tuned: list[dict], classes: dict[str, list[str]]
-) -> dict[str, Image.Image]:
+) -> dict[str, Grid]:
     """Draw the real test tiles and both models' images of their captions, a row per scene.
 
     Returns:
@@ -40,12 +39,14 @@ def sample_grids(
         "base_tuned": the three side by side, the first caption of each scene.
     """
     class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
-    scenes = list(class_of) + sorted({row["scene"] for row in tuned} - set(class_of))
+    shown_scenes = {row["scene"] for row in tuned}
+    scenes = list(class_of) + sorted(shown_scenes - set(class_of))
+    columns = count_columns(len(shown_scenes))
     cells: dict[str, list[int]] = {}  # scene -> rows of `tuned`
     for scene in scenes:
         rows = [number for number, row in enumerate(tuned) if row["scene"] == scene]
         if rows:
-            cells[scene] = rows[:COLUMNS]
+            cells[scene] = rows[:columns]
     shown = {row for rows in cells.values() for row in rows}
     real_row_of = {row["filename"]: number for number, row in enumerate(real)}
     real_rows = {row: real_row_of[tuned[row]["filename"]] for row in shown}
@@ -56,11 +57,13 @@ def sample_grids(
         "tuned": load_images(TUNED, shown),
     }
 
+    # A scene that is a class by itself has one name.
+    notes = {scene: label for scene, label in class_of.items() if scene != label}
     grids = {}
     for name, image_of in images.items():
         grids[name] = draw_grid(
             [
-                GridRow(scene, class_of.get(scene, ""), [[image_of[row]] for row in rows])
+                GridRow(scene, notes.get(scene, ""), [[image_of[row]] for row in rows])
                 for scene, rows in cells.items()
             ]
         )
@@ -75,16 +78,21 @@ def sample_grids(
     return grids
 
 
-def synthetic_grid(synthetic: list[dict], labels: list[str]) -> Image.Image:
-    """Draw synthetic images, a row per class. synthetic: rows of data/synthetic."""
-    cells = {label: pick_by_prompt(synthetic, label, COLUMNS) for label in labels}
+def synthetic_grid(synthetic: list[dict], labels: list[str]) -> Grid:
+    """Draw synthetic images, a row per class that has any. synthetic: rows of data/synthetic."""
+    columns = count_columns(len(labels))
+    cells = {label: pick_by_prompt(synthetic, label, columns) for label in labels}
     images = load_images(SYNTHETIC, {row for rows in cells.values() for row in rows})
     return draw_grid(
-        [GridRow(label, "", [[images[row]] for row in rows]) for label, rows in cells.items()]
+        [
+            GridRow(label, "", [[images[row]] for row in rows])
+            for label, rows in cells.items()
+            if rows
+        ]
     )
 
 
-def figure_grid(figure_of: dict[str, str]) -> Image.Image:
+def figure_grid(figure_of: dict[str, str]) -> Grid:
     """Draw the tuned model's images of the prompts of the paper's Figures 4 to 10.
 
     Args:
@@ -104,7 +112,7 @@ def figure_grid(figure_of: dict[str, str]) -> Image.Image:
     return draw_grid(grid_rows, names_width=220)
 
 
-def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Image.Image:
+def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Grid:
     """Draw the generated images that are nearest to a training tile, each beside that tile.
 
     Args:
@@ -132,6 +140,11 @@ def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Image.Image:
     return draw_grid(grid_rows, titles=["generated", "training"], names_width=0)
 
 
+def count_columns(rows: int) -> int:
+    """Return the number of images in each of so many rows of a grid."""
+    return min(COLUMNS, max(MAX_CELLS // max(rows, 1), 2))
+
+
 def pick_by_prompt(synthetic: list[dict], label: str, count: int) -> list[int]:
     """Pick up to `count` images of a class, from as many prompts as there are.
 
@@ -139,7 +152,7 @@ def pick_by_prompt(synthetic: list[dict], label: str, count: int) -> list[int]:
 
     Args:
         synthetic: rows of data/synthetic.
-        label: LULC class.
+        label: a class.
         count: how many.
 
     Returns:

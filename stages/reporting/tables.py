@@ -1,7 +1,11 @@
 """This run's numbers beside the paper's: Tables 1 to 3 and the text of section 5."""
 
+import csv
+from dataclasses import replace
 from math import log
+from pathlib import Path
 
+from stages.params import slug
 from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table
 from stages.reporting.rows import Row, Table, format_number, make_row, order_extractors
@@ -14,16 +18,7 @@ TABLE_1 = {
     "jaccard": "0.280",
     "overall_accuracy": "0.436",
 }
-TABLE_2 = {
-    "Bare Land": "52",
-    "Crop Land": "57",
-    "Cultivated Vegetation": "54",
-    "Natural Vegetation": "54",
-    "Snow Ice": "58",
-    "Water Body": "52",
-    "Woody Vegetation": "61",
-}
-TABLE_2_TOTAL = "388"
+TABLE_2 = Path(__file__).parent / "paper_table_2.csv"
 FID = "245.3629"
 SINKHORN = "0.2"
 PERPLEXITY = "30.5"
@@ -54,6 +49,7 @@ def build_tables(metrics: dict[str, dict], context: RunContext) -> list[Table]:
     return [
         classifier_table(metrics["classify_lulc"], metrics["ceiling_lulc"], context),
         synthetic_set_table(context),
+        *selection_tables(metrics["select"], context),
         generation_table(metrics["fid"], metrics["diffusion"], context),
         language_model_table(metrics["llm"], context),
         further_metrics_table(metrics, context),
@@ -91,6 +87,9 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
             f" No real tile shows {', '.join(missing)}: "
             "the test on real tiles has the other classes only."
         )
+    unseen = context.classifiers["lulc"].get("classes_without_images")
+    if unseen:
+        note += f" No generated image is of {', '.join(unseen)}: the classifier never names it."
     return Table(
         "Table 1: downstream evaluation, a land-cover classifier trained on generated images",
         rows,
@@ -136,21 +135,84 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
 
 
 def synthetic_set_table(context: RunContext) -> Table:
-    """Number of synthetic images by land-cover class."""
-    comparable = "yes: a count"
-    rows = [
-        Row(f"synthetic.{label}", label, context.labels.get(label, 0), comparable, paper)
-        for label, paper in TABLE_2.items()
-    ]
-    total = sum(context.labels.values())
-    rows.append(Row("synthetic", "all", total, comparable, TABLE_2_TOTAL))
+    """Number of synthetic images by class, beside those of its prompts and real training tiles."""
+    paper = read_paper_table()
+    rows = []
+    for name, counts in context.class_counts.items():
+        references: dict[str, float | tuple[float, float]] = {
+            "prompts": counts["prompts"],
+            "real training tiles": counts["real"],
+        }
+        count = context.labels.get(name, 0)
+        if count != counts["images"]:
+            references["planned images"] = counts["images"]
+        comparable = "yes: a count" if name in paper else ""
+        row = Row(f"synthetic.{slug(name)}", name, count, comparable, paper.get(name, ""))
+        rows.append(replace(row, references=references))
+    is_papers = set(paper) == set(context.class_counts)
+    rows.append(
+        Row(
+            "synthetic",
+            "all",
+            sum(context.labels.values()),
+            "yes: a count" if is_papers else "",
+            str(sum(map(int, paper.values()))) if is_papers else "",
+        )
+    )
     sampling = context.sampling
-    return Table(
-        "Table 2: images of the synthetic land-cover data set",
-        rows,
+    note = (
         f"Ours: {sampling['resolution']} px, {sampling['scheduler'].upper()}, "
         f"{sampling['steps']} steps, guidance {sampling['guidance_scale']:g}. "
-        "The paper: 512 px, PNDM, 50 steps.",
+        "The paper: 512 px, PNDM, 50 steps."
+    )
+    if context.unused_classes:
+        note += f" Left out, with 0 prompts: {', '.join(context.unused_classes)}."
+    return Table("Table 2: images of the synthetic land-cover data set", rows, note)
+
+
+def read_paper_table() -> dict[str, str]:
+    """The paper's Table 2: class -> number of images, as it prints it."""
+    with TABLE_2.open(encoding="utf-8", newline="") as file:
+        return {row["class"]: row["images"] for row in csv.DictReader(file)}
+
+
+def selection_tables(selected: dict, context: RunContext) -> list[Table]:
+    """Which share of each class's drawn images was rejected, and why; [] where all are kept.
+
+    Args:
+        selected: metrics/select.json: counts over all classes, and `per_class` by slug.
+        context: what identifies the run.
+    """
+    if selected["drawn"] <= selected["kept"] + selected["missing"]:  # as many as were wanted
+        return []
+    rows = []
+    for name in context.class_counts:
+        if counts := selected["per_class"].get(slug(name)):
+            rows.append(selection_row(f"select.per_class.{slug(name)}", name, counts))
+    rows.append(selection_row("select", "all", selected))
+    note = (
+        "More images were drawn than kept, and the scene classifier had a say in which: the "
+        "synthetic set is not scored by that classifier or in its features, and the accuracy on "
+        "real tiles is that of the selected set, not of all that the model draws."
+    )
+    return [Table("Selection of synthetic images: share rejected", rows, note)]
+
+
+def selection_row(key: str, name: str, counts: dict) -> Row:
+    """The rejection rate of a class, and its counts. name: of the class."""
+    references = {
+        "drawn": "drawn",
+        "kept": "kept",
+        "rejected: another scene": "rejected_caption",
+        "near-duplicate": "rejected_duplicate",
+        "for diversity": "rejected_diversity",
+        "missing": "missing",
+    }
+    return make_row(
+        f"{key}.rejection_rate",
+        name,
+        counts,
+        references={title: counts[count] for title, count in references.items()},
     )
 
 

@@ -19,6 +19,12 @@ SPLIT_NAMES = {
 # The names of fields and columns, the first that a source has, in lower case.
 NAME_FIELDS = ("file_name", "filename")
 SCENE_FIELDS = ("scene", "class_name", "classname", "class", "category", "label")
+# The names of fields that hold several classes of a tile.
+PLURAL_SCENE_FIELDS = ("scenes", "class_names", "classes", "categories", "labels")
+SEVERAL_LABELS = (
+    "several labels per tile, or one-hot labels, are not read: keep one label per tile in a field "
+    "`scene` (such as the class of most of its area), or give a label raster: fetch_imagery.labels"
+)
 # What may stand after the name of a split: val2017, test_set.
 SPLIT_ENDING = re.compile(r"[ _-]?(set|data|images|\d+)$")
 
@@ -57,6 +63,13 @@ def first_field(fields: tuple[str, ...], names: Iterable[str]) -> str | None:
     """The first of the fields that is among the names, in any case, as it is written there."""
     by_lower_case = {name.lower(): name for name in names}
     return next((by_lower_case[field] for field in fields if field in by_lower_case), None)
+
+
+def holds_several_labels(value: Any) -> bool:
+    """Whether the class of a tile is given as a list, or as a list written as text."""
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"\s*[\[(].*,.*[\])]\s*", value, re.DOTALL))
+    return isinstance(value, (list, tuple))
 
 
 def image_name(item: SourceItem) -> str:

@@ -26,10 +26,13 @@ from stages.imagery.captions import (
 )
 from stages.imagery.readers.items import (
     NAME_FIELDS,
+    PLURAL_SCENE_FIELDS,
     SCENE_FIELDS,
+    SEVERAL_LABELS,
     ImageSource,
     SourceItem,
     first_field,
+    holds_several_labels,
     skipped_file,
     split_folder,
 )
@@ -72,8 +75,10 @@ def _check_list(file: Path, label: str) -> list[str]:
     if file.suffix.lower() != ".parquet":
         _refuse_encoding(file, label)
     fields = dict.fromkeys(_header(file, label))  # in order
-    for _, row in read_metadata(file, label):
+    for line_number, row in read_metadata(file, label):
         fields |= dict.fromkeys(name for name in row if not name.startswith("\0"))
+        if holds_several_labels(_label(row)):
+            exit_with_error(f"{label}:{line_number}: {SEVERAL_LABELS}")
     shown = ", ".join(map(repr, fields)) or "none"
     if file.suffix.lower() == ".jsonl" and (not fields or _is_multiline_json(file)):
         exit_with_error(
@@ -84,6 +89,8 @@ def _check_list(file: Path, label: str) -> list[str]:
         advice = "; separate them by commas" if any(re.search(r"[;\t|]", f) for f in fields) else ""
         exit_with_error(f"{label} has no field file_name; its fields: {shown}{advice}")
     if not caption_fields(fields) and first_field(SCENE_FIELDS, fields) is None:
+        if field := first_field(PLURAL_SCENE_FIELDS, fields):
+            exit_with_error(f"{label}: its field {field!r}: {SEVERAL_LABELS}")
         exit_with_error(
             f"{label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "
             f"({', '.join(SCENE_FIELDS)}); its fields: {shown}"
@@ -245,7 +252,10 @@ def _split(row: dict, path: Path, metadata_folder: Path) -> str | None:
 
 
 def _scene(row: dict) -> str | None:
-    for field in SCENE_FIELDS:
-        if row.get(field) not in (None, ""):
-            return valid_utf8(str(row[field]))
-    return None
+    label = _label(row)
+    return None if label is None else valid_utf8(str(label))
+
+
+def _label(row: dict) -> Any:
+    """The first class field that has a value."""
+    return next((row[name] for name in SCENE_FIELDS if row.get(name) not in (None, "")), None)

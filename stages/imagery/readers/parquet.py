@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from stages.imagery.captions import caption_fields, field_value, misnamed_captions
 from stages.imagery.readers.items import (
     NAME_FIELDS,
+    PLURAL_SCENE_FIELDS,
     SCENE_FIELDS,
+    SEVERAL_LABELS,
     ImageSource,
     SourceItem,
     first_field,
@@ -52,6 +54,7 @@ class Table(NamedTuple):
     text_columns: list[str]  # of strings, or lists of them
     has_image_path: bool  # `image` is a struct with the field `path`
     class_names: list  # of an integer scene column; [] where the schema has none
+    schema: pa.Schema
 
     def columns(self, with_images: bool) -> list[str]:
         """The columns to read. Without images, `image` is read for its path only, if it has one."""
@@ -76,11 +79,14 @@ def open_parquet(
         caption: of the images in tables without captions and scenes; None: these are skipped.
 
     Raises:
-        SystemExit: a table cannot be read, or has no column of encoded images.
+        SystemExit: a table cannot be read, has no column of encoded images, or has several labels
+            per tile.
     """
     tables = [_open_table(file, root, key, only_table=len(files) == 1) for file in files]
     has_captions = any(table.caption_columns for table in tables)
     if not has_captions:
+        if caption is None:
+            _refuse_several_labels(tables)
         _refuse_misnamed_captions(tables)
     read_items = partial(_read_items, tables, _shared_names(tables), images, root, caption)
     return ImageSource(files, read_items, has_captions)
@@ -110,6 +116,8 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
             "{bytes, path})"
         )
     scene_column = first_field(SCENE_FIELDS, schema.names)
+    if scene_column is not None and _is_list(schema.field(scene_column).type):
+        exit_with_error(f"{label}: column {scene_column!r}: {SEVERAL_LABELS}")
     return Table(
         path,
         label,
@@ -121,7 +129,38 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
         text_columns=[f.name for f in schema if "string" in str(f.type) and f.name != "image"],
         has_image_path="path" in fields,
         class_names=_class_names(schema, scene_column),
+        schema=schema,
     )
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(is_kind(type_) for is_kind in kinds)
+
+
+def _refuse_several_labels(tables: list[Table]) -> None:
+    """Exit with an error if a table without scenes has lists of labels, or columns of 0 and 1."""
+    for table in tables:
+        if table.scene_column is not None:
+            continue
+        plural = first_field(PLURAL_SCENE_FIELDS, table.schema.names)
+        labels = [plural] if plural and _is_list(table.schema.field(plural).type) else []
+        labels = labels or _one_hot_columns(table)
+        if labels:
+            names = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
+            exit_with_error(f"{table.label}: column {names}: {SEVERAL_LABELS}")
+
+
+def _one_hot_columns(table: Table) -> list[str]:
+    """The columns that hold 0 and 1, or true and false, alone; [] if there are fewer than two."""
+    columns = [
+        field.name
+        for field in table.schema
+        if pa.types.is_boolean(field.type) or pa.types.is_integer(field.type)
+    ]
+    rows = list(islice(_read_rows(table, columns), ROWS_LOOKED_AT))
+    flags = [name for name in columns if rows and all(row[name] in (0, 1) for row in rows)]
+    return flags if len(flags) > 1 else []
 
 
 def _refuse_misnamed_captions(tables: list[Table]) -> None:

@@ -5,6 +5,8 @@ const storageKey = `remote-diffusion-review-${run}`;
 const COLUMNS = [
   "run", "rater", "tile", "answer", "realism", "label_answer", "artifacts", "comment",
 ];
+const classInputs = [...byId("classes").querySelectorAll("input")];
+let firstKey = "";   // the first of a class's two keys, once it is pressed
 let state = { rater: "", at: 0, answers: {} };   // at: index of the tile on the screen
 
 // Answers stay in the browser. Where it stores nothing, the first screen warns.
@@ -55,6 +57,9 @@ function fillForm(answer) {
   for (const input of form.querySelectorAll("input[type=checkbox]"))
     input.checked = Boolean(answer.artifacts?.includes(input.value));
   byId("comment").value = answer.comment ?? "";
+  setFirstKey("");
+  showClasses();
+  showChosen();
 }
 
 function showNext() {
@@ -62,7 +67,51 @@ function showNext() {
   else showEnd();
 }
 
-form.addEventListener("input", () => {
+// Classes: where there are many, typing a part of a name leaves those that have it.
+function fold(text) {
+  return text.normalize("NFKD").replace(/\p{Mn}/gu, "").toLowerCase();
+}
+
+function showClasses() {
+  const wanted = fold(byId("find").value.trim());
+  for (const input of classInputs)
+    input.parentElement.hidden = !fold(input.value).includes(wanted);
+}
+
+function showChosen() {
+  classInputs.find(input => input.checked)?.scrollIntoView({ block: "nearest" });
+}
+
+function leaveFind() {
+  byId("find").value = "";
+  byId("find").blur();
+  showClasses();
+  showChosen();
+}
+
+function chooseFound() {
+  const wanted = fold(byId("find").value.trim());
+  const found = classInputs.filter(input => !input.parentElement.hidden);
+  if (!found.length) return;
+  // Of "parking" and "park", "park" is that one.
+  if (wanted) (found.find(input => fold(input.value) === wanted) ?? found[0]).click();
+  leaveFind();
+}
+
+function setFirstKey(key) {
+  firstKey = key;
+  const begun = classInputs.filter(input => key && input.dataset.key.startsWith(key));
+  for (const input of classInputs)
+    input.parentElement.classList.toggle("begun", begun.includes(input));
+  for (const input of begun.reverse()) input.scrollIntoView({ block: "nearest" });
+}
+
+form.addEventListener("input", event => {
+  if (event.target === byId("find")) {
+    showClasses();
+    return;
+  }
+  if (event.target.name === "label_answer") showChosen();
   const given = new FormData(form);
   state.answers[tiles[state.at]] = {
     answer: given.get("answer"),
@@ -81,16 +130,29 @@ form.addEventListener("submit", event => {
 byId("back").addEventListener("click", () => showTile(state.at - 1));
 byId("to-end").addEventListener("click", showEnd);
 
-// Keys, except in the comment, which Escape leaves.
+// Keys, except in the two fields for text, which Escape leaves.
 document.addEventListener("keydown", event => {
   if (byId("rate").hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.isComposing) return;   // Enter ends a word of Chinese, not the field
   if (event.target === byId("comment")) {
     if (event.key === "Escape") byId("comment").blur();
     return;
   }
+  if (event.target === byId("find")) {
+    if (event.key === "Escape") leaveFind();
+    else if (event.key === "Enter") chooseFound();
+    else return;
+    event.preventDefault();
+    return;
+  }
   const key = event.key.toLowerCase();
-  const input = form.querySelector(`input[data-key="${CSS.escape(key)}"]`);
+  // A digit after the first key is no answer to another question, whether or not a class has it.
+  const keys = /^\d$/.test(key) ? firstKey + key : key;
+  setFirstKey("");
+  const input = form.querySelector(`input[data-key="${CSS.escape(keys)}"]`);
   if (input) input.click();
+  else if (classInputs.some(other => other.dataset.key.startsWith(keys))) setFirstKey(keys);
+  else if (key === "/") byId("find").focus();
   else if (key === "k") byId("comment").focus();
   else if (key === "enter" && event.target.tagName !== "BUTTON") showNext();
   else if (key === "backspace" && state.at > 0) showTile(state.at - 1);
