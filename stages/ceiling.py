@@ -20,6 +20,7 @@ from stages.evaluation.labels import LABEL_SETS, read_label_set
 from stages.evaluation.scores import average_over_seeds
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
@@ -81,6 +82,7 @@ def main() -> None:
             result.bootstrapped["real_test"]["overall_accuracy"] for result in of_label_set
         ]
         save_file({"overall_accuracy": np.stack(accuracies)}, OUT / f"{label_set}.safetensors")
+        follow_umask(OUT)
         metrics["n_train"] = of_label_set[0].n_train
         metrics["n_wanted"] = n_wanted[label_set]
         metrics["seeds"] = classifier.seeds

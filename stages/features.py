@@ -23,6 +23,7 @@ from stages.evaluation.extractors import caption_embeddings, load_extractor
 from stages.evaluation.networks import add_black_frame, batched, decode_batch
 from stages.params import load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
@@ -145,7 +146,9 @@ def write_features(
     if not state.is_main_process:
         return
     (FEATURES / folder).mkdir(parents=True, exist_ok=True)
-    save_file(outputs, FEATURES / folder / f"{name}.safetensors")
+    features_file = FEATURES / folder / f"{name}.safetensors"
+    save_file(outputs, features_file)
+    follow_umask(features_file)
     count, dimensions = outputs["features"].shape
     log(f"features: {folder}: {name}, {count} x {dimensions}")
 

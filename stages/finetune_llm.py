@@ -25,6 +25,7 @@ from stages.common.rng import rng
 from stages.params import FinetuneLLM, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
@@ -192,6 +193,7 @@ def save(model: Any, config: FinetuneLLM, loss_log: list[dict], metrics: dict[st
         # peft keeps the names in a set, which would be saved in another order each time.
         model.peft_config["default"].target_modules = sorted(config.target_modules)
         model.save_pretrained(folder)
+        follow_umask(folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's model card without content
     losses = "".join(f"{entry['step']},{entry['loss']}\n" for entry in loss_log)
     write_atomically("metrics/plots/llm_loss.csv", f"step,loss\n{losses}".encode())

@@ -294,6 +294,14 @@ def test_synthetic_data_set_loads_with_datasets(smoke, tmp_path):
     assert loaded[0]["image"].size == (32, 32) and set(loaded["label"]) == set(params.classes)
 
 
+def test_other_accounts_can_read_the_weights_as_they_can_the_params(smoke):
+    mode = (smoke / "params.yaml").stat().st_mode
+    files = [file for folder in ("data", "models") for file in smoke.glob(f"{folder}/**/*")]
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert len(weights) >= 18
+    assert not [file for file in weights if file.stat().st_mode != mode]
+
+
 def test_tuned_model_is_a_stable_diffusion_pipeline(smoke):
     from diffusers import StableDiffusionPipeline
 

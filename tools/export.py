@@ -34,6 +34,7 @@ from stages.publishing.folders import add_card_and_metrics, copy_output
 from stages.publishing.pixel_values import Stretch, read_stretch
 from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.process import start_process
 from stages.runtime.progress import log, progress_bar
@@ -182,6 +183,7 @@ def export_language_model(folder: Path) -> None:
     # The base is loaded unquantized: merging into 4-bit weights would round the adapter away.
     base = load_pretrained(AutoModelForCausalLM, LANGUAGE)
     PeftModel.from_pretrained(base, ADAPTER).merge_and_unload().save_pretrained(folder)
+    follow_umask(folder)
     AutoTokenizer.from_pretrained(LANGUAGE).save_pretrained(folder)
 
 

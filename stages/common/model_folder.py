@@ -11,6 +11,7 @@ from pathlib import Path
 from stages.common.artifacts import read_json, write_json
 from stages.common.sources import MODEL_PACKAGES, file_hashes
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 
 # SHA-256 of a pickle -> path of the converted file. TorchGeo (ResNet18_Weights.SENTINEL2_RGB_MOCO)
 # and torch-fidelity (URL_INCEPTION_V3) publish the first 8 digits, as a part of the file names;
@@ -312,3 +313,4 @@ def _convert_pickle(role: str, pickle: Path, target: Path, label: str) -> None:
     converted = target / ALLOWED_PICKLES[sha256]
     converted.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, converted)
+    follow_umask(converted)

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import is_first_process
 
@@ -119,6 +120,7 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
         state_text = json.dumps(state)
         checksum = compute_checksum(tensors, state_text)
         save_file(tensors, part, {"state": state_text, "crc32": checksum})
+        follow_umask(part)
         sync_to_disk(part)
         part.replace(path)
         sync_to_disk(path.parent)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import progress_bar
 
 TEXT_TOKENS = 77  # CLIP's context length
@@ -305,6 +306,7 @@ def save_pipeline(
         config = read_json(folder / name / "config.json")
         config.pop("_name_or_path", None)  # a path of this machine
         write_json(folder / name / "config.json", config)
+    follow_umask(folder)
     scheduler: Any = diffusers.PNDMScheduler(
         beta_schedule="scaled_linear",
         beta_start=0.00085,

@@ -13,6 +13,7 @@ import numpy as np
 
 from stages.common.artifacts import digest, read_json, write_json
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
 
 # The parts of the folder, each with its configuration file.
@@ -269,6 +270,7 @@ def save_finetuned(
     if unet_weights is not None:
         weights_file = target / "unet" / "diffusion_pytorch_model.safetensors"
         save_file(unet_weights, weights_file, metadata={"format": "pt"})
+    follow_umask(target)
 
     index = read_json(start / "model_index.json")
     index.pop("_name_or_path", None)

@@ -22,6 +22,7 @@ from stages.diffusion import from_scratch
 from stages.diffusion.loss import denoising_loss
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import progress_bar
 
 FOLDER = Path("stages/embedded/models/diffusion")
@@ -68,6 +69,7 @@ def main(
             seed=SEED,
         )
         trained_vae.save_pretrained(FOLDER / "vae")
+        follow_umask(FOLDER)
     if "text_encoder" in parts:
         # The shipped text encoder has this vocabulary. Its captions and notes are English.
         letters = [chr(code) for code in range(33, 127)]
@@ -85,6 +87,7 @@ def main(
             fillers=fillers,
         )
         trained_text_encoder.save_pretrained(FOLDER / "text_encoder")
+        follow_umask(FOLDER)
     if "unet" in parts:
         vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import log, progress_bar
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def main(package: str | Path, folder: str | Path = MODEL_FOLDER) -> None:
     model = model.half().float().eval()  # fp16 rounds the weights: measure what ships
     perplexity = measure_perplexity(model, held_out_tokens)
     model.half().save_pretrained(folder)
+    follow_umask(folder)
     tokenizer.save_pretrained(folder)
     write_readme(Path(folder), model, perplexity, len(train_tokens))
 

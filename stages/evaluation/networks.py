@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from stages.common.artifacts import decode_image, read_json, stream_rows, write_json
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 
 
 def create_network(model: str, class_count: int, resolution: int, key: str) -> nn.Module:
@@ -130,6 +131,7 @@ def save_network(folder: str | Path, network: nn.Module, config: dict) -> None:
     Path(folder).mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     save_file(weights, Path(folder) / "model.safetensors")
+    follow_umask(folder)
     write_json(Path(folder) / "config.json", config)
 
 

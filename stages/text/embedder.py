@@ -8,6 +8,7 @@ import numpy as np
 
 from stages.common.artifacts import digest, read_json, write_json
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import check_vocabulary, load_pretrained
 from stages.runtime.progress import log
 
@@ -82,6 +83,7 @@ class LatentSemanticEmbedder:
             {"idf": self.idf, "components": np.ascontiguousarray(self.components)},
             folder / "embedder.safetensors",
         )
+        follow_umask(folder)
 
     @classmethod
     def load(cls, folder: Path) -> "LatentSemanticEmbedder":
