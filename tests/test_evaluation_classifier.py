@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -342,6 +343,8 @@ def test_metrics_and_plots_of_the_stages(folder):
     assert metrics["chance"] == pytest.approx(1 / 7)
     assert metrics["majority"] == pytest.approx(1 / 3)
     assert metrics["classes_without_real"] == 4
+    published = timm.create_model("local-dir:models/classifier/lulc", pretrained=True)
+    assert published.pretrained_cfg["label_names"] == list(load().classes)
     context = read_json("models/classifier/lulc/context.json")
     assert context["scenes_of_no_class"] == {"airport": 4}
     assert "Snow Ice" in context["classes_without_real"]

@@ -69,6 +69,44 @@ def test_an_impossible_network_exits_with_an_error_that_names_it(model, resoluti
         create_network(model, 3, resolution, "train_scene.model")
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])  # the second for 160 px
+@pytest.mark.parametrize("outputs", ["classes", "scenes"])
+def test_timm_loads_what_is_saved_and_answers_alike(tmp_path, model, outputs):
+    import timm
+    import torch
+    from PIL import Image
+
+    from stages.common.artifacts import read_json
+    from stages.evaluation.networks import (
+        create_network,
+        load_scene_network,
+        normalize,
+        save_network,
+    )
+
+    torch.manual_seed(0)
+    names = ["Bare Land", "水体", "lake"]
+    config = {"model": model, "resolution": 48, outputs: names}
+    config |= {"mean": [0.2, 0.3, 0.4], "std": [0.1, 0.2, 0.3]}
+    network = create_network(model, 3, 48, "test").eval()
+    save_network(tmp_path, network, config)
+    assert read_json(tmp_path / "config.json").items() >= config.items()
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()  # [1, 3, 48, 48]
+    logits = network(normalize(images, config["mean"], config["std"]))
+
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
+    theirs = loaded(transform(Image.fromarray(pixels))[None])
+    torch.testing.assert_close(theirs, logits, atol=1e-5, rtol=1e-5)
+    assert loaded.pretrained_cfg["label_names"] == names
+    # Not those of the weights that timm publishes under the name of the model.
+    assert not {"license", "tag"} & read_json(tmp_path / "config.json")["pretrained_cfg"].keys()
+    if outputs == "scenes":
+        ours, _ = load_scene_network(tmp_path)
+        torch.testing.assert_close(ours(normalize(images, config["mean"], config["std"])), logits)
+
+
 def test_clip_extractor_and_caption_embeddings_equal_the_clip_model(tmp_path):
     """A tiny CLIP in the hub's layout; images and captions share one space."""
     import torch

@@ -15,7 +15,7 @@ from stages import features
 from stages.common import model_folder
 from stages.common.sources import file_hashes
 from stages.diffusion import checkpoints, from_scratch, models
-from stages.evaluation.networks import save_network
+from stages.evaluation.networks import create_network, save_network
 from stages.runtime.processes import process_state
 from stages.text.embedder import LatentSemanticEmbedder
 
@@ -35,8 +35,9 @@ def modes(folder: Path) -> list[int]:
 
 def write_everything(folder: Path, monkeypatch) -> None:
     """Call what writes weights, on tensors of a few elements."""
-    linear = torch.nn.Linear(2, 2)
-    save_network(folder / "network", linear, {})
+    config = {"model": "test_resnet", "resolution": 32, "classes": ["a", "b"]}
+    config |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    save_network(folder / "network", create_network("test_resnet", 2, 32, "test"), config)
     LatentSemanticEmbedder(["a"], np.ones(1), np.ones((1, 1))).save(folder)
     tensors = {"weight.w": torch.zeros(2)}
     (folder / "cache").mkdir()

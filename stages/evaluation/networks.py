@@ -15,6 +15,17 @@ from stages.common.artifacts import decode_image, read_json, stream_rows, write_
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 
+# What timm says of the weights that it publishes itself for an architecture.
+FACTS_OF_TIMMS_WEIGHTS = (
+    "tag",
+    "license",
+    "origin_url",
+    "paper_ids",
+    "paper_name",
+    "description",
+    "notes",
+)
+
 
 def create_network(model: str, class_count: int, resolution: int, key: str) -> nn.Module:
     """A timm network with random weights, in training mode.
@@ -125,14 +136,40 @@ def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
 
 
 def save_network(folder: str | Path, network: nn.Module, config: dict) -> None:
-    """Write model.safetensors and config.json."""
-    from safetensors.torch import save_file
+    """Write model.safetensors and config.json, which timm loads by `local-dir:` and `hf-hub:`.
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    Args:
+        folder: to write to.
+        network: of timm.
+        config: model (its timm name), resolution, mean, std, the names of the outputs as `classes`
+            or `scenes`, and whatever else is known. These keys stand beside timm's.
+    """
+    from safetensors.torch import save_file
+    from timm.models._hub import save_config_for_hf
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, Path(folder) / "model.safetensors")
+    save_file(weights, folder / "model.safetensors")
     follow_umask(folder)
-    write_json(Path(folder) / "config.json", config)
+    size = config["resolution"]
+    save_config_for_hf(
+        network,
+        str(folder / "config.json"),
+        model_config={"label_names": config.get("classes") or config["scenes"]} | config,
+        data_config={
+            "input_size": (3, size, size),
+            "mean": config["mean"],
+            "std": config["std"],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "squash",  # `resize` keeps no proportions either
+        },
+    )
+    written = read_json(folder / "config.json")
+    for key in FACTS_OF_TIMMS_WEIGHTS:
+        written["pretrained_cfg"].pop(key, None)
+    write_json(folder / "config.json", written)
 
 
 def load_scene_network(folder: str | Path) -> tuple[nn.Module, dict]:
