@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.common import sources
-from stages.common.model_folder import FILE_PATTERNS, HALF_PRECISION_WEIGHTS, copy_model
+from stages.common.model_folder import (
+    FILE_PATTERNS,
+    HALF_PRECISION_WEIGHTS,
+    copy_model,
+    parts_without_weights,
+)
+from stages.common.stable_diffusion import CONFIG_FILES, check_kind, check_unet_weights
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
@@ -27,7 +33,11 @@ def main(role: str) -> None:
     source = getattr(params.fetch_model, role)
     model, resolved = resolve_source(role, source)
     with atomic_folder(Path("models/base") / role) as out:
-        files = copy_model(role, model, out, f"fetch_model.{role}: {source}") if model else []
+        label = f"fetch_model.{role}: {source}"
+        files = copy_model(role, model, out, label) if model else []
+        # The embedded model was checked before it was shipped: importing diffusers takes seconds.
+        if role == "diffusion" and model and source != "embedded":
+            check_unet_weights(out, label)
         hashes = sources.file_hashes(files, out)
         sources.write_source_json(out, source, **resolved, files=hashes)
 
@@ -76,10 +86,16 @@ def resolve_source(role: str, source: str) -> tuple[Path | None, dict[str, Any]]
 
 
 def download_model(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:
-    """Download a role's files from the hub, in half precision if there are no others."""
+    """Download a role's files from the hub, in half precision if there are no others.
+
+    A diffusion model of another kind is refused before its weights are downloaded.
+    """
     patterns = FILE_PATTERNS[role]
+    if role == "diffusion":
+        folder, _ = sources.download_from_hub(source, key, "model", list(CONFIG_FILES))
+        check_kind(folder, f"{key}: {source}")
     folder, resolved = sources.download_from_hub(source, key, "model", patterns)
-    if role == "diffusion" and not any(folder.glob("unet/*.safetensors")):
+    if role == "diffusion" and parts_without_weights(folder):
         patterns = FILE_PATTERNS[role] + HALF_PRECISION_WEIGHTS
         folder, resolved = sources.download_from_hub(source, key, "model", patterns)
     return folder, resolved

@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import yaml
 from conftest import REPOSITORY, shell, smoke_params, write_smoke_params
 from hub_server import serve
 from PIL import Image
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from stages.common.artifacts import IMAGE, encode_png, write_shards
 from stages.params import read
@@ -332,7 +331,8 @@ def published(hub):
 
 def test_a_broken_download_resumes_where_it_broke_off(hub, client, published, tmp_path):
     # Larger than the blocks of 10 MiB that huggingface_hub writes: the first part is kept.
-    weights = save({"weight": np.zeros(12 * 2**20, np.float32)})
+    tensors = load(published.files[published.weights])
+    weights = save(tensors, {"padding": "x" * (48 * 2**20 - len(save(tensors)))})
     published.files[published.weights] = weights
     hub.breaks[published.weights] = 1
     folder = make_run_folder(tmp_path / "run", "hub:owner/model")

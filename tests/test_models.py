@@ -1,7 +1,9 @@
 """fetch_model: the layout of every role, refusals in one line, no pickles, same bytes twice."""
 
+import copy
 import hashlib
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +12,12 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
+from tiny_diffusion import make_pipeline, save_text_encoder
 
 from stages import fetch_model
 from stages.common import model_folder, sources
 from stages.common.artifacts import read_json
+from stages.diffusion import models
 from stages.runtime.process import run_stage
 
 REPO = Path(__file__).parents[1]
@@ -30,41 +34,45 @@ def write_tensors(path: Path, value: float = 1.0) -> None:
     save_file({"weight": np.full((4, 4), value, np.float32)}, path)
 
 
-def write_diffusion_model(folder: Path) -> Path:
-    """Write the layout of stable-diffusion-v1-5, with all files that the pipeline leaves out."""
-    write_text(
-        folder / "model_index.json",
-        {
-            "_class_name": "StableDiffusionPipeline",
-            "safety_checker": ["x", "Y"],
-            "requires_safety_checker": True,
-            **{part: ["a", "B"] for part in model_folder.DIFFUSION_PARTS},
-        },
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """An untrained model in the layout of stable-diffusion-v1-5, with all that is left out of it.
+
+    Its weights are there in single and in half precision.
+    """
+    folder = make_pipeline(tmp_path_factory.mktemp("tiny") / "sd")
+    change_json(
+        folder / "model_index.json", safety_checker=["x", "Y"], requires_safety_checker=True
     )
-    for part, stem in (
-        ("unet", "diffusion_pytorch_model"),
-        ("vae", "diffusion_pytorch_model"),
-        ("text_encoder", "model"),
-        ("safety_checker", "model"),
-    ):
-        write_text(
-            folder / part / "config.json",
-            {"_class_name": part, "model_type": part, "in_channels": 4, "block_out_channels": [4]},
-        )
-        write_tensors(folder / part / f"{stem}.safetensors")
-        write_tensors(folder / part / f"{stem}.fp16.safetensors", 16)
-        write_text(folder / part / f"{stem}.bin", "a pickle")
+    for part in model_folder.DIFFUSION_WEIGHTS:
+        models.load(folder, part).half().save_pretrained(folder / part, variant="fp16")
+    write_text(folder / "safety_checker/config.json", {})
+    write_tensors(folder / "safety_checker/model.safetensors")
+    for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
+        write_text(folder / f"{name}.bin", "a pickle")
+        write_tensors(folder / f"{name}.fp16.non_ema.safetensors")
+    write_text(folder / "text_encoder/model.bin", "a pickle")
     write_tensors(folder / "unet/diffusion_pytorch_model.non_ema.safetensors")
     write_tensors(folder / "v1-5-pruned.safetensors")
     write_text(folder / "v1-5-pruned.ckpt", "a pickle")
-    write_text(
-        folder / "scheduler/scheduler_config.json",
-        {"_class_name": "PNDMScheduler", "num_train_timesteps": 1000},
-    )
-    write_text(folder / "tokenizer/vocab.json", {})
+    tokenizer = read_json(folder / "tokenizer/tokenizer.json")["model"]
+    (folder / "tokenizer/tokenizer.json").unlink()
+    write_text(folder / "tokenizer/vocab.json", tokenizer["vocab"])
     write_text(folder / "tokenizer/merges.txt", "#version: 0.2\n")
     write_text(folder / "evil.py", "raise SystemExit")
     return folder
+
+
+@pytest.fixture
+def sd(tiny, tmp_path) -> Path:
+    """A copy of `tiny` for one test."""
+    return shutil.copytree(tiny, tmp_path / "sd")
+
+
+def change_json(path: Path, **values) -> None:
+    """Change keys of a JSON file; `...` removes one."""
+    content = read_json(path) | values
+    write_text(path, {key: value for key, value in content.items() if value is not ...})
 
 
 def write_language_model(folder: Path) -> Path:
@@ -116,8 +124,8 @@ def refused(fetch, role: str, source: str) -> str:
     return line
 
 
-def test_diffusion_takes_only_what_the_pipeline_reads(fetch, tmp_path):
-    files = fetch("diffusion", f"path:{write_diffusion_model(tmp_path / 'sd')}")
+def test_diffusion_takes_only_what_the_pipeline_reads(fetch, sd):
+    files = fetch("diffusion", f"path:{sd}")
     assert set(files) == {
         "SOURCE.json",
         "model_index.json",
@@ -125,6 +133,7 @@ def test_diffusion_takes_only_what_the_pipeline_reads(fetch, tmp_path):
         "text_encoder/config.json",
         "text_encoder/model.safetensors",
         "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json",
         "tokenizer/vocab.json",
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
@@ -133,19 +142,208 @@ def test_diffusion_takes_only_what_the_pipeline_reads(fetch, tmp_path):
     }
     index = json.loads(files["model_index.json"])
     assert index["safety_checker"] == [None, None] and index["requires_safety_checker"] is False
-    assert index["unet"] == ["a", "B"]
+    assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
     hashes = json.loads(files.pop("SOURCE.json"))["files"]
     assert hashes == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    assert fetch("diffusion", f"path:{tmp_path}/sd").items() > files.items()
+    assert fetch("diffusion", f"path:{sd}").items() > files.items()
 
 
-def test_half_precision_is_read_where_there_is_no_other(fetch, tmp_path):
-    (write_diffusion_model(tmp_path / "sd") / "unet/diffusion_pytorch_model.safetensors").unlink()
-    (tmp_path / "sd/unet/diffusion_pytorch_model.non_ema.safetensors").unlink()
-    fetch("diffusion", f"path:{tmp_path}/sd")
-    unet = load_file("models/base/diffusion/unet/diffusion_pytorch_model.safetensors")
-    vae = load_file("models/base/diffusion/vae/diffusion_pytorch_model.safetensors")
-    assert (unet["weight"] == 16).all() and (vae["weight"] == 1).all()
+def test_half_precision_is_read_where_there_is_no_other(fetch, sd):
+    (sd / "unet/diffusion_pytorch_model.safetensors").unlink()
+    fetch("diffusion", f"path:{sd}")
+    dtypes = {}
+    for part in ("unet", "vae"):
+        weights = load_file(f"models/base/diffusion/{part}/diffusion_pytorch_model.safetensors")
+        dtypes[part] = {str(weight.dtype) for weight in weights.values()}
+    assert dtypes == {"unet": {"float16"}, "vae": {"float32"}}
+
+
+@pytest.mark.parametrize("names", ["today's", "older"])
+def test_half_precision_is_read_in_shards(fetch, sd, names):
+    """As diffusers and transformers write them; older releases put `fp16` elsewhere."""
+    expected = {part: models.load(sd, part) for part in model_folder.DIFFUSION_WEIGHTS}
+    for part, model in expected.items():
+        for file in (sd / part).glob("*model*.safetensors"):
+            file.unlink()
+        copied = copy.deepcopy(model).half()
+        copied.save_pretrained(sd / part, variant="fp16", max_shard_size="8KB")
+        assert len(list((sd / part).glob("*fp16-00001-of-*.safetensors"))) == 1
+        if names == "older":
+            (index,) = (sd / part).glob("*.index.fp16.json")
+            text = re.sub(r"\.fp16(-\d+-of-\d+)", r"\1.fp16", index.read_text())
+            index.with_name(index.name.replace(".index.fp16", ".fp16.index")).write_text(text)
+            index.unlink()
+            for file in (sd / part).glob("*.fp16-*"):
+                file.rename(re.sub(r"\.fp16(-\d+-of-\d+)", r"\1.fp16", str(file)))
+    files = fetch("diffusion", f"path:{sd}")
+    assert not any("fp16" in name for name in files)
+    assert any(name.startswith("unet/diffusion_pytorch_model-00001-of-") for name in files)
+    for part, model in expected.items():
+        weights = models.load("models/base/diffusion", part).state_dict()
+        for name, weight in model.state_dict().items():
+            assert (weights[name] == weight.half().float()).all(), name
+    (shard,) = sd.glob("unet/*00002*")
+    shard.unlink()
+    assert "unet/diffusion_pytorch_model-00002-of-" in refused(fetch, "diffusion", f"path:{sd}")
+
+
+# Models of other kinds: what is wrong, and what the error must name.
+
+
+def set_keys(file: str, **values):
+    return lambda folder: change_json(folder / file, **values)
+
+
+def rename_pipeline(name: str):
+    return set_keys("model_index.json", _class_name=name)
+
+
+def set_scheduler(**values):
+    return set_keys("scheduler/scheduler_config.json", **values)
+
+
+def without_unet(name: str):
+    """As FLUX and SD3 are: a transformer in place of the UNet."""
+
+    def spoil(folder: Path) -> None:
+        rename_pipeline(name)(folder)
+        change_json(folder / "model_index.json", unet=..., transformer=["diffusers", "X"])
+        shutil.rmtree(folder / "unet")
+        set_scheduler(_class_name="FlowMatchEulerDiscreteScheduler")(folder)
+
+    return spoil
+
+
+def save_unet(**config):
+    """A UNet of another kind with its weights."""
+
+    def spoil(folder: Path) -> None:
+        from diffusers import UNet2DConditionModel
+
+        shape = dict(UNet2DConditionModel.load_config(folder / "unet")) | config
+        UNet2DConditionModel.from_config(shape).save_pretrained(folder / "unet")
+
+    return spoil
+
+
+def with_metadata_embedding(folder: Path) -> None:
+    """As DiffusionSat's UNet has it: weights of another input, by the name of the plain class."""
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"metadata_embedding.0.weight": np.ones((2, 2), np.float32)}, file)
+
+
+def only_a_checkpoint(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "v1-5-pruned.safetensors":
+            path.unlink()
+
+
+def without_merges(folder: Path) -> None:
+    vocab = read_json(folder / "tokenizer/vocab.json")
+    write_text(folder / "tokenizer/vocab.json", vocab | {"river</w>": len(vocab)})
+
+
+def with_unigrams(folder: Path) -> None:
+    write_text(folder / "tokenizer/tokenizer.json", {"model": {"type": "Unigram", "vocab": []}})
+
+
+XL = {
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 64,
+}
+OTHER_KINDS = {
+    "SDXL": (rename_pipeline("StableDiffusionXLPipeline"), ["model_index.json", "two text enc"]),
+    "the UNet of SDXL": (save_unet(**XL), ["unet/config.json", "addition_embed_type", "SDXL"]),
+    "inpainting": (save_unet(in_channels=9), ["unet/config.json", " 9", "inpainting"]),
+    "an inpainting pipeline": (
+        rename_pipeline("StableDiffusionInpaintPipeline"),
+        ["model_index.json", "StableDiffusionInpaintPipeline", "mask"],
+    ),
+    "InstructPix2Pix": (save_unet(in_channels=8), ["unet/config.json", " 8", "InstructPix2Pix"]),
+    "FLUX": (without_unet("FluxPipeline"), ["model_index.json", "FluxPipeline", "flow matching"]),
+    "SD3": (without_unet("StableDiffusion3Pipeline"), ["StableDiffusion3Pipeline", "transformer"]),
+    "a pipeline of its own": (rename_pipeline("DiffusionSatPipeline"), ["DiffusionSatPipeline"]),
+    "flow matching": (
+        set_scheduler(_class_name="FlowMatchEulerDiscreteScheduler"),
+        ["scheduler_config.json", "FlowMatchEulerDiscreteScheduler"],
+    ),
+    "flow sigmas": (set_scheduler(use_flow_sigmas=True), ["scheduler_config.json", "flow"]),
+    "another prediction": (
+        set_scheduler(prediction_type="sample"),
+        ["scheduler_config.json", "prediction_type sample", "v_prediction"],
+    ),
+    "classes": (save_unet(num_class_embeds=10), ["unet/config.json", "num_class_embeds", "class"]),
+    "an upscaler": (
+        save_unet(class_embed_type="timestep", in_channels=7),
+        ["unet/config.json", "class_embed_type"],
+    ),
+    "LCM": (save_unet(time_cond_proj_dim=16), ["unet/config.json", "time_cond_proj_dim", "LCM"]),
+    "DiffusionSat": (with_metadata_embedding, ["unet: ", "metadata_embedding.0.weight"]),
+    "another class of UNet": (
+        set_keys("unet/config.json", _class_name="SatUNet"),
+        ["unet/config.json", "SatUNet"],
+    ),
+    "a UNet that lacks a weight": (
+        set_keys("unet/config.json", layers_per_block=2),
+        ["unet: ", "lack down_blocks.0.resnets.1"],
+    ),
+    "no UNet at all": (set_keys("unet/config.json", down_block_types=["X"]), ["unet/config.json"]),
+    "a wider text encoder": (
+        lambda folder: save_text_encoder(folder, 24),
+        ["cross_attention_dim is 16", "hidden_size", " 24"],
+    ),
+    "another text encoder": (
+        set_keys("text_encoder/config.json", model_type="t5"),
+        ["text_encoder/config.json", "t5"],
+    ),
+    "no scaling factor": (
+        set_keys("vae/config.json", scaling_factor=None),
+        ["vae/config.json", "scaling_factor is None"],
+    ),
+    "shifted latents": (set_keys("vae/config.json", shift_factor=0.1), ["shift_factor", "SD3"]),
+    "another VAE": (set_keys("vae/config.json", _class_name="VQModel"), ["VQModel"]),
+    "bands": (set_keys("vae/config.json", in_channels=4), ["vae/config.json", "in_channels is 4"]),
+    "a single file": (only_a_checkpoint, ["model_index.json", "v1-5-pruned.safetensors"]),
+    "a lost merges.txt": (
+        lambda folder: (folder / "tokenizer/merges.txt").unlink(),
+        ["tokenizer/merges.txt"],
+    ),
+    "no merges": (without_merges, ["tokenizer/merges.txt", "river"]),
+    "another tokenizer": (with_unigrams, ["tokenizer/tokenizer.json", "Unigram", "BPE"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_a_model_of_another_kind_is_refused_by_name_and_reason(fetch, sd, kind):
+    spoil, named = OTHER_KINDS[kind]
+    spoil(sd)
+    line = refused(fetch, "diffusion", f"path:{sd}")
+    assert all(part in line for part in named), line
+
+
+def test_a_checkpoint_in_a_single_file_is_refused(fetch, sd):
+    assert "from_single_file" in refused(fetch, "diffusion", f"path:{sd}/v1-5-pruned.safetensors")
+
+
+def test_published_configurations_are_of_this_kind(fetch, sd):
+    """Keys that older releases didn't write, and those that other tools add."""
+    from stages.common.stable_diffusion import check_kind, check_unet_weights
+
+    for file, keys in (
+        ("unet/config.json", ("addition_embed_type", "class_embed_type", "num_class_embeds")),
+        ("vae/config.json", ("scaling_factor", "shift_factor", "latents_mean")),
+        ("text_encoder/config.json", ("projection_dim",)),
+    ):
+        change_json(sd / file, **dict.fromkeys(keys, ...), _name_or_path="/home/x")
+    rename_pipeline("StableDiffusionImg2ImgPipeline")(sd)
+    fetch("diffusion", f"path:{sd}")
+    # The stage leaves this out for the model that it ships.
+    check_kind(fetch_model.EMBEDDED / "diffusion", "test")
+    check_unet_weights(fetch_model.EMBEDDED / "diffusion", "test")
 
 
 @pytest.mark.parametrize(
@@ -159,12 +357,11 @@ def test_half_precision_is_read_where_there_is_no_other(fetch, tmp_path):
         "text_encoder/model.safetensors",
     ],
 )
-def test_missing_file_is_named(fetch, tmp_path, gone):
-    folder = write_diffusion_model(tmp_path / "sd")
-    (folder / gone).unlink()
-    for extra in folder.rglob("*fp16*"):
+def test_missing_file_is_named(fetch, sd, gone):
+    (sd / gone).unlink()
+    for extra in sd.rglob("*fp16*"):
         extra.unlink()
-    line = refused(fetch, "diffusion", f"path:{folder}")
+    line = refused(fetch, "diffusion", f"path:{sd}")
     assert gone in line
     if "safetensors" in gone:
         assert "model.bin" in line  # the pickle that is there instead
@@ -393,6 +590,26 @@ def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
     assert resolved.items() <= source.items()
 
 
+def test_weights_are_downloaded_once_the_kind_and_the_precision_are_known(fetch, sd, monkeypatch):
+    asked = []
+
+    def download(source, key, repo_type, patterns):
+        asked.append(patterns)
+        return sd, {"repo": "a/b", "commit": "c0ffee", "license": None}
+
+    monkeypatch.setattr(sources, "download_from_hub", download)
+    fetch("diffusion", "hub:a/b")
+    assert not any("safetensors" in pattern for pattern in asked[0])
+    assert len(asked) == 2 and not any("fp16" in pattern for pattern in asked[1])
+    (sd / "vae/diffusion_pytorch_model.safetensors").unlink()
+    fetch("diffusion", "hub:a/b")
+    assert any("fp16" in pattern for pattern in asked.pop())
+    asked.clear()
+    rename_pipeline("StableDiffusionXLPipeline")(sd)
+    assert "hub:a/b: model_index.json" in refused(fetch, "diffusion", "hub:a/b")
+    assert len(asked) == 1
+
+
 def test_hub_without_a_network_is_one_line(fetch, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -485,12 +702,11 @@ def test_a_neural_embedder_may_lack_a_pooler_but_no_other_weights(tmp_path):
         ("model_index.json", [], "_class_name"),
         ("scheduler/scheduler_config.json", {}, "_class_name"),
         ("unet/config.json", {}, "_class_name"),
-        ("vae/config.json", {"_class_name": "x"}, "block_out_channels"),
+        ("vae/config.json", {"_class_name": "AutoencoderKL"}, "block_out_channels"),
         ("tokenizer/tokenizer.json", {}, "model"),
     ],
 )
-def test_a_missing_config_key_is_named(fetch, tmp_path, file, content, key):
-    folder = write_diffusion_model(tmp_path / "sd")
-    write_text(folder / file, content)
-    line = refused(fetch, "diffusion", f"path:{folder}")
+def test_a_missing_config_key_is_named(fetch, sd, file, content, key):
+    write_text(sd / file, content)
+    line = refused(fetch, "diffusion", f"path:{sd}")
     assert file in line and key in line

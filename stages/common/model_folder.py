@@ -5,11 +5,13 @@ read, so it is never copied. Three models are published as pickles only: `ALLOWE
 them by SHA-256; they are read with `weights_only=True` and converted.
 """
 
+import re
 import shutil
 from pathlib import Path
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.sources import MODEL_PACKAGES, file_hashes
+from stages.common.stable_diffusion import SINGLE_FILE_ADVICE, check_kind
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 
@@ -40,7 +42,8 @@ CONFIG_AND_TOKENIZER = [
     "sentencepiece.bpe.model",
     "preprocessor_config.json",
 ]
-WEIGHTS = ["model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"]
+SHARDS = "model-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
+WEIGHTS = ["model.safetensors", SHARDS, "model.safetensors.index.json"]
 DIFFUSERS_WEIGHTS = [name.replace("model", "diffusion_pytorch_model", 1) for name in WEIGHTS]
 DIFFUSION_PARTS = {
     "unet": ["config.json", *DIFFUSERS_WEIGHTS],
@@ -65,12 +68,23 @@ REQUIRED_KEYS = {
     "clip/config.json": ["model_type"],
 }
 
-# Used where a diffusion model is published in half precision only.
+# The parts of a diffusion model that have weights -> the start of their files' names.
+DIFFUSION_WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
+# Used where a part is published in half precision only. Without `.fp16` they are the names of full
+# precision: model.fp16-00001-of-00002.safetensors, model.safetensors.index.fp16.json.
 HALF_PRECISION_WEIGHTS = [
-    "unet/diffusion_pytorch_model.fp16.safetensors",
-    "vae/diffusion_pytorch_model.fp16.safetensors",
-    "text_encoder/model.fp16.safetensors",
+    f"{part}/{stem}*.{ending}"
+    for part, stem in DIFFUSION_WEIGHTS.items()
+    for ending in ("fp16*.safetensors", "fp16.json", "fp16*.index.json")
 ]
+WEIGHTS_NAME = re.compile(
+    r"(diffusion_pytorch_)?model(-\d{5}-of-\d{5})?\.safetensors|"
+    r"(diffusion_pytorch_)?model\.safetensors\.index\.json"
+)
 
 # role -> patterns of the files that are copied from a folder, or downloaded from a hub repository.
 FILE_PATTERNS = {
@@ -122,17 +136,24 @@ def copy_model(role: str, source: Path, target: Path, label: str) -> list[Path]:
     """
     if source.is_dir():
         root = source
+        if role == "diffusion":
+            check_kind(root, label)
         files = _select_files(role, root)
     else:
         root = source.parent
         files = {source: _name_of_single_file(role, source, label)}
-    _check_required_files(role, root, set(files.values()), label)
+    named = {name: file for file, name in files.items()}
+    _check_required_files(role, root, named, label)
     _check_contents(role, files, label)
     for file, name in sorted(files.items()):
         copy = target / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix in PICKLE_SUFFIXES:
             _convert_pickle(role, file, target, label)
+        elif file.name != copy.name and file.suffix == ".json":
+            index = read_json(file)
+            weight_map = {key: _full_name(shard) for key, shard in index["weight_map"].items()}
+            write_json(copy, index | {"weight_map": weight_map})
         else:
             # The hub's cache holds links; copyfile copies the files that they lead to.
             shutil.copyfile(file, copy)
@@ -149,11 +170,11 @@ def _select_files(role: str, root: Path) -> dict[Path, str]:
             if path.is_file():
                 files[path] = path.relative_to(root).as_posix()
     if role == "diffusion":
-        for name in HALF_PRECISION_WEIGHTS:
-            half_precision = root / name
-            full_precision = half_precision.parent.glob("*model.safetensors*")
-            if half_precision.is_file() and not any(full_precision):
-                files[half_precision] = name.replace(".fp16", "")
+        incomplete = parts_without_weights(root)
+        for path in [path for pattern in HALF_PRECISION_WEIGHTS for path in root.glob(pattern)]:
+            name = _full_name(path.name)
+            if path.parent.name in incomplete and WEIGHTS_NAME.fullmatch(name):
+                files[path] = f"{path.parent.name}/{name}"
     converted = set(ALLOWED_PICKLES.values()) & set(files.values())
     if converted:
         # A pickle is needed only where its converted weights are not there.
@@ -163,23 +184,43 @@ def _select_files(role: str, root: Path) -> dict[Path, str]:
     return files
 
 
+def parts_without_weights(folder: Path) -> list[str]:
+    """The parts of a diffusion model of which there are no weights in full precision."""
+    return [
+        part
+        for part in DIFFUSION_WEIGHTS
+        if not any(WEIGHTS_NAME.fullmatch(file.name) for file in (folder / part).glob("*"))
+    ]
+
+
+def _full_name(name: str) -> str:
+    """The name of a weights file in full precision: `.fp16` is left out."""
+    return name.replace(".fp16", "")
+
+
 def _name_of_single_file(role: str, file: Path, label: str) -> str:
     """The path in the copy of weights that were given as one file."""
     if role == "classifier" and file.suffix in (".safetensors", *PICKLE_SUFFIXES):
         return "model.safetensors"
     if role == "vision" and file.suffix in (".safetensors", *PICKLE_SUFFIXES):
         return "inception2048/model.safetensors"
+    if role == "diffusion":
+        exit_with_error(f"{label}: is a file; {SINGLE_FILE_ADVICE}")
     exit_with_error(f"{label}: is a file; a {role} is a folder in its library's own layout")
 
 
-def _check_required_files(role: str, root: Path, names: set[str], label: str) -> None:
-    """Exit with an error that names the first file of a role's layout that is not in `names`."""
+def _check_required_files(role: str, root: Path, names: dict[str, Path], label: str) -> None:
+    """Exit with an error that names the first file of a role's layout that is not in `names`.
+
+    names: path in the copy -> file.
+    """
     parts = []  # subfolders with a config.json and weights, each with its "/"; "" is the root
     if role == "diffusion":
         parts = ["unet/", "vae/", "text_encoder/"]
         _require_any(["model_index.json"], names, root, label)
         _require_any(["scheduler/scheduler_config.json"], names, root, label)
         _require_any(["tokenizer/vocab.json", "tokenizer/tokenizer.json"], names, root, label)
+        _require_any(["tokenizer/merges.txt", "tokenizer/tokenizer.json"], names, root, label)
     elif role in ("language", "writer"):
         parts = [""]
         tokenizers = ["tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"]
@@ -200,7 +241,7 @@ def _check_required_files(role: str, root: Path, names: set[str], label: str) ->
         _check_weight_files(part, root, names, label)
 
 
-def _check_weight_files(part: str, root: Path, names: set[str], label: str) -> None:
+def _check_weight_files(part: str, root: Path, names: dict[str, Path], label: str) -> None:
     """Exit with an error if a part has neither one weights file nor all files of its index."""
     stem = "diffusion_pytorch_model" if part in ("unet/", "vae/") else "model"
     single_file = f"{part}{stem}.safetensors"
@@ -208,14 +249,14 @@ def _check_weight_files(part: str, root: Path, names: set[str], label: str) -> N
     _require_any([single_file, index], names, root, label)
     if single_file in names:
         return
-    weight_map = _read_json_object(root / index, label).get("weight_map") or {}
+    weight_map = _read_json_object(names[index], label).get("weight_map") or {}
     for shard in sorted(set(weight_map.values())):
-        _require_any([part + shard], names, root, label)
+        _require_any([part + _full_name(shard)], names, root, label)
 
 
-def _require_any(alternatives: list[str], names: set[str], root: Path, label: str) -> None:
+def _require_any(alternatives: list[str], names: dict[str, Path], root: Path, label: str) -> None:
     """Exit with an error unless one of `alternatives` is in `names`."""
-    if names.intersection(alternatives):
+    if names.keys() & set(alternatives):
         return
     folder = (root / alternatives[0]).parent
     pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLE_SUFFIXES]
