@@ -19,7 +19,12 @@ from stages.common.model_folder import (
     copy_model,
     parts_without_weights,
 )
-from stages.common.stable_diffusion import CONFIG_FILES, check_kind, check_unet_weights
+from stages.common.stable_diffusion import (
+    CONFIG_FILES,
+    check_kind,
+    check_unet_weights,
+    log_missing_prediction_type,
+)
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
@@ -38,6 +43,7 @@ def main(role: str) -> None:
         # The embedded model was checked before it was shipped: importing diffusers takes seconds.
         if role == "diffusion" and model and source != "embedded":
             check_unet_weights(out, label)
+            log_missing_prediction_type(out, label)
         hashes = sources.file_hashes(files, out)
         sources.write_source_json(out, source, **resolved, files=hashes)
 

@@ -86,7 +86,9 @@ def main() -> None:
             with torch.no_grad():
                 losses = trainer.losses(trainer.model, next(loader.batches(range(1))))  # [B]
             grid_file = training_log.grid_file(cache, 0)
-            state = TrainingState(curve=[evaluator.measure(trainer, 0, losses, grid_file)])
+            base = evaluator.measure(trainer, 0, losses, grid_file)
+            evaluator.question_prediction_type(trainer, base["validation_loss"])
+            state = TrainingState(curve=[base])
 
         train(trainer, loader, evaluator, state, steps, cache, log_metrics)
 

@@ -2,7 +2,9 @@
 
 import csv
 import re
+import shutil
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_diffusion import on_threads, run, write_params
+from tiny_diffusion import IMAGERY, on_threads, run, write_params
 
-from stages import encode, finetune_sd, sample
-from stages.common.artifacts import digest, read_json
+from stages import encode, fetch_model, finetune_sd, sample
+from stages.common.artifacts import digest, encode_png, read_json, write_json, write_shards
 from stages.diffusion import models, trainer
 from stages.diffusion.latents import Latents
 from stages.diffusion.validation import validation_loss
+from stages.embedded.scenes.render import render
 from stages.params import load
 
 # The validation loss falls, then rises.
@@ -227,6 +230,50 @@ def test_chunks_on_several_cores_equal_the_whole_batch(workspace):
         assert code == 0, log
         losses.append(read_json(workspace / "metrics/diffusion.json")["validation_loss_last"])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory) -> Path:
+    """A workspace with latents of the shipped model, which predicts the velocity."""
+    folder = tmp_path_factory.mktemp("shipped")
+    shutil.copytree(fetch_model.EMBEDDED / "diffusion", folder / "models/base/diffusion")
+    write_json(folder / "models/start/start.json", {"folder": "models/base/diffusion"})
+    scenes = ["forest", "lake", "desert", "airport"] * 2
+    for split in ("train", "valid"):
+        rows = []
+        for i, scene in enumerate(scenes):
+            pixels, captions = render(scene, 0, i, 64, "domain")
+            image = {"bytes": encode_png(Image.fromarray(pixels)), "path": None}
+            row = {"image": image, "captions": captions, "scene": scene, "filename": f"{i}.png"}
+            rows.append(row)
+        write_shards(folder / "data/imagery" / split, rows, IMAGERY)
+    write_params(
+        folder,
+        encode={"base_domain": "none"},
+        finetune_sd={"epochs": 0, "grid_captions": 1, "validation_images": 8},
+    )
+    assert run(folder, encode.main)[0] == 0
+    return folder
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", None])
+def test_a_base_that_is_worse_than_predicting_nothing_is_named(shipped, prediction_type):
+    scheduler = shipped / "models/base/diffusion/scheduler/scheduler_config.json"
+    config = read_json(scheduler)
+    config["prediction_type"] = prediction_type
+    write_json(scheduler, {key: value for key, value in config.items() if value is not None})
+    code, log = run(shipped, finetune_sd.main)
+    assert code == 0, log
+    said = [line for line in log.splitlines() if "prediction_type" in line]
+    loss = read_json(shipped / "metrics/diffusion.json")["validation_loss_base"]
+    if prediction_type == "v_prediction":
+        assert not said and loss < 0.8
+        return
+    (line,) = said
+    numbers = [float(number) for number in re.findall(r"(?:is|has) ([\d.]+)", line)]
+    assert numbers[0] == pytest.approx(loss, rel=0.01) and loss > 1
+    assert numbers[1] == pytest.approx(1, abs=0.05)  # the mean square of the noise
+    assert numbers[2] < 0.8 and "v_prediction" in line
 
 
 def test_zero_epochs_publish_the_base_model_as_it_is(workspace):

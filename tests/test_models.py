@@ -325,6 +325,15 @@ def test_a_model_of_another_kind_is_refused_by_name_and_reason(fetch, sd, kind):
     assert all(part in line for part in named), line
 
 
+def test_a_missing_prediction_type_is_said(fetch, sd, capsys):
+    fetch("diffusion", f"path:{sd}")
+    assert "prediction_type" not in capsys.readouterr().err
+    set_scheduler(prediction_type=...)(sd)
+    fetch("diffusion", f"path:{sd}")
+    line = capsys.readouterr().err
+    assert f"path:{sd}: " in line and "prediction_type" in line and "epsilon" in line
+
+
 def test_a_checkpoint_in_a_single_file_is_refused(fetch, sd):
     assert "from_single_file" in refused(fetch, "diffusion", f"path:{sd}/v1-5-pruned.safetensors")
 

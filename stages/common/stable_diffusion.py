@@ -12,6 +12,7 @@ from typing import Any
 
 from stages.common.artifacts import read_json
 from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 # Their parts are alike.
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -188,6 +189,16 @@ def _tokenizer_faults(folder: Path, tokenizer: dict, label: str) -> Iterator[str
     words = [token for token in vocabulary if len(token.removesuffix("</w>")) > 1]
     if not merges and any(not token.startswith("<|") for token in words):
         yield f"{name} holds no merges; the vocabulary has tokens of several letters ({words[-1]})"
+
+
+def log_missing_prediction_type(folder: Path, label: str) -> None:
+    """Say what a UNet is taken to predict where its scheduler doesn't."""
+    name = "scheduler/scheduler_config.json"
+    if "prediction_type" not in read_json(folder / name):
+        log(
+            f"{label}: {name} has no prediction_type: the UNet is taken to predict the noise "
+            "(epsilon), as diffusers does; finetune_sd checks it by the validation loss"
+        )
 
 
 def check_unet_weights(folder: Path, label: str) -> None:

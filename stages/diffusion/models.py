@@ -33,10 +33,13 @@ LORA_RANK = 16
 # and timesteps that begin at its very end (section 3.3).
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
+# Where `train_base` saves a model that it trained from scratch; its UNet is untrained.
+FROM_SCRATCH = Path("models/start")
+
 
 def start_folder() -> Path:
     """The model that fine-tuning starts from: the fetched base, or the one `train_base` trained."""
-    path = Path("models/start/start.json")
+    path = FROM_SCRATCH / "start.json"
     if not path.is_file():
         exit_with_error(f"{path}: not found; run the stage train_base")
     return Path(read_json(path)["folder"])

@@ -20,6 +20,7 @@ from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss, stratified_timesteps
 from stages.diffusion.trainer import Trainer
 from stages.params import FinetuneSD
+from stages.runtime.progress import log
 
 GRID_COLUMNS = 4  # images per caption
 GRID_STEPS = 15  # of DPM-Solver++
@@ -81,6 +82,47 @@ class Evaluator:
             grid = decode_grid(samples, self.start, self.normalization, device)
             write_atomically(grid_file, encode_png(grid))
         return measurements
+
+    def question_prediction_type(self, trainer: Trainer, loss: float) -> None:
+        """Log where a base model is worse than predicting nothing: its prediction type is wrong.
+
+        The scheduler's configuration of a base need not say what the UNet predicts, or may say it
+        wrongly. Every process of a run must call this.
+
+        Args:
+            trainer: holds the base model.
+            loss: its validation loss.
+        """
+        if self.start == models.FROM_SCRATCH:  # an untrained UNet
+            return
+
+        def measure_valid(model: Any, prediction_type: str) -> float:
+            return validation_loss(
+                model,
+                self.valid,
+                self.config.validation_images,
+                trainer.batch_size,
+                trainer.accelerator,
+                trainer.alphas_cumprod,
+                prediction_type,
+            )
+
+        taken = trainer.prediction_type
+        nothing = measure_valid(predict_nothing, taken)
+        if loss <= nothing:
+            return
+        other = "epsilon" if taken == "v_prediction" else "v_prediction"
+        log(
+            f"finetune_sd: the base model's validation loss is {loss:.3g}, predicting nothing has "
+            f"{nothing:.3g}: {self.start}/scheduler may have a wrong prediction_type, or none; "
+            f"it is taken as {taken}, as {other} the loss is "
+            f"{measure_valid(trainer.model, other):.3g}"
+        )
+
+
+def predict_nothing(noisy: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+    """A model that predicts zeros, of the shape of the noisy latents."""
+    return (torch.zeros_like(noisy),)
 
 
 @torch.no_grad()
