@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from stages.common.artifacts import IMAGE
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion.sampler import PROVENANCE, generate_shards
+from stages.diffusion.unread_text import log_unread_prompts
 from stages.params import load
 from stages.runtime.process import run_stage
 
@@ -33,6 +34,9 @@ def main() -> None:
     keep = params.generate.keep
     drawn = read_image_counts(None if keep is None else keep.draw)
     prompt_fields = [pq.read_schema(PROMPTS).field(name) for name in PROMPT_COLUMNS]
+    texts = pq.read_table(PROMPTS, columns=["prompt", "negative_prompt"])
+    prompts = [text for column in texts.columns for text in column.to_pylist()]
+    log_unread_prompts("generate", Path("models/diffusion"), prompts)
     generate_shards(
         stage="generate",
         out=Path("data/generated"),

@@ -21,6 +21,7 @@ from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
 from stages.diffusion.sampler import PROVENANCE, generate_shards
+from stages.diffusion.unread_text import log_unread_prompts
 from stages.params import load
 from stages.runtime.process import run_stage
 
@@ -46,16 +47,20 @@ def main(which: str) -> None:
     if which == "figures":
         inputs = [FIGURES]
         rows = figure_rows()
-        total = sum(1 for _ in figure_rows())
+        prompts = [row["prompt"] for row in figure_rows()]
+        total = len(prompts)
     else:
         inputs = shard_paths(TEST_IMAGERY)
         copies = params.classifier.images_per_caption if which == "tuned" else 1
         rows = caption_rows(params.seed, copies)
+        prompts = [row["prompt"] for row in caption_rows(params.seed, 1)]
         total = copies * sum(pq.read_metadata(shard).num_rows for shard in inputs)
+    model = models.start_folder() if which == "base" else Path("models/diffusion")
+    log_unread_prompts(f"sample@{which}", model, prompts)
     generate_shards(
         stage=f"sample@{which}",
         out=Path("data/samples") / which,
-        model=models.start_folder() if which == "base" else Path("models/diffusion"),
+        model=model,
         rows=rows,
         total=total,
         schema=SCHEMA,

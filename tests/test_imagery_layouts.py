@@ -771,8 +771,8 @@ def unknown_letters(tokenizer, text: str) -> int:
 def test_the_tokenizer_from_scratch_takes_any_text(tmp_path):
     from transformers import CLIPTokenizer
 
-    from stages.diffusion.encoding import log_dropped_words
     from stages.diffusion.from_scratch import train_tokenizer
+    from stages.diffusion.unread_text import log_dropped_words
 
     texts = ["many buildings near a river", "一条河穿过许多建筑物", "ein Fluß, Études 🌲"]
     ascii_letters = [chr(code) for code in range(33, 127)]
@@ -801,5 +801,5 @@ def test_the_tokenizer_from_scratch_takes_any_text(tmp_path):
         assert pieces[0] == pieces[1]
 
     captions = ["", "many buildings", "一条河", "a river 🌲", "river, 一"]
-    assert log_dropped_words(captions, tokenizers["ascii"]) == (3, 1)
-    assert log_dropped_words(captions, tokenizers["bytes"]) == (0, 0)
+    assert log_dropped_words("t", "captions", captions, tokenizers["ascii"]) == (3, 1)
+    assert log_dropped_words("t", "captions", captions, tokenizers["bytes"]) == (0, 0)

@@ -1,6 +1,7 @@
 """sample and generate on a tiny untrained model: every run is a new process."""
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -126,6 +127,28 @@ def test_features_are_the_same_from_two_processes(sampled, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_captions_that_the_model_does_not_read_are_counted(workspace):
+    path = workspace / "data/imagery/test/00000.parquet"
+    table = pq.read_table(path)
+    texts = ["лес", "水体 озеро", "a lake 水体", "long " * 40, "a lake", "a lake"]
+    captions = pa.array([*([text] for text in texts), []], pa.list_(pa.string()))
+    column = table.schema.get_field_index("captions")
+    pq.write_table(table.set_column(column, "captions", captions), path)
+    code, log = run(workspace, sample.main, "base")
+    assert code == 0, log
+    (dropped,) = [line for line in log.splitlines() if "лес" in line]
+    assert dropped.startswith("sample@base: ") and " 3 words" in dropped
+    assert " 3 of 5 prompts; 2 of these" in dropped
+    assert re.search(r"sample@base: 1 of 5 .*\b77\b", log)
+
+    start = workspace / "models/base/diffusion"
+    embedded = models.embed_text(
+        models.load_tokenizer(start), models.load(start, "text_encoder"), ["", *texts]
+    )
+    equal = [torch.equal(text, embedded[0]) for text in embedded[1:]]
+    assert equal == [True, True, False, False, False, False]
+
+
 def test_further_images_of_a_caption_come_after_all_first_ones(sampled, workspace):
     """The first images equal those of a run with one image per caption.
 
@@ -211,7 +234,7 @@ def test_generate_makes_several_images_of_each_prompt(workspace):
             "row": i,
             "label": label,
             "prompt": f"satellite image, {label}",
-            "negative_prompt": "blurry",
+            "negative_prompt": "blurry " * 20,
             "tokens": 5,
             "writer": "extractive",
             "technique": "retrieval",
@@ -234,9 +257,10 @@ def test_generate_makes_several_images_of_each_prompt(workspace):
     assert rows[2]["label"] == "Bare Land"
     assert rows[0]["passages"] == prompts[0]["passages"]
     assert len({row["image"]["bytes"] for row in rows}) == 4
+    assert re.search(r"generate: 1 of 3 .*\b77\b", log)  # the negative prompt
     for row in rows:
         assert row["prompt"] == f"satellite image, {row['label']}"
-        assert row["negative_prompt"] == "blurry"
+        assert row["negative_prompt"] == "blurry " * 20
         assert (row["scheduler"], row["steps"], row["guidance_scale"]) == ("pndm", 3, 3.0)
         assert row["model"] == models.model_digest(workspace / "models/diffusion")
     from_one_process = digest(workspace / "data/generated")

@@ -19,13 +19,13 @@ from stages.common.artifacts import decode_image, shard_paths, stream_rows, writ
 from stages.diffusion import models
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import allocate, dihedral, memory_map
+from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
-from stages.runtime.progress import log, progress_bar
+from stages.runtime.progress import progress_bar
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-TOKENIZER_BATCH = 4096  # captions
 
 
 def encode_captions(
@@ -47,8 +47,9 @@ def encode_captions(
     if state.is_main_process:
         shape = (len(captions), length, text_encoder.config.hidden_size)
         allocate(embeddings_file, {"embeddings": shape})
-        _write_caption_table(captions, tokenizer, length, out / "captions.parquet")
-        log_dropped_words(captions, tokenizer)
+        truncated = log_truncated("encode", "captions", captions, tokenizer, length)
+        log_dropped_words("encode", "captions", captions, tokenizer)
+        _write_caption_table(captions, truncated, out / "captions.parquet")
     state.wait_for_everyone()
 
     embeddings = memory_map(embeddings_file, "r+")["embeddings"]  # [M, L, D]
@@ -64,47 +65,10 @@ def encode_captions(
     embeddings.flush()
 
 
-def _write_caption_table(captions: list[str], tokenizer: Any, length: int, path: Path) -> None:
-    """Write id, caption and whether it is longer than `length` tokens; log how many are."""
-    truncated = []
-    for begin in range(0, len(captions), TOKENIZER_BATCH):
-        tokens = tokenizer(captions[begin : begin + TOKENIZER_BATCH], verbose=False)
-        truncated += [len(ids) > length for ids in tokens.input_ids]
-    if any(truncated):
-        log(
-            f"encode: {sum(truncated)} of {len(captions)} distinct captions are longer than "
-            f"{length} tokens and are cut"
-        )
+def _write_caption_table(captions: list[str], truncated: list[bool], path: Path) -> None:
+    """Write id, caption and whether it is longer than the text encoder reads."""
     ids = pa.array(range(len(captions)), pa.int32())
     write_table(path, pa.table({"id": ids, "caption": captions, "truncated": truncated}))
-
-
-def log_dropped_words(captions: list[str], tokenizer: Any) -> tuple[int, int]:
-    """Log the words that the tokenizer has no letters for: the text encoder doesn't see them.
-
-    Returns:
-        How many of the captions have such words, and how many have no other.
-    """
-    words = sorted({word for caption in captions for word in caption.split()})
-    dropped, unseen = set(), set()
-    for begin in range(0, len(words), TOKENIZER_BATCH):
-        batch = words[begin : begin + TOKENIZER_BATCH]
-        for word, ids in zip(batch, tokenizer(batch, add_special_tokens=False).input_ids):
-            if tokenizer.unk_token_id in ids:
-                dropped.add(word)
-            if set(ids) <= {tokenizer.unk_token_id}:
-                unseen.add(word)
-    word_sets = [set(caption.split()) for caption in captions if caption]
-    with_dropped = sum(not word_set.isdisjoint(dropped) for word_set in word_sets)
-    without_seen = sum(word_set <= unseen for word_set in word_sets)
-    if dropped:
-        log(
-            f"encode: the tokenizer has no letters for {len(dropped)} words "
-            f"({', '.join(sorted(dropped)[:5])} ...) in {with_dropped} of {len(word_sets)} "
-            f"captions; {without_seen} of these have no other words and equal the empty caption "
-            "(train_base.source: scratch learns a tokenizer for any text)"
-        )
-    return with_dropped, without_seen
 
 
 class VaeEncoder:
