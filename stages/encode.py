@@ -29,6 +29,7 @@ from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
 from stages.diffusion.encoding import VaeEncoder, encode_captions, encode_images, tile_size
 from stages.diffusion.latents import VARIANTS
+from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
 from stages.params import Encode, load
 from stages.runtime.errors import exit_with_error
@@ -61,7 +62,7 @@ def main() -> None:
             fetch_base_domain(config)
         state.wait_for_everyone()
         images["base"] = BASE_IMAGES
-    normalization = models.VAE_NORMALIZATION
+    normalization = read_folded(start)
     if config.normalization == "dataset":
         normalization = dataset_normalization(TRAIN)
 

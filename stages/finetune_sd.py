@@ -23,6 +23,7 @@ from stages.diffusion import checkpoints, models, training_log
 from stages.diffusion.batches import Batch, BatchLoader
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.diffusion.latents import Latents
+from stages.diffusion.published_model import save_finetuned, save_unchanged
 from stages.diffusion.trainer import Trainer, check_shapes, create_accelerator
 from stages.diffusion.validation import Evaluator
 from stages.params import FinetuneSD, load
@@ -94,7 +95,7 @@ def main() -> None:
 
         # Publish the best checkpoint as a complete pipeline, with its metrics.
         if accelerator.is_main_process:
-            publish(cache, start, config, seed, evaluator.normalization, state.best_step)
+            publish(cache, start, config, seed, evaluator, state.best_step)
             training_log.write(state, steps, cpu_threads(accelerator.device), cache, LATENTS)
         accelerator.wait_for_everyone()
 
@@ -182,11 +183,11 @@ def learning_rate(step: int, steps: int, config: FinetuneSD) -> float:
 
 
 def publish(
-    cache: Path, start: Path, config: FinetuneSD, seed: int, normalization: dict, best_step: int
+    cache: Path, start: Path, config: FinetuneSD, seed: int, evaluator: Evaluator, best_step: int
 ) -> None:
     """Write `models/diffusion`: `start` with the best weights, or unchanged after zero steps."""
     if not best_step:
-        models.save_finetuned(start, OUT, None, models.VAE_NORMALIZATION)
+        save_unchanged(start, OUT)
         return
     weights, best = checkpoints.load(cache / "best.safetensors")
     if best["step"] != best_step:  # resumed before another step, which is not the best this time
@@ -195,7 +196,9 @@ def publish(
             "remove this folder and run again"
         )
     unet = models.merge_trained_weights(start, config.method, seed, weights)
-    models.save_finetuned(start, OUT, unet, normalization, config.zero_terminal_snr)
+    latent_size = evaluator.valid.shape[-1]
+    zero_terminal_snr = config.zero_terminal_snr
+    save_finetuned(start, OUT, unet, evaluator.normalization, latent_size, zero_terminal_snr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from stages.common.artifacts import decode_image, shard_paths, stream_rows, writ
 from stages.diffusion import models
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import allocate, dihedral, memory_map
+from stages.diffusion.normalization import load_folded_vae
 from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
 from stages.runtime.errors import exit_with_error
@@ -72,15 +73,14 @@ def _write_caption_table(captions: list[str], truncated: list[bool], path: Path)
 
 
 class VaeEncoder:
-    """The encoder of a model's VAE, with the normalization of its pixels."""
+    """The encoder of a model's VAE, with a normalization of the pixels folded into it."""
 
     def __init__(
         self, model: Path, normalization: dict[str, Any], precision: str, device: torch.device
     ) -> None:
         self.factor = models.downsampling_factor(model)
-        self.vae = models.load(model, "vae").to(device, memory_format=torch.channels_last)
-        self.mean = torch.tensor(normalization["mean"], device=device)[:, None, None]  # [3, 1, 1]
-        self.std = torch.tensor(normalization["std"], device=device)[:, None, None]  # [3, 1, 1]
+        vae = load_folded_vae(model, normalization)
+        self.vae = vae.to(device, memory_format=torch.channels_last)
         self.precision = precision
         self.device = device
 
@@ -90,7 +90,7 @@ class VaeEncoder:
         `variant` is that of `dihedral`. The distribution's `mean` and `logvar` are [B, C, h, w].
         """
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W]
-        x = dihedral((x / 255 - self.mean) / self.std, variant)
+        x = dihedral((x / 255 - 0.5) / 0.5, variant)
         x = x.contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), _autocast(self.precision, self.device):
             return self.vae.encode(x).latent_dist

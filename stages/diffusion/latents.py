@@ -11,7 +11,8 @@
     captions.safetensors
         embeddings: float16 [M, L, D]
     normalization.json
-        {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1]
+        {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1], by a
+        first convolution with this folded in (stages/diffusion/normalization.py)
     SOURCE_base.json
         where the base model's own domain came from; without such a set no *base* file exists
 

@@ -1,19 +1,17 @@
-"""Load the parts of a diffusion model one at a time, and save the fine-tuned model.
+"""Load the parts of a diffusion model one at a time.
 
 A diffusion model is a folder as diffusers' StableDiffusionPipeline saves it. A stage loads only the
 parts that it uses. `fetch_model` checks the whole folder when it copies it; a part that is missing
 or broken later ends the stage with one line that names it.
 """
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from stages.common.artifacts import digest, read_json, write_json
+from stages.common.artifacts import digest, read_json
 from stages.runtime.errors import exit_with_error
-from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
 
 # The parts of the folder, each with its configuration file.
@@ -24,14 +22,26 @@ CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
     "tokenizer": "tokenizer_config.json",
 }
-# The VAE is fed pixels (x - mean) / std, where x is in [0, 1], per RGB channel. These values give
-# the [-1, 1] that it was trained on.
-VAE_NORMALIZATION = {"normalization": "vae", "mean": [0.5] * 3, "std": [0.5] * 3}
 # Rank r of `finetune_sd.method: lora` (Hu et al. 2022). Alpha equals r: the update is not scaled.
 LORA_RANK = 16
 # The noise schedule rescaled to zero terminal signal-to-noise ratio (Lin et al. 2024, algorithm 1),
 # and timesteps that begin at its very end (section 3.3).
 ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+}
+# How they step: as Stable Diffusion does, whichever class the folder was saved for. Each reads what
+# it knows of these.
+STEPPING = {
+    "clip_sample": False,  # latents exceed [-1, 1]
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,  # the Runge-Kutta start would cost 9 more steps
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+}
 
 # Where `train_base` saves a model that it trained from scratch; its UNet is untrained.
 FROM_SCRATCH = Path("models/start")
@@ -70,15 +80,6 @@ def downsampling_factor(folder: str | Path) -> int:
 def scaling_factor(folder: str | Path) -> float:
     """The factor that brings the VAE's latents to a standard deviation near 1."""
     return float(read_config(folder, "vae").get("scaling_factor", 0.18215))
-
-
-def read_normalization(folder: str | Path) -> dict[str, Any]:
-    """{normalization, mean [3], std [3]} of the pixels that a model makes.
-
-    The VAE's own where the folder has no normalization.json.
-    """
-    path = Path(folder) / "normalization.json"
-    return read_json(path) if path.is_file() else VAE_NORMALIZATION
 
 
 def load(folder: str | Path, part: str) -> Any:
@@ -132,7 +133,7 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
 
     Args:
         folder: the model.
-        name: "ddpm" (training), "pndm", "ddim" or "dpm" (DPM-Solver++).
+        name: a key of `SCHEDULERS`: "ddpm" (training), "pndm", "ddim" or "dpm" (DPM-Solver++).
         zero_terminal_snr: rescale the schedule to zero terminal signal-to-noise ratio.
 
     Raises:
@@ -154,23 +155,7 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
             f"{folder}/scheduler: prediction_type {prediction_type} is not supported "
             "(epsilon, v_prediction)"
         )
-    # The folder may have been saved for another scheduler class. What its file doesn't mention is
-    # set to Stable Diffusion's values here, where the class's defaults differ from them.
-    match name:
-        case "ddpm":
-            return diffusers.DDPMScheduler.from_config(config, clip_sample=False)
-        case "pndm":  # the Runge-Kutta start would cost 9 more steps
-            return diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True)
-        case "ddim":
-            return diffusers.DDIMScheduler.from_config(
-                config, clip_sample=False, set_alpha_to_one=False
-            )
-        case "dpm":
-            return diffusers.DPMSolverMultistepScheduler.from_config(
-                config, algorithm_type="dpmsolver++", solver_order=2
-            )
-        case _:
-            raise ValueError(f"unknown scheduler: {name}")
+    return getattr(diffusers, SCHEDULERS[name]).from_config(config | STEPPING)
 
 
 def context_length(tokenizer: Any, text_encoder: Any) -> int:
@@ -193,11 +178,9 @@ def embed_text(tokenizer: Any, text_encoder: Any, texts: list[str]) -> Any:
     return text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state.float()
 
 
-def to_pixels(images: np.ndarray, normalization: dict[str, Any]) -> np.ndarray:
-    """Undo the normalization of decoded images: float [N, 3, H, W] to uint8 [N, H, W, 3]."""
-    mean = np.asarray(normalization["mean"], np.float32)[:, None, None]  # [3, 1, 1]
-    std = np.asarray(normalization["std"], np.float32)[:, None, None]  # [3, 1, 1]
-    pixels = (np.clip(images * std + mean, 0, 1) * 255).round().astype(np.uint8)
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Decoded images as pixels: float [N, 3, H, W], -1 black and 1 white, to uint8 [N, H, W, 3]."""
+    pixels = (np.clip(images * 0.5 + 0.5, 0, 1) * 255).round().astype(np.uint8)
     return pixels.transpose(0, 2, 3, 1)
 
 
@@ -243,67 +226,6 @@ def merge_trained_weights(
     return {name: weight.detach().contiguous() for name, weight in unet.state_dict().items()}
 
 
-def save_finetuned(
-    start: Path,
-    target: Path,
-    unet_weights: dict[str, Any] | None,
-    normalization: dict[str, Any],
-    zero_terminal_snr: bool = False,
-) -> None:
-    """Save a folder that `StableDiffusionPipeline.from_pretrained` loads.
-
-    The VAE, tokenizer and scheduler are copied from `start`. The safety checker, which classifies
-    photographs, is left out.
-
-    Args:
-        start: the model that fine-tuning started from.
-        target: the folder to write; an old one is replaced.
-        unet_weights: the UNet's weights by name, float32; None copies those of `start`.
-        normalization: tells the sampler how to undo the normalization of the pixels.
-        zero_terminal_snr: whether the UNet was trained on the rescaled noise schedule.
-    """
-    from safetensors.torch import save_file
-
-    shutil.rmtree(target, ignore_errors=True)
-    for part in CONFIG_FILES:
-        replaced = part == "text_encoder" or part == "unet" and unet_weights is not None
-        _copy_part(start / part, target / part, with_weights=not replaced)
-    # diffusers loads its parts as float32 however they are stored, transformers as they are stored.
-    load(start, "text_encoder").save_pretrained(target / "text_encoder")
-    if unet_weights is not None:
-        weights_file = target / "unet" / "diffusion_pytorch_model.safetensors"
-        save_file(unet_weights, weights_file, metadata={"format": "pt"})
-    follow_umask(target)
-
-    index = read_json(start / "model_index.json")
-    index.pop("_name_or_path", None)
-    if zero_terminal_snr:
-        # diffusers would sample with PNDM, which cannot start from pure noise.
-        index["scheduler"] = ["diffusers", "DDIMScheduler"]
-        overrides = {"_class_name": "DDIMScheduler", "clip_sample": False}
-        write_json(
-            target / "scheduler" / CONFIG_FILES["scheduler"],
-            read_config(start, "scheduler") | ZERO_TERMINAL_SNR | overrides,
-        )
-    write_json(target / "model_index.json", index)
-    if normalization != VAE_NORMALIZATION:
-        write_json(target / "normalization.json", normalization)
-
-
-def _copy_part(source: Path, target: Path, with_weights: bool) -> None:
-    """Copy the configuration of a part, and its safetensors files where wanted."""
-    target.mkdir(parents=True)
-    for file in sorted(source.iterdir()):
-        is_weights = file.name.endswith((".safetensors", ".safetensors.index.json"))
-        is_config = file.suffix in (".json", ".txt") and not is_weights
-        if is_config or is_weights and with_weights:
-            shutil.copyfile(file, target / file.name)
-
-
 def model_digest(folder: str | Path) -> str:
     """16 hex digits over every file that decides which images the model makes."""
-    folder = Path(folder)
-    paths = [folder / part for part in CONFIG_FILES]
-    if (folder / "normalization.json").is_file():
-        paths.append(folder / "normalization.json")
-    return digest(*paths)
+    return digest(*(Path(folder) / part for part in CONFIG_FILES))

@@ -80,7 +80,6 @@ class Sampler:
         self.text_encoder = models.load(folder, "text_encoder").to(device)
         self.scheduler = models.load_scheduler(folder, sampling.scheduler)
         self.scaling_factor = models.scaling_factor(folder)
-        self.normalization = models.read_normalization(folder)
         latent_size = sampling.resolution // factor
         self.latent_shape = (self.unet.config.in_channels, latent_size, latent_size)  # (C, h, w)
         self._negative_prompt: str | None = None
@@ -137,7 +136,7 @@ class Sampler:
                 f"sampling.precision: in {self.sampling.precision} the model's images are NaN or "
                 "inf; use bf16 or fp32"
             )
-        return models.to_pixels(decoded, self.normalization)
+        return models.to_pixels(decoded)
 
     @torch.inference_mode()
     def _denoise_and_decode(

@@ -18,6 +18,7 @@ from stages.diffusion import models
 from stages.diffusion.denoising import denoise
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss, stratified_timesteps
+from stages.diffusion.normalization import load_folded_vae
 from stages.diffusion.trainer import Trainer
 from stages.params import FinetuneSD
 from stages.runtime.progress import log
@@ -236,10 +237,10 @@ def decode_grid(
     Args:
         samples: for each caption, the scaled latents [N, C, h, w] of its images.
         start: the model folder with the VAE.
-        normalization: the normalization that the VAE was fed.
+        normalization: of the pixels whose latents these are.
         device: to decode on.
     """
-    vae = models.load(start, "vae").to(device, memory_format=torch.channels_last)
+    vae = load_folded_vae(start, normalization).to(device, memory_format=torch.channels_last)
     scale = models.scaling_factor(start)
     rows = []
     for latents in samples:
@@ -247,6 +248,6 @@ def decode_grid(
         for latent in latents:
             decoded = vae.decode(latent[None].to(device) / scale, return_dict=False)[0]
             pixels = decoded.float().cpu().numpy()  # [1, 3, H, W]
-            tiles.append(models.to_pixels(pixels, normalization)[0])  # [H, W, 3]
+            tiles.append(models.to_pixels(pixels)[0])  # [H, W, 3]
         rows.append(np.concatenate(tiles, axis=1))
     return Image.fromarray(np.concatenate(rows))
