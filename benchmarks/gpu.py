@@ -305,7 +305,13 @@ def measure_checkpoint(folder: Path, tiny: bool) -> Results:
 
 def measure_resuming(folder: Path, tiny: bool) -> Results:
     """Train the demo's model with and without a kill in between: is the last loss the same?"""
-    config = {"epochs": 1, "checkpoint_steps": 4, "validation_images": 16, "grid_captions": 1}
+    config = {
+        "epochs": 1,
+        "warmup_steps": 4,
+        "checkpoint_steps": 4,
+        "validation_images": 16,
+        "grid_captions": 1,
+    }
     make_demo(folder / "resuming", 400, finetune_sd=config, encode={"base_domain": "none"})
     enter(folder, "resuming")
     run_stage("encode")

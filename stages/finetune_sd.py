@@ -59,8 +59,7 @@ def main() -> None:
     # Model: the UNet, its optimizer and the average of its weights; the batches it will see.
     trainer = Trainer(start, config, seed, accelerator)
     loader = BatchLoader(train_split, config, seed, len(trainer.alphas_cumprod), accelerator)
-    images_per_step = config.batch_size * config.gradient_accumulation
-    steps = math.ceil(config.epochs * len(train_split) / images_per_step)
+    steps = count_steps(config, len(train_split))
 
     def try_batch(images: int) -> None:
         trainer.trial_step(loader.trial_batch(images))
@@ -84,12 +83,7 @@ def main() -> None:
         # Resume from the last checkpoint, or measure the base model.
         state = trainer.resume(cache)
         if state is None:
-            with torch.no_grad():
-                losses = trainer.losses(trainer.model, next(loader.batches(range(1))))  # [B]
-            grid_file = training_log.grid_file(cache, 0)
-            base = evaluator.measure(trainer, 0, losses, grid_file)
-            evaluator.question_prediction_type(trainer, base["validation_loss"])
-            state = TrainingState(curve=[base])
+            state = measure_base(trainer, loader, evaluator, cache)
 
         train(trainer, loader, evaluator, state, steps, cache, log_metrics)
 
@@ -98,6 +92,39 @@ def main() -> None:
             publish(cache, start, config, seed, evaluator, state.best_step)
             training_log.write(state, steps, cpu_threads(accelerator.device), cache, LATENTS)
         accelerator.wait_for_everyone()
+
+
+def count_steps(config: FinetuneSD, images: int) -> int:
+    """Optimizer steps of the training. Exits with an error where the warm-up has more.
+
+    `images` is the number of training images.
+    """
+    per_step = config.batch_size * config.gradient_accumulation
+    steps = math.ceil(config.epochs * images / per_step)
+    if config.warmup_steps > steps > 0:
+        exit_with_error(
+            f"finetune_sd.warmup_steps: {config.warmup_steps} are more than the {steps} steps of "
+            f"the training ({config.epochs:g} epochs of {images} images, {per_step} a step): the "
+            f"learning rate would end at {learning_rate(steps - 1, steps, config):.1e} instead of "
+            f"{config.lr:.1e}"
+        )
+    return steps
+
+
+def measure_base(
+    trainer: Trainer, loader: BatchLoader, evaluator: Evaluator, cache: Path
+) -> TrainingState:
+    """The state before training, with the measurements of the base model."""
+    with torch.no_grad():
+        losses = trainer.losses(trainer.model, next(loader.batches(range(1))))  # [B]
+    row = evaluator.measure(trainer, 0, losses, training_log.grid_file(cache, 0))
+    if not training_log.has_finite_losses(row):
+        exit_with_error(
+            f"{evaluator.start}: its loss is NaN or infinite before any training: its weights, or "
+            f"{LATENTS}, hold such values in {trainer.config.precision}"
+        )
+    evaluator.question_prediction_type(trainer, row["validation_loss"])
+    return TrainingState(curve=[row])
 
 
 def train(
@@ -135,7 +162,7 @@ def train(
             images = (state.step - first_step) * accumulation * config.batch_size
             rate = images / (time.perf_counter() - started)
             bar.set_postfix(loss=f"{train_loss:.4f}", images_s=f"{rate:.0f}", refresh=False)
-            training_log.exit_if_diverged([train_loss], state, writer, config.lr)
+            training_log.exit_if_diverged({"train_loss": train_loss}, state, writer, config)
             log_metrics(state.step, {"train_loss": train_loss, "images_per_second": rate, "lr": lr})
 
         # Checkpoint: measure the averaged weights, then write all that resuming needs.
@@ -143,7 +170,7 @@ def train(
             grid_file = training_log.grid_file(cache, state.step)
             with trainer.averaged_weights():
                 row = evaluator.measure(trainer, state.step, torch.stack(losses), grid_file)
-            training_log.exit_if_diverged(row.values(), state, writer, config.lr)
+            training_log.exit_if_diverged(row, state, writer, config)
             losses.clear()
             state.record(row)
             trainer.save_checkpoint(writer, state)

@@ -12,7 +12,7 @@ import argparse
 import difflib
 import sys
 import unicodedata
-from math import isfinite
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -763,10 +763,9 @@ class Params(Section):
                 hint = f"did you mean {similar[0]}?" if similar else "classes doesn't list it"
                 raise ValueError(f"{key}: {name}: unknown class; {hint}")
 
-    # pydantic runs these in order and stops at the first that raises.
+    # Each raises its first fault. `_check_together` runs them all, so that no fault hides another.
 
-    @model_validator(mode="after")
-    def _check_classes(self) -> "Params":
+    def _check_classes(self) -> None:
         if not 2 <= len(self.classes) <= 100:
             last = f"; the last is {list(self.classes)[-1]}" if self.classes else ""
             raise ValueError(f"classes: 2 to 100 classes, not {len(self.classes)}{last}")
@@ -784,10 +783,8 @@ class Params(Section):
         repeated = sorted(scene for scene in set(scenes) if scenes.count(scene) > 1)
         if repeated:
             raise ValueError(f"classes: {repeated[0]} stands there twice; a scene shows one class")
-        return self
 
-    @model_validator(mode="after")
-    def _check_sources(self) -> "Params":
+    def _check_sources(self) -> None:
         sources = {f"fetch_model.{role}": source for role, source in self.fetch_model}
         sources["fetch_papers.source"] = self.fetch_papers.source
         sources["fetch_imagery.source"] = self.fetch_imagery.source
@@ -812,12 +809,10 @@ class Params(Section):
                 "train_scene.source: embedded judges the embedded scenes only; for "
                 f"fetch_imagery.source: {self.fetch_imagery.source} say scratch"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_raster_keys(self) -> "Params":
+    def _check_raster_keys(self) -> None:
         if self.fetch_imagery.source != "embedded":
-            return self
+            return
         unused = {"bands": None, "stretch": "auto", "mask": None, "tile": None, "labels": None}
         for key, value in unused.items():
             if getattr(self.fetch_imagery, key) != value:
@@ -825,10 +820,8 @@ class Params(Section):
                     f"fetch_imagery.{key}: is for rasters, and the embedded scenes are none: write "
                     f"{value or 'null'}"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _check_extractors(self) -> "Params":
+    def _check_extractors(self) -> None:
         extractors = self.features.extractors
         if "scene" not in extractors or len(set(extractors)) < len(extractors):
             raise ValueError(
@@ -845,10 +838,8 @@ class Params(Section):
                 f"features.extractors: {self.fetch_model.vision} of fetch_model.vision holds no "
                 f"{min(others)}"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_prompt_writers(self) -> "Params":
+    def _check_prompt_writers(self) -> None:
         prompt = self.prompt
         pairs = [(prompt.writer, prompt.technique)]
         pairs += [(pair.writer, pair.technique) for pair in prompt.compare]
@@ -871,10 +862,8 @@ class Params(Section):
                     f"prompt.technique: the {writer} writer knows {', '.join(known)}, "
                     f"not {technique}"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _check_prompts_per_class(self) -> "Params":
+    def _check_prompts_per_class(self) -> None:
         per_class = self.prompt.per_class
         if isinstance(per_class, dict):
             self._refuse_unknown_class("prompt.per_class", per_class)
@@ -887,10 +876,8 @@ class Params(Section):
                 f"prompt.per_class: prompts for {f'{used[0]} only' if used else 'no class'}; a "
                 "classifier needs two classes"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_words(self) -> "Params":
+    def _check_words(self) -> None:
         self._refuse_unknown_class("prompt.words", self.prompt.words)
         terms = []  # with their classes
         for name, scenes in self.classes.items():
@@ -907,27 +894,21 @@ class Params(Section):
                     f"prompt.words: {min(others)} and {name} share {term}; a prompt names one "
                     "class: give one of them other names or kinds"
                 )
-        return self
 
-    @model_validator(mode="after")
-    def _check_selection(self) -> "Params":
+    def _check_selection(self) -> None:
         if self.generate.keep and self.features.extractors == ["scene"]:
             raise ValueError(
                 "generate.keep: a selected set can't be scored in the features that selected it: "
                 "add another network to features.extractors, or say null"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_passage_overlap(self) -> "Params":
+    def _check_passage_overlap(self) -> None:
         if self.index_rag.overlap_tokens >= self.index_rag.passage_tokens:
             raise ValueError("index_rag.overlap_tokens: must be less than passage_tokens")
-        return self
 
-    @model_validator(mode="after")
-    def _check_zero_terminal_snr(self) -> "Params":
+    def _check_zero_terminal_snr(self) -> None:
         if not self.finetune_sd.zero_terminal_snr:
-            return self
+            return
         if self.sampling.scheduler == "pndm":
             raise ValueError(
                 "sampling.scheduler: pndm can't start from pure noise, as "
@@ -938,12 +919,66 @@ class Params(Section):
                 "finetune_sd.min_snr_gamma: gives pure noise, which zero_terminal_snr is for, "
                 "no weight; say null"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _check_classifier_fractions(self) -> "Params":
+    def _check_classifier_fractions(self) -> None:
         if self.classifier.valid_fraction + self.classifier.test_fraction >= 1:
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
+
+    def _check_from_scratch(self) -> None:
+        if self.train_base.source == "base":
+            return
+        lengths = {
+            "train_base.vae_steps": self.train_base.vae_steps,
+            "train_base.text_steps": self.train_base.text_steps,
+            "finetune_sd.epochs": self.finetune_sd.epochs,
+        }
+        untrained = [key for key, length in lengths.items() if not length]
+        if untrained:
+            raise ValueError(
+                f"{', '.join(untrained)}: 0 trains nothing, and train_base.source: scratch begins "
+                "with random weights (params/rsicd.yaml: 6000 and 3000 steps, 150 epochs)"
+            )
+
+    def _check_warmup(self) -> None:
+        images = self.fetch_imagery.max_images
+        config = self.finetune_sd
+        if images is None or not config.epochs:
+            return
+        per_step = config.batch_size * config.gradient_accumulation
+        steps = ceil(config.epochs * images / per_step)
+        if config.warmup_steps > steps:
+            raise ValueError(
+                f"finetune_sd.warmup_steps: {config.warmup_steps} are more than the {steps} steps "
+                f"of the training, {config.epochs:g} epochs of at most {images} images, "
+                f"{per_step} a step: lr would not be reached"
+            )
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Params":
+        """Run all checks; each that fails is a line of the message."""
+        checks = (
+            self._check_classes,
+            self._check_sources,
+            self._check_raster_keys,
+            self._check_extractors,
+            self._check_prompt_writers,
+            self._check_prompts_per_class,
+            self._check_words,
+            self._check_selection,
+            self._check_passage_overlap,
+            self._check_zero_terminal_snr,
+            self._check_classifier_fractions,
+            self._check_from_scratch,
+            self._check_warmup,
+        )
+        faults = []
+        for check in checks:
+            try:
+                check()
+            except ValueError as fault:
+                faults.append(_on_one_line(str(fault)))
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
 
 
@@ -1011,7 +1046,12 @@ def check(values: dict[str, Any], name: str | Path) -> Params:
                 f"{name}: holds only some keys, as the files of params/ do; "
                 f"`make scale SCALE={scale}` writes a whole params.yaml with its values"
             )
-        sys.exit("\n".join(f"{name}: {_on_one_line(_explain(fault))}" for fault in faults))
+        lines = []
+        for fault in faults:
+            # Those of the whole file are several lines, each of one check.
+            message = _explain(fault)
+            lines += [_on_one_line(message)] if _key(fault) else message.splitlines()
+        sys.exit("\n".join(f"{name}: {line}" for line in lines))
 
 
 def read(path: str | Path = "params.yaml") -> dict[str, Any]:
@@ -1066,7 +1106,7 @@ def _explain(fault: ErrorDetails) -> str:
         field = _fields(location[:-1])[str(location[-1])]
         return f"{key}: missing ({field.description or 'a section'})"
     if not key:
-        return message
+        return message  # a line for each of `Params._check_together`
     if fault["type"] == "bool_type":
         message = "should be true or false"
     message = message.replace("Input should", "should")

@@ -20,7 +20,7 @@ from stages.diffusion.loss import (
     stratified_timesteps,
     target,
 )
-from stages.diffusion.validation import rms_distance
+from stages.diffusion.validation import relative_diversity, rms_distance
 from stages.runtime.gpu_memory import largest_batch, report_out_of_memory
 
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -311,8 +311,25 @@ def test_the_rms_distance_of_latents_is_that_of_random_pairs():
     assert rms_distance(latents[:1].repeat(5, 1, 1, 1)) == 0
 
 
+def test_diversity_is_unknown_where_the_real_tiles_are_one(data):
+    """`data` holds tiles of different constant values."""
+    samples = [torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0))]
+    assert relative_diversity(samples, data) > 0
+    assert relative_diversity([samples[0] * float("inf")], data) is None
+    data.mean = np.repeat(data.mean[:1], 10, axis=0)
+    # The same tile may round otherwise in another place of a batch.
+    data.mean[3, 0, 0, 0] += np.float16(2**-10)
+    assert relative_diversity(samples, data) is None
+
+
 @pytest.mark.parametrize("steps", [1, 9, 10, 11])
 def test_a_vae_trains_for_any_number_of_steps(steps):
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     vae = from_scratch.train_vae(images, [8, 8], 4, steps, batch_size=4, lr=1e-3, seed=0)
     assert all(torch.isfinite(weight).all() for weight in vae.parameters())
+
+
+def test_a_vae_that_diverges_is_one_line():
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    with pytest.raises(SystemExit, match="error: train_base.lr: .* VAE "):
+        from_scratch.train_vae(images, [8, 8], 4, 1, batch_size=4, lr=1e30, seed=0)

@@ -17,7 +17,7 @@ from tiny_diffusion import IMAGERY, on_threads, run, write_params
 from stages import encode, fetch_model, finetune_sd, sample
 from stages.common.artifacts import digest, encode_png, read_json, write_json, write_shards
 from stages.diffusion import models, trainer
-from stages.diffusion.latents import Latents
+from stages.diffusion.latents import Latents, memory_map
 from stages.diffusion.validation import validation_loss
 from stages.embedded.scenes.render import render
 from stages.params import load
@@ -274,6 +274,21 @@ def test_a_base_that_is_worse_than_predicting_nothing_is_named(shipped, predicti
     assert numbers[0] == pytest.approx(loss, rel=0.01) and loss > 1
     assert numbers[1] == pytest.approx(1, abs=0.05)  # the mean square of the noise
     assert numbers[2] < 0.8 and "v_prediction" in line
+
+
+def test_a_validation_split_of_equal_tiles_is_trained_on_without_diversity(workspace):
+    """No-data tiles or blank sea."""
+    file = workspace / "data/latents/valid.safetensors"
+    arrays = memory_map(file, "r+")
+    for array in arrays.values():
+        array[:] = array[:1]
+        array.flush()
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0, log
+    metrics = read_json(workspace / "metrics/diffusion.json")
+    assert metrics["validation_loss"] < metrics["validation_loss_base"]
+    assert not [key for key in metrics if key.startswith("diversity")]
+    assert {row["diversity"] for row in read_curve(workspace).values()} == {None}
 
 
 def test_zero_epochs_publish_the_base_model_as_it_is(workspace):

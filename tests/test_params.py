@@ -130,6 +130,11 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
         ),
         ("paper_n: 250", "paper_n: 1", ["fid.paper_n", " 2,", " 1"]),
         ("tile: null", "tile: {sizes: 8}", ["fetch_imagery.tile.sizes", "did you mean size?"]),
+        (
+            "warmup_steps: 20 ",
+            "warmup_steps: 2000 ",
+            ["finetune_sd.warmup_steps: 2000 ", " 563 steps", " 1800 images"],
+        ),
     ],
 )
 def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
@@ -220,15 +225,26 @@ def test_renamed_keys_lead_to_keys_of_the_schema():
         assert name in model.model_fields and old.partition(".")[2] not in model.model_fields
 
 
-def test_the_first_fault_of_several_values_is_the_one_reported(tmp_path):
-    """Values that don't fit together are checked in the order of the file's sections."""
+def test_values_that_do_not_fit_together_are_a_line_each(tmp_path):
+    """Training from scratch without steps, with a warm-up that is too long, and two others."""
     file = tmp_path / "params.yaml"
-    text = DEMO.replace("[bareland, desert]", "[bareland, lake]")
-    file.write_text(text.replace("max_images: 1800", "max_images: null"))
+    text = DEMO
+    for old, new in (
+        ("[bareland, desert]", "[bareland, lake]"),
+        ("train_base:\n  source: base ", "train_base:\n  source: scratch "),
+        ("valid_fraction: 0.1", "valid_fraction: 0.9"),
+        ("warmup_steps: 20 ", "warmup_steps: 2000 "),
+    ):
+        assert text.count(old) == 1, f"the test's own premise: {old}"
+        text = text.replace(old, new)
+    file.write_text(text)
     done = shell("python", "-m", "stages.params", str(file), cwd=REPOSITORY)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert "classes" in line and "max_images" not in line
+    lines = done.stderr.splitlines()
+    assert len(lines) == 4 and all(line.startswith(f"{file}: ") for line in lines)
+    keys = ("classes", "classifier", "train_base.vae_steps, train_base.text_steps", "warmup_steps")
+    for key, line in zip(keys, lines):
+        assert key in line
 
 
 def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):

@@ -137,7 +137,8 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
         zero_terminal_snr: rescale the schedule to zero terminal signal-to-noise ratio.
 
     Raises:
-        SystemExit: `pndm` on a zero-terminal-SNR schedule, or an unknown prediction type.
+        SystemExit: `pndm` or noise as the prediction on a zero-terminal-SNR schedule, or an unknown
+            prediction type.
     """
     import diffusers
 
@@ -154,6 +155,13 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
         exit_with_error(
             f"{folder}/scheduler: prediction_type {prediction_type} is not supported "
             "(epsilon, v_prediction)"
+        )
+    if config.get("rescale_betas_zero_snr") and prediction_type == "epsilon":
+        key = "finetune_sd.zero_terminal_snr" if zero_terminal_snr else f"{folder}/scheduler"
+        exit_with_error(
+            f"{key}: a noise schedule that ends where the signal is zero (rescale_betas_zero_snr) "
+            f"needs a model with v_prediction; {folder} predicts the noise (epsilon), which says "
+            "nothing about the image there"
         )
     return getattr(diffusers, SCHEDULERS[name]).from_config(config | STEPPING)
 

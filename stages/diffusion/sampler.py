@@ -71,6 +71,7 @@ class Sampler:
             )
         if sampling.precision == "fp16" and torch.device(device).type != "cuda":
             exit_with_error("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
+        self.folder = folder
         self.sampling = sampling
         self.device = torch.device(device)
         self.dtype = DTYPES[sampling.precision]
@@ -133,10 +134,22 @@ class Sampler:
         decoded = images.float().cpu().numpy()
         if not np.isfinite(decoded).all():
             exit_with_error(
-                f"sampling.precision: in {self.sampling.precision} the model's images are NaN or "
-                "inf; use bf16 or fp32"
+                f"{self.folder}: the images of this model are NaN or inf. {self._nan_advice()}"
             )
         return models.to_pixels(decoded)
+
+    def _nan_advice(self) -> str:
+        """What may be at fault where images are NaN or inf, with values that can be changed."""
+        faults = []
+        wider = {"fp16": "bf16 or fp32", "bf16": "fp32", "fp32": None}[self.sampling.precision]
+        if wider:
+            faults.append(f"sampling.precision (try {wider})")
+        if self.sampling.guidance_scale > 1:
+            faults.append(
+                f"sampling.guidance_scale (try less than {self.sampling.guidance_scale:g})"
+            )
+        faults.append("the model's weights or its noise schedule")
+        return f"At fault may be {', or '.join(faults)}"
 
     @torch.inference_mode()
     def _denoise_and_decode(

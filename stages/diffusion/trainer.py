@@ -89,12 +89,6 @@ class Trainer:
         schedule = models.load_scheduler(start, "ddpm", config.zero_terminal_snr)
         self.prediction_type = schedule.config.prediction_type
         self.alphas_cumprod = schedule.alphas_cumprod.to(accelerator.device)
-        if config.zero_terminal_snr and self.prediction_type != "v_prediction":
-            exit_with_error(
-                "finetune_sd.zero_terminal_snr: where the signal is zero, the noise says nothing "
-                f"about the image, and {start} predicts {self.prediction_type}; a base model with "
-                "v_prediction is needed"
-            )
 
         self.unet = models.load_trainable_unet(start, config.method, seed)
         self.unet.to(accelerator.device, memory_format=torch.channels_last)

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,10 +9,13 @@ from PIL import Image
 
 from stages.common.artifacts import write_atomically, write_json
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
+from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
-# What is measured at step 0 and at each checkpoint. `base_domain_loss`: only with such a set.
+LOSSES = ("train_loss", "validation_loss", "base_domain_loss")
+# What is measured at step 0 and at each checkpoint. `base_domain_loss`: only with such a set;
+# `diversity`: only where it is known.
 MEASURED = ("validation_loss", "base_domain_loss", "diversity")
 COLUMNS = ("step", "train_loss", *MEASURED)
 GRIDS = Path("metrics/plots/diffusion_grid")
@@ -24,18 +26,23 @@ def grid_file(cache: Path, step: int) -> Path:
     return cache / "grid" / f"{step:08d}.png"
 
 
+def has_finite_losses(row: dict[str, float]) -> bool:
+    """Whether the losses among measurements are numbers."""
+    return all(math.isfinite(row[name]) for name in LOSSES if name in row)
+
+
 def exit_if_diverged(
-    values: Iterable[float], state: TrainingState, writer: CheckpointWriter, lr: float
+    row: dict[str, float], state: TrainingState, writer: CheckpointWriter, config: FinetuneSD
 ) -> None:
-    """Exit with an error where one of these values is NaN or infinite.
+    """Exit with an error where a loss is NaN or infinite.
 
     Args:
-        values: measured at `state.step`.
+        row: measured at `state.step`, by column.
         state: its curve ends at the last checkpoint, which stays on disk.
         writer: may still be writing that checkpoint.
-        lr: the peak learning rate.
+        config: the params, of which the message names those that can help.
     """
-    if all(math.isfinite(value) for value in values):
+    if has_finite_losses(row):
         return
     writer.wait()
     history = ", ".join(f"step {row['step']}: {row['train_loss']:.4f}" for row in state.curve)
@@ -45,7 +52,8 @@ def exit_if_diverged(
         kept = "No checkpoint was written yet"
     exit_with_error(
         f"finetune_sd.lr: the loss is NaN or infinite at step {state.step} (mean training loss "
-        f"before: {history}). {kept}. Try a lower lr than {lr}, a longer warm-up, or precision fp32"
+        f"before: {history}). {kept}. Try a lower lr than {config.lr}, a longer warm-up than "
+        f"{config.warmup_steps} steps{'' if config.precision == 'fp32' else ', or precision fp32'}"
     )
 
 
@@ -64,10 +72,9 @@ def write(state: TrainingState, steps: int, cpu_threads: int, cache: Path, laten
     last = state.curve[-1]
     metrics = {"train_loss": best["train_loss"]}
     for name in MEASURED:
-        if name in base:
-            metrics[name] = best[name]
-            metrics[f"{name}_base"] = base[name]
-            metrics[f"{name}_last"] = last[name]
+        for suffix, row in (("", best), ("_base", base), ("_last", last)):
+            if name in row:
+                metrics[f"{name}{suffix}"] = row[name]
     captions = pq.read_table(latents / "captions.parquet", columns=["truncated"])
     metrics["best_step"] = state.best_step
     metrics["steps"] = steps

@@ -26,6 +26,9 @@ from stages.runtime.progress import log
 GRID_COLUMNS = 4  # images per caption
 GRID_STEPS = 15  # of DPM-Solver++
 GRID_GUIDANCE = 4.0  # scale of classifier-free guidance
+# Latents of equal images, whose standard deviation is near 1, differ by less: by their rounding to
+# float16.
+MIN_DISTANCE = 1e-3
 
 
 class Evaluator:
@@ -78,7 +81,9 @@ class Evaluator:
         samples = sample_captions(
             trainer.model, self.valid, self.config.grid_captions, scheduler, device
         )
-        measurements["diversity"] = relative_diversity(samples, self.valid)
+        diversity = relative_diversity(samples, self.valid)
+        if diversity is not None:
+            measurements["diversity"] = diversity
         if trainer.accelerator.is_main_process:
             grid = decode_grid(samples, self.start, self.normalization, device)
             write_atomically(grid_file, encode_png(grid))
@@ -204,18 +209,23 @@ def sample_captions(
     return samples
 
 
-def relative_diversity(samples: list[torch.Tensor], data: Latents) -> float:
+def relative_diversity(samples: list[torch.Tensor], data: Latents) -> float | None:
     """How much images of one caption differ, as a fraction of how much real images differ.
 
     Measured by the root mean square distance of latents. The paper's "averaged-out" images
-    (section 4) would show as a fall.
+    (section 4) would show as a fall. None, for unknown, where the real images are copies of one
+    image, or generated ones are NaN or inf.
 
     Args:
         samples: for each caption, the latents [N, C, h, w] of its images.
         data: the real images; the first 64 are used.
     """
     real = data.latents(np.arange(min(len(data), 64)), 0, None)  # [N, C, h, w]
-    return float(np.mean([rms_distance(latents) for latents in samples]) / rms_distance(real))
+    real_distance = rms_distance(real)
+    distance = float(np.mean([rms_distance(latents) for latents in samples]))
+    if real_distance < MIN_DISTANCE or not np.isfinite(distance):
+        return None
+    return distance / real_distance
 
 
 def rms_distance(latents: torch.Tensor) -> float:
