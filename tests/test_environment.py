@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from stages.runtime.environment import clear_variables
+
 MAKEFILE_READS = (
     "Makefile",
     "params/demo.yaml",
@@ -210,6 +212,53 @@ def test_tools_run_dvc_where_it_is_not_on_path(tmp_path):
     done = start(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(REPOSITORY), PATH="/bin")
     assert done.returncode == 0 and (tmp_path / "where.txt").exists(), done.stdout + done.stderr
     assert Path((tmp_path / "where.txt").read_text()).samefile(sys.prefix)
+
+
+CLEARED = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "FSDP_VERSION": "2",
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
+    "PL_TRAINER_PRECISION": "bf16-true",
+    "TORCHINDUCTOR_USE_FAST_MATH": "1",
+}
+KEPT = {
+    "ACCELERATE_USE_CPU": "1",
+    "CUDA_VISIBLE_DEVICES": "0",
+    "OMP_NUM_THREADS": "1",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+}
+
+
+def test_variables_that_change_results_are_named_and_removed(monkeypatch, capfd):
+    monkeypatch.delenv("RANK", raising=False)
+    for name, value in (CLEARED | KEPT).items():
+        monkeypatch.setenv(name, value)
+    clear_variables()
+    assert not CLEARED.keys() & os.environ.keys() and KEPT.items() <= os.environ.items()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert all(name in line for name in CLEARED) and not any(name in line for name in KEPT)
+    clear_variables()
+    assert not capfd.readouterr().err
+    # What a launcher has set for its processes stands in the machine's accelerate config.
+    monkeypatch.setenv("RANK", "0")
+    for name, value in CLEARED.items():
+        monkeypatch.setenv(name, value)
+    clear_variables()
+    assert "FSDP_VERSION" in os.environ and "PL_TRAINER_PRECISION" not in os.environ
+
+
+def test_variables_are_removed_before_the_libraries_read_them(tmp_path):
+    code = (
+        "from stages.runtime.process import start_process\nstart_process()\nimport torch\n"
+        "print(torch.backends.cpu.get_cpu_capability())"
+    )
+    said = [
+        start(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(REPOSITORY), **variables)
+        for variables in ({}, {"ATEN_CPU_CAPABILITY": "default"})
+    ]
+    assert said[0].stdout == said[1].stdout and said[0].stdout
+    assert "ATEN_CPU_CAPABILITY" in said[1].stderr and not said[0].stderr
 
 
 def test_texts_and_names_are_utf8_in_every_locale(tmp_path):

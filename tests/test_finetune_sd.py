@@ -1,6 +1,7 @@
 """finetune_sd on a tiny untrained model. Each run is a new process."""
 
 import csv
+import os
 import re
 import shutil
 import weakref
@@ -211,6 +212,23 @@ def test_two_processes_with_the_same_global_batch_learn_the_same(trained, worksp
     assert one["steps"] == two["steps"]
     # The gradient is summed in another order: rounding in float32.
     np.testing.assert_allclose([two[key] for key in one], [one[key] for key in one], rtol=1e-4)
+
+
+def finetune_with(variables):
+    os.environ |= variables
+    finetune_sd.main()
+
+
+def test_variables_of_accelerate_change_nothing(trained, workspace):
+    variables = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "AOT_EAGER",
+    }
+    code, log = run(workspace, finetune_with, variables)
+    assert code == 0, log
+    assert digest(workspace / "models/diffusion") == digest(trained / "models/diffusion")
+    assert read_curve(workspace) == read_curve(trained)
 
 
 def test_accumulation_equals_the_bigger_batch(trained, workspace):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import GradientAccumulationPlugin
 
 from stages.diffusion import checkpoints, models
 from stages.diffusion.batches import Batch
@@ -26,9 +27,11 @@ from stages.runtime.progress import log
 def create_accelerator(config: FinetuneSD) -> Accelerator:
     """The devices to train on. Exits with an error where they don't suit `config`."""
     process_state()  # exits where fewer processes came up than were launched
+    # Explicit where accelerate would otherwise look into the environment.
     accelerator = Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
-        gradient_accumulation_steps=config.gradient_accumulation,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation),
+        dynamo_backend="no",
     )
     if config.precision == "fp16" and accelerator.device.type != "cuda":
         exit_with_error("finetune_sd.precision: fp16 needs a GPU; use bf16 or fp32")

@@ -1,4 +1,4 @@
-"""Start the process of a script: arguments, speed settings, one-line errors, a note of its time."""
+"""Start the process of a script: arguments, environment, speed, readable errors, its wall time."""
 
 import argparse
 import atexit
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from stages.runtime.environment import clear_variables
 from stages.runtime.errors import excepthook
 
 
@@ -45,6 +46,7 @@ def start_process() -> None:
     """Set what makes a process fast and its errors readable. None of it can change a result."""
     sys.excepthook = excepthook
     _use_utf8()
+    clear_variables()
     # Containers often forbid Python to keep compiled modules. Without them torch and its
     # libraries take 3 to 10 s longer to import, in each of about 30 stages.
     sys.dont_write_bytecode = False
