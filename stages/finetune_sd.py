@@ -30,13 +30,17 @@ from stages.params import FinetuneSD, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.process import run_stage
-from stages.runtime.progress import progress_bar
+from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
 from stages.runtime.tracking import LogMetrics, track_metrics
 
 LATENTS = Path("data/latents")
 OUT = Path("models/diffusion")
 LOG_STEPS = 10  # optimizer steps between two readings of the loss; each reading waits for the GPU
+# Params that change no weight of any step: a run goes on under other values of them. Compiled code
+# may round otherwise.
+SAVING = ("keep_checkpoints", "gradient_checkpointing", "compile")
+MEASURING = ("checkpoint_steps", "grid_captions")
 MEMORY_ADVICE = (
     "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and "
     "adamw8bit save memory"
@@ -67,7 +71,8 @@ def main() -> None:
     # A run resumes only checkpoints of the same params and the same bytes of all inputs.
     inputs: list[str | Path] = [LATENTS, start / "unet", start / "scheduler"]
     inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
-    run_id = fingerprint({"finetune_sd": config.model_dump(), "seed": seed}, inputs)
+    settings = config.model_dump(exclude={*SAVING, *MEASURING})
+    run_id = fingerprint({"finetune_sd": settings, "seed": seed}, inputs)
     with (
         resume_folder("finetune_sd", run_id) as cache,
         report_out_of_memory(
@@ -84,6 +89,7 @@ def main() -> None:
         state = trainer.resume(cache)
         if state is None:
             state = measure_base(trainer, loader, evaluator, cache)
+        note_measuring(state, config)
 
         train(trainer, loader, evaluator, state, steps, cache, log_metrics)
 
@@ -125,6 +131,15 @@ def measure_base(
         )
     evaluator.question_prediction_type(trainer, row["validation_loss"])
     return TrainingState(curve=[row])
+
+
+def note_measuring(state: TrainingState, config: FinetuneSD) -> None:
+    """Note by which params the curve is measured from here on; log where they were others."""
+    measuring = config.model_dump(include=set(MEASURING))
+    if state.measuring and state.measuring != measuring:
+        before = ", ".join(f"{name} {value}" for name, value in state.measuring.items())
+        log(f"finetune_sd: what was measured until step {state.step}, with {before}, is kept")
+    state.measuring = measuring
 
 
 def train(

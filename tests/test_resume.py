@@ -261,6 +261,48 @@ def test_a_run_with_other_params_starts_from_the_base_model(workspace):
     assert re.search(rf"\b1 .*{re.escape(str(workspace / 'scratch/finetune_sd'))}(?!/)", log)
 
 
+def test_a_run_goes_on_on_another_disk_and_under_params_that_change_no_weight(trained, workspace):
+    assert run(workspace, kill_at, 8)[0] == -signal.SIGKILL
+    (workspace / "scratch").rename(workspace / "other disk")
+    (workspace / "scratch").symlink_to(workspace / "other disk")
+    saving = {"keep_checkpoints": 1, "gradient_checkpointing": True}
+    write_params(workspace, finetune_sd=saving)
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and resumed_step(log) == 6
+    assert outputs(workspace) == outputs(trained)
+
+
+def test_a_run_goes_on_where_other_steps_and_grids_are_measured_and_says_so(trained, workspace):
+    assert run(workspace, kill_at, 8)[0] == -signal.SIGKILL
+    write_params(workspace, finetune_sd={"checkpoint_steps": 4, "grid_captions": 1})
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and resumed_step(log) == 6
+    assert re.search("until step 6, with checkpoint_steps 3, grid_captions 2, is kept", log)
+    grids = sorted(os.listdir(workspace / "metrics/plots/diffusion_grid"))
+    assert [int(grid[:8]) for grid in grids] == [0, 3, 6, 8, 10]
+    last = "validation_loss_last"
+    one, two = (
+        read_json(folder / "metrics/diffusion.json")[last] for folder in (trained, workspace)
+    )
+    assert one == two  # of the same weights
+
+
+def stop_at_publishing():
+    finetune_sd.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    finetune_sd.main()
+
+
+def test_damaged_best_weights_are_written_again(trained, workspace):
+    """Each time, where a run ends before it publishes."""
+    for _ in range(2):
+        assert run(workspace, stop_at_publishing)[0] == -signal.SIGKILL
+        (best,) = (workspace / "scratch/finetune_sd").glob("*/best.safetensors")
+        best.write_bytes(best.read_bytes()[:1000])
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and best.name in log
+    assert outputs(workspace) == outputs(trained)
+
+
 def test_options_that_save_memory_learn_and_resume_too(workspace, tmp_path):
     options = {"epochs": 2, "optimizer": "adamw8bit", "gradient_checkpointing": True}
     write_params(workspace, finetune_sd=options)

@@ -186,6 +186,24 @@ def test_a_restart_keeps_finished_groups(sampled, workspace):
     assert digest(workspace / "data/samples") == digest(sampled / "data/samples")
 
 
+@pytest.mark.parametrize("damage", ["cut", "one byte of an image", "fewer rows"])
+def test_a_damaged_group_is_named_and_generated_again(sampled, workspace, damage):
+    assert run(workspace, kill_after_groups, 1, sample.main, "base")[0] == -signal.SIGKILL
+    (group,) = (workspace / "scratch/sample_base").glob("*/*.parquet")
+    content = group.read_bytes()
+    if damage == "cut":
+        group.write_bytes(content[:1000])
+    elif damage == "fewer rows":
+        pq.write_table(pq.read_table(group).slice(1), group)
+    else:
+        place = len(content) // 4
+        group.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    code, log = run(workspace, count_written_groups, sample.main, "base")
+    assert code == 0 and f"{group}: damaged" in log, log
+    assert (workspace / "written.txt").read_text() == "2"
+    assert digest(workspace / "data/samples") == digest(sampled / "data/samples")
+
+
 def generate_with_diffusers(folder):
     """Generate one of the sampled images with diffusers' own pipeline."""
     from diffusers import StableDiffusionPipeline

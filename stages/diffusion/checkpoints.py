@@ -22,7 +22,7 @@ from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import log
-from stages.runtime.resume_cache import is_first_process
+from stages.runtime.resume_cache import advise_on_full_disk, is_first_process
 
 Tensors = dict[str, torch.Tensor]
 
@@ -38,6 +38,7 @@ class TrainingState:
         curve: the measurements of the base model (step 0) and of each checkpoint, by column of the
             training log.
         scaler: state of the gradient scaler; None except in fp16.
+        measuring: the params by which the curve was measured.
     """
 
     step: int = 0
@@ -45,6 +46,7 @@ class TrainingState:
     best_loss: float = math.inf
     curve: list[dict[str, float]] = field(default_factory=list)
     scaler: dict | None = None
+    measuring: dict[str, int] = field(default_factory=dict)
 
     def record(self, measurements: dict[str, float]) -> None:
         """Add the measurements of the checkpoint at `step`."""
@@ -127,9 +129,8 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
         exit_with_error(
-            f"{path.parent}: the checkpoint cannot be written ({error}); the one before is kept. "
-            "Free some space, or set REMOTE_DIFFUSION_SCRATCH to a folder on another disk, and run "
-            "again"
+            f"{path.parent}: the checkpoint cannot be written ({error}); the one before is kept: "
+            f"{advise_on_full_disk()}"
         )
 
 

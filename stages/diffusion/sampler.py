@@ -6,6 +6,7 @@ bytes from one process or eight, and after a restart. Finished groups are kept i
 until all are done.
 """
 
+import io
 import math
 from collections.abc import Iterable
 from copy import deepcopy
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import nn
@@ -235,13 +237,13 @@ def generate_shards(
         finished_count = len(list(cache.glob("*.parquet")))
         if finished_count:
             log(f"{stage}: {finished_count} finished groups of an earlier run are kept")
-        if finished_count < group_count:
-            sampler = Sampler(model, sampling, state.device)
+        sampler = None
         bar = progress_bar(total=total, desc=stage, unit="image")
         for number in range(FIRST_GROUP, FIRST_GROUP + group_count):
             group = list(islice(rows, sampling.batch_size))
             is_own = number % state.num_processes == state.process_index
-            if is_own and not (cache / f"{number}.parquet").exists():
+            if is_own and not _is_finished(cache / f"{number}.parquet", len(group)):
+                sampler = sampler or Sampler(model, sampling, state.device)
                 finished_rows = _generate_group(sampler, group, seed, provenance)
                 write_shard(cache, number, finished_rows, schema)
             bar.update(len(group))
@@ -250,6 +252,23 @@ def generate_shards(
         if state.is_main_process:
             _merge_groups(cache, group_count, out, schema)
         state.wait_for_everyone()
+
+
+def _is_finished(file: Path, count: int) -> bool:
+    """Whether a group of `count` images is there; a damaged one is named in the log, and is not."""
+    if not file.exists():
+        return False
+    try:
+        cells = pq.read_table(file, columns=["image"])["image"].to_pylist()
+        for cell in cells:
+            with Image.open(io.BytesIO(cell["bytes"])) as image:
+                image.verify()  # the checksums of PNG
+        fault = None if len(cells) == count else f"{len(cells)} of {count} images"
+    except (pa.ArrowException, OSError, SyntaxError, ValueError, TypeError) as error:
+        fault = f"{error}"
+    if fault:
+        log(f"{file}: damaged, its images are generated again ({fault})")
+    return fault is None
 
 
 def _generate_group(

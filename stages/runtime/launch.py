@@ -70,7 +70,7 @@ def config_file() -> Path:
     """Where `accelerate config` keeps its answers."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(os.environ.get("HF_HOME") or cache / "huggingface")
-    return home / "accelerate" / "default_config.yaml"
+    return home.expanduser() / "accelerate" / "default_config.yaml"
 
 
 def read_config(path: Path) -> dict:

@@ -11,6 +11,7 @@ NFS 4 does, Lustre where it is mounted with `flock`.
 """
 
 import os
+import shlex
 import shutil
 import socket
 import uuid
@@ -27,6 +28,7 @@ from stages.runtime.progress import log
 
 POLL = 1.0  # seconds between two looks at a lock that another process holds
 REMIND = 60.0  # seconds between two log lines of a run that waits
+BESIDE = ("origin", "hash")  # kinds of files that go with their folder
 # In the errors of a full disk. The last is of `torch.save`, which does not say why a file is short.
 DISK_FULL = ("No space left", "Disk quota exceeded", "unexpected pos")
 
@@ -35,11 +37,14 @@ def cache_root() -> Path:
     """`$REMOTE_DIFFUSION_SCRATCH`, else the user's cache folder; created if needed."""
     path = Path(os.environ.get("REMOTE_DIFFUSION_SCRATCH") or user_cache_path("remote-diffusion"))
     try:
+        # No shell expands the ~ of a `.env` file, a Dockerfile or a service.
+        path = path.expanduser()
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         exit_with_error(
-            f"{path}: {error.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder where checkpoints "
-            "and other temporary files can be written"
+            f"{path}: {reason}: set REMOTE_DIFFUSION_SCRATCH to a folder where checkpoints and "
+            "other temporary files can be written"
         )
     return path
 
@@ -63,14 +68,31 @@ def resume_folder(stage: str, fingerprint: str) -> Iterator[Path]:
             log_unused_folders(stage, path)
             yield path
             if is_first_process() and not is_awaited(path):
-                shutil.rmtree(path)
+                remove(path)
     except (OSError, SafetensorError, RuntimeError) as error:
         if not any(words in str(error) for words in DISK_FULL):
             raise
         exit_with_error(
-            f"{stage}: the disk is full ({error}). Finished work is kept in {path}: free some "
-            "space and run again"
+            f"{stage}: the disk is full ({error}). Finished work is kept in {path}: "
+            f"{advise_on_full_disk()}"
         )
+
+
+def advise_on_full_disk() -> str:
+    """What to do where the cache's disk may be full. The cache may lie anywhere: a run goes on."""
+    root = cache_root()
+    return (
+        "free some space (`python -m tools.cache` lists what lies there) and run again; or copy "
+        f"all of it to a folder on another disk, `cp -a {shlex.quote(str(root))}/. NEW/`, and run "
+        "again with REMOTE_DIFFUSION_SCRATCH=NEW: it goes on from there"
+    )
+
+
+def remove(path: Path) -> None:
+    """Remove a folder of the cache, which this process has locked, and what lies beside it."""
+    shutil.rmtree(path)
+    for kind in BESIDE:
+        beside(path, kind).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -78,7 +100,8 @@ def lock_folder(path: Path, stage: str) -> Iterator[None]:
     """Create and lock a folder; while another run holds the lock, wait, and say for whom.
 
     All processes of a run return together, when the first of them has the lock. Beside the folder
-    lie `<folder>.lock`, `<folder>.owner`, which names the process that has the lock, and a file
+    lie `<folder>.lock`, `<folder>.owner`, which names the process that has the lock,
+    `<folder>.origin`, which names the folder that the process works in, and a file
     `<folder>.waits-<id>` for each run that waits.
 
     Args:
@@ -94,6 +117,7 @@ def lock_folder(path: Path, stage: str) -> Iterator[None]:
         if is_first_process():
             process = f"process {os.getpid()} on {socket.gethostname()}"
             beside(path, "owner").write_text(process, encoding="utf-8")
+            beside(path, "origin").write_text(str(Path.cwd()), encoding="utf-8")
         yield
     finally:
         if lock.is_locked:
@@ -179,5 +203,5 @@ def log_unused_folders(stage: str, used: Path) -> None:
     if unused:
         log(
             f"{stage}: {len(unused)} run(s) with other params or inputs, unfinished or at work, "
-            f"have their folders in {used.parent}"
+            f"have their folders in {used.parent} (`python -m tools.cache` lists and empties them)"
         )

@@ -1,0 +1,90 @@
+"""The resume cache: where it lies, what is said when its disk is full, listing and emptying it."""
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.runtime import resume_cache
+from stages.runtime.resume_cache import resume_folder
+from tools import cache
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A cache with two unfinished runs, beside a folder of someone else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", "~/cache")
+    for stage, name in (("finetune_sd", "aaaa"), ("generate", "bbbb")):
+        with pytest.raises(InterruptedError), resume_folder(stage, name) as folder:
+            (folder / "finished").write_bytes(bytes(2000))
+            raise InterruptedError
+    root = tmp_path / "cache"
+    (root / "photos").mkdir()
+    (root / "photos/family.png").touch()
+    return root
+
+
+def run_tool(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["cache", *arguments])
+    monkeypatch.setattr(cache, "start_process", lambda: None)
+    cache.main()
+
+
+def test_entries_are_listed_with_size_age_and_origin(root, tmp_path, monkeypatch, capsys):
+    os.utime(root / "generate/bbbb/finished", (0, 0))
+    os.utime(root / "generate/bbbb", (0, 0))
+    run_tool(monkeypatch)
+    total, first, second = capsys.readouterr().out.splitlines()
+    assert f"{root}: 2 entries, 4 kB" == total
+    assert first.split() == f"2 kB 0 min finetune_sd/aaaa unfinished run of {tmp_path}".split()
+    assert "days  generate/bbbb" in second
+    (root / "generate/bbbb.origin").write_text(str(tmp_path / "temporary copy"))
+    with resume_folder("finetune_sd", "aaaa"):
+        run_tool(monkeypatch)
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert f"in use by process {os.getpid()} " in first and "gone" in second
+
+
+def test_emptying_keeps_what_a_run_uses_and_what_is_not_the_caches(root, monkeypatch, capsys):
+    with pytest.raises(SystemExit, match="photos: .*no such"):
+        run_tool(monkeypatch, "empty", "photos")
+    with pytest.raises(InterruptedError), resume_folder("finetune_sd", "aaaa"):
+        run_tool(monkeypatch, "empty")
+        raise InterruptedError
+    assert sorted(path.name for path in root.glob("*/*") if path.suffix != ".lock") == [
+        "aaaa",
+        "aaaa.origin",
+        "family.png",
+    ]
+    assert "finetune_sd/aaaa: kept" in capsys.readouterr().out
+    run_tool(monkeypatch, "empty", "finetune_sd")
+    assert not (root / "finetune_sd/aaaa").exists()
+    assert (root / "photos/family.png").exists()
+
+
+def test_a_home_folder_is_expanded_and_an_unknown_one_is_said(root, monkeypatch):
+    assert resume_cache.cache_root() == root and not Path("~").exists()
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", "~no-such-user/cache")
+    with pytest.raises(SystemExit, match="~no-such-user/cache: .*REMOTE_DIFFUSION_SCRATCH"):
+        resume_cache.cache_root()
+
+
+def test_a_full_disk_is_answered_by_copying_what_is_finished(root, monkeypatch):
+    with pytest.raises(SystemExit) as stopped, resume_folder("finetune_sd", "aaaa"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = str(stopped.value)
+    (command,) = re.findall("`(cp .*?)`", message)
+    assert "REMOTE_DIFFUSION_SCRATCH=NEW" in message
+    other = root.parent / "other"
+    other.mkdir()
+    subprocess.run(command.replace("NEW", str(other)), shell=True, check=True)
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(other))
+    with resume_folder("finetune_sd", "aaaa") as folder:
+        assert (folder / "finished").stat().st_size == 2000
+    assert not folder.exists() and not resume_cache.beside(folder, "origin").exists()

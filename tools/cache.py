@@ -1,0 +1,139 @@
+"""List or empty the resume cache: what stages that did not end have finished, and what is kept.
+
+    python -m tools.cache                        list it
+    python -m tools.cache empty                  remove all that no run is using
+    python -m tools.cache empty finetune_sd      only of this stage, or one entry by its name
+
+The cache is $REMOTE_DIFFUSION_SCRATCH, or a folder of the user's. A stage that ends removes what it
+kept there. What is removed here is made again where a stage needs it. A run that uses an entry
+keeps it.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from stages.runtime import resume_cache
+from stages.runtime.errors import exit_with_error
+from stages.runtime.process import start_process
+
+# What is not an unfinished run of a stage, by its folder.
+KINDS = {
+    "arxiv": "downloaded papers",
+    "chroma": "search index of passages",
+    "prompt": "answers of a language model",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.cache",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("action", nargs="?", choices=["empty"], help="remove entries")
+    parser.add_argument("names", nargs="*", help="stages or entries; default: all")
+    options = parser.parse_args()
+    start_process()
+    root = resume_cache.cache_root()
+    entries = list_entries(root)
+    if options.action is None:
+        show(root, entries)
+    else:
+        empty(root, choose(root, entries, options.names))
+
+
+def list_entries(root: Path) -> list[Path]:
+    """The folders of the cache. Each has a lock beside it: other folders are not the cache's."""
+    folders = [*root.glob("*/"), *root.glob("*/*/")]
+    return sorted(path for path in folders if resume_cache.beside(path, "lock").exists())
+
+
+def choose(root: Path, entries: list[Path], names: list[str]) -> list[Path]:
+    """The entries of these names, which are those of the list or of a stage; all for no names."""
+    chosen = []
+    for name in names:
+        named = [path for path in entries if (root / name) in (path, path.parent)]
+        if not named:
+            exit_with_error(f"{name}: {root} holds no such stage or entry; `python -m tools.cache`")
+        chosen += named
+    return chosen if names else entries
+
+
+def show(root: Path, entries: list[Path]) -> None:
+    """Print size, age, name and origin of each entry."""
+    print(f"{root}: {len(entries)} entries, {format_size(sum(map(measure_size, entries)))}")
+    for path in entries:
+        size = format_size(measure_size(path))
+        name = path.relative_to(root).as_posix()
+        print(f"{size:>9}  {format_age(path):>8}  {name}  {describe(root, path)}")
+
+
+def describe(root: Path, path: Path) -> str:
+    """What an entry is, where its run worked, and which process is using it."""
+    stage = path.relative_to(root).parts[0]
+    words = KINDS.get(stage, "unfinished run")
+    origin = resume_cache.beside(path, "origin")
+    with suppress(FileNotFoundError):
+        folder = origin.read_text(encoding="utf-8")
+        words += f" of {folder}" + ("" if Path(folder).is_dir() else " (which is gone)")
+    with locked(path) as is_free:
+        return words if is_free else f"{words}, in use by {resume_cache.owner(path)}"
+
+
+def empty(root: Path, entries: list[Path]) -> None:
+    """Remove entries that no run is using, and say what came of each."""
+    for path in entries:
+        name = path.relative_to(root).as_posix()
+        with locked(path) as is_free:
+            if not is_free:
+                print(f"{name}: kept, in use by {resume_cache.owner(path)}")
+                continue
+            size = format_size(measure_size(path))
+            resume_cache.remove(path)
+            print(f"{name}: removed, {size}")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of an entry in the block, if it is free; yields whether it is."""
+    lock = FileLock(resume_cache.beside(path, "lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def measure_size(path: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def format_size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def format_age(path: Path) -> str:
+    """Time since a file of the folder was last written."""
+    written = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+    hours = (time.time() - written) / 3600
+    if hours < 1:
+        return f"{60 * hours:.0f} min"
+    return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} days"
+
+
+if __name__ == "__main__":
+    main()
