@@ -2,7 +2,8 @@
 
 These are Stable Diffusion's parts at a size that minutes can train (Rombach et al. 2022).
 `train_base` trains them on the run's own imagery, `stages.embedded.train_models` for the base model
-that ships with the repository.
+that ships with the repository. Where training was killed it resumes from its last checkpoint, and
+ends with the same bytes.
 """
 
 import copy
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
+from stages.common.torch_setup import torch_generator
+from stages.diffusion.resumable import MinuteCheckpoints
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import progress_bar
@@ -36,13 +39,15 @@ def train_vae(
     batch_size: int,
     lr: float,
     seed: int,
+    cache: Path,
 ) -> Any:
-    """Train an AutoencoderKL on uint8 images [N, H, W, 3].
+    """Train an AutoencoderKL on uint8 images [N, H, W, 3], with checkpoints in `cache`.
 
     Returns it in eval mode, with a `scaling_factor` of 1 / std of its latents.
     """
     from diffusers import AutoencoderKL
 
+    torch.manual_seed(seed)
     vae: Any = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * len(channels),
         up_block_types=["UpDecoderBlock2D"] * len(channels),
@@ -54,22 +59,26 @@ def train_vae(
         sample_size=images.shape[1],
     )
     vae.to(_device(), memory_format=torch.channels_last)
-    trainer = _Trainer(vae, "VAE", steps, lr)
+    trainer = _Trainer(vae, "VAE", steps, lr, cache / "vae")
     for batch in trainer.batches(len(images), batch_size, seed):
         # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,
         # at a quarter of the cost.
         generator = rng(seed, "crop", int(batch[0]), int(batch[-1]))
         x = normalize_pixels(_random_crop(images[batch], generator))  # [B, 3, H/2, W/2]
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample.float()  # [B, 3, H/2, W/2]
+        noise_generator = torch_generator(seed, "VAE noise", trainer.state.step)
+        y = vae.decode(posterior.sample(noise_generator)).sample.float()  # [B, 3, H/2, W/2]
         # L1 keeps colors. L1 of the image gradients keeps edges and texture, which it would blur.
         pixel_loss = (x - y).abs().mean()
         gradient_losses = [(x.diff(dim=dim) - y.diff(dim=dim)).abs().mean() for dim in (2, 3)]
         trainer.step(pixel_loss + sum(gradient_losses) + 1e-6 * posterior.kl().mean())
+    noise_generator = torch_generator(seed, "scaling factor")
     with torch.no_grad():
         latents = torch.cat(
             [
-                vae.encode(normalize_pixels(images[i : i + ENCODING_BATCH])).latent_dist.sample()
+                vae.encode(normalize_pixels(images[i : i + ENCODING_BATCH])).latent_dist.sample(
+                    noise_generator
+                )
                 for i in range(0, min(len(images), SCALING_IMAGES), ENCODING_BATCH)
             ]
         ).float()  # [N, C, h, w]
@@ -165,6 +174,7 @@ def train_text_encoder(
     batch_size: int,
     lr: float,
     seed: int,
+    cache: Path,
     fillers: Sequence[str] = (),
 ) -> Any:
     """Train a CLIPTextModel by contrasting captions with their images (Radford et al. 2021).
@@ -177,9 +187,11 @@ def train_text_encoder(
         captions: of each image.
         width, layers: size of the text encoder.
         steps, batch_size, lr, seed: of the training.
+        cache: holds the checkpoints.
         fillers: words that are inserted into half of the captions, so that the encoder learns to
             ignore words that no image shows.
     """
+    torch.manual_seed(seed)
     text_encoder = _make_text_encoder(tokenizer, width, layers)
     image_encoder = _make_image_encoder(width)
     projection = nn.Linear(width, width)
@@ -188,7 +200,7 @@ def train_text_encoder(
     ).to(_device())
     # The logarithm of the logit scale, which starts at 10.
     model.log_scale = nn.Parameter(torch.tensor(2.3, device=_device()))
-    trainer = _Trainer(model, "text encoder", steps, lr)
+    trainer = _Trainer(model, "text encoder", steps, lr, cache / "text_encoder")
     for batch in trainer.batches(len(images), batch_size, seed):
         generator = rng(seed, "captions", int(batch[0]), int(batch[-1]))
         texts = []
@@ -336,25 +348,41 @@ def save_pipeline(
 
 
 class _Trainer:
-    """AdamW with a one-cycle learning rate (Smith & Topin 2018), and bf16 autocast on a GPU."""
+    """AdamW with a one-cycle learning rate (Smith & Topin 2018), and bf16 autocast on a GPU.
 
-    def __init__(self, model: nn.Module, name: str, steps: int, lr: float) -> None:
+    It begins where the checkpoints in `cache` end.
+    """
+
+    def __init__(self, model: nn.Module, name: str, steps: int, lr: float, cache: Path) -> None:
         self.model = model
         self.name = name
         self.steps = steps
         self.lr = lr
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=lr, weight_decay=0.01, fused=True
+        )
         # At 10 steps a warm-up of 0.1 would end at step 0, and OneCycleLR divides by where it ends.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, lr, total_steps=max(steps, 1), pct_start=0.2 if steps == 10 else 0.1
         )
-        self.bar = progress_bar(total=steps, desc=name, unit="step")
+        weights = dict(model.named_parameters())
+        self.checkpoints = MinuteCheckpoints(cache, name, weights, {}, self.optimizer)
+        self.state = self.checkpoints.resume()
+        if self.state.step:
+            self._restore_schedule()
+        self.bar = progress_bar(total=steps, initial=self.state.step, desc=name, unit="step")
+
+    def _restore_schedule(self) -> None:
+        """Set the learning rate and the momentum of the next step."""
+        step = self.state.step
+        self.schedule.load_state_dict({"last_epoch": step - 1, "_step_count": step + 1})
+        self.schedule.step()
 
     def batches(self, count: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-        """Yield the row numbers [B], out of `count`, of each step, under autocast."""
+        """Yield the row numbers [B], out of `count`, of each step left, under autocast."""
         self.model.train()
         device = _device()
-        for step in range(self.steps):
+        for step in range(self.state.step, self.steps):
             generator = rng(seed, self.name, step)
             rows = generator.choice(count, min(batch_size, count), replace=False)
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -368,10 +396,12 @@ class _Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.schedule.step()
+        self.state.step += 1
         self.bar.update()
-        if self.bar.n % 20 == 0:
+        if self.state.step % 20 == 0:
             _check_finite(loss, self.name, self.lr)
             self.bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        self.checkpoints.save_if_due(self.state, self.steps)
 
 
 def _check_finite(values: torch.Tensor, name: str, lr: float) -> None:

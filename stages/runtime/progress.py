@@ -10,9 +10,17 @@ from stages.runtime.redaction import redact
 
 
 def progress_bar(
-    items: Iterable | None = None, *, total: int | None = None, desc: str, unit: str = "it"
+    items: Iterable | None = None,
+    *,
+    total: int | None = None,
+    initial: int = 0,
+    desc: str,
+    unit: str = "it",
 ) -> tqdm:
     """Wrap an iterable in a bar. Without one, the caller counts with `.update()`.
+
+    `initial` counts what an earlier run did; the rate, and with it the remaining time, leaves it
+    out.
 
     A terminal shows a live bar, a log file a line every half minute. Of several processes only
     the first shows it.
@@ -22,6 +30,7 @@ def progress_bar(
     return tqdm(
         items,
         total=total,
+        initial=initial,
         desc=desc,
         unit=unit,
         mininterval=0.2 if live else 30,
