@@ -2,13 +2,19 @@
 
 import os
 import signal
+from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import REPOSITORY
 from tiny_diffusion import make_imagery, run, write_params
 
 from stages import train_base
-from stages.common.artifacts import digest
-from stages.diffusion import checkpoints, resumable
+from stages.common.artifacts import digest, read_json
+from stages.diffusion import checkpoints, models, resumable
+from stages.embedded import train_diffusion
+from stages.embedded.scenes import render
+from stages.imagery.base_domain import UNSEEN_SCENES
 
 STEPS = 8
 SCRATCH = {
@@ -86,3 +92,72 @@ def test_other_params_train_from_the_beginning(tmp_path):
     write_params(tmp_path, train_base=SCRATCH | {"lr": 2.0e-3})
     code, log = run(tmp_path, train_base.main)
     assert code == 0 and "resuming" not in log, log
+
+
+AMOUNTS = train_diffusion.Amounts(
+    both_looks_tiles=24, vae_steps=4, text_steps=4, unet_tiles=30, unet_steps=7
+)
+
+
+def train_shipped_base(kill_part=None, kill_step=0):
+    """The shipped base's training, much smaller, in `model`."""
+    checkpoint_every_step(kill_part, kill_step)
+    train_diffusion.VAE_CHANNELS = [8, 8, 8]
+    train_diffusion.UNET_CHANNELS = [16, 16, 16]
+    for name in ("VAE_BATCH", "TEXT_BATCH", "UNET_BATCH", "HELD_OUT_TILES"):
+        setattr(train_diffusion, name, 4)
+    train_diffusion.SHARD_TILES = 15
+    train_diffusion.MEASURE_STEPS = 3
+    train_diffusion.read_notes = lambda: ["of rivers and roads"]  # few words have few merges
+    train_diffusion.main(Path("model"), train_diffusion.PARTS, AMOUNTS)
+
+
+@pytest.fixture(scope="module")
+def shipped_base(tmp_path_factory):
+    """The digest of a base that was trained without a stop."""
+    folder = tmp_path_factory.mktemp("shipped")
+    (folder / "stages").symlink_to(REPOSITORY / "stages")
+    code, log = run(folder, train_shipped_base)
+    assert code == 0, log
+    assert not list((folder / "scratch/embedded_diffusion").glob("*/"))
+    return folder / "model"
+
+
+@pytest.mark.parametrize(
+    "kills", [[("vae", 3)], [("text_encoder", 4), ("unet", 2), ("unet", 6), ("unet", 7)]]
+)
+def test_the_shipped_bases_training_resumes_and_ends_with_the_same_bytes(
+    shipped_base, tmp_path, kills
+):
+    (tmp_path / "stages").symlink_to(REPOSITORY / "stages")
+    for part, step in kills:
+        assert run(tmp_path, train_shipped_base, part, step)[0] == -signal.SIGKILL
+    if kills[-1] == ("unet", 7):  # a whole model on the way, which says how far it is
+        assert models.load(tmp_path / "model", "unet")
+        assert "| 7 | 28 | 30 in " in (tmp_path / "model/README.md").read_text()
+    code, log = run(tmp_path, train_shipped_base)
+    assert code == 0, log
+    assert digest(tmp_path / "model") == digest(shipped_base)
+
+
+def test_a_base_says_what_it_was_trained_with(shipped_base):
+    notes = read_json(shipped_base / "training.json")
+    assert {part: note["steps"] for part, note in notes.items()} == {
+        "text_encoder": 4,
+        "vae": 4,
+        "unet": 7,
+    }
+    assert notes["unet"]["images"] == 28 and notes["unet"]["measured"]["loss"] > 0
+    assert 5 < notes["vae"]["measured"]["psnr"] < 40
+    readme = (shipped_base / "README.md").read_text()
+    assert str(notes["vae"]["measured"]["psnr"]) in readme
+
+
+def test_the_unet_never_sees_the_domain_look_or_an_unseen_scene():
+    images, captions = train_diffusion.render_unet_tiles(0, 20)
+    assert len(captions) == 20
+    seen = [scene for scene in train_diffusion.SCENES if scene not in UNSEEN_SCENES]
+    for index, image in enumerate(images):
+        scene = seen[index % len(seen)]
+        expected, _ = render(scene, train_diffusion.SEED + 1, index, 64, "base")
+        assert np.array_equal(image, expected)

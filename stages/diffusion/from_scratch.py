@@ -58,7 +58,7 @@ def train_vae(
         mid_block_add_attention=False,
         sample_size=images.shape[1],
     )
-    vae.to(_device(), memory_format=torch.channels_last)
+    vae.to(device_type(), memory_format=torch.channels_last)
     trainer = _Trainer(vae, "VAE", steps, lr, cache / "vae")
     for batch in trainer.batches(len(images), batch_size, seed):
         # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,
@@ -197,9 +197,9 @@ def train_text_encoder(
     projection = nn.Linear(width, width)
     model = nn.ModuleDict(
         {"text": text_encoder, "vision": image_encoder, "project": projection}
-    ).to(_device())
+    ).to(device_type())
     # The logarithm of the logit scale, which starts at 10.
-    model.log_scale = nn.Parameter(torch.tensor(2.3, device=_device()))
+    model.log_scale = nn.Parameter(torch.tensor(2.3, device=device_type()))
     trainer = _Trainer(model, "text encoder", steps, lr, cache / "text_encoder")
     for batch in trainer.batches(len(images), batch_size, seed):
         generator = rng(seed, "captions", int(batch[0]), int(batch[-1]))
@@ -207,7 +207,7 @@ def train_text_encoder(
         for i in batch:
             caption = captions[i][generator.integers(len(captions[i]))]
             texts.append(insert_fillers(caption, fillers, generator))
-        token_ids = tokenize(tokenizer, texts).to(_device())
+        token_ids = tokenize(tokenizer, texts).to(device_type())
         text_features = projection(text_encoder(token_ids).pooler_output.float())
         text_features = F.normalize(text_features, dim=-1)  # [B, width]
         image_features = image_encoder(normalize_pixels(images[batch])).float()
@@ -218,7 +218,7 @@ def train_text_encoder(
         trainer.step(loss)
     text_encoder.eval()
     with torch.no_grad():
-        token_ids = tokenize(tokenizer, captions[0][:1]).to(_device())
+        token_ids = tokenize(tokenizer, captions[0][:1]).to(device_type())
         _check_finite(text_encoder(token_ids).last_hidden_state, "text encoder", lr)
     return text_encoder
 
@@ -319,16 +319,7 @@ def save_pipeline(
         config.pop("_name_or_path", None)  # a path of this machine
         write_json(folder / name / "config.json", config)
     follow_umask(folder)
-    scheduler: Any = diffusers.PNDMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        skip_prk_steps=True,
-        steps_offset=1,
-        set_alpha_to_one=False,
-        prediction_type="v_prediction",
-    )
-    scheduler.save_pretrained(folder / "scheduler")
+    make_scheduler().save_pretrained(folder / "scheduler")
     write_json(
         folder / "model_index.json",
         {
@@ -347,6 +338,21 @@ def save_pipeline(
     )
 
 
+def make_scheduler() -> Any:
+    """Stable Diffusion's noise schedule, for a UNet that predicts the velocity."""
+    from diffusers import PNDMScheduler
+
+    return PNDMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        skip_prk_steps=True,
+        steps_offset=1,
+        set_alpha_to_one=False,
+        prediction_type="v_prediction",
+    )
+
+
 class _Trainer:
     """AdamW with a one-cycle learning rate (Smith & Topin 2018), and bf16 autocast on a GPU.
 
@@ -358,9 +364,7 @@ class _Trainer:
         self.name = name
         self.steps = steps
         self.lr = lr
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=lr, weight_decay=0.01, fused=True
-        )
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
         # At 10 steps a warm-up of 0.1 would end at step 0, and OneCycleLR divides by where it ends.
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, lr, total_steps=max(steps, 1), pct_start=0.2 if steps == 10 else 0.1
@@ -381,7 +385,7 @@ class _Trainer:
     def batches(self, count: int, batch_size: int, seed: int) -> Iterator[np.ndarray]:
         """Yield the row numbers [B], out of `count`, of each step left, under autocast."""
         self.model.train()
-        device = _device()
+        device = device_type()
         for step in range(self.state.step, self.steps):
             generator = rng(seed, self.name, step)
             rows = generator.choice(count, min(batch_size, count), replace=False)
@@ -414,7 +418,7 @@ def _check_finite(values: torch.Tensor, name: str, lr: float) -> None:
 
 def normalize_pixels(images: np.ndarray) -> torch.Tensor:
     """uint8 [B, H, W, 3] -> float [B, 3, H, W] in [-1, 1]."""
-    x = torch.from_numpy(images).to(_device()).permute(0, 3, 1, 2)
+    x = torch.from_numpy(images).to(device_type()).permute(0, 3, 1, 2)
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
@@ -425,5 +429,6 @@ def _random_crop(images: np.ndarray, generator: np.random.Generator) -> np.ndarr
     return np.ascontiguousarray(images[:, y : y + size, x : x + size])
 
 
-def _device() -> str:
+def device_type() -> str:
+    """Where training runs: `cuda` or `cpu`."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -2,107 +2,146 @@
 
     python -m stages.embedded.train_models diffusion
 
-It takes an hour and a half on 2 cores. The model stands in for Stable Diffusion v1.5. Its VAE and
-text encoder are trained on both looks and all scenes, as SD's were on the web. Its UNet is trained
-on the `base` look only, without the scenes of `UNSEEN_SCENES`, so that fine-tuning has a domain to
-learn.
+It takes an hour and a half on 2 cores. A killed run resumes from its last checkpoint, in the resume
+cache, and ends with the same bytes. While the UNet trains, the folder always holds a whole model:
+the averaged weights so far, with a README.md that says how many steps they took and how good they
+are.
+
+The model stands in for Stable Diffusion v1.5. Its VAE and text encoder are trained on both looks
+and all scenes, as SD's were on the web. Its UNet is trained on the `base` look only, without the
+scenes of `UNSEEN_SCENES`, so that fine-tuning has a domain to learn.
 """
 
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
+from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic, torch_generator
-from stages.diffusion import from_scratch
-from stages.diffusion.loss import denoising_loss
+from stages.diffusion import checkpoints, from_scratch, loss, models
+from stages.diffusion.image_detail import mean_psnr, relative_detail
+from stages.diffusion.resumable import MinuteCheckpoints
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.file_modes import follow_umask
-from stages.runtime.progress import progress_bar
+from stages.runtime.progress import log, progress_bar
+from stages.runtime.resume_cache import resume_folder
 
-FOLDER = Path("stages/embedded/models/diffusion")
 PARTS = ("vae", "text_encoder", "unet")
 SEED = 20260101  # no run uses it: base imagery and domain imagery never share a tile
+HELD_OUT_SEED = 2**32 + SEED  # seeds of runs are below 2**32
+HELD_OUT_TILES = 512
 SIZE = 64  # pixels per side
+VAE_CHANNELS = [24, 48, 96]
+VAE_BATCH = 32
+TEXT_BATCH = 96
 TEXT_WIDTH = 64
 LATENT_CHANNELS = 4
-BOTH_LOOKS_TILES = 6000  # for the VAE and the text encoder
-UNET_TILES = 24000
+UNET_CHANNELS = [32, 64, 128]
+UNET_SCENES = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
 UNET_BATCH = 32
 UNET_LR = 1.5e-3
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
+EMA_DECAY = 0.999
+SHARD_TILES = 1000  # rendered and encoded at a time
 ENCODING_BATCH = 64  # images
+MEASURE_STEPS = 1000  # UNet steps between two measurements, after which the model is saved
+
+Publish = Callable[[Any, dict], None]  # of a UNet and what `training.json` says of it
 
 
-def main(
-    parts: Sequence[str] = PARTS,
-    vae_steps: int = 2500,
-    text_steps: int = 800,
-    unet_steps: int = 10000,
-) -> None:
-    """Train these parts of the model. The others are loaded from `FOLDER`."""
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
+class Amounts(NamedTuple):
+    """How much is trained: tiles of both looks for VAE and text encoder, others for the UNet."""
 
+    both_looks_tiles: int = 6000
+    vae_steps: int = 2500
+    text_steps: int = 800
+    unet_tiles: int = 24000
+    unet_steps: int = 10000
+
+
+def main(folder: Path, parts: Sequence[str], amounts: Amounts) -> None:
+    """Train these parts of the model in a folder, which has the others."""
     make_deterministic(SEED)
-    tiles = both_looks_tiles()
+    settings = {"parts": sorted(parts), "amounts": amounts._asdict()}
+    # A run resumes only checkpoints of the same amounts, code and kept parts.
+    for part in PARTS[:2]:
+        if part not in parts:
+            (weights,) = (folder / part).glob("*.safetensors")
+            settings[part] = checkpoints.compute_checksum(load_file(weights), "")
+    code: list[str | Path] = [__file__, from_scratch.__file__, loss.__file__]
+    code += [Path(__file__).parent / "scenes", Path(__file__).parent / "notes"]
+    with resume_folder("embedded_diffusion", fingerprint(settings, code)) as cache:
+        notes = read_notes()
+        fillers = train_encoders(folder, parts, amounts, notes, cache)
+        if "unet" in parts:
+            train_unet_part(folder, fillers, amounts, cache)
+
+
+def train_encoders(
+    folder: Path, parts: Sequence[str], amounts: Amounts, notes: list[str], cache: Path
+) -> list[str]:
+    """Train the VAE and the text encoder, where asked; returns the filler words of the captions."""
+    from transformers import CLIPTokenizer
+
+    tiles = both_looks_tiles(SEED, amounts.both_looks_tiles)
     images = np.stack([tile["image"] for tile in tiles])  # [N, H, W, 3]
     captions = [tile["captions"] for tile in tiles]
     all_captions = [caption for tile_captions in captions for caption in tile_captions]
-    notes = read_notes()
     fillers = filler_words(notes, all_captions)
-
-    if "vae" in parts:
-        trained_vae = from_scratch.train_vae(
-            images,
-            [24, 48, 96],
-            LATENT_CHANNELS,
-            steps=vae_steps,
-            batch_size=32,
-            lr=3e-3,
-            seed=SEED,
-        )
-        trained_vae.save_pretrained(FOLDER / "vae")
-        follow_umask(FOLDER)
     if "text_encoder" in parts:
         # The shipped text encoder has this vocabulary. Its captions and notes are English.
         letters = [chr(code) for code in range(33, 127)]
-        from_scratch.train_tokenizer(all_captions + notes, FOLDER / "tokenizer", letters)
-        trained_text_encoder = from_scratch.train_text_encoder(
-            CLIPTokenizer.from_pretrained(FOLDER / "tokenizer"),
+        from_scratch.train_tokenizer(all_captions + notes, folder / "tokenizer", letters)
+        text_encoder = from_scratch.train_text_encoder(
+            CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             images,
             captions,
             width=TEXT_WIDTH,
             layers=2,
-            steps=text_steps,
-            batch_size=96,
+            steps=amounts.text_steps,
+            batch_size=TEXT_BATCH,
             lr=2e-3,
             seed=SEED,
+            cache=cache,
             fillers=fillers,
         )
-        trained_text_encoder.save_pretrained(FOLDER / "text_encoder")
-        follow_umask(FOLDER)
-    if "unet" in parts:
-        vae = AutoencoderKL.from_pretrained(FOLDER / "vae", torch_dtype=torch.float32)
-        text_encoder = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)
-        tokenizer = CLIPTokenizer.from_pretrained(FOLDER / "tokenizer")
-        unet = train_unet(vae, text_encoder, tokenizer, fillers, unet_steps)
-        from_scratch.save_pipeline(FOLDER, vae, text_encoder, unet, torch.float16)
+        text_encoder.half().save_pretrained(folder / "text_encoder")
+        follow_umask(folder)
+        record(folder, "text_encoder", amounts.text_steps, TEXT_BATCH, len(tiles), {})
+    if "vae" in parts:
+        vae = from_scratch.train_vae(
+            images,
+            VAE_CHANNELS,
+            LATENT_CHANNELS,
+            steps=amounts.vae_steps,
+            batch_size=VAE_BATCH,
+            lr=3e-3,
+            seed=SEED,
+            cache=cache,
+        )
+        vae.half().save_pretrained(folder / "vae")
+        follow_umask(folder)
+        measured = measure_vae(models.load(folder, "vae"))
+        record(folder, "vae", amounts.vae_steps, VAE_BATCH, len(tiles), measured)
+    return fillers
 
 
-def both_looks_tiles() -> list[dict]:
+def both_looks_tiles(seed: int, count: int) -> list[dict]:
     """Tiles of all scenes, the first half in the `domain` look, the second in the `base` look."""
-    half = BOTH_LOOKS_TILES // 2
-    return [
-        *render_tiles(SEED, 0, half, SIZE, "domain"),
-        *render_tiles(SEED, half, BOTH_LOOKS_TILES, SIZE, "base"),
-    ]
+    half = count // 2
+    domain = render_tiles(seed, 0, half, SIZE, "domain")
+    base = render_tiles(seed, half, count, SIZE, "base")
+    return list(progress_bar(chain(domain, base), total=count, desc="render", unit="tile"))
 
 
 def read_notes() -> list[str]:
@@ -118,63 +157,81 @@ def filler_words(notes: list[str], captions: list[str]) -> list[str]:
     return sorted(note_words - caption_words)
 
 
-def train_unet(
-    vae: Any, text_encoder: Any, tokenizer: Any, fillers: Sequence[str], steps: int
-) -> Any:
-    """Train a UNet to predict the velocity (Salimans & Ho 2022, eq. 12); returns its EMA.
+@torch.no_grad()
+def measure_vae(vae: Any) -> dict[str, float]:
+    """PSNR, and detail and chroma relative to the tiles', of reconstructions of held-out tiles."""
+    vae = vae.to(from_scratch.device_type())
+    tiles = both_looks_tiles(HELD_OUT_SEED, HELD_OUT_TILES)
+    images = np.stack([tile["image"] for tile in tiles])
+    decoded = []
+    for begin in range(0, len(images), ENCODING_BATCH):
+        x = from_scratch.normalize_pixels(images[begin : begin + ENCODING_BATCH])
+        y = vae.decode(vae.encode(x).latent_dist.mean).sample
+        decoded.append(models.to_pixels(y.float().cpu().numpy(), models.VAE_NORMALIZATION))
+    reconstructions = np.concatenate(decoded)
+    return {"psnr": mean_psnr(images, reconstructions)} | relative_detail(reconstructions, images)
 
-    Min-SNR weighting (Hang et al. 2023, eq. 6 for v) spends the steps where structure is decided.
+
+def train_unet_part(folder: Path, fillers: Sequence[str], amounts: Amounts, cache: Path) -> None:
+    """Train the UNet on what the folder's VAE and text encoder make of tiles and captions."""
+    device = from_scratch.device_type()
+    vae = models.load(folder, "vae")
+    text_encoder = models.load(folder, "text_encoder")
+    tokenizer = models.load_tokenizer(folder)
+
+    def publish(unet: Any, measured: dict) -> None:
+        from_scratch.save_pipeline(folder, vae, text_encoder, unet, torch.float16)
+        steps = int(measured.pop("step"))
+        record(folder, "unet", steps, UNET_BATCH, amounts.unet_tiles, measured, amounts.unet_steps)
+
+    vae.to(device)
+    text_encoder.to(device)
+    latents, captions = encode_tiles(vae, amounts.unet_tiles, cache / "latents")
+    embed = Embedder(tokenizer, text_encoder, fillers)
+    held_out = held_out_batches(vae, embed)
+    train_unet(latents, captions, embed, held_out, amounts.unet_steps, cache / "unet", publish)
+
+
+def render_unet_tiles(begin: int, end: int) -> tuple[np.ndarray, list[list[str]]]:
+    """Images uint8 [N, H, W, 3] and captions of the UNet's tiles begin to end - 1.
+
+    They are in the `base` look, and of the scenes that the UNet may see.
     """
-    from diffusers import PNDMScheduler
+    tiles = list(render_tiles(SEED + 1, begin, end, SIZE, "base", UNET_SCENES))
+    return np.stack([tile["image"] for tile in tiles]), [tile["captions"] for tile in tiles]
 
-    tiles = unet_tiles()
-    latents = encode_latents(vae, np.stack([tile["image"] for tile in tiles]))  # [N, C, h, w]
-    captions = [tile["captions"] for tile in tiles]
-    # Attention starts at the lowest level, of 4 x 4 latents. At 8 x 8 it would cost a quarter of a
-    # step.
-    unet = from_scratch.make_unet(
-        [32, 64, 128], LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
+
+def encode_tiles(vae: Any, count: int, cache: Path) -> tuple[torch.Tensor, list[list[str]]]:
+    """Latents fp16 [N, C, h, w] and captions of the UNet's tiles; `cache` keeps finished shards."""
+    cache.mkdir(exist_ok=True)
+    files = {begin: cache / f"{begin:08d}.safetensors" for begin in range(0, count, SHARD_TILES)}
+    shards: dict[int, tuple[checkpoints.Tensors, dict]] = {}
+    for begin, file in files.items():
+        shard = checkpoints.load_undamaged(file) if file.exists() else None
+        if shard:
+            shards[begin] = shard
+    missing = [begin for begin in files if begin not in shards]
+    bar = progress_bar(
+        total=len(files), initial=len(files) - len(missing), desc="tiles", unit="thousand"
     )
-    unet.to(memory_format=torch.channels_last).train()
-    ema = [weight.detach().clone() for weight in unet.parameters()]
-    schedule: Any = PNDMScheduler.from_pretrained(FOLDER / "scheduler")
-    alphas_cumprod = schedule.alphas_cumprod  # [T]
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=UNET_LR, weight_decay=0.01, fused=True)
-    lr_schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps)
-    )
-    losses: list[float] = []
-    bar = progress_bar(range(steps), desc="UNet", unit="step")
-    for step in bar:
-        batch = draw_batch(step, latents, captions, text_encoder, tokenizer, fillers)
-        loss = denoising_loss(unet, batch, alphas_cumprod, "v_prediction", MIN_SNR_GAMMA).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        lr_schedule.step()
-        # Update EMA. Its decay rises from 0.1 to 0.999.
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(ema, [weight.detach() for weight in unet.parameters()], 1 - decay)
-        losses.append(loss.item())
-        if step % 100 == 0:
-            bar.set_postfix(loss=f"{np.mean(losses[-500:]):.4f}", refresh=False)
-    with torch.no_grad():
-        for weight, average in zip(unet.parameters(), ema):
-            weight.copy_(average)
-    return unet
-
-
-def unet_tiles() -> list[dict]:
-    """Tiles in the `base` look, of the scenes that the UNet may see."""
-    scenes = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
-    return list(render_tiles(SEED + 1, 0, UNET_TILES, SIZE, "base", scenes))
+    for begin in missing:
+        images, captions = render_unet_tiles(begin, min(begin + SHARD_TILES, count))
+        tensors = {"latents": encode_latents(vae, images, begin)}
+        checkpoints.save(files[begin], tensors, {"captions": captions})
+        shards[begin] = tensors, {"captions": captions}
+        bar.update()
+    bar.close()
+    latents = torch.cat([shards[begin][0]["latents"] for begin in files])
+    return latents, [captions for begin in files for captions in shards[begin][1]["captions"]]
 
 
 @torch.no_grad()
-def encode_latents(vae: Any, images: np.ndarray) -> torch.Tensor:
-    """Latents of images [N, H, W, 3], each under a random flip or rotation: fp16 [N, C, h, w]."""
-    variants = rng(SEED, "turns").integers(8, size=len(images))
+def encode_latents(vae: Any, images: np.ndarray, begin: int) -> torch.Tensor:
+    """Latents of images [N, H, W, 3], each under a random flip or rotation: fp16 [N, C, h, w].
+
+    `begin`, the index of the first tile, seeds the flips and rotations.
+    """
+    variants = rng(SEED, "turns", begin).integers(8, size=len(images))
     images = np.stack(
         [
             np.rot90(image, variant % 4)[:, :: -1 if variant > 3 else 1]
@@ -182,11 +239,140 @@ def encode_latents(vae: Any, images: np.ndarray) -> torch.Tensor:
         ]
     )
     latents = []
-    begins = range(0, len(images), ENCODING_BATCH)
-    for begin in progress_bar(begins, desc="latents", unit="batch"):
-        x = from_scratch.normalize_pixels(images[begin : begin + ENCODING_BATCH])  # [B, 3, H, W]
-        latents.append(vae.encode(x).latent_dist.mean.half() * vae.config.scaling_factor)
-    return torch.cat(latents)
+    for first in range(0, len(images), ENCODING_BATCH):
+        x = from_scratch.normalize_pixels(images[first : first + ENCODING_BATCH])  # [B, 3, H, W]
+        latents.append(vae.encode(x).latent_dist.mean.half().cpu() * vae.config.scaling_factor)
+    return torch.cat(latents).contiguous()
+
+
+class Embedder(NamedTuple):
+    """The text encoder with what it needs; it embeds captions for the UNet to attend to."""
+
+    tokenizer: Any
+    text_encoder: Any
+    fillers: Sequence[str]
+
+    @torch.no_grad()
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        """The last hidden states of texts: [B, 77, D]."""
+        token_ids = from_scratch.tokenize(self.tokenizer, texts).to(self.text_encoder.device)
+        return self.text_encoder(token_ids).last_hidden_state
+
+
+def held_out_batches(vae: Any, embedder: Embedder) -> list[dict[str, torch.Tensor]]:
+    """Batches of tiles that nothing trains on, with fixed noise and evenly spread timesteps."""
+    tiles = list(render_tiles(HELD_OUT_SEED + 1, 0, HELD_OUT_TILES, SIZE, "base", UNET_SCENES))
+    latents = encode_latents(vae, np.stack([tile["image"] for tile in tiles]), 0).float()
+    noise = torch.randn(latents.shape, generator=torch_generator(HELD_OUT_SEED, "noise"))
+    order = rng(HELD_OUT_SEED, "timesteps").permutation(len(tiles))
+    timesteps = loss.stratified_timesteps(len(tiles), 1000)[order]
+    batches = []
+    for begin in range(0, len(tiles), UNET_BATCH):
+        rows = slice(begin, begin + UNET_BATCH)
+        batch = {"latents": latents[rows], "noise": noise[rows], "timesteps": timesteps[rows]}
+        batch["text"] = embedder.embed([tile["captions"][0] for tile in tiles[rows]])
+        batches.append(to_device(batch))
+    return batches
+
+
+def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch where training runs."""
+    device = from_scratch.device_type()
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def train_unet(
+    latents: torch.Tensor,
+    captions: list[list[str]],
+    embedder: Embedder,
+    held_out: list[dict[str, torch.Tensor]],
+    steps: int,
+    cache: Path,
+    publish: Publish,
+) -> None:
+    """Train a UNet to predict the velocity (Salimans & Ho 2022, eq. 12).
+
+    Min-SNR weighting (Hang et al. 2023, eq. 6 for v) spends the steps where structure is decided.
+
+    Args:
+        latents: fp16 [N, C, h, w].
+        captions: of each of them.
+        embedder: of the captions.
+        held_out: the batches of `held_out_batches`.
+        steps: optimizer steps.
+        cache: holds the checkpoints.
+        publish: called with the averaged UNet and its measurements, every `MEASURE_STEPS` steps and
+            after the last.
+    """
+    # Attention starts at the lowest level, of 4 x 4 latents. At 8 x 8 it would cost a quarter of a
+    # step.
+    torch.manual_seed(SEED)
+    unet = from_scratch.make_unet(
+        UNET_CHANNELS, LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
+    )
+    unet.to(from_scratch.device_type(), memory_format=torch.channels_last).train()
+    weights = dict(unet.named_parameters())
+    ema = {name: weight.detach().clone() for name, weight in weights.items()}
+    alphas_cumprod = from_scratch.make_scheduler().alphas_cumprod.to(unet.device)  # [T]
+    optimizer = torch.optim.AdamW(weights.values(), lr=UNET_LR, weight_decay=0.01, fused=True)
+    saver = MinuteCheckpoints(cache, "UNet", weights, ema, optimizer)
+    state = saver.resume()
+    bar = progress_bar(total=steps, initial=state.step, desc="UNet", unit="step")
+    while state.step < steps:
+        for group in optimizer.param_groups:
+            group["lr"] = UNET_LR * learning_rate_factor(state.step, steps)
+        batch = draw_batch(state.step, latents, captions, embedder)
+        step_loss = velocity_losses(unet, batch, alphas_cumprod, MIN_SNR_GAMMA).mean()
+        optimizer.zero_grad()
+        step_loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        optimizer.step()
+        update_ema(ema, weights, state.step)
+        state.step += 1
+        bar.update()
+        if state.step % 100 == 0:
+            bar.set_postfix(loss=f"{step_loss.item():.4f}", refresh=False)
+        if state.step % MEASURE_STEPS == 0 or state.step == steps:
+            averaged = average_of(unet, ema)
+            state.curve.append(measure_unet(averaged, held_out, alphas_cumprod, state.step))
+            publish(averaged, dict(state.curve[-1]))
+        saver.save_if_due(state, steps)
+    bar.close()
+
+
+def velocity_losses(
+    unet: Any, batch: dict[str, torch.Tensor], alphas_cumprod: torch.Tensor, gamma: float | None
+) -> torch.Tensor:
+    """The weighted loss [B] of a batch."""
+    return loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction", gamma)
+
+
+@torch.no_grad()
+def update_ema(ema: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], step: int) -> None:
+    """Move the average toward the weights after a step. Its decay rises from 0.1 to 0.999."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    detached = [weight.detach() for weight in weights.values()]
+    torch._foreach_lerp_(list(ema.values()), detached, 1 - decay)
+
+
+@torch.no_grad()
+def average_of(unet: Any, ema: dict[str, torch.Tensor]) -> Any:
+    """A copy of the UNet with the averaged weights."""
+    averaged = copy.deepcopy(unet).eval()
+    for name, weight in averaged.named_parameters():
+        weight.copy_(ema[name])
+    return averaged
+
+
+@torch.no_grad()
+def measure_unet(
+    unet: Any, held_out: list[dict[str, torch.Tensor]], alphas_cumprod: torch.Tensor, step: int
+) -> dict[str, float]:
+    """The step, and the unweighted loss of held-out tiles; a line of the log."""
+    losses = [velocity_losses(unet, batch, alphas_cumprod, None) for batch in held_out]
+    value = torch.cat(losses).mean().item()
+    log(f"UNet: step {step}, {step * UNET_BATCH} images seen, held-out loss {value:.5f}")
+    return {"step": step, "loss": value}
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -195,12 +381,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def draw_batch(
-    step: int,
-    latents: torch.Tensor,
-    captions: list[list[str]],
-    text_encoder: Any,
-    tokenizer: Any,
-    fillers: Sequence[str],
+    step: int, latents: torch.Tensor, captions: list[list[str]], embedder: Embedder
 ) -> dict[str, torch.Tensor]:
     """The batch of a training step, as `denoising_loss` takes it. Some captions are dropped."""
     generator = rng(SEED, "unet", UNET_BATCH, step)
@@ -212,14 +393,75 @@ def draw_batch(
             texts.append("")
         else:
             caption = captions[row][generator.integers(5)]
-            texts.append(from_scratch.insert_fillers(caption, fillers, generator))
-    with torch.no_grad():
-        token_ids = from_scratch.tokenize(tokenizer, texts)
-        text_embeddings = text_encoder(token_ids).last_hidden_state  # [B, 77, D]
+            texts.append(from_scratch.insert_fillers(caption, embedder.fillers, generator))
     x = latents[rows].float()  # [B, C, h, w]
-    return {
-        "latents": x,
-        "noise": torch.randn(x.shape, generator=noise_generator),
-        "timesteps": torch.randint(1000, (UNET_BATCH,), generator=noise_generator),
-        "text": text_embeddings,
+    return to_device(
+        {
+            "latents": x,
+            "noise": torch.randn(x.shape, generator=noise_generator),
+            "timesteps": torch.randint(1000, (UNET_BATCH,), generator=noise_generator),
+            "text": embedder.embed(texts),
+        }
+    )
+
+
+def record(
+    folder: Path,
+    part: str,
+    steps: int,
+    batch_size: int,
+    tiles: int,
+    measured: dict[str, float],
+    planned: int | None = None,
+) -> None:
+    """Note in `training.json` what a part was trained with; write README.md from all notes.
+
+    Args:
+        folder: of the model.
+        part: one of `PARTS`.
+        steps: done.
+        batch_size: images per step.
+        tiles: that were trained on.
+        measured: on held-out tiles.
+        planned: steps; None: those done.
+    """
+    path = folder / "training.json"
+    notes = read_json(path) if path.exists() else {}
+    notes[part] = {
+        "steps": steps,
+        "planned": planned or steps,
+        "images": steps * batch_size,
+        "tiles": tiles,
+        "measured": {name: round(value, 4) for name, value in measured.items()},
     }
+    write_json(path, notes)
+    write_atomically(folder / "README.md", "\n".join(readme_lines(notes)).encode())
+
+
+def readme_lines(notes: dict[str, dict]) -> Iterator[str]:
+    """The lines of README.md."""
+    shown = {
+        "vae": (f"VAE of {VAE_CHANNELS} channels, {LATENT_CHANNELS} in the latents", "both looks"),
+        "text_encoder": (f"CLIP text encoder, 2 layers of width {TEXT_WIDTH}", "both looks"),
+        "unet": (
+            f"UNet of {UNET_CHANNELS} channels, v-prediction",
+            f"the `base` look without {' and '.join(UNSEEN_SCENES)}",
+        ),
+    }
+    yield "# A tiny StableDiffusionPipeline, trained on rendered scenes\n"
+    yield "`python -m stages.embedded.train_models diffusion` trained it, stored it in fp16 and"
+    yield "wrote this file. It stands in for Stable Diffusion v1.5: it knows scenes in a look of"
+    yield "its own, so that fine-tuning has a domain to learn.\n"
+    yield "| part | steps | images seen | tiles | held-out tiles |\n|---|---:|---:|---|---|"
+    for part, (title, look) in shown.items():
+        if part in notes:
+            note = notes[part]
+            unfinished = f" of {note['planned']:,}" if note["steps"] < note["planned"] else ""
+            measured = ", ".join(f"{key} {value}" for key, value in note["measured"].items())
+            yield (
+                f"| {title} | {note['steps']:,}{unfinished} | {note['images']:,} | "
+                f"{note['tiles']:,} in {look} | {measured or '-'} |"
+            )
+    yield "\nLosses are of the velocity, unweighted. PSNR is in dB; the power in each octave, in"
+    yield f"cycles per {SIZE} px, and the chroma are those of reconstructions, divided by those of"
+    yield "the tiles.\n"

@@ -8,8 +8,18 @@ The pipeline runs with these models when nothing is downloaded.
 """
 
 import argparse
+from pathlib import Path
 
 from stages.runtime.process import start_process
+
+# How much of the diffusion model is trained: `stages.embedded.train_diffusion.Amounts`.
+AMOUNTS = {
+    "both_looks_tiles": "tiles that the VAE and the text encoder see",
+    "vae_steps": "steps of the VAE",
+    "text_steps": "steps of the text encoder",
+    "unet_tiles": "tiles that the UNet sees",
+    "unet_steps": "steps of the UNet",
+}
 
 
 def main() -> None:
@@ -21,12 +31,20 @@ def main() -> None:
     models = parser.add_subparsers(dest="model", required=True)
     diffusion = models.add_parser("diffusion", help="VAE, text encoder and UNet")
     diffusion.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(__file__).parent / "models" / "diffusion",
+        help="to write to",
+    )
+    diffusion.add_argument(
         "--parts",
         nargs="+",
         choices=["vae", "text_encoder", "unet"],
         default=["vae", "text_encoder", "unet"],
         help="train only these; the others stay as they are",
     )
+    for name, meaning in AMOUNTS.items():
+        diffusion.add_argument(f"--{name.replace('_', '-')}", type=int, help=meaning)
     language = models.add_parser("language", help="language model and tokenizer")
     language.add_argument("package", help="Debian's python3.11-doc_*.deb, the text to train on")
     models.add_parser("scene", help="scene classifier, the judge of the embedded scenes")
@@ -36,7 +54,9 @@ def main() -> None:
     if options.model == "diffusion":
         from stages.embedded import train_diffusion
 
-        train_diffusion.main(options.parts)
+        given = {name: getattr(options, name) for name in AMOUNTS}
+        amounts = {name: amount for name, amount in given.items() if amount is not None}
+        train_diffusion.main(options.folder, options.parts, train_diffusion.Amounts(**amounts))
     elif options.model == "scene":
         from stages.embedded import train_scene_classifier
 
