@@ -43,9 +43,10 @@ TEXT_ENCODER: dict[str, Any] = {
 }
 
 
-def write_params(folder: Path, **sections: dict[str, Any]) -> None:
-    """Write the demo's params.yaml to the folder, with these values in its sections."""
+def write_params(folder: Path, seed: int = 0, **sections: dict[str, Any]) -> None:
+    """Write the demo's params.yaml to the folder, with this seed and these values in sections."""
     params = yaml.safe_load((REPOSITORY / "params/demo.yaml").read_text(encoding="utf-8"))
+    params["seed"] = seed
     for name, values in sections.items():
         params[name] |= values
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def make_demo(folder: Path, images: int, **sections: dict[str, Any]) -> Path:
     `sections` are written to params.yaml. Returns the folder.
     """
     imagery: dict[str, Any] = SPLITS | {"max_images": images}
-    _make_inputs(folder, {"fetch_imagery": imagery} | sections)
+    make_inputs(folder, {"fetch_imagery": imagery} | sections)
     return folder
 
 
@@ -107,7 +108,7 @@ def make_stable_diffusion(
 
     imagery: dict[str, Any] = SPLITS | {"max_images": images, "resolution": resolution}
     encoding: dict[str, Any] = {"base_domain": "none", "batch_size": 16, "precision": "bf16"}
-    _make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | sections)
+    make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | sections)
     if model:
         write_json(folder / "models/start/start.json", {"folder": str(model)})
         return folder
@@ -135,7 +136,7 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
     """
     scale = compose(["rsicd"], REPOSITORY)[1].model_dump()
     training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1}
-    _make_inputs(
+    make_inputs(
         folder,
         {
             "fetch_imagery": SPLITS | {"max_images": images},
@@ -149,9 +150,9 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
     return folder
 
 
-def _make_inputs(folder: Path, sections: dict[str, dict[str, Any]]) -> None:
-    """Run the stages that fetch the imagery and the embedded model."""
-    write_params(folder, **sections)
+def make_inputs(folder: Path, sections: dict[str, dict[str, Any]], seed: int = 0) -> None:
+    """Write params.yaml and run the stages that fetch the imagery and the embedded model."""
+    write_params(folder, seed, **sections)
     run_module(folder, "stages.fetch_imagery")
     run_module(folder, "stages.fetch_model", "diffusion")
     run_module(folder, "stages.train_base")
