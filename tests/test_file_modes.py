@@ -15,6 +15,8 @@ from stages import features
 from stages.common import model_folder
 from stages.common.sources import file_hashes
 from stages.diffusion import checkpoints, from_scratch, models
+from stages.diffusion.normalization import VAE_NORMALIZATION
+from stages.diffusion.published_model import save_finetuned
 from stages.evaluation.networks import create_network, save_network
 from stages.runtime.processes import process_state
 from stages.text.embedder import LatentSemanticEmbedder
@@ -51,7 +53,7 @@ def write_everything(folder: Path, monkeypatch) -> None:
     model_folder.copy_model("classifier", folder / "a.pth", folder / "converted", "test")
     start = make_pipeline(folder / "start")
     unet, vae, text_encoder = (models.load(start, p) for p in ("unet", "vae", "text_encoder"))
-    models.save_finetuned(start, folder / "tuned", unet.state_dict(), models.VAE_NORMALIZATION)
+    save_finetuned(start, folder / "tuned", unet.state_dict(), VAE_NORMALIZATION, 8)
     from_scratch.save_pipeline(folder / "scratch", vae, text_encoder, unet)
     for file in start.rglob("*.safetensors"):  # not written by the code under test
         file.unlink()

@@ -95,7 +95,7 @@ def fetch(tmp_path, monkeypatch):
     def run(role: str, source: str) -> dict[str, bytes]:
         params = yaml.safe_load((REPO / "params/demo.yaml").read_text())
         params["fetch_model"][role] = source
-        params["train_base"]["source"] = "scratch"
+        params["train_base"] |= {"source": "scratch", "vae_steps": 1, "text_steps": 1}
         if params["fetch_model"]["vision"] == "none":
             params["features"]["extractors"] = ["scene"]
         Path("params.yaml").write_text(yaml.safe_dump(params))
