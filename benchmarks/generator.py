@@ -205,7 +205,7 @@ def reconstruct(model: Path, images: np.ndarray) -> np.ndarray:
         for begin in range(0, len(images), TILE_BATCH):
             x = normalize_pixels(images[begin : begin + TILE_BATCH]).to(vae.device)
             y = vae.decode(vae.encode(x).latent_dist.mean).sample.float().numpy()
-            decoded.append(models.to_pixels(y, models.VAE_NORMALIZATION))
+            decoded.append(models.to_pixels(y))
     return np.concatenate(decoded)
 
 

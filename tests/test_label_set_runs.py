@@ -31,11 +31,14 @@ TILES_PER_SCENE = 12
 
 
 def draw_tiles(folder: Path, scenes: list[str]) -> None:
-    """Write class folders of tiles: each scene a color of its own, with noise and a stripe."""
+    """Write class folders of tiles: each scene a color of its own, with noise and a stripe.
+
+    The first scene has twice as many as the others.
+    """
     for number, scene in enumerate(scenes):
         (folder / scene).mkdir(parents=True)
         color = np.random.default_rng(number).integers(40, 216, 3)
-        for tile in range(TILES_PER_SCENE):
+        for tile in range(TILES_PER_SCENE if number else 2 * TILES_PER_SCENE):
             rng = np.random.default_rng([number, tile])
             pixels = color + rng.normal(0, 25, (32, 32, 3))
             pixels[:, rng.integers(28) :][:, :4] += 30
@@ -80,7 +83,7 @@ def eurosat(smoke, environment, tmp_path_factory) -> Path:
 def chinese(smoke, environment, tmp_path_factory) -> Path:
     """A run of five classes that are known by their Chinese names alone, from scratch.
 
-    One has twice as many tiles; images are shared as the real tiles are, and the best are kept.
+    Each gets as many images as it has real tiles, in proportion.
     """
     folder = tmp_path_factory.mktemp("chinese")
     draw_tiles(folder / "tiles", CHINESE)
@@ -103,6 +106,7 @@ def chinese(smoke, environment, tmp_path_factory) -> Path:
             },
             "train_scene": {"source": "scratch", "epochs": 1},
             "encode": {"base_domain": "none"},
+            "generate": {"balance": {"like": "real"}},
         },
     )
     run_pipeline(copy, smoke, environment, ["tests/params.yaml", own])
@@ -143,9 +147,21 @@ def test_five_classes_with_chinese_names_reach_every_page(chinese):
     assert all(row["label"] in row["prompt"] for row in prompts)
     selected = json.loads((chinese / "metrics/select.json").read_text(encoding="utf-8"))
     assert set(selected["per_class"]) == {slug(name) for name in CHINESE} == set(CHINESE)
-    for page in ("metrics/report/index.html", "metrics/table.md", "metrics/review/index.html"):
+    for page in ("metrics/report/index.html", "metrics/review/index.html"):
         text = (chinese / page).read_text(encoding="utf-8")
-        assert all(name in text for name in CHINESE) or page == "metrics/table.md", page
+        assert all(name in text for name in CHINESE), page
+
+
+def test_images_are_shared_like_the_real_tiles(chinese):
+    counts = list(read_csv(chinese / "metrics/plots/images_per_class.csv"))
+    total = 2 * 2 * len(CHINESE)  # 2 prompts of each class, 2 images of each
+    real = {row["class"]: int(row["real"]) for row in counts}
+    images = {row["class"]: int(row["images"]) for row in counts}
+    assert sum(images.values()) == total and images[CHINESE[0]] == max(images.values()) > 4
+    for name in CHINESE:
+        assert abs(images[name] - total * real[name] / sum(real.values())) < 1
+    labels = pq.read_table(chinese / "data/synthetic", columns=["label"])["label"].to_pylist()
+    assert {name: labels.count(name) for name in CHINESE} == images
 
 
 def test_metrics_of_other_label_sets_are_read_by_dvc(eurosat, chinese):

@@ -218,7 +218,7 @@ def check_unet_weights(folder: Path, label: str) -> None:
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
         exit_with_error(f"{label}: unet/config.json: no UNet can be built: {str(error)[:300]}")
     needed = {name: list(weight.shape) for name, weight in unet.state_dict().items()}
-    stored = {}
+    stored: dict[str, list[int]] = {}
     for file in sorted((folder / "unet").glob("*.safetensors")):
         with safe_open(file, "numpy") as tensors:
             stored |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}

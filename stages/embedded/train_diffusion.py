@@ -167,7 +167,7 @@ def measure_vae(vae: Any) -> dict[str, float]:
     for begin in range(0, len(images), ENCODING_BATCH):
         x = from_scratch.normalize_pixels(images[begin : begin + ENCODING_BATCH])
         y = vae.decode(vae.encode(x).latent_dist.mean).sample
-        decoded.append(models.to_pixels(y.float().cpu().numpy(), models.VAE_NORMALIZATION))
+        decoded.append(models.to_pixels(y.float().cpu().numpy()))
     reconstructions = np.concatenate(decoded)
     return {"psnr": mean_psnr(images, reconstructions)} | relative_detail(reconstructions, images)
 
