@@ -19,6 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import multivariate_normal
 
+from stages.ceiling import count_kept
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.labels import read_label_set
 from stages.params import load
@@ -62,12 +63,9 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     params = load()
     make_deterministic(params.seed)
     config = params.classifier.model_copy(update={"seeds": seeds})
-    names, class_of_scene = read_label_set("lulc", params.classes)
+    names, class_of_scene = read_label_set("lulc", params.used_classes())
     class_of_name = {name: i for i, name in enumerate(names)}
-    wanted = {
-        class_of_name[name]: count * params.generate.images_per_prompt
-        for name, count in params.prompts_per_class().items()
-    }
+    wanted = count_kept(names)
     side = config.resolution
     real, _ = read_labeled_images(TEST, "scene", class_of_scene, side)
     synthetic, _ = read_labeled_images("data/synthetic", "label", class_of_name, side)

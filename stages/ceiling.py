@@ -1,24 +1,24 @@
-"""The ceiling of `classify`: the same network, trained on as many real tiles as are generated.
+"""The ceiling of `classify`: the same network, trained on as many real tiles.
 
     python -m stages.ceiling
 
+For classes, that is the number of images of each that the synthetic data set keeps.
 One stage for both label sets, classes and scenes: starting up costs as much as training.
 Writes metrics/ceiling_<label set>.json, and models/ceiling/<label set>.safetensors, the
 bootstrapped accuracies that `classify` compares its own with.
 """
 
-import csv
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from stages.common.artifacts import read_rows, write_json
+from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.labels import LABEL_SETS, read_label_set
 from stages.evaluation.scores import average_over_seeds
-from stages.params import load
+from stages.params import load, slug
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
@@ -40,14 +40,13 @@ def main() -> None:
     )
 
     # For each label set: draw training tiles, and plan a classifier for each seed.
-    images = read_image_counts()
     classes = params.used_classes()
     jobs = []
     n_wanted = {}
     for label_set in LABEL_SETS:
         class_names, class_of_scene = read_label_set(label_set, classes)
         if label_set == "lulc":
-            wanted = {i: images[name] for i, name in enumerate(class_names)}
+            wanted = count_kept(class_names)
         else:
             test_tiles = Counter(class_of_scene[row["scene"]] for row in read_rows(TEST, ["scene"]))
             wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
@@ -90,10 +89,11 @@ def main() -> None:
         write_json(f"metrics/ceiling_{label_set}.json", metrics)
 
 
-def read_image_counts() -> dict[str, int]:
-    """The number of images of each class, before any were rejected."""
-    with open("metrics/plots/images_per_class.csv", encoding="utf-8", newline="") as file:
-        return {row["class"]: int(row["images"]) for row in csv.DictReader(file)}
+def count_kept(class_names: list[str]) -> dict[int, int]:
+    """Class number -> number of its images in the synthetic data set."""
+    per_class = read_json("metrics/select.json")["per_class"]
+    counts = [per_class.get(slug(name), {"kept": 0}) for name in class_names]
+    return {i: of_class["kept"] for i, of_class in enumerate(counts)}
 
 
 if __name__ == "__main__":

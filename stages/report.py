@@ -2,9 +2,10 @@
 
     python -m stages.report
 
-reads   report, classes, prompt.per_class, what of encode, finetune_sd and finetune_llm decides
-        whether numbers compare; every metrics/*.json, metrics/plots/*.csv and sweeps/*.md,
-        data/imagery, data/samples, data/synthetic, data/features, data/chunks.parquet, models/start
+reads   report, classes, prompt.per_class, prompt.words, what of encode, finetune_sd and
+        finetune_llm decides whether numbers compare; every metrics/*.json, metrics/plots/*.csv
+        and sweeps/*.md, data/imagery, data/samples, data/synthetic, data/features,
+        data/chunks.parquet, models/start
 writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg
         metrics/table.md     the paper's tables line by line
         metrics/context.json what each number is in words, and what it was measured on as data
@@ -27,11 +28,12 @@ from stages.reporting.page import build_charts, write_page
 from stages.reporting.rows import to_markdown
 from stages.reporting.run import write_run_script
 from stages.reporting.sweeps import sweep_charts
-from stages.reporting.tables import build_tables
+from stages.reporting.tables import build_tables, is_selected
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
+from stages.text.class_words import complete_words
 
 OUT = Path("metrics/report")
 METRICS = (
@@ -74,9 +76,11 @@ def main() -> None:
     context = read_context(tuned, synthetic, classes)
     tables = build_tables(metrics, context)
 
-    # The pictures of the page.
-    labels = [row["label"] for row in synthetic]
-    assessment = assess(labels, read_json("models/scene/config.json")["scenes"], classes)
+    # The pictures of the page. The classifier that selected images has no say on them.
+    assessment = None
+    if not is_selected(metrics["select"]):
+        labels = [row["label"] for row in synthetic]
+        assessment = assess(labels, read_json("models/scene/config.json")["scenes"], classes)
     album = Album()
     gallery = Gallery(album, synthetic, assessment)
     by_class = gallery.by_class(real, classes, params.report.gallery_per_class)
@@ -107,8 +111,9 @@ def main() -> None:
         )
         size = check_size(out)
     write_atomically("metrics/table.md", to_markdown(tables, context.scale).encode())
+    words = complete_words(params.classes, params.prompt.words)
     described = measured_on(
-        metrics, context, classes, params.encode, params.finetune_sd, params.finetune_llm
+        metrics, context, classes, words, params.encode, params.finetune_sd, params.finetune_llm
     )
     write_json("metrics/context.json", context_json(tables, context, described))
     write_run_script(report_id)

@@ -62,6 +62,7 @@ def main() -> None:
                 name: describe_selection(drawn[name], wanted[name], selections[name], known[name])
                 for name in drawn
             }
+            log_unjudged(per_class)
             log_missing(per_class)
     write_metrics(per_class)
 
@@ -151,7 +152,7 @@ def write_kept(out: Path, labels: list[str], selections: dict[str, Selection]) -
     """Write the rows of the images that are kept.
 
     Raises:
-        SystemExit: none is.
+        SystemExit: no image is kept.
     """
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
@@ -177,9 +178,19 @@ def describe_selection(
         "rejected_caption": selection.rejected_caption,
         "rejected_duplicate": selection.rejected_duplicate,
         "rejected_diversity": selection.rejected_diversity,
-        "rejection_rate": 1 - len(selection.kept) / drawn,
+        "rejection_rate": (selection.rejected_caption + selection.rejected_duplicate) / drawn,
         "unknown_scenes": int(known == set()),
     }
+
+
+def log_unjudged(per_class: dict[str, dict[str, float]]) -> None:
+    """Log the classes whose images were not checked for their class."""
+    names = [name for name, counts in per_class.items() if counts["unknown_scenes"]]
+    if names:
+        log(
+            f"select: the scene classifier knows no scene of {', '.join(names)}: that their images "
+            "show their class is not checked"
+        )
 
 
 def log_missing(per_class: dict[str, dict[str, float]]) -> None:
@@ -197,7 +208,8 @@ def write_metrics(per_class: dict[str, dict[str, float]]) -> None:
     """Write metrics/select.json: sums over the classes, and the metrics of each."""
     keys = next(iter(per_class.values()))
     total: dict = {key: sum(counts[key] for counts in per_class.values()) for key in keys}
-    total["rejection_rate"] = 1 - total["kept"] / total["drawn"]
+    failed = total["rejected_caption"] + total["rejected_duplicate"]
+    total["rejection_rate"] = failed / total["drawn"]
     by_slug = {slug(name): counts for name, counts in per_class.items()}
     write_json("metrics/select.json", total | {"per_class": by_slug})
 

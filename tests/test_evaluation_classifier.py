@@ -34,14 +34,13 @@ from stages.evaluation.classification import (
     train_and_test_all,
 )
 from stages.evaluation.intervals import wilson_interval
-from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import (
     average_over_seeds,
     bootstrap_scores,
     classification_scores,
     share_of_ceiling,
 )
-from stages.params import Classifier, load
+from stages.params import Classifier, load, slug
 from stages.runtime.parallel import available_cores
 
 CLASSES = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
@@ -302,9 +301,8 @@ def folder(tmp_path, monkeypatch):
     params = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
     params["classifier"] |= CONFIG.model_dump() | {"epochs": 2}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    counts = {"prompts": 6, "images": 6, "real": 10}
-    rows = [{"class": name} | counts for name in params["classes"]]
-    write_csv("metrics/plots/images_per_class.csv", rows, list(rows[0]))
+    kept = {slug(name): {"kept": 6} for name in params["classes"]}
+    write_json("metrics/select.json", {"per_class": kept})
     for split, start, count in (("train", 0, 40), ("test", 40, 16)):
         rows = []
         for i in range(start, start + count):
@@ -366,11 +364,9 @@ def test_a_class_of_0_prompts_is_left_out_with_its_real_tiles(folder, capsys):
 
     counts = dict.fromkeys(yaml.safe_load(Path("params.yaml").read_text())["classes"], 6)
     change_params("prompt", {"per_class": counts | {"Woody Vegetation": 0}})
-    rows = [
-        {"class": name, "prompts": n, "images": n, "real": 10}
-        for name, n in (counts | {"Woody Vegetation": 0}).items()
-    ]
-    write_csv("metrics/plots/images_per_class.csv", rows, list(rows[0]))
+    selected = read_json("metrics/select.json")
+    del selected["per_class"]["Woody-Vegetation"]
+    write_json("metrics/select.json", selected)
     rows = [row for row in read_rows("data/synthetic") if row["label"] != "Woody Vegetation"]
     shutil.rmtree("data/synthetic")
     write_shards("data/synthetic", rows, LABELED_SCHEMA)

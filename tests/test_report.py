@@ -15,11 +15,11 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 from PIL import Image
-from report_run import CLASSES, TEST_SCHEMA, build, image_cell
+from report_run import CLASSES, SYNTHETIC_SCHEMA, TEST_SCHEMA, build, image_cell
 from safetensors.numpy import load_file
 
 from stages import report
-from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
+from stages.common.artifacts import IMAGE, read_json, read_rows, write_json, write_shards
 from stages.params import load
 from stages.reporting import charts, fonts, further_metrics, grids, selection, sweeps, tables
 from stages.reporting.album import Album
@@ -30,6 +30,7 @@ from stages.reporting.comparable import (
 )
 from stages.reporting.context import RunContext, read_context
 from stages.reporting.measured_on import measured_on
+from stages.text.class_words import complete_words
 
 
 def outputs(root: Path) -> dict[str, bytes]:
@@ -213,6 +214,7 @@ def describe_here() -> dict[str, dict]:
         metrics,
         read_context(tuned, synthetic, params.used_classes()),
         params.used_classes(),
+        complete_words(params.classes, params.prompt.words),
         params.encode,
         params.finetune_sd,
         params.finetune_llm,
@@ -297,6 +299,40 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
         assert changed - parts == expected - parts, reason
         assert {differences[key] for key in changed} <= {reason}
         before = after
+
+
+def test_prompts_compare_by_their_numbers_and_by_the_words_of_the_classes(
+    made, tmp_path, monkeypatch
+):
+    """Not by the number of images; and by words only what is measured with them."""
+    before = described(made)
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "run"))
+
+    def changed() -> dict[str, str]:
+        after = describe_here()
+        differences = {key: describe_difference(after[key], before[key]) for key in before}
+        return {key: difference for key, difference in differences.items() if difference}
+
+    rows = read_rows("data/synthetic")
+    write_shards("data/synthetic", rows[:-1], SYNTHETIC_SCHEMA)
+    reasons = changed()
+    assert reasons["caption_agreement.class_agreement"] == "other numbers of images per class"
+    assert not [key for key in reasons if key.startswith("prompts.")]
+    write_shards("data/synthetic", rows, SYNTHETIC_SCHEMA)
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["prompt"]["words"]["Bare Land"]["description"] = "sand and gravel"
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    on_words = "prompts.extractive.retrieval.class_agreement"
+    assert changed() == {on_words: "other words of the classes"}
+    assert find_description(before, f"{on_words}_chance") == before[on_words]
+    Path("params.yaml").write_text(text)
+
+    counts = Path("metrics/plots/images_per_class.csv")
+    counts.write_text(counts.read_text().replace("Bare Land,2,", "Bare Land,3,"))
+    of_prompts = {key for key in before if key.startswith("prompts.")}
+    assert changed() == dict.fromkeys(of_prompts, "other numbers of prompts per class")
 
 
 def test_another_device_is_named_and_compares(made):
@@ -400,6 +436,30 @@ def test_page_shows_the_gallery_and_its_extremes(made):
     assert section(page, "gallery").count('data-item="pictures/synthetic') == 2 * 7
 
 
+def test_the_selector_says_nothing_of_the_images_that_it_selected(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "run"))
+    selected = read_json("metrics/select.json")
+    selected["per_class"]["Snow-Ice"]["unknown_scenes"] = 1
+    write_json("metrics/select.json", selected | {"drawn": 3 * selected["kept"]})
+    report.main()
+    page = Path("metrics/report/index.html").read_text()
+    for verdict in ("extremes", 'name="agrees"', "tile differs", "disagrees", "predicted scene"):
+        assert verdict in (made / "metrics/report/index.html").read_text()
+        assert verdict not in page.split("<script>")[0]
+    images = [item for item in read_items(page).values() if "writer" in item]
+    assert len(images) == section(page, "gallery").count('data-item="pictures/synthetic') == 14
+    for item in images:
+        assert not {"agrees", "nearest"} & set(item)
+        assert item["facts"]["seed"] == "7"
+    # No selection touches the tuned model's images of test captions.
+    tuned = [item for key, item in read_items(page).items() if key.startswith("pictures/tuned")]
+    assert tuned and all("nearest" in item for item in tuned)
+    # The tables name the class that it could not judge.
+    note = Path("metrics/table.md").read_text().split("share that fails\n")[1].split("\n##")[0]
+    (sentence,) = re.findall(r"knows no scene of ([^:]*):", note)
+    assert sentence == "Snow Ice"
+
+
 def test_run_js_holds_what_belongs_to_the_moment(made):
     text = (made / "metrics/run.js").read_text()
     run = json.loads(text.removeprefix("const run = ").removesuffix(";\n"))
@@ -411,7 +471,8 @@ def test_run_js_holds_what_belongs_to_the_moment(made):
     assert stages["features"]["seconds"] == 63.5
     assert stages["generate"]["seconds"] == 4.2
     assert stages["fid"]["seconds"] is None, "not run here"
-    size = sum(file.stat().st_size for file in (made / "data/synthetic").iterdir())
+    files = [*(made / "data/synthetic").iterdir(), made / "metrics/select.json"]
+    size = sum(file.stat().st_size for file in files)
     assert stages["select"]["bytes"] == size
     assert stages["encode"]["bytes"] is None
 

@@ -13,11 +13,11 @@ import yaml
 from conftest import REPOSITORY
 from PIL import Image
 
-from stages import select
+from stages import ceiling, select
 from stages.common.artifacts import IMAGE, digest, encode_png, read_json, read_rows, write_shards
 from stages.embedded.scenes import render
 from stages.evaluation.frechet import fid
-from stages.evaluation.selection import Candidates, farthest_points, select_images
+from stages.evaluation.selection import Candidates, Selection, farthest_points, select_images
 
 
 def group_equal(thumbnails: np.ndarray) -> np.ndarray:
@@ -200,14 +200,20 @@ def test_the_stage_keeps_what_shows_the_class_and_differs(project, capsys):
         "rejected_caption": 3,
         "rejected_duplicate": 1,
         "rejected_diversity": 2,
-        "rejection_rate": pytest.approx(6 / 9),
+        "rejection_rate": pytest.approx(4 / 9),
         "unknown_scenes": 0,
     }
     # Forest: of two wanted images, one is left. Sea / Ice: no scene of it is known.
     assert list(per_class["Forest"].values()) == [6, 1, 1, 5, 0, 0, pytest.approx(5 / 6), 0]
-    assert list(per_class["Sea-Ice"].values()) == [6, 2, 0, 0, 2, 2, pytest.approx(4 / 6), 1]
-    assert list(metrics.values()) == [21, 6, 1, 8, 3, 4, pytest.approx(15 / 21), 1]
-    assert "select: Forest: 1 of 2 images" in capsys.readouterr().err
+    assert list(per_class["Sea-Ice"].values()) == [6, 2, 0, 0, 2, 2, pytest.approx(2 / 6), 1]
+    assert list(metrics.values()) == [21, 6, 1, 8, 3, 4, pytest.approx(11 / 21), 1]
+    logged = capsys.readouterr().err.splitlines()
+    assert [line for line in logged if "select: Forest: 1 of 2 images" in line]
+    (unjudged,) = [line for line in logged if "knows no scene of" in line]
+    assert "Sea / Ice" in unjudged and "Forest" not in unjudged
+    # The ceiling learns from as many real tiles; of a class that was not drawn, from none.
+    wanted = ceiling.count_kept(["Forest", "Unused", "Water, still", "Sea / Ice"])
+    assert wanted == {0: 1, 1: 0, 2: 3, 3: 2}
 
     generated = read_rows("data/generated")
     kept = read_rows("data/synthetic")
@@ -217,6 +223,20 @@ def test_the_stage_keeps_what_shows_the_class_and_differs(project, capsys):
     )
     # None of the copies, of the forests and the desert among the waters, of the forest's lakes.
     assert not set(kept_numbers()) & {5, 6, 7, 8, *range(10, 15), 16, 19}
+
+
+def test_of_a_perfect_generator_no_image_fails():
+    """Of three times as many as wanted, all show the class, and no two look alike."""
+    seen = np.array(["lake"] * 12)
+    features = np.arange(12.0)[:, None]
+    candidates = Candidates(seen, features, np.arange(12)[:, None])
+    selection = select_images(candidates, {"lake"}, 4, group_equal)
+    metrics = select.describe_selection(12, 4, selection, {"lake"})
+    assert metrics["rejection_rate"] == 0
+    assert (metrics["kept"], metrics["rejected_diversity"], metrics["missing"]) == (4, 8, 0)
+    # Two in three show another scene: they fail, whatever else is left out.
+    fails = select.describe_selection(12, 4, Selection(np.arange(4), 8, 0, 0), {"lake"})
+    assert fails["rejection_rate"] == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 21])

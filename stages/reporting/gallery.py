@@ -75,7 +75,8 @@ class Gallery:
             would round a 63-bit seed.
     """
 
-    def __init__(self, album: Album, synthetic: list[dict], assessment: Assessment) -> None:
+    def __init__(self, album: Album, synthetic: list[dict], assessment: Assessment | None) -> None:
+        """assessment: of all synthetic images; None: the classifier selected them."""
         self.album = album
         self.synthetic = synthetic
         self.assessment = assessment
@@ -101,12 +102,6 @@ class Gallery:
         row = self.synthetic[number]
         address = self.album.add("synthetic", SYNTHETIC, number)
         writer = f"{row['writer']}, {row['technique']}"
-        agrees = self.assessment.agrees[number]
-        predicted = (
-            f"{self.assessment.scenes[number]} "
-            f"({'agrees' if agrees else 'disagrees'} with its class, which has probability "
-            f"{self.assessment.probability[number]:.0%})"
-        )
         passages = [
             f"{self.paper_titles.get(cited['paper'], cited['paper'])} ({cited['paper']}), "
             f"page {cited['page']}"
@@ -118,16 +113,27 @@ class Gallery:
             "label": row["label"],
             "title": row["prompt"],
             "writer": writer,
-            "agrees": agrees,
-            "facts": sampling_facts(row) | {"writer": writer, "predicted scene": predicted},
+            "facts": sampling_facts(row) | {"writer": writer},
             "passages": passages,
-            "nearest": self.nearest_tile(
-                int(self.assessment.training_row[number]),
-                self.assessment.distance[number],
-                self.assessment.percentile[number],
-            ),
         }
+        if self.assessment is not None:
+            self.add_verdict(item, number, self.assessment)
         return self.items.setdefault(address, item)
+
+    def add_verdict(self, item: dict, number: int, assessment: Assessment) -> None:
+        """Add to an item what the classifier says of that synthetic image, and its nearest tile."""
+        agrees = assessment.agrees[number]
+        item["agrees"] = agrees
+        item["facts"]["predicted scene"] = (
+            f"{assessment.scenes[number]} "
+            f"({'agrees' if agrees else 'disagrees'} with its class, which has probability "
+            f"{assessment.probability[number]:.0%})"
+        )
+        item["nearest"] = self.nearest_tile(
+            int(assessment.training_row[number]),
+            assessment.distance[number],
+            assessment.percentile[number],
+        )
 
     def tuned_item(self, row: dict, number: int, nearest: dict) -> dict:
         """Add an image of a test caption. row: of data/samples/tuned; number: of that row."""
@@ -181,7 +187,12 @@ class Gallery:
         return entries
 
     def best_and_worst(self) -> dict[str, list[dict]]:
-        """Add the synthetic images whose class the classifier finds most and least probable."""
+        """Add the synthetic images whose class the classifier finds most and least probable.
+
+        Of images that it selected, none: {}.
+        """
+        if self.assessment is None:
+            return {}
         ascending = [int(i) for i in np.argsort(self.assessment.probability, kind="stable")]
         return {
             "worst": [self.synthetic_item(number) for number in ascending[:EXTREMES]],

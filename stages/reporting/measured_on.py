@@ -7,6 +7,7 @@ The model that is measured is no part of it: it is what two runs compare.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,12 +24,15 @@ PASSAGES = Path("models/index/passages.parquet")
 START = Path("models/start")
 TILE = ["filename", "scene", "image"]
 CAPTIONS = ["filename", "captions"]
+# Metrics of prompts that compare them, or passages, with the words of the classes.
+ON_CLASS_WORDS = ("class_agreement", "retrieval_top3_about_class")
 
 
 def measured_on(
     metrics: dict[str, dict],
     context: RunContext,
     classes: dict[str, list[str]],
+    words: Mapping[str, tuple],
     encode: Encode,
     finetune_sd: FinetuneSD,
     finetune_llm: FinetuneLLM,
@@ -38,7 +42,8 @@ def measured_on(
     Args:
         metrics: file name without `.json` -> content of metrics/*.json.
         context: what identifies the run.
-        classes: scenes of each class.
+        classes: scenes of each class that is used.
+        words: what is said of each class, of these at least.
         encode: the section of that name, as are `finetune_sd` and `finetune_llm`.
 
     Returns:
@@ -57,6 +62,7 @@ def measured_on(
         "corpus": {"papers": fingerprint(context.sources["papers"]["files"], [])},
         "review": test | {"n": review["ratings"], "experts": review["experts"]},
         **language_groups(metrics, context, finetune_llm),
+        **prompt_groups(metrics, context, {label: words[label] for label in classes}),
         **training_groups(metrics["diffusion"], context, encode, finetune_sd),
         **distance_groups(metrics, context, test | captions),
         **image_groups(metrics, context, test, train),
@@ -101,7 +107,7 @@ def device(metrics: dict[str, dict], **stages: str) -> dict[str, dict[str, str]]
 def language_groups(
     metrics: dict[str, dict], context: RunContext, finetune_llm: FinetuneLLM
 ) -> dict[str, dict]:
-    """Describe metrics/llm.json and metrics/prompts.json."""
+    """Describe metrics/llm.json."""
     llm = metrics["llm"]
     trained = device(metrics, finetune_llm="llm")
     chunks = pq.read_table(CHUNKS, columns=["paper", "text", "split"]).to_pylist()
@@ -113,8 +119,13 @@ def language_groups(
         **trained,
     }
     # Perplexity is per token, so it does not compare across tokenizers.
-    groups = {"llm": text | {"tokens": llm.get("tokens", 0)}, "llm.bits_per_character": text}
+    return {"llm": text | {"tokens": llm.get("tokens", 0)}, "llm.bits_per_character": text}
 
+
+def prompt_groups(
+    metrics: dict[str, dict], context: RunContext, words: dict[str, tuple]
+) -> dict[str, dict]:
+    """Describe metrics/prompts.json. words: what is said of each class that is used."""
     passages = pq.read_table(PASSAGES, columns=["paper", "page", "text"]).to_pylist()
     (vector,) = pq.read_table(PASSAGES, columns=["vector"])["vector"].slice(0, 1).to_pylist()
     embedder = {"files": context.sources["embedder"]["files"], "dimensions": len(vector)}
@@ -122,13 +133,18 @@ def language_groups(
         "passages": fingerprint({"passages": passages}, []),
         "embedder": fingerprint(embedder, []),
     }
-    per_class = {"images_per_class": dict(sorted(context.labels.items()))}
+    prompts = {name: counts["prompts"] for name, counts in sorted(context.class_counts.items())}
+    class_words = {"class_words": fingerprint(words, [])}
+    groups = {}
     for writer, techniques in metrics["prompts"].items():
         for technique, values in techniques.items():
-            group = {"n": values["count"], **per_class, **retrieval}
-            groups[f"prompts.{writer}.{technique}"] = (
-                group | trained if writer == "domain" else group
-            )
+            key = f"prompts.{writer}.{technique}"
+            group = {"n": values["count"], "prompts_per_class": prompts, **retrieval}
+            if writer == "domain":
+                group |= device(metrics, finetune_llm="llm")
+            groups[key] = group
+            on_words = [name for name in ON_CLASS_WORDS if name in values]
+            groups |= {f"{key}.{name}": group | class_words for name in on_words}
     return groups
 
 

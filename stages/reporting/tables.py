@@ -176,36 +176,53 @@ def read_paper_table() -> dict[str, str]:
         return {row["class"]: row["images"] for row in csv.DictReader(file)}
 
 
+def is_selected(selected: dict) -> bool:
+    """Whether more images were drawn than wanted. selected: metrics/select.json."""
+    return selected["drawn"] > selected["kept"] + selected["missing"]
+
+
 def selection_tables(selected: dict, context: RunContext) -> list[Table]:
-    """Which share of each class's drawn images was rejected, and why; [] where all are kept.
+    """Which share of each class's drawn images fails, and why; [] where all are kept.
 
     Args:
         selected: metrics/select.json: counts over all classes, and `per_class` by slug.
         context: what identifies the run.
     """
-    if selected["drawn"] <= selected["kept"] + selected["missing"]:  # as many as were wanted
+    if not is_selected(selected):
         return []
     rows = []
+    unjudged = []
     for name in context.class_counts:
         if counts := selected["per_class"].get(slug(name)):
             rows.append(selection_row(f"select.per_class.{slug(name)}", name, counts))
+            if counts["unknown_scenes"]:
+                unjudged.append(name)
     rows.append(selection_row("select", "all", selected))
     note = (
-        "More images were drawn than kept, and the scene classifier had a say in which: the "
-        "synthetic set is not scored by that classifier or in its features, and the accuracy on "
-        "real tiles is that of the selected set, not of all that the model draws."
+        "Share that fails: images drawn that show another scene or look like another one, without "
+        "those that were drawn to choose from (left out for diversity). The scene classifier "
+        "selected the synthetic set, so the set's class agreement, its near-copies in features of "
+        "that classifier and what the classifier says of single images are left out. FID and the "
+        "other distances are of the tuned model's images of test captions, which no selection "
+        "touches. The accuracy on real tiles is that of a classifier trained on the selected set, "
+        "not on all that the model draws."
     )
-    return [Table("Selection of synthetic images: share rejected", rows, note)]
+    if unjudged:
+        note += (
+            f" The scene classifier knows no scene of {', '.join(unjudged)}: that their images "
+            "show their class was not checked."
+        )
+    return [Table("Selection of synthetic images: share that fails", rows, note)]
 
 
 def selection_row(key: str, name: str, counts: dict) -> Row:
-    """The rejection rate of a class, and its counts. name: of the class."""
+    """The share of a class's images that fails, and its counts. name: of the class."""
     references = {
         "drawn": "drawn",
         "kept": "kept",
         "rejected: another scene": "rejected_caption",
         "near-duplicate": "rejected_duplicate",
-        "for diversity": "rejected_diversity",
+        "left out for diversity": "rejected_diversity",
         "missing": "missing",
     }
     return make_row(
