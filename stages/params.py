@@ -10,8 +10,10 @@ file: a typo in the last section stops the first stage.
 
 import argparse
 import difflib
+import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from math import ceil, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -476,12 +478,13 @@ class Words(Section):
     names: list[Text] | None = Field(
         default=None,
         min_length=1,
-        description="plain names of what the class shows; each prompt of the class has one, and "
-        "no other class has it. A regular plural is implied",
+        description="plain names of what the class shows; each prompt of the class has one of "
+        "these or of `kinds`, and no other class's has. A regular plural is implied",
     )
     kinds: list[Text] | None = Field(
         default=None,
-        description="rarer names, which no other class's prompt may have either",
+        description="rarer names, for prompts that plain ones don't suffice for; no other class's "
+        "prompt has one either",
     )
     description: Text | None = Field(
         default=None,
@@ -770,8 +773,10 @@ class Params(Section):
             last = f"; the last is {list(self.classes)[-1]}" if self.classes else ""
             raise ValueError(f"classes: 2 to 100 classes, not {len(self.classes)}{last}")
         slugs: dict[str, str] = {}
-        for name in self.classes:
+        for name, class_scenes in self.classes.items():
             _check_class_name(name)
+            if not all(map(str.strip, class_scenes)):
+                raise ValueError(f"classes: {name}: a scene has no name; write [] for no scene")
             # Some file systems hold one of "Forest" and "forest".
             twin = slugs.setdefault(slug(name).casefold(), name)
             if twin != name:
@@ -885,6 +890,12 @@ class Params(Section):
             names = words.names or derived_names(name, scenes)
             if not names:
                 raise ValueError(f"classes: {name} holds no letter: give it prompt.words, names")
+            frequent = [] if words.names else [term for term in names if _is_frequent(term)]
+            if frequent:
+                raise ValueError(
+                    f"classes: {name}: prompts of any class hold {frequent[0]}, a name that it has "
+                    "of itself or a scene: give it prompt.words, names"
+                )
             terms += [(term, name) for term in [*names, *(words.kinds or [])]]
         owners: dict[str, str] = {}  # of each form of a term
         for term, name in terms:
@@ -956,14 +967,15 @@ class Params(Section):
     @model_validator(mode="after")
     def _check_together(self) -> "Params":
         """Run all checks; each that fails is a line of the message."""
-        checks = (
-            self._check_classes,
+        # What is said of classes can't be judged where these have a fault.
+        faults = _faults(self._check_classes) or _faults(
+            self._check_prompts_per_class, self._check_words
+        )
+        faults += _faults(
             self._check_sources,
             self._check_raster_keys,
             self._check_extractors,
             self._check_prompt_writers,
-            self._check_prompts_per_class,
-            self._check_words,
             self._check_selection,
             self._check_passage_overlap,
             self._check_zero_terminal_snr,
@@ -971,15 +983,20 @@ class Params(Section):
             self._check_from_scratch,
             self._check_warmup,
         )
-        faults = []
-        for check in checks:
-            try:
-                check()
-            except ValueError as fault:
-                faults.append(_on_one_line(str(fault)))
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+
+def _faults(*checks: Callable[[], None]) -> list[str]:
+    """The message of each check that fails."""
+    faults = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as fault:
+            faults.append(_on_one_line(str(fault)))
+    return faults
 
 
 def _check_class_name(name: str) -> None:
@@ -994,10 +1011,15 @@ def _check_class_name(name: str) -> None:
         )
 
 
+def _is_frequent(term: str) -> bool:
+    """Whether prompts of all classes may hold it: "a dry desert with narrow tracks"."""
+    return term in ("an", "with") or (len(term) == 1 and term.isascii())
+
+
 def _term_forms(term: str) -> set[str]:
     """A term and its regular plurals; "Car park", "car-park" and "carpark" are one."""
     text = unicodedata.normalize("NFC", term).casefold()
-    stem = "".join(letter for letter in text if letter not in " -\u2010\u2011")
+    stem = re.sub(r"[\s\-\u2010\u2011]", "", text)
     plurals = {f"{stem}s", f"{stem}es"}
     return {stem, *plurals, f"{stem[:-1]}ies"} if stem.endswith("y") else {stem, *plurals}
 
@@ -1107,6 +1129,8 @@ def _explain(fault: ErrorDetails) -> str:
         return f"{key}: missing ({field.description or 'a section'})"
     if not key:
         return message  # a line for each of `Params._check_together`
+    if location[:-1] == ["prompt", "words"] and fault["input"] is None:
+        return f"{key}: is empty; write {{}} or leave it out"
     if fault["type"] == "bool_type":
         message = "should be true or false"
     message = message.replace("Input should", "should")

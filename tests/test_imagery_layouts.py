@@ -300,6 +300,11 @@ ROW = '{"file_name": "a_1.png", "text": "a lake"}'
         ),
         ("metadata.csv", b"image,caption\na_1.png,a lake", ["file_name", "'image', 'caption'"]),
         ("metadata.csv", b"file_name,lon\na_1.png,5.1", ["captions", "'file_name', 'lon'"]),
+        ("metadata.csv", b"patch_id,labels,split\na_1,['Forest'],train", ["labels", "one label"]),
+        ("metadata.csv", b"file_name,Urban,Forest\na_1.png,0,1", ["'forest'", "one label"]),
+        ("metadata.csv", b"file_name,a,b\na_1.png,1.0,0.0", ["'b'", "one label"]),
+        ("metadata.csv", b"file_name,label\na_1.png,['a' 'b']", ["csv:2", "one label"]),
+        ("metadata.jsonl", b'{"file_name": "a_1.png", "a": true, "b": false}', ["one label"]),
         ("metadata.jsonl", f"[{ROW}]".encode(), ["one JSON object per line"]),
         ("metadata.jsonl", f"[\n{ROW},\n{ROW}\n]".encode(), ["one JSON object per line"]),
         ("metadata.jsonl", json.dumps(json.loads(ROW), indent=1).encode(), ["one JSON object"]),
@@ -447,6 +452,29 @@ def test_a_column_of_captions_that_is_not_called_so_is_one_line(tmp_path):
     # The same text in all rows is none.
     write_table(tmp_path / "train.parquet", [row | {"description": texts[0]} for row in rows])
     assert list(captions_of(tmp_path).values()) == [[], []]
+
+
+@pytest.mark.parametrize(
+    "columns, name",
+    [
+        ({"label": "['a', 'b']"}, "'label'"),
+        ({"label": ["a"], "text": "a lake"}, "'label'"),
+        ({"labels": ["a", "b"]}, "labels"),
+        ({"a": 0.0, "b": 1.0, "lon": 5.5}, "a, b:"),
+        ({"a": 0, "b": True}, "a, b:"),
+    ],
+)
+def test_a_table_of_several_labels_per_tile_is_one_line(tmp_path, columns, name):
+    write_table(tmp_path / "train.parquet", [{"image": cell(1, "a.png"), **columns}])
+    line = refusal(tmp_path)
+    assert name in line and "one label per tile" in line
+
+
+def test_labels_with_brackets_and_bars_are_names(tmp_path):
+    labels = ["(bare) land", "forest|water", "forest; water", "[7]"]
+    rows = [{"image": cell(i, f"{i}.png"), "label": label} for i, label in enumerate(labels)]
+    write_table(tmp_path / "train.parquet", rows)
+    assert [item["scene"] for item in read(tmp_path)[0].values()] == labels
 
 
 def test_an_image_in_two_tables_is_kept_in_one_split(tmp_path):

@@ -86,4 +86,7 @@ def test_the_label_sets_of_the_docs_are_complete(page, tmp_path):
     (tmp_path / "mine.yaml").write_text(block)
     params = compose([str(tmp_path / "mine.yaml")], REPOSITORY)[1]
     assert params.classes == read(tmp_path / "mine.yaml")["classes"] and not params.prompt.words
-    assert all(complete_words(params.classes, {}).values())
+    lexicon = ClassLexicon(complete_words(params.classes, {}))
+    for label, said in lexicon.words.items():
+        assert lexicon.has_plain_name(said.description, label)
+        assert lexicon.count_class_names(said.description).keys() == {label}

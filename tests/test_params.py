@@ -289,7 +289,7 @@ def refusal(*arguments) -> str:
     return line
 
 
-AB: dict = {"A": ["a"], "B": ["b"]}
+AB: dict = {"Ash": ["oak"], "Bog": ["bay"]}
 
 
 @pytest.mark.parametrize(
@@ -298,24 +298,28 @@ AB: dict = {"A": ["a"], "B": ["b"]}
         ({}, ["classes", "2 to 100"]),
         ({"Only": []}, ["classes", "2 to 100", "Only"]),
         ({f"c{i}": [] for i in range(101)}, ["classes", "101", "c100"]),
-        ({"": [], "B": []}, ["classes", "no letter"]),
-        ({"\U0001f332": [], "B": []}, ["classes", "no letter", "\U0001f332"]),
-        ({"\u2764\ufe0f": [], "B": []}, ["classes", "no letter"]),
-        ({"A\tC": [], "B": []}, ["classes", "A\\tC", "control"]),
-        ({"A\u202eC": [], "B": []}, ["classes", "A\\u202eC", "control"]),
-        ({"A\u2028C": [], "B": []}, ["classes", "control"]),
-        ({"x" * 201: [], "B": []}, ["classes", "xxx", "200 bytes"]),
+        ({"": [], "Bog": []}, ["classes", "no letter"]),
+        ({"\U0001f332": [], "Bog": []}, ["classes", "no letter", "\U0001f332"]),
+        ({"\u2764\ufe0f": [], "Bog": []}, ["classes", "no letter"]),
+        ({"A\tC": [], "Bog": []}, ["classes", "A\\tC", "control"]),
+        ({"A\u202eC": [], "Bog": []}, ["classes", "A\\u202eC", "control"]),
+        ({"A\u2028C": [], "Bog": []}, ["classes", "control"]),
+        ({"x" * 201: [], "Bog": []}, ["classes", "xxx", "200 bytes"]),
         ({"a b": [], "a/b": []}, ["classes", "a b", "a/b", "a-b"]),
         ({"Oak": [], "oak": []}, ["classes", "Oak", "oak"]),  # one file where case is ignored
         ({"O\u0308de": [], "\xd6de": []}, ["classes", "\xd6de"]),
-        ({"A": ["x"], "B": ["x"]}, ["classes", "x", "twice"]),
-        ({"7": [], "B": []}, ["classes", "7", "prompt.words"]),
-        ({7: [], "B": []}, ["classes.7", "quotes"]),
-        ({"A": "x", "B": []}, ["classes.A", "list"]),
+        ({"Ash": ["xx"], "Bog": ["xx"]}, ["classes", "x", "twice"]),
+        ({"7": [], "Bog": []}, ["classes", "7", "prompt.words"]),
+        ({7: [], "Bog": []}, ["classes.7", "quotes"]),
+        ({"Ash": "x", "Bog": []}, ["classes.Ash", "list"]),
         ({"Forest": [], "Trees": ["forest"]}, ["prompt.words", "Forest", "Trees", "forest"]),
-        ({"Parking lot": [], "P": ["ParkingLots"]}, ["prompt.words", "Parking lot", "P share"]),
-        ({"City": [], "C": ["cities"]}, ["prompt.words", "City", "C share", "cities"]),
-        ({"bare-land": [], "B": ["BARELAND"]}, ["prompt.words", "bare-land", "bareland"]),
+        ({"Parking lot": [], "Pub": ["ParkingLots"]}, ["prompt.words", "Parking lot", "Pub share"]),
+        ({"City": [], "Cay": ["cities"]}, ["prompt.words", "City", "Cay share", "cities"]),
+        ({"bare-land": [], "Bog": ["BARELAND"]}, ["prompt.words", "bare-land", "bareland"]),
+        ({"Forest": [""], "Bog": []}, ["classes", "Forest", "no name"]),
+        ({"Forest": ["oak", " \t"], "Bog": []}, ["classes", "Forest", "no name"]),
+        ({"A": [], "Bog": []}, ["classes", "A:", "hold a,", "prompt.words"]),
+        ({"Zone": ["With"], "Bog": []}, ["classes", "Zone", "hold with,", "prompt.words"]),
     ],
 )
 def test_classes_that_cannot_be_told_apart_or_written_are_refused(classes, words):
@@ -330,21 +334,22 @@ def test_classes_that_cannot_be_told_apart_or_written_are_refused(classes, words
         ({"per_class": 2.5}, ["prompt.per_class", "2.5"]),
         ({"per_class": True}, ["prompt.per_class", "True"]),
         ({"per_class": None}, ["prompt.per_class", "None"]),
-        ({"per_class": {"A": 1, "B": "ten"}}, ["prompt.per_class", "B: ", "'ten'"]),
-        ({"per_class": {"A": 1, 2: 3}}, ["prompt.per_class", "2: "]),
-        ({"per_class": {"A": 1}}, ["prompt.per_class", "B is missing"]),
-        ({"per_class": {"A": 1, "B": 1, "C": 1}}, ["prompt.per_class", "C: ", "unknown"]),
-        ({"per_class": {"A": 1, "B": 1, "C\n": 1}}, ["prompt.per_class", "C\\n: "]),
+        ({"per_class": {"Ash": 1, "Bog": "ten"}}, ["prompt.per_class", "Bog: ", "'ten'"]),
+        ({"per_class": {"Ash": 1, 2: 3}}, ["prompt.per_class", "2: "]),
+        ({"per_class": {"Ash": 1}}, ["prompt.per_class", "Bog is missing"]),
+        ({"per_class": {"Ash": 1, "Bog": 1, "Cay": 1}}, ["prompt.per_class", "Cay: ", "unknown"]),
+        ({"per_class": {"Ash": 1, "Bog": 1, "C\n": 1}}, ["prompt.per_class", "C\\n: "]),
         ({"per_class": 0}, ["prompt.per_class", "two classes"]),
-        ({"per_class": {"A": 1, "B": 0}}, ["prompt.per_class", "A only", "two classes"]),
-        ({"words": {"C": {}}}, ["prompt.words", "C: ", "unknown class"]),
-        ({"words": {"A": {"name": ["x"]}}}, ["prompt.words.A.name", "did you mean names?"]),
-        ({"words": {"A": {"names": []}}}, ["prompt.words.A.names", "at least 1"]),
-        ({"words": {"A": {"names": ["x", " "]}}}, ["prompt.words.A.names.1", "letters"]),
-        ({"words": {"A": {"looks": "dry"}}}, ["prompt.words.A.looks", "list", "'dry'"]),
-        ({"words": {"A": {"description": "1"}}}, ["prompt.words.A.description", "letters"]),
-        ({"words": {"A": {"names": ["B"]}}}, ["prompt.words", "A and B", " b;"]),
-        ({"words": {"B": {"kinds": ["as"]}}}, ["prompt.words", "A and B", " as;"]),
+        ({"per_class": {"Ash": 1, "Bog": 0}}, ["prompt.per_class", "Ash only", "two classes"]),
+        ({"words": {"Cay": {}}}, ["prompt.words", "Cay: ", "unknown class"]),
+        ({"words": {"Ash": {"name": ["xx"]}}}, ["prompt.words.Ash.name", "did you mean names?"]),
+        ({"words": {"Ash": {"names": []}}}, ["prompt.words.Ash.names", "at least 1"]),
+        ({"words": {"Ash": {"names": ["x", " "]}}}, ["prompt.words.Ash.names.1", "letters"]),
+        ({"words": {"Ash": {"looks": "dry"}}}, ["prompt.words.Ash.looks", "list", "'dry'"]),
+        ({"words": {"Ash": {"description": "1"}}}, ["prompt.words.Ash.description", "letters"]),
+        ({"words": {"Ash": {"names": ["Bog"]}}}, ["prompt.words", "Ash and Bog", " bog;"]),
+        ({"words": {"Bog": {"kinds": ["ashes"]}}}, ["prompt.words", "Ash and Bog", " ashes;"]),
+        ({"words": {"Bog": None}}, ["prompt.words.Bog", "write {} or leave it out"]),
     ],
 )
 def test_prompts_and_words_that_do_not_fit_the_classes_are_refused(prompt, words):
@@ -389,11 +394,11 @@ def test_balances(balance):
 
 
 def test_a_number_of_prompts_for_all_or_for_each():
-    names = {"B": ["b"], "A": [], "C": []}
-    assert checked(names, {"per_class": 4}).prompts_per_class() == {"B": 4, "A": 4, "C": 4}
-    params = checked(names, {"per_class": {"A": 2, "C": 0, "B": 1}})
-    assert list(params.prompts_per_class().items()) == [("B", 1), ("A", 2), ("C", 0)]
-    assert list(params.used_classes().items()) == [("B", ["b"]), ("A", [])]
+    names = {"Bog": ["bay"], "Ash": [], "Cay": []}
+    assert checked(names, {"per_class": 4}).prompts_per_class() == {"Bog": 4, "Ash": 4, "Cay": 4}
+    params = checked(names, {"per_class": {"Ash": 2, "Cay": 0, "Bog": 1}})
+    assert list(params.prompts_per_class().items()) == [("Bog", 1), ("Ash", 2), ("Cay", 0)]
+    assert list(params.used_classes().items()) == [("Bog", ["bay"]), ("Ash", [])]
 
 
 @pytest.mark.parametrize(
@@ -402,7 +407,7 @@ def test_a_number_of_prompts_for_all_or_for_each():
         {f"class {i}": [] for i in range(100)},
         {"水体": [], "森林": [], "耕地": [], "建筑": [], "裸地": []},
         {"जल": [], "वन": []},
-        {'"Wald", a/b.': ["x"], "ÖPNV 100%": [], "\U0001f332 Baum": [], "no": ["off"]},
+        {'"Wald", a/b.': ["xx"], "ÖPNV 100%": [], "\U0001f332 Baum": [], "no": ["off"]},
         {"Forest": [], "Evergreen forest": []},  # the longer name counts
         {"Forest": ["Forest"], "River": ["River"]},
     ],
@@ -411,9 +416,16 @@ def test_any_names_of_classes(classes):
     assert checked(classes).used_classes() == classes
 
 
+@pytest.mark.parametrize("blank", [" ", "\u00a0", "\u3000", "-", "\u2011", "  ", ""])
+def test_any_blank_between_words_is_the_same(blank):
+    words = {"Ash": {"kinds": [f"car{blank}park"]}, "Bog": {"names": ["Car Parks"]}}
+    assert "Ash and Bog share" in refusal(AB, {"words": words})
+
+
 def test_words_settle_what_names_cannot():
-    words = {"7": {"names": ["park"]}, "Trees": {"names": ["tree"]}}
-    params = checked({"7": [], "Forest": [], "Trees": ["forest"]}, {"words": words})
+    words = {"7": {"names": ["park"]}, "Trees": {"names": ["tree"]}, "B": {"names": ["bog"]}}
+    classes = {"7": [], "Forest": [], "Trees": ["forest"], "B": ["b"]}
+    params = checked(classes, {"words": words})
     assert params.prompt.words["7"].names == ["park"] and params.prompt.words["7"].looks is None
 
 

@@ -165,18 +165,42 @@ def test_ten_names_are_a_label_set(project, run):
         assert all(len(line) < 1000 for line in lines)
 
 
+@pytest.mark.parametrize("scales", [[], ["eurosat"], ["rsicd"]])
+def test_names_are_enough_where_some_are_the_demos(tmp_path, scales):
+    """The words of "Water Body" in the demo hold "river"."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("classes: {Water Body: [lake], River: [river], Forest: [forest]}\n")
+    _, params = compose([*scales, str(mine)], REPOSITORY)
+    assert params.prompt.words == {} and list(params.classes) == ["Water Body", "River", "Forest"]
+
+
+@pytest.mark.parametrize(
+    ("scales", "words_of"),
+    [(["mine"], "demo"), (["eurosat", "mine"], "eurosat"), (["eurosat", "rsicd"], "demo")],
+)
+def test_the_same_classes_with_other_scenes_keep_their_words(tmp_path, scales, words_of):
+    """The seven's come back with the seven."""
+    mine = tmp_path / "mine.yaml"
+    names = reversed(read_overlay(words_of)["classes"])
+    mine.write_text(yaml.safe_dump({"classes": {name: [f"my {name}"] for name in names}}))
+    scales = [str(mine) if scale == "mine" else scale for scale in scales]
+    _, params = compose(scales, REPOSITORY)
+    words = params.prompt.model_dump(exclude_unset=True)["words"]
+    assert words == read_overlay(words_of)["prompt.words"]
+    assert set(params.classes) == set(words)
+
+
 def test_new_classes_keep_what_fits_them(project, run):
     classes = "classes: {Water Body: [lake], Sand: []}\n"
     numbers = "prompt: {per_class: {Water Body: 3, Sand: 2}}\n"
-    # Words of the demo for a class of the demo, and the numbers that it gives itself.
+    # The numbers that it gives itself.
     (project / "two.yaml").write_text(classes + numbers)
     assert run("eurosat", "two.yaml")[0] == 0
     prompt = load(project / "params.yaml").prompt
-    assert prompt.per_class == {"Water Body": 3, "Sand": 2}
-    assert list(prompt.words) == ["Water Body"] and prompt.words["Water Body"].names[0] == "lake"
+    assert prompt.per_class == {"Water Body": 3, "Sand": 2} and prompt.words == {}
     # The numbers of a scale with the same classes stay, and words that a file gives are all.
     (project / "same.yaml").write_text("classes: {Sand: [dune], Water Body: [sea]}\n")
-    (project / "words.yaml").write_text("prompt: {words: {Sand: {looks: [dry]}}}\n")
+    (project / "words.yaml").write_text("prompt: {words: {Sand: {looks: [dry, flat]}}}\n")
     assert run("two.yaml", "same.yaml", "words.yaml")[0] == 0
     params = load(project / "params.yaml")
     assert params.prompts_per_class() == {"Sand": 2, "Water Body": 3}

@@ -6,9 +6,9 @@
     python -m tools.scale demo                the way back: params/demo.yaml as it is
 
 Each file holds only what differs from params/demo.yaml, and brings the comments beside its values.
-`classes`, `prompt.per_class`, `prompt.words`, `fetch_imagery.splits` and lists are replaced whole;
-what is said of classes that new `classes` don't list goes with them. The first line of params.yaml
-names its scales.
+`classes`, `prompt.per_class`, `prompt.words`, `fetch_imagery.splits` and lists are replaced whole.
+Where a file's `classes` are others than those before, what was said of these goes with them. The
+first line of params.yaml names its scales.
 
 Prints the values that change. Writes nothing if params.yaml holds values that none of its scales
 has: they would be lost. --force drops them.
@@ -92,15 +92,17 @@ def compose(scales: list[str], folder: Path = Path()) -> tuple[str, Params]:
     if not scales:
         return demo.text, check(demo.values, name)
 
-    demo_prompt = deepcopy(demo.values["prompt"])
+    demo_values = deepcopy(demo.values)
     header = [FIRST_LINE + shlex.join(scales)]
     for scale in scales:
         file = read_scale(scale, folder)
         _refuse_unknown_keys(file, demo)
         header += [line for line in file.header if not line.startswith(FIRST_LINE)]
+        before = demo.values["classes"]
         _replace_values(demo.values, file.values)
-        if isinstance(file.values.get("classes"), dict):
-            _fit_to_classes(demo.values, file.values.get("prompt", {}), demo_prompt)
+        classes = demo.values["classes"]
+        if isinstance(classes, dict) and (not isinstance(before, dict) or {*classes} != {*before}):
+            _fit_to_classes(demo.values, file.values.get("prompt", {}), demo_values)
     demo.values.ca.comment = None  # the demo's header
     text = io.StringIO()
     _yaml().dump(demo.values, text)
@@ -129,24 +131,26 @@ def _replace_values(target: CommentedMap, source: CommentedMap) -> None:
 
 
 def _fit_to_classes(values: CommentedMap, given: CommentedMap, demo: CommentedMap) -> None:
-    """Drop the words and numbers of prompts of classes that a file's `classes` don't list.
+    """Drop the words and numbers of prompts of other classes than a file's; the demo's have theirs.
+
+    Words of some classes would not do: those of "Water Body" hold "river", which another of the
+    new classes may be.
 
     Args:
         values: of the file and those before it.
         given: the file's own values of `prompt`, which are left as they are.
-        demo: the demo's `prompt`, with words for its classes and one number for all.
+        demo: the demo's values, with words for its classes and one number for all.
     """
     prompt = values["prompt"]
     classes = values["classes"]
-    if "words" not in given and isinstance(prompt["words"], dict):
-        known = {**demo["words"], **prompt["words"]}
-        words = CommentedMap({name: known[name] for name in classes if name in known})
-        if not words:
-            words.fa.set_flow_style()  # `{}` on the line of its key
-        prompt["words"] = words
+    if "words" not in given and set(classes) == set(demo["classes"]):
+        _take(prompt, demo["prompt"], "words")
+    elif "words" not in given:
+        prompt["words"] = CommentedMap()
+        prompt["words"].fa.set_flow_style()  # `{}` on the line of its key
     counts = prompt["per_class"]
     if "per_class" not in given and isinstance(counts, dict) and set(counts) != set(classes):
-        _take(prompt, demo, "per_class")
+        _take(prompt, demo["prompt"], "per_class")
 
 
 def _take(target: CommentedMap, source: CommentedMap, key: str) -> None:

@@ -1,6 +1,7 @@
 """The checks that a prompt must pass: one plain sentence about one class, short enough for CLIP."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 from stages.text import lexicon
@@ -71,6 +72,10 @@ CITATION = re.compile(
 SENTENCE_END = re.compile(r"[.!?]\s")
 # A heading that has run into its text: "stony plains A desert is".
 HEADING_RUN_IN = re.compile(r"(?<=[a-z] )(A|[A-Z][a-z])\b")
+# What stands before and after the name of a class that such a heading has run into: "lake ice Sea
+# ice is". The name in "a Forest is" is inside its sentence.
+BEFORE_NAME = re.compile(r"(?<!\ba)(?<!\ban)(?<!\bthe)(?<!\bof)(?<=[a-z]) $")
+AFTER_NAME = re.compile(r"\s+(is|are|has|have)\b")
 # Inside a sentence, a capitalized word is a proper name, unless it is a month or part of the name
 # of a class.
 CAPITALIZED_WORD = re.compile(r"(?<=[a-z0-9,;:'\"] )[A-Z][a-z]{2,}")
@@ -143,7 +148,7 @@ def rejection_reason(
         return "instruction"
     if CITATION.search(nameless):
         return "citation"
-    if not is_one_sentence(nameless):
+    if not is_one_sentence(nameless) or has_heading_before_name(text, classes):
         return "not_one_sentence"
     if has_proper_name(nameless, classes):
         return "proper_name"
@@ -176,6 +181,17 @@ def is_one_sentence(text: str) -> bool:
     """Return whether a prompt is one sentence, without a heading that has run into it."""
     has_end = SENTENCE_END.search(text) or HEADING_RUN_IN.search(text)
     return len(split_sentences(text)) == 1 and not has_end
+
+
+def has_heading_before_name(text: str, classes: ClassLexicon) -> bool:
+    """Return whether a heading has run into a sentence that starts with the name of a class."""
+    text = unicodedata.normalize("NFC", text)
+    return any(
+        text[mention.start].isupper()
+        and BEFORE_NAME.search(text[: mention.start])
+        and AFTER_NAME.match(text[mention.end :])
+        for mention in classes.find_mentions(text)
+    )
 
 
 def has_proper_name(text: str, classes: ClassLexicon) -> bool:

@@ -29,6 +29,8 @@ START = rf"(?:(?<!{SPACED_LETTER})|(?=[{UNSPACED}]))"
 END = rf"(?:(?!{SPACED_LETTER})|(?<=[{UNSPACED}]))"
 # Endings of regular plurals, and those of their singular.
 PLURALS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("sses", "ss"), ("s", ""))
+# Plurals that end in "es" or in "s": buses and houses, beaches and avalanches.
+TAKES_ES = re.compile("(?:[sxzo]|[cs]h)es$")
 NO_PLURALS = ("ss", "us", "is")
 TAKES_IES = re.compile("[^aeiou]y$")
 HIDDEN = "area"  # stands for a class's name in a text whose other words are checked
@@ -198,12 +200,21 @@ def _singular(term: str) -> str:
     return term
 
 
+def _singulars(term: str) -> set[str]:
+    """Return what may be the singular of a folded term: "bus" and "buse" of "buses"."""
+    singulars = {_singular(term)}
+    if TAKES_ES.search(term):
+        singulars |= {stem for stem in (term[:-1], term[:-2]) if len(stem) > 2}
+    return singulars
+
+
 def _forms(term: str) -> list[str]:
     """Return a term in the singular and its regular plurals."""
-    singular = _singular(_fold(term))
-    forms = [singular, f"{singular}s", f"{singular}es"]
-    if TAKES_IES.search(singular):
-        forms += [f"{singular[:-1]}ies", f"{singular[:-1]}ie"]
+    forms = []
+    for singular in _singulars(_fold(term)):
+        forms += [singular, f"{singular}s", f"{singular}es"]
+        if TAKES_IES.search(singular):
+            forms += [f"{singular[:-1]}ies", f"{singular[:-1]}ie"]
     return forms
 
 
@@ -225,9 +236,8 @@ def _compile(terms: tuple[str, ...]) -> re.Pattern:
     """Match any of the terms in a folded text, in the singular or with a regular plural."""
     alternatives = []
     # The first alternative that matches counts, so the longest come first.
-    for term in sorted(
-        {_singular(_fold(term)) for term in terms}, key=lambda term: (-len(term), term)
-    ):
+    singulars = {singular for term in terms for singular in _singulars(_fold(term))}
+    for term in sorted(singulars, key=lambda term: (-len(term), term)):
         *words, last = [re.escape(word) for word in re.split(f"{HYPHENS}+", term)]
         last = f"{last[:-1]}(?:y|ies?)" if TAKES_IES.search(last) else f"{last}(?:e?s)?"
         alternatives.append(f"{HYPHENS}?".join([*words, last]))

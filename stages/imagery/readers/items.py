@@ -25,6 +25,10 @@ SEVERAL_LABELS = (
     "several labels per tile, or one-hot labels, are not read: keep one label per tile in a field "
     "`scene` (such as the class of most of its area), or give a label raster: fetch_imagery.labels"
 )
+# What one-hot labels hold, as text in lower case.
+FLAGS = {"0", "1", "0.0", "1.0", "false", "true"}
+# A list written as text: "['a', 'b']" of pandas, "['a' 'b']" of numpy, "[a, b]".
+LIST_IN_TEXT = re.compile(r"[\[(].*[,'\"].*[\])]", re.DOTALL)
 # What may stand after the name of a split: val2017, test_set.
 SPLIT_ENDING = re.compile(r"[ _-]?(set|data|images|\d+)$")
 
@@ -68,8 +72,18 @@ def first_field(fields: tuple[str, ...], names: Iterable[str]) -> str | None:
 def holds_several_labels(value: Any) -> bool:
     """Whether the class of a tile is given as a list, or as a list written as text."""
     if isinstance(value, str):
-        return bool(re.fullmatch(r"\s*[\[(].*,.*[\])]\s*", value, re.DOTALL))
+        return bool(LIST_IN_TEXT.fullmatch(value.strip()))
     return isinstance(value, (list, tuple))
+
+
+def flag_fields(rows: Iterable[dict]) -> list[str]:
+    """The fields that hold 0 and 1, or true and false, alone, as text too; [] if fewer than two."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, set()).add(str(value).strip().lower())
+    fields = [name for name, found in values.items() if found <= FLAGS]
+    return fields if len(fields) > 1 else []
 
 
 def image_name(item: SourceItem) -> str:

@@ -32,6 +32,7 @@ from stages.imagery.readers.items import (
     ImageSource,
     SourceItem,
     first_field,
+    flag_fields,
     holds_several_labels,
     skipped_file,
     split_folder,
@@ -85,18 +86,21 @@ def _check_list(file: Path, label: str) -> list[str]:
             f"{label} must hold one JSON object per line; it holds a JSON array, objects over "
             "several lines, or no JSON"
         )
+    has_labels = caption_fields(fields) or first_field(SCENE_FIELDS, fields)
+    if not has_labels and (field := first_field(PLURAL_SCENE_FIELDS, fields)):
+        exit_with_error(f"{label}: its field {field!r}: {SEVERAL_LABELS}")
     if first_field(NAME_FIELDS, fields) is None:
         advice = "; separate them by commas" if any(re.search(r"[;\t|]", f) for f in fields) else ""
         exit_with_error(f"{label} has no field file_name; its fields: {shown}{advice}")
-    if not caption_fields(fields) and first_field(SCENE_FIELDS, fields) is None:
-        if field := first_field(PLURAL_SCENE_FIELDS, fields):
-            exit_with_error(f"{label}: its field {field!r}: {SEVERAL_LABELS}")
+    rows = [row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT)]
+    if not has_labels:
+        is_one_hot = flag_fields(row for row in rows if NOT_JSON not in row)
+        advice = f"; {SEVERAL_LABELS}" if is_one_hot else ""
         exit_with_error(
             f"{label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "
-            f"({', '.join(SCENE_FIELDS)}); its fields: {shown}"
+            f"({', '.join(SCENE_FIELDS)}); its fields: {shown}{advice}"
         )
     if not caption_fields(fields):
-        rows = (row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT))
         if field := misnamed_captions(rows):
             exit_with_error(f"{label}: its field {field!r} seems to hold captions: name it `text`")
     return list(fields)

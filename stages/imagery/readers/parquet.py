@@ -27,6 +27,8 @@ from stages.imagery.readers.items import (
     ImageSource,
     SourceItem,
     first_field,
+    flag_fields,
+    holds_several_labels,
     skipped_file,
     split_folder,
     standard_split,
@@ -37,6 +39,8 @@ from stages.runtime.errors import exit_with_error
 # The Arrow types of encoded images. "null": no row has an image.
 IMAGE_TYPES = ("binary", "large_binary", "fixed_size_binary", "dictionary<values=binary", "null")
 ROWS_LOOKED_AT = 100  # for captions in columns of other names
+# The Arrow types of one-hot labels.
+NUMBERS = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
 ROWS_PER_BATCH = 4096
 ROWS_PER_BATCH_WITH_IMAGES = 64
 
@@ -83,6 +87,7 @@ def open_parquet(
             per tile.
     """
     tables = [_open_table(file, root, key, only_table=len(files) == 1) for file in files]
+    _refuse_lists_in_text(tables)
     has_captions = any(table.caption_columns for table in tables)
     if not has_captions:
         if caption is None:
@@ -133,6 +138,15 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
     )
 
 
+def _refuse_lists_in_text(tables: list[Table]) -> None:
+    """Exit with an error if the scene column holds lists written as text."""
+    for table in tables:
+        columns = [name for name in table.text_columns if name == table.scene_column]
+        for row in islice(_read_rows(table, columns), ROWS_LOOKED_AT):
+            if any(map(holds_several_labels, row.values())):
+                exit_with_error(f"{table.label}: column {columns[0]!r}: {SEVERAL_LABELS}")
+
+
 def _is_list(type_: pa.DataType) -> bool:
     kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
     return any(is_kind(type_) for is_kind in kinds)
@@ -154,13 +168,9 @@ def _refuse_several_labels(tables: list[Table]) -> None:
 def _one_hot_columns(table: Table) -> list[str]:
     """The columns that hold 0 and 1, or true and false, alone; [] if there are fewer than two."""
     columns = [
-        field.name
-        for field in table.schema
-        if pa.types.is_boolean(field.type) or pa.types.is_integer(field.type)
+        field.name for field in table.schema if any(is_kind(field.type) for is_kind in NUMBERS)
     ]
-    rows = list(islice(_read_rows(table, columns), ROWS_LOOKED_AT))
-    flags = [name for name in columns if rows and all(row[name] in (0, 1) for row in rows)]
-    return flags if len(flags) > 1 else []
+    return flag_fields(islice(_read_rows(table, columns), ROWS_LOOKED_AT))
 
 
 def _refuse_misnamed_captions(tables: list[Table]) -> None:

@@ -67,8 +67,8 @@ DESCRIPTION_KEY = re.compile(
 )
 # The keys whose values are none. Those of other keys are taken where no key is known.
 OTHER_KEY = re.compile(
-    r"thought|reason|rational|analysis|step(?!pe)|plan(?!t)|note|comment|explan|observ|feature|reject|bad|"
-    r"draft|task|request|intro|summary|message|error",
+    r"thought|reason|rational|analysis|step(?!pe)|plan(?!t)|note|comment|explan|observ|feature|"
+    r"reject|bad|draft|task|request|intro|summary|message|error",
     re.I,
 )
 JSON_KEY = re.compile(r"[\W_]*\w+\"\s*:")  # of broken JSON
