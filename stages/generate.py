@@ -31,9 +31,9 @@ PROMPT_COLUMNS = ["row", "label", "prompt", "negative_prompt", "writer", "techni
 def main() -> None:
     params = load()
     make_deterministic(params.seed)
+    prompt_fields = [pq.read_schema(PROMPTS).field(name) for name in PROMPT_COLUMNS]
     keep = params.generate.keep
     drawn = read_image_counts(None if keep is None else keep.draw)
-    prompt_fields = [pq.read_schema(PROMPTS).field(name) for name in PROMPT_COLUMNS]
     texts = pq.read_table(PROMPTS, columns=["prompt", "negative_prompt"])
     prompts = [text for column in texts.columns for text in column.to_pylist()]
     log_unread_prompts("generate", Path("models/diffusion"), prompts)

@@ -85,6 +85,7 @@ def write_params(folder: Path, classes: dict | None, **settings) -> None:
         "exclude_near_duplicates": False,
     } | settings
     params["train_scene"]["source"] = "scratch"
+    params["finetune_sd"]["warmup_steps"] = 0  # of a training that may be short
     folder.mkdir(exist_ok=True)
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 

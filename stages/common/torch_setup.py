@@ -10,7 +10,7 @@ from stages.common.rng import rng
 def make_deterministic(seed: int) -> None:
     """Use deterministic kernels only and seed torch's global generator."""
     # cuBLAS needs this in deterministic mode.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     # The same as use_deterministic_algorithms(True), which also imports the compiler: 2 s a stage.
     torch.set_deterministic_debug_mode("error")
     # Filling guards only against reads of uninitialized memory, and costs a third of a small
