@@ -44,7 +44,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
         # A scheduler's file says little where its class has Stable Diffusion's values as defaults.
         config_file = folder / "scheduler/scheduler_config.json"
         scheduler = read_json(config_file)
-        del scheduler["set_alpha_to_one"]
+        del scheduler["set_alpha_to_one"], scheduler["steps_offset"]
         write_json(config_file, scheduler)
         folders[prediction_type] = folder
     return folders

@@ -165,6 +165,11 @@ def _scheduler_faults(scheduler: dict) -> Iterator[str]:
     predicted = scheduler.get("prediction_type", "epsilon")
     if predicted not in ("epsilon", "v_prediction"):
         yield f"{name}: prediction_type {predicted} is not supported (epsilon, v_prediction)"
+    if scheduler.get("rescale_betas_zero_snr") and predicted == "epsilon":
+        yield (
+            f"{name}: rescale_betas_zero_snr needs a UNet with v_prediction, and this one predicts "
+            "the noise (epsilon), which says nothing about the image where the signal is zero"
+        )
 
 
 def _tokenizer_faults(folder: Path, tokenizer: dict, label: str) -> Iterator[str]:
@@ -186,8 +191,12 @@ def _tokenizer_faults(folder: Path, tokenizer: dict, label: str) -> Iterator[str
             return  # a missing file
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
         merges = [line for line in lines if line.strip() and not line.startswith("#version")]
-    words = [token for token in vocabulary if len(token.removesuffix("</w>")) > 1]
-    if not merges and any(not token.startswith("<|") for token in words):
+    words = [
+        token
+        for token in vocabulary
+        if len(token.removesuffix("</w>")) > 1 and not token.startswith("<|")
+    ]
+    if words and not merges:
         yield f"{name} holds no merges; the vocabulary has tokens of several letters ({words[-1]})"
 
 

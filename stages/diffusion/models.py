@@ -38,6 +38,7 @@ SCHEDULERS = {
 STEPPING = {
     "clip_sample": False,  # latents exceed [-1, 1]
     "set_alpha_to_one": False,
+    "steps_offset": 1,  # StableDiffusionPipeline sets it, whatever the file says
     "skip_prk_steps": True,  # the Runge-Kutta start would cost 9 more steps
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,

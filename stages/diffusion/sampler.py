@@ -259,12 +259,12 @@ def _is_finished(file: Path, count: int) -> bool:
     if not file.exists():
         return False
     try:
-        cells = pq.read_table(file, columns=["image"])["image"].to_pylist()
+        cells = pq.read_table(file)["image"].to_pylist()  # damage in any column is found
         for cell in cells:
             with Image.open(io.BytesIO(cell["bytes"])) as image:
                 image.verify()  # the checksums of PNG
         fault = None if len(cells) == count else f"{len(cells)} of {count} images"
-    except (pa.ArrowException, OSError, SyntaxError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, SyntaxError, LookupError, ValueError, TypeError) as error:
         fault = f"{error}"
     if fault:
         log(f"{file}: damaged, its images are generated again ({fault})")
