@@ -29,6 +29,9 @@ GRID_GUIDANCE = 4.0  # scale of classifier-free guidance
 # Latents of equal images, whose standard deviation is near 1, differ by less: by their rounding to
 # float16.
 MIN_DISTANCE = 1e-3
+# A base that is read as it was trained has a loss below this fraction of that of predicting nothing
+# (the shipped one: 0.5); one that is read as the other type has about that loss.
+CLEARLY_BETTER = 0.9
 
 
 class Evaluator:
@@ -90,7 +93,7 @@ class Evaluator:
         return measurements
 
     def question_prediction_type(self, trainer: Trainer, loss: float) -> None:
-        """Log where a base model is worse than predicting nothing: its prediction type is wrong.
+        """Log where a base model is no better than predicting nothing, as with a wrong type.
 
         The scheduler's configuration of a base need not say what the UNet predicts, or may say it
         wrongly. Every process of a run must call this.
@@ -115,15 +118,23 @@ class Evaluator:
 
         taken = trainer.prediction_type
         nothing = measure_valid(predict_nothing, taken)
-        if loss <= nothing:
+        if loss < CLEARLY_BETTER * nothing:
             return
         other = "epsilon" if taken == "v_prediction" else "v_prediction"
-        log(
+        other_loss = measure_valid(trainer.model, other)
+        other_nothing = measure_valid(predict_nothing, other)
+        found = (
             f"finetune_sd: the base model's validation loss is {loss:.3g}, predicting nothing has "
-            f"{nothing:.3g}: {self.start}/scheduler may have a wrong prediction_type, or none; "
-            f"it is taken as {taken}, as {other} the loss is "
-            f"{measure_valid(trainer.model, other):.3g}"
+            f"{nothing:.3g}"
         )
+        if other_loss / other_nothing < loss / nothing:
+            log(
+                f"{found}: {self.start}/scheduler may have a wrong prediction_type, or none; it is "
+                f"taken as {taken}, as {other} the loss is {other_loss:.3g}, where predicting "
+                f"nothing has {other_nothing:.3g}"
+            )
+        elif loss > nothing:
+            log(f"{found}: the base knows nothing of these images")
 
 
 def predict_nothing(noisy: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
