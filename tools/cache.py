@@ -10,6 +10,8 @@ keeps it.
 """
 
 import argparse
+import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -113,9 +115,16 @@ def locked(path: Path) -> Iterator[bool]:
         lock.release()
 
 
+def read_stats(path: Path) -> Iterator[os.stat_result]:
+    """Of a folder and all below it; a running stage may remove files meanwhile."""
+    for file in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):
+            yield file.lstat()
+
+
 def measure_size(path: Path) -> int:
     """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(info.st_size for info in read_stats(path) if stat.S_ISREG(info.st_mode))
 
 
 def format_size(size: float) -> str:
@@ -128,7 +137,7 @@ def format_size(size: float) -> str:
 
 def format_age(path: Path) -> str:
     """Time since a file of the folder was last written."""
-    written = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+    written = max((info.st_mtime for info in read_stats(path)), default=time.time())
     hours = (time.time() - written) / 3600
     if hours < 1:
         return f"{60 * hours:.0f} min"

@@ -21,6 +21,6 @@ def follow_umask(path: str | Path) -> None:
 def _umask() -> int:
     """The umask. It can only be read by setting it, which holds for all threads."""
     with _UMASK_IS_READ:
-        umask = os.umask(0o077)
+        umask = os.umask(0o022)
         os.umask(umask)
     return umask
