@@ -60,6 +60,9 @@ def _check_caption(caption: str | None) -> str | None:
 def _check_text(text: str) -> str:
     if not any(letter.isalpha() for letter in text):
         raise ValueError("write a text with letters")
+    # Text of several lines holds line ends, which count as blanks.
+    if any(_is_control(letter) and not letter.isspace() for letter in text):
+        raise ValueError("write a text without control characters")
     return text
 
 
@@ -784,10 +787,15 @@ class Params(Section):
                     f"classes: {name} and {twin} have the same name in metrics and files: "
                     f"{slug(name)}"
                 )
-        scenes = [scene for class_scenes in self.classes.values() for scene in class_scenes]
-        repeated = sorted(scene for scene in set(scenes) if scenes.count(scene) > 1)
-        if repeated:
-            raise ValueError(f"classes: {repeated[0]} stands there twice; a scene shows one class")
+        owners: dict[str, str] = {}  # of the scenes
+        pairs = [(scene, name) for name, scenes in self.classes.items() for scene in scenes]
+        for scene, name in pairs:
+            if scene in owners:
+                raise ValueError(
+                    f"classes: {scene} stands there twice, for {owners[scene]} and for {name}; a "
+                    "scene shows one class"
+                )
+            owners[scene] = name
 
     def _check_sources(self) -> None:
         sources = {f"fetch_model.{role}": source for role, source in self.fetch_model}

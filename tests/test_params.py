@@ -308,7 +308,7 @@ AB: dict = {"Ash": ["oak"], "Bog": ["bay"]}
         ({"a b": [], "a/b": []}, ["classes", "a b", "a/b", "a-b"]),
         ({"Oak": [], "oak": []}, ["classes", "Oak", "oak"]),  # one file where case is ignored
         ({"O\u0308de": [], "\xd6de": []}, ["classes", "\xd6de"]),
-        ({"Ash": ["xx"], "Bog": ["xx"]}, ["classes", "x", "twice"]),
+        ({"Ash": ["xx"], "Bog": ["xx"]}, ["classes", "xx", "twice", "Ash and for Bog"]),
         ({"7": [], "Bog": []}, ["classes", "7", "prompt.words"]),
         ({7: [], "Bog": []}, ["classes.7", "quotes"]),
         ({"Ash": "x", "Bog": []}, ["classes.Ash", "list"]),
@@ -347,6 +347,7 @@ def test_classes_that_cannot_be_told_apart_or_written_are_refused(classes, words
         ({"words": {"Ash": {"names": ["x", " "]}}}, ["prompt.words.Ash.names.1", "letters"]),
         ({"words": {"Ash": {"looks": "dry"}}}, ["prompt.words.Ash.looks", "list", "'dry'"]),
         ({"words": {"Ash": {"description": "1"}}}, ["prompt.words.Ash.description", "letters"]),
+        ({"words": {"Ash": {"kinds": ["a\x1bb"]}}}, ["prompt.words.Ash.kinds.0", "control"]),
         ({"words": {"Ash": {"names": ["Bog"]}}}, ["prompt.words", "Ash and Bog", " bog;"]),
         ({"words": {"Bog": {"kinds": ["ashes"]}}}, ["prompt.words", "Ash and Bog", " ashes;"]),
         ({"words": {"Bog": None}}, ["prompt.words.Bog", "write {} or leave it out"]),

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,9 @@ def test_comparability_depends_on_what_was_run(metrics):
     assert rows["fid.scene.paper.fid"].comparable.startswith("no: ")
     assert rows["llm.perplexity"].comparable.startswith("in part: ")
     assert rows["classify_lulc.synthetic_test.loss"].comparable.startswith("in part: ")
+    of_forest = replace(context, class_counts={"Forest": {"prompts": 1, "images": 1, "real": 1}})
+    table = tables.classifier_table(metrics["classify_lulc"], metrics["ceiling_lulc"], of_forest)
+    assert all(row.comparable.startswith("no: ") for row in table.rows)
     # By how much the padding moves the FID.
     padding = tables.padding_note(fid)
     assert re.findall(r"\d+\.\d", padding) == ["100.5", "240.5", "230.0"]

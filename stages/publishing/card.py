@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from stages.common.artifacts import read_json
 from stages.common.markdown import code_span, escape_markdown
-from stages.params import read
+from stages.params import read, slug
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
 
@@ -46,7 +46,7 @@ def make_card(
         "title": repository.title,
         "about": repository.about,
         "use": repository.use,
-        "limits": repository.limits,
+        "limits": repository.limits + describe_selection(repository.params, classes),
         "commit": commit,
         "class_rows": list_classes(classes) if "classes" in repository.params else [],
         "params": quote_params(repository.params),
@@ -81,6 +81,27 @@ def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
         }
         for name, scenes in classes.items()
     ]
+
+
+def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]]) -> str:
+    """Say how the synthetic images were selected, where a repository depends on that; else "".
+
+    Args:
+        sections: of params.yaml that the repository depends on.
+        classes: those that are used.
+    """
+    if "classes" not in sections or read()["generate"].get("keep") is None:
+        return ""
+    selected = read_json("metrics/select.json")
+    note = (
+        f" Of {selected['drawn']} synthetic images drawn, {selected['kept']} are kept: those in "
+        "which a scene classifier of real tiles saw their class, without near-duplicates. They are "
+        "no sample of what the model draws, and that classifier can't measure them."
+    )
+    empty = [name for name in classes if not selected["per_class"].get(slug(name), {}).get("kept")]
+    if empty:
+        note += f" No image is left of {', '.join(map(escape_markdown, empty))}."
+    return note
 
 
 def quote_params(names: tuple[str, ...]) -> str:

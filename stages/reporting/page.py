@@ -175,25 +175,22 @@ def accuracy_chart(rows: list[dict]) -> dict:
 
 
 def land_cover_confusion(rows: list[dict], classes: list[str]) -> dict:
-    title = "Land cover: confusion matrix on real tiles"
-    pairs = [(row["actual"], row["predicted"]) for row in rows]
-    return {
-        "title": title,
-        "text": "Classifier trained on generated images. "
-        "Counts of tiles, shaded by the share of the actual class.",
-        "svg": Markup(charts.confusion_matrix(title, pairs, classes)),
-        "wide": len(classes) > charts.WIDE,
-    }
+    return describe_confusion("Land cover: confusion matrix on real tiles", rows, classes)
 
 
 def scene_confusion(rows: list[dict]) -> dict:
-    title = "Scenes: confusion matrix on real tiles"
+    scenes = sorted({row[column] for row in rows for column in ("actual", "predicted")})
+    return describe_confusion("Scenes: confusion matrix on real tiles", rows, scenes)
+
+
+def describe_confusion(title: str, rows: list[dict], names: list[str]) -> dict:
     pairs = [(row["actual"], row["predicted"]) for row in rows]
-    scenes = sorted({scene for pair in pairs for scene in pair})
+    is_wide = len(names) > charts.WIDE  # too small for numbers
+    shades = "shaded by the share of the actual class."
     return {
         "title": title,
         "text": "Classifier trained on generated images. "
-        "Counts of tiles, shaded by the share of the actual scene.",
-        "svg": Markup(charts.confusion_matrix(title, pairs, scenes)),
-        "wide": len(scenes) > charts.WIDE,
+        + (f"Tiles, {shades}" if is_wide else f"Counts of tiles, {shades}"),
+        "svg": Markup(charts.confusion_matrix(title, pairs, names)),
+        "wide": is_wide,
     }

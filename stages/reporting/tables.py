@@ -121,6 +121,8 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
         comparable = f"in part: other images, {n} in the test set (the paper: about 39)"
         if context.is_embedded("imagery"):
             comparable = SMALL_MODELS
+        elif not context.class_counts.keys() <= read_paper_table().keys():
+            comparable = f"no: {len(context.class_counts)} other classes"
     return make_row(
         f"classify_lulc.{test}.{name}",
         f"{SCORES[name]}, {images}",
@@ -370,8 +372,10 @@ def diffusion_loss_row(diffusion: dict, context: RunContext) -> Row:
 def language_model_table(llm: dict, context: RunContext) -> Table:
     """Perplexity and training loss of the fine-tuned language model. llm: metrics/llm.json."""
     source = context.sources["language"]
-    if context.is_embedded("language") or context.is_embedded("papers"):
-        comparable = "no: a tiny language model, field notes"
+    embedded = {"language": "a tiny language model", "papers": "field notes"}
+    reasons = [reason for name, reason in embedded.items() if context.is_embedded(name)]
+    if reasons:
+        comparable = f"no: {', '.join(reasons)}"
     elif "phi-1_5" in source["source"]:
         comparable = "in part: the same model, other held-out papers"
     else:
