@@ -28,6 +28,7 @@ LONGEST = (
     "test_text_language.py",
     "test_finetune_sd.py",
     "test_remotes.py",
+    "test_label_set_runs.py",
     "test_browser.py",
     "test_same_bytes.py",
 )
