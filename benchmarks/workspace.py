@@ -87,7 +87,7 @@ def make_demo(folder: Path, images: int, **sections: dict[str, Any]) -> Path:
     `sections` are written to params.yaml. Returns the folder.
     """
     imagery: dict[str, Any] = SPLITS | {"max_images": images}
-    make_inputs(folder, {"fetch_imagery": imagery} | sections)
+    make_inputs(folder, {"fetch_imagery": imagery} | without_warmup(sections))
     return folder
 
 
@@ -108,7 +108,7 @@ def make_stable_diffusion(
 
     imagery: dict[str, Any] = SPLITS | {"max_images": images, "resolution": resolution}
     encoding: dict[str, Any] = {"base_domain": "none", "batch_size": 16, "precision": "bf16"}
-    make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | sections)
+    make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | without_warmup(sections))
     if model:
         write_json(folder / "models/start/start.json", {"folder": str(model)})
         return folder
@@ -135,7 +135,7 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
     `steps` cut the training of the autoencoder and the text encoder. Returns the folder.
     """
     scale = compose(["rsicd"], REPOSITORY)[1].model_dump()
-    training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1}
+    training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1, "warmup_steps": 0}
     make_inputs(
         folder,
         {
@@ -148,6 +148,11 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
     )
     run_module(folder, "stages.encode")
     return folder
+
+
+def without_warmup(sections: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Sections of params for a training that may be shorter than the demo's warm-up."""
+    return sections | {"finetune_sd": {"warmup_steps": 0} | sections.get("finetune_sd", {})}
 
 
 def make_inputs(folder: Path, sections: dict[str, dict[str, Any]], seed: int = 0) -> None:
