@@ -183,7 +183,7 @@ def test_every_section_renders(page, base):
     assert page.locator(".charts svg").count() >= 7
     assert page.locator("#stages [data-stage]").count() >= 18
     expect(page.locator("#stages [data-stage=features]")).to_contain_text("64 s")
-    expect(page.locator("#stages [data-stage=features]")).to_contain_text("sample, generate")
+    expect(page.locator("#stages [data-stage=features]")).to_contain_text("sample, select")
     expect(page.locator("#machine")).to_contain_text("torch")
     expect(page.locator("#params")).to_contain_text("gallery_per_class: 4")
     expect(page.locator(".without-run").first).to_be_hidden()

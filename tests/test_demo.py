@@ -368,6 +368,8 @@ def test_another_base_is_drawn_with_once_it_is_fetched(clone):
     write_json(fetched / "SOURCE.json", {"source": "path:/data/sd15"})
     assert clone / demo_page.choose_model(load()) == fetched
     change_params(clone, "  source: base ", "  source: scratch ")
+    change_params(clone, "  vae_steps: 0 ", "  vae_steps: 1 ")
+    change_params(clone, "  text_steps: 0 ", "  text_steps: 1 ")
     with pytest.raises(SystemExit, match="error: models/diffusion.*`dvc repro finetune_sd`"):
         demo_page.choose_model(load())
 

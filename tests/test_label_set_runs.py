@@ -70,7 +70,10 @@ def eurosat(smoke, environment, tmp_path_factory) -> Path:
     own = write_scale(
         copy,
         {
-            "fetch_imagery": {"source": f"path:{folder / 'tiles'}"},
+            "fetch_imagery": {
+                "source": f"path:{folder / 'tiles'}",
+                "exclude_near_duplicates": False,  # tiles of one color
+            },
             "train_scene": {"source": "scratch", "epochs": 4},
             "encode": {"base_domain": "none"},
         },
@@ -92,7 +95,10 @@ def chinese(smoke, environment, tmp_path_factory) -> Path:
         copy,
         {
             "classes": {name: [name] for name in CHINESE},
-            "fetch_imagery": {"source": f"path:{folder / 'tiles'}"},
+            "fetch_imagery": {
+                "source": f"path:{folder / 'tiles'}",
+                "exclude_near_duplicates": False,  # tiles of one color
+            },
             "fetch_model": {"diffusion": "none"},
             "train_base": {
                 "source": "scratch",

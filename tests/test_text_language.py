@@ -376,6 +376,7 @@ def test_base_model_with_missing_or_bad_weights_is_refused(finetune):
     from safetensors.torch import load_file, save_file
 
     from stages.params import load
+    from stages.text.class_words import ClassLexicon, complete_words
     from stages.text.writers.domain import DomainWriter
     from tools import export
 
@@ -386,8 +387,10 @@ def test_base_model_with_missing_or_bad_weights_is_refused(finetune):
     save_file(weights, file, {"format": "pt"})
     error = f"^error: models/base/language: .*{name}"
     assert re.match(error, finetune())
+    params = load()
+    classes = ClassLexicon(complete_words(params.classes, params.prompt.words))
     with pytest.raises(SystemExit, match=error):
-        DomainWriter(file.parent, Path("models/llm"), load().prompt, "zero_shot", 0)
+        DomainWriter(file.parent, Path("models/llm"), params.prompt, "zero_shot", classes, 0)
     Path("models/llm/adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match=error):
         export.export_language_model(Path("out"))
