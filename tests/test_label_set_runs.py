@@ -1,4 +1,4 @@
-"""EuroSAT's ten classes through the whole pipeline, by their overlay alone."""
+"""Label sets other than the paper's through the whole pipeline: EuroSAT's ten, five in Chinese."""
 
 import csv
 import json
@@ -12,6 +12,8 @@ import yaml
 from conftest import copy_repository, shell
 from PIL import Image
 
+from stages.params import slug
+
 EUROSAT = [
     "AnnualCrop",
     "Forest",
@@ -24,6 +26,7 @@ EUROSAT = [
     "River",
     "SeaLake",
 ]
+CHINESE = ["水体", "森林", "农田", "裸地", "建筑物"]
 TILES_PER_SCENE = 12
 
 
@@ -52,6 +55,16 @@ def run_pipeline(copy: Path, smoke: Path, environment: dict, scales: list[str]) 
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+def own_imagery(folder: Path) -> dict:
+    """The imagery params of drawn tiles, all of which are kept."""
+    return {
+        "source": f"path:{folder}",
+        "exclude_near_duplicates": False,  # tiles of one color
+        "max_images": None,
+        "test": 0.4,
+    }
+
+
 def write_scale(copy: Path, values: dict) -> str:
     path = copy / "own.yaml"
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
@@ -67,17 +80,46 @@ def eurosat(smoke, environment, tmp_path_factory) -> Path:
     own = write_scale(
         copy,
         {
-            "fetch_imagery": {
-                "source": f"path:{folder / 'tiles'}",
-                "exclude_near_duplicates": False,  # tiles of one color
-                "max_images": None,
-                "test": 0.4,
-            },
+            "fetch_imagery": own_imagery(folder / "tiles"),
             "train_scene": {"source": "scratch", "epochs": 4},
             "encode": {"base_domain": "none"},
         },
     )
     run_pipeline(copy, smoke, environment, ["tests/params.yaml", "eurosat", own])
+    return copy
+
+
+@pytest.fixture(scope="module")
+def chinese(smoke, environment, tmp_path_factory) -> Path:
+    """A run of five classes that are known by their Chinese names alone, from scratch.
+
+    Each gets as many images as it has real tiles, in proportion.
+    """
+    folder = tmp_path_factory.mktemp("chinese")
+    draw_tiles(folder / "tiles", CHINESE)
+    copy = copy_repository(folder / "copy")
+    own = write_scale(
+        copy,
+        {
+            "classes": {name: [name] for name in CHINESE},
+            "fetch_imagery": own_imagery(folder / "tiles"),
+            "fetch_model": {"diffusion": "none"},
+            "train_base": {
+                "source": "scratch",
+                "vae_channels": [8, 16, 16],
+                "vae_steps": 4,
+                "text_width": 32,
+                "text_layers": 1,
+                "text_steps": 4,
+                "unet_channels": [16, 16],
+                "batch_size": 8,
+            },
+            "train_scene": {"source": "scratch", "epochs": 1},
+            "encode": {"base_domain": "none"},
+            "generate": {"balance": {"like": "real"}},
+        },
+    )
+    run_pipeline(copy, smoke, environment, ["tests/params.yaml", own])
     return copy
 
 
@@ -109,7 +151,31 @@ def test_a_class_without_real_tiles_is_named_and_counted(eurosat):
     assert "SeaLake" in report
 
 
-def test_metrics_of_other_label_sets_are_read_by_dvc(eurosat):
-    done = shell("dvc", "metrics", "show", "--json", cwd=eurosat)
-    assert done.returncode == 0, done.stderr
-    assert all("error" not in file for file in json.loads(done.stdout)[""]["data"].values())
+def test_five_classes_with_chinese_names_reach_every_page(chinese):
+    prompts = pq.read_table(chinese / "data/prompts.parquet").to_pylist()
+    assert len(prompts) == 2 * len(CHINESE)
+    assert all(row["label"] in row["prompt"] for row in prompts)
+    selected = json.loads((chinese / "metrics/select.json").read_text(encoding="utf-8"))
+    assert set(selected["per_class"]) == {slug(name) for name in CHINESE} == set(CHINESE)
+    for page in ("metrics/report/index.html", "metrics/review/index.html"):
+        text = (chinese / page).read_text(encoding="utf-8")
+        assert all(name in text for name in CHINESE), page
+
+
+def test_images_are_shared_like_the_real_tiles(chinese):
+    counts = list(read_csv(chinese / "metrics/plots/images_per_class.csv"))
+    total = 2 * 2 * len(CHINESE)  # 2 prompts of each class, 2 images of each
+    real = {row["class"]: int(row["real"]) for row in counts}
+    images = {row["class"]: int(row["images"]) for row in counts}
+    assert sum(images.values()) == total and len(set(images.values())) > 1
+    for name in CHINESE:
+        assert abs(images[name] - total * real[name] / sum(real.values())) < 1
+    labels = pq.read_table(chinese / "data/synthetic", columns=["label"])["label"].to_pylist()
+    assert {name: labels.count(name) for name in CHINESE} == images
+
+
+def test_metrics_of_other_label_sets_are_read_by_dvc(eurosat, chinese):
+    for copy in (eurosat, chinese):
+        done = shell("dvc", "metrics", "show", "--json", cwd=copy)
+        assert done.returncode == 0, done.stderr
+        assert all("error" not in file for file in json.loads(done.stdout)[""]["data"].values())
