@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tracing
 from filelock import FileLock
+from warm_python import warm_python
 
 # One thread per process, stages included: the test workers share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -114,6 +115,13 @@ def environment(tmp_path_factory) -> dict:
         "https_proxy": closed_port,
         "HF_HOME": str(tmp_path_factory.mktemp("hub")),
     }
+
+
+@pytest.fixture(scope="session")
+def warm_environment(environment, tmp_path_factory) -> Iterator[dict]:
+    """`environment` with a `python` that has imported the libraries of the stages already."""
+    with warm_python(tmp_path_factory.mktemp("warm"), environment) as variables:
+        yield variables
 
 
 @pytest.fixture(scope="session")

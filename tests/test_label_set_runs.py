@@ -72,7 +72,7 @@ def write_scale(copy: Path, values: dict) -> str:
 
 
 @pytest.fixture(scope="module")
-def eurosat(smoke, environment, tmp_path_factory) -> Path:
+def eurosat(smoke, warm_environment, tmp_path_factory) -> Path:
     """A run of EuroSAT's ten by the overlay alone; no tile shows SeaLake."""
     folder = tmp_path_factory.mktemp("eurosat")
     draw_tiles(folder / "tiles", EUROSAT[:-1])
@@ -85,12 +85,12 @@ def eurosat(smoke, environment, tmp_path_factory) -> Path:
             "encode": {"base_domain": "none"},
         },
     )
-    run_pipeline(copy, smoke, environment, ["tests/params.yaml", "eurosat", own])
+    run_pipeline(copy, smoke, warm_environment, ["tests/params.yaml", "eurosat", own])
     return copy
 
 
 @pytest.fixture(scope="module")
-def chinese(smoke, environment, tmp_path_factory) -> Path:
+def chinese(smoke, warm_environment, tmp_path_factory) -> Path:
     """A run of five classes that are known by their Chinese names alone, from scratch.
 
     Each gets as many images as it has real tiles, in proportion.
@@ -119,7 +119,7 @@ def chinese(smoke, environment, tmp_path_factory) -> Path:
             "generate": {"balance": {"like": "real"}},
         },
     )
-    run_pipeline(copy, smoke, environment, ["tests/params.yaml", own])
+    run_pipeline(copy, smoke, warm_environment, ["tests/params.yaml", own])
     return copy
 
 

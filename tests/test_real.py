@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 
-def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environment):
+def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, warm_environment):
     """`params/rsicd.yaml` with its steps and images cut to what a test can spend."""
     copy = copy_repository(tmp_path)
     params = compose(["rsicd"], copy)[1].model_dump()
@@ -50,7 +50,8 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     params["fid"] |= {"standard_min_n": 100, "paper_n": 100}
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
-    done = shell("dvc", "repro", cwd=copy, env={**environment, "RD_DATA": str(DATA)}, timeout=1200)
+    variables = {**warm_environment, "RD_DATA": str(DATA)}
+    done = shell("dvc", "repro", cwd=copy, env=variables, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     report = json.loads((copy / "data/imagery/REPORT.json").read_text())
     assert (
@@ -66,13 +67,13 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, environm
     assert "Snow Ice" in (copy / "models/classifier/lulc/context.json").read_text()
 
 
-def test_text_half_on_the_papers_own_corpus(tmp_path, environment):
+def test_text_half_on_the_papers_own_corpus(tmp_path, warm_environment):
     """A text file replaces the papers; it has no paper boundaries, yet is split by documents."""
     copy = copy_repository(tmp_path)
     params = yaml.safe_load(smoke_params())
     params["fetch_papers"]["source"] = f"path:{DATA / 'corpus/remote_sensing_data.txt'}"
     (copy / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    done = shell("dvc", "repro", "chunk", "index_rag", cwd=copy, env=environment)
+    done = shell("dvc", "repro", "chunk", "index_rag", cwd=copy, env=warm_environment)
     assert done.returncode == 0, done.stderr[-3000:]
     corpus = pq.read_table(copy / "data/corpus.parquet").to_pandas()
     assert len(corpus) > 50_000  # 71,102 less the reference lists

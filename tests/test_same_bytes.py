@@ -6,7 +6,7 @@ import yaml
 from conftest import copy_repository, shell
 
 
-def test_two_runs_give_the_same_bytes(smoke, environment, tmp_path_factory):
+def test_two_runs_give_the_same_bytes(smoke, warm_environment, tmp_path_factory):
     """A second run from nothing, with a new resume cache, gives the same hashes."""
     copy = copy_repository(tmp_path_factory.mktemp("again"))
     shutil.copyfile(smoke / "params.yaml", copy / "params.yaml")
@@ -14,7 +14,7 @@ def test_two_runs_give_the_same_bytes(smoke, environment, tmp_path_factory):
         "dvc",
         "repro",
         cwd=copy,
-        env={**environment, "REMOTE_DIFFUSION_SCRATCH": str(copy / "scratch")},
+        env={**warm_environment, "REMOTE_DIFFUSION_SCRATCH": str(copy / "scratch")},
         timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,149 @@
+"""A `python` that has imported the stages' libraries already, for tests that run whole pipelines.
+
+At smoke scale a stage spends most of its time importing torch. Here a server imports the libraries
+once; each `python -m <module>` that DVC runs is a fork of it, with the command's folder,
+environment, arguments, input and output. The `smoke` run starts every stage anew instead.
+
+    python warm_python.py serve <socket>
+    python warm_python.py run <socket> -m <module> <argument>...
+"""
+
+import atexit
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+# All but those that start threads when they are imported (Arrow): a fork would lack these.
+LIBRARIES = """
+import accelerate, diffusers, scipy.optimize, timm, torch
+import torch._dynamo, torch.distributed.tensor
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+"""
+LENGTH_BYTES = 8
+REQUEST_FDS = 3  # standard input, output and errors
+
+
+@contextmanager
+def warm_python(folder: Path, environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """Start a server in a folder; yields the environment with its `python` first on PATH.
+
+    What the libraries read from the environment while they are imported is read from this one.
+    """
+    address = folder / "socket"
+    command = [sys.executable, __file__, "serve", str(address)]
+    server = subprocess.Popen(command, env={**os.environ, **environment})
+    shim = folder / "bin/python"
+    shim.parent.mkdir()
+    # Without site-packages Python starts in 20 ms.
+    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS {__file__} run {address} "$@"\n')
+    shim.chmod(0o755)
+    try:
+        while not address.exists():
+            assert server.poll() is None, "the server of warm_python.py has ended"
+            time.sleep(0.1)
+        path = [str(shim.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        yield {**environment, "PATH": os.pathsep.join(path)}
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def serve(address: str) -> None:
+    """Fork a process for each request, which runs the module."""
+    exec(LIBRARIES, {})
+    gc.freeze()  # the forks share the pages of what was imported: no collection walks through it
+    threads = os.listdir("/proc/self/task")
+    assert len(threads) == 1, "a process with threads can't be forked"
+    # The kernel reaps the forks that wait for a stage.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address}.new")
+    listener.listen()
+    os.rename(f"{address}.new", address)
+    while True:
+        connection, _ = listener.accept()
+        if os.fork():
+            connection.close()
+            continue
+        listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        stage = os.fork()
+        if stage:
+            _, status = os.waitpid(stage, 0)
+            connection.sendall(bytes([os.waitstatus_to_exitcode(status) & 0xFF]))
+            os._exit(0)
+        end(run_module(connection))
+
+
+def run_module(connection: socket.socket) -> int:
+    """Do what `python -m` does, for the request of a connection; returns the exit code."""
+    header, descriptors, _, _ = socket.recv_fds(connection, LENGTH_BYTES, REQUEST_FDS)
+    request = json.loads(receive(connection, int.from_bytes(header)))
+    connection.close()
+    for target, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, target)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    _, module, *arguments = request["arguments"]
+    sys.argv = [module, *arguments]
+    sys.path[0] = request["folder"]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 1
+        return stop.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def end(code: int) -> NoReturn:
+    """End this process, without the seconds that Python takes to free what was imported."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def receive(connection: socket.socket, length: int) -> bytes:
+    """The next bytes of a connection."""
+    with connection.makefile("rb") as file:
+        return file.read(length)
+
+
+def run(address: str, arguments: list[str]) -> None:
+    """Ask the server to run a module; exit with its code. Any other command runs as it is."""
+    if arguments[:1] != ["-m"]:
+        os.execv(sys.executable, [sys.executable, *arguments])
+    request = {"folder": os.getcwd(), "environment": dict(os.environ), "arguments": arguments}
+    message = json.dumps(request).encode()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    socket.send_fds(connection, [len(message).to_bytes(LENGTH_BYTES)], range(REQUEST_FDS))
+    connection.sendall(message)
+    code = connection.recv(1)
+    sys.exit(code[0] if code else "the server of warm_python.py has ended")
+
+
+if __name__ == "__main__":
+    action, where, *rest = sys.argv[1:]
+    if action == "serve":
+        serve(where)
+    else:
+        run(where, rest)
