@@ -10,6 +10,7 @@ efficientnet/model.safetensors (or their published .pth, which are converted), d
 """
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from stages.common import sources
@@ -19,6 +20,7 @@ from stages.common.model_folder import (
     copy_model,
     parts_without_weights,
 )
+from stages.common.packed_models import unpack_model
 from stages.common.stable_diffusion import (
     CONFIG_FILES,
     check_kind,
@@ -37,8 +39,10 @@ def main(role: str) -> None:
     params = load()
     source = getattr(params.fetch_model, role)
     model, resolved = resolve_source(role, source)
-    with atomic_folder(Path("models/base") / role) as out:
+    with atomic_folder(Path("models/base") / role) as out, TemporaryDirectory() as unpacked:
         label = f"fetch_model.{role}: {source}"
+        if model and model.is_file():
+            model = unpack_model(role, model, Path(unpacked), label)
         files = copy_model(role, model, out, label) if model else []
         # The embedded model was checked before it was shipped: importing diffusers takes seconds.
         if role == "diffusion" and model and source != "embedded":
@@ -83,7 +87,7 @@ def resolve_source(role: str, source: str) -> tuple[Path | None, dict[str, Any]]
         case "hub":
             return download_model(role, source, key)
         case "package":
-            return sources.package_file(source, key)
+            return sources.package_file(role, source, key)
         case other:
             exit_with_error(
                 f"{key}: {source}: {other} is not for models; write embedded, path:<folder>, "

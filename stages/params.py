@@ -530,6 +530,10 @@ class Prompt(Section):
     max_tokens: Count = Field(
         description="tokens of an answer, thoughts included (writers openai and huggingface)"
     )
+    one_by_one: bool = Field(
+        description="ask for one description at a time, in a dialogue, and give its first words: "
+        "for models that are too small to write a list (writer huggingface)"
+    )
     temperature: NonNegativeNumber | None = Field(
         description="sampling temperature of the writers that are language models; null = the "
         "model's own, which some endpoints insist on"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tracing
+import yaml
 from filelock import FileLock
 from warm_python import warm_python
 
@@ -124,6 +125,30 @@ def warm_environment(environment, tmp_path_factory) -> Iterator[dict]:
         yield variables
 
 
+@pytest.fixture
+def fetch(tmp_path, monkeypatch):
+    """fetch(role, source): run the stage in a new folder and return the files it wrote."""
+    from model_files import files_below
+
+    from stages import fetch_model
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(role: str, source: str) -> dict[str, bytes]:
+        params = yaml.safe_load((REPOSITORY / "params/demo.yaml").read_text())
+        params["fetch_model"][role] = source
+        params["train_base"] |= {"source": "scratch", "vae_steps": 1, "text_steps": 1}
+        if params["fetch_model"]["vision"] == "none":
+            params["features"]["extractors"] = ["scene"]
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        fetch_model.main(role)
+        return files_below(Path("models/base") / role)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def encoded(tmp_path_factory) -> Path:
     """A workspace of the tiny diffusion model with latents in it."""
@@ -188,7 +213,7 @@ def run_smoke(copy: Path, environment: dict) -> None:
 
 
 @pytest.fixture
-def committed(smoke, environment, tmp_path):
+def committed(smoke, warm_environment, tmp_path):
     """A clone whose last commit is the smoke run, with its cache; and `run` for commands in it."""
     clone = tmp_path / "clone"
 
@@ -198,7 +223,7 @@ def committed(smoke, environment, tmp_path):
             for who in ("AUTHOR", "COMMITTER")
             for what in ("NAME", "EMAIL")
         }
-        done = shell(*command, cwd=clone, env={**environment, **identity}, **options)
+        done = shell(*command, cwd=clone, env={**warm_environment, **identity}, **options)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
 

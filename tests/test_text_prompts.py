@@ -16,9 +16,10 @@ import pytest
 from stages.params import load
 from stages.text import checks
 from stages.text.class_words import ClassLexicon, complete_words
+from stages.text.duplicates import trigram_similarity
 from stages.text.embedder import LatentSemanticEmbedder
 from stages.text.writers import endpoint as endpoint_module
-from stages.text.writers import instructions
+from stages.text.writers import instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.answers import Answer
 from stages.text.writers.cleaning import clean_sentence
@@ -46,6 +47,8 @@ GOOD = "an orchard is a regular grid of dark green crowns separated by pale stri
         ("an orchard of green crowns beside a blue lake", "other_class"),
         ("a regular grid of dark green crowns on pale grass", "no_class"),
         ("an orchard with large orange pumpkins on brown soil", "close_up"),
+        ("a green orchard with dark hills in the background", "ground_view"),
+        ("a dense orchard under a blue sky with white clouds", "ground_view"),
         ("an orchard of green crowns in rows and", "cut"),
         ('text": "an orchard of green crowns in rows', "markup"),
         ("ein orchard mit hellen Flecken und dunklen Schatten am Rand", "not_english"),
@@ -671,9 +674,66 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     assert writer.counts["answers"] == writer.counts["answers_cut"] == 2
     assert writer.propose("Crop Land", [], 12, 0, False) == first
     assert writer.propose("Crop Land", [], 12, 1, False) != first
+    small = params.model_copy(update={"one_by_one": True})
+    writer = InstructedWriter(tmp_path, small, "few_shot", CLASSES, 0, cache)
+    first = writer.propose("Crop Land", [], 3, 0, False)
+    openings = [d.opening for d in one_by_one.format_dialogues(*args(3, 0))]
+    assert len(first) == len(openings) == 6 == writer.counts["answers"]
+    assert all(candidate.text.startswith(o) for candidate, o in zip(first, openings))
+    assert writer.propose("Crop Land", [], 3, 0, False) == first
     writer = InstructedWriter(tmp_path, params, "retrieval", CLASSES, 0, cache)
     with pytest.raises(SystemExit, match="^error: prompt.top_k: .*[0-9]+ tokens"):
         writer.propose("Crop Land", [{"text": "field " * 2000}], 2, 0, False)
+
+
+def args(count: int, attempt: int, technique: str = "few_shot", passages: tuple = ()) -> tuple:
+    """The arguments of `format_dialogues` for crop land."""
+    return "Crop Land", technique, CLASSES, list(passages), count, attempt
+
+
+def test_each_description_is_opened_with_another_look_and_name():
+    words = CLASSES.words["Crop Land"]
+    dialogues = one_by_one.format_dialogues(*args(10, 0))
+    openings = [dialogue.opening for dialogue in dialogues]
+    assert len(set(openings)) == 20 == one_by_one.CANDIDATES * 10
+    assert openings[0] == f"a {words.looks[0]} {words.names[0]}"
+    later = [dialogue.opening for dialogue in one_by_one.format_dialogues(*args(2, 5))]
+    assert not set(later) & set(openings)
+    roles = [message["role"] for message in dialogues[0].messages]
+    assert roles == ["user", "assistant"] * 3 + ["user"]
+    assert dialogues[0].messages[1]["content"] == instructions.FEW_SHOT_EXAMPLES[0]
+    (alone,) = one_by_one.format_dialogues(*args(1, 0, "zero_shot"))[0].messages
+    assert words.names[0] in alone["content"] and "Notes" not in alone["content"]
+
+
+def test_each_request_quotes_a_sentence_that_names_the_class():
+    passage = {"text": "Roads cross here. Farmland is cut into strips. The soil is pale."}
+    dialogues = one_by_one.format_dialogues(*args(2, 0, "few_shot_retrieval", (passage,)))
+    notes = [dialogue.note for dialogue in dialogues]
+    assert set(notes) == {"Farmland is cut into strips."}
+    assert notes[0] in dialogues[0].messages[-1]["content"]
+
+
+def test_what_a_small_model_goes_on_with_is_read_up_to_the_first_full_stop():
+    opened = [
+        one_by_one.Dialogue([], "a green field", "A green field lies beside a long canal.")
+    ] * 5
+    answers = [
+        Answer(" with dark stripes. It is", is_cut=True),
+        Answer(" with dark stripes", is_cut=False),
+        Answer(" with dark", is_cut=True),
+        Answer(" in one short sentence", is_cut=False),
+        Answer(" lies beside a long canal", is_cut=False),
+    ]
+    candidates = one_by_one.read_descriptions(opened, answers, [], [])
+    assert [candidate.refusal for candidate in candidates] == ["", "", "cut", "talk", "copy"]
+    assert {candidate.text for candidate in candidates[:2]} == {"a green field with dark stripes"}
+
+
+def test_trigram_similarity_is_the_share_of_common_trigrams():
+    assert trigram_similarity("a b c d", "A b c, d") == 1
+    assert trigram_similarity("a b c d", "b c d e") == pytest.approx(1 / 3)
+    assert trigram_similarity("a b", "a b") == 0  # no trigrams
 
 
 def test_self_bleu_tells_copies_from_different_texts():

@@ -7,7 +7,7 @@ from pathlib import Path
 from conftest import shell
 
 
-def test_from_publishing_to_a_checked_request(committed, environment, tmp_path):
+def test_from_publishing_to_a_checked_request(committed, warm_environment, tmp_path):
     a, run_a = committed
     hosted = tmp_path / "hosted.git"
     # A: a remote for the outputs, a repository for the rest.
@@ -28,7 +28,7 @@ def test_from_publishing_to_a_checked_request(committed, environment, tmp_path):
             "GIT_COMMITTER_NAME": "b",
             "GIT_COMMITTER_EMAIL": "b@localhost",
         }
-        return shell(*command, cwd=cwd, env={**environment, **identity})
+        return shell(*command, cwd=cwd, env={**warm_environment, **identity})
 
     def succeed(*command: str) -> str:
         done = run_b(*command)

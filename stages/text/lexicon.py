@@ -62,6 +62,11 @@ fish insects? butterfl(y|ies) bees? cars? tractors? bicycles?
 """
 )
 
+# An image model that reads one of these words draws a view from the ground.
+GROUND_VIEW = re.compile(
+    r"\b(sky|skies|horizons?|foreground|in the (background|distance)|sunsets?|sunrises?)\b", re.I
+)
+
 # The positive cues must match both patterns. Without a viewpoint or a scale, the words that follow
 # them in a prompt decide what fills the frame.
 VIEWPOINT = re.compile(

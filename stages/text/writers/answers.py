@@ -15,15 +15,20 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from stages.text.class_words import ClassLexicon
+from stages.text.duplicates import trigram_similarity
 from stages.text.retrieval import Passage
+from stages.text.sentences import split_sentences
 from stages.text.writers.cleaning import clean_sentence
-from stages.text.writers.instructions import ANSWER_HEADING
+from stages.text.writers.instructions import ANSWER_HEADING, few_shot_examples
 from stages.text.writers.interface import Candidate
 
 # Why a line is refused here. Its other faults are found by `stages.text.checks`.
 TALK = "talk"  # it speaks of the descriptions or the task
 CUT = "cut"  # the limit of tokens has cut it off
 MARKUP = "markup"
+COPY = "copy"  # of an example or of a sentence of a passage
+
+COPY_SIMILARITY = 0.8  # Jaccard similarity of the word trigrams
 
 THOUGHT = (
     r"(?:\w+[:_-])?(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|"
@@ -155,6 +160,8 @@ def find_candidates(
             cut off by the limit of tokens (`answers_cut`), and without text other than thoughts
             (`answers_empty`).
     """
+    sources = few_shot_examples(label, classes) if technique.startswith("few_shot") else []
+    sources += [part for passage in passages for part in split_sentences(passage["text"])]
     candidates = []
     for answer in answers:
         text = remove_thoughts(answer.text)
@@ -171,13 +178,17 @@ def find_candidates(
             text = text_below(HEADING_LINE, text)
         else:
             text = text_below(ANSWER_LINE, text) or text
-        candidates += [
-            Candidate(
-                line.text if line.refusal else clean_sentence(line.text), passages, line.refusal
-            )
-            for line in read_lines(text, label, classes, is_cut)
-        ]
+        for line in read_lines(text, label, classes, is_cut):
+            sentence = line.text if line.refusal else clean_sentence(line.text)
+            refusal = line.refusal or find_copy(sentence, sources)
+            candidates.append(Candidate(sentence, passages, refusal))
     return candidates
+
+
+def find_copy(text: str, sources: list[str]) -> str:
+    """Return `COPY` where a text repeats one of the texts that the model was shown, else ""."""
+    is_copy = any(trigram_similarity(text, source) >= COPY_SIMILARITY for source in sources)
+    return COPY if is_copy else ""
 
 
 def remove_thoughts(text: str) -> str:

@@ -7,7 +7,7 @@ from stages.params import Prompt
 from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
-from stages.text.writers.answers import CUT
+from stages.text.writers.answers import CUT, find_copy
 from stages.text.writers.cleaning import clean_sentence
 from stages.text.writers.generation import generate, load_language_model, sampling_options
 from stages.text.writers.instructions import few_shot_examples
@@ -43,6 +43,7 @@ class DomainWriter:
     ) -> list[Candidate]:
         """Complete "Seen from above, the <name of the class>" `count` times, without passages."""
         context = ""
+        examples: list[str] = []
         if self.technique == "few_shot":
             examples = few_shot_examples(label, self.classes)
             context = " ".join(f"Seen from above, {text}." for text in examples) + " "
@@ -65,5 +66,7 @@ class DomainWriter:
         for beginning, completion in zip(beginnings, completions):
             sentence, *more = split_sentences(beginning + completion.text) or [beginning]
             is_cut = completion.is_cut and not more and not sentence.endswith((".", "!", "?"))
-            candidates.append(Candidate(clean_sentence(sentence), [], CUT if is_cut else ""))
+            text = clean_sentence(sentence)
+            refusal = CUT if is_cut else find_copy(text, examples)
+            candidates.append(Candidate(text, [], refusal))
         return candidates

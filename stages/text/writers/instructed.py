@@ -8,7 +8,7 @@ from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
 from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
-from stages.text.writers import instructions
+from stages.text.writers import instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.answers import Answer, find_candidates, opening_thought
 from stages.text.writers.generation import generate, load_language_model, sampling_options
@@ -44,7 +44,8 @@ class InstructedWriter:
         self.technique = technique
         self.classes = classes
         self.seed = seed
-        self.max_tokens = prompt.max_tokens
+        self.one_by_one = prompt.one_by_one
+        self.max_tokens = one_by_one.MAX_TOKENS if prompt.one_by_one else prompt.max_tokens
         self.sampling = sampling_options(prompt)
         self.cache = cache
         self.counts: Counter[str] = Counter()
@@ -53,6 +54,8 @@ class InstructedWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Generate the answers to all requests of the attempt in one batch."""
+        if self.one_by_one:
+            return self.propose_one_by_one(label, passages, count, attempt)
         requests = instructions.format_requests(
             label, self.technique, self.classes, passages, count, attempt
         )
@@ -66,6 +69,29 @@ class InstructedWriter:
         answers = self.cache.get(asked, partial(self.answer, requests, key))
         return find_candidates(answers, label, self.technique, self.classes, passages, self.counts)
 
+    def propose_one_by_one(
+        self, label: str, passages: list[Passage], count: int, attempt: int
+    ) -> list[Candidate]:
+        """Let the model go on with the first words of descriptions, all in one batch."""
+        dialogues = one_by_one.format_dialogues(
+            label, self.technique, self.classes, passages, count, attempt
+        )
+        texts = [
+            self.tokenizer.apply_chat_template(
+                [*dialogue.messages, one_by_one.answer(dialogue.opening)],
+                continue_final_message=True,
+                tokenize=False,
+            )
+            for dialogue in dialogues
+        ]
+        key = (self.seed, label, attempt)
+        asked = {"texts": texts, "key": key, **self.sampling}
+        answers = self.cache.get(asked, partial(self.complete, texts, key))
+        self.counts["answers"] += len(answers)
+        self.counts["answers_cut"] += sum(answer.is_cut for answer in answers)
+        examples = instructions.few_shot_examples(label, self.classes)
+        return one_by_one.read_descriptions(dialogues, answers, examples, passages)
+
     def answer(self, requests: list[str], key: tuple[int, str, int]) -> list[Answer]:
         """Generate the answers to requests in one batch; `key` decides the random numbers."""
         texts = self.tokenizer.apply_chat_template(
@@ -73,11 +99,15 @@ class InstructedWriter:
             add_generation_prompt=True,
             tokenize=False,
         )
+        answers = self.complete(texts, key)
+        # Templates of reasoning models open the thoughts in the request.
+        opening = opening_thought(texts[0])
+        return [answer._replace(text=opening + answer.text) for answer in answers]
+
+    def complete(self, texts: list[str], key: tuple[int, str, int]) -> list[Answer]:
+        """Generate what follows each text, in one batch."""
         # The template has written the special tokens at the start.
         inputs = self.tokenizer(
             texts, padding=True, return_tensors="pt", add_special_tokens=False
         )  # input_ids, attention_mask: [requests, T]
-        answers = generate(self.model, self.tokenizer, inputs, self.max_tokens, self.sampling, key)
-        # Templates of reasoning models open the thoughts in the request.
-        opening = opening_thought(texts[0])
-        return [answer._replace(text=opening + answer.text) for answer in answers]
+        return generate(self.model, self.tokenizer, inputs, self.max_tokens, self.sampling, key)

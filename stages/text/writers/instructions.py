@@ -12,6 +12,7 @@ FEW_SHOT_EXAMPLES = (
     "many small houses with red roofs stand in rows along a curved road",
     "an irregular parking lot with dense rows of bright cars beside a large building",
 )
+EXAMPLE_PLACES = ("an airport", "a residential area", "a parking lot")  # that they describe
 ANSWER_HEADING = "DESCRIPTIONS"  # separates a chain of thought from the answer
 MAX_PER_REQUEST = 10  # descriptions; asked for more, a model repeats itself
 

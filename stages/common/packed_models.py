@@ -1,0 +1,71 @@
+"""Unpack a model that comes as one file: a GGUF file, or a zip archive of a model folder."""
+
+import logging
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from stages.runtime.errors import exit_with_error
+
+GGUF_ROLES = ("language", "writer")
+
+
+def unpack_model(role: str, file: Path, folder: Path, label: str) -> Path:
+    """Unpack a file that holds a whole model.
+
+    Args:
+        role: of the model, a key of `FILE_PATTERNS`.
+        file: the model.
+        folder: an empty folder to unpack into.
+        label: the start of error messages: params key and source.
+
+    Returns:
+        `folder`, in the layout of the model's library; of other kinds of files, the file itself.
+
+    Raises:
+        SystemExit: the archive is damaged, or the model can't be converted.
+    """
+    if file.suffix == ".zip":
+        try:
+            zipfile.ZipFile(file).extractall(folder)
+        except zipfile.BadZipFile as error:
+            exit_with_error(f"{label}: {file.name} is no complete zip archive ({error})")
+        return folder
+    if file.suffix == ".gguf":
+        if role not in GGUF_ROLES:
+            exit_with_error(f"{label}: a GGUF file holds a language model, no {role}")
+        convert_gguf(file, folder, label)
+        return folder
+    return file
+
+
+def convert_gguf(file: Path, folder: Path, label: str) -> None:
+    """Write a GGUF file, quantized or not, as a transformers folder with weights in float16.
+
+    The tokenizer and its chat template, which GGUF holds too, are written beside the weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    logging.getLogger("transformers.modeling_utils").disabled = True  # a table of missing weights
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float16,
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ValueError, KeyError, OSError, struct.error) as error:
+        exit_with_error(
+            f"{label}: {file.name} is incomplete, or of a kind that transformers can't read "
+            f"({str(error)[:200]})"
+        )
+    model, loading_info = loaded
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        exit_with_error(f"{label}: {file.name} lacks the weights {missing[0]}")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
