@@ -7,6 +7,10 @@ cache, and ends with the same bytes. While the UNet trains, the folder always ho
 the averaged weights so far, with a README.md that says how many steps they took and how good they
 are.
 
+    python -m stages.embedded.train_models diffusion --start <model> --folder <new folder>
+
+trains the UNet of a finished model further, on tiles that it hasn't seen.
+
 The model stands in for Stable Diffusion v1.5. Its VAE and text encoder are trained on both looks
 and all scenes, as SD's were on the web. Its UNet is trained on the `base` look only, without the
 scenes of `UNSEEN_SCENES`, so that fine-tuning has a domain to learn.
@@ -14,6 +18,7 @@ scenes of `UNSEEN_SCENES`, so that fine-tuning has a domain to learn.
 
 import copy
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -49,6 +54,7 @@ UNET_CHANNELS = [32, 64, 128]
 UNET_SCENES = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
 UNET_BATCH = 32
 UNET_LR = 1.5e-3
+FURTHER_LR = 7e-4  # of a UNet that was trained before
 CAPTION_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
 EMA_DECAY = 0.999
@@ -69,22 +75,30 @@ class Amounts(NamedTuple):
     unet_steps: int = 10000
 
 
-def main(folder: Path, parts: Sequence[str], amounts: Amounts) -> None:
-    """Train these parts of the model in a folder, which has the others."""
+def main(folder: Path, parts: Sequence[str], amounts: Amounts, start: Path | None = None) -> None:
+    """Train these parts of the model in a folder, which has the others.
+
+    With `start`, a finished model, only its UNet is trained further; the folder gets the others.
+    """
     make_deterministic(SEED)
-    settings = {"parts": sorted(parts), "amounts": amounts._asdict()}
-    # A run resumes only checkpoints of the same amounts, code and kept parts.
-    for part in PARTS[:2]:
-        if part not in parts:
-            (weights,) = (folder / part).glob("*.safetensors")
-            settings[part] = checkpoints.compute_checksum(load_file(weights), "")
+    if start:
+        parts = ["unet"]
+        shutil.copytree(start, folder, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
+    # A run resumes only checkpoints of the same amounts, code and given weights.
+    settings: dict[str, Any] = {"parts": sorted(parts), "amounts": amounts._asdict()}
+    given = {part: folder / part for part in PARTS[:2] if part not in parts}
+    if start:
+        given["unet"] = start / "unet"
+    for part, where in given.items():
+        (weights,) = where.glob("*.safetensors")
+        settings[part] = checkpoints.compute_checksum(load_file(weights), "")
     code: list[str | Path] = [__file__, from_scratch.__file__, loss.__file__]
     code += [Path(__file__).parent / "scenes", Path(__file__).parent / "notes"]
     with resume_folder("embedded_diffusion", fingerprint(settings, code)) as cache:
         notes = read_notes()
         fillers = train_encoders(folder, parts, amounts, notes, cache)
         if "unet" in parts:
-            train_unet_part(folder, fillers, amounts, cache)
+            train_unet_part(folder, fillers, amounts, cache, start)
 
 
 def train_encoders(
@@ -172,8 +186,14 @@ def measure_vae(vae: Any) -> dict[str, float]:
     return {"psnr": mean_psnr(images, reconstructions)} | relative_detail(reconstructions, images)
 
 
-def train_unet_part(folder: Path, fillers: Sequence[str], amounts: Amounts, cache: Path) -> None:
-    """Train the UNet on what the folder's VAE and text encoder make of tiles and captions."""
+def train_unet_part(
+    folder: Path, fillers: Sequence[str], amounts: Amounts, cache: Path, start: Path | None
+) -> None:
+    """Train the UNet on what the folder's VAE and text encoder make of tiles and captions.
+
+    `start`: the model whose UNet is trained further; None: a new UNet.
+    """
+    before = read_json(start / "training.json")["unet"] if start else {"steps": 0, "tiles": 0}
     device = from_scratch.device_type()
     vae = models.load(folder, "vae")
     text_encoder = models.load(folder, "text_encoder")
@@ -181,15 +201,31 @@ def train_unet_part(folder: Path, fillers: Sequence[str], amounts: Amounts, cach
 
     def publish(unet: Any, measured: dict) -> None:
         from_scratch.save_pipeline(folder, vae, text_encoder, unet, torch.float16)
-        steps = int(measured.pop("step"))
-        record(folder, "unet", steps, UNET_BATCH, amounts.unet_tiles, measured, amounts.unet_steps)
+        steps = before["steps"] + int(measured.pop("step"))
+        tiles = before["tiles"] + amounts.unet_tiles
+        planned = before["steps"] + amounts.unet_steps
+        record(folder, "unet", steps, UNET_BATCH, tiles, measured, planned)
 
     vae.to(device)
     text_encoder.to(device)
-    latents, captions = encode_tiles(vae, amounts.unet_tiles, cache / "latents")
+    first = before["tiles"]
+    latents, captions = encode_tiles(vae, first, first + amounts.unet_tiles, cache / "latents")
     embed = Embedder(tokenizer, text_encoder, fillers)
     held_out = held_out_batches(vae, embed)
-    train_unet(latents, captions, embed, held_out, amounts.unet_steps, cache / "unet", publish)
+    if start:
+        unet, lr = models.load(start, "unet").requires_grad_(True), FURTHER_LR
+    else:
+        torch.manual_seed(SEED)
+        # Attention starts at the lowest level, of 4 x 4 latents. At 8 x 8 it would cost a quarter
+        # of a step.
+        unet = from_scratch.make_unet(
+            UNET_CHANNELS, LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
+        )
+        lr = UNET_LR
+    unet.to(device, memory_format=torch.channels_last).train()
+    train_unet(
+        unet, latents, captions, embed, held_out, amounts.unet_steps, lr, cache / "unet", publish
+    )
 
 
 def render_unet_tiles(begin: int, end: int) -> tuple[np.ndarray, list[list[str]]]:
@@ -201,10 +237,15 @@ def render_unet_tiles(begin: int, end: int) -> tuple[np.ndarray, list[list[str]]
     return np.stack([tile["image"] for tile in tiles]), [tile["captions"] for tile in tiles]
 
 
-def encode_tiles(vae: Any, count: int, cache: Path) -> tuple[torch.Tensor, list[list[str]]]:
-    """Latents fp16 [N, C, h, w] and captions of the UNet's tiles; `cache` keeps finished shards."""
+def encode_tiles(
+    vae: Any, first: int, end: int, cache: Path
+) -> tuple[torch.Tensor, list[list[str]]]:
+    """Latents fp16 [N, C, h, w] and captions of the UNet's tiles from the first to end - 1.
+
+    `cache` keeps finished shards.
+    """
     cache.mkdir(exist_ok=True)
-    files = {begin: cache / f"{begin:08d}.safetensors" for begin in range(0, count, SHARD_TILES)}
+    files = {begin: cache / f"{begin:08d}.safetensors" for begin in range(first, end, SHARD_TILES)}
     shards: dict[int, tuple[checkpoints.Tensors, dict]] = {}
     for begin, file in files.items():
         shard = checkpoints.load_undamaged(file) if file.exists() else None
@@ -215,7 +256,7 @@ def encode_tiles(vae: Any, count: int, cache: Path) -> tuple[torch.Tensor, list[
         total=len(files), initial=len(files) - len(missing), desc="tiles", unit="thousand"
     )
     for begin in missing:
-        images, captions = render_unet_tiles(begin, min(begin + SHARD_TILES, count))
+        images, captions = render_unet_tiles(begin, min(begin + SHARD_TILES, end))
         tensors = {"latents": encode_latents(vae, images, begin)}
         checkpoints.save(files[begin], tensors, {"captions": captions})
         shards[begin] = tensors, {"captions": captions}
@@ -282,11 +323,13 @@ def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def train_unet(
+    unet: Any,
     latents: torch.Tensor,
     captions: list[list[str]],
     embedder: Embedder,
     held_out: list[dict[str, torch.Tensor]],
     steps: int,
+    lr: float,
     cache: Path,
     publish: Publish,
 ) -> None:
@@ -295,32 +338,27 @@ def train_unet(
     Min-SNR weighting (Hang et al. 2023, eq. 6 for v) spends the steps where structure is decided.
 
     Args:
+        unet: a UNet2DConditionModel in training mode.
         latents: fp16 [N, C, h, w].
         captions: of each of them.
         embedder: of the captions.
         held_out: the batches of `held_out_batches`.
         steps: optimizer steps.
+        lr: the peak learning rate.
         cache: holds the checkpoints.
         publish: called with the averaged UNet and its measurements, every `MEASURE_STEPS` steps and
             after the last.
     """
-    # Attention starts at the lowest level, of 4 x 4 latents. At 8 x 8 it would cost a quarter of a
-    # step.
-    torch.manual_seed(SEED)
-    unet = from_scratch.make_unet(
-        UNET_CHANNELS, LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
-    )
-    unet.to(from_scratch.device_type(), memory_format=torch.channels_last).train()
     weights = dict(unet.named_parameters())
     ema = {name: weight.detach().clone() for name, weight in weights.items()}
     alphas_cumprod = from_scratch.make_scheduler().alphas_cumprod.to(unet.device)  # [T]
-    optimizer = torch.optim.AdamW(weights.values(), lr=UNET_LR, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.01, fused=True)
     saver = MinuteCheckpoints(cache, "UNet", weights, ema, optimizer)
     state = saver.resume()
     bar = progress_bar(total=steps, initial=state.step, desc="UNet", unit="step")
     while state.step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = UNET_LR * learning_rate_factor(state.step, steps)
+            group["lr"] = lr * learning_rate_factor(state.step, steps)
         batch = draw_batch(state.step, latents, captions, embedder)
         step_loss = velocity_losses(unet, batch, alphas_cumprod, MIN_SNR_GAMMA).mean()
         optimizer.zero_grad()

@@ -43,12 +43,17 @@ def main() -> None:
         default=["vae", "text_encoder", "unet"],
         help="train only these; the others stay as they are",
     )
+    diffusion.add_argument(
+        "--start", type=Path, help="folder of a finished model, whose UNet is trained further"
+    )
     for name, meaning in AMOUNTS.items():
         diffusion.add_argument(f"--{name.replace('_', '-')}", type=int, help=meaning)
     language = models.add_parser("language", help="language model and tokenizer")
     language.add_argument("package", help="Debian's python3.11-doc_*.deb, the text to train on")
     models.add_parser("scene", help="scene classifier, the judge of the embedded scenes")
     options = parser.parse_args()
+    if options.model == "diffusion" and options.start and options.start == options.folder:
+        parser.error("--start: name a new --folder for the result")
 
     start_process()
     if options.model == "diffusion":
@@ -56,7 +61,9 @@ def main() -> None:
 
         given = {name: getattr(options, name) for name in AMOUNTS}
         amounts = {name: amount for name, amount in given.items() if amount is not None}
-        train_diffusion.main(options.folder, options.parts, train_diffusion.Amounts(**amounts))
+        train_diffusion.main(
+            options.folder, options.parts, train_diffusion.Amounts(**amounts), options.start
+        )
     elif options.model == "scene":
         from stages.embedded import train_scene_classifier
 
