@@ -7,17 +7,25 @@ import io
 import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import REPOSITORY, write_smoke_params
+from conftest import REPOSITORY, wait_until, write_smoke_params
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -260,6 +268,129 @@ def test_images_that_are_nan_are_an_error_and_the_server_lives_on(address, model
     assert draw(Client(address, verbose=False), "a lake") == "First seed: 7"
 
 
+# What visitors send: (prompt, negative prompt, steps, guidance, seed, images).
+GOOD_REQUEST = ("a lake", "", 2, 2.0, "7", 1)
+ODD_VALUES = [
+    ["", " ", "a lake " * 1500, "\N{DESERT ISLAND}", "<script>", None, 7, ["a"], {"a": 1}],
+    ["\u5317\u4eac", "x" * 10_000, None, -1],
+    [0, -1, 2.5, 10**9, 10**400, "two", None, True, [3]],
+    [0, -1, 1e300, "wide", None, [2.0]],
+    ["-1", "1e3", "9" * 10_000, "\u0663", None, 3, 2**70],
+    [0, 10, 2.5, 10**9, "many", None],
+]
+
+
+def odd_requests(count: int) -> list[tuple]:
+    """Requests with one to three odd values each."""
+    generator = np.random.default_rng(0)
+    requests = []
+    for _ in range(count):
+        values = list(GOOD_REQUEST)
+        for place in generator.choice(len(values), generator.integers(1, 4), replace=False):
+            odd = ODD_VALUES[place]
+            values[place] = odd[generator.integers(len(odd))]
+        requests.append(tuple(values))
+    return requests
+
+
+def send_raw(address: str, body: bytes) -> int:
+    """Post a body to the endpoint that draws; return the HTTP status."""
+    url = f"{address.rstrip('/')}/gradio_api/call/generate_images"
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def visit(address: str, requests: list[tuple]) -> list[str]:
+    """Send requests one after another as a visitor; return the messages of those refused."""
+    client = Client(address, verbose=False)
+    refusals = []
+    for request in requests:
+        try:
+            client.predict(*request, api_name="/generate_images")
+        except AppError as error:
+            refusals.append(str(error))
+    return refusals
+
+
+def test_nothing_that_visitors_send_ends_the_server(address):
+    requests = odd_requests(260)
+    with ThreadPoolExecutor(4) as visitors:
+        refusals = [
+            text
+            for refused in visitors.map(
+                visit, [address] * 4, [requests[first::4] for first in range(4)]
+            )
+            for text in refused
+        ]
+    assert len(refusals) > 150
+    for body in (b"", b"{", b"[]", b'{"data": 3}', b'{"data": []}', b"\xff" * 1000, b"null"):
+        for _ in range(6):
+            assert send_raw(address, body) < 600
+    client = Client(address, verbose=False)
+    with pytest.raises(AppError, match="Steps is a whole number from 1 to 100"):
+        client.predict("a lake", "", 2.5, 2.0, "7", 1, api_name="/generate_images")
+    assert draw(Client(address, verbose=False), "a lake") == "First seed: 7"
+
+
+def test_a_downloaded_image_says_how_it_was_made(address, models):
+    client = Client(address, verbose=False)
+    prompt = "a lake, blue"
+    gallery, _ = client.predict(prompt, "green", 3, 2.5, "7", 2, api_name="/generate_images")
+    second = Path(gallery[1]["image"])
+    assert second.name == "seed-8.png"
+    said = Image.open(second).text
+    assert said == {
+        "Software": "Remote Diffusion",
+        "DigitalSourceType": demo_page.SYNTHETIC,
+        "prompt": prompt,
+        "negative_prompt": "green",
+        "scheduler": models.params.sampling.scheduler,
+        "steps": "3",
+        "guidance_scale": "2.5",
+        "model": models.model_digest,
+        "seed": "8",
+    }
+
+
+def test_the_demo_leaves_no_file_behind(clone):
+    """And starts where another user owns Gradio's own folder: it uses none that others share."""
+    temporary = clone / "temporary"
+    temporary.mkdir()
+    port = str(free_port())
+    variables = {**os.environ, "TMPDIR": str(temporary), "GRADIO_SERVER_PORT": port}
+    variables["PYTHONPATH"] = str(REPOSITORY)
+    variables.pop("GRADIO_TEMP_DIR", None)
+    demo = subprocess.Popen([sys.executable, "-m", "tools.demo"], cwd=clone, env=variables)
+    address = f"http://127.0.0.1:{port}/"
+    try:
+        wait_until(lambda: demo.poll() is not None or answers(address))
+        draw(Client(address, verbose=False), "a lake")
+        assert list(temporary.rglob("seed-7.png")) and not (temporary / "gradio").exists()
+        demo.send_signal(signal.SIGINT)
+        demo.wait(60)
+    finally:
+        demo.kill()
+    assert not list(temporary.iterdir())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5):
+            return True
+    except OSError:
+        return False
+
+
 def test_prompts_begin_again_when_all_were_given(address):
     """For every visitor: the papers give one prompt for this class."""
     for _ in range(2):
@@ -283,7 +414,7 @@ def test_any_class_of_params_is_offered_by_name_and_gets_a_prompt(tmp_path, monk
         offered = demo_page.add_fields(demo.params).label.choices
     assert offered == [(name, name) for name in names if name not in LEFT_OUT]
     for name in (*ODD_NAMES, names[-1]):
-        prompt, _ = demo.write_prompt(name)
+        prompt, _ = demo.write_prompt(name, SimpleNamespace(session_hash="visitor"))
         assert demo.collector.classes.has_plain_name(prompt, name)
 
 

@@ -3,7 +3,7 @@
     python -m tools.demo
 
 It serves this machine only. GRADIO_SERVER_NAME=0.0.0.0 opens it to the network; there is no
-password.
+password. What it draws lies in a temporary folder, which is removed when it ends.
 
 reads   sampling, prompt, seed, fetch_model, train_base; models/diffusion, models/index and the
         models of the prompt writer
@@ -17,6 +17,10 @@ at a time; a canceled one stops before its next denoising step.
 """
 
 import argparse
+import os
+import signal
+import sys
+from tempfile import TemporaryDirectory
 
 from stages.params import load
 from stages.runtime.process import start_process
@@ -30,10 +34,15 @@ def main() -> None:
     )
     parser.parse_args()
     start_process()
-    # Only now: OpenMP reads its settings when torch is imported.
-    from tools.demo_page import DemoModels, build_page
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Gradio's own choice is one folder for all users of a machine, /tmp/gradio.
+    parent = os.environ.get("GRADIO_TEMP_DIR")
+    with TemporaryDirectory(prefix="remote_diffusion_demo_", dir=parent) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        # Only now: OpenMP reads its settings when torch is imported.
+        from tools.demo_page import DemoModels, build_page
 
-    build_page(DemoModels(load())).launch(footer_links=[], ssr_mode=False)
+        build_page(DemoModels(load())).launch(footer_links=[], ssr_mode=False)
 
 
 if __name__ == "__main__":

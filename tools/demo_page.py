@@ -7,17 +7,18 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import gradio as gr
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from stages import fetch_model, train_base
 from stages.common.artifacts import read_json
 from stages.diffusion.cpu_chunks import CpuChunks
-from stages.diffusion.models import context_length
+from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
 from stages.params import Params, Writer
 from stages.runtime.errors import exit_with_error
@@ -34,6 +35,11 @@ TUNED = Path("models/diffusion")
 BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
 MAX_IMAGES = 9  # per request
 MAX_SEED = 2**63 - 1
+MAX_STEPS = 100
+MAX_GUIDANCE = 15
+CACHE_SECONDS = 3600  # after which Gradio removes files that it served
+# What made an image, by the IPTC's vocabulary for digital sources.
+SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 class RequestCanceled(Exception):
@@ -59,6 +65,9 @@ class DemoModels:
         self.steps_total = 0
         # The same request for a prompt is not paid twice.
         self.answers = TemporaryDirectory()
+        self.images = TemporaryDirectory()  # a folder for each request
+        self.given: dict[str | None, list[ImagePrompt]] = {}  # prompts, to each visitor
+        self.model_digest = model_digest(self.folder)
 
     @cached_property
     def collector(self) -> PromptCollector:
@@ -110,11 +119,14 @@ class DemoModels:
         """Return (images with their seeds, the first seed) for the page.
 
         Raises:
-            gr.Error: there is no prompt, or none that the model can read, the seed is no whole
-                number, or the images are NaN or inf.
+            gr.Error: there is no prompt, or none that the model can read, a setting is out of
+                range, the seed is no whole number, or the images are NaN or inf.
         """
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
+        steps = check_number("Steps", steps, MAX_STEPS, whole=True)
+        guidance = check_number("Guidance", guidance, MAX_GUIDANCE, whole=False)
+        count = check_number("Images", count, MAX_IMAGES, whole=True)
         notes = self.describe_reading(prompt, "prompt")
         notes += self.describe_reading(negative_prompt, "negative prompt")
         first_seed = parse_seed(seed)
@@ -135,11 +147,27 @@ class DemoModels:
                 raise gr.Error(str(error)) from None
             finally:
                 self.visitor = None
+            described = self.describe_images(prompt, negative_prompt)
+        folder = Path(mkdtemp(dir=self.images.name))
         gallery = [
-            (Image.fromarray(image), f"seed {image_seed}")
+            (save_image(image, image_seed, described, folder), f"seed {image_seed}")
             for image, image_seed in zip(images, seeds)
         ]
         return gallery, "\n\n".join([f"First seed: {first_seed}", *notes])
+
+    def describe_images(self, prompt: str, negative_prompt: str) -> dict[str, str]:
+        """What a file says of itself, but for the seed: text by keyword."""
+        sampling = self.sampler.sampling
+        return {
+            "Software": "Remote Diffusion",
+            "DigitalSourceType": SYNTHETIC,
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "scheduler": sampling.scheduler,
+            "steps": str(sampling.steps),
+            "guidance_scale": str(sampling.guidance_scale),
+            "model": self.model_digest,
+        }
 
     def describe_reading(self, text: str, name: str) -> list[str]:
         """Say what the model doesn't read of a prompt: characters it has no token for, and the end.
@@ -184,14 +212,24 @@ class DemoModels:
         if request.session_hash == self.visitor:
             self.stop.set()
 
-    def write_prompt(self, label: str) -> tuple[str, str]:
+    def leave(self, request: gr.Request) -> None:
+        """Stop the request of a visitor who has closed the page, and forget their prompts."""
+        self.cancel(request)
+        self.given.pop(request.session_hash, None)
+
+    def write_prompt(self, label: str, request: gr.Request) -> tuple[str, str]:
         """Return the next prompt for a class, and the passages that it rests on as HTML.
 
         Raises:
-            gr.Error: the writer cannot be used, or none of its candidates passes the checks.
+            gr.Error: there is no such class, the writer cannot be used, or none of its candidates
+                passes the checks.
         """
+        if label not in self.params.used_classes():
+            raise gr.Error("There is no such class.")
         with self.lock:
             try:
+                # Every visitor gets all that the papers give.
+                self.collector.kept = self.given.setdefault(request.session_hash, [])
                 kept, rejections = self.collect_prompt(label)
             except SystemExit as error:  # from `exit_with_error`
                 raise gr.Error(str(error)) from None
@@ -203,7 +241,7 @@ class DemoModels:
     def collect_prompt(self, label: str) -> tuple[list[ImagePrompt], Counter[str]]:
         """Return the next prompt for a class, in a list that may be empty, and rejections.
 
-        Where all that the papers give were shown, to one visitor or another, they begin again.
+        Where the visitor has seen all that the papers give, they begin again.
         """
         attempts = self.params.prompt.attempts
         kept, rejections = self.collector.collect(label, 1, attempts)
@@ -255,16 +293,39 @@ def can_write_prompts(writer: Writer) -> bool:
     return all(path.is_file() for path in needed)
 
 
+def check_number(name: str, value: Any, largest: int, whole: bool) -> Any:
+    """Return a number that a visitor sent.
+
+    Raises:
+        gr.Error: it is none, no whole number where it must be, or not from 1 to `largest`.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or (whole and not isinstance(value, int)) or not 1 <= value <= largest:
+        kind = "whole number" if whole else "number"
+        raise gr.Error(f"{name} is a {kind} from 1 to {largest}.")
+    return value
+
+
+def save_image(image: Any, seed: int, described: dict[str, str], folder: Path) -> str:
+    """Save an image uint8 [H, W, 3] as a PNG that says how it was made; returns its path."""
+    text = PngInfo()
+    for keyword, value in {**described, "seed": str(seed)}.items():
+        text.add_itxt(keyword, value)
+    path = folder / f"seed-{seed}.png"
+    Image.fromarray(image).save(path, pnginfo=text)
+    return str(path)
+
+
 def parse_seed(text: str) -> int:
     """Return the seed that a visitor typed, or a random one where the field is empty.
 
     Raises:
         gr.Error: the text is no whole number from 0 to 2**63 - 1.
     """
-    text = text.strip()
+    text = str(text).strip()
     if not text:
         return secrets.randbelow(2**31)
-    if not text.isdecimal() or int(text) > MAX_SEED:
+    if not text.isdecimal() or len(text) > 20 or int(text) > MAX_SEED:
         raise gr.Error(
             f"The seed is a whole number from 0 to {MAX_SEED}, or nothing for a random one."
         )
@@ -311,7 +372,11 @@ class Fields:
 
 def build_page(models: DemoModels) -> gr.Blocks:
     """Build the page: fields and buttons to the left, images to the right, passages below."""
-    with gr.Blocks(title="Remote Diffusion", analytics_enabled=False) as blocks:
+    with gr.Blocks(
+        title="Remote Diffusion",
+        analytics_enabled=False,
+        delete_cache=(CACHE_SECONDS, CACHE_SECONDS),
+    ) as blocks:
         model = "the model of this run" if models.folder == TUNED else BASE_NOTE
         gr.Markdown(f"# Remote Diffusion\nAerial images from words, by {model}.")
         with gr.Row():
@@ -347,7 +412,7 @@ def build_page(models: DemoModels) -> gr.Blocks:
             **one_at_a_time,
         )
         fields.cancel.click(models.cancel, queue=False, cancels=[drawing])
-    blocks.unload(models.cancel)
+    blocks.unload(models.leave)
     return blocks.queue()
 
 
@@ -369,8 +434,8 @@ def add_fields(params: Params) -> Fields:
     )
     negative_prompt = gr.Textbox(label="Negative prompt", value=params.prompt.negative_prompt)
     with gr.Row():
-        steps = gr.Slider(1, 100, sampling.steps, step=1, label="Steps")
-        guidance = gr.Slider(1, 15, sampling.guidance_scale, step=0.5, label="Guidance")
+        steps = gr.Slider(1, MAX_STEPS, sampling.steps, step=1, label="Steps")
+        guidance = gr.Slider(1, MAX_GUIDANCE, sampling.guidance_scale, step=0.5, label="Guidance")
     with gr.Row():
         seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1)
         count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
