@@ -39,6 +39,7 @@ from stages.text.embedder import LatentSemanticEmbedder
 from tools import demo_page
 
 CHROMIUM = shutil.which("chromium")
+VISITOR = SimpleNamespace(session_hash="visitor")
 LEFT_OUT = {"Zone 5": 0}  # class -> prompts
 expect.set_options(timeout=60_000)  # ms, for busy machines
 PASSAGES = [
@@ -414,7 +415,7 @@ def test_any_class_of_params_is_offered_by_name_and_gets_a_prompt(tmp_path, monk
         offered = demo_page.add_fields(demo.params).label.choices
     assert offered == [(name, name) for name in names if name not in LEFT_OUT]
     for name in (*ODD_NAMES, names[-1]):
-        prompt, _ = demo.write_prompt(name, SimpleNamespace(session_hash="visitor"))
+        prompt, _ = demo.write_prompt(name, VISITOR)
         assert demo.collector.classes.has_plain_name(prompt, name)
 
 
@@ -468,7 +469,7 @@ def test_with_an_index_alone_prompts_are_written_for_the_base(clone):
     assert demo_page.can_write_prompts("extractive")
     assert not demo_page.can_write_prompts("domain")
     assert not demo_page.can_write_prompts("huggingface")
-    prompt, passages = demo_page.DemoModels(load()).write_prompt("Cultivated Vegetation")
+    prompt, passages = demo_page.DemoModels(load()).write_prompt("Cultivated Vegetation", VISITOR)
     assert "orchard" in prompt and "page 1" in passages
 
 

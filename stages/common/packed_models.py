@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 
 GGUF_ROLES = ("language", "writer")
 
@@ -69,3 +70,4 @@ def convert_gguf(file: Path, folder: Path, label: str) -> None:
         exit_with_error(f"{label}: {file.name} lacks the weights {missing[0]}")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    follow_umask(folder)
