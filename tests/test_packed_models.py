@@ -132,6 +132,13 @@ def test_a_zip_archive_is_unpacked_and_checked_like_a_folder(fetch, tmp_path):
     assert "model.safetensors" in refused(fetch, "embedder", f"path:{archive}")
     archive.write_bytes(archive.read_bytes()[:-30])
     assert "model.zip" in refused(fetch, "embedder", f"path:{archive}")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.write(folder / "tokenizer.json", "tokenizer.json")
+    content = bytearray(archive.read_bytes())
+    start = len("tokenizer.json") + 30  # of the compressed bytes: after the local file header
+    content[start : start + 8] = b"\xff" * 8
+    archive.write_bytes(content)
+    assert "model.zip" in refused(fetch, "embedder", f"path:{archive}")
 
 
 def test_a_package_is_refused_for_another_role(fetch):

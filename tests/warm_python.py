@@ -10,6 +10,7 @@ environment, arguments, input and output. The `smoke` run starts every stage ane
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -24,12 +25,14 @@ from pathlib import Path
 from typing import NoReturn
 
 # All but those that start threads when they are imported (Arrow): a fork would lack these.
-LIBRARIES = """
-import accelerate, diffusers, scipy.optimize, timm, torch
-import torch._dynamo, torch.distributed.tensor
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
-"""
+LIBRARIES = (
+    "accelerate",
+    "scipy.optimize",
+    "timm",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+)
 LENGTH_BYTES = 8
 REQUEST_FDS = 3  # standard input, output and errors
 
@@ -39,7 +42,11 @@ def warm_python(folder: Path, environment: dict[str, str]) -> Iterator[dict[str,
     """Start a server in a folder; yields the environment with its `python` first on PATH.
 
     What the libraries read from the environment while they are imported is read from this one.
+    Without Linux's processes there is no server, and the environment stays as it is.
     """
+    if sys.platform != "linux":
+        yield environment
+        return
     address = folder / "socket"
     command = [sys.executable, __file__, "serve", str(address)]
     server = subprocess.Popen(command, env={**os.environ, **environment})
@@ -61,7 +68,8 @@ def warm_python(folder: Path, environment: dict[str, str]) -> Iterator[dict[str,
 
 def serve(address: str) -> None:
     """Fork a process for each request, which runs the module."""
-    exec(LIBRARIES, {})
+    for name in LIBRARIES:
+        importlib.import_module(name)
     gc.freeze()  # the forks share the pages of what was imported: no collection walks through it
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, "a process with threads can't be forked"

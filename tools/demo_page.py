@@ -2,6 +2,7 @@
 
 import html
 import secrets
+import shutil
 import threading
 from collections import Counter
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class DemoModels:
         self.steps_total = 0
         # The same request for a prompt is not paid twice.
         self.answers = TemporaryDirectory()
-        self.images = TemporaryDirectory()  # a folder for each request
+        self.images = TemporaryDirectory()
+        self.folders: dict[str | None, str] = {}  # in it, of the last images of each visitor
         self.given: dict[str | None, list[ImagePrompt]] = {}  # prompts, to each visitor
         self.model_digest = model_digest(self.folder)
 
@@ -122,6 +124,7 @@ class DemoModels:
             gr.Error: there is no prompt, or none that the model can read, a setting is out of
                 range, the seed is no whole number, or the images are NaN or inf.
         """
+        prompt, negative_prompt = prompt or "", negative_prompt or ""
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
         steps = check_number("Steps", steps, MAX_STEPS, whole=True)
@@ -148,9 +151,10 @@ class DemoModels:
             finally:
                 self.visitor = None
             described = self.describe_images(prompt, negative_prompt)
-        folder = Path(mkdtemp(dir=self.images.name))
+        self.forget_images(request)
+        folder = self.folders[request.session_hash] = mkdtemp(dir=self.images.name)
         gallery = [
-            (save_image(image, image_seed, described, folder), f"seed {image_seed}")
+            (save_image(image, image_seed, described, Path(folder)), f"seed {image_seed}")
             for image, image_seed in zip(images, seeds)
         ]
         return gallery, "\n\n".join([f"First seed: {first_seed}", *notes])
@@ -213,9 +217,16 @@ class DemoModels:
             self.stop.set()
 
     def leave(self, request: gr.Request) -> None:
-        """Stop the request of a visitor who has closed the page, and forget their prompts."""
+        """Stop the request of a visitor who has closed the page, and forget what they got."""
         self.cancel(request)
         self.given.pop(request.session_hash, None)
+        self.forget_images(request)
+
+    def forget_images(self, request: gr.Request) -> None:
+        """Remove the images of a visitor's last request; Gradio has copied them to serve them."""
+        folder = self.folders.pop(request.session_hash, None)
+        if folder:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_prompt(self, label: str, request: gr.Request) -> tuple[str, str]:
         """Return the next prompt for a class, and the passages that it rests on as HTML.

@@ -3,6 +3,7 @@
 import logging
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ def unpack_model(role: str, file: Path, folder: Path, label: str) -> Path:
     """
     if file.suffix == ".zip":
         try:
-            zipfile.ZipFile(file).extractall(folder)
-        except zipfile.BadZipFile as error:
-            exit_with_error(f"{label}: {file.name} is no complete zip archive ({error})")
+            with zipfile.ZipFile(file) as archive:
+                archive.extractall(folder)
+        # RuntimeError: it is encrypted, or compressed in a way that Python can't read.
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+            exit_with_error(f"{label}: {file.name} cannot be unpacked ({error})")
         return folder
     if file.suffix == ".gguf":
         if role not in GGUF_ROLES:

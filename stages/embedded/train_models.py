@@ -52,8 +52,9 @@ def main() -> None:
     language.add_argument("package", help="Debian's python3.11-doc_*.deb, the text to train on")
     models.add_parser("scene", help="scene classifier, the judge of the embedded scenes")
     options = parser.parse_args()
-    if options.model == "diffusion" and options.start and options.start == options.folder:
-        parser.error("--start: name a new --folder for the result")
+    if options.model == "diffusion" and options.start:
+        if options.start.resolve() == options.folder.resolve():
+            parser.error("--start: name a new --folder for the result")
 
     start_process()
     if options.model == "diffusion":
