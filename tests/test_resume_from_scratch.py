@@ -1,18 +1,21 @@
 """Training from scratch interrupted: the next run resumes and ends with the same bytes."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
+from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, run, write_params
 
 from stages import train_base
 from stages.common.artifacts import digest, read_json
 from stages.diffusion import checkpoints, models, resumable
-from stages.embedded import train_diffusion
+from stages.embedded import train_decoder, train_diffusion
 from stages.embedded.scenes import render
 from stages.imagery.base_domain import UNSEEN_SCENES
 
@@ -95,11 +98,16 @@ def test_other_params_train_from_the_beginning(tmp_path):
 
 
 AMOUNTS = train_diffusion.Amounts(
-    both_looks_tiles=24, vae_steps=4, text_steps=4, unet_tiles=30, unet_steps=7
+    both_looks_tiles=24,
+    vae_steps=4,
+    decoder_steps=4,
+    text_steps=4,
+    unet_tiles=30,
+    unet_steps=7,
 )
 
 
-def train_shipped_base(kill_part=None, kill_step=0):
+def train_shipped_base(kill_part=None, kill_step=0, parts=train_diffusion.PARTS):
     """The shipped base's training, much smaller, in `model`."""
     checkpoint_every_step(kill_part, kill_step)
     train_diffusion.VAE_CHANNELS = [8, 8, 8]
@@ -108,8 +116,9 @@ def train_shipped_base(kill_part=None, kill_step=0):
         setattr(train_diffusion, name, 4)
     train_diffusion.SHARD_TILES = 15
     train_diffusion.MEASURE_STEPS = 3
+    train_decoder.LR = 0.01  # in fp16, a few small steps would change nothing
     train_diffusion.read_notes = lambda: ["of rivers and roads"]  # few words have few merges
-    train_diffusion.main(Path("model"), train_diffusion.PARTS, AMOUNTS)
+    train_diffusion.main(Path("model"), parts, AMOUNTS)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +133,11 @@ def shipped_base(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "kills", [[("vae", 3)], [("text_encoder", 4), ("unet", 2), ("unet", 6), ("unet", 7)]]
+    "kills",
+    [
+        [("vae", 3), ("decoder", 3)],
+        [("text_encoder", 4), ("unet", 2), ("unet", 6), ("unet", 7)],
+    ],
 )
 def test_the_shipped_bases_training_resumes_and_ends_with_the_same_bytes(
     shipped_base, tmp_path, kills
@@ -140,11 +153,32 @@ def test_the_shipped_bases_training_resumes_and_ends_with_the_same_bytes(
     assert digest(tmp_path / "model") == digest(shipped_base)
 
 
+def test_a_decoder_that_is_trained_further_keeps_its_encoder_and_resumes(shipped_base, tmp_path):
+    """Killed while it trains, and when the decoder is in its place already."""
+    parts = ["decoder", "unet"]
+    vaes = []
+    for name, kills in (("once", []), ("killed", [("decoder", 3), ("unet", 2)])):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "stages").symlink_to(REPOSITORY / "stages")
+        shutil.copytree(shipped_base, folder / "model")
+        for part, step in kills:
+            assert run(folder, train_shipped_base, part, step, parts)[0] == -signal.SIGKILL
+        code, log = run(folder, train_shipped_base, None, 0, parts)
+        assert code == 0, log
+        vaes.append(load_file(folder / "model/vae/diffusion_pytorch_model.safetensors"))
+    before = load_file(shipped_base / "vae/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(vaes[0][name], vaes[1][name]) for name in before)
+    changed = {name for name in before if not torch.equal(before[name], vaes[0][name])}
+    assert changed and all(name.startswith(("decoder.", "post_quant_conv.")) for name in changed)
+
+
 def test_a_base_says_what_it_was_trained_with(shipped_base):
     notes = read_json(shipped_base / "training.json")
     assert {part: note["steps"] for part, note in notes.items()} == {
         "text_encoder": 4,
         "vae": 4,
+        "decoder": 4,
         "unet": 7,
     }
     assert notes["unet"]["images"] == 28 and notes["unet"]["measured"]["loss"] > 0

@@ -64,14 +64,11 @@ def train_vae(
         # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,
         # at a quarter of the cost.
         generator = rng(seed, "crop", int(batch[0]), int(batch[-1]))
-        x = normalize_pixels(_random_crop(images[batch], generator))  # [B, 3, H/2, W/2]
+        x = normalize_pixels(random_crop(images[batch], generator))  # [B, 3, H/2, W/2]
         posterior = vae.encode(x).latent_dist
         noise_generator = torch_generator(seed, "VAE noise", trainer.state.step)
         y = vae.decode(posterior.sample(noise_generator)).sample.float()  # [B, 3, H/2, W/2]
-        # L1 keeps colors. L1 of the image gradients keeps edges and texture, which it would blur.
-        pixel_loss = (x - y).abs().mean()
-        gradient_losses = [(x.diff(dim=dim) - y.diff(dim=dim)).abs().mean() for dim in (2, 3)]
-        trainer.step(pixel_loss + sum(gradient_losses) + 1e-6 * posterior.kl().mean())
+        trainer.step(reconstruction_loss(x, y) + 1e-6 * posterior.kl().mean())
     noise_generator = torch_generator(seed, "scaling factor")
     with torch.no_grad():
         latents = torch.cat(
@@ -86,6 +83,15 @@ def train_vae(
         _check_finite(vae.decode(latents[:1]).sample, "VAE", lr)
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
     return vae.eval()
+
+
+def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """How far reconstructions y lie from images x, both [B, 3, H, W]: a mean [].
+
+    L1 keeps colors. L1 of the image gradients keeps edges and texture, which it would blur.
+    """
+    pixel_loss = (x - y).abs().mean()
+    return pixel_loss + sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
 
 
 def train_tokenizer(
@@ -314,11 +320,7 @@ def save_pipeline(
     import diffusers
 
     for name, model in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
-        copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder / name)
-        config = read_json(folder / name / "config.json")
-        config.pop("_name_or_path", None)  # a path of this machine
-        write_json(folder / name / "config.json", config)
-    follow_umask(folder)
+        save_part(folder / name, model, dtype)
     make_scheduler().save_pretrained(folder / "scheduler")
     write_json(
         folder / "model_index.json",
@@ -336,6 +338,15 @@ def save_pipeline(
             "vae": ["diffusers", "AutoencoderKL"],
         },
     )
+
+
+def save_part(folder: Path, model: Any, dtype: torch.dtype = torch.float32) -> None:
+    """Save a model of a pipeline in its folder."""
+    copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)  # a path of this machine
+    write_json(folder / "config.json", config)
+    follow_umask(folder)
 
 
 def make_scheduler() -> Any:
@@ -422,7 +433,7 @@ def normalize_pixels(images: np.ndarray) -> torch.Tensor:
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _random_crop(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def random_crop(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A random crop of half the height and width, a multiple of 16 pixels."""
     size = max(16, images.shape[1] // 32 * 16)
     y, x = generator.integers(images.shape[1] - size + 1, size=2)

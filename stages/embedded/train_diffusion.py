@@ -32,15 +32,17 @@ from stages.common.artifacts import fingerprint, read_json, write_atomically, wr
 from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic, torch_generator
 from stages.diffusion import checkpoints, from_scratch, loss, models
+from stages.diffusion.ema import update_ema
 from stages.diffusion.image_detail import mean_psnr, relative_detail
 from stages.diffusion.resumable import MinuteCheckpoints
+from stages.embedded import train_decoder
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
-from stages.runtime.file_modes import follow_umask
+from stages.runtime.atomic import atomic_folder
 from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
 
-PARTS = ("vae", "text_encoder", "unet")
+PARTS = ("vae", "decoder", "text_encoder", "unet")
 SEED = 20260101  # no run uses it: base imagery and domain imagery never share a tile
 HELD_OUT_SEED = 2**32 + SEED  # seeds of runs are below 2**32
 HELD_OUT_TILES = 512
@@ -70,6 +72,7 @@ class Amounts(NamedTuple):
 
     both_looks_tiles: int = 6000
     vae_steps: int = 2500
+    decoder_steps: int = 600
     text_steps: int = 800
     unet_tiles: int = 24000
     unet_steps: int = 10000
@@ -86,13 +89,18 @@ def main(folder: Path, parts: Sequence[str], amounts: Amounts, start: Path | Non
         shutil.copytree(start, folder, ignore=shutil.ignore_patterns("unet"), dirs_exist_ok=True)
     # A run resumes only checkpoints of the same amounts, code and given weights.
     settings: dict[str, Any] = {"parts": sorted(parts), "amounts": amounts._asdict()}
-    given = {part: folder / part for part in PARTS[:2] if part not in parts}
+    given = {part: folder / part for part in ("vae", "text_encoder") if part not in parts}
     if start:
         given["unet"] = start / "unet"
     for part, where in given.items():
-        (weights,) = where.glob("*.safetensors")
-        settings[part] = checkpoints.compute_checksum(load_file(weights), "")
+        (file,) = where.glob("*.safetensors")
+        weights = load_file(file)
+        if "decoder" in parts:  # it is replaced before the UNet's training begins
+            replaced = ("decoder.", "post_quant_conv.")
+            weights = {n: weight for n, weight in weights.items() if not n.startswith(replaced)}
+        settings[part] = checkpoints.compute_checksum(weights, "")
     code: list[str | Path] = [__file__, from_scratch.__file__, loss.__file__]
+    code.append(train_decoder.__file__)
     code += [Path(__file__).parent / "scenes", Path(__file__).parent / "notes"]
     with resume_folder("embedded_diffusion", fingerprint(settings, code)) as cache:
         notes = read_notes()
@@ -129,9 +137,16 @@ def train_encoders(
             cache=cache,
             fillers=fillers,
         )
-        text_encoder.half().save_pretrained(folder / "text_encoder")
-        follow_umask(folder)
+        from_scratch.save_part(folder / "text_encoder", text_encoder, torch.float16)
         record(folder, "text_encoder", amounts.text_steps, TEXT_BATCH, len(tiles), {})
+    train_vae_parts(folder, parts, amounts, images, cache)
+    return fillers
+
+
+def train_vae_parts(
+    folder: Path, parts: Sequence[str], amounts: Amounts, images: np.ndarray, cache: Path
+) -> None:
+    """Train the VAE and its decoder further, where asked, on images [N, H, W, 3]."""
     if "vae" in parts:
         vae = from_scratch.train_vae(
             images,
@@ -143,11 +158,32 @@ def train_encoders(
             seed=SEED,
             cache=cache,
         )
-        vae.half().save_pretrained(folder / "vae")
-        follow_umask(folder)
-        measured = measure_vae(models.load(folder, "vae"))
-        record(folder, "vae", amounts.vae_steps, VAE_BATCH, len(tiles), measured)
-    return fillers
+        save_vae(folder, "vae", vae, amounts.vae_steps, len(images))
+    if "decoder" in parts:
+        vae = train_decoder.train_decoder(
+            start_of_decoder(folder, cache),
+            images,
+            amounts.decoder_steps,
+            VAE_BATCH,
+            SEED,
+            cache / "decoder",
+        )
+        save_vae(folder, "decoder", vae, amounts.decoder_steps, len(images))
+
+
+def start_of_decoder(folder: Path, cache: Path) -> Any:
+    """The VAE whose decoder is trained further, from `cache` where the folder has the result."""
+    if not (cache / "start/vae").exists():
+        with atomic_folder(cache / "start") as copy:
+            shutil.copytree(folder / "vae", copy / "vae")
+    return models.load(cache / "start", "vae")
+
+
+def save_vae(folder: Path, part: str, vae: Any, steps: int, tiles: int) -> None:
+    """Save the VAE after the training of `part`; note what it was trained with, and measure it."""
+    from_scratch.save_part(folder / "vae", vae, torch.float16)
+    measured = measure_vae(models.load(folder, "vae"))
+    record(folder, part, steps, VAE_BATCH, tiles, measured)
 
 
 def both_looks_tiles(seed: int, count: int) -> list[dict]:
@@ -365,7 +401,7 @@ def train_unet(
         step_loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
         optimizer.step()
-        update_ema(ema, weights, state.step)
+        update_ema(ema, weights, state.step, EMA_DECAY)
         state.step += 1
         bar.update()
         if state.step % 100 == 0:
@@ -383,14 +419,6 @@ def velocity_losses(
 ) -> torch.Tensor:
     """The weighted loss [B] of a batch."""
     return loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction", gamma)
-
-
-@torch.no_grad()
-def update_ema(ema: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], step: int) -> None:
-    """Move the average toward the weights after a step. Its decay rises from 0.1 to 0.999."""
-    decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    detached = [weight.detach() for weight in weights.values()]
-    torch._foreach_lerp_(list(ema.values()), detached, 1 - decay)
 
 
 @torch.no_grad()
@@ -480,6 +508,7 @@ def readme_lines(notes: dict[str, dict]) -> Iterator[str]:
     """The lines of README.md."""
     shown = {
         "vae": (f"VAE of {VAE_CHANNELS} channels, {LATENT_CHANNELS} in the latents", "both looks"),
+        "decoder": ("its decoder alone, against a discriminator", "both looks"),
         "text_encoder": (f"CLIP text encoder, 2 layers of width {TEXT_WIDTH}", "both looks"),
         "unet": (
             f"UNet of {UNET_CHANNELS} channels, v-prediction",

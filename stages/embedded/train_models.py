@@ -16,6 +16,7 @@ from stages.runtime.process import start_process
 AMOUNTS = {
     "both_looks_tiles": "tiles that the VAE and the text encoder see",
     "vae_steps": "steps of the VAE",
+    "decoder_steps": "further steps of its decoder",
     "text_steps": "steps of the text encoder",
     "unet_tiles": "tiles that the UNet sees",
     "unet_steps": "steps of the UNet",
@@ -39,8 +40,8 @@ def main() -> None:
     diffusion.add_argument(
         "--parts",
         nargs="+",
-        choices=["vae", "text_encoder", "unet"],
-        default=["vae", "text_encoder", "unet"],
+        choices=["vae", "decoder", "text_encoder", "unet"],
+        default=["vae", "decoder", "text_encoder", "unet"],
         help="train only these; the others stay as they are",
     )
     diffusion.add_argument(

@@ -1,0 +1,63 @@
+"""The losses that train the embedded VAE's decoder further."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stages.diffusion.image_detail import LUMA
+from stages.embedded import train_decoder
+
+
+@pytest.fixture
+def images():
+    """Random textures [2, 3, 32, 32]."""
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_the_spectral_loss_measures_how_much_detail_there_is_not_where(images):
+    def loss(changed):
+        return train_decoder.spectral_loss(images, changed).item()
+
+    assert loss(images) == 0
+    assert loss(images + 0.3) == pytest.approx(0, abs=1e-4)  # brighter, as detailed
+    # Twice the contrast is the logarithm of 2, less what is below the floor.
+    assert loss(2 * images) == pytest.approx(0.69, abs=0.06)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), 3, stride=1)
+    assert loss(images.flip(-1)) < 0.6 * loss(blurred)
+    # The L1 loss prefers the blur to the mirrored texture.
+    assert (images - images.flip(-1)).abs().mean() > 1.2 * (images - blurred).abs().mean()
+
+
+def test_decoder_and_discriminator_have_no_part_in_each_others_gradients(images):
+    torch.manual_seed(0)
+    discriminator = train_decoder.make_discriminator().eval()
+    decoded = (images * 0.5).requires_grad_()
+
+    def gradients(loss):
+        weights = [decoded, *discriminator.parameters()]
+        return torch.autograd.grad(loss, weights, allow_unused=True)
+
+    both = gradients(train_decoder.adversarial_loss(discriminator, images, decoded, 1.0))
+    real, fake = (discriminator(train_decoder.brightness(x)) for x in (images, decoded.detach()))
+    hinge = gradients(F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    for expected, gradient in zip(hinge[1:], both[1:]):
+        torch.testing.assert_close(gradient, expected)
+    quiet = gradients(train_decoder.adversarial_loss(discriminator, images, decoded, 0.0))
+    deceit = gradients(-discriminator(train_decoder.brightness(decoded)).mean())
+    expected = quiet[0] + train_decoder.ADVERSARIAL_WEIGHT * deceit[0]
+    torch.testing.assert_close(both[0], expected)
+
+
+def test_the_discriminator_moves_brightness_alone(images):
+    """Its gradient has the same direction in the colors of all pixels: that of brightness."""
+    torch.manual_seed(0)
+    discriminator = train_decoder.make_discriminator().eval()
+    decoded = (images * 0.5).requires_grad_()
+    gradients = []
+    for warmup in (0.0, 1.0):
+        loss = train_decoder.adversarial_loss(discriminator, images, decoded, warmup)
+        gradients.append(torch.autograd.grad(loss, decoded)[0])
+    adversarial = gradients[1] - gradients[0]  # [B, 3, H, W]
+    assert adversarial.abs().max() > 1e-5
+    expected = adversarial.sum(1, keepdim=True) * torch.tensor(LUMA).float().view(1, 3, 1, 1)
+    torch.testing.assert_close(adversarial, expected, rtol=1e-2, atol=1e-6)
