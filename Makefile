@@ -13,7 +13,7 @@ unexport PIP_TARGET PIP_PREFIX PYTHONHOME PYTHONPATH
 # times; see also stages/runtime/process.py.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: repro test lint scale compare sweep-guidance sweep-prompts setup setup-dev repository
+.PHONY: repro test lint scale rehearse compare sweep-guidance sweep-prompts setup setup-dev repository
 repro: setup
 	$(RUN) stages.params
 	$(RUN) dvc repro
@@ -30,6 +30,10 @@ lint: setup-dev
 # SCALE=paper: params.yaml becomes params/demo.yaml with the values of params/paper.yaml.
 scale: setup
 	$(RUN) tools.scale $(SCALE)
+
+# What a scale will take here, and what would stop it: its pipeline on few images, in a copy.
+rehearse: setup
+	$(RUN) tools.rehearse $(SCALE)
 
 # The experiments of this commit side by side: only the params that differ, and the dozen metrics
 # (of some 200) that a person compares.

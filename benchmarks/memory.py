@@ -24,6 +24,7 @@ STAGES = ("encode", "generate")
 TRAINING_IMAGES = 10_921
 CAPTIONS = 18_000
 CAPTIONS_PER_IMAGE = 5
+VARIANTS = 8
 BATCH_SIZE = 64
 
 
@@ -94,7 +95,8 @@ def peak_memory(folder: Path, module: str) -> float:
 
 def measure_training_data() -> None:
     """Read an epoch of batches from sparse files, so that every latent and embedding is read."""
-    from stages.diffusion.latents import VARIANTS, Latents, allocate
+    from stages.diffusion.caption_embeddings import CachedEmbeddings
+    from stages.diffusion.latents import Latents, allocate
 
     folder = Path("data/latents")
     shape = (TRAINING_IMAGES, VARIANTS, 4, 64, 64)
@@ -107,7 +109,7 @@ def measure_training_data() -> None:
     rows = pa.table({"caption_ids": pa.array(caption_ids, pa.list_(pa.int32()))})
     pq.write_table(rows, folder / "rows_train.parquet")
 
-    train = Latents(folder, "train", 0.18215)
+    train = Latents(folder, "train", 0.18215, CachedEmbeddings(folder))
     for first in range(0, TRAINING_IMAGES - BATCH_SIZE, BATCH_SIZE):
         train.training_batch(
             range(first, first + BATCH_SIZE),

@@ -53,22 +53,26 @@ def write_params(folder: Path, seed: int = 0, **sections: dict[str, Any]) -> Non
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
 
 
-def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start `python -m module arguments` in the folder, with a new resume cache."""
-    environment = {
+def environment(folder: Path) -> dict[str, str]:
+    """Variables with which this repository's modules run in the folder, with a new resume cache."""
+    return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(
             [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
         ),
         "REMOTE_DIFFUSION_SCRATCH": str(folder / "scratch"),
     }
+
+
+def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start `python -m module arguments` in the folder, with a new resume cache."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(folder),
     )
 
 

@@ -1,10 +1,11 @@
-"""Run the VAE and the text encoder once, so that fine-tuning never needs them.
+"""Run the VAE and the text encoder once, so that fine-tuning need not run them at every step.
 
     python -m stages.runtime.launch encode
 
 Reads the training and validation imagery, images of the base model's own domain
 (`encode.base_domain`), and the model that `models/start` names. Writes `data/latents/`, whose files
-`stages/diffusion/latents.py` describes. One process or several write the same bytes.
+`stages/diffusion/latents.py` describes. Text embeddings that would take too much space are left to
+`finetune_sd`. One process or several write the same bytes.
 """
 
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from accelerate import PartialState
 
@@ -27,8 +29,15 @@ from stages.common.artifacts import (
 )
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
-from stages.diffusion.encoding import VaeEncoder, encode_captions, encode_images, tile_size
-from stages.diffusion.latents import VARIANTS
+from stages.diffusion.encoding import (
+    GB,
+    VaeEncoder,
+    count_images,
+    encode_captions,
+    encode_images,
+    latent_bytes,
+    tile_size,
+)
 from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
 from stages.params import Encode, load
@@ -49,6 +58,7 @@ def main() -> None:
     state = process_state()
     start = models.start_folder()
     check_config(config, state)
+    latents_bytes = check_latents_size(config, start)
 
     # Start from an empty output folder.
     if state.is_main_process:
@@ -66,16 +76,17 @@ def main() -> None:
     if config.normalization == "dataset":
         normalization = dataset_normalization(TRAIN)
 
-    # Encode each distinct caption once.
-    caption_ids = number_captions(images.values())
-    encode_captions(list(caption_ids), start, OUT, config, state)
+    # Encode each distinct caption once, if the embeddings fit beside the latents.
+    captions = number_captions(images.values())
+    free_bytes = config.cache_gb * GB - latents_bytes
+    encode_captions(captions, start, OUT, config, free_bytes, state)
 
-    # Encode the images: those to train on under all flips and rotations.
+    # Encode the images: those to train on under flips and rotations.
     encoder = VaeEncoder(start, normalization, config.precision, state.device)
     for split, folder in images.items():
         if state.is_main_process:
-            write_rows(folder, caption_ids, OUT / f"rows_{split}.parquet")
-        variants = VARIANTS if split == "train" else 1
+            write_rows(folder, captions, OUT / f"rows_{split}.parquet")
+        variants = config.variants if split == "train" else 1
         posteriors_file = OUT / f"{split}.safetensors"
         encode_images(folder, posteriors_file, variants, encoder, config.batch_size, state)
 
@@ -90,6 +101,35 @@ def check_config(config: Encode, state: PartialState) -> None:
         exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
     if sources.kind(config.base_domain) == "path":
         sources.local_path(config.base_domain, base_domain.KEY)
+
+
+def check_latents_size(config: Encode, start: Path) -> int:
+    """Bytes of the latents of all images. Exits with an error where `cache_gb` is less."""
+    train = count_images(TRAIN)
+    others = count_images(VALID)
+    if config.base_domain != "none":
+        others += config.base_images  # at most
+    image_bytes = latent_bytes(start, tile_size(TRAIN))
+    sizes = {
+        variants: (train * variants + others) * image_bytes
+        for variants in range(1, config.variants + 1)
+    }
+    size = sizes[config.variants]
+    if size > config.cache_gb * GB:
+        fitting = [
+            f"{variants} take {smaller / GB:,.3g} GB"
+            for variants, smaller in sizes.items()
+            if smaller <= config.cache_gb * GB
+        ]
+        advice = f"of fewer variants fit: {', '.join(fitting)}"
+        if not fitting:
+            advice = f"1 takes {sizes[1] / GB:,.3g} GB"
+        exit_with_error(
+            f"encode.cache_gb: the latents of {train + others:,} images with encode.variants "
+            f"{config.variants} take {size / GB:,.3g} GB, more than {config.cache_gb:,g} GB; "
+            f"{advice}"
+        )
+    return size
 
 
 def fetch_base_domain(config: Encode) -> None:
@@ -114,28 +154,43 @@ def dataset_normalization(images: Path) -> dict[str, Any]:
     return {"normalization": "dataset", "mean": mean.tolist(), "std": std.tolist()}
 
 
-def number_captions(folders: Iterable[Path]) -> dict[str, int]:
-    """The id of each distinct caption of folders of shards. The empty caption has id 0."""
-    caption_ids = {"": 0}
+def number_captions(folders: Iterable[Path]) -> pa.Array:
+    """The distinct captions of folders of shards, [M]. A caption's position is its id.
+
+    The empty caption has id 0, the others follow in the order in which they first appear.
+    """
+    distinct = [pa.array([""], pa.large_string())]
     for folder in folders:
-        for row in stream_rows(folder, ["captions"], batch=4096):
-            for caption in row["captions"]:
-                caption_ids.setdefault(caption, len(caption_ids))
-    return caption_ids
+        for shard in shard_paths(folder):
+            captions = pq.read_table(shard, columns=["captions"])["captions"]
+            distinct.append(flatten(captions).unique())
+    return pa.chunked_array(distinct).unique()
 
 
-def write_rows(images: Path, caption_ids: dict[str, int], path: Path) -> None:
-    """Write filename, scene and caption ids of each image of a folder of shards."""
+def flatten(captions: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The captions of lists of them."""
+    # A string array holds 2 GiB at most, a large one any number.
+    return pc.list_flatten(captions).cast(pa.large_string())
+
+
+def write_rows(images: Path, captions: pa.Array, path: Path) -> None:
+    """Write filename, scene and caption ids of each image of a folder of shards.
+
+    `captions` are those of `number_captions`. An image without any gets the empty one.
+    """
     columns = ["filename", "scene", "captions"]
     table = pa.concat_tables(
         [pq.read_table(shard, columns=columns) for shard in shard_paths(images)]
     )
-    ids = [
-        [caption_ids[caption] for caption in captions] or [caption_ids[""]]
-        for captions in table["captions"].to_pylist()
-    ]
-    table = table.select(["filename", "scene"])
-    write_table(path, table.append_column("caption_ids", pa.array(ids, pa.list_(pa.int32()))))
+    counts = pc.list_value_length(table["captions"]).to_numpy()  # [N]
+    filled = np.maximum(counts, 1)
+    ids = np.zeros(filled.sum(), np.int32)
+    # All at once: each call hashes the distinct captions.
+    found = pc.index_in(flatten(table["captions"]), value_set=captions).to_numpy()
+    ids[np.repeat(counts > 0, filled)] = found
+    begins = np.concatenate([[0], filled.cumsum()]).astype(np.int32)
+    caption_ids = pa.ListArray.from_arrays(begins, ids)
+    write_table(path, table.select(["filename", "scene"]).append_column("caption_ids", caption_ids))
 
 
 if __name__ == "__main__":

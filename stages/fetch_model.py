@@ -43,7 +43,8 @@ def main(role: str) -> None:
         label = f"fetch_model.{role}: {source}"
         if model and model.is_file():
             model = unpack_model(role, model, Path(unpacked), label)
-        files = copy_model(role, model, out, label) if model else []
+        from_hub = sources.kind(source) == "hub"
+        files = copy_model(role, model, out, label, link_weights=from_hub) if model else []
         # The embedded model was checked before it was shipped: importing diffusers takes seconds.
         if role == "diffusion" and model and source != "embedded":
             check_unet_weights(out, label)

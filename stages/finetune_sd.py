@@ -4,9 +4,10 @@
 
 It runs in one process or in several (data parallel, with the same global batch). A run that was
 killed resumes from its last checkpoint and ends with the same bytes. The loop is the standard one
-(Ho et al. 2020, algorithm 1; the text-to-image example of diffusers) without the VAE and the text
-encoder, which `encode` has already run. Each checkpoint also measures what fine-tuning may harm:
-the loss on the base model's own domain, and the diversity of a grid of samples.
+(Ho et al. 2020, algorithm 1; the text-to-image example of diffusers) without the VAE and, where its
+embeddings fit into the cache, the text encoder, which `encode` has already run. Each checkpoint
+also measures what fine-tuning may harm: the loss on the base model's own domain, and the diversity
+of a grid of samples.
 """
 
 import math
@@ -21,6 +22,7 @@ from stages.common.artifacts import fingerprint
 from stages.common.torch_setup import cpu_threads, make_deterministic
 from stages.diffusion import checkpoints, models, training_log
 from stages.diffusion.batches import Batch, BatchLoader
+from stages.diffusion.caption_embeddings import load_embeddings
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.diffusion.latents import Latents
 from stages.diffusion.published_model import save_finetuned, save_unchanged
@@ -54,11 +56,13 @@ def main() -> None:
     make_deterministic(seed)
     accelerator = create_accelerator(config)
 
-    # Data: the latents and text embeddings that `encode` cached, memory-mapped.
+    # Data: the latents that `encode` cached, memory-mapped, and so the text embeddings, which are
+    # computed in each batch where the cache would be too large.
     start = models.start_folder()
-    train_split = Latents(LATENTS, "train", models.scaling_factor(start))
-    check_shapes(train_split, start)
-    evaluator = Evaluator(LATENTS, start, config)
+    embeddings = load_embeddings(LATENTS, start, accelerator.device)
+    train_split = Latents(LATENTS, "train", models.scaling_factor(start), embeddings)
+    check_shapes(train_split, embeddings.width, start)
+    evaluator = Evaluator(LATENTS, start, config, embeddings)
 
     # Model: the UNet, its optimizer and the average of its weights; the batches it will see.
     trainer = Trainer(start, config, seed, accelerator)
@@ -70,6 +74,7 @@ def main() -> None:
 
     # A run resumes only checkpoints of the same params and the same bytes of all inputs.
     inputs: list[str | Path] = [LATENTS, start / "unet", start / "scheduler"]
+    inputs += embeddings.inputs
     inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     settings = config.model_dump(exclude={*SAVING, *MEASURING})
     run_id = fingerprint({"finetune_sd": settings, "seed": seed}, inputs)

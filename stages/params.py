@@ -565,6 +565,15 @@ class Prompt(Section):
 
 
 class Encode(Section):
+    variants: Count = Field(
+        le=8,
+        description="flips and rotations that are cached of each training image, of the 8 of a "
+        "square; an epoch shows each image under one of them",
+    )
+    cache_gb: PositiveNumber = Field(
+        description="GB (10^9 bytes) that the latents and the text embeddings may take; where both "
+        "are larger, finetune_sd embeds captions while it trains"
+    )
     normalization: Literal["vae", "dataset"] = Field(
         description="of the pixels: vae = to [-1, 1], as the VAE was trained; dataset = by the "
         "data set's mean and standard deviation (paper, section 3), which shifts the colors"

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stages.diffusion import checkpoints, from_scratch
+from stages.diffusion.caption_embeddings import CachedEmbeddings
 from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import Latents, allocate, dihedral, memory_map
@@ -110,7 +111,7 @@ def data(tmp_path):
     embeddings = memory_map(tmp_path / "captions.safetensors", "r+")["embeddings"]
     embeddings[:] = np.arange(3).reshape(3, 1, 1)
     pq.write_table(pa.table({"caption_ids": [[1, 2]] * 10}), tmp_path / "rows_train.parquet")
-    return Latents(tmp_path, "train", 0.5)
+    return Latents(tmp_path, "train", 0.5, CachedEmbeddings(tmp_path))
 
 
 def test_latents_are_memory_mapped_and_readable_by_safetensors(data, tmp_path):

@@ -104,6 +104,27 @@ def test_skipped_images_of_the_base_domain_are_named_and_counted(workspace):
     assert re.search(r"\b1 [^;]*\(1.png ", line) and re.search(r"\b6 ", line), line
 
 
+def test_the_first_variants_are_cached(encoded, workspace):
+    write_params(workspace, encode={"variants": 3})
+    assert run(workspace, encode.main)[0] == 0
+    of_three = load_file(workspace / "data/latents/train.safetensors")
+    of_eight = load_file(encoded / "data/latents/train.safetensors")
+    for name in ("mean", "logvar"):
+        assert torch.equal(of_three[name], of_eight[name][:, :3])
+
+
+def test_a_cache_that_is_too_small_names_the_variants_that_fit(workspace):
+    image_bytes = 2 * 2 * 4 * 8 * 8  # mean and logvar in float16
+    before = digest(workspace / "data/latents")
+    for gigabytes, sizes in (((20 * 2 + 6 + 4) * image_bytes / 1e9, "1 .* 2 "), (1e-6, "1 ")):
+        write_params(workspace, encode={"cache_gb": gigabytes})
+        code, log = run(workspace, encode.main)
+        assert code == 1 and "Traceback" not in log
+        (line,) = re.findall("error: encode.cache_gb: .*", log)
+        assert re.search(f"encode.variants 8 .*; .*{sizes}", line) and "3 take" not in line
+    assert digest(workspace / "data/latents") == before
+
+
 def test_encoding_by_two_processes_gives_the_same_bytes(encoded, workspace):
     assert run(workspace, encode.main, processes=2)[0] == 0
     assert digest(workspace / "data/latents") == digest(encoded / "data/latents")

@@ -18,11 +18,13 @@ from tiny_diffusion import IMAGERY, on_threads, run, write_params
 from stages import encode, fetch_model, finetune_sd, sample
 from stages.common.artifacts import digest, encode_png, read_json, write_json, write_shards
 from stages.diffusion import models, trainer
+from stages.diffusion.caption_embeddings import CachedEmbeddings, load_embeddings
 from stages.diffusion.latents import Latents, memory_map
 from stages.diffusion.validation import validation_loss
 from stages.embedded.scenes.render import render
 from stages.params import load
 
+SPLITS = ("train", "valid", "base")
 # The validation loss falls, then rises.
 OVERSHOOTS = {"lr": 1.0, "lr_schedule": "constant", "warmup_steps": 10, "ema_decay": 0.0}
 
@@ -57,6 +59,7 @@ def test_the_published_weights_have_the_measured_validation_loss(trained):
     finetune_sd_params = load(trained / "params.yaml").finetune_sd
     assert finetune_sd_params.ema_decay > 0
     schedule = models.load_scheduler(folder, "ddpm")
+    latents = trained / "data/latents"
     one_process = SimpleNamespace(
         device=torch.device("cpu"),
         num_processes=1,
@@ -65,7 +68,7 @@ def test_the_published_weights_have_the_measured_validation_loss(trained):
     )
     loss = validation_loss(
         models.load(folder, "unet"),
-        Latents(trained / "data/latents", "valid", models.scaling_factor(folder)),
+        Latents(latents, "valid", models.scaling_factor(folder), CachedEmbeddings(latents)),
         finetune_sd_params.validation_images,
         finetune_sd_params.batch_size,
         one_process,
@@ -123,6 +126,25 @@ def test_dvclive_follows_training_outside_the_outputs(trained):
     assert [line.split("\t")[0] for line in lines] == ["step", "3", "6", "9", "10"]
     assert len(list((live / "plots/images").iterdir())) == 4
     assert not (trained / "dvc.yaml").exists()
+
+
+def test_captions_embedded_in_training_give_the_same_run(trained, workspace):
+    latents = workspace / "data/latents"
+    cached = CachedEmbeddings(latents)
+    latents_bytes = sum((latents / f"{split}.safetensors").stat().st_size for split in SPLITS)
+    for processes in (2, 1):
+        write_params(workspace, encode={"cache_gb": latents_bytes / 1e9})
+        code, log = run(workspace, encode.main, processes=processes)
+        assert code == 0 and re.search("^encode: .* pass encode.cache_gb .*finetune_sd", log, re.M)
+    assert not (latents / "captions.safetensors").exists()
+    computed = load_embeddings(latents, workspace / "models/base/diffusion", torch.device("cpu"))
+    ids = np.random.default_rng(0).integers(len(cached.embeddings), size=50)
+    assert torch.equal(computed(ids), cached(ids)) and computed.width == cached.width
+
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0, log
+    assert read_curve(workspace) == read_curve(trained)
+    assert digest(workspace / "models/diffusion") == digest(trained / "models/diffusion")
 
 
 def test_measurements_do_not_change_training(trained, workspace):

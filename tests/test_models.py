@@ -624,6 +624,40 @@ def test_a_config_of_another_model_is_one_line(tmp_path, wrong, words):
     assert all(word in line for word in words)
 
 
+def test_a_model_larger_than_the_memory_is_one_line(tmp_path):
+    """Linux would kill the stage without a word. The file is sparse: it takes no room."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from stages.runtime.pretrained import load_pretrained
+
+    folder = shutil.copytree(fetch_model.EMBEDDED / "language", tmp_path / "language")
+    size = 2**41
+    tensor = {"dtype": "F16", "shape": [2**20, 2**20], "data_offsets": [0, size]}
+    header = json.dumps({"model.embed_tokens.weight": tensor}).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    with pytest.raises(SystemExit) as stopped:
+        load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
+    line = str(stopped.value)
+    assert line.startswith(f"error: {folder}: ") and "4096.0 GiB" in line and "\n" not in line
+
+
+def test_a_container_limits_the_memory(tmp_path, monkeypatch):
+    """cgroup v2 counts cached files as used, though they give way."""
+    from stages.runtime import memory
+
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    machine = memory.available_memory()
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory() > machine / 2
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    (tmp_path / "memory.stat").write_text("anon 300000\ninactive_file 400000\nactive_file 200000\n")
+    assert memory.available_memory() == 700000
+
+
 def test_a_neural_embedder_may_lack_a_pooler_but_no_other_weights(tmp_path):
     from safetensors.torch import load_file, save_file
     from transformers import BertConfig, BertModel, BertTokenizerFast

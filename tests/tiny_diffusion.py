@@ -201,8 +201,8 @@ def write_params(folder: Path, **sections: dict) -> None:
 
 # Each run of a stage is a new process. It is forked from a server that has done the imports,
 # so that its start takes 0.1 s instead of 8 s.
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(
     [
         "stages.encode",
         "stages.finetune_sd",
@@ -225,7 +225,7 @@ def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]
     """
     port = str(_free_port())
     children = [
-        _SERVER.Process(target=_child, args=(workspace, rank, processes, port, function, args))
+        FORKSERVER.Process(target=_child, args=(workspace, rank, processes, port, function, args))
         for rank in range(processes)
     ]
     for child in children:

@@ -5,8 +5,10 @@ read, so it is never copied. Three models are published as pickles only: `ALLOWE
 them by SHA-256; they are read with `weights_only=True` and converted.
 """
 
+import os
 import re
 import shutil
+import stat
 from pathlib import Path
 
 from stages.common.artifacts import read_json, write_json
@@ -27,6 +29,7 @@ ALLOWED_PICKLES = {
 }
 INCEPTION_PICKLE = "weights-inception-2015-12-05-6726825d.pth"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 # File patterns of a transformers model, and of the parts of a diffusers pipeline.
 CONFIG_AND_TOKENIZER = [
@@ -119,7 +122,9 @@ FILE_PATTERNS = {
 }
 
 
-def copy_model(role: str, source: Path, target: Path, label: str) -> list[Path]:
+def copy_model(
+    role: str, source: Path, target: Path, label: str, link_weights: bool = False
+) -> list[Path]:
     """Check a model folder and copy the files that a role needs to the folder `target`.
 
     Args:
@@ -127,6 +132,7 @@ def copy_model(role: str, source: Path, target: Path, label: str) -> list[Path]:
         source: the model folder. For the roles classifier and vision also a single weights file.
         target: an empty folder.
         label: the start of error messages: params key and source.
+        link_weights: link safetensors instead of copying them, where the file system can.
 
     Returns:
         The copies, sorted.
@@ -154,12 +160,34 @@ def copy_model(role: str, source: Path, target: Path, label: str) -> list[Path]:
             index = read_json(file)
             weight_map = {key: _full_name(shard) for key, shard in index["weight_map"].items()}
             write_json(copy, index | {"weight_map": weight_map})
+        elif link_weights and file.suffix == ".safetensors":
+            link_or_copy(file, copy)
         else:
             # The hub's cache holds links; copyfile copies the files that they lead to.
             shutil.copyfile(file, copy)
     if role == "diffusion":
         _remove_unused_parts(target / "model_index.json")
     return sorted(file for file in target.rglob("*") if file.is_file())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` a hard link to a file of the hub's cache; a copy on another file system.
+
+    A link is a second name of one file: no one may write to it, or the hub's cache would change,
+    too. So the file is made read-only, which the cache allows: it replaces its files, as this
+    repository and DVC do.
+    """
+    file = source.resolve()  # the hub's cache holds links to its files
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+        return
+    try:
+        target.chmod(target.stat().st_mode & ~WRITABLE)
+    except PermissionError:  # another user's cache
+        target.unlink()
+        shutil.copyfile(file, target)
 
 
 def _select_files(role: str, root: Path) -> dict[Path, str]:

@@ -5,6 +5,7 @@ turns at the groups. So any number of processes writes the same bytes. Images ar
 does not grow with their number.
 """
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,15 @@ import pyarrow.parquet as pq
 import torch
 from accelerate import PartialState
 
-from stages.common.artifacts import decode_image, shard_paths, stream_rows, write_table
+from stages.common.artifacts import (
+    decode_image,
+    shard_paths,
+    stream_rows,
+    write_json,
+    write_table,
+)
 from stages.diffusion import models
+from stages.diffusion.caption_embeddings import CaptionEncoder, autocast
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.latents import allocate, dihedral, memory_map
 from stages.diffusion.normalization import load_folded_vae
@@ -24,52 +32,75 @@ from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
-from stages.runtime.progress import progress_bar
+from stages.runtime.progress import log, progress_bar
 
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+GB = 10**9
+CAPTIONS_PER_ARRAY = 2**20
 
 
 def encode_captions(
-    captions: list[str], model: Path, out: Path, config: Encode, state: PartialState
+    captions: pa.Array,
+    model: Path,
+    out: Path,
+    config: Encode,
+    free_bytes: float,
+    state: PartialState,
 ) -> None:
-    """Write `captions.parquet` and `captions.safetensors`, the text embeddings [M, L, D], to `out`.
+    """Write `captions.parquet` and, where they fit, the text embeddings to `out`.
+
+    Else `captions.json` says how `finetune_sd` makes them.
 
     Args:
         captions: the M distinct captions; their positions are their ids.
         model: the folder with the tokenizer and the text encoder.
         out: the folder to write to.
         config: batch size and precision.
+        free_bytes: what the latents leave of `encode.cache_gb`.
         state: this process among those that encode.
     """
-    tokenizer = models.load_tokenizer(model)
-    text_encoder = models.load(model, "text_encoder").to(state.device)
-    length = models.context_length(tokenizer, text_encoder)
+    encoder = CaptionEncoder(model, config.precision, config.batch_size, state.device)
+    shape = (len(captions), encoder.length, encoder.width)
+    embeddings_bytes = 2 * math.prod(shape)  # float16
+    is_cached = embeddings_bytes <= free_bytes
     embeddings_file = out / "captions.safetensors"
     if state.is_main_process:
-        shape = (len(captions), length, text_encoder.config.hidden_size)
-        allocate(embeddings_file, {"embeddings": shape})
-        truncated = log_truncated("encode", "captions", captions, tokenizer, length)
-        log_dropped_words("encode", "captions", captions, tokenizer)
+        if is_cached:
+            allocate(embeddings_file, {"embeddings": shape})
+        else:
+            how = {"precision": config.precision, "batch_size": config.batch_size}
+            write_json(out / "captions.json", how)
+            latents_bytes = config.cache_gb * GB - free_bytes
+            log(
+                f"encode: the embeddings of {len(captions):,} captions "
+                f"({embeddings_bytes / GB:,.3g} GB) and the latents ({latents_bytes / GB:,.3g} GB) "
+                f"pass encode.cache_gb ({config.cache_gb:,g} GB): finetune_sd will embed captions "
+                "while it trains"
+            )
+        truncated = log_truncated("encode", "captions", captions, encoder.tokenizer, shape[1])
+        log_dropped_words("encode", "captions", captions, encoder.tokenizer)
         _write_caption_table(captions, truncated, out / "captions.parquet")
     state.wait_for_everyone()
+    if not is_cached:
+        return
 
     embeddings = memory_map(embeddings_file, "r+")["embeddings"]  # [M, L, D]
     begins = range(0, len(captions), config.batch_size)
     for begin in progress_bar(begins, desc="encode captions", unit="group"):
-        if not _is_own_group(begin, config.batch_size, state):
-            continue
-        group = captions[begin : begin + config.batch_size]
-        padding = [""] * (config.batch_size - len(group))
-        with torch.inference_mode(), _autocast(config.precision, state.device):
-            encoded = models.embed_text(tokenizer, text_encoder, group + padding)  # [B, L, D]
-        embeddings[begin : begin + len(group)] = encoded[: len(group)].cpu().numpy()
+        if _is_own_group(begin, config.batch_size, state):
+            group = captions.slice(begin, config.batch_size).to_pylist()
+            embeddings[begin : begin + len(group)] = encoder.embed(group)
     embeddings.flush()
 
 
-def _write_caption_table(captions: list[str], truncated: list[bool], path: Path) -> None:
+def _write_caption_table(captions: pa.Array, truncated: np.ndarray, path: Path) -> None:
     """Write id, caption and whether it is longer than the text encoder reads."""
-    ids = pa.array(range(len(captions)), pa.int32())
-    write_table(path, pa.table({"id": ids, "caption": captions, "truncated": truncated}))
+    # A string array holds 2 GiB at most, so the captions are written as several.
+    begins = range(0, len(captions), CAPTIONS_PER_ARRAY)
+    arrays = [captions.slice(begin, CAPTIONS_PER_ARRAY).cast(pa.string()) for begin in begins]
+    ids = np.arange(len(captions), dtype=np.int32)
+    write_table(
+        path, pa.table({"id": ids, "caption": pa.chunked_array(arrays), "truncated": truncated})
+    )
 
 
 class VaeEncoder:
@@ -92,7 +123,7 @@ class VaeEncoder:
         x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)  # [B, 3, H, W]
         x = dihedral((x / 255 - 0.5) / 0.5, variant)
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), _autocast(self.precision, self.device):
+        with torch.inference_mode(), autocast(self.precision, self.device):
             return self.vae.encode(x).latent_dist
 
     def posteriors(self, pixels: np.ndarray, variants: int) -> dict[str, np.ndarray]:
@@ -124,7 +155,7 @@ def encode_images(
         batch_size: images per group.
         state: this process among those that encode.
     """
-    image_count = sum(pq.read_metadata(shard).num_rows for shard in shard_paths(images))
+    image_count = count_images(images)
     size = tile_size(images)
     if size % encoder.factor:
         exit_with_error(
@@ -157,6 +188,18 @@ def encode_images(
     for array in arrays.values():
         array.flush()
     state.wait_for_everyone()
+
+
+def count_images(images: Path) -> int:
+    """The number of rows of a folder of shards."""
+    return sum(pq.read_metadata(shard).num_rows for shard in shard_paths(images))
+
+
+def latent_bytes(model: Path, size: int) -> int:
+    """Bytes of the posterior of one image of `size` px: its mean and logvar, in float16."""
+    channels = int(models.read_config(model, "vae").get("latent_channels", 4))
+    latent_size = size // models.downsampling_factor(model)
+    return 2 * 2 * channels * latent_size**2
 
 
 def tile_size(images: Path) -> int:
@@ -196,8 +239,3 @@ def _encode_group(
 def _is_own_group(begin: int, batch_size: int, state: PartialState) -> bool:
     """Whether this process encodes the group that begins at this item."""
     return begin // batch_size % state.num_processes == state.process_index
-
-
-def _autocast(precision: str, device: torch.device) -> torch.autocast:
-    dtype = AUTOCAST_DTYPES[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -2,14 +2,17 @@
 
 `data/latents/`
     {train,valid,base}.safetensors
-        mean, logvar: float16 [N, V, C, h, w], the VAE's posterior, unscaled. V is 8 for train
-        (the flips and rotations of an image), 1 for the others.
+        mean, logvar: float16 [N, V, C, h, w], the VAE's posterior, unscaled. V is
+        encode.variants for train (the flips and rotations of an image), 1 for the others.
     rows_{train,valid,base}.parquet
         filename, scene, caption_ids (a list; [0] for an image without captions)
     captions.parquet
         id, caption, truncated (longer than the text encoder reads); id 0 is the empty caption
     captions.safetensors
-        embeddings: float16 [M, L, D]
+        embeddings: float16 [M, L, D]; absent where the cache would pass encode.cache_gb
+    captions.json
+        in its place: {precision, batch_size} of the text encoder, by which finetune_sd makes the
+        embeddings that it needs (stages/diffusion/caption_embeddings.py)
     normalization.json
         {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1], by a
         first convolution with this folded in (stages/diffusion/normalization.py)
@@ -21,23 +24,25 @@ Arrays are memory-mapped: any number of images is read, and written, in constant
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from stages.common.rng import rng
 from stages.runtime.errors import exit_with_error
 
-VARIANTS = 8  # the dihedral group of the square; an aerial image has no up
+# The embeddings, float32 [B, L, D], of captions by their ids [B].
+TextEmbeddings = Callable[[Sequence[int]], torch.Tensor]
 NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4"}  # by their names in safetensors
 
 
 def dihedral(images: torch.Tensor, variant: int) -> torch.Tensor:
-    """One of the 8 flips and rotations of square images [..., H, W].
+    """One of the 8 flips and rotations of square images [..., H, W]. An aerial image has no up.
 
     Variants 0 to 3 are 0 to 3 quarter turns; variants 4 to 7 mirror the image before them.
     """
@@ -105,22 +110,31 @@ class Latents:
     """One split of `data/latents`.
 
     Attributes:
-        captions: the caption ids of each row.
+        caption_ids: the caption ids of all rows, one row after the other, int32.
+        caption_begins: where those of each row begin and the last ones end, int64 [N + 1].
         mean, logvar: the VAE's posterior [N, V, C, h, w], memory-mapped.
-        embeddings: text embeddings of all captions [M, L, D], memory-mapped.
+        text_embeddings: the embeddings, float32 [B, L, D], of captions by their ids [B].
         scale: what latents are multiplied by so that their standard deviation is near 1.
     """
 
-    def __init__(self, folder: str | Path, split: str, scale: float) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        scale: float,
+        text_embeddings: TextEmbeddings,
+    ) -> None:
         folder = Path(folder)
         rows = pq.read_table(folder / f"rows_{split}.parquet", columns=["caption_ids"])
-        self.captions: list[list[int]] = rows["caption_ids"].to_pylist()
-        if not self.captions:
+        if not rows.num_rows:
             exit_with_error(f"data/imagery/{split}: no images")
+        counts = pc.list_value_length(rows["caption_ids"]).to_numpy()
+        self.caption_ids = pc.list_flatten(rows["caption_ids"]).to_numpy()
+        self.caption_begins = np.concatenate([[0], counts.cumsum(dtype=np.int64)])
         posterior = memory_map(folder / f"{split}.safetensors")
         self.mean = posterior["mean"]
         self.logvar = posterior["logvar"]
-        self.embeddings = memory_map(folder / "captions.safetensors")["embeddings"]
+        self.text_embeddings = text_embeddings
         self.scale = scale
 
     def __len__(self) -> int:
@@ -149,9 +163,9 @@ class Latents:
             z += np.exp(0.5 * self.logvar[rows, variants].astype(np.float32)) * noise
         return torch.from_numpy(z * np.float32(self.scale))
 
-    def text_embeddings(self, caption_ids: list[int]) -> torch.Tensor:
-        """Embeddings of captions, float32 [B, L, D]."""
-        return torch.from_numpy(self.embeddings[caption_ids].astype(np.float32))
+    def captions(self, row: int) -> np.ndarray:
+        """The ids of the captions of an image, int32 [1 or more]."""
+        return self.caption_ids[self.caption_begins[row] : self.caption_begins[row + 1]]
 
     def training_batch(
         self,
@@ -188,7 +202,8 @@ class Latents:
             generator = rng(seed, "visit", epoch, row)
             rows.append(row)
             variants.append(int(generator.integers(self.mean.shape[1])))
-            caption_id = self.captions[row][generator.integers(len(self.captions[row]))]
+            captions = self.captions(row)
+            caption_id = int(captions[generator.integers(len(captions))])
             dropped = generator.random() < caption_dropout
             caption_ids.append(0 if dropped else caption_id)
             times.append(int(generator.integers(timesteps)))

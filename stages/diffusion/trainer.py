@@ -16,6 +16,7 @@ from stages.diffusion import checkpoints, models
 from stages.diffusion.batches import Batch
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.ema import update_ema
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss
 from stages.params import FinetuneSD
@@ -43,11 +44,10 @@ def create_accelerator(config: FinetuneSD) -> Accelerator:
     return accelerator
 
 
-def check_shapes(train: Latents, start: Path) -> None:
+def check_shapes(train: Latents, text_width: int, start: Path) -> None:
     """Exit with an error where the UNet of `start` reads latents or text of other shapes."""
     unet_config = models.read_config(start, "unet")
     channels = train.shape[0]
-    text_width = train.embeddings.shape[2]
     unet_channels = unet_config["in_channels"]
     unet_text_width = unet_config["cross_attention_dim"]
     if unet_channels != channels or unet_text_width != text_width:
@@ -149,18 +149,10 @@ class Trainer:
         self.adamw.step()
         self.adamw.zero_grad()
 
-    @torch.no_grad()
     def update_ema(self, step: int) -> None:
-        """Move the average toward the weights after the optimizer step of this index.
-
-        The decay is warmed up: at its full value the average would consist of the base model's
-        weights for the first 1 / (1 - ema_decay) steps.
-        """
+        """Move the average toward the weights after the optimizer step of this index."""
         if self.ema:
-            decay = min(self.config.ema_decay, (step + 1) / (step + 10))
-            averages = list(self.ema.values())
-            weights = [weight.detach() for weight in self.weights.values()]
-            torch._foreach_lerp_(averages, weights, 1 - decay)
+            update_ema(self.ema, self.weights, step, self.config.ema_decay)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:

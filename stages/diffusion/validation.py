@@ -16,7 +16,7 @@ from stages.common.artifacts import encode_png, read_json, write_atomically
 from stages.common.rng import rng
 from stages.diffusion import models
 from stages.diffusion.denoising import denoise
-from stages.diffusion.latents import Latents
+from stages.diffusion.latents import Latents, TextEmbeddings
 from stages.diffusion.loss import denoising_loss, stratified_timesteps
 from stages.diffusion.normalization import load_folded_vae
 from stages.diffusion.trainer import Trainer
@@ -42,12 +42,14 @@ class Evaluator:
         base: images of the base model's own domain, to measure forgetting; None without such a set.
     """
 
-    def __init__(self, latents: Path, start: Path, config: FinetuneSD) -> None:
+    def __init__(
+        self, latents: Path, start: Path, config: FinetuneSD, text_embeddings: TextEmbeddings
+    ) -> None:
         scale = models.scaling_factor(start)
-        self.valid = Latents(latents, "valid", scale)
+        self.valid = Latents(latents, "valid", scale, text_embeddings)
         self.base: Latents | None = None
         if (latents / "base.safetensors").exists():
-            self.base = Latents(latents, "base", scale)
+            self.base = Latents(latents, "base", scale, text_embeddings)
         self.normalization = read_json(latents / "normalization.json")
         self.start = start
         self.config = config
@@ -189,7 +191,7 @@ def validation_batch(data: Latents, rows: np.ndarray) -> dict[str, torch.Tensor]
     return {
         "latents": data.latents(rows, 0, None),
         "noise": torch.from_numpy(np.stack(noise)),
-        "text": data.text_embeddings([data.captions[row][0] for row in rows]),
+        "text": data.text_embeddings([int(data.captions(row)[0]) for row in rows]),
     }
 
 
@@ -207,7 +209,7 @@ def sample_captions(
         generator = rng(0, "grid", int(row))
         noise = generator.standard_normal((GRID_COLUMNS, *data.shape), np.float32)
         # Guidance leads away from the empty caption, which has id 0.
-        caption_ids = [0] * GRID_COLUMNS + [data.captions[row][0]] * GRID_COLUMNS
+        caption_ids = [0] * GRID_COLUMNS + [int(data.captions(row)[0])] * GRID_COLUMNS
         latents = denoise(
             model,
             scheduler,

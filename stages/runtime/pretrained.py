@@ -4,11 +4,15 @@ The libraries initialize weights that a file lacks at random and only warn.
 """
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from stages.runtime.damage import explain_damage
 from stages.runtime.errors import exit_with_error
+from stages.runtime.memory import available_memory
+
+STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4}  # of a number in safetensors; others: 2
 
 
 def load_pretrained(
@@ -30,7 +34,8 @@ def load_pretrained(
         options: further arguments of `from_pretrained`.
 
     Raises:
-        SystemExit: the model can't be loaded, or a weight is missing, misshapen, NaN or inf.
+        SystemExit: the model can't be loaded, needs more memory than is free, or a weight is
+            missing, misshapen, NaN or inf.
     """
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
@@ -39,6 +44,8 @@ def load_pretrained(
     for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
         logging.getLogger(name).disabled = True
     path = Path(folder) / subfolder
+    if "quantization_config" not in options:
+        _refuse_too_large(path, options.get("dtype") or options.get("torch_dtype"))
     try:
         # Without `ignore_mismatched_sizes` a weight of another shape raises an error that does
         # not name it. With it, the loading info lists them.
@@ -64,6 +71,42 @@ def load_pretrained(
         exit_with_error(f"{reason}: {str(error)[:300]}")
     _check_weights(path, model, loading_info, unused_prefix)
     return model
+
+
+def _refuse_too_large(path: Path, dtype: Any) -> None:
+    """Exit with an error where the weights don't fit into the free memory of this machine.
+
+    Linux would kill the process without a word. Damaged files are left to the loader.
+
+    Args:
+        path: the folder of the weights.
+        dtype: of torch, that they are loaded in; None: that of the files.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        needed = sum(_loaded_size(file, dtype) for file in path.glob("*.safetensors"))
+    except (OSError, SafetensorError):
+        return
+    free = available_memory()
+    if needed > free:
+        exit_with_error(
+            f"{path}: its weights need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "
+            "GiB are free"
+        )
+
+
+def _loaded_size(file: Path, dtype: Any) -> int:
+    """Return the bytes of a safetensors file's weights in a dtype of torch; None: as stored."""
+    from safetensors import safe_open
+
+    size = 0
+    with safe_open(file, framework="numpy") as weights:
+        for name in weights.keys():
+            part = weights.get_slice(name)
+            stored = STORED_BYTES.get(part.get_dtype(), 2)
+            size += math.prod(part.get_shape()) * (dtype.itemsize if dtype else stored)
+    return size
 
 
 def check_vocabulary(folder: str | Path, tokenizer: Any, model: Any) -> None:

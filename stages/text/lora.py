@@ -104,7 +104,13 @@ def add_lora(model: Any, config: FinetuneLLM) -> Any:
             f"{', '.join(sorted(adaptable))}"
         )
     if config.quantization == "nf4":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        # Activations are computed again in the backward pass, as in QLoRA: the same values, in a
+        # fraction of the memory (benchmarks/results/gpu_memory.md).
+        model = prepare_model_for_kbit_training(
+            model,
+            use_gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+        )
     lora_config = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,

@@ -1,0 +1,117 @@
+"""The text embeddings of captions, by id: read from the cache of `encode`, or made when asked for.
+
+Both give the same values: `encode` rounds to float16 what it caches, and what is made here is
+rounded alike. `stages/diffusion/latents.py` describes the files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from stages.common.artifacts import read_json
+from stages.diffusion import models
+from stages.diffusion.latents import memory_map
+from stages.runtime.errors import exit_with_error
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+HOW = "captions.json"  # in data/latents, where captions are not embedded there
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Compute in this number format within the block."""
+    dtype = AUTOCAST_DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+class CaptionEncoder:
+    """Runs the text encoder over groups of a fixed size, the last one padded.
+
+    Attributes:
+        tokenizer: of the model.
+        length: L, the tokens that the text encoder reads of a caption.
+        width: D, of the embedding of a token.
+    """
+
+    def __init__(self, model: Path, precision: str, batch_size: int, device: torch.device) -> None:
+        self.tokenizer = models.load_tokenizer(model)
+        self.text_encoder: Any = models.load(model, "text_encoder").to(device)
+        self.length = models.context_length(self.tokenizer, self.text_encoder)
+        self.width: int = self.text_encoder.config.hidden_size
+        self.precision = precision
+        self.batch_size = batch_size
+        self.device = device
+
+    def embed(self, captions: list[str]) -> np.ndarray:
+        """Embeddings of at most `batch_size` captions, float16 [B, L, D]."""
+        padding = [""] * (self.batch_size - len(captions))
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            encoded = models.embed_text(self.tokenizer, self.text_encoder, captions + padding)
+        return encoded[: len(captions)].cpu().numpy().astype(np.float16)
+
+
+class CachedEmbeddings:
+    """The embeddings of captions that `encode` wrote, memory-mapped.
+
+    Attributes:
+        width: D, of the embedding of a token.
+        inputs: the files and folders, beside `data/latents`, that they depend on.
+    """
+
+    inputs: tuple[Path, ...] = ()
+
+    def __init__(self, latents: Path) -> None:
+        self.embeddings = memory_map(latents / "captions.safetensors")["embeddings"]  # [M, L, D]
+        self.width: int = self.embeddings.shape[2]
+
+    def __call__(self, caption_ids: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Embeddings of captions, float32 [B, L, D]."""
+        return torch.from_numpy(self.embeddings[caption_ids].astype(np.float32))
+
+
+class ComputedEmbeddings:
+    """The embeddings of captions, computed by the text encoder each time they are asked for.
+
+    Attributes:
+        width: D, of the embedding of a token.
+        inputs: the files and folders, beside `data/latents`, that they depend on.
+    """
+
+    def __init__(self, latents: Path, model: Path, device: torch.device) -> None:
+        how = read_json(latents / HOW)
+        if how["precision"] == "fp16" and device.type != "cuda":
+            exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
+        self.encoder = CaptionEncoder(model, how["precision"], how["batch_size"], device)
+        self.width = self.encoder.width
+        self.inputs = (model / "text_encoder", model / "tokenizer")
+        column = pq.read_table(latents / "captions.parquet", columns=["caption"])["caption"]
+        # One array: a chunked one is joined anew by each `take`.
+        self.captions = column.cast(pa.large_string()).combine_chunks()
+
+    def __call__(self, caption_ids: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Embeddings of captions, float32 [B, L, D]. Repeated ones are computed once."""
+        distinct, positions = np.unique(np.asarray(caption_ids), return_inverse=True)
+        captions = self.captions.take(pa.array(distinct)).to_pylist()
+        size = self.encoder.batch_size
+        groups = [captions[begin : begin + size] for begin in range(0, len(captions), size)]
+        embeddings = np.concatenate([self.encoder.embed(group) for group in groups])
+        return torch.from_numpy(embeddings[positions].astype(np.float32))
+
+
+def load_embeddings(
+    latents: Path, model: Path, device: torch.device
+) -> CachedEmbeddings | ComputedEmbeddings:
+    """The embeddings of the captions of `data/latents`.
+
+    Args:
+        latents: the folder.
+        model: the folder with the tokenizer and the text encoder; read where `encode` cached none.
+        device: where they are computed then.
+    """
+    if (latents / HOW).is_file():
+        return ComputedEmbeddings(latents, model, device)
+    return CachedEmbeddings(latents)

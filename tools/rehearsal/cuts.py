@@ -1,0 +1,284 @@
+"""What a rehearsal cuts of a scale's params, and how much work a stage then does.
+
+Counts are cut: images, prompts, steps, repetitions. Widths, resolutions and code paths stay.
+"""
+
+import math
+from copy import deepcopy
+from typing import Any
+
+Params = dict[str, Any]
+Counts = dict[str, int]  # train, valid, test, figures -> images
+
+# Values of a rehearsal, where the scale has larger ones. Some are the fewest that a stage accepts.
+CUT = {
+    "fetch_imagery.max_images": 96,
+    "train_base.vae_steps": 10,
+    "train_base.text_steps": 10,
+    "train_scene.epochs": 2,
+    "finetune_llm.steps": 6,
+    "prompt.per_class": 3,
+    "prompt.compare_count": 1,
+    "encode.base_images": 64,
+    "finetune_sd.warmup_steps": 0,
+    "finetune_sd.checkpoint_steps": 6,
+    "finetune_sd.validation_images": 16,
+    "finetune_sd.grid_captions": 1,
+    "generate.images_per_prompt": 2,
+    "fid.standard_min_n": 4,
+    "fid.paper_n": 4,
+    "classifier.epochs": 2,
+    "classifier.images_per_caption": 1,
+}
+# Further cuts where a large diffusion model runs on a CPU.
+CUT_LARGE_ON_CPU = {
+    "fetch_imagery.max_images": 4,
+    "finetune_llm.steps": 1,
+    "finetune_llm.batch_size": 1,
+    "prompt.per_class": 2,
+    "encode.batch_size": 1,
+    "finetune_sd.batch_size": 1,
+    "finetune_sd.gradient_accumulation": 1,
+    "finetune_sd.validation_images": 1,
+    "finetune_sd.checkpoint_steps": 2,
+    "generate.images_per_prompt": 1,
+    "fid.subsets": 4,
+    "fid.paper_draws": 2,
+    "features.batch_size": 4,
+    "sampling.batch_size": 1,
+    "sampling.steps": 1,
+    "classifier.epochs": 1,
+    "train_scene.epochs": 1,
+}
+TRAINING_STEPS = 12  # optimizer steps of finetune_sd
+TRAINING_STEPS_LARGE_ON_CPU = 2
+CLASSES_LARGE_ON_CPU = 2  # that get prompts; a classifier needs two
+HELD_OUT = {"valid": 16, "test": 24}  # images, where the scale gives a number of them
+# UNet passes per caption of the grid: images, steps, with and without the caption
+# (stages/diffusion/validation.py).
+GRID_PASSES = 4 * 15 * 2
+# Decoding an image costs about as much as so many guided steps (SD v1.5: 2.5 of 1.6 TFLOP).
+DECODING_STEPS = 1.5
+TRAINING_PASSES = 3  # forward, and backward twice as long
+PRECISIONS = ("sampling.precision", "encode.precision", "finetune_sd.precision")
+
+
+def get(params: Params, key: str) -> Any:
+    section, name = key.split(".")
+    return params[section][name]
+
+
+def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) -> Params:
+    """Cut the counts of a scale.
+
+    Args:
+        params: the values of params.yaml at the scale.
+        large_on_cpu: whether its diffusion model is large, and there is no GPU.
+        precisions: those that the device computes with, the best stand-in first.
+
+    Returns:
+        The params of the rehearsal.
+    """
+    cut = deepcopy(params)
+    values: dict[str, Any] = CUT | (CUT_LARGE_ON_CPU if large_on_cpu else {})
+    for key, value in values.items():
+        section, name = key.split(".")
+        cut[section][name] = smaller(get(params, key), value)
+    for split, images in HELD_OUT.items():
+        if get(params, f"fetch_imagery.{split}") >= 1:
+            cut["fetch_imagery"][split] = min(get(params, f"fetch_imagery.{split}"), images)
+    if large_on_cpu:
+        cut["prompt"]["per_class"] = few_classes(cut)
+    for key in PRECISIONS:
+        section, name = key.split(".")
+        if get(params, key) not in precisions:
+            cut[section][name] = precisions[0]
+    return cut
+
+
+def few_classes(params: Params) -> dict[str, int]:
+    """The prompts of the first classes that have scenes, and none of the others."""
+    per_class = params["prompt"]["per_class"]
+    with_scenes = [name for name, scenes in params["classes"].items() if scenes]
+    few = with_scenes[:CLASSES_LARGE_ON_CPU]
+    counts = per_class if isinstance(per_class, dict) else dict.fromkeys(few, per_class)
+    return {name: counts[name] if name in few else 0 for name in params["classes"]}
+
+
+def smaller(value: Any, limit: int) -> Any:
+    """The smaller of both; of a mapping (prompts of each class) value by value; null is all."""
+    if isinstance(value, dict):
+        return {name: min(count, limit) for name, count in value.items()}
+    return limit if value is None else min(value, limit)
+
+
+def changes(before: Params, after: Params) -> dict[str, str]:
+    """Key -> `before -> after` of the values that differ."""
+    differing = {}
+    for section, values in before.items():
+        if not isinstance(values, dict) or section not in after:
+            continue
+        for name, value in values.items():
+            now = after[section].get(name)
+            if now != value:
+                differing[f"{section}.{name}"] = f"{show(value)} -> {show(now)}"
+    return differing
+
+
+def show(value: Any) -> str:
+    """A value in a few letters; of numbers per class their sum."""
+    if isinstance(value, dict) and all(isinstance(number, int) for number in value.values()):
+        return f"{sum(value.values())} in all"
+    return "all" if value is None else str(value)
+
+
+def fit_training(params: Params, images: Counts, large_on_cpu: bool) -> None:
+    """Cut the epochs of fine-tuning to a few steps, now that the number of images is known."""
+    config = params["finetune_sd"]
+    steps = TRAINING_STEPS_LARGE_ON_CPU if large_on_cpu else TRAINING_STEPS
+    per_step = config["batch_size"] * config["gradient_accumulation"]
+    # A little less than a whole number: it is rounded up.
+    config["epochs"] = min(config["epochs"], round((steps - 0.01) * per_step / images["train"], 6))
+
+
+# The work of each stage.
+
+
+def prompts(params: Params) -> int:
+    """The number of prompts of all classes."""
+    per_class = params["prompt"]["per_class"]
+    if isinstance(per_class, dict):
+        return sum(per_class.values())
+    return per_class * len(params["classes"])
+
+
+def compared_prompts(params: Params) -> int:
+    config = params["prompt"]
+    return len(config["compare"]) * config["compare_count"] * len(params["classes"])
+
+
+def generated(params: Params) -> int:
+    """The number of images that `generate` draws."""
+    keep = params["generate"]["keep"]
+    drawn = keep["draw"] if keep else 1
+    balance = params["generate"]["balance"]
+    if isinstance(balance, dict) and "to" in balance:
+        return math.ceil(balance["to"] * len(params["classes"]) * drawn)
+    return math.ceil(prompts(params) * params["generate"]["images_per_prompt"] * drawn)
+
+
+def padded(images: int, batch_size: int) -> int:
+    """Images with those that fill the last batch."""
+    return math.ceil(images / batch_size) * batch_size
+
+
+def sampled(params: Params, images: int) -> float:
+    """Guided steps of drawing so many images, their decoding included."""
+    steps = params["sampling"]["steps"] + DECODING_STEPS
+    return padded(images, params["sampling"]["batch_size"]) * steps
+
+
+def training_steps(params: Params, images: Counts) -> int:
+    config = params["finetune_sd"]
+    per_step = config["batch_size"] * config["gradient_accumulation"]
+    return math.ceil(config["epochs"] * images["train"] / per_step)
+
+
+def measuring_passes(params: Params, images: Counts) -> int:
+    """UNet passes of a checkpoint's losses and grid."""
+    config = params["finetune_sd"]
+    held_out = min(config["validation_images"], images["valid"])
+    if params["encode"]["base_domain"] != "none":
+        held_out += params["encode"]["base_images"]
+    return held_out + config["grid_captions"] * GRID_PASSES
+
+
+def training_passes(params: Params, images: Counts) -> int:
+    """UNet passes of fine-tuning from its first step on: each image's 3, and the checkpoints'."""
+    config = params["finetune_sd"]
+    steps = training_steps(params, images)
+    per_step = config["batch_size"] * config["gradient_accumulation"]
+    checkpoints = math.ceil(steps / config["checkpoint_steps"])
+    measured = checkpoints * measuring_passes(params, images)
+    return TRAINING_PASSES * steps * per_step + measured
+
+
+def classifier_images(params: Params, images: int) -> int:
+    """Images that the training of all seeds sees, with the padding of the last batch."""
+    config = params["classifier"]
+    return config["seeds"] * config["epochs"] * padded(images, config["batch_size"])
+
+
+def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
+    """The unit that a stage counts its work in, and how many there are; ("", 0): a fixed time."""
+    splits = [images[split] for split in ("train", "valid", "test")]
+    total = sum(splits)
+    encode_batch = params["encode"]["batch_size"]
+    features_batch = params["features"]["batch_size"]
+    kept = prompts(params) * params["generate"]["images_per_prompt"]
+    copies = params["classifier"]["images_per_caption"]
+    match stage:
+        case "fetch_imagery":
+            return "images", total
+        case "train_base" if params["train_base"]["source"] == "scratch":
+            return "steps", params["train_base"]["vae_steps"] + params["train_base"]["text_steps"]
+        case "train_scene" if params["train_scene"]["source"] == "scratch":
+            return "images", params["train_scene"]["epochs"] * images["train"]
+        case "finetune_llm":
+            config = params["finetune_llm"]
+            return "sequences", config["steps"] * config["batch_size"]
+        case "prompt":
+            return "prompts", prompts(params) + compared_prompts(params)
+        case "encode":
+            held_out = padded(images["valid"], encode_batch)
+            return "images", padded(images["train"], encode_batch) + held_out
+        case "finetune_sd":
+            passes = training_passes(params, images) + measuring_passes(params, images)
+            return "UNet passes", passes
+        case "sample@base":
+            return "guided steps", sampled(params, images["test"])
+        case "sample@tuned":
+            return "guided steps", sampled(params, images["test"] * copies)
+        case "sample@figures":
+            return "guided steps", sampled(params, images["figures"])
+        case "generate":
+            return "guided steps", sampled(params, generated(params))
+        case "select":
+            return "images", generated(params)
+        case "features@real":
+            return "images", sum(padded(count, features_batch) for count in splits)
+        case "features@base" | "features@tuned":
+            return "images", padded(images["test"], features_batch)
+        case "features@synthetic":
+            return "images", padded(kept, features_batch)
+        case "fid":
+            return "halvings", params["fid"]["subsets"] + params["fid"]["paper_draws"]
+        case "ceiling":
+            images_of_both = [min(kept, images["train"]), min(images["test"] * copies, total)]
+            return "images", sum(classifier_images(params, count) for count in images_of_both)
+        case "classify@lulc":
+            return "images", classifier_images(params, kept)
+        case "classify@scenes":
+            return "images", classifier_images(params, images["test"] * copies)
+    return "", 0
+
+
+def work_in_bars(stage: str, params: Params, images: Counts) -> float:
+    """The part of a stage's work that its progress bars measure."""
+    match stage:
+        case "finetune_sd":
+            return training_passes(params, images)
+        case "prompt":
+            return prompts(params)
+    return work(stage, params, images)[1]
+
+
+# Stages without a progress bar run twice, the second time with more of these: the difference is
+# the time of a unit.
+SECOND_RUN = {
+    "finetune_llm": "finetune_llm.steps",
+    "ceiling": "classifier.epochs",
+    "classify@lulc": "classifier.epochs",
+    "classify@scenes": "classifier.epochs",
+}
+SECOND_RUN_FACTOR = 3

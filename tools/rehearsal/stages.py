@@ -1,0 +1,237 @@
+"""Run the stages of a rehearsal, each in a process of its own, and collect what they took."""
+
+import math
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.common.artifacts import read_json
+from stages.runtime.memory import available_memory
+from stages.runtime.progress import log
+from tools.cache import format_size
+from tools.rehearsal import cuts, inputs
+from tools.rehearsal.copying import Stage
+from tools.rehearsal.cuts import Counts, Params
+from tools.rehearsal.device import Device
+from tools.rehearsal.measuring import Measurement, folder_size, measure
+from tools.rehearsal.table import Row
+
+# Bytes per weight that training holds at least: fp32 weights, gradients and AdamW's two averages;
+# the latter in 8 bits. With LoRA the weights alone.
+TRAINING_BYTES = {"adamw": 16, "adamw8bit": 10}
+LORA_BYTES = 4
+EMA_BYTES = 4
+# Of the memory, what weights, gradients and optimizer state may take: activations need the rest.
+MEMORY_SHARE = 0.5
+FIGURES = Path("stages/embedded/figures.csv")
+
+
+@dataclass
+class Rehearsal:
+    """A rehearsal at work.
+
+    Attributes:
+        folder: the copy of the repository.
+        full: the params of the scale.
+        params: those of the rehearsal.
+        device: of this machine.
+        card: bytes of memory of the GPU that the full run will have; None: unknown.
+        large_on_cpu: whether the diffusion model is large, and there is no GPU.
+        hub_images: split -> images of the full run, where a stand-in is used.
+        full_images: split, or `figures` -> images of the full run.
+        images: the same of the rehearsal.
+    """
+
+    folder: Path
+    full: Params
+    params: Params
+    device: Device
+    card: float | None
+    large_on_cpu: bool
+    hub_images: Counts
+    full_images: Counts = field(default_factory=dict)
+    images: Counts = field(default_factory=dict)
+
+    @property
+    def cache(self) -> Path:
+        return self.folder.parent / "cache"
+
+    def write_params(self, params: Params | None = None) -> None:
+        text = yaml.safe_dump(params or self.params, sort_keys=False, allow_unicode=True)
+        (self.folder / "params.yaml").write_text(text, encoding="utf-8")
+
+
+def run_apart(function: Any, *arguments: Any) -> Any:
+    """Call a function in a process of its own, whose memory is free afterwards."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def run_stages(rehearsal: Rehearsal, stages: list[Stage]) -> list[Row]:
+    """Run the stages; those that need a failed one are not run. Ctrl-C ends it with a table."""
+    rows = [Row(stage.name) for stage in stages]
+    failed: set[str] = set()
+    for stage, row in zip(stages, rows):
+        row.fault = check_card(rehearsal) if stage.name == "finetune_sd" else ""
+        missing = [name for name in stage.needs if name in failed]
+        if not row.fault and missing:
+            row.fault = f"not rehearsed: needs {', '.join(missing)}"
+        try:
+            if not row.fault:
+                run_stage(rehearsal, stage, row)
+        except KeyboardInterrupt:
+            later = rows[rows.index(row) :]
+            for unfinished in later:
+                unfinished.fault = "not rehearsed: interrupted"
+            break
+        if row.fault:
+            failed.add(stage.name)
+        log(f"rehearse: {stage.name}: {row.fault or 'done'}")
+    return rows
+
+
+def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
+    """Run a stage and fill in its row."""
+    if stage.name == "finetune_sd":
+        choose_method(rehearsal, row)
+    row.measured = measure_stage(rehearsal, stage)
+    row.fault = row.measured.error
+    row.disk = sum(folder_size(rehearsal.folder / out) for out in stage.outs)
+    if row.fault:
+        return
+    if stage.name == "fetch_imagery":
+        count_images(rehearsal)
+    if not rehearsal.images:
+        return
+    row.unit, row.done = cuts.work(stage.name, rehearsal.params, rehearsal.images)
+    if not row.unit:
+        return
+    row.full = cuts.work(stage.name, rehearsal.full, rehearsal.full_images)[1]
+    if stage.name == "encode":
+        note_cache(rehearsal, row)
+    in_bars = cuts.work_in_bars(stage.name, rehearsal.params, rehearsal.images)
+    row.unit_seconds = row.measured.bar_seconds / in_bars
+    if stage.name in cuts.SECOND_RUN and row.full > row.done:
+        row.unit_seconds = measure_second_run(rehearsal, stage, row)
+    if not row.unit_seconds and row.full > row.done:
+        row.notes.append("its time per unit was too short to measure: the forecast leaves it out")
+
+
+def note_cache(rehearsal: Rehearsal, row: Row) -> None:
+    """Note where the latents and text embeddings of the full run pass `encode.cache_gb`."""
+    config = rehearsal.full["encode"]
+    limit = config["cache_gb"] * 1e9
+    if row.full_disk <= limit:
+        return
+    file = rehearsal.folder / "data/latents/train.safetensors"
+    latents = folder_size(file) * row.full / row.done
+    variants = math.floor(config["variants"] * limit / latents)
+    if latents <= limit:
+        advice = "finetune_sd would embed captions while it trains"
+    elif variants:
+        advice = f"it would stop; encode.variants: {variants} fits"
+    else:
+        one = format_size(latents / config["variants"])
+        advice = f"it would stop; encode.variants: 1 takes {one}"
+    row.notes.append(
+        f"latents of {format_size(latents)} and text embeddings would pass encode.cache_gb "
+        f"({config['cache_gb']:g}): {advice}"
+    )
+
+
+def measure_stage(rehearsal: Rehearsal, stage: Stage) -> Measurement:
+    """Run the command of a stage as DVC would, with a resume cache of its own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    environment = {
+        **os.environ,
+        "PATH": path,
+        "REMOTE_DIFFUSION_SCRATCH": str(rehearsal.cache),
+        "DVC_STAGE": stage.name,
+        "DVC_ROOT": str(rehearsal.folder),
+    }
+    environment.pop("PYTHONPATH", None)  # the copy's modules, not those of this folder
+    return measure(stage.command, rehearsal.folder, environment, rehearsal.cache)
+
+
+def measure_second_run(rehearsal: Rehearsal, stage: Stage, row: Row) -> float:
+    """Seconds of a unit: by how much longer a run with more units takes."""
+    longer = deepcopy(rehearsal.params)
+    section, name = cuts.SECOND_RUN[stage.name].split(".")
+    longer[section][name] *= cuts.SECOND_RUN_FACTOR
+    rehearsal.write_params(longer)
+    second = measure_stage(rehearsal, stage)
+    rehearsal.write_params()
+    row.fault = second.error
+    units = cuts.work(stage.name, longer, rehearsal.images)[1] - row.done
+    assert row.measured is not None
+    return max(0, second.seconds - row.measured.seconds) / units
+
+
+def count_images(rehearsal: Rehearsal) -> None:
+    """Count the images of both runs, and cut the epochs to a few steps."""
+    kept = read_json(rehearsal.folder / "data/imagery/REPORT.json")["kept"]
+    here = Path.cwd()
+    rows = len((here / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
+    rows_here = len((rehearsal.folder / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
+    of_splits = rehearsal.hub_images or run_apart(inputs.count_images, rehearsal.full)
+    rehearsal.full_images = {**of_splits, "figures": 4 * rows}
+    rehearsal.images = {**kept, "figures": 4 * rows_here}
+    cuts.fit_training(rehearsal.params, rehearsal.images, rehearsal.large_on_cpu)
+    rehearsal.write_params()
+
+
+# Memory.
+
+
+def check_card(rehearsal: Rehearsal) -> str:
+    """Why the GPU of the full run is too small for fine-tuning; "" where it isn't or is unknown."""
+    needed = training_bytes(rehearsal)
+    if rehearsal.card is None or needed <= rehearsal.card:
+        return ""
+    method = rehearsal.full["finetune_sd"]["method"]
+    return (
+        f"finetune_sd.method: {method}: weights, gradients and optimizer state alone need "
+        f"{format_size(needed)}, the card has {format_size(rehearsal.card)}"
+    )
+
+
+def training_bytes(rehearsal: Rehearsal) -> float:
+    """Bytes that fine-tuning holds besides activations; 0 where the model is unknown."""
+    config = rehearsal.full["finetune_sd"]
+    weights = count_weights(rehearsal.folder / "models/base/diffusion/unet")
+    if config["method"] == "lora":
+        return LORA_BYTES * weights
+    return weights * (TRAINING_BYTES[config["optimizer"]] + EMA_BYTES * bool(config["ema_decay"]))
+
+
+def count_weights(folder: Path) -> int:
+    """The number of weights in the safetensors files of a folder."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as tensors:
+            for name in tensors.keys():
+                total += math.prod(tensors.get_slice(name).get_shape())
+    return total
+
+
+def choose_method(rehearsal: Rehearsal, row: Row) -> None:
+    """Where full fine-tuning doesn't fit this machine's memory, let LoRA stand in for it."""
+    config = rehearsal.params["finetune_sd"]
+    needed = training_bytes(rehearsal)
+    free = available_memory()
+    if rehearsal.device.gpu_memory is None and needed > MEMORY_SHARE * free:
+        config["method"] = "lora"
+        rehearsal.write_params()
+        row.notes.append(
+            f"LoRA stands in for full fine-tuning, whose weights, gradients and optimizer state "
+            f"need {format_size(needed)}; {format_size(free)} are free"
+        )
