@@ -37,6 +37,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from tools.scale import compose
+
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGE_MODEL = ROOT / "stages/embedded/models/language"
 DATA = Path(os.environ.get("RD_DATA", ROOT.parent / "shared/data"))
@@ -93,30 +95,31 @@ class Usage(NamedTuple):
         return f"{self.wall:.1f} s (cpu {self.cpu:.1f} s), {self.peak:.0f} MB"
 
 
-def make_project(source: Path, **changes: dict) -> Path:
-    """Make a folder in which stages can run on papers: params.yaml at demo scale, with changes."""
+def make_project(source: str, scale: str = "demo", /, **changes: dict) -> Path:
+    """Make a folder in which stages can run on papers: params.yaml at a scale, with changes."""
     folder = Path(tempfile.mkdtemp(prefix="text"))
-    params = yaml.safe_load((ROOT / "params/demo.yaml").read_text(encoding="utf-8"))
-    params["fetch_papers"]["source"] = f"path:{source}"
+    params = yaml.safe_load(compose([scale], ROOT)[0])
+    params["fetch_papers"]["source"] = source
     for section, values in changes.items():
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    (folder / "stages").symlink_to(ROOT / "stages")
     (folder / "models/base/embedder").mkdir(parents=True)
     return folder
 
 
-def make_corpus_project(**changes: dict) -> Path:
+def make_corpus_project(scale: str = "demo", /, **changes: dict) -> Path:
     """Make a folder with the paper's own corpus, after `scrape`."""
     scrape = {"test_fraction": 0.05, "cut_references": False}
-    folder = make_project(CORPUS, scrape=scrape, **changes)
+    folder = make_project(f"path:{CORPUS}", scale, scrape=scrape, **changes)
     run_stage(folder, "fetch_papers")
     run_stage(folder, "scrape")
     return folder
 
 
 def run_stage(folder: Path, name: str, cores: int | None = None) -> Usage:
-    """Run a stage in a folder, on `cores` cores (None: all)."""
-    command = [sys.executable, "-m", f"stages.{name}"]
+    """Run a stage, with its argument if it has one, in a folder, on `cores` cores (None: all)."""
+    command = [sys.executable, "-m", *f"stages.{name}".split()]
     if cores:
         allowed = sorted(os.sched_getaffinity(0))[:cores]
         command = ["taskset", "--cpu-list", ",".join(map(str, allowed)), *command]
@@ -138,7 +141,7 @@ def benchmark_scrape() -> None:
 
     from stages.text import pdf
 
-    folder = make_project(PAPERS)
+    folder = make_project(f"path:{PAPERS}")
     run_stage(folder, "fetch_papers")
     one_core = run_stage(folder, "scrape", cores=1)
     two_cores = run_stage(folder, "scrape", cores=2)
@@ -164,7 +167,7 @@ def read_report(folder: Path) -> list[dict[str, str]]:
 
 
 def benchmark_odd_pdfs() -> None:
-    folder = make_project(ODD_PDFS, scrape={"min_papers": 1, "min_test_papers": 1})
+    folder = make_project(f"path:{ODD_PDFS}", scrape={"min_papers": 1, "min_test_papers": 1})
     run_stage(folder, "fetch_papers")
     usage = run_stage(folder, "scrape")
     rows = read_report(folder)
@@ -337,11 +340,10 @@ def benchmark_perplexity() -> None:
 
 def benchmark_prompts() -> None:
     """Papers about methods describe few views from above: the writer must compose its prompts."""
-    folder = make_project(PAPERS, prompt={"compare": [], "per_class": 5})
+    folder = make_project(f"path:{PAPERS}", prompt={"compare": [], "per_class": 5})
     (folder / "models/start").mkdir()
     (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}', "utf-8")
     (folder / "models/base/diffusion").symlink_to(ROOT / "stages/embedded/models/diffusion")
-    (folder / "stages").symlink_to(ROOT / "stages")
     for name in ("fetch_papers", "scrape", "index_rag"):
         run_stage(folder, name)
     usage = run_stage(folder, "prompt")
@@ -391,7 +393,7 @@ def benchmark_scrape_memory() -> None:
         for path in sorted(PAPERS.glob("*.pdf")):
             for copy in range(times):
                 (papers / f"{path.stem}_{copy}.pdf").symlink_to(path)
-        folder = make_project(papers)
+        folder = make_project(f"path:{papers}")
         run_stage(folder, "fetch_papers")
         usage = run_stage(folder, "scrape")
         print_row(f"peak memory at {25 * times} papers", f"scrape {usage}", "constant")
@@ -406,7 +408,6 @@ def benchmark_qlora() -> None:
         print_row("QLoRA vs full fine-tuning, phi-1.5 size", "not run: no GPU", wanted)
         return
     from stages.text import lora
-    from tools.scale import compose
 
     _, params = compose(["paper"], ROOT)
     config = params.finetune_llm.model_copy(update={"steps": 20})
@@ -439,14 +440,9 @@ def write_phi(folder: Path) -> None:
     """Write a randomly initialized model with the config of microsoft/phi-1_5, in bfloat16."""
     from transformers import PhiConfig, PhiForCausalLM
 
-    config = PhiConfig(
-        vocab_size=51200,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=24,
-        num_attention_heads=32,
-        max_position_embeddings=2048,
-    )
+    from tools.rehearsal.models import CONFIGS
+
+    config = PhiConfig.from_pretrained(CONFIGS / "phi-1_5")
     PhiForCausalLM(config).bfloat16().save_pretrained(folder)
 
 

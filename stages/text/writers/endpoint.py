@@ -136,6 +136,8 @@ class Endpoint:
             try:
                 return self.send_once(parameters)
             except EndpointError as error:
+                # Some servers answer 500, else a passing failure, to a format they don't know.
+                error.is_passing = error.is_passing and not refuses_format(error, parameters)
                 self.wait_after(error, pause)
         return self.send_once(parameters)
 
@@ -207,13 +209,19 @@ def read_key() -> str:
     return key
 
 
+def refuses_format(error: EndpointError, parameters: dict[str, Any]) -> bool:
+    """Whether an error names the format of the answers that a request asks for."""
+    named = re.search("response_format|json.schema|grammar", str(error))
+    return "response_format" in parameters and named is not None
+
+
 def refused_parameter(error: EndpointError, parameters: dict[str, Any]) -> str | None:
     """Return the parameter that can be left out after an error; None if there is none.
 
     What is asked for stays the same: `temperature` and `top_p`, which params set, are not left out.
     """
     words = str(error)
-    if "response_format" in parameters and re.search("response_format|json.schema|grammar", words):
+    if refuses_format(error, parameters):
         return "response_format"
     if error.status not in REFUSED_STATUS or re.search("temperature|top_p", words):
         return None
