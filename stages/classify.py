@@ -81,12 +81,13 @@ def main(label_set: str) -> None:
     accuracy = metrics["real_test"]["overall_accuracy"]
     log(f"classify: {label_set}: accuracy {accuracy:.3f} on {len(real.labels)} real tiles")
 
-    # Keep the first classifier and plot its errors.
+    # Keep the first classifier; plot the errors of all.
     output = Path("models/classifier", label_set)
     save_network(output, results[0].network, results[0].config)
     context = describe_inputs(folder, class_names, real.labels, without_images, unlabeled)
     write_json(output / "context.json", context)
-    write_plots(label_set, class_names, real.labels, results[0].predictions["real_test"])
+    predictions = np.stack([result.predictions["real_test"] for result in results])  # [S, N]
+    write_plots(label_set, class_names, real.labels, predictions)
 
 
 def log_left_out(
@@ -155,20 +156,32 @@ def describe_test_set(
 def write_plots(
     label_set: str, class_names: list[str], labels: np.ndarray, predictions: np.ndarray
 ) -> None:
-    """Write the confusion matrix's (actual, predicted) pairs and the accuracy of each class."""
+    """Write the (actual, predicted) pairs of the confusion matrix, and each class's accuracy.
+
+    Both are of the classifiers of all seeds together.
+
+    Args:
+        label_set: lulc or scenes.
+        class_names: in the order of their numbers.
+        labels: class number of each real tile [N].
+        predictions: those of each classifier [S, N].
+    """
     pairs = [
         {"actual": class_names[actual], "predicted": class_names[predicted]}
-        for actual, predicted in zip(labels, predictions)
+        for of_seed in predictions
+        for actual, predicted in zip(labels, of_seed)
     ]
     write_csv(f"metrics/plots/confusion_{label_set}.csv", pairs, ["actual", "predicted"])
     rows = []
     for i, name in enumerate(class_names):
         of_class = labels == i  # [N]
         if of_class.any():
-            correct = predictions[of_class] == i
-            low, high = wilson_interval(correct.sum(), len(correct))
-            row = {"class": name, "accuracy": float(correct.mean())}
-            rows.append(row | {"accuracy_lo": low, "accuracy_hi": high, "n": len(correct)})
+            accuracy = float((predictions[:, of_class] == i).mean())
+            # A tile counts once, whatever the number of classifiers.
+            n = int(of_class.sum())
+            low, high = wilson_interval(accuracy * n, n)
+            row = {"class": name, "accuracy": accuracy}
+            rows.append(row | {"accuracy_lo": low, "accuracy_hi": high, "n": n})
     columns = ["class", "accuracy", "accuracy_lo", "accuracy_hi", "n"]
     write_csv(f"metrics/plots/accuracy_by_class_{label_set}.csv", rows, columns)
 

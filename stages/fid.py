@@ -1,4 +1,4 @@
-"""Measure images by stored features: distance to real tiles, memorization, caption agreement.
+"""Measure images by stored features: distance to real tiles, separability, near-copies, captions.
 
     python -m stages.fid
 
@@ -32,6 +32,7 @@ from stages.evaluation.protocols import (
     paper_protocol,
     standard_protocol,
 )
+from stages.evaluation.separability import compare_separability
 from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -79,6 +80,9 @@ def main() -> None:
             "standard": standard_protocol(sets, curves, params.fid, params.seed, extractor),
             "paper": paper_protocol(sets, real_indices, params.fid, params.seed),
         }
+        told_apart = compare_separability(sets, real_indices, params.seed)
+        if told_apart:
+            fid_metrics[extractor]["separability"] = told_apart
         padded_file = PADDED_TEST / f"{extractor}.safetensors"
         if padded_file.exists():
             padded_sets = sets | {"test": read_finite(padded_file)["features"]}

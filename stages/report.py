@@ -61,6 +61,7 @@ PLOTS = (
     "confusion_scenes",
     "accuracy_by_class_lulc",
 )
+FIGURE_PROMPTS = "stages/embedded/figures.csv"
 MAX_SIZE = 15 * 10**6  # bytes of the report's folder
 GRIDS_SIZE = 55 * 10**5  # bytes of the grids in it, but for those of the lowest quality
 
@@ -86,7 +87,10 @@ def main() -> None:
     by_class = gallery.by_class(real, classes, params.report.gallery_per_class)
     extremes = gallery.best_and_worst()
     nearest = gallery.nearest_to_training(plots["nearest_training"], tuned)
-    grids = draw_grids(real, tuned, synthetic, classes, plots["nearest_training"])
+    figure_of = {row["prompt"]: row["figure"] for row in read_csv(FIGURE_PROMPTS)}
+    before_and_after = gallery.before_and_after(real, tuned, classes)
+    figures = gallery.figures(figure_of)
+    grids = draw_grids(real, tuned, synthetic, classes, plots["nearest_training"], figure_of)
     log_numbered_names(grids)
     report_id = fingerprint(metrics, [])
 
@@ -102,10 +106,12 @@ def main() -> None:
             gallery=by_class,
             extremes=extremes,
             nearest=nearest,
+            before_and_after=before_and_after,
+            figures=figures,
             thumbnail=album.thumbnail_address,
             grids=grids,
             class_names={slug(name): name for name in params.classes},
-            charts=build_charts(plots, list(classes)) + sweep_charts(Path("sweeps")),
+            charts=build_charts(plots, list(classes), metrics) + sweep_charts(Path("sweeps")),
             imagery=read_json("data/imagery/REPORT.json"),
             report_id=report_id,
         )
@@ -131,13 +137,19 @@ def draw_grids(
     synthetic: list[dict],
     classes: dict[str, list[str]],
     nearest_training: list[dict],
+    figure_of: dict[str, str],
 ) -> dict[str, Grid]:
-    """Draw all image grids. The arguments are rows of tables, `classes` those of the params."""
-    figures = read_csv("stages/embedded/figures.csv")
+    """Draw all image grids.
+
+    Args:
+        real, tuned, synthetic, nearest_training: rows of tables.
+        classes: those of the params.
+        figure_of: prompt -> number of its figure in the paper.
+    """
     return {
         **selection.sample_grids(real, tuned, classes),
         "synthetic": selection.synthetic_grid(synthetic, list(classes)),
-        "figures": selection.figure_grid({row["prompt"]: row["figure"] for row in figures}),
+        "figures": selection.figure_grid(figure_of),
         "nearest": selection.nearest_grid(nearest_training, tuned),
     }
 

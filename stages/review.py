@@ -7,13 +7,18 @@
 reads   metrics/review_key.csv  names this run; ratings of other runs' images are not counted
         data/reviews/*.csv      run, rater, tile, truth, answer, realism, label, label_answer,
                                 artifacts, comment; a row per rated tile:
-                                truth, answer        real or generated
+                                truth, answer        real or generated; the answer, and that for
+                                                     the class, may be "can't tell"
                                 realism              1 (not at all) to 5 (completely)
                                 label, label_answer  class of the tile, and the one that the expert
                                                      named; may be blank
                                 artifacts            any of repetition, blur, deformation,
                                                      wrong scale, separated by `;`
 writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until an expert has rated
+
+"can't tell" is neither right nor wrong: `detection_accuracy`, `class_agreement` and the agreement
+between experts are of the other answers, whose number is their `_n`. `undecided` is the share of
+ratings that can't tell real from generated.
 """
 
 from typing import Literal
@@ -25,7 +30,7 @@ from scipy.special import stdtrit
 from stages.common.artifacts import write_json
 from stages.evaluation.intervals import share_interval, squared_margin
 from stages.params import slug
-from stages.reporting.ratings import ARTIFACTS, TRUTHS, Rating, read_filed, read_key
+from stages.reporting.ratings import ARTIFACTS, CANNOT_TELL, TRUTHS, Rating, read_filed, read_key
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
@@ -53,9 +58,13 @@ def summarize(ratings: list[Rating], class_count: int) -> dict:
         return metrics
     for truth in TRUTHS:
         metrics |= mean_realism(ratings, truth)
-    metrics |= proportion("detection_accuracy", ratings, "answer", "truth")
-    metrics["detection_chance"] = 0.5
-    named = [rating for rating in ratings if rating["label"] and rating["label_answer"]]
+    undecided = np.array([rating["answer"] == CANNOT_TELL for rating in ratings])
+    metrics |= share("undecided", ratings, undecided)
+    decided = [rating for rating in ratings if rating["answer"] != CANNOT_TELL]
+    if decided:
+        metrics |= proportion("detection_accuracy", decided, "answer", "truth")
+        metrics["detection_chance"] = 0.5
+    named = [rating for rating in ratings if rating["label"] and says(rating, "label_answer")]
     if named:
         metrics |= proportion("class_agreement", named, "label_answer", "label")
         metrics["class_agreement_chance"] = 1 / class_count
@@ -101,12 +110,16 @@ def mean_realism(ratings: list[Rating], truth: str) -> dict[str, float]:
 
 
 def proportion(key: str, ratings: list[Rating], given: str, right: str) -> dict[str, float]:
-    """Return the share of ratings whose `given` is their `right`, with its 95 % interval.
+    """Return the share of ratings whose `given` is their `right`, with its 95 % interval."""
+    return share(key, ratings, np.array([rating[given] == rating[right] for rating in ratings]))
+
+
+def share(key: str, ratings: list[Rating], successes: np.ndarray) -> dict[str, float]:
+    """Return the share of N ratings that are true in bool [N], with its 95 % interval.
 
     It is Wilson's, with the effective number of ratings, which depend on each other where they are
     of one tile or of one expert.
     """
-    successes = np.array([rating[given] == rating[right] for rating in ratings])
     low, high = share_interval(successes, *rating_units(ratings))
     return {
         key: float(successes.mean()),
@@ -114,6 +127,11 @@ def proportion(key: str, ratings: list[Rating], given: str, right: str) -> dict[
         f"{key}_hi": high,
         f"{key}_n": len(successes),
     }
+
+
+def says(rating: Rating, field: str) -> bool:
+    """Whether an answer says something: it is neither blank nor "can't tell"."""
+    return rating[field] not in ("", CANNOT_TELL)
 
 
 def rating_units(ratings: list[Rating]) -> tuple[np.ndarray, np.ndarray]:
@@ -131,10 +149,10 @@ def krippendorff_alpha(
 
     None where it is not defined: no tile was rated by two, or all gave the same value everywhere.
     """
-    values = sorted({rating[field] for rating in ratings if rating[field]})
+    values = sorted({rating[field] for rating in ratings if says(rating, field)})
     counts_by_tile: dict[str, list[int]] = {}
     for rating in ratings:
-        if rating[field]:
+        if says(rating, field):
             counts = counts_by_tile.setdefault(rating["tile"], [0] * len(values))
             counts[values.index(rating[field])] += 1
     shared = [counts for counts in counts_by_tile.values() if sum(counts) > 1]

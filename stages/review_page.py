@@ -28,7 +28,7 @@ from stages.common.rng import rng
 from stages.params import load
 from stages.reporting import templates
 from stages.reporting.grids import load_images
-from stages.reporting.ratings import ARTIFACTS, KEY, KEY_COLUMNS
+from stages.reporting.ratings import ARTIFACTS, CANNOT_TELL, KEY, KEY_COLUMNS
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -83,6 +83,7 @@ def main() -> None:
             tiles=names,
             classes=list(zip(offered, class_keys(len(offered)))),
             artifacts=ARTIFACTS,
+            cannot_tell=CANNOT_TELL,
         )
         (out / "index.html").write_text(page, encoding="utf-8")
     sink = io.StringIO()

@@ -45,7 +45,6 @@ SETTING_FIELDS = [
     ("guidance_scale", pa.float64()),
     ("model", pa.string()),
 ]
-TRAINING_SCHEMA = pa.schema([("image", IMAGE), ("filename", pa.string())])
 TEST_SCHEMA = pa.schema(
     [
         ("image", IMAGE),
@@ -137,14 +136,16 @@ def image_cell(pixels: np.ndarray) -> dict:
 
 def write_imagery(root: Path, tiles: list[dict], names: list[str]) -> None:
     """The training tiles are the test tiles."""
-    training = [
-        {"image": image_cell(tile["image"]), "filename": name} for tile, name in zip(tiles, names)
-    ]
     test = [
-        row | {"captions": tile["captions"], "scene": tile["scene"]}
-        for row, tile in zip(training, tiles)
+        {
+            "image": image_cell(tile["image"]),
+            "captions": tile["captions"],
+            "scene": tile["scene"],
+            "filename": name,
+        }
+        for tile, name in zip(tiles, names)
     ]
-    write_shards(root / "data/imagery/train", training, TRAINING_SCHEMA)
+    write_shards(root / "data/imagery/train", test, TEST_SCHEMA)
     write_shards(root / "data/imagery/test", test, TEST_SCHEMA)
     write_shards(root / "data/imagery/valid", test[:4], TEST_SCHEMA)
     near_duplicates = {"groups": 3, "train_test": 2, "excluded_from_test": 1}
@@ -466,7 +467,15 @@ def fid_metrics(count: int) -> dict:
         "fid_floor": 0.6,
         "fid_base": 21.0,
     }
-    return {"scene": {"standard": standard, "paper": paper}}
+    separability = {
+        "accuracy": 0.9,
+        "accuracy_lo": 0.8,
+        "accuracy_hi": 0.95,
+        "accuracy_floor": 0.52,
+        "accuracy_base": 0.99,
+        "n": count,
+    }
+    return {"scene": {"standard": standard, "paper": paper, "separability": separability}}
 
 
 def image_metrics(count: int) -> dict:

@@ -12,6 +12,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from accessibility import violations
 from playwright.sync_api import Browser, Locator, Page, Request, Response, expect, sync_playwright
 from report_run import CLASSES, build
 from review_run import ODD_NAMES, make_classes
@@ -189,6 +190,25 @@ def test_every_section_renders(page, base):
     expect(page.locator(".without-run").first).to_be_hidden()
 
 
+def test_what_numbers_and_pictures_mean_stands_beside_them(page, base):
+    page.goto(f"{base}/report/index.html")
+    cards = page.locator(".cards").inner_text()
+    notes = page.locator(".cards + .note").inner_text()
+    for name in ("real vs. real", "base model", "chance", "trained on real tiles"):
+        assert name in cards and f"{name}:" in notes
+    assert "floor" in notes and "ceiling" in notes
+    # The captions of the tiles in this run have no word of these two.
+    figure = page.locator("#images figure", has_text="Figure 4: Bare Land")
+    expect(figure.locator(".tile")).to_have_count(4)
+    expect(figure.locator("figcaption")).to_contain_text("In no training caption: ")
+    expect(figure.locator(".unseen")).to_contain_text("canyon")
+    expect(figure.locator(".unseen")).not_to_contain_text(" a,")
+    before_and_after = page.locator("#images figure", has_text="lake").first
+    expect(before_and_after).to_contain_text(re.compile("real.*base.*tuned.*lake", re.S))
+    confusion = page.locator(".charts figure", has_text="Land cover: confusion matrix")
+    expect(confusion).to_contain_text(re.compile(r"the \d+ classifiers trained on generated"))
+
+
 def test_the_report_tells_no_times_of_another_run(page, base, made):
     """Such as where an experiment's outputs were checked out."""
     run = (made / "metrics/run.js").read_text()
@@ -252,15 +272,15 @@ def test_the_viewer_works_by_keyboard(page, base):
     expect(tile).to_be_focused()
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1440)])
 def test_pages_can_be_read(browser, made, scheme, width):
-    """No text is below AA contrast, no page is wider than the screen."""
+    """No text is below AA contrast, no page is wider than the screen, no rule of axe is broken."""
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
     page = context.new_page()
 
     def check() -> None:
         assert low_contrast(page) == []
+        assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
     page.goto((made / "metrics/report/index.html").as_uri())
@@ -274,6 +294,9 @@ def test_pages_can_be_read(browser, made, scheme, width):
     page.keyboard.press("g")
     check()
     page.click("#to-end")
+    check()
+    page.click("#again")
+    page.click("#change")
     check()
     context.close()
 
@@ -303,6 +326,7 @@ def check_that_answers_survive(page: Page, answer: dict[str, str]) -> None:
     """Open the page in another tab and reload it, at the rated tile 12 of 20."""
     other = page.context.new_page()
     other.goto(page.url)
+    other.get_by_role("button", name="Continue as Ada, L. (12 of 20)").click()
     expect(other.locator("#position")).to_have_text("Tile 12 of 20")
     expect(other.locator("#progress")).to_have_js_property("value", 12)
     other.close()
@@ -365,6 +389,93 @@ def test_a_review_from_the_first_click_to_the_metrics(page, base, made, tmp_path
     report.main()
     text = Path("metrics/report/index.html").read_text()
     assert re.search(r"\b20 ratings\D*\b1\b", text)
+
+
+def start_as(page: Page, name: str) -> None:
+    page.get_by_label("Your name or initials").fill(name)
+    page.keyboard.press("Enter")
+
+
+def test_a_second_expert_has_a_review_of_their_own(page, base, tmp_path):
+    page.goto(f"{base}/review/index.html")
+    start_as(page, "Ada")
+    expect(page.locator(".whose")).to_contain_text("Review of Ada")
+    choose_by_keys(page, "r3z")
+    page.get_by_role("button", name="Another expert").click()
+    start_as(page, " ADA ")
+    expect(page.get_by_role("alert")).to_contain_text("a review of that name")
+    start_as(page, "\u674e")
+    expect(page.locator(".whose")).to_contain_text("Review of \u674e")
+    expect(page.locator("#form :checked")).to_have_count(0)
+    choose_by_keys(page, "g4x")
+    page.keyboard.press("Enter")
+    choose_by_keys(page, "g4x")
+    page.locator("#to-end").click()
+    saved = [save_ratings(page, tmp_path)]
+    page.reload()
+    expect(page.locator(".whose")).to_contain_text("\u674e")
+    page.get_by_role("button", name="Another expert").click()
+    expect(page.locator("#reviews button")).to_have_text(
+        ["Continue as Ada (1 of 20)", "Continue as \u674e (2 of 20)"]
+    )
+    page.get_by_role("button", name="Continue as Ada").click()
+    expect(page.locator("#form input[value=real]")).to_be_checked()
+    page.locator("#to-end").click()
+    saved.append(save_ratings(page, tmp_path))
+    assert len({path.name for path in saved}) == 2
+    rows = [
+        (row["rater"], row["answer"])
+        for path in saved
+        for row in csv.DictReader(open(path, encoding="utf-8-sig", newline=""))
+    ]
+    assert rows == [("\u674e", "generated"), ("\u674e", "generated"), ("Ada", "real")]
+
+
+def test_two_tabs_of_one_review_overwrite_nothing(page, base):
+    page.goto(f"{base}/review/index.html")
+    start_as(page, "Ada")
+    choose_by_keys(page, "r3z")
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.get_by_role("button", name="Continue as Ada").click()
+    expect(other.locator("#form input[value=real]")).to_be_checked()
+    other.keyboard.press("Enter")
+    choose_by_keys(other, "g2x")
+    expect(page.locator("#progress")).to_have_js_property("value", 2)
+    # The first tab is still at its tile, and answers differently.
+    choose_by_keys(page, "g")
+    page.keyboard.press("Enter")
+    expect(page.locator("#form input[value=generated]")).to_be_checked()
+    other.keyboard.press("Backspace")
+    expect(other.locator("#form input[value=generated]")).to_be_checked()
+    expect(other.locator("#progress")).to_have_js_property("value", 2)
+
+
+def test_cannot_tell_is_an_answer_that_is_neither_right_nor_wrong(
+    page, base, made, tmp_path, monkeypatch
+):
+    shutil.copytree(made, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    key = list(csv.DictReader(open("metrics/review_key.csv")))
+    page.goto(f"{base}/review/index.html")
+    start_as(page, "Ada")
+    for number, answer in enumerate(key):
+        if number < 5:
+            choose_by_keys(page, "039")
+        else:
+            rate_rightly_by_keys(page, answer)
+        page.keyboard.press("Enter")
+    expect(page.locator("#unrated li")).to_have_count(0)
+    review_tool.add(save_ratings(page, tmp_path))
+    review.main()
+    metrics = json.loads(Path("metrics/review.json").read_text())
+    assert metrics["ratings"] == 20 and metrics["undecided"] == 0.25
+    assert metrics["undecided_lo"] < 0.25 < metrics["undecided_hi"] < 0.6
+    for name in ("detection_accuracy", "class_agreement"):
+        assert (metrics[name], metrics[f"{name}_n"]) == (1, 15)
+    report.main()
+    text = re.sub(r"<[^>]+>|\s+", " ", Path("metrics/report/index.html").read_text())
+    assert re.search(r"can(&#39;|')t tell real from generated +0\.250", text)
 
 
 def test_unrated_tiles_are_listed_and_not_saved(page, base, tmp_path):

@@ -16,7 +16,9 @@ from hub_server import serve
 from PIL import Image
 from safetensors.numpy import load, save
 
+from stages.common import model_folder
 from stages.common.artifacts import IMAGE, encode_png, write_shards
+from stages.common.rounding import interval_decimals
 from stages.params import read
 
 EMBEDDED = REPOSITORY / "stages/embedded/models"
@@ -200,7 +202,9 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
         "Metrics",
         "Licenses of the inputs",
         "Limitations",
+        "Misuse",
     ]
+    assert "trainedAlgorithmicMedia" in card.text
     commit = shell("git", "rev-parse", "HEAD", cwd=run).stdout.strip()
     assert f"`{commit}`" in card.text
     quoted = re.search("```yaml\n(.*?)```", card.text, re.S)[1]
@@ -210,12 +214,15 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
     }
     rows = table_rows(card.text)
     fid = json.loads((run / "metrics/fid.json").read_text())["scene"]["standard"]
+    decimals = interval_decimals(fid["fid_lo"], fid["fid_hi"])
     assert rows["fid scene.standard.fid"] == [
         "held-out real tiles",
-        f"{fid['fid']:.4g}",
-        f"{fid['fid_lo']:.4g} to {fid['fid_hi']:.4g}",
-        f"floor {fid['fid_floor']:.4g}, base {fid['fid_base']:.4g}",
+        f"{fid['fid']:.{decimals}f}",
+        f"{fid['fid_lo']:.{decimals}f} to {fid['fid_hi']:.{decimals}f}",
+        f"floor {fid['fid_floor']:.{decimals}f}, base {fid['fid_base']:.{decimals}f}",
     ]
+    for word in ("floor", "base", "chance", "ceiling"):
+        assert re.search(rf"\b{word}\b", card.text.split("| metric |")[0]), f"{word} is defined"
     assert rows["imagery"] == ["`path:.../tiles`", "not recorded"]
     assert rows["papers"] == ["`hub:owner/papers@abc`", "cc-by-4.0"]
     assert "prompt writer" not in rows  # its source is none
@@ -245,7 +252,9 @@ def test_the_card_of_a_model_has_its_metrics_as_evaluation_results(
         for part in key.split("."):
             value = value[part]
         assert result.metric_value == value and result.task_type == task
-        assert rows[result.metric_name][:2] == [result.dataset_name, f"{value:.4g}"]
+        data, text = rows[result.metric_name][:2]
+        decimals = len(text.partition(".")[2])
+        assert (data, text) == (result.dataset_name, f"{value:.{decimals}f}")
 
 
 def table_rows(text: str) -> dict[str, list[str]]:
@@ -378,3 +387,51 @@ def test_a_source_that_cannot_be_fetched_is_an_error(hub, client, published, tmp
     done = client("stages.fetch_model", "diffusion", cwd=tmp_path / "run", HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert not files_with_token(tmp_path)
+
+
+@pytest.mark.parametrize("cache_type, copies", [("copy", 3), ("hardlink", 1)])
+def test_weights_from_the_hub_are_held_once_where_dvc_links(
+    client, published, environment, tmp_path, cache_type, copies
+):
+    """With DVC's copies as well, no name of the hub's file is writable."""
+    folder = make_run_folder(tmp_path / "run", "hub:owner/model")
+    fetched = folder / "models/base/diffusion" / published.weights
+
+    def dvc(*words: str) -> None:
+        done = shell("dvc", *words, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+
+    dvc("init", "-q", "--no-scm")
+    dvc("config", "cache.type", cache_type)
+    for _ in range(2):  # the second time over the outputs of the first
+        done = client("stages.fetch_model", "diffusion", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (blob,) = [
+            file.resolve()
+            for file in (tmp_path / "cache").rglob(f"snapshots/*/{published.weights}")
+        ]
+        assert fetched.samefile(blob) and fetched.stat().st_mode & 0o777 == 0o444
+        dvc("add", "-q", "models/base/diffusion")
+        assert fetched.read_bytes() == blob.read_bytes() == published.files[published.weights]
+        files = [file for file in tmp_path.rglob("*") if file.is_file() and not file.is_symlink()]
+        same_size = [file for file in files if file.stat().st_size == blob.stat().st_size]
+        held = {file.stat().st_ino for file in same_size}
+        assert len(same_size) >= 3 and len(held) == copies
+        if fetched.stat().st_mode & 0o200:  # a user may write to it: it must be a copy
+            assert not fetched.samefile(blob)
+        assert blob.stat().st_mode & 0o222 == 0
+
+
+def test_weights_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
+    """As from the hub's cache on another disk, or of another user."""
+    weights = tmp_path / "cache/model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+
+    def refuse(*_):
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    model_folder.link_or_copy(weights, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"weights"
+    assert not weights.samefile(tmp_path / "copy") and weights.stat().st_mode & 0o200

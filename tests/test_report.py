@@ -22,7 +22,17 @@ from safetensors.numpy import load_file
 from stages import report
 from stages.common.artifacts import IMAGE, read_json, read_rows, write_json, write_shards
 from stages.params import load
-from stages.reporting import charts, fonts, further_metrics, grids, selection, sweeps, tables
+from stages.reporting import (
+    charts,
+    fonts,
+    further_metrics,
+    grids,
+    page,
+    rows,
+    selection,
+    sweeps,
+    tables,
+)
 from stages.reporting.album import Album
 from stages.reporting.comparable import (
     describe_devices,
@@ -457,7 +467,9 @@ def test_the_selector_says_nothing_of_the_images_that_it_selected(made, tmp_path
         assert item["facts"]["seed"] == "7"
     # No selection touches the tuned model's images of test captions.
     tuned = [item for key, item in read_items(page).items() if key.startswith("pictures/tuned")]
-    assert tuned and all("nearest" in item for item in tuned)
+    assert tuned
+    pairs = re.findall(r'data-item="(pictures/tuned[^"]*)"', section(page, "copies"))
+    assert pairs and all("nearest" in read_items(page)[key] for key in pairs)
     # The tables name the class that it could not judge.
     note = Path("metrics/table.md").read_text().split("share that fails\n")[1].split("\n##")[0]
     (sentence,) = re.findall(r"knows no scene of ([^:]*):", note)
@@ -629,3 +641,22 @@ def test_a_standard_deviation_of_draws_is_no_interval():
     (texts,) = cell_texts(Table("", [row]))
     assert "95 % CI" not in texts
     assert texts["reference"] == "standard deviation over draws 0.040"
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "texts"),
+    [
+        (0.8532, (0.791, 0.912), ("0.85", "0.79 to 0.91")),
+        (0.444, (0.189, 0.733), ("0.44", "0.19 to 0.73")),
+        (25.75, (12.92, 42.95), ("26", "13 to 43")),
+        (194.4, (171.3, 220.6), ("194", "171 to 221")),
+        (-0.004, (-0.06, 0.05), ("0.00", "-0.06 to 0.05")),
+        (0.0001234, (0.0001, 0.00015), ("0.000123", "0.000100 to 0.000150")),
+        (1.0, (1.0, 1.0), ("1.000", "1.000 to 1.000")),
+        (7, (3.2, 9.9), ("7", "3.2 to 9.9")),
+    ],
+)
+def test_cards_round_to_what_the_interval_allows(value, interval, texts):
+    row = rows.Row("key", "metric", value, "", interval=interval, references={"chance": 0.25})
+    shown = page.summary_texts(row)
+    assert (shown["value"], shown["interval"]) == texts

@@ -168,7 +168,7 @@ class Classes(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list) -> None:
         values = dict(attrs)
         self.is_name = tag == "bdi"
-        if values.get("name") == "label_answer":
+        if values.get("name") == "label_answer" and values["value"] != ratings.CANNOT_TELL:
             self.values.append(values["value"])
             self.keys.append(values["data-key"])
 
@@ -216,7 +216,7 @@ def test_names_of_any_script_pass_from_the_page_to_the_metrics(tmp_path, monkeyp
 def test_keys_choose_one_class_and_nothing_else(count):
     keys = review_page.class_keys(count)
     assert len(set(keys)) == count
-    assert not {key[0] for key in keys} & set("rg12345uiopk/")
+    assert not {key[0] for key in keys} & set("rg0123459uiopk/")
     assert len(set(map(len, keys))) == 1, "no class's key begins another's"
 
 
@@ -442,6 +442,17 @@ def test_known_ratings_give_known_metrics(repository):
     }
     assert metrics["artifacts"]["real"]["Bare-Land"]["n"] == 3
     assert "alpha_answer" not in metrics, "one shared tile, one answer: not defined"
+
+
+def test_where_nobody_can_tell_there_is_no_accuracy(repository):
+    unsure = {"answer": ratings.CANNOT_TELL, "label_answer": ratings.CANNOT_TELL}
+    for rater in ("Ada", "Bob"):
+        rows = saved_rows(rater, **{f"t{i}": unsure for i in range(6)})
+        review_tool.add(write_csv(repository, rows))
+    metrics = run_review()
+    assert (metrics["undecided"], metrics["undecided_n"]) == (1, 12)
+    absent = {"detection_accuracy", "class_agreement", "alpha_answer", "alpha_class"}
+    assert not absent & set(metrics)
 
 
 def make_ratings(answers: np.ndarray, realism: np.ndarray | None = None) -> list[dict[str, str]]:

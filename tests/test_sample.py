@@ -1,9 +1,13 @@
 """sample and generate on a tiny untrained model: every run is a new process."""
 
+import io
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import REPOSITORY
+from PIL import Image
 from tiny_diffusion import on_threads, run, write_params
 
 from stages import features, generate, sample, train_scene
 from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
 from stages.diffusion import models, sampler
+from stages.diffusion.marked_png import SETTINGS
+from stages.publishing.folders import write_labeled_shards
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +253,29 @@ def test_the_other_schedulers_work(workspace, scheduler, scheduler_config):
     assert read_pixels(workspace / "data/samples/base").std() > 1
 
 
+def check_that_files_say_what_they_are(workspace, rows):
+    """Rows of data/generated and the PNGs of an export: the same bytes, with their settings."""
+    shutil.copytree(workspace / "data/generated", workspace / "data/synthetic")
+    write_labeled_shards(workspace / "data/synthetic", workspace / "hub", ["Bare Land", "Snow Ice"])
+    published = read_rows(workspace / "hub")
+    command = [sys.executable, "-m", "tools.export", "imagefolder", "synthetic", "out"]
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run(command, cwd=workspace, env=variables, check=True)
+    lines = (workspace / "out/metadata.jsonl").read_text().splitlines()
+    for row, copy, line in zip(rows, published, map(json.loads, lines), strict=True):
+        content = (workspace / "out" / line["file_name"]).read_bytes()
+        assert content == row["image"]["bytes"] == copy["image"]["bytes"]
+        assert (line["text"], line["label"]) == (row["prompt"], row["label"])
+        with Image.open(io.BytesIO(content)) as image:
+            packet = image.getxmp()["xmpmeta"]["RDF"]["Description"]
+            said = dict(image.text)
+        assert packet["DigitalSourceType"].endswith("/trainedAlgorithmicMedia")
+        assert said["Description"].startswith("Synthetic")
+        assert {name: said[name] for name in SETTINGS} == {
+            name: str(row[name]) for name in SETTINGS
+        }
+
+
 def test_generate_makes_several_images_of_each_prompt(workspace):
     passages = pa.list_(pa.struct([("paper", pa.string()), ("page", pa.int32())]))
     prompts = [
@@ -284,6 +315,8 @@ def test_generate_makes_several_images_of_each_prompt(workspace):
     from_one_process = digest(workspace / "data/generated")
     assert run(workspace, generate.main, processes=2)[0] == 0
     assert digest(workspace / "data/generated") == from_one_process
+
+    check_that_files_say_what_they_are(workspace, rows)
 
     from datasets import Dataset
 

@@ -13,7 +13,9 @@ other, and says so. The prompts from papers need the stage `prompt`.
 
 Sampler, retriever, writer and checks are those of the pipeline: the prompt, negative prompt, seed,
 steps and guidance of an image in the report give that image again (to rounding). One request runs
-at a time; a canceled one stops before its next denoising step.
+at a time, the others see their position in the queue; a canceled one stops before its next
+denoising step. Below the images is a link with their settings: the address `?prompt=a+lake&seed=7`
+fills the fields, and can hold negative_prompt, steps, guidance and images, too.
 """
 
 import argparse
@@ -39,10 +41,12 @@ def main() -> None:
     parent = os.environ.get("GRADIO_TEMP_DIR")
     with TemporaryDirectory(prefix="remote_diffusion_demo_", dir=parent) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        # PyTorch makes this folder, too, though nothing is compiled.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{folder}/torchinductor")
         # Only now: OpenMP reads its settings when torch is imported.
-        from tools.demo_page import DemoModels, build_page
+        from tools.demo_page import LAUNCH, DemoModels, build_page
 
-        build_page(DemoModels(load())).launch(footer_links=[], ssr_mode=False)
+        build_page(DemoModels(load())).launch(**LAUNCH)
 
 
 if __name__ == "__main__":

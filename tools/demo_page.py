@@ -1,24 +1,28 @@
 """The page of the live demo, and the models behind it (see tools/demo.py)."""
 
 import html
+import math
+import re
 import secrets
 import shutil
 import threading
+import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
+from urllib.parse import urlencode
 
 import gradio as gr
 import torch
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from stages import fetch_model, train_base
 from stages.common.artifacts import read_json
 from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.marked_png import encode_marked_png
 from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
 from stages.params import Params, Writer
@@ -38,9 +42,17 @@ MAX_IMAGES = 9  # per request
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 100
 MAX_GUIDANCE = 15
+# What a link holds, in the order of the fields.
+LINK_FIELDS = ("prompt", "negative_prompt", "steps", "guidance", "seed", "images")
+# Colors and parts of Gradio that people with poor sight, or a screen reader, can't use as they are.
+STYLE = """
+button.primary, button.primary:hover { background: #b3410a; color: #fff; }
+button.stop, button.stop:hover { background: #b91c1c; color: #fff; }
+[data-testid=min-value], [data-testid=max-value] { color: var(--body-text-color); }
+.empty { visibility: hidden; }
+"""
+LAUNCH: dict[str, Any] = {"footer_links": [], "ssr_mode": False, "css": STYLE}
 CACHE_SECONDS = 3600  # after which Gradio removes files that it served
-# What made an image, by the IPTC's vocabulary for digital sources.
-SYNTHETIC = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
 class RequestCanceled(Exception):
@@ -62,6 +74,7 @@ class DemoModels:
         self.sampler = Sampler(self.folder, params.sampling, device)
         self.sampler.unet.register_forward_pre_hook(self.before_step)
         self.progress = gr.Progress()
+        self.started = 0.0  # seconds on the monotonic clock
         self.steps_done = 0
         self.steps_total = 0
         # The same request for a prompt is not paid twice.
@@ -104,8 +117,13 @@ class DemoModels:
         """
         if self.stop.is_set():
             raise RequestCanceled
+        seconds = time.monotonic() - self.started
+        description = "starting"
+        if self.steps_done:
+            left = seconds / self.steps_done * (self.steps_total - self.steps_done)
+            description = f"about {math.ceil(left)} s left"
         self.steps_done += 1
-        self.progress((self.steps_done, self.steps_total), unit="steps")
+        self.progress((self.steps_done, self.steps_total), description, unit="steps")
 
     def generate_images(
         self,
@@ -118,7 +136,7 @@ class DemoModels:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  Gradio looks for it here
     ) -> tuple[Any, Any]:
-        """Return (images with their seeds, the first seed) for the page.
+        """Return (images, their seeds with what else there is to say) for the page.
 
         Raises:
             gr.Error: there is no prompt, or none that the model can read, a setting is out of
@@ -128,7 +146,7 @@ class DemoModels:
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
         steps = check_number("Steps", steps, MAX_STEPS, whole=True)
-        guidance = check_number("Guidance", guidance, MAX_GUIDANCE, whole=False)
+        guidance = float(check_number("Guidance", guidance, MAX_GUIDANCE, whole=False))
         count = check_number("Images", count, MAX_IMAGES, whole=True)
         notes = self.describe_reading(prompt, "prompt")
         notes += self.describe_reading(negative_prompt, "negative prompt")
@@ -154,22 +172,23 @@ class DemoModels:
         self.forget_images(request)
         folder = self.folders[request.session_hash] = mkdtemp(dir=self.images.name)
         gallery = [
-            (save_image(image, image_seed, described, Path(folder)), f"seed {image_seed}")
+            save_image(image, image_seed, described, Path(folder))
             for image, image_seed in zip(images, seeds)
         ]
-        return gallery, "\n\n".join([f"First seed: {first_seed}", *notes])
+        values = (prompt, negative_prompt, steps, guidance, first_seed, count)
+        link = urlencode(dict(zip(LINK_FIELDS, values)))
+        link = f"[Link to these settings](?{link})"
+        return gallery, "\n\n".join([f"Seeds: {', '.join(map(str, seeds))}", *notes, link])
 
-    def describe_images(self, prompt: str, negative_prompt: str) -> dict[str, str]:
-        """What a file says of itself, but for the seed: text by keyword."""
+    def describe_images(self, prompt: str, negative_prompt: str) -> dict[str, Any]:
+        """What a file says of its image, as in data/synthetic, but for the seed."""
         sampling = self.sampler.sampling
         return {
-            "Software": "Remote Diffusion",
-            "DigitalSourceType": SYNTHETIC,
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "scheduler": sampling.scheduler,
-            "steps": str(sampling.steps),
-            "guidance_scale": str(sampling.guidance_scale),
+            "steps": sampling.steps,
+            "guidance_scale": sampling.guidance_scale,
             "model": self.model_digest,
         }
 
@@ -208,8 +227,13 @@ class DemoModels:
         scheduler = self.sampler.scheduler
         scheduler.set_timesteps(steps)
         chunks = CpuChunks(count, self.sampler.device).chunks
+        self.started = time.monotonic()
         self.steps_done = 0
         self.steps_total = len(scheduler.timesteps) * len(chunks)
+
+    def restore_settings(self, request: gr.Request) -> list[Any]:
+        """Return what the page's address holds: the values of the fields, in their order."""
+        return [read_setting(name, request.query_params) for name in LINK_FIELDS]
 
     def cancel(self, request: gr.Request) -> None:
         """Stop the request of this visitor; a request of another visitor goes on."""
@@ -317,13 +341,38 @@ def check_number(name: str, value: Any, largest: int, whole: bool) -> Any:
     return value
 
 
-def save_image(image: Any, seed: int, described: dict[str, str], folder: Path) -> str:
+def read_setting(name: str, query: Mapping[str, str]) -> Any:
+    """Return a value of a link; where it has none, or a wrong one, the field keeps its own."""
+    if name not in query:
+        return gr.skip()
+    try:
+        return parse_setting(name, query[name])
+    except gr.Error as error:
+        gr.Warning(f"Of the link: {error.message}")
+        return gr.skip()
+
+
+def parse_setting(name: str, text: str) -> str | int | float:
+    """Return a value of a link as its field takes it.
+
+    Raises:
+        gr.Error: the field doesn't take it.
+    """
+    ranges = {"steps": MAX_STEPS, "guidance": MAX_GUIDANCE, "images": MAX_IMAGES}
+    if name == "seed":
+        return str(parse_seed(text))
+    if name not in ranges:
+        return text
+    number: int | float | None = None
+    if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", text, re.ASCII):
+        number = float(text) if "." in text else int(text)
+    return check_number(name.title(), number, ranges[name], whole=name != "guidance")
+
+
+def save_image(image: Any, seed: int, described: dict[str, Any], folder: Path) -> str:
     """Save an image uint8 [H, W, 3] as a PNG that says how it was made; returns its path."""
-    text = PngInfo()
-    for keyword, value in {**described, "seed": str(seed)}.items():
-        text.add_itxt(keyword, value)
     path = folder / f"seed-{seed}.png"
-    Image.fromarray(image).save(path, pnginfo=text)
+    path.write_bytes(encode_marked_png(image, {**described, "seed": seed}))
     return str(path)
 
 
@@ -362,7 +411,7 @@ def format_passages(passages: list[Passage]) -> str:
             f"<details open><summary>{title} ({paper}), page {passage['page']}</summary>"
             f"<blockquote>{html.escape(passage['text'])}</blockquote></details>"
         )
-    return "<h3>Where this prompt comes from</h3>" + "".join(items)
+    return "<h2>Where this prompt comes from</h2>" + "".join(items)
 
 
 @dataclass(frozen=True)
@@ -401,28 +450,30 @@ def build_page(models: DemoModels) -> gr.Blocks:
                     object_fit="contain",
                     buttons=["download", "download_all", "fullscreen"],
                 )
-                first_seed = gr.Markdown()
+                seeds = gr.Markdown()
         passages = gr.HTML()
 
         one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models"}
         fields.write.click(
             models.write_prompt, fields.label, [fields.prompt, passages], **one_at_a_time
         )
+        settings: list[Any] = [
+            fields.prompt,
+            fields.negative_prompt,
+            fields.steps,
+            fields.guidance,
+            fields.seed,
+            fields.count,
+        ]
         drawing = gr.on(
             [fields.draw.click, fields.prompt.submit],
             models.generate_images,
-            [
-                fields.prompt,
-                fields.negative_prompt,
-                fields.steps,
-                fields.guidance,
-                fields.seed,
-                fields.count,
-            ],
-            [gallery, first_seed],
+            settings,
+            [gallery, seeds],
             **one_at_a_time,
         )
         fields.cancel.click(models.cancel, queue=False, cancels=[drawing])
+        blocks.load(models.restore_settings, None, settings, show_progress="hidden")
     blocks.unload(models.leave)
     return blocks.queue()
 

@@ -1,7 +1,7 @@
 """Export artifacts in the forms that other tools read.
 
-    python -m tools.export imagefolder train out/
-    python -m tools.export geotiff train out/                or `synthetic` for the generated images
+    python -m tools.export imagefolder train out/            or `synthetic` for the generated images
+    python -m tools.export geotiff train out/                or `synthetic`
     python -m tools.export llm out/
     python -m tools.export hub <owner>                       with HF_TOKEN in the environment
     python -m tools.export hub <owner> --dry-run out/
@@ -9,10 +9,12 @@
 imagefolder: a split of data/imagery as PNGs and metadata.jsonl {file_name, text, captions, scene},
 for `load_dataset("imagefolder", ...)`, the diffusers training scripts and
 `fetch_imagery.source: path:out`. `text` is the first of an image's captions. Tiles that have them
-get crs, bounds, gsd and date, too.
+get crs, bounds, gsd and date, too. With `synthetic`, the images of data/synthetic as the PNGs that
+they are, which say in their metadata that they are synthetic and how each was drawn; `text` is the
+prompt, and metadata.jsonl has the other columns.
 geotiff: a split of data/imagery as 8-bit GeoTIFFs with the CRS, bounds and date of their source.
 Each band's scale and offset undo the stretch: value = byte * scale + offset. With `synthetic`, the
-images of data/synthetic: they have no georeference, and their tags say that they are synthetic.
+images of data/synthetic: they have no georeference, and their tags say the same as the PNGs'.
 llm: the fine-tuned language model as one `transformers` folder, the adapter merged into its base.
 hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each
 with a card about the run. --dry-run writes the folders and uploads nothing.
@@ -28,6 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.artifacts import decode_image, stream_rows, write_atomically
+from stages.diffusion.marked_png import DESCRIPTION, SETTINGS
 from stages.imagery.rasters import rasterio_settings
 from stages.params import load, slug
 from stages.publishing.folders import add_card_and_metrics, copy_output
@@ -43,7 +46,6 @@ from tools.commands import run_command
 IMAGERY = Path("data/imagery")
 SYNTHETIC = Path("data/synthetic")
 GEOREFERENCE = ("crs", "bounds", "gsd", "date")  # columns of tiles whose source has them
-SYNTHETIC_DESCRIPTION = "Synthetic: drawn by a diffusion model, shows no place on Earth."
 LANGUAGE = Path("models/base/language")
 ADAPTER = Path("models/llm")
 MAX_NAME_BYTES = 200  # of a file name; file systems take up to 255
@@ -56,8 +58,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("imagefolder", help="a split of data/imagery as PNGs")
-    command.add_argument("split", choices=("train", "valid", "test"))
+    command = commands.add_parser("imagefolder", help="a split, or the generated images, as PNGs")
+    command.add_argument("split", choices=("train", "valid", "test", "synthetic"))
     command.add_argument("folder", type=Path, help="new or empty")
     command = commands.add_parser("geotiff", help="a split, or the generated images, as GeoTIFFs")
     command.add_argument("split", choices=("train", "valid", "test", "synthetic"))
@@ -84,33 +86,47 @@ def main() -> None:
 
 
 def export_imagefolder(split: str, folder: Path) -> None:
-    """Write a split of data/imagery as an image folder. The target must be new or empty."""
-    if not (IMAGERY / split).is_dir():
-        exit_with_error(f"export: {IMAGERY / split} is missing; run `dvc repro fetch_imagery`")
+    """Write a split of data/imagery, or data/synthetic, as an image folder.
+
+    The target must be new or empty.
+    """
+    source = choose_source(split)
     make_empty(folder)
     lines = []
     taken: set[str] = set()
-    rows = progress_bar(stream_rows(IMAGERY / split), desc=split, unit="tile")
+    rows = progress_bar(stream_rows(source), desc=split, unit="tile")
     for number, row in enumerate(rows):
-        name = choose_file_name(row["filename"], number, taken)
+        name = choose_file_name(row.get("filename") or name_synthetic(row, number), number, taken)
         taken.add(name)
-        (folder / name).write_bytes(row["image"]["bytes"])
-        metadata = {
-            "file_name": name,
-            "text": row["captions"][0],
-            "captions": row["captions"],
-            "scene": row["scene"],
-        }
-        metadata |= {column: row[column] for column in GEOREFERENCE if row.get(column) is not None}
+        (folder / name).write_bytes(row.pop("image")["bytes"])
+        metadata = {"file_name": name}
+        if split == "synthetic":
+            metadata |= {"text": row.pop("prompt"), **row}
+        else:
+            metadata |= {"text": row["captions"][0], "captions": row["captions"]}
+            metadata["scene"] = row["scene"]
+            metadata |= {key: row[key] for key in GEOREFERENCE if row.get(key) is not None}
         lines.append(json.dumps(metadata, ensure_ascii=False) + "\n")
     write_atomically(folder / "metadata.jsonl", "".join(lines).encode())
 
 
-def export_geotiffs(split: str, folder: Path) -> None:
-    """Write a split of data/imagery, or data/synthetic, as GeoTIFFs. The target must be empty."""
+def choose_source(split: str) -> Path:
+    """Return the folder of a split, or of the generated images; exit where it is missing."""
     source = SYNTHETIC if split == "synthetic" else IMAGERY / split
     if not source.is_dir():
-        exit_with_error(f"export: {source} is missing; run `dvc repro`")
+        stage = "select" if split == "synthetic" else "fetch_imagery"
+        exit_with_error(f"export: {source} is missing; run `dvc repro {stage}`")
+    return source
+
+
+def name_synthetic(row: dict, number: int) -> str:
+    """Name a generated image after its class."""
+    return f"{slug(row['label'])}_{number:05d}"
+
+
+def export_geotiffs(split: str, folder: Path) -> None:
+    """Write a split of data/imagery, or data/synthetic, as GeoTIFFs. The target must be empty."""
+    source = choose_source(split)
     make_empty(folder)
     stretch = None if split == "synthetic" else read_stretch(IMAGERY / "SOURCE.json")
     taken: set[str] = set()
@@ -118,9 +134,9 @@ def export_geotiffs(split: str, folder: Path) -> None:
     rows = progress_bar(stream_rows(source), desc=split, unit="tile")
     for number, row in enumerate(rows):
         if split == "synthetic":
-            name = f"{slug(row['label'])}_{number:05d}"
-            tags = {"TIFFTAG_IMAGEDESCRIPTION": SYNTHETIC_DESCRIPTION, "PROMPT": row["prompt"]}
-            tags["CLASS"] = row["label"]
+            name = name_synthetic(row, number)
+            tags = {"TIFFTAG_IMAGEDESCRIPTION": DESCRIPTION, "CLASS": row["label"]}
+            tags |= {key.upper(): str(row[key]) for key in SETTINGS}
         else:
             name = row["filename"]
             tags = {"TIFFTAG_IMAGEDESCRIPTION": row["captions"][0], "SCENE": row["scene"]}

@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stages.common.artifacts import encode_png, fingerprint, stream_rows, write_shard, write_shards
+from stages.common.artifacts import fingerprint, stream_rows, write_shard, write_shards
 from stages.common.rng import rng
 from stages.diffusion import models
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.denoising import denoise
+from stages.diffusion.marked_png import encode_marked_png
 from stages.params import Sampling
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
@@ -281,11 +282,10 @@ def _generate_group(
     group_size = sampler.sampling.batch_size
     with report_out_of_memory("sampling.batch_size", group_size, sampler.try_group_size):
         images = sampler.generate_images(prompts, negative_prompts, seeds)
-    cells = [{"bytes": encode_png(Image.fromarray(image)), "path": None} for image in images]
-    return [
-        row | provenance | {"seed": row_seed, "image": cell}
-        for row, row_seed, cell in zip(rows, seeds, cells)
-    ]
+    finished = [row | provenance | {"seed": row_seed} for row, row_seed in zip(rows, seeds)]
+    for row, image in zip(finished, images):
+        row["image"] = {"bytes": encode_marked_png(image, row), "path": None}
+    return finished
 
 
 def _merge_groups(cache: Path, group_count: int, out: Path, schema: pa.Schema) -> None:

@@ -3,9 +3,12 @@
 A diffusion model draws such texts all the same, so that nothing else would tell.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from stages.diffusion import models
 from stages.runtime.progress import log
@@ -24,37 +27,45 @@ def log_unread_prompts(stage: str, model: Path, prompts: Iterable[str]) -> None:
     tokenizer = models.load_tokenizer(model)
     positions = models.read_config(model, "text_encoder").get("max_position_embeddings", 77)
     length = min(tokenizer.model_max_length, positions)
-    distinct = [prompt for prompt in dict.fromkeys(prompts) if prompt]
+    distinct = pa.array([prompt for prompt in dict.fromkeys(prompts) if prompt], pa.string())
     log_truncated(stage, "prompts", distinct, tokenizer, length)
     log_dropped_words(stage, "prompts", distinct, tokenizer)
 
 
+def text_batches(texts: pa.Array, size: int = TOKENIZER_BATCH) -> Iterator[list[str]]:
+    """The texts as Python strings, `size` at a time: all of them could fill the memory."""
+    for begin in range(0, len(texts), size):
+        yield texts.slice(begin, size).to_pylist()
+
+
 def log_truncated(
-    stage: str, kind: str, texts: list[str], tokenizer: Any, length: int
-) -> list[bool]:
-    """Whether each text is longer than `length` tokens; logs how many are.
+    stage: str, kind: str, texts: pa.Array, tokenizer: Any, length: int
+) -> np.ndarray:
+    """Whether each of N texts is longer than `length` tokens, bool [N]; logs how many are.
 
     `kind` is what the texts are called: captions or prompts.
     """
-    truncated = []
-    for begin in range(0, len(texts), TOKENIZER_BATCH):
-        tokens = tokenizer(texts[begin : begin + TOKENIZER_BATCH], verbose=False)
-        truncated += [len(ids) > length for ids in tokens.input_ids]
-    if any(truncated):
+    truncated = np.zeros(len(texts), bool)
+    begin = 0
+    for batch in text_batches(texts):
+        tokens = tokenizer(batch, verbose=False)
+        truncated[begin : begin + len(batch)] = [len(ids) > length for ids in tokens.input_ids]
+        begin += len(batch)
+    if truncated.any():
         log(
-            f"{stage}: {sum(truncated)} of {len(texts)} distinct {kind} are longer than "
+            f"{stage}: {truncated.sum()} of {len(texts)} distinct {kind} are longer than "
             f"{length} tokens and are cut"
         )
     return truncated
 
 
-def log_dropped_words(stage: str, kind: str, texts: list[str], tokenizer: Any) -> tuple[int, int]:
+def log_dropped_words(stage: str, kind: str, texts: pa.Array, tokenizer: Any) -> tuple[int, int]:
     """Log the words that the tokenizer has no letters for: the text encoder doesn't see them.
 
     Returns:
         How many of the texts have such words, and how many have no other.
     """
-    words = sorted({word for text in texts for word in text.split()})
+    words = sorted({word for batch in text_batches(texts) for word in " ".join(batch).split()})
     dropped, unseen = set(), set()
     for begin in range(0, len(words), TOKENIZER_BATCH):
         batch = words[begin : begin + TOKENIZER_BATCH]
@@ -63,13 +74,16 @@ def log_dropped_words(stage: str, kind: str, texts: list[str], tokenizer: Any) -
                 dropped.add(word)
             if set(ids) <= {tokenizer.unk_token_id}:
                 unseen.add(word)
-    word_sets = [set(text.split()) for text in texts if text]
-    with_dropped = sum(not word_set.isdisjoint(dropped) for word_set in word_sets)
-    without_seen = sum(word_set <= unseen for word_set in word_sets)
+    text_count, with_dropped, without_seen = 0, 0, 0
+    for batch in text_batches(texts):
+        word_sets = [set(text.split()) for text in batch if text]
+        text_count += len(word_sets)
+        with_dropped += sum(not word_set.isdisjoint(dropped) for word_set in word_sets)
+        without_seen += sum(word_set <= unseen for word_set in word_sets)
     if dropped:
         log(
             f"{stage}: the tokenizer has no letters for {len(dropped)} words "
-            f"({', '.join(sorted(dropped)[:5])} ...) in {with_dropped} of {len(word_sets)} "
+            f"({', '.join(sorted(dropped)[:5])} ...) in {with_dropped} of {text_count} "
             f"{kind}; {without_seen} of these have no other words and equal the empty one "
             "(train_base.source: scratch learns a tokenizer for any text)"
         )

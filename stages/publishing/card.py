@@ -8,6 +8,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from stages.common.artifacts import read_json
 from stages.common.markdown import code_span, escape_markdown
+from stages.common.rounding import format_decimals, interval_decimals
 from stages.params import read, slug
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
@@ -47,6 +48,7 @@ def make_card(
         "about": repository.about,
         "use": repository.use,
         "limits": repository.limits + describe_selection(repository.params, classes),
+        "misuse": repository.misuse,
         "commit": commit,
         "class_rows": list_classes(classes) if "classes" in repository.params else [],
         "params": quote_params(repository.params),
@@ -156,23 +158,29 @@ def read_metric(metric: Metric) -> tuple[dict, str]:
 def format_metric(metric: Metric) -> dict[str, str]:
     """Return the table row of a metric: its value, 95 % interval and reference values."""
     values, name = read_metric(metric)
-    references = [
-        f"{reference} {values[f'{name}_{reference}']:.4g}"
+    references = {
+        reference: values[f"{name}_{reference}"]
         for reference in ("floor", "base")
         if f"{name}_{reference}" in values
-    ]
+    }
     chance = read_json(f"metrics/{metric.file}.json").get("chance")
     if name == "overall_accuracy" and chance is not None:
-        references.append(f"chance {chance:.4g}")
-    interval = "-"
+        references["chance"] = chance
+    decimals, interval = 3, "-"
     if f"{name}_lo" in values:
-        interval = f"{values[f'{name}_lo']:.4g} to {values[f'{name}_hi']:.4g}"
+        ends = values[f"{name}_lo"], values[f"{name}_hi"]
+        decimals = interval_decimals(*ends)
+        interval = " to ".join(format_decimals(end, decimals) for end in ends)
     return {
         "name": f"{metric.file} {metric.key}",
         "data": EVALUATION_DATA[metric.data],
-        "value": f"{values[name]:.4g}",
+        "value": format_decimals(values[name], decimals),
         "interval": interval,
-        "references": ", ".join(references) or "-",
+        "references": ", ".join(
+            f"{reference} {format_decimals(value, decimals)}"
+            for reference, value in references.items()
+        )
+        or "-",
     }
 
 

@@ -33,6 +33,7 @@ class Repository:
     about: str
     use: str  # what it is for, and what it is not for
     limits: str
+    misuse: str  # what harm it can do, and how its images are marked; "" where it has none
     params: tuple[str, ...]  # sections of params.yaml that the card quotes
     inputs: tuple[str, ...]  # keys of stages.publishing.card.INPUTS that went into it
     metrics: tuple[Metric, ...]
@@ -44,6 +45,15 @@ SYNTHETIC_LIMITS = (
     "time, and no measurement can be taken from them. A label is the class that was asked for, not "
     "what an expert saw. Rare scenes and fine textures fail first. A bias of the training tiles "
     "(region, season, sensor) is a bias of the images."
+)
+
+MISUSE = (
+    "Synthetic satellite images can be passed off as observations: of damage, construction, crops "
+    "or troops that never were. Don't publish them without the word synthetic, and don't use them "
+    "as evidence. Each image that the pipeline draws says what it is: text chunks of its PNG hold "
+    "the prompt, the seed, the sampler settings and the model's digest, and its XMP packet the "
+    "IPTC's digital source type `trainedAlgorithmicMedia`. Whoever writes the image again can "
+    "drop these, so a file without them is no proof of an observation."
 )
 
 FID = Metric("fid", "scene.standard.fid", "fid", "real-test")
@@ -67,6 +77,7 @@ REPOSITORIES = {
         use="Research on training with synthetic images: classifiers, pretraining, augmentation. "
         "Not for mapping, monitoring or any decision about a real place.",
         limits=SYNTHETIC_LIMITS + " There is one split: hold real images out to test on.",
+        misuse=MISUSE,
         params=("seed", "classes", "prompt", "generate", "sampling"),
         inputs=(
             "imagery",
@@ -93,6 +104,7 @@ REPOSITORIES = {
         use="Research on generated remote-sensing images. Its images are not observations: never "
         "show them as such.",
         limits=SYNTHETIC_LIMITS,
+        misuse=MISUSE,
         params=("seed", "fetch_imagery", "train_base", "encode", "finetune_sd", "sampling"),
         inputs=("imagery", "diffusion model"),
         metrics=(
@@ -101,6 +113,7 @@ REPOSITORIES = {
             Metric("fid", "scene.standard.kid_x1000", "kid_x1000", "real-test"),
             Metric("fid", "scene.standard.precision", "precision", "real-test"),
             Metric("fid", "scene.standard.recall", "recall", "real-test"),
+            Metric("fid", "scene.separability.accuracy", "accuracy", "real-test"),
             CAPTION_AGREEMENT,
         ),
         card_data={
@@ -120,6 +133,7 @@ REPOSITORIES = {
         "and states falsehoods fluently.",
         limits="It knows the text of its papers and no more; it can repeat passages of them. It is "
         "no source of facts.",
+        misuse="",
         params=("seed", "scrape", "chunk", "finetune_llm"),
         inputs=("papers", "language model"),
         metrics=(
@@ -140,8 +154,9 @@ REPOSITORIES = {
         about="An image classifier of land-cover classes that saw synthetic images only in "
         "training. `config.json` has the timm architecture, classes and normalization.",
         use="A measurement of the synthetic data set, not a product: compare its accuracy on real "
-        "tiles with the ceiling.",
+        "tiles with the ceiling, that of the same network trained on as many real tiles.",
         limits=SYNTHETIC_LIMITS + " A classifier trained on them inherits all of that.",
+        misuse="",
         params=("seed", "classes", "classifier"),
         inputs=("imagery", "papers", "diffusion model", "classifier's first weights"),
         metrics=(

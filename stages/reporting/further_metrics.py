@@ -19,6 +19,7 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
     rows = [
         *agreement_rows(metrics["caption_agreement"]),
         *distribution_rows(metrics["fid"]),
+        *separability_rows(metrics["fid"]),
         *near_copy_rows(metrics["images"]),
         *scene_accuracy_rows(metrics["classify_scenes"], metrics["ceiling_scenes"], context),
     ]
@@ -84,6 +85,24 @@ def distribution_rows(fid: dict) -> list[Row]:
                         values,
                     )
                 )
+    return rows
+
+
+def separability_rows(fid: dict) -> list[Row]:
+    """How well a classifier tells generated images from real tiles. fid: metrics/fid.json."""
+    rows = []
+    for extractor in order_extractors(fid):
+        if "separability" in fid[extractor]:
+            values = fid[extractor]["separability"]
+            rows.append(
+                make_row(
+                    f"fid.{extractor}.separability.accuracy",
+                    "Generated images told from real tiles by a classifier of "
+                    f"{extractor} features",
+                    values,
+                    references={"chance": 0.5},
+                )
+            )
     return rows
 
 

@@ -4,6 +4,7 @@ What a generated image shows is judged by the scene classifier, which was traine
 from the features and logits that the `features` stage stored.
 """
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,18 @@ from stages.common.artifacts import read_rows
 from stages.evaluation.memorization import nearest_neighbors
 from stages.params import slug
 from stages.reporting.album import Album
-from stages.reporting.selection import REAL, SYNTHETIC, TRAINING, TUNED, pick_by_prompt
+from stages.reporting.selection import (
+    BASE,
+    FIGURES,
+    REAL,
+    SYNTHETIC,
+    TRAINING,
+    TUNED,
+    figure_prompts,
+    name_figure,
+    pick_by_prompt,
+    rows_by_scene,
+)
 from stages.runtime.progress import log
 
 FEATURES = Path("data/features")
@@ -199,6 +211,69 @@ class Gallery:
             "best": [self.synthetic_item(number) for number in ascending[::-1][:EXTREMES]],
         }
 
+    def sample_item(self, collection: str, folder: Path, number: int, row: dict) -> dict:
+        """Add a sample of the base or the tuned model. row: of the folder; number: of that row."""
+        address = self.album.add(collection, folder, number)
+        item = {
+            "picture": address,
+            "kind": "generated",
+            "label": row["scene"],
+            "title": row["prompt"],
+            "facts": sampling_facts(row),
+        }
+        return self.items.setdefault(address, item)
+
+    def before_and_after(
+        self, real: list[dict], tuned: list[dict], classes: dict[str, list[str]]
+    ) -> list[dict]:
+        """Add the first test caption of each scene: its tile, and both models' images.
+
+        Args:
+            real: rows of data/imagery/test.
+            tuned: rows of data/samples/tuned.
+            classes: class -> scenes that show it.
+
+        Returns:
+            {scene, caption, items: {real, base, tuned}} per scene.
+        """
+        real_row_of = {row["filename"]: number for number, row in enumerate(real)}
+        entries = []
+        for scene, (number, *_) in rows_by_scene(tuned, classes).items():
+            row = tuned[number]
+            tile = real_row_of[row["filename"]]
+            items = {
+                "real": self.real_item(real[tile], tile, scene),
+                "base": self.sample_item("base", BASE, number, row),
+                "tuned": self.sample_item("tuned", TUNED, number, row),
+            }
+            entries.append({"scene": scene, "caption": row["caption"], "items": items})
+        return entries
+
+    def figures(self, figure_of: dict[str, str]) -> list[dict]:
+        """Add the tuned model's images of the prompts of the paper's figures.
+
+        Args:
+            figure_of: prompt -> number of the figure.
+
+        Returns:
+            {name, prompt, unseen: words that no caption of a training tile has, items} per prompt.
+        """
+        samples = read_rows(FIGURES, ["scene", *SETTINGS])
+        captions = (row["captions"] for row in read_rows(TRAINING, ["captions"]))
+        known = {word for texts in captions for text in texts for word in split_words(text)}
+        return [
+            {
+                "name": name_figure(figure_of.get(prompt), samples[rows[0]]["scene"]),
+                "prompt": prompt,
+                "unseen": [word for word in split_words(prompt) if word not in known],
+                "items": [
+                    self.sample_item("figures", FIGURES, row, samples[row] | {"prompt": prompt})
+                    for row in rows
+                ],
+            }
+            for prompt, rows in figure_prompts().items()
+        ]
+
     def nearest_to_training(self, pairs: list[dict], tuned: list[dict]) -> list[dict]:
         """Add the images of test captions that are nearest to a training tile.
 
@@ -218,6 +293,11 @@ class Gallery:
             )
             items.append(self.tuned_item(tuned[number], number, nearest))
         return items
+
+
+def split_words(text: str) -> list[str]:
+    """Return the distinct words of a text in lower case, in their order."""
+    return list(dict.fromkeys(re.findall(r"[^\W_]+", text.lower())))
 
 
 def sampling_facts(row: dict) -> dict[str, str]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from stages.common.rounding import interval_decimals
 from stages.reporting import charts, templates
-from stages.reporting.rows import NUMERIC, Table, cell_texts, format_number
+from stages.reporting.rows import NUMERIC, Row, Table, cell_texts, format_number
 
 # The numbers at the top of the page: key -> its description.
 SUMMARY = {
@@ -21,6 +22,19 @@ SUMMARY = {
         "accuracy on real tiles of a land-cover classifier trained on generated images"
     ),
     "llm.perplexity": "perplexity of the domain language model; lower is better",
+}
+
+
+# What the cards judge their numbers by: title of a reference -> its meaning.
+REFERENCES = {
+    "real vs. real": "held-out real tiles against training tiles, the floor: a perfect generator "
+    "would score about that",
+    "its 95 % PI": "the interval in which that floor would lie for other tiles",
+    "base model": "the model before fine-tuning",
+    "real tiles": "the same measure of held-out real tiles",
+    "chance": "guessing among all classes alike",
+    "majority class": "always answering the most frequent class",
+    "trained on real tiles": "the same network trained on as many real tiles, the ceiling",
 }
 
 
@@ -50,13 +64,31 @@ def write_page(
         tables=tables,
         metrics=metrics,
         items=items,
-        summary=summary,
+        summary=[(summary_texts(row), title) for row, title in summary],
+        references={
+            name: meaning
+            for name, meaning in REFERENCES.items()
+            if any(name in row.references for row, _ in summary)
+        },
         writers=writers,
         numeric=NUMERIC,
         numbers=list(flatten(metrics)),
         **variables,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def summary_texts(row: Row) -> dict[str, str]:
+    """Return {value, interval, references}, rounded to what the interval allows."""
+    decimals = interval_decimals(*row.interval) if row.interval else None
+    references = [
+        f"{name} {format_number(value, decimals)}" for name, value in row.references.items()
+    ]
+    return {
+        "value": format_number(row.ours, decimals),
+        "interval": format_number(row.interval, decimals) if row.interval else "",
+        "references": ", ".join(references),
+    }
 
 
 def bold_markup(note: str) -> Markup:
@@ -73,12 +105,15 @@ def flatten(metrics: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
             yield f"{prefix}{name}", value
 
 
-def build_charts(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]:
+def build_charts(
+    plots: dict[str, list[dict]], classes: list[str], metrics: dict[str, dict]
+) -> list[dict]:
     """Draw the charts of the page.
 
     Args:
         plots: file name without `.csv` -> rows of metrics/plots/*.csv.
         classes: those of the params that are used, in their order.
+        metrics: file name without `.json` -> content of metrics/*.json.
 
     Returns:
         {title, text, svg, perhaps wide: whether it needs the page's width} per chart.
@@ -88,9 +123,9 @@ def build_charts(plots: dict[str, list[dict]], classes: list[str]) -> list[dict]
         fid_chart(plots["fid_curve"]),
         diffusion_chart(plots["diffusion_loss"]),
         language_model_chart(plots["llm_loss"]),
-        accuracy_chart(plots["accuracy_by_class_lulc"]),
-        land_cover_confusion(plots["confusion_lulc"], classes),
-        scene_confusion(plots["confusion_scenes"]),
+        accuracy_chart(plots["accuracy_by_class_lulc"], metrics["classify_lulc"]["seeds"]),
+        land_cover_confusion(plots["confusion_lulc"], classes, metrics["classify_lulc"]["seeds"]),
+        scene_confusion(plots["confusion_scenes"], metrics["classify_scenes"]["seeds"]),
     ]
 
 
@@ -161,36 +196,44 @@ def language_model_chart(rows: list[dict]) -> dict:
     return {"title": title, "text": "Training loss per token.", "svg": Markup(svg)}
 
 
-def accuracy_chart(rows: list[dict]) -> dict:
+def accuracy_chart(rows: list[dict], seeds: int) -> dict:
     title = "Land cover: accuracy by class"
     series = {"accuracy": numbers(rows, "accuracy")}
     classes = [row["class"] for row in rows]
     svg = charts.bar_chart(title, classes, series, "accuracy", intervals(rows, "accuracy"))
     return {
         "title": title,
-        "text": "Accuracy on real tiles of the classifier trained on generated images. Lines: "
-        "95 % CI.",
+        "text": f"Accuracy on real tiles of {name_classifiers(seeds)}. Lines: 95 % CI.",
         "svg": Markup(svg),
     }
 
 
-def land_cover_confusion(rows: list[dict], classes: list[str]) -> dict:
-    return describe_confusion("Land cover: confusion matrix on real tiles", rows, classes)
+def name_classifiers(seeds: int) -> str:
+    """Name the classifiers that a chart is of. seeds: their number."""
+    if seeds == 1:
+        return "the classifier trained on generated images"
+    return f"the {seeds} classifiers trained on generated images, with a seed each, together"
 
 
-def scene_confusion(rows: list[dict]) -> dict:
+def land_cover_confusion(rows: list[dict], classes: list[str], seeds: int) -> dict:
+    return describe_confusion("Land cover: confusion matrix on real tiles", rows, classes, seeds)
+
+
+def scene_confusion(rows: list[dict], seeds: int) -> dict:
     scenes = sorted({row[column] for row in rows for column in ("actual", "predicted")})
-    return describe_confusion("Scenes: confusion matrix on real tiles", rows, scenes)
+    return describe_confusion("Scenes: confusion matrix on real tiles", rows, scenes, seeds)
 
 
-def describe_confusion(title: str, rows: list[dict], names: list[str]) -> dict:
+def describe_confusion(title: str, rows: list[dict], names: list[str], seeds: int) -> dict:
     pairs = [(row["actual"], row["predicted"]) for row in rows]
     is_wide = len(names) > charts.WIDE  # too small for numbers
-    shades = "shaded by the share of the actual class."
+    text = f"Tiles in the answers of {name_classifiers(seeds)}, shaded by the share of the "
+    text += "actual class."
+    if not is_wide:
+        text += " The numbers are counts" + (f", {seeds} of each tile." if seeds > 1 else ".")
     return {
         "title": title,
-        "text": "Classifier trained on generated images. "
-        + (f"Tiles, {shades}" if is_wide else f"Counts of tiles, {shades}"),
+        "text": text,
         "svg": Markup(charts.confusion_matrix(title, pairs, names)),
         "wide": is_wide,
     }

@@ -36,6 +36,7 @@ FILED_COLUMNS = [
     "comment",
 ]
 TRUTHS = ("real", "generated")
+CANNOT_TELL = "can't tell"  # an answer to "real or generated?" and to "which class?"
 ARTIFACTS = ("repetition", "blur", "deformation", "wrong scale")
 Rating = dict[str, str]  # column -> text
 
@@ -109,15 +110,16 @@ def find_error(rating: Rating, key: Key) -> str:
     for name in ("run", "rater", "tile"):
         if not rating[name]:
             return f"{name} is blank"
-    for name in ("truth", "answer"):
-        if name in rating and rating[name] not in TRUTHS:
-            return f"{name} is {rating[name]!r}, not real or generated"
+    if "truth" in rating and rating["truth"] not in TRUTHS:
+        return f"truth is {rating['truth']!r}, not real or generated"
+    if rating["answer"] not in (*TRUTHS, CANNOT_TELL):
+        return f"answer is {rating['answer']!r}, not real, generated or {CANNOT_TELL}"
     if rating["realism"] not in ("1", "2", "3", "4", "5"):
         return f"realism is {rating['realism']!r}, not a whole number from 1 to 5"
     for name in ("label", "label_answer"):
-        is_known = not rating.get(name) or rating[name] in key.classes
+        is_known = not rating.get(name) or rating[name] in (*key.classes, CANNOT_TELL)
         if rating["run"] == key.run and not is_known:
-            return f"{name} is {rating[name]!r}, not blank or a class of this run"
+            return f"{name} is {rating[name]!r}, not blank, {CANNOT_TELL} or a class of this run"
     for artifact in map(str.strip, rating["artifacts"].split(";")):
         if artifact and artifact not in ARTIFACTS:
             return f"artifacts has {artifact!r}, not one of {', '.join(ARTIFACTS)}"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from stages.common.markdown import escape_markdown
+from stages.common.rounding import format_decimals
 
 NUMERIC = ("ours", "95 % CI", "paper")  # column titles, aligned right
 
@@ -85,14 +86,19 @@ def read_interval(values: dict, name: str) -> tuple[float, float] | None:
     return values[f"{name}_lo"], values[f"{name}_hi"]
 
 
-def format_number(value: float | tuple[float, float] | None) -> str:
-    """Format a number with three decimals or four digits, a count whole, an interval `lo to hi`."""
+def format_number(value: float | tuple[float, float] | None, decimals: int | None = None) -> str:
+    """Format a number with three decimals or four digits, a count whole, an interval `lo to hi`.
+
+    With `decimals`, all but counts have so many.
+    """
     if value is None:
         return "-"
     if isinstance(value, tuple):
-        return " to ".join(map(format_number, value))
+        return " to ".join(format_number(end, decimals) for end in value)
     if isinstance(value, int):
         return str(value)
+    if decimals is not None:
+        return format_decimals(value, decimals)
     if abs(value) < 10:
         return f"{value:.3f}"
     if abs(value) < 100:

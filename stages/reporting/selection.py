@@ -29,6 +29,19 @@ def read_image_rows() -> tuple[list[dict], list[dict], list[dict]]:
     return real, tuned[:captions], synthetic
 
 
+def rows_by_scene(tuned: list[dict], classes: dict[str, list[str]]) -> dict[str, list[int]]:
+    """Return the rows of `tuned` that are shown of each scene; the scenes of classes come first."""
+    of_classes = dict.fromkeys(scene for scenes in classes.values() for scene in scenes)
+    shown_scenes = {row["scene"] for row in tuned}
+    columns = count_columns(len(shown_scenes))
+    cells = {}
+    for scene in [*of_classes, *sorted(shown_scenes - set(of_classes))]:
+        rows = [number for number, row in enumerate(tuned) if row["scene"] == scene]
+        if rows:
+            cells[scene] = rows[:columns]
+    return cells
+
+
 def sample_grids(
     real: list[dict], tuned: list[dict], classes: dict[str, list[str]]
 ) -> dict[str, Grid]:
@@ -38,15 +51,7 @@ def sample_grids(
         "real", "base", "tuned": the same cell of each has the same caption.
         "base_tuned": the three side by side, the first caption of each scene.
     """
-    class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
-    shown_scenes = {row["scene"] for row in tuned}
-    scenes = list(class_of) + sorted(shown_scenes - set(class_of))
-    columns = count_columns(len(shown_scenes))
-    cells: dict[str, list[int]] = {}  # scene -> rows of `tuned`
-    for scene in scenes:
-        rows = [number for number, row in enumerate(tuned) if row["scene"] == scene]
-        if rows:
-            cells[scene] = rows[:columns]
+    cells = rows_by_scene(tuned, classes)
     shown = {row for rows in cells.values() for row in rows}
     real_row_of = {row["filename"]: number for number, row in enumerate(real)}
     real_rows = {row: real_row_of[tuned[row]["filename"]] for row in shown}
@@ -58,6 +63,7 @@ def sample_grids(
     }
 
     # A scene that is a class by itself has one name.
+    class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
     notes = {scene: label for scene, label in class_of.items() if scene != label}
     grids = {}
     for name, image_of in images.items():
@@ -92,23 +98,32 @@ def synthetic_grid(synthetic: list[dict], labels: list[str]) -> Grid:
     )
 
 
+def figure_prompts() -> dict[str, list[int]]:
+    """Return the rows of data/samples/figures that are shown of each prompt."""
+    prompts: dict[str, list[int]] = {}
+    for number, sample in enumerate(read_rows(FIGURES, ["caption"])):
+        prompts.setdefault(sample["caption"], []).append(number)
+    return {prompt: rows[:IMAGES_PER_FIGURE] for prompt, rows in prompts.items()}
+
+
+def name_figure(number: str | None, label: str) -> str:
+    """Name a figure of the paper by its number, which is None for other prompts, and its class."""
+    return f"Figure {number}: {label}" if number else label
+
+
 def figure_grid(figure_of: dict[str, str]) -> Grid:
     """Draw the tuned model's images of the prompts of the paper's Figures 4 to 10.
 
     Args:
         figure_of: prompt -> number of the figure.
     """
-    samples = read_rows(FIGURES, ["scene", "caption"])
-    cells: dict[str, list[int]] = {}  # caption -> rows of `samples`
-    for number, sample in enumerate(samples):
-        cells.setdefault(sample["caption"], []).append(number)
-    cells = {caption: rows[:IMAGES_PER_FIGURE] for caption, rows in cells.items()}
-    images = load_images(FIGURES, {row for rows in cells.values() for row in rows})
+    samples = read_rows(FIGURES, ["scene"])
+    prompts = figure_prompts()
+    images = load_images(FIGURES, {row for rows in prompts.values() for row in rows})
     grid_rows = []
-    for caption, rows in cells.items():
-        label = samples[rows[0]]["scene"]
-        name = f"Figure {figure_of[caption]}: {label}" if caption in figure_of else label
-        grid_rows.append(GridRow(name, caption, [[images[row]] for row in rows]))
+    for prompt, rows in prompts.items():
+        name = name_figure(figure_of.get(prompt), samples[rows[0]]["scene"])
+        grid_rows.append(GridRow(name, prompt, [[images[row]] for row in rows]))
     return draw_grid(grid_rows, names_width=220)
 
 

@@ -249,6 +249,8 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
     rows = []
     for extractor in order_extractors(fid):
         for protocol, values in sorted(fid[extractor].items()):
+            if protocol == "separability":  # no distance; see further_metrics
+                continue
             rows += distance_rows(extractor, protocol, values, context)
     rows.append(diffusion_loss_row(diffusion, context))
     note = (

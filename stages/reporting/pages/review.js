@@ -1,31 +1,98 @@
 const { run, tiles } = JSON.parse(document.getElementById("page").textContent);
 const byId = id => document.getElementById(id);
 const form = byId("form");
-const storageKey = `remote-diffusion-review-${run}`;
+const storagePrefix = `remote-diffusion-review-${run}`;
 const COLUMNS = [
   "run", "rater", "tile", "answer", "realism", "label_answer", "artifacts", "comment",
 ];
 const classInputs = [...byId("classes").querySelectorAll("input")];
 let firstKey = "";   // the first of a class's two keys, once it is pressed
 let state = { rater: "", at: 0, answers: {} };   // at: index of the tile on the screen
+let storageKey = "";   // of this expert's review
 
-// Answers stay in the browser. Where it stores nothing, the first screen warns.
-function store() {
+// Answers stay in the browser, each expert's by themselves. Where it stores nothing, the first screen
+// warns. Another tab may have the same review: only the answer that was given here is written.
+function store(tile) {
   try {
+    const stored = JSON.parse(localStorage.getItem(storageKey));
+    if (stored) {
+      const own = tile ? { [tile]: state.answers[tile] } : {};
+      state.answers = { ...stored.answers, ...own };
+    }
     localStorage.setItem(storageKey, JSON.stringify(state));
+    sessionStorage.setItem(storagePrefix, storageKey);   // what this tab continues with
   } catch {
     byId("not-stored").hidden = false;
   }
 }
-try {
-  state = JSON.parse(localStorage.getItem(storageKey)) ?? state;
-} catch {
-  byId("not-stored").hidden = false;
+
+function storedReviews() {
+  const reviews = new Map();   // key -> review
+  try {
+    for (const key of Object.keys(localStorage).sort())
+      if (key.startsWith(storagePrefix)) reviews.set(key, JSON.parse(localStorage.getItem(key)));
+  } catch {
+    byId("not-stored").hidden = false;
+  }
+  return reviews;
+}
+
+window.addEventListener("storage", event => {
+  if (!storageKey || event.key !== storageKey || !event.newValue) return;
+  const tile = tiles[state.at];
+  const before = JSON.stringify(state.answers[tile]);
+  state.answers = JSON.parse(event.newValue).answers;
+  byId("progress").value = tiles.filter(isRated).length;
+  if (JSON.stringify(state.answers[tile]) !== before) fillForm(state.answers[tile] ?? {});
+});
+
+// Who rates
+function showStart() {
+  storageKey = "";
+  state = { rater: "", at: 0, answers: {} };
+  try {
+    sessionStorage.removeItem(storagePrefix);
+  } catch {
+    byId("not-stored").hidden = false;
+  }
+  const reviews = [...storedReviews()];
+  byId("stored").hidden = reviews.length === 0;
+  byId("reviews").replaceChildren(...reviews.map(([key, review]) => {
+    const count = tiles.filter(tile => isComplete(review.answers[tile])).length;
+    const button = element("button", `Continue as ${review.rater} (${count} of ${tiles.length})`);
+    button.className = "button";
+    button.addEventListener("click", () => continueReview(key, review));
+    return listItem(button);
+  }));
+  byId("rater").value = "";
+  byId("taken").hidden = true;
+  showScreen("start");
+}
+
+function continueReview(key, review) {
+  storageKey = key;
+  state = review;
+  showTile(state.at);
+}
+
+function element(name, text) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  return made;
+}
+
+function listItem(content) {
+  const item = document.createElement("li");
+  item.append(content);
+  return item;
+}
+
+function isComplete(answer) {
+  return Boolean(answer?.answer && answer.realism && answer.label_answer);
 }
 
 function isRated(tile) {
-  const answer = state.answers[tile];
-  return Boolean(answer?.answer && answer.realism && answer.label_answer);
+  return isComplete(state.answers[tile]);
 }
 
 function showScreen(name) {
@@ -38,6 +105,7 @@ function showTile(at) {
   store();
   showScreen("rate");
   const tile = tiles[at];
+  byId("whose").textContent = state.rater;
   byId("position").textContent = `Tile ${at + 1} of ${tiles.length}`;
   byId("tile").src = `tiles/${tile}.jpg`;
   byId("tile").alt = `tile ${at + 1}`;
@@ -120,7 +188,7 @@ form.addEventListener("input", event => {
     artifacts: given.getAll("artifacts"),
     comment: given.get("comment"),
   };
-  store();
+  store(tiles[state.at]);
   byId("progress").value = tiles.filter(isRated).length;
 });
 form.addEventListener("submit", event => {
@@ -181,14 +249,11 @@ function showEnd() {
 
 function jumpButton(tile) {
   const at = tiles.indexOf(tile);
-  const button = document.createElement("button");
+  const button = element("button", at + 1);
   button.className = "button";
-  button.textContent = at + 1;
   button.setAttribute("aria-label", `tile ${at + 1}`);
   button.addEventListener("click", () => showTile(at));
-  const item = document.createElement("li");
-  item.append(button);
-  return item;
+  return listItem(button);
 }
 
 function csvCell(text) {
@@ -212,7 +277,7 @@ byId("save").addEventListener("click", () => {
   const rows = tiles.filter(isRated).map(csvRow);
   // Spreadsheets recognize UTF-8 by the byte-order mark.
   const content = "\ufeff" + [COLUMNS.join(","), ...rows].join("\r\n") + "\r\n";
-  const rater = state.rater.toLowerCase().replace(/[^a-z0-9]+/g, "-");
+  const rater = state.rater.toLowerCase().replace(/[^\p{L}\p{N}]+/gu, "-");
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([content], { type: "text/csv" }));
   link.download = `ratings-${run}-${rater}.csv`;
@@ -224,8 +289,25 @@ byId("again").addEventListener("click", () => showTile(state.at));
 
 byId("who").addEventListener("submit", event => {
   event.preventDefault();
-  state.rater = byId("rater").value.trim();
-  if (state.rater) showTile(state.at);
-  else byId("rater").value = "";
+  const rater = byId("rater").value.trim();
+  byId("rater").value = rater;
+  if (!rater) return;
+  const names = [...storedReviews().values()].map(review => fold(review.rater));
+  byId("taken").hidden = !names.includes(fold(rater));
+  if (names.includes(fold(rater))) return;
+  continueReview(`${storagePrefix}-${rater}`, { rater, at: 0, answers: {} });
 });
-if (state.rater) showTile(state.at);
+byId("change").addEventListener("click", showStart);
+
+function ownReview() {
+  try {
+    const key = sessionStorage.getItem(storagePrefix);
+    return [key, JSON.parse(localStorage.getItem(key))];
+  } catch {
+    byId("not-stored").hidden = false;
+    return [null, null];
+  }
+}
+const [ownKey, own] = ownReview();
+if (own) continueReview(ownKey, own);
+else showStart();

@@ -1,0 +1,55 @@
+"""How well a classifier tells generated images from real ones (evaluation/separability.py)."""
+
+import numpy as np
+import pytest
+from scipy.special import ndtr
+
+from stages.evaluation import separability
+from stages.evaluation.intervals import share_interval
+
+DIMENSIONS = 8
+
+
+def draw(shift: float, count: int, generator: np.random.Generator) -> np.ndarray:
+    """Features [N, D] of a Gaussian whose mean is `shift` in the first dimension."""
+    features = generator.normal(size=(count, DIMENSIONS))
+    features[:, 0] += shift
+    return features
+
+
+@pytest.mark.parametrize("shift, accuracy", [(0.0, 0.5), (2.0, ndtr(1.0)), (20.0, 1.0)])
+def test_accuracy_is_that_of_the_best_classifier(shift, accuracy):
+    """Of two Gaussians at a distance d, the best classifier is right in Phi(d / 2)."""
+    generator = np.random.default_rng(0)
+    real, fake = draw(0.0, 8000, generator), draw(shift, 8000, generator)
+    told = separability.separability(real, fake, seed=1)
+    assert told["accuracy"] == pytest.approx(accuracy, abs=0.012) and told["n"] == 8000
+    assert told["accuracy_lo"] < told["accuracy"] <= told["accuracy_hi"] + 1e-9
+    assert told == separability.separability(real, fake, seed=1)
+
+
+def test_the_interval_holds_the_classifiers_accuracy():
+    """Its accuracy on other images is known by drawing many of them."""
+    generator = np.random.default_rng(1)
+    new_real, new_fake = draw(0.0, 20_000, generator), draw(1.0, 20_000, generator)
+    held = 0
+    repetitions = 300
+    for _ in range(repetitions):
+        real, fake = draw(0.0, 128, generator), draw(1.0, 128, generator)
+        trained = (real[:64], fake[:64])
+        correct = separability.classify_pairs(*trained, real[64:], fake[64:])
+        low, high = share_interval(correct.ravel(), np.repeat(np.arange(64), 2))
+        truth = separability.classify_pairs(*trained, new_real, new_fake).mean()
+        held += low <= truth <= high
+    # 300 times 0.95 varies by 0.0126.
+    assert held / repetitions == pytest.approx(0.95, abs=0.04)
+
+
+def test_images_of_one_caption_count_once_and_few_are_not_measured():
+    generator = np.random.default_rng(2)
+    sets = {name: draw(0.0, 100, generator) for name in ("test", "train")}
+    sets |= {"tuned": draw(3.0, 300, generator), "base": draw(9.0, 300, generator)}
+    told = separability.compare_separability(sets, np.repeat(np.arange(100), 3), seed=0)
+    assert told["n"] == 100
+    assert told["accuracy_floor"] < 0.8 < told["accuracy"] <= told["accuracy_base"]
+    assert separability.compare_separability(sets, np.repeat(np.arange(7), 3), seed=0) == {}
