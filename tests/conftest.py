@@ -182,7 +182,7 @@ def trained(encoded, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory, environment) -> Path:
+def smoke(tmp_path_factory, warm_environment) -> Path:
     """A copy of the repository after `dvc repro` at smoke scale, shared by the test workers.
 
     The files that its stages opened are traced into `traces/` beside it. Tests only read it.
@@ -196,7 +196,7 @@ def smoke(tmp_path_factory, environment) -> Path:
         if not (root / "finished").exists():
             shutil.rmtree(root, ignore_errors=True)
             copy_repository(copy)
-            run_smoke(copy, environment)
+            run_smoke(copy, warm_environment)
             (root / "finished").touch()
     return copy
 
@@ -204,11 +204,10 @@ def smoke(tmp_path_factory, environment) -> Path:
 def run_smoke(copy: Path, environment: dict) -> None:
     """Run the pipeline at smoke scale in a copy of the repository, traced where strace is."""
     write_smoke_params(copy)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if tracing.available():
-        tracing.install(copy.parent / "shim", copy.parent / "traces")
-        path = f"{copy.parent / 'shim'}{os.pathsep}{path}"
-    done = shell("dvc", "repro", cwd=copy, env={**environment, "PATH": path}, timeout=1200)
+        (copy.parent / "traces").mkdir()
+        environment = {**environment, "TRACES": str(copy.parent / "traces")}
+    done = shell("dvc", "repro", cwd=copy, env=environment, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 

@@ -226,14 +226,16 @@ def test_exports_keep_the_names_and_make_safe_file_names(tmp_path, monkeypatch):
     import rasterio
     from datasets import load_dataset
 
+    from stages.diffusion.marked_png import SETTINGS
     from stages.publishing.card import list_classes
     from stages.publishing.folders import write_labeled_shards
     from tools.export import export_geotiffs
 
     monkeypatch.chdir(tmp_path)
     cell = image_cell(np.zeros((8, 8, 3), np.uint8))
-    rows = [{"image": cell, "label": name, "prompt": f"a {name}"} for name in NAMES]
-    schema = pa.schema([("image", IMAGE), ("label", pa.string()), ("prompt", pa.string())])
+    rows = [dict.fromkeys(SETTINGS, "1") | {"image": cell, "label": name} for name in NAMES]
+    text_columns = [(name, pa.string()) for name in ("label", *SETTINGS)]
+    schema = pa.schema([("image", IMAGE), *text_columns])
     write_shards("data/synthetic", rows, schema)
 
     write_labeled_shards(Path("data/synthetic"), Path("out/data"), NAMES)

@@ -1,5 +1,6 @@
 """The classifier of tiles: its splits, augmentation, training, scores, and its two stages."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -329,6 +330,7 @@ def change_params(section: str, changes: dict) -> None:
 def test_metrics_and_plots_of_the_stages(folder):
     from stages import ceiling, classify
 
+    change_params("classifier", {"seeds": 2})
     ceiling.main()
     classify.main("lulc")
     metrics = read_json("metrics/classify_lulc.json")
@@ -349,7 +351,8 @@ def test_metrics_and_plots_of_the_stages(folder):
     assert context["classes_without_images"] == context["classes_without_real"]
     header, *lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
     assert header == "actual,predicted"
-    assert len(lines) == 12
+    assert len(lines) == 12 * 2, "the tiles of the classifiers of both seeds"
+    assert pairs_that_agree(lines) / len(lines) == metrics["real_test"]["overall_accuracy"]
 
     assert read_json("metrics/ceiling_scenes.json")["n"] == 16
     assert ceiling_metrics["n"] == 12
@@ -357,6 +360,10 @@ def test_metrics_and_plots_of_the_stages(folder):
     assert ceiling_metrics["n_train"] == 12
     # Nothing but outputs: no logs or checkpoints of Lightning.
     assert {path.name for path in folder.iterdir()} == {"params.yaml", "data", "models", "metrics"}
+
+
+def pairs_that_agree(lines: list[str]) -> int:
+    return sum(actual == predicted for actual, predicted in csv.reader(lines))
 
 
 def test_a_class_of_0_prompts_is_left_out_with_its_real_tiles(folder, capsys):

@@ -828,6 +828,6 @@ def test_the_tokenizer_from_scratch_takes_any_text(tmp_path):
         pieces = [tokenizers[name].tokenize(word) for name in ("ascii", "english")]
         assert pieces[0] == pieces[1]
 
-    captions = ["", "many buildings", "一条河", "a river 🌲", "river, 一"]
+    captions = pa.array(["", "many buildings", "一条河", "a river 🌲", "river, 一"])
     assert log_dropped_words("t", "captions", captions, tokenizers["ascii"]) == (3, 1)
     assert log_dropped_words("t", "captions", captions, tokenizers["bytes"]) == (0, 0)

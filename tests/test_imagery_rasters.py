@@ -20,6 +20,7 @@ from test_real import DATA
 
 from stages import fetch_imagery
 from stages.common.artifacts import IMAGE, decode_image, read_json, read_rows, write_shards
+from stages.diffusion.marked_png import SETTINGS
 from stages.imagery.bands import ParamsMisfit
 from stages.imagery.georeference import find_date
 from stages.imagery.image_decoding import decode_rgb
@@ -660,15 +661,18 @@ def test_the_georeference_of_real_tiles_goes_in_and_out_again(tmp_path, monkeypa
 def test_generated_geotiffs_say_that_they_are_synthetic(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image = {"bytes": encoded(picture(1)), "path": None}
-    rows = [{"image": image, "label": "Water Body", "prompt": "a lake"}] * 2
-    schema = pa.schema([("image", IMAGE), ("label", pa.string()), ("prompt", pa.string())])
+    settings = dict(zip(SETTINGS, ("a lake", "blurry", "7", "dpm++", "20", "2.5", "a1b2")))
+    rows = [{"image": image, "label": "Water Body", **settings}] * 2
+    schema = pa.schema([("image", IMAGE), *((name, pa.string()) for name in ("label", *SETTINGS))])
     write_shards("data/synthetic", rows, schema)
     export_geotiffs("synthetic", tmp_path / "out")
     files = sorted((tmp_path / "out").iterdir())
     assert len(files) == 2
     with rasterio.open(files[0]) as dataset:
         assert dataset.crs is None and dataset.transform.is_identity
-        assert "synthetic" in dataset.tags()["TIFFTAG_IMAGEDESCRIPTION"].lower()
+        tags = dataset.tags()
+        assert "synthetic" in tags["TIFFTAG_IMAGEDESCRIPTION"].lower()
+        assert {name: tags[name.upper()] for name in SETTINGS} == settings
         assert np.array_equal(dataset.read().transpose(1, 2, 0), picture(1))
 
 

@@ -57,14 +57,14 @@ def project(smoke, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def changed(project, environment):
+def changed(project, warm_environment):
     """Change lines of params.yaml for one test."""
     original = (project / "params.yaml").read_text()
 
     def change(old: str, new: str) -> set[str]:
         assert old in original, "the test's own premise"
         (project / "params.yaml").write_text(original.replace(old, new, 1))
-        return stages_that_would_run(project, environment)
+        return stages_that_would_run(project, warm_environment)
 
     yield change
     (project / "params.yaml").write_text(original)
@@ -109,7 +109,7 @@ def test_every_file_that_a_stage_opens_is_declared(smoke):
 
 
 @traced
-def test_the_trace_shows_a_stage_that_reads_an_undeclared_file(tmp_path):
+def test_the_trace_shows_a_stage_that_reads_an_undeclared_file(tmp_path, warm_environment):
     """The same check on a stage that reads one declared and four undeclared files.
 
     Python, a child process, C++ and an import open them.
@@ -119,20 +119,22 @@ def test_the_trace_shows_a_stage_that_reads_an_undeclared_file(tmp_path):
     for name in ("declared.csv", "undeclared.csv", "child.csv", "arrow.csv"):
         (root / name).write_text("x\n1\n")
     (root / "part").mkdir()
+    (root / "stages").mkdir()
     for name in ("__init__", "helper", "bystander"):
         (root / f"part/{name}.py").touch()
-    (root / "stage.py").write_text("""
+    (root / "stages/example.py").write_text("""
 import importlib, subprocess, pyarrow.csv
 open("part/bystander.py"), importlib.import_module("part.helper")
 open("declared.csv"), open("undeclared.csv"), open("new", "w"), open("new")
 subprocess.run(["cat", "child.csv"])
 pyarrow.csv.read_csv("arrow.csv")
 """)
-    tracing.install(tmp_path / "shim", tmp_path / "traces")
-    done = shell(str(tmp_path / "shim/python"), "stage.py", cwd=root)
+    environment = {**warm_environment, "TRACES": str(tmp_path)}
+    done = shell("python", "-m", "stages.example", cwd=root, env=environment)
     assert done.returncode == 0, done.stderr
-    stage = {"cmd": "python stage.py", "deps": [{"path": "declared.csv"}]}
-    files = tracing.opened(tmp_path / "traces/stage.py", root)
+    stage = {"cmd": "python -m stages.example", "deps": [{"path": "declared.csv"}]}
+    files = tracing.opened(tmp_path / "-m stages.example", root)
+    files.remove("stages/example.py")
     assert tracing.undeclared(files, stage, root) == [
         "arrow.csv",
         "child.csv",
@@ -141,8 +143,8 @@ pyarrow.csv.read_csv("arrow.csv")
     ]
 
 
-def test_nothing_to_do(project, environment):
-    done = shell("dvc", "repro", cwd=project, env=environment)
+def test_nothing_to_do(project, warm_environment):
+    done = shell("dvc", "repro", cwd=project, env=warm_environment)
     assert done.returncode == 0 and "Running stage" not in done.stdout
     listed = shell(
         "git", "status", "--porcelain", "--untracked-files=all", "--", "data", "models", cwd=project
@@ -151,20 +153,20 @@ def test_nothing_to_do(project, environment):
     assert not stray, "an output is neither in git nor ignored by DVC"
 
 
-def test_an_edit_in_a_folder_of_code_reruns_nothing_that_costs_gpu_hours(project, environment):
+def test_an_edit_in_a_folder_of_code_reruns_nothing_that_costs_gpu_hours(project, warm_environment):
     """Of modules that no stage imports; compiled ones, plots and previews rerun nothing at all."""
     for name in ("stages/common/__pycache__/rng.cpython-399.pyc", "sweeps/guidance.png"):
         (project / name).parent.mkdir(exist_ok=True)
         (project / name).write_bytes(b"new")
     with open(project / "stages/embedded/scenes/__main__.py", "a") as file:
         file.write("# changed\n")
-    assert not stages_that_would_run(project, environment)
+    assert not stages_that_would_run(project, warm_environment)
 
     new = [project / "stages" / folder / "new.py" for folder in CODE_FOLDERS]
     for file in new:
         file.write_text("x = 1\n")
     try:
-        ran = stages_that_would_run(project, environment)
+        ran = stages_that_would_run(project, warm_environment)
     finally:
         for file in new:
             file.unlink()
@@ -225,20 +227,22 @@ def changed_value(value):
     return f"not {value}"
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_a_changed_section_reaches_its_readers_and_nothing_else(section, project, environment):
+def test_a_changed_section_reaches_its_readers_and_nothing_else(project, warm_environment):
     path = project / "params.yaml"
     original = path.read_text()
-    params = yaml.safe_load(original)
-
-    params[section] = changed_value(params[section])
-    path.write_text(yaml.safe_dump(params))
+    path.write_text(yaml.safe_dump(changed_value(yaml.safe_load(original))))
     try:
-        ran = stages_that_would_run(project, environment)
+        done = shell("dvc", "status", "--json", cwd=project, env=warm_environment)
     finally:
         path.write_text(original)
-    # `--dry` names the stages that read the params; what follows depends on their new outputs.
-    assert {stage.split("@")[0] for stage in ran} == set(stages_that_read(section))
+    assert done.returncode == 0, done.stderr
+    readers: dict[str, set[str]] = {section: set() for section in SECTIONS}
+    for stage, changes in json.loads(done.stdout).items():
+        (changed,) = changes
+        for param, what in changed["changed deps"]["params.yaml"].items():
+            assert what == "modified"
+            readers[param.split(".")[0]].add(stage.split("@")[0])
+    assert readers == {section: set(stages_that_read(section)) for section in SECTIONS}
 
 
 def leaves(value) -> list:
@@ -311,15 +315,15 @@ def test_tuned_model_is_a_stable_diffusion_pipeline(smoke):
     assert image.size == (32, 32)
 
 
-def test_dvc_reads_metrics_and_plots(project, environment):
+def test_dvc_reads_metrics_and_plots(project, warm_environment):
     shown = json.loads(
-        shell("dvc", "metrics", "show", "--json", cwd=project, env=environment).stdout
+        shell("dvc", "metrics", "show", "--json", cwd=project, env=warm_environment).stdout
     )[""]["data"]
     assert set(shown) == {
         f"metrics/{path.name}" for path in (project / "metrics").glob("*.json")
     } - {"metrics/context.json"}
     assert shown["metrics/fid.json"]["data"]["scene"]["standard"]["n"] > 0
-    done = shell("dvc", "plots", "show", "-o", "plots_page", cwd=project, env=environment)
+    done = shell("dvc", "plots", "show", "-o", "plots_page", cwd=project, env=warm_environment)
     assert done.returncode == 0, done.stderr
     page = (project / "plots_page/index.html").read_text()
     shutil.rmtree(project / "plots_page")

@@ -6,7 +6,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,7 @@ class Runner:
         gh.chmod(0o755)
         self.environment = {
             **environment,
-            "PATH": f"{gh.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{gh.parent}:{environment['PATH']}",
             "HOME": str(self.home),
             "RUNNER_TEMP": str(folder),
             "SCALE": "params.yaml",

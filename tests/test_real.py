@@ -34,7 +34,7 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, warm_env
     ):
         params[section] = smoke[section]
     params["train_scene"] |= {"source": "scratch"}
-    params["fetch_imagery"] |= {"resolution": 32, "max_images": 240, "valid": 24}
+    params["fetch_imagery"] |= {"resolution": 32, "max_images": 120, "valid": 12}
     params["train_base"] |= {
         "vae_channels": [8, 16, 16],
         "vae_steps": 4,
@@ -55,14 +55,14 @@ def test_whole_pipeline_from_scratch_on_rsicd_and_real_papers(tmp_path, warm_env
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     report = json.loads((copy / "data/imagery/REPORT.json").read_text())
     assert (
-        report["kept"]["test"] == 240
-        and report["kept"]["valid"] == 24
-        and report["kept"]["train"] == 216
+        report["kept"]["test"] == 120
+        and report["kept"]["valid"] == 12
+        and report["kept"]["train"] == 108
     )
     rows = list(csv.DictReader((copy / "data/papers_report.csv").open()))
     assert len(rows) == 25 and all(row["status"] == "ok" for row in rows)
     fid = json.loads((copy / "metrics/fid.json").read_text())["scene"]["standard"]
-    assert fid["n"] == 240 and fid["fid"] > fid["fid_floor"]
+    assert fid["n"] == 120 and fid["fid"] > fid["fid_floor"]
     # RSICD has no snow, and the context of the numbers names that class.
     assert "Snow Ice" in (copy / "models/classifier/lulc/context.json").read_text()
 

@@ -4,10 +4,14 @@ They include what Arrow, safetensors and tokenizers open by themselves. Listing 
 count as reading it.
 """
 
+import ctypes
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import audit
@@ -18,27 +22,39 @@ NOT_DATA = (".git", ".dvc", ".dvcignore", "dvclive", "params.yaml", "requirement
 # The report reads the graph and what ran, for metrics/run.js alone, which is no output.
 READ_FOR_NO_OUTPUT = {"python -m stages.report": ("dvc.yaml", "dvc.lock")}
 
+STRACE = ("strace", "-f", "-y", "-qq", "-e", "trace=open,openat", "-e", "signal=none")
+
 
 def available() -> bool:
-    """Whether strace is installed and allowed to trace here."""
-    strace = shutil.which("strace")
-    if not strace:
+    """Whether strace is installed and allowed to trace a process that runs here."""
+    if not shutil.which("strace"):
         return False
-    trial = subprocess.run([strace, "-qq", "-o", "/dev/null", "true"], capture_output=True)
-    return trial.returncode == 0
+    with tempfile.TemporaryDirectory() as folder:
+        code = "import sys, tracing; tracing.trace_me(sys.argv[1])"
+        command = [sys.executable, "-c", code, f"{folder}/trace"]
+        trial = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True)
+        return trial.returncode == 0
 
 
-def install(shim: Path, traces: Path) -> None:
-    """Write `shim/python`, which runs Python under strace and leaves a trace per command.
+def trace_me(path: str | Path) -> None:
+    """Have strace write the open and openat calls of this process, from now on, to a file.
 
-    `shim` is to stand on PATH before the real one; the traces lie in `traces`.
+    Raises:
+        RuntimeError: strace has ended, because it may not trace.
     """
-    shim.mkdir(parents=True)
-    traces.mkdir(parents=True)
-    options = "-f -y -qq --seccomp-bpf -e trace=open,openat -e signal=none"
-    command = f'exec strace {options} -o "{traces}/$*" "{sys.executable}" "$@"'
-    (shim / "python").write_text(f"#!/bin/sh\n{command}\n")
-    (shim / "python").chmod(0o755)
+    allow_tracing()
+    strace = subprocess.Popen([*STRACE, "-o", str(path), "-p", str(os.getpid())])
+    while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+        if strace.poll() is not None:
+            raise RuntimeError(f"strace has ended with exit code {strace.returncode}")
+        time.sleep(0.01)
+    time.sleep(0.01)  # strace is attached before it interrupts this process for the first time
+
+
+def allow_tracing() -> None:
+    """Where Linux lets only parents trace (Yama), let any process of this user trace this one."""
+    set_ptracer, any_process = 0x59616D61, -1  # prctl(2)
+    ctypes.CDLL(None).prctl(set_ptracer, ctypes.c_ulong(any_process), 0, 0, 0)
 
 
 def open_calls(trace: Path) -> list[str]:

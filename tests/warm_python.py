@@ -1,8 +1,10 @@
 """A `python` that has imported the stages' libraries already, for tests that run whole pipelines.
 
 At smoke scale a stage spends most of its time importing torch. Here a server imports the libraries
-once; each `python -m <module>` that DVC runs is a fork of it, with the command's folder,
-environment, arguments, input and output. The `smoke` run starts every stage anew instead.
+once; each `python -m <module>` that DVC runs, and each `dvc`, is a fork of it, with the command's
+folder, environment, arguments, input and output. Where the environment names a folder as TRACES,
+strace notes there which files a stage opens. What this hides, an import that a stage lacks, is seen
+where stages start anew: in `make`, whose results are committed.
 
     python warm_python.py serve <socket>
     python warm_python.py run <socket> -m <module> <argument>...
@@ -24,15 +26,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-# All but those that start threads when they are imported (Arrow): a fork would lack these.
 LIBRARIES = (
     "accelerate",
+    "albumentations",
+    "bitsandbytes",
+    "chromadb",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "dvc.cli",
+    "dvc.commands.repro",
+    "dvclive",
+    "lightning.pytorch",
+    "llama_index.core",
+    "matplotlib.pyplot",
+    "peft",
+    "pyarrow.parquet",
     "scipy.optimize",
+    "sklearn.linear_model",
     "timm",
     "torch._dynamo",
     "torch.distributed.tensor",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "torchgeo.trainers",
+    "tracing",
 )
+VARIABLES = {
+    # A fork has none of its parent's threads, such as OpenBLAS and Arrow's allocator would start.
+    "OMP_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
 LENGTH_BYTES = 8
 REQUEST_FDS = 3  # standard input, output and errors
 
@@ -49,17 +70,19 @@ def warm_python(folder: Path, environment: dict[str, str]) -> Iterator[dict[str,
         return
     address = folder / "socket"
     command = [sys.executable, __file__, "serve", str(address)]
-    server = subprocess.Popen(command, env={**os.environ, **environment})
-    shim = folder / "bin/python"
-    shim.parent.mkdir()
-    # Without site-packages Python starts in 20 ms.
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS {__file__} run {address} "$@"\n')
-    shim.chmod(0o755)
+    server = subprocess.Popen(command, env={**os.environ, **environment, **VARIABLES})
+    shims = folder / "bin"
+    shims.mkdir()
+    for name, module in (("python", ""), ("dvc", "-m dvc ")):
+        # Without site-packages Python starts in 20 ms.
+        start = f'exec "{sys.executable}" -IS {__file__} run {address} {module}"$@"'
+        (shims / name).write_text(f"#!/bin/sh\n{start}\n")
+        (shims / name).chmod(0o755)
     try:
         while not address.exists():
             assert server.poll() is None, "the server of warm_python.py has ended"
             time.sleep(0.1)
-        path = [str(shim.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        path = [str(shims), str(Path(sys.executable).parent), os.environ["PATH"]]
         yield {**environment, "PATH": os.pathsep.join(path)}
     finally:
         server.terminate()
@@ -96,18 +119,21 @@ def serve(address: str) -> None:
 
 def run_module(connection: socket.socket) -> int:
     """Do what `python -m` does, for the request of a connection; returns the exit code."""
+    import tracing  # here: `run` finds no module that lies beside this file
+
     header, descriptors, _, _ = socket.recv_fds(connection, LENGTH_BYTES, REQUEST_FDS)
     request = json.loads(receive(connection, int.from_bytes(header)))
     connection.close()
     for target, descriptor in enumerate(descriptors):
         os.dup2(descriptor, target)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w", buffering=1)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
     _, module, *arguments = request["arguments"]
     sys.argv = [module, *arguments]
     sys.path[0] = request["folder"]
+    if "TRACES" in os.environ and module.startswith("stages."):
+        tracing.trace_me(Path(os.environ["TRACES"], " ".join(request["arguments"])))
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
