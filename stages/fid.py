@@ -68,7 +68,7 @@ def main() -> None:
         for name in ("tuned", "synthetic")
     }
     image_metrics["pixels"], _ = compare_with_training_images(
-        thumbnails, rows["synthetic"]["row"], nearest_neighbors_dihedral
+        thumbnails, rows["synthetic"]["row"], nearest_neighbors_dihedral, params.seed
     )
 
     # Each extractor: distances to real tiles, and near-copies of training images.
@@ -90,7 +90,7 @@ def main() -> None:
                 padded_sets, real_indices, params.fid, params.seed
             )
         image_metrics[extractor], closest = compare_with_training_images(
-            sets, rows["synthetic"]["row"], nearest_neighbors
+            sets, rows["synthetic"]["row"], nearest_neighbors, params.seed
         )
         if extractor == "scene":
             write_nearest_training(closest, rows)

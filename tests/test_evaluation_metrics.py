@@ -19,6 +19,7 @@ from stages.evaluation.intervals import (
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.memorization import (
     THUMBNAIL_SIDE,
+    compare_with_training_images,
     memorization_scores,
     nearest_neighbors,
     nearest_neighbors_dihedral,
@@ -150,6 +151,8 @@ def test_prdc_of_equal_far_and_collapsed_sets(monkeypatch):
     fake = gaussian_sample(50, 6, 1, shift=100)
     in_one_block = compute_prdc(real, fake)
     monkeypatch.setattr("stages.evaluation.prdc.BLOCK", 7)
+    assert compute_prdc(real, fake) == in_one_block
+    monkeypatch.setattr("stages.evaluation.prdc.BLOCK_DISTANCES", 100)
     assert compute_prdc(real, fake) == in_one_block
 
 
@@ -341,7 +344,7 @@ def test_nearest_training_image_by_hand(monkeypatch):
     x = gaussian_sample(20, 6, 1, shift=50)
     full = np.linalg.norm(x[:, None].astype(np.float64) - train[None], axis=2)
     for block in (1024, 7):
-        monkeypatch.setattr("stages.evaluation.memorization.BLOCK", block)
+        monkeypatch.setattr("stages.evaluation.prdc.BLOCK", block)
         distances, neighbors = nearest_neighbors(x, train)
         assert np.allclose(distances, full.min(1))
         assert (neighbors == full.argmin(1)).all()
@@ -372,6 +375,22 @@ def test_a_copying_generator_is_caught_and_a_fair_one_is_not():
     # Where held-out images are in the training set, only exact copies count.
     real[:20] = 0
     assert memorization_scores(np.array([0, 0.5, 1]), real)["memorized"] == pytest.approx(1 / 3)
+
+
+def test_of_large_sets_a_sample_is_compared(monkeypatch):
+    monkeypatch.setattr("stages.evaluation.memorization.COMPARED", 40)
+    train = gaussian_sample(400, 8, 0)
+    sets = {
+        "train": train,
+        "test": gaussian_sample(200, 8, 1),
+        "tuned": train[100:300] + 0.01 * gaussian_sample(200, 8, 2),  # copies
+        "synthetic": gaussian_sample(120, 8, 3),
+    }
+    prompts = [number // 4 for number in range(120)]
+    scores, pairs = compare_with_training_images(sets, prompts, nearest_neighbors, seed=0)
+    assert scores["tuned"]["n"] == scores["synthetic"]["n"] == 40
+    assert scores["tuned"]["memorized"] > 0.9 and scores["synthetic"]["memorized"] < 0.2
+    assert all(pair["training"] == 100 + pair["generated"] for pair in pairs)
 
 
 def test_mode_collapse_is_caught():

@@ -6,43 +6,55 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv
 
+from stages.common.rng import rng
 from stages.evaluation.intervals import effective_size
-from stages.evaluation.prdc import BLOCK, squared_distances
+from stages.evaluation.prdc import row_blocks, squared_distances
 
 PERCENTILE = 1  # of the held-out images' distances; what is nearer is a near-copy
 THUMBNAIL_SIDE = 16  # pixels of the thumbnails that are compared
 CLOSEST_PAIRS = 24  # pairs of generated and training image that are listed
+COMPARED = 10_000  # images of a set, at most: the time is in proportion to the training images
 QUANTILES = (np.arange(100) + 0.5) / 100  # that stand for a distribution
 
 Search = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def compare_with_training_images(
-    sets: dict[str, np.ndarray], prompts: list[int], search: Search
+    sets: dict[str, np.ndarray], prompts: list[int], search: Search, seed: int
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
     """How near generated and held-out real images are to their nearest training images.
+
+    Of a set of more than 10,000 images, 10,000 are drawn. They are compared with all training
+    images.
 
     Args:
         sets: features [N, D] of `train`, `test`, `tuned` and `synthetic`.
         prompts: number of each synthetic image's prompt; images of one prompt are alike.
         search: `nearest_neighbors` or `nearest_neighbors_dihedral`.
+        seed: of the drawing.
 
     Returns:
         `memorization_scores` of `tuned` and of `synthetic`; and the pairs of a tuned image and its
         nearest training image that are closest, as {generated, training: index into the set,
         distance, real_percentile: share of the held-out real images that are as near or nearer}.
     """
-    held_out, _ = search(sets["test"], sets["train"])
-    tuned, neighbors = search(sets["tuned"], sets["train"])
-    synthetic, _ = search(sets["synthetic"], sets["train"])
+    compared = {
+        name: np.sort(rng(seed, "memorization", name).permutation(len(sets[name]))[:COMPARED])
+        for name in ("test", "tuned", "synthetic")
+    }  # [<= 10,000] indices into each set
+    held_out, _ = search(sets["test"][compared["test"]], sets["train"])
+    tuned, neighbors = search(sets["tuned"][compared["tuned"]], sets["train"])
+    synthetic, _ = search(sets["synthetic"][compared["synthetic"]], sets["train"])
     scores = {
         "tuned": memorization_scores(tuned, held_out),
-        "synthetic": memorization_scores(synthetic, held_out, np.array(prompts)),
+        "synthetic": memorization_scores(
+            synthetic, held_out, np.array(prompts)[compared["synthetic"]]
+        ),
     }
     pairs = []
     for i in np.argsort(tuned, kind="stable")[:CLOSEST_PAIRS]:
         pair = {
-            "generated": int(i),
+            "generated": int(compared["tuned"][i]),
             "training": int(neighbors[i]),
             "distance": float(tuned[i]),
             "real_percentile": float((held_out <= tuned[i]).mean()),
@@ -134,8 +146,8 @@ def nearest_neighbors(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.
     train = train - center
     distances = []
     neighbors = []
-    for start in range(0, len(x), BLOCK):
-        squared = squared_distances(x[start : start + BLOCK], train)  # [B, M]
+    for block in row_blocks(len(x), len(train)):
+        squared = squared_distances(x[block], train)  # [B, M]
         nearest = squared.argmin(1)  # [B]
         neighbors.append(nearest)
         distances.append(np.sqrt(squared[np.arange(len(squared)), nearest]))

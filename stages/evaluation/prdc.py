@@ -5,11 +5,14 @@ Generative Models". Density and coverage: Naeem et al. 2020, "Reliable Fidelity 
 Metrics for Generative Models".
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 NEIGHBORS = 3  # of precision and recall (their section 3.1; torch-fidelity's default)
 DENSITY_NEIGHBORS = 5  # of density and coverage (their section 4)
-BLOCK = 1024  # rows of the distance matrix in memory at a time
+BLOCK = 1024  # rows of a distance matrix in memory at a time, and
+BLOCK_DISTANCES = 2**24  # distances, in 128 MiB
 
 
 def compute_prdc(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
@@ -40,8 +43,7 @@ def compute_prdc(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
     ball_count = 0
     recalled = np.zeros(len(real), bool)
     covered = np.zeros(len(real), bool)
-    for start in range(0, len(fake), BLOCK):
-        block = slice(start, start + BLOCK)
+    for block in row_blocks(len(fake), len(real)):
         squared = squared_distances(fake[block], real)  # [B, N]
         precise_count += int((squared <= real_radii).any(1).sum())
         recalled |= (squared <= fake_radii[block, None]).any(0)
@@ -59,11 +61,18 @@ def compute_prdc(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
 def neighbor_radii(features: np.ndarray, *neighbors: int) -> list[np.ndarray]:
     """Squared distance [N] of each row of features [N, D] to its k-th nearest other row, per k."""
     blocks = []
-    for start in range(0, len(features), BLOCK):
-        squared = squared_distances(features[start : start + BLOCK], features)  # [B, N]
+    for block in row_blocks(len(features), len(features)):
+        squared = squared_distances(features[block], features)  # [B, N]
         # Index 0 is the row itself, so index k is the k-th nearest other row.
         blocks.append(np.partition(squared, neighbors, axis=1)[:, neighbors])
     return list(np.concatenate(blocks).T)
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield the rows of a distance matrix [rows, columns] that are in memory at a time."""
+    step = max(1, min(BLOCK, BLOCK_DISTANCES // columns))
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
 
 
 def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
