@@ -72,12 +72,15 @@ def main() -> None:
     parser.add_argument("--quantization", default="nf4", choices=["nf4", "none"])
     parser.add_argument("--method", choices=["QLoRA", "LoRA", "full"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    # Each project folder becomes the working directory.
+    adapter = options.adapter.resolve() if options.adapter else None
+    prompts = options.prompts.resolve() if options.prompts else None
     os.environ.setdefault("REMOTE_DIFFUSION_SCRATCH", tempfile.mkdtemp(prefix="scratch"))
     match options.name:
         case "writers":
-            compare_writers(options.adapter, options.prompts)
+            compare_writers(adapter, prompts)
         case "perplexity":
-            measure_perplexity(options.quantization, options.adapter)
+            measure_perplexity(options.quantization, adapter)
         case "base_perplexity":
             compare_base_perplexity()
         case "training":

@@ -541,7 +541,8 @@ class Prompt(Section):
     top_p: PositiveNumber | None = Field(
         le=1,
         description="nucleus sampling (Holtzman et al. 2020): the likeliest tokens of this total "
-        "probability; null = the model's own",
+        "probability (writers huggingface and domain: of the 50 likeliest, unless the model's "
+        "generation_config.json says otherwise); null = the model's own",
     )
     top_k: Count = Field(description="passages retrieved per query (techniques with retrieval)")
     per_class: Annotated[int | dict[str, int], BeforeValidator(_check_per_class)] = Field(
@@ -887,6 +888,11 @@ class Params(Section):
                 raise ValueError(
                     f"prompt.technique: the {writer} writer knows {', '.join(known)}, "
                     f"not {technique}"
+                )
+            if prompt.one_by_one and writer == "huggingface" and "chain_of" in technique:
+                raise ValueError(
+                    f"prompt.one_by_one: gives the first words of each answer, which leaves no "
+                    f"room for {technique}"
                 )
 
     def _check_prompts_per_class(self) -> None:

@@ -140,7 +140,7 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[st
                 f"prompt.per_class: {label}: {len(kept)} of {count} prompts after "
                 f"{prompt.attempts} attempts "
                 f"(rejected: {describe_rejections(rejections, collector.examples)}"
-                f"{describe_answers(collector.writer.counts, prompt.max_tokens)}); ask for fewer, "
+                f"{describe_answers(collector.writer.counts, prompt)}); ask for fewer, "
                 "raise prompt.attempts or prompt.top_k, or add papers"
             )
     composed = sum(kept.text in collector.writer.composed for kept in collector.kept)
@@ -151,15 +151,16 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[st
         )
 
 
-def describe_answers(counts: Counter[str], max_tokens: int) -> str:
+def describe_answers(counts: Counter[str], prompt: Prompt) -> str:
     """Say how many answers of a model had no text or were cut off; "" if none."""
     text = ""
     if counts["answers_empty"]:
         text += f"; {counts['answers_empty']} of {counts['answers']} answers had no text"
         text += " beside thoughts"
     if counts["answers_cut"]:
-        text += f"; {counts['answers_cut']} of {counts['answers']} answers were cut off: raise "
-        text += f"prompt.max_tokens, now {max_tokens}"
+        text += f"; {counts['answers_cut']} of {counts['answers']} answers were cut off"
+        if prompt.writer == "openai" or not prompt.one_by_one:
+            text += f": raise prompt.max_tokens, now {prompt.max_tokens}"
     return text
 
 

@@ -10,9 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
 
 from stages.runtime.environment import clear_variables
+from stages.runtime.errors import excepthook
 
 MAKEFILE_READS = (
     "Makefile",
@@ -45,6 +47,13 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA: 2 GiB"), MemoryError("8 GiB")])
+def test_too_little_memory_is_one_line(error, capsys):
+    excepthook(type(error), error, None)
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: out of memory: {error}") and line.count("\n") == 1
 
 
 @pytest.fixture

@@ -2,14 +2,17 @@
 
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 from model_files import refused, write_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from stages.common import packed_models
 
 HEADS = 2
 WIDTH = 16
@@ -52,8 +55,13 @@ def interleave(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM, architecture: str = "llama") -> None:
-    """Write a network with its tokenizer, in float32."""
+def write_gguf(
+    path: Path,
+    model: LlamaForCausalLM,
+    architecture: str = "llama",
+    change: Callable[[GGUFWriter], None] = lambda writer: None,
+) -> None:
+    """Write a network with its tokenizer, in float32. change: adds to the file."""
     path.parent.mkdir(exist_ok=True)
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -74,6 +82,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, architecture: str = "llama")
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
+    change(writer)
     weights = {name: weight.numpy() for name, weight in model.state_dict().items()}
     writer.add_tensor("token_embd.weight", weights["model.embed_tokens.weight"])
     writer.add_tensor("output_norm.weight", weights["model.norm.weight"])
@@ -89,6 +98,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, architecture: str = "llama")
 
 def test_a_gguf_file_becomes_the_network_and_tokenizer_that_it_holds(fetch, tmp_path, llama):
     write_gguf(tmp_path / "gguf/tiny.gguf", llama)
+    Path("tiny.gguf").write_bytes(b"another file of that name")
     files = fetch("writer", f"path:{tmp_path}/gguf/tiny.gguf")
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(files)
     tokenizer = AutoTokenizer.from_pretrained("models/base/writer")
@@ -115,6 +125,37 @@ def test_a_gguf_file_that_cannot_be_read_is_refused(fetch, tmp_path, llama):
         assert "tiny.gguf" in refused(fetch, "writer", f"path:{file}")
     file.write_bytes(content)
     assert "language" in refused(fetch, "embedder", f"path:{file}")
+
+
+def add_unknown_quantization(writer: GGUFWriter) -> None:
+    """Weights of a quantization that the libraries can't undo."""
+    values = np.zeros((4, 18), np.uint8)
+    writer.add_tensor("output.weight", values, raw_dtype=GGMLQuantizationType.Q1_0)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda w: w.add_tensor("rope_freqs.weight", np.full(2, 8, np.float32)), "scaled"),
+        (lambda w: w.add_rope_scaling_type(RopeScalingType.YARN), "scaled"),
+        (add_unknown_quantization, "Q1_0"),
+    ],
+)
+def test_a_gguf_file_that_would_become_another_model_is_refused(
+    fetch, tmp_path, llama, change, named
+):
+    file = tmp_path / "gguf/tiny.gguf"
+    write_gguf(file, llama, change=change)
+    line = refused(fetch, "writer", f"path:{file}")
+    assert "tiny.gguf" in line and named in line
+
+
+def test_a_gguf_file_that_does_not_fit_into_memory_is_refused(fetch, tmp_path, llama, monkeypatch):
+    file = tmp_path / "gguf/tiny.gguf"
+    write_gguf(file, llama)
+    monkeypatch.setattr(packed_models, "available_memory", lambda: 10)
+    line = refused(fetch, "writer", f"path:{file}")
+    assert "tiny.gguf" in line and "memory" in line
 
 
 def test_a_zip_archive_is_unpacked_and_checked_like_a_folder(fetch, tmp_path):

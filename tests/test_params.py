@@ -148,6 +148,24 @@ def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     assert [line for line in lines if all(word in line for word in words)]
 
 
+def test_given_first_words_leave_no_room_for_a_chain_of_thought(tmp_path):
+    changes = {
+        "  writer: none ": "  writer: path:m ",
+        "  one_by_one: false": "  one_by_one: true ",
+        "{writer: domain, technique: zero_shot}": "{writer: huggingface, technique: TECHNIQUE}",
+    }
+    text = DEMO
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new, 1)
+    file = tmp_path / "params.yaml"
+    file.write_text(text.replace("TECHNIQUE", "few_shot_retrieval"))
+    load(file)
+    file.write_text(text.replace("TECHNIQUE", "chain_of_thought_retrieval"))
+    with pytest.raises(SystemExit, match="prompt.one_by_one: .*chain_of_thought_retrieval"):
+        load(file)
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-05", 1e-5), ("1.E-5", 1e-5), (".5", 0.5), ("+1e-3", 1e-3), ("1E5", 1e5), ("2", 2.0)],

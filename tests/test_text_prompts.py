@@ -116,6 +116,15 @@ def test_prompts_are_composed_where_papers_describe_no_views():
         assert len(kept) >= 10 and set(kept) <= writer.composed
 
 
+def test_each_collection_begins_with_the_sentences_of_the_papers():
+    """The demo collects one prompt at a time, for one visitor after another."""
+    passage = make_passage("An orchard is a green grid of round crowns on brown soil.")
+    writer = ExtractiveWriter(CLASSES)
+    (first,) = writer.propose("Cultivated Vegetation", [passage], 1, 0, False)
+    assert writer.propose("Cultivated Vegetation", [passage], 1, 1, False) == []
+    assert writer.propose("Cultivated Vegetation", [passage], 1, 0, False) == [first]
+
+
 def test_clean_sentence():
     sentence = "However, seen from above, an orchard (young) is a grid."
     assert clean_sentence(sentence) == "an orchard is a grid"
@@ -685,14 +694,18 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     assert len(first) == len(openings) == 6 == writer.counts["answers"]
     assert all(candidate.text.startswith(o) for candidate, o in zip(first, openings))
     assert writer.propose("Crop Land", [], 3, 0, False) == first
+    # Fewer are missing at the next attempt. It asks for what was not asked for yet.
+    (later, *_) = writer.propose("Crop Land", [], 1, 1, False)
+    expected = one_by_one.format_dialogues(*args(1, 6))[0].opening
+    assert later.text.startswith(expected) and expected not in openings
     writer = InstructedWriter(tmp_path, params, "retrieval", CLASSES, 0, cache)
     with pytest.raises(SystemExit, match="^error: prompt.top_k: .*[0-9]+ tokens"):
         writer.propose("Crop Land", [{"text": "field " * 2000}], 2, 0, False)
 
 
-def args(count: int, attempt: int, technique: str = "few_shot", passages: tuple = ()) -> tuple:
+def args(count: int, first: int, technique: str = "few_shot", passages: tuple = ()) -> tuple:
     """The arguments of `format_dialogues` for crop land."""
-    return "Crop Land", technique, CLASSES, list(passages), count, attempt
+    return "Crop Land", technique, CLASSES, list(passages), count, first
 
 
 def test_each_description_is_opened_with_another_look_and_name():
@@ -701,7 +714,7 @@ def test_each_description_is_opened_with_another_look_and_name():
     openings = [dialogue.opening for dialogue in dialogues]
     assert len(set(openings)) == 20 == one_by_one.CANDIDATES * 10
     assert openings[0] == f"a {words.looks[0]} {words.names[0]}"
-    later = [dialogue.opening for dialogue in one_by_one.format_dialogues(*args(2, 5))]
+    later = [dialogue.opening for dialogue in one_by_one.format_dialogues(*args(2, 20))]
     assert not set(later) & set(openings)
     roles = [message["role"] for message in dialogues[0].messages]
     assert roles == ["user", "assistant"] * 3 + ["user"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
+from stages.runtime.memory import available_memory
 
 GGUF_ROLES = ("language", "writer")
 
@@ -49,20 +50,33 @@ def convert_gguf(file: Path, folder: Path, label: str) -> None:
 
     The tokenizer and its chat template, which GGUF holds too, are written beside the weights.
     """
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     logging.getLogger("transformers.modeling_utils").disabled = True  # a table of missing weights
+    file = file.absolute()
     try:
+        refuse_unread_parts(gguf.GGUFReader(file), f"{label}: {file.name}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
-            gguf_file=file.name,
+            gguf_file=str(file),  # a name alone is looked for in the working directory first
             dtype=torch.float16,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (ValueError, KeyError, OSError, struct.error) as error:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=str(file))
+    # The libraries check little of a file. RuntimeError: a quantization that they don't know.
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        OSError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         exit_with_error(
             f"{label}: {file.name} is incomplete, or of a kind that transformers can't read "
             f"({str(error)[:200]})"
@@ -74,3 +88,33 @@ def convert_gguf(file: Path, folder: Path, label: str) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     follow_umask(folder)
+
+
+def refuse_unread_parts(reader: Any, label: str) -> None:
+    """Exit with an error where the weights don't fit into memory, or a part would go unread.
+
+    transformers reads the scaling of rotary embeddings from files of gpt-oss alone. It would pass
+    over that of others, such as Llama 3.1, and make another model of them.
+
+    Args:
+        reader: a gguf.GGUFReader.
+        label: the start of error messages.
+    """
+    needed = 2 * sum(int(tensor.n_elements) for tensor in reader.tensors)  # bytes, in float16
+    free = available_memory()
+    if needed > free:
+        exit_with_error(
+            f"{label}: its weights need {needed / 2**30:.1f} GiB of memory, and "
+            f"{free / 2**30:.1f} GiB are free"
+        )
+    architecture = reader.fields["general.architecture"].contents()
+    kind = reader.fields.get(f"{architecture}.rope.scaling.type")
+    is_scaled = kind is not None and kind.contents() != "none"
+    names = [tensor.name for tensor in reader.tensors]
+    if any(name.startswith(("rope_freqs", "rope_factors")) for name in names):
+        is_scaled = True
+    if is_scaled and architecture != "gpt-oss":
+        exit_with_error(
+            f"{label}: its rotary position embedding is scaled, which transformers does not read "
+            "from GGUF: name the folder that the file was made from"
+        )

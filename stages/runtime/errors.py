@@ -27,7 +27,7 @@ def excepthook(
     error_type: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print one line for a file that cannot be read or written, a command that is not installed,
-    and Ctrl-C.
+    too little memory, and Ctrl-C.
 
     Any other error gets its traceback. `start_process` installs it as `sys.excepthook`.
     """
@@ -44,6 +44,8 @@ def excepthook(
         message = f"{error.filename}: command not found; install it or put it on PATH"
     elif isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror}"
+    elif error_type.__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # of torch
+        message = f"out of memory: {str(error)[:200]}: a smaller batch, context or model needs less"
     elif missing_file and str(error).count(" ") == 0:  # pyarrow names the file and nothing else
         message = f"{error}: No such file or directory"
     elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):

@@ -63,6 +63,7 @@ def load_pretrained(
         ValueError,
         TypeError,
         KeyError,
+        ImportError,  # of the package that a quantized model needs
         RuntimeError,
         SafetensorError,
         StrictDataclassError,

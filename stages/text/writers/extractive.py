@@ -26,34 +26,34 @@ class ExtractiveWriter:
         self.classes = classes
         self.composed: set[str] = set()
         self.counts: Counter[str] = Counter()
-        self.held_back: dict[str, list[Candidate]] = {}  # by class
-        # Texts proposed or held back, by class: passages overlap, so some sentences come twice.
-        self.seen: dict[str, set[str]] = {}
-        self.passages: dict[str, list[Passage]] = {}  # of all attempts so far, by class
+        # Of the attempts for one class:
+        self.held_back: list[Candidate] = []
+        # Texts proposed or held back: passages overlap, so some sentences come twice.
+        self.seen: set[str] = set()
+        self.passages: list[Passage] = []
 
     def propose(
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Propose the sentences with a plain name of the class; all others at the last attempt."""
+        if attempt == 0:
+            self.held_back, self.seen, self.passages = [], set(), []
         plain = []
-        held_back = self.held_back.setdefault(label, [])
-        seen = self.seen.setdefault(label, set())
         for candidate in extract_candidates(label, self.classes, passages):
-            if candidate.text in seen:
+            if candidate.text in self.seen:
                 continue
-            seen.add(candidate.text)
+            self.seen.add(candidate.text)
             if self.classes.has_plain_name(candidate.text, label):
                 plain.append(candidate)
             else:
-                held_back.append(candidate)
-        seen_passages = self.passages.setdefault(label, [])
-        seen_passages += passages
+                self.held_back.append(candidate)
+        self.passages += passages
         if not is_last:
             return plain
-        composed = compose_candidates(self.classes.words[label], seen_passages)
-        composed = [candidate for candidate in composed if candidate.text not in seen]
+        composed = compose_candidates(self.classes.words[label], self.passages)
+        composed = [candidate for candidate in composed if candidate.text not in self.seen]
         self.composed.update(candidate.text for candidate in composed)
-        return plain + held_back + composed
+        return plain + self.held_back + composed
 
 
 def extract_candidates(

@@ -41,6 +41,7 @@ class HostedWriter:
         self.seed = seed
         self.cache = cache
         self.counts: Counter[str] = Counter()
+        self.asked = 0  # requests for the class, since its first attempt
         schema = {
             "name": "descriptions",
             "strict": True,
@@ -56,9 +57,11 @@ class HostedWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Send the requests of the attempt one after another."""
+        first = self.asked if attempt else 0
         requests = instructions.format_requests(
-            label, self.technique, self.classes, passages, count, attempt
+            label, self.technique, self.classes, passages, count, first
         )
+        self.asked = first + len(requests)
         answers = []
         for i, request in enumerate(requests):
             asked = {

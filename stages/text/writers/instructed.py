@@ -49,6 +49,7 @@ class InstructedWriter:
         self.sampling = sampling_options(prompt)
         self.cache = cache
         self.counts: Counter[str] = Counter()
+        self.asked = 0  # requests for the class, since its first attempt
 
     def propose(
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
@@ -56,9 +57,11 @@ class InstructedWriter:
         """Generate the answers to all requests of the attempt in one batch."""
         if self.one_by_one:
             return self.propose_one_by_one(label, passages, count, attempt)
+        first = self.asked if attempt else 0
         requests = instructions.format_requests(
-            label, self.technique, self.classes, passages, count, attempt
+            label, self.technique, self.classes, passages, count, first
         )
+        self.asked = first + len(requests)
         key = (self.seed, label, attempt)
         asked = {
             "requests": requests,
@@ -73,9 +76,11 @@ class InstructedWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int
     ) -> list[Candidate]:
         """Let the model go on with the first words of descriptions, all in one batch."""
+        first = self.asked if attempt else 0
         dialogues = one_by_one.format_dialogues(
-            label, self.technique, self.classes, passages, count, attempt
+            label, self.technique, self.classes, passages, count, first
         )
+        self.asked = first + len(dialogues)
         texts = [
             self.tokenizer.apply_chat_template(
                 [*dialogue.messages, one_by_one.answer(dialogue.opening)],

@@ -77,17 +77,17 @@ def format_requests(
     classes: ClassLexicon,
     passages: list[Passage],
     count: int,
-    attempt: int,
+    first: int,
 ) -> list[str]:
-    """Format the requests of one attempt.
+    """Format the requests of one attempt, which are numbered from `first` on.
 
     Together they ask for at least 1.5 times `count` descriptions, since some will be rejected.
     """
     requests = -(-3 * count // (2 * MAX_PER_REQUEST))  # rounded up
     per_request = min(MAX_PER_REQUEST, 3 * count)
     return [
-        format_request(label, technique, classes, passages, per_request, attempt * requests + i)
-        for i in range(requests)
+        format_request(label, technique, classes, passages, per_request, number)
+        for number in range(first, first + requests)
     ]
 
 

@@ -36,7 +36,7 @@ def format_dialogues(
     classes: ClassLexicon,
     passages: list[Passage],
     count: int,
-    attempt: int,
+    first: int,
 ) -> list[Dialogue]:
     """Return the requests of one attempt, `CANDIDATES` for each of `count` descriptions.
 
@@ -46,7 +46,7 @@ def format_dialogues(
         classes: the words of all classes.
         passages: that sentences are quoted from; those that name the class come first.
         count: the number of prompts that are still missing.
-        attempt: the number of the attempt for this class, from 0.
+        first: the number of the first request: how many were made for this class before.
     """
     words = classes.words[label]
     examples = few_shot_examples(label, classes) if technique.startswith("few_shot") else []
@@ -58,7 +58,6 @@ def format_dialogues(
     named = [part for part in sentences if label in classes.count_class_names(part)]
     notes = named or sentences or [""]
     dialogues = []
-    first = attempt * CANDIDATES * count
     for i in range(first, first + CANDIDATES * count):
         name = words.names[i % len(words.names)]
         look = words.looks[i // len(words.names) % len(words.looks)]
