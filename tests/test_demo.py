@@ -319,6 +319,32 @@ def test_closing_the_page_stops_the_request(page, models):
     assert not models.lock.locked() and len(models.denoising_steps) < 100
 
 
+def test_a_request_that_is_canceled_while_it_waits_for_the_model_is_not_drawn(models):
+    models.denoising_steps.clear()
+    arguments = ("a lake", "", 3, 1, "7", 2, VISITOR)
+    models.stops.clear()
+    with ThreadPoolExecutor(1) as pool:
+        with models.lock:
+            waiting = pool.submit(models.generate_images, *arguments)
+            wait_until(lambda: VISITOR.session_hash in models.stops)
+            models.cancel(SimpleNamespace(session_hash="another visitor"))
+            models.cancel(VISITOR)
+        assert waiting.result() == (gr.skip(), gr.skip())
+    assert not models.denoising_steps
+    assert len(models.generate_images(*arguments)[0]) == 2
+
+
+def test_images_are_drawn_in_groups_of_the_batch_size(models, monkeypatch):
+    sampling = models.params.sampling.model_copy(update={"batch_size": 2})
+    monkeypatch.setattr(models, "params", models.params.model_copy(update={"sampling": sampling}))
+    models.denoising_steps.clear()
+    gallery, _ = models.generate_images("a lake", "", 3, 2, "7", 5, VISITOR)
+    assert len(models.denoising_steps) == models.steps_done == models.steps_total
+    images = models.sampler.generate_images(["a lake"] * 2, [""] * 2, [9, 10])
+    for file, image in zip(gallery[2:4], images):
+        assert np.array_equal(np.asarray(Image.open(file).convert("RGB")), image)
+
+
 def test_bad_input_is_reported_and_generates_nothing(page, models):
     models.denoising_steps.clear()
     page.get_by_role("button", name="Draw").click()

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import gradio as gr
+import numpy as np
 import torch
 
 from stages import fetch_model, train_base
@@ -27,6 +28,7 @@ from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
 from stages.params import Params, Writer
 from stages.runtime.errors import exit_with_error
+from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.progress import log
 from stages.text.checks import ClipTokenCounter
 from stages.text.class_words import ClassLexicon, complete_words
@@ -65,8 +67,8 @@ class DemoModels:
     def __init__(self, params: Params):
         self.params = params
         self.lock = threading.Lock()
-        self.stop = threading.Event()
-        self.visitor: str | None = None  # the session whose images are being generated
+        self.stop = threading.Event()  # ends the request that is being served
+        self.stops: dict[str | None, threading.Event] = {}  # that of each visitor's last request
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.folder = choose_model(params)
         if self.folder != TUNED:
@@ -152,22 +154,18 @@ class DemoModels:
         notes += self.describe_reading(negative_prompt, "negative prompt")
         first_seed = parse_seed(seed)
         seeds = [(first_seed + i) % (MAX_SEED + 1) for i in range(count)]
+        stop = self.stops[request.session_hash] = threading.Event()
         # A canceled request holds the lock until its last step ends.
         with self.lock:
-            self.stop.clear()
-            self.visitor = request.session_hash
+            self.stop = stop
             self.progress = progress
             self.set_sampling(steps, guidance, count)
             try:
-                images = self.sampler.generate_images(
-                    [prompt] * count, [negative_prompt] * count, seeds
-                )  # uint8 [count, H, W, 3]
+                images = self.draw(prompt, negative_prompt, seeds)
             except RequestCanceled:
                 return gr.skip(), gr.skip()
             except SystemExit as error:  # from `exit_with_error`
                 raise gr.Error(str(error)) from None
-            finally:
-                self.visitor = None
             described = self.describe_images(prompt, negative_prompt)
         self.forget_images(request)
         folder = self.folders[request.session_hash] = mkdtemp(dir=self.images.name)
@@ -179,6 +177,29 @@ class DemoModels:
         link = urlencode(dict(zip(LINK_FIELDS, values)))
         link = f"[Link to these settings](?{link})"
         return gallery, "\n\n".join([f"Seeds: {', '.join(map(str, seeds))}", *notes, link])
+
+    def draw(self, prompt: str, negative_prompt: str, seeds: list[int]) -> list[np.ndarray]:
+        """Return an image for each seed: uint8 [H, W, 3].
+
+        Raises:
+            RequestCanceled: the request was canceled, perhaps while it waited for its turn.
+            SystemExit: the images are NaN or inf, or don't fit into the GPU's memory.
+        """
+        images: list[np.ndarray] = []
+        group_size = self.sampler.sampling.batch_size
+        for first in range(0, len(seeds), group_size):
+            group = seeds[first : first + group_size]
+            if self.stop.is_set():
+                raise RequestCanceled
+            with report_out_of_memory("sampling.batch_size", group_size, None):
+                images += list(
+                    self.sampler.generate_images(
+                        [prompt] * len(group), [negative_prompt] * len(group), group
+                    )
+                )
+        if self.stop.is_set():
+            raise RequestCanceled
+        return images
 
     def describe_images(self, prompt: str, negative_prompt: str) -> dict[str, Any]:
         """What a file says of its image, as in data/synthetic, but for the seed."""
@@ -220,16 +241,18 @@ class DemoModels:
 
     def set_sampling(self, steps: int, guidance: float, count: int) -> None:
         """Set the sampler to a request's steps, guidance scale and number of images."""
+        group_size = min(count, self.params.sampling.batch_size)
         self.sampler.sampling = self.params.sampling.model_copy(
-            update={"steps": steps, "guidance_scale": guidance, "batch_size": count}
+            update={"steps": steps, "guidance_scale": guidance, "batch_size": group_size}
         )
         # Count the scheduler's own timesteps: PNDM takes one more than it is asked for.
         scheduler = self.sampler.scheduler
         scheduler.set_timesteps(steps)
-        chunks = CpuChunks(count, self.sampler.device).chunks
+        chunks = CpuChunks(group_size, self.sampler.device).chunks
+        groups = math.ceil(count / group_size)
         self.started = time.monotonic()
         self.steps_done = 0
-        self.steps_total = len(scheduler.timesteps) * len(chunks)
+        self.steps_total = len(scheduler.timesteps) * len(chunks) * groups
 
     def restore_settings(self, request: gr.Request) -> list[Any]:
         """Return what the page's address holds: the values of the fields, in their order."""
@@ -237,12 +260,13 @@ class DemoModels:
 
     def cancel(self, request: gr.Request) -> None:
         """Stop the request of this visitor; a request of another visitor goes on."""
-        if request.session_hash == self.visitor:
-            self.stop.set()
+        if request.session_hash in self.stops:
+            self.stops[request.session_hash].set()
 
     def leave(self, request: gr.Request) -> None:
         """Stop the request of a visitor who has closed the page, and forget what they got."""
         self.cancel(request)
+        self.stops.pop(request.session_hash, None)
         self.given.pop(request.session_hash, None)
         self.forget_images(request)
 
@@ -276,12 +300,13 @@ class DemoModels:
     def collect_prompt(self, label: str) -> tuple[list[ImagePrompt], Counter[str]]:
         """Return the next prompt for a class, in a list that may be empty, and rejections.
 
-        Where the visitor has seen all that the papers give, they begin again.
+        Where the visitor has seen all that the papers give of the class, they begin again.
         """
         attempts = self.params.prompt.attempts
         kept, rejections = self.collector.collect(label, 1, attempts)
-        if not kept and self.collector.kept:
-            self.collector.kept.clear()
+        of_others = [prompt for prompt in self.collector.kept if prompt.label != label]
+        if not kept and len(of_others) < len(self.collector.kept):
+            self.collector.kept[:] = of_others
             kept, rejections = self.collector.collect(label, 1, attempts)
         return kept, rejections
 
