@@ -7,15 +7,22 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import copy_repository
+from conftest import REPOSITORY, copy_repository
 from model_files import files_below, write_text
 from safetensors.numpy import save_file
+from test_imagery_rasters import write_raster
 
+from tools import rehearse
+from tools.rehearsal import copying, cuts, inputs
+from tools.rehearsal.device import Device
 from tools.rehearsal.measuring import Measurement, bar_seconds, error_line, folder_size
-from tools.rehearsal.stages import note_cache
+from tools.rehearsal.stages import count_images, count_work, note_cache
 from tools.rehearsal.table import Row
+from tools.scale import compose, load_text
 
 FILE_LIMIT = 10_000_000  # bytes of a file: the embedded models are smaller
 
@@ -31,8 +38,6 @@ def write_imagery(file: Path) -> None:
     """Captioned images whose column of captions has a name that is not known."""
     import io
 
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     from PIL import Image
 
     encoded = io.BytesIO()
@@ -56,7 +61,7 @@ def faulty(tmp_path) -> Path:
     write_imagery(tmp_path / "train.parquet")
     scale = {
         "fetch_papers": {"source": f"path:{tmp_path}/no_papers"},
-        "fetch_imagery": {"source": f"path:{tmp_path}/train.parquet"},
+        "fetch_imagery": {"source": "path:../train.parquet"},  # from the repository
         "train_scene": {"source": "scratch"},
         "fetch_model": {
             "writer": f"path:{tmp_path}/writer",
@@ -124,9 +129,9 @@ def test_a_log_and_what_is_made_of_it():
     measured = Measurement(
         seconds=20, bar_seconds=9, memory=1, gpu_memory=None, cache=0, error="", log=log
     )
-    row = Row("encode", measured, disk=100, done=4, full=40, unit_seconds=2)
+    row = Row("encode", measured, disk=100, done=4, full=40, unit_seconds=2, image_ratio=7)
     assert row.full_seconds == 20 + 36 * 2
-    assert row.full_disk == 1000
+    assert row.full_disk == 700
 
 
 @pytest.mark.parametrize(
@@ -144,9 +149,288 @@ def test_a_rehearsal_says_what_fits_the_cache(tmp_path, cache_gb, variants, note
     file.write_bytes(bytes(10_240_000))
     size = folder_size(file)
     rehearsal = SimpleNamespace(
-        folder=tmp_path, full={"encode": {"cache_gb": cache_gb, "variants": variants}}
+        folder=tmp_path,
+        full={"encode": {"cache_gb": cache_gb, "variants": variants}},
+        full_images={"train": 10e9 / size},
+        images={"train": 1},
     )
-    # The full run has latents of 10 GB and embeddings of 8 GB.
-    row = Row("encode", disk=round(1.8 * size), done=1, full=10e9 / size)
+    # The full run has latents of 10 GB and embeddings of 8 GB, and more to do than images.
+    row = Row("encode", disk=round(1.8 * size), done=1, full=1e6, image_ratio=10e9 / size)
     note_cache(rehearsal, row)
     assert [line.partition(": ")[2] for line in row.notes] == ([note] if note else [])
+
+
+# The work of both runs.
+
+RSICD = {"train": 8734, "valid": 1094, "test": 1093, "figures": 28}
+REHEARSED = {"train": 4, "valid": 4, "test": 4, "figures": 4}
+
+
+def params_of(*scales: str) -> dict:
+    """The values of params.yaml at these scales."""
+    return load_text(compose(list(scales), REPOSITORY)[0])
+
+
+def paper_rehearsal() -> SimpleNamespace:
+    """The scale `paper` on a CPU: 50 guided steps are cut to 1, a batch of 16 to 1 image."""
+    full = params_of("paper")
+    params = cuts.cut_params(full, True, ("fp32",))
+    return SimpleNamespace(full=full, params=params, full_images=RSICD, images=REHEARSED)
+
+
+@pytest.mark.parametrize(
+    ("stage", "images", "full_images"),
+    [
+        ("fetch_imagery", 12, 10_921),
+        ("sample@base", 4, 1093),
+        ("sample@tuned", 4, 10_930),  # ten images of each caption, one in the rehearsal
+        ("sample@figures", 4, 28),
+        ("generate", 4, 388),  # two prompts of two classes
+        ("select", 4, 388),
+        ("features@real", 8, 9827),  # train and test
+        ("features@tuned", 4, 1093),  # the first of each caption
+        ("features@synthetic", 4, 388),
+        ("finetune_sd", 1, 1),
+    ],
+)
+def test_disk_grows_with_images_whatever_steps_are_cut(stage, images, full_images):
+    row = Row(stage, disk=400_000 * images)
+    count_work(paper_rehearsal(), row)
+    assert row.full_disk == pytest.approx(400_000 * full_images)
+    assert row.full > row.done
+
+
+def test_encode_has_the_variants_of_training_images_only(tmp_path):
+    file = tmp_path / "data/latents/train.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(4_096_000))
+    rehearsal = paper_rehearsal()
+    rehearsal.folder = tmp_path
+    rehearsal.full["encode"]["cache_gb"] = 1
+    row = Row("encode", disk=36_000_000)
+    count_work(rehearsal, row)
+    assert (row.unit, row.done, row.full) == ("encodings", 8 * 4 + 4, 8 * 8736 + 1104)
+    assert row.full_disk == pytest.approx((8 * 8734 + 1094) * 1e6)
+    assert [note.partition(" and text")[0] for note in row.notes] == ["latents of 8.9 GB"]
+
+
+def test_the_ceiling_draws_training_tiles_only():
+    params = params_of("demo")
+    params["classifier"] |= {"seeds": 2, "epochs": 3, "batch_size": 4, "images_per_caption": 10}
+    images = {"train": 10, "valid": 20, "test": 5, "figures": 4}
+    # 350 images of classes and 50 of scenes: of both, three batches of training tiles.
+    assert cuts.work("ceiling", params, images) == ("images", 2 * 3 * (12 + 12))
+
+
+def test_fid_says_that_its_images_are_cut():
+    rehearsal = paper_rehearsal()
+    cut, whole = Row("fid"), Row("fid")
+    count_work(rehearsal, cut)
+    rehearsal.params, rehearsal.images = rehearsal.full, rehearsal.full_images
+    count_work(rehearsal, whole)
+    assert cut.notes == ["its images are cut, too: the forecast is of the images rehearsed"]
+    assert whole.notes == []
+
+
+@pytest.mark.parametrize(
+    ("balance", "draw", "counts", "kept", "drawn"),
+    [
+        (None, None, (10, 4, 0), 70, 70),
+        (None, 3, (10, 4, 0), 70, 210),
+        ("equal", None, (10, 4, 0), 100, 100),
+        ({"to": 500}, None, (10, 4, 0), 1000, 1000),
+        ({"to": 7}, 1.1, (2, 3, 0), 14, 19),  # 4 + 3 and 3 + 2 + 2 of the prompts: 5 + 4, 4 + 3 + 3
+        ({"like": "real"}, 2, (10, 4, 0), 70, 140),
+    ],
+)
+def test_balanced_images_are_counted(balance, draw, counts, kept, drawn):
+    params = params_of("demo")
+    params["classes"] = {"a": ["desert"], "b": ["lake"], "c": ["forest"]}
+    params["prompt"]["per_class"] = dict(zip("abc", counts))
+    params["generate"] |= {"balance": balance, "keep": {"draw": draw} if draw else None}
+    assert params["generate"]["images_per_prompt"] == 5
+    assert (cuts.kept(params), cuts.generated(params)) == (kept, drawn)
+
+
+def test_balanced_images_are_cut():
+    params = params_of("demo")
+    params["generate"]["balance"] = {"to": 500}
+    cut = cuts.cut_params(params, False, ("fp32",))
+    assert (cuts.generated(params), cuts.generated(cut)) == (7 * 500, 7 * 3 * 2)
+    changed = cuts.changes(params, cut)
+    assert changed["generate.balance"] == "500 of each class -> 6 of each class"
+    on_cpu = cuts.cut_params(params, True, ("fp32",))
+    assert cuts.generated(on_cpu) == 2 * 2
+
+
+# Imagery.
+
+
+def write_scenes(folder: Path) -> None:
+    """Two rasters of two by three tiles of 32 px in each of two classes, with masks and labels.
+
+    Of the labels, those of the upper half are Trees, the others in no class.
+    """
+    labels = np.full((1, 64, 96), 99, np.uint8)
+    labels[:, :32] = 10
+    for name in ("forest/a", "forest/b", "lake/c", "lake/d"):
+        write_raster(folder / f"tiles/{name}.tif", np.ones((3, 64, 96), np.uint8))
+        write_raster(folder / f"tiles/{name}_mask.tif", np.ones((1, 64, 96), np.uint8))
+        write_raster(folder / "labels" / f"{Path(name).name}.tif", labels)
+
+
+def test_tiles_are_counted_and_not_rasters_or_masks(tmp_path):
+    write_scenes(tmp_path)
+    params = params_of("demo")
+    params["fetch_imagery"] |= {
+        "tile": {"size": 32, "stride": 32, "min_valid": 0.9},
+        "mask": {"file": "{stem}_mask.tif", "valid": [1]},
+        "valid": 3,
+        "test": 0.25,
+        "max_images": None,
+    }
+    source = f"path:{tmp_path}/tiles"
+    counts = {"train": 24 - 3 - 6, "valid": 3, "test": 6}
+    assert inputs.count_images(params, source) == counts
+
+    labels = {"file": "../../labels/{stem}.tif", "classes": {10: "Trees"}}
+    params["fetch_imagery"]["labels"] = labels
+    counts = {"train": 12 - 3 - 3, "valid": 3, "test": 3}
+    assert inputs.count_images(params, source) == counts
+
+    params["fetch_imagery"]["max_images"] = 8
+    assert inputs.count_images(params, source) == {"train": 8 - 3 - 2, "valid": 3, "test": 2}
+
+
+def write_table(file: Path, scenes: list[str], first: int = 0) -> None:
+    """A table as the hub converts it: an image's name is in its column `image` alone.
+
+    Its images are numbered from `first`.
+    """
+    rows = [
+        {
+            "image": {"bytes": f"{i}".encode(), "path": f"{scene}_{i}.jpg"},
+            "captions": [f"a {scene}"],
+        }
+        for i, scene in enumerate(scenes, first)
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+def test_imagery_may_lack_a_split_and_file_names(tmp_path):
+    write_table(tmp_path / "hub/train/0000.parquet", ["airport"] * 9 + ["lake", "desert"])
+    write_table(tmp_path / "hub/train/0001.parquet", ["forest"] * 5)
+    write_table(tmp_path / "hub/test/0000.parquet", ["lake"] * 6 + ["desert"])
+    params = params_of("demo")
+    params["classes"] = {"a": ["desert"], "b": ["lake"]}
+    params["fetch_imagery"] |= {"valid": 2, "max_images": None}
+    source = f"path:{tmp_path}/hub"
+    assert inputs.count_images(params, source) == {"train": 16 - 2, "valid": 2, "test": 7}
+    params["fetch_imagery"]["max_images"] = 10
+    assert inputs.count_images(params, source) == {"train": 10 - 2, "valid": 2, "test": 7}
+
+    inputs.copy_first_rows(params, tmp_path / "hub", tmp_path / "copy", 3)
+    copied = {}
+    for file in (tmp_path / "copy").rglob("*.parquet"):
+        images = pq.read_table(file)["image"].to_pylist()
+        copied[file.relative_to(tmp_path / "copy").as_posix()] = [image["path"] for image in images]
+    assert copied == {
+        "train/0000.parquet": ["airport_0.jpg", "lake_9.jpg", "desert_10.jpg"],
+        "train/0001.parquet": [],
+        "test/0000.parquet": ["lake_0.jpg", "lake_1.jpg", "desert_6.jpg"],
+    }
+    copy = f"path:{tmp_path}/copy"
+    assert inputs.count_images(params, copy) == {"train": 3 - 2, "valid": 2, "test": 3}
+
+
+def test_a_folder_of_imagery_is_counted_for_the_full_run(tmp_path):
+    write_table(tmp_path / "hub/train-00000.parquet", ["lake", "desert"] * 8)
+    write_table(tmp_path / "hub/test-00000.parquet", ["lake", "desert"] * 3, first=16)
+    full = params_of("paper")
+    full["fetch_imagery"]["splits"]["valid"] = None
+    full["fetch_imagery"]["valid"] = 0.25
+    arguments = SimpleNamespace(imagery=tmp_path / "hub", random_weights=False, card_gb=None)
+    device = Device("CPU", 1, None, ("fp32",))
+    rehearsal, _ = rehearse.prepare(arguments, full, device, tmp_path / "root")
+    source = f"path:{tmp_path}/root/imagery"
+    assert rehearsal.params["fetch_imagery"]["source"] == source
+    assert pq.read_table(tmp_path / "root/imagery/train-00000.parquet").num_rows == 4
+
+    kept = {"train": 3, "valid": 1, "test": 4}
+    write_text(rehearsal.folder / "data/imagery/REPORT.json", {"kept": kept})
+    count_images(rehearsal)
+    figures = rehearsal.full_images.pop("figures")
+    assert rehearsal.full_images == {"train": 12, "valid": 4, "test": 6}
+    assert rehearsal.images == kept | {"figures": 4} and figures > 4
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_folder_without_tables_is_one_line(tmp_path, is_there):
+    folder = tmp_path / "hub"
+    if is_there:
+        folder.mkdir()
+    with pytest.raises(SystemExit, match="^error: --imagery: .*(no Parquet|no such file)"):
+        inputs.copy_first_rows(params_of("demo"), folder, tmp_path / "copy", 3)
+
+
+def test_options_that_change_nothing_are_refused(tmp_path, monkeypatch, capsys):
+    arguments = SimpleNamespace(imagery=tmp_path)
+    device = Device("CPU", 1, None, ("fp32",))
+    with pytest.raises(SystemExit, match="^error: --imagery: .* is embedded$"):
+        rehearse.prepare(arguments, params_of("demo"), device, tmp_path)
+
+    monkeypatch.setattr(sys, "argv", ["rehearse", "paper", "--layers", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        rehearse.parse_arguments()
+    assert stopped.value.code == 2
+    assert "--layers: only the models of --random-weights" in capsys.readouterr().err
+
+
+# Sources in the repository.
+
+
+def test_relative_sources_are_read_where_they_are(tmp_path, monkeypatch):
+    repository = tmp_path / "repository"
+    for name in ("tiles/lake/a.jpg", "stages/new.py", "lists/papers.csv", "writer/config.json"):
+        write_text(repository / name, "mine")
+    monkeypatch.chdir(repository)
+    for command in (["init", "-q"], ["add", "lists"]):
+        subprocess.run(["git", *command], check=True)
+    params = params_of("demo")
+    params["fetch_imagery"]["source"] = "path:./tiles"
+    params["fetch_papers"]["source"] = "arxiv:lists/papers.csv"
+    params["encode"]["base_domain"] = "path:../photographs"
+    params["fetch_model"] |= {
+        "writer": f"path:{repository}/writer",
+        "language": "path:/models/language",
+        "vision": "path:$RD_VISION",
+        "classifier": "path:~/classifier",
+        "embedder": "hub:owner/name",
+    }
+
+    data = inputs.resolve_paths(params)
+    assert params["fetch_imagery"]["source"] == f"path:{repository}/tiles"
+    assert params["fetch_papers"]["source"] == f"arxiv:{repository}/lists/papers.csv"
+    assert params["encode"]["base_domain"] == f"path:{tmp_path}/photographs"
+    assert params["fetch_model"] == {
+        "diffusion": "embedded",
+        "writer": f"path:{repository}/writer",
+        "language": "path:/models/language",
+        "vision": "path:$RD_VISION",
+        "classifier": "path:~/classifier",
+        "embedder": "hub:owner/name",
+    }
+
+    # What git tracks may be code that stages need; the user's data are not copied.
+    copying.copy_repository(tmp_path / "copy", data)
+    copied = {name for name in files_below(tmp_path / "copy") if not name.startswith(".git/")}
+    assert copied == {"lists/papers.csv", "stages/new.py"}
+
+
+def test_a_source_that_a_run_replaces_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = params_of("demo")
+    params["fetch_imagery"]["source"] = "path:data/imagery/mine"
+    with pytest.raises(SystemExit, match="fetch_imagery.source: path:data.* replaces data/imagery"):
+        inputs.resolve_paths(params)

@@ -82,15 +82,21 @@ def parse_arguments() -> argparse.Namespace:
         "--card-gb", type=float, help="memory of the GPU that the full run will have"
     )
     parser.add_argument("--usd-per-hour", type=float, help="price of the machine of the full run")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.layers is not None and not arguments.random_weights:
+        parser.error("--layers: only the models of --random-weights are cut")
+    return arguments
 
 
 def prepare(
     arguments: argparse.Namespace, full: Params, device: Device, root: Path
 ) -> tuple[Rehearsal, dict[str, int]]:
     """Make the copy and its inputs; also returns role -> bytes of the models of the hub."""
+    imagery = full["fetch_imagery"]["source"]
+    if arguments.imagery and not imagery.startswith("hub:"):
+        exit_with_error(f"--imagery: is for imagery of the hub; fetch_imagery.source is {imagery}")
     folder = root / "copy"
-    copy_repository(folder)
+    copy_repository(folder, inputs.resolve_paths(full))
     is_large = full["fetch_model"]["diffusion"].partition(":")[0] in ("hub", "path")
     large_on_cpu = is_large and device.gpu_memory is None
     params = cuts.cut_params(full, large_on_cpu, device.precisions)
@@ -100,26 +106,23 @@ def prepare(
     sizes: dict[str, int] = {}
     hub_images: Counts = {}
     images = params["fetch_imagery"]["max_images"]
-    if arguments.random_weights:
-        log("rehearse: makes models of random weights")
-        sizes, params = run_apart(make_models, params, root / "models", arguments.layers)
-    imagery_source = full["fetch_imagery"]["source"]
-    if imagery_source.startswith("hub:") and arguments.imagery:
-        counted = run_apart(
-            inputs.copy_first_rows, full, arguments.imagery, root / "imagery", images
-        )
-        hub_images = dict(counted)
-    elif imagery_source.startswith("hub:") and arguments.random_weights:
+    if arguments.imagery:
+        run_apart(inputs.copy_first_rows, full, arguments.imagery, root / "imagery", images)
+        imagery = f"path:{arguments.imagery}"
+    elif imagery.startswith("hub:") and arguments.random_weights:
         run_apart(inputs.render_imagery, full, root / "imagery", images)
-        name = imagery_source.partition(":")[2].partition("@")[0]
+        name = imagery.partition(":")[2].partition("@")[0]
         hub_images = inputs.HUB_IMAGES.get(name, {})
     if (root / "imagery").exists():
         params["fetch_imagery"]["source"] = f"path:{root / 'imagery'}"
+    if arguments.random_weights:
+        log("rehearse: makes models of random weights")
+        sizes, params = run_apart(make_models, params, root / "models", arguments.layers)
     if arguments.random_weights and full["fetch_papers"]["source"].startswith("hub:"):
         params["fetch_papers"]["source"] = "embedded"
         params["scrape"]["min_papers"] = 5
     card = arguments.card_gb * 1e9 if arguments.card_gb else device.gpu_memory
-    rehearsal = Rehearsal(folder, full, params, device, card, large_on_cpu, hub_images)
+    rehearsal = Rehearsal(folder, full, params, device, card, large_on_cpu, imagery, hub_images)
     rehearsal.write_params()
     return rehearsal, sizes
 

@@ -27,15 +27,24 @@ class Stage:
     outs: tuple[str, ...]
 
 
-def copy_repository(target: Path) -> None:
+def copy_repository(target: Path, data: list[Path]) -> None:
     """Copy the tracked files and those to be added, with uncommitted changes; no outputs.
 
     The copy is a git repository of its own, as DVC wants it, with an empty commit.
+
+    Args:
+        target: its folder.
+        data: files and folders, absolute. What git doesn't track of them is not copied.
     """
-    listed = git("ls-files", "-co", "--exclude-standard", "-z")
-    if listed is None:
+    tracked = git("ls-files", "-z")
+    to_add = git("ls-files", "-o", "--exclude-standard", "-z")
+    if tracked is None or to_add is None:
         exit_with_error("git ls-files failed; start this in the repository's folder")
-    for name in listed.split("\0"):
+    names = tracked.split("\0")
+    for name in to_add.split("\0"):
+        if not any(Path.cwd().joinpath(name).is_relative_to(path) for path in data):
+            names.append(name)
+    for name in names:
         if name and os.path.isfile(name):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(name, target / name)

@@ -5,7 +5,10 @@ Counts are cut: images, prompts, steps, repetitions. Widths, resolutions and cod
 
 import math
 from copy import deepcopy
+from fractions import Fraction
 from typing import Any
+
+from stages.common.class_balance import share_among_classes, share_among_prompts
 
 Params = dict[str, Any]
 Counts = dict[str, int]  # train, valid, test, figures -> images
@@ -87,6 +90,11 @@ def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) 
     for split, images in HELD_OUT.items():
         if get(params, f"fetch_imagery.{split}") >= 1:
             cut["fetch_imagery"][split] = min(get(params, f"fetch_imagery.{split}"), images)
+    balance = cut["generate"]["balance"]
+    if isinstance(balance, dict) and "to" in balance:
+        # As many images of a class as its few prompts have where nothing is balanced.
+        few = values["prompt.per_class"] * values["generate.images_per_prompt"]
+        balance["to"] = min(balance["to"], few)
     if large_on_cpu:
         cut["prompt"]["per_class"] = few_classes(cut)
     for key in PRECISIONS:
@@ -127,6 +135,8 @@ def changes(before: Params, after: Params) -> dict[str, str]:
 
 def show(value: Any) -> str:
     """A value in a few letters; of numbers per class their sum."""
+    if isinstance(value, dict) and set(value) == {"to"}:  # generate.balance
+        return f"{value['to']} of each class"
     if isinstance(value, dict) and all(isinstance(number, int) for number in value.values()):
         return f"{sum(value.values())} in all"
     return "all" if value is None else str(value)
@@ -146,10 +156,12 @@ def fit_training(params: Params, images: Counts, large_on_cpu: bool) -> None:
 
 def prompts(params: Params) -> int:
     """The number of prompts of all classes."""
+    return sum(prompts_per_class(params).values())
+
+
+def prompts_per_class(params: Params) -> dict[str, int]:
     per_class = params["prompt"]["per_class"]
-    if isinstance(per_class, dict):
-        return sum(per_class.values())
-    return per_class * len(params["classes"])
+    return per_class if isinstance(per_class, dict) else dict.fromkeys(params["classes"], per_class)
 
 
 def compared_prompts(params: Params) -> int:
@@ -157,14 +169,30 @@ def compared_prompts(params: Params) -> int:
     return len(config["compare"]) * config["compare_count"] * len(params["classes"])
 
 
+def kept_per_class(params: Params) -> dict[str, int]:
+    """The number of images of each class with prompts in the synthetic data set."""
+    config = params["generate"]
+    # For `like: real`, whose total is the same whatever the tiles show.
+    tiles = dict.fromkeys(params["classes"], 1)
+    counts = prompts_per_class(params)
+    return share_among_classes(config["balance"], counts, config["images_per_prompt"], tiles)
+
+
+def kept(params: Params) -> int:
+    """The number of images of the synthetic data set."""
+    return sum(kept_per_class(params).values())
+
+
 def generated(params: Params) -> int:
-    """The number of images that `generate` draws."""
+    """The number of images that `generate` draws, rounded up for each prompt as it does."""
     keep = params["generate"]["keep"]
-    drawn = keep["draw"] if keep else 1
-    balance = params["generate"]["balance"]
-    if isinstance(balance, dict) and "to" in balance:
-        return math.ceil(balance["to"] * len(params["classes"]) * drawn)
-    return math.ceil(prompts(params) * params["generate"]["images_per_prompt"] * drawn)
+    draw = Fraction(str(keep["draw"])) if keep else 1
+    counts = prompts_per_class(params)
+    return sum(
+        math.ceil(images * draw)
+        for name, of_class in kept_per_class(params).items()
+        for images in share_among_prompts(of_class, counts[name])
+    )
 
 
 def padded(images: int, batch_size: int) -> int:
@@ -212,14 +240,12 @@ def classifier_images(params: Params, images: int) -> int:
 def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
     """The unit that a stage counts its work in, and how many there are; ("", 0): a fixed time."""
     splits = [images[split] for split in ("train", "valid", "test")]
-    total = sum(splits)
     encode_batch = params["encode"]["batch_size"]
     features_batch = params["features"]["batch_size"]
-    kept = prompts(params) * params["generate"]["images_per_prompt"]
     copies = params["classifier"]["images_per_caption"]
     match stage:
         case "fetch_imagery":
-            return "images", total
+            return "images", sum(splits)
         case "train_base" if params["train_base"]["source"] == "scratch":
             return "steps", params["train_base"]["vae_steps"] + params["train_base"]["text_steps"]
         case "train_scene" if params["train_scene"]["source"] == "scratch":
@@ -230,8 +256,8 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
         case "prompt":
             return "prompts", prompts(params) + compared_prompts(params)
         case "encode":
-            held_out = padded(images["valid"], encode_batch)
-            return "images", padded(images["train"], encode_batch) + held_out
+            training = params["encode"]["variants"] * padded(images["train"], encode_batch)
+            return "encodings", training + padded(images["valid"], encode_batch)
         case "finetune_sd":
             passes = training_passes(params, images) + measuring_passes(params, images)
             return "UNet passes", passes
@@ -250,17 +276,41 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
         case "features@base" | "features@tuned":
             return "images", padded(images["test"], features_batch)
         case "features@synthetic":
-            return "images", padded(kept, features_batch)
+            return "images", padded(kept(params), features_batch)
         case "fid":
             return "halvings", params["fid"]["subsets"] + params["fid"]["paper_draws"]
         case "ceiling":
-            images_of_both = [min(kept, images["train"]), min(images["test"] * copies, total)]
-            return "images", sum(classifier_images(params, count) for count in images_of_both)
+            # As many real tiles as there are images of each label set, all of the training split.
+            wanted = [kept(params), images["test"] * copies]
+            drawn = [min(count, images["train"]) for count in wanted]
+            return "images", sum(classifier_images(params, count) for count in drawn)
         case "classify@lulc":
-            return "images", classifier_images(params, kept)
+            return "images", classifier_images(params, kept(params))
         case "classify@scenes":
             return "images", classifier_images(params, images["test"] * copies)
     return "", 0
+
+
+def stored_images(stage: str, params: Params, images: Counts) -> int:
+    """How many images the outputs of a stage are of; 0: they don't grow with images."""
+    match stage:
+        case "fetch_imagery":
+            return images["train"] + images["valid"] + images["test"]
+        case "encode":
+            return params["encode"]["variants"] * images["train"] + images["valid"]
+        case "sample@base" | "features@base" | "features@tuned":
+            return images["test"]
+        case "sample@tuned":
+            return images["test"] * params["classifier"]["images_per_caption"]
+        case "sample@figures":
+            return images["figures"]
+        case "generate":
+            return generated(params)
+        case "select" | "features@synthetic":
+            return kept(params)
+        case "features@real":
+            return images["train"] + images["test"]
+    return 0
 
 
 def work_in_bars(stage: str, params: Params, images: Counts) -> float:

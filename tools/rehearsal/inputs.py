@@ -1,10 +1,12 @@
-"""Inputs of a rehearsal that stand in for those of the hub: models, imagery, papers."""
+"""Inputs of a rehearsal: local ones, and those that stand in for the hub's."""
 
 import io
+import os
 from collections import Counter
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from stages.common import sources
 from stages.runtime.errors import exit_with_error
 from tools.rehearsal.cuts import Params
 
@@ -13,6 +15,33 @@ ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 HUB_IMAGES = {"arampacha/rsicd": {"train": 8734, "valid": 1094, "test": 1093}}
 SPLITS = ("train", "valid", "test")
 NOTES = Path("stages/embedded/notes")
+
+
+def resolve_paths(params: Params) -> list[Path]:
+    """Make sources relative to the repository absolute in `params`: the copy doesn't hold them.
+
+    Sources that begin with $ or ~ are left as they are.
+
+    Returns:
+        The files and folders that the others name.
+
+    Raises:
+        SystemExit: a run replaces such a folder.
+    """
+    keys = [("fetch_papers", "source"), ("fetch_imagery", "source"), ("encode", "base_domain")]
+    keys += [("fetch_model", role) for role in ROLES]
+    paths = []
+    for section, name in keys:
+        source = params[section][name]
+        kind, _, location = source.partition(":")
+        if kind not in ("path", "arxiv") or location.startswith(("$", "~")):
+            continue
+        path = Path(os.path.abspath(location))
+        # The stage would not notice: it runs in the copy, whose outputs lie elsewhere.
+        sources.refuse_output_folders(path, f"{section}.{name}: {source}")
+        params[section][name] = f"{kind}:{path}"
+        paths.append(path)
+    return paths
 
 
 def write_text(params: Params, file: Path) -> None:
@@ -50,17 +79,30 @@ def make_models(params: Params, folder: Path, layers: int | None) -> dict[str, i
     return sizes
 
 
-def count_images(params: Params) -> dict[str, int]:
-    """split -> images that `fetch_imagery` would keep, near-duplicates not subtracted."""
-    from stages.fetch_imagery import open_configured_source
+def count_images(params: Params, source: str) -> dict[str, int]:
+    """Count the images that `fetch_imagery` would keep of a source.
+
+    Near-duplicates, and tiles that lie between splits or have too few valid pixels, are counted.
+
+    Args:
+        params: of the scale.
+        source: in place of the scale's.
+
+    Returns:
+        split -> images.
+    """
+    from stages.fetch_imagery import configured_mask, open_configured_source
+    from stages.imagery.mask_files import skip_mask_files
+    from stages.imagery.scene_tiles import cut_scenes
     from stages.imagery.skip_report import SkipReport
     from stages.imagery.splits import match_splits
     from stages.imagery.survey import survey_items
     from stages.params import FetchImagery
 
-    config = FetchImagery(**params["fetch_imagery"])
-    source, _ = open_configured_source(config, params["seed"])
-    survey = survey_items(source, SkipReport())
+    config = FetchImagery(**params["fetch_imagery"] | {"source": source})
+    opened, _ = open_configured_source(config, params["seed"])
+    images = skip_mask_files(opened, configured_mask(config))
+    survey = survey_items(cut_scenes(images, config.tile, config.labels), SkipReport())
     requested = config.splits.model_dump()
     splits, missing = match_splits(survey.image_counts(), requested, "fetch_imagery.splits")
     counts: Counter[str] = Counter()
@@ -106,45 +148,58 @@ def render_imagery(params: Params, folder: Path, images: int) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema), folder / f"{split}-00000.parquet")
 
 
-def copy_first_rows(params: Params, source: Path, folder: Path, images: int) -> Counter[str]:
-    """Copy the first rows of Parquet files, with all scenes of the classes among them.
+def copy_first_rows(params: Params, source: Path, folder: Path, images: int) -> None:
+    """Copy the first rows of each split of Parquet tables, with the scenes of the classes.
+
+    The copy has the tables of the source, most of them empty, so that it is read as the source is.
 
     Args:
         params: of the scale.
-        source: a folder of Parquet files, whose names begin with their split's.
+        source: a folder of Parquet tables.
         folder: is made.
-        images: rows per split.
+        images: rows per split, at most.
 
-    Returns:
-        split -> rows of the source.
+    Raises:
+        SystemExit: there are no such tables, or they can't be read as imagery.
     """
     import pyarrow.parquet as pq
 
-    scenes = [scene for shown in params["classes"].values() for scene in shown]
-    rows_of: Counter[str] = Counter()
-    folder.mkdir()
-    for file in sorted(source.rglob("*.parquet")):
-        split = next((name for name in SPLITS if file.name.startswith(name)), "train")
+    from stages.imagery.readers.items import scene_of
+    from stages.imagery.readers.open_source import open_source
+
+    key = "--imagery"
+    root = sources.local_path(f"path:{source}", key)
+    if not any(root.rglob("*.parquet")):
+        exit_with_error(f"{key}: {source}: no Parquet files")
+    tables = open_source(root, key, params["fetch_imagery"]["caption"])
+    shown = [scene for scenes in params["classes"].values() for scene in scenes]
+    items = tables.read_items(False)  # those of the first table, then those of the second, ...
+    begun = set()
+    for file in tables.files:
         parquet = pq.ParquetFile(file)
-        first_file = not rows_of[split]
-        rows_of[split] += parquet.metadata.num_rows
-        if first_file:
-            table = first_rows_of_scenes(parquet, scenes, images)
-            pq.write_table(table, folder / f"{split}-00000.parquet")
-    if not rows_of:
-        exit_with_error(f"--imagery: {source}: no Parquet files")
-    return rows_of
+        of_file = islice(items, parquet.metadata.num_rows)
+        rows = [(item.split, scene_of(item)) for item in of_file]
+        table = parquet.schema_arrow.empty_table()
+        if rows and rows[0][0] not in begun:
+            begun.add(rows[0][0])
+            table = parquet.read().take(choose_rows([scene for _, scene in rows], shown, images))
+        copy = folder / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, copy)
 
 
-def first_rows_of_scenes(parquet: Any, scenes: list[str], images: int) -> Any:
-    """The first rows in which the scenes take turns, as a table."""
-    names = parquet.read(columns=["filename"])["filename"].to_pylist()
+def choose_rows(scenes: list[str], shown: list[str], count: int) -> list[int]:
+    """The numbers of the first rows in which the scenes take turns, first those of the classes.
+
+    Args:
+        scenes: of each row.
+        shown: those of the classes.
+        count: rows, at most.
+    """
     turn: Counter[str] = Counter()
     ranked = []
-    for number, name in enumerate(names):
-        scene = Path(name).stem.rpartition("_")[0]
-        rank = scenes.index(scene) if scene in scenes else len(scenes)
+    for number, scene in enumerate(scenes):
+        rank = shown.index(scene) if scene in shown else len(shown)
         ranked.append((turn[scene], rank, number))
         turn[scene] += 1
-    chosen = sorted(number for _, _, number in sorted(ranked)[:images])
-    return parquet.read().take(chosen)
+    return sorted(number for _, _, number in sorted(ranked)[:count])

@@ -44,7 +44,8 @@ class Rehearsal:
         device: of this machine.
         card: bytes of memory of the GPU that the full run will have; None: unknown.
         large_on_cpu: whether the diffusion model is large, and there is no GPU.
-        hub_images: split -> images of the full run, where a stand-in is used.
+        imagery: the source of the full run's imagery: the scale's, or a local copy of it.
+        hub_images: split -> images of the full run, where rendered tiles stand in for the hub's.
         full_images: split, or `figures` -> images of the full run.
         images: the same of the rehearsal.
     """
@@ -55,6 +56,7 @@ class Rehearsal:
     device: Device
     card: float | None
     large_on_cpu: bool
+    imagery: str
     hub_images: Counts
     full_images: Counts = field(default_factory=dict)
     images: Counts = field(default_factory=dict)
@@ -110,18 +112,34 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
         count_images(rehearsal)
     if not rehearsal.images:
         return
-    row.unit, row.done = cuts.work(stage.name, rehearsal.params, rehearsal.images)
+    count_work(rehearsal, row)
     if not row.unit:
         return
-    row.full = cuts.work(stage.name, rehearsal.full, rehearsal.full_images)[1]
-    if stage.name == "encode":
-        note_cache(rehearsal, row)
     in_bars = cuts.work_in_bars(stage.name, rehearsal.params, rehearsal.images)
     row.unit_seconds = row.measured.bar_seconds / in_bars
     if stage.name in cuts.SECOND_RUN and row.full > row.done:
         row.unit_seconds = measure_second_run(rehearsal, stage, row)
     if not row.unit_seconds and row.full > row.done:
         row.notes.append("its time per unit was too short to measure: the forecast leaves it out")
+
+
+def count_work(rehearsal: Rehearsal, row: Row) -> None:
+    """Fill in the work of both runs and the growth of the outputs, with notes on the forecast."""
+    row.unit, row.done = cuts.work(row.stage, rehearsal.params, rehearsal.images)
+    row.full = cuts.work(row.stage, rehearsal.full, rehearsal.full_images)[1]
+    row.image_ratio = image_ratio(rehearsal, row.stage)
+    if row.stage == "encode":
+        note_cache(rehearsal, row)
+    compared = ("features@real", "features@tuned", "features@synthetic")
+    if row.stage == "fid" and any(image_ratio(rehearsal, stage) != 1 for stage in compared):
+        row.notes.append("its images are cut, too: the forecast is of the images rehearsed")
+
+
+def image_ratio(rehearsal: Rehearsal, stage: str) -> float:
+    """Images in a stage's outputs of the full run for each of the rehearsal; 1: they don't grow."""
+    done = cuts.stored_images(stage, rehearsal.params, rehearsal.images)
+    full = cuts.stored_images(stage, rehearsal.full, rehearsal.full_images)
+    return full / done if done else 1
 
 
 def note_cache(rehearsal: Rehearsal, row: Row) -> None:
@@ -131,7 +149,7 @@ def note_cache(rehearsal: Rehearsal, row: Row) -> None:
     if row.full_disk <= limit:
         return
     file = rehearsal.folder / "data/latents/train.safetensors"
-    latents = folder_size(file) * row.full / row.done
+    latents = folder_size(file) * rehearsal.full_images["train"] / rehearsal.images["train"]
     variants = math.floor(config["variants"] * limit / latents)
     if latents <= limit:
         advice = "finetune_sd would embed captions while it trains"
@@ -180,7 +198,9 @@ def count_images(rehearsal: Rehearsal) -> None:
     here = Path.cwd()
     rows = len((here / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
     rows_here = len((rehearsal.folder / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
-    of_splits = rehearsal.hub_images or run_apart(inputs.count_images, rehearsal.full)
+    of_splits = rehearsal.hub_images or run_apart(
+        inputs.count_images, rehearsal.full, rehearsal.imagery
+    )
     rehearsal.full_images = {**of_splits, "figures": 4 * rows}
     rehearsal.images = {**kept, "figures": 4 * rows_here}
     cuts.fit_training(rehearsal.params, rehearsal.images, rehearsal.large_on_cpu)

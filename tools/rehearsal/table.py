@@ -24,6 +24,8 @@ class Row:
         done: units of the rehearsal.
         full: units of the full run.
         unit_seconds: seconds a unit.
+        image_ratio: images in the outputs of the full run for each one in the rehearsal's; 1 where
+            outputs don't grow with images.
         notes: what stands in for something, and what else there is to know.
         fault: why it failed or was not rehearsed; "" where it succeeded.
     """
@@ -35,6 +37,7 @@ class Row:
     done: float = 0
     full: float = 0
     unit_seconds: float = 0
+    image_ratio: float = 1
     notes: list[str] = field(default_factory=list)
     fault: str = ""
 
@@ -47,13 +50,8 @@ class Row:
 
     @property
     def full_disk(self) -> float:
-        """Bytes of the outputs of the full run: images and their features grow with the work."""
-        grows = self.stage.startswith(GROWING) and self.done > 0
-        return self.disk * self.full / self.done if grows else self.disk
-
-
-# Stages whose outputs grow with the number of images.
-GROWING = ("fetch_imagery", "encode", "sample@", "generate", "select", "features@")
+        """Bytes of the outputs of the full run: they grow with images, and not with their steps."""
+        return self.disk * self.image_ratio
 
 
 def render(rows: list[Row], title: str) -> str:
