@@ -63,7 +63,7 @@ def test_emptying_keeps_what_a_run_uses_and_what_is_not_the_caches(root, monkeyp
         "family.png",
     ]
     assert "finetune_sd/aaaa: kept" in capsys.readouterr().out
-    run_tool(monkeypatch, "empty", "finetune_sd")
+    run_tool(monkeypatch, "empty", "finetune_sd", "finetune_sd/aaaa")
     assert not (root / "finetune_sd/aaaa").exists()
     assert (root / "photos/family.png").exists()
 

@@ -15,6 +15,7 @@ from report_run import build, image_cell, selection_counts
 from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
 from stages.common.markdown import code_span, escape_markdown
 from stages.params import slug
+from tools.export import choose_file_name
 
 NAMES = [
     'Say "tree", twice',
@@ -220,6 +221,14 @@ def test_markdown_shows_any_name():
 
 
 # Cards and exports -------------------------------------------------------------------------------
+
+
+def test_an_exported_file_never_takes_the_name_of_another():
+    taken: set[str] = set()
+    for number, original in enumerate(["x_0000002.png", "x.png", "x.jpg", "x.tif", ""]):
+        name = choose_file_name(original, number, taken)
+        assert name not in taken and name != ".png"
+        taken.add(name)
 
 
 def test_exports_keep_the_names_and_make_safe_file_names(tmp_path, monkeypatch):

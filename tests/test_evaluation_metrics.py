@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks import coverage
-from stages.evaluation.caption_agreement import clip_score
+from stages.evaluation.caption_agreement import class_agreement, clip_score
 from stages.evaluation.frechet import fid, fid_curve, fid_infinity, fit_gaussian, frechet_distance
 from stages.evaluation.intervals import (
     draw_halvings,
@@ -25,7 +25,7 @@ from stages.evaluation.memorization import (
     nearest_neighbors_dihedral,
 )
 from stages.evaluation.prdc import compute_prdc
-from stages.evaluation.protocols import curve_rows, fid_curves, standard_protocol
+from stages.evaluation.protocols import compared_sets, curve_rows, fid_curves, standard_protocol
 from stages.evaluation.sinkhorn import sinkhorn_divergence
 from stages.fid import read_finite
 from stages.params import Fid
@@ -301,6 +301,34 @@ def test_sinkhorn_divergence_of_moved_sets_has_its_closed_form():
     alike = gaussian_sample(60, 5, 1, shift=7, scale=3)
     wider = gaussian_sample(60, 5, 1, shift=7, scale=6)
     assert sinkhorn_divergence(x, alike) < sinkhorn_divergence(x, wider)
+
+
+def test_sinkhorn_divergence_of_large_sets_is_not_of_their_first_rows(monkeypatch):
+    """Images of a folder are sorted by scene."""
+    monkeypatch.setattr("stages.evaluation.sinkhorn.MAX_ROWS", 200)
+    centers = np.repeat(5 * gaussian_sample(10, 8, 0), 60, 0)  # sorted
+    real = centers + gaussian_sample(600, 8, 1)
+    fake = centers[::3] + gaussian_sample(200, 8, 2)  # of all scenes, and not cut
+    other = real[:200]  # of a third of the scenes
+    assert sinkhorn_divergence(real, fake) < sinkhorn_divergence(real, other) / 2
+
+
+def test_real_vs_real_is_of_as_many_images_as_were_generated():
+    sets = {name: gaussian_sample(n, 4, n) for name, n in (("test", 50), ("train", 90))}
+    sets["tuned"] = gaussian_sample(20, 4, 0)
+    compared = compared_sets(sets, 0)
+    assert {name: len(rows) for name, rows in compared.items()} == {"tuned": 20, "floor": 20}
+
+
+def test_classes_that_the_judge_does_not_know_are_left_out_of_the_agreement():
+    logits = np.eye(2)[[0] * 10 + [1] * 10 + [0] * 10]
+    labels = ["Forest"] * 10 + ["Water"] * 10 + ["Ice"] * 10
+    classes = {"Forest": ["forest"], "Water": ["lake"], "Ice": []}
+    agreement = class_agreement(logits, labels, list(range(30)), ["forest", "lake"], classes)
+    assert agreement["class_agreement"] == 1
+    assert agreement["class_agreement_n"] == agreement["class_agreement_prompts"] == 20
+    assert agreement["class_agreement_n_unknown"] == 10
+    assert class_agreement(logits[20:], labels[20:], list(range(10)), ["x", "y"], classes) == {}
 
 
 def test_sinkhorn_divergence_sees_more_than_mean_and_covariance():

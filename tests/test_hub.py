@@ -20,6 +20,7 @@ from stages.common import model_folder
 from stages.common.artifacts import IMAGE, encode_png, write_shards
 from stages.common.rounding import interval_decimals
 from stages.params import read
+from stages.publishing import card
 
 EMBEDDED = REPOSITORY / "stages/embedded/models"
 TOKEN = "hf_SecretOfTheTest0123456789"
@@ -52,7 +53,7 @@ def run(tmp_path_factory) -> Path:
     embedded = {"source": "embedded", "license": None}
     none = {"source": "none", "license": None}
     inputs = {
-        "data/imagery": {"source": "path:/home/somebody/tiles", "license": None},
+        "data/imagery": {"source": "path:/home/some body/My Drive/tiles", "license": None},
         "data/papers": {"source": "hub:owner/papers@abc", "license": "cc-by-4.0"},
         "models/base/diffusion": embedded,
         "models/base/language": embedded,
@@ -226,6 +227,28 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
     assert rows["imagery"] == ["`path:.../tiles`", "not recorded"]
     assert rows["papers"] == ["`hub:owner/papers@abc`", "cc-by-4.0"]
     assert "prompt writer" not in rows  # its source is none
+
+
+@pytest.mark.parametrize(
+    "value, published",
+    [
+        ("path:/home/jane doe/PhD 2024/tiles", "path:.../tiles"),
+        ("path:$RD_DATA/rsicd", "path:.../rsicd"),
+        ("path:tiles", "path:tiles"),
+        ("arxiv:lists/of mine/a.csv", "arxiv:.../a.csv"),
+        ("/srv/private/{stem}.tif", ".../{stem}.tif"),
+        ("C:\\Users\\jane\\masks", ".../masks"),
+        ("hub:owner/papers@abc", "hub:owner/papers@abc"),
+        ("http://localhost:8000/v1", "http://localhost:8000/v1"),
+        ("a dry and/or sandy desert", "a dry and/or sandy desert"),
+        (
+            {"mask": {"file": "~/a b/c.tif"}, "n": [1, "/x/y"]},
+            {"mask": {"file": ".../c.tif"}, "n": [1, ".../y"]},
+        ),
+    ],
+)
+def test_no_local_folder_is_published(value, published):
+    assert card.hide_local_folders(value) == published
 
 
 @pytest.mark.parametrize(

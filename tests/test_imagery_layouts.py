@@ -301,6 +301,7 @@ ROW = '{"file_name": "a_1.png", "text": "a lake"}'
         ("metadata.csv", b"image,caption\na_1.png,a lake", ["file_name", "'image', 'caption'"]),
         ("metadata.csv", b"file_name,lon\na_1.png,5.1", ["captions", "'file_name', 'lon'"]),
         ("metadata.csv", b"patch_id,labels,split\na_1,['Forest'],train", ["labels", "one label"]),
+        ("metadata.jsonl", f'{ROW[:-1]}, "labels": ["a", "b"]}}'.encode(), ["labels", "one label"]),
         ("metadata.csv", b"file_name,Urban,Forest\na_1.png,0,1", ["'forest'", "one label"]),
         ("metadata.csv", b"file_name,a,b\na_1.png,1.0,0.0", ["'b'", "one label"]),
         ("metadata.csv", b"file_name,label\na_1.png,['a' 'b']", ["csv:2", "one label"]),
@@ -435,6 +436,46 @@ def test_rows_of_one_image_in_a_table_are_merged(tmp_path):
     assert list(items) != sorted(items) or all(name.startswith("train-") for name in items)
 
 
+def test_splits_are_read_from_the_column_of_a_table(tmp_path):
+    splits = ["train", "test", None, ""]
+    rows = [
+        {"image": cell(i, f"{i}.png"), "text": "a lake", "split": split}
+        for i, split in enumerate(splits)
+    ]
+    write_table(tmp_path / "text/train.parquet", rows)
+    items, _ = read(tmp_path / "text")
+    # A row that names none is of the split that the table is called after.
+    assert [item["split"] for item in items.values()] == ["train", "test", "train", "train"]
+    features = {"split": {"_type": "ClassLabel", "names": ["validation", "test"]}}
+    table = pa.Table.from_pylist([row | {"split": i % 2} for i, row in enumerate(rows)])
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    (tmp_path / "numbers").mkdir()
+    pq.write_table(table, tmp_path / "numbers/tiles.parquet")
+    items, _ = read(tmp_path / "numbers")
+    assert [item["split"] for item in items.values()] == ["validation", "test"] * 2
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv", "metadata.parquet"])
+def test_splits_given_as_numbers_are_asked_about(tmp_path, monkeypatch, name):
+    rows = [{"file_name": f"{i}.png", "text": "a lake", "split": i % 2} for i in range(6)]
+    draw(tmp_path / "in", *(row["file_name"] for row in rows))
+    WRITERS[name](tmp_path / "in" / name, rows)
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+    assert "fetch_imagery.splits: the source has 0, 1 as its own splits" in line
+
+
+def test_a_list_of_captions_beside_caption_files_is_not_ignored(tmp_path):
+    """Of one image only: those of the others are in the list."""
+    draw(tmp_path, "a_1.png", "b_1.png")
+    (tmp_path / "a_1.txt").write_text("a blue lake")
+    (tmp_path / "captions.csv").write_text("file_name,text\nb_1.png,a red lake")
+    assert open_source(tmp_path, KEY).unread_captions == "captions.csv"
+    (tmp_path / "b_1.txt").write_text("a red lake")
+    assert open_source(tmp_path, KEY).unread_captions is None
+
+
 def test_a_column_of_captions_that_is_not_called_so_is_one_line(tmp_path):
     texts = ["a lake with blue water", "a wide sea from far above"]
     rows = [
@@ -460,6 +501,7 @@ def test_a_column_of_captions_that_is_not_called_so_is_one_line(tmp_path):
         ({"label": "['a', 'b']"}, "'label'"),
         ({"label": ["a"], "text": "a lake"}, "'label'"),
         ({"labels": ["a", "b"]}, "labels"),
+        ({"labels": ["a", "b"], "text": "a lake"}, "labels"),
         ({"a": 0.0, "b": 1.0, "lon": 5.5}, "a, b:"),
         ({"a": 0, "b": True}, "a, b:"),
     ],

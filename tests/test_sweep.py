@@ -249,6 +249,13 @@ def test_a_shallow_clone_is_refused_before_anything_runs(repository):
         assert line.startswith("error: ") and "git fetch --unshallow" in line
 
 
+def test_a_sweep_of_what_a_selected_set_does_not_have_is_refused(repository):
+    folder, run = repository
+    (folder / "params.yaml").write_text("generate:\n  keep: {draw: 3}\n")
+    done = run("python", "-m", "tools.sweep", "prompts", code=1)
+    assert "generate.keep" in done.stderr.splitlines()[-1]
+
+
 def test_the_prompts_sweep_runs_only_writers_that_have_a_model(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     assert set(list_experiments("prompts")) == {

@@ -63,7 +63,7 @@ def choose(root: Path, entries: list[Path], names: list[str]) -> list[Path]:
         if not named:
             exit_with_error(f"{name}: {root} holds no such stage or entry; `python -m tools.cache`")
         chosen += named
-    return chosen if names else entries
+    return list(dict.fromkeys(chosen)) if names else entries
 
 
 def show(root: Path, entries: list[Path]) -> None:

@@ -183,8 +183,9 @@ def choose_file_name(original: str, number: int, taken: set[str], suffix: str = 
     stem = re.sub(r"[^\w.-]", "_", stem).lstrip(".")
     stem = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     name = f"{stem}{suffix}"
-    if not stem or name in taken:
-        return f"{stem}_{number:07d}{suffix}"
+    while name in taken or name == suffix:
+        name = f"{stem}_{number:07d}{suffix}"
+        number += 1
     return name
 
 

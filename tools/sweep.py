@@ -30,7 +30,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
 from stages.runtime.progress import log
 from tools.commands import git, run_command
-from tools.sweep_report import FID, METRICS, OUT, Row, Value, read_metric, report
+from tools.sweep_report import CLASS_AGREEMENT, FID, METRICS, OUT, Row, Value, read_metric, report
 
 TEST_IMAGERY = Path("data/imagery/test")
 
@@ -87,6 +87,11 @@ def run_sweep(name: str, number: int | None) -> None:
         for experiment in selected
         if not find_ref(experiment, experiments[experiment], workspace)
     }
+    if CLASS_AGREEMENT in METRICS[name] and workspace.params.get("generate", {}).get("keep"):
+        exit_with_error(
+            f"sweep: {name} compares the class agreement, which generate.keep selects by and so "
+            "can't be measured: set it to null"
+        )
     if pending and FID in METRICS[name]:
         warn_of_refused_fid(workspace.params)
     failures = run_experiments(pending)
@@ -253,8 +258,8 @@ def warn_of_refused_fid(params: dict[str, Any]) -> None:
         reason = read_metric(Path(FID.file).read_text(encoding="utf-8"), FID)
     needed = params.get("fid", {}).get("standard_min_n", 0)
     tiles = sum(pq.read_metadata(shard).num_rows for shard in TEST_IMAGERY.glob("*.parquet"))
-    if 0 < tiles < needed:
-        reason = f"no FID ({tiles} of {needed} images)"
+    if tiles:  # of now; a refusal may be of a run with other params
+        reason = f"no FID ({tiles} of {needed} images)" if tiles < needed else ""
     if isinstance(reason, str) and reason:
         log(
             f"sweep: {reason}, so the experiments will have none either: it needs more test tiles "

@@ -54,6 +54,8 @@ def class_agreement(
 ) -> dict:
     """Share of synthetic images in which the classifier sees a scene of their class.
 
+    Images of classes of whose scenes the classifier knows none are left out and counted.
+
     Args:
         logits: the classifier's [N, S].
         labels: the class [N] that each image should show.
@@ -61,15 +63,23 @@ def class_agreement(
             interval counts prompts.
         scenes: names [S] of the classifier's outputs.
         classes: scenes of each class.
+
+    Returns:
+        Metrics; {} where the classifier knows no class.
     """
     class_of_scene = {scene: name for name, members in classes.items() for scene in members}
     class_of_output = [class_of_scene.get(scene) for scene in scenes]  # [S]
     predicted = [class_of_output[i] for i in logits.argmax(1)]  # [N]
-    matches = np.array([seen == label for seen, label in zip(predicted, labels)])
+    known = np.array([label in class_of_output for label in labels])
+    if not known.any():
+        return {}
+    matches = np.array([seen == label for seen, label in zip(predicted, labels)])[known]
+    known_prompts = np.array(prompts)[known]
     return {
-        **share_with_interval("class_agreement", matches, np.array(prompts)),
+        **share_with_interval("class_agreement", matches, known_prompts),
         "class_agreement_n": len(matches),
-        "class_agreement_prompts": len(set(prompts)),
+        "class_agreement_n_unknown": int((~known).sum()),
+        "class_agreement_prompts": len(set(known_prompts.tolist())),
     }
 
 

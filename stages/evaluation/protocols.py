@@ -103,8 +103,8 @@ def estimate_variances(
     # To second order, FID infinity is FID less its expected bias, and errs as FID does.
     variances["fid_infinity"] = variances["fid"]
 
-    some_real = real[: sinkhorn.MAX_ROWS]
-    some_fake = fake[: sinkhorn.MAX_ROWS]
+    some_real = sinkhorn.draw_rows(real)
+    some_fake = sinkhorn.draw_rows(fake)
     halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
     halves = measure_halves(
         compute_sinkhorn,
@@ -313,12 +313,12 @@ def curve_rows(curves: dict[str, Curve], dimensions: int) -> list[dict]:
 def compared_sets(sets: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """Features of what is compared with the test tiles: the images of each model, and the floor.
 
-    The floor is as many random training tiles as there are test tiles.
+    The floor is as many random training tiles as there are generated images.
     """
     compared = {"tuned": sets["tuned"]}
     if "base" in sets:
         compared["base"] = sets["base"]
     if "train" in sets:
         order = rng(seed, "floor").permutation(len(sets["train"]))
-        compared["floor"] = sets["train"][np.sort(order[: len(sets["test"])])]
+        compared["floor"] = sets["train"][np.sort(order[: len(sets["tuned"])])]
     return compared

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
@@ -24,7 +25,8 @@ INPUTS = {
     "passage embedder": "models/base/embedder",
     "classifier's first weights": "models/base/classifier",
 }
-LOCAL_FOLDER = re.compile(r"path:\S*/")  # of this machine: not to be published
+# A path of this machine, whose folders are not to be published; a source has its kind before it.
+LOCAL_PATH = re.compile(r"((?:path|arxiv):)?(.*[/\\])([^/\\]*)", re.DOTALL)
 
 
 def make_card(
@@ -109,9 +111,9 @@ def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]])
 def quote_params(names: tuple[str, ...]) -> str:
     """Return sections of params.yaml as YAML, without the local folders."""
     params = read()
-    sections = {name: params[name] for name in names}
+    sections = {name: hide_local_folders(params[name]) for name in names}
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
-    return hide_local_folders(text.strip())
+    return text.strip()
 
 
 def quote_pixel_values() -> str:
@@ -122,9 +124,19 @@ def quote_pixel_values() -> str:
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100).strip()
 
 
-def hide_local_folders(text: str) -> str:
-    """Replace the folders of `path:` sources, which are private."""
-    return LOCAL_FOLDER.sub("path:.../", text)
+def hide_local_folders(value: Any) -> Any:
+    """Replace the folders of paths in values of params, which are private; the last name stays.
+
+    Paths are those of `path:` and `arxiv:` sources, and texts that begin as absolute ones do.
+    """
+    if isinstance(value, dict):
+        return {key: hide_local_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [hide_local_folders(part) for part in value]
+    path = LOCAL_PATH.fullmatch(value) if isinstance(value, str) else None
+    if path and (path[1] or re.match(r"[/\\~$]|[A-Za-z]:[/\\]", path[2])):
+        return f"{path[1] or ''}.../{path[3]}"
+    return value
 
 
 def measured_metrics(repository: Repository) -> list[Metric]:

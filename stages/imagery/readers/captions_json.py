@@ -24,6 +24,7 @@ from stages.imagery.readers.items import (
     first_field,
     skipped_file,
     split_folder,
+    split_value,
     standard_split,
 )
 from stages.imagery.readers.listed_images import ListedImages
@@ -166,7 +167,8 @@ def _item(
 
 def _split(entry: dict, json_file: Path, image: Path) -> str | None:
     """The split that the entry, the JSON file's name (captions_val.json) or a folder tells."""
-    if isinstance(entry.get("split"), str) and entry["split"]:
-        return valid_utf8(entry["split"])
+    split = split_value(entry.get("split"))
+    if split:
+        return split
     in_name = [word for word in re.split("[_.-]", json_file.stem) if standard_split(word)]
     return in_name[0] if len(in_name) == 1 else split_folder(image.parts[:-1])

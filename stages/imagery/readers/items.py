@@ -76,6 +76,14 @@ def holds_several_labels(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
+def split_value(value: Any) -> str | None:
+    """The split that a field names; numbers, which name none, are asked about like other names."""
+    if isinstance(value, float) and value.is_integer():  # of pandas, where rows lack it
+        value = int(value)
+    is_given = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
+    return valid_utf8(str(value)) if is_given else None
+
+
 def flag_fields(rows: Iterable[dict]) -> list[str]:
     """The fields that hold 0 and 1, or true and false, alone, as text too; [] if fewer than two."""
     values: dict[str, set[str]] = {}

@@ -36,6 +36,7 @@ from stages.imagery.readers.items import (
     holds_several_labels,
     skipped_file,
     split_folder,
+    split_value,
 )
 from stages.imagery.readers.listed_images import ListedImages
 from stages.imagery.untrusted_text import parse_json_object, valid_utf8
@@ -80,6 +81,9 @@ def _check_list(file: Path, label: str) -> list[str]:
         fields |= dict.fromkeys(name for name in row if not name.startswith("\0"))
         if holds_several_labels(_label(row)):
             exit_with_error(f"{label}:{line_number}: {SEVERAL_LABELS}")
+        plural = first_field(PLURAL_SCENE_FIELDS, row)
+        if plural and _label(row) is None and holds_several_labels(row[plural]):
+            exit_with_error(f"{label}:{line_number}: its field {plural!r}: {SEVERAL_LABELS}")
     shown = ", ".join(map(repr, fields)) or "none"
     if file.suffix.lower() == ".jsonl" and (not fields or _is_multiline_json(file)):
         exit_with_error(
@@ -250,9 +254,8 @@ def _fault(row: dict) -> str | None:
 
 def _split(row: dict, path: Path, metadata_folder: Path) -> str | None:
     """The split that the row names, or the image's split folder, or the metadata's first folder."""
-    if isinstance(row.get("split"), str) and row["split"]:
-        return valid_utf8(row["split"])
-    return split_folder(path.parts[:-1]) or next(iter(metadata_folder.parts), None)
+    split = split_value(row.get("split"))
+    return split or split_folder(path.parts[:-1]) or next(iter(metadata_folder.parts), None)
 
 
 def _scene(row: dict) -> str | None:

@@ -8,7 +8,11 @@ import pyarrow.parquet as pq
 
 from stages.common.sources import visible_files
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.caption_files import find_caption_files, open_caption_files
+from stages.imagery.readers.caption_files import (
+    CAPTION_SUFFIXES,
+    find_caption_files,
+    open_caption_files,
+)
 from stages.imagery.readers.captions_json import find_captions_json, open_captions_json
 from stages.imagery.readers.class_folders import open_class_folders
 from stages.imagery.readers.items import ImageSource
@@ -49,7 +53,8 @@ def open_source(path: Path, key: str, caption: str | None = None) -> ImageSource
     source = _open_folder(path, files, images, key, caption)
     if source.has_captions:
         return source
-    beside = [file for file in files if file not in source.files]
+    listed = set(source.files)
+    beside = [file for file in files if file not in listed]
     return source._replace(unread_captions=find_unread_captions(beside, images, path))
 
 
@@ -71,7 +76,12 @@ def _open_folder(
         return open_captions_json(captions_json, files, path)
     text_of_image = find_caption_files(files)
     if text_of_image:
-        return open_caption_files(text_of_image, files, path)
+        source = open_caption_files(text_of_image, files, path)
+        others = [image for image in images if image not in text_of_image]
+        if not others:
+            return source
+        beside = [file for file in files if file.suffix.lower() not in CAPTION_SUFFIXES]
+        return source._replace(unread_captions=find_unread_captions(beside, others, path))
     return open_class_folders(files, path, caption)
 
 

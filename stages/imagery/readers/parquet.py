@@ -31,6 +31,7 @@ from stages.imagery.readers.items import (
     holds_several_labels,
     skipped_file,
     split_folder,
+    split_value,
     standard_split,
 )
 from stages.imagery.untrusted_text import parse_json_object, posix_path, valid_utf8
@@ -55,14 +56,21 @@ class Table(NamedTuple):
     caption_columns: list[str]
     name_column: str | None
     scene_column: str | None
+    split_column: str | None
     text_columns: list[str]  # of strings, or lists of them
     has_image_path: bool  # `image` is a struct with the field `path`
     class_names: list  # of an integer scene column; [] where the schema has none
+    split_names: list  # the same of the split column
     schema: pa.Schema
 
     def columns(self, with_images: bool) -> list[str]:
         """The columns to read. Without images, `image` is read for its path only, if it has one."""
-        columns = [*self.caption_columns, self.name_column, self.scene_column]
+        columns = [
+            *self.caption_columns,
+            self.name_column,
+            self.scene_column,
+            self.split_column,
+        ]
         if with_images:
             columns.append("image")
         elif self.has_image_path:
@@ -89,9 +97,10 @@ def open_parquet(
     tables = [_open_table(file, root, key, only_table=len(files) == 1) for file in files]
     _refuse_lists_in_text(tables)
     has_captions = any(table.caption_columns for table in tables)
+    _refuse_label_lists(tables)
     if not has_captions:
         if caption is None:
-            _refuse_several_labels(tables)
+            _refuse_one_hot_labels(tables)
         _refuse_misnamed_captions(tables)
     read_items = partial(_read_items, tables, _shared_names(tables), images, root, caption)
     return ImageSource(files, read_items, has_captions)
@@ -121,6 +130,7 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
             "{bytes, path})"
         )
     scene_column = first_field(SCENE_FIELDS, schema.names)
+    split_column = first_field(("split",), schema.names)
     if scene_column is not None and _is_list(schema.field(scene_column).type):
         exit_with_error(f"{label}: column {scene_column!r}: {SEVERAL_LABELS}")
     return Table(
@@ -131,9 +141,11 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
         caption_columns=caption_fields(schema.names),
         name_column=first_field(NAME_FIELDS, schema.names),
         scene_column=scene_column,
+        split_column=split_column,
         text_columns=[f.name for f in schema if "string" in str(f.type) and f.name != "image"],
         has_image_path="path" in fields,
         class_names=_class_names(schema, scene_column),
+        split_names=_class_names(schema, split_column),
         schema=schema,
     )
 
@@ -152,14 +164,19 @@ def _is_list(type_: pa.DataType) -> bool:
     return any(is_kind(type_) for is_kind in kinds)
 
 
-def _refuse_several_labels(tables: list[Table]) -> None:
-    """Exit with an error if a table without scenes has lists of labels, or columns of 0 and 1."""
+def _refuse_label_lists(tables: list[Table]) -> None:
+    """Exit with an error if a table without scenes has lists of labels."""
     for table in tables:
-        if table.scene_column is not None:
-            continue
         plural = first_field(PLURAL_SCENE_FIELDS, table.schema.names)
-        labels = [plural] if plural and _is_list(table.schema.field(plural).type) else []
-        labels = labels or _one_hot_columns(table)
+        is_list = plural is not None and _is_list(table.schema.field(plural).type)
+        if table.scene_column is None and is_list:
+            exit_with_error(f"{table.label}: column {plural}: {SEVERAL_LABELS}")
+
+
+def _refuse_one_hot_labels(tables: list[Table]) -> None:
+    """Exit with an error if a table without scenes has columns of 0 and 1."""
+    for table in tables:
+        labels = [] if table.scene_column is not None else _one_hot_columns(table)
         if labels:
             names = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
             exit_with_error(f"{table.label}: column {names}: {SEVERAL_LABELS}")
@@ -295,8 +312,11 @@ def _item(table: Table, row_number: int, row: dict, shared: set[str | None]) -> 
     scene = row.get(table.scene_column)
     if isinstance(scene, int):
         scene = _class_name(scene, table.class_names)
+    split = row.get(table.split_column)
+    if isinstance(split, int):
+        split = _class_name(split, table.split_names)
     return SourceItem(
-        split=table.split,
+        split=split_value(split) or table.split,
         name=name or f"{table.row_name}-{row_number:07d}",
         captions=field_value(row, table.caption_columns),
         scene=None if scene in (None, "") else valid_utf8(str(scene)),
