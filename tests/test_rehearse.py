@@ -302,6 +302,20 @@ def test_tiles_are_counted_and_not_rasters_or_masks(tmp_path):
     assert inputs.count_images(params, source) == {"train": 8 - 3 - 2, "valid": 3, "test": 2}
 
 
+def test_tiles_are_of_the_classes_that_get_prompts_and_of_each_as_many():
+    """At the scale paper on a CPU, four tiles have to do for a classifier of two classes."""
+    params = params_of("paper")
+    cut = cuts.cut_params(params, True, ("fp32",))
+    scenes = inputs.scenes_in_turn(cut)
+    classes = [name for name, count in cut["prompt"]["per_class"].items() if count]
+    assert len(classes) == 2
+    of_tiles = [next(c for c in classes if scene in params["classes"][c]) for scene in scenes[:4]]
+    assert of_tiles == classes * 2
+    rows = [scene for shown in params["classes"].values() for scene in shown for _ in range(3)]
+    chosen = [rows[number] for number in inputs.choose_rows(rows, scenes, 4)]
+    assert sorted(chosen) == sorted(scenes[:4])
+
+
 def write_table(file: Path, scenes: list[str], first: int = 0) -> None:
     """A table as the hub converts it: an image's name is in its column `image` alone.
 

@@ -107,10 +107,10 @@ def prepare(
     hub_images: Counts = {}
     images = params["fetch_imagery"]["max_images"]
     if arguments.imagery:
-        run_apart(inputs.copy_first_rows, full, arguments.imagery, root / "imagery", images)
+        run_apart(inputs.copy_first_rows, params, arguments.imagery, root / "imagery", images)
         imagery = f"path:{arguments.imagery}"
     elif imagery.startswith("hub:") and arguments.random_weights:
-        run_apart(inputs.render_imagery, full, root / "imagery", images)
+        run_apart(inputs.render_imagery, params, root / "imagery", images)
         name = imagery.partition(":")[2].partition("@")[0]
         hub_images = inputs.HUB_IMAGES.get(name, {})
     if (root / "imagery").exists():

@@ -160,6 +160,7 @@ def prompts(params: Params) -> int:
 
 
 def prompts_per_class(params: Params) -> dict[str, int]:
+    """The number of prompts of each class; 0: the class is left out."""
     per_class = params["prompt"]["per_class"]
     return per_class if isinstance(per_class, dict) else dict.fromkeys(params["classes"], per_class)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stages.common import sources
 from stages.runtime.errors import exit_with_error
-from tools.rehearsal.cuts import Params
+from tools.rehearsal.cuts import Params, prompts_per_class
 
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 # Images of each split of the hub's data sets.
@@ -118,10 +118,21 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     return dict(counts)
 
 
+def scenes_in_turn(params: Params) -> list[str]:
+    """The scenes of the classes that get prompts: the classes take turns, and so do their scenes.
+
+    Each class then has as many of the first tiles as any other, for its classifier to learn from.
+    """
+    counts = prompts_per_class(params)
+    shown = [scenes for name, scenes in params["classes"].items() if scenes and counts[name]]
+    turns = max(map(len, shown), default=0)
+    return [scenes[turn % len(scenes)] for turn in range(turns) for scenes in shown]
+
+
 def render_imagery(params: Params, folder: Path, images: int) -> None:
     """Write `images` rendered tiles per split in RSICD's layout: image, captions, filename.
 
-    Their scenes are named after those of the classes in `params`; their content is the embedded
+    Their scenes are named after those of the rehearsal's classes; their content is the embedded
     scenes'.
     """
     import pyarrow as pa
@@ -130,7 +141,7 @@ def render_imagery(params: Params, folder: Path, images: int) -> None:
     from stages.common.artifacts import IMAGE
     from stages.imagery.embedded_scenes import SceneId, render_scene
 
-    scenes = [scene for shown in params["classes"].values() for scene in shown]
+    scenes = scenes_in_turn(params)
     schema = pa.schema(
         [("image", IMAGE), ("captions", pa.list_(pa.string())), ("filename", pa.string())]
     )
@@ -149,12 +160,12 @@ def render_imagery(params: Params, folder: Path, images: int) -> None:
 
 
 def copy_first_rows(params: Params, source: Path, folder: Path, images: int) -> None:
-    """Copy the first rows of each split of Parquet tables, with the scenes of the classes.
+    """Copy the first rows of each split of Parquet tables, with the scenes of the rehearsal.
 
     The copy has the tables of the source, most of them empty, so that it is read as the source is.
 
     Args:
-        params: of the scale.
+        params: of the rehearsal.
         source: a folder of Parquet tables.
         folder: is made.
         images: rows per split, at most.
@@ -172,7 +183,7 @@ def copy_first_rows(params: Params, source: Path, folder: Path, images: int) -> 
     if not any(root.rglob("*.parquet")):
         exit_with_error(f"{key}: {source}: no Parquet files")
     tables = open_source(root, key, params["fetch_imagery"]["caption"])
-    shown = [scene for scenes in params["classes"].values() for scene in scenes]
+    shown = scenes_in_turn(params)
     items = tables.read_items(False)  # those of the first table, then those of the second, ...
     begun = set()
     for file in tables.files:
@@ -189,17 +200,21 @@ def copy_first_rows(params: Params, source: Path, folder: Path, images: int) -> 
 
 
 def choose_rows(scenes: list[str], shown: list[str], count: int) -> list[int]:
-    """The numbers of the first rows in which the scenes take turns, first those of the classes.
+    """The numbers of the first rows in which the scenes take turns, first those that are shown.
 
     Args:
         scenes: of each row.
-        shown: those of the classes.
+        shown: scenes in the order of their turns, each one or several times.
         count: rows, at most.
     """
-    turn: Counter[str] = Counter()
+    places: dict[str, list[int]] = {}  # of each scene in a turn
+    for place, scene in enumerate(shown):
+        places.setdefault(scene, []).append(place)
+    seen: Counter[str] = Counter()
     ranked = []
     for number, scene in enumerate(scenes):
-        rank = shown.index(scene) if scene in shown else len(shown)
-        ranked.append((turn[scene], rank, number))
-        turn[scene] += 1
+        of_scene = places.get(scene, [len(shown)])
+        turn, which = divmod(seen[scene], len(of_scene))
+        ranked.append((turn, of_scene[which], number))
+        seen[scene] += 1
     return sorted(number for _, _, number in sorted(ranked)[:count])
