@@ -149,5 +149,5 @@ def test_images_are_shared_like_the_real_tiles(run, warm_environment, tmp_path):
     assert sum(images.values()) == total and len(set(images.values())) > 2
     for name in EUROSAT + CHINESE:
         assert abs(images[name] - total * real[name] / sum(real.values())) < 1
-    labels = pq.read_table(copy / "data/synthetic", columns=["label"])["label"].to_pylist()
+    labels = pq.read_table(copy / "data/generated", columns=["label"])["label"].to_pylist()
     assert {name: labels.count(name) for name in EUROSAT + CHINESE} == images

@@ -251,7 +251,8 @@ def test_a_shallow_clone_is_refused_before_anything_runs(repository):
 
 def test_a_sweep_of_what_a_selected_set_does_not_have_is_refused(repository):
     folder, run = repository
-    (folder / "params.yaml").write_text("generate:\n  keep: {draw: 3}\n")
+    params = (REPOSITORY / "params/demo.yaml").read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(params.replace("keep: null", "keep: {draw: 3}"))
     done = run("python", "-m", "tools.sweep", "prompts", code=1)
     assert "generate.keep" in done.stderr.splitlines()[-1]
 
