@@ -378,6 +378,19 @@ def test_nearest_training_image_by_hand(monkeypatch):
         assert (neighbors == full.argmin(1)).all()
 
 
+def test_the_nearest_of_images_closer_than_rounding_is_found():
+    # Around each of 5 points far apart lie 8 images whose distances float32 can't tell apart.
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 3000, (5, 600))
+    near = np.arange(1, 9)[:, None] * rng.normal(0, 1e-3, (8, 600))
+    train = (points[:, None] + near).reshape(40, 600)
+    full = np.linalg.norm(points[:, None] - train[None], axis=2)
+    distances, neighbors = nearest_neighbors(points, train)
+    assert np.allclose(distances, full.min(1), rtol=1e-9)
+    assert (neighbors == full.argmin(1)).all()
+    assert (nearest_neighbors(train, train)[0] == 0).all()
+
+
 def test_a_rotated_or_mirrored_copy_is_found():
     rng = np.random.default_rng(0)
     train = rng.integers(0, 256, (12, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE)).astype(np.float32)
@@ -387,7 +400,7 @@ def test_a_rotated_or_mirrored_copy_is_found():
             copies.reshape(12, -1) + 1,  # one gray level brighter
             train.reshape(12, -1),
         )
-        assert np.allclose(distances, 1, atol=1e-3)
+        assert np.allclose(distances, 1)
         assert (neighbors == np.arange(12)).all()
 
 

@@ -8,7 +8,7 @@ from scipy.special import betainc, betaincinv
 
 from stages.common.rng import rng
 from stages.evaluation.intervals import effective_size
-from stages.evaluation.prdc import row_blocks, squared_distances
+from stages.evaluation.prdc import row_blocks
 
 PERCENTILE = 1  # of the held-out images' distances; what is nearer is a near-copy
 THUMBNAIL_SIDE = 16  # pixels of the thumbnails that are compared
@@ -139,19 +139,44 @@ def near_copy_interval(
 
 
 def nearest_neighbors(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance [N] of each row of x [N, D] to the nearest row of train [M, D]; its index [N]."""
+    """Distance [N] of each row of x [N, D] to the nearest row of train [M, D]; its index [N].
+
+    The search is in float32. What its rounding leaves open is compared in float64: the result is
+    that of float64 alone, in half the time.
+    """
     # Distances don't change when both sets are moved; small norms keep digits.
     center = train.mean(0, dtype=np.float64)
-    x = x - center
-    train = train - center
-    distances = []
-    neighbors = []
+    x32 = (x - center).astype(np.float32)
+    train32 = (train - center).astype(np.float32)
+    half_norms = np.einsum("ij,ij->i", train32, train32) / 2  # [M]
+    rounding = rounding_bound(x32, half_norms)  # [N]
+    distances = np.empty(len(x))
+    neighbors = np.empty(len(x), int)
     for block in row_blocks(len(x), len(train)):
-        squared = squared_distances(x[block], train)  # [B, M]
-        nearest = squared.argmin(1)  # [B]
-        neighbors.append(nearest)
-        distances.append(np.sqrt(squared[np.arange(len(squared)), nearest]))
-    return np.concatenate(distances), np.concatenate(neighbors)
+        # |x - t|^2 = |x|^2 + 2 (|t|^2 / 2 - x.t), of which the first term is the same for all t.
+        values = half_norms - x32[block] @ train32.T  # [B, M]
+        limits = values.min(1) + 2 * rounding[block]  # [B]
+        for i, row, limit in zip(range(block.start, block.stop), values, limits):
+            candidates = np.flatnonzero(row <= limit)
+            difference = train[candidates].astype(np.float64) - x[i]  # [C, D]
+            squared = np.einsum("ij,ij->i", difference, difference)
+            nearest = squared.argmin()
+            neighbors[i] = candidates[nearest]
+            distances[i] = np.sqrt(squared[nearest])
+    return distances, neighbors
+
+
+def rounding_bound(x: np.ndarray, half_norms: np.ndarray) -> np.ndarray:
+    """Bound [N] of the rounding of |t|^2 / 2 - x.t in float32 (Higham 2002, section 3.1).
+
+    Args:
+        x: float32 [N, D].
+        half_norms: |t|^2 / 2 of the rows t, [M].
+    """
+    largest = np.sqrt(2 * half_norms.max())
+    unit = np.finfo(np.float32).eps / 2
+    norms = np.sqrt(np.einsum("ij,ij->i", x, x))  # [N]
+    return ((x.shape[1] + 8) * unit * largest * (norms + largest)).astype(np.float32)
 
 
 def nearest_neighbors_dihedral(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
