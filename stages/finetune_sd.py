@@ -42,7 +42,7 @@ LOG_STEPS = 10  # optimizer steps between two readings of the loss; each reading
 # Params that change no weight of any step: a run goes on under other values of them. Compiled code
 # may round otherwise.
 SAVING = ("keep_checkpoints", "gradient_checkpointing", "compile")
-MEASURING = ("checkpoint_steps", "grid_captions")
+MEASURING = ("checkpoint_steps", "grid_captions", "grid_steps")
 MEMORY_ADVICE = (
     "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and "
     "adamw8bit save memory"

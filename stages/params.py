@@ -646,6 +646,7 @@ class FinetuneSD(Section):
     grid_captions: Count = Field(
         description="rows of the sample grid, one validation caption and four images each"
     )
+    grid_steps: Count = Field(description="denoising steps of the grid's images (DPM-Solver++)")
 
 
 class Keep(Section):

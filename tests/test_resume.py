@@ -277,7 +277,7 @@ def test_a_run_goes_on_where_other_steps_and_grids_are_measured_and_says_so(trai
     write_params(workspace, finetune_sd={"checkpoint_steps": 4, "grid_captions": 1})
     code, log = run(workspace, finetune_sd.main)
     assert code == 0 and resumed_step(log) == 6
-    assert re.search("until step 6, with checkpoint_steps 3, grid_captions 2, is kept", log)
+    assert re.search("until step 6, with checkpoint_steps 3, grid_captions 2, grid_steps 4, is kept", log)
     grids = sorted(os.listdir(workspace / "metrics/plots/diffusion_grid"))
     assert [int(grid[:8]) for grid in grids] == [0, 3, 6, 8, 10]
     last = "validation_loss_last"

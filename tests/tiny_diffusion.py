@@ -185,6 +185,7 @@ TINY = {
         "checkpoint_steps": 3,
         "validation_images": 5,
         "grid_captions": 2,
+        "grid_steps": 4,
     },
     "generate": {"images_per_prompt": 2},
 }

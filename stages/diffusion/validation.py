@@ -24,7 +24,6 @@ from stages.params import FinetuneSD
 from stages.runtime.progress import log
 
 GRID_COLUMNS = 4  # images per caption
-GRID_STEPS = 15  # of DPM-Solver++
 GRID_GUIDANCE = 4.0  # scale of classifier-free guidance
 # Latents of equal images, whose standard deviation is near 1, differ by less: by their rounding to
 # float16.
@@ -84,7 +83,12 @@ class Evaluator:
         device = trainer.accelerator.device
         scheduler = models.load_scheduler(self.start, "dpm", self.config.zero_terminal_snr)
         samples = sample_captions(
-            trainer.model, self.valid, self.config.grid_captions, scheduler, device
+            trainer.model,
+            self.valid,
+            self.config.grid_captions,
+            self.config.grid_steps,
+            scheduler,
+            device,
         )
         diversity = relative_diversity(samples, self.valid)
         if diversity is not None:
@@ -198,11 +202,17 @@ def validation_batch(data: Latents, rows: np.ndarray) -> dict[str, torch.Tensor]
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")
 def sample_captions(
-    model: torch.nn.Module, data: Latents, captions: int, scheduler: Any, device: torch.device
+    model: torch.nn.Module,
+    data: Latents,
+    captions: int,
+    steps: int,
+    scheduler: Any,
+    device: torch.device,
 ) -> list[torch.Tensor]:
     """Generated latents [GRID_COLUMNS, C, h, w] of each of some captions, on the CPU.
 
-    The captions are the first ones of at most `captions` images, evenly spaced in `data`.
+    The captions are the first ones of at most `captions` images, evenly spaced in `data`. `steps`
+    are denoising steps.
     """
     samples = []
     for row in np.linspace(0, len(data) - 1, min(captions, len(data))).astype(int):
@@ -216,7 +226,7 @@ def sample_captions(
             torch.from_numpy(noise).to(device),
             data.text_embeddings(caption_ids).to(device),  # [2 GRID_COLUMNS, L, D]
             GRID_GUIDANCE,
-            GRID_STEPS,
+            steps,
         )
         samples.append(latents.cpu())
     return samples

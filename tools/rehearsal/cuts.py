@@ -40,10 +40,12 @@ CUT_LARGE_ON_CPU = {
     "finetune_llm.batch_size": 1,
     "prompt.per_class": 2,
     "encode.batch_size": 1,
+    "encode.variants": 2,
     "finetune_sd.batch_size": 1,
     "finetune_sd.gradient_accumulation": 1,
     "finetune_sd.validation_images": 1,
     "finetune_sd.checkpoint_steps": 2,
+    "finetune_sd.grid_steps": 1,
     "generate.images_per_prompt": 1,
     "fid.subsets": 4,
     "fid.paper_draws": 2,
@@ -57,9 +59,9 @@ TRAINING_STEPS = 12  # optimizer steps of finetune_sd
 TRAINING_STEPS_LARGE_ON_CPU = 2
 CLASSES_LARGE_ON_CPU = 2  # that get prompts; a classifier needs two
 HELD_OUT = {"valid": 16, "test": 24}  # images, where the scale gives a number of them
-# UNet passes per caption of the grid: images, steps, with and without the caption
+# UNet passes per caption and step of the grid: images, with and without the caption
 # (stages/diffusion/validation.py).
-GRID_PASSES = 4 * 15 * 2
+GRID_PASSES = 4 * 2
 # Decoding an image costs about as much as so many guided steps (SD v1.5: 2.5 of 1.6 TFLOP).
 DECODING_STEPS = 1.5
 TRAINING_PASSES = 3  # forward, and backward twice as long
@@ -219,7 +221,7 @@ def measuring_passes(params: Params, images: Counts) -> int:
     held_out = min(config["validation_images"], images["valid"])
     if params["encode"]["base_domain"] != "none":
         held_out += params["encode"]["base_images"]
-    return held_out + config["grid_captions"] * GRID_PASSES
+    return held_out + config["grid_captions"] * config["grid_steps"] * GRID_PASSES
 
 
 def training_passes(params: Params, images: Counts) -> int:
