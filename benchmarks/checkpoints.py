@@ -98,7 +98,7 @@ def time_checkpoint(
         folder = Path(temporary)
         for _ in range(ROUNDS):
             started = time.perf_counter()
-            tensors = checkpoints.state_dict(weights, ema, adamw)
+            tensors = checkpoints.copy_tensors(checkpoints.training_tensors(weights, ema, adamw))
             copied = time.perf_counter()
             checkpoints.save_step(folder, tensors, state, keep=1)
             copy_seconds.append(copied - started)

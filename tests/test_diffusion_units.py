@@ -2,11 +2,12 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from stages.diffusion import checkpoints, from_scratch
@@ -151,7 +152,10 @@ def test_checkpoints_are_safetensors_of_any_type(tmp_path):
         "bytes": torch.arange(7, dtype=torch.uint8),
         "count": torch.tensor(3),
         "half": torch.randn(5).half(),
+        "brain": torch.randn(5).bfloat16(),
         "image": torch.randn(2, 3, 4, 4),
+        "channels_last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "part": torch.randn(4, 4)[:, 1:3],
         "none": torch.zeros(0, 2),
     }
     checkpoints.save(tmp_path / "a.safetensors", tensors, {"step": 1})
@@ -160,6 +164,32 @@ def test_checkpoints_are_safetensors_of_any_type(tmp_path):
     for name, tensor in tensors.items():
         assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
     assert checkpoints.load(tmp_path / "a.safetensors")[1] == {"step": 1}
+
+
+SAVE_LARGE = """
+import re, sys
+from pathlib import Path
+import torch
+from stages.diffusion import checkpoints
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+# 24 tensors of 16 MB, none of which lies in memory as in the file.
+tensors = {
+    f"weight.{number}": torch.ones(256, 256, 8, 8).to(memory_format=torch.channels_last)
+    for number in range(24)
+}
+before = peak()
+checkpoints.save(Path(sys.argv[1]) / "a.safetensors", tensors, {"step": 1})
+print(peak() - before)
+"""
+
+
+def test_writing_a_checkpoint_takes_less_memory_than_a_copy(tmp_path):
+    command = [sys.executable, "-c", SAVE_LARGE, tmp_path]
+    megabytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(megabytes) < 200  # of 400
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -174,7 +204,7 @@ def test_a_checkpoint_restores_weights_average_and_optimizer(tmp_path, memory_fo
     convolution, weights, ema, adamw = make_training(seed=0)
     convolution(torch.ones(1, 3, 4, 4)).sum().backward()
     adamw.step()
-    tensors = checkpoints.state_dict(weights, ema, adamw)
+    tensors = checkpoints.copy_tensors(checkpoints.training_tensors(weights, ema, adamw))
     checkpoints.save_step(tmp_path, tensors, TrainingState(step=1), keep=1)
 
     convolution, restored_weights, restored_ema, restored_adamw = make_training(seed=1)
@@ -215,11 +245,11 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monke
     tensors = {"w": torch.ones(3)}
     checkpoints.save_step(tmp_path, tensors, TrainingState(step=1), keep=1)
 
-    def save_file(*_, **__):
-        raise SafetensorError(f"I/O error: {os.strerror(errno.ENOSPC)} (os error 28)")
+    def write_safetensors(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints, "save_file", save_file)
-    with pytest.raises(SystemExit, match="os error 28.*REMOTE_DIFFUSION_SCRATCH"):
+    monkeypatch.setattr(checkpoints, "write_safetensors", write_safetensors)
+    with pytest.raises(SystemExit, match="Errno 28.*REMOTE_DIFFUSION_SCRATCH"):
         checkpoints.save_step(tmp_path, tensors, TrainingState(step=2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.safetensors"]
 

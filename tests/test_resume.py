@@ -93,7 +93,7 @@ def test_an_incomplete_checkpoint_costs_steps_but_changes_nothing(trained, works
     assert run(workspace, kill_at, 8)[0] == -signal.SIGKILL
     last = sorted((workspace / "scratch/finetune_sd").glob("*/step_*.safetensors"))[-1]
     last.write_bytes(last.read_bytes()[:1000])
-    (last.parent / ".tmpAbCdEf").write_bytes(b"left by a kill while the file was written")
+    (last.parent / "step_00000007.part").write_bytes(b"left by a kill while it was written")
     code, log = run(workspace, finetune_sd.main)
     assert code == 0 and last.name in log and resumed_step(log) == 3
     assert outputs(workspace) == outputs(trained)
@@ -223,6 +223,20 @@ def test_a_disk_that_fills_up_at_the_end_costs_nothing(trained, workspace):
     assert outputs(workspace) == outputs(trained)
 
 
+def run_without_free_memory(step):
+    """finetune_sd where no copy of the training state fits the memory, killed at a step."""
+    checkpoints.available_memory = lambda: 0
+    kill_at(step)
+
+
+def test_without_memory_for_a_copy_a_checkpoint_is_written_from_the_weights(trained, workspace):
+    code, log = run(workspace, run_without_free_memory, 8)
+    assert code == -signal.SIGKILL and log.count("training waits for its checkpoint") == 2
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and resumed_step(log) == 6
+    assert outputs(workspace) == outputs(trained)
+
+
 def run_out_of_disk():
     """finetune_sd on a disk that is full at the first checkpoint, after step 3.
 
@@ -277,7 +291,8 @@ def test_a_run_goes_on_where_other_steps_and_grids_are_measured_and_says_so(trai
     write_params(workspace, finetune_sd={"checkpoint_steps": 4, "grid_captions": 1})
     code, log = run(workspace, finetune_sd.main)
     assert code == 0 and resumed_step(log) == 6
-    assert re.search("until step 6, with checkpoint_steps 3, grid_captions 2, grid_steps 4, is kept", log)
+    measured = "until step 6, with checkpoint_steps 3, grid_captions 2, grid_steps 4, is kept"
+    assert measured in log
     grids = sorted(os.listdir(workspace / "metrics/plots/diffusion_grid"))
     assert [int(grid[:8]) for grid in grids] == [0, 3, 6, 8, 10]
     last = "validation_loss_last"
@@ -373,7 +388,7 @@ def sharded_checkpoint(workspace):
             torch._foreach_lerp_(list(ema.values()), detached, 0.5)
             if step > 0:
                 continue
-            tensors = checkpoints.state_dict(weights, ema, adamw)
+            tensors = checkpoints.copy_tensors(checkpoints.training_tensors(weights, ema, adamw))
             state = checkpoints.TrainingState(step=1)
             if torch.distributed.get_rank() == 0:
                 checkpoints.save_step(workspace / "sharded", tensors, state, keep=2)

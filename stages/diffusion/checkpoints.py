@@ -12,19 +12,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
-from stages.runtime.file_modes import follow_umask
+from stages.runtime.memory import available_memory
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import advise_on_full_disk, is_first_process
 
 Tensors = dict[str, torch.Tensor]
+
+MEMORY_SHARE = 0.8  # of the free memory, what a copy of the training state may take
+
+# Names of the types in a safetensors file.
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+}
 
 
 @dataclass
@@ -64,7 +77,7 @@ class CheckpointWriter:
         self.keep = keep
         self.thread = ThreadPoolExecutor(1)
         self.pending: Future[None] | None = None
-        for unfinished in folder.glob(".tmp*"):  # left by `save_file` where a kill interrupted it
+        for unfinished in folder.glob("*.part"):  # left by a kill
             unfinished.unlink(missing_ok=True)
 
     def submit(self, tensors: Tensors, state: TrainingState) -> None:
@@ -101,7 +114,7 @@ def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -
 
 
 def save_best(folder: Path, tensors: Tensors, step: int) -> None:
-    """Write the weights among the tensors of `state_dict`: the averaged ones, if there are any."""
+    """Write the weights among `training_tensors`: the averaged ones, if there are any."""
     prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
     best = {
         name.removeprefix(prefix): tensor
@@ -112,7 +125,7 @@ def save_best(folder: Path, tensors: Tensors, step: int) -> None:
 
 
 def save(path: Path, tensors: Tensors, state: dict) -> None:
-    """Write contiguous tensors and a JSON state, in which floats survive exactly.
+    """Write tensors, which may be on a GPU, and a JSON state, in which floats survive exactly.
 
     A kill or a power cut leaves the old file or the new one: the data is on the disk before the
     file gets its name.
@@ -120,13 +133,13 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
     part = path.with_suffix(".part")
     try:
         state_text = json.dumps(state)
-        checksum = compute_checksum(tensors, state_text)
-        save_file(tensors, part, {"state": state_text, "crc32": checksum})
-        follow_umask(part)
+        metadata = {"state": state_text, "crc32": compute_checksum(tensors, state_text)}
+        with open(part, "wb") as file:
+            write_safetensors(file, tensors, metadata)
         sync_to_disk(part)
         part.replace(path)
         sync_to_disk(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         part.unlink(missing_ok=True)
         exit_with_error(
             f"{path.parent}: the checkpoint cannot be written ({error}); the one before is kept: "
@@ -134,12 +147,40 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
         )
 
 
+def write_safetensors(file: BinaryIO, tensors: Tensors, metadata: dict[str, str]) -> None:
+    """Write the safetensors format, with no more than one tensor copied at a time.
+
+    `safetensors.torch.save_file` first copies all that are on a GPU or not contiguous.
+    """
+    # Larger elements first, as the library has them, so that each is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, dict] = {"__metadata__": metadata}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": DTYPES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [begin, end],
+        }
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for name in names:
+        file.write(tensor_bytes(tensors[name]))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order; a copy where they aren't so on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
 def compute_checksum(tensors: Tensors, state: str) -> str:
-    """The CRC-32 of a state and of the names, shapes and bytes of contiguous tensors on the CPU."""
+    """The CRC-32 of a state and of the names, shapes and bytes of tensors."""
     crc = zlib.crc32(state.encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {list(tensor.shape)} {tensor.dtype}".encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+        crc = zlib.crc32(tensor_bytes(tensor), crc)
     return f"{crc:08x}"
 
 
@@ -202,14 +243,12 @@ def has_best(folder: Path, tensors: Tensors, state: TrainingState) -> bool:
     return best_step > state.step
 
 
-def state_dict(
+def training_tensors(
     weights: Mapping[str, torch.Tensor],
     ema: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> Tensors:
-    """Copies, on the CPU, of all tensors that resuming needs; training may go on at once.
-
-    Every process of a sharded run must call this; only the first gets the tensors.
+    """All tensors that resuming needs, themselves: training changes them.
 
     Args:
         weights: the trained parameters by name.
@@ -217,7 +256,7 @@ def state_dict(
         optimizer: of these parameters.
 
     Returns:
-        weight.<name>, ema.<name> and optimizer.<key>.<name>, unsharded and contiguous.
+        weight.<name>, ema.<name> and optimizer.<key>.<name>.
     """
     tensors = {f"weight.{name}": weight for name, weight in weights.items()}
     tensors |= {f"ema.{name}": average for name, average in ema.items()}
@@ -226,6 +265,25 @@ def state_dict(
             if not torch.is_tensor(value):  # bitsandbytes counts its steps in an int
                 value = torch.tensor(value, dtype=torch.int64)
             tensors[f"optimizer.{key}.{name}"] = value
+    return tensors
+
+
+def fit_twice(tensors: Tensors) -> bool:
+    """Whether copies of the tensors fit the free memory; those of a sharded run have to."""
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        return True
+    return count_bytes(tensors) <= MEMORY_SHARE * available_memory()
+
+
+def count_bytes(tensors: Tensors) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def copy_tensors(tensors: Tensors) -> Tensors:
+    """Copies on the CPU, unsharded and contiguous; training may go on at once.
+
+    Every process of a sharded run must call this; only the first gets the copies.
+    """
     copies = {}
     for name, tensor in tensors.items():
         tensor = full_tensor(tensor.detach())
@@ -241,7 +299,7 @@ def load_state_dict(
     ema: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Restore what `state_dict` copied, in the memory layout and sharding of the weights."""
+    """Restore `training_tensors`, in the memory layout and sharding of the weights."""
     optimizer_tensors: dict[str, Tensors] = {name: {} for name in weights}
     for full_name, value in tensors.items():
         if full_name.startswith("optimizer."):

@@ -57,6 +57,6 @@ class MinuteCheckpoints:
         """Write a checkpoint after the last of the `steps`, and a minute after the one before."""
         if state.step < steps and time.monotonic() - self.saved < SECONDS:
             return
-        tensors = checkpoints.state_dict(self.weights, self.ema, self.optimizer)
+        tensors = checkpoints.training_tensors(self.weights, self.ema, self.optimizer)
         checkpoints.save_step(self.folder, tensors, state, KEPT)
         self.saved = time.monotonic()

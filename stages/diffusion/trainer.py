@@ -190,10 +190,23 @@ class Trainer:
         return state
 
     def save_checkpoint(self, writer: CheckpointWriter, state: TrainingState) -> None:
-        """Copy all that resuming needs; the copy is written while training goes on."""
+        """Copy all that resuming needs; the copy is written while training goes on.
+
+        Where a copy doesn't fit the free memory, training waits instead.
+        """
         writer.wait()  # the copy of the last checkpoint is freed before this one is made
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler else None
-        tensors = checkpoints.state_dict(self.weights, self.ema, self.adamw)
+        tensors = checkpoints.training_tensors(self.weights, self.ema, self.adamw)
+        copied = checkpoints.fit_twice(tensors)
+        if copied:
+            tensors = checkpoints.copy_tensors(tensors)
         if self.accelerator.is_main_process:
             writer.submit(tensors, state)
+        if not copied:
+            size = checkpoints.count_bytes(tensors) / 1e9
+            log(
+                f"finetune_sd: step {state.step}: no free memory for a copy of the training state "
+                f"({size:.1f} GB): training waits for its checkpoint"
+            )
+            writer.wait()
