@@ -33,7 +33,7 @@ from stages.common.artifacts import decode_image, stream_rows, write_atomically
 from stages.diffusion.marked_png import DESCRIPTION, SETTINGS
 from stages.imagery.rasters import rasterio_settings
 from stages.params import load, slug
-from stages.publishing.folders import add_card_and_metrics, copy_output
+from stages.publishing.folders import add_card_and_metrics, copy_output, hide_folders_in_model
 from stages.publishing.pixel_values import Stretch, read_stretch
 from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
@@ -230,6 +230,7 @@ def write_repositories(folder: Path, commit: str) -> None:
             export_language_model(target)
         else:
             copy_output(repository, target, list(classes))
+        hide_folders_in_model(target)
         add_card_and_metrics(repository, target, commit, classes)
 
 

@@ -25,8 +25,12 @@ INPUTS = {
     "passage embedder": "models/base/embedder",
     "classifier's first weights": "models/base/classifier",
 }
-# A path of this machine, whose folders are not to be published; a source has its kind before it.
-LOCAL_PATH = re.compile(r"((?:path|arxiv):)?(.*[/\\])([^/\\]*)", re.DOTALL)
+# A path of this machine, whose folders are not to be published; a source has its kind before it,
+# and the scale of a run the input: "imagery: path:...".
+LOCAL_PATH = re.compile(
+    r"((?:\w+: )?(?:path|arxiv):)?(.*[/\\])([^/\\]+)[/\\]*",
+    re.DOTALL,
+)
 
 
 def make_card(
@@ -54,7 +58,7 @@ def make_card(
         "commit": commit,
         "class_rows": list_classes(classes) if "classes" in repository.params else [],
         "params": quote_params(repository.params),
-        "scale": read_json("metrics/context.json")["scale"],
+        "scale": hide_local_folders(read_json("metrics/context.json")["scale"]),
         "metric_rows": [format_metric(metric) for metric in measured_metrics(repository)],
         "pixel_values": quote_pixel_values() if "imagery" in repository.inputs else "",
         "input_rows": [
@@ -125,7 +129,7 @@ def quote_pixel_values() -> str:
 
 
 def hide_local_folders(value: Any) -> Any:
-    """Replace the folders of paths in values of params, which are private; the last name stays.
+    """Replace the folders of paths in values of a run, which are private; the last name stays.
 
     Paths are those of `path:` and `arxiv:` sources, and texts that begin as absolute ones do.
     """

@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import read_json, shard_paths, write_json, write_table
-from stages.publishing.card import make_card
+from stages.publishing.card import hide_local_folders, make_card
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import Repository
 
@@ -20,6 +21,32 @@ def copy_output(repository: Repository, folder: Path, classes: list[str]) -> Non
         write_labeled_shards(Path(repository.path), folder / "data", classes)
     else:
         shutil.copytree(repository.path, folder)
+
+
+def hide_folders_in_model(folder: Path) -> None:
+    """Hide the local folders that the JSON files of a copied model name.
+
+    context.json names the start weights; a configuration, the folder that a library loaded it from.
+    The rest of a configuration stays as it is: a token or the name of a class may look like a path.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        is_config = file.name == "model_index.json" or file.name.endswith("config.json")
+        if not is_config and file.name != "context.json":
+            continue
+        content = read_json(file)
+        hidden = hide_origins(content) if is_config else hide_local_folders(content)
+        if hidden != content:
+            write_json(file, hidden)
+
+
+def hide_origins(config: Any) -> Any:
+    """Hide the local folders in `_name_or_path` of a configuration and of its parts."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: hide_local_folders(value) if key.endswith("name_or_path") else hide_origins(value)
+        for key, value in config.items()
+    }
 
 
 def write_labeled_shards(source: Path, target: Path, classes: list[str]) -> None:
@@ -45,6 +72,8 @@ def add_card_and_metrics(
 ) -> None:
     """Write README.md (the card), metrics.json, metrics_context.json, perhaps pixel_values.json.
 
+    No file names a local folder.
+
     The last holds the bands, the stretch and its inverse, where the imagery had more than 8 bits.
     """
     metrics = {
@@ -53,7 +82,8 @@ def add_card_and_metrics(
         if path.stem != "context"
     }
     write_json(folder / "metrics.json", metrics)
-    shutil.copyfile("metrics/context.json", folder / "metrics_context.json")
+    context = hide_local_folders(read_json("metrics/context.json"))
+    write_json(folder / "metrics_context.json", context)
     pixel_values = describe_pixel_values()
     if pixel_values and "imagery" in repository.inputs:
         write_json(folder / "pixel_values.json", pixel_values)
