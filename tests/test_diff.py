@@ -154,6 +154,14 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
     assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
 
 
+def test_text_of_params_keeps_its_cell_and_mentions_nobody(clone):
+    here = clone()
+    params = {"guidance_scale": 3.0, "cues": "a | b\n@octocat <b> me@host"}
+    (here.folder / "params.yaml").write_text(json.dumps({"sampling": params}))
+    cells = row(here.diff(), "`sampling.cues`")
+    assert cells == "- | a \\| b @&#8203;octocat \\<b\\> me@host | "
+
+
 def test_metrics_come_and_go(clone):
     here = clone()
     here.commit({"fid": {"scene": {"standard": {"fid": 4.0, "kid_x1000": 20.0}}}})

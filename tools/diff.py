@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.common.markdown import code_span
+from stages.common.markdown import code_span, escape_markdown
 from stages.reporting.comparable import describe_devices, describe_difference, find_description
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import start_process
@@ -232,7 +232,7 @@ def write_comment(
     lines += ["### Params", ""]
     files = list(dict.fromkeys(file for file, _ in params))
     by_name = sorted(params, key=lambda param: (files.index(param[0]), param[1]))
-    lines += table(commit, [(code_span(key), params[file, key], "") for file, key in by_name])
+    lines += table(commit, param_rows(by_name, params))
     lines += ["", "### Metrics", ""]
     lines += table(commit, metric_rows(headlines, metrics, verdicts), "value [95 % CI]")
     if others:
@@ -267,6 +267,16 @@ def context_key(metric: Metric) -> str:
     """Name a metric as metrics/context.json does: `llm.perplexity`."""
     file, key = metric
     return f"{Path(file).stem}.{key}"
+
+
+def param_rows(params: list[Metric], changes: Changes) -> list[tuple[str, dict, str]]:
+    """The rows of a table: name and values, without a verdict."""
+    rows = []
+    for file, key in params:
+        change = changes[file, key]
+        cells = {side: format_value(value) for side, value in change.items()}
+        rows.append((code_span(key), cells, ""))
+    return rows
 
 
 def metric_rows(
@@ -316,7 +326,7 @@ def describe_change(metric: Metric, metrics: Changes, runs: Runs) -> str:
         return "gone"
     difference = runs.difference(context_key(metric))
     if difference:
-        return f"not comparable: {difference}"
+        return f"not comparable: {plain_text(difference)}"
     if old == new:
         return "the same"
     if difference is None:
@@ -342,13 +352,19 @@ def judge(metric: Metric, old: float, new: float, metrics: Changes) -> str:
 
 
 def table(commit: str, rows: list[tuple[str, dict, str]], title: str = "") -> list[str]:
-    """The lines of a Markdown table of (name, {old, new}, verdict). title: of the first column."""
+    """The lines of a Markdown table.
+
+    Args:
+        commit: the merge base.
+        rows: (name, {old, new}, verdict), all of them Markdown; a run may lack the value.
+        title: of the first column.
+    """
     if not rows:
         return ["No change."]
     lines = [f"| {title} | `{commit[:7]}` | here | |", "|---|---:|---:|---|"]
     for name, change, verdict in rows:
-        old = format_value(change.get("old"))
-        new = format_value(change.get("new"))
+        old = change.get("old", "-")
+        new = change.get("new", "-")
         lines.append(f"| {name} | {old} | {new} | {verdict} |")
     return lines
 
@@ -359,7 +375,13 @@ def format_value(value: object) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}"
-    return re.sub(r"([|<*`])", r"\\\1", str(value))
+    return plain_text(str(value))
+
+
+def plain_text(text: str) -> str:
+    """Return text as Markdown that shows just that text, in one line, and mentions nobody."""
+    # GitHub notifies whoever is named after an @, escaped or not, but for a zero-width space.
+    return re.sub(r"(?<!\w)@", "@&#8203;", escape_markdown(text))
 
 
 def loss_charts(commit: str, runs: Runs) -> list[str]:
@@ -368,7 +390,7 @@ def loss_charts(commit: str, runs: Runs) -> list[str]:
     for name, (column, metric) in CURVES.items():
         difference = runs.difference(metric)
         if difference:
-            lines += ["", f"`{column}` of {name} is not comparable: {difference}"]
+            lines += ["", f"`{column}` of {name} is not comparable: {plain_text(difference)}"]
             continue
         curves = {
             commit[:7]: read_curve(name, column, commit),
