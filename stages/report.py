@@ -83,7 +83,7 @@ def main() -> None:
         labels = [row["label"] for row in synthetic]
         assessment = assess(labels, read_json("models/scene/config.json")["scenes"], classes)
     album = Album()
-    gallery = Gallery(album, synthetic, assessment)
+    gallery = Gallery(album, synthetic, assessment, params.classes)
     by_class = gallery.by_class(real, classes, params.report.gallery_per_class)
     extremes = gallery.best_and_worst()
     nearest = gallery.nearest_to_training(plots["nearest_training"], tuned)

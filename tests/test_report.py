@@ -439,6 +439,22 @@ def test_gallery_tells_what_is_known_of_each_picture(made):
             assert (made / "metrics/report" / item["nearest"]["picture"]).is_file()
 
 
+def test_the_class_of_a_picture_is_that_of_its_scene(made):
+    """Not the scene, which is a fact; a scene of no class has none."""
+    class_of = {scene: label for label, scenes in CLASSES.items() for scene in scenes}
+    items = read_items((made / "metrics/report/index.html").read_text())
+    kinds = dict.fromkeys(("real", "base", "tuned"), 0)
+    for address, item in items.items():
+        kind = Path(address).name.partition("-")[0]
+        if kind in kinds:
+            kinds[kind] += 1
+            assert item["label"] == class_of.get(item["facts"]["scene"], "")
+        else:
+            assert item["label"] in CLASSES
+    labels = {item["label"] for item in items.values()}
+    assert min(kinds.values()) > 7 and labels == {"", *CLASSES}
+
+
 def test_page_shows_the_gallery_and_its_extremes(made):
     page = (made / "metrics/report/index.html").read_text()
     items = read_items(page)

@@ -87,9 +87,24 @@ class Gallery:
             would round a 63-bit seed.
     """
 
-    def __init__(self, album: Album, synthetic: list[dict], assessment: Assessment | None) -> None:
-        """assessment: of all synthetic images; None: the classifier selected them."""
+    def __init__(
+        self,
+        album: Album,
+        synthetic: list[dict],
+        assessment: Assessment | None,
+        classes: dict[str, list[str]],
+    ) -> None:
+        """Make an empty gallery.
+
+        Args:
+            album: takes the pictures.
+            synthetic: rows of data/synthetic.
+            assessment: of all synthetic images; None: the classifier selected them.
+            classes: class -> scenes that show it, used or not.
+        """
         self.album = album
+        # A scene that shows no class is missing.
+        self.class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
         self.synthetic = synthetic
         self.assessment = assessment
         self.training_files = [row["filename"] for row in read_rows(TRAINING, ["filename"])]
@@ -97,13 +112,13 @@ class Gallery:
         self.paper_titles = dict(zip(passages["paper"], passages["title"]))
         self.items: dict[str, dict] = {}
 
-    def real_item(self, row: dict, number: int, label: str) -> dict:
+    def real_item(self, row: dict, number: int) -> dict:
         """Add a real test tile. row: of data/imagery/test; number: of that row."""
         address = self.album.add("real", REAL, number)
         item = {
             "picture": address,
             "kind": "real",
-            "label": label,
+            "label": self.class_of.get(row["scene"], ""),
             "title": f"Real: {row['scene']}",
             "facts": {"scene": row["scene"], "file": row["filename"]},
         }
@@ -153,9 +168,13 @@ class Gallery:
         item = {
             "picture": address,
             "kind": "generated",
-            "label": row["scene"],
+            "label": self.class_of.get(row["scene"], ""),
             "title": row["prompt"],
-            "facts": sampling_facts(row) | {"held-out tile of the caption": row["filename"]},
+            "facts": {
+                "scene": row["scene"],
+                **sampling_facts(row),
+                "held-out tile of the caption": row["filename"],
+            },
             "nearest": nearest,
         }
         return self.items.setdefault(address, item)
@@ -192,7 +211,7 @@ class Gallery:
             entry = {
                 "label": label,
                 "slug": slug(label),
-                "real": [self.real_item(real[number], number, label) for number in tiles[:shown]],
+                "real": [self.real_item(real[number], number) for number in tiles[:shown]],
                 "generated": [self.synthetic_item(number) for number in images],
             }
             entries.append(entry)
@@ -211,15 +230,26 @@ class Gallery:
             "best": [self.synthetic_item(number) for number in ascending[::-1][:EXTREMES]],
         }
 
-    def sample_item(self, collection: str, folder: Path, number: int, row: dict) -> dict:
-        """Add a sample of the base or the tuned model. row: of the folder; number: of that row."""
+    def sample_item(
+        self, collection: str, folder: Path, number: int, row: dict, label: str, scene: str = ""
+    ) -> dict:
+        """Add a sample of the base or the tuned model.
+
+        Args:
+            collection: the name of the folder in addresses.
+            folder: of the samples.
+            number: that of the row in the folder.
+            row: its settings and prompt.
+            label: its class; "" for a scene of none.
+            scene: that of its caption; "" for a prompt of a class.
+        """
         address = self.album.add(collection, folder, number)
         item = {
             "picture": address,
             "kind": "generated",
-            "label": row["scene"],
+            "label": label,
             "title": row["prompt"],
-            "facts": sampling_facts(row),
+            "facts": ({"scene": scene} if scene else {}) | sampling_facts(row),
         }
         return self.items.setdefault(address, item)
 
@@ -241,10 +271,11 @@ class Gallery:
         for scene, (number, *_) in rows_by_scene(tuned, classes).items():
             row = tuned[number]
             tile = real_row_of[row["filename"]]
+            label = self.class_of.get(scene, "")
             items = {
-                "real": self.real_item(real[tile], tile, scene),
-                "base": self.sample_item("base", BASE, number, row),
-                "tuned": self.sample_item("tuned", TUNED, number, row),
+                "real": self.real_item(real[tile], tile),
+                "base": self.sample_item("base", BASE, number, row, label, scene),
+                "tuned": self.sample_item("tuned", TUNED, number, row, label, scene),
             }
             entries.append({"scene": scene, "caption": row["caption"], "items": items})
         return entries
@@ -258,7 +289,7 @@ class Gallery:
         Returns:
             {name, prompt, unseen: words that no caption of a training tile has, items} per prompt.
         """
-        samples = read_rows(FIGURES, ["scene", *SETTINGS])
+        samples = read_rows(FIGURES, ["scene", *SETTINGS])  # `scene` is the class of the prompt
         captions = (row["captions"] for row in read_rows(TRAINING, ["captions"]))
         known = {word for texts in captions for text in texts for word in split_words(text)}
         return [
@@ -266,13 +297,14 @@ class Gallery:
                 "name": name_figure(figure_of.get(prompt), samples[rows[0]]["scene"]),
                 "prompt": prompt,
                 "unseen": [word for word in split_words(prompt) if word not in known],
-                "items": [
-                    self.sample_item("figures", FIGURES, row, samples[row] | {"prompt": prompt})
-                    for row in rows
-                ],
+                "items": [self.figure_item(row, samples[row] | {"prompt": prompt}) for row in rows],
             }
             for prompt, rows in figure_prompts().items()
         ]
+
+    def figure_item(self, number: int, row: dict) -> dict:
+        """Add an image of a prompt of a figure. row: of data/samples/figures; number: its."""
+        return self.sample_item("figures", FIGURES, number, row, row["scene"])
 
     def nearest_to_training(self, pairs: list[dict], tuned: list[dict]) -> list[dict]:
         """Add the images of test captions that are nearest to a training tile.
