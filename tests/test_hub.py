@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from stages.common.artifacts import IMAGE, encode_png, write_shards
 from stages.common.rounding import interval_decimals
 from stages.params import read
 from stages.publishing import card
+from stages.publishing.repositories import REPOSITORIES
 
 EMBEDDED = REPOSITORY / "stages/embedded/models"
 TOKEN = "hf_SecretOfTheTest0123456789"
@@ -86,7 +88,7 @@ def run(tmp_path_factory) -> Path:
 
 
 def name_local_folders(folder: Path) -> None:
-    """Name folders of this machine wherever a run may, but in SOURCE.json."""
+    """Name folders and a host of this network wherever a run may, but in SOURCE.json."""
     for file, changes in (
         ("models/diffusion/vae/config.json", {"_name_or_path": f"{PRIVATE}/sd/vae"}),
         ("models/diffusion/unet/config.json", {"_name_or_path": "owner/model"}),
@@ -103,6 +105,11 @@ def name_local_folders(folder: Path) -> None:
     params["fetch_imagery"]["source"] = f"path:{PRIVATE}/tiles"
     params["train_scene"]["source"] = "scratch"
     params["encode"]["base_domain"] = f"path:{PRIVATE}/photos"
+    params["prompt"] |= {
+        "writer": "openai",
+        "openai_base_url": "http://jane:secret@vllm.internal:8000/v1",
+        "openai_model": f"{PRIVATE}/mistral",
+    }
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
@@ -233,6 +240,7 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
     assert f"`{commit}`" in card.text
     quoted = re.search("```yaml\n(.*?)```", card.text, re.S)[1]
     params = yaml.safe_load((run / "params.yaml").read_text())
+    params["prompt"] |= {"openai_base_url": "...", "openai_model": ".../mistral"}
     assert yaml.safe_load(quoted) == {
         name: params[name] for name in ("seed", "classes", "prompt", "generate", "sampling")
     }
@@ -249,7 +257,10 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
         assert re.search(rf"\b{word}\b", card.text.split("| metric |")[0]), f"{word} is defined"
     assert rows["imagery"] == ["`path:.../tiles`", "not recorded"]
     assert rows["papers"] == ["`hub:owner/papers@abc`", "cc-by-4.0"]
-    assert "prompt writer" not in rows  # its source is none
+    assert rows["prompt writer"] == ["`openai: .../mistral`", "not recorded"]
+    assert "classifier's first weights" not in table_rows(
+        (dry / "lulc-classifier/README.md").read_text()
+    )  # their source is none
 
 
 @pytest.mark.parametrize(
@@ -316,9 +327,23 @@ def table_rows(text: str) -> dict[str, list[str]]:
     return rows
 
 
-def test_no_published_file_names_a_local_folder(dry):
+@pytest.mark.parametrize("writer, license", [("extractive", "mit"), ("openai", "other")])
+def test_a_hosted_prompt_writer_is_an_input_without_a_known_license(
+    run, monkeypatch, writer, license
+):
+    monkeypatch.chdir(run)
+    prompt = read()["prompt"] | {"writer": writer}
+    monkeypatch.setattr(card, "read", lambda: read() | {"prompt": prompt})
+    inputs = ("language model", "prompt writer")
+    repository = replace(REPOSITORIES["lulc-synthetic"], inputs=inputs)
+    made = card.make_card(repository, "abc", {})
+    assert made.data.license == license
+    assert ("| prompt writer |" in made.text) == (writer == "openai")
+
+
+def test_no_published_file_names_a_local_folder_or_host(dry):
     files = read_files(dry)
-    for words in ("some body", "My Drive"):
+    for words in ("some body", "My Drive", "secret", "vllm.internal"):
         assert not [name for name, content in files.items() if words.encode() in content]
     for name, shown in (
         ("lulc-synthetic/README.md", "Scale of the run: imagery: path:.../tiles."),

@@ -46,7 +46,7 @@ def make_card(
         classes: those that are used, with the scenes that show each; the card lists them where
             the repository depends on them.
     """
-    sources = {name: read_json(f"{INPUTS[name]}/SOURCE.json") for name in repository.inputs}
+    sources = read_sources(repository.inputs)
     all_embedded = all(source["source"] in ("embedded", "none") for source in sources.values())
     license = "mit" if all_embedded else "other"  # other: the hub's word for "read the card"
     sections = {
@@ -78,6 +78,17 @@ def make_card(
         **repository.card_data,
     )
     return ModelCard.from_template(model_data, template_path=str(TEMPLATE), **sections)
+
+
+def read_sources(inputs: tuple[str, ...]) -> dict[str, dict]:
+    """Return input -> its source and license, as in its SOURCE.json. inputs: keys of INPUTS."""
+    sources = {name: read_json(f"{INPUTS[name]}/SOURCE.json") for name in inputs}
+    prompt = read()["prompt"]
+    if "prompt writer" in inputs and prompt["writer"] == "openai":
+        # The model behind an endpoint was not fetched; its name may be a folder of the server.
+        model = hide_local_folders(prompt["openai_model"])
+        sources["prompt writer"] = {"source": f"openai: {model}", "license": None}
+    return sources
 
 
 def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
@@ -113,9 +124,11 @@ def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]])
 
 
 def quote_params(names: tuple[str, ...]) -> str:
-    """Return sections of params.yaml as YAML, without the local folders."""
+    """Return sections of params.yaml as YAML, without the local folders and private addresses."""
     params = read()
     sections = {name: hide_local_folders(params[name]) for name in names}
+    if sections.get("prompt", {}).get("openai_base_url"):
+        sections["prompt"]["openai_base_url"] = "..."  # it may hold a password, or a private host
     text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
     return text.strip()
 
