@@ -137,21 +137,29 @@ def test_table_warns_of_compression_artifacts_and_near_duplicates(made, metrics)
     assert re.search(r"near-duplicates\D* 2;\D* 1\.", text)
 
 
-def test_comparability_depends_on_what_was_run(metrics):
+def run_on_rsicd() -> RunContext:
+    """A run of the paper's recipe on its imagery."""
     sources = {
-        role: {"source": "hub:someone/" + role} for role in ("imagery", "papers", "diffusion")
+        "imagery": {"source": "hub:arampacha/rsicd@0123"},
+        "papers": {"source": "hub:someone/papers"},
+        "diffusion": {"source": "hub:someone/diffusion"},
+        "language": {"source": "hub:microsoft/phi-1_5"},
     }
-    sources["language"] = {"source": "hub:microsoft/phi-1_5"}
     sampling = {"resolution": 512, "scheduler": "pndm", "steps": 50, "guidance_scale": 7.5}
-    context = RunContext(
+    counts = {"prompts": 1, "images": 1, "real": 1}
+    return RunContext(
         sources=sources,
         classifiers={"lulc": {"classes_without_real": ["Snow Ice"]}, "scenes": {}},
         sampling=sampling | {"model": "0"},
         labels={},
-        class_counts={},
+        class_counts=dict.fromkeys(CLASSES, counts),
         unused_classes=["Woody Vegetation"],
         near_duplicates={},
     )
+
+
+def test_comparability_depends_on_what_was_run(metrics):
+    context = run_on_rsicd()
     inception = {
         "paper": {"n": 250, "fid": 100.5, "fid_floor": 60.0},
         "paper_padded": {"n": 250, "fid": 240.5, "fid_floor": 230.0},
@@ -164,9 +172,6 @@ def test_comparability_depends_on_what_was_run(metrics):
     assert rows["fid.scene.paper.fid"].comparable.startswith("no: ")
     assert rows["llm.perplexity"].comparable.startswith("in part: ")
     assert rows["classify_lulc.synthetic_test.loss"].comparable.startswith("in part: ")
-    of_forest = replace(context, class_counts={"Forest": {"prompts": 1, "images": 1, "real": 1}})
-    table = tables.classifier_table(metrics["classify_lulc"], metrics["ceiling_lulc"], of_forest)
-    assert all(row.comparable.startswith("no: ") for row in table.rows)
     # By how much the padding moves the FID.
     padding = tables.padding_note(fid)
     assert re.findall(r"\d+\.\d", padding) == ["100.5", "240.5", "230.0"]
@@ -174,6 +179,41 @@ def test_comparability_depends_on_what_was_run(metrics):
     assert "Snow Ice" in built[0].note
     assert "Woody Vegetation" in built[1].note
     assert "demo" not in context.scale
+
+
+@pytest.mark.parametrize(
+    "classes, numbers",
+    [
+        (list(CLASSES), None),
+        (list(CLASSES)[:2], ["2", "7"]),
+        (["Forest", *CLASSES], ["8"]),
+        ([f"Zone {number}" for number in range(10)], ["10"]),
+    ],
+)
+def test_table_1_compares_where_the_classes_are_the_papers(metrics, classes, numbers):
+    counts = dict.fromkeys(classes, {"prompts": 1, "images": 1, "real": 1})
+    context = replace(run_on_rsicd(), class_counts=counts)
+    table = tables.classifier_table(metrics["classify_lulc"], metrics["ceiling_lulc"], context)
+    generated = [row.comparable for row in table.rows if "synthetic_test" in row.key]
+    if numbers is None:
+        assert all(text.startswith("in part: ") for text in generated)
+    for text in generated if numbers else []:
+        assert text.startswith("no: ") and re.findall(r"\d+", text) == numbers
+
+
+@pytest.mark.parametrize("protocol", ["paper", "paper_padded", "standard"])
+def test_an_fid_compares_on_rsicd_at_the_papers_n(protocol):
+    context = run_on_rsicd()
+    other = replace(context, sources=context.sources | {"imagery": {"source": "path:eurosat"}})
+    for n, run, said in (
+        (250, context, []),
+        (100, context, ["250, ours 100"]),
+        (250, other, ["RSICD"]),
+        (100, other, ["RSICD", "250, ours 100"]),
+    ):
+        text = tables.fid_comparable("inception2048", protocol, {"n": n}, run)
+        assert text.startswith("no: " if said else "in part: ")
+        assert all(words in text for words in said)
 
 
 # Context -----------------------------------------------------------------------------------------

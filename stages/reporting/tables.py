@@ -1,6 +1,7 @@
 """This run's numbers beside the paper's: Tables 1 to 3 and the text of section 5."""
 
 import csv
+from collections.abc import Collection
 from dataclasses import replace
 from math import log
 from pathlib import Path
@@ -20,6 +21,7 @@ TABLE_1 = {
 }
 TABLE_2 = Path(__file__).parent / "paper_table_2.csv"
 FID = "245.3629"
+PAPER_N = 250  # images that its FID is of
 SINKHORN = "0.2"
 PERPLEXITY = "30.5"
 LLM_LOSS = "3.3855"
@@ -121,8 +123,8 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
         comparable = f"in part: other images, {n} in the test set (the paper: about 39)"
         if context.is_embedded("imagery"):
             comparable = SMALL_MODELS
-        elif not context.class_counts.keys() <= read_paper_table().keys():
-            comparable = f"no: {len(context.class_counts)} other classes"
+        elif others := describe_other_classes(context.class_counts.keys()):
+            comparable = f"no: {others}"
     return make_row(
         f"classify_lulc.{test}.{name}",
         f"{SCORES[name]}, {images}",
@@ -131,6 +133,16 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
         paper,
         references,
     )
+
+
+def describe_other_classes(used: Collection[str]) -> str:
+    """Say how the classes of a run differ from the paper's; "" where they are the same."""
+    papers = read_paper_table().keys()
+    if set(used) == papers:
+        return ""
+    if set(used) < papers:
+        return f"{len(used)} of the paper's {len(papers)} classes"
+    return f"other classes ({len(used)})"
 
 
 # Table 2: the synthetic data set ---------------------------------------------------------------
@@ -288,7 +300,9 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
         )
     ]
     if "fid_infinity" in values:
-        comparable = SMALL_MODELS if context.is_embedded("imagery") else "no: the paper's N is 250"
+        comparable = (
+            SMALL_MODELS if context.is_embedded("imagery") else f"no: the paper's N is {PAPER_N}"
+        )
         if values.get("infinity_singular"):
             comparable += "; N / 2 is not above the number of feature dimensions"
         rows.append(
@@ -316,18 +330,24 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
 def fid_comparable(extractor: str, protocol: str, values: dict, context: RunContext) -> str:
     """State whether an FID compares with the paper's."""
     n = values["n"]
+    imagery = context.sources["imagery"]["source"]
+    differences = []
+    if extractor != "inception2048":
+        differences.append(f"{extractor} features; the paper's are Inception-2048")
+    if "rsicd" not in imagery.lower():
+        differences.append("other imagery than the paper's RSICD")
+    if n != PAPER_N:
+        differences.append(f"the paper's N is {PAPER_N}, ours {n}")
     if values.get("refused"):
         comparable = f"refused: {n} images, at least {values['n_needed']} needed"
     elif context.is_embedded("imagery"):
         comparable = SMALL_MODELS
-    elif extractor != "inception2048":
-        comparable = f"no: {extractor} features; the paper's are Inception-2048"
+    elif differences:
+        comparable = f"no: {'; '.join(differences)}"
     elif protocol == "paper_padded":
         comparable = "in part: other captions, and the paper leaves settings unsaid"
-    elif protocol.startswith("paper"):
-        comparable = "in part: the paper padded its real tiles with black"
     else:
-        comparable = f"no: the paper's N is 250, ours {n}"
+        comparable = "in part: the paper padded its real tiles with black"
     if values.get("singular"):
         comparable += "; N is below the number of feature dimensions"
     return comparable
