@@ -216,6 +216,18 @@ def test_an_fid_compares_on_rsicd_at_the_papers_n(protocol):
         assert all(words in text for words in said)
 
 
+def test_a_ceiling_of_fewer_real_tiles_says_so(metrics):
+    fewer = metrics["ceiling_lulc"] | {"n_train": 31}
+    changed = {"ceiling_lulc": fewer, "ceiling_scenes": fewer}
+    notes = {}
+    for name, run in (("equal", metrics), ("fewer", metrics | changed)):
+        built = tables.build_tables(run, run_on_rsicd())
+        notes[name] = built[0].note, built[-1].note
+    for equal, unequal in zip(notes["equal"], notes["fewer"]):
+        assert "as many real tiles" in equal and "as many real tiles" not in unequal
+        assert "31 real tiles" in unequal and "245" in unequal
+
+
 # Context -----------------------------------------------------------------------------------------
 
 

@@ -52,7 +52,7 @@ def make_card(
     sections = {
         "title": repository.title,
         "about": repository.about,
-        "use": repository.use,
+        "use": repository.use.format(real_tiles=count_real_tiles()),
         "limits": repository.limits + describe_selection(repository.params, classes),
         "misuse": repository.misuse,
         "commit": commit,
@@ -89,6 +89,15 @@ def read_sources(inputs: tuple[str, ...]) -> dict[str, dict]:
         model = hide_local_folders(prompt["openai_model"])
         sources["prompt writer"] = {"source": f"openai: {model}", "license": None}
     return sources
+
+
+def count_real_tiles() -> str:
+    """Say on how many real tiles the ceiling was trained, beside the images of the classifier."""
+    n_real = read_json("metrics/ceiling_lulc.json")["n_train"]
+    n_synthetic = read_json("metrics/classify_lulc.json")["n_train"]
+    if n_real == n_synthetic:
+        return "as many real tiles"
+    return f"{n_real} real tiles instead of {n_synthetic} synthetic images"
 
 
 def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:

@@ -31,7 +31,7 @@ class Repository:
     path: str  # the output that is published
     title: str
     about: str
-    use: str  # what it is for, and what it is not for
+    use: str  # what it is for, and what it is not for; {real_tiles}: see `count_real_tiles`
     limits: str
     misuse: str  # what harm it can do, and how its images are marked; "" where it has none
     params: tuple[str, ...]  # sections of params.yaml that the card quotes
@@ -154,7 +154,7 @@ REPOSITORIES = {
         about="An image classifier of land-cover classes that saw synthetic images only in "
         "training. `config.json` has the timm architecture, classes and normalization.",
         use="A measurement of the synthetic data set, not a product: compare its accuracy on real "
-        "tiles with the ceiling, that of the same network trained on as many real tiles.",
+        "tiles with the ceiling, that of the same network trained on {real_tiles}.",
         limits=SYNTHETIC_LIMITS + " A classifier trained on them inherits all of that.",
         misuse="",
         params=("seed", "classes", "classifier"),

@@ -1,7 +1,7 @@
 """Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
 
 from stages.reporting.context import RunContext
-from stages.reporting.rows import Row, Table, make_row, order_extractors
+from stages.reporting.rows import Row, Table, count_real_tiles, make_row, order_extractors
 
 DISTRIBUTION_METRICS = {
     "kid_x1000": "KID x 1000",
@@ -24,9 +24,10 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         *scene_accuracy_rows(metrics["classify_scenes"], metrics["ceiling_scenes"], context),
     ]
     near_duplicates = context.near_duplicates
+    real_tiles = count_real_tiles(metrics["classify_scenes"], metrics["ceiling_scenes"])
     note = (
         "Real tiles: the same metric of held-out real tiles. Trained on real tiles: the same "
-        "network, trained on as many real tiles. Real vs. real and base model: as above. "
+        f"network, trained on {real_tiles}. Real vs. real and base model: as above. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
         "tiles are; a generator that copies nothing scores the expected share on average. "
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"

@@ -8,7 +8,14 @@ from markupsafe import Markup, escape
 
 from stages.common.rounding import interval_decimals
 from stages.reporting import charts, templates
-from stages.reporting.rows import NUMERIC, Row, Table, cell_texts, format_number
+from stages.reporting.rows import (
+    NUMERIC,
+    Row,
+    Table,
+    cell_texts,
+    count_real_tiles,
+    format_number,
+)
 
 # The numbers at the top of the page: key -> its description.
 SUMMARY = {
@@ -34,7 +41,7 @@ REFERENCES = {
     "real tiles": "the same measure of held-out real tiles",
     "chance": "guessing among all classes alike",
     "majority class": "always answering the most frequent class",
-    "trained on real tiles": "the same network trained on as many real tiles, the ceiling",
+    "trained on real tiles": "the same network trained on {real_tiles}, the ceiling",
 }
 
 
@@ -52,6 +59,7 @@ def write_page(
     """
     rows = {row.key: row for table in tables for row in table.rows}
     summary = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
+    real_tiles = count_real_tiles(metrics["classify_lulc"], metrics["ceiling_lulc"])
     writers = sorted({item["writer"] for item in items.values() if "writer" in item})
     filters = {
         "format_number": format_number,
@@ -66,7 +74,7 @@ def write_page(
         items=items,
         summary=[(summary_texts(row), title) for row, title in summary],
         references={
-            name: meaning
+            name: meaning.format(real_tiles=real_tiles)
             for name, meaning in REFERENCES.items()
             if any(name in row.references for row, _ in summary)
         },
