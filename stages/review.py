@@ -18,7 +18,8 @@ writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until an exper
 
 "can't tell" is neither right nor wrong: `detection_accuracy`, `class_agreement` and the agreement
 between experts are of the other answers, whose number is their `_n`. `undecided` is the share of
-ratings that can't tell real from generated.
+ratings that can't tell real from generated. `_n` of realism is a number of tiles, not of ratings:
+each tile counts once.
 """
 
 from typing import Literal

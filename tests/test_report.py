@@ -228,6 +228,19 @@ def test_a_ceiling_of_fewer_real_tiles_says_so(metrics):
         assert "31 real tiles" in unequal and "245" in unequal
 
 
+@pytest.mark.parametrize("seeds, covers", [(1, False), (3, True)])
+def test_one_training_run_shows_no_spread(metrics, seeds, covers):
+    scores = metrics["classify_lulc"] | {"seeds": seeds}
+    note = tables.classifier_table(scores, metrics["ceiling_lulc"], run_on_rsicd()).note
+    (sentence,) = re.findall(r"The intervals cover[^.]*\.", note)
+    assert ("not the spread" not in sentence) == covers
+
+
+def test_one_draw_has_no_standard_deviation():
+    values = {"fid": 3.4, "fid_std": 0.0, "fid_base": 9.0, "draws": 1}
+    assert rows.make_row("fid.scene.paper.fid", "FID", values).references == {"base model": 9.0}
+
+
 # Context -----------------------------------------------------------------------------------------
 
 

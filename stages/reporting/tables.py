@@ -81,14 +81,17 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         for test in ("synthetic_test", "real_test")
         for name in SCORES
     ]
+    seeds = scores["seeds"]
+    spread = f"and the spread over {seeds} training runs"
+    if seeds == 1:
+        spread = "but not the spread between training runs: there was one"
     note = (
         "Tested on held-out generated images, as in the paper, and on held-out real tiles. "
         "TorchGeo's F1 is micro-averaged and therefore equals the overall accuracy, in the paper "
         "too; the paper's 49.48 % is the average accuracy. "
         f"Trained on real tiles: the same network, trained on {count_real_tiles(scores, ceiling)}. "
         "Majority class: the score of naming the most frequent class of the real tiles always. "
-        "The intervals cover the size of the test set and the spread over "
-        f"{scores.get('seeds', 1)} training run(s)."
+        f"The intervals cover the size of the test set {spread}."
     )
     missing = context.classifiers["lulc"].get("classes_without_real")
     if missing:
