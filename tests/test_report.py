@@ -657,6 +657,42 @@ def test_a_refused_fid_is_in_the_table_and_a_missing_input_is_an_error(made, tmp
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_the_page_of_a_run_on_few_tiles(made, tmp_path, monkeypatch):
+    """Two test tiles give an FID of one size, and no line; each n has its unit."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "run"))
+    header = Path("metrics/plots/fid_curve.csv").read_text().splitlines()[0]
+    Path("metrics/plots/fid_curve.csv").write_text(f"{header}\n2,0.5,3,9,1,,,\n,0.0,,,,,,\n")
+    of_each = {f"{name}{end}": 1 for name in RATED for end in ("", "_lo", "_hi")}
+    review = of_each | {f"{name}_n": 6 for name in RATED} | {"realism_real_n": 1}
+    review |= {"ratings": 6, "experts": 2, "detection_chance": 0.5, "class_agreement_chance": 0.1}
+    write_json("metrics/review.json", review | {"artifacts": {}, "ratings_of_other_runs": 0})
+    write_json("metrics/ceiling_lulc.json", read_json("metrics/ceiling_lulc.json") | {"n_train": 9})
+    report.main()
+    text = Path("metrics/report/index.html").read_text()
+    assert "9 real tiles instead of 245" in text.split('<section id="images">')[0]
+    counts = re.findall(r'data-title="n">(.*?)</td>', section(text, "experts"))
+    assert counts == ["1 tile", "6 tiles", "6 ratings", "6 ratings", "6 ratings"]
+
+
+RATED = (
+    "realism_real",
+    "realism_generated",
+    "detection_accuracy",
+    "undecided",
+    "class_agreement",
+)
+
+
+def test_a_curve_without_a_line_is_drawn_beside_one_that_has_a_line():
+    """As where few training tiles give one size of real vs. real, and the others two."""
+    columns = ("images", "one_over_n", "tuned", "base", "floor")
+    columns += ("tuned_line", "base_line", "floor_line")
+    values = (("6", "0.17", "3", "9", "1", "3", "9", ""), ("", "0.0", "", "", "", "2", "8", ""))
+    chart = page.fid_chart([dict(zip(columns, row)) for row in values])
+    for label in ("tuned", "base", "real vs. real"):
+        assert f">{label}<" in chart["svg"]
+
+
 # Charts and pictures -----------------------------------------------------------------------------
 
 

@@ -166,12 +166,17 @@ def fid_chart(rows: list[dict]) -> dict:
     title = "FID by the number of images"
     columns = {"tuned": "tuned", "base": "base", "real vs. real": "floor"}
     measured = [row for row in rows if row["images"]]
+    # A curve of one size, of 2 or 3 test tiles, has no line: matplotlib draws nothing of NaN.
+    lines = {
+        label: [float(row[f"{column}_line"] or "nan") for row in rows]
+        for label, column in columns.items()
+    }
     svg = charts.fitted_line_chart(
         title,
         numbers(measured, "one_over_n"),
         {label: numbers(measured, column) for label, column in columns.items()},
         numbers(rows, "one_over_n"),
-        {label: numbers(rows, f"{column}_line") for label, column in columns.items()},
+        lines,
         "1 / number of images",
         "FID",
     )

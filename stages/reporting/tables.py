@@ -96,7 +96,7 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
     missing = context.classifiers["lulc"].get("classes_without_real")
     if missing:
         note += (
-            f" No real tile shows {', '.join(missing)}: "
+            f" No test tile shows {', '.join(missing)}: "
             "the test on real tiles has the other classes only."
         )
     unseen = context.classifiers["lulc"].get("classes_without_images")
