@@ -20,10 +20,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -68,6 +69,8 @@ def main() -> None:
     tiny = parser.parse_args().tiny
     if not tiny and not torch.cuda.is_available():
         parser.error("no GPU is visible to torch; --tiny runs without one")
+    # A row is in a session of its own, which only `run_row` ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         run_rows(ROWS, Path(folder), tiny, None if tiny else TABLE, TIME_LIMIT)
 
@@ -101,7 +104,10 @@ def format_row(row: Row, folder: Path, tiny: bool, time_left: float) -> str:
 
 
 def run_row(row: Row, folder: Path, tiny: bool, limit: float) -> Results:
-    """Run a measurement in a new process; what it returned, or why it returned nothing."""
+    """Run a measurement in a new process; what it returned, or why it returned nothing.
+
+    What it started ends with it.
+    """
     context = multiprocessing.get_context("spawn")  # CUDA allows no fork
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(row, folder, tiny, sender))
@@ -115,11 +121,20 @@ def run_row(row: Row, folder: Path, tiny: bool, limit: float) -> Results:
         process.join()
         return {"not measured:": f"ended with exit code {process.exitcode}"}
     finally:
-        process.kill()
+        kill_session(process)
         process.join()
 
 
+def kill_session(process: BaseProcess) -> None:
+    """Kill a row's process and all that it started, which would go on using the GPU."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError):  # it has no session yet, or nothing is left of it
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
 def _measure(row: Row, folder: Path, tiny: bool, sender: Connection) -> None:
+    os.setsid()
     try:
         sender.send(row.measure(folder, tiny, **row.options))
     except (Exception, SystemExit) as error:  # every failure becomes the row's result
@@ -204,7 +219,8 @@ def measure_training(
         rate = time_reference_loop() if reference else time_stage_loop()
     results = {"images/s": f"{rate:.1f}"} | peak_memory()
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device_name()), None)
-    if peak and not tiny and not reference:
+    is_full = not reference and changes.get("method") != "lora"  # the FLOPs below are of that
+    if peak and not tiny and is_full:
         flops = training_flops(resolution)["UNet, forward and backward"]
         results["MFU"] = f"{flops * rate / peak:.1%}"
     return results
