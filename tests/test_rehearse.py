@@ -408,7 +408,11 @@ def test_relative_sources_are_read_where_they_are(tmp_path, monkeypatch):
     repository = tmp_path / "repository"
     for name in ("tiles/lake/a.jpg", "stages/new.py", "lists/papers.csv", "writer/config.json"):
         write_text(repository / name, "mine")
+    for name in ("mine/vision/model", "home/classifier/model"):
+        write_text(repository / name, "mine")
     monkeypatch.chdir(repository)
+    monkeypatch.setenv("RD_VISION", "mine")
+    monkeypatch.setenv("HOME", str(repository / "home"))
     for command in (["init", "-q"], ["add", "lists"]):
         subprocess.run(["git", *command], check=True)
     params = params_of("demo")
@@ -418,7 +422,7 @@ def test_relative_sources_are_read_where_they_are(tmp_path, monkeypatch):
     params["fetch_model"] |= {
         "writer": f"path:{repository}/writer",
         "language": "path:/models/language",
-        "vision": "path:$RD_VISION",
+        "vision": "path:$RD_VISION/vision",
         "classifier": "path:~/classifier",
         "embedder": "hub:owner/name",
     }
@@ -431,7 +435,7 @@ def test_relative_sources_are_read_where_they_are(tmp_path, monkeypatch):
         "diffusion": "embedded",
         "writer": f"path:{repository}/writer",
         "language": "path:/models/language",
-        "vision": "path:$RD_VISION",
+        "vision": "path:$RD_VISION/vision",
         "classifier": "path:~/classifier",
         "embedder": "hub:owner/name",
     }
@@ -442,9 +446,27 @@ def test_relative_sources_are_read_where_they_are(tmp_path, monkeypatch):
     assert copied == {"lists/papers.csv", "stages/new.py"}
 
 
-def test_a_source_that_a_run_replaces_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("source", ["path:data/imagery/mine", "path:$MINE/mine"])
+def test_a_source_that_a_run_replaces_is_refused(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINE", "data/imagery")
     params = params_of("demo")
-    params["fetch_imagery"]["source"] = "path:data/imagery/mine"
-    with pytest.raises(SystemExit, match="fetch_imagery.source: path:data.* replaces data/imagery"):
+    params["fetch_imagery"]["source"] = source
+    with pytest.raises(SystemExit, match="fetch_imagery.source: path:.* replaces data/imagery"):
         inputs.resolve_paths(params)
+
+
+def test_the_copy_is_made_whatever_the_settings_of_git_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for setting in ("commit.gpgsign true", "gpg.program false", f"core.hooksPath {tmp_path}/hooks"):
+        subprocess.run(["git", "config", "--global", *setting.split()], check=True)
+    write_text(tmp_path / "hooks/pre-commit", "#!/bin/sh\nexit 1\n")
+    (tmp_path / "hooks/pre-commit").chmod(0o755)
+    subprocess.run(["git", "init", "-q"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
+    copying.copy_repository(tmp_path / "copy", [])
+    logged = subprocess.run(
+        ["git", "--git-dir", "copy/.git", "log", "--format=%s"], capture_output=True, text=True
+    )
+    assert logged.stdout == "copy\n"

@@ -2,12 +2,21 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 from stages.runtime.errors import exit_with_error
 from tools.commands import git, run_command
+
+# For a commit whatever the user's settings are: none may ask for a key, run a hook or refuse.
+GIT_SETTINGS = (
+    "user.name=rehearsal",
+    "user.email=rehearsal@localhost",
+    "commit.gpgsign=false",
+    "core.hooksPath=/dev/null",
+)
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,17 @@ def copy_repository(target: Path, data: list[Path]) -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(name, target / name)
     # DVCLive asks for the last commit.
-    identity = ["-c", "user.name=rehearsal", "-c", "user.email=rehearsal@localhost"]
-    for command in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "copy"]):
-        finished = run_command("git", "-C", str(target), *command)
+    settings = [word for setting in GIT_SETTINGS for word in ("-c", setting)]
+    for command in (["init", "-q"], [*settings, "commit", "-q", "--allow-empty", "-m", "copy"]):
+        environment = without_git(os.environ)
+        finished = run_command("git", "-C", str(target), *command, environment=environment)
         if finished.returncode:
             exit_with_error(finished.stderr)
+
+
+def without_git(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables without those of git, which may name another repository, index or template."""
+    return {name: value for name, value in environment.items() if not name.startswith("GIT_")}
 
 
 def read_stages(folder: Path) -> list[Stage]:

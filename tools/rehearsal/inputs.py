@@ -3,6 +3,7 @@
 import io
 import os
 from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -17,31 +18,53 @@ SPLITS = ("train", "valid", "test")
 NOTES = Path("stages/embedded/notes")
 
 
+def local_sources(params: Params) -> Iterator[tuple[str, str, str, str]]:
+    """Section, key, kind and location of each source that names a file or folder."""
+    keys = [("fetch_papers", "source"), ("fetch_imagery", "source"), ("encode", "base_domain")]
+    keys += [("fetch_model", role) for role in ROLES]
+    for section, name in keys:
+        kind, _, location = params[section][name].partition(":")
+        if kind in ("path", "arxiv"):
+            yield section, name, kind, location
+
+
 def resolve_paths(params: Params) -> list[Path]:
     """Make sources relative to the repository absolute in `params`: the copy doesn't hold them.
 
     Sources that begin with $ or ~ are left as they are.
 
     Returns:
-        The files and folders that the others name.
+        The files and folders that the sources name.
 
     Raises:
         SystemExit: a run replaces such a folder.
     """
-    keys = [("fetch_papers", "source"), ("fetch_imagery", "source"), ("encode", "base_domain")]
-    keys += [("fetch_model", role) for role in ROLES]
     paths = []
-    for section, name in keys:
-        source = params[section][name]
-        kind, _, location = source.partition(":")
-        if kind not in ("path", "arxiv") or location.startswith(("$", "~")):
-            continue
-        path = Path(os.path.abspath(location))
+    for section, name, kind, location in local_sources(params):
+        text = location
+        if location.startswith("$"):
+            variable, slash, rest = location[1:].partition("/")
+            if variable not in os.environ:  # the stage says so
+                continue
+            text = os.environ[variable] + slash + rest
+        path = Path(os.path.abspath(os.path.expanduser(text)))
         # The stage would not notice: it runs in the copy, whose outputs lie elsewhere.
-        sources.refuse_output_folders(path, f"{section}.{name}: {source}")
-        params[section][name] = f"{kind}:{path}"
+        label = f"{section}.{name}: {kind}:{location}"
+        sources.refuse_output_folders(path, label)
+        if not location.startswith(("$", "~")):
+            params[section][name] = f"{kind}:{path}"
         paths.append(path)
     return paths
+
+
+def absolute_variables(params: Params) -> dict[str, str]:
+    """The variables that sources begin with, made absolute: a stage runs in the copy."""
+    variables = {}
+    for _, _, _, location in local_sources(params):
+        name = location[1:].partition("/")[0]
+        if location.startswith("$") and name in os.environ:
+            variables[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
+    return variables
 
 
 def write_text(params: Params, file: Path) -> None:

@@ -17,7 +17,7 @@ from stages.runtime.memory import available_memory
 from stages.runtime.progress import log
 from tools.cache import format_size
 from tools.rehearsal import cuts, inputs
-from tools.rehearsal.copying import Stage
+from tools.rehearsal.copying import Stage, without_git
 from tools.rehearsal.cuts import Counts, Params
 from tools.rehearsal.device import Device
 from tools.rehearsal.measuring import Measurement, folder_size, measure
@@ -168,13 +168,15 @@ def measure_stage(rehearsal: Rehearsal, stage: Stage) -> Measurement:
     """Run the command of a stage as DVC would, with a resume cache of its own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     environment = {
-        **os.environ,
+        **without_git(os.environ),
+        **inputs.absolute_variables(rehearsal.full),
         "PATH": path,
         "REMOTE_DIFFUSION_SCRATCH": str(rehearsal.cache),
         "DVC_STAGE": stage.name,
         "DVC_ROOT": str(rehearsal.folder),
     }
     environment.pop("PYTHONPATH", None)  # the copy's modules, not those of this folder
+    environment.pop("WANDB_PROJECT", None)  # a rehearsal is no run of the project
     return measure(stage.command, rehearsal.folder, environment, rehearsal.cache)
 
 
