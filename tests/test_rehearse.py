@@ -17,11 +17,12 @@ from safetensors.numpy import save_file
 from test_imagery_rasters import write_raster
 
 from tools import rehearse
-from tools.rehearsal import copying, cuts, inputs
+from tools.rehearsal import copying, cuts, inputs, stages
+from tools.rehearsal.copying import Stage
 from tools.rehearsal.device import Device
 from tools.rehearsal.measuring import Measurement, bar_seconds, error_line, folder_size
-from tools.rehearsal.stages import count_images, count_work, note_cache
-from tools.rehearsal.table import Row
+from tools.rehearsal.stages import Rehearsal, count_images, count_work, note_cache
+from tools.rehearsal.table import Row, render
 from tools.scale import compose, load_text
 
 FILE_LIMIT = 10_000_000  # bytes of a file: the embedded models are smaller
@@ -129,7 +130,7 @@ def test_a_log_and_what_is_made_of_it():
     measured = Measurement(
         seconds=20, bar_seconds=9, memory=1, gpu_memory=None, cache=0, error="", log=log
     )
-    row = Row("encode", measured, disk=100, done=4, full=40, unit_seconds=2, image_ratio=7)
+    row = Row("encode", measured, disk=100, done=4, full=40, unit_seconds=2, disk_ratio=7)
     assert row.full_seconds == 20 + 36 * 2
     assert row.full_disk == 700
 
@@ -151,11 +152,12 @@ def test_a_rehearsal_says_what_fits_the_cache(tmp_path, cache_gb, variants, note
     rehearsal = SimpleNamespace(
         folder=tmp_path,
         full={"encode": {"cache_gb": cache_gb, "variants": variants}},
+        params={"encode": {"variants": variants}},
         full_images={"train": 10e9 / size},
         images={"train": 1},
     )
     # The full run has latents of 10 GB and embeddings of 8 GB, and more to do than images.
-    row = Row("encode", disk=round(1.8 * size), done=1, full=1e6, image_ratio=10e9 / size)
+    row = Row("encode", disk=round(1.8 * size), done=1, full=1e6, disk_ratio=10e9 / size)
     note_cache(rehearsal, row)
     assert [line.partition(": ")[2] for line in row.notes] == ([note] if note else [])
 
@@ -171,11 +173,23 @@ def params_of(*scales: str) -> dict:
     return load_text(compose(list(scales), REPOSITORY)[0])
 
 
-def paper_rehearsal() -> SimpleNamespace:
+def make_rehearsal(folder: Path, full: dict, large_on_cpu: bool) -> Rehearsal:
+    """A rehearsal of 4 images of each split."""
+    device = Device("CPU", 10**12, None, ("fp32",))
+    params = cuts.cut_params(full, large_on_cpu, device.precisions)
+    cuts.fit_training(params, REHEARSED, large_on_cpu)
+    rehearsal = Rehearsal(folder, full, params, device, None, large_on_cpu, "", {}, {})
+    rehearsal.full_images, rehearsal.images = RSICD, REHEARSED
+    return rehearsal
+
+
+def paper_rehearsal(folder: Path = Path()) -> Rehearsal:
     """The scale `paper` on a CPU: 50 guided steps are cut to 1, a batch of 16 to 1 image."""
-    full = params_of("paper")
-    params = cuts.cut_params(full, True, ("fp32",))
-    return SimpleNamespace(full=full, params=params, full_images=RSICD, images=REHEARSED)
+    return make_rehearsal(folder, params_of("paper"), True)
+
+
+def measured(seconds: float = 20, cache: int = 0) -> Measurement:
+    return Measurement(seconds, seconds, 1, None, cache, error="", log="")
 
 
 @pytest.mark.parametrize(
@@ -187,15 +201,15 @@ def paper_rehearsal() -> SimpleNamespace:
         ("sample@figures", 4, 28),
         ("generate", 4, 388),  # two prompts of two classes
         ("select", 4, 388),
-        ("features@real", 8, 9827),  # train and test
+        ("features@real", 12, 10_920),  # train, test, and test in a frame
         ("features@tuned", 4, 1093),  # the first of each caption
         ("features@synthetic", 4, 388),
         ("finetune_sd", 1, 1),
     ],
 )
-def test_disk_grows_with_images_whatever_steps_are_cut(stage, images, full_images):
+def test_disk_grows_with_images_whatever_steps_are_cut(tmp_path, stage, images, full_images):
     row = Row(stage, disk=400_000 * images)
-    count_work(paper_rehearsal(), row)
+    count_work(paper_rehearsal(tmp_path), row)
     assert row.full_disk == pytest.approx(400_000 * full_images)
     assert row.full > row.done
 
@@ -203,15 +217,111 @@ def test_disk_grows_with_images_whatever_steps_are_cut(stage, images, full_image
 def test_encode_has_the_variants_of_training_images_only(tmp_path):
     file = tmp_path / "data/latents/train.safetensors"
     file.parent.mkdir(parents=True)
-    file.write_bytes(bytes(4_096_000))
-    rehearsal = paper_rehearsal()
-    rehearsal.folder = tmp_path
+    file.write_bytes(bytes(1_024_000))
+    rehearsal = paper_rehearsal(tmp_path)
     rehearsal.full["encode"]["cache_gb"] = 1
-    row = Row("encode", disk=36_000_000)
+    row = Row("encode", disk=12_000_000)
     count_work(rehearsal, row)
-    assert (row.unit, row.done, row.full) == ("encodings", 8 * 4 + 4, 8 * 8736 + 1104)
+    assert (row.unit, row.done, row.full) == ("encodings", 2 * 4 + 4, 8 * 8736 + 1104)
     assert row.full_disk == pytest.approx((8 * 8734 + 1094) * 1e6)
     assert [note.partition(" and text")[0] for note in row.notes] == ["latents of 8.9 GB"]
+
+
+def test_work_is_what_the_progress_bars_count():
+    params = params_of("demo")
+    params["encode"] |= {"variants": 2, "batch_size": 4, "base_domain": "none", "base_images": 6}
+    params["features"] |= {"batch_size": 4, "padded": False}
+    images = {"train": 10, "valid": 3, "test": 5, "figures": 4}
+    assert cuts.work("encode", params, images) == ("encodings", 2 * 12 + 4)
+    assert cuts.work("features@real", params, images) == ("images", 12 + 8)
+    params["encode"]["base_domain"] = "embedded"
+    params["features"]["padded"] = True
+    assert cuts.work("encode", params, images) == ("encodings", 2 * 12 + 4 + 8)
+    assert cuts.work("features@real", params, images) == ("images", 12 + 2 * 8)
+
+    params["classes"] = {"a": ["desert"], "b": ["lake"], "c": ["forest"]}
+    compare = [{"writer": "template", "technique": "zero_shot"}] * 2
+    params["prompt"] |= {"compare": compare, "compare_count": 5}
+    params["prompt"]["per_class"] = {"a": 7, "b": 2, "c": 0}
+    assert cuts.work("prompt", params, images) == ("prompts", 7 + 2 + 2 * 5 * 2)
+
+
+# The resume cache and the disk of the full run.
+
+
+def write_unet(folder: Path, weights: int) -> None:
+    """A published UNet of so many weights, in half precision."""
+    folder.mkdir(parents=True)
+    save_file({"weight": np.zeros(weights, np.float16)}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "bytes_per_weight"),
+    [
+        # The checkpoints kept, one more, and two that are the best.
+        ({"keep_checkpoints": 2}, 3 * 12 + 2 * 4),
+        ({"keep_checkpoints": 1, "ema_decay": 0.999}, 2 * 16 + 2 * 4),
+        ({"keep_checkpoints": 2, "optimizer": "adamw8bit"}, 3 * 6 + 2 * 4),
+        ({"keep_checkpoints": 2, "checkpoint_steps": 10**6}, 12 + 4),
+        ({"keep_checkpoints": 2, "epochs": 0}, 0),
+    ],
+)
+def test_the_checkpoints_of_the_full_run_are_computed(tmp_path, changes, bytes_per_weight):
+    full = params_of("paper")
+    full["finetune_sd"] |= {"ema_decay": 0, "optimizer": "adamw"} | changes
+    rehearsal = make_rehearsal(tmp_path, full, True)
+    rehearsal.params["finetune_sd"]["method"] = "lora"  # stands in
+    write_unet(tmp_path / "models/diffusion/unet", 1000)
+    row = Row("finetune_sd", measured(), full_cache=5)
+    count_work(rehearsal, row)
+    assert row.full_cache == 1000 * bytes_per_weight
+
+
+def test_the_cache_of_lora_and_of_images_is_scaled(tmp_path):
+    full = params_of("paper")
+    full["finetune_sd"] |= {"method": "lora", "ema_decay": 0, "keep_checkpoints": 3}
+    rehearsal = make_rehearsal(tmp_path, full, True)
+    assert cuts.checkpoints(rehearsal.params, REHEARSED) == 1
+    lora = Row("finetune_sd", measured(), full_cache=16_000)  # 12 and 4 bytes of 1000 weights
+    count_work(rehearsal, lora)
+    assert lora.full_cache == pytest.approx(1000 * (4 * 12 + 2 * 4))
+    for stage, ratio in (("sample@base", 1093 / 4), ("generate", 388 / 4), ("finetune_llm", 1)):
+        row = Row(stage, measured(), full_cache=1000)
+        count_work(rehearsal, row)
+        assert row.full_cache == pytest.approx(1000 * ratio)
+
+
+def test_the_largest_cache_needs_disk(tmp_path, monkeypatch, capsys):
+    usage = SimpleNamespace(free=100e9)
+    monkeypatch.setattr(rehearse.shutil, "disk_usage", lambda _: usage)
+    rehearsal = paper_rehearsal(tmp_path)
+    rehearsal.full["sampling"]["precision"] = rehearsal.full["finetune_sd"]["precision"] = "fp32"
+    rehearsal.full["encode"]["precision"] = "fp32"
+    rows = [
+        Row("finetune_sd", measured(), disk=10**9, full_cache=40e9),
+        Row("generate", measured(), disk=10**9, disk_ratio=19, full_cache=19e9),
+        Row("failed", measured(), fault="", full_cache=1),
+    ]
+    arguments = SimpleNamespace(scale=["paper"], layers=None, usd_per_hour=None)
+    rehearse.report(arguments, rehearsal, rows)
+    assert capsys.readouterr().out.endswith("\nThis machine can run it.\n")
+    usage.free = 60e9
+    rehearse.report(arguments, rehearsal, rows)
+    printed = capsys.readouterr().out
+    assert "- resume cache: 40.0 GB at most, of finetune_sd\n" in printed
+    assert "the disk lacks 20.0 GB" in printed.splitlines()[-1]
+
+
+def test_models_have_all_their_layers_in_the_full_run(tmp_path, monkeypatch):
+    rehearsal = paper_rehearsal(tmp_path)
+    rehearsal.model_bytes = {"writer": 14_000_000, "embedder": 1}
+    monkeypatch.setattr(stages, "measure_stage", lambda *arguments: measured())
+    for role, expected in (("writer", 14_000_000), ("embedder", 1_400_000)):
+        out = tmp_path / role
+        out.write_bytes(bytes(1_400_000))
+        row = Row(f"fetch_model@{role}")
+        stages.run_stage(rehearsal, Stage(row.stage, "", (), (role,)), row)
+        assert row.full_disk == pytest.approx(expected, rel=0.01)
 
 
 def test_the_ceiling_draws_training_tiles_only():
@@ -263,7 +373,93 @@ def test_balanced_images_are_cut():
     assert cuts.generated(on_cpu) == 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("counts", "chosen"),
+    [
+        ((2, 2, 2, 2), "bc"),  # a has no scenes
+        ((2, 0, 2, 2), "cd"),
+        ((2, 0, 0, 2), "ad"),
+        ((2, 0, 0, 0), "a"),
+    ],
+)
+def test_few_classes_are_of_those_that_get_prompts(counts, chosen):
+    params = params_of("demo")
+    params["classes"] = {"a": [], "b": ["lake"], "c": ["forest"], "d": ["desert"]}
+    params["prompt"]["per_class"] = dict(zip("abcd", counts))
+    few = cuts.few_classes(params)
+    assert few == {name: 2 if name in chosen else 0 for name in "abcd"}
+
+
+# Stages.
+
+
+def test_no_steps_of_fine_tuning_take_no_time(tmp_path, monkeypatch):
+    full = params_of("paper")
+    full["finetune_sd"] |= {"epochs": 0, "method": "lora"}
+    rehearsal = make_rehearsal(tmp_path, full, True)
+    monkeypatch.setattr(stages, "measure_stage", lambda *arguments: measured())
+    row = Row("finetune_sd")
+    stages.run_stage(rehearsal, Stage("finetune_sd", "", (), ()), row)
+    assert (row.fault, row.full_seconds) == ("", 20)
+
+
+@pytest.mark.parametrize("error", [SystemExit("error: no\nsplit"), OSError("error: no split")])
+def test_the_table_is_printed_where_a_stage_is_not_counted(tmp_path, monkeypatch, error):
+    def fail(rehearsal, row):
+        if row.stage == "encode":
+            raise error
+
+    rehearsal = paper_rehearsal(tmp_path)
+    monkeypatch.setattr(stages, "measure_stage", lambda *arguments: measured())
+    monkeypatch.setattr(stages, "count_work", fail)
+    names = {"scrape": (), "encode": (), "select": ("encode",), "report": ()}
+    rows = stages.run_stages(rehearsal, [Stage(name, "", names[name], ()) for name in names])
+    faults = {row.stage: row.fault for row in rows}
+    assert faults == {
+        "scrape": "",
+        "encode": "error: no split",
+        "select": "not rehearsed: needs encode",
+        "report": "",
+    }
+    assert "**error: no split**" in render(rows, "")
+
+
+def test_a_stage_has_its_own_environment(tmp_path, monkeypatch):
+    """Not that of a run of the project, nor one that names other folders in the copy."""
+    full = params_of("paper")
+    full["fetch_papers"]["source"] = "path:$MY_DATA/papers"
+    rehearsal = make_rehearsal(tmp_path / "copy", full, True)
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    variables = {"MY_DATA": "data", "WANDB_PROJECT": "mine", "GIT_DIR": "/other", "PYTHONPATH": "."}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    command = "echo [$MY_DATA] [$WANDB_PROJECT$GIT_DIR$PYTHONPATH]"
+    printed = stages.measure_stage(rehearsal, Stage("prompt", command, (), ())).log
+    assert printed == f"[{tmp_path}/home/data] []\n"
+
+
 # Imagery.
+
+
+def test_splits_that_are_carved_on_a_cpu_leave_images_to_train_on(tmp_path):
+    full = params_of("paper")
+    own = cuts.cut_params(full, True, ("fp32",))["fetch_imagery"]
+    assert (own["max_images"], own["valid"], own["test"]) == (4, 0.1, 500)
+
+    write_table(tmp_path / "tiles.parquet", ["lake", "desert"] * 500)
+    sizes = [(160, 256, 4, 4), (0.1, 0.5, 1, 3), (2, 0.25, 2, 3)]
+    for valid, test, cut_valid, cut_test in sizes:
+        full["fetch_imagery"] |= {"splits": dict.fromkeys(["train", "valid", "test"])}
+        full["fetch_imagery"] |= {"valid": valid, "test": test}
+        cut = cuts.cut_params(full, True, ("fp32",))
+        counts = inputs.count_images(cut, f"path:{tmp_path}")
+        train = 12 - cut_valid - cut_test
+        assert counts == {"train": train, "valid": cut_valid, "test": cut_test}
+    full["fetch_imagery"]["splits"]["test"] = "test"
+    full["fetch_imagery"]["max_images"] = None
+    assert cuts.cut_params(full, True, ("fp32",))["fetch_imagery"]["max_images"] == 8
 
 
 def write_scenes(folder: Path) -> None:
@@ -366,10 +562,10 @@ def test_a_folder_of_imagery_is_counted_for_the_full_run(tmp_path):
     full["fetch_imagery"]["valid"] = 0.25
     arguments = SimpleNamespace(imagery=tmp_path / "hub", random_weights=False, card_gb=None)
     device = Device("CPU", 1, None, ("fp32",))
-    rehearsal, _ = rehearse.prepare(arguments, full, device, tmp_path / "root")
+    rehearsal = rehearse.prepare(arguments, full, device, tmp_path / "root")
     source = f"path:{tmp_path}/root/imagery"
     assert rehearsal.params["fetch_imagery"]["source"] == source
-    assert pq.read_table(tmp_path / "root/imagery/train-00000.parquet").num_rows == 4
+    assert pq.read_table(tmp_path / "root/imagery/train-00000.parquet").num_rows == 8
 
     kept = {"train": 3, "valid": 1, "test": 4}
     write_text(rehearsal.folder / "data/imagery/REPORT.json", {"kept": kept})
@@ -377,6 +573,28 @@ def test_a_folder_of_imagery_is_counted_for_the_full_run(tmp_path):
     figures = rehearsal.full_images.pop("figures")
     assert rehearsal.full_images == {"train": 12, "valid": 4, "test": 6}
     assert rehearsal.images == kept | {"figures": 4} and figures > 4
+
+
+def test_rendered_tiles_are_counted_as_the_scale_splits_them(tmp_path):
+    full = params_of("rsicd")
+    full["fetch_imagery"] |= {"source": "hub:arampacha/rsicd@main", "max_images": 8000}
+    rehearsal = make_rehearsal(tmp_path, full, True)
+    rehearsal.hub_images = rehearse.hub_counts(full["fetch_imagery"]["source"])
+    kept = {"train": 4, "valid": 4, "test": 8}
+    write_text(tmp_path / "data/imagery/REPORT.json", {"kept": kept})
+    write_text(tmp_path / stages.FIGURES, "a\nb\n")
+    count_images(rehearsal)
+    # Of the hub's splits, valid serves as test, and test isn't used.
+    assert rehearsal.full_images.items() >= {"train": 7500, "valid": 500, "test": 1094}.items()
+
+
+def test_unknown_imagery_of_the_hub_is_not_rendered(tmp_path):
+    full = params_of("paper")
+    full["fetch_imagery"]["source"] = "hub:me/tiles"
+    arguments = SimpleNamespace(imagery=None, random_weights=True)
+    device = Device("CPU", 1, None, ("fp32",))
+    with pytest.raises(SystemExit, match="^error: fetch_imagery.source: hub:me/tiles.*--imagery$"):
+        rehearse.prepare(arguments, full, device, tmp_path)
 
 
 @pytest.mark.parametrize("is_there", [True, False])

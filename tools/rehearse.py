@@ -11,7 +11,8 @@ data, models and metrics stay as they are; what a hub gives stays in its cache.
 
 The forecast of a stage is the time that it took, and for each unit of work that was cut the time of
 such a unit: by the stage's progress bars, or by a second run with more units. A stage without a
-unit is taken to need the same time. Peak memory is that of the rehearsal.
+unit is taken to need the same time. Peak memory is that of the rehearsal. The disk has to hold all
+outputs twice, as DVC keeps them, and the largest resume cache of a stage.
 """
 
 import argparse
@@ -27,8 +28,9 @@ from stages.runtime.progress import log
 from tools.cache import format_size
 from tools.rehearsal import cuts, inputs
 from tools.rehearsal.copying import copy_repository, read_stages, remove_outputs
-from tools.rehearsal.cuts import Counts, Params
+from tools.rehearsal.cuts import Params
 from tools.rehearsal.device import Device, find_device
+from tools.rehearsal.inputs import SourceCounts
 from tools.rehearsal.measuring import folder_size
 from tools.rehearsal.stages import (
     FIGURES,
@@ -53,11 +55,11 @@ def main() -> None:
     device = find_device()
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
         root = Path(temporary)
-        rehearsal, sizes = prepare(arguments, full, device, root)
+        rehearsal = prepare(arguments, full, device, root)
         stages = read_stages(rehearsal.folder)
         remove_outputs(rehearsal.folder, stages)
         rows = run_stages(rehearsal, stages)
-        report(arguments, rehearsal, rows, sizes)
+        report(arguments, rehearsal, rows)
     if any(row.fault for row in rows):
         sys.exit(1)
 
@@ -88,13 +90,14 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def prepare(
-    arguments: argparse.Namespace, full: Params, device: Device, root: Path
-) -> tuple[Rehearsal, dict[str, int]]:
-    """Make the copy and its inputs; also returns role -> bytes of the models of the hub."""
+def prepare(arguments: argparse.Namespace, full: Params, device: Device, root: Path) -> Rehearsal:
+    """Make the copy and its inputs."""
     imagery = full["fetch_imagery"]["source"]
     if arguments.imagery and not imagery.startswith("hub:"):
         exit_with_error(f"--imagery: is for imagery of the hub; fetch_imagery.source is {imagery}")
+    hub_images: SourceCounts = {}
+    if imagery.startswith("hub:") and arguments.random_weights and not arguments.imagery:
+        hub_images = hub_counts(imagery)
     folder = root / "copy"
     copy_repository(folder, inputs.resolve_paths(full))
     is_large = full["fetch_model"]["diffusion"].partition(":")[0] in ("hub", "path")
@@ -104,15 +107,12 @@ def prepare(
         lines = (folder / FIGURES).read_text(encoding="utf-8").splitlines()[:2]
         (folder / FIGURES).write_text("\n".join(lines) + "\n", encoding="utf-8")
     sizes: dict[str, int] = {}
-    hub_images: Counts = {}
     images = params["fetch_imagery"]["max_images"]
     if arguments.imagery:
         run_apart(inputs.copy_first_rows, params, arguments.imagery, root / "imagery", images)
         imagery = f"path:{arguments.imagery}"
-    elif imagery.startswith("hub:") and arguments.random_weights:
+    elif hub_images:
         run_apart(inputs.render_imagery, params, root / "imagery", images)
-        name = imagery.partition(":")[2].partition("@")[0]
-        hub_images = inputs.HUB_IMAGES.get(name, {})
     if (root / "imagery").exists():
         params["fetch_imagery"]["source"] = f"path:{root / 'imagery'}"
     if arguments.random_weights:
@@ -122,9 +122,22 @@ def prepare(
         params["fetch_papers"]["source"] = "embedded"
         params["scrape"]["min_papers"] = 5
     card = arguments.card_gb * 1e9 if arguments.card_gb else device.gpu_memory
-    rehearsal = Rehearsal(folder, full, params, device, card, large_on_cpu, imagery, hub_images)
+    rehearsal = Rehearsal(
+        folder, full, params, device, card, large_on_cpu, imagery, hub_images, sizes
+    )
     rehearsal.write_params()
-    return rehearsal, sizes
+    return rehearsal
+
+
+def hub_counts(source: str) -> SourceCounts:
+    """The images of each split of the hub's imagery that rendered tiles stand in for."""
+    name = source.partition(":")[2].partition("@")[0]
+    if name not in inputs.HUB_IMAGES:
+        exit_with_error(
+            f"fetch_imagery.source: {source}: --random-weights renders tiles in place of "
+            f"{', '.join(inputs.HUB_IMAGES)} only; name its Parquet files with --imagery"
+        )
+    return inputs.HUB_IMAGES[name]
 
 
 def make_models(params: Params, folder: Path, layers: int | None) -> tuple[dict[str, int], Params]:
@@ -136,12 +149,7 @@ def make_models(params: Params, folder: Path, layers: int | None) -> tuple[dict[
 # The report.
 
 
-def report(
-    arguments: argparse.Namespace,
-    rehearsal: Rehearsal,
-    rows: list[Row],
-    sizes: dict[str, int],
-) -> None:
+def report(arguments: argparse.Namespace, rehearsal: Rehearsal, rows: list[Row]) -> None:
     """Print the table, the sums and whether this machine can run the scale."""
     scale = " ".join(arguments.scale)
     print(render(rows, f"## {scale}: rehearsed on {rehearsal.device.name}"))
@@ -154,6 +162,7 @@ def report(
     ran = [row for row in rows if row.measured and not row.fault]
     seconds = sum(row.full_seconds for row in ran)
     disk = sum(row.full_disk for row in ran)
+    largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
     free = shutil.disk_usage(".").free
     rehearsed = sum(row.measured.seconds for row in rows if row.measured)
     print("\n### The full run\n")
@@ -167,20 +176,19 @@ def report(
         f"- disk: {format_size(2 * disk)}: outputs of {format_size(disk)}, and as much in DVC's "
         f"cache where the disk has no reflinks; {format_size(free)} are free"
     )
-    for row in ran:
-        if row.measured and row.measured.cache >= 1e6:
-            print(f"- resume cache of {row.stage}: {format_size(row.measured.cache)} as rehearsed")
-    print(f"- downloads of models: {describe_downloads(rehearsal, sizes)}")
-    print(f"\n{verdict(rehearsal, rows, 2 * disk - free)}")
+    if largest.full_cache >= 1e6:
+        print(f"- resume cache: {format_size(largest.full_cache)} at most, of {largest.stage}")
+    print(f"- downloads of models: {describe_downloads(rehearsal)}")
+    print(f"\n{verdict(rehearsal, rows, 2 * disk + largest.full_cache - free)}")
 
 
-def describe_downloads(rehearsal: Rehearsal, sizes: dict[str, int]) -> str:
+def describe_downloads(rehearsal: Rehearsal) -> str:
     """The bytes of each model that the full run downloads."""
     parts = []
     for role, source in rehearsal.full["fetch_model"].items():
         folder = rehearsal.folder / "models/base" / role
-        if source.startswith("hub:") and role in sizes:
-            parts.append(f"{role} {format_size(sizes[role])}")
+        if source.startswith("hub:") and role in rehearsal.model_bytes:
+            parts.append(f"{role} {format_size(rehearsal.model_bytes[role])}")
         elif source.startswith("hub:") and folder.exists():
             parts.append(f"{role} {format_size(folder_size(folder))}")
     return ", ".join(parts) or "none"

@@ -35,7 +35,6 @@ CUT = {
 }
 # Further cuts where a large diffusion model runs on a CPU.
 CUT_LARGE_ON_CPU = {
-    "fetch_imagery.max_images": 4,
     "finetune_llm.steps": 1,
     "finetune_llm.batch_size": 1,
     "prompt.per_class": 2,
@@ -59,12 +58,18 @@ TRAINING_STEPS = 12  # optimizer steps of finetune_sd
 TRAINING_STEPS_LARGE_ON_CPU = 2
 CLASSES_LARGE_ON_CPU = 2  # that get prompts; a classifier needs two
 HELD_OUT = {"valid": 16, "test": 24}  # images, where the scale gives a number of them
+HELD_OUT_LARGE_ON_CPU = 4  # images, and as many of the training split
+SHARE_LARGE_ON_CPU = 0.25  # at most, where the scale gives a share: most images are left to train
 # UNet passes per caption and step of the grid: images, with and without the caption
 # (stages/diffusion/validation.py).
 GRID_PASSES = 4 * 2
 # Decoding an image costs about as much as so many guided steps (SD v1.5: 2.5 of 1.6 TFLOP).
 DECODING_STEPS = 1.5
 TRAINING_PASSES = 3  # forward, and backward twice as long
+# Bytes per trained weight of a checkpoint: fp32 weights, and as much for their average; AdamW's two
+# averages, also in 8 bits. The best checkpoint holds weights alone.
+WEIGHT_BYTES = 4
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
 PRECISIONS = ("sampling.precision", "encode.precision", "finetune_sd.precision")
 
 
@@ -89,9 +94,7 @@ def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) 
     for key, value in values.items():
         section, name = key.split(".")
         cut[section][name] = smaller(get(params, key), value)
-    for split, images in HELD_OUT.items():
-        if get(params, f"fetch_imagery.{split}") >= 1:
-            cut["fetch_imagery"][split] = min(get(params, f"fetch_imagery.{split}"), images)
+    cut_held_out(params["fetch_imagery"], cut["fetch_imagery"], large_on_cpu)
     balance = cut["generate"]["balance"]
     if isinstance(balance, dict) and "to" in balance:
         # As many images of a class as its few prompts have where nothing is balanced.
@@ -106,12 +109,36 @@ def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) 
     return cut
 
 
+def cut_held_out(full: Params, cut: Params, large_on_cpu: bool) -> None:
+    """Cut the splits that are carved out of the training images.
+
+    Args:
+        full: fetch_imagery at the scale.
+        cut: the same of the rehearsal; changed in place.
+        large_on_cpu: as for `cut_params`.
+    """
+    if not large_on_cpu:
+        for split, images in HELD_OUT.items():
+            if full[split] >= 1:
+                cut[split] = min(full[split], images)
+        return
+    # Without a name a split may still be the source's own: then it has some images more.
+    carved = [split for split in HELD_OUT if full["splits"][split] is None]
+    for split in carved:
+        limit = HELD_OUT_LARGE_ON_CPU if full[split] >= 1 else SHARE_LARGE_ON_CPU
+        cut[split] = min(full[split], limit)
+    cut["max_images"] = smaller(full["max_images"], HELD_OUT_LARGE_ON_CPU * (1 + len(carved)))
+
+
 def few_classes(params: Params) -> dict[str, int]:
-    """The prompts of the first classes that have scenes, and none of the others."""
-    per_class = params["prompt"]["per_class"]
-    with_scenes = [name for name, scenes in params["classes"].items() if scenes]
-    few = with_scenes[:CLASSES_LARGE_ON_CPU]
-    counts = per_class if isinstance(per_class, dict) else dict.fromkeys(few, per_class)
+    """The prompts of the first classes that get some, and none of the others.
+
+    Classes that have scenes come first: a classifier needs tiles of two.
+    """
+    counts = prompts_per_class(params)
+    with_prompts = [name for name in params["classes"] if counts[name]]
+    with_prompts.sort(key=lambda name: not params["classes"][name])
+    few = with_prompts[:CLASSES_LARGE_ON_CPU]
     return {name: counts[name] if name in few else 0 for name in params["classes"]}
 
 
@@ -169,7 +196,8 @@ def prompts_per_class(params: Params) -> dict[str, int]:
 
 def compared_prompts(params: Params) -> int:
     config = params["prompt"]
-    return len(config["compare"]) * config["compare_count"] * len(params["classes"])
+    classes = sum(count > 0 for count in prompts_per_class(params).values())
+    return len(config["compare"]) * config["compare_count"] * classes
 
 
 def kept_per_class(params: Params) -> dict[str, int]:
@@ -215,12 +243,16 @@ def training_steps(params: Params, images: Counts) -> int:
     return math.ceil(config["epochs"] * images["train"] / per_step)
 
 
+def base_images(params: Params) -> int:
+    """The number of images of the base model's own domain, at most."""
+    config = params["encode"]
+    return 0 if config["base_domain"] == "none" else config["base_images"]
+
+
 def measuring_passes(params: Params, images: Counts) -> int:
     """UNet passes of a checkpoint's losses and grid."""
     config = params["finetune_sd"]
-    held_out = min(config["validation_images"], images["valid"])
-    if params["encode"]["base_domain"] != "none":
-        held_out += params["encode"]["base_images"]
+    held_out = min(config["validation_images"], images["valid"]) + base_images(params)
     return held_out + config["grid_captions"] * config["grid_steps"] * GRID_PASSES
 
 
@@ -229,9 +261,26 @@ def training_passes(params: Params, images: Counts) -> int:
     config = params["finetune_sd"]
     steps = training_steps(params, images)
     per_step = config["batch_size"] * config["gradient_accumulation"]
-    checkpoints = math.ceil(steps / config["checkpoint_steps"])
-    measured = checkpoints * measuring_passes(params, images)
+    measured = checkpoints(params, images) * measuring_passes(params, images)
     return TRAINING_PASSES * steps * per_step + measured
+
+
+def checkpoints(params: Params, images: Counts) -> int:
+    """The number of checkpoints of fine-tuning."""
+    return math.ceil(training_steps(params, images) / params["finetune_sd"]["checkpoint_steps"])
+
+
+def checkpoint_bytes(params: Params, images: Counts) -> int:
+    """Bytes per trained weight that the resume cache of fine-tuning holds at most.
+
+    When a new best checkpoint is written, the one that it replaces and the best before it are
+    still there (stages/diffusion/checkpoints.py).
+    """
+    config = params["finetune_sd"]
+    weights = WEIGHT_BYTES * (2 if config["ema_decay"] else 1)
+    written = checkpoints(params, images)
+    whole = min(written, config["keep_checkpoints"] + 1)
+    return whole * (weights + OPTIMIZER_BYTES[config["optimizer"]]) + WEIGHT_BYTES * min(written, 2)
 
 
 def classifier_images(params: Params, images: int) -> int:
@@ -260,7 +309,8 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
             return "prompts", prompts(params) + compared_prompts(params)
         case "encode":
             training = params["encode"]["variants"] * padded(images["train"], encode_batch)
-            return "encodings", training + padded(images["valid"], encode_batch)
+            measured = [images["valid"], base_images(params)]
+            return "encodings", training + sum(padded(count, encode_batch) for count in measured)
         case "finetune_sd":
             passes = training_passes(params, images) + measuring_passes(params, images)
             return "UNet passes", passes
@@ -275,7 +325,8 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
         case "select":
             return "images", generated(params)
         case "features@real":
-            return "images", sum(padded(count, features_batch) for count in splits)
+            test = (1 + params["features"]["padded"]) * padded(images["test"], features_batch)
+            return "images", padded(images["train"], features_batch) + test
         case "features@base" | "features@tuned":
             return "images", padded(images["test"], features_batch)
         case "features@synthetic":
@@ -300,7 +351,8 @@ def stored_images(stage: str, params: Params, images: Counts) -> int:
         case "fetch_imagery":
             return images["train"] + images["valid"] + images["test"]
         case "encode":
-            return params["encode"]["variants"] * images["train"] + images["valid"]
+            training = params["encode"]["variants"] * images["train"]
+            return training + images["valid"] + base_images(params)
         case "sample@base" | "features@base" | "features@tuned":
             return images["test"]
         case "sample@tuned":
@@ -312,7 +364,7 @@ def stored_images(stage: str, params: Params, images: Counts) -> int:
         case "select" | "features@synthetic":
             return kept(params)
         case "features@real":
-            return images["train"] + images["test"]
+            return images["train"] + (1 + params["features"]["padded"]) * images["test"]
     return 0
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from stages.common import sources
 from stages.runtime.errors import exit_with_error
-from tools.rehearsal.cuts import Params, prompts_per_class
+from tools.rehearsal.cuts import Counts, Params, prompts_per_class
 
 ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
-# Images of each split of the hub's data sets.
-HUB_IMAGES = {"arampacha/rsicd": {"train": 8734, "valid": 1094, "test": 1093}}
+SourceCounts = dict[str | None, int]  # split of the source -> images; None: those in no split
+# Of the hub's data sets that rendered tiles stand in for.
+HUB_IMAGES: dict[str, SourceCounts] = {
+    "arampacha/rsicd": {"train": 8734, "valid": 1094, "test": 1093},
+}
 SPLITS = ("train", "valid", "test")
 NOTES = Path("stages/embedded/notes")
 
@@ -118,7 +121,6 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     from stages.imagery.mask_files import skip_mask_files
     from stages.imagery.scene_tiles import cut_scenes
     from stages.imagery.skip_report import SkipReport
-    from stages.imagery.splits import match_splits
     from stages.imagery.survey import survey_items
     from stages.params import FetchImagery
 
@@ -126,17 +128,21 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     opened, _ = open_configured_source(config, params["seed"])
     images = skip_mask_files(opened, configured_mask(config))
     survey = survey_items(cut_scenes(images, config.tile, config.labels), SkipReport())
-    requested = config.splits.model_dump()
-    splits, missing = match_splits(survey.image_counts(), requested, "fetch_imagery.splits")
+    return count_splits(params, survey.image_counts())
+
+
+def count_splits(params: Params, images: SourceCounts) -> Counts:
+    """The images of train, valid and test that a scale's params make of those of a source."""
+    from stages.imagery.splits import match_splits
+
+    config = params["fetch_imagery"]
+    splits, missing = match_splits(images, config["splits"], "fetch_imagery.splits")
     counts: Counter[str] = Counter()
     for name, split in splits.items():
-        counts[split] += min(
-            len(survey.usable[name]), config.max_images or len(survey.usable[name])
-        )
+        counts[split] += min(images[name], config["max_images"] or images[name])
     for split in missing:
-        share = getattr(config, split)
-        carved = int(share if share >= 1 else share * counts["train"])
-        counts[split] = carved
+        share = config[split]
+        counts[split] = int(share if share >= 1 else share * counts["train"])
     counts["train"] -= sum(counts[split] for split in missing)
     return dict(counts)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 POLL = 0.1  # seconds between two looks at the memory
-DISK_POLL = 2.0  # at the resume cache, which may hold many files
+# The resume cache may hold many files: after a look at it, so many times as long without one.
+DISK_PAUSE = 20
 BAR = re.compile(r"\d+%\|")
 # The last line of a progress bar: `a: 100%|###| 8/8 [00:09<00:00, 1.2s/tile]`, with `12.3tile/s`
 # where that is more than one; without a total `a: 8tile [00:09, 1.2s/tile]`.
@@ -80,9 +81,11 @@ def watch(process: subprocess.Popen[bytes], cache: Path) -> tuple[int, int]:
     next_look = 0.0
     while process.poll() is None:
         memory = max(memory, resident_memory(process.pid))
-        if time.perf_counter() > next_look:
+        look = time.perf_counter()
+        if look > next_look:
             cache_size = max(cache_size, folder_size(cache) - cache_before)
-            next_look = time.perf_counter() + DISK_POLL
+            now = time.perf_counter()
+            next_look = now + DISK_PAUSE * (now - look)
         time.sleep(POLL)
     return memory, cache_size
 

@@ -3,7 +3,7 @@
 import math
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -20,6 +20,7 @@ from tools.rehearsal import cuts, inputs
 from tools.rehearsal.copying import Stage, without_git
 from tools.rehearsal.cuts import Counts, Params
 from tools.rehearsal.device import Device
+from tools.rehearsal.inputs import SourceCounts
 from tools.rehearsal.measuring import Measurement, folder_size, measure
 from tools.rehearsal.table import Row
 
@@ -45,7 +46,8 @@ class Rehearsal:
         card: bytes of memory of the GPU that the full run will have; None: unknown.
         large_on_cpu: whether the diffusion model is large, and there is no GPU.
         imagery: the source of the full run's imagery: the scale's, or a local copy of it.
-        hub_images: split -> images of the full run, where rendered tiles stand in for the hub's.
+        hub_images: of the hub's imagery, where rendered tiles stand in for it.
+        model_bytes: role -> bytes of the hub's model, where one of random weights stands in for it.
         full_images: split, or `figures` -> images of the full run.
         images: the same of the rehearsal.
     """
@@ -57,7 +59,8 @@ class Rehearsal:
     card: float | None
     large_on_cpu: bool
     imagery: str
-    hub_images: Counts
+    hub_images: SourceCounts
+    model_bytes: dict[str, int]
     full_images: Counts = field(default_factory=dict)
     images: Counts = field(default_factory=dict)
 
@@ -93,6 +96,9 @@ def run_stages(rehearsal: Rehearsal, stages: list[Stage]) -> list[Row]:
             for unfinished in later:
                 unfinished.fault = "not rehearsed: interrupted"
             break
+        # What was run can be forecast all the same. The last: a process of `run_apart` was killed.
+        except (SystemExit, OSError, BrokenExecutor) as error:
+            row.fault = " ".join(str(error).split())
         if row.fault:
             failed.add(stage.name)
         log(f"rehearse: {stage.name}: {row.fault or 'done'}")
@@ -108,6 +114,10 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     row.disk = sum(folder_size(rehearsal.folder / out) for out in stage.outs)
     if row.fault:
         return
+    row.full_cache = row.measured.cache
+    kind, _, role = stage.name.partition("@")
+    if kind == "fetch_model" and role in rehearsal.model_bytes:
+        row.disk_ratio = max(1, rehearsal.model_bytes[role] / max(row.disk, 1))
     if stage.name == "fetch_imagery":
         count_images(rehearsal)
     if not rehearsal.images:
@@ -116,7 +126,7 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     if not row.unit:
         return
     in_bars = cuts.work_in_bars(stage.name, rehearsal.params, rehearsal.images)
-    row.unit_seconds = row.measured.bar_seconds / in_bars
+    row.unit_seconds = row.measured.bar_seconds / in_bars if in_bars else 0
     if stage.name in cuts.SECOND_RUN and row.full > row.done:
         row.unit_seconds = measure_second_run(rehearsal, stage, row)
     if not row.unit_seconds and row.full > row.done:
@@ -127,7 +137,11 @@ def count_work(rehearsal: Rehearsal, row: Row) -> None:
     """Fill in the work of both runs and the growth of the outputs, with notes on the forecast."""
     row.unit, row.done = cuts.work(row.stage, rehearsal.params, rehearsal.images)
     row.full = cuts.work(row.stage, rehearsal.full, rehearsal.full_images)[1]
-    row.image_ratio = image_ratio(rehearsal, row.stage)
+    row.disk_ratio *= image_ratio(rehearsal, row.stage)
+    if row.stage == "generate" or row.stage.startswith("sample@"):  # finished shards
+        row.full_cache *= row.disk_ratio
+    if row.stage == "finetune_sd":
+        row.full_cache = checkpoints_cache(rehearsal, row.full_cache)
     if row.stage == "encode":
         note_cache(rehearsal, row)
     compared = ("features@real", "features@tuned", "features@synthetic")
@@ -142,6 +156,19 @@ def image_ratio(rehearsal: Rehearsal, stage: str) -> float:
     return full / done if done else 1
 
 
+def checkpoints_cache(rehearsal: Rehearsal, rehearsed: float) -> float:
+    """Bytes of the checkpoints that the full run of fine-tuning holds at most.
+
+    Where it trains all weights, they are computed, as LoRA may have stood in for it. With LoRA they
+    are those of the rehearsal, of which there may be fewer.
+    """
+    full = cuts.checkpoint_bytes(rehearsal.full, rehearsal.full_images)
+    if rehearsal.full["finetune_sd"]["method"] == "full":
+        return full * count_weights(rehearsal.folder / "models/diffusion/unet")
+    done = cuts.checkpoint_bytes(rehearsal.params, rehearsal.images)
+    return rehearsed * full / done if done else 0
+
+
 def note_cache(rehearsal: Rehearsal, row: Row) -> None:
     """Note where the latents and text embeddings of the full run pass `encode.cache_gb`."""
     config = rehearsal.full["encode"]
@@ -149,7 +176,8 @@ def note_cache(rehearsal: Rehearsal, row: Row) -> None:
     if row.full_disk <= limit:
         return
     file = rehearsal.folder / "data/latents/train.safetensors"
-    latents = folder_size(file) * rehearsal.full_images["train"] / rehearsal.images["train"]
+    done = rehearsal.params["encode"]["variants"] * rehearsal.images["train"]
+    latents = folder_size(file) * config["variants"] * rehearsal.full_images["train"] / done
     variants = math.floor(config["variants"] * limit / latents)
     if latents <= limit:
         advice = "finetune_sd would embed captions while it trains"
@@ -200,9 +228,10 @@ def count_images(rehearsal: Rehearsal) -> None:
     here = Path.cwd()
     rows = len((here / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
     rows_here = len((rehearsal.folder / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
-    of_splits = rehearsal.hub_images or run_apart(
-        inputs.count_images, rehearsal.full, rehearsal.imagery
-    )
+    if rehearsal.hub_images:
+        of_splits = inputs.count_splits(rehearsal.full, rehearsal.hub_images)
+    else:
+        of_splits = run_apart(inputs.count_images, rehearsal.full, rehearsal.imagery)
     rehearsal.full_images = {**of_splits, "figures": 4 * rows}
     rehearsal.images = {**kept, "figures": 4 * rows_here}
     cuts.fit_training(rehearsal.params, rehearsal.images, rehearsal.large_on_cpu)

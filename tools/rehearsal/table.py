@@ -7,9 +7,10 @@ from tools.rehearsal.measuring import Measurement
 
 HOUR = 3600
 HEADER = (
-    "| stage | rehearsed | peak memory | GPU | disk | resume cache | work | full run | full disk |"
+    "| stage | rehearsed | peak memory | GPU | disk | resume cache | work | full run | full disk | "
+    "full cache |"
 )
-RULE = "|---|---|---|---|---|---|---|---|---|"
+RULE = "|---|---|---|---|---|---|---|---|---|---|"
 
 
 @dataclass
@@ -24,8 +25,9 @@ class Row:
         done: units of the rehearsal.
         full: units of the full run.
         unit_seconds: seconds a unit.
-        image_ratio: images in the outputs of the full run for each one in the rehearsal's; 1 where
-            outputs don't grow with images.
+        disk_ratio: bytes of the outputs of the full run for each one of the rehearsal's; 1 where
+            outputs grow neither with images nor with the layers of models.
+        full_cache: bytes that the resume cache of the full run holds at most.
         notes: what stands in for something, and what else there is to know.
         fault: why it failed or was not rehearsed; "" where it succeeded.
     """
@@ -37,7 +39,8 @@ class Row:
     done: float = 0
     full: float = 0
     unit_seconds: float = 0
-    image_ratio: float = 1
+    disk_ratio: float = 1
+    full_cache: float = 0
     notes: list[str] = field(default_factory=list)
     fault: str = ""
 
@@ -51,7 +54,7 @@ class Row:
     @property
     def full_disk(self) -> float:
         """Bytes of the outputs of the full run: they grow with images, and not with their steps."""
-        return self.disk * self.image_ratio
+        return self.disk * self.disk_ratio
 
 
 def render(rows: list[Row], title: str) -> str:
@@ -60,7 +63,7 @@ def render(rows: list[Row], title: str) -> str:
     for row in rows:
         if row.measured is None or row.fault:
             seconds = duration(row.measured.seconds) if row.measured else ""
-            lines.append(f"| {row.stage} | {seconds} | **{row.fault}** | | | | | | |")
+            lines.append(f"| {row.stage} | {seconds} | **{row.fault}** | | | | | | | |")
             continue
         taken = row.measured
         gpu = "" if taken.gpu_memory is None else format_size(taken.gpu_memory)
@@ -75,6 +78,7 @@ def render(rows: list[Row], title: str) -> str:
             work,
             duration(row.full_seconds),
             format_size(row.full_disk),
+            format_size(row.full_cache) if row.full_cache >= 1e6 else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = [f"- {row.stage}: {note}" for row in rows for note in row.notes]
