@@ -26,6 +26,7 @@ from stages.evaluation.caption_agreement import share_with_interval
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.memorization import memorization_scores
 from stages.evaluation.scores import (
+    accuracy_by_class,
     average_over_seeds,
     bootstrap_scores,
     classification_scores,
@@ -209,6 +210,14 @@ def classifier_scenarios() -> Iterator[Scenario]:
     for seeds, tiles in ((3, 186), (5, 186), (3, 1093)):
         title = f"{seeds} classifiers, {tiles} tiles"
         yield Scenario(title, partial(draw_classifiers, classify, seeds, tiles), seeds)
+    for rare in (1, 2, 3, 5, 10):
+        title = f"3 classifiers, 186 tiles, {rare} of the last class"
+        draw = partial(draw_classifiers, classify, 3, 186, rare=rare)
+        yield Scenario(title, draw, 3)
+    for scenes in (6, 12, 30):
+        title = f"3 classifiers, 186 tiles of {scenes} scenes"
+        draw = partial(draw_classifiers, classify, 3, 186, scenes=scenes)
+        yield Scenario(title, draw, min(3, scenes))
     stressed = classify._replace(seed_sd=0.3)
     title = "3 classifiers of seeds of sd 0.3, 186 tiles"
     yield Scenario(title, partial(draw_classifiers, stressed, 3, 186), 3)
@@ -277,13 +286,40 @@ def draw_perplexity(
 
 
 def draw_classifiers(
-    model: ClassifierModel, seeds: int, n: int, generator: np.random.Generator
+    model: ClassifierModel,
+    seeds: int,
+    n: int,
+    generator: np.random.Generator,
+    rare: int | None = None,
+    scenes: int | None = None,
 ) -> dict[str, Estimate]:
-    """Scores averaged over classifiers that are tested on the same n images."""
-    labels = generator.choice(len(model.class_shares), n, p=normalized(model.class_shares))
+    """Scores averaged over classifiers that are tested on the same n images.
+
+    Args:
+        model: of the classifiers.
+        seeds: their number.
+        n: images.
+        generator: draws.
+        rare: of the last class there are so many images.
+        scenes: the images are tiles of so many scenes, of one class each, whose tiles share half of
+            what makes them difficult. None: each is its own.
+    """
+    shares = normalized(model.class_shares)
+    units = np.arange(n)
+    if scenes:
+        units = np.arange(n) * scenes // n
+        labels = generator.choice(len(shares), scenes, p=shares)[units]
+    elif rare is not None:
+        labels = generator.choice(len(shares) - 1, n, p=normalized(model.class_shares[:-1]))
+        labels[:rare] = len(shares) - 1
+    else:
+        labels = generator.choice(len(shares), n, p=shares)
     difficulty = generator.normal(size=n)
+    if scenes:
+        of_scene = generator.normal(size=scenes)[units]
+        difficulty = np.sqrt(0.5) * (difficulty + of_scene)
     draws = int(generator.integers(2**32))
-    averages, _ = _average(model, seeds, labels, difficulty, generator, draws)
+    averages, _ = _average(model, seeds, labels, difficulty, generator, draws, units)
     return {score: estimate_of(averages, score) for score in SCORES}
 
 
@@ -303,7 +339,7 @@ def draw_share_of_ceiling(
     for model in models:
         own = generator.normal(size=n)
         difficulty = np.sqrt(shared_difficulty) * common + np.sqrt(1 - shared_difficulty) * own
-        found.append(_average(model, seeds, labels, difficulty, generator, draws))
+        found.append(_average(model, seeds, labels, difficulty, generator, draws, np.arange(n)))
     (scores, samples), (ceiling, ceiling_samples) = found
     share = share_of_ceiling(scores, ceiling, samples, ceiling_samples)
     return {"share of ceiling": estimate_of(share, "share_of_ceiling")}
@@ -321,6 +357,7 @@ def _average(
     difficulty: np.ndarray,
     generator: np.random.Generator,
     draws: int,
+    units: np.ndarray,
 ) -> tuple[dict[str, float], np.ndarray]:
     """`average_over_seeds` of classifiers as the model has them, and their accuracies [seeds, B].
 
@@ -331,6 +368,7 @@ def _average(
         difficulty: standard normal [N].
         generator: draws the rest.
         draws: seed of the bootstrap.
+        units: what the interval takes as independent [N].
     """
     n = len(labels)
     class_count = len(model.class_shares)
@@ -338,6 +376,8 @@ def _average(
     thresholds = ndtri(np.array(model.class_accuracies)) * np.sqrt(total)  # [K]
     scores = []
     bootstrapped = []
+    by_class = []
+    sizes = {"n": n, "n_units": len(np.unique(units))}
     for _ in range(seeds):
         of_class = thresholds + model.seed_sd * generator.normal()
         of_class = of_class + model.seed_class_sd * generator.normal(size=class_count)
@@ -346,11 +386,14 @@ def _average(
         predictions = np.where(latent > 0, labels, wrong)
         losses = np.log1p(np.exp(-1.5 * latent))
         values = classification_scores(labels[None], predictions[None], losses[None], class_count)
-        scores.append({name: float(value[0]) for name, value in values.items()} | {"n": n})
+        scores.append({name: float(value[0]) for name, value in values.items()} | sizes)
         redrawn = np.random.default_rng(draws)
-        bootstrapped.append(bootstrap_scores(labels, predictions, losses, class_count, redrawn))
+        bootstrapped.append(
+            bootstrap_scores(labels, predictions, losses, class_count, redrawn, units)
+        )
+        by_class.append(accuracy_by_class(labels, predictions, class_count, units))
     samples = np.stack([sample["overall_accuracy"] for sample in bootstrapped])
-    return average_over_seeds(scores, bootstrapped), samples
+    return average_over_seeds(scores, bootstrapped, by_class), samples
 
 
 # Ratings -----------------------------------------------------------------------------------------

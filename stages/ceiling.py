@@ -48,7 +48,8 @@ def main() -> None:
         if label_set == "lulc":
             wanted = count_kept(class_names)
         else:
-            test_tiles = Counter(class_of_scene[row["scene"]] for row in read_rows(TEST, ["scene"]))
+            scenes = [row["scene"] for row in read_rows(TEST, ["scene"])]
+            test_tiles = Counter(class_of_scene[scene] for scene in scenes if scene)
             wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
         n_wanted[label_set] = sum(wanted.values())
 
@@ -56,11 +57,9 @@ def main() -> None:
             TRAIN, "scene", class_of_scene, classifier.resolution, wanted, params.seed
         )
         real, _ = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
-        class_count = len(np.unique(source.labels))
-        if class_count < 2:
-            exit_with_error(
-                f"{TRAIN}: images of {class_count} class(es); a classifier needs at least 2"
-            )
+        where = "metrics/select.json" if label_set == "lulc" else TEST
+        refuse_one_class(where, sum(n > 0 for n in wanted.values()))
+        refuse_one_class(TRAIN, len(np.unique(source.labels)))
         if len(source.labels) < n_wanted[label_set]:
             log(
                 f"ceiling: {label_set}: {len(source.labels)} real training tiles, "
@@ -76,6 +75,7 @@ def main() -> None:
         metrics = average_over_seeds(
             [result.scores["real_test"] for result in of_label_set],
             [result.bootstrapped["real_test"] for result in of_label_set],
+            [result.by_class["real_test"] for result in of_label_set],
         )
         accuracies = [
             result.bootstrapped["real_test"]["overall_accuracy"] for result in of_label_set
@@ -87,6 +87,13 @@ def main() -> None:
         metrics["seeds"] = classifier.seeds
         metrics["cpu_threads"] = of_label_set[0].cpu_threads
         write_json(f"metrics/ceiling_{label_set}.json", metrics)
+
+
+def refuse_one_class(where: str, class_count: int) -> None:
+    if class_count < 2:
+        exit_with_error(
+            f"{where}: images of {class_count} class(es); a classifier needs at least 2"
+        )
 
 
 def count_kept(class_names: list[str]) -> dict[int, int]:

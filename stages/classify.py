@@ -28,6 +28,7 @@ SOURCES = {
     "scenes": ("data/samples/tuned", "scene", "filename"),
 }
 TEST = "data/imagery/test"
+FEW_SCENES = 5
 
 
 def main(label_set: str) -> None:
@@ -49,9 +50,9 @@ def main(label_set: str) -> None:
     # Read the generated images and the real test tiles.
     class_names, class_of_scene = read_label_set(label_set, classes)
     class_of_name = {name: i for i, name in enumerate(class_names)}
-    folder, column, prompt_column = SOURCES[label_set]
+    folder, column, unit_column = SOURCES[label_set]
     source, unknown = read_labeled_images(
-        folder, column, class_of_name, classifier.resolution, prompt_column=prompt_column
+        folder, column, class_of_name, classifier.resolution, unit_column=unit_column
     )
     real, unlabeled = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
     without_images = names_without(class_names, source.labels)
@@ -61,6 +62,7 @@ def main(label_set: str) -> None:
             "needs at least 2"
         )
     unused = [name for name in params.classes if name not in classes]
+    log_few_scenes(real.units)
     log_left_out(folder, unused if label_set == "lulc" else [], without_images, unknown)
 
     # Train and test a classifier for each seed.
@@ -72,6 +74,7 @@ def main(label_set: str) -> None:
         metrics[test_set] = average_over_seeds(
             [result.scores[test_set] for result in results],
             [result.bootstrapped[test_set] for result in results],
+            [result.by_class[test_set] for result in results],
         )
     metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
     metrics |= describe_test_set(label_set, real.labels, class_names, class_of_scene, classes)
@@ -86,8 +89,14 @@ def main(label_set: str) -> None:
     save_network(output, results[0].network, results[0].config)
     context = describe_inputs(folder, class_names, real.labels, without_images, unlabeled)
     write_json(output / "context.json", context)
-    predictions = np.stack([result.predictions["real_test"] for result in results])  # [S, N]
-    write_plots(label_set, class_names, real.labels, predictions)
+    write_plots(label_set, class_names, real.labels, results)
+
+
+def log_few_scenes(units: np.ndarray) -> None:
+    """Say where the real tiles were cut from few scenes. units: number of each tile's scene [N]."""
+    scenes = len(np.unique(units))
+    if scenes < min(FEW_SCENES, len(units)):
+        log(f"classify: the test tiles are of {scenes} scene(s): too few for narrow intervals")
 
 
 def log_left_out(
@@ -153,9 +162,7 @@ def describe_test_set(
     }
 
 
-def write_plots(
-    label_set: str, class_names: list[str], labels: np.ndarray, predictions: np.ndarray
-) -> None:
+def write_plots(label_set: str, class_names: list[str], labels: np.ndarray, results: list) -> None:
     """Write the (actual, predicted) pairs of the confusion matrix, and each class's accuracy.
 
     Both are of the classifiers of all seeds together.
@@ -164,23 +171,22 @@ def write_plots(
         label_set: lulc or scenes.
         class_names: in the order of their numbers.
         labels: class number of each real tile [N].
-        predictions: those of each classifier [S, N].
+        results: the `ClassifierResult` of each seed.
     """
     pairs = [
         {"actual": class_names[actual], "predicted": class_names[predicted]}
-        for of_seed in predictions
-        for actual, predicted in zip(labels, of_seed)
+        for result in results
+        for actual, predicted in zip(labels, result.predictions["real_test"])
     ]
     write_csv(f"metrics/plots/confusion_{label_set}.csv", pairs, ["actual", "predicted"])
+    # A tile counts once, whatever the number of classifiers.
+    accuracies, sizes = np.mean([result.by_class["real_test"] for result in results], axis=0)  # [K]
     rows = []
     for i, name in enumerate(class_names):
-        of_class = labels == i  # [N]
-        if of_class.any():
-            accuracy = float((predictions[:, of_class] == i).mean())
-            # A tile counts once, whatever the number of classifiers.
-            n = int(of_class.sum())
-            low, high = wilson_interval(accuracy * n, n)
-            row = {"class": name, "accuracy": accuracy}
+        n = int((labels == i).sum())
+        if n:
+            low, high = wilson_interval(float(accuracies[i] * sizes[i]), float(sizes[i]))
+            row = {"class": name, "accuracy": float(accuracies[i])}
             rows.append(row | {"accuracy_lo": low, "accuracy_hi": high, "n": n})
     columns = ["class", "accuracy", "accuracy_lo", "accuracy_hi", "n"]
     write_csv(f"metrics/plots/accuracy_by_class_{label_set}.csv", rows, columns)

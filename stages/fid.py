@@ -207,7 +207,7 @@ def measure_caption_agreement(
     logits = {name: values["logits"] for name, values in features.items()}
     wanted = {name: rows[name]["scene"] for name in ("tuned", "base", "test")}
     scenes = read_json("models/scene/config.json")["scenes"]
-    agreement, table = caption_agreement(logits, wanted, scenes)
+    agreement, table = caption_agreement(logits, wanted, scenes, rows["test"]["filename"])
     if not is_selected:
         prompts = rows["synthetic"]["row"]
         agreement |= class_agreement(

@@ -399,7 +399,9 @@ class TrainBase(Section):
     unet_channels: list[MultipleOf16] = Field(
         min_length=1, description="channels per level of the untrained UNet, multiples of 16"
     )
-    batch_size: Count = Field(description="images per optimizer step")
+    batch_size: int = Field(
+        ge=2, description="images per optimizer step; a caption is told from those of the others"
+    )
     lr: PositiveNumber = Field(description="peak learning rate of AdamW, one-cycle schedule")
 
 
@@ -707,10 +709,11 @@ class Classifier(Section):
     lr: PositiveNumber = Field(description="learning rate of AdamW (paper, section 5: 3.0e-4)")
     seeds: Count = Field(description="classifiers trained, each from its own seed")
     valid_fraction: Fraction = Field(
-        description="fraction of the synthetic images of each class for validation"
+        description="fraction of the synthetic images of each class for validation, whole prompts"
     )
     test_fraction: Fraction = Field(
-        description="fraction of the synthetic images of each class for testing (paper: 0.1)"
+        description="fraction of the synthetic images of each class for testing, whole prompts "
+        "(paper: 0.1)"
     )
     images_per_caption: Count = Field(
         description="images sampled for each test caption, which classify@scenes learns from"

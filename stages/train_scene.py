@@ -129,11 +129,12 @@ def read_tiles(
 ) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Tiles uint8 [N, 3, R, R], their class numbers [N], and the scenes in that order.
 
-    Tiles of other scenes than `scenes` are left out; None means all scenes of the folder.
+    Tiles of other scenes than `scenes` are left out; None means all scenes of the folder. So are
+    tiles without a scene.
     """
     tile_scenes = [row["scene"] for row in read_rows(folder, ["scene"])]
     if scenes is None:
-        scenes = sorted(set(tile_scenes))
+        scenes = sorted(set(tile_scenes) - {""})
     indices = [i for i, scene in enumerate(tile_scenes) if scene in scenes]
     labels = torch.tensor([scenes.index(tile_scenes[i]) for i in indices], dtype=torch.long)
     return load_images(folder, resolution, indices), labels, scenes

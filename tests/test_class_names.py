@@ -38,7 +38,8 @@ def test_scenes_are_one_level_of_the_metrics_whatever_their_names():
     from stages.evaluation.caption_agreement import caption_agreement
 
     logits = dict.fromkeys(("tuned", "base", "test"), np.eye(len(NAMES)))
-    metrics, table = caption_agreement(logits, dict.fromkeys(logits, NAMES), NAMES)
+    wanted = dict.fromkeys(logits, NAMES)
+    metrics, table = caption_agreement(logits, wanted, NAMES, NAMES)
     assert list(metrics["per_scene"]) == [slug(name) for name in NAMES]
     assert not [key for key in metrics["per_scene"] if re.search(r"[^\w-]", key)]
     assert [row["scene"] for row in table] == NAMES

@@ -35,7 +35,9 @@ from stages.evaluation.classification import (
     train_and_test_all,
 )
 from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.labels import read_label_set, scene_of_tile
 from stages.evaluation.scores import (
+    accuracy_by_class,
     average_over_seeds,
     bootstrap_scores,
     classification_scores,
@@ -65,7 +67,8 @@ def brightness_images(count: int, seed: int = 0) -> LabeledImages:
     labels = np.arange(count) % 3
     noise = np.random.default_rng(seed).integers(-20, 20, (count, 32, 32, 3))
     brightness = (60 + 70 * labels)[:, None, None, None]
-    return LabeledImages((noise + brightness).clip(0, 255).astype(np.uint8), labels)
+    images = (noise + brightness).clip(0, 255).astype(np.uint8)
+    return LabeledImages(images, labels, np.arange(count))
 
 
 def brightness_job(
@@ -84,14 +87,35 @@ def brightness_job(
 
 def test_splits_are_disjoint_complete_and_stratified():
     labels = np.repeat(np.arange(7), 50)
-    split = stratified_split(labels, 0.1, 0.2, np.random.default_rng(0))
+    split = stratified_split(labels, np.arange(350), 0.1, 0.2, np.random.default_rng(0))
     assert sorted(np.concatenate(list(split.values())).tolist()) == list(range(350))
     for name, expected in (("test", 10), ("valid", 5), ("train", 35)):
         counts = np.bincount(labels[split[name]], minlength=7)
         assert abs(counts - expected).max() <= 1, (name, counts)
-    tiny = stratified_split(np.array([0, 1, 1, 0]), 0.1, 0.1, np.random.default_rng(0))
-    sizes = {name: len(indices) for name, indices in tiny.items()}
+    tiny = np.array([0, 1, 1, 0])
+    split = stratified_split(tiny, np.arange(4), 0.1, 0.1, np.random.default_rng(0))
+    sizes = {name: len(indices) for name, indices in split.items()}
     assert sizes == {"test": 1, "valid": 1, "train": 2}
+
+
+def test_the_images_of_a_prompt_are_in_one_split():
+    """Those of a class with fewer prompts than splits are drawn one by one."""
+    labels = np.repeat(np.arange(8), 50)
+    prompts = np.repeat(np.arange(80), 5)
+    prompts[350:] = 70  # the last class has one prompt
+    split = stratified_split(labels, prompts, 0.1, 0.2, np.random.default_rng(0))
+    assert sorted(np.concatenate(list(split.values())).tolist()) == list(range(400))
+    assert abs(len(split["test"]) - 80) <= 2 and abs(len(split["valid"]) - 40) <= 2
+    of_splits = [set(prompts[indices][labels[indices] < 7]) for indices in split.values()]
+    assert len(set.union(*of_splits)) == sum(len(of_split) for of_split in of_splits) == 70
+    assert [len(set(labels[indices])) for indices in split.values()] == [8, 8, 8]
+
+
+def test_a_class_of_one_image_is_trained_on():
+    labels = np.array([0] * 60 + [1])
+    for seed in range(30):
+        split = stratified_split(labels, np.arange(61), 0.1, 0.2, np.random.default_rng(seed))
+        assert 60 in split["train"]
 
 
 def test_only_train_is_augmented():
@@ -143,11 +167,12 @@ def test_shuffled_labels_bring_the_accuracy_to_chance():
     results = []
     for seed in range(6):  # one shuffle may favor a class by luck, six don't
         labels = np.random.default_rng(seed).permutation(job.source.labels)
-        shuffled = LabeledImages(job.source.images, labels)
+        shuffled = job.source._replace(labels=labels)
         results.append(train_and_test(job._replace(source=shuffled, seed=seed)))
     scores = average_over_seeds(
         [result.scores["real_test"] for result in results],
         [result.bootstrapped["real_test"] for result in results],
+        [result.by_class["real_test"] for result in results],
     )
     assert scores["overall_accuracy_lo"] <= 1 / 3 <= scores["overall_accuracy_hi"]
     assert scores["overall_accuracy"] < 0.45  # 1.0 with the true labels
@@ -166,7 +191,7 @@ def test_weights_are_loaded_and_images_scaled_to_reflectance(tmp_path):
     assert np.allclose(white, 0.3558)  # what ESA draws as white, in units of reflectance
     # Bands B4, B3, B2 are red, green, blue, the order of a PNG: red is in the first channel alone.
     pixels = np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1))
-    red = LabeledImages(pixels, np.arange(9) % 3)
+    red = LabeledImages(pixels, np.arange(9) % 3, np.arange(9))
     data = LabeledImageDataModule(red, CONFIG, config["mean"], config["std"], 0)
     channel_means = data.test[0]["image"].mean((1, 2))
     assert np.allclose(channel_means, [200 / 255 * 0.3558, 0, 0])
@@ -182,16 +207,18 @@ def average_scores(
 ) -> dict[str, float]:
     """Average over classifiers with these predictions [S, N] for labels [N], and a loss of 1."""
     losses = np.ones(len(labels))
+    units = len(labels) if prompts is None else len(np.unique(prompts))
+    sizes = {"n": len(labels), "n_units": units}
     scores = []
     samples = []
+    by_class = []
     for predicted in predictions:
         values = classification_scores(labels[None], predicted[None], losses[None], 4)
-        scores.append(
-            {name: float(value[0]) for name, value in values.items()} | {"n": len(labels)}
-        )
+        scores.append({name: float(value[0]) for name, value in values.items()} | sizes)
         generator = np.random.default_rng(0)
         samples.append(bootstrap_scores(labels, predicted, losses, 4, generator, prompts))
-    return average_over_seeds(scores, samples)
+        by_class.append(accuracy_by_class(labels, predicted, 4, prompts))
+    return average_over_seeds(scores, samples, by_class)
 
 
 def width(scores: dict[str, float], name: str = "overall_accuracy") -> float:
@@ -271,9 +298,33 @@ def test_interval_of_an_accuracy_is_wilsons():
     )
 
 
+def test_one_image_of_a_class_leaves_its_accuracy_open():
+    """The mean over classes is (p + q) / 2, of q only one image is known, classified rightly."""
+    labels = np.array([0] * 150 + [1])
+    predictions = labels.copy()
+    predictions[:8] = 1  # 142 of 150 right
+    scores = average_scores(predictions[None], labels)
+    assert scores["average_accuracy"] == pytest.approx((142 / 150 + 1) / 2)
+    lowest = wilson_interval(1, 1)[0]  # of q
+    assert scores["average_accuracy_lo"] == pytest.approx((142 / 150 + lowest) / 2, abs=0.005)
+    assert width(scores, "overall_accuracy") < 0.1 < width(scores, "jaccard")
+
+
+def test_tiles_of_one_scene_count_as_one():
+    """Eight scenes of 20 tiles, half of them classified rightly as a whole."""
+    labels = np.zeros(160, int)
+    scenes = np.repeat(np.arange(8), 20)
+    predictions = (scenes % 2)[None]
+    assert width(average_scores(predictions, labels)) < 0.17
+    scores = average_scores(predictions, labels, scenes)
+    low, high = wilson_interval(4, 8)
+    assert width(scores) == pytest.approx(high - low, rel=0.25)
+    assert scores["n_units"] == 8
+
+
 def test_share_of_ceiling_and_its_interval():
     def accuracy(value: float) -> dict[str, float]:
-        return {"overall_accuracy": value, "n": 100}
+        return {"overall_accuracy": value, "n": 100, "n_units": 100}
 
     draws = np.random.default_rng(0).normal(0, 0.04, (2, 1, 500))
     samples = 0.6 + draws[0]
@@ -284,7 +335,7 @@ def test_share_of_ceiling_and_its_interval():
     # Images that are hard for both cancel; that none is hard for one alone may be luck.
     alike = share_of_ceiling(accuracy(0.6), accuracy(0.8), samples, 0.8 + draws[0] * 0.8 / 0.6)
     assert 0.76 < alike["share_of_ceiling_hi"] < 0.78
-    every = accuracy(1.0) | {"n": 7}  # 7 of 7 right by both once gave [1, 1]
+    every = accuracy(1.0) | {"n": 7, "n_units": 7}  # 7 of 7 right by both once gave [1, 1]
     right = share_of_ceiling(every, every, np.ones((1, 500)), np.ones((1, 500)))
     assert 0.65 < right["share_of_ceiling_lo"] < 0.85
     assert share_of_ceiling(accuracy(0), accuracy(0.8), samples, samples) == {}
@@ -437,10 +488,6 @@ def test_classes_without_any_scene_of_the_imagery_exit_with_an_error_that_names_
     [
         ({"model": "resnet99"}, "classifier.model: .*'resnet99'.*resnet50"),  # a similar name
         ({"lr": 1.0e30}, "classifier.lr: .*1e\\+30"),
-        (
-            {"valid_fraction": 0.5, "test_fraction": 0.49},
-            "classifier.valid_fraction, classifier.test_fraction: .*24 .*12 .*12 ",
-        ),
     ],
 )
 def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changes, named):
@@ -452,6 +499,11 @@ def test_a_classifier_that_cannot_be_trained_replaces_nothing(folder, changes, n
         classify.main("lulc")
     assert read_json("metrics/classify_lulc.json") == "of an older run"
     assert not Path("models/classifier").exists()
+
+
+def test_too_few_images_to_hold_any_out_are_one_line():
+    with pytest.raises(SystemExit, match="^error: classifier: of 4 images of 3 classes"):
+        train_and_test(brightness_job(train=4))
 
 
 def test_a_network_of_one_fixed_size_is_built_for_the_resolution():
@@ -468,12 +520,24 @@ def test_the_number_of_images_per_class_is_limited(folder):
     assert np.bincount(images.labels).tolist() == [5, 2, 10]
     assert unlabeled == {"airport": 10}
     assert images.images.shape == (17, 16, 16, 3)
+    assert len(set(images.units)) == 17
+
+
+def test_tiles_that_were_cut_from_one_scene_are_told_by_their_names():
+    names = ["a_r0_c0.tif", "a_r0_c256.tif", "a_b.tif", "b_r12_c0", "b.v2_r1_c3.png", "r1_c3.png"]
+    scenes = ["a.tif", "a.tif", "a_b.tif", "b", "b.v2.png", "r1_c3.png"]
+    assert [scene_of_tile(name) for name in names] == scenes
+
+
+def test_tiles_without_a_scene_are_of_no_class(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"scene": "lake"}, {"scene": ""}, {"scene": "forest"}]
+    write_shards("data/imagery/test", rows, pa.schema([("scene", pa.string())]))
+    assert read_label_set("scenes", {}) == (["forest", "lake"], {"forest": 0, "lake": 1})
 
 
 def test_scenes_of_classes_that_no_test_tile_shows(tmp_path, monkeypatch, capsys):
     """Some are logged and left out; if none is shown, an error lists the scenes of the imagery."""
-    from stages.evaluation.labels import read_label_set
-
     monkeypatch.chdir(tmp_path)
     rows = [{"scene": "lake"}, {"scene": "forest"}]
     write_shards("data/imagery/test", rows, pa.schema([("scene", pa.string())]))

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from stages.evaluation.intervals import share_interval
+from stages.evaluation.labels import scene_of_tile
 from stages.params import slug
 
 
@@ -11,6 +12,7 @@ def caption_agreement(
     logits: dict[str, np.ndarray],
     wanted: dict[str, list[str]],
     scenes: list[str],
+    test_files: list[str],
 ) -> tuple[dict, list[dict]]:
     """Share of images in which a classifier of real tiles sees the scene of their caption.
 
@@ -21,6 +23,8 @@ def caption_agreement(
         logits: the classifier's [N, S] for the images of `tuned`, `base` and `test`.
         wanted: the scene that each of these images should show.
         scenes: names [S] of the classifier's outputs.
+        test_files: file names of the test tiles: those of one scene are alike, so that the interval
+            of `ceiling` counts scenes.
 
     Returns:
         Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right,
@@ -36,7 +40,9 @@ def caption_agreement(
     metrics["n"] = len(correct["tuned"])
     metrics["n_unknown_scene"] = len(wanted["tuned"]) - len(correct["tuned"])
     metrics |= share_with_interval("caption_agreement_base", correct["base"])
-    metrics |= share_with_interval("ceiling", correct["test"])
+    known_files = np.array(test_files)[np.isin(wanted["test"], scenes)]
+    units = np.array([scene_of_tile(file) for file in known_files])
+    metrics |= share_with_interval("ceiling", correct["test"], units)
 
     table = agreement_by_scene(correct, known_wanted, scenes)
     metrics["per_scene_min"] = min((row["tuned"] for row in table), default=0.0)

@@ -22,8 +22,13 @@ from torchgeo.trainers import ClassificationTask
 from stages.common.artifacts import read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import cpu_threads, torch_generator
+from stages.evaluation.labels import scene_of_tile
 from stages.evaluation.networks import channel_statistics, create_network, load_images
-from stages.evaluation.scores import bootstrap_scores, classification_scores
+from stages.evaluation.scores import (
+    accuracy_by_class,
+    bootstrap_scores,
+    classification_scores,
+)
 from stages.params import Classifier
 from stages.runtime.errors import exit_with_error
 from stages.runtime.parallel import available_cores, ordered_map
@@ -34,6 +39,7 @@ from stages.runtime.parallel import available_cores, ordered_map
 SENTINEL2_WHITE = 0.3558
 BACKBONE = Path("models/base/classifier/model.safetensors")
 SCENE = Path("models/scene/model.safetensors")
+SPLITS = 3  # train, valid, test
 
 
 class LabeledImages(NamedTuple):
@@ -41,12 +47,11 @@ class LabeledImages(NamedTuple):
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
-    # Number of the prompt or caption that each image shows, int64 [N]; None: all differ.
-    prompts: np.ndarray | None = None
+    # Number of the unit of each image, int64 [N]: those of one prompt or scene are alike.
+    units: np.ndarray
 
     def take(self, indices: np.ndarray) -> "LabeledImages":
-        prompts = None if self.prompts is None else self.prompts[indices]
-        return LabeledImages(self.images[indices], self.labels[indices], prompts)
+        return LabeledImages(self.images[indices], self.labels[indices], self.units[indices])
 
 
 class TrainingJob(NamedTuple):
@@ -68,6 +73,7 @@ class ClassifierResult(NamedTuple):
     cpu_threads: int  # that trained it; 0 on a GPU
     scores: dict[str, dict[str, float]]
     bootstrapped: dict[str, dict[str, np.ndarray]]  # the scores of redrawn test sets
+    by_class: dict[str, np.ndarray]  # `accuracy_by_class` [2, K]
     predictions: dict[str, np.ndarray]  # class numbers [N]
     config: dict
 
@@ -79,7 +85,7 @@ def read_labeled_images(
     resolution: int,
     max_per_class: dict[int, int] | None = None,
     seed: int = 0,
-    prompt_column: str | None = None,
+    unit_column: str = "filename",
 ) -> tuple[LabeledImages, Counter]:
     """Resized images of a folder of shards, and how many rows have no class, by their value.
 
@@ -90,9 +96,11 @@ def read_labeled_images(
         resolution: pixels per side.
         max_per_class: images drawn at random of each class, at most; None = all.
         seed: of that draw.
-        prompt_column: what images of one prompt or caption have in common; None: all differ.
+        unit_column: what images have in common that are alike, such as the number of their prompt;
+            of file names, those of tiles that were cut from one scene count as one.
     """
-    values = [row[column] for row in read_rows(folder, [column])]
+    rows = read_rows(folder, [column, unit_column])
+    values = [row[column] for row in rows]
     unlabeled = Counter(value for value in values if value not in class_of)
     indices = [i for i, value in enumerate(values) if value in class_of]
     if max_per_class is not None:
@@ -101,11 +109,11 @@ def read_labeled_images(
         indices = sorted(take_per_class(shuffled, labels, max_per_class))
     images = load_images(folder, resolution, indices).permute(0, 2, 3, 1).contiguous().numpy()
     class_numbers = np.array([class_of[values[i]] for i in indices], dtype=np.int64)
-    prompts = None
-    if prompt_column is not None:
-        shown = np.array([row[prompt_column] for row in read_rows(folder, [prompt_column])])
-        _, prompts = np.unique(shown[indices], return_inverse=True)
-    return LabeledImages(images, class_numbers, prompts), unlabeled
+    units = [rows[i][unit_column] for i in indices]
+    if unit_column == "filename":
+        units = [scene_of_tile(name) for name in units]
+    _, numbers = np.unique(units, return_inverse=True)
+    return LabeledImages(images, class_numbers, numbers), unlabeled
 
 
 def take_per_class(
@@ -122,26 +130,51 @@ def take_per_class(
 
 
 def stratified_split(
-    labels: np.ndarray, valid_fraction: float, test_fraction: float, generator: np.random.Generator
+    labels: np.ndarray,
+    units: np.ndarray,
+    valid_fraction: float,
+    test_fraction: float,
+    generator: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Disjoint indices of train, valid and test, with each class spread evenly over them.
 
-    valid and test hold at least one image each.
+    The images of a unit, a prompt for example, are in one split: a classifier that knows a prompt's
+    images tells more of them. Those of a class with fewer units than splits are drawn one by one.
+    train has at least one image of each class; valid and test have one where there are more.
+
+    Args:
+        labels: class numbers [N].
+        units: number [N] of the unit of each image.
+        valid_fraction, test_fraction: of the images, met as closely as whole units allow.
+        generator: draws.
     """
-    order = generator.permutation(len(labels))
-    position = np.empty(len(labels))
+    groups: list[tuple[float, np.ndarray]] = []  # a position in [0, 1), and the images there
     for label in np.unique(labels):
-        members = order[labels[order] == label]
-        # The members of a class lie at equal distances in [0, 1).
-        position[members] = (np.arange(len(members)) + generator.random()) / len(members)
-    order = np.argsort(position, kind="stable")
-    test_count = max(round(test_fraction * len(labels)), 1)
-    valid_count = max(round(valid_fraction * len(labels)), 1)
-    return {
-        "test": order[:test_count],
-        "valid": order[test_count : test_count + valid_count],
-        "train": order[test_count + valid_count :],
-    }
+        (members,) = np.nonzero(labels == label)
+        numbers = np.unique(units[members], return_inverse=True)[1]
+        if numbers.max() + 1 < SPLITS:
+            numbers = np.arange(len(members))
+        # The groups of a class lie at equal distances in [0, 1).
+        count = numbers.max() + 1
+        positions = (generator.permutation(count) + generator.random()) / count
+        groups += [(positions[i], members[numbers == i]) for i in range(count)]
+    groups.sort(key=lambda group: group[0])
+
+    split: dict[str, list[int]] = {"test": [], "valid": [], "train": []}
+    wanted = {"test": test_fraction * len(labels), "valid": valid_fraction * len(labels)}
+    not_held_out = Counter(labels.tolist())  # images of each class
+    for _, group in groups:
+        label = int(labels[group[0]])
+        name = "train"
+        if len(group) < not_held_out[label]:
+            # The first split that the group brings closer to the number wanted.
+            half = len(group) / 2
+            short = [s for s in wanted if not split[s] or len(split[s]) + half < wanted[s]]
+            name = short[0] if short else "train"
+        if name != "train":
+            not_held_out[label] -= len(group)
+        split[name] += group.tolist()
+    return {name: np.array(indices, dtype=int) for name, indices in split.items()}
 
 
 class LabeledImageDataset(Dataset):
@@ -176,15 +209,16 @@ class LabeledImageDataModule(LightningDataModule):
         super().__init__()
         split = stratified_split(
             source.labels,
+            source.units,
             config.valid_fraction,
             config.test_fraction,
             rng(seed, "classifier splits"),
         )
-        if len(split["train"]) < 2:  # batch normalization needs two
+        if not (len(split["valid"]) and len(split["test"])):
             exit_with_error(
-                f"classifier.valid_fraction, classifier.test_fraction: of {len(source.labels)} "
-                f"images {len(split['valid'])} and {len(split['test'])} are held out; "
-                f"{len(split['train'])} left to train on is not enough"
+                f"classifier: of {len(source.labels)} images of "
+                f"{len(np.unique(source.labels))} classes, none is left to validate or test on: "
+                "one of each class is trained on; more images are needed"
             )
         self.batch_size = config.batch_size
         self.generator = torch_generator(seed, "classifier")
@@ -313,14 +347,13 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
     scores = {}
     bootstrapped = {}
     predictions = {}
+    by_class = {}
     for name, test_set in test_sets.items():
-        if not probabilities[name].isfinite().all():
-            exit_with_error(
-                "classifier.lr: the trained classifier's probabilities are NaN or inf. "
-                f"Try a lower lr than {config.lr}"
-            )
+        refuse_nan(probabilities[name], config.lr)
         predictions[name] = probabilities[name].argmax(1).numpy()
-        scores[name], bootstrapped[name] = score_predictions(test_set.samples, probabilities[name])
+        scores[name], bootstrapped[name], by_class[name] = score_predictions(
+            test_set.samples, probabilities[name]
+        )
     network_config = {
         "model": config.model,
         "resolution": config.resolution,
@@ -329,9 +362,19 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
         "std": std,
     }
     threads = cpu_threads(trainer.strategy.root_device)
+    n_train = len(data.train)
     return ClassifierResult(
-        task.model, len(data.train), threads, scores, bootstrapped, predictions, network_config
+        task.model, n_train, threads, scores, bootstrapped, by_class, predictions, network_config
     )
+
+
+def refuse_nan(probabilities: torch.Tensor, lr: float) -> None:
+    """Exit with an error if a classifier's training has diverged."""
+    if not probabilities.isfinite().all():
+        exit_with_error(
+            "classifier.lr: the trained classifier's probabilities are NaN or inf. "
+            f"Try a lower lr than {lr}"
+        )
 
 
 def create_trainer(epochs: int, folder: str) -> Trainer:
@@ -352,8 +395,12 @@ def create_trainer(epochs: int, folder: str) -> Trainer:
 
 def score_predictions(
     samples: LabeledImages, probabilities: torch.Tensor
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Scores, with `n`, of probabilities [N, K] of images, and the scores of redrawn images."""
+) -> tuple[dict[str, float], dict[str, np.ndarray], np.ndarray]:
+    """Judge probabilities [N, K] of images.
+
+    Returns:
+        Scores, with `n` and `n_units`; `bootstrap_scores`; `accuracy_by_class`.
+    """
     n, class_count = probabilities.shape
     labels = samples.labels
     predictions = probabilities.argmax(1).numpy()  # [N]
@@ -361,10 +408,11 @@ def score_predictions(
     losses = -likelihoods.clamp_min(1e-30).log().double().numpy()  # [N]
     scores = classification_scores(labels[None], predictions[None], losses[None], class_count)
     draws = rng(0, "classifier errors")  # the same for every classifier
-    bootstrapped = bootstrap_scores(
-        labels, predictions, losses, class_count, draws, samples.prompts
-    )
-    return {name: float(values[0]) for name, values in scores.items()} | {"n": n}, bootstrapped
+    bootstrapped = bootstrap_scores(labels, predictions, losses, class_count, draws, samples.units)
+    sizes = {"n": n, "n_units": len(np.unique(samples.units))}
+    by_class = accuracy_by_class(labels, predictions, class_count, samples.units)
+    averages = {name: float(values[0]) for name, values in scores.items()}
+    return averages | sizes, bootstrapped, by_class
 
 
 def load_backbone(task: ClassificationTask, weights: Path) -> None:

@@ -1,6 +1,7 @@
 """The two label sets of the classifiers: the classes of params.yaml, or the scenes."""
 
 import difflib
+import re
 
 from stages.common.artifacts import read_rows
 from stages.runtime.errors import exit_with_error
@@ -9,18 +10,27 @@ from stages.runtime.progress import log
 LABEL_SETS = ("lulc", "scenes")
 
 
+def scene_of_tile(filename: str) -> str:
+    """The file that a tile was cut from; the file name itself of an image that wasn't cut.
+
+    `fetch_imagery` names the tiles of scene.tif scene_r<row>_c<column>.tif.
+    """
+    return re.sub(r"_r\d+_c\d+(?=(\.[^.]*)?$)", "", filename)
+
+
 def read_label_set(
     label_set: str, classes: dict[str, list[str]]
 ) -> tuple[list[str], dict[str, int]]:
     """Class names, and the class number of each scene of the real test tiles that has one.
 
     `lulc`: `classes` (those of params.yaml that are used) and their scenes; a scene that no test
-    tile shows is left out and logged. `scenes`: each scene is a class.
+    tile shows is left out and logged. `scenes`: each scene is a class. Tiles without a scene have
+    none.
 
     Raises:
         SystemExit: no test tile shows any class.
     """
-    scenes = sorted({row["scene"] for row in read_rows("data/imagery/test", ["scene"])})
+    scenes = sorted({row["scene"] for row in read_rows("data/imagery/test", ["scene"])} - {""})
     if label_set == "scenes":
         return scenes, {scene: i for i, scene in enumerate(scenes)}
     class_names = list(classes)

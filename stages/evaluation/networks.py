@@ -7,13 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stages.common.artifacts import decode_image, read_json, stream_rows, write_json
+from stages.common.artifacts import (
+    decode_image,
+    read_json,
+    shard_paths,
+    stream_rows,
+    write_json,
+)
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
+
+DECODED = 256  # images at a time
 
 # What timm says of the weights that it publishes itself for an architecture.
 FACTS_OF_TIMMS_WEIGHTS = (
@@ -67,13 +76,15 @@ def load_images(
     if indices is not None:
         chosen = set(indices)
         rows = (row for i, row in enumerate(rows) if i in chosen)
+        count = len(chosen)
+    else:
+        count = sum(pq.read_metadata(shard).num_rows for shard in shard_paths(folder))
+    images = torch.empty(count, 3, resolution, resolution, dtype=torch.uint8)
     # Resized batch by batch: all of them as floats would take four times the memory.
-    batches = [
-        resize(decode_batch(batch), resolution).round().byte() for batch in batched(rows, 256)
-    ]
-    if not batches:
-        return torch.empty(0, 3, resolution, resolution, dtype=torch.uint8)
-    return torch.cat(batches)
+    for number, batch in enumerate(batched(rows, DECODED)):
+        resized = resize(decode_batch(batch), resolution).round().byte()
+        images[number * DECODED : number * DECODED + len(batch)] = resized
+    return images
 
 
 def batched(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
@@ -129,9 +140,17 @@ def channel_statistics(images: torch.Tensor) -> tuple[list[float], list[float]]:
 
     The deviation is at least 1 / 255.
     """
-    channels = [images[:, c].numpy().ravel() for c in range(3)]
-    means = [float(channel.mean(dtype=np.float64) / 255) for channel in channels]
-    deviations = [float(max(channel.std(dtype=np.float64), 1.0) / 255) for channel in channels]
+    levels = np.arange(256)
+    means = []
+    deviations = []
+    for channel in range(3):
+        counts = np.zeros(256, np.int64)
+        for image in images[:, channel].numpy():  # a copy of a whole channel may fill the memory
+            counts += np.bincount(image.ravel(), minlength=256)
+        mean = float(np.average(levels, weights=counts))
+        variance = float(np.average((levels - mean) ** 2, weights=counts))
+        means.append(mean / 255)
+        deviations.append(max(variance**0.5, 1.0) / 255)
     return means, deviations
 
 

@@ -3,11 +3,12 @@
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.intervals import effective_size, wilson_interval
 
 BOOTSTRAP_SAMPLES = 500
 GUESSES = 4  # images added to a bootstrap: two classified rightly, two wrongly
 Z = 1.959964
+CLASS_MEANS = ("jaccard", "f1_macro")  # means over classes other than average_accuracy
 
 
 def classification_scores(
@@ -108,8 +109,27 @@ def bootstrap_scores(
     )
 
 
+def accuracy_by_class(
+    labels: np.ndarray, predictions: np.ndarray, class_count: int, units: np.ndarray | None = None
+) -> np.ndarray:
+    """Accuracy of each class and the effective number of its images: [2, K], 0 where it has none.
+
+    Arguments as in `bootstrap_scores`.
+    """
+    if units is None:
+        units = np.arange(len(labels))
+    result = np.zeros((2, class_count))
+    for label in np.unique(labels):
+        of_class = labels == label  # [N]
+        correct = predictions[of_class] == label
+        result[:, label] = correct.mean(), effective_size(correct, units[of_class])
+    return result
+
+
 def average_over_seeds(
-    scores: list[dict[str, float]], bootstrapped: list[dict[str, np.ndarray]]
+    scores: list[dict[str, float]],
+    bootstrapped: list[dict[str, np.ndarray]],
+    by_class: list[np.ndarray],
 ) -> dict[str, float]:
     """The mean of each score over several classifiers, with a 95 % interval.
 
@@ -118,37 +138,82 @@ def average_over_seeds(
     that is noise of the test set). Scores from 0 to 1 get Wilson's interval with the effective
     sample size of that width, the loss a symmetric one.
 
+    A bootstrap can't tell how uncertain a class of few images is, which counts as much in
+    average_accuracy as any other: there the intervals of the classes are combined, where that is
+    wider. The intervals of jaccard and f1_macro, other means over classes, are widened as much.
+
     Args:
-        scores: of each classifier on one test set, with its size `n`.
+        scores: of each classifier on one test set, with its size `n` and the number `n_units` of
+            prompts or scenes that are independent.
         bootstrapped: of each classifier, its `bootstrap_scores`.
+        by_class: of each classifier, its `accuracy_by_class`.
 
     Returns:
-        n; and of each score its mean, `_lo`, `_hi` and, with several classifiers, its standard
-        deviation over them, `_std`.
+        n, n_units; and of each score its mean, `_lo`, `_hi` and, with several classifiers, its
+        standard deviation over them, `_std`.
     """
-    n = int(scores[0]["n"])
-    averages: dict[str, float] = {"n": n}
-    for name in bootstrapped[0]:
+    n, units = int(scores[0]["n"]), int(scores[0]["n_units"])
+    widening = _variance_factor(n, units)
+    samples = {
+        name: np.stack([sample[name] for sample in bootstrapped]) for name in bootstrapped[0]
+    }  # [classifiers, B] each
+    below, above = _margins_of_class_mean(by_class)
+    of_average = Z**2 * widening * _variance_of_mean(samples["average_accuracy"], n)
+    rare = max((below + above) ** 2 / 4 / of_average, 1.0)
+
+    averages: dict[str, float] = {"n": n, "n_units": units}
+    for name, of_score in samples.items():
         values = np.array([score[name] for score in scores])
-        samples = np.stack([sample[name] for sample in bootstrapped])  # [classifiers, B]
         mean = float(values.mean())
-        averages[name] = mean
-        squared_margin = Z**2 * _variance_of_mean(samples, n)
+        of_images = Z**2 * widening * _variance_of_mean(of_score, n)
+        of_seeds = 0.0
         if len(scores) > 1:
             deviation = float(values.std(ddof=1))
             averages[f"{name}_std"] = deviation
-            of_seeds = _variance_of_seeds(deviation, samples, n)
-            squared_margin += stdtrit(len(scores) - 1, 0.975) ** 2 * of_seeds
+            of_seeds = _variance_of_seeds(deviation, of_score, n)
+            of_seeds *= stdtrit(len(scores) - 1, 0.975) ** 2
         if name == "loss":
-            low = max(mean - float(np.sqrt(squared_margin)), 0.0)
-            high = mean + float(np.sqrt(squared_margin))
+            margin = float(np.sqrt(of_images + of_seeds))
+            low, high = max(mean - margin, 0.0), mean + margin
+        elif name == "average_accuracy":
+            low = max(mean - float(np.sqrt(max(below**2, of_images) + of_seeds)), 0.0)
+            high = min(mean + float(np.sqrt(max(above**2, of_images) + of_seeds)), 1.0)
         else:
-            middle = samples.mean()  # guesses included: never 0 or 1
-            effective = float(middle * (1 - middle) * Z**2 / squared_margin)
+            if name in CLASS_MEANS:
+                of_images *= rare
+            middle = of_score.mean()  # guesses included: never 0 or 1
+            effective = float(middle * (1 - middle) * Z**2 / (of_images + of_seeds))
             low, high = wilson_interval(mean * effective, effective)
-        averages[f"{name}_lo"] = low
-        averages[f"{name}_hi"] = high
+        averages |= {name: mean, f"{name}_lo": low, f"{name}_hi": high}
     return averages
+
+
+def _variance_factor(n: int, units: int) -> float:
+    """By how much the squared margin grows where n images are of fewer independent units.
+
+    Student's t stands for the normal quantile, and their variance is estimated without bias (Korn &
+    Graubard 1998).
+    """
+    if units == n:
+        return 1.0
+    freedom = max(units - 1, 1)
+    return float((stdtrit(freedom, 0.975) / Z) ** 2 * (freedom + 1) / freedom)
+
+
+def _margins_of_class_mean(by_class: list[np.ndarray]) -> tuple[float, float]:
+    """How far the 95 % interval of the mean accuracy of the classes reaches below and above it.
+
+    Wilson's intervals of the classes are combined as independent ones (MOVER: Zou & Donner 2008).
+
+    Args:
+        by_class: of each classifier, its `accuracy_by_class`.
+    """
+    accuracies, sizes = np.mean(by_class, axis=0)  # [K] each
+    shown = sizes > 0
+    ends = np.array([wilson_interval(p * n, n) for p, n in zip(accuracies[shown], sizes[shown])])
+    distances = ends - accuracies[shown, None]  # [K, 2]
+    below, above = np.sqrt((distances**2).sum(0)) / shown.sum()
+    return float(below), float(above)
 
 
 def _variance_of_mean(samples: np.ndarray, n: int) -> float:
@@ -197,7 +262,7 @@ def share_of_ceiling(
     ceiling_accuracy = ceiling["overall_accuracy"]
     if not accuracy * ceiling_accuracy:
         return {}
-    n = int(scores["n"])
+    n, units = int(scores["n"]), int(scores["n_units"])
     relative = samples / samples.mean()
     ceiling_relative = ceiling_samples / ceiling_samples.mean()
     difference = relative.mean(0) - ceiling_relative.mean(0)  # [B]
@@ -206,8 +271,9 @@ def share_of_ceiling(
         if len(of_classifiers) > 1:
             deviation = values["overall_accuracy_std"] / values["overall_accuracy"]
             of_seeds.append(_variance_of_seeds(deviation, of_classifiers, n))
-    of_one_image = 1 / (n**2 * accuracy * ceiling_accuracy)
-    variance = _variance_of_mean(difference[None], n) + of_one_image + sum(of_seeds)
+    of_images = _variance_factor(n, units) * _variance_of_mean(difference[None], n)
+    of_one_image = 1 / (units**2 * accuracy * ceiling_accuracy)
+    variance = of_images + of_one_image + sum(of_seeds)
     quantile = Z
     if sum(of_seeds) > 0:
         freedom = (len(samples) - 1) * variance**2 / sum(each**2 for each in of_seeds)
