@@ -11,7 +11,7 @@ VAE and a text encoder are trained on this run's imagery, and the UNet stays unt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common.artifacts import decode_image, fingerprint, read_rows, write_json
+from stages.common.artifacts import decode_image, fingerprint, stream_rows, write_json
 from stages.params import TrainBase, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
@@ -54,9 +54,13 @@ def train_from_scratch(config: TrainBase, seed: int) -> None:
     from stages.diffusion import from_scratch
 
     make_deterministic(seed)
-    rows = read_rows(IMAGERY)
-    images = np.stack([np.asarray(decode_image(row["image"])) for row in rows])  # [N, H, W, 3]
-    captions = [row["captions"] for row in rows]
+    decoded = []
+    captions = []
+    for row in stream_rows(IMAGERY, ["image", "captions"]):
+        decoded.append(np.asarray(decode_image(row["image"])))
+        captions.append(row["captions"])
+    images = np.stack(decoded)  # [N, H, W, 3]
+    del decoded
     resolution = images.shape[1]
     factor = 2 ** (len(config.vae_channels) - 1)
     if resolution % factor:

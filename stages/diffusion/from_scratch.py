@@ -59,12 +59,13 @@ def train_vae(
         sample_size=images.shape[1],
     )
     vae.to(device_type(), memory_format=torch.channels_last)
+    factor = 2 ** (len(channels) - 1)  # pixels per latent
     trainer = _Trainer(vae, "VAE", steps, lr, cache / "vae")
     for batch in trainer.batches(len(images), batch_size, seed):
         # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,
         # at a quarter of the cost.
-        generator = rng(seed, "crop", int(batch[0]), int(batch[-1]))
-        x = normalize_pixels(random_crop(images[batch], generator))  # [B, 3, H/2, W/2]
+        generator = rng(seed, "crop", trainer.state.step)
+        x = normalize_pixels(random_crop(images[batch], generator, factor))  # [B, 3, H/2, W/2]
         posterior = vae.encode(x).latent_dist
         noise_generator = torch_generator(seed, "VAE noise", trainer.state.step)
         y = vae.decode(posterior.sample(noise_generator)).sample.float()  # [B, 3, H/2, W/2]
@@ -208,7 +209,7 @@ def train_text_encoder(
     model.log_scale = nn.Parameter(torch.tensor(2.3, device=device_type()))
     trainer = _Trainer(model, "text encoder", steps, lr, cache / "text_encoder")
     for batch in trainer.batches(len(images), batch_size, seed):
-        generator = rng(seed, "captions", int(batch[0]), int(batch[-1]))
+        generator = rng(seed, "captions", trainer.state.step)
         texts = []
         for i in batch:
             caption = captions[i][generator.integers(len(captions[i]))]
@@ -433,9 +434,10 @@ def normalize_pixels(images: np.ndarray) -> torch.Tensor:
     return (x.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def random_crop(images: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random crop of half the height and width, a multiple of 16 pixels."""
-    size = max(16, images.shape[1] // 32 * 16)
+def random_crop(images: np.ndarray, generator: np.random.Generator, factor: int) -> np.ndarray:
+    """A random crop of half the height and width, a multiple of 16 pixels and of `factor`."""
+    unit = max(16, factor)
+    size = max(unit, images.shape[1] // (2 * unit) * unit)
     y, x = generator.integers(images.shape[1] - size + 1, size=2)
     return np.ascontiguousarray(images[:, y : y + size, x : x + size])
 

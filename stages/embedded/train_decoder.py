@@ -125,7 +125,8 @@ def draw_crops(
     """Random crops [B, 3, H/2, W/2] of images, and what the VAE makes of them."""
     generator = rng(seed, "decoder", step)
     rows = generator.integers(len(images), size=batch_size)
-    x = normalize_pixels(random_crop(images[rows], generator))
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
+    x = normalize_pixels(random_crop(images[rows], generator, factor))
     with torch.no_grad():
         latents = vae.encode(x).latent_dist.sample(torch_generator(seed, "decoder noise", step))
     return x, vae.decode(latents).sample
