@@ -29,8 +29,15 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.error import MarkedYAMLError
+
+try:
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    load_yaml = YAML(typ="safe").load
+except ImportError:  # benchmarks.gpu runs where DVC and its reader are not installed
+    from yaml import MarkedYAMLError, YAMLError  # type: ignore[assignment]
+    from yaml import safe_load as load_yaml  # type: ignore[assignment]
 
 
 def _check_source(source: str) -> str:
@@ -1116,7 +1123,7 @@ def read(path: str | Path = "params.yaml") -> dict[str, Any]:
         SystemExit: code 1, with one line that names the file and, where known, line and column.
     """
     try:
-        values = YAML(typ="safe").load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"))
     # A ValueError is text that is not UTF-8, or a date such as 2026-13-01.
     except (OSError, ValueError, RecursionError, YAMLError) as error:
         message = str(error)

@@ -140,7 +140,6 @@ def with_needs(names):
     return found
 
 
-@pytest.mark.xfail(reason="stages/params.py and stages/runtime/damage.py import ruamel.yaml")
 def test_no_other_packages_are_needed(tmp_path):
     needed = with_needs(NEEDED)
     others = {

@@ -12,8 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
 
 def explain_damage() -> str | None:
     """Say which input of this stage is damaged and what mends it; None if none is.
@@ -24,6 +22,8 @@ def explain_damage() -> str | None:
     lock = Path("dvc.lock")
     if not lock.is_file():
         return None
+    from ruamel.yaml import YAML  # DVC's, which is here where its lock is
+
     stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
     reader = stages.get(os.environ.get("DVC_STAGE", ""), {})
     inputs = [dep["path"] for dep in reader.get("deps", [])]
