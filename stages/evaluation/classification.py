@@ -140,7 +140,7 @@ def stratified_split(
 
     The images of a unit, a prompt for example, are in one split: a classifier that knows a prompt's
     images tells more of them. Those of a class with fewer units than splits are drawn one by one.
-    train has at least one image of each class; valid and test have one where there are more.
+    valid and test hold at least one image each; train has one of each class, where there are more.
 
     Args:
         labels: class numbers [N].
@@ -174,6 +174,9 @@ def stratified_split(
         if name != "train":
             not_held_out[label] -= len(group)
         split[name] += group.tolist()
+    for name in wanted:  # of a few images, none may be left by then
+        if not split[name] and split["train"]:
+            split[name].append(split["train"].pop())
     return {name: np.array(indices, dtype=int) for name, indices in split.items()}
 
 
@@ -214,11 +217,10 @@ class LabeledImageDataModule(LightningDataModule):
             config.test_fraction,
             rng(seed, "classifier splits"),
         )
-        if not (len(split["valid"]) and len(split["test"])):
+        if len(split["train"]) < 2:  # batch normalization needs two
             exit_with_error(
-                f"classifier: of {len(source.labels)} images of "
-                f"{len(np.unique(source.labels))} classes, none is left to validate or test on: "
-                "one of each class is trained on; more images are needed"
+                f"classifier: of {len(source.labels)} images, some are held out to validate and "
+                "test on; fewer than two are left to train on"
             )
         self.batch_size = config.batch_size
         self.generator = torch_generator(seed, "classifier")
