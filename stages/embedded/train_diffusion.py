@@ -35,7 +35,8 @@ from stages.diffusion import checkpoints, from_scratch, loss, models
 from stages.diffusion.ema import update_ema
 from stages.diffusion.image_detail import mean_psnr, relative_detail
 from stages.diffusion.resumable import MinuteCheckpoints
-from stages.embedded import train_decoder
+from stages.embedded import muon, train_decoder
+from stages.embedded.muon import Muon
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.atomic import atomic_folder
@@ -55,10 +56,9 @@ LATENT_CHANNELS = 4
 UNET_CHANNELS = [32, 64, 128]
 UNET_SCENES = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
 UNET_BATCH = 32
-UNET_LR = 1.5e-3
-FURTHER_LR = 7e-4  # of a UNet that was trained before
+UNET_LR = 1e-3
+OUTER_LAYERS = ("conv_in", "conv_out", "time_embedding")  # not Muon's
 CAPTION_DROPOUT = 0.1
-MIN_SNR_GAMMA = 5.0
 EMA_DECAY = 0.999
 SHARD_TILES = 1000  # rendered and encoded at a time
 ENCODING_BATCH = 64  # images
@@ -100,7 +100,7 @@ def main(folder: Path, parts: Sequence[str], amounts: Amounts, start: Path | Non
             weights = {n: weight for n, weight in weights.items() if not n.startswith(replaced)}
         settings[part] = checkpoints.compute_checksum(weights, "")
     code: list[str | Path] = [__file__, from_scratch.__file__, loss.__file__]
-    code.append(train_decoder.__file__)
+    code += [train_decoder.__file__, muon.__file__]
     code += [Path(__file__).parent / "scenes", Path(__file__).parent / "notes"]
     with resume_folder("embedded_diffusion", fingerprint(settings, code)) as cache:
         notes = read_notes()
@@ -249,7 +249,7 @@ def train_unet_part(
     embed = Embedder(tokenizer, text_encoder, fillers)
     held_out = held_out_batches(vae, embed)
     if start:
-        unet, lr = models.load(start, "unet").requires_grad_(True), FURTHER_LR
+        unet = models.load(start, "unet").requires_grad_(True)
     else:
         torch.manual_seed(SEED)
         # Attention starts at the lowest level, of 4 x 4 latents. At 8 x 8 it would cost a quarter
@@ -257,10 +257,9 @@ def train_unet_part(
         unet = from_scratch.make_unet(
             UNET_CHANNELS, LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
         )
-        lr = UNET_LR
     unet.to(device, memory_format=torch.channels_last).train()
     train_unet(
-        unet, latents, captions, embed, held_out, amounts.unet_steps, lr, cache / "unet", publish
+        unet, latents, captions, embed, held_out, amounts.unet_steps, cache / "unet", publish
     )
 
 
@@ -365,13 +364,13 @@ def train_unet(
     embedder: Embedder,
     held_out: list[dict[str, torch.Tensor]],
     steps: int,
-    lr: float,
     cache: Path,
     publish: Publish,
 ) -> None:
     """Train a UNet to predict the velocity (Salimans & Ho 2022, eq. 12).
 
-    Min-SNR weighting (Hang et al. 2023, eq. 6 for v) spends the steps where structure is decided.
+    All timesteps have the same weight: with Min-SNR weighting (Hang et al. 2023), those of much
+    noise, where the layout of an image is decided, are hardly learned by so small a UNet.
 
     Args:
         unet: a UNet2DConditionModel in training mode.
@@ -380,7 +379,6 @@ def train_unet(
         embedder: of the captions.
         held_out: the batches of `held_out_batches`.
         steps: optimizer steps.
-        lr: the peak learning rate.
         cache: holds the checkpoints.
         publish: called with the averaged UNet and its measurements, every `MEASURE_STEPS` steps and
             after the last.
@@ -388,15 +386,15 @@ def train_unet(
     weights = dict(unet.named_parameters())
     ema = {name: weight.detach().clone() for name, weight in weights.items()}
     alphas_cumprod = from_scratch.make_scheduler().alphas_cumprod.to(unet.device)  # [T]
-    optimizer = torch.optim.AdamW(weights.values(), lr=lr, weight_decay=0.01, fused=True)
+    optimizer = Muon(weights, OUTER_LAYERS, UNET_LR, weight_decay=0.01)
     saver = MinuteCheckpoints(cache, "UNet", weights, ema, optimizer)
     state = saver.resume()
     bar = progress_bar(total=steps, initial=state.step, desc="UNet", unit="step")
     while state.step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = lr * learning_rate_factor(state.step, steps)
+            group["lr"] = UNET_LR * learning_rate_factor(state.step, steps)
         batch = draw_batch(state.step, latents, captions, embedder)
-        step_loss = velocity_losses(unet, batch, alphas_cumprod, MIN_SNR_GAMMA).mean()
+        step_loss = velocity_losses(unet, batch, alphas_cumprod).mean()
         optimizer.zero_grad()
         step_loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
@@ -415,10 +413,10 @@ def train_unet(
 
 
 def velocity_losses(
-    unet: Any, batch: dict[str, torch.Tensor], alphas_cumprod: torch.Tensor, gamma: float | None
+    unet: Any, batch: dict[str, torch.Tensor], alphas_cumprod: torch.Tensor
 ) -> torch.Tensor:
-    """The weighted loss [B] of a batch."""
-    return loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction", gamma)
+    """The loss [B] of a batch."""
+    return loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction")
 
 
 @torch.no_grad()
@@ -434,8 +432,8 @@ def average_of(unet: Any, ema: dict[str, torch.Tensor]) -> Any:
 def measure_unet(
     unet: Any, held_out: list[dict[str, torch.Tensor]], alphas_cumprod: torch.Tensor, step: int
 ) -> dict[str, float]:
-    """The step, and the unweighted loss of held-out tiles; a line of the log."""
-    losses = [velocity_losses(unet, batch, alphas_cumprod, None) for batch in held_out]
+    """The step, and the loss of held-out tiles; a line of the log."""
+    losses = [velocity_losses(unet, batch, alphas_cumprod) for batch in held_out]
     value = torch.cat(losses).mean().item()
     log(f"UNet: step {step}, {step * UNET_BATCH} images seen, held-out loss {value:.5f}")
     return {"step": step, "loss": value}
@@ -511,7 +509,7 @@ def readme_lines(notes: dict[str, dict]) -> Iterator[str]:
         "decoder": ("its decoder alone, against a discriminator", "both looks"),
         "text_encoder": (f"CLIP text encoder, 2 layers of width {TEXT_WIDTH}", "both looks"),
         "unet": (
-            f"UNet of {UNET_CHANNELS} channels, v-prediction",
+            f"UNet of {UNET_CHANNELS} channels, v-prediction, Muon",
             f"the `base` look without {' and '.join(UNSEEN_SCENES)}",
         ),
     }
@@ -529,6 +527,6 @@ def readme_lines(notes: dict[str, dict]) -> Iterator[str]:
                 f"| {title} | {note['steps']:,}{unfinished} | {note['images']:,} | "
                 f"{note['tiles']:,} in {look} | {measured or '-'} |"
             )
-    yield "\nLosses are of the velocity, unweighted. PSNR is in dB; the power in each octave, in"
+    yield "\nLosses are of the velocity. PSNR is in dB; the power in each octave, in"
     yield f"cycles per {SIZE} px, and the chroma are those of reconstructions, divided by those of"
     yield "the tiles.\n"

@@ -1,0 +1,88 @@
+"""The optimizer Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers").
+
+torch.optim.Muon takes matrices alone, no convolutions, and computes in bfloat16, for which most
+CPUs have no arithmetic.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+MOMENTUM = 0.95
+ITERATIONS = 5  # Newton-Schulz
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial (Jordan et al. 2024)
+UPDATE_SIZE = 0.2  # root mean square of an update, as of AdamW's (Liu et al. 2025, 2502.16982)
+BETAS = (0.9, 0.999)  # of AdamW
+EPSILON = 1e-8
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon for the weights of hidden layers, AdamW for all others; both decay weights.
+
+    The update of a convolution [O, I, h, w] is that of the matrix [O, I * h * w].
+
+    Args:
+        weights: all trained parameters by name.
+        outer: parts of the names of first and last layers, which AdamW updates, as it does vectors.
+        lr: learning rate of both.
+        weight_decay: of both.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, torch.nn.Parameter],
+        outer: tuple[str, ...],
+        lr: float,
+        weight_decay: float,
+    ) -> None:
+        hidden: list[torch.nn.Parameter] = []
+        others: list[torch.nn.Parameter] = []
+        for name, weight in weights.items():
+            is_hidden = weight.ndim > 1 and not any(part in name for part in outer)
+            (hidden if is_hidden else others).append(weight)
+        groups = [{"params": hidden, "is_hidden": True}, {"params": others, "is_hidden": False}]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # no closure
+        for group in self.param_groups:
+            for weight in group["params"]:
+                update = self.hidden_update if group["is_hidden"] else self.outer_update
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update(weight, weight.grad), alpha=group["lr"])
+
+    def hidden_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Nesterov's momentum, made orthogonal."""
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
+        update = gradient.lerp(state["momentum"], MOMENTUM)
+        matrix = orthogonalize(update.reshape(len(update), -1))
+        return UPDATE_SIZE * max(matrix.shape) ** 0.5 * matrix.view(update.shape)
+
+    def outer_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """That of Adam."""
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(weight)
+            state["exp_avg_sq"] = torch.zeros_like(weight)
+        state["step"] += 1
+        state["exp_avg"].lerp_(gradient, 1 - BETAS[0])
+        state["exp_avg_sq"].lerp_(gradient.square(), 1 - BETAS[1])
+        mean = state["exp_avg"] / (1 - BETAS[0] ** state["step"])
+        square = state["exp_avg_sq"] / (1 - BETAS[1] ** state["step"])
+        return mean / (square.sqrt() + EPSILON)
+
+
+def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix [M, N] of the same singular vectors, whose singular values are near 1."""
+    a, b, c = COEFFICIENTS
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if is_tall else x

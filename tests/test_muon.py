@@ -1,0 +1,50 @@
+"""The optimizer of the shipped UNet."""
+
+import pytest
+import torch
+
+from stages.embedded.muon import UPDATE_SIZE, Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12)])
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)  # v: transposed
+    values = torch.linspace(0.5, 3, min(shape))
+    update = orthogonalize(u * values @ v)
+    near_one = u.T @ update @ v.T
+    assert (near_one.diagonal() > 0.6).all() and (near_one.diagonal() < 1.3).all()
+    assert torch.allclose(near_one, near_one.diagonal().diag(), atol=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_is_updated_as_its_matrix(memory_format):
+    torch.manual_seed(0)
+    start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
+    convolution = torch.nn.Parameter(start.clone(memory_format=memory_format))
+    matrix = torch.nn.Parameter(start.reshape(6, 36).clone())
+    optimizer = Muon({"a": convolution, "b": matrix}, (), lr=0.1, weight_decay=0.01)
+    for _ in range(3):
+        convolution.grad = gradient.clone(memory_format=memory_format)
+        matrix.grad = gradient.reshape(6, 36).clone()
+        optimizer.step()
+    assert torch.allclose(convolution.reshape(6, 36), matrix, atol=1e-5)
+    # The size of an update is that of AdamW's, whatever the gradient's.
+    step = start.reshape(6, 36) * (1 - 0.1 * 0.01) ** 3 - matrix.detach()
+    assert step.square().mean().sqrt() == pytest.approx(3 * 0.1 * UPDATE_SIZE, rel=0.2)
+
+
+def test_vectors_and_outer_layers_get_adamw():
+    torch.manual_seed(0)
+    ours = {"norm": torch.nn.Parameter(torch.ones(5)), "conv_in": torch.nn.Parameter(torch.eye(4))}
+    theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours.values()]
+    muon = Muon(ours, ("conv_in",), lr=0.01, weight_decay=0.1)
+    adamw = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
+    for _ in range(5):
+        for weight, other in zip(ours.values(), theirs):
+            weight.grad = torch.randn(weight.shape)
+            other.grad = weight.grad.clone()
+        muon.step()
+        adamw.step()
+    for weight, other in zip(ours.values(), theirs):
+        assert torch.allclose(weight, other, atol=1e-6)
