@@ -68,7 +68,9 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     wanted = count_kept(names)
     side = config.resolution
     real, _ = read_labeled_images(TEST, "scene", class_of_scene, side)
-    synthetic, _ = read_labeled_images("data/synthetic", "label", class_of_name, side)
+    synthetic, _ = read_labeled_images(
+        "data/synthetic", "label", class_of_name, side, unit_column="row"
+    )
     train = "data/imagery/train"
     tiles, _ = read_labeled_images(train, "scene", class_of_scene, side, wanted, params.seed)
     correct = {}

@@ -42,7 +42,7 @@ def main() -> None:
     # For each label set: draw training tiles, and plan a classifier for each seed.
     classes = params.used_classes()
     jobs = []
-    n_wanted = {}
+    sizes = {}
     for label_set in LABEL_SETS:
         class_names, class_of_scene = read_label_set(label_set, classes)
         if label_set == "lulc":
@@ -51,8 +51,6 @@ def main() -> None:
             scenes = [row["scene"] for row in read_rows(TEST, ["scene"])]
             test_tiles = Counter(class_of_scene[scene] for scene in scenes if scene)
             wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
-        n_wanted[label_set] = sum(wanted.values())
-
         source, _ = read_labeled_images(
             TRAIN, "scene", class_of_scene, classifier.resolution, wanted, params.seed
         )
@@ -60,11 +58,15 @@ def main() -> None:
         where = "metrics/select.json" if label_set == "lulc" else TEST
         refuse_one_class(where, sum(n > 0 for n in wanted.values()))
         refuse_one_class(TRAIN, len(np.unique(source.labels)))
-        if len(source.labels) < n_wanted[label_set]:
+        n_tiles, n_wanted = len(source.labels), sum(wanted.values())
+        sizes[label_set] = {"n_tiles": n_tiles, "n_wanted": n_wanted}
+        if n_tiles < n_wanted:
             log(
-                f"ceiling: {label_set}: {len(source.labels)} real training tiles, "
-                f"while {n_wanted[label_set]} images are generated"
+                f"ceiling: {label_set}: {n_tiles} real training tiles, "
+                f"while {n_wanted} images are generated"
             )
+        # Tiles of one scene may be in several splits: nothing is scored on these but the real test.
+        source = source._replace(units=np.arange(n_tiles))
         jobs += jobs_per_seed(source, real, class_names, classifier, params.seed)
 
     # Train and test all of them, then average over the seeds of each label set.
@@ -83,7 +85,7 @@ def main() -> None:
         save_file({"overall_accuracy": np.stack(accuracies)}, OUT / f"{label_set}.safetensors")
         follow_umask(OUT)
         metrics["n_train"] = of_label_set[0].n_train
-        metrics["n_wanted"] = n_wanted[label_set]
+        metrics |= sizes[label_set]
         metrics["seeds"] = classifier.seeds
         metrics["cpu_threads"] = of_label_set[0].cpu_threads
         write_json(f"metrics/ceiling_{label_set}.json", metrics)

@@ -16,7 +16,7 @@ from stages.common.torch_setup import make_deterministic
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.labels import LABEL_SETS, read_label_set
 from stages.evaluation.plots import write_csv
-from stages.evaluation.scores import average_over_seeds, share_of_ceiling
+from stages.evaluation.scores import average_by_class, average_over_seeds, share_of_ceiling
 from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -180,7 +180,7 @@ def write_plots(label_set: str, class_names: list[str], labels: np.ndarray, resu
     ]
     write_csv(f"metrics/plots/confusion_{label_set}.csv", pairs, ["actual", "predicted"])
     # A tile counts once, whatever the number of classifiers.
-    accuracies, sizes = np.mean([result.by_class["real_test"] for result in results], axis=0)  # [K]
+    accuracies, sizes = average_by_class([result.by_class["real_test"] for result in results])
     rows = []
     for i, name in enumerate(class_names):
         n = int((labels == i).sum())

@@ -85,7 +85,7 @@ def read_labeled_images(
     resolution: int,
     max_per_class: dict[int, int] | None = None,
     seed: int = 0,
-    unit_column: str = "filename",
+    unit_column: str | None = None,
 ) -> tuple[LabeledImages, Counter]:
     """Resized images of a folder of shards, and how many rows have no class, by their value.
 
@@ -97,9 +97,9 @@ def read_labeled_images(
         max_per_class: images drawn at random of each class, at most; None = all.
         seed: of that draw.
         unit_column: what images have in common that are alike, such as the number of their prompt;
-            of file names, those of tiles that were cut from one scene count as one.
+            None: real tiles, of which those are that were cut from one scene.
     """
-    rows = read_rows(folder, [column, unit_column])
+    rows = read_rows(folder, [column, unit_column or "filename"])
     values = [row[column] for row in rows]
     unlabeled = Counter(value for value in values if value not in class_of)
     indices = [i for i, value in enumerate(values) if value in class_of]
@@ -109,9 +109,10 @@ def read_labeled_images(
         indices = sorted(take_per_class(shuffled, labels, max_per_class))
     images = load_images(folder, resolution, indices).permute(0, 2, 3, 1).contiguous().numpy()
     class_numbers = np.array([class_of[values[i]] for i in indices], dtype=np.int64)
-    units = [rows[i][unit_column] for i in indices]
-    if unit_column == "filename":
-        units = [scene_of_tile(name) for name in units]
+    if unit_column:
+        units = [rows[i][unit_column] for i in indices]
+    else:
+        units = [scene_of_tile(rows[i]["filename"]) for i in indices]
     _, numbers = np.unique(units, return_inverse=True)
     return LabeledImages(images, class_numbers, numbers), unlabeled
 

@@ -200,6 +200,18 @@ def _variance_factor(n: int, units: int) -> float:
     return float((stdtrit(freedom, 0.975) / Z) ** 2 * (freedom + 1) / freedom)
 
 
+def average_by_class(by_class: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean accuracy [K] of each class over classifiers, and the mean effective number of images.
+
+    A class may have images in the test sets of some classifiers only.
+
+    Args:
+        by_class: of each classifier, its `accuracy_by_class`.
+    """
+    accuracies, sizes = np.stack(by_class, axis=1)  # [classifiers, K] each
+    return (accuracies * sizes).sum(0) / np.maximum(sizes.sum(0), 1e-12), sizes.mean(0)
+
+
 def _margins_of_class_mean(by_class: list[np.ndarray]) -> tuple[float, float]:
     """How far the 95 % interval of the mean accuracy of the classes reaches below and above it.
 
@@ -208,7 +220,7 @@ def _margins_of_class_mean(by_class: list[np.ndarray]) -> tuple[float, float]:
     Args:
         by_class: of each classifier, its `accuracy_by_class`.
     """
-    accuracies, sizes = np.mean(by_class, axis=0)  # [K] each
+    accuracies, sizes = average_by_class(by_class)
     shown = sizes > 0
     ends = np.array([wilson_interval(p * n, n) for p, n in zip(accuracies[shown], sizes[shown])])
     distances = ends - accuracies[shown, None]  # [K, 2]

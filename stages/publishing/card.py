@@ -93,11 +93,11 @@ def read_sources(inputs: tuple[str, ...]) -> dict[str, dict]:
 
 def count_real_tiles() -> str:
     """Say on how many real tiles the ceiling was trained, beside the images of the classifier."""
-    n_real = read_json("metrics/ceiling_lulc.json")["n_train"]
-    n_synthetic = read_json("metrics/classify_lulc.json")["n_train"]
-    if n_real == n_synthetic:
+    ceiling = read_json("metrics/ceiling_lulc.json")
+    if ceiling["n_tiles"] == ceiling["n_wanted"]:
         return "as many real tiles"
-    return f"{n_real} real tiles instead of {n_synthetic} synthetic images"
+    n_synthetic = read_json("metrics/classify_lulc.json")["n_train"]
+    return f"{ceiling['n_train']} real tiles instead of {n_synthetic} synthetic images"
 
 
 def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:

@@ -165,7 +165,12 @@ def training_groups(
         "diffusion": latents | tiles | {"n": min(finetune_sd.validation_images, count)},
         "diffusion.base_domain_loss": latents
         | {"base_domain": encode.base_domain, "n": encode.base_images},
-        "diffusion.diversity": latents | tiles | {"n": min(finetune_sd.grid_captions, count)},
+        "diffusion.diversity": {
+            **latents,
+            **tiles,
+            "n": min(finetune_sd.grid_captions, count),
+            "steps": finetune_sd.grid_steps,
+        },
     }
 
 

@@ -81,7 +81,7 @@ def count_real_tiles(scores: dict, ceiling: dict) -> str:
         scores: metrics/classify_<label set>.json.
         ceiling: metrics/ceiling_<label set>.json, of the same label set.
     """
-    if ceiling["n_train"] == scores["n_train"]:
+    if ceiling["n_tiles"] == ceiling["n_wanted"]:
         return "as many real tiles"
     return f"{ceiling['n_train']} real tiles instead of {scores['n_train']} generated images"
 

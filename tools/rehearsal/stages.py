@@ -26,7 +26,7 @@ from tools.rehearsal.table import Row
 
 # Bytes per weight that training holds at least: fp32 weights, gradients and AdamW's two averages;
 # the latter in 8 bits. With LoRA the weights alone.
-TRAINING_BYTES = {"adamw": 16, "adamw8bit": 10}
+TRAINING_BYTES = {"adamw": 16, "adamw8bit": 10, "muon": 12}
 LORA_BYTES = 4
 EMA_BYTES = 4
 # Of the memory, what weights, gradients and optimizer state may take: activations need the rest.
@@ -137,7 +137,10 @@ def count_work(rehearsal: Rehearsal, row: Row) -> None:
     """Fill in the work of both runs and the growth of the outputs, with notes on the forecast."""
     row.unit, row.done = cuts.work(row.stage, rehearsal.params, rehearsal.images)
     row.full = cuts.work(row.stage, rehearsal.full, rehearsal.full_images)[1]
-    row.disk_ratio *= image_ratio(rehearsal, row.stage)
+    if row.stage == "encode":
+        row.disk_ratio *= encode_ratio(rehearsal)
+    else:
+        row.disk_ratio *= image_ratio(rehearsal, row.stage)
     if row.stage == "generate" or row.stage.startswith("sample@"):  # finished shards
         row.full_cache *= row.disk_ratio
     if row.stage == "finetune_sd":
@@ -154,6 +157,18 @@ def image_ratio(rehearsal: Rehearsal, stage: str) -> float:
     done = cuts.stored_images(stage, rehearsal.params, rehearsal.images)
     full = cuts.stored_images(stage, rehearsal.full, rehearsal.full_images)
     return full / done if done else 1
+
+
+def encode_ratio(rehearsal: Rehearsal) -> float:
+    """As `image_ratio`: latents grow with images and variants, text embeddings with images."""
+    folder = rehearsal.folder / "data/latents"
+    total = folder_size(folder)
+    captions = sum(folder_size(file) for file in folder.glob("captions.*"))
+    full, done = (
+        images["train"] + images["valid"] for images in (rehearsal.full_images, rehearsal.images)
+    )
+    latents = (total - captions) * image_ratio(rehearsal, "encode")
+    return (latents + captions * full / done) / total
 
 
 def checkpoints_cache(rehearsal: Rehearsal, rehearsed: float) -> float:
