@@ -164,6 +164,9 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
             f"needs a model with v_prediction; {folder} predicts the noise (epsilon), which says "
             "nothing about the image there"
         )
+    if name == "dpm":
+        # Of a few steps, the first is at the last timestep (Lin et al. 2024, section 3.3).
+        config["timestep_spacing"] = "trailing"
     return getattr(diffusers, SCHEDULERS[name]).from_config(config | STEPPING)
 
 
