@@ -363,16 +363,16 @@ def count_finetune_sd(config: FinetuneSD, resolution: int) -> Memory:
         del losses
 
         trained = list(trainer.weights.values())
-        make_optimizer_state(trainer.adamw, trained)
+        make_optimizer_state(trainer.unwrapped, trained)
         if config.gradient_accumulation == 1:
-            trainer.adamw.zero_grad()  # else the gradients of other micro-batches are there
+            trainer.unwrapped.zero_grad()  # else the gradients of other micro-batches are there
         train_step(trainer, [batch], config.lr)
         trainer.update_ema(0)
         return Memory(
             weights=weights,
             average=average,
             gradients=bytes_of(iter(trained)),
-            optimizer=optimizer_bytes(trainer.adamw),
+            optimizer=optimizer_bytes(trainer.unwrapped),
             activations=activations,
             peak=counter.peak,
         )

@@ -610,16 +610,16 @@ class FinetuneSD(Section):
     gradient_accumulation: Count = Field(
         description="batches per optimizer step (paper, section 4: 4)"
     )
-    optimizer: Literal["adamw", "adamw8bit"] = Field(
-        description="AdamW (Loshchilov & Hutter 2019), or AdamW with 8-bit state "
-        "(Dettmers et al. 2022)"
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = Field(
+        description="AdamW (Loshchilov & Hutter 2019), AdamW with 8-bit state (Dettmers et al. "
+        "2022), or Muon (Jordan et al. 2024), which learns more from few steps; not with FSDP"
     )
     lr: PositiveNumber = Field(description="peak learning rate (paper, section 4: 1.0e-6)")
     lr_schedule: Literal["constant", "cosine"] = Field(
         description="learning rate after the warm-up: constant, or cosine to 0"
     )
     warmup_steps: CountOrZero = Field(description="optimizer steps of linear warm-up")
-    weight_decay: NonNegativeNumber = Field(description="weight decay of AdamW")
+    weight_decay: NonNegativeNumber = Field(description="weight decay of the optimizer")
     max_grad_norm: PositiveNumber = Field(description="L2 norm that gradients are clipped to")
     precision: Precision = Field(
         description="number format under autocast; the weights stay fp32 (paper, section 4: mixed)"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.embedded.muon import UPDATE_SIZE, Muon, orthogonalize
+from stages.diffusion.muon import UPDATE_SIZE, Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12)])
@@ -23,7 +23,7 @@ def test_a_convolution_is_updated_as_its_matrix(memory_format):
     start, gradient = torch.randn(6, 4, 3, 3), torch.randn(6, 4, 3, 3)
     convolution = torch.nn.Parameter(start.clone(memory_format=memory_format))
     matrix = torch.nn.Parameter(start.reshape(6, 36).clone())
-    optimizer = Muon({"a": convolution, "b": matrix}, (), lr=0.1, weight_decay=0.01)
+    optimizer = Muon({"a": convolution, "b": matrix}, lr=0.1, weight_decay=0.01)
     for _ in range(3):
         convolution.grad = gradient.clone(memory_format=memory_format)
         matrix.grad = gradient.reshape(6, 36).clone()
@@ -38,7 +38,7 @@ def test_vectors_and_outer_layers_get_adamw():
     torch.manual_seed(0)
     ours = {"norm": torch.nn.Parameter(torch.ones(5)), "conv_in": torch.nn.Parameter(torch.eye(4))}
     theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours.values()]
-    muon = Muon(ours, ("conv_in",), lr=0.01, weight_decay=0.1)
+    muon = Muon(ours, lr=0.01, weight_decay=0.1)
     adamw = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
     for _ in range(5):
         for weight, other in zip(ours.values(), theirs):

@@ -186,6 +186,7 @@ TINY = {
         "validation_images": 5,
         "grid_captions": 2,
         "grid_steps": 4,
+        "optimizer": "adamw",
     },
     "generate": {"images_per_prompt": 2},
 }

@@ -1,4 +1,4 @@
-"""The optimizer Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers").
+"""The optimizer Muon (Jordan et al. 2024).
 
 torch.optim.Muon takes matrices alone, no convolutions, and computes in bfloat16, for which most
 CPUs have no arithmetic.
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import torch
 
+OUTER_LAYERS = ("conv_in", "conv_out", "time_embedding")
 MOMENTUM = 0.95
 ITERATIONS = 5  # Newton-Schulz
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial (Jordan et al. 2024)
@@ -22,8 +23,8 @@ class Muon(torch.optim.Optimizer):
     The update of a convolution [O, I, h, w] is that of the matrix [O, I * h * w].
 
     Args:
-        weights: all trained parameters by name.
-        outer: parts of the names of first and last layers, which AdamW updates, as it does vectors.
+        weights: all trained parameters of a UNet by name. Its first and last layers get AdamW, as
+            vectors do.
         lr: learning rate of both.
         weight_decay: of both.
     """
@@ -31,20 +32,19 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         weights: Mapping[str, torch.nn.Parameter],
-        outer: tuple[str, ...],
         lr: float,
         weight_decay: float,
     ) -> None:
         hidden: list[torch.nn.Parameter] = []
         others: list[torch.nn.Parameter] = []
         for name, weight in weights.items():
-            is_hidden = weight.ndim > 1 and not any(part in name for part in outer)
+            is_hidden = weight.ndim > 1 and not any(part in name for part in OUTER_LAYERS)
             (hidden if is_hidden else others).append(weight)
         groups = [{"params": hidden, "is_hidden": True}, {"params": others, "is_hidden": False}]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]  # no closure
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for weight in group["params"]:
                 update = self.hidden_update if group["is_hidden"] else self.outer_update

@@ -19,6 +19,7 @@ from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.ema import update_ema
 from stages.diffusion.latents import Latents
 from stages.diffusion.loss import denoising_loss
+from stages.diffusion.muon import Muon
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
 from stages.runtime.processes import process_state
@@ -57,13 +58,20 @@ def check_shapes(train: Latents, text_width: int, start: Path) -> None:
         )
 
 
-def create_adamw(weights: list[torch.nn.Parameter], config: FinetuneSD) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), or its variant with 8-bit state (Dettmers et al. 2022)."""
+def create_optimizer(
+    weights: dict[str, torch.nn.Parameter], config: FinetuneSD
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), or its variant with 8-bit state (Dettmers et al. 2022), or
+    Muon (Jordan et al. 2024). weights: the trained ones by name."""
+    if config.optimizer == "muon":
+        return Muon(weights, config.lr, config.weight_decay)
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
-        return AdamW8bit(weights, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        return AdamW8bit(weights.values(), lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        weights.values(), lr=config.lr, weight_decay=config.weight_decay, fused=True
+    )
 
 
 class Trainer:
@@ -72,7 +80,7 @@ class Trainer:
     Attributes:
         unet: the UNet.
         model: the UNet as accelerate wraps it, so that processes exchange gradients or shards.
-        adamw: the optimizer.
+        unwrapped: the optimizer.
         optimizer: the optimizer as accelerate wraps it, for accumulation and fp16.
         weights: the trained parameters by name.
         ema: their exponential moving average by name; empty where `ema_decay` is 0.
@@ -99,8 +107,14 @@ class Trainer:
             self.unet.enable_gradient_checkpointing()
         if config.compile:
             self.unet.compile()
-        self.adamw = create_adamw([w for w in self.unet.parameters() if w.requires_grad], config)
-        self.model, self.optimizer = accelerator.prepare(self.unet, self.adamw)
+        if config.optimizer == "muon" and self.sharded:
+            exit_with_error(
+                "finetune_sd.optimizer: muon needs whole matrices, and each process holds a shard "
+                "of them (FSDP): use adamw"
+            )
+        trained = {n: w for n, w in self.unet.named_parameters() if w.requires_grad}
+        self.unwrapped = create_optimizer(trained, config)
+        self.model, self.optimizer = accelerator.prepare(self.unet, self.unwrapped)
 
         # Collected after `prepare`, in which FSDP2 replaces the parameters by shards.
         named = self.unet.named_parameters()
@@ -146,8 +160,8 @@ class Trainer:
         """Do this process's part of a step alone, to see whether it fits into memory."""
         with self.accelerator.no_sync(self.model):
             self.losses(self.unet, batch).mean().backward()
-        self.adamw.step()
-        self.adamw.zero_grad()
+        self.unwrapped.step()
+        self.unwrapped.zero_grad()
 
     def update_ema(self, step: int) -> None:
         """Move the average toward the weights after the optimizer step of this index."""
@@ -183,7 +197,7 @@ class Trainer:
         if checkpoint is None:
             return None
         tensors, state = checkpoint
-        checkpoints.load_state_dict(tensors, self.weights, self.ema, self.adamw)
+        checkpoints.load_state_dict(tensors, self.weights, self.ema, self.unwrapped)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         log(f"finetune_sd: resuming from step {state.step}")
@@ -197,7 +211,7 @@ class Trainer:
         writer.wait()  # the copy of the last checkpoint is freed before this one is made
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler else None
-        tensors = checkpoints.training_tensors(self.weights, self.ema, self.adamw)
+        tensors = checkpoints.training_tensors(self.weights, self.ema, self.unwrapped)
         copied = checkpoints.fit_twice(tensors)
         if copied:
             tensors = checkpoints.copy_tensors(tensors)

@@ -31,12 +31,12 @@ from safetensors.torch import load_file
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic, torch_generator
-from stages.diffusion import checkpoints, from_scratch, loss, models
+from stages.diffusion import checkpoints, from_scratch, loss, models, muon
 from stages.diffusion.ema import update_ema
 from stages.diffusion.image_detail import mean_psnr, relative_detail
+from stages.diffusion.muon import Muon
 from stages.diffusion.resumable import MinuteCheckpoints
-from stages.embedded import muon, train_decoder
-from stages.embedded.muon import Muon
+from stages.embedded import train_decoder
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.atomic import atomic_folder
@@ -57,7 +57,6 @@ UNET_CHANNELS = [32, 64, 128]
 UNET_SCENES = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
 UNET_BATCH = 32
 UNET_LR = 1e-3
-OUTER_LAYERS = ("conv_in", "conv_out", "time_embedding")  # not Muon's
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
 SHARD_TILES = 1000  # rendered and encoded at a time
@@ -386,7 +385,7 @@ def train_unet(
     weights = dict(unet.named_parameters())
     ema = {name: weight.detach().clone() for name, weight in weights.items()}
     alphas_cumprod = from_scratch.make_scheduler().alphas_cumprod.to(unet.device)  # [T]
-    optimizer = Muon(weights, OUTER_LAYERS, UNET_LR, weight_decay=0.01)
+    optimizer = Muon(weights, UNET_LR, weight_decay=0.01)
     saver = MinuteCheckpoints(cache, "UNet", weights, ema, optimizer)
     state = saver.resume()
     bar = progress_bar(total=steps, initial=state.step, desc="UNet", unit="step")
@@ -509,7 +508,7 @@ def readme_lines(notes: dict[str, dict]) -> Iterator[str]:
         "decoder": ("its decoder alone, against a discriminator", "both looks"),
         "text_encoder": (f"CLIP text encoder, 2 layers of width {TEXT_WIDTH}", "both looks"),
         "unet": (
-            f"UNet of {UNET_CHANNELS} channels, v-prediction, Muon",
+            f"UNet of {UNET_CHANNELS} channels, v-prediction",
             f"the `base` look without {' and '.join(UNSEEN_SCENES)}",
         ),
     }

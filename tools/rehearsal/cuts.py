@@ -69,7 +69,7 @@ TRAINING_PASSES = 3  # forward, and backward twice as long
 # Bytes per trained weight of a checkpoint: fp32 weights, and as much for their average; AdamW's two
 # averages, also in 8 bits. The best checkpoint holds weights alone.
 WEIGHT_BYTES = 4
-OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2}
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 PRECISIONS = ("sampling.precision", "encode.precision", "finetune_sd.precision")
 
 
