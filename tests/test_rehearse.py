@@ -262,6 +262,7 @@ def write_unet(folder: Path, weights: int) -> None:
         ({"keep_checkpoints": 2}, 3 * 12 + 2 * 4),
         ({"keep_checkpoints": 1, "ema_decay": 0.999}, 2 * 16 + 2 * 4),
         ({"keep_checkpoints": 2, "optimizer": "adamw8bit"}, 3 * 6 + 2 * 4),
+        ({"keep_checkpoints": 2, "optimizer": "muon"}, 3 * 8 + 2 * 4),
         ({"keep_checkpoints": 2, "checkpoint_steps": 10**6}, 12 + 4),
         ({"keep_checkpoints": 2, "epochs": 0}, 0),
     ],

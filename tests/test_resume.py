@@ -318,9 +318,11 @@ def test_damaged_best_weights_are_written_again(trained, workspace):
     assert outputs(workspace) == outputs(trained)
 
 
-def test_options_that_save_memory_learn_and_resume_too(workspace, tmp_path):
-    options = {"epochs": 2, "optimizer": "adamw8bit", "gradient_checkpointing": True}
-    write_params(workspace, finetune_sd=options)
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adamw8bit", "gradient_checkpointing": True}, {"optimizer": "muon"}]
+)
+def test_other_optimizers_learn_and_resume_too(workspace, tmp_path, options):
+    write_params(workspace, finetune_sd=options | {"epochs": 2})
     copy = shutil.copytree(workspace, tmp_path / "copy")
     assert run(workspace, finetune_sd.main)[0] == 0
     assert run(copy, kill_at, 4)[0] == -signal.SIGKILL
