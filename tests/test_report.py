@@ -217,7 +217,7 @@ def test_an_fid_compares_on_rsicd_at_the_papers_n(protocol):
 
 
 def test_a_ceiling_of_fewer_real_tiles_says_so(metrics):
-    fewer = metrics["ceiling_lulc"] | {"n_train": 31}
+    fewer = metrics["ceiling_lulc"] | {"n_train": 31, "n_tiles": 45}
     changed = {"ceiling_lulc": fewer, "ceiling_scenes": fewer}
     notes = {}
     for name, run in (("equal", metrics), ("fewer", metrics | changed)):
@@ -666,7 +666,8 @@ def test_the_page_of_a_run_on_few_tiles(made, tmp_path, monkeypatch):
     review = of_each | {f"{name}_n": 6 for name in RATED} | {"realism_real_n": 1}
     review |= {"ratings": 6, "experts": 2, "detection_chance": 0.5, "class_agreement_chance": 0.1}
     write_json("metrics/review.json", review | {"artifacts": {}, "ratings_of_other_runs": 0})
-    write_json("metrics/ceiling_lulc.json", read_json("metrics/ceiling_lulc.json") | {"n_train": 9})
+    fewer = {"n_tiles": 12, "n_train": 9}
+    write_json("metrics/ceiling_lulc.json", read_json("metrics/ceiling_lulc.json") | fewer)
     report.main()
     text = Path("metrics/report/index.html").read_text()
     assert "9 real tiles instead of 245" in text.split('<section id="images">')[0]

@@ -36,6 +36,8 @@ def main() -> None:
     )
     parser.parse_args()
     start_process()
+    # Both end it, also where a shell started it in the background and SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Gradio's own choice is one folder for all users of a machine, /tmp/gradio.
     parent = os.environ.get("GRADIO_TEMP_DIR")
