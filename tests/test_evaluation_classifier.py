@@ -38,6 +38,7 @@ from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.labels import read_label_set, scene_of_tile
 from stages.evaluation.scores import (
     accuracy_by_class,
+    average_by_class,
     average_over_seeds,
     bootstrap_scores,
     classification_scores,
@@ -308,6 +309,16 @@ def test_one_image_of_a_class_leaves_its_accuracy_open():
     lowest = wilson_interval(1, 1)[0]  # of q
     assert scores["average_accuracy_lo"] == pytest.approx((142 / 150 + lowest) / 2, abs=0.005)
     assert width(scores, "overall_accuracy") < 0.1 < width(scores, "jaccard")
+
+
+def test_the_accuracy_of_a_class_is_the_mean_over_the_classifiers_that_it_tested():
+    """Whatever their effective numbers of images, [accuracies, numbers] of two classes each."""
+    by_class = [
+        np.array(pair) for pair in ([[1, 1], [2, 4]], [[0.5, 0.5], [5, 4]], [[0, 0], [0, 4]])
+    ]
+    accuracies, sizes = average_by_class(by_class)
+    assert accuracies.tolist() == [0.75, 0.5]
+    assert sizes == pytest.approx([7 / 3, 4])
 
 
 def test_tiles_of_one_scene_count_as_one():

@@ -203,13 +203,13 @@ def _variance_factor(n: int, units: int) -> float:
 def average_by_class(by_class: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean accuracy [K] of each class over classifiers, and the mean effective number of images.
 
-    A class may have images in the test sets of some classifiers only.
+    A class may have images in the test sets of some classifiers only: its mean is over these.
 
     Args:
         by_class: of each classifier, its `accuracy_by_class`.
     """
     accuracies, sizes = np.stack(by_class, axis=1)  # [classifiers, K] each
-    return (accuracies * sizes).sum(0) / np.maximum(sizes.sum(0), 1e-12), sizes.mean(0)
+    return accuracies.sum(0) / np.maximum((sizes > 0).sum(0), 1), sizes.mean(0)
 
 
 def _margins_of_class_mean(by_class: list[np.ndarray]) -> tuple[float, float]:
