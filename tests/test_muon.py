@@ -34,6 +34,13 @@ def test_a_convolution_is_updated_as_its_matrix(memory_format):
     assert step.square().mean().sqrt() == pytest.approx(3 * 0.1 * UPDATE_SIZE, rel=0.2)
 
 
+def test_a_weight_without_a_gradient_stays():
+    used, unused = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))
+    used.grad = torch.randn(3, 4)
+    Muon({"used": used, "unused": unused}, lr=0.1, weight_decay=0.1).step()
+    assert (unused == 1).all() and (used != 1).all()
+
+
 def test_vectors_and_outer_layers_get_adamw():
     torch.manual_seed(0)
     ours = {"norm": torch.nn.Parameter(torch.ones(5)), "conv_in": torch.nn.Parameter(torch.eye(4))}
