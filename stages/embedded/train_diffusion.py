@@ -393,7 +393,7 @@ def train_unet(
         for group in optimizer.param_groups:
             group["lr"] = UNET_LR * learning_rate_factor(state.step, steps)
         batch = draw_batch(state.step, latents, captions, embedder)
-        step_loss = velocity_losses(unet, batch, alphas_cumprod).mean()
+        step_loss = loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction").mean()
         optimizer.zero_grad()
         step_loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
@@ -411,13 +411,6 @@ def train_unet(
     bar.close()
 
 
-def velocity_losses(
-    unet: Any, batch: dict[str, torch.Tensor], alphas_cumprod: torch.Tensor
-) -> torch.Tensor:
-    """The loss [B] of a batch."""
-    return loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction")
-
-
 @torch.no_grad()
 def average_of(unet: Any, ema: dict[str, torch.Tensor]) -> Any:
     """A copy of the UNet with the averaged weights."""
@@ -432,7 +425,9 @@ def measure_unet(
     unet: Any, held_out: list[dict[str, torch.Tensor]], alphas_cumprod: torch.Tensor, step: int
 ) -> dict[str, float]:
     """The step, and the loss of held-out tiles; a line of the log."""
-    losses = [velocity_losses(unet, batch, alphas_cumprod) for batch in held_out]
+    losses = [
+        loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction") for batch in held_out
+    ]
     value = torch.cat(losses).mean().item()
     log(f"UNet: step {step}, {step * UNET_BATCH} images seen, held-out loss {value:.5f}")
     return {"step": step, "loss": value}

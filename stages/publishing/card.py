@@ -13,6 +13,7 @@ from stages.common.rounding import format_decimals, interval_decimals
 from stages.params import read, slug
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
+from stages.reporting.rows import count_real_tiles
 
 TEMPLATE = Path(__file__).parent / "card.md"
 # Input of a run -> the folder whose SOURCE.json names its source.
@@ -47,12 +48,13 @@ def make_card(
             the repository depends on them.
     """
     sources = read_sources(repository.inputs)
+    scores, ceiling = (read_json(f"metrics/{name}_lulc.json") for name in ("classify", "ceiling"))
     all_embedded = all(source["source"] in ("embedded", "none") for source in sources.values())
     license = "mit" if all_embedded else "other"  # other: the hub's word for "read the card"
     sections = {
         "title": repository.title,
         "about": repository.about,
-        "use": repository.use.format(real_tiles=count_real_tiles()),
+        "use": repository.use.format(real_tiles=count_real_tiles(scores, ceiling)),
         "limits": repository.limits + describe_selection(repository.params, classes),
         "misuse": repository.misuse,
         "commit": commit,
@@ -89,15 +91,6 @@ def read_sources(inputs: tuple[str, ...]) -> dict[str, dict]:
         model = hide_local_folders(prompt["openai_model"])
         sources["prompt writer"] = {"source": f"openai: {model}", "license": None}
     return sources
-
-
-def count_real_tiles() -> str:
-    """Say on how many real tiles the ceiling was trained, beside the images of the classifier."""
-    ceiling = read_json("metrics/ceiling_lulc.json")
-    if ceiling["n_tiles"] == ceiling["n_wanted"]:
-        return "as many real tiles"
-    n_synthetic = read_json("metrics/classify_lulc.json")["n_train"]
-    return f"{ceiling['n_train']} real tiles instead of {n_synthetic} synthetic images"
 
 
 def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
