@@ -225,6 +225,11 @@ def classifier_scenarios() -> Iterator[Scenario]:
         models = (classify, ceiling)
         draw = partial(draw_share_of_ceiling, models, variances["shared_difficulty"], seeds, 186)
         yield Scenario(f"{seeds} classifiers of each kind, 186 tiles", draw, seeds)
+    for scenes in (6, 12, 30):
+        shared = variances["shared_difficulty"]
+        draw = partial(draw_share_of_ceiling, (classify, ceiling), shared, 3, 186, scenes=scenes)
+        title = f"3 classifiers of each kind, 186 tiles of {scenes} scenes"
+        yield Scenario(title, draw, min(3, scenes))
 
 
 # Shares ------------------------------------------------------------------------------------------
@@ -301,23 +306,13 @@ def draw_classifiers(
         n: images.
         generator: draws.
         rare: of the last class there are so many images.
-        scenes: the images are tiles of so many scenes, of one class each, whose tiles share half of
-            what makes them difficult. None: each is its own.
+        scenes: as for `draw_tiles`.
     """
-    shares = normalized(model.class_shares)
-    units = np.arange(n)
-    if scenes:
-        units = np.arange(n) * scenes // n
-        labels = generator.choice(len(shares), scenes, p=shares)[units]
-    elif rare is not None:
-        labels = generator.choice(len(shares) - 1, n, p=normalized(model.class_shares[:-1]))
-        labels[:rare] = len(shares) - 1
-    else:
-        labels = generator.choice(len(shares), n, p=shares)
-    difficulty = generator.normal(size=n)
-    if scenes:
-        of_scene = generator.normal(size=scenes)[units]
-        difficulty = np.sqrt(0.5) * (difficulty + of_scene)
+    shares = model.class_shares if rare is None else model.class_shares[:-1]
+    labels, units = draw_tiles(shares, n, scenes, generator)
+    if rare is not None:
+        labels[:rare] = len(shares)
+    difficulty = draw_difficulty(units, generator)
     draws = int(generator.integers(2**32))
     averages, _ = _average(model, seeds, labels, difficulty, generator, draws, units)
     return {score: estimate_of(averages, score) for score in SCORES}
@@ -329,20 +324,40 @@ def draw_share_of_ceiling(
     seeds: int,
     n: int,
     generator: np.random.Generator,
+    scenes: int | None = None,
 ) -> dict[str, Estimate]:
     """The ratio of two accuracies on the same images, which may be difficult for both."""
-    shares = normalized(models[0].class_shares)
-    labels = generator.choice(len(shares), n, p=shares)
-    common = generator.normal(size=n)
+    labels, units = draw_tiles(models[0].class_shares, n, scenes, generator)
+    common = draw_difficulty(units, generator)
     draws = int(generator.integers(2**32))
     found = []
     for model in models:
-        own = generator.normal(size=n)
+        own = draw_difficulty(units, generator)
         difficulty = np.sqrt(shared_difficulty) * common + np.sqrt(1 - shared_difficulty) * own
-        found.append(_average(model, seeds, labels, difficulty, generator, draws, np.arange(n)))
+        found.append(_average(model, seeds, labels, difficulty, generator, draws, units))
     (scores, samples), (ceiling, ceiling_samples) = found
     share = share_of_ceiling(scores, ceiling, samples, ceiling_samples)
     return {"share of ceiling": estimate_of(share, "share_of_ceiling")}
+
+
+def draw_tiles(
+    shares: list[float], n: int, scenes: int | None, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class numbers and numbers of the scenes of n tiles, [n] each.
+
+    The tiles of one of `scenes` scenes are of one class. None: each tile is its own scene.
+    """
+    units = np.arange(n) * (scenes or n) // n
+    return generator.choice(len(shares), units.max() + 1, p=normalized(shares))[units], units
+
+
+def draw_difficulty(units: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Standard normal [N], of whose variance the tiles of one scene share half."""
+    of_tile = generator.normal(size=len(units))
+    if units.max() + 1 == len(units):
+        return of_tile
+    of_scene = generator.normal(size=units.max() + 1)[units]
+    return np.sqrt(0.5) * (of_tile + of_scene)
 
 
 def normalized(shares: list[float]) -> np.ndarray:
