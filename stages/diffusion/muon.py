@@ -46,9 +46,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:  # of a layer that the step did not use
-                    continue
+            used = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in used:
                 update = self.hidden_update if group["is_hidden"] else self.outer_update
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(update(weight, weight.grad), alpha=group["lr"])
