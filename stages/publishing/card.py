@@ -8,12 +8,12 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
+from stages.common.ceiling_tiles import count_real_tiles
 from stages.common.markdown import code_span, escape_markdown
 from stages.common.rounding import format_decimals, interval_decimals
 from stages.params import read, slug
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
-from stages.reporting.rows import count_real_tiles
 
 TEMPLATE = Path(__file__).parent / "card.md"
 # Input of a run -> the folder whose SOURCE.json names its source.

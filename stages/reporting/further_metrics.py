@@ -1,7 +1,8 @@
 """Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
 
+from stages.common.ceiling_tiles import count_real_tiles
 from stages.reporting.context import RunContext
-from stages.reporting.rows import Row, Table, count_real_tiles, make_row, order_extractors
+from stages.reporting.rows import Row, Table, make_row, order_extractors
 
 DISTRIBUTION_METRICS = {
     "kid_x1000": "KID x 1000",

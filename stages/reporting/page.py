@@ -6,6 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from stages.common.ceiling_tiles import count_real_tiles
 from stages.common.rounding import interval_decimals
 from stages.reporting import charts, templates
 from stages.reporting.rows import (
@@ -13,7 +14,6 @@ from stages.reporting.rows import (
     Row,
     Table,
     cell_texts,
-    count_real_tiles,
     format_number,
 )
 

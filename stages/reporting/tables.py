@@ -6,13 +6,13 @@ from dataclasses import replace
 from math import log
 from pathlib import Path
 
+from stages.common.ceiling_tiles import count_real_tiles
 from stages.params import slug
 from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table
 from stages.reporting.rows import (
     Row,
     Table,
-    count_real_tiles,
     format_number,
     make_row,
     order_extractors,
