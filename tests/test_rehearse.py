@@ -21,7 +21,7 @@ from tools.rehearsal import copying, cuts, inputs, stages
 from tools.rehearsal.copying import Stage
 from tools.rehearsal.device import Device
 from tools.rehearsal.measuring import Measurement, bar_seconds, error_line, folder_size
-from tools.rehearsal.stages import Rehearsal, count_images, count_work, note_cache
+from tools.rehearsal.stages import Rehearsal, count_images, count_work, encode_ratio, note_cache
 from tools.rehearsal.table import Row, render
 from tools.scale import compose, load_text
 
@@ -212,6 +212,19 @@ def test_disk_grows_with_images_whatever_steps_are_cut(tmp_path, stage, images, 
     count_work(paper_rehearsal(tmp_path), row)
     assert row.full_disk == pytest.approx(400_000 * full_images)
     assert row.full > row.done
+
+
+def test_text_embeddings_do_not_grow_with_the_variants(tmp_path):
+    """4 + 4 tiles rehearsed in 2 of 8 variants: latents of 12 encodings, embeddings of 8 tiles."""
+    rehearsal = paper_rehearsal(tmp_path)
+    folder = tmp_path / "data/latents"
+    folder.mkdir(parents=True)
+    (folder / "train.safetensors").write_bytes(bytes(600_000))
+    (folder / "captions.safetensors").write_bytes(bytes(400_000))
+    sizes = [folder_size(folder / f"{name}.safetensors") for name in ("train", "captions")]
+    encodings, tiles = 8 * 8734 + 1094, 8734 + 1094
+    full = sizes[0] * encodings / 12 + sizes[1] * tiles / 8
+    assert encode_ratio(rehearsal) == pytest.approx(full / sum(sizes), rel=0.01)
 
 
 def test_encode_has_the_variants_of_training_images_only(tmp_path):
