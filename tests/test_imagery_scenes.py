@@ -14,7 +14,12 @@ from stages import fetch_imagery
 from stages.common.artifacts import decode_image, read_json
 from stages.imagery.georeference import Georeference
 from stages.imagery.rasters import RasterWindow
-from stages.imagery.scene_splits import carve_scenes, find_places, leave_out_buffer
+from stages.imagery.scene_splits import (
+    carve_scenes,
+    find_places,
+    find_sites,
+    leave_out_buffer,
+)
 from stages.imagery.tile_spool import SpooledTile
 from stages.runtime import parallel
 
@@ -207,6 +212,36 @@ def test_the_lines_of_a_split_lie_side_by_side():
     }
     assert max(columns["test"]) < min(columns["train"])
     assert max(columns["train"]) < min(columns["valid"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sites_are_the_scenes_that_overlap_by_half_of_the_smaller_one(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 40, (30, 2)) * 8
+    sides = rng.integers(2, 5, 30)
+    crs = rng.choice(["EPSG:32631", "EPSG:32632"], 30)
+    tiles = []
+    for i in range(30):
+        if i % 5 == 4:  # another date of the scene before
+            corners[i], sides[i], crs[i] = corners[i - 1], sides[i - 1], crs[i - 1]
+        for tile in grid_of_tiles(sides[i], sides[i], 160):
+            tile.name = tile.name.replace("scene", f"scene{i:02d}")
+            left, top = corners[i] * 20 + np.array([tile.window.column, tile.window.row])
+            bounds = left, top, left + 160, top + 160
+            tile.georeference = Georeference(crs=str(crs[i]), bounds=bounds)
+            tiles.append(tile)
+    sites, _ = find_sites(find_places(tiles), [True] * len(tiles))
+    site_of_scene = {tile.name.split("_")[0]: site for tile, site in zip(tiles, sites.tolist())}
+    expected = list(range(30))
+    for i, j in combinations(range(30), 2):
+        low = np.maximum(corners[i], corners[j]) * 20
+        high = np.minimum(corners[i] * 20 + 160 * sides[i], corners[j] * 20 + 160 * sides[j])
+        overlap = (high - low).clip(0).prod()
+        if crs[i] == crs[j] and overlap >= (160 * min(sides[i], sides[j])) ** 2 / 2:
+            expected = [expected[i] if site == expected[j] else site for site in expected]
+    found = [site_of_scene[f"scene{i:02d}"] for i in range(30)]
+    for i, j in combinations(range(30), 2):
+        assert (found[i] == found[j]) == (expected[i] == expected[j])
 
 
 def test_files_of_one_name_in_two_formats_are_two_scenes():

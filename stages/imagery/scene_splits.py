@@ -102,7 +102,7 @@ def _split_units(
         The unit of each tile, int [N]; the order in which test takes the units; and whether they
         are lines of tiles, side by side in this order.
     """
-    sites, site_names = _find_sites(places, is_cut)
+    sites, site_names = find_sites(places, is_cut)
     low, high = _extents(sites, places.centers)
     sides = high - low  # of the sites
     cut_sites = np.unique(sites[is_cut])
@@ -128,7 +128,7 @@ def _split_units(
     return units, np.argsort([name_hash(name) for name in names], kind="stable"), False
 
 
-def _find_sites(places: Places, is_cut: list[bool]) -> tuple[np.ndarray, list[str]]:
+def find_sites(places: Places, is_cut: list[bool]) -> tuple[np.ndarray, list[str]]:
     """The site of each tile, int [N], and the names of the sites."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -137,22 +137,46 @@ def _find_sites(places: Places, is_cut: list[bool]) -> tuple[np.ndarray, list[st
     frames = np.zeros(count, np.int64)
     frames[places.scenes] = places.frames
     low, high = _extents(places.scenes, places.centers)
-    areas = (high - low).prod(axis=1)
     scenes = np.unique(places.scenes[is_cut])
-    pairs = []
-    for scene in scenes:
-        others = scenes[frames[scenes] == frames[scene]]
-        overlap = np.minimum(high[scene], high[others]) - np.maximum(low[scene], low[others])
-        smaller = np.minimum(areas[scene], areas[others])
-        same = overlap.clip(min=0).prod(axis=1) >= SAME_GROUND * smaller
-        pairs += [(scene, other) for other in others[same]]
-    i, j = np.array(pairs).T
+    boxes = np.column_stack([frames, low, high])[scenes]
+    # A time series has many scenes of one extent: one of them is compared with the others.
+    _, first, box_of_scene = np.unique(boxes, axis=0, return_index=True, return_inverse=True)
+    one_of_box = scenes[first]
+    pairs = _pairs_of_same_ground(frames[one_of_box], low[one_of_box], high[one_of_box])
+    i = np.concatenate([scenes, one_of_box[pairs[0]]])
+    j = np.concatenate([one_of_box[box_of_scene], one_of_box[pairs[1]]])
     graph = coo_array((np.ones(len(i), bool), (i, j)), shape=(count, count))
     _, site_of_scene = connected_components(graph, directed=False)
     names: dict[int, str] = {}
     for name, site in zip(places.scene_names, site_of_scene.tolist()):
         names.setdefault(site, name)
     return site_of_scene[places.scenes], [names[site] for site in sorted(names)]
+
+
+def _pairs_of_same_ground(frames: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Pairs of boxes of one frame that show the same ground: int [2, P].
+
+    Args:
+        frames: int [B], of the boxes.
+        low: their lowest corners, [B, 2].
+        high: their highest corners, [B, 2].
+    """
+    areas = (high - low).prod(axis=1)
+    by_frame = np.argsort(frames, kind="stable")
+    starts = np.flatnonzero(np.diff(frames[by_frame], prepend=-1))
+    pairs = [np.empty((2, 0), np.int64)]
+    for in_frame in np.split(by_frame, starts[1:]):
+        # Along the axis on which the boxes spread, one meets only those that begin before its end.
+        axis = np.ptp(low[in_frame], axis=0).argmax()
+        in_frame = in_frame[np.argsort(low[in_frame, axis])]
+        ends = np.searchsorted(low[in_frame, axis], high[in_frame, axis])
+        for place, end in enumerate(ends.tolist()):
+            box, others = in_frame[place], in_frame[place + 1 : end]
+            overlap = np.minimum(high[box], high[others]) - np.maximum(low[box], low[others])
+            smaller = np.minimum(areas[box], areas[others])
+            same = others[overlap.clip(min=0).prod(axis=1) >= SAME_GROUND * smaller]
+            pairs.append(np.stack([np.full_like(same, box), same]))
+    return np.concatenate(pairs, axis=1)
 
 
 def _extents(areas: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
