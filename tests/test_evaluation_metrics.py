@@ -24,8 +24,14 @@ from stages.evaluation.memorization import (
     nearest_neighbors,
     nearest_neighbors_dihedral,
 )
-from stages.evaluation.prdc import compute_prdc
-from stages.evaluation.protocols import compared_sets, curve_rows, fid_curves, standard_protocol
+from stages.evaluation.prdc import compute_prdc, draw_rows
+from stages.evaluation.protocols import (
+    compared_sets,
+    compute_distances,
+    curve_rows,
+    fid_curves,
+    standard_protocol,
+)
 from stages.evaluation.sinkhorn import sinkhorn_divergence
 from stages.fid import read_finite
 from stages.params import Fid
@@ -311,6 +317,18 @@ def test_sinkhorn_divergence_of_large_sets_is_not_of_their_first_rows(monkeypatc
     fake = centers[::3] + gaussian_sample(200, 8, 2)  # of all scenes, and not cut
     other = real[:200]  # of a third of the scenes
     assert sinkhorn_divergence(real, fake) < sinkhorn_divergence(real, other) / 2
+
+
+def test_metrics_of_pairs_are_of_so_many_rows_and_fid_of_all(monkeypatch):
+    """The time of the former grows with the square of the rows."""
+    monkeypatch.setattr("stages.evaluation.protocols.MAX_PAIRED", 100)
+    real, fake = gaussian_sample(400, 8, 0), gaussian_sample(300, 8, 1)
+    distances = compute_distances(real, fake, "scene")
+    some_real, some_fake = draw_rows(real, 100), draw_rows(fake, 100)
+    assert len(some_real) == len(np.unique(some_real, axis=0)) == len(some_fake) == 100
+    assert distances["fid"] == fid(real, fake)
+    assert distances["kid_x1000"] == 1000 * kid(some_real, some_fake)
+    assert distances["recall"] == compute_prdc(some_real, some_fake)["recall"]
 
 
 def test_real_vs_real_is_of_as_many_images_as_were_generated():

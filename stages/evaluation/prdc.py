@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from stages.common.rng import rng
+
 NEIGHBORS = 3  # of precision and recall (their section 3.1; torch-fidelity's default)
 DENSITY_NEIGHBORS = 5  # of density and coverage (their section 4)
 BLOCK = 1024  # rows of a distance matrix in memory at a time, and
@@ -66,6 +68,13 @@ def neighbor_radii(features: np.ndarray, *neighbors: int) -> list[np.ndarray]:
         # Index 0 is the row itself, so index k is the k-th nearest other row.
         blocks.append(np.partition(squared, neighbors, axis=1)[:, neighbors])
     return list(np.concatenate(blocks).T)
+
+
+def draw_rows(features: np.ndarray, limit: int) -> np.ndarray:
+    """At most `limit` rows of features [N, D], always the same: images may be sorted by scene."""
+    if len(features) <= limit:
+        return features
+    return features[np.sort(rng(0, "rows").permutation(len(features))[:limit])]
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:

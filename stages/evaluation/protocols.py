@@ -1,7 +1,8 @@
 """Two protocols of comparing generated with real images by their features.
 
-Standard: all generated images against all real test tiles, with intervals. Paper: means over a few
-random draws of a few hundred images, as the paper compares them.
+Standard: all generated images against all real test tiles, with intervals. (Metrics of all pairs
+of images, such as recall, are of 10,000 images a set at most: their time grows as the square.)
+Paper: means over a few random draws of a few hundred images, as the paper compares them.
 
 Each number stands beside two others: its floor, the same number of real training tiles, and its
 base, that of the model before fine-tuning.
@@ -33,12 +34,13 @@ from stages.evaluation.intervals import (
     t_margin,
 )
 from stages.evaluation.kernel import cmmd, kid
-from stages.evaluation.prdc import compute_prdc
+from stages.evaluation.prdc import compute_prdc, draw_rows
 from stages.params import Fid
 from stages.runtime.progress import log, progress_bar
 
 SHARES = ("precision", "recall", "coverage")
 MAY_BE_NEGATIVE = ("fid_infinity", "kid_x1000")
+MAX_PAIRED = 10_000  # rows of a set whose distances to all others are computed
 MIN_IMAGES = 8  # quarters of them, as in the FID curve, still have a covariance
 
 
@@ -56,8 +58,10 @@ def compute_metrics(
 
 
 def compute_distances(real: np.ndarray, fake: np.ndarray, extractor: str) -> dict[str, float]:
-    """The metrics of features [N, D], [M, D] that take all rows, but for FID infinity."""
-    metrics = {"fid": fid(real, fake), "kid_x1000": 1000 * kid(real, fake)}
+    """FID of features [N, D], [M, D], and the metrics of pairs of rows, of 10,000 rows at most."""
+    metrics = {"fid": fid(real, fake)}
+    real, fake = (draw_rows(features, MAX_PAIRED) for features in (real, fake))
+    metrics["kid_x1000"] = 1000 * kid(real, fake)
     metrics |= compute_prdc(real, fake)
     if extractor == "clip":
         metrics["cmmd"] = cmmd(real, fake)
@@ -97,14 +101,14 @@ def estimate_variances(
         progress_bar(halvings, total=count, desc=title),
     )
     variances = {metric: variance_of(metric, values) for metric, values in halves.items()}
-    # Where only some of the rows were halved: to first order, a variance falls as 1/n.
+    # FID is of all rows, of which only some were halved: to first order, a variance falls as 1/n.
     n = min(len(real), len(fake))
-    variances = {metric: value * min(n, MAX_HALVED) / n for metric, value in variances.items()}
+    variances["fid"] *= min(n, MAX_HALVED) / n
     # To second order, FID infinity is FID less its expected bias, and errs as FID does.
     variances["fid_infinity"] = variances["fid"]
 
-    some_real = sinkhorn.draw_rows(real)
-    some_fake = sinkhorn.draw_rows(fake)
+    some_real = draw_rows(real, sinkhorn.MAX_ROWS)
+    some_fake = draw_rows(fake, sinkhorn.MAX_ROWS)
     halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
     halves = measure_halves(
         compute_sinkhorn,
@@ -153,6 +157,7 @@ def interval_of(
         n: images of the smaller set.
     """
     margin = t_margin(variance, count)
+    n = min(n, MAX_PAIRED)  # of a share
     if metric in SHARES or value == variance == 0:  # a density of 0 is a share: of no image
         return share_interval_of_margin(value, margin, n)
     low, high = root_scale_interval(value, margin)

@@ -5,7 +5,7 @@ Feydy et al. 2019, "Interpolating between Optimal Transport and MMD using Sinkho
 
 import numpy as np
 
-from stages.common.rng import rng
+from stages.evaluation.prdc import draw_rows
 
 MAX_ROWS = 2000  # of each set: every pair is in memory
 BLUR = 0.05  # square root of the regularization, in scaled units (geomloss's default)
@@ -21,18 +21,11 @@ def sinkhorn_divergence(real: np.ndarray, fake: np.ndarray) -> float:
     import torch
     from geomloss import SamplesLoss
 
-    real = draw_rows(real).astype(np.float64)
-    fake = draw_rows(fake).astype(np.float64)
+    real = draw_rows(real, MAX_ROWS).astype(np.float64)
+    fake = draw_rows(fake, MAX_ROWS).astype(np.float64)
     center = real.mean(0)
     scale = np.sqrt(((real - center) ** 2).sum(1).mean()) or 1.0
     x = torch.from_numpy((real - center) / scale).float()
     y = torch.from_numpy((fake - center) / scale).float()
     divergence = SamplesLoss("sinkhorn", p=2, blur=BLUR, backend="tensorized")
     return float(divergence(x, y))
-
-
-def draw_rows(features: np.ndarray) -> np.ndarray:
-    """At most 2,000 rows of features [N, D], always the same: images may be sorted by scene."""
-    if len(features) <= MAX_ROWS:
-        return features
-    return features[np.sort(rng(0, "sinkhorn").permutation(len(features))[:MAX_ROWS])]
