@@ -6,7 +6,7 @@ import torch
 from stages.diffusion.muon import UPDATE_SIZE, Muon, orthogonalize
 
 
-@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12)])
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (12, 12), (8, 12)])
 def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape):
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)  # v: transposed

@@ -59,8 +59,10 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         update = gradient.lerp(state["momentum"], MOMENTUM)
-        matrix = orthogonalize(update.reshape(len(update), -1))
-        return UPDATE_SIZE * max(matrix.shape) ** 0.5 * matrix.view(update.shape)
+        # The order of the columns doesn't matter: this one is how channels_last stores them.
+        update = update.movedim(1, -1)
+        matrix = orthogonalize(update.flatten(1))
+        return UPDATE_SIZE * max(matrix.shape) ** 0.5 * matrix.reshape(update.shape).movedim(-1, 1)
 
     def outer_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """That of Adam."""
@@ -79,11 +81,32 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
     """A matrix [M, N] of the same singular vectors, whose singular values are near 1."""
-    a, b, c = COEFFICIENTS
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = x / (x.norm() + 1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    if x.shape[1] > 2 * x.shape[0]:
+        # Each factor is a polynomial of x x^T: their product is small, and is found without x.
+        x = product_of_factors(x @ x.T) @ x
+    else:
+        for _ in range(ITERATIONS):
+            x = newton_schulz_factor(x @ x.T) @ x
     return x.T if is_tall else x
+
+
+def product_of_factors(gram: torch.Tensor) -> torch.Tensor:
+    """The product [M, M] of the factors of all iterations, from x x^T [M, M]."""
+    factor = newton_schulz_factor(gram)
+    product = factor
+    for _ in range(ITERATIONS - 1):
+        gram = factor @ gram @ factor
+        factor = newton_schulz_factor(gram)
+        product = factor @ product
+    return product
+
+
+def newton_schulz_factor(gram: torch.Tensor) -> torch.Tensor:
+    """a + b G + c G^2 [M, M]: an iteration multiplies it with x, of which G is x x^T [M, M]."""
+    a, b, c = COEFFICIENTS
+    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal().add_(a)
+    return factor
