@@ -2,8 +2,8 @@
 
     python -m stages.fid
 
-Distances stand beside their intervals, their floor (as many real training tiles against the real
-test tiles) and their base (the model before fine-tuning).
+Distances stand beside their intervals, their floor (as many real training tiles, where there are
+so many, against the real test tiles) and their base (the model before fine-tuning).
 """
 
 from pathlib import Path
@@ -53,6 +53,7 @@ def main() -> None:
     params = load()
     rows = read_image_rows()
     real_indices = match_real_tiles(rows)
+    labels = label_images(rows, params.classes)
     fid_metrics: dict = {}
     image_metrics: dict = {}
     curve_tables = {}
@@ -68,7 +69,7 @@ def main() -> None:
         for name in ("tuned", "synthetic")
     }
     image_metrics["pixels"], _ = compare_with_training_images(
-        thumbnails, rows["synthetic"]["row"], nearest_neighbors_dihedral, params.seed
+        thumbnails, rows["synthetic"]["row"], labels, nearest_neighbors_dihedral, params.seed
     )
 
     # Each extractor: distances to real tiles, and near-copies of training images.
@@ -90,7 +91,7 @@ def main() -> None:
                 padded_sets, real_indices, params.fid, params.seed
             )
         image_metrics[extractor], closest = compare_with_training_images(
-            sets, rows["synthetic"]["row"], nearest_neighbors, params.seed
+            sets, rows["synthetic"]["row"], labels, nearest_neighbors, params.seed
         )
         if extractor == "scene":
             write_nearest_training(closest, rows)
@@ -181,6 +182,17 @@ def match_real_tiles(rows: dict[str, dict[str, list]]) -> np.ndarray:
             "run sample and features again"
         )
     return np.array([index_of[filename] for filename in rows["tuned"]["filename"]])
+
+
+def label_images(
+    rows: dict[str, dict[str, list]], classes: dict[str, list[str]]
+) -> dict[str, list[str]]:
+    """The class of each test tile, "" of a scene of none, and of each synthetic image."""
+    class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
+    return {
+        "test": [class_of.get(scene, "") for scene in rows["test"]["scene"]],
+        "synthetic": rows["synthetic"]["label"],
+    }
 
 
 def write_nearest_training(pairs: list[dict], rows: dict[str, dict[str, list]]) -> None:

@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from benchmarks import coverage
 from stages.evaluation.caption_agreement import class_agreement, clip_score
+from stages.evaluation.compression_artifacts import compare_compression_artifacts
 from stages.evaluation.frechet import fid, fid_curve, fid_infinity, fit_gaussian, frechet_distance
 from stages.evaluation.intervals import (
     draw_halvings,
@@ -20,6 +21,7 @@ from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.memorization import (
     THUMBNAIL_SIDE,
     compare_with_training_images,
+    draw_class_mix,
     memorization_scores,
     nearest_neighbors,
     nearest_neighbors_dihedral,
@@ -30,6 +32,7 @@ from stages.evaluation.protocols import (
     compute_distances,
     curve_rows,
     fid_curves,
+    paper_protocol,
     standard_protocol,
 )
 from stages.evaluation.sinkhorn import sinkhorn_divergence
@@ -338,6 +341,49 @@ def test_real_vs_real_is_of_as_many_images_as_were_generated():
     assert {name: len(rows) for name, rows in compared.items()} == {"tuned": 20, "floor": 20}
 
 
+def test_fewer_training_tiles_than_images_give_no_floor(capsys):
+    """Their FID would be that of fewer images: higher, for no fault of theirs."""
+    sizes = {"test": 64, "tuned": 64, "base": 64, "train": 30}
+    sets = {name: gaussian_sample(n, 6, seed) for seed, (name, n) in enumerate(sizes.items())}
+    config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=3)
+    curves = fid_curves(sets, 0)
+    metrics = standard_protocol(sets, curves, config, 0, "scene")
+    assert "fid_base" in metrics and not [key for key in metrics if "floor" in key]
+    assert "30 training tiles are fewer than 64" in capsys.readouterr().err
+    *points, end = curve_rows(curves, 6)
+    assert all(row["floor"] == row["floor_line"] == "" for row in (*points, end))
+    assert [row["images"] for row in points] == [64, 32, 21, 16]
+    # The paper's FID is of fewer images: 30 have a floor, 31 have not.
+    of_30 = paper_protocol(sets, np.arange(64), config, 0)
+    of_31 = paper_protocol(sets, np.arange(64), config.model_copy(update={"paper_n": 31}), 0)
+    assert "fid_floor" in of_30 and "fid_floor" not in of_31
+    assert of_31["fid"] > 0 and of_31["fid_base"] > 0
+
+
+def test_features_of_one_point_have_metrics():
+    """Of images that all are of one color."""
+    one = np.ones((40, 5), np.float32)
+    config = Fid(standard_min_n=8, paper_n=20, paper_draws=2, subsets=3)
+    for fake in (one, 2 * one, gaussian_sample(40, 5, 0)):
+        sets = {"test": one, "train": one, "tuned": fake}
+        metrics = standard_protocol(sets, fid_curves(sets, 0), config, 0, "scene")
+        assert np.isfinite(list(metrics.values())).all()
+    assert sinkhorn_divergence(one, one) == 0
+    # Two points: the cost is the half squared distance.
+    assert sinkhorn_divergence(one, 2 * one) == pytest.approx(5 / 2, rel=1e-3)
+
+
+def test_flat_real_tiles_have_no_detail_to_compare():
+    flat = {"blocking": np.ones(3), "detail": np.array([0, 0, 1.0])}
+    for detail in (0.0, 0.5):
+        fake = {"blocking": np.ones(3), "detail": np.full(3, detail)}
+        assert compare_compression_artifacts(flat, fake, "tuned") == {
+            "blocking": 1,
+            "blocking_real": 1,
+            "warned": 0,
+        }
+
+
 def test_classes_that_the_judge_does_not_know_are_left_out_of_the_agreement():
     logits = np.eye(2)[[0] * 10 + [1] * 10 + [0] * 10]
     labels = ["Forest"] * 10 + ["Water"] * 10 + ["Ice"] * 10
@@ -446,10 +492,73 @@ def test_of_large_sets_a_sample_is_compared(monkeypatch):
         "synthetic": gaussian_sample(120, 8, 3),
     }
     prompts = [number // 4 for number in range(120)]
-    scores, pairs = compare_with_training_images(sets, prompts, nearest_neighbors, seed=0)
+    labels = {"test": ["Water"] * 200, "synthetic": ["Water"] * 120}
+    scores, pairs = compare_with_training_images(sets, prompts, labels, nearest_neighbors, seed=0)
     assert scores["tuned"]["n"] == scores["synthetic"]["n"] == 40
     assert scores["tuned"]["memorized"] > 0.9 and scores["synthetic"]["memorized"] < 0.2
     assert all(pair["training"] == 100 + pair["generated"] for pair in pairs)
+
+
+def sample_classes(counts: dict[str, int], seed: int) -> tuple[np.ndarray, list[str]]:
+    """Features [N, 2] of a dense class and of a sparse one, and the class of each."""
+    scales = {"Water": 0.2, "City": 2.0}
+    labels = [name for name, count in counts.items() for _ in range(count)]
+    deviations = np.array([[scales[name]] for name in labels])
+    return gaussian_sample(len(labels), 2, seed) * deviations, labels
+
+
+def test_synthetic_images_are_judged_by_real_ones_in_their_mix_of_classes():
+    """Perfect images of each class, in another mix: near-copies are as many as expected."""
+    near, plain = [], []
+    for seed in range(0, 75, 3):
+        train, _ = sample_classes({"Water": 100, "City": 100}, seed)
+        test, test_labels = sample_classes({"Water": 50, "City": 450}, seed + 1)
+        fake, fake_labels = sample_classes({"Water": 300, "City": 300}, seed + 2)
+        sets = {"train": train, "test": test, "tuned": test, "synthetic": fake}
+        labels = {"test": test_labels, "synthetic": fake_labels}
+        scores, _ = compare_with_training_images(
+            sets, list(range(600)), labels, nearest_neighbors, seed
+        )
+        near.append(scores["synthetic"]["memorized"])
+        expected = scores["synthetic"]["memorized_expected"]
+        distances, held_out = (nearest_neighbors(x, train)[0] for x in (fake, test))
+        plain.append((distances < np.percentile(held_out, 1)).mean())
+    assert expected == pytest.approx(1.99 / 101)  # of 50 + 50 held-out images
+    assert np.mean(near) == pytest.approx(expected, abs=0.008)
+    assert np.mean(plain) > 2 * 0.012  # the expected share with 500 held-out images
+
+
+def test_too_few_real_images_in_the_mix_tell_no_expected_share():
+    train, _ = sample_classes({"Water": 50, "City": 50}, 0)
+    test, test_labels = sample_classes({"Water": 12, "City": 88}, 1)
+    fake, fake_labels = sample_classes({"Water": 30, "City": 30}, 2)
+    sets = {"train": train, "test": test, "tuned": test, "synthetic": fake}
+    labels = {"test": test_labels, "synthetic": fake_labels}
+    prompts = list(range(60))
+    scores, _ = compare_with_training_images(sets, prompts, labels, nearest_neighbors, 0)
+    assert "memorized_expected" not in scores["synthetic"]
+    assert scores["synthetic"]["limit"] == scores["tuned"]["limit"]
+    assert "memorized_expected" in scores["tuned"]
+
+
+@pytest.mark.parametrize(
+    "counts, wanted, drawn",
+    [
+        ({"a": 30, "b": 90}, {"a": 10, "b": 10}, {"a": 30, "b": 30}),
+        ({"a": 30, "b": 90}, {"a": 10, "b": 60}, {"a": 15, "b": 90}),
+        ({"a": 30, "b": 90, "c": 7}, {"a": 1, "b": 1}, {"a": 30, "b": 30}),
+        ({"a": 30}, {"a": 10, "b": 10}, {}),
+    ],
+)
+def test_a_mix_of_classes_is_as_large_as_its_rarest_class_allows(counts, wanted, drawn):
+    labels, others = (
+        np.array([name for name, count in given.items() for _ in range(count)])
+        for given in (counts, wanted)
+    )
+    rows = draw_class_mix(labels, others, np.random.default_rng(0))
+    assert len(np.unique(rows)) == len(rows)
+    names, numbers = np.unique(labels[rows], return_counts=True)
+    assert dict(zip(names, numbers)) == drawn
 
 
 def test_mode_collapse_is_caught():

@@ -53,3 +53,17 @@ def test_images_of_one_caption_count_once_and_few_are_not_measured():
     assert told["n"] == 100
     assert told["accuracy_floor"] < 0.8 < told["accuracy"] <= told["accuracy_base"]
     assert separability.compare_separability(sets, np.repeat(np.arange(7), 3), seed=0) == {}
+
+
+def test_few_training_tiles_are_compared_with_test_tiles_of_all_scenes():
+    """Test tiles may be sorted by scene: the first ones would be of other scenes."""
+    generator = np.random.default_rng(3)
+    scenes = np.repeat(np.arange(4.0), 200)  # of the test tiles
+    test, tuned = (draw(0.0, 800, generator) for _ in range(2))
+    test[:, 0] += 3 * scenes
+    train = draw(0.0, 200, generator)
+    train[:, 0] += 3 * np.repeat(np.arange(4.0), 50)
+    sets = {"test": test, "train": train, "tuned": tuned, "base": tuned}
+    told = separability.compare_separability(sets, np.arange(800), seed=0)
+    assert told["accuracy_floor"] == pytest.approx(0.5, abs=0.12)
+    assert separability.separability(test[:200], train, 0)["accuracy"] > 0.75

@@ -26,13 +26,18 @@ def compare_compression_artifacts(
         name: of the generated set, for the warning.
 
     Returns:
-        blocking, blocking_real, detail_ratio (generated / real), warned (0 or 1).
+        blocking, blocking_real, detail_ratio (generated / real; left out where most real images
+        are of one color each, without any detail), warned (0 or 1).
     """
     blocking = float(np.median(fake["blocking"]))
     blocking_real = float(np.median(real["blocking"]))
-    detail_ratio = float(np.median(fake["detail"]) / np.median(real["detail"]))
+    detail = float(np.median(fake["detail"]))
+    detail_real = float(np.median(real["detail"]))
+    result = {"blocking": blocking, "blocking_real": blocking_real}
+    if detail_real > 0:
+        result["detail_ratio"] = detail / detail_real
     blocking_differs = abs(blocking - blocking_real) > MAX_BLOCKING_DIFFERENCE
-    detail_differs = not MIN_DETAIL_RATIO <= detail_ratio <= 1 / MIN_DETAIL_RATIO
+    detail_differs = not MIN_DETAIL_RATIO <= result.get("detail_ratio", 1) <= 1 / MIN_DETAIL_RATIO
     if blocking_differs:
         log(
             f"fid: {name}: warning: JPEG compression differs from the real tiles': brightness "
@@ -41,13 +46,8 @@ def compare_compression_artifacts(
         )
     if detail_differs:
         log(
-            f"fid: {name}: warning: {detail_ratio:.2f} times the finest detail of the real tiles: "
-            "one of the two sets was resized or blurred (as a VAE does); the distances measure "
-            "this as well"
+            f"fid: {name}: warning: {result['detail_ratio']:.2f} times the finest detail of the "
+            "real tiles: one of the two sets was resized or blurred (as a VAE does); the distances "
+            "measure this as well"
         )
-    return {
-        "blocking": blocking,
-        "blocking_real": blocking_real,
-        "detail_ratio": detail_ratio,
-        "warned": int(blocking_differs or detail_differs),
-    }
+    return result | {"warned": int(blocking_differs or detail_differs)}

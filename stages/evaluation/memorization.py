@@ -13,6 +13,7 @@ from stages.evaluation.prdc import row_blocks
 PERCENTILE = 1  # of the held-out images' distances; what is nearer is a near-copy
 THUMBNAIL_SIDE = 16  # pixels of the thumbnails that are compared
 CLOSEST_PAIRS = 24  # pairs of generated and training image that are listed
+MIN_HELD_OUT = 50  # held-out images, at least, that tell which share of near-copies to expect
 COMPARED = 10_000  # images of a set, at most: the time is in proportion to the training images
 QUANTILES = (np.arange(100) + 0.5) / 100  # that stand for a distribution
 
@@ -20,16 +21,22 @@ Search = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def compare_with_training_images(
-    sets: dict[str, np.ndarray], prompts: list[int], search: Search, seed: int
+    sets: dict[str, np.ndarray],
+    prompts: list[int],
+    labels: dict[str, list[str]],
+    search: Search,
+    seed: int,
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
     """How near generated and held-out real images are to their nearest training images.
 
     Of a set of more than 10,000 images, 10,000 are drawn. They are compared with all training
-    images.
+    images. Some classes lie nearer to their training images than others: synthetic images are
+    judged by held-out ones in their mix of classes.
 
     Args:
         sets: features [N, D] of `train`, `test`, `tuned` and `synthetic`.
         prompts: number of each synthetic image's prompt; images of one prompt are alike.
+        labels: class of each image of `test` and of `synthetic`.
         search: `nearest_neighbors` or `nearest_neighbors_dihedral`.
         seed: of the drawing.
 
@@ -37,6 +44,8 @@ def compare_with_training_images(
         `memorization_scores` of `tuned` and of `synthetic`; and the pairs of a tuned image and its
         nearest training image that are closest, as {generated, training: index into the set,
         distance, real_percentile: share of the held-out real images that are as near or nearer}.
+        Where too few held-out images show the classes of the synthetic ones, those are judged by
+        all of them, and have no `memorized_expected`.
     """
     compared = {
         name: np.sort(rng(seed, "memorization", name).permutation(len(sets[name]))[:COMPARED])
@@ -45,12 +54,21 @@ def compare_with_training_images(
     held_out, _ = search(sets["test"][compared["test"]], sets["train"])
     tuned, neighbors = search(sets["tuned"][compared["tuned"]], sets["train"])
     synthetic, _ = search(sets["synthetic"][compared["synthetic"]], sets["train"])
+    test_labels, synthetic_labels = (
+        np.array(labels[name])[compared[name]] for name in ("test", "synthetic")
+    )
+    in_mix = draw_class_mix(test_labels, synthetic_labels, rng(seed, "memorization mix"))
+    has_mix = len(in_mix) >= MIN_HELD_OUT
     scores = {
         "tuned": memorization_scores(tuned, held_out),
         "synthetic": memorization_scores(
-            synthetic, held_out, np.array(prompts)[compared["synthetic"]]
+            synthetic,
+            held_out[in_mix] if has_mix else held_out,
+            np.array(prompts)[compared["synthetic"]],
         ),
     }
+    if not has_mix:
+        del scores["synthetic"]["memorized_expected"]
     pairs = []
     for i in np.argsort(tuned, kind="stable")[:CLOSEST_PAIRS]:
         pair = {
@@ -61,6 +79,26 @@ def compare_with_training_images(
         }
         pairs.append(pair)
     return scores, pairs
+
+
+def draw_class_mix(
+    labels: np.ndarray, wanted: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Indices of images in the mix of classes of others: as many as the rarest class allows.
+
+    Args:
+        labels: class [N] of each image that may be drawn.
+        wanted: class [M] of each image of the others.
+        generator: draws those of each class.
+    """
+    classes, counts = np.unique(wanted, return_counts=True)
+    rows = [np.flatnonzero(labels == name) for name in classes]
+    size = min(len(of_class) / count for of_class, count in zip(rows, counts))  # drawn / wanted
+    chosen = [
+        generator.permutation(of_class)[: round(size * count)]
+        for of_class, count in zip(rows, counts)
+    ]
+    return np.sort(np.concatenate(chosen))
 
 
 def memorization_scores(

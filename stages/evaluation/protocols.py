@@ -5,7 +5,8 @@ of images, such as recall, are of 10,000 images a set at most: their time grows 
 Paper: means over a few random draws of a few hundred images, as the paper compares them.
 
 Each number stands beside two others: its floor, the same number of real training tiles, and its
-base, that of the model before fine-tuning.
+base, that of the model before fine-tuning. Where the training tiles are fewer than the images,
+there is no floor: FID and others depend on the number.
 """
 
 from collections.abc import Callable, Iterable
@@ -40,6 +41,7 @@ from stages.runtime.progress import log, progress_bar
 
 SHARES = ("precision", "recall", "coverage")
 MAY_BE_NEGATIVE = ("fid_infinity", "kid_x1000")
+CURVE_COLUMNS = ("tuned", "base", "floor")
 MAX_PAIRED = 10_000  # rows of a set whose distances to all others are computed
 MIN_IMAGES = 8  # quarters of them, as in the FID curve, still have a covariance
 
@@ -194,8 +196,8 @@ def standard_protocol(
         refused = 0; n, n_real, n_floor; `singular` and `infinity_singular`, 1 where FID and FID
         infinity compare singular covariances, of fewer images than dimensions; and of each metric
         its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor` and a 95 % prediction
-        interval `_floor_lo`, `_floor_hi` (with `train`), and its `_base` (with `base`). A singular
-        FID infinity has no intervals: its bias isn't known. Of too few images:
+        interval `_floor_lo`, `_floor_hi` (with enough of `train`), and its `_base` (with `base`).
+        A singular FID infinity has no intervals: its bias isn't known. Of too few images:
         refused = 1, n, n_needed.
     """
     real = sets["test"]
@@ -207,6 +209,7 @@ def standard_protocol(
         return {"refused": 1, "n": n, "n_needed": n_needed}
 
     compared = compared_sets(sets, seed)
+    log_missing_floor(sets, extractor)
     values = {}
     variances = {}
     for name, fake in compared.items():
@@ -245,7 +248,8 @@ def paper_protocol(
     """The paper's FID: of few generated images and their real tiles, the mean of several draws.
 
     The test tiles of `sets` may have a black frame, as the paper's have. The floor is then that of
-    training tiles without one, as a generator of perfect tiles would score.
+    training tiles without one, as a generator of perfect tiles would score. It is left out where
+    there are fewer than `fid.paper_n` of them.
 
     Args:
         sets: features [N, D] of `test`, `train`, `tuned` and `base`.
@@ -260,24 +264,25 @@ def paper_protocol(
             "no paper protocol"
         )
         return {"refused": 1, "n": len(real_indices), "n_needed": n}
-    fids = []
+    fids: dict[str, list[float]] = {"fid": [], "fid_floor": [], "fid_base": []}
     for draw in range(config.paper_draws):
         generator = rng(seed, "paper", draw)
         chosen = generator.permutation(len(real_indices))[:n]
         training_tiles = generator.permutation(len(sets["train"]))[:n]
         real = sets["test"][real_indices[chosen]]  # [n, D]
-        compared = (sets["tuned"][chosen], sets["train"][training_tiles], sets["base"][chosen])
-        fids.append([fid(real, fake) for fake in compared])
-    tuned, floor, base = np.mean(fids, 0)  # of [draws, 3]
+        fids["fid"].append(fid(real, sets["tuned"][chosen]))
+        if len(training_tiles) == n:
+            fids["fid_floor"].append(fid(real, sets["train"][training_tiles]))
+        fids["fid_base"].append(fid(real, sets["base"][chosen]))
+    means = {key: float(np.mean(values)) for key, values in fids.items() if values}
     return {
         "refused": 0,
         "n": n,
         "draws": config.paper_draws,
         "singular": int(n <= sets["test"].shape[1]),
-        "fid": float(tuned),
-        "fid_std": float(np.std([row[0] for row in fids])),
-        "fid_floor": float(floor),
-        "fid_base": float(base),
+        "fid": means.pop("fid"),
+        "fid_std": float(np.std(fids["fid"])),
+        **means,
     }
 
 
@@ -296,20 +301,21 @@ def curve_rows(curves: dict[str, Curve], dimensions: int) -> list[dict]:
     1/N = 0, at FID infinity; it has no `images` and no FIDs.
 
     Args:
-        curves: FID curves of `tuned`, `base` and `floor`.
+        curves: FID curves of `tuned`, `base` and `floor`, of the same numbers of images. The cells
+            of one that is missing are empty.
         dimensions: those of the features.
     """
-    shared = min(len(points) for points in curves.values())  # few training tiles have no quarters
-    sizes: list[int | str] = [size for size, _ in curves["tuned"][:shared]]
+    sizes: list[int | str] = [size for size, _ in curves["tuned"]]
     rows = []
     for i, size in enumerate([*sizes, ""]):
         one_over_n = 1 / size if isinstance(size, int) else 0.0
         row: dict = {"images": size, "one_over_n": one_over_n}
-        row |= {name: points[i][1] if size else "" for name, points in curves.items()}
-        for name, points in curves.items():
+        for name in CURVE_COLUMNS:
+            row[name] = curves[name][i][1] if size and name in curves else ""
+        for name in CURVE_COLUMNS:
             row[f"{name}_line"] = ""
-            if len(points) > 1:
-                slope, intercept = fit_fid_line(points, dimensions)
+            if len(curves.get(name, [])) > 1:
+                slope, intercept = fit_fid_line(curves[name], dimensions)
                 row[f"{name}_line"] = intercept + slope * one_over_n
         rows.append(row)
     return rows
@@ -318,12 +324,23 @@ def curve_rows(curves: dict[str, Curve], dimensions: int) -> list[dict]:
 def compared_sets(sets: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """Features of what is compared with the test tiles: the images of each model, and the floor.
 
-    The floor is as many random training tiles as there are generated images.
+    The floor is as many random training tiles as there are generated images; of fewer training
+    tiles, there is none.
     """
     compared = {"tuned": sets["tuned"]}
+    count = len(sets["tuned"])
     if "base" in sets:
         compared["base"] = sets["base"]
-    if "train" in sets:
+    if "train" in sets and len(sets["train"]) >= count:
         order = rng(seed, "floor").permutation(len(sets["train"]))
-        compared["floor"] = sets["train"][np.sort(order[: len(sets["tuned"])])]
+        compared["floor"] = sets["train"][np.sort(order[:count])]
     return compared
+
+
+def log_missing_floor(sets: dict[str, np.ndarray], extractor: str) -> None:
+    """Say where there are too few training tiles for a floor."""
+    if "train" in sets and len(sets["train"]) < len(sets["tuned"]):
+        log(
+            f"fid: {len(sets['train'])} training tiles are fewer than {len(sets['tuned'])} "
+            f"generated images: no real vs. real for {extractor}"
+        )

@@ -10,6 +10,7 @@ import numpy as np
 
 from stages.common.rng import rng
 from stages.evaluation.intervals import share_interval
+from stages.evaluation.prdc import draw_rows
 
 MIN_PAIRS = 8  # a real tile and an image of its caption each; half of them train
 
@@ -68,7 +69,7 @@ def compare_separability(
 
     Returns:
         The keys of `separability`, accuracy_base and accuracy_floor; nothing of fewer than
-        `MIN_PAIRS` pairs.
+        `MIN_PAIRS` pairs, and no floor of fewer training tiles.
     """
     # Of several images of one caption, the first: pairs are independent.
     captions, first = np.unique(real_indices, return_index=True)
@@ -80,6 +81,6 @@ def compare_separability(
     count = min(len(real), len(sets["train"]))
     tiles = rng(seed, "separability floor").permutation(len(sets["train"]))[:count]
     if count >= MIN_PAIRS:
-        floor = separability(real[:count], sets["train"][tiles], seed)
+        floor = separability(draw_rows(real, count), sets["train"][tiles], seed)
         result["accuracy_floor"] = floor["accuracy"]
     return result

@@ -17,6 +17,7 @@ def sinkhorn_divergence(real: np.ndarray, fake: np.ndarray) -> float:
     Of more than 2,000 rows, 2,000 random ones count. Features are scaled so that the real ones lie
     at a root mean square distance of 1 from their mean: the number doesn't depend on the
     extractor's units. Unlike the Frechet distance it sees more than mean and covariance.
+    Of images that all look alike, the features are one point: 0.
     """
     import torch
     from geomloss import SamplesLoss
@@ -27,5 +28,7 @@ def sinkhorn_divergence(real: np.ndarray, fake: np.ndarray) -> float:
     scale = np.sqrt(((real - center) ** 2).sum(1).mean()) or 1.0
     x = torch.from_numpy((real - center) / scale).float()
     y = torch.from_numpy((fake - center) / scale).float()
+    if (torch.cat([x, y]) == x[0]).all():  # geomloss needs a diameter
+        return 0.0
     divergence = SamplesLoss("sinkhorn", p=2, blur=BLUR, backend="tensorized")
     return float(divergence(x, y))
