@@ -115,6 +115,39 @@ def test_the_folders_of_a_run_give_its_metrics_to_the_digit(evaluate):
         assert result["captions"][key] == agreement[key]
 
 
+def test_tiles_of_one_scene_count_as_one_in_the_interval_of_the_real_images():
+    """As in `fid`."""
+    from tools.evaluate import measure_agreement
+
+    logits = np.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]
+    outputs = {"tuned": {"logits": logits}, "test": {"logits": logits}}
+    wanted = {"tuned": ["lake"] * 8, "test": ["lake"] * 8}  # half of them is seen rightly
+    files = [f"{'ab'[i // 4]}_r0_c{i}.tif" for i in range(8)]
+    of_scenes, of_tiles = (
+        measure_agreement(outputs, wanted, ["lake", "forest"], names)
+        for names in (files, [f"{i}.tif" for i in range(8)])
+    )
+    for metrics in (of_scenes, of_tiles):
+        assert metrics["ceiling"] == 0.5 and metrics["ceiling_n"] == 8
+    assert of_scenes["ceiling_lo"] < of_tiles["ceiling_lo"] - 0.1
+    assert of_scenes["caption_agreement_lo"] == of_tiles["caption_agreement_lo"]
+
+
+@pytest.mark.parametrize(
+    "n, dimensions, said",
+    [(64, 70, ["large bias", "far too high"]), (64, 40, ["far too high"]), (64, 20, [])],
+)
+def test_notes_say_where_fid_and_its_infinity_do_not_hold(capsys, n, dimensions, said):
+    from tools.evaluate import print_results
+
+    metrics = {"n": n, "n_real": n, "fid": 2.0, "fid_infinity": 9.0}
+    metrics |= {"singular": int(n <= dimensions), "infinity_singular": int(n // 2 <= dimensions)}
+    print_results(metrics, {}, "clip", [])
+    text = capsys.readouterr().out
+    assert [words for words in ("large bias", "far too high") if words in text] == said
+    assert "real vs. real" not in text, "no floor"
+
+
 def test_images_of_any_format_mode_and_size(evaluate, tmp_path):
     real = save_images(tmp_path / "real", suffix="jpg")
     generated = save_images(tmp_path / "generated/some class", seed=7).parent

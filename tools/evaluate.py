@@ -36,6 +36,7 @@ from stages.evaluation.caption_agreement import (
     clip_score_with_interval,
     judge_scenes,
     share_with_interval,
+    units_of_tiles,
 )
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.protocols import MIN_IMAGES, fid_curves, standard_protocol
@@ -116,13 +117,13 @@ def main() -> None:
     if options.features == "scene":
         scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]
         wanted = {"tuned": shown, "test": sets["test"].scenes}
-        captions = measure_agreement(outputs, wanted, scenes)
+        captions = measure_agreement(outputs, wanted, scenes, sets["test"].names)
     elif shown:
         folder = weights_folder("clip", options.weights)
         embeddings = caption_embeddings(network, shown, params.features.batch_size, folder)
         captions = clip_score_with_interval(features["tuned"], embeddings.numpy())
 
-    print_results(metrics, captions, sets, options.features, notes)
+    print_results(metrics, captions, options.features, notes)
     if options.json:
         result = {options.features: {"standard": metrics}, "captions": captions}
         write_json(options.json, result | {"measured_on": describe(options, sets, params)})
@@ -137,7 +138,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("real", type=Path, help="held-out real images: a Parquet file or a folder")
     parser.add_argument("generated", type=Path, help="generated images, likewise")
     parser.add_argument(
-        "--train", type=Path, help="real training images, for the floor: real vs. real"
+        "--train",
+        type=Path,
+        help="real training images, for the floor: real vs. real; at least as many as generated "
+        "ones",
     )
     parser.add_argument("--features", choices=get_args(Extractor), default="scene")
     parser.add_argument(
@@ -395,18 +399,23 @@ def extract_outputs(
 
 
 def measure_agreement(
-    outputs: dict[str, dict[str, np.ndarray]], wanted: dict[str, list[str]], scenes: list[str]
+    outputs: dict[str, dict[str, np.ndarray]],
+    wanted: dict[str, list[str]],
+    scenes: list[str],
+    test_files: list[str],
 ) -> dict[str, float]:
     """Share of images in which the scene classifier sees the wanted scene, and of real ones.
 
     Images of scenes that it doesn't know are left out; {} where it knows none of the generated.
+    The interval of real tiles counts the scenes that `test_files` were cut from.
     """
     metrics: dict[str, float] = {}
     for key, name in (("caption_agreement", "tuned"), ("ceiling", "test")):
         correct, _ = judge_scenes(outputs[name]["logits"], wanted[name], scenes)
         if not len(correct):
             break
-        metrics |= share_with_interval(key, correct)
+        units = units_of_tiles(test_files, wanted[name], scenes) if name == "test" else None
+        metrics |= share_with_interval(key, correct, units)
         metrics |= {f"{key}_n": len(correct)}
         metrics |= {f"{key}_n_unknown_scene": len(wanted[name]) - len(correct)}
     return metrics
@@ -440,7 +449,6 @@ def describe(
 def print_results(
     metrics: dict[str, float],
     captions: dict[str, float],
-    sets: dict[str, ImageSet],
     extractor: str,
     notes: list[str],
 ) -> None:
@@ -451,13 +459,16 @@ def print_results(
     for name, title in TITLES.items():
         if name in values:
             rows.append([title, *value_cells(values, name), *value_cells(values, f"{name}_floor")])
-    if "train" not in sets:
+    if "n_floor" not in metrics:
         rows = [row[:3] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     if metrics["singular"]:
         notes = [*notes, "fewer images than dimensions of the features: FID has a large bias"]
+    if metrics["infinity_singular"]:
+        half = "half of the images are not more than the dimensions of the features"
+        notes = [*notes, f"{half}: FID infinity is far too high"]
     for note in notes:
         print(f"note: {note}")
 

@@ -40,8 +40,7 @@ def caption_agreement(
     metrics["n"] = len(correct["tuned"])
     metrics["n_unknown_scene"] = len(wanted["tuned"]) - len(correct["tuned"])
     metrics |= share_with_interval("caption_agreement_base", correct["base"])
-    known_files = np.array(test_files)[np.isin(wanted["test"], scenes)]
-    units = np.array([scene_of_tile(file) for file in known_files])
+    units = units_of_tiles(test_files, wanted["test"], scenes)
     metrics |= share_with_interval("ceiling", correct["test"], units)
 
     table = agreement_by_scene(correct, known_wanted, scenes)
@@ -105,6 +104,18 @@ def judge_scenes(
     known = np.isin(wanted, scenes)
     known_wanted = np.array(wanted)[known]
     return np.array(scenes)[logits.argmax(1)][known] == known_wanted, known_wanted
+
+
+def units_of_tiles(files: list[str], wanted: list[str], scenes: list[str]) -> np.ndarray:
+    """The scene that each of the N tiles of `judge_scenes` was cut from.
+
+    Args:
+        files: names [M] of the tiles.
+        wanted: what each of them shows [M].
+        scenes: those that the classifier knows.
+    """
+    known = np.array(files)[np.isin(wanted, scenes)]
+    return np.array([scene_of_tile(file) for file in known])
 
 
 def agreement_by_scene(
