@@ -16,10 +16,10 @@ reads   metrics/review_key.csv  names this run; ratings of other runs' images ar
                                                      wrong scale, separated by `;`
 writes  metrics/review.json     {"ratings": 0, "experts": 0, ...} until an expert has rated
 
-"can't tell" is neither right nor wrong: `detection_accuracy`, `class_agreement` and the agreement
-between experts are of the other answers, whose number is their `_n`. `undecided` is the share of
-ratings that can't tell real from generated. `_n` of realism is a number of tiles, not of ratings:
-each tile counts once.
+"can't tell" is neither right nor wrong: `detection_accuracy`, `class_agreement_real`,
+`class_agreement_generated` and the agreement between experts are of the other answers, whose
+number is their `_n`. `undecided` is the share of ratings that can't tell real from generated. `_n`
+of realism is a number of tiles, not of ratings: each tile counts once.
 """
 
 from typing import Literal
@@ -66,9 +66,10 @@ def summarize(ratings: list[Rating], class_count: int) -> dict:
         metrics |= proportion("detection_accuracy", decided, "answer", "truth")
         metrics["detection_chance"] = 0.5
     named = [rating for rating in ratings if rating["label"] and says(rating, "label_answer")]
-    if named:
-        metrics |= proportion("class_agreement", named, "label_answer", "label")
-        metrics["class_agreement_chance"] = 1 / class_count
+    for truth in TRUTHS:
+        if of_truth := [rating for rating in named if rating["truth"] == truth]:
+            metrics |= proportion(f"class_agreement_{truth}", of_truth, "label_answer", "label")
+            metrics["class_agreement_chance"] = 1 / class_count
     alphas = {
         "alpha_answer": krippendorff_alpha(ratings, "answer", "nominal"),
         "alpha_realism": krippendorff_alpha(ratings, "realism", "ordinal"),

@@ -378,7 +378,7 @@ def test_a_review_from_the_first_click_to_the_metrics(page, base, made, tmp_path
     assert metrics["ratings"] == 20
     assert metrics["experts"] == 1
     assert metrics["detection_accuracy"] == 0.95
-    assert metrics["class_agreement"] == 1
+    assert metrics["class_agreement_real"] == metrics["class_agreement_generated"] == 1
     for truth, realism in (("real", 4), ("generated", 2)):
         expected = (9 * realism + 5) / 10 if truth == key[0]["truth"] else realism
         assert metrics[f"realism_{truth}"] == pytest.approx(expected)
@@ -471,8 +471,10 @@ def test_cannot_tell_is_an_answer_that_is_neither_right_nor_wrong(
     metrics = json.loads(Path("metrics/review.json").read_text())
     assert metrics["ratings"] == 20 and metrics["undecided"] == 0.25
     assert metrics["undecided_lo"] < 0.25 < metrics["undecided_hi"] < 0.6
-    for name in ("detection_accuracy", "class_agreement"):
-        assert (metrics[name], metrics[f"{name}_n"]) == (1, 15)
+    assert (metrics["detection_accuracy"], metrics["detection_accuracy_n"]) == (1, 15)
+    of_class = [metrics[f"class_agreement_{truth}"] for truth in ("real", "generated")]
+    counts = [metrics[f"class_agreement_{truth}_n"] for truth in ("real", "generated")]
+    assert of_class == [1, 1] and sum(counts) == 15
     report.main()
     text = re.sub(r"<[^>]+>|\s+", " ", Path("metrics/report/index.html").read_text())
     assert re.search(r"can(&#39;|')t tell real from generated +0\.250", text)
