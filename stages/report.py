@@ -2,10 +2,10 @@
 
     python -m stages.report
 
-reads   report, classes, prompt.per_class, prompt.words, what of encode, finetune_sd and
-        finetune_llm decides whether numbers compare; every metrics/*.json, metrics/plots/*.csv
-        and sweeps/*.md, data/imagery, data/samples, data/synthetic, data/features,
-        data/chunks.parquet, models/start
+reads   report, classes, prompt.per_class, prompt.words, train_scene.source, what of encode,
+        finetune_sd and finetune_llm decides whether numbers compare; every metrics/*.json,
+        metrics/plots/*.csv and sweeps/*.md, data/imagery, data/samples, data/synthetic,
+        data/features, data/chunks.parquet, models/start
 writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg
         metrics/table.md     the paper's tables line by line
         metrics/context.json what each number is in words, and what it was measured on as data
@@ -74,7 +74,7 @@ def main() -> None:
     metrics = {name: read_json(f"metrics/{name}.json") for name in METRICS}
     plots = {name: read_csv(f"metrics/plots/{name}.csv") for name in PLOTS}
     real, tuned, synthetic = selection.read_image_rows()
-    context = read_context(tuned, synthetic, classes)
+    context = read_context(tuned, synthetic, classes, params.train_scene.source == "scratch")
     tables = build_tables(metrics, context)
 
     # The pictures of the page. The classifier that selected images has no say on them.
@@ -105,6 +105,8 @@ def main() -> None:
             context=context,
             gallery=by_class,
             extremes=extremes,
+            judged=gallery.judged,
+            unjudged=gallery.unjudged,
             nearest=nearest,
             before_and_after=before_and_after,
             figures=figures,

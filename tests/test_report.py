@@ -133,8 +133,50 @@ def test_table_warns_of_compression_artifacts_and_near_duplicates(made, metrics)
     assert "0.60" in note and "0.90" not in note
     text = (made / "metrics/table.md").read_text()
     assert note.strip() in text
+    # The set's FID isn't measured: that is of the images of the test captions.
+    synthetic = further_metrics.artifacts_note({"synthetic": warned["tuned"]})
+    assert "distance" in note and "distance" not in synthetic
+    assert "its near-copies and the classifier trained on it include" in synthetic
+    # Most real tiles are of one color: nothing to compare their detail with.
+    flat = {"tuned": {"blocking": 1.2, "blocking_real": 1.0, "warned": 1}}
+    assert "detail" not in further_metrics.artifacts_note(flat)
     # 2 groups of near-duplicates in two splits, 1 test tile left out.
     assert re.search(r"near-duplicates\D* 2;\D* 1\.", text)
+
+
+def test_bold_words_of_a_note_keep_the_spaces_around_them():
+    row = rows.Row("key", "metric", 1.0, "")
+    text = rows.to_markdown([rows.Table("", [row], "On average. **Blur** differs by * 2.")], "s")
+    assert "On average. **Blur** differs by \\* 2." in text
+
+
+def test_the_floor_and_the_expected_share_may_be_missing(metrics):
+    """Of few training tiles, or of test tiles in another mix of classes."""
+    fid = json.loads(json.dumps(metrics["fid"]))
+    for protocol in fid["scene"].values():
+        for key in [key for key in protocol if "floor" in key]:
+            del protocol[key]
+    fid["scene"]["paper_padded"] = fid["scene"]["paper"] | {"fid": 9.25}
+    images = json.loads(json.dumps(metrics["images"]))
+    for space in ("pixels", "scene"):
+        del images[space]["synthetic"]["memorized_expected"]
+    built = tables.build_tables(metrics | {"fid": fid, "images": images}, run_on_rsicd())
+    text = rows.to_markdown(built, "small")
+    assert "from 3.250 to 9.250.\n" in text
+    assert not [row for table in built for row in table.rows if "real vs. real" in row.references]
+    cells = table_row(text, "Near-copies of training images, synthetic set, pixels")
+    assert cells[3] == "-"
+    assert "share isn't known for the synthetic set" in text
+    full = rows.to_markdown(tables.build_tables(metrics, run_on_rsicd()), "small")
+    assert "isn't known" not in full
+
+
+def test_a_judge_trained_in_the_run_is_said_to_know_the_floor(metrics):
+    context = run_on_rsicd()
+    for trained in (True, False):
+        run = replace(context, trained_judge=trained)
+        table = tables.generation_table(metrics["fid"], metrics["diffusion"], run)
+        assert ("was trained on these training tiles" in table.note) == trained
 
 
 def run_on_rsicd() -> RunContext:
@@ -155,6 +197,7 @@ def run_on_rsicd() -> RunContext:
         class_counts=dict.fromkeys(CLASSES, counts),
         unused_classes=["Woody Vegetation"],
         near_duplicates={},
+        trained_judge=True,
     )
 
 
@@ -291,7 +334,7 @@ def describe_here() -> dict[str, dict]:
     _, tuned, synthetic = selection.read_image_rows()
     return measured_on(
         metrics,
-        read_context(tuned, synthetic, params.used_classes()),
+        read_context(tuned, synthetic, params.used_classes(), trained_judge=False),
         params.used_classes(),
         complete_words(params.classes, params.prompt.words),
         params.encode,
@@ -344,6 +387,7 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
     on_test_tiles = {"review", "ceiling_lulc", "ceiling_scenes", "classify_lulc", "classify_scenes"}
     on_test_tiles |= {"fid.scene.standard", "fid.scene.paper", "caption_agreement"}
     on_classes = {"ceiling_lulc", "classify_lulc", "caption_agreement.class_agreement"}
+    near_copies = {"images.pixels.synthetic", "images.scene.synthetic"}
     changes = [
         (lambda: rewrite_tiles(Path("data/imagery/test")), on_test_tiles, "other test tiles"),
         (
@@ -375,6 +419,8 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
         differences = {key: describe_difference(after[key], before[key]) for key in before}
         changed = {key for key, difference in differences.items() if difference}
         parts = {key for key in changed if key.count(".") > 1 or key.startswith("images")}
+        if expected == on_classes:
+            assert near_copies == {key for key in changed if key.startswith("images")}
         assert changed - parts == expected - parts, reason
         assert {differences[key] for key in changed} <= {reason}
         before = after
@@ -531,6 +577,40 @@ def test_page_shows_the_gallery_and_its_extremes(made):
     assert section(page, "gallery").count('data-item="pictures/synthetic') == 2 * 7
 
 
+def test_the_judge_says_nothing_of_classes_that_it_does_not_know(made, tmp_path, monkeypatch):
+    """It would be wrong of all their images, which filled the list of the worst."""
+    monkeypatch.chdir(shutil.copytree(made, tmp_path / "run"))
+    judge = read_json("models/scene/config.json")
+    known = ["iceberg" if name == "snowfield" else name for name in judge["scenes"]]
+    write_json("models/scene/config.json", judge | {"scenes": known})
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["train_scene"]["source"] = "scratch"
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    report.main()
+    page = Path("metrics/report/index.html").read_text()
+    images = [item for item in read_items(page).values() if "writer" in item]
+    assert {item["label"] for item in images} == set(CLASSES)
+    for item in images:
+        unknown = item["label"] == "Snow Ice"
+        assert ("agrees" in item) == ("predicted scene" in item["facts"]) == (not unknown)
+        assert "nearest" in item
+    extremes = re.findall(r'data-item="(.*?)"', section(page, "extremes"))
+    assert len(extremes) == 24
+    assert "Snow Ice" not in {read_items(page)[address]["label"] for address in extremes}
+    assert "each of the 18 synthetic images of classes that it knows" in page
+    assert "knows no scene of Snow Ice" in section(page, "gallery")
+    # Beside the numbers at the top, too: it was trained on the tiles of real vs. real.
+    top = page.split('<section id="images">')[0]
+    assert "trained on these training tiles" in top
+    assert "these training tiles" not in (made / "metrics/report/index.html").read_text()
+    # It knows none at all.
+    write_json("models/scene/config.json", judge | {"scenes": [f"x{i}" for i in range(12)]})
+    report.main()
+    page = Path("metrics/report/index.html").read_text()
+    assert 'id="extremes"' not in page and 'name="agrees"' not in page
+    assert "The scene classifier selected" not in page
+
+
 def test_the_selector_says_nothing_of_the_images_that_it_selected(made, tmp_path, monkeypatch):
     monkeypatch.chdir(shutil.copytree(made, tmp_path / "run"))
     selected = read_json("metrics/select.json")
@@ -672,7 +752,7 @@ def test_the_page_of_a_run_on_few_tiles(made, tmp_path, monkeypatch):
     text = Path("metrics/report/index.html").read_text()
     assert "9 real tiles instead of 245" in text.split('<section id="images">')[0]
     counts = re.findall(r'data-title="n">(.*?)</td>', section(text, "experts"))
-    assert counts == ["1 tile", "6 tiles", "6 ratings", "6 ratings", "6 ratings"]
+    assert counts == ["1 tile", "6 tiles", *["6 ratings"] * 4]
 
 
 RATED = (
@@ -680,7 +760,8 @@ RATED = (
     "realism_generated",
     "detection_accuracy",
     "undecided",
-    "class_agreement",
+    "class_agreement_real",
+    "class_agreement_generated",
 )
 
 
@@ -689,9 +770,25 @@ def test_a_curve_without_a_line_is_drawn_beside_one_that_has_a_line():
     columns = ("images", "one_over_n", "tuned", "base", "floor")
     columns += ("tuned_line", "base_line", "floor_line")
     values = (("6", "0.17", "3", "9", "1", "3", "9", ""), ("", "0.0", "", "", "", "2", "8", ""))
-    chart = page.fid_chart([dict(zip(columns, row)) for row in values])
+    fid = {"scene": {"standard": {"infinity_singular": 0}}}
+    chart = page.fid_chart([dict(zip(columns, row)) for row in values], fid)
     for label in ("tuned", "base", "real vs. real"):
         assert f">{label}<" in chart["svg"]
+
+
+def test_the_fid_chart_names_its_features_and_says_where_infinity_does_not_hold():
+    columns = ("images", "one_over_n", "tuned", "base", "floor")
+    columns += ("tuned_line", "base_line", "floor_line")
+    values = (("6", "0.2", "3", "9", "", "3", "9", ""), ("", "0.0", "", "", "", "2", "8", ""))
+    curve = [dict(zip(columns, row)) for row in values]
+    for singular in (0, 1):
+        fid = {"scene": {"standard": {"infinity_singular": 1 - singular}}}
+        inception = {"inception2048": {"standard": {"infinity_singular": singular}}}
+        chart = page.fid_chart(curve, fid | inception)
+        assert "inception2048 features" in chart["text"]
+        assert ("far too high" in chart["text"]) == bool(singular)
+        assert "eal vs. real" not in chart["text"] + chart["svg"], "too few training tiles"
+    assert "scene features" in page.fid_chart(curve, fid)["text"]
 
 
 # Charts and pictures -----------------------------------------------------------------------------

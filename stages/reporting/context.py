@@ -26,6 +26,7 @@ class RunContext:
     class_counts: dict[str, dict[str, int]]  # class that is used -> {prompts, images, real}
     unused_classes: list[str]  # those of 0 prompts
     near_duplicates: dict[str, int]  # groups, train_test, excluded_from_test
+    trained_judge: bool  # the scene classifier was trained on this run's training tiles
 
     def is_embedded(self, role: str) -> bool:
         """Whether an input is the tiny one that this repository renders or trains itself."""
@@ -39,7 +40,10 @@ class RunContext:
 
 
 def read_context(
-    tuned: list[dict], synthetic: list[dict], classes: dict[str, list[str]]
+    tuned: list[dict],
+    synthetic: list[dict],
+    classes: dict[str, list[str]],
+    trained_judge: bool,
 ) -> RunContext:
     """Collect the context of this run from data/, models/ and metrics/plots.
 
@@ -47,6 +51,7 @@ def read_context(
         tuned: rows of data/samples/tuned, without images.
         synthetic: rows of data/synthetic, without images.
         classes: those of the params that are used.
+        trained_judge: whether the scene classifier was trained on the training tiles.
     """
     counts = _read_class_counts()
     sources = {
@@ -63,6 +68,7 @@ def read_context(
         class_counts={name: counts[name] for name in classes},
         unused_classes=[name for name in counts if name not in classes],
         near_duplicates=read_json("data/imagery/REPORT.json").get("near_duplicates", {}),
+        trained_judge=trained_judge,
     )
 
 

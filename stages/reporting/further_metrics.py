@@ -30,7 +30,8 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         "Real tiles: the same metric of held-out real tiles. Trained on real tiles: the same "
         f"network, trained on {real_tiles}. Real vs. real and base model: as above. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
-        "tiles are; a generator that copies nothing scores the expected share on average. "
+        "tiles are (for the synthetic set: of tiles in its mix of classes); a generator that "
+        f"copies nothing scores the expected share on average. {unexpected_note(metrics['images'])}"
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"
         "Groups of near-duplicates in both the training and the test split: "
         f"{near_duplicates.get('train_test', 0)}; test tiles excluded for that: "
@@ -121,10 +122,22 @@ def near_copy_rows(images: dict) -> list[Row]:
                     f"images.{space}.{image_set}.memorized",
                     f"Near-copies of training images, {IMAGE_SETS[image_set]}, {described}",
                     values,
-                    references={"expected without copies": values["memorized_expected"]},
+                    references={"expected without copies": values["memorized_expected"]}
+                    if "memorized_expected" in values
+                    else None,
                 )
             )
     return rows
+
+
+def unexpected_note(images: dict) -> str:
+    """Say where the expected share of near-copies isn't known. images: metrics/images.json."""
+    if "memorized_expected" in images["pixels"]["synthetic"]:
+        return ""
+    return (
+        "**That share isn't known for the synthetic set**: too few held-out tiles show its classes "
+        "in its mix, so it was compared with all of them. "
+    )
 
 
 def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> list[Row]:
@@ -171,12 +184,20 @@ def artifacts_note(artifacts: dict) -> str:
     Args:
         artifacts: `compression_artifacts` of metrics/images.json, image set -> values.
     """
-    sentences = [
-        f"**Compression, resizing or blur differs between the {IMAGE_SETS[image_set]} and the "
-        f"real tiles**: {values['detail_ratio']:.2f} times the finest detail of real tiles, "
-        f"blocking at 8 px {values['blocking']:.2f} (real: {values['blocking_real']:.2f}); every "
-        "distance above includes that difference. "
-        for image_set, values in artifacts.items()
-        if values["warned"]
-    ]
+    measured = {
+        "tuned": "every distance above includes",
+        "synthetic": "its near-copies and the classifier trained on it include",
+    }
+    sentences = []
+    for image_set, values in artifacts.items():
+        if values["warned"]:
+            detail = ""  # real tiles of one color have none
+            if "detail_ratio" in values:
+                detail = f"{values['detail_ratio']:.2f} times the finest detail of real tiles, "
+            sentences.append(
+                "**Compression, resizing or blur differs between the "
+                f"{IMAGE_SETS[image_set]} and the real tiles**: {detail}"
+                f"blocking at 8 px {values['blocking']:.2f} (real: {values['blocking_real']:.2f}); "
+                f"{measured[image_set]} that difference. "
+            )
     return "".join(sentences)

@@ -42,6 +42,7 @@ class Assessment(NamedTuple):
     """The scene classifier's answers on N synthetic images, in the order of data/synthetic."""
 
     scenes: list[str]  # the most likely one of each
+    known: np.ndarray  # bool [N]: the classifier knows a scene of its class; else it can't judge
     probability: np.ndarray  # [N] of the scenes of its class, together
     agrees: list[bool]  # the most likely scene is one of its class
     distance: np.ndarray  # [N] to the nearest training tile, in features of the classifier
@@ -71,6 +72,7 @@ def assess(labels: list[str], scenes: list[str], classes: dict[str, list[str]]) 
     closer = np.searchsorted(np.sort(test_distance), distance, side="right")
     return Assessment(
         scenes=[scenes[i] for i in most_likely],
+        known=np.array([any(outputs[label]) for label in labels]),
         probability=(probabilities * of_class).sum(1),
         agrees=[bool(row[i]) for row, i in zip(of_class, most_likely)],
         distance=distance,
@@ -83,6 +85,9 @@ class Gallery:
     """Collect the pictures of the page. One that stands in several places is stored once.
 
     Attributes:
+        judged: number of synthetic images that the classifier can judge.
+        unjudged: classes of the others in alphabetical order: it knows no scene of them. Both are
+            empty where it selected the images.
         items: address of a picture -> what the page tells of it. All values are text: JavaScript
             would round a 63-bit seed.
     """
@@ -107,6 +112,10 @@ class Gallery:
         self.class_of = {scene: label for label, scenes in classes.items() for scene in scenes}
         self.synthetic = synthetic
         self.assessment = assessment
+        known = [] if assessment is None else assessment.known.tolist()
+        self.judged = sum(known)
+        unjudged = {row["label"] for row, is_known in zip(synthetic, known) if not is_known}
+        self.unjudged = sorted(unjudged)
         self.training_files = [row["filename"] for row in read_rows(TRAINING, ["filename"])]
         passages = pq.read_table(PASSAGES, columns=["paper", "title"]).to_pydict()
         self.paper_titles = dict(zip(passages["paper"], passages["title"]))
@@ -149,13 +158,14 @@ class Gallery:
 
     def add_verdict(self, item: dict, number: int, assessment: Assessment) -> None:
         """Add to an item what the classifier says of that synthetic image, and its nearest tile."""
-        agrees = assessment.agrees[number]
-        item["agrees"] = agrees
-        item["facts"]["predicted scene"] = (
-            f"{assessment.scenes[number]} "
-            f"({'agrees' if agrees else 'disagrees'} with its class, which has probability "
-            f"{assessment.probability[number]:.0%})"
-        )
+        if assessment.known[number]:
+            agrees = assessment.agrees[number]
+            item["agrees"] = agrees
+            item["facts"]["predicted scene"] = (
+                f"{assessment.scenes[number]} "
+                f"({'agrees' if agrees else 'disagrees'} with its class, which has probability "
+                f"{assessment.probability[number]:.0%})"
+            )
         item["nearest"] = self.nearest_tile(
             int(assessment.training_row[number]),
             assessment.distance[number],
@@ -220,11 +230,12 @@ class Gallery:
     def best_and_worst(self) -> dict[str, list[dict]]:
         """Add the synthetic images whose class the classifier finds most and least probable.
 
-        Of images that it selected, none: {}.
+        {} where there are none: it selected the images, or knows no scene of any class.
         """
-        if self.assessment is None:
+        if self.assessment is None or not self.assessment.known.any():
             return {}
-        ascending = [int(i) for i in np.argsort(self.assessment.probability, kind="stable")]
+        order = np.argsort(self.assessment.probability, kind="stable")
+        ascending = [int(i) for i in order if self.assessment.known[i]]
         return {
             "worst": [self.synthetic_item(number) for number in ascending[:EXTREMES]],
             "best": [self.synthetic_item(number) for number in ascending[::-1][:EXTREMES]],

@@ -65,7 +65,7 @@ def measured_on(
         **prompt_groups(metrics, context, {label: words[label] for label in classes}),
         **training_groups(metrics["diffusion"], context, encode, finetune_sd),
         **distance_groups(metrics, context, test | captions),
-        **image_groups(metrics, context, test, train),
+        **image_groups(metrics, context, test, train, mapping),
         **selection_groups(metrics["select"], context),
         **agreement_groups(metrics, context, test | captions, mapping),
         **classifier_groups("lulc", selection.SYNTHETIC, metrics, context, test | mapping, train),
@@ -216,9 +216,17 @@ def hash_extractor(name: str, context: RunContext) -> str:
 
 
 def image_groups(
-    metrics: dict[str, dict], context: RunContext, test: dict, train: dict
+    metrics: dict[str, dict], context: RunContext, test: dict, train: dict, mapping: dict
 ) -> dict[str, dict]:
-    """Describe metrics/images.json. test, train: identify the real test and training tiles."""
+    """Describe metrics/images.json.
+
+    Args:
+        metrics: file name without `.json` -> content of metrics/*.json.
+        context: what identifies the run.
+        test: identifies the real test tiles.
+        train: identifies the real training tiles.
+        mapping: identifies the scenes of each class.
+    """
     images = metrics["images"]
     shared = {
         **test,
@@ -231,8 +239,15 @@ def image_groups(
             group = shared | {"n": images["pixels"][image_set]["n"]}
             if space != "compression_artifacts":
                 group |= train | {"extractor": hash_extractor(space, context)}
+            if space != "compression_artifacts" and image_set == "synthetic":
+                # Judged by test tiles in its mix of classes.
+                group |= mapping | images_per_class(context)
             groups[f"images.{space}.{image_set}"] = group
     return groups
+
+
+def images_per_class(context: RunContext) -> dict[str, dict[str, int]]:
+    return {"images_per_class": dict(sorted(context.labels.items()))}
 
 
 def agreement_groups(
@@ -253,7 +268,7 @@ def agreement_groups(
             **mapping,
             **by_scene,
             "n": agreement["class_agreement_n"],
-            "images_per_class": dict(sorted(context.labels.items())),
+            **images_per_class(context),
         }
     if "clip_score" in agreement:
         by_clip = shared | {"extractor": hash_extractor("clip", context)}

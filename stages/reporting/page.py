@@ -35,7 +35,7 @@ SUMMARY = {
 # What the cards judge their numbers by: title of a reference -> its meaning.
 REFERENCES = {
     "real vs. real": "held-out real tiles against training tiles, the floor: a perfect generator "
-    "would score about that",
+    "would score about that{judge}",
     "its 95 % PI": "the interval in which that floor would lie for other tiles",
     "base model": "the model before fine-tuning",
     "real tiles": "the same measure of held-out real tiles",
@@ -60,6 +60,9 @@ def write_page(
     rows = {row.key: row for table in tables for row in table.rows}
     summary = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
     real_tiles = count_real_tiles(metrics["classify_lulc"], metrics["ceiling_lulc"])
+    judge = ""
+    if variables["context"].trained_judge:
+        judge = ", or better: the scene classifier was trained on these training tiles"
     writers = sorted({item["writer"] for item in items.values() if "writer" in item})
     filters = {
         "format_number": format_number,
@@ -74,7 +77,7 @@ def write_page(
         items=items,
         summary=[(summary_texts(row), title) for row, title in summary],
         references={
-            name: meaning.format(real_tiles=real_tiles)
+            name: meaning.format(real_tiles=real_tiles, judge=judge)
             for name, meaning in REFERENCES.items()
             if any(name in row.references for row, _ in summary)
         },
@@ -128,7 +131,7 @@ def build_charts(
     """
     return [
         agreement_chart(plots["caption_agreement_by_scene"]),
-        fid_chart(plots["fid_curve"]),
+        fid_chart(plots["fid_curve"], metrics["fid"]),
         diffusion_chart(plots["diffusion_loss"]),
         language_model_chart(plots["llm_loss"]),
         accuracy_chart(plots["accuracy_by_class_lulc"], metrics["classify_lulc"]["seeds"]),
@@ -162,10 +165,21 @@ def agreement_chart(rows: list[dict]) -> dict:
     }
 
 
-def fid_chart(rows: list[dict]) -> dict:
+def fid_chart(rows: list[dict], fid: dict) -> dict:
+    """Draw the FID curves. fid: metrics/fid.json; the curves are Inception's where it has them."""
     title = "FID by the number of images"
+    extractor = "inception2048" if "inception2048" in fid else "scene"
     columns = {"tuned": "tuned", "base": "base", "real vs. real": "floor"}
     measured = [row for row in rows if row["images"]]
+    text = f"FID of subsets, {extractor} features, over one by their size. The fitted lines meet "
+    text += "the left edge at the FID of infinitely many images."
+    if fid[extractor]["standard"].get("infinity_singular"):
+        text += " Here that is far too high: half of the images are not more than the features' "
+        text += "dimensions."
+    if any(row["floor"] for row in measured):
+        text += " Real vs. real: held-out real images against training images."
+    else:  # fewer training tiles than images
+        del columns["real vs. real"]
     # A curve of one size, of 2 or 3 test tiles, has no line: matplotlib draws nothing of NaN.
     lines = {
         label: [float(row[f"{column}_line"] or "nan") for row in rows]
@@ -182,9 +196,7 @@ def fid_chart(rows: list[dict]) -> dict:
     )
     return {
         "title": title,
-        "text": "FID of subsets, over one by their size. The fitted lines meet the left edge at "
-        "the FID of infinitely many images. Real vs. real: held-out real images against "
-        "training images.",
+        "text": text,
         "svg": Markup(svg),
     }
 

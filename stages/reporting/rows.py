@@ -149,5 +149,7 @@ def to_markdown(tables: list[Table], scale: str) -> str:
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
         if table.note:
-            lines += ["**".join(map(escape_markdown, table.note.split("**"))), ""]
+            # The bold mark is two stars, which escaping would show; spaces around it stay.
+            marked = table.note.replace("**", "\0")
+            lines += [escape_markdown(marked).replace("\0", "**"), ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -277,12 +277,18 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
     rows.append(diffusion_loss_row(diffusion, context))
     note = (
         "Lower is better. "
-        "Real vs. real: held-out real tiles against as many real training tiles; "
-        "95 % PI: prediction interval, where 95 % of other samples of real tiles put that value. "
+        "Real vs. real: held-out real tiles against as many real training tiles, where there are "
+        "so many; 95 % PI: prediction interval, where 95 % of other samples of real tiles put that "
+        "value. "
         "Base model: before fine-tuning. "
         "The FID of a few hundred images depends on their number as much as on the model. "
         f"Images are resized, antialiased, before the features: {describe_resizes(fid)}."
     )
+    if context.trained_judge:
+        note += (
+            " **In scene features, real vs. real is worse than a perfect generator**: the scene "
+            "classifier was trained on these training tiles. Other features are not affected."
+        )
     return Table("Table 3: metrics of the generated images", rows, note + padding_note(fid))
 
 
@@ -371,11 +377,14 @@ def padding_note(fid: dict) -> str:
         plain = protocols.get("paper", {})
         padded = protocols.get("paper_padded", {})
         if "fid" in plain and "fid" in padded:
-            sentences.append(
+            sentence = (
                 f" Padding the real tiles with black alone moves the FID ({extractor} features) "
-                f"from {format_number(plain['fid'])} to {format_number(padded['fid'])}; real "
-                f"training tiles without padding score {format_number(padded['fid_floor'])} there."
+                f"from {format_number(plain['fid'])} to {format_number(padded['fid'])}"
             )
+            if "fid_floor" in padded:
+                floor = format_number(padded["fid_floor"])
+                sentence += f"; real training tiles without padding score {floor} there"
+            sentences.append(f"{sentence}.")
     return "".join(sentences)
 
 
