@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load, save
 
 from stages.common import model_folder
-from stages.common.artifacts import IMAGE, encode_png, write_shards
+from stages.common.artifacts import IMAGE, encode_png, read_json, write_shards
 from stages.common.rounding import interval_decimals
 from stages.params import read
 from stages.publishing import card
@@ -341,6 +341,44 @@ def test_a_hosted_prompt_writer_is_an_input_without_a_known_license(
     assert ("| prompt writer |" in made.text) == (writer == "openai")
 
 
+def test_the_card_of_a_classifier_has_the_inputs_of_its_training_set(run, monkeypatch):
+    """A license of theirs may apply to it, too; and it says whose weights and means it has."""
+    monkeypatch.chdir(run)
+    prompt = read()["prompt"] | {"writer": "openai"}
+    monkeypatch.setattr(card, "read", lambda: read() | {"prompt": prompt})
+    embedded = {"source": "embedded"}
+    monkeypatch.setattr(
+        card, "read_json", lambda path: embedded if "SOURCE" in path else read_json(path)
+    )
+    made = {name: card.make_card(REPOSITORIES[name], "abc", {}) for name in REPOSITORIES}
+    assert made["lulc-synthetic"].data.license == made["lulc-classifier"].data.license == "other"
+    assert made["remote-diffusion"].data.license == "mit"
+    seeds = read_json("metrics/classify_lulc.json")["seeds"]
+    assert ("first of" in made["lulc-classifier"].text) == (seeds > 1)
+    assert "first of 3 classifiers; the accuracies are means" in card.describe_weights(3)
+    assert card.describe_weights(1) == ""
+    assert not [name for name in made if "{" in made[name].text.split("## ")[0]]
+
+
+def test_the_card_of_a_selected_set_says_how_it_was_selected(run, monkeypatch):
+    monkeypatch.chdir(run)
+    kept = {"kept": 10, "unknown_scenes": 0}
+    selected = {"drawn": 90, "kept": 20, "per_class": {}}
+    selected["per_class"] = {"Lake": kept, "Parking": kept | {"unknown_scenes": 1}}
+    monkeypatch.setattr(card, "read", lambda: {"generate": {"keep": {"draw": 3}}})
+    monkeypatch.setattr(card, "read_json", lambda path: selected)
+    text = card.describe_selection(("classes",), {"Lake": ["lake"], "Parking": [], "Snow": []})
+    assert "Of 90 synthetic images drawn, 20 are kept" in text and "differ most" in text
+    assert "no scene of Parking: " in text and "No image is left of Snow." in text
+
+
+def test_a_card_says_that_the_judge_knows_the_tiles_of_the_floor(dry):
+    """In this run it was trained on them (train_scene.source: scratch)."""
+    for name, said in (("remote-diffusion", True), ("lulc-classifier", False)):
+        text = (dry / name / "README.md").read_text()
+        assert ("the scene classifier was trained" in text) == said
+
+
 def test_no_published_file_names_a_local_folder_or_host(dry):
     files = read_files(dry)
     for words in ("some body", "My Drive", "secret", "vllm.internal"):
@@ -409,6 +447,7 @@ def make_run_folder(folder: Path, source: str) -> Path:
     folder.mkdir(exist_ok=True)
     params = yaml.safe_load(smoke_params())
     params["fetch_model"]["diffusion"] = source
+    params["encode"]["base_domain"] = "none"
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     return folder
 

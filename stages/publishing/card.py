@@ -13,7 +13,7 @@ from stages.common.markdown import code_span, escape_markdown
 from stages.common.rounding import format_decimals, interval_decimals
 from stages.params import read, slug
 from stages.publishing.pixel_values import describe_pixel_values
-from stages.publishing.repositories import EVALUATION_DATA, Metric, Repository
+from stages.publishing.repositories import EVALUATION_DATA, FID, Metric, Repository
 
 TEMPLATE = Path(__file__).parent / "card.md"
 # Input of a run -> the folder whose SOURCE.json names its source.
@@ -53,7 +53,7 @@ def make_card(
     license = "mit" if all_embedded else "other"  # other: the hub's word for "read the card"
     sections = {
         "title": repository.title,
-        "about": repository.about,
+        "about": repository.about.format(weights=describe_weights(scores["seeds"])),
         "use": repository.use.format(real_tiles=count_real_tiles(scores, ceiling)),
         "limits": repository.limits + describe_selection(repository.params, classes),
         "misuse": repository.misuse,
@@ -62,6 +62,9 @@ def make_card(
         "params": quote_params(repository.params),
         "scale": hide_local_folders(read_json("metrics/context.json")["scale"]),
         "metric_rows": [format_metric(metric) for metric in measured_metrics(repository)],
+        "judge_knows_floor": (
+            FID in repository.metrics and read()["train_scene"]["source"] == "scratch"
+        ),
         "pixel_values": quote_pixel_values() if "imagery" in repository.inputs else "",
         "input_rows": [
             format_input(name, source)
@@ -104,6 +107,16 @@ def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
     ]
 
 
+def describe_weights(seeds: int) -> str:
+    """Say which of the classifiers of several seeds is published; "" where there is one."""
+    if seeds == 1:
+        return ""
+    return (
+        f" The weights are those of the first of {seeds} classifiers; the accuracies are means "
+        "over all of them."
+    )
+
+
 def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]]) -> str:
     """Say how the synthetic images were selected, where a repository depends on that; else "".
 
@@ -115,13 +128,21 @@ def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]])
         return ""
     selected = read_json("metrics/select.json")
     note = (
-        f" Of {selected['drawn']} synthetic images drawn, {selected['kept']} are kept: those in "
-        "which a scene classifier of real tiles saw their class, without near-duplicates. They are "
-        "no sample of what the model draws, and that classifier can't measure them."
+        f" Of {selected['drawn']} synthetic images drawn, {selected['kept']} are kept: of those in "
+        "which a scene classifier of real tiles saw their class, without near-duplicates, the ones "
+        "that differ most. They are no sample of what the model draws, and that classifier can't "
+        "measure them."
     )
-    empty = [name for name in classes if not selected["per_class"].get(slug(name), {}).get("kept")]
+    counts = {name: selected["per_class"].get(slug(name), {}) for name in classes}
+    unjudged = [escape_markdown(name) for name in classes if counts[name].get("unknown_scenes")]
+    if unjudged:
+        note += (
+            f" It knows no scene of {', '.join(unjudged)}: that their images show their class was "
+            "not checked."
+        )
+    empty = [escape_markdown(name) for name in classes if not counts[name].get("kept")]
     if empty:
-        note += f" No image is left of {', '.join(map(escape_markdown, empty))}."
+        note += f" No image is left of {', '.join(empty)}."
     return note
 
 

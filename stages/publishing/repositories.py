@@ -30,7 +30,7 @@ class Repository:
     type: Literal["dataset", "model"]
     path: str  # the output that is published
     title: str
-    about: str
+    about: str  # {weights}: of `describe_weights`
     use: str  # what it is for, and what it is not for; {real_tiles}: of `count_real_tiles`
     limits: str
     misuse: str  # what harm it can do, and how its images are marked; "" where it has none
@@ -39,6 +39,15 @@ class Repository:
     metrics: tuple[Metric, ...]
     card_data: dict[str, Any]  # further arguments of DatasetCardData or ModelCardData
 
+
+SYNTHETIC_INPUTS = (
+    "imagery",
+    "papers",
+    "diffusion model",
+    "language model",
+    "prompt writer",
+    "passage embedder",
+)
 
 SYNTHETIC_LIMITS = (
     "The images are synthetic: no place on Earth looks like this, there is no location and no "
@@ -79,14 +88,7 @@ REPOSITORIES = {
         limits=SYNTHETIC_LIMITS + " There is one split: hold real images out to test on.",
         misuse=MISUSE,
         params=("seed", "classes", "prompt", "generate", "sampling"),
-        inputs=(
-            "imagery",
-            "papers",
-            "diffusion model",
-            "language model",
-            "prompt writer",
-            "passage embedder",
-        ),
+        inputs=SYNTHETIC_INPUTS,
         metrics=(FID, CAPTION_AGREEMENT, ACCURACY_ON_SYNTHETIC, ACCURACY_ON_REAL),
         card_data={
             "pretty_name": "Synthetic land use and land cover",
@@ -152,13 +154,13 @@ REPOSITORIES = {
         path="models/classifier/lulc",
         title="Land-cover classifier trained on synthetic images",
         about="An image classifier of land-cover classes that saw synthetic images only in "
-        "training. `config.json` has the timm architecture, classes and normalization.",
+        "training. `config.json` has the timm architecture, classes and normalization.{weights}",
         use="A measurement of the synthetic data set, not a product: compare its accuracy on real "
         "tiles with the ceiling, that of the same network trained on {real_tiles}.",
         limits=SYNTHETIC_LIMITS + " A classifier trained on them inherits all of that.",
         misuse="",
         params=("seed", "classes", "classifier"),
-        inputs=("imagery", "papers", "diffusion model", "classifier's first weights"),
+        inputs=(*SYNTHETIC_INPUTS, "classifier's first weights"),
         metrics=(
             ACCURACY_ON_REAL,
             ACCURACY_ON_SYNTHETIC,
