@@ -70,6 +70,14 @@ def remove_tensor(part, tensor):
     return spoil
 
 
+def add_token(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / BASE / "tokenizer")
+    tokenizer.add_tokens(["satx"])
+    tokenizer.save_pretrained(folder / BASE / "tokenizer")
+
+
 def make_tiles_of_30_pixels(folder):
     shutil.rmtree(folder / "data/imagery")
     make_imagery(folder / "data/imagery", {"train": 2, "valid": 2}, size=30)
@@ -144,6 +152,20 @@ FAULTS = [
         fill_tensor("vae", "encoder.conv_in.bias", float("nan")),
         {},
         [f"{BASE}/vae: ", "encoder.conv_in.bias", "NaN"],
+    ),
+    (
+        encode,
+        fill_tensor("vae", "encoder.conv_in.bias", 1.0e38),
+        {},
+        ["data/imagery/train: ", ".png: ", "encode.precision fp32"],
+    ),
+    (encode, add_token, {}, [f"{BASE}: ", "satx"]),
+    (sample, add_token, {}, [f"{BASE}: ", "satx"]),
+    (
+        finetune_sd,
+        set_config("scheduler/scheduler_config.json", **ZERO_SNR_BASE),
+        {"finetune_sd": {"min_snr_gamma": 5.0}},
+        ["finetune_sd.min_snr_gamma: ", f"{BASE}/scheduler", "rescale_betas_zero_snr"],
     ),
     (
         finetune_sd,

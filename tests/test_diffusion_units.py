@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stages.diffusion import checkpoints, from_scratch
+from stages.common.artifacts import read_json, write_json
+from stages.diffusion import checkpoints, from_scratch, models
 from stages.diffusion.caption_embeddings import CachedEmbeddings
 from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
@@ -333,6 +334,18 @@ def four_threads():
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(before)
+
+
+def test_dropout_of_the_base_is_off_in_training(tmp_path):
+    unet = from_scratch.make_unet([32, 64], 4, 8, 16)
+    unet.save_pretrained(tmp_path / "unet")
+    config = read_json(tmp_path / "unet/config.json")
+    write_json(tmp_path / "unet/config.json", config | {"dropout": 0.5})
+    unet = models.load_trainable_unet(tmp_path, "full", 0)
+    x, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
+    with torch.no_grad():
+        first, second = (unet(x, torch.tensor([500]), text).sample for _ in range(2))
+    assert unet.training and torch.equal(first, second)
 
 
 def test_the_rms_distance_of_latents_is_that_of_random_pairs():

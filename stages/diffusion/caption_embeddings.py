@@ -17,6 +17,7 @@ from stages.common.artifacts import read_json
 from stages.diffusion import models
 from stages.diffusion.latents import memory_map
 from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import check_vocabulary
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 HOW = "captions.json"  # in data/latents, where captions are not embedded there
@@ -40,6 +41,7 @@ class CaptionEncoder:
     def __init__(self, model: Path, precision: str, batch_size: int, device: torch.device) -> None:
         self.tokenizer = models.load_tokenizer(model)
         self.text_encoder: Any = models.load(model, "text_encoder").to(device)
+        check_vocabulary(model, self.tokenizer, self.text_encoder)
         self.length = models.context_length(self.tokenizer, self.text_encoder)
         self.width: int = self.text_encoder.config.hidden_size
         self.precision = precision

@@ -127,13 +127,13 @@ class VaeEncoder:
             return self.vae.encode(x).latent_dist
 
     def posteriors(self, pixels: np.ndarray, variants: int) -> dict[str, np.ndarray]:
-        """Mean and logvar, float32 [B, V, C, h, w], of the first `variants` flips and rotations."""
+        """Mean and logvar, float16 [B, V, C, h, w], of the first `variants` flips and rotations."""
         means = []
         logvars = []
         for variant in range(variants):
             posterior = self.posterior(pixels, variant)
-            means.append(posterior.mean.float().cpu().numpy())
-            logvars.append(posterior.logvar.float().cpu().numpy())
+            means.append(posterior.mean.half().cpu().numpy())
+            logvars.append(posterior.logvar.half().cpu().numpy())
         return {"mean": np.stack(means, 1), "logvar": np.stack(logvars, 1)}
 
 
@@ -183,6 +183,7 @@ def encode_images(
                 continue
             pixels = _read_pixels(group, blank, images)
             posteriors = _encode_group(encoder, pixels, variants, chunks)
+            _exit_if_not_finite(posteriors, group, images, encoder.precision)
             for name, array in arrays.items():
                 array[begin : begin + len(group)] = posteriors[name][: len(group)]
     for array in arrays.values():
@@ -234,6 +235,19 @@ def _encode_group(
         name: np.concatenate([posteriors[name] for posteriors in by_chunk])
         for name in ("mean", "logvar")
     }
+
+
+def _exit_if_not_finite(
+    posteriors: dict[str, np.ndarray], group: list[dict], images: Path, precision: str
+) -> None:
+    """Exit with an error that names the first image whose posterior is NaN or infinite."""
+    for array in posteriors.values():
+        finite = np.isfinite(array[: len(group)]).all(axis=(1, 2, 3, 4))  # [B]
+        if not finite.all():
+            exit_with_error(
+                f"{images}: {group[finite.argmin()]['filename']}: its latents are NaN or infinite "
+                f"in encode.precision {precision}: try bf16 or fp32"
+            )
 
 
 def _is_own_group(begin: int, batch_size: int, state: PartialState) -> bool:

@@ -200,11 +200,15 @@ def load_trainable_unet(folder: str | Path, method: str, seed: int) -> Any:
     """Load the UNet for training.
 
     Method "full" trains all its weights; "lora" trains a low-rank update of its attention layers
-    (Hu et al. 2022), initialized from `seed`.
+    (Hu et al. 2022), initialized from `seed`. Dropout that its config asks for is off.
     """
     import torch
 
     unet = load(folder, "unet").train()
+    # With dropout, the same step of a resumed run, or of other chunks, would differ.
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
     if method == "full":
         return unet.requires_grad_(True)
     from peft import LoraConfig

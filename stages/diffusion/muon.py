@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(weight)
             state["exp_avg_sq"] = torch.zeros_like(weight)
-        state["step"] += 1
+        state["step"] = state["step"].cpu() + 1  # of a checkpoint, it may be on the GPU
         state["exp_avg"].lerp_(gradient, 1 - BETAS[0])
         state["exp_avg_sq"].lerp_(gradient.square(), 1 - BETAS[1])
         mean = state["exp_avg"] / (1 - BETAS[0] ** state["step"])

@@ -31,6 +31,7 @@ from stages.params import Sampling
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
@@ -82,6 +83,7 @@ class Sampler:
         self.vae = self._prepare(models.load(folder, "vae"))
         self.tokenizer = models.load_tokenizer(folder)
         self.text_encoder = models.load(folder, "text_encoder").to(device)
+        check_vocabulary(folder, self.tokenizer, self.text_encoder)
         self.scheduler = models.load_scheduler(folder, sampling.scheduler)
         self.scaling_factor = models.scaling_factor(folder)
         latent_size = sampling.resolution // factor
