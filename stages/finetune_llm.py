@@ -57,12 +57,13 @@ def main() -> None:
     train_ids = tokens.encode(train_texts, tokenizer)
     sequences = make_sequences(train_ids, config, seed)
     document_ids = [tokens.encode(texts, tokenizer) for texts in documents]
+    start = tokens.start_ids(tokenizer)
 
     # Measure the base model before LoRA wraps it.
     base = lora.load_base(BASE, config.quantization)
     check_vocabulary(BASE, tokenizer, base)
     refuse_long_context(base, config.context)
-    base_losses = document_losses(base, document_ids, config.context)  # [documents, 2]
+    base_losses = document_losses(base, document_ids, config.context, start)  # [documents, 2]
     if documents and not math.isfinite(perplexity(base_losses)):
         exit_with_error(
             f"{BASE}: its perplexity is NaN or inf before any training: its weights are too large "
@@ -79,7 +80,7 @@ def main() -> None:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with resume_folder("finetune_llm", run_fingerprint(config, seed)) as folder:
         loss_log = lora.train(model, sequences, pad, config, seed, folder)
-        losses = document_losses(model, document_ids, config.context)  # [documents, 2]
+        losses = document_losses(model, document_ids, config.context, start)  # [documents, 2]
 
         metrics = perplexity_metrics(losses, base_losses, documents) if documents else {}
         metrics |= {

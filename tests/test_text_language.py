@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from stages.common.artifacts import read_json
 from stages.common.rng import rng
@@ -67,6 +68,50 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
     assert perplexity.perplexity(losses) == pytest.approx(32, rel=1e-5)
     # The first token of each window and the end tokens are not scored: 9 - 1 - 2, and 41 - 3 - 1.
     assert losses[:, 1].tolist() == [6, 37]
+
+
+def test_a_tokenizer_that_begins_texts_with_a_token_does_so_in_training_and_scoring():
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: i for i, word in enumerate(["</s>", "<s>", "a", "lake"])}
+    fast = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "a"}
+    plain = PreTrainedTokenizerFast(tokenizer_object=fast, **names)
+    assert tokens.encode(["a lake"], plain) == [[2, 3, 0]] and tokens.start_ids(plain) == []
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, **names)
+    assert tokens.start_ids(tokenizer) == [1]
+    assert tokens.encode(["a lake", "a"], tokenizer) == [[1, 2, 3, 0], [1, 2, 0]]
+
+    # All tokens but these are scored, each behind the start or another one: 40 and 2.
+    seen = []
+    model = tiny_phi(32)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"][0]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.zero_()
+    documents = [[[1] + [5] * 40 + [EOS]], [[1, 5, 6, EOS]]]
+    losses = perplexity.document_losses(model, documents, 16, [1])
+    assert losses[:, 1].tolist() == [40, 2]
+    assert all(len(window) <= 16 and window[0] == 1 for window in seen)
+
+
+def test_the_batch_does_not_grow_with_the_number_of_gpus(tmp_path, monkeypatch):
+    from transformers import TrainingArguments
+
+    from stages.params import load
+    from stages.text import lora
+
+    config = load(REPOSITORY / "params.yaml").finetune_llm
+    monkeypatch.setattr(TrainingArguments, "_n_gpu", 4, raising=False)  # of a process that sees 4
+    assert lora._training_arguments(config, 0, tmp_path).train_batch_size == config.batch_size
 
 
 def test_interval_of_equally_long_documents_is_students():

@@ -250,7 +250,7 @@ def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
     from transformers import TrainingArguments
 
     has_gpu = torch.cuda.is_available()
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
@@ -269,3 +269,6 @@ def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
         disable_tqdm=not sys.stderr.isatty(),
         dataloader_pin_memory=has_gpu,
     )
+    if arguments.n_gpu > 1:  # Trainer would multiply the batch by the number of GPUs
+        arguments._n_gpu = 1
+    return arguments

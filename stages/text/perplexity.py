@@ -1,6 +1,7 @@
 """Token-weighted perplexity on held-out documents, with Student's interval over documents."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,38 +10,48 @@ from scipy.special import stdtrit
 MAX_EXPONENT = 709  # exp of more overflows a float
 
 
-def document_losses(model: Any, documents: list[list[list[int]]], context: int) -> np.ndarray:
+def document_losses(
+    model: Any, documents: list[list[list[int]]], context: int, start: Sequence[int] = ()
+) -> np.ndarray:
     """Return the sum of next-token losses (nats) and the number of scored tokens per document.
 
     A document is read in windows of `context` tokens. The first token of a window has no
-    prediction. End-of-sequence tokens are not scored, because the base model has never seen where
-    our chunks end.
+    prediction, unless `start` is put before it. Neither these tokens nor end-of-sequence tokens are
+    scored: the base model has never seen where our chunks end.
 
     Args:
         model: a causal language model of transformers; this sets it to evaluation mode.
         documents: the token ids of each document's texts, with the end-of-sequence token last.
         context: tokens per window.
+        start: the ids with which each text begins, of `tokens.start_ids`.
 
     Returns:
         [documents, 2] float64.
     """
     model.eval()
-    return np.array([_score_document(model, texts, context) for texts in documents])
+    return np.array([_score_document(model, texts, context, list(start)) for texts in documents])
 
 
-def _score_document(model: Any, texts: list[list[int]], context: int) -> tuple[float, float]:
+def _score_document(
+    model: Any, texts: list[list[int]], context: int, start: list[int]
+) -> tuple[float, float]:
     """Return the sum of losses and the number of scored tokens of one document."""
     import torch
 
     device = next(model.parameters()).device
     stream = torch.tensor([token for text in texts for token in text], device=device)  # [tokens]
     is_scored = torch.tensor(
-        [position < len(text) - 1 for text in texts for position in range(len(text))],
+        [len(start) <= i < len(text) - 1 for text in texts for i in range(len(text))],
         device=device,
     )  # [tokens]
+    before = torch.tensor(start, dtype=stream.dtype, device=device)
+    size = context - len(start)
     loss_sum = 0.0
     count = 0.0
-    for ids, scored in zip(stream.split(context), is_scored.split(context)):  # [T] each
+    for ids, scored in zip(stream.split(size), is_scored.split(size)):  # [T] each
+        if ids[: len(start)].tolist() != start:  # the window begins within a text
+            ids = torch.cat([before, ids])
+            scored = torch.cat([torch.zeros_like(before, dtype=torch.bool), scored])
         if len(ids) < 2:
             continue
         with torch.no_grad():

@@ -1,6 +1,7 @@
 """Texts as token sequences for a causal language model.
 
-The model learns the end-of-sequence token behind each text; it never learns padding.
+The model learns the end-of-sequence token behind each text; it never learns padding. Where its
+tokenizer begins texts with a token (`<s>`, as of Llama, Mistral and Gemma), each text has that too.
 """
 
 from typing import Any
@@ -10,8 +11,14 @@ import numpy as np
 IGNORE_INDEX = -100  # torch's cross entropy skips positions with this label
 
 
+def start_ids(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts before a text: its beginning-of-sequence token, or nothing."""
+    ids = tokenizer("", verbose=False)["input_ids"]
+    return [token for token in ids if token == tokenizer.bos_token_id][:1]
+
+
 def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of each text, with one end-of-sequence token behind them.
+    """Return the token ids of each text: `start_ids`, the text, one end-of-sequence token.
 
     A special token's name in a text, such as `<|endoftext|>`, is text.
     """
@@ -20,7 +27,8 @@ def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
         "input_ids"
     ]
-    return [[*ids, tokenizer.eos_token_id] for ids in encoded]
+    start = start_ids(tokenizer)
+    return [[*start, *ids, tokenizer.eos_token_id] for ids in encoded]
 
 
 def pack(texts: list[list[int]], context: int, generator: np.random.Generator) -> list[list[int]]:
