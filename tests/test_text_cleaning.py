@@ -295,6 +295,11 @@ def test_hyphens_that_belong_to_a_word_stay():
     assert (
         clean.normalize("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
     )
+    # LaTeX's first font encoding has accents before their letters.
+    broken = "Fern´andez na¨\u0131ve Universit`a Erd˝os Fran¸cois Koneˇcn´y `an apple` ˆk"
+    assert clean.normalize(broken) == (
+        "Fernández naïve Università Erdős François Konečný `an apple` ˆk"
+    )
 
 
 def test_columns_are_put_in_order():

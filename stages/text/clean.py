@@ -18,6 +18,11 @@ INVISIBLE = re.compile(
     r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]"
 )
 
+# Accents that stand before their letter, as in PDFs of LaTeX's first font encoding: Fern´andez. A
+# grave accent at the start of a word is a quotation mark.
+ACCENTS = dict(zip("´`¨ˆ˜¸˚ˇ˝¯", "\u0301\u0300\u0308\u0302\u0303\u0327\u030a\u030c\u030b\u0304"))
+ACCENTED = re.compile(r"((?<=[^\W\d_])`|[´¨ˆ˜¸˚ˇ˝¯])([A-Za-z\u0131])")
+
 MIN_WORD_SHARE = 1 / 3  # of what stands on a page; tables have less
 # A line of prose on such a page, as a caption, has so many words, and so large a share of them.
 MIN_LINE_WORDS = 5
@@ -55,11 +60,20 @@ def normalize(line: str) -> str:
     """
     line = re.sub("\u00ad\\s*$", "-", line)
     line = INVISIBLE.sub("", line.replace("\x00", ""))
+    line = ACCENTED.sub(_compose, line)
     line = unicodedata.normalize("NFKC", line)
     # NFKC takes the vowel am of Thai and Lao apart, which nobody writes so.
     line = line.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3")
     line = line.replace("\u2010", "-").replace("\u2011", "-")
     return " ".join(line.split())
+
+
+def _compose(match: re.Match) -> str:
+    """The letter with the accent before it, as one character where there is one."""
+    accent, letter = match.groups()
+    letter = letter.replace("\u0131", "i")
+    composed = unicodedata.normalize("NFC", letter + ACCENTS[accent])
+    return composed if len(composed) == 1 else match[0]
 
 
 def clean_pages(
