@@ -75,6 +75,35 @@ def test_gpus_that_are_not_there(probe):
 
 
 @pytest.mark.parametrize(
+    "config, cpu, devices",
+    [
+        ("num_processes: 1\nuse_cpu: true\n", "true", ""),
+        ("num_processes: 1\ngpu_ids: '3'\n", None, "3"),
+        ("num_processes: 1\ngpu_ids: all\n", None, None),
+    ],
+)
+def test_one_process_sees_the_device_of_the_config(probe, config, cpu, devices):
+    (probe / "stages/encode.py").write_text(
+        "import os\n"
+        "print([os.environ.get(n) for n in ('ACCELERATE_USE_CPU', 'CUDA_VISIBLE_DEVICES')])\n"
+    )
+    assert run(probe, config).stdout == f"{[cpu, devices]}\n"
+
+
+@pytest.mark.parametrize(
+    "config, named",
+    [
+        ("num_processes: 2\ndistributed_type: DEEPSPEED\n", "DEEPSPEED"),
+        ("num_processes: 2\ndistributed_type: FSDP\nfsdp_config: {}\n", "fsdp_version 1"),
+    ],
+)
+def test_what_no_stage_runs_on_is_one_line(probe, config, named):
+    done = run(probe, config)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "default_config.yaml: " in line and named in line
+
+
+@pytest.mark.parametrize(
     "text",
     ["- nothing\n", "num_processes: two\n", "num_processes: [2]\n", "num_machines: two\n", "{"],
 )

@@ -25,6 +25,8 @@ DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
 # as OpenMP's must be made before torch is imported.
 SINGLE_PROCESS = ("train_base", "train_scene", "finetune_llm", "ceiling", "classify")
 
+DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # of accelerate
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -44,6 +46,7 @@ def launch(stage: str, arguments: list[str]) -> None:
     module = f"stages.{stage}"
     config = read_config(config_file())
     if stage in SINGLE_PROCESS or config["num_processes"] == config["num_machines"] == 1:
+        choose_device(config)
         sys.argv = [stage, *arguments]
         runpy.run_module(module, run_name="__main__")
         return
@@ -66,6 +69,15 @@ def launch(stage: str, arguments: list[str]) -> None:
     sys.exit(done.returncode)
 
 
+def choose_device(config: dict) -> None:
+    """Let this process see the device that the config names, before torch looks for any."""
+    if config["use_cpu"]:
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif config["gpu_ids"] != "all":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", config["gpu_ids"])
+
+
 def config_file() -> Path:
     """Where `accelerate config` keeps its answers."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -76,19 +88,30 @@ def config_file() -> Path:
 def read_config(path: Path) -> dict:
     """The answers of `accelerate config` that decide how a stage is started, defaults filled in.
 
-    Keys: num_processes, num_machines, use_cpu, distributed_type, mixed_precision.
+    Keys: num_processes, num_machines, use_cpu, gpu_ids, distributed_type, mixed_precision.
+    Exits with an error where the stages can't run as the config says.
     """
     try:
         answers = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return {
+        fsdp_version = int((answers.get("fsdp_config") or {}).get("fsdp_version") or 1)
+        config = {
             "num_processes": int(answers.get("num_processes") or 1),
             "num_machines": int(answers.get("num_machines") or 1),
             "use_cpu": bool(answers.get("use_cpu")),
-            "distributed_type": answers.get("distributed_type"),
+            "gpu_ids": str(answers.get("gpu_ids") or "all"),
+            "distributed_type": str(answers.get("distributed_type") or "NO"),
             "mixed_precision": str(answers.get("mixed_precision") or "no"),
         }
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
         exit_with_error(f"{path}: not an accelerate config; run `accelerate config` again")
+    kind = config["distributed_type"]
+    if kind not in DISTRIBUTED_TYPES:
+        exit_with_error(
+            f"{path}: distributed_type {kind} is not supported: {', '.join(DISTRIBUTED_TYPES)} are"
+        )
+    if kind == "FSDP" and fsdp_version != 2:
+        exit_with_error(f"{path}: fsdp_config.fsdp_version {fsdp_version}: FSDP needs version 2")
+    return config
 
 
 def check_gpu_count(config: dict) -> None:

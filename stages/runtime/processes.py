@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from accelerate import PartialState
 
 from stages.runtime.errors import exit_with_error
@@ -14,7 +15,8 @@ def process_state() -> PartialState:
     """
     # Without this argument `PartialState` ignores the variable: each process would work alone.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    state = PartialState(cpu=on_cpu)
+    # Where there is no CUDA, `PartialState` would take the GPU of a Mac, which lacks float64.
+    state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
     launched = int(
         os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1
     )
