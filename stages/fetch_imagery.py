@@ -53,7 +53,7 @@ MIN_VALID = 0.5  # share of a raster's pixels; a tile with fewer valid ones is l
 def main() -> None:
     params = load()
     config, mask = params.fetch_imagery, configured_mask(params.fetch_imagery)
-    source, resolved = open_configured_source(config, params.seed)
+    source, resolved = open_configured_source(config, params.seed, mask)
     source = cut_scenes(skip_mask_files(source, mask), config.tile, config.labels)
     skipped = SkipReport()
 
@@ -131,7 +131,9 @@ def configured_reading(config: FetchImagery, source: ImageSource, mask: Mask | N
     )
 
 
-def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource, dict[str, Any]]:
+def open_configured_source(
+    config: FetchImagery, seed: int, mask: Mask | None
+) -> tuple[ImageSource, dict[str, Any]]:
     """Open the source of the params; also returns what it resolved to, for SOURCE.json."""
     key = "fetch_imagery.source"
     resolved: dict[str, Any] = {"license": None}
@@ -164,7 +166,7 @@ def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource
                 f"{key}: {other} is not for imagery; write embedded, path:<folder or file>, "
                 "hub:<repo>[@revision] or torchgeo:<data set>"
             )
-    source = open_source(path, key, config.caption)
+    source = open_source(path, key, config.caption, mask)
     root = path if path.is_dir() else path.parent
     return source, resolved | {"files": sources.file_hashes(source.files, root)}
 

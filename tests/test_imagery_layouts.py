@@ -16,11 +16,13 @@ from test_imagery import encoded, error_of, picture, rows_of, write_params
 
 from stages import fetch_imagery
 from stages.common.artifacts import decode_image, read_json
-from stages.imagery.captions import caption_fields, usable_captions
+from stages.imagery.captions import caption_fields, caption_from_scene, usable_captions
+from stages.imagery.rasters import Mask
+from stages.imagery.readers.items import label_value, split_value
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import match_splits
-from stages.imagery.survey import choose_items, kept_items, survey_items
+from stages.imagery.survey import check_classes, choose_items, kept_items, survey_items
 from stages.imagery.torchgeo_datasets import DATASETS, open_torchgeo
 
 KEY = "fetch_imagery.source"
@@ -231,14 +233,17 @@ def test_json_of_each_split_and_other_forms_of_its_captions(tmp_path):
 @pytest.mark.parametrize("list_name", WRITERS)
 def test_a_list_names_images_as_any_system_writes_them(tmp_path, list_name):
     decomposed = unicodedata.normalize("NFD", "forêt_1.png")
-    draw(tmp_path, "images/a.png", "images/B.PNG", f"images/{decomposed}", "images/c.png")
+    draw(tmp_path, "images/a.png", "images/B.PNG", f"images/{decomposed}", "images/c.png", "d.png")
     rows = [
         {"File_Name": "images\\a.png", "Text": "first"},
         {"File_Name": "images/b.png", "Text": "case"},
         {"File_Name": "images/forêt_1.png", "Text": decomposed},
         {"File_Name": "./images/a.png", "Text": "second"},
         {"File_Name": "..\\secret.png", "Text": "outside"},
-        {"File_Name": "C:\\tiles\\a.png", "Text": "outside"},
+        {"File_Name": "C:\\tiles\\a.png", "Text": "absolute"},
+        {"File_Name": f"{tmp_path}-other/a.png", "Text": "absolute"},
+        {"File_Name": f"{tmp_path}/../a.png", "Text": "outside"},
+        {"File_Name": f"{tmp_path}/d.png", "Text": "absolute and inside"},
         {"File_Name": "gone.png", "Text": "gone"},
     ]
     WRITERS[list_name](tmp_path / list_name, rows)
@@ -247,9 +252,11 @@ def test_a_list_names_images_as_any_system_writes_them(tmp_path, list_name):
         "images/a.png": ["first", "second"],
         "images/B.PNG": ["case"],
         "images/forêt_1.png": ["forêt_1.png"],
+        "d.png": ["absolute and inside"],
     }
     assert {reason: len(names) for reason, names in skipped.items()} == {
         "file_name outside the folder": 2,
+        "absolute file_name that is not in the folder: write it relative to the list": 2,
         "listed file is missing": 1,
         f"not in {list_name}": 1,
     }
@@ -519,6 +526,56 @@ def test_labels_with_brackets_and_bars_are_names(tmp_path):
     assert [item["scene"] for item in read(tmp_path)[0].values()] == labels
 
 
+@pytest.mark.parametrize(
+    "value, label",
+    [
+        *((value, None) for value in (None, "", " ", "nan", "NA", "N/A", float("nan"))),
+        *((value, None) for value in (-1, -1.0, "-1")),
+        *((value, "2") for value in (2, 2.0, "2", "2.0", " 2")),
+        ("none", "none"),
+        (" bare land ", "bare land"),
+        (1.5, "1.5"),
+        (True, "True"),
+    ],
+)
+def test_the_class_that_a_value_names(value, label):
+    assert label_value(value) == label
+    assert split_value(value) == (None if value is True else label)
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "train.parquet"])
+def test_missing_labels_are_no_class_in_any_list(tmp_path, name):
+    labels = [0.0, float("nan"), 1.0, None, -1.0]
+    rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)]
+    if name in WRITERS:
+        draw(tmp_path, *(row["file_name"] for row in rows))
+        WRITERS[name](tmp_path / name, rows)
+    else:
+        write_table(tmp_path / name, [row | {"image": cell(i, None)} for i, row in enumerate(rows)])
+    items, skipped = read(tmp_path)
+    assert {item: row["scene"] for item, row in items.items()} == {"0.png": "0", "2.png": "1"}
+    assert skipped == {"no captions": ["1.png", "3.png", "4.png"]}
+
+
+def test_spaces_after_the_commas_of_a_list_are_no_part_of_its_values(tmp_path):
+    draw(tmp_path, "a.png", "b.png")
+    lines = ["label, file_name, split, text", 'x y, a.png, train, "a, b"', "z, b.png, test, c "]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines))
+    items, _ = read(tmp_path)
+    assert [(i["scene"], i["split"], i["captions"]) for i in items.values()] == [
+        ("x y", "train", ["a, b"]),
+        ("z", "test", ["c"]),
+    ]
+
+
+@pytest.mark.parametrize("names, split", [(("data_1", "data_2"), "data"), (("a_1", "test"), "a")])
+def test_numbered_tables_are_parts_of_one(tmp_path, names, split):
+    for i, name in enumerate(names):
+        write_table(tmp_path / f"{name}.parquet", [{"image": cell(i, f"{i}.png"), "text": "a b"}])
+    splits = [item["split"] for item in read(tmp_path)[0].values()]
+    assert splits == [split, "test" if "test" in names else split]
+
+
 def test_an_image_in_two_tables_is_kept_in_one_split(tmp_path):
     for i, split in enumerate(("train", "test")):
         rows = [
@@ -599,9 +656,19 @@ def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name,
     "name, content",
     [
         ("train.csv", "Filename,Label,ClassName\nlake/lake_1.png,0,Lake of Annual Crop"),
-        ("eurosat-train.txt", "lake_1.png\nriver_1.png"),
         ("label_map.json", '{"lake": 0, "river": 1}'),
-        ("splits.json", '{"train": ["in/lake/lake_1.png"], "val": ["in/river/river_1.png"]}'),
+        ("test_report.csv", "class,images\nlake,1\nriver,1"),
+        ("metadata.xml", "<gmd:MD_Metadata/>"),
+        (
+            "lake/lake_1.json",
+            '{"assets": {"visual": {"href": "./lake_1.png", '
+            '"type": "image/tiff; application=geotiff; profile=cloud-optimized"}}}',
+        ),
+        (
+            "lake/lake_1.json",
+            '{"stac_version": "1.0.0", "assets": {"visual": {"href": "./lake_1.png", '
+            '"title": "True color image", "description": "Bands 4, 3 and 2 of the product"}}}',
+        ),
         ("seasons.csv", "name,kind,season\nlake_1.png,lake,summer,dry\nriver_1.png,river,fall,wet"),
         ("tags.json", '{"lake_1.png": ["lake", "water"], "river_1.png": ["river"]}'),
         ("readme.txt", "Please cite the paper in which we describe the caption of each image"),
@@ -631,6 +698,43 @@ def test_lists_without_captions_do_no_harm_to_class_folders(tmp_path, name, cont
         "lake",
         "river",
     ]
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("eurosat-train.txt", "lake_1.png\nriver_1.png"),
+        ("lists/test_set.txt", "river/river_1.tif 3"),
+        ("val.csv", "id,label\nlake_1,0\nriver_1,1"),
+        ("splits.json", '{"train": ["in/lake/lake_1.png"], "val": ["in/river/river_1.png"]}'),
+        ("split.json", '{"classes": ["lake"], "test": [["river/river_1.png", 0, "a river"]]}'),
+    ],
+)
+@pytest.mark.parametrize("captions", [False, True])
+def test_a_list_of_a_split_is_not_ignored(tmp_path, name, content, captions):
+    """Unless folders or metadata.csv give the splits."""
+    images = ["lake/lake_1.png", "river/river_1.png"]
+    draw(tmp_path, *images)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(content)
+    if captions:
+        for image in images:
+            (tmp_path / image).with_suffix(".txt").write_text("seen from above")
+    assert f"{name} seems to list a split: move " in refusal(tmp_path)
+    rows = [{"file_name": image, "scene": "a", "text": "a lake"} for image in images]
+    write_csv(tmp_path / "metadata.csv", rows)
+    assert open_source(tmp_path, KEY).has_captions
+    (tmp_path / "metadata.csv").unlink()
+    draw(tmp_path, "train/lake/3.png")
+    assert open_source(tmp_path, KEY).has_captions == captions
+
+
+def test_numbers_in_a_table_about_a_split_are_no_names_of_images(tmp_path):
+    draw(tmp_path, "lake/1.png", "river/2.png")
+    (tmp_path / "test.csv").write_text("lake,1\nriver,2")
+    assert not open_source(tmp_path, KEY).has_captions
+    (tmp_path / "test.csv").write_text("1\n2")
+    assert "test.csv seems to list a split" in refusal(tmp_path)
 
 
 def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch):
@@ -677,10 +781,41 @@ def test_a_flat_folder_is_read_by_its_names_or_gets_one_caption(tmp_path, monkey
     assert "fetch_imagery.caption" in capfd.readouterr().err
     write_table(tmp_path / "table/a.parquet", [{"image": cell(i, None)} for i in range(3)])
     assert list(captions_of(tmp_path / "table", "a tile").values()) == [["a tile"]] * 3
-    assert read(tmp_path / "table")[0] == {}
+    line = refusal(tmp_path / "table")
+    assert "no classes" in line and "its columns: image;" in line
     # With class folders, it isn't needed.
     draw(tmp_path / "mixed", "lake/1.png", "river/1.png", "loose.png")
     assert captions_of(tmp_path / "mixed", "a tile") == {"lake/1.png": [], "river/1.png": []}
+
+
+def test_a_folder_of_masks_is_no_class(tmp_path):
+    draw(tmp_path, *(f"{folder}/{name}_1.png" for folder in ("x", "masks") for name in "ab"))
+    mask = Mask(None, "../masks/{stem}.png", (1,))
+    scenes = {
+        item.name: item.scene
+        for item in open_source(tmp_path, KEY, None, mask).read_items(False)
+        if item.name.startswith("x/")
+    }
+    assert scenes == {"x/a_1.png": "a", "x/b_1.png": "b"}
+    items = open_source(tmp_path, KEY, "seen from above", mask).read_items(False)
+    assert {item.captions for item in items} == {"seen from above"}
+
+
+def test_classes_that_differ_in_case_are_one_line(tmp_path):
+    draw(tmp_path, "train/Forest/1.png", "train/lake/1.png", "test/forest/2.png")
+    survey = survey_items(open_source(tmp_path, KEY), SkipReport())
+    with pytest.raises(
+        SystemExit, match="'Forest' and 'forest' have the same name .* but for case"
+    ):
+        check_classes(survey, {})
+
+
+@pytest.mark.parametrize(
+    "scene, words",
+    [("BareLand", "bare land"), ("bare_land", "bare land"), ("WaldÖdland", "wald ödland")],
+)
+def test_a_caption_has_the_words_of_the_class_name(scene, words):
+    assert caption_from_scene(scene) == f"a satellite image of {words}"
 
 
 def test_own_splits_by_their_names_and_those_that_are_not_used(tmp_path, capfd):

@@ -30,6 +30,7 @@ from stages.imagery.source_rasters import SourceRasters
 from stages.imagery.stretch import (
     MAX_SAMPLES,
     extreme_share,
+    find_gap,
     percentile_stretch,
     sample_pixels,
     to_8_bit,
@@ -354,6 +355,34 @@ def test_a_bright_pixel_changes_no_other_pixel_and_16_bit_png_and_jp2_keep_their
     assert 60 < min(brightness) and max(brightness) < 200
 
 
+@pytest.mark.parametrize(
+    "dtype, fill, scale", [("float32", -9999, 1e-4), ("int16", -9999, 0.25), ("uint16", 65535, 1)]
+)
+def test_an_undeclared_fill_value_is_one_line(tmp_path, monkeypatch, dtype, fill, scale):
+    for i in range(8):
+        values = (scene_values(i, 3) * scale).astype(dtype)
+        values[:, :2] = fill  # 6 % of the pixels
+        write_raster(tmp_path / f"in/{['forest', 'lake'][i % 2]}/{i}.tif", values)
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "in")
+    assert "fetch_imagery.stretch: auto takes " in line and f"{fill} " in line
+    assert "gdal_edit.py -a_nodata" in line
+
+
+def test_a_gap_lies_between_the_middle_of_a_stretch_and_one_of_its_ends():
+    values = np.array([[0, 40, 60, 80, 100]])
+    assert find_gap([values], [(0, 100)]) is None
+    for gap in ([[0, 60, 80, 100]], [[0, 20, 40, 100]], [[0, 100, 100]]):
+        assert find_gap([values, np.tile(values, 2)], [(0, 100)]) is None
+        assert find_gap([np.array(gap)], [(0, 100)]) == (0, 100)
+    assert find_gap([values], [(50, 50)]) is None  # of one value
+
+
+@pytest.mark.filterwarnings("error")
+def test_inf_is_stretched_without_a_warning():
+    values = np.array([[[np.inf, -np.inf, np.nan, 1.0]]])
+    assert to_8_bit(values, [(0, 1)])[0, 0, 3] == 255
+
+
 def test_a_fixed_stretch_a_divisor_and_none(tmp_path, monkeypatch):
     write_classes(tmp_path / "in", 16)
     values = {
@@ -565,6 +594,19 @@ def test_bands_by_name_and_masks_by_band_and_file(tmp_path, monkeypatch):
     assert report["skipped"]["mask of another image"]["count"] == 12
 
 
+def test_a_mask_of_several_bands_or_that_is_broken_is_said(tmp_path):
+    write_raster(tmp_path / "a.tif", scene_values(0, 3).astype(np.uint16), **UTM)
+    mask = Mask(None, "{stem}_mask.tif", (1,))
+    write_raster(tmp_path / "a_mask.tif", np.ones((3, 32, 32), np.uint8), **UTM)
+    with pytest.raises(ParamsMisfit, match="mask: a_mask.tif has 3 bands .* gdal_translate -b"):
+        read_raster(tmp_path / "a.tif", None, mask, "a.tif")
+    write_raster(tmp_path / "a_mask.tif", np.ones((1, 32, 32), np.uint8), **UTM)
+    whole = (tmp_path / "a_mask.tif").read_bytes()
+    (tmp_path / "a_mask.tif").write_bytes(whole[:200])
+    with pytest.raises(UnusableImage, match="its mask is unreadable or truncated"):
+        read_raster(tmp_path / "a.tif", None, mask, "a.tif")
+
+
 def test_bands_are_found_by_the_closest_name(tmp_path):
     path = tmp_path / "a.tif"
     values = scene_values(0, 5).astype(np.uint16)
@@ -577,6 +619,20 @@ def test_bands_are_found_by_the_closest_name(tmp_path):
     write_raster(path, values, names=["Red edge", "Green", "Blue", "NIR", "B05"])
     with pytest.raises(ParamsMisfit, match="has 5 bands"):
         read_raster(path, None, None, "")
+    for names, bands in (
+        (["B2 (blue)", "B3 (green)", "B4 (red)", "B8 (NIR)"], (3, 2, 1)),
+        (["N", "R", "G", "B"], (2, 3, 4)),
+        (["Band 1", "Band 2", "Band 3", "Band 4"], (1, 2, 3)),
+        (["tile_1", "tile_2", "tile_3", "tile_4"], (1, 2, 3)),
+    ):
+        write_raster(path, values[:4], names=names)
+        assert read_raster(path, None, None, "").bands == bands
+    # What other names say is not overridden by the order of the bands.
+    for names in (["B2", "B3", "B4", "B8"], ["B1", "B2", "B3"], ["NIR", "Red", "Green"]):
+        for dtype in (np.uint16, np.uint8):
+            write_raster(path, (values[: len(names)] // 40).astype(dtype), names=names)
+            with pytest.raises(ParamsMisfit, match=r"\(1 .*\): write which .* \[B4, B3, B2\]"):
+                read_raster(path, None, None, "")
     # rasterio calls three bands of bytes red, green and blue, whatever they are.
     write_raster(path, (values[:3] // 40).astype(np.uint8), names=["Blue", "Green", "Red"])
     assert read_raster(path, None, None, "").bands == (3, 2, 1)

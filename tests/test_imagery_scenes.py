@@ -288,6 +288,24 @@ def test_the_splits_of_the_source_stay(tmp_path, monkeypatch, capsys):
     assert "split by" not in text
 
 
+@pytest.mark.parametrize("stride", [80, 160, 480])
+def test_close_tiles_of_files_are_said(tmp_path, monkeypatch, capsys, stride):
+    for i in range(16):
+        name = f"{['forest', 'lake'][i % 2]}/{i}.tif"
+        write_raster(tmp_path / "in" / name, terrain(i, 16), **located(stride * i))
+    settings = {"tile": None, "caption": None, "valid": 0.3, "test": 0.3}
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", **settings)
+    close = {
+        row["filename"]
+        for split, others in (("valid", ["test"]), ("train", ["valid", "test"]))
+        for row in rows[split]
+        if any(gap(row, tile) < 160 for other in others for tile in rows[other])
+    }
+    warning = f"warning: {len(close)} tiles of train or valid overlap a tile of another split"
+    text = capsys.readouterr().err
+    assert bool(close) == (stride < 320) == (warning in text) == ("fetch_imagery.tile" in text)
+
+
 def test_a_missing_split_is_carved_out_of_what_is_not_beside_the_own_one(tmp_path, monkeypatch):
     for split, east in (("train", 0), ("test", 800)):  # the two scenes overlap by half
         write_raster(tmp_path / f"in/{split}/scene.tif", terrain(east, 160), **located(east))
@@ -381,11 +399,10 @@ def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(tmp_path,
         write_raster(tmp_path / f"in/{i}_lc.tif", labels, **located(9_000 * i))
     settings = {"labels": {"file": "{stem}_lc.tif", "classes": {10: "Trees", 80: "Water"}}}
     rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", tile=None, **settings)
-    found = {
-        row["filename"]: (row["scene"], row["label_share"])
-        for split_rows in rows.values()
-        for row in split_rows
-    }
+    all_rows = [row for split_rows in rows.values() for row in split_rows]
+    found = {row["filename"]: (row["scene"], row["label_share"]) for row in all_rows}
+    for row in all_rows:  # fetch_imagery.caption is for images without a class
+        assert row["captions"] == [f"a satellite image of {row['scene'].lower()}"]
     assert found == {f"{i}.tif": ("Trees", 1) if i % 2 else ("Water", 0.75) for i in range(12)}
 
 
@@ -405,6 +422,11 @@ def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):
     write_raster(tmp_path / "in/scene_lc.tif", classes.astype(np.float32), **located())
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
     assert "scene_lc.tif holds float32" in message
+    write_raster(
+        tmp_path / "in/scene_lc.tif", classes.repeat(2, 0), names=["old", "new"], **located()
+    )
+    message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
+    assert "scene_lc.tif has 2 bands (1 old, 2 new)" in message and "gdal_translate -b" in message
     write_raster(tmp_path / "in/scene_lc.tif", classes, compress="deflate", **located())
     whole = (tmp_path / "in/scene_lc.tif").read_bytes()
     (tmp_path / "in/scene_lc.tif").write_bytes(whole[:-20])

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 RGB_NAMES = ("red", "green", "blue")
+RGB_LETTERS = ("r", "g", "b")
 
 
 class RasterType(NamedTuple):
@@ -33,8 +34,8 @@ def choose_bands(dataset: Any, bands: list[int | str] | None, name: str) -> list
     Args:
         dataset: an open rasterio dataset.
         bands: numbers from 1 or names, one (gray) or three; None: red, green and blue if
-            descriptions or color interpretation name them, else the first three of three or four,
-            or the only one.
+            descriptions name them, or, where these don't name all bands, color interpretation
+            does; else the first three of three or four, or the only one.
         name: the file's name, for error messages.
 
     Raises:
@@ -42,16 +43,20 @@ def choose_bands(dataset: Any, bands: list[int | str] | None, name: str) -> list
     """
     if bands is not None:
         return [find_band(dataset, band, name) for band in bands]
-    for names in _band_names(dataset):
-        if all(names.count(color) == 1 for color in RGB_NAMES):
-            return [names.index(color) + 1 for color in RGB_NAMES]
-    if dataset.count in (3, 4):
-        return [1, 2, 3]
     if dataset.count == 1 or (dataset.count == 2 and alpha_band(dataset, [1]) == 2):
         return [1]
+    *described, interpreted = _band_names(dataset)
+    are_named = _are_named(described[0])
+    for names in described if are_named else [*described, interpreted]:
+        for colors in (RGB_NAMES, RGB_LETTERS):
+            if all(names.count(color) == 1 for color in colors):
+                return [names.index(color) + 1 for color in colors]
+    if dataset.count in (3, 4) and not are_named:
+        return [1, 2, 3]
+    example = "[B4, B3, B2]" if are_named else "[4, 3, 2]"
     raise ParamsMisfit(
         f"fetch_imagery.bands: {name} has {dataset.count} bands ({list_bands(dataset)}): write "
-        "which are red, green and blue, such as [4, 3, 2], or one for gray",
+        f"which are red, green and blue, such as {example}, or one for gray",
         RasterType(dataset.count, dataset.dtypes[0]),
     )
 
@@ -73,8 +78,18 @@ def find_band(dataset: Any, band: int | str, name: str, key: str = "fetch_imager
     )
 
 
+def _are_named(descriptions: list[str]) -> bool:
+    """Whether each band has a name of its own, such as B4 or VV: not its number, as in band_1."""
+    numbered = [
+        re.fullmatch(rf"(band|layer|channel)?{number}|.*[ _.-]{number}", text)
+        for number, text in enumerate(descriptions, 1)
+    ]
+    are_distinct = len(set(descriptions)) == len(descriptions)
+    return all(descriptions) and are_distinct and not all(numbered)
+
+
 def _band_names(dataset: Any) -> list[list[str]]:
-    """The names of all bands: descriptions, their first words, and color interpretation.
+    """The names of all bands: descriptions, first words and colors in them, color interpretation.
 
     The last comes last, because software calls the first three bands red, green and blue unasked.
     """
@@ -83,7 +98,9 @@ def _band_names(dataset: Any) -> list[list[str]]:
         text if text.startswith("red edge") else re.split(r"[\s,;:(]", text)[0]
         for text in descriptions
     ]
-    return [descriptions, first_words, [color.name for color in dataset.colorinterp]]
+    words = [re.findall("[a-z]+", re.sub("red[ _-]?edge", "", text)) for text in descriptions]
+    colors = [" ".join(color for color in RGB_NAMES if color in of_band) for of_band in words]
+    return [descriptions, first_words, colors, [color.name for color in dataset.colorinterp]]
 
 
 def _plain(name: str) -> str:
@@ -104,6 +121,14 @@ def list_bands(dataset: Any, numbers: Iterable[int] | None = None) -> str:
         name = dataset.descriptions[number - 1] or ("" if color == "undefined" else color)
         parts.append(f"{number} {name}".strip())
     return ", ".join(parts)
+
+
+def one_band_advice(dataset: Any) -> str:
+    """What to say of a dataset of several bands where one holds labels or a mask."""
+    return (
+        f"has {dataset.count} bands ({list_bands(dataset)}): write the one that counts into a file "
+        "of its own, gdal_translate -b <number>"
+    )
 
 
 def alpha_band(dataset: Any, used: Collection[int]) -> int | None:

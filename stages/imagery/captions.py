@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from stages.imagery.untrusted_text import valid_utf8
+from stages.params import plain_name
 
 # The names of caption fields. The first that a source has counts, with its numbered ones
 # (caption_1, raw_4), in any case.
@@ -162,5 +163,4 @@ def _is_blank(value: Any) -> bool:
 
 def caption_from_scene(scene: str) -> str:
     """A caption from a class name: BareLand, bare_land and bare-land are written `bare land`."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])|[_-]", " ", scene)
-    return f"a satellite image of {' '.join(words.lower().split())}"
+    return f"a satellite image of {plain_name(scene)}"

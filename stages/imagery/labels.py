@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stages.imagery.bands import one_band_advice
 from stages.imagery.rasters import SIGNATURE_BYTES, RasterWindow, mask_driver, open_raster
 from stages.params import Labels, TileGrid
 from stages.runtime.errors import exit_with_error
@@ -70,7 +71,9 @@ def _open_labels(file: Path) -> Any:
 
 
 def _check_grid(scene: Any, dataset: Any, path: Path, file: Path) -> None:
-    """Exit with an error if a label raster is of another grid than its scene."""
+    """Exit with an error if a label raster isn't one band of integers on the grid of its scene."""
+    if dataset.count != 1:
+        exit_with_error(f"{KEY}: {file.name} {one_band_advice(dataset)}")
     if not np.issubdtype(dataset.dtypes[0], np.integer):
         exit_with_error(f"{KEY}: {file.name} holds {dataset.dtypes[0]}: labels are integers")
     same = scene.shape == dataset.shape

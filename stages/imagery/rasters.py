@@ -16,7 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import TiffImagePlugin
 
-from stages.imagery.bands import RasterType, alpha_band, choose_bands, find_band, list_bands
+from stages.imagery.bands import (
+    ParamsMisfit,
+    RasterType,
+    alpha_band,
+    choose_bands,
+    find_band,
+    list_bands,
+    one_band_advice,
+)
 from stages.imagery.georeference import Georeference, read_georeference
 from stages.imagery.unusable_image import (
     MAX_PIXELS,
@@ -141,8 +149,8 @@ def read_window(
 
 
 @contextmanager
-def _reasons() -> Iterator[None]:
-    """Turn what rasterio raises on broken files into `UnusableImage`."""
+def _reasons(unreadable: str = UNREADABLE) -> Iterator[None]:
+    """Turn what rasterio raises on broken files into `UnusableImage`, with the reason given."""
     from rasterio._err import CPLE_BaseError  # of GDAL; `colorinterp` lets it through
     from rasterio.errors import RasterioError
 
@@ -150,7 +158,7 @@ def _reasons() -> Iterator[None]:
         with rasterio_settings():
             yield
     except (RasterioError, CPLE_BaseError, OSError) as error:
-        reason = NO_CODEC if "missing codec" in str(error) else UNREADABLE
+        reason = NO_CODEC if "missing codec" in str(error) else unreadable
         raise UnusableImage(reason) from None
     except MemoryError:
         raise UnusableImage(OUT_OF_MEMORY) from None
@@ -313,7 +321,16 @@ def _read_mask(dataset: Any, mask: Mask, window: RasterWindow, name: str) -> np.
     if mask.band is not None:
         number = find_band(dataset, mask.band, name, "fetch_imagery.mask")
         return dataset.read(number, window=area)
-    with _open_mask(mask_file(window.path, mask), mask) as mask_dataset:
+    path = mask_file(window.path, mask)
+    with (
+        _reasons(f"its mask is unreadable or truncated ({mask.file})"),
+        _open_mask(path, mask) as mask_dataset,
+    ):
+        if mask_dataset.count != 1:
+            raise ParamsMisfit(
+                f"fetch_imagery.mask: {path.name} {one_band_advice(mask_dataset)}",
+                RasterType(dataset.count, dataset.dtypes[0]),
+            )
         if not _same_ground(dataset, mask_dataset):
             raise UnusableImage(f"its mask covers another area ({mask.file})")
         rows = mask_dataset.height / dataset.height  # of the mask per row of the image

@@ -20,6 +20,8 @@ BLOCKS = 25  # in all sites together, about; more if a split is to be smaller th
 MIN_BLOCK = 4  # sides of a tile; around a smaller block the buffer would be larger than the block
 SAME_GROUND = 0.5  # the least share of the smaller of two scenes that the other one covers
 BUFFER = "buffer"  # the split of tiles that are left out
+# Split -> those to whose tiles its own give way where both are close.
+GIVES_WAY = {"valid": ("test",), "train": ("valid", "test")}
 
 
 class Places(NamedTuple):
@@ -161,22 +163,19 @@ def _pairs_of_same_ground(frames: np.ndarray, low: np.ndarray, high: np.ndarray)
         low: their lowest corners, [B, 2].
         high: their highest corners, [B, 2].
     """
+    from scipy.spatial import KDTree
+
+    # The larger of two such boxes contains the center of the smaller one.
+    reach = (high - low).max(axis=1) / 2
+    apart = 2 * reach.max() + 1  # of frames, along a third axis
+    points = np.column_stack([(low + high) / 2, frames * apart])
+    near = KDTree(points).query_ball_point(points, reach * (1 + 1e-9) + 1e-9, p=np.inf)
+    i = np.repeat(np.arange(len(near)), list(map(len, near)))
+    j = np.concatenate(near)
+    overlap = np.minimum(high[i], high[j]) - np.maximum(low[i], low[j])
     areas = (high - low).prod(axis=1)
-    by_frame = np.argsort(frames, kind="stable")
-    starts = np.flatnonzero(np.diff(frames[by_frame], prepend=-1))
-    pairs = [np.empty((2, 0), np.int64)]
-    for in_frame in np.split(by_frame, starts[1:]):
-        # Along the axis on which the boxes spread, one meets only those that begin before its end.
-        axis = np.ptp(low[in_frame], axis=0).argmax()
-        in_frame = in_frame[np.argsort(low[in_frame, axis])]
-        ends = np.searchsorted(low[in_frame, axis], high[in_frame, axis])
-        for place, end in enumerate(ends.tolist()):
-            box, others = in_frame[place], in_frame[place + 1 : end]
-            overlap = np.minimum(high[box], high[others]) - np.maximum(low[box], low[others])
-            smaller = np.minimum(areas[box], areas[others])
-            same = others[overlap.clip(min=0).prod(axis=1) >= SAME_GROUND * smaller]
-            pairs.append(np.stack([np.full_like(same, box), same]))
-    return np.concatenate(pairs, axis=1)
+    are_same = overlap.clip(min=0).prod(axis=1) >= SAME_GROUND * np.minimum(areas[i], areas[j])
+    return np.stack([i, j])[:, are_same]
 
 
 def _extents(areas: np.ndarray, centers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,24 +211,38 @@ def leave_out_buffer(tiles: list[SpooledTile]) -> int:
     """Take the tiles out of train and valid that are too close to a tile of another split.
 
     Args:
-        tiles: their `split` is changed in place. A tile of train gives way to one of valid or test,
-            a tile of valid to one of test.
+        tiles: their `split` is changed in place, as `GIVES_WAY` says.
 
     Returns:
         The number of tiles that are left out.
     """
-    from scipy.spatial import KDTree
-
     places = find_places(tiles)
-    # Tiles of different frames are far from each other along a third axis.
-    points = np.column_stack([places.centers, 10 * places.frames])
     splits = np.array([tile.split for tile in tiles], dtype=object)
-    for split, others in (("valid", ("test",)), ("train", ("valid", "test"))):
-        own = np.flatnonzero(splits == split)
-        tree = KDTree(points[np.isin(splits, others)])
-        # Between centers: half a side of each tile, and the side in between.
-        distances, _ = tree.query(points[own], p=np.inf, distance_upper_bound=2 - 1e-6)
-        splits[own[np.isfinite(distances)]] = BUFFER
+    for split, others in GIVES_WAY.items():
+        splits[_close_tiles(places, splits, split, others)] = BUFFER
     for tile, split in zip(tiles, splits.tolist()):
         tile.split = split
     return int(np.sum(splits == BUFFER))
+
+
+def count_close_tiles(tiles: list[SpooledTile]) -> int:
+    """The number of tiles of train and valid that are too close to a tile of another split."""
+    places = find_places(tiles)
+    splits = np.array([tile.split for tile in tiles], dtype=object)
+    close = (_close_tiles(places, splits, *pair) for pair in GIVES_WAY.items())
+    return sum(map(len, close))
+
+
+def _close_tiles(
+    places: Places, splits: np.ndarray, split: str, others: tuple[str, ...]
+) -> np.ndarray:
+    """Which tiles of a split are less than a side from a tile of the others, as indices int [M]."""
+    from scipy.spatial import KDTree
+
+    # Tiles of different frames are far from each other along a third axis.
+    points = np.column_stack([places.centers, 10 * places.frames])
+    own = np.flatnonzero(splits == split)
+    tree = KDTree(points[np.isin(splits, others)])
+    # Between centers: half a side of each tile, and the side in between.
+    distances, _ = tree.query(points[own], p=np.inf, distance_upper_bound=2 - 1e-6)
+    return own[np.isfinite(distances)]

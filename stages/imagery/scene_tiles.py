@@ -128,6 +128,8 @@ def _read_items(
         if scene is None or item.skip_reason:
             yield item
             continue
+        if has_labels and not source.has_captions:  # fetch_imagery.caption is for lack of classes
+            item = item._replace(captions=None)
         tiles = _tiles(item, scene.windows) if scene.is_cut else [item]
         for tile, label in zip(tiles, scene.labels or repeat(None)):
             yield tile if label is None else _labeled(tile, label)

@@ -12,6 +12,7 @@ from stages.imagery.stretch import (
     Pair,
     Setting,
     extreme_share,
+    find_gap,
     fixed_stretch,
     percentile_stretch,
     sample_pixels,
@@ -149,7 +150,11 @@ def check_stretch(setting: Setting, stretch: list[Pair] | None, spool: TileSpool
         spool: holds the tiles.
     """
     raw = [tile for tile in spool.tiles if tile.raw is not None]
-    if setting == "auto" or stretch is None or not raw:
+    if stretch is None or not raw:
+        return
+    samples = list(_sample(spool, raw, FEW_SAMPLES))
+    if setting == "auto":
+        _check_auto(stretch, samples)
         return
     for tile in raw:
         bands = tile.raw.shape[0] if tile.raw else 0
@@ -158,11 +163,29 @@ def check_stretch(setting: Setting, stretch: list[Pair] | None, spool: TileSpool
                 f"fetch_imagery.stretch: {len(stretch)} pairs, but {tile.name} is read as {bands} "
                 "band(s)"
             )
-    share = extreme_share(_sample(spool, raw, FEW_SAMPLES), stretch)
+    share = extreme_share(samples, stretch)
     if share > MAX_EXTREME:
         exit_with_error(
             f"fetch_imagery.stretch: {json.dumps(setting)} makes {share:.0%} of the valid pixels "
             "black or white; auto takes the 2nd to the 98th percentile of each band"
+        )
+
+
+def _check_auto(stretch: list[Pair], samples: list[np.ndarray]) -> None:
+    """Exit with an error if the percentiles seem to be those of an undeclared fill value."""
+    fault = ""
+    share = extreme_share(samples, stretch)
+    if share > MAX_EXTREME and any(low < high for low, high in stretch):
+        fault = f"which makes {share:.0%} of the valid pixels black or white"
+        low, high = stretch[0]
+    elif gap := find_gap(samples, stretch):
+        low, high = gap
+        fault = "but half of this range has no pixel"
+    if fault:
+        exit_with_error(
+            f"fetch_imagery.stretch: auto takes {low:g} to {high:g} (2nd to 98th percentile), "
+            f"{fault}: do the files hold a fill value that they don't declare as nodata? Declare "
+            "it, gdal_edit.py -a_nodata <value>, or write [low, high]"
         )
 
 

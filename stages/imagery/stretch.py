@@ -75,15 +75,28 @@ def extreme_share(samples: Iterable[np.ndarray], stretch: list[Pair]) -> float:
     return extreme / max(total, 1)
 
 
+def find_gap(samples: Iterable[np.ndarray], stretch: list[Pair]) -> Pair | None:
+    """The first pair between whose low, or high, and whose middle is no sampled pixel; or None.
+
+    One of the two is then a value apart from the others, such as -9999.
+    """
+    for band, (low, high) in zip(np.concatenate(list(samples), axis=1), stretch):
+        inside = band[(band > low) & (band < high)]
+        middle = low + (high - low) / 2
+        if low < high and (np.all(inside > middle) or np.all(inside < middle)):
+            return low, high
+    return None
+
+
 def to_8_bit(values: np.ndarray, stretch: list[Pair]) -> np.ndarray:
     """Stretch values [B, H, W] to bytes; all to 0 where low and high are the same.
 
-    Masked values (NaN too) may become any byte.
+    Masked values (NaN and inf too) may become any byte.
     """
     stretched = np.empty(values.shape, np.uint8)
     pairs = stretch * len(values) if len(stretch) == 1 else stretch
     for band, (low, high), out in zip(values, pairs, stretched, strict=True):
-        scaled = np.nan_to_num(band.astype(np.float64), copy=False)
+        scaled = np.nan_to_num(band.astype(np.float64), copy=False, posinf=0, neginf=0)
         scaled -= low
         scaled /= high - low if high > low else np.inf
         scaled *= 255

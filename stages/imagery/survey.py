@@ -188,7 +188,7 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
 
 
 def _check_slugs(scenes: list[str]) -> None:
-    """Exit with an error if two scenes have the same slug, or one has none."""
+    """Exit with an error if two scenes have the same slug but for case, or one has none."""
     scene_of: dict[str, str] = {}
     for scene in scenes:
         if not slug(scene):
@@ -196,11 +196,12 @@ def _check_slugs(scenes: list[str]) -> None:
                 f"fetch_imagery: the scene {scene!r} has neither a letter nor a digit, of which "
                 "its name in metrics and files is made: rename it"
             )
-        twin = scene_of.setdefault(slug(scene), scene)
+        twin = scene_of.setdefault(slug(scene).lower(), scene)
         if twin != scene:
+            shared = f", {slug(scene)}" if slug(scene) == slug(twin) else " but for case"
             exit_with_error(
                 f"fetch_imagery: the scenes {twin!r} and {scene!r} have the same name in metrics "
-                f"and files, {slug(scene)}: rename one"
+                f"and files{shared}: rename one"
             )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from stages.imagery.near_duplicates import count_near_duplicates, find_scenes_outside_train
-from stages.imagery.scene_splits import carve_scenes, leave_out_buffer
+from stages.imagery.scene_splits import carve_scenes, count_close_tiles, leave_out_buffer
 from stages.imagery.splits import carve_splits
 from stages.imagery.tile_spool import SpooledTile
 from stages.params import FetchImagery
@@ -29,8 +29,9 @@ def split_tiles(
     counts: dict[str, Any] = {}
     if missing:
         counts = _carve_missing_splits(tiles, groups, missing, config)
-    elif has_windows(tiles):
-        _warn_of_close_tiles(tiles)
+    are_located = has_windows(tiles) or any(tile.georeference.bounds for tile in tiles)
+    if are_located and not (missing and has_windows(tiles)):  # else there is a buffer
+        _warn_of_close_tiles(tiles, are_carved=bool(missing))
     near_duplicates = count_near_duplicates(groups, [tile.split for tile in tiles])
     near_duplicates |= _exclude_near_duplicates(tiles, groups, config.exclude_near_duplicates)
     outside_train = find_scenes_outside_train(
@@ -70,16 +71,14 @@ def _carve_missing_splits(
     return {"buffer": leave_out_buffer(tiles)} if has_windows(tiles) else {}
 
 
-def _warn_of_close_tiles(tiles: list[SpooledTile]) -> None:
-    """Log how many tiles of the source's own splits are close to a tile of another split."""
-    own_splits = [tile.split for tile in tiles]
-    close = leave_out_buffer(tiles)
-    for tile, split in zip(tiles, own_splits):
-        tile.split = split
+def _warn_of_close_tiles(tiles: list[SpooledTile], are_carved: bool) -> None:
+    """Log how many tiles are close to a tile of another split, and if we carved it, what to do."""
+    close = count_close_tiles(tiles)
     if close:
         log(
             f"fetch_imagery.splits: warning: {close} tiles of train or valid overlap a tile of "
-            "another split, or lie less than a tile's side from it; the source's own splits stay"
+            "another split, or lie less than a tile's side from it; they stay as they are"
+            + (": cut the scenes by fetch_imagery.tile, or give own splits" if are_carved else "")
         )
 
 

@@ -13,7 +13,9 @@ from stages.imagery.untrusted_text import valid_utf8
 NO_SCENE = "no class folder and no captions"
 
 
-def open_class_folders(files: list[Path], root: Path, caption: str | None) -> ImageSource:
+def open_class_folders(
+    files: list[Path], root: Path, caption: str | None, masks: set[Path]
+) -> ImageSource:
     """A source whose folders are classes, without captions.
 
     A folder that is named as a split is a split and not a class, at any depth. Of two such
@@ -22,9 +24,11 @@ def open_class_folders(files: list[Path], root: Path, caption: str | None) -> Im
 
     A source with fewer than two class folders is flat: where `caption` is given, its images are of
     no class and get that caption; else their file names are preferred to the one folder's name.
+    The files `masks` don't count.
     """
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    is_flat = len({class_folder(file, root) for file in images} - {""}) < 2
+    folders = {class_folder(file, root) for file in images if file not in masks}
+    is_flat = len(folders - {""}) < 2
     read_items = partial(_read_items, files, root, is_flat, caption if is_flat else None)
     return ImageSource([], read_items, has_captions=False)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from stages.imagery.captions import MISSING_VALUES
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.untrusted_text import valid_utf8
 
@@ -76,12 +77,21 @@ def holds_several_labels(value: Any) -> bool:
     return isinstance(value, (list, tuple))
 
 
+def label_value(value: Any) -> str | None:
+    """The class that a field names; None: it is empty, a missing value, or -1 (the hub's none).
+
+    A number that pandas made a float, where rows lack it, is that number: 2.0 is "2".
+    """
+    text = valid_utf8("" if value is None else str(value)).strip()
+    text = re.sub(r"^(-?\d+)\.0$", r"\1", text)
+    is_missing = text.lower() in MISSING_VALUES - {"none"} or re.fullmatch(r"-\d+", text)
+    return text if text and not is_missing else None
+
+
 def split_value(value: Any) -> str | None:
     """The split that a field names; numbers, which name none, are asked about like other names."""
-    if isinstance(value, float) and value.is_integer():  # of pandas, where rows lack it
-        value = int(value)
-    is_given = isinstance(value, str | int) and not isinstance(value, bool) and value != ""
-    return valid_utf8(str(value)) if is_given else None
+    is_given = isinstance(value, str | int | float) and not isinstance(value, bool)
+    return label_value(value) if is_given else None
 
 
 def flag_fields(rows: Iterable[dict]) -> list[str]:

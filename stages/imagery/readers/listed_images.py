@@ -9,6 +9,7 @@ from stages.imagery.untrusted_text import posix_path, valid_utf8
 
 MISSING = "listed file is missing"
 OUTSIDE = "file_name outside the folder"
+ABSOLUTE = "absolute file_name that is not in the folder: write it relative to the list"
 AMBIGUOUS = "listed file is one of several of that name"
 
 
@@ -30,8 +31,12 @@ class ListedImages:
 
         Backslashes, and another case or Unicode form of the letters, are allowed.
         """
+        if os.path.isabs(file_name) and Path(file_name).is_relative_to(self.root.absolute()):
+            folder, file_name = self.root, os.path.relpath(file_name, self.root)
         path = posix_path(file_name)
-        if ".." in PurePosixPath(path).parts or path.startswith("/") or path[1:2] == ":":
+        if path.startswith("/") or path[1:2] == ":":
+            return None, ABSOLUTE
+        if ".." in PurePosixPath(path).parts:
             return None, OUTSIDE
         file = folder / valid_utf8(file_name)
         if os.path.isfile(file):
@@ -47,7 +52,7 @@ class ListedImages:
         Of several, one below `folder` is preferred, then one in a folder named `class_name`.
         """
         file, reason = self.find(folder, file_name)
-        if file or reason == OUTSIDE:
+        if file or reason in (OUTSIDE, ABSOLUTE):
             return file, reason
         files = self._by_name.get(PurePosixPath(posix_path(file_name).lower()).name, [])
         files = [file for file in files if file.is_relative_to(folder)] or files

@@ -34,6 +34,7 @@ from stages.imagery.readers.items import (
     first_field,
     flag_fields,
     holds_several_labels,
+    label_value,
     skipped_file,
     split_folder,
     split_value,
@@ -115,7 +116,8 @@ def _header(file: Path, label: str) -> list[str]:
     if file.suffix.lower() != ".csv":
         return []
     with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
-        names = [name.strip().lower() for name in next(csv.reader(stream), [])]
+        first_row = next(csv.reader(stream, skipinitialspace=True), [])
+    names = [name.strip().lower() for name in first_row]
     for name, count in Counter(filter(None, names)).items():
         if count > 1:
             exit_with_error(f"{label} has {count} fields {name!r}: give each its own name")
@@ -169,7 +171,7 @@ def read_metadata(metadata_file: Path, label: str) -> Iterator[tuple[int, dict[s
 
 def _read_csv_rows(stream: TextIO, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number of its last line, row). Exits with an error where a quote is wrong."""
-    reader = csv.DictReader(stream, restkey=MORE_CELLS, strict=True)
+    reader = csv.DictReader(stream, restkey=MORE_CELLS, strict=True, skipinitialspace=True)
     last = 1
     try:
         for row in reader:
@@ -259,10 +261,10 @@ def _split(row: dict, path: Path, metadata_folder: Path) -> str | None:
 
 
 def _scene(row: dict) -> str | None:
-    label = _label(row)
-    return None if label is None else valid_utf8(str(label))
+    return label_value(_label(row))
 
 
 def _label(row: dict) -> Any:
     """The first class field that has a value."""
-    return next((row[name] for name in SCENE_FIELDS if row.get(name) not in (None, "")), None)
+    given = (name for name in SCENE_FIELDS if label_value(row.get(name)) is not None)
+    return next((row[name] for name in given), None)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from stages.common.sources import visible_files
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
+from stages.imagery.rasters import Mask, mask_file
 from stages.imagery.readers.caption_files import (
     CAPTION_SUFFIXES,
     find_caption_files,
@@ -15,9 +16,10 @@ from stages.imagery.readers.caption_files import (
 )
 from stages.imagery.readers.captions_json import find_captions_json, open_captions_json
 from stages.imagery.readers.class_folders import open_class_folders
-from stages.imagery.readers.items import ImageSource
+from stages.imagery.readers.items import ImageSource, split_folder
 from stages.imagery.readers.metadata_lists import METADATA_NAMES, open_metadata_lists
 from stages.imagery.readers.parquet import open_parquet
+from stages.imagery.readers.split_lists import find_split_list
 from stages.imagery.readers.unread_captions import find_unread_captions
 from stages.runtime.errors import exit_with_error
 
@@ -34,7 +36,9 @@ CONVERSIONS = {
 }
 
 
-def open_source(path: Path, key: str, caption: str | None = None) -> ImageSource:
+def open_source(
+    path: Path, key: str, caption: str | None = None, mask: Mask | None = None
+) -> ImageSource:
     """Open a Parquet file or a list of images, or a folder of any layout of docs/data.md.
 
     Args:
@@ -42,24 +46,44 @@ def open_source(path: Path, key: str, caption: str | None = None) -> ImageSource
         key: the params key that named it, for error messages.
         caption: of the images in a flat folder or table, without captions and classes; None: the
             file names say what is shown.
+        mask: where masks are; the folder of their files is no class. None: there are none.
 
     Raises:
-        SystemExit: it has none of these layouts, or a table or list cannot be read.
+        SystemExit: it has none of these layouts, a table or list cannot be read, or lists of its
+            splits would be ignored.
     """
     if path.is_file():
         return _open_file(path, key, caption)
     files = sorted(visible_files(path, key))
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    source = _open_folder(path, files, images, key, caption)
-    if source.has_captions:
-        return source
-    listed = set(source.files)
-    beside = [file for file in files if file not in listed]
-    return source._replace(unread_captions=find_unread_captions(beside, images, path))
+    source = _open_folder(path, files, images, key, caption, mask)
+    if not source.has_captions:
+        listed = set(source.files)
+        beside = [file for file in files if file not in listed]
+        source = source._replace(unread_captions=find_unread_captions(beside, images, path))
+    if not source.files and source.unread_captions is None:
+        _refuse_split_list(path, files, images, key)
+    return source
+
+
+def _refuse_split_list(path: Path, files: list[Path], images: list[Path], key: str) -> None:
+    """Exit with an error if a file lists the images of a split, and no folder names a split."""
+    if any(split_folder(image.relative_to(path).parts[:-1]) for image in images):
+        return
+    if name := find_split_list(files, images, path):
+        exit_with_error(
+            f"{key}: {name} seems to list a split: move the images into train/, valid/ and test/, "
+            "or write metadata.csv with file_name, scene (or text) and split, or move it away"
+        )
 
 
 def _open_folder(
-    path: Path, files: list[Path], images: list[Path], key: str, caption: str | None
+    path: Path,
+    files: list[Path],
+    images: list[Path],
+    key: str,
+    caption: str | None,
+    mask: Mask | None,
 ) -> ImageSource:
     """Open a folder with the reader of its layout."""
     tables = [file for file in files if _is_table(file)]
@@ -82,7 +106,8 @@ def _open_folder(
             return source
         beside = [file for file in files if file.suffix.lower() not in CAPTION_SUFFIXES]
         return source._replace(unread_captions=find_unread_captions(beside, others, path))
-    return open_class_folders(files, path, caption)
+    masks = {mask_file(image, mask) for image in images} if mask and mask.file else set()
+    return open_class_folders(files, path, caption, masks)
 
 
 def _open_file(path: Path, key: str, caption: str | None) -> ImageSource:

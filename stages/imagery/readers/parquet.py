@@ -8,6 +8,7 @@ same name: then their contents tell them apart.
 """
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +19,12 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.imagery.captions import caption_fields, field_value, misnamed_captions
+from stages.imagery.captions import (
+    CAPTION_FIELDS,
+    caption_fields,
+    field_value,
+    misnamed_captions,
+)
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     PLURAL_SCENE_FIELDS,
@@ -29,6 +35,7 @@ from stages.imagery.readers.items import (
     first_field,
     flag_fields,
     holds_several_labels,
+    label_value,
     skipped_file,
     split_folder,
     split_value,
@@ -102,6 +109,8 @@ def open_parquet(
         if caption is None:
             _refuse_one_hot_labels(tables)
         _refuse_misnamed_captions(tables)
+        if caption is None:
+            _refuse_tables_without_classes(tables)
     read_items = partial(_read_items, tables, _shared_names(tables), images, root, caption)
     return ImageSource(files, read_items, has_captions)
 
@@ -202,6 +211,17 @@ def _refuse_misnamed_captions(tables: list[Table]) -> None:
             )
 
 
+def _refuse_tables_without_classes(tables: list[Table]) -> None:
+    """Exit with an error if no table has scenes, in a source that has no captions either."""
+    if any(table.scene_column is not None for table in tables):
+        return
+    exit_with_error(
+        f"{tables[0].label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "
+        f"({', '.join(SCENE_FIELDS)}); its columns: {', '.join(tables[0].schema.names)}; "
+        "fetch_imagery.caption gives one caption to all images"
+    )
+
+
 def _split(path: Path, root: Path, only_table: bool) -> str | None:
     """The split of a table, which its file name or a folder tells.
 
@@ -214,9 +234,10 @@ def _split(path: Path, root: Path, only_table: bool) -> str | None:
         return split_folder(folders)
     if name.isdigit():
         return folders[-1] if folders else None
-    if only_table and not standard_split(name):
-        return None
-    return name
+    if standard_split(name):
+        return name
+    # Numbered parts, data_1.parquet and data_2.parquet, are one table.
+    return None if only_table else re.sub(r"[ _.]?\d+$", "", name) or None
 
 
 def _class_names(schema: pa.Schema, column: str | None) -> list:
@@ -309,24 +330,19 @@ def _item(table: Table, row_number: int, row: dict, shared: set[str | None]) -> 
     if image and name in shared:
         path = PurePosixPath(name or table.row_name)
         content_name = f"{path.with_suffix('')}-{_content(row)}{path.suffix}"
-    scene = row.get(table.scene_column)
-    if isinstance(scene, int):
-        scene = _class_name(scene, table.class_names)
-    split = row.get(table.split_column)
-    if isinstance(split, int):
-        split = _class_name(split, table.split_names)
+    scene = _class_name(row.get(table.scene_column), table.class_names)
+    split = _class_name(row.get(table.split_column), table.split_names)
     return SourceItem(
         split=split_value(split) or table.split,
         name=name or f"{table.row_name}-{row_number:07d}",
         captions=field_value(row, table.caption_columns),
-        scene=None if scene in (None, "") else valid_utf8(str(scene)),
+        scene=label_value(scene),
         image=image,
         content_name=content_name,
     )
 
 
-def _class_name(label: int, class_names: list) -> Any:
+def _class_name(label: Any, class_names: list) -> Any:
     """The name of an integer label, or the label itself where the schema has no name for it."""
-    if label < 0:  # -1 is the hub's "no label"
-        return None
-    return class_names[label] if label < len(class_names) else label
+    has_name = isinstance(label, int) and 0 <= label < len(class_names)
+    return class_names[label] if has_name else label

@@ -33,6 +33,8 @@ CAPTION_KEY = re.compile(
     rf'"(?:{"|".join(CAPTION_FIELDS)}|conversations)(?:_?\d+)?"\s*:', re.IGNORECASE
 )
 JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+STAC_ITEM = re.compile(r'"stac_version"\s*:')
+MEDIA_TYPE = re.compile(r"(image|application|text|video)/[\w.+-]+(;|$)")
 JSON_LETTER = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -51,7 +53,9 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
             continue
         if "caption" in str(path).lower() or (is_text and _holds_captions(file, names, stems)):
             return valid_utf8(str(path)) + _json_error(file)
-        if suffix in OPAQUE_SUFFIXES and file.name.lower().startswith("metadata."):
+        # metadata.xml is that of a product (ISO 19115).
+        is_metadata = file.name.lower().startswith("metadata.") and suffix != ".xml"
+        if suffix in OPAQUE_SUFFIXES and is_metadata:
             return valid_utf8(str(path))
     return None
 
@@ -84,6 +88,8 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
         text = valid_utf8(JSON_LETTER.sub(lambda code: chr(int(code[1], 16)), text))
         if CAPTION_KEY.search(text) and (stem in stems or IMAGE_NAME.search(text)):
             return True
+        if STAC_ITEM.search(text):  # its titles, media types and licenses are no captions
+            return False
         return any(_captions_image(part, names, stems) for part in re.split(r"[{}]", text))
     lines = text.splitlines()
     header = re.split(r"[,;\t|]", lines[0].replace('"', "")) if lines else []
@@ -101,6 +107,7 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
 def _captions_image(part: str, names: set[str], stems: set[str]) -> bool:
     """Whether a JSON object has the name of an image and a caption, or a text."""
     strings = [string.lower() for string in JSON_STRING.findall(part)]
+    strings = [string for string in strings if not MEDIA_TYPE.match(string)]
     base_names = {re.split(r"[/\\]", string)[-1] for string in strings}
     if base_names.isdisjoint(names) and not any(map(str.isalpha, "".join(base_names & stems))):
         return False  # a number alone may be that of a class
