@@ -139,8 +139,13 @@ def prepare_run(run: Path, base: Path, seed: int) -> None:
     finished = run / "finished.json"
     if finished.exists():
         return
-    sources = {} if base == SHIPPED else {"diffusion": f"path:{base}"}
-    make_inputs(run, {"fetch_model": sources}, seed)
+    changes: dict[str, dict[str, str]] = {}
+    if base != SHIPPED:
+        changes = {
+            "fetch_model": {"diffusion": f"path:{base}"},
+            "encode": {"base_domain": "none"},  # the embedded one is of the shipped base
+        }
+    make_inputs(run, changes, seed)
     run_module(run, "stages.fetch_model", "vision")
     for stage in ("encode", "finetune_sd"):
         log(f"generator: seed {seed}: {stage}")

@@ -40,18 +40,31 @@ except ImportError:  # benchmarks.gpu runs where DVC and its reader are not inst
     from yaml import safe_load as load_yaml  # type: ignore[assignment]
 
 
+# A repository of the hub, some without an owner, with or without a revision.
+HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+(@\S+)?")
+
+
 def _check_source(source: str) -> str:
     """Refuse a source without a known kind, or with a location that does not fit its kind."""
     kind, _, location = source.partition(":")
     needs_location = kind in ("path", "hub", "arxiv", "package", "torchgeo")
     is_known = needs_location or kind in ("embedded", "none")
-    if not is_known or needs_location != bool(location):
+    if not is_known or needs_location != bool(location.strip()):
         raise ValueError(
             "a source is embedded, path:<folder or file>, hub:<repo>[@revision], "
             "arxiv:<csv> (papers only), torchgeo:<data set> (imagery only), package:<name> or none "
             "(models only)"
         )
+    if kind == "hub" and not HUB_NAME.fullmatch(location):
+        raise ValueError("write hub:<owner>/<name>, and @<revision> where it is not the newest")
     return source
+
+
+def _check_split_size(size: float) -> float:
+    """Refuse a size that is neither a fraction nor a number of images."""
+    if size > 1 and not size.is_integer():
+        raise ValueError("write a fraction below 1, or a whole number of images")
+    return size
 
 
 def _check_caption(caption: str | None) -> str | None:
@@ -154,11 +167,17 @@ def _check_mask(mask: Any) -> Any:
 Source = Annotated[
     str, AfterValidator(_check_source), Field(json_schema_extra={"format": "source"})
 ]
+Name = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(gt=0)]
 CountOrZero = Annotated[int, Field(ge=0)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+SplitSize = Annotated[
+    float,
+    Field(ge=0, json_schema_extra={"format": "fraction < 1, or integer >= 0"}),
+    AfterValidator(_check_split_size),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 # Group normalization needs channels in multiples of its number of groups.
 MultipleOf8 = Annotated[int, Field(gt=0, multiple_of=8)]
@@ -241,7 +260,7 @@ class FetchPapers(Section):
         description="PDFs, text, Markdown, LaTeX, HTML, ... (paper: appendix A.1); embedded = the "
         "field notes"
     )
-    text_column: str = Field(
+    text_column: Name = Field(
         description="column of a hub data set's Parquet files that holds the text"
     )
 
@@ -269,13 +288,13 @@ class Chunk(Section):
 
 
 class Splits(Section):
-    train: str | None = Field(
+    train: Name | None = Field(
         description="the source's name of its training split; null = what the others leave"
     )
-    valid: str | None = Field(
+    valid: Name | None = Field(
         description="the source's name of its validation split; null = carve one out"
     )
-    test: str | None = Field(
+    test: Name | None = Field(
         description="the source's name of its test split; null = carve one out"
     )
 
@@ -289,8 +308,7 @@ class TileGrid(Section):
 
 
 class Labels(Section):
-    file: str = Field(
-        min_length=1,
+    file: Name = Field(
         description="a raster of the scene's grid, relative to the scene's folder; {stem} stands "
         "for the scene's name without suffix",
     )
@@ -348,10 +366,10 @@ class FetchImagery(Section):
         description="names of the source's own splits; all null = those that are named train, "
         "val, test or alike"
     )
-    valid: NonNegativeNumber = Field(
+    valid: SplitSize = Field(
         description="size of a carved validation split: fraction (< 1) or number of images"
     )
-    test: NonNegativeNumber = Field(
+    test: SplitSize = Field(
         description="size of a carved test split: fraction (< 1) or number of images "
         "(paper, section 3: 500)"
     )
@@ -417,7 +435,7 @@ class TrainScene(Section):
         description="embedded: the judge that comes with the embedded scenes; scratch: train one "
         "on the training tiles"
     )
-    model: str = Field(description="name of a timm model")
+    model: Name = Field(description="name of a timm model")
     resolution: int = Field(ge=16, description="pixels per side of the classifier's input")
     epochs: Count = Field(description="passes over the training tiles")
     batch_size: int = Field(
@@ -438,7 +456,7 @@ class FinetuneLLM(Section):
     dropout: Fraction = Field(
         description="dropout probability of the LoRA layers (paper, section 4: 0.05)"
     )
-    target_modules: list[str] = Field(
+    target_modules: list[Name] = Field(
         min_length=1,
         description="names of the adapted linear layers (paper, section 4: query, key, value)",
     )
@@ -534,7 +552,7 @@ class Prompt(Section):
         description="URL of an OpenAI-compatible endpoint (writer openai); its key is "
         "$OPENAI_API_KEY",
     )
-    openai_model: str | None = Field(description="model name at that endpoint")
+    openai_model: Name | None = Field(description="model name at that endpoint")
     openai_timeout: Count = Field(description="seconds that endpoint has for an answer")
     max_tokens: Count = Field(
         description="tokens of an answer, thoughts included (writers openai and huggingface)"
@@ -707,7 +725,7 @@ class Fid(Section):
 
 
 class Classifier(Section):
-    model: str = Field(description="name of a timm model (paper, section 5: ResNet-18)")
+    model: Name = Field(description="name of a timm model (paper, section 5: ResNet-18)")
     resolution: int = Field(ge=16, description="pixels per side of the classifier's input")
     epochs: Count = Field(description="passes over the training images (paper, section 5: 20)")
     batch_size: int = Field(
@@ -740,6 +758,8 @@ ONLY_FOR = {
     "torchgeo": "fetch_imagery.source",
     "package": "fetch_model",
 }
+# The roles of fetch_model that an embedded model has.
+EMBEDDED_ROLES = ("diffusion", "language", "embedder")
 NEEDED_SOURCES = (
     "fetch_papers.source",
     "fetch_imagery.source",
@@ -833,6 +853,12 @@ class Params(Section):
                 raise ValueError(f"{key}: {kind}: is for {ONLY_FOR[kind]}")
             if source == "none" and key in NEEDED_SOURCES:
                 raise ValueError(f"{key}: none: the pipeline needs one")
+            section, _, role = key.partition(".")
+            if section == "fetch_model" and source == "embedded" and role not in EMBEDDED_ROLES:
+                raise ValueError(
+                    f"{key}: embedded: no such model is embedded; write none, path:<folder> or "
+                    "hub:<repo>[@revision]"
+                )
         if self.train_base.source == "base" and self.fetch_model.diffusion == "none":
             raise ValueError(
                 "fetch_model.diffusion: none leaves train_base.source: base nothing to start from; "
@@ -848,12 +874,46 @@ class Params(Section):
                 f"fetch_imagery.source: {self.fetch_imagery.source} say scratch"
             )
 
-    def _check_raster_keys(self) -> None:
-        if self.fetch_imagery.source != "embedded":
+    def _check_base_domain(self) -> None:
+        base = self.fetch_model.diffusion
+        if self.encode.base_domain == "embedded" and base != "embedded":
+            raise ValueError(
+                "encode.base_domain: embedded shows the scenes of the embedded base; for "
+                f"fetch_model.diffusion: {base} say none, or name captioned images of its domain"
+            )
+
+    def _check_split_sizes(self) -> None:
+        config = self.fetch_imagery
+        carved = [key for key in ("valid", "test") if getattr(config.splits, key) is None]
+        sizes = [getattr(config, key) for key in carved]
+        keys = ", ".join(f"fetch_imagery.{key}" for key in carved)
+        if sum(size for size in sizes if size < 1) >= 1:
+            raise ValueError(f"{keys}: these fractions leave no image to train on")
+        if config.source != "embedded" or config.max_images is None:
             return
+        held_out = sum(size if size >= 1 else size * config.max_images for size in sizes)
+        if held_out >= config.max_images:
+            raise ValueError(
+                f"{keys}: {held_out:.0f} of {config.max_images} images (fetch_imagery.max_images) "
+                "leave none to train on"
+            )
+
+    def _check_unused_imagery_keys(self) -> None:
+        config = self.fetch_imagery
+        if config.download and not config.source.startswith("torchgeo:"):
+            raise ValueError(
+                f"fetch_imagery.download: true is for torchgeo: data sets, not {config.source}: "
+                "write false"
+            )
+        if config.source != "embedded":
+            return
+        if config.caption is not None:
+            raise ValueError(
+                "fetch_imagery.caption: the embedded scenes have captions of their own: write null"
+            )
         unused = {"bands": None, "stretch": "auto", "mask": None, "tile": None, "labels": None}
         for key, value in unused.items():
-            if getattr(self.fetch_imagery, key) != value:
+            if getattr(config, key) != value:
                 raise ValueError(
                     f"fetch_imagery.{key}: is for rasters, and the embedded scenes are none: write "
                     f"{value or 'null'}"
@@ -1011,7 +1071,9 @@ class Params(Section):
         )
         faults += _faults(
             self._check_sources,
-            self._check_raster_keys,
+            self._check_base_domain,
+            self._check_split_sizes,
+            self._check_unused_imagery_keys,
             self._check_extractors,
             self._check_prompt_writers,
             self._check_selection,

@@ -140,6 +140,7 @@ def fetch(tmp_path, monkeypatch):
         params = yaml.safe_load((REPOSITORY / "params/demo.yaml").read_text())
         params["fetch_model"][role] = source
         params["train_base"] |= {"source": "scratch", "vae_steps": 1, "text_steps": 1}
+        params["encode"]["base_domain"] = "none"
         if params["fetch_model"]["vision"] == "none":
             params["features"]["extractors"] = ["scene"]
         Path("params.yaml").write_text(yaml.safe_dump(params))

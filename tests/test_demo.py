@@ -640,6 +640,7 @@ def test_the_fine_tuned_model_alone_is_drawn_with_but_not_half_of_it(clone, capf
 
 def test_another_base_is_drawn_with_once_it_is_fetched(clone):
     change_params(clone, "  diffusion: embedded ", "  diffusion: path:/data/sd15 ")
+    change_params(clone, "  base_domain: embedded ", "  base_domain: none ")
     with pytest.raises(SystemExit, match="path:/data/sd15.*`dvc repro fetch_model@diffusion`"):
         demo_page.choose_model(load())
     fetched = clone / "models/base/diffusion"

@@ -129,6 +129,26 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             ["classifier.batch_size", " 2,", " 1"],
         ),
         ("paper_n: 250", "paper_n: 1", ["fid.paper_n", " 2,", " 1"]),
+        ("  valid: 160 ", "  valid: 1.5 ", ["fetch_imagery.valid", "below 1, or a whole", " 1.5"]),
+        (
+            "max_images: 1800",
+            "max_images: 416 ",
+            ["fetch_imagery.valid, fetch_imagery.test: 416 of 416 images ", "max_images"],
+        ),
+        ("download: false", "download: true ", ["fetch_imagery.download", "not embedded"]),
+        ("caption: null", "caption: a tile", ["fetch_imagery.caption", "write null"]),
+        ("  writer: none ", "  writer: embedded ", ["fetch_model.writer", "write none"]),
+        ("  classifier: none ", "  classifier: embedded ", ["fetch_model.classifier", "none"]),
+        ("  vision: package:", "  vision: embedded # ", ["fetch_model.vision: embedded"]),
+        ("  writer: none ", "  writer: hub:/// ", ["fetch_model.writer", "hub:<owner>/<name>"]),
+        ("  writer: none ", "  writer: 'path: ' ", ["fetch_model.writer", "path:<folder"]),
+        (
+            "  model: test_resnet           # a",
+            "  model: ''  # a",
+            ["classifier.model", "at least 1"],
+        ),
+        ("text_column: text", "text_column: ''  ", ["fetch_papers.text_column", "at least 1"]),
+        ("  diffusion: embedded ", "  diffusion: hub:a/b ", ["encode.base_domain", "hub:a/b"]),
         ("tile: null", "tile: {sizes: 8}", ["fetch_imagery.tile.sizes", "did you mean size?"]),
         (
             "warmup_steps: 20 ",
@@ -146,6 +166,42 @@ def test_a_fault_is_one_clear_line(tmp_path, old, new, words):
     lines = stopped.value.code.splitlines()  # what Python prints, with exit code 1
     assert all(line.startswith(f"{file}: ") for line in lines)
     assert [line for line in lines if all(word in line for word in words)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"valid": 0.4, "test": 0.59}, ""),
+        ({"valid": 0.4, "test": 0.6}, "fetch_imagery.valid, fetch_imagery.test: these fractions"),
+        ({"valid": 0.4, "test": 1079}, ""),  # of 1800
+        ({"valid": 0.4, "test": 1080}, "fetch_imagery.valid, fetch_imagery.test: 1800 of 1800 "),
+        ({"valid": 1799, "test": 0}, ""),
+        ({"valid": 1e6, "test": 1, "source": "path:tiles"}, ""),  # of nobody knows how many
+        ({"test": 2.5, "splits": {"train": "a", "valid": "b", "test": "c"}}, "fetch_imagery.test"),
+        ({"valid": 0.9, "test": 0.9, "splits": {"train": None, "valid": "b", "test": "c"}}, ""),
+    ],
+)
+def test_splits_that_are_carved_leave_images_to_train_on(changes, fault):
+    values = deepcopy(demo_values())
+    values["train_scene"]["source"] = "scratch"
+    values["fetch_imagery"] |= changes
+    if not fault:
+        assert check(values, "p.yaml").fetch_imagery.test == values["fetch_imagery"]["test"]
+        return
+    with pytest.raises(SystemExit) as stopped:
+        check(values, "p.yaml")
+    assert stopped.value.code.startswith(f"p.yaml: {fault}")
+    assert "\n" not in stopped.value.code
+
+
+@pytest.mark.parametrize("name", ["a/b", "gpt2", "a/b@v1.0", "a-1/b_2.c@refs/convert/parquet"])
+def test_repositories_of_the_hub_are_accepted(name):
+    values = deepcopy(demo_values())
+    values["fetch_model"]["writer"] = f"hub:{name}"
+    assert check(values, "p.yaml").fetch_model.writer == f"hub:{name}"
+    values["fetch_model"]["writer"] = f"hub:datasets/{name}".replace("gpt2", "a/gpt2")
+    with pytest.raises(SystemExit, match="hub:<owner>/<name>"):
+        check(values, "p.yaml")
 
 
 def test_given_first_words_leave_no_room_for_a_chain_of_thought(tmp_path):
@@ -172,7 +228,7 @@ def test_given_first_words_leave_no_room_for_a_chain_of_thought(tmp_path):
 )
 def test_every_float_is_written_as_yaml_1_2_allows(tmp_path, text, value):
     """A plain one, an optional one, and one that is a fraction or a count."""
-    changed = DEMO
+    changed = DEMO.replace("max_images: 1800", "max_images: 1000000")
     for line in ("  lr: 1.2e-3", "  min_snr_gamma: null", "  valid: 160"):
         assert line in DEMO, "the test's own premise"
         changed = changed.replace(line, f"{line.partition(':')[0]}: {text}")
