@@ -1,11 +1,14 @@
 """The label sets of params/: each fits each scale, and its words tell its classes apart."""
 
 import re
+import textwrap
 from functools import cache
 
 import pytest
 from conftest import REPOSITORY
+from test_label_set_runs import EUROSAT
 
+from stages.imagery.splits import match_splits
 from stages.params import Params, read
 from stages.text.checks import rejection_reason
 from stages.text.class_words import ClassLexicon, complete_words
@@ -75,6 +78,30 @@ def test_the_words_of_a_class_make_ten_prompts_without_a_paper(name):
             if not rejection_reason(candidate.text, label, lexicon, kept, tokens=20):
                 kept.append(candidate.text)
         assert len(kept) >= 10, label
+
+
+@pytest.mark.parametrize("scales", [[], ["rsicd"]])
+@pytest.mark.parametrize("name", ["eurosat", "worldcover"])
+def test_the_tiles_that_a_label_set_names_show_its_classes(name, scales, tmp_path):
+    """The lines of params/mine.yaml in its header, alone and after a scale."""
+    header = (REPOSITORY / f"params/{name}.yaml").read_text().partition("\n\n")[0]
+    lines = [line.removeprefix("# ") for line in header.splitlines() if line.startswith("#   ")]
+    (tmp_path / "mine.yaml").write_text(textwrap.dedent("\n".join(lines)))
+    scales = [*scales, name, str(tmp_path / "mine.yaml")]
+    params = compose(scales, REPOSITORY)[1]
+    config = params.fetch_imagery
+    assert config.max_images is None and params.train_scene.source == "scratch"
+    if name == "worldcover":
+        shown = [*config.labels.classes.values()]
+    else:
+        import torchgeo.datasets
+
+        dataset = getattr(torchgeo.datasets, config.source.removeprefix("torchgeo:"))
+        splits = dict.fromkeys(dataset.splits, 1)
+        matched, carved = match_splits(splits, config.splits.model_dump(), "splits")
+        assert matched == {"train": "train", "val": "valid", "test": "test"} and not carved
+        shown = EUROSAT
+    assert sorted(shown) == sorted(scene for scenes in params.classes.values() for scene in scenes)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/data.md"])

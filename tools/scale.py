@@ -2,7 +2,7 @@
 
     python -m tools.scale paper               with the values of params/paper.yaml
     python -m tools.scale paper mine.yaml     of both files; the later wins
-    python -m tools.scale rsicd eurosat       a label set with a scale: EuroSAT's ten classes
+    python -m tools.scale rsicd rsicd30       a label set with a scale: RSICD's thirty classes
     python -m tools.scale demo                the way back: params/demo.yaml as it is
 
 Each file holds only what differs from params/demo.yaml, and brings the comments beside its values.
