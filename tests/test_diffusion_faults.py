@@ -157,7 +157,7 @@ FAULTS = [
         encode,
         fill_tensor("vae", "encoder.conv_in.bias", 1.0e38),
         {},
-        ["data/imagery/train: ", ".png: ", "encode.precision fp32"],
+        ["data/imagery/train: ", ".png: ", "NaN", "weights of the VAE"],
     ),
     (encode, add_token, {}, [f"{BASE}: ", "satx"]),
     (sample, add_token, {}, [f"{BASE}: ", "satx"]),

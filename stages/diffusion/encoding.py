@@ -36,6 +36,11 @@ from stages.runtime.progress import log, progress_bar
 
 GB = 10**9
 CAPTIONS_PER_ARRAY = 2**20
+LATENTS_ADVICE = {  # by encode.precision
+    "fp16": "encode.precision: try bf16 or fp32",
+    "bf16": "encode.precision: try fp32",
+    "fp32": "the weights of the VAE are too large",
+}
 
 
 def encode_captions(
@@ -245,8 +250,8 @@ def _exit_if_not_finite(
         finite = np.isfinite(array[: len(group)]).all(axis=(1, 2, 3, 4))  # [B]
         if not finite.all():
             exit_with_error(
-                f"{images}: {group[finite.argmin()]['filename']}: its latents are NaN or infinite "
-                f"in encode.precision {precision}: try bf16 or fp32"
+                f"{images}: {group[finite.argmin()]['filename']}: its latents are NaN, or too large "
+                f"for float16: {LATENTS_ADVICE[precision]}"
             )
 
 
