@@ -3,10 +3,12 @@
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +21,14 @@ from test_imagery_rasters import write_raster
 from tools import rehearse
 from tools.rehearsal import copying, cuts, inputs, stages
 from tools.rehearsal.copying import Stage
-from tools.rehearsal.device import Device
-from tools.rehearsal.measuring import Measurement, bar_seconds, error_line, folder_size
+from tools.rehearsal.device import Device, find_device
+from tools.rehearsal.measuring import (
+    Measurement,
+    bar_seconds,
+    error_line,
+    folder_size,
+    watch_gpus,
+)
 from tools.rehearsal.stages import Rehearsal, count_images, count_work, encode_ratio, note_cache
 from tools.rehearsal.table import Row, render
 from tools.scale import compose, load_text
@@ -102,7 +110,7 @@ def test_five_faults_give_five_rows(faulty, environment):
         "finetune_sd",
     }, finished.stdout + finished.stderr
     assert "no_papers: no such file or folder" in own["fetch_papers"]
-    assert "no usable captioned image" in own["fetch_imagery"]
+    assert "train.parquet has no captions" in own["fetch_imagery"]
     assert "File too large" in own["fetch_model@writer"]
     assert "pickle" in own["fetch_model@classifier"]
     assert "the card has 10 MB" in own["finetune_sd"]
@@ -136,30 +144,35 @@ def test_a_log_and_what_is_made_of_it():
 
 
 @pytest.mark.parametrize(
-    ("cache_gb", "variants", "note"),
+    ("cache_gb", "variants", "note", "fault"),
     [
-        (20, 8, ""),
-        (15, 8, "finetune_sd would embed captions while it trains"),
-        (5, 8, "it would stop; encode.variants: 4 fits"),
-        (5, 1, "it would stop; encode.variants: 1 takes 10.0 GB"),
+        (20, 8, "finetune_sd would embed captions while it trains", ""),
+        (30, 8, "", ""),
+        (11, 8, "finetune_sd would embed captions while it trains", ""),
+        (10.9, 8, "", "encode.variants: 7 fits"),
+        (5, 8, "", "encode.variants: 3 fits"),
+        (5, 1, "", "encode.variants: 1 takes 11.0 GB"),
     ],
 )
-def test_a_rehearsal_says_what_fits_the_cache(tmp_path, cache_gb, variants, note):
+def test_a_rehearsal_says_what_fits_the_cache(tmp_path, cache_gb, variants, note, fault):
+    """The full run has 10 GB of training latents, 1 GB of others and 10 GB of embeddings."""
     file = tmp_path / "data/latents/train.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(bytes(10_240_000))
     size = folder_size(file)
+    per_gb = 1e9 / size * variants  # images whose latents in one variant take 1 GB
+    config = {"cache_gb": cache_gb, "variants": variants, "base_domain": "none"}
     rehearsal = SimpleNamespace(
         folder=tmp_path,
-        full={"encode": {"cache_gb": cache_gb, "variants": variants}},
+        full={"encode": config},
         params={"encode": {"variants": variants}},
-        full_images={"train": 10e9 / size},
+        full_images={"train": 10 * per_gb / variants, "valid": per_gb},
         images={"train": 1},
     )
-    # The full run has latents of 10 GB and embeddings of 8 GB, and more to do than images.
-    row = Row("encode", disk=round(1.8 * size), done=1, full=1e6, disk_ratio=10e9 / size)
+    row = Row("encode", disk=size, disk_ratio=21e9 / size)
     note_cache(rehearsal, row)
     assert [line.partition(": ")[2] for line in row.notes] == ([note] if note else [])
+    assert row.full_fault.partition("): ")[2] == fault
 
 
 # The work of both runs.
@@ -237,7 +250,8 @@ def test_encode_has_the_variants_of_training_images_only(tmp_path):
     count_work(rehearsal, row)
     assert (row.unit, row.done, row.full) == ("encodings", 2 * 4 + 4, 8 * 8736 + 1104)
     assert row.full_disk == pytest.approx((8 * 8734 + 1094) * 1e6)
-    assert [note.partition(" and text")[0] for note in row.notes] == ["latents of 8.9 GB"]
+    # The validation tiles' latents included.
+    assert row.notes == [] and row.full_fault.startswith("latents of 9.1 GB would pass")
 
 
 def test_work_is_what_the_progress_bars_count():
@@ -305,25 +319,80 @@ def test_the_cache_of_lora_and_of_images_is_scaled(tmp_path):
         assert row.full_cache == pytest.approx(1000 * ratio)
 
 
-def test_the_largest_cache_needs_disk(tmp_path, monkeypatch, capsys):
-    usage = SimpleNamespace(free=100e9)
-    monkeypatch.setattr(rehearse.shutil, "disk_usage", lambda _: usage)
-    rehearsal = paper_rehearsal(tmp_path)
+def print_report(rehearsal: Rehearsal, rows: list[Row], capsys, free: float = 1e15) -> list[str]:
+    """The lines that are printed of a run without a hint that no GPU was used."""
     rehearsal.full["sampling"]["precision"] = rehearsal.full["finetune_sd"]["precision"] = "fp32"
     rehearsal.full["encode"]["precision"] = "fp32"
+    arguments = SimpleNamespace(scale=["paper"], layers=None, usd_per_hour=2)
+    rehearse.report(arguments, rehearsal, rows, free)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_outputs_models_of_the_hub_and_the_largest_cache_need_disk(tmp_path, capsys):
+    rehearsal = paper_rehearsal(tmp_path)
+    rehearsal.model_bytes = {"diffusion": 4_000_000_000, "vision": 10**9}  # vision is on this disk
     rows = [
         Row("finetune_sd", measured(), disk=10**9, full_cache=40e9),
         Row("generate", measured(), disk=10**9, disk_ratio=19, full_cache=19e9),
         Row("failed", measured(), fault="", full_cache=1),
     ]
-    arguments = SimpleNamespace(scale=["paper"], layers=None, usd_per_hour=None)
-    rehearse.report(arguments, rehearsal, rows)
-    assert capsys.readouterr().out.endswith("\nThis machine can run it.\n")
-    usage.free = 60e9
-    rehearse.report(arguments, rehearsal, rows)
-    printed = capsys.readouterr().out
-    assert "- resume cache: 40.0 GB at most, of finetune_sd\n" in printed
-    assert "the disk lacks 20.0 GB" in printed.splitlines()[-1]
+    assert print_report(rehearsal, rows, capsys, 84e9)[-1] == "This machine can run it."
+    printed = print_report(rehearsal, rows, capsys, 60e9)
+    assert "- resume cache: 40.0 GB at most, of finetune_sd" in printed
+    assert "- downloads of models: diffusion 4.0 GB" in printed
+    assert "the disk lacks 24.0 GB" in printed[-1]
+
+
+def test_a_sum_says_what_it_leaves_out(tmp_path, capsys):
+    rows = [Row("scrape", measured(1800)), Row("encode", measured(1800), done=1, full=2)]
+    printed = print_report(paper_rehearsal(tmp_path), rows, capsys)
+    assert "- time of the full run: 60 min" in printed and "- cost: 2.00 USD" in printed
+    rows += [Row("select", measured(1800), lacks_time=True), Row("fid", fault="no")]
+    printed = print_report(paper_rehearsal(tmp_path), rows, capsys)
+    without = "without what is unknown of select, fid"
+    assert f"- time of the full run: at least 90 min, {without}" in printed
+    assert "- cost: at least 3.00 USD" in printed
+
+
+def test_what_stops_the_full_run_is_in_table_and_verdict(tmp_path, capsys):
+    rows = [Row("encode", measured(), full_fault="too many"), Row("select", measured())]
+    printed = print_report(paper_rehearsal(tmp_path), rows, capsys)
+    assert "- encode: **too many**" in printed
+    (line,) = [line for line in printed if line.startswith("| encode")]
+    assert "**stops**" in line
+    assert printed[-1] == "This machine cannot run it: encode: too many."
+    assert "- activations are not counted: docs/scale.md has what fits a card" in printed
+
+
+def test_the_full_run_stops_where_its_warm_up_is_longer_than_its_training(tmp_path):
+    """The rehearsal has no warm-up. 5 epochs of 8734 images, 16 a step, are 2730 steps."""
+    full = params_of("paper")
+    for warmup, fault in ((2730, ""), (2731, "2731 are more than the 2730 steps of the training")):
+        full["finetune_sd"] |= {"warmup_steps": warmup, "method": "lora"}
+        row = Row("finetune_sd", measured())
+        count_work(make_rehearsal(tmp_path, full, True), row)
+        assert row.full_fault.partition(": ")[2] == fault
+
+
+@pytest.mark.parametrize(("card", "fault"), [(None, ""), (20e9, ""), (19e9, "has 19.0 GB")])
+def test_the_memory_that_a_stage_took_must_fit_the_card(tmp_path, monkeypatch, card, fault):
+    rehearsal = paper_rehearsal(tmp_path)
+    rehearsal.card = card
+    taken = Measurement(1, 1, 1, 20 * 10**9, 0, error="", log="")
+    monkeypatch.setattr(stages, "measure_stage", lambda *arguments: taken)
+    row = Row("generate")
+    stages.run_stage(rehearsal, Stage("generate", "", (), ()), row)
+    assert row.full_fault.endswith(fault) and bool(row.full_fault) == bool(fault)
+
+
+def test_field_notes_in_place_of_papers_are_said(tmp_path, monkeypatch):
+    rehearsal = paper_rehearsal(tmp_path)
+    monkeypatch.setattr(stages, "measure_stage", lambda *arguments: measured())
+    for source, notes in ((rehearsal.full["fetch_papers"]["source"], 0), ("embedded", 1)):
+        rehearsal.params["fetch_papers"]["source"] = source
+        row = Row("chunk")
+        stages.run_stage(rehearsal, Stage("chunk", "", (), ()), row)
+        assert len(row.notes) == notes
 
 
 def test_models_have_all_their_layers_in_the_full_run(tmp_path, monkeypatch):
@@ -338,12 +407,35 @@ def test_models_have_all_their_layers_in_the_full_run(tmp_path, monkeypatch):
         assert row.full_disk == pytest.approx(expected, rel=0.01)
 
 
+def test_the_download_of_stable_diffusion_is_forecast_in_full_precision(tmp_path, monkeypatch):
+    """The hub has both precisions, and `fetch_model` takes the full one: 4.27 GB."""
+    from tools.rehearsal import models
+
+    monkeypatch.setattr(models, "random_weights", lambda network: [])
+    monkeypatch.setattr(models, "write_shards", lambda *arguments: None)
+    monkeypatch.setattr(models.tokenizers, "write_clip_tokenizer", lambda *arguments, fast: None)
+    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    size = models.make_model(name, tmp_path / "model", tmp_path / "text.txt", 1)
+    assert size == pytest.approx(4.265e9, rel=0.001)  # 1.066e9 weights
+
+
 def test_the_ceiling_draws_training_tiles_only():
     params = params_of("demo")
     params["classifier"] |= {"seeds": 2, "epochs": 3, "batch_size": 4, "images_per_caption": 10}
     images = {"train": 10, "valid": 20, "test": 5, "figures": 4}
     # 350 images of classes and 50 of scenes: of both, three batches of training tiles.
     assert cuts.work("ceiling", params, images) == ("images", 2 * 3 * (12 + 12))
+
+
+def test_a_full_run_of_too_few_tiles_for_the_fid_is_announced():
+    rehearsal = paper_rehearsal()
+    rehearsal.full_images = {**RSICD, "test": 249}
+    row = Row("fid")
+    count_work(rehearsal, row)
+    assert row.notes[:2] == [
+        "no FID: 249 test tiles, fid.standard_min_n needs 1000",
+        "no FID of the paper's kind: 249 test tiles, fid.paper_n needs 250",
+    ]
 
 
 def test_fid_says_that_its_images_are_cut():
@@ -447,11 +539,12 @@ def test_a_stage_has_its_own_environment(tmp_path, monkeypatch):
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     variables = {"MY_DATA": "data", "WANDB_PROJECT": "mine", "GIT_DIR": "/other", "PYTHONPATH": "."}
+    variables["TORCHGEO_DATA"] = "sets"
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    command = "echo [$MY_DATA] [$WANDB_PROJECT$GIT_DIR$PYTHONPATH]"
+    command = "echo [$MY_DATA $TORCHGEO_DATA] [$WANDB_PROJECT$GIT_DIR$PYTHONPATH]"
     printed = stages.measure_stage(rehearsal, Stage("prompt", command, (), ())).log
-    assert printed == f"[{tmp_path}/home/data] []\n"
+    assert printed == f"[{tmp_path}/home/data {tmp_path}/home/sets] []\n"
 
 
 # Imagery.
@@ -474,6 +567,26 @@ def test_splits_that_are_carved_on_a_cpu_leave_images_to_train_on(tmp_path):
     full["fetch_imagery"]["splits"]["test"] = "test"
     full["fetch_imagery"]["max_images"] = None
     assert cuts.cut_params(full, True, ("fp32",))["fetch_imagery"]["max_images"] == 8
+
+
+def test_splits_that_leave_nothing_to_train_on_stop_the_full_run_alone(tmp_path, monkeypatch):
+    """160 and 256 of 300 images are held out; what is rehearsed has images to train on."""
+    write_table(tmp_path / "tiles/tiles.parquet", ["lake", "desert"] * 150)
+    full = params_of("demo")
+    full["fetch_imagery"] |= {"source": f"path:{tmp_path}/tiles", "max_images": None}
+    with pytest.raises(SystemExit, match="fetch_imagery.valid, fetch_imagery.test: .* 416 of 300 "):
+        inputs.count_images(full, f"path:{tmp_path}/tiles")
+
+    rehearsal = make_rehearsal(tmp_path, full, False)
+    rehearsal.imagery = full["fetch_imagery"]["source"]
+    kept = {"train": 56, "valid": 16, "test": 24}
+    write_text(tmp_path / "data/imagery/REPORT.json", {"kept": kept})
+    write_text(tmp_path / stages.FIGURES, "a\nb\n")
+    monkeypatch.setattr(stages, "measure_stage", lambda *arguments: measured())
+    row = Row("fetch_imagery")
+    stages.run_stage(rehearsal, Stage("fetch_imagery", "", (), ()), row)
+    assert row.fault == "" and row.full_fault.startswith("fetch_imagery.valid, fetch_imagery.test")
+    assert rehearsal.full_images.items() >= kept.items()
 
 
 def write_scenes(folder: Path) -> None:
@@ -631,6 +744,63 @@ def test_options_that_change_nothing_are_refused(tmp_path, monkeypatch, capsys):
         rehearse.parse_arguments()
     assert stopped.value.code == 2
     assert "--layers: only the models of --random-weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--layers", "0"),
+        ("--layers", "1.5"),
+        ("--card-gb", "0"),
+        ("--card-gb", "-24"),
+        ("--usd-per-hour", "-1"),
+        ("--usd-per-hour", "inf"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(monkeypatch, capsys, option, value):
+    arguments = ["rehearse", "paper", "--random-weights", f"{option}={value}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        rehearse.parse_arguments()
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert option in line and value in line
+
+
+# The device.
+
+
+@pytest.mark.parametrize(
+    ("visible", "memory", "gpu", "expected"),
+    [
+        (None, "1024", "0", 2**30),
+        ("3,1", "1024", "3", 2**30),
+        ("GPU-5c8f", "1024", "GPU-5c8f", 2**30),
+        ("1", "[N/A]", "1", psutil.virtual_memory().total),  # it shares the machine's
+        ("", "1024", None, None),
+        ("-1", "1024", None, None),
+    ],
+)
+def test_the_gpu_is_the_first_that_stages_see(
+    tmp_path, monkeypatch, visible, memory, gpu, expected
+):
+    script = f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "Some GPU, {memory}"\n'
+    write_text(tmp_path / "bin/nvidia-smi", script)
+    write_text(tmp_path / "calls", "")
+    (tmp_path / "bin/nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    device = find_device()
+    assert device.gpu_memory == expected
+    assert device.name.startswith("Some GPU" if gpu else "CPU")
+    with watch_gpus() as gpus:
+        time.sleep(0.2)
+    assert gpus.peak() == (0 if gpu and memory.isdigit() else None)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == (2 if gpu else 0)
+    assert all(f"--id={gpu}" in call.split() for call in calls)
 
 
 # Sources in the repository.

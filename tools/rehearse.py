@@ -6,20 +6,28 @@
 Runs the commands of dvc.yaml in a temporary copy of the repository (in $TMPDIR), with the scale's
 own models, widths and resolutions. Cut are counts: images, prompts, steps, repetitions, and on a
 CPU the batches of large models. A stage that fails gets its error in the table, those that need it
-are not rehearsed, all others are. Exit code 1 comes with any fault. Your params.yaml, dvc.lock,
-data, models and metrics stay as they are; what a hub gives stays in its cache.
+are not rehearsed, all others are. One that only the full run would stop at is named below the
+table. Exit code 1 comes with any fault. Your params.yaml, dvc.lock, data, models and metrics stay
+as they are; what a hub gives stays in its cache.
+
+With --random-weights, models of random weights, rendered tiles and the field notes stand in for the
+hub's models, imagery and papers. Still downloaded are papers of arXiv, encode.base_domain of the
+hub and, with fetch_imagery.download, data sets of TorchGeo.
 
 The forecast of a stage is the time that it took, and for each unit of work that was cut the time of
 such a unit: by the stage's progress bars, or by a second run with more units. A stage without a
 unit is taken to need the same time. Peak memory is that of the rehearsal. The disk has to hold all
-outputs twice, as DVC keeps them, and the largest resume cache of a stage.
+outputs twice, as DVC keeps them, the hub's models once more, in the hub's cache, and the largest
+resume cache of a stage.
 """
 
 import argparse
+import math
 import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from stages.runtime.errors import exit_with_error
@@ -53,14 +61,15 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     full = load_text(compose(arguments.scale)[0])
     device = find_device()
+    free = shutil.disk_usage(".").free  # without the rehearsal's own files
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
         root = Path(temporary)
         rehearsal = prepare(arguments, full, device, root)
         stages = read_stages(rehearsal.folder)
         remove_outputs(rehearsal.folder, stages)
         rows = run_stages(rehearsal, stages)
-        report(arguments, rehearsal, rows)
-    if any(row.fault for row in rows):
+        report(arguments, rehearsal, rows, free)
+    if any(row.fault or row.full_fault for row in rows):
         sys.exit(1)
 
 
@@ -74,20 +83,37 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--random-weights",
         action="store_true",
-        help="make models of random weights instead of downloading them, and render the imagery",
+        help="models of random weights, rendered tiles and field notes in place of the hub's",
     )
-    parser.add_argument("--layers", type=int, help="--random-weights: at most so many layers")
+    parser.add_argument(
+        "--layers", type=positive(int), help="--random-weights: at most so many layers"
+    )
     parser.add_argument(
         "--imagery", type=Path, metavar="FOLDER", help="Parquet files of the hub's imagery"
     )
     parser.add_argument(
-        "--card-gb", type=float, help="memory of the GPU that the full run will have"
+        "--card-gb", type=positive(float), help="memory of the GPU that the full run will have"
     )
-    parser.add_argument("--usd-per-hour", type=float, help="price of the machine of the full run")
+    parser.add_argument(
+        "--usd-per-hour", type=positive(float), help="price of the machine of the full run"
+    )
     arguments = parser.parse_args()
     if arguments.layers is not None and not arguments.random_weights:
         parser.error("--layers: only the models of --random-weights are cut")
     return arguments
+
+
+def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A type of argparse: numbers above 0 that are finite."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"{text}: write a number above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # in argparse's message about text that is no number
+    return parse
 
 
 def prepare(arguments: argparse.Namespace, full: Params, device: Device, root: Path) -> Rehearsal:
@@ -121,7 +147,7 @@ def prepare(arguments: argparse.Namespace, full: Params, device: Device, root: P
     if arguments.random_weights and full["fetch_papers"]["source"].startswith("hub:"):
         params["fetch_papers"]["source"] = "embedded"
         params["scrape"]["min_papers"] = 5
-    card = arguments.card_gb * 1e9 if arguments.card_gb else device.gpu_memory
+    card = device.gpu_memory if arguments.card_gb is None else arguments.card_gb * 1e9
     rehearsal = Rehearsal(
         folder, full, params, device, card, large_on_cpu, imagery, hub_images, sizes
     )
@@ -149,8 +175,13 @@ def make_models(params: Params, folder: Path, layers: int | None) -> tuple[dict[
 # The report.
 
 
-def report(arguments: argparse.Namespace, rehearsal: Rehearsal, rows: list[Row]) -> None:
-    """Print the table, the sums and whether this machine can run the scale."""
+def report(
+    arguments: argparse.Namespace, rehearsal: Rehearsal, rows: list[Row], free: float
+) -> None:
+    """Print the table, the sums and whether this machine can run the scale.
+
+    `free` is what the disk had before the rehearsal, bytes.
+    """
     scale = " ".join(arguments.scale)
     print(render(rows, f"## {scale}: rehearsed on {rehearsal.device.name}"))
     print("\n### Cut, or replaced\n")
@@ -159,39 +190,59 @@ def report(arguments: argparse.Namespace, rehearsal: Rehearsal, rows: list[Row])
         print(f"- {key}: {change}")
     if arguments.layers:
         print(f"- layers of the models: at most {arguments.layers}")
-    ran = [row for row in rows if row.measured and not row.fault]
-    seconds = sum(row.full_seconds for row in ran)
-    disk = sum(row.full_disk for row in ran)
-    largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
-    free = shutil.disk_usage(".").free
-    rehearsed = sum(row.measured.seconds for row in rows if row.measured)
     print("\n### The full run\n")
-    print(f"- time of the rehearsal: {duration(rehearsed)}")
-    print(f"- time of the full run: {duration(seconds)}, of the stages that were rehearsed")
-    if arguments.usd_per_hour:
-        print(f"- cost: {seconds / HOUR * arguments.usd_per_hour:.2f} USD")
+    for line in describe_time(rows, arguments.usd_per_hour):
+        print(f"- {line}")
+    ran = [row for row in rows if row.measured and not row.fault]
     peak = max((row.measured.memory for row in ran if row.measured), default=0)
     print(f"- peak memory of a stage, as rehearsed: {format_size(peak)}")
+    if rehearsal.device.gpu_memory is None and (rehearsal.card or rehearsal.large_on_cpu):
+        print("- activations are not counted: docs/scale.md has what fits a card")
+    disk = sum(row.full_disk for row in ran)
+    downloads = model_downloads(rehearsal)
+    needed = 2 * disk + sum(downloads.values())
     print(
-        f"- disk: {format_size(2 * disk)}: outputs of {format_size(disk)}, and as much in DVC's "
-        f"cache where the disk has no reflinks; {format_size(free)} are free"
+        f"- disk: {format_size(needed)}: outputs of {format_size(disk)}, as much in DVC's cache "
+        f"where the disk has no reflinks, and models of {format_size(sum(downloads.values()))} in "
+        f"the hub's cache; {format_size(free)} are free"
     )
+    largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
     if largest.full_cache >= 1e6:
         print(f"- resume cache: {format_size(largest.full_cache)} at most, of {largest.stage}")
-    print(f"- downloads of models: {describe_downloads(rehearsal)}")
-    print(f"\n{verdict(rehearsal, rows, 2 * disk + largest.full_cache - free)}")
+    sizes = ", ".join(f"{role} {format_size(size)}" for role, size in downloads.items())
+    print(f"- downloads of models: {sizes or 'none'}")
+    print(f"\n{verdict(rehearsal, rows, needed + largest.full_cache - free)}")
 
 
-def describe_downloads(rehearsal: Rehearsal) -> str:
-    """The bytes of each model that the full run downloads."""
-    parts = []
+def describe_time(rows: list[Row], usd_per_hour: float | None) -> list[str]:
+    """What the rehearsal took, and what the full run takes: time, and costs where there is a price.
+
+    The latter is a lower bound where the time of a stage is unknown.
+    """
+    rehearsed = sum(row.measured.seconds for row in rows if row.measured)
+    unknown = [row.stage for row in rows if row.fault or row.lacks_time]
+    seconds = sum(row.full_seconds for row in rows if not row.fault)
+    least = "at least " if unknown else ""
+    without = f", without what is unknown of {', '.join(unknown)}" if unknown else ""
+    lines = [
+        f"time of the rehearsal: {duration(rehearsed)}",
+        f"time of the full run: {least}{duration(seconds)}{without}",
+    ]
+    if usd_per_hour:
+        lines.append(f"cost: {least}{seconds / HOUR * usd_per_hour:.2f} USD")
+    return lines
+
+
+def model_downloads(rehearsal: Rehearsal) -> dict[str, int]:
+    """Role -> bytes of the model that the full run downloads."""
+    downloads = {}
     for role, source in rehearsal.full["fetch_model"].items():
         folder = rehearsal.folder / "models/base" / role
         if source.startswith("hub:") and role in rehearsal.model_bytes:
-            parts.append(f"{role} {format_size(rehearsal.model_bytes[role])}")
+            downloads[role] = rehearsal.model_bytes[role]
         elif source.startswith("hub:") and folder.exists():
-            parts.append(f"{role} {format_size(folder_size(folder))}")
-    return ", ".join(parts) or "none"
+            downloads[role] = folder_size(folder)
+    return downloads
 
 
 def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
@@ -200,6 +251,7 @@ def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
     faults = sum(bool(row.fault) for row in rows)
     if faults:
         reasons.append(f"{faults} stages failed or were not rehearsed")
+    reasons += [f"{row.stage}: {row.full_fault}" for row in rows if row.full_fault]
     for key in cuts.PRECISIONS:
         precision = cuts.get(rehearsal.full, key)
         if precision == "fp16" and rehearsal.device.gpu_memory is None:

@@ -1,5 +1,6 @@
 """What this machine computes with."""
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ class Device:
     Attributes:
         name: for people.
         memory: of the machine, bytes.
-        gpu_memory: of the first GPU, bytes; None: there is no GPU.
+        gpu_memory: of the GPU, bytes; None: there is no GPU. That of the machine where they share
+            it.
         precisions: those that it computes with, the best stand-in for another one first.
     """
 
@@ -28,15 +30,25 @@ class Device:
     precisions: tuple[str, ...]
 
 
+def visible_gpu() -> str | None:
+    """The first GPU that stages see, as `nvidia-smi --id` names it; None: they see none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.partition(",")[0].strip()
+    return None if first in ("", "-1") or not shutil.which("nvidia-smi") else first
+
+
 def find_device() -> Device:
-    """The first NVIDIA GPU, or else the CPU."""
+    """The first NVIDIA GPU that stages see, or else the CPU."""
     memory = psutil.virtual_memory().total
-    if shutil.which("nvidia-smi"):
-        query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    gpu = visible_gpu()
+    if gpu is not None:
+        query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits", f"--id={gpu}"]
         finished = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
         if finished.returncode == 0 and finished.stdout.strip():
             name, mebibytes = finished.stdout.splitlines()[0].rsplit(",", 1)
-            return Device(name, memory, int(mebibytes) * 2**20, ("bf16", "fp16", "fp32"))
+            # "[N/A]" where the GPU has no memory of its own.
+            own = int(mebibytes) * 2**20 if mebibytes.strip().isdigit() else memory
+            return Device(name, memory, own, ("bf16", "fp16", "fp32"))
     # fp16 is for GPUs. Without bf16 arithmetic bf16 is some ten times slower than fp32.
     flags = CPU_INFO.read_text(encoding="utf-8").split() if CPU_INFO.exists() else []
     has_bf16 = any(flag in flags for flag in BF16_FLAGS)

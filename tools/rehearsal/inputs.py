@@ -61,11 +61,15 @@ def resolve_paths(params: Params) -> list[Path]:
 
 
 def absolute_variables(params: Params) -> dict[str, str]:
-    """The variables that sources begin with, made absolute: a stage runs in the copy."""
+    """The variables that sources begin with or lie in, made absolute: a stage runs in the copy."""
     variables = {}
-    for _, _, _, location in local_sources(params):
-        name = location[1:].partition("/")[0]
-        if location.startswith("$") and name in os.environ:
+    names = [
+        location[1:].partition("/")[0]
+        for _, _, _, location in local_sources(params)
+        if location.startswith("$")
+    ]
+    for name in [*names, "TORCHGEO_DATA"]:
+        if os.environ.get(name):
             variables[name] = os.path.abspath(os.path.expanduser(os.environ[name]))
     return variables
 
@@ -125,14 +129,19 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     from stages.params import FetchImagery
 
     config = FetchImagery(**params["fetch_imagery"] | {"source": source})
-    opened, _ = open_configured_source(config, params["seed"])
-    images = skip_mask_files(opened, configured_mask(config))
+    mask = configured_mask(config)
+    opened, _ = open_configured_source(config, params["seed"], mask)
+    images = skip_mask_files(opened, mask)
     survey = survey_items(cut_scenes(images, config.tile, config.labels), SkipReport())
     return count_splits(params, survey.image_counts())
 
 
 def count_splits(params: Params, images: SourceCounts) -> Counts:
-    """The images of train, valid and test that a scale's params make of those of a source."""
+    """The images of train, valid and test that a scale's params make of those of a source.
+
+    Raises:
+        SystemExit: none are left to train on.
+    """
     from stages.imagery.splits import match_splits
 
     config = params["fetch_imagery"]
@@ -143,7 +152,14 @@ def count_splits(params: Params, images: SourceCounts) -> Counts:
     for split in missing:
         share = config[split]
         counts[split] = int(share if share >= 1 else share * counts["train"])
+    total = counts["train"]
     counts["train"] -= sum(counts[split] for split in missing)
+    if counts["train"] < 1:
+        keys = ", ".join(f"fetch_imagery.{split}" for split in missing)
+        held_out = total - counts["train"]
+        exit_with_error(
+            f"{keys}: they leave no image to train on: {held_out} of {total} are held out"
+        )
     return dict(counts)
 
 

@@ -1,7 +1,6 @@
 """Run a command and measure it: time, memory of its processes, memory of the GPU, disk."""
 
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tools.rehearsal.device import visible_gpu
 
 POLL = 0.1  # seconds between two looks at the memory
 # The resume cache may hold many files: after a look at it, so many times as long without one.
@@ -32,8 +33,8 @@ class Measurement:
         bar_seconds: of these, the time in its progress bars.
         memory: the highest sum of the resident memory of its processes, bytes. It includes the
             pages of memory-mapped files; those that processes share count in each.
-        gpu_memory: the highest use of the first GPU less that before the start, bytes; None:
-            there is no GPU.
+        gpu_memory: the highest use of the GPU less that before the start, bytes; None: there is no
+            GPU, or it has no memory of its own.
         cache: what the resume cache grew by at most, bytes.
         error: "" where it succeeded, else the line that says why not.
         log: what it printed.
@@ -169,7 +170,7 @@ def folder_size(folder: Path) -> int:
 
 
 class GpuWatch:
-    """The memory of the first GPU while a command runs: what nvidia-smi printed."""
+    """The memory of the GPU while a command runs: what nvidia-smi printed."""
 
     output = ""
 
@@ -181,11 +182,12 @@ class GpuWatch:
 
 @contextmanager
 def watch_gpus() -> Iterator[GpuWatch]:
-    """Let nvidia-smi look at the first GPU's memory five times a second."""
+    """Let nvidia-smi look at the GPU's memory five times a second."""
     process = None
-    if shutil.which("nvidia-smi"):
-        query = "--query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200 --id=0"
-        command = ["nvidia-smi", *query.split()]
+    gpu = visible_gpu()
+    if gpu is not None:
+        query = "--query-gpu=memory.used --format=csv,noheader,nounits --loop-ms=200"
+        command = ["nvidia-smi", *query.split(), f"--id={gpu}"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watch = GpuWatch()
     try:

@@ -47,7 +47,10 @@ def make_model(name: str, folder: Path, text: Path, layers: int | None) -> int:
 
 
 def make_stable_diffusion(folder: Path, text: Path, layers: int | None) -> int:
-    """Stable Diffusion v1.5 in half precision: its weights are `*.fp16.safetensors` only."""
+    """Stable Diffusion v1.5 in half precision: its weights are `*.fp16.safetensors` only.
+
+    The bytes returned are those of fp32, which the hub has, too, and `fetch_model` prefers.
+    """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -59,7 +62,7 @@ def make_stable_diffusion(folder: Path, text: Path, layers: int | None) -> int:
     shutil.copytree(CONFIGS / "stable-diffusion-v1-5", folder)
     size = 0
     for part, make in makers.items():
-        part_size, network = cut_network(folder / part, make, torch.float16, layers)
+        part_size, network = cut_network(folder / part, make, torch.float32, layers)
         size += part_size
         tensors = [(old_name(part, key), value) for key, value in random_weights(network)]
         if part == "text_encoder":

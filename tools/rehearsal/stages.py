@@ -32,6 +32,8 @@ EMA_BYTES = 4
 # Of the memory, what weights, gradients and optimizer state may take: activations need the rest.
 MEMORY_SHARE = 0.5
 FIGURES = Path("stages/embedded/figures.csv")
+# Stages that take longer the more text there is.
+TEXT_STAGES = ("scrape", "chunk", "index_rag", "finetune_llm")
 
 
 @dataclass
@@ -115,11 +117,15 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     if row.fault:
         return
     row.full_cache = row.measured.cache
+    row.full_fault = check_gpu_peak(rehearsal, row.measured)
+    papers, full_papers = rehearsal.params["fetch_papers"], rehearsal.full["fetch_papers"]
+    if stage.name in TEXT_STAGES and papers["source"] != full_papers["source"]:
+        row.notes.append("the field notes stand in for the papers: the forecast is of them")
     kind, _, role = stage.name.partition("@")
     if kind == "fetch_model" and role in rehearsal.model_bytes:
         row.disk_ratio = max(1, rehearsal.model_bytes[role] / max(row.disk, 1))
     if stage.name == "fetch_imagery":
-        count_images(rehearsal)
+        row.full_fault = count_images(rehearsal) or row.full_fault
     if not rehearsal.images:
         return
     count_work(rehearsal, row)
@@ -129,7 +135,8 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     row.unit_seconds = row.measured.bar_seconds / in_bars if in_bars else 0
     if stage.name in cuts.SECOND_RUN and row.full > row.done:
         row.unit_seconds = measure_second_run(rehearsal, stage, row)
-    if not row.unit_seconds and row.full > row.done:
+    row.lacks_time = not row.unit_seconds and row.full > row.done
+    if row.lacks_time:
         row.notes.append("its time per unit was too short to measure: the forecast leaves it out")
 
 
@@ -145,8 +152,11 @@ def count_work(rehearsal: Rehearsal, row: Row) -> None:
         row.full_cache *= row.disk_ratio
     if row.stage == "finetune_sd":
         row.full_cache = checkpoints_cache(rehearsal, row.full_cache)
+        row.full_fault = row.full_fault or check_warmup(rehearsal)
     if row.stage == "encode":
         note_cache(rehearsal, row)
+    if row.stage == "fid":
+        note_refused_fid(rehearsal, row)
     compared = ("features@real", "features@tuned", "features@synthetic")
     if row.stage == "fid" and any(image_ratio(rehearsal, stage) != 1 for stage in compared):
         row.notes.append("its images are cut, too: the forecast is of the images rehearsed")
@@ -184,26 +194,49 @@ def checkpoints_cache(rehearsal: Rehearsal, rehearsed: float) -> float:
     return rehearsed * full / done if done else 0
 
 
+def check_warmup(rehearsal: Rehearsal) -> str:
+    """Why the full run of fine-tuning stops at its warm-up, as the stage has it; "" if not."""
+    warmup = rehearsal.full["finetune_sd"]["warmup_steps"]
+    steps = cuts.training_steps(rehearsal.full, rehearsal.full_images)
+    if not warmup > steps > 0:
+        return ""
+    return f"finetune_sd.warmup_steps: {warmup} are more than the {steps} steps of the training"
+
+
+def note_refused_fid(rehearsal: Rehearsal, row: Row) -> None:
+    """Note which of its protocols the full run has too few test tiles for."""
+    config, tiles = rehearsal.full["fid"], rehearsal.full_images["test"]
+    for key, refused in (("standard_min_n", "no FID"), ("paper_n", "no FID of the paper's kind")):
+        if tiles < config[key]:
+            row.notes.append(f"{refused}: {tiles} test tiles, fid.{key} needs {config[key]}")
+
+
 def note_cache(rehearsal: Rehearsal, row: Row) -> None:
-    """Note where the latents and text embeddings of the full run pass `encode.cache_gb`."""
+    """Say where the latents and text embeddings of the full run pass `encode.cache_gb`.
+
+    It stops where the latents alone do.
+    """
     config = rehearsal.full["encode"]
     limit = config["cache_gb"] * 1e9
     if row.full_disk <= limit:
         return
     file = rehearsal.folder / "data/latents/train.safetensors"
     done = rehearsal.params["encode"]["variants"] * rehearsal.images["train"]
-    latents = folder_size(file) * config["variants"] * rehearsal.full_images["train"] / done
-    variants = math.floor(config["variants"] * limit / latents)
+    one_variant = folder_size(file) / done * rehearsal.full_images["train"]
+    others = rehearsal.full_images["valid"] + cuts.base_images(rehearsal.full)
+    others_bytes = folder_size(file) / done * others
+    latents = one_variant * config["variants"] + others_bytes
     if latents <= limit:
-        advice = "finetune_sd would embed captions while it trains"
-    elif variants:
-        advice = f"it would stop; encode.variants: {variants} fits"
-    else:
-        one = format_size(latents / config["variants"])
-        advice = f"it would stop; encode.variants: 1 takes {one}"
-    row.notes.append(
-        f"latents of {format_size(latents)} and text embeddings would pass encode.cache_gb "
-        f"({config['cache_gb']:g}): {advice}"
+        row.notes.append(
+            f"latents of {format_size(latents)} and text embeddings would pass encode.cache_gb "
+            f"({config['cache_gb']:g}): finetune_sd would embed captions while it trains"
+        )
+        return
+    variants = math.floor((limit - others_bytes) / one_variant)
+    least = format_size(one_variant + others_bytes)
+    row.full_fault = (
+        f"latents of {format_size(latents)} would pass encode.cache_gb ({config['cache_gb']:g}): "
+        f"encode.variants: {f'{variants} fits' if variants > 0 else f'1 takes {least}'}"
     )
 
 
@@ -237,20 +270,30 @@ def measure_second_run(rehearsal: Rehearsal, stage: Stage, row: Row) -> float:
     return max(0, second.seconds - row.measured.seconds) / units
 
 
-def count_images(rehearsal: Rehearsal) -> None:
-    """Count the images of both runs, and cut the epochs to a few steps."""
+def count_images(rehearsal: Rehearsal) -> str:
+    """Count the images of both runs, and cut the epochs to a few steps.
+
+    Returns:
+        Why the full run has no such splits; its images are then taken to be the rehearsal's. ""
+        where it has them.
+    """
     kept = read_json(rehearsal.folder / "data/imagery/REPORT.json")["kept"]
     here = Path.cwd()
     rows = len((here / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
     rows_here = len((rehearsal.folder / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
-    if rehearsal.hub_images:
-        of_splits = inputs.count_splits(rehearsal.full, rehearsal.hub_images)
-    else:
-        of_splits = run_apart(inputs.count_images, rehearsal.full, rehearsal.imagery)
+    fault = ""
+    try:
+        if rehearsal.hub_images:
+            of_splits = inputs.count_splits(rehearsal.full, rehearsal.hub_images)
+        else:
+            of_splits = run_apart(inputs.count_images, rehearsal.full, rehearsal.imagery)
+    except SystemExit as error:
+        of_splits, fault = kept, " ".join(str(error).split()).removeprefix("error: ")
     rehearsal.full_images = {**of_splits, "figures": 4 * rows}
     rehearsal.images = {**kept, "figures": 4 * rows_here}
     cuts.fit_training(rehearsal.params, rehearsal.images, rehearsal.large_on_cpu)
     rehearsal.write_params()
+    return fault
 
 
 # Memory.
@@ -265,6 +308,18 @@ def check_card(rehearsal: Rehearsal) -> str:
     return (
         f"finetune_sd.method: {method}: weights, gradients and optimizer state alone need "
         f"{format_size(needed)}, the card has {format_size(rehearsal.card)}"
+    )
+
+
+def check_gpu_peak(rehearsal: Rehearsal, measured: Measurement) -> str:
+    """Why the GPU of the full run is too small for a stage as rehearsed; "" where it isn't."""
+    if rehearsal.card is None or measured.gpu_memory is None:
+        return ""
+    if measured.gpu_memory <= rehearsal.card:
+        return ""
+    return (
+        f"it needed {format_size(measured.gpu_memory)} of GPU memory, the card has "
+        f"{format_size(rehearsal.card)}"
     )
 
 

@@ -30,6 +30,8 @@ class Row:
         full_cache: bytes that the resume cache of the full run holds at most.
         notes: what stands in for something, and what else there is to know.
         fault: why it failed or was not rehearsed; "" where it succeeded.
+        full_fault: why it would stop the full run; those that need it are rehearsed all the same.
+        lacks_time: whether `full_seconds` leaves out the units that were cut.
     """
 
     stage: str
@@ -43,6 +45,8 @@ class Row:
     full_cache: float = 0
     notes: list[str] = field(default_factory=list)
     fault: str = ""
+    full_fault: str = ""
+    lacks_time: bool = False
 
     @property
     def full_seconds(self) -> float:
@@ -76,12 +80,13 @@ def render(rows: list[Row], title: str) -> str:
             format_size(row.disk),
             format_size(taken.cache) if taken.cache >= 1e6 else "",
             work,
-            duration(row.full_seconds),
+            "**stops**" if row.full_fault else duration(row.full_seconds),
             format_size(row.full_disk),
             format_size(row.full_cache) if row.full_cache >= 1e6 else "",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     notes = [f"- {row.stage}: {note}" for row in rows for note in row.notes]
+    notes += [f"- {row.stage}: **{row.full_fault}**" for row in rows if row.full_fault]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
