@@ -5,7 +5,8 @@
 Reads the training and validation imagery, images of the base model's own domain
 (`encode.base_domain`), and the model that `models/start` names. Writes `data/latents/`, whose files
 `stages/diffusion/latents.py` describes. Text embeddings that would take too much space are left to
-`finetune_sd`. One process or several write the same bytes.
+`finetune_sd`. One process or several write the same bytes. A run that was killed goes on with what
+is missing.
 """
 
 import shutil
@@ -22,6 +23,7 @@ from accelerate import PartialState
 from stages.common import sources
 from stages.common.artifacts import (
     decode_image,
+    fingerprint,
     shard_paths,
     stream_rows,
     write_json,
@@ -44,6 +46,7 @@ from stages.params import Encode, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
+from stages.runtime.resume_cache import resume_folder
 
 TRAIN = Path("data/imagery/train")
 VALID = Path("data/imagery/valid")
@@ -76,23 +79,38 @@ def main() -> None:
     if config.normalization == "dataset":
         normalization = dataset_normalization(TRAIN)
 
-    # Encode each distinct caption once, if the embeddings fit beside the latents.
-    captions = number_captions(images.values())
-    free_bytes = config.cache_gb * GB - latents_bytes
-    encode_captions(captions, start, OUT, config, free_bytes, state)
+    # A run resumes only what the same params made of the same bytes of all inputs.
+    inputs: list[str | Path] = [*images.values()]
+    inputs += [start / part for part in ("vae", "tokenizer", "text_encoder")]
+    inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
+    settings = {"encode": config.model_dump(), "normalization": normalization}
+    with resume_folder("encode", fingerprint(settings, inputs)) as cache:
+        # Encode each distinct caption once, if the embeddings fit beside the latents.
+        captions = number_captions(images.values())
+        free_bytes = config.cache_gb * GB - latents_bytes
+        encode_captions(captions, start, cache, config, free_bytes, state)
 
-    # Encode the images: those to train on under flips and rotations.
-    encoder = VaeEncoder(start, normalization, config.precision, state.device)
-    for split, folder in images.items():
+        # Encode the images: those to train on under flips and rotations.
+        encoder = VaeEncoder(start, normalization, config.precision, state.device)
+        for split, folder in images.items():
+            if state.is_main_process:
+                write_rows(folder, captions, cache / f"rows_{split}.parquet")
+            variants = config.variants if split == "train" else 1
+            posteriors_file = cache / f"{split}.safetensors"
+            encode_images(folder, posteriors_file, variants, encoder, config.batch_size, state)
+
         if state.is_main_process:
-            write_rows(folder, captions, OUT / f"rows_{split}.parquet")
-        variants = config.variants if split == "train" else 1
-        posteriors_file = OUT / f"{split}.safetensors"
-        encode_images(folder, posteriors_file, variants, encoder, config.batch_size, state)
+            shutil.rmtree(BASE_IMAGES, ignore_errors=True)
+            write_json(cache / "normalization.json", normalization)
+            publish(cache)
+        state.wait_for_everyone()
 
-    if state.is_main_process:
-        shutil.rmtree(BASE_IMAGES, ignore_errors=True)
-        write_json(OUT / "normalization.json", normalization)
+
+def publish(cache: Path) -> None:
+    """Move the finished files, but for the notes of finished groups, to the output folder."""
+    for file in sorted(cache.iterdir()):
+        if file.suffix != ".npy":
+            shutil.move(file, OUT / file.name)
 
 
 def check_config(config: Encode, state: PartialState) -> None:

@@ -1,8 +1,11 @@
 """encode on a tiny untrained model: every run is a new process."""
 
 import json
+import math
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from tiny_diffusion import make_imagery, on_threads, run, write_params
 
 from stages import encode, finetune_sd
 from stages.common.artifacts import decode_image, digest, read_json, read_rows
-from stages.diffusion import models
+from stages.diffusion import encoding, grouped_arrays, models
 from stages.diffusion.latents import dihedral
 from stages.diffusion.normalization import read_folded
 
@@ -128,6 +131,48 @@ def test_a_cache_that_is_too_small_names_the_variants_that_fit(workspace):
 def test_encoding_by_two_processes_gives_the_same_bytes(encoded, workspace):
     assert run(workspace, encode.main, processes=2)[0] == 0
     assert digest(workspace / "data/latents") == digest(encoded / "data/latents")
+
+
+def encode_until(groups: int) -> None:
+    """Run encode; the process ends without a word behind so many groups."""
+    write = grouped_arrays.GroupedArrays.write
+    written = []
+
+    def write_and_count(self, begin, values):
+        write(self, begin, values)
+        written.append(begin)
+        if len(written) == groups:
+            os._exit(9)
+
+    grouped_arrays.GroupedArrays.write = write_and_count
+    grouped_arrays.FLUSH_SECONDS = 0
+    encode.main()
+
+
+def count_vae_calls() -> None:
+    """Run encode; the log's last line says how often the VAE was called."""
+    calls = []
+    posterior = encoding.VaeEncoder.posterior
+    encoding.VaeEncoder.posterior = lambda *arguments: calls.append(0) or posterior(*arguments)
+    encode.main()
+    print(f"{len(calls)} calls", file=sys.stderr)
+
+
+def test_a_killed_run_goes_on_and_writes_the_same_bytes(workspace):
+    write_params(workspace, encode={"batch_size": 4, "variants": 3})
+    assert run(workspace, encode.main)[0] == 0
+    whole = digest(workspace / "data/latents")
+    # It ends behind the captions and 3 of the 5 groups of training images.
+    captions = pq.read_metadata(workspace / "data/latents/captions.parquet").num_rows
+    assert run(workspace, encode_until, math.ceil(captions / 4) + 3)[0] == 9
+    code, log = run(workspace, count_vae_calls)
+    assert code == 0 and digest(workspace / "data/latents") == whole, log
+    # Missing: 2 groups of 3 variants, 2 of validation images and 1 of the base model's domain.
+    assert "9 calls" in log
+    # Several processes go on with what one left, too.
+    assert run(workspace, encode_until, 6)[0] == 9
+    assert run(workspace, encode.main, processes=2)[0] == 0
+    assert digest(workspace / "data/latents") == whole
 
 
 def test_encoding_on_more_cores_gives_the_same_bytes(workspace):

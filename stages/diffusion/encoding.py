@@ -1,8 +1,9 @@
 """Run the text encoder over captions and the VAE's encoder over images, once, for `data/latents/`.
 
 Both work in fixed groups of `encode.batch_size` items, the last one padded, and the processes take
-turns at the groups. So any number of processes writes the same bytes. Images are streamed: memory
-does not grow with their number.
+turns at the groups. So any number of processes writes the same bytes, and a run that was killed
+goes on with the groups that are missing. Images are streamed: memory does not grow with their
+number.
 """
 
 import math
@@ -26,7 +27,8 @@ from stages.common.artifacts import (
 from stages.diffusion import models
 from stages.diffusion.caption_embeddings import CaptionEncoder, autocast
 from stages.diffusion.cpu_chunks import CpuChunks
-from stages.diffusion.latents import allocate, dihedral, memory_map
+from stages.diffusion.grouped_arrays import GroupedArrays
+from stages.diffusion.latents import dihedral
 from stages.diffusion.normalization import load_folded_vae
 from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
@@ -67,11 +69,8 @@ def encode_captions(
     shape = (len(captions), encoder.length, encoder.width)
     embeddings_bytes = 2 * math.prod(shape)  # float16
     is_cached = embeddings_bytes <= free_bytes
-    embeddings_file = out / "captions.safetensors"
     if state.is_main_process:
-        if is_cached:
-            allocate(embeddings_file, {"embeddings": shape})
-        else:
+        if not is_cached:
             how = {"precision": config.precision, "batch_size": config.batch_size}
             write_json(out / "captions.json", how)
             latents_bytes = config.cache_gb * GB - free_bytes
@@ -84,17 +83,17 @@ def encode_captions(
         truncated = log_truncated("encode", "captions", captions, encoder.tokenizer, shape[1])
         log_dropped_words("encode", "captions", captions, encoder.tokenizer)
         _write_caption_table(captions, truncated, out / "captions.parquet")
-    state.wait_for_everyone()
     if not is_cached:
         return
 
-    embeddings = memory_map(embeddings_file, "r+")["embeddings"]  # [M, L, D]
+    path = out / "captions.safetensors"
+    output = GroupedArrays(path, {"embeddings": shape}, config.batch_size, state)
     begins = range(0, len(captions), config.batch_size)
     for begin in progress_bar(begins, desc="encode captions", unit="group"):
-        if _is_own_group(begin, config.batch_size, state):
+        if output.is_mine(begin):
             group = captions.slice(begin, config.batch_size).to_pylist()
-            embeddings[begin : begin + len(group)] = encoder.embed(group)
-    embeddings.flush()
+            output.write(begin, {"embeddings": encoder.embed(group)})
+    output.flush()
 
 
 def _write_caption_table(captions: pa.Array, truncated: np.ndarray, path: Path) -> None:
@@ -168,13 +167,9 @@ def encode_images(
             "the VAE's factor"
         )
     latent_size = size // encoder.factor
-    if state.is_main_process:
-        channels = encoder.vae.config.latent_channels
-        shape = (image_count, variants, channels, latent_size, latent_size)
-        allocate(out, {"mean": shape, "logvar": shape})
-    state.wait_for_everyone()
-
-    arrays = memory_map(out, "r+")  # mean, logvar
+    channels = encoder.vae.config.latent_channels
+    shape = (image_count, variants, channels, latent_size, latent_size)
+    output = GroupedArrays(out, {"mean": shape, "logvar": shape}, batch_size, state)
     rows = stream_rows(images, ["image", "filename"], batch_size)
     chunks = CpuChunks(batch_size, encoder.device)
     blank = np.zeros((batch_size, size, size, 3), np.uint8)
@@ -184,15 +179,14 @@ def encode_images(
         begins = range(0, image_count, batch_size)
         for begin in progress_bar(begins, desc=f"encode {out.stem}", unit="group"):
             group = list(islice(rows, batch_size))
-            if not _is_own_group(begin, batch_size, state):
+            if not output.is_mine(begin):
                 continue
             pixels = _read_pixels(group, blank, images)
-            posteriors = _encode_group(encoder, pixels, variants, chunks)
+            padded = _encode_group(encoder, pixels, variants, chunks)
+            posteriors = {name: values[: len(group)] for name, values in padded.items()}
             _exit_if_not_finite(posteriors, group, images, encoder.precision)
-            for name, array in arrays.items():
-                array[begin : begin + len(group)] = posteriors[name][: len(group)]
-    for array in arrays.values():
-        array.flush()
+            output.write(begin, posteriors)
+    output.flush()
     state.wait_for_everyone()
 
 
@@ -247,14 +241,9 @@ def _exit_if_not_finite(
 ) -> None:
     """Exit with an error that names the first image whose posterior is NaN or infinite."""
     for array in posteriors.values():
-        finite = np.isfinite(array[: len(group)]).all(axis=(1, 2, 3, 4))  # [B]
+        finite = np.isfinite(array).all(axis=(1, 2, 3, 4))  # [B]
         if not finite.all():
             exit_with_error(
-                f"{images}: {group[finite.argmin()]['filename']}: its latents are NaN, or too large "
-                f"for float16: {LATENTS_ADVICE[precision]}"
+                f"{images}: {group[finite.argmin()]['filename']}: its latents are NaN, or too "
+                f"large for float16: {LATENTS_ADVICE[precision]}"
             )
-
-
-def _is_own_group(begin: int, batch_size: int, state: PartialState) -> bool:
-    """Whether this process encodes the group that begins at this item."""
-    return begin // batch_size % state.num_processes == state.process_index

@@ -24,7 +24,7 @@ Arrays are memory-mapped: any number of images is read, and written, in constant
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def dihedral(images: torch.Tensor, variant: int) -> torch.Tensor:
     return torch.rot90(images, variant % 4, (-2, -1))
 
 
-def allocate(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def allocate(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Write a safetensors file of float16 zeros, to be filled through `memory_map(path, "r+")`.
 
     The header is written here because `save_file` would need the whole arrays in memory. The disk
