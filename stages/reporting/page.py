@@ -209,7 +209,8 @@ def diffusion_chart(rows: list[dict]) -> dict:
     }
     return {
         "title": title,
-        "text": "Denoising loss; step 0 is the base model.",
+        "text": "Denoising loss; step 0 is the base model. Where finetune_sd.min_snr_gamma is set, "
+        "the training loss is weighted by it and is lower than the validation loss, which isn't.",
         "svg": Markup(charts.line_chart(title, numbers(rows, "step"), series, "step", "loss")),
     }
 
