@@ -1,4 +1,4 @@
-"""Arrays on disk, filled a group of rows at a time by one process or several, that survive a kill."""
+"""Arrays on disk that one process or several fill, a group of rows at a time, despite kills."""
 
 import time
 from collections.abc import Mapping

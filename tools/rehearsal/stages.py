@@ -148,7 +148,8 @@ def count_work(rehearsal: Rehearsal, row: Row) -> None:
         row.disk_ratio *= encode_ratio(rehearsal)
     else:
         row.disk_ratio *= image_ratio(rehearsal, row.stage)
-    if row.stage == "generate" or row.stage.startswith("sample@"):  # finished shards
+    # Finished latents and shards, until the stage ends.
+    if row.stage in ("encode", "generate") or row.stage.startswith("sample@"):
         row.full_cache *= row.disk_ratio
     if row.stage == "finetune_sd":
         row.full_cache = checkpoints_cache(rehearsal, row.full_cache)
