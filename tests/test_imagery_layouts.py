@@ -693,7 +693,7 @@ def test_lists_without_captions_do_no_harm_to_class_folders(tmp_path, name, cont
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text(content)
     source = open_source(tmp_path, KEY)
-    assert source.unread_captions is None and not source.has_captions
+    assert source.unread_captions is source.unread_split is None and not source.has_captions
     assert [item.scene for item in source.read_items(False) if not item.skip_reason] == [
         "lake",
         "river",
@@ -711,30 +711,33 @@ def test_lists_without_captions_do_no_harm_to_class_folders(tmp_path, name, cont
     ],
 )
 @pytest.mark.parametrize("captions", [False, True])
-def test_a_list_of_a_split_is_not_ignored(tmp_path, name, content, captions):
+def test_a_list_of_a_split_is_not_ignored(tmp_path, monkeypatch, name, content, captions):
     """Unless folders or metadata.csv give the splits."""
     images = ["lake/lake_1.png", "river/river_1.png"]
-    draw(tmp_path, *images)
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text(content)
+    folder = tmp_path / "in"
+    draw(folder, *images)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(content)
     if captions:
         for image in images:
-            (tmp_path / image).with_suffix(".txt").write_text("seen from above")
-    assert f"{name} seems to list a split: move " in refusal(tmp_path)
+            (folder / image).with_suffix(".txt").write_text("seen from above")
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{folder}")
+    assert f"{name} seems to list a split: move " in line
     rows = [{"file_name": image, "scene": "a", "text": "a lake"} for image in images]
-    write_csv(tmp_path / "metadata.csv", rows)
-    assert open_source(tmp_path, KEY).has_captions
-    (tmp_path / "metadata.csv").unlink()
-    draw(tmp_path, "train/lake/3.png")
-    assert open_source(tmp_path, KEY).has_captions == captions
+    write_csv(folder / "metadata.csv", rows)
+    assert open_source(folder, KEY).unread_split is None
+    (folder / "metadata.csv").unlink()
+    assert open_source(folder, KEY).unread_split == name
+    draw(folder, "train/lake/3.png")
+    assert open_source(folder, KEY).unread_split is None
 
 
 def test_numbers_in_a_table_about_a_split_are_no_names_of_images(tmp_path):
     draw(tmp_path, "lake/1.png", "river/2.png")
     (tmp_path / "test.csv").write_text("lake,1\nriver,2")
-    assert not open_source(tmp_path, KEY).has_captions
+    assert open_source(tmp_path, KEY).unread_split is None
     (tmp_path / "test.csv").write_text("1\n2")
-    assert "test.csv seems to list a split" in refusal(tmp_path)
+    assert open_source(tmp_path, KEY).unread_split == "test.csv"
 
 
 def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch):
@@ -781,8 +784,11 @@ def test_a_flat_folder_is_read_by_its_names_or_gets_one_caption(tmp_path, monkey
     assert "fetch_imagery.caption" in capfd.readouterr().err
     write_table(tmp_path / "table/a.parquet", [{"image": cell(i, None)} for i in range(3)])
     assert list(captions_of(tmp_path / "table", "a tile").values()) == [["a tile"]] * 3
-    line = refusal(tmp_path / "table")
-    assert "no classes" in line and "its columns: image;" in line
+    assert read(tmp_path / "table")[0] == {}
+    table = [{"image": cell(i, f"a_{i}.png"), "labels": i} for i in range(3)]
+    write_table(tmp_path / "table/a.parquet", table)
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/table")
+    assert "3 no captions" in line and "its columns: image, labels; those read: captions" in line
     # With class folders, it isn't needed.
     draw(tmp_path / "mixed", "lake/1.png", "river/1.png", "loose.png")
     assert captions_of(tmp_path / "mixed", "a tile") == {"lake/1.png": [], "river/1.png": []}

@@ -6,8 +6,14 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from stages.imagery.captions import caption_list, usable_captions
-from stages.imagery.readers.items import ImageSource, SourceItem, image_name, scene_of
+from stages.imagery.captions import CAPTION_FIELDS, caption_list, usable_captions
+from stages.imagery.readers.items import (
+    SCENE_FIELDS,
+    ImageSource,
+    SourceItem,
+    image_name,
+    scene_of,
+)
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import name_hash
 from stages.params import FetchImagery, slug
@@ -128,8 +134,8 @@ def check_survey(
         skipped: the items that were skipped.
 
     Raises:
-        SystemExit: there is no usable item, captions in an unknown layout would be ignored, or all
-            captions would be written from the name of one class.
+        SystemExit: there is no usable item, captions or splits in an unknown layout would be
+            ignored, or all captions would be written from the name of one class.
     """
     key = f"fetch_imagery.source: {config.source}"
     if source.unread_captions is not None:
@@ -138,8 +144,17 @@ def check_survey(
             "read: write them as metadata.jsonl or metadata.csv with the fields file_name and text "
             "(docs/data.md), or move the file away to get captions from the class names"
         )
+    if source.unread_split is not None:
+        exit_with_error(
+            f"{key}: {source.unread_split} seems to list a split: move the images into train/, "
+            "valid/ and test/, or write metadata.csv with file_name, scene (or text) and split, or "
+            "move the file away"
+        )
     if not survey.usable:
         reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
+        if source.columns and not source.has_captions:
+            read = ", ".join(CAPTION_FIELDS + SCENE_FIELDS)
+            reasons += f"; its columns: {', '.join(source.columns)}; those read: {read}"
         if not source.has_captions:
             reasons += f"; {ONE_CAPTION}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")

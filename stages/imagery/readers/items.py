@@ -59,6 +59,8 @@ class ImageSource(NamedTuple):
     read_items: Callable[[bool], Iterator[SourceItem]]
     has_captions: bool  # it has a caption field
     unread_captions: str | None = None  # a file that seems to hold captions in another layout
+    columns: Sequence[str] = ()  # of its first table
+    unread_split: str | None = None  # a file that seems to list the images of a split
     rgb_bands: list[int | str] | None = (
         None  # of its rasters, if it says so; see fetch_imagery.bands
     )

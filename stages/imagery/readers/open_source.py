@@ -49,8 +49,7 @@ def open_source(
         mask: where masks are; the folder of their files is no class. None: there are none.
 
     Raises:
-        SystemExit: it has none of these layouts, a table or list cannot be read, or lists of its
-            splits would be ignored.
+        SystemExit: it has none of these layouts, or a table or list cannot be read.
     """
     if path.is_file():
         return _open_file(path, key, caption)
@@ -61,20 +60,10 @@ def open_source(
         listed = set(source.files)
         beside = [file for file in files if file not in listed]
         source = source._replace(unread_captions=find_unread_captions(beside, images, path))
-    if not source.files and source.unread_captions is None:
-        _refuse_split_list(path, files, images, key)
+    has_splits = any(split_folder(image.relative_to(path).parts[:-1]) for image in images)
+    if not source.files and not has_splits:  # tables and lists may say what is in which split
+        source = source._replace(unread_split=find_split_list(files, images, path))
     return source
-
-
-def _refuse_split_list(path: Path, files: list[Path], images: list[Path], key: str) -> None:
-    """Exit with an error if a file lists the images of a split, and no folder names a split."""
-    if any(split_folder(image.relative_to(path).parts[:-1]) for image in images):
-        return
-    if name := find_split_list(files, images, path):
-        exit_with_error(
-            f"{key}: {name} seems to list a split: move the images into train/, valid/ and test/, "
-            "or write metadata.csv with file_name, scene (or text) and split, or move it away"
-        )
 
 
 def _open_folder(

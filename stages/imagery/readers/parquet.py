@@ -19,12 +19,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.imagery.captions import (
-    CAPTION_FIELDS,
-    caption_fields,
-    field_value,
-    misnamed_captions,
-)
+from stages.imagery.captions import caption_fields, field_value, misnamed_captions
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     PLURAL_SCENE_FIELDS,
@@ -109,10 +104,8 @@ def open_parquet(
         if caption is None:
             _refuse_one_hot_labels(tables)
         _refuse_misnamed_captions(tables)
-        if caption is None:
-            _refuse_tables_without_classes(tables)
     read_items = partial(_read_items, tables, _shared_names(tables), images, root, caption)
-    return ImageSource(files, read_items, has_captions)
+    return ImageSource(files, read_items, has_captions, columns=tables[0].schema.names)
 
 
 def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
@@ -209,17 +202,6 @@ def _refuse_misnamed_captions(tables: list[Table]) -> None:
             exit_with_error(
                 f"{table.label}: its column {column!r} seems to hold captions: name it `text`"
             )
-
-
-def _refuse_tables_without_classes(tables: list[Table]) -> None:
-    """Exit with an error if no table has scenes, in a source that has no captions either."""
-    if any(table.scene_column is not None for table in tables):
-        return
-    exit_with_error(
-        f"{tables[0].label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "
-        f"({', '.join(SCENE_FIELDS)}); its columns: {', '.join(tables[0].schema.names)}; "
-        "fetch_imagery.caption gives one caption to all images"
-    )
 
 
 def _split(path: Path, root: Path, only_table: bool) -> str | None:
