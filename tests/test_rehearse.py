@@ -341,6 +341,8 @@ def test_outputs_models_of_the_hub_and_the_largest_cache_need_disk(tmp_path, cap
     printed = print_report(rehearsal, rows, capsys, 60e9)
     assert "- resume cache: 40.0 GB at most, of finetune_sd" in printed
     assert "- downloads of models: diffusion 4.0 GB" in printed
+    (disk,) = [line for line in printed if line.startswith("- disk: 44.0 GB: ")]
+    assert "and 4.0 GB in the hub's;" in disk
     assert "the disk lacks 24.0 GB" in printed[-1]
 
 

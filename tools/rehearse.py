@@ -201,10 +201,10 @@ def report(
     disk = sum(row.full_disk for row in ran)
     downloads = model_downloads(rehearsal)
     needed = 2 * disk + sum(downloads.values())
+    in_hub_cache = f", and {format_size(sum(downloads.values()))} in the hub's" if downloads else ""
     print(
-        f"- disk: {format_size(needed)}: outputs of {format_size(disk)}, as much in DVC's cache "
-        f"where the disk has no reflinks, and models of {format_size(sum(downloads.values()))} in "
-        f"the hub's cache; {format_size(free)} are free"
+        f"- disk: {format_size(needed)}: outputs of {format_size(disk)}, and as much in DVC's "
+        f"cache where the disk has no reflinks{in_hub_cache}; {format_size(free)} are free"
     )
     largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
     if largest.full_cache >= 1e6:
