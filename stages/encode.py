@@ -66,6 +66,7 @@ def main() -> None:
     # Start from an empty output folder.
     if state.is_main_process:
         shutil.rmtree(OUT, ignore_errors=True)
+        OUT.mkdir(parents=True)
     state.wait_for_everyone()
 
     # The images to encode, and how their pixels are normalized.
