@@ -46,7 +46,7 @@ from stages.params import Encode, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
-from stages.runtime.resume_cache import resume_folder
+from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
 VALID = Path("data/imagery/valid")
@@ -108,10 +108,14 @@ def main() -> None:
 
 
 def publish(cache: Path) -> None:
-    """Move the finished files, but for the notes of finished groups, to the output folder."""
+    """Move the finished files, but for the notes of finished groups, to the output folder.
+
+    Where another run waits for them, they are copied.
+    """
+    transfer = shutil.copyfile if is_awaited(cache) else shutil.move
     for file in sorted(cache.iterdir()):
         if file.suffix != ".npy":
-            shutil.move(file, OUT / file.name)
+            transfer(file, OUT / file.name)
 
 
 def check_config(config: Encode, state: PartialState) -> None:

@@ -887,6 +887,8 @@ class Params(Section):
         carved = [key for key in ("valid", "test") if getattr(config.splits, key) is None]
         sizes = [getattr(config, key) for key in carved]
         keys = ", ".join(f"fetch_imagery.{key}" for key in carved)
+        if config.source != "embedded" and config.splits.train is None:
+            return  # the source may have splits of its own
         if sum(size for size in sizes if size < 1) >= 1:
             raise ValueError(f"{keys}: these fractions leave no image to train on")
         if config.source != "embedded" or config.max_images is None:

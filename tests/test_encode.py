@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -173,6 +174,21 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(workspace):
     assert run(workspace, encode_until, 6)[0] == 9
     assert run(workspace, encode.main, processes=2)[0] == 0
     assert digest(workspace / "data/latents") == whole
+
+
+def test_notes_of_arrays_that_are_gone_are_not_believed(tmp_path):
+    state = SimpleNamespace(
+        is_main_process=True, num_processes=1, process_index=0, wait_for_everyone=lambda: None
+    )
+    path = tmp_path / "train.safetensors"
+    for _ in range(2):
+        output = grouped_arrays.GroupedArrays(path, {"mean": (5, 2)}, 2, state)
+        assert output.is_mine(4) and not output.finished.any()
+        output.write(4, {"mean": np.ones((1, 2), np.float16)})
+        output.flush()
+        again = grouped_arrays.GroupedArrays(path, {"mean": (5, 2)}, 2, state)
+        assert again.finished.tolist() == [False, False, True] and again.arrays["mean"][4, 1] == 1
+        path.unlink()  # as a run that was killed while it published
 
 
 def test_encoding_on_more_cores_gives_the_same_bytes(workspace):

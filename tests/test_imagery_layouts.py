@@ -568,12 +568,16 @@ def test_spaces_after_the_commas_of_a_list_are_no_part_of_its_values(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("names, split", [(("data_1", "data_2"), "data"), (("a_1", "test"), "a")])
-def test_numbered_tables_are_parts_of_one(tmp_path, names, split):
-    for i, name in enumerate(names):
-        write_table(tmp_path / f"{name}.parquet", [{"image": cell(i, f"{i}.png"), "text": "a b"}])
-    splits = [item["split"] for item in read(tmp_path)[0].values()]
-    assert splits == [split, "test" if "test" in names else split]
+def test_numbered_tables_are_parts_of_one_unless_the_params_name_them():
+    counts = {"data_1": 5, "data_2": 5}
+    none = {"train": None, "valid": None, "test": None}
+    matched, missing = match_splits(counts, none, "fetch_imagery.splits")
+    assert matched == dict.fromkeys(counts, "train") and missing == ["valid", "test"]
+    named = none | {"train": "data_1", "test": "data_2"}
+    matched, missing = match_splits(counts, named, "fetch_imagery.splits")
+    assert matched == {"data_1": "train", "data_2": "test"} and missing == ["valid"]
+    with pytest.raises(SystemExit, match="s1, s2"):
+        match_splits({"s1": 5, "s2": 5}, none, "fetch_imagery.splits")
 
 
 def test_an_image_in_two_tables_is_kept_in_one_split(tmp_path):
@@ -636,6 +640,7 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         ("data.json", '[{"image_id": "lake_1", "caption": "a lake"}]'),
         ("data.json", '[{"image": "lake_1.png", "conversations": [{"value": "a lake"}]}]'),
         ("data.json", '[{"image": "elsewhere_1.png", "caption": "a lake"}]'),
+        ("notes.json", '[{"file": "image/lake_1.png", "desc": "a lake beside dry farmland"}]'),
         ("labels/lake_1.txt", "a blue lake"),
         ("captions/lake_1.txt", "a blue lake"),
         ("texts/lake_1.txt", "a blue lake seen from above"),

@@ -153,7 +153,7 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
         (
             "warmup_steps: 20 ",
             "warmup_steps: 2000 ",
-            ["finetune_sd.warmup_steps: 2000 ", " 563 steps", " 1800 images"],
+            ["finetune_sd.warmup_steps: 2000 ", " 844 steps", " 1800 images"],
         ),
     ],
 )

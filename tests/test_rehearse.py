@@ -111,7 +111,8 @@ def test_five_faults_give_five_rows(faulty, environment):
         "finetune_sd",
     }, finished.stdout + finished.stderr
     assert "no_papers: no such file or folder" in own["fetch_papers"]
-    assert "train.parquet has no captions" in own["fetch_imagery"]
+    assert "train.parquet: no usable captioned image" in own["fetch_imagery"]
+    assert "its columns: " in own["fetch_imagery"]
     assert "File too large" in own["fetch_model@writer"]
     assert "pickle" in own["fetch_model@classifier"]
     assert "the card has 10 MB" in own["finetune_sd"]

@@ -352,6 +352,7 @@ def test_two_processes_wait_together_and_publish_the_bytes_of_the_first_run(
     """Two processes sum gradients in another order: equal bytes were taken, not trained."""
     second = shutil.copytree(workspace, tmp_path / "second")
     (workspace / "scratch").mkdir(exist_ok=True)
+    shutil.rmtree(second / "scratch", ignore_errors=True)
     (second / "scratch").symlink_to(workspace / "scratch")
     log = second / "stderr0.txt"
     with ThreadPoolExecutor() as pool:

@@ -1,5 +1,7 @@
 """Arrays on disk that one process or several fill, a group of rows at a time, despite kills."""
 
+import io
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+from stages.common.artifacts import write_atomically
 from stages.diffusion.latents import allocate, memory_map
 
 FLUSH_SECONDS = 30  # between two writes to the disk: what a kill may cost
@@ -42,9 +45,12 @@ class GroupedArrays:
         self.flushed = time.monotonic()
         notes = path.with_suffix(".npy")
         if state.is_main_process and not (path.exists() and notes.exists()):
-            rows = next(iter(shapes.values()))[0]
+            notes.unlink(missing_ok=True)  # of arrays that are no longer there
             allocate(path, shapes)
-            np.save(notes, np.zeros(-(-rows // group_size), bool))
+            rows = next(iter(shapes.values()))[0]
+            none_finished = io.BytesIO()
+            np.save(none_finished, np.zeros(math.ceil(rows / group_size), bool))
+            write_atomically(notes, none_finished.getvalue())
         state.wait_for_everyone()
         self.arrays = memory_map(path, "r+")
         self.finished = np.load(notes, mmap_mode="r+")

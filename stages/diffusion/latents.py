@@ -57,6 +57,9 @@ def allocate(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     The header is written here because `save_file` would need the whole arrays in memory. The disk
     blocks are reserved: where a write to a memory map finds the disk full, a signal kills the
     process.
+
+    Raises:
+        OSError: the disk has no space for it.
     """
     header = {}
     data_bytes = 0
@@ -76,7 +79,8 @@ def allocate(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
                 os.posix_fallocate(file.fileno(), 0, file_bytes)
         except OSError as error:
             mebibytes = file_bytes / 2**20
-            exit_with_error(f"{path}: no space for its {mebibytes:,.1f} MiB: {error.strerror}")
+            reason = f"no space for its {mebibytes:,.1f} MiB: {error.strerror}"
+            raise OSError(error.errno, reason, str(path)) from None
 
 
 def memory_map(path: Path, mode: str = "r") -> dict[str, np.memmap]:

@@ -100,7 +100,7 @@ class Trainer:
         schedule = models.load_scheduler(start, "ddpm", config.zero_terminal_snr)
         self.prediction_type = schedule.config.prediction_type
         self.alphas_cumprod = schedule.alphas_cumprod.to(accelerator.device)
-        if config.min_snr_gamma is not None and self.alphas_cumprod[-1] < 1e-8:
+        if config.min_snr_gamma is not None and schedule.config.get("rescale_betas_zero_snr"):
             exit_with_error(
                 "finetune_sd.min_snr_gamma: gives no weight to pure noise, in which the schedule "
                 f"of {start}/scheduler ends (rescale_betas_zero_snr): write null"

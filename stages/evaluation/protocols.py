@@ -156,10 +156,9 @@ def interval_of(
         value: of the metric.
         variance: of `estimate_variances`.
         count: halvings behind the variance.
-        n: images of the smaller set.
+        n: images of the smaller set that the metric is of.
     """
     margin = t_margin(variance, count)
-    n = min(n, MAX_PAIRED)  # of a share
     if metric in SHARES or value == variance == 0:  # a density of 0 is a share: of no image
         return share_interval_of_margin(value, margin, n)
     low, high = root_scale_interval(value, margin)
@@ -228,14 +227,15 @@ def standard_protocol(
         result[name] = value
         if has_intervals:
             result[f"{name}_lo"], result[f"{name}_hi"] = interval_of(
-                name, value, variances["tuned"][name], config.subsets, n
+                name, value, variances["tuned"][name], config.subsets, min(n, MAX_PAIRED)
             )
         if "floor" in compared:
             floor = values["floor"][name]
             result[f"{name}_floor"] = floor
         if "floor" in compared and has_intervals:
+            n_floor = min(len(compared["floor"]), MAX_PAIRED)
             result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
-                name, floor, variances["floor"][name], config.subsets, len(compared["floor"])
+                name, floor, variances["floor"][name], config.subsets, n_floor
             )
         if "base" in compared:
             result[f"{name}_base"] = values["base"][name]

@@ -63,7 +63,7 @@ class RasterWindow(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """Where the validity of pixels is read: a band of the image, or the first band of a file."""
+    """Where the validity of pixels is read: a band of the image, or a file of one band."""
 
     band: int | str | None  # its number or name
     file: str | None  # relative to the image's folder; {stem}: the image's name without suffix

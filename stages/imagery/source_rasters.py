@@ -173,19 +173,12 @@ def check_stretch(setting: Setting, stretch: list[Pair] | None, spool: TileSpool
 
 def _check_auto(stretch: list[Pair], samples: list[np.ndarray]) -> None:
     """Exit with an error if the percentiles seem to be those of an undeclared fill value."""
-    fault = ""
-    share = extreme_share(samples, stretch)
-    if share > MAX_EXTREME and any(low < high for low, high in stretch):
-        fault = f"which makes {share:.0%} of the valid pixels black or white"
-        low, high = stretch[0]
-    elif gap := find_gap(samples, stretch):
+    if gap := find_gap(samples, stretch):
         low, high = gap
-        fault = "but half of this range has no pixel"
-    if fault:
         exit_with_error(
-            f"fetch_imagery.stretch: auto takes {low:g} to {high:g} (2nd to 98th percentile), "
-            f"{fault}: do the files hold a fill value that they don't declare as nodata? Declare "
-            "it, gdal_edit.py -a_nodata <value>, or write [low, high]"
+            f"fetch_imagery.stretch: auto takes {low:g} to {high:g} (2nd to 98th percentile), but "
+            "half of this range has no pixel: do the files hold a fill value that they don't "
+            "declare as nodata? Declare it, gdal_edit.py -a_nodata <value>, or write [low, high]"
         )
 
 

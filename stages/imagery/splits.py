@@ -1,6 +1,7 @@
 """Train, validation and test splits: the source's own, and missing ones carved out of train."""
 
 import hashlib
+import re
 
 import numpy as np
 
@@ -100,7 +101,9 @@ def match_splits(
             exit_with_error(f"{key}: {name} is named twice; {available}")
     if not own and len(image_counts) > 1 and None not in image_counts:
         own = _splits_by_name(names)
-    if not own and len(image_counts) > 1:
+    # Numbered parts, data_1.parquet and data_2.parquet, are one table.
+    parts_of = {re.sub(r"[ _.-]\d+$", "", name) for name in names}
+    if not own and len(image_counts) > 1 and (len(parts_of) > 1 or None in image_counts):
         exit_with_error(
             f"{key}: {available} as its own splits: say which is train, valid, test "
             "(null: carved out of train)"

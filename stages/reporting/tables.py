@@ -286,8 +286,9 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
     )
     if context.trained_judge:
         note += (
-            " **In scene features, real vs. real is worse than a perfect generator**: the scene "
-            "classifier was trained on these training tiles. Other features are not affected."
+            " **In scene features, real vs. real is worse than a perfect generator would score**: "
+            "the scene classifier was trained on these training tiles. Other features are not "
+            "affected."
         )
     return Table("Table 3: metrics of the generated images", rows, note + padding_note(fid))
 

@@ -19,9 +19,9 @@ INVISIBLE = re.compile(
 )
 
 # Accents that stand before their letter, as in PDFs of LaTeX's first font encoding: Fern´andez. A
-# grave accent at the start of a word is a quotation mark.
+# grave accent at the start of a word is a quotation mark, the acute one of "the world´s" is none.
 ACCENTS = dict(zip("´`¨ˆ˜¸˚ˇ˝¯", "\u0301\u0300\u0308\u0302\u0303\u0327\u030a\u030c\u030b\u0304"))
-ACCENTED = re.compile(r"((?<=[^\W\d_])`|[´¨ˆ˜¸˚ˇ˝¯])([A-Za-z\u0131])")
+ACCENTED = re.compile(r"((?<=[^\W\d_])`|´(?!s\b)|[¨ˆ˜¸˚ˇ˝¯])([A-Za-z\u0131])")
 
 MIN_WORD_SHARE = 1 / 3  # of what stands on a page; tables have less
 # A line of prose on such a page, as a caption, has so many words, and so large a share of them.

@@ -42,8 +42,10 @@ def find_device() -> Device:
     memory = psutil.virtual_memory().total
     gpu = visible_gpu()
     if gpu is not None:
-        query = ["--query-gpu=name,memory.total", "--format=csv,noheader,nounits", f"--id={gpu}"]
-        finished = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True)
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        finished = subprocess.run([*query, f"--id={gpu}"], capture_output=True, text=True)
+        if finished.returncode:  # it takes no id of a part of a GPU (MIG)
+            finished = subprocess.run(query, capture_output=True, text=True)
         if finished.returncode == 0 and finished.stdout.strip():
             name, mebibytes = finished.stdout.splitlines()[0].rsplit(",", 1)
             # "[N/A]" where the GPU has no memory of its own.

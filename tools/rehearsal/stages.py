@@ -117,7 +117,7 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     if row.fault:
         return
     row.full_cache = row.measured.cache
-    row.full_fault = check_gpu_peak(rehearsal, row.measured)
+    row.notes += check_gpu_peak(rehearsal, row.measured)
     papers, full_papers = rehearsal.params["fetch_papers"], rehearsal.full["fetch_papers"]
     if stage.name in TEXT_STAGES and papers["source"] != full_papers["source"]:
         row.notes.append("the field notes stand in for the papers: the forecast is of them")
@@ -312,16 +312,16 @@ def check_card(rehearsal: Rehearsal) -> str:
     )
 
 
-def check_gpu_peak(rehearsal: Rehearsal, measured: Measurement) -> str:
-    """Why the GPU of the full run is too small for a stage as rehearsed; "" where it isn't."""
+def check_gpu_peak(rehearsal: Rehearsal, measured: Measurement) -> list[str]:
+    """A note where a stage took more GPU memory in the rehearsal than the full run's card has."""
     if rehearsal.card is None or measured.gpu_memory is None:
-        return ""
+        return []
     if measured.gpu_memory <= rehearsal.card:
-        return ""
-    return (
-        f"it needed {format_size(measured.gpu_memory)} of GPU memory, the card has "
-        f"{format_size(rehearsal.card)}"
-    )
+        return []
+    return [
+        f"it took {format_size(measured.gpu_memory)} of GPU memory, what PyTorch only keeps for "
+        f"reuse included; the card has {format_size(rehearsal.card)}"
+    ]
 
 
 def training_bytes(rehearsal: Rehearsal) -> float:

@@ -171,7 +171,9 @@ def read_metadata(metadata_file: Path, label: str) -> Iterator[tuple[int, dict[s
 
 def _read_csv_rows(stream: TextIO, label: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (number of its last line, row). Exits with an error where a quote is wrong."""
-    reader = csv.DictReader(stream, restkey=MORE_CELLS, strict=True, skipinitialspace=True)
+    spaced = ", " in stream.readline()  # between the names, and so between all cells
+    stream.seek(0)
+    reader = csv.DictReader(stream, restkey=MORE_CELLS, strict=True, skipinitialspace=spaced)
     last = 1
     try:
         for row in reader:

@@ -8,7 +8,6 @@ same name: then their contents tell them apart.
 """
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
@@ -216,10 +215,9 @@ def _split(path: Path, root: Path, only_table: bool) -> str | None:
         return split_folder(folders)
     if name.isdigit():
         return folders[-1] if folders else None
-    if standard_split(name):
-        return name
-    # Numbered parts, data_1.parquet and data_2.parquet, are one table.
-    return None if only_table else re.sub(r"[ _.]?\d+$", "", name) or None
+    if only_table and not standard_split(name):
+        return None
+    return name
 
 
 def _class_names(schema: pa.Schema, column: str | None) -> list:

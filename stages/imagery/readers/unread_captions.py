@@ -107,7 +107,7 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
 def _captions_image(part: str, names: set[str], stems: set[str]) -> bool:
     """Whether a JSON object has the name of an image and a caption, or a text."""
     strings = [string.lower() for string in JSON_STRING.findall(part)]
-    strings = [string for string in strings if not MEDIA_TYPE.match(string)]
+    strings = [text for text in strings if IMAGE_NAME.search(text) or not MEDIA_TYPE.match(text)]
     base_names = {re.split(r"[/\\]", string)[-1] for string in strings}
     if base_names.isdisjoint(names) and not any(map(str.isalpha, "".join(base_names & stems))):
         return False  # a number alone may be that of a class
