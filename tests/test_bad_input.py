@@ -317,11 +317,11 @@ def test_outputs_that_cannot_be_written_name_the_file(project):
     assert "data/papers.part" in error_line(run_module(project, "stages.fetch_papers"))
 
 
-def test_latents_that_do_not_fit_on_the_disk_are_one_line(tmp_path):
+def test_latents_that_do_not_fit_on_the_disk_are_named(tmp_path):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limit[1]))
-        with pytest.raises(SystemExit, match=r"latents.safetensors: .*2.0 MiB"):
+        with pytest.raises(OSError, match=r"no space for its 2.0 MiB: .*latents.safetensors"):
             allocate(tmp_path / "latents.safetensors", {"mean": (2**20,)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
