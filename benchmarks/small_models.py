@@ -174,7 +174,8 @@ def compare_base_perplexity() -> None:
     documents = [tokens.encode(texts, tokenizer) for texts in read_chunks()[1]]
     for quantization in ("none", "nf4"):
         model = lora.load_base(BASE, quantization)
-        losses = document_losses(model, documents, load().finetune_llm.context)
+        context = load().finetune_llm.context
+        losses = document_losses(model, documents, context, tokens.start_ids(tokenizer))
         interval = perplexity_interval(losses)
         assert interval, "the corpus has several held-out papers"
         low, high = interval
