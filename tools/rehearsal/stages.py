@@ -125,7 +125,7 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     if kind == "fetch_model" and role in rehearsal.model_bytes:
         row.disk_ratio = max(1, rehearsal.model_bytes[role] / max(row.disk, 1))
     if stage.name == "fetch_imagery":
-        row.full_fault = count_images(rehearsal) or row.full_fault
+        row.full_fault = count_images(rehearsal)
     if not rehearsal.images:
         return
     count_work(rehearsal, row)
@@ -153,7 +153,7 @@ def count_work(rehearsal: Rehearsal, row: Row) -> None:
         row.full_cache *= row.disk_ratio
     if row.stage == "finetune_sd":
         row.full_cache = checkpoints_cache(rehearsal, row.full_cache)
-        row.full_fault = row.full_fault or check_warmup(rehearsal)
+        row.full_fault = check_warmup(rehearsal)
     if row.stage == "encode":
         note_cache(rehearsal, row)
     if row.stage == "fid":
