@@ -53,7 +53,7 @@ def fill_tensor(part, tensor, value):
     """Give all elements of one tensor this value."""
 
     def spoil(folder):
-        path = folder / BASE / part / "diffusion_pytorch_model.safetensors"
+        (path,) = (folder / BASE / part).glob("*.safetensors")
         weights = load_file(path)
         save_file(weights | {tensor: weights[tensor] * 0 + value}, path, {"format": "pt"})
 
@@ -158,6 +158,12 @@ FAULTS = [
         fill_tensor("vae", "encoder.conv_in.bias", 1.0e38),
         {},
         ["data/imagery/train: ", ".png: ", "NaN", "weights of the VAE"],
+    ),
+    (
+        encode,
+        fill_tensor("text_encoder", "final_layer_norm.bias", 1.0e38),
+        {},
+        [f"{BASE}: ", "caption ''", "NaN", "weights of the text encoder"],
     ),
     (encode, add_token, {}, [f"{BASE}: ", "satx"]),
     (sample, add_token, {}, [f"{BASE}: ", "satx"]),

@@ -371,10 +371,11 @@ def test_an_undeclared_fill_value_is_one_line(tmp_path, monkeypatch, dtype, fill
 def test_a_gap_lies_between_the_middle_of_a_stretch_and_one_of_its_ends():
     values = np.array([[0, 40, 60, 80, 100]])
     assert find_gap([values], [(0, 100)]) is None
-    for gap in ([[0, 60, 80, 100]], [[0, 20, 40, 100]], [[0, 100, 100]]):
+    for gap in ([[0, 60, 80, 100]], [[0, 20, 40, 100]]):
         assert find_gap([values, np.tile(values, 2)], [(0, 100)]) is None
         assert find_gap([np.array(gap)], [(0, 100)]) == (0, 100)
     assert find_gap([values], [(50, 50)]) is None  # of one value
+    assert find_gap([np.array([[0, 100, 100]])], [(0, 100)]) is None  # a mask
 
 
 @pytest.mark.filterwarnings("error")

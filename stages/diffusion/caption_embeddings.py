@@ -29,6 +29,13 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
+def overflow_advice(precision: str, part: str) -> str:
+    """What to do where a part of the model computes NaN or values too large for float16."""
+    if precision == "fp32":
+        return f"the weights of the {part} are too large"
+    return f"encode.precision: try {'bf16 or fp32' if precision == 'fp16' else 'fp32'}"
+
+
 class CaptionEncoder:
     """Runs the text encoder over groups of a fixed size, the last one padded.
 
@@ -44,16 +51,27 @@ class CaptionEncoder:
         check_vocabulary(model, self.tokenizer, self.text_encoder)
         self.length = models.context_length(self.tokenizer, self.text_encoder)
         self.width: int = self.text_encoder.config.hidden_size
+        self.model = model
         self.precision = precision
         self.batch_size = batch_size
         self.device = device
 
     def embed(self, captions: list[str]) -> np.ndarray:
-        """Embeddings of at most `batch_size` captions, float16 [B, L, D]."""
+        """Embeddings of at most `batch_size` captions, float16 [B, L, D].
+
+        Exits with an error that names the first caption whose embedding is NaN or infinite.
+        """
         padding = [""] * (self.batch_size - len(captions))
         with torch.inference_mode(), autocast(self.precision, self.device):
             encoded = models.embed_text(self.tokenizer, self.text_encoder, captions + padding)
-        return encoded[: len(captions)].cpu().numpy().astype(np.float16)
+        embeddings = encoded[: len(captions)].half().cpu().numpy()
+        finite = np.isfinite(embeddings).all(axis=(1, 2))  # [B]
+        if not finite.all():
+            exit_with_error(
+                f"{self.model}: the embedding of the caption {captions[finite.argmin()]!r} is NaN, "
+                f"or too large for float16: {overflow_advice(self.precision, 'text encoder')}"
+            )
+        return embeddings
 
 
 class CachedEmbeddings:

@@ -25,7 +25,7 @@ from stages.common.artifacts import (
     write_table,
 )
 from stages.diffusion import models
-from stages.diffusion.caption_embeddings import CaptionEncoder, autocast
+from stages.diffusion.caption_embeddings import CaptionEncoder, autocast, overflow_advice
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.grouped_arrays import GroupedArrays
 from stages.diffusion.latents import dihedral
@@ -38,11 +38,6 @@ from stages.runtime.progress import log, progress_bar
 
 GB = 10**9
 CAPTIONS_PER_ARRAY = 2**20
-LATENTS_ADVICE = {  # by encode.precision
-    "fp16": "encode.precision: try bf16 or fp32",
-    "bf16": "encode.precision: try fp32",
-    "fp32": "the weights of the VAE are too large",
-}
 
 
 def encode_captions(
@@ -245,5 +240,5 @@ def _exit_if_not_finite(
         if not finite.all():
             exit_with_error(
                 f"{images}: {group[finite.argmin()]['filename']}: its latents are NaN, or too "
-                f"large for float16: {LATENTS_ADVICE[precision]}"
+                f"large for float16: {overflow_advice(precision, 'VAE')}"
             )

@@ -230,12 +230,11 @@ def standard_protocol(
                 name, value, variances["tuned"][name], config.subsets, min(n, MAX_PAIRED)
             )
         if "floor" in compared:
-            floor = values["floor"][name]
-            result[f"{name}_floor"] = floor
+            result[f"{name}_floor"] = values["floor"][name]
         if "floor" in compared and has_intervals:
             n_floor = min(len(compared["floor"]), MAX_PAIRED)
             result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
-                name, floor, variances["floor"][name], config.subsets, n_floor
+                name, values["floor"][name], variances["floor"][name], config.subsets, n_floor
             )
         if "base" in compared:
             result[f"{name}_base"] = values["base"][name]

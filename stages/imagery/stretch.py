@@ -78,12 +78,13 @@ def extreme_share(samples: Iterable[np.ndarray], stretch: list[Pair]) -> float:
 def find_gap(samples: Iterable[np.ndarray], stretch: list[Pair]) -> Pair | None:
     """The first pair between whose low, or high, and whose middle is no sampled pixel; or None.
 
-    One of the two is then a value apart from the others, such as -9999.
+    One of the two is then a value apart from the others, such as -9999. A band of two values, such
+    as a mask, has no gap.
     """
     for band, (low, high) in zip(np.concatenate(list(samples), axis=1), stretch):
         inside = band[(band > low) & (band < high)]
         middle = low + (high - low) / 2
-        if low < high and (np.all(inside > middle) or np.all(inside < middle)):
+        if inside.size and (np.all(inside > middle) or np.all(inside < middle)):
             return low, high
     return None
 
