@@ -1,6 +1,6 @@
 """Cut the corpus into passages and embed them, for `prompt` to retrieve from.
 
-    python -m stages.index_rag
+    python -m stages.runtime.launch index_rag
 
 reads   index_rag, seed; data/corpus.parquet, models/base/embedder
 writes  models/index/passages.parquet      id, paper, title, page, text, vector

@@ -30,6 +30,8 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from stages.common.class_names import derived_names, slug
+
 try:
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -185,43 +187,6 @@ MultipleOf16 = Annotated[int, Field(gt=0, multiple_of=16)]
 Precision = Literal["fp32", "bf16", "fp16"]
 # Of a class in a file's name, which has 255 bytes at most.
 MAX_SLUG_BYTES = 200
-EMOJI_VARIATIONS = "\ufe0e\ufe0f"  # marks that say whether the sign before them is in color
-
-
-def slug(name: str) -> str:
-    """Return a class's name as metric keys and file names have it: "Open-water" for "Open water".
-
-    Letters and digits of any script are kept, in Unicode's form NFC; all between them is one "-".
-    """
-    return "-".join(_runs_of_letters(name))
-
-
-def plain_name(name: str) -> str:
-    """Return a class's or scene's name as a person writes it: "annual crop" for "AnnualCrop"."""
-    text = " ".join(_runs_of_letters(name))
-    spaced = [
-        f" {letter}" if letter.isupper() and before.islower() else letter
-        for before, letter in zip(f" {text}", text, strict=False)
-    ]
-    return "".join(spaced).lower()
-
-
-def _runs_of_letters(name: str) -> list[str]:
-    """The runs of letters and digits, with the marks over, under and beside letters."""
-    text = ""
-    for letter in unicodedata.normalize("NFC", name):
-        is_mark = unicodedata.category(letter) in ("Mn", "Mc") and letter not in EMOJI_VARIATIONS
-        text += letter if letter.isalnum() or (is_mark and text[-1:].strip()) else " "
-    return text.split()
-
-
-def derived_names(name: str, scenes: list[str]) -> list[str]:
-    """Return the plain names of a class without words of its own: its name's and its scenes'.
-
-    Those without a letter are left out.
-    """
-    names = dict.fromkeys(map(plain_name, [name, *scenes]))
-    return [plain for plain in names if any(letter.isalpha() for letter in plain)]
 
 
 class Section(BaseModel):
@@ -393,7 +358,8 @@ class FetchModel(Section):
     )
     embedder: Source = Field(description="a sentence embedder; embedded = TF-IDF + SVD")
     classifier: Source = Field(
-        description="initial weights of the classifier; none = random "
+        description="initial weights of the classifier, whose pixels are normalized by mean and "
+        "std of their config.json, or else scaled to Sentinel-2 reflectance; none = random "
         "(paper, section 4: ResNet-18, Sentinel-2 RGB MoCo)"
     )
     vision: Source = Field(
@@ -441,7 +407,10 @@ class TrainScene(Section):
     batch_size: int = Field(
         ge=2, description="images per optimizer step; batch normalization needs two"
     )
-    lr: PositiveNumber = Field(description="peak learning rate of AdamW, one-cycle schedule")
+    lr: PositiveNumber = Field(
+        description="learning rate of AdamW: linear warm-up over 15 % of the steps, cosine to 0; "
+        "the peak is 0.95 of it"
+    )
 
 
 class FinetuneLLM(Section):

@@ -1,6 +1,6 @@
 """Make the synthetic data set of the images that were drawn: of all of them, or of the best.
 
-    python -m stages.select
+    python -m stages.runtime.launch select
 
 reads   generate.keep, classes, seed; data/generated, data/images_per_prompt.csv, models/scene
 writes  data/synthetic         rows of data/generated, in their order
@@ -28,9 +28,10 @@ from stages.common.artifacts import (
     write_json,
     write_shards,
 )
+from stages.common.class_names import slug
 from stages.evaluation.selection import Candidates, Selection, select_images
 from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_bytes
-from stages.params import load, slug
+from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -110,7 +111,7 @@ def select_by_class(
         seed: of the run.
     """
     drawn = Counter(labels)
-    views = progress_bar(view_images(seed), total=len(labels), desc="select", unit="image")
+    views = progress_bar(judge_images(seed), total=len(labels), desc="select", unit="image")
     waiting: dict[str, list[tuple]] = {}
     selections = {}
     for label, view in zip(labels, views):
@@ -124,7 +125,7 @@ def select_by_class(
     return selections
 
 
-def view_images(seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def judge_images(seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """The scene that the classifier sees in each image drawn, its features and a thumbnail."""
     # Imported late: a set of all images needs no network.
     import torch

@@ -13,8 +13,8 @@ from PIL import Image
 from report_run import build, image_cell, selection_counts
 
 from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
+from stages.common.class_names import slug
 from stages.common.markdown import code_span, escape_markdown
-from stages.params import slug
 from tools.export import choose_file_name
 
 NAMES = [

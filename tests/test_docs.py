@@ -37,7 +37,10 @@ def test_a_change_reruns_its_readers_and_all_that_follow():
     """
     stages = {
         "make": {"foreach": ["a", "b"], "do": {"params": ["source.${item}"]}},
-        "train": {"params": ["train", "seed"]},
+        "train": {
+            "foreach": {"c": {"more": "seed"}, "d": {"more": "score.n"}},
+            "do": {"params": ["train", "${item.more}", "seed"]},
+        },
         "score": {"params": ["seed", "train.steps", "train.lr"]},
     }
     lines = make_rerun_table(stages, read_graph(graph)).splitlines()[2:]
@@ -45,4 +48,5 @@ def test_a_change_reruns_its_readers_and_all_that_follow():
         "| `source` | make | train, score |",
         "| `train` | train, score (`steps`, `lr`) |  |",
         "| `seed` | train, score |  |",
+        "| `score` | train (`n`) | score |",
     ]

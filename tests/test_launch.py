@@ -74,6 +74,28 @@ def test_gpus_that_are_not_there(probe):
     )
 
 
+EIGHT_GPUS = "num_processes: 8\ndistributed_type: MULTI_GPU\nuse_cpu: false\n"
+
+
+@pytest.mark.parametrize(
+    "devices, printed",
+    [
+        ("3", ["rank - of - ['item'] on 3"]),
+        ("3,5", ["rank 0 of 2 ['item'] on 3,5", "rank 1 of 2 ['item'] on 3,5"]),
+    ],
+)
+def test_no_more_processes_than_visible_devices(probe, devices, printed):
+    """As one experiment per GPU runs on a machine whose config is for all eight."""
+    launcher = probe / "stages/runtime/launch.py"
+    count = "torch.cuda.device_count()"  # of a machine that has these GPUs
+    assert count in launcher.read_text()
+    launcher.write_text(launcher.read_text().replace(count, str(len(devices.split(",")))))
+    on_devices = PROBE.replace("\\n", " on {os.environ['CUDA_VISIBLE_DEVICES']}\\n")
+    (probe / "stages/encode.py").write_text(on_devices)
+    done = run(probe, EIGHT_GPUS, CUDA_VISIBLE_DEVICES=devices)
+    assert sorted(done.stdout.splitlines()) == printed, done.stderr
+
+
 @pytest.mark.parametrize(
     "config, cpu, devices",
     [

@@ -45,8 +45,8 @@ BELOW: dict[str, set[str]] = {
     "package": set(),
     "self-contained": set(),
     "runtime": {"package"},
-    "params": {"package"},
     "common": {"package", "runtime"},
+    "params": {"package", "common"},
 }
 for subject in SUBJECTS:
     BELOW[subject] = {"package", "runtime", "params", "common", "self-contained"}

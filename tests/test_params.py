@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 from conftest import REPOSITORY, shell
 
-from stages.params import RENAMED, Params, check, derived_names, load, plain_name, read, slug
+from stages.common.class_names import derived_names, plain_name, slug
+from stages.params import RENAMED, Params, check, load, read
 
 DEMO = (REPOSITORY / "params/demo.yaml").read_text()
 

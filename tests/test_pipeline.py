@@ -218,6 +218,26 @@ def test_only_stages_that_depend_on_a_param_run(changed, old, new, first, untouc
     assert first <= ran and not ran & untouched
 
 
+def test_further_images_per_caption_are_drawn_by_the_tuned_model_alone(changed):
+    ran = changed("images_per_caption: 1", "images_per_caption: 2")
+    assert "sample@tuned" in ran
+    assert not ran & {"sample@base", "sample@figures", "generate", "features@base"}
+
+
+def test_other_names_of_classes_rerun_what_writes_them(project, warm_environment):
+    """But not every stage, though each checks params.yaml with them."""
+    file = project / "stages/common/class_names.py"
+    original = file.read_text()
+    file.write_text(original + "\nx = 1\n")
+    try:
+        done = shell("dvc", "status", "--json", cwd=project, env=warm_environment)
+    finally:
+        file.write_text(original)
+    changed = {stage.split("@")[0] for stage in json.loads(done.stdout)}
+    assert changed >= {"fetch_imagery", "encode", "prompt", "select", "fid", "classify", "report"}
+    assert not changed & {"train_base", "train_scene", "finetune_sd", "sample", "generate"}
+
+
 def changed_value(value):
     """The same section or value, with every leaf changed."""
     if isinstance(value, dict):

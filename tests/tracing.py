@@ -109,6 +109,8 @@ def undeclared(files: set[str], stage: dict, root: Path) -> list[str]:
     """The files that a stage (an entry of dvc.lock) neither declares nor may read undeclared."""
     entries = [entry for kind in ("deps", "outs") for entry in stage.get(kind, [])]
     declared = {entry["path"] for entry in entries} | set(audit.HARMLESS) | set(NOT_DATA)
+    # Every stage opens them; the audit sees which ones use them for more than params.py does.
+    declared |= audit.direct_imports("stages/params.py")
     declared |= set(READ_FOR_NO_OUTPUT.get(stage["cmd"], ()))
 
     def harmless(file: str) -> bool:

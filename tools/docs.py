@@ -102,7 +102,7 @@ def make_rerun_table(stages: dict[str, Any], readers: dict[str, set[str]]) -> st
     """
     sections: dict[str, dict[str, list[str]]] = {}  # section -> stage -> the keys that it reads
     for stage, entry in stages.items():
-        for param in entry.get("do", entry).get("params", []):
+        for param in list_params(entry):
             section, _, key = param.partition(".")
             sections.setdefault(section, {}).setdefault(stage, []).append(key)
     lines = [
@@ -121,6 +121,17 @@ def make_rerun_table(stages: dict[str, Any], readers: dict[str, set[str]]) -> st
         later = [stage for stage in stages if stage in reached and stage not in direct]
         lines.append(f"| `{section}` | {first} | {', '.join(later)} |")
     return "\n".join(lines)
+
+
+def list_params(entry: dict[str, Any]) -> list[str]:
+    """Return the params of a stage, those of all items where it is a foreach stage; each once."""
+    params = []
+    for param in entry.get("do", entry).get("params", []):
+        if key := re.fullmatch(r"\$\{item\.(\w+)\}", param):
+            params += [item[key[1]] for item in entry["foreach"].values()]
+        else:
+            params.append(param)
+    return list(dict.fromkeys(params))
 
 
 def format_reader(stage: str, keys: list[str]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
+from stages.common.class_names import plain_name
 from stages.imagery.untrusted_text import valid_utf8
-from stages.params import plain_name
 
 # The names of caption fields. The first that a source has counts, with its numbered ones
 # (caption_1, raw_4), in any case.

@@ -3,8 +3,8 @@
     python -m stages.runtime.launch <stage> [item]
 
 `dvc.yaml` holds this same command on every machine; `accelerate config`, answered once per machine,
-decides how many processes run it. Without a config, or with one for a single process, the stage
-runs right here. Results don't depend on it.
+decides how many processes run it, but no more than there are devices in $CUDA_VISIBLE_DEVICES.
+Without a config, or for a single process, the stage runs right here. Results don't depend on it.
 """
 
 import argparse
@@ -21,9 +21,18 @@ from stages.runtime.process import start_process
 
 # Stages that share their work between processes.
 DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
-# Stages that run in one process with any config. They are launched because settings such
-# as OpenMP's must be made before torch is imported.
-SINGLE_PROCESS = ("train_base", "train_scene", "finetune_llm", "ceiling", "classify")
+# Stages that run in one process with any config. They are launched because the choice of a device,
+# and settings such as OpenMP's, must be made before torch is imported.
+SINGLE_PROCESS = (
+    "train_base",
+    "train_scene",
+    "finetune_llm",
+    "index_rag",
+    "prompt",
+    "select",
+    "ceiling",
+    "classify",
+)
 
 DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # of accelerate
 
@@ -45,12 +54,14 @@ def launch(stage: str, arguments: list[str]) -> None:
     """Run `stages.<stage>` with these arguments; ends the process where others do the work."""
     module = f"stages.{stage}"
     config = read_config(config_file())
+    on_cpu = config["use_cpu"] or config["distributed_type"] == "MULTI_CPU"
+    if not on_cpu and config["num_machines"] == 1:
+        limit_to_visible_devices(config)
     if stage in SINGLE_PROCESS or config["num_processes"] == config["num_machines"] == 1:
         choose_device(config)
         sys.argv = [stage, *arguments]
         runpy.run_module(module, run_name="__main__")
         return
-    on_cpu = config["use_cpu"] or config["distributed_type"] == "MULTI_CPU"
     environment = dict(os.environ)
     # The stage checks that all these processes started (stages.runtime.processes).
     environment["REMOTE_DIFFUSION_PROCESSES"] = str(config["num_processes"])
@@ -64,9 +75,22 @@ def launch(stage: str, arguments: list[str]) -> None:
         if not on_cpu:
             check_gpu_count(config)
         launcher = ["accelerate.commands.launch", "--config_file", str(config_file())]
-        launcher += ["--module", module]
+        launcher += ["--num_processes", str(config["num_processes"])]
+        launcher += ["--gpu_ids", config["gpu_ids"], "--module", module]
     done = subprocess.run([sys.executable, "-m", *launcher, *arguments], env=environment)
     sys.exit(done.returncode)
+
+
+def limit_to_visible_devices(config: dict) -> None:
+    """Where $CUDA_VISIBLE_DEVICES names fewer devices than the config, take those in its place.
+
+    So one experiment per GPU can run on a machine whose config is for all of them.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = [device for device in named.split(",") if device.strip()]
+    if 0 < len(devices) < config["num_processes"]:
+        config["num_processes"] = len(devices)
+        config["gpu_ids"] = named
 
 
 def choose_device(config: dict) -> None:

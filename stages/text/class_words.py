@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from stages.params import Words, derived_names
+from stages.common.class_names import derived_names
+from stages.params import Words
 from stages.text.lexicon import ASPECTS
 from stages.text.sentences import UNSPACED
 
