@@ -6,9 +6,10 @@ reads   chunk; data/corpus.parquet
 writes  data/chunks.parquet: paper, chunk, text, split; the training papers, then the test papers
 
 A chunk never spans two papers; a remainder that is too short joins the chunk before it. Text
-without full stops is cut before a chunk has more bytes than 4 * `min_characters` (2000 at least);
-it has no more tokens than bytes. A test chunk is dropped where half of its 5-word shingles occur
-in the training text. The end-of-sequence token is added in `finetune_llm`, which has the tokenizer.
+without full stops is cut into chunks of at most 4 * `min_characters` bytes (2000 at least), which
+bounds their tokens: a token has a byte at least. A test chunk is dropped where half of its 5-word
+shingles occur in the training text. The end-of-sequence token is added in `finetune_llm`, which has
+the tokenizer.
 """
 
 from collections.abc import Iterator
@@ -41,8 +42,7 @@ def main() -> None:
     min_characters = params.chunk.min_characters
     corpus = pq.ParquetFile(CORPUS)
 
-    # The test chunks and their shingles stay in memory; of the training text, which of these
-    # shingles it has.
+    # In memory: the test chunks, their shingles, and whether the training text has each of these.
     test = [row for rows in chunks_by_paper(corpus, "test", min_characters) for row in rows]
     test_shingles = [shingles(row["text"]) for row in test]
     known = np.unique(np.concatenate([*test_shingles, np.zeros(0, np.uint64)]))  # [S]

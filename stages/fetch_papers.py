@@ -65,12 +65,18 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
         case "arxiv":
             from stages.text.arxiv import download
 
-            files, failed = download(sources.local_path(source, KEY), out)
+            files, failed, unanswered = download(sources.local_path(source, KEY), out)
             if not files:
                 paper, reason = next(iter(failed.items()))
                 exit_with_error(
                     f"{KEY}: {source}: none of {len(failed)} papers could be downloaded; "
                     f"{paper}: {reason}"
+                )
+            if unanswered:
+                exit_with_error(
+                    f"{KEY}: {source}: {len(unanswered)} papers got no answer "
+                    f"({unanswered[0]}: {failed[unanswered[0]]}); what came is kept: run "
+                    "`dvc repro` again, or take them off the list"
                 )
             return files, {"failed": failed}
         case other:
@@ -140,7 +146,7 @@ def utf8(name: str) -> str:
 
 
 def describe(skipped: dict[str, str]) -> str:
-    """Count files by why they are no papers, each with an example: `2 .docx (a.docx, ...)`."""
+    """Count files by why they are no papers, each with an example: `2 .pptx (a.pptx, ...)`."""
     examples: dict[str, str] = {}
     for name, reason in skipped.items():
         examples.setdefault(reason, name)

@@ -1,6 +1,6 @@
 """Fine-tune the base language model on the corpus: LoRA, on a 4-bit base if asked (QLoRA).
 
-    python -m stages.finetune_llm
+    python -m stages.runtime.launch finetune_llm
 
 reads   finetune_llm, seed; data/chunks.parquet, models/base/language
 writes  models/llm/                   the LoRA adapter (safetensors)
@@ -64,11 +64,15 @@ def main() -> None:
     check_vocabulary(BASE, tokenizer, base)
     refuse_long_context(base, config.context)
     base_losses = document_losses(base, document_ids, config.context, start)  # [documents, 2]
-    if documents and not math.isfinite(perplexity(base_losses)):
-        exit_with_error(
-            f"{BASE}: its perplexity is NaN or inf before any training: its weights are too large "
-            "for float32"
+    if documents:
+        documents, document_ids, base_losses = leave_out_unscored(
+            documents, document_ids, base_losses
         )
+        if not math.isfinite(perplexity(base_losses)):
+            exit_with_error(
+                f"{BASE}: its perplexity is NaN or inf before any training: its weights are too "
+                "large for float32"
+            )
 
     # Fine-tune and measure again.
     model = lora.add_lora(base, config)
@@ -119,6 +123,25 @@ def read_chunks() -> tuple[list[str], list[list[str]]]:
             f"is left out (scrape.min_test_papers: an interval needs {MIN_DOCUMENTS})"
         )
     return [row["text"] for row in train], documents
+
+
+def leave_out_unscored(
+    documents: list[list[str]], document_ids: list[list[list[int]]], losses: np.ndarray
+) -> tuple[list[list[str]], list[list[list[int]]], np.ndarray]:
+    """Return the held-out papers that have a scored token, their token ids and their losses.
+
+    Raises:
+        SystemExit: no paper has one.
+    """
+    scored = np.flatnonzero(losses[:, 1])
+    if len(scored) < len(documents):
+        log(
+            f"finetune_llm: {len(documents) - len(scored)} of {len(documents)} held-out papers "
+            "left out: of a single token, which nothing predicts"
+        )
+    if not len(scored):
+        exit_with_error(f"{CHUNKS}: no held-out paper has a token to score")
+    return [documents[i] for i in scored], [document_ids[i] for i in scored], losses[scored]
 
 
 def make_sequences(train_ids: list[list[int]], config: FinetuneLLM, seed: int) -> list[list[int]]:

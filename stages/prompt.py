@@ -1,6 +1,6 @@
 """Write the image prompts of the synthetic data set, as many per class as params ask for.
 
-    python -m stages.prompt
+    python -m stages.runtime.launch prompt
 
 reads   classes, prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the
         tokenizer of models/start, stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer
@@ -136,12 +136,14 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[st
     for label, count in progress_bar(counts.items(), desc="prompt", unit="class"):
         kept, rejections = collector.collect(label, count, prompt.attempts)
         if len(kept) < count:
+            remedy = "raise prompt.attempts or prompt.top_k, or add papers"
+            if prompt.writer == "extractive":  # also composes prompts, and ran out of words
+                remedy = "or give the class more `looks`, `parts` or `names` in prompt.words"
             exit_with_error(
                 f"prompt.per_class: {label}: {len(kept)} of {count} prompts after "
                 f"{prompt.attempts} attempts "
                 f"(rejected: {describe_rejections(rejections, collector.examples)}"
-                f"{describe_answers(collector.writer.counts, prompt)}); ask for fewer, "
-                "raise prompt.attempts or prompt.top_k, or add papers"
+                f"{describe_answers(collector.writer.counts, prompt)}); ask for fewer, {remedy}"
             )
     composed = sum(kept.text in collector.writer.composed for kept in collector.kept)
     if composed:

@@ -188,26 +188,25 @@ def refuse_few_test_papers(count: int, min_papers: int, counts: Counter[str]) ->
     if count < min_papers:
         copies = f" ({counts['copy']} copies left out)" if counts["copy"] else ""
         exit_with_error(
-            f"scrape.min_test_papers: {min_papers} papers cannot be held out: only {count} of "
-            f"{counts['ok']}{copies} leave half of the text for training; write {count}, or add "
-            "papers"
+            f"scrape.min_test_papers: {min_papers} papers cannot be held out: half of the text "
+            f"must be left for training, which allows {count} of {counts['ok']}{copies}; write "
+            f"{count}, or add papers"
         )
 
 
 def write_corpus(papers: set[str], test: set[str]) -> None:
     """Write these papers of `UNSPLIT` to `CORPUS`, with the column `split`.
 
-    One paper is in memory at a time.
+    One row group is in memory at a time.
     """
     unsplit = pq.ParquetFile(UNSPLIT)
     position = SCHEMA.get_field_index("split")
     with parquet_writer(CORPUS, SCHEMA) as writer:
         for group in range(unsplit.num_row_groups):
             table = unsplit.read_row_group(group)
-            name = table["paper"][0].as_py()  # a row group holds rows of one paper
-            if name not in papers:
-                continue
-            column = pa.array(["test" if name in test else "train"] * len(table))
+            table = table.filter(pa.array([name in papers for name in table["paper"].to_pylist()]))
+            splits = ["test" if name in test else "train" for name in table["paper"].to_pylist()]
+            column = pa.array(splits, pa.string())
             writer.write_table(table.set_column(position, SCHEMA.field("split"), column))
     UNSPLIT.unlink()
 

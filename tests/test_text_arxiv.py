@@ -78,7 +78,7 @@ def server(tmp_path, monkeypatch):
         answers.update(new_answers)
         text = "id,title\n" + "".join(f'{name},"{TITLE}"\n' for name in answers)
         (tmp_path / "list.csv").write_text(text)
-        files, failed = arxiv.download(tmp_path / "list.csv", tmp_path / "out")
+        files, failed, _ = arxiv.download(tmp_path / "list.csv", tmp_path / "out")
         table = {row["id"]: row for row in csv.DictReader((tmp_path / "out/arxiv.csv").open())}
         return {file.stem for file in files}, failed, table
 
@@ -174,16 +174,45 @@ def test_too_large_paper_and_unreachable_server(server, monkeypatch):
     assert refused == ["paper0", "paper1", "paper2"]  # the other two were not tried
 
 
-def test_stage_fails_without_any_paper(server, monkeypatch):
-    run, requests, paper, folder = server
-    run(gone=lambda h, n: h.give(404, b""))
-    monkeypatch.chdir(folder)
+def write_params() -> None:
+    """Write params.yaml with the papers of list.csv."""
     text = (
         (ROOT / "params/demo.yaml")
         .read_text()
         .replace("  source: embedded             # the field notes", "  source: arxiv:list.csv # ")
     )
     Path("params.yaml").write_text(text)
+
+
+def test_stage_fails_after_an_outage_and_the_next_run_continues(server, monkeypatch):
+    run, requests, paper, folder = server
+    monkeypatch.chdir(folder)
+    write_params()
+    stage = importlib.import_module("stages.fetch_papers")
+    outage = {
+        "one": lambda h, n: h.give(),
+        "gone": lambda h, n: h.give(404, b""),
+        "down": lambda h, n: h.give(503, b"down"),
+        "short": lambda h, n: h.give(body=paper[:700], length=len(paper)),
+    }
+    run(**outage)
+    error = (
+        "^error: fetch_papers.source: arxiv:list.csv: 2 papers got no answer .*down: .*503.*repro"
+    )
+    with pytest.raises(SystemExit, match=error):
+        stage.main()
+    assert not Path("data/papers").exists()
+    run(**outage | {"down": outage["one"], "short": outage["one"]})
+    stage.main()
+    assert {path.stem for path in Path("data/papers").glob("*.pdf")} == {"one", "down", "short"}
+    assert not any(name == "one" for name, *_ in requests)
+
+
+def test_stage_fails_without_any_paper(server, monkeypatch):
+    run, requests, paper, folder = server
+    run(gone=lambda h, n: h.give(404, b""))
+    monkeypatch.chdir(folder)
+    write_params()
     error = "^error: fetch_papers.source: arxiv:list.csv: .*gone.*404"
     with pytest.raises(SystemExit, match=error):
         importlib.import_module("stages.fetch_papers").main()

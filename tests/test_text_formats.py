@@ -8,6 +8,7 @@ import time
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -307,6 +308,64 @@ def test_resemblance_is_the_jaccard_similarity_of_shingles():
     assert duplicates.find_copies(sketches, dict.fromkeys(sketches, 1)) == {}
 
 
+def copies(**texts: str) -> dict[str, str]:
+    """`find_copies` of texts by their names."""
+    sketches = {name: duplicates.sketch(text) for name, text in texts.items()}
+    return duplicates.find_copies(sketches, {name: len(text) for name, text in texts.items()})
+
+
+def test_a_license_in_every_text_makes_no_copies_and_takes_no_time():
+    license = " ".join(f"license{number}" for number in range(20))
+    texts = {}
+    for paper in range(1500):
+        words = " ".join(f"p{paper}w{number}" for number in range(40))
+        texts[f"paper{paper}"] = f"{license} {words}"
+    started = time.process_time()
+    assert copies(**texts) == {}
+    assert time.process_time() - started < 10  # minutes when all pairs were compared
+    # The text is most of the license: pairs beyond the rarest hashes are found.
+    assert copies(one=license + " one", two=license + " two", **texts) == {"two": "one"}
+
+
+def test_find_copies_misses_no_pair():
+    random = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(150)]
+    texts = {}
+    for number in range(120):
+        start, count = random.integers(0, 100), random.integers(5, 150)
+        texts[f"text{number:03d}"] = " ".join(words[start : start + count])
+    found = copies(**texts)
+    stay = texts.keys() - found.keys()
+    sketches = {name: duplicates.sketch(text) for name, text in texts.items()}
+    pairs = [(a, b) for a in stay for b in stay if a < b]
+    same_text = duplicates.SAME_TEXT
+    assert all(duplicates.resemblance(sketches[a], sketches[b]) < same_text for a, b in pairs)
+    assert all(
+        duplicates.resemblance(sketches[a], sketches[b]) >= same_text for a, b in found.items()
+    )
+
+
+@pytest.mark.parametrize(
+    "first, second, is_version",
+    [
+        ("2405.04717v1", "2405.04717v2", True),
+        ("survey_v1", "survey_v2", True),
+        ("survey version 2", "survey version 3", True),
+        ("survey_nov_2019", "survey_nov_2020", False),
+        ("report_v_2019", "report_v_2020", False),
+        ("uav_1", "uav_2", False),
+    ],
+)
+def test_names_that_end_in_a_version(first, second, is_version):
+    """Of two texts that share a sixth, the older version is left out, and no other report."""
+    shared = " ".join(f"shared{number}" for number in range(30))
+    texts = {
+        name: f"{shared} " + " ".join(f"{letter}{number}" for number in range(60))
+        for letter, name in zip("ab", (first, second))
+    }
+    assert copies(**texts) == ({first: second} if is_version else {})
+
+
 def test_of_two_copies_the_longer_text_stays(collect):
     """However many lines it has."""
     for number in range(5):
@@ -342,7 +401,7 @@ def test_small_collections_run(collect, count, held_out):
     splits = set(pq.read_table("data/chunks.parquet")["split"].to_pylist())
     assert splits == ({"train", "test"} if held_out else {"train"})
     error, _ = collect(min_papers=count, min_test_papers=5)
-    assert error.startswith("error: scrape.min_test_papers: 5 ") and f" of {count} " in error
+    assert error.startswith("error: scrape.min_test_papers: 5 ") and f" of {count}; " in error
 
 
 def test_text_column_of_a_hub_corpus(tmp_path):
@@ -414,10 +473,13 @@ def test_persian_and_a_word_without_end_are_read(collect):
     for number in range(3):
         note_pdf(f"papers/note{number}.pdf", number)
     Path("papers/fa.txt").write_text("می‌خواهم زمین‌ها را ببینم‌شان.\n" * 40)
-    Path("papers/word.txt").write_text("a" * 100_000 + "-\nb")
+    Path("papers/word.txt").write_text("field " * 20 + "a" * 100_000 + "-\nb")
+    Path("papers/error.txt").write_text("error")
     started = time.process_time()
     rows, _ = collect(min_test_papers=1)
     assert rows["fa_001"]["status"] == rows["word_001"]["status"] == "ok"
+    assert rows["error_001"]["status"] == "failed"
+    assert rows["error_001"]["reason"] == "fewer than 20 words"
     assert "می‌خواهم" in corpus_text()["fa_001"]
     assert time.process_time() - started < 60  # ten minutes when it was quadratic
 

@@ -158,7 +158,7 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
 
     from stages.text import lora
 
-    config = make_config(steps=61)
+    config = make_config(steps=110)  # logged every second step, saved every tenth
     sequences = [[5, 6, 7, 8, EOS], [9, 10, 11, EOS]] * 4
     model = lora.add_lora(tiny_phi(), config)
     loss_log = lora.train(model, sequences, EOS, config, 0, tmp_path / "whole")
@@ -178,7 +178,7 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
     checkpoints = (tmp_path / "killed").glob("checkpoint-*")
     last = max(checkpoints, key=lambda path: int(path.name.partition("-")[2]))
     (last / "trainer_state.json").unlink()
-    lora.train(resumed, sequences, EOS, config, 0, tmp_path / "killed")
+    assert lora.train(resumed, sequences, EOS, config, 0, tmp_path / "killed") == loss_log
     # As another run would take it: the last checkpoint is there. The steps end inside an epoch.
     finished = lora.add_lora(tiny_phi(), config)
     assert lora.train(finished, sequences, EOS, config, 0, tmp_path / "whole") == loss_log
@@ -349,6 +349,7 @@ TRAIN_AND_TEST_PAPERS = [("a", "train"), *((name, "test") for name in "bcde")]
 def run_finetune_llm(papers=TRAIN_AND_TEST_PAPERS, text="A green field.", **changed) -> str:
     """Run the stage over the outputs of an older run, with a text for each (paper, split).
 
+    `text` is that of all papers, or {paper: text}.
     -> the error, after a check that the older outputs are unchanged; "" where the stage succeeds.
     """
     import pyarrow as pa
@@ -360,7 +361,15 @@ def run_finetune_llm(papers=TRAIN_AND_TEST_PAPERS, text="A green field.", **chan
     values = yaml.safe_load((ROOT / "params/demo.yaml").read_text())
     values["finetune_llm"] |= {"context": 16, "steps": 3} | changed
     Path("params.yaml").write_text(yaml.safe_dump(values))
-    rows = [{"paper": name, "chunk": 0, "text": text, "split": split} for name, split in papers]
+    rows = [
+        {
+            "paper": name,
+            "chunk": 0,
+            "text": text[name] if isinstance(text, dict) else text,
+            "split": split,
+        }
+        for name, split in papers
+    ]
     pq.write_table(pa.Table.from_pylist(rows), "data/chunks.parquet")
     outputs = [Path("models/llm/adapter_model.safetensors"), Path("metrics/llm.json")]
     for path in outputs:
@@ -401,6 +410,18 @@ def test_few_held_out_papers_give_no_interval_and_none_no_perplexity(finetune, h
     metrics = read_json("metrics/llm.json")
     assert "train_loss" in metrics and metrics.get("n", 0) == len(held_out)
     assert ("perplexity" in metrics) == bool(held_out) and "perplexity_lo" not in metrics
+
+
+def test_held_out_papers_without_a_scored_token_are_left_out_before_training(finetune, capsys):
+    """Nothing precedes the only token of "error": it has no loss."""
+    texts = {"a": "A green field.", "b": "A lake.", "c": "e", "d": "e"}
+    papers = [("a", "train"), *((name, "test") for name in "bcd")]
+    assert finetune(papers, text=texts) == ""
+    metrics = read_json("metrics/llm.json")
+    assert metrics["n"] == 1 and 1 < metrics["perplexity"] < 1e5
+    assert "2 of 3 held-out papers left out" in capsys.readouterr().err
+    error = finetune([("a", "train"), ("c", "test")], text=texts)
+    assert error == "error: data/chunks.parquet: no held-out paper has a token to score"
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from stages import chunk
 from stages.common.artifacts import digest
-from stages.text import duplicates, papers, pdf, sentences
+from stages.text import duplicates, papers, parquet_writer, pdf, sentences
 
 WORDS = (
     "the farmland shows green rows on brown soil beside a straight road and a narrow canal".split()
@@ -176,6 +177,7 @@ def test_papers_to_chunks(project, odd):
         run(stage)
     outputs = ("data/corpus.parquet", "data/chunks.parquet")
     first = [digest(path) for path in outputs]
+    assert [pq.ParquetFile(path).num_row_groups for path in outputs] == [1, 1]  # of 12 papers
     report = (project / "data/papers_report.csv").read_text()
     assert "locked,0,0,failed,encrypted" in report
     rows = pq.read_table(project / "data/chunks.parquet").to_pylist()
@@ -183,6 +185,23 @@ def test_papers_to_chunks(project, odd):
     for stage in ("scrape", "chunk"):
         run(stage)
     assert [digest(path) for path in outputs] == first
+
+
+def test_row_groups_gather_many_papers(tmp_path, monkeypatch):
+    schema = pa.schema([("paper", pa.string())])
+    tables = [pa.table({"paper": [f"paper{n:04d}"]}, schema) for n in range(5000)]
+
+    def write() -> list[int]:
+        with parquet_writer.parquet_writer(tmp_path / "papers.parquet", schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        file = pq.ParquetFile(tmp_path / "papers.parquet")
+        assert file.read().equals(pa.concat_tables(tables))
+        return [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+
+    assert write() == [4096, 904]
+    monkeypatch.setattr(parquet_writer, "GROUP_BYTES", 2000 * tables[0].nbytes)
+    assert write() == [2000, 2000, 1000]
 
 
 def test_folder_without_readable_papers_is_refused(project, odd):

@@ -147,6 +147,12 @@ def test_the_embedder_is_deterministic_and_survives_saving(tmp_path):
     assert all(nearest[n] % 7 == n % 7 for n in range(len(texts)))
 
 
+def test_texts_of_stop_words_alone_give_no_index():
+    with pytest.raises(SystemExit, match="^error: index_rag: .*no words to index") as stop:
+        LatentSemanticEmbedder.fit(["of the and", "is it 2020"], 6, 0)
+    assert len(str(stop.value).splitlines()) == 1
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A folder with the index and the prompts of the embedded notes.
@@ -764,7 +770,11 @@ def test_self_bleu_tells_copies_from_different_texts():
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("per_class: 10 ", "per_class: 9000 ", "prompt.per_class: Bare Land: [0-9]+ of 9000"),
+        (
+            "per_class: 10 ",
+            "per_class: 9000 ",
+            "prompt.per_class: Bare Land: [0-9]+ of 9000.* `names` in prompt.words$",
+        ),
         ("technique: retrieval ", "technique: zero_shot ", "prompt.technique: .*zero_shot"),
         ("writer: extractive ", "writer: openai ", "prompt.openai_base_url, prompt.openai_model"),
         (

@@ -86,6 +86,12 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"analysis{FINE}assistantfinal{PLAIN}",  # a server that removes the tags of gpt-oss
         f'<details type="reasoning" done="true">\n{FINE}\n</details>\n{PLAIN}',
         f"<chain_of_thought>{FINE}</chain_of_thought>{PLAIN}",
+        f"<思考>\n{FINE}\n</思考>\n\n{PLAIN}",
+        f"<plan>\r\n{FINE}\r\n</plan>\r\n<answer>\n{PLAIN}\n</answer>",
+        f"<思考>\n{FINE}\n</思考>\n<回答>\n{PLAIN}\n</回答>",
+        f"<descriptions>\n{PLAIN}\n</descriptions>\n\nI hope that these help.\nGoodbye.",
+        f"<desert>\n{PLAIN}\n</desert>\nI hope that these help.",
+        "\n".join(f"<view_of_land>\n{text}\n</view_of_land>" for text in (A, B, C)),
         f"&lt;think&gt;{FINE}&lt;/think&gt;\n{PLAIN}",
         f"**Thinking:**\n{FINE}\n\n**Final answer:**\n{PLAIN}",
         f"{PLAIN}\n\nUser: {FINE}",  # a model that does not stop
@@ -166,6 +172,8 @@ def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
     assert kept_prompts(Answer(found, False), "chain_of_thought") == [A, B, C]
     assert kept_prompts(Answer(PLAIN, False), "chain_of_thought") == []
     assert kept_prompts(Answer(NAMED, False), "chain_of_thought") == [A, B, C]
+    tagged = f"{FINE}\n<descriptions>\n{PLAIN}\n</descriptions>\n\nGoodbye."
+    assert kept_prompts(Answer(tagged, False), "chain_of_thought") == [A, B, C]
 
 
 def test_answers_are_counted():

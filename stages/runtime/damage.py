@@ -16,8 +16,32 @@ from pathlib import Path
 def explain_damage() -> str | None:
     """Say which input of this stage is damaged and what mends it; None if none is.
 
-    An input is damaged if its MD5 is not the one in dvc.lock. Outside a run of DVC all outputs in
-    dvc.lock count as inputs.
+    An input is damaged if its MD5 is not the one in dvc.lock. Outside a run of DVC nothing counts
+    as damaged: see `note_changed_file`.
+    """
+    changed = find_changed_file() if "DVC_STAGE" in os.environ else None
+    if changed is None:
+        return None
+    stage, out, file, md5 = changed
+    return explain(file, stage, out, object_path(cache_folder(), md5), md5)
+
+
+def note_changed_file() -> str:
+    """Outside a run of DVC, name an output that is not that of dvc.lock; "" if none is.
+
+    It may be damaged, or of a stage that was run by hand with other params.
+    """
+    changed = find_changed_file() if "DVC_STAGE" not in os.environ else None
+    if changed is None:
+        return ""
+    stage, _, file, _ = changed
+    return f"note: {file} is not the file of dvc.lock (stage {stage})"
+
+
+def find_changed_file() -> tuple[str, str, Path, str] | None:
+    """Return the first of `list_outputs` whose MD5 is another; None if there is none.
+
+    Within a run of DVC, only inputs of its stage are looked at.
     """
     lock = Path("dvc.lock")
     if not lock.is_file():
@@ -27,11 +51,10 @@ def explain_damage() -> str | None:
     stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
     reader = stages.get(os.environ.get("DVC_STAGE", ""), {})
     inputs = [dep["path"] for dep in reader.get("deps", [])]
-    cache = cache_folder()
-    for stage, out, file, md5 in list_outputs(stages, cache):
+    for stage, out, file, md5 in list_outputs(stages, cache_folder()):
         is_input = not inputs or any(file.is_relative_to(path) for path in inputs)
         if is_input and file.is_file() and hash_file(file) != md5:
-            return explain(file, stage, out, object_path(cache, md5), md5)
+            return stage, out, file, md5
     return None
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from stages.runtime.damage import explain_damage
+from stages.runtime.damage import explain_damage, note_changed_file
 from stages.runtime.redaction import redact
 
 REPOSITORY = Path(__file__).parents[2]
@@ -36,7 +36,9 @@ def excepthook(
         return None
     library = error_type.__module__.partition(".")[0]
     missing_file = isinstance(error, FileNotFoundError)
-    damage = explain_damage() if _is_of_content(error) else None
+    is_of_content = _is_of_content(error)
+    damage = explain_damage() if is_of_content else None
+    changed = note_changed_file() if is_of_content else ""
     if damage:
         message = f"{damage}: {error}"
     elif isinstance(error, FileNotFoundError) and _raised_by_subprocess(trace):
@@ -52,11 +54,13 @@ def excepthook(
         message = f"{error}"
     else:
         lines = traceback.format_exception(error_type, error, trace)
+        lines += [f"{changed}\n"] if changed else []
         print(redact("".join(lines)), end="", file=sys.stderr)
         return
     if missing_file:
         message += "; `dvc repro` makes what other stages write"
-    print(_error_line(message + _project_location(trace)), file=sys.stderr)
+    message += _project_location(trace)
+    print(_error_line(f"{message}; {changed}" if changed else message), file=sys.stderr)
 
 
 def _is_of_content(error: BaseException) -> bool:

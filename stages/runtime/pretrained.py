@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from stages.runtime.damage import explain_damage
+from stages.runtime.damage import explain_damage, note_changed_file
 from stages.runtime.errors import exit_with_error
 from stages.runtime.memory import available_memory
 
@@ -69,7 +69,8 @@ def load_pretrained(
         StrictDataclassError,
     ) as error:
         reason = explain_damage() or f"{path}: cannot be loaded"
-        exit_with_error(f"{reason}: {str(error)[:300]}")
+        changed = note_changed_file()
+        exit_with_error(f"{reason}: {str(error)[:300]}{'; ' * bool(changed)}{changed}")
     _check_weights(path, model, loading_info, unused_prefix)
     return model
 

@@ -36,11 +36,12 @@ ATTEMPTS = 4  # per paper
 BLOCK_BYTES = 1 << 14  # a download that breaks off loses less than this
 # The rest of the list is not tried after this number of papers in a row without an answer.
 MAX_UNANSWERED = 3
+BUSY = (429, 500, 502, 503, 504)  # HTTP states of a server that may answer later
 NGRAM_LETTERS = 8
 MIN_TITLE_OVERLAP = 0.7  # of a paper's title with its first page, see `title_overlap`
 
 
-def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
+def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str], list[str]]:
     """Download every paper of a CSV file with the columns id and title into the folder `out`.
 
     Finished and partial downloads stay in the resume cache. A run after a kill, or with a longer
@@ -48,7 +49,8 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     why not. `$REMOTE_DIFFUSION_ARXIV` replaces https://arxiv.org, by a mirror or a test's server.
 
     Returns:
-        The PDFs, and {id: reason} for the papers that are not among them.
+        The PDFs, {id: reason} for the papers that are not among them, and the ids of those that
+        another run may get: the server had no answer for them, or broke off.
 
     Raises:
         SystemExit: the list is not a CSV of ids and titles.
@@ -57,12 +59,12 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
     base_url = os.environ.get("REMOTE_DIFFUSION_ARXIV", ARXIV).rstrip("/")
     cache = resume_cache.cache_root() / "arxiv"
     with resume_cache.lock_folder(cache, "arxiv"):  # one connection at a time
-        files, failed = _download_papers(papers, base_url, cache, out)
+        files, failed, unanswered = _download_papers(papers, base_url, cache, out)
     _write_report(out / "arxiv.csv", papers, failed)
     for paper_id, reason in failed.items():
         log(f"arxiv: {paper_id} not downloaded: {reason}")
     log(f"arxiv: {len(files)} of {len(papers)} papers downloaded, {len(failed)} not (arxiv.csv)")
-    return files, failed
+    return files, failed, unanswered
 
 
 def _read_list(list_csv: Path) -> list[dict[str, str]]:
@@ -85,27 +87,32 @@ def _read_list(list_csv: Path) -> list[dict[str, str]]:
 
 def _download_papers(
     papers: list[dict[str, str]], base_url: str, cache: Path, out: Path
-) -> tuple[list[Path], dict[str, str]]:
-    """Fill the cache and copy its papers into `out`; return the copies and {id: reason}."""
+) -> tuple[list[Path], dict[str, str], list[str]]:
+    """Fill the cache and copy its papers into `out`; return what `download` does."""
     pause = PAUSE if base_url.startswith("https://") else 0.0
     session = _make_session(pause)
     files = []
     failed = {}
-    unanswered = 0  # papers in a row
+    unanswered = []
+    in_a_row = 0  # papers without any answer
     is_first_request = True
     for paper in progress_bar(papers, desc="arxiv", unit="paper"):
         cached = cache / f"{paper['id'].replace('/', '_')}.pdf"
         reason = ""
         if not cached.exists():
-            if unanswered == MAX_UNANSWERED:
+            if in_a_row == MAX_UNANSWERED:
                 failed[paper["id"]] = (
                     f"not tried: {base_url} did not answer {MAX_UNANSWERED} times in a row"
                 )
+                unanswered.append(paper["id"])
                 continue
             time.sleep(0 if is_first_request else pause)
             is_first_request = False
-            reason, answered = _fetch(session, f"{base_url}/pdf/{paper['id']}", cached, pause)
-            unanswered = 0 if answered else unanswered + 1
+            url = f"{base_url}/pdf/{paper['id']}"
+            reason, answered, is_outage = _fetch(session, url, cached, pause)
+            in_a_row = 0 if answered else in_a_row + 1
+            if is_outage:
+                unanswered.append(paper["id"])
         if not reason:
             reason = _rejection_reason(cached, paper["title"])
         if reason:
@@ -113,7 +120,7 @@ def _download_papers(
             cached.unlink(missing_ok=True)
         else:
             files.append(Path(shutil.copyfile(cached, out / cached.name)))
-    return files, failed
+    return files, failed, unanswered
 
 
 def _make_session(pause: float) -> requests.Session:
@@ -129,7 +136,7 @@ def _make_session(pause: float) -> requests.Session:
         status=ATTEMPTS - 1,
         backoff_factor=pause,
         raise_on_status=False,
-        status_forcelist=(429, 500, 502, 503, 504),
+        status_forcelist=BUSY,
         retry_after_max=MAX_RETRY_AFTER,
     )
     session = requests.Session()
@@ -139,15 +146,19 @@ def _make_session(pause: float) -> requests.Session:
     return session
 
 
-def _fetch(session: requests.Session, url: str, target: Path, pause: float) -> tuple[str, bool]:
+def _fetch(
+    session: requests.Session, url: str, target: Path, pause: float
+) -> tuple[str, bool, bool]:
     """Download one file. Each attempt resumes where the one before it, or a killed run, stopped.
 
     Returns:
-        The reason of a failure, else "", and whether the server has answered at all.
+        The reason of a failure, else ""; whether the server has answered at all; and whether it
+        failed for an outage: no answer, one that broke off, or HTTP 429 and server errors.
     """
     part = target.with_suffix(".part")
     deadline = time.monotonic() + PAPER_TIMEOUT
     answered = False
+    is_outage = False
     reason = ""
     for attempt in range(ATTEMPTS):
         time.sleep(pause * 2**attempt if attempt else 0)
@@ -155,14 +166,18 @@ def _fetch(session: requests.Session, url: str, target: Path, pause: float) -> t
             response = _request(session, url, part)
             answered = True
             reason, retry = _save(response, part, deadline)
+            is_outage = False
         except requests.RequestException as error:
             reason = f"{type(error).__name__}: {error}"[:300]
-            retry = answered  # without an answer, the session has tried twice already
+            is_outage = True
+            # Without an answer, and after HTTP 429 and the like, the session has tried again.
+            was_busy = isinstance(error, requests.HTTPError)
+            retry = answered and not was_busy and time.monotonic() < deadline
         if not retry:
             break
     if not reason:
         part.replace(target)
-    return reason, answered
+    return reason, answered, is_outage
 
 
 def _request(session: requests.Session, url: str, part: Path) -> requests.Response:
@@ -177,12 +192,17 @@ def _save(response: requests.Response, part: Path, deadline: float) -> tuple[str
 
     Returns:
         The reason of a failure, else "", and whether another attempt could succeed.
+
+    Raises:
+        requests.RequestException: the server is busy, the body breaks off, or time is up.
     """
     with response:
         is_rest = response.status_code == 206
         if response.status_code == 416 or (is_rest and not _continues(response, part)):
             part.unlink(missing_ok=True)  # it does not fit the server's file: start again
             return "the server cannot resume the download", True
+        if response.status_code in BUSY:
+            raise requests.HTTPError(f"HTTP {response.status_code}")
         if response.status_code not in (200, 206):
             return f"HTTP {response.status_code}", False
         return _write_body(response, part, "ab" if is_rest else "wb", deadline), False
@@ -203,7 +223,7 @@ def _write_body(response: requests.Response, part: Path, mode: str, deadline: fl
                 part.unlink()
                 return f"larger than {MAX_MEGABYTES} MB"
             if time.monotonic() > deadline:
-                return f"not complete after {PAPER_TIMEOUT} s"
+                raise requests.Timeout(f"not complete after {PAPER_TIMEOUT} s")
     return ""
 
 

@@ -1,8 +1,9 @@
 """Near-duplicate texts share word shingles (Broder 1997, "On the resemblance of documents")."""
 
+import math
 import re
 import zlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import lru_cache
 
 import numpy as np
@@ -12,7 +13,8 @@ SKETCH_SIZE = 128  # shingles; resemblance is estimated to about 0.04
 # Share of the shingles of two texts that is common to both, from which on they are one paper.
 SAME_TEXT = 0.5
 SAME_NAME = 0.1  # where the names differ by a version alone
-VERSION = re.compile(r"v(?:er|ersion)?[ ._-]?(\d+)(?![a-z0-9])")
+# `2405.04717v2` or `survey_v2`, but not `survey_nov_2020`, `uav_1` or `report_v_2020`.
+VERSION = re.compile(r"(?<![a-z])v(?:er|ersion)?[ ._-]?(\d{1,2})(?![a-z0-9])")
 _WEIGHTS = np.array(
     [0x9E3779B97F4A7C15 * (2 * i + 1) % 2**64 for i in range(SHINGLE_WORDS)], dtype=np.uint64
 )
@@ -73,6 +75,10 @@ def find_copies(sketches: dict[str, np.ndarray], lengths: dict[str, int]) -> dic
     Of two, the one with the higher version in its name stays (`2405.04717v2`), else the longer one,
     else the first by name.
 
+    No pair is missed, though few are compared. The sketches of two texts of one resemblance share
+    at least `SAME_TEXT` of each one's hashes, so one of any `_rarest` hashes: a license or a footer
+    that many texts have in common makes them candidates only where it is about half of a text.
+
     Args:
         sketches: `sketch` of each paper, by the papers' names.
         lengths: characters of each paper.
@@ -82,20 +88,44 @@ def find_copies(sketches: dict[str, np.ndarray], lengths: dict[str, int]) -> dic
     """
     copies = {}
     kept: dict[int, list[str]] = defaultdict(list)  # hash -> papers that stay
+    versions: dict[str, list[str]] = defaultdict(list)  # name without version -> papers that stay
     newest_first = sorted(sketches, key=lambda name: (-_version(name), -lengths[name], name))
     for name in newest_first:
         hashes = sketches[name].tolist()
-        shared = Counter(other for value in hashes for other in kept.get(value, ()))
-        for other, _ in shared.most_common():
-            same_name = _without_version(name) == _without_version(other)
-            least = SAME_NAME if same_name else SAME_TEXT
-            if resemblance(sketches[name], sketches[other]) >= least:
-                copies[name] = other
-                break
-        else:
-            for value in hashes:
-                kept[value].append(name)
+        same_name = versions[_without_version(name)]
+        sharing = (other for value in _rarest(hashes, kept) for other in kept.get(value, ()))
+        candidates = {other: sketches[other] for other in [*same_name, *sharing]}
+        original = _find_original(sketches[name], candidates, set(same_name))
+        if original is not None:
+            copies[name] = original
+            continue
+        same_name.append(name)
+        for value in hashes:
+            kept[value].append(name)
     return copies
+
+
+def _rarest(hashes: list[int], kept: dict[int, list[str]]) -> list[int]:
+    """Return the hashes that fewest kept papers have; a copy of a kept paper has one of these."""
+    shared = math.ceil(SAME_TEXT * len(hashes))  # at least, with a paper of the same text
+    by_count = sorted(hashes, key=lambda value: len(kept.get(value, ())))
+    return by_count[: len(hashes) - shared + 1]
+
+
+def _find_original(
+    own: np.ndarray, candidates: dict[str, np.ndarray], same_name: set[str]
+) -> str | None:
+    """Return the candidate that a sketch repeats, of several the one that shares most; or None."""
+    own_hashes = set(own.tolist())
+    shared = {name: len(own_hashes.intersection(candidates[name].tolist())) for name in candidates}
+    for name in sorted(shared, key=lambda name: -shared[name]):
+        least = SAME_NAME if name in same_name else SAME_TEXT
+        # `resemblance` is at most this, as if all that is shared were in its part of the union.
+        union = len(own) + len(candidates[name]) - shared[name]
+        bound = shared[name] / min(union, SKETCH_SIZE)
+        if bound >= least and resemblance(own, candidates[name]) >= least:
+            return name
+    return None
 
 
 def _version(name: str) -> int:

@@ -40,7 +40,10 @@ class LatentSemanticEmbedder:
         from sklearn.decomposition import TruncatedSVD
 
         vectorizer = _make_vectorizer(max_features=MAX_TERMS)
-        weights = vectorizer.fit_transform(texts)  # sparse [N, V]
+        try:
+            weights = vectorizer.fit_transform(texts)  # sparse [N, V]
+        except ValueError as error:  # of scikit-learn: empty vocabulary
+            exit_with_error(f"index_rag: the corpus has no words to index ({error})")
         rank = min(dimensions, *(size - 1 for size in weights.shape))
         if rank < 1:
             exit_with_error(

@@ -250,6 +250,9 @@ def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
     from transformers import TrainingArguments
 
     has_gpu = torch.cuda.is_available()
+    # A checkpoint is saved where the loss is logged: a resumed run logs the means of a whole one.
+    logging_steps = max(1, config.steps // LOGS_PER_RUN)
+    save_steps = logging_steps * max(1, config.steps // (CHECKPOINTS_PER_RUN * logging_steps))
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
@@ -261,8 +264,8 @@ def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
         full_determinism=False,
         use_cpu=not has_gpu,
         bf16=has_gpu,
-        logging_steps=max(1, config.steps // LOGS_PER_RUN),
-        save_steps=max(1, config.steps // CHECKPOINTS_PER_RUN),
+        logging_steps=logging_steps,
+        save_steps=save_steps,
         report_to="none",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,

@@ -12,6 +12,7 @@ from stages.runtime.progress import log, progress_bar
 from stages.text import clean, formats, legibility, pdf
 from stages.text.clean import Cuts, Lines
 from stages.text.hyphens import count_words, join_hyphens
+from stages.text.language import find_words
 from stages.text.paper_files import PANDOC_FORMATS, decode, name_key, unused_name
 from stages.text.references import reference_lists
 from stages.text.running_lines import PAGE_NUMBER
@@ -134,8 +135,9 @@ def _read_with_pandoc(path: Path, cut_references: bool) -> Paper:
 def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
     """Read the parts of a text file as papers; one paper that failed where it has no text.
 
-    It is cut behind its reference lists, or into blocks of lines where it has too few lists. Form
-    feeds divide its pages, as in the output of pdftotext.
+    It is cut behind its reference lists, or into blocks of lines where it has too few lists. A part
+    with fewer than `formats.MIN_WORDS` words has failed. Form feeds divide its pages, as in the
+    output of pdftotext.
     """
     text, reason = decode(path.read_bytes())
     if reason:
@@ -158,6 +160,10 @@ def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
         kept = [(0, lines[index]) for index in range(start, end) if index not in references]
         if kept:
             name = f"{path.stem}_{number:03d}"
+            if len(find_words(" ".join(line for _, line in kept))) < formats.MIN_WORDS:
+                reason = f"fewer than {formats.MIN_WORDS} words"
+                parts.append(_failed(path.with_stem(name), reason))
+                continue
             cuts = Cuts(references=end - start - len(kept))
             parts.append(Paper(name, 0, kept, "ok", how, cuts=cuts))
             _name_large_cut(parts[-1])

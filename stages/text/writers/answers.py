@@ -47,6 +47,18 @@ THOUGHT_END = re.compile(
     r"<\|channel\|>final\b[^<]*<\|message\|>|<channel\|>|assistant\s*final",
     re.I,
 )
+# Thoughts in a tag of another language (<思考>): a block before at least two other lines.
+BLOCK = re.compile(
+    r"\A\s*<([^\s<>/]+)[^<>]*>[^\S\n]*\n[^<]*\n[^\S\n]*</\1\s*>[^\S\n]*\n"
+    r"(?=\s*\S[^\n]*\n\s*\S)(?!.*<\1\b)",
+    re.S,
+)
+# The tags of blocks that are none.
+ANSWER_TAG = re.compile(
+    r"answer|output|response|result|final|descri|caption|text|prompt|sentence|list|item|example|"
+    r"^(?:[uo]l|li|p|div|pre|code|table|html|body|json|scenes?|views?|images?)$|描述|回答|答案",
+    re.I,
+)
 # Where a model that does not stop writes the next request.
 NEXT_TURN = re.compile(
     r"<\|im_start\|>(?!assistant)|<\|start\|>user|<start_of_turn>user|\[INST\]|"
@@ -58,10 +70,11 @@ FRAME = re.compile(
     r"<\|[\w ]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|</?(?:answer|output|response)>", re.I
 )
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
-HEADING_LINE = re.compile(rf"^\W*{ANSWER_HEADING}\W*$", re.I | re.M)
+HEADING_LINE = re.compile(rf"^(?!\s*</)\W*{ANSWER_HEADING}\W*$", re.I | re.M)
 # "Final answer:", "Here are the descriptions:"
 ANSWER_LINE = re.compile(
-    r"^\W*(?:[\w']+ ){0,6}(?:answer|descriptions|output|response|results?)\W*$", re.I | re.M
+    r"^(?!\s*</)\W*(?:[\w']+ ){0,6}(?:answer|descriptions|output|response|results?)\W*$",
+    re.I | re.M,
 )
 MARKDOWN_HEADING = re.compile(r"#+\s+\D")
 JSON_START = re.compile(r"(?=[\[{]\s*[\"\[{])")
@@ -206,6 +219,9 @@ def remove_thoughts(text: str) -> str:
     ends = list(THOUGHT_END.finditer(text))
     if ends:
         text = text[ends[-1].end() :]
+    block = BLOCK.match(text)
+    if block and not ANSWER_TAG.search(block[1]):
+        text = text[block.end() :]
     return FRAME.sub(" ", NEXT_TURN.split(text, maxsplit=1)[0])
 
 
