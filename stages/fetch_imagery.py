@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def configured_mask(config: FetchImagery) -> Mask | None:
-    """Where the params say that the validity of pixels is read."""
+    """The band or file that `fetch_imagery.mask` names, and its valid values; None without one."""
     if config.mask is None:
         return None
     band, file = config.mask.get("band"), config.mask.get("file")
@@ -141,8 +141,8 @@ def open_configured_source(
         case "embedded":
             if config.max_images is None:
                 exit_with_error(
-                    "fetch_imagery.max_images: the embedded renderer has no last tile: write how "
-                    "many to render"
+                    "fetch_imagery.max_images: null with embedded scenes, which are rendered "
+                    "without end: write how many to render"
                 )
             return open_embedded_scenes(seed, config.max_images), resolved | {"seed": seed}
         case "path":

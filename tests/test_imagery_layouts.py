@@ -1,7 +1,9 @@
 """fetch_imagery on the layouts of the field's data sets, each drawn by the test."""
 
 import csv
+import gzip
 import json
+import os
 import tarfile
 import unicodedata
 from pathlib import Path
@@ -260,6 +262,33 @@ def test_a_list_names_images_as_any_system_writes_them(tmp_path, list_name):
         "listed file is missing": 1,
         f"not in {list_name}": 1,
     }
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_that_differ_in_their_unicode_form_alone_are_of_two_files(tmp_path, listed):
+    names = [unicodedata.normalize(form, "forêt_1.png") for form in ("NFD", "NFC")]
+    draw(tmp_path, *names)
+    rows = [{"file_name": name, "text": f"picture {form}"} for name, form in zip(names, "DC")]
+    if listed:
+        write_json_lines(tmp_path / "metadata.jsonl", rows)
+    else:
+        for row in rows:
+            (tmp_path / row["file_name"]).with_suffix(".txt").write_text(row["text"])
+    items, skipped = read(tmp_path)
+    assert [item["captions"] for item in items.values()] == [["picture D"]]
+    assert skipped == {"another file of the same name": ["forêt_1.png"]}
+
+
+@pytest.mark.parametrize("as_classes", [False, True])
+def test_names_that_are_not_utf8_are_one_line(tmp_path, monkeypatch, as_classes):
+    """As readers would take two such names, without their odd letters, for one."""
+    for i, letter in enumerate(("\xe8", "\xe9")):
+        odd = os.fsdecode(f"for{letter}t".encode("latin-1"))
+        name = f"in/{odd}/1.png" if as_classes else f"in/{odd}_1.png"
+        draw(tmp_path, name, start=i)
+        (tmp_path / name).with_suffix(".txt").write_text(f"picture {i}")
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+    assert "in: 4 names are not UTF-8, the first for\\xe8t" in line and "convmv" in line
 
 
 def test_rows_of_one_image_are_merged_and_contradictions_are_counted(tmp_path):
@@ -614,6 +643,22 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         "caption file that holds boxes": ["e_1.png", "f_1.png"],
         "caption file without an image": ["readme.txt"],
     }
+    draw(tmp_path / "twice", "a_1.jpg", "a_1.png", "b_1.png", "c_1.png")
+    decomposed = unicodedata.normalize("NFD", "è_1")
+    draw(tmp_path / "twice", "è_1.png")
+    for name in ("a_1.jpg", "a_1.png", "b_1", "b_1.png", decomposed):
+        (tmp_path / f"twice/{name}.txt").write_text(f"that of {name}")
+    items, skipped = read(tmp_path / "twice")
+    assert {name: item["captions"] for name, item in items.items()} == {
+        "a_1.jpg": ["that of a_1.jpg"],
+        "a_1.png": ["that of a_1.png"],
+        "b_1.png": ["that of b_1"],
+        "è_1.png": ["that of è_1"],
+    }
+    assert skipped == {
+        "caption file without an image": ["b_1.png.txt"],
+        "no caption file beside it": ["c_1.png"],
+    }
     for name in ("train/lake/1", "train/river/1", "eval/lake/2"):
         draw(tmp_path / "classes", f"{name}.png")
         (tmp_path / f"classes/{name}.txt").write_text("seen from above")
@@ -645,6 +690,15 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         ("captions/lake_1.txt", "a blue lake"),
         ("texts/lake_1.txt", "a blue lake seen from above"),
         ("lake/lake_1.json", '{"key": "0001", "caption": "a blue lake"}'),
+        ("lake/lake_1.png.json", '{"prompt": "a blue lake"}'),
+        ("lake/lake_1.json", '{"description": "many green trees near a blue lake"}'),
+        ("lake/lake_1_caption.md", "a blue lake"),
+        ("lake/lake_1.desc", "a blue lake"),
+        ("texts/lake_1.png.txt", "a blue lake"),
+        ("captions/lake_1.rst", "a blue lake"),
+        ("captions", "of all images"),
+        ("data.yaml", "lake/lake_1.png: a wide blue lake\n"),
+        ("data.yml", "- image: lake/lake_1.png\n  caption: lake\n"),
         ("metadata.xlsx", "binary"),
         ("metadata.jsonl.gz", "binary"),
     ],
@@ -655,6 +709,16 @@ def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name,
     (tmp_path / "in" / name).write_text(content)
     assert str(open_source(tmp_path / "in", KEY).unread_captions).startswith(name)
     assert name in error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+
+
+def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
+    draw(tmp_path, "lake/lake_1.png", "river/river_1.png")
+    entry = {"filename": "lake_1.png", "sentences": [{"raw": "a blue lake"}]}
+    packed = gzip.compress(json.dumps({"images": [entry]}).encode(), mtime=0)
+    (tmp_path / "dataset.json.gz").write_bytes(packed)
+    assert open_source(tmp_path, KEY).unread_captions == "dataset.json.gz"
+    (tmp_path / "dataset.json.gz").write_bytes(packed[:20] + b"damaged")
+    assert open_source(tmp_path, KEY).unread_captions is None
 
 
 @pytest.mark.parametrize(
@@ -688,6 +752,12 @@ def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name,
             '{"info": {"description": "ships in the images of a satellite"}, '
             '"images": [{"id": 1, "file_name": "lake_1.png"}], "annotations": [{"image_id": 1}]}',
         ),
+        ("README.md", "RSICD, captions\n\nlake_1.png shows a lake from above"),
+        ("captions_of/README.md", "about the captions of the images"),
+        ("LICENSE", "You may copy lake_1.png and its caption to your disk"),
+        ("data.yaml", "train: ../train/images\nnc: 2\nnames: ['lake', 'river']\ntext: a b c d"),
+        ("lake/lake_1.png.json", '{"description": "lake_1.png", "prompt": [1, 2]}'),
+        ("labels.json.gz", "no gzip"),
         ("__MACOSX/metadata.jsonl", "no JSON"),
         ("__MACOSX/sea/1.png", "no image"),
         ("lake/lake_1.json", '{"width": 40, "sensor": "Sentinel-2"}'),

@@ -1,11 +1,14 @@
 """The first pass over a source, without images: which items are usable, and which are kept."""
 
 import difflib
+import os
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
+from stages.common.class_names import slug
 from stages.imagery.captions import CAPTION_FIELDS, caption_list, usable_captions
 from stages.imagery.readers.items import (
     SCENE_FIELDS,
@@ -16,7 +19,7 @@ from stages.imagery.readers.items import (
 )
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import name_hash
-from stages.params import FetchImagery, slug
+from stages.params import FetchImagery
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
@@ -41,6 +44,15 @@ class Survey(NamedTuple):
         return {str(split): count for split, count in counts if split not in used}
 
 
+class FirstRow(NamedTuple):
+    """The first usable row of an image."""
+
+    number: int  # of the item
+    split: str | None
+    scene: str
+    file: Path | None  # None: the row holds the image
+
+
 def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
     """Find the items that have usable captions, one for each image.
 
@@ -48,7 +60,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
     the others.
     """
     survey = Survey({}, Counter(), {})
-    images: dict[str, tuple[int, str | None, str]] = {}  # name -> item number, split, scene
+    images: dict[str, FirstRow] = {}  # of each name
     unusable: dict[str, tuple[str, list]] = {}  # name -> reason, captions of its rows so far
     for number, item in enumerate(source.read_items(False)):
         if item.skip_reason:
@@ -64,7 +76,8 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
             if reason:
                 unusable.setdefault(name, (reason, []))[1].extend(caption_list(item.captions))
                 continue
-        images[name] = (number, item.split, scene)
+        file = item.image if isinstance(item.image, Path) else None
+        images[name] = FirstRow(number, item.split, scene, file)
         if name in unusable:
             survey.further_captions[number] = unusable.pop(name)[1]
         survey.scenes[scene] += 1
@@ -76,24 +89,26 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
 
 def _add_row(
     item: SourceItem,
-    first: tuple[int, str | None, str],
+    first: FirstRow,
     has_captions: bool,
     survey: Survey,
     skipped: SkipReport,
 ) -> None:
-    """Give the captions of a further row of an image to its first row: item number, split, scene.
+    """Give the captions of a further row of an image to its first row.
 
-    A row without a split or scene has those of the first.
+    A row without a split or scene has those of the first. Of files whose names differ in their
+    Unicode forms alone, the first is the image of that name.
     """
-    number, split, scene = first
-    if item.split not in (None, split):
+    if first.file not in (None, item.image) and not os.path.samefile(item.image, first.file):
+        skipped.add("another file of the same name", image_name(item))
+    elif item.split not in (None, first.split):
         skipped.add("further row of an image, in another split", image_name(item))
-    elif item.scene not in (None, scene):
+    elif item.scene not in (None, first.scene):
         skipped.add("further row of an image, of another scene", image_name(item))
     elif not has_captions:
         skipped.add("further row of an image", image_name(item))
     else:
-        survey.further_captions.setdefault(number, []).extend(caption_list(item.captions))
+        survey.further_captions.setdefault(first.number, []).extend(caption_list(item.captions))
 
 
 def choose_items(

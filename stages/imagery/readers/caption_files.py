@@ -1,4 +1,4 @@
-"""Read images whose captions lie beside them, in a text file of the same name.
+"""Read images whose captions lie beside them, in a text file of the same name (a.txt, a.png.txt).
 
 The file is UTF-8; each of its lines is a caption. Diffusion trainers and unpacked WebDatasets
 have this layout.
@@ -19,11 +19,29 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 
 
 def find_caption_files(files: list[Path]) -> dict[Path, Path]:
-    """image -> its caption file, for the images that have one; {} if all hold boxes or numbers."""
-    texts = {_base(file): file for file in files if _is_caption_file(file)}
-    images = (file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
-    found = {image: texts[_base(image)] for image in images if _base(image) in texts}
+    """image -> its caption file, for the images that have one; {} if all hold boxes or numbers.
+
+    That of a.png is a.txt or a.png.txt. If there is none, it may be one whose name is in another
+    Unicode form, and of no other image: macOS writes names in a form of its own.
+    """
+    texts = {file.with_suffix(""): file for file in files if _is_caption_file(file)}
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    found = {image: text for image in images if (text := _text_of(image, texts))}
+    taken = set(found.values())
+    others = {_composed(base): text for base, text in texts.items() if text not in taken}
+    for image in images:
+        if others and image not in found and (text := _text_of(_composed(image), others)):
+            found[image] = text
     return found if any(_may_hold_captions(text) for text in found.values()) else {}
+
+
+def _text_of(image: Path, texts: dict[Path, Path]) -> Path | None:
+    return texts.get(image.with_suffix("")) or texts.get(image)
+
+
+def _composed(path: Path) -> Path:
+    """The path in Unicode's composed form."""
+    return Path(valid_utf8(str(path)))
 
 
 def _may_hold_captions(file: Path) -> bool:
@@ -34,11 +52,6 @@ def _may_hold_captions(file: Path) -> bool:
 
 def _is_caption_file(file: Path) -> bool:
     return file.suffix.lower() in CAPTION_SUFFIXES and os.path.isfile(file)
-
-
-def _base(file: Path) -> str:
-    """The path without its suffix."""
-    return valid_utf8(str(file.with_suffix("")))
 
 
 def open_caption_files(

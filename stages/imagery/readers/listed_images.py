@@ -38,9 +38,9 @@ class ListedImages:
             return None, ABSOLUTE
         if ".." in PurePosixPath(path).parts:
             return None, OUTSIDE
-        file = folder / valid_utf8(file_name)
-        if os.path.isfile(file):
-            return file, None
+        for file in (folder / file_name, folder / valid_utf8(file_name)):
+            if os.path.isfile(file):
+                return file, None
         key = valid_utf8((folder / path).relative_to(self.root).as_posix()).lower()
         return _only(self._by_path.get(key, []))
 

@@ -54,7 +54,7 @@ csv.field_size_limit(2**31 - 1)  # instead of 131,072 characters
 
 
 def open_metadata_lists(
-    metadata: list[Path], files: list[Path], root: Path, key: str
+    metadata: list[Path], files: list[Path], root: Path, key: str, images_only: bool = False
 ) -> ImageSource:
     """A source of images that metadata lists name.
 
@@ -63,17 +63,20 @@ def open_metadata_lists(
         files: all files of the source. Images that no list names are skipped.
         root: the folder of the source.
         key: the params key of the source, for error messages.
+        images_only: captions and classes may be missing, or have other names.
 
     Raises:
         SystemExit: a list is not UTF-8, or names no file, or has neither captions nor classes.
     """
-    fields = [_check_list(file, f"{key}: {file.relative_to(root)}") for file in metadata]
+    fields = [
+        _check_list(file, f"{key}: {file.relative_to(root)}", images_only) for file in metadata
+    ]
     has_captions = any(caption_fields(names) for names in fields)
     read_items = partial(_read_items, metadata, files, root)
     return ImageSource(metadata, read_items, has_captions)
 
 
-def _check_list(file: Path, label: str) -> list[str]:
+def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
     """The fields of a list. Exits with an error if no line of it can be used, and says why."""
     if file.suffix.lower() != ".parquet":
         _refuse_encoding(file, label)
@@ -97,6 +100,8 @@ def _check_list(file: Path, label: str) -> list[str]:
     if first_field(NAME_FIELDS, fields) is None:
         advice = "; separate them by commas" if any(re.search(r"[;\t|]", f) for f in fields) else ""
         exit_with_error(f"{label} has no field file_name; its fields: {shown}{advice}")
+    if images_only:
+        return list(fields)
     rows = [row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT)]
     if not has_labels:
         is_one_hot = flag_fields(row for row in rows if NOT_JSON not in row)

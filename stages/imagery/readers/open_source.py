@@ -37,7 +37,11 @@ CONVERSIONS = {
 
 
 def open_source(
-    path: Path, key: str, caption: str | None = None, mask: Mask | None = None
+    path: Path,
+    key: str,
+    caption: str | None = None,
+    mask: Mask | None = None,
+    images_only: bool = False,
 ) -> ImageSource:
     """Open a Parquet file or a list of images, or a folder of any layout of docs/data.md.
 
@@ -47,15 +51,16 @@ def open_source(
         caption: of the images in a flat folder or table, without captions and classes; None: the
             file names say what is shown.
         mask: where masks are; the folder of their files is no class. None: there are none.
+        images_only: captions and classes may be missing, or have other names than docs/data.md's.
 
     Raises:
         SystemExit: it has none of these layouts, or a table or list cannot be read.
     """
     if path.is_file():
-        return _open_file(path, key, caption)
-    files = sorted(visible_files(path, key))
+        return _open_file(path, key, caption, images_only)
+    files = _list_files(path, key)
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    source = _open_folder(path, files, images, key, caption, mask)
+    source = _open_folder(path, files, images, key, caption, mask, images_only)
     if not source.has_captions:
         listed = set(source.files)
         beside = [file for file in files if file not in listed]
@@ -66,6 +71,20 @@ def open_source(
     return source
 
 
+def _list_files(folder: Path, key: str) -> list[Path]:
+    """The visible files below a folder. Exits with an error if the name of one is not UTF-8."""
+    files = sorted(visible_files(folder, key))
+    names = [os.fsencode(file.relative_to(folder)) for file in files]
+    shown = [name.decode(errors="backslashreplace") for name in names]
+    odd = [text for name, text in zip(names, shown) if name != text.encode()]
+    if odd:
+        exit_with_error(
+            f"{key}: {folder.name}: {len(odd)} names are not UTF-8, the first {odd[0]}: convert "
+            "them, such as `convmv -r -f latin1 -t utf8 --notest <folder>`"
+        )
+    return files
+
+
 def _open_folder(
     path: Path,
     files: list[Path],
@@ -73,15 +92,16 @@ def _open_folder(
     key: str,
     caption: str | None,
     mask: Mask | None,
+    images_only: bool,
 ) -> ImageSource:
     """Open a folder with the reader of its layout."""
     tables = [file for file in files if _is_table(file)]
     if tables:
         beside = [file for file in files if _is_metadata(file)]
-        return open_parquet(tables, images + beside, path, key, caption)
+        return open_parquet(tables, images + beside, path, key, caption, images_only)
     metadata = [file for file in files if _is_metadata(file)]
     if metadata:
-        return open_metadata_lists(metadata, files, path, key)
+        return open_metadata_lists(metadata, files, path, key, images_only)
     if not images:
         _refuse_without_images(path, files, key)
     captions_json = find_captions_json(files, path, key)
@@ -99,15 +119,16 @@ def _open_folder(
     return open_class_folders(files, path, caption, masks)
 
 
-def _open_file(path: Path, key: str, caption: str | None) -> ImageSource:
+def _open_file(path: Path, key: str, caption: str | None, images_only: bool) -> ImageSource:
     """Open a Parquet table, or a list whose images are in its folder."""
     if _is_table(path):
-        return open_parquet([path], [], path.parent, key, caption)
+        return open_parquet([path], [], path.parent, key, caption, images_only)
     root = path.parent
     if _is_metadata(path):
-        return open_metadata_lists([path], sorted(visible_files(root, key)), root, key)
+        files = _list_files(root, key)
+        return open_metadata_lists([path], files, root, key, images_only)
     if find_captions_json([path], root, key):
-        return open_captions_json([path], sorted(visible_files(root, key)), root)
+        return open_captions_json([path], _list_files(root, key), root)
     layouts = f"name a folder, a .parquet file, {', '.join(METADATA_NAMES)} or Karpathy's JSON"
     advice = CONVERSIONS.get(path.suffix.lower(), layouts)
     exit_with_error(f"{key}: {path.name} is not read: {advice}")

@@ -80,7 +80,12 @@ class Table(NamedTuple):
 
 
 def open_parquet(
-    files: list[Path], images: list[Path], root: Path, key: str, caption: str | None = None
+    files: list[Path],
+    images: list[Path],
+    root: Path,
+    key: str,
+    caption: str | None = None,
+    images_only: bool = False,
 ) -> ImageSource:
     """A source of Parquet tables.
 
@@ -90,6 +95,7 @@ def open_parquet(
         root: the folder of the source.
         key: the params key of the source, for error messages.
         caption: of the images in tables without captions and scenes; None: these are skipped.
+        images_only: captions and classes may be missing, or have other names.
 
     Raises:
         SystemExit: a table cannot be read, has no column of encoded images, or has several labels
@@ -99,7 +105,7 @@ def open_parquet(
     _refuse_lists_in_text(tables)
     has_captions = any(table.caption_columns for table in tables)
     _refuse_label_lists(tables)
-    if not has_captions:
+    if not has_captions and not images_only:
         if caption is None:
             _refuse_one_hot_labels(tables)
         _refuse_misnamed_captions(tables)

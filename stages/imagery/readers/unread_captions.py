@@ -3,9 +3,11 @@
 Without them, the images would be captioned from the names of their classes.
 """
 
+import gzip
 import json
 import os
 import re
+import zlib
 from pathlib import Path
 
 from stages.imagery.captions import (
@@ -20,7 +22,8 @@ from stages.imagery.readers.items import SCENE_FIELDS, first_field
 from stages.imagery.untrusted_text import valid_utf8
 
 JSON_SUFFIXES = {".json", ".jsonl", ".ndjson", ".geojson"}
-TEXT_SUFFIXES = {".csv", ".tsv", ".txt"}
+YAML_SUFFIXES = {".yaml", ".yml"}
+TEXT_SUFFIXES = {".csv", ".tsv", ".txt", ".md", ".desc"} | YAML_SUFFIXES
 # Judged by their names only.
 OPAQUE_SUFFIXES = {".xlsx", ".xls", ".ods", ".xml", ".pkl", ".feather", ".arrow", ".gz", ".zip"}
 ABOUT_THE_DATA = {"readme", "license", "licence", "citation"}  # names of files that are no list
@@ -32,7 +35,11 @@ IMAGE_NAME = re.compile(
 CAPTION_KEY = re.compile(
     rf'"(?:{"|".join(CAPTION_FIELDS)}|conversations)(?:_?\d+)?"\s*:', re.IGNORECASE
 )
+YAML_KEY = re.compile(rf"^[\s-]*(?:{'|'.join(CAPTION_FIELDS)})(?:_?\d+)?\s*:", re.I | re.M)
 JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+DESCRIPTION = re.compile(
+    r'"(prompt|desc(?:ription)?)s?"\s*:\s*\[?\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE
+)
 STAC_ITEM = re.compile(r'"stac_version"\s*:')
 MEDIA_TYPE = re.compile(r"(image|application|text|video)/[\w.+-]+(;|$)")
 JSON_LETTER = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -45,19 +52,41 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
     """
     names = {valid_utf8(image.name).lower() for image in images}
     stems = {valid_utf8(image.stem).lower() for image in images}
+    image_folders = {image.parent for image in images}
     for file in files:
         suffix = file.suffix.lower()
         path = file.relative_to(root)
-        is_text = suffix in JSON_SUFFIXES | TEXT_SUFFIXES
-        if not (is_text or suffix in OPAQUE_SUFFIXES) or not os.path.isfile(file):
+        is_about = file.name.lower().partition(".")[0] in ABOUT_THE_DATA
+        if suffix in IMAGE_SUFFIXES or is_about or not os.path.isfile(file):
             continue
-        if "caption" in str(path).lower() or (is_text and _holds_captions(file, names, stems)):
+        is_text = _unpacked(file).suffix.lower() in JSON_SUFFIXES | TEXT_SUFFIXES
+        # In a folder of images are also files of other kinds, such as world files.
+        is_other = not is_text and suffix not in OPAQUE_SUFFIXES
+        told = file.name if is_other and file.parent in image_folders else str(path)
+        if "caption" in told.lower() or (is_text and _holds_captions(file, names, stems)):
             return valid_utf8(str(path)) + _json_error(file)
         # metadata.xml is that of a product (ISO 19115).
         is_metadata = file.name.lower().startswith("metadata.") and suffix != ".xml"
         if suffix in OPAQUE_SUFFIXES and is_metadata:
             return valid_utf8(str(path))
     return None
+
+
+def _unpacked(file: Path) -> Path:
+    """The file without .gz after its name."""
+    return file.with_suffix("") if file.suffix.lower() == ".gz" else file
+
+
+def _head(file: Path) -> bytes:
+    """The begin of a file, unpacked if it is gzip's; b"" if it is damaged."""
+    if _unpacked(file) == file:
+        with open(file, "rb") as stream:
+            return stream.read(HEAD)
+    try:
+        with gzip.open(file) as stream:
+            return stream.read(HEAD)
+    except (gzip.BadGzipFile, zlib.error, EOFError):
+        return b""
 
 
 def _json_error(file: Path) -> str:
@@ -79,29 +108,39 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
         names: of the images, in lower case.
         stems: the names without suffix.
     """
-    with open(file, "rb") as stream:
-        head = stream.read(HEAD)
+    head = _head(file)
     is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = valid_utf8(head.decode("utf-16" if is_utf16 else "utf-8", errors="replace"))
-    stem = valid_utf8(file.stem).lower()
-    if file.suffix.lower() in JSON_SUFFIXES:
+    suffix = _unpacked(file).suffix.lower()
+    stem = valid_utf8(_unpacked(file).stem).lower()  # a, or a.png, of a.png.txt
+    is_of_image = stem in stems or stem in names
+    if suffix in JSON_SUFFIXES:
         text = valid_utf8(JSON_LETTER.sub(lambda code: chr(int(code[1], 16)), text))
-        if CAPTION_KEY.search(text) and (stem in stems or IMAGE_NAME.search(text)):
+        if CAPTION_KEY.search(text) and (is_of_image or IMAGE_NAME.search(text)):
             return True
         if STAC_ITEM.search(text):  # its titles, media types and licenses are no captions
             return False
+        if is_of_image and any(_is_description(*match) for match in DESCRIPTION.findall(text)):
+            return True
         return any(_captions_image(part, names, stems) for part in re.split(r"[{}]", text))
     lines = text.splitlines()
     header = re.split(r"[,;\t|]", lines[0].replace('"', "")) if lines else []
     header = [field.strip() for field in header]
     if len(header) > 1 and caption_fields(header):
         return True
-    if stem in ABOUT_THE_DATA or holds_boxes(text):
+    if holds_boxes(text):
         return False
-    if stem in stems and count_words(text) >= CAPTION_WORDS:
+    if suffix in YAML_SUFFIXES and YAML_KEY.search(text):
+        return any(name.lower() in names for name in IMAGE_NAME.findall(text))
+    if is_of_image and count_words(text) >= CAPTION_WORDS:
         return True
     min_words = LONG_TEXT if first_field(SCENE_FIELDS, header) else CAPTION_WORDS
     return any(_is_captioned_image(line, names, min_words) for line in lines)
+
+
+def _is_description(key: str, text: str) -> bool:
+    """Whether a text of an image's own JSON file is a prompt, or a longer description."""
+    return count_words(text) >= (CAPTION_WORDS if key.lower() == "prompt" else LONG_TEXT)
 
 
 def _captions_image(part: str, names: set[str], stems: set[str]) -> bool:
