@@ -2,11 +2,12 @@
 
     python -m benchmarks.coverage [--repetitions 1000] [--only TEXT]
 
-Both sets are drawn again and again from known populations: Gaussians, and rendered tiles seen by
-the scene network of a finished run (models/scene), against a generator that is off by a known
-amount. Counted is how often a confidence interval holds the truth and a prediction interval, as
-that of the floor, holds the value of other draws. The truth is a metric's mean over the draws; of
-FID infinity, the FID of the populations. Prints Markdown; benchmarks/results/coverage.md keeps it.
+Both sets are drawn again and again from known populations: Gaussians, pairs of a tile and an image
+of its scene, whose features are clustered by scene, and rendered tiles seen by the scene network of
+a finished run (models/scene), against a generator that is off by a known amount. Counted is how
+often a confidence interval holds the truth and a prediction interval, as that of the floor, holds
+the value of other draws. The truth is a metric's mean over the draws; of FID infinity, the FID of
+the populations. Prints Markdown; benchmarks/results/coverage.md keeps it.
 """
 
 import argparse
@@ -18,7 +19,13 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.common.rng import rng
-from stages.evaluation.frechet import fid, fid_curve, fid_infinity
+from stages.evaluation.frechet import (
+    Gaussian,
+    fid,
+    fid_curve,
+    fid_infinity,
+    frechet_distance,
+)
 from stages.evaluation.intervals import draw_halvings
 from stages.evaluation.protocols import (
     compute_distances,
@@ -59,6 +66,7 @@ class Scenario(NamedTuple):
     n: int
     draw: Callable[[np.random.Generator], Sets]
     population_fid: Callable[[], float]
+    paired: bool = False  # row i of both sets is drawn together
 
 
 class Draws(NamedTuple):
@@ -120,6 +128,14 @@ def scenarios() -> Iterator[Scenario]:
                     partial(draw_gaussians, n, scales),
                     partial(gaussian_fid, scales),
                 )
+        for kind in ("perfect", "off", "wrong scenes"):
+            yield Scenario(
+                f"pairs of 11 scenes, 24 dimensions, n = {n}, {kind}",
+                n,
+                partial(draw_pairs, n, kind),
+                partial(pairs_fid, kind),
+                paired=True,
+            )
         for generator in ("equal", "half a class", "blended", "blurred", "half the classes"):
             yield Scenario(
                 f"rendered tiles, n = {n}, {generator}",
@@ -149,7 +165,7 @@ def simulate(
         real, fake = scenario.draw(generator)
         for metric, value in compute(real, fake).items():
             values[metric].append(value)
-        halvings = draw_halvings(scenario.n, scenario.n, HALVINGS, generator)
+        halvings = draw_halvings(scenario.n, scenario.n, HALVINGS, generator, scenario.paired)
         for metric, measured in measure_halves(compute, real, fake, halvings).items():
             halves[metric].append(measured)
         for _ in range(OTHER_DRAWS):
@@ -157,7 +173,7 @@ def simulate(
                 others[metric].append(value)
         dimensions = real.shape[1]
         if "fid" in values and scenario.n // 2 > dimensions:  # otherwise it has no interval
-            curve = fid_curve(real, fake, generator)
+            curve = fid_curve(real, fake, generator, scenario.paired)
             values["fid_infinity"].append(fid_infinity(curve, dimensions))
     if "fid_infinity" in values:
         halves["fid_infinity"] = halves["fid"]  # as in `estimate_variances`
@@ -216,6 +232,48 @@ def draw_gaussians(n: int, scales: Scales, generator: np.random.Generator) -> Se
 def gaussian_fid(scales: Scales) -> float:
     deviations, ratios, shifts = scales
     return float((shifts**2 + (deviations - deviations * ratios) ** 2).sum())
+
+
+# Pairs of a tile and an image of its scene ------------------------------------------------------
+
+
+def draw_pairs(n: int, kind: str, generator: np.random.Generator) -> Sets:
+    """Features of n tiles of random scenes, and of an image of the scene of each."""
+    centers, image_centers, deviation, chances = pair_populations(kind)
+    scene_count, dimensions = centers.shape
+    scenes = generator.integers(scene_count, size=n)
+    shown = np.array([generator.choice(scene_count, p=chances[scene]) for scene in scenes])
+    noise = generator.normal(size=(2, n, dimensions))
+    return centers[scenes] + noise[0], image_centers[shown] + deviation * noise[1]
+
+
+def pairs_fid(kind: str) -> float:
+    centers, image_centers, deviation, chances = pair_populations(kind)
+    real = mixture_gaussian(centers, np.full(len(centers), 1 / len(centers)), 1.0)
+    fake = mixture_gaussian(image_centers, chances.mean(0), deviation)
+    return frechet_distance(real, fake)
+
+
+def pair_populations(kind: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """Centers [K, D] of the scenes of tiles, and of images; the images' standard deviation within
+    a scene, where the tiles' is 1; and the chance [K, K] that a caption's scene gives each scene.
+    """
+    generator = np.random.default_rng(9)
+    centers = 3 * generator.normal(size=(11, 24))
+    chances = np.eye(11)
+    if kind == "off":  # a little beside each scene, and less diverse
+        return centers, centers + 0.5 * generator.normal(size=(11, 24)), 0.8, chances
+    if kind == "wrong scenes":  # a fifth of the images, most of them of the first two scenes
+        chances = 0.8 * chances + 0.2 * np.array([0.4, 0.4, *[0.2 / 9] * 9])
+    return centers, centers, 1.0, chances
+
+
+def mixture_gaussian(centers: np.ndarray, weights: np.ndarray, deviation: float) -> Gaussian:
+    """Mean [D] and root [D, D] of the covariance of Gaussians around centers [K, D]."""
+    mean = weights @ centers
+    covariance = (centers - mean).T @ (weights[:, None] * (centers - mean))
+    covariance += deviation**2 * np.eye(len(mean))
+    return mean, np.linalg.cholesky(covariance).T
 
 
 # Rendered tiles ---------------------------------------------------------------------------------

@@ -2,8 +2,15 @@
 
     python -m stages.fid
 
+reads   fid, classes, generate.keep, seed; data/features/*, models/scene/config.json
+writes  metrics/fid.json                distances, per extractor and protocol; separability
+        metrics/images.json             near-copies of training images, compression artifacts
+        metrics/caption_agreement.json  caption and class agreement; CLIP score with `clip`
+        metrics/plots/{fid_curve,nearest_training,caption_agreement_by_scene}.csv
+
 Distances stand beside their intervals, their floor (as many real training tiles, where there are
-so many, against the real test tiles) and their base (the model before fine-tuning).
+so many, of the scenes of the real test tiles, against these) and their base (the model before
+fine-tuning).
 """
 
 from pathlib import Path
@@ -19,12 +26,16 @@ from stages.evaluation.caption_agreement import (
     class_agreement,
     clip_score,
 )
-from stages.evaluation.compression_artifacts import compare_compression_artifacts
+from stages.evaluation.compression_artifacts import (
+    compare_compression_artifacts,
+    draw_in_class_mix,
+)
 from stages.evaluation.memorization import (
     compare_with_training_images,
     nearest_neighbors,
     nearest_neighbors_dihedral,
 )
+from stages.evaluation.pairing import Pairing
 from stages.evaluation.plots import write_csv
 from stages.evaluation.protocols import (
     curve_rows,
@@ -33,7 +44,7 @@ from stages.evaluation.protocols import (
     standard_protocol,
 )
 from stages.evaluation.separability import compare_separability
-from stages.params import load
+from stages.params import Fid, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 
@@ -64,9 +75,10 @@ def main() -> None:
     # Pixels: compression artifacts, and near-copies of training images.
     pixels = read_features("pixels")
     thumbnails = {name: values["features"] for name, values in pixels.items()}
+    in_mix = draw_in_class_mix(pixels["test"], labels, params.seed)
     image_metrics["compression_artifacts"] = {
-        name: compare_compression_artifacts(pixels["test"], pixels[name], name)
-        for name in ("tuned", "synthetic")
+        name: compare_compression_artifacts(real, pixels[name], name)
+        for name, real in (("tuned", pixels["test"]), ("synthetic", in_mix))
     }
     image_metrics["pixels"], _ = compare_with_training_images(
         thumbnails, rows["synthetic"]["row"], labels, nearest_neighbors_dihedral, params.seed
@@ -75,21 +87,9 @@ def main() -> None:
     # Each extractor: distances to real tiles, and near-copies of training images.
     for extractor in stored_extractors():
         sets = {name: values["features"] for name, values in read_features(extractor).items()}
-        curves = fid_curves(sets, params.seed)
-        curve_tables[extractor] = curve_rows(curves, sets["test"].shape[1])
-        fid_metrics[extractor] = {
-            "standard": standard_protocol(sets, curves, params.fid, params.seed, extractor),
-            "paper": paper_protocol(sets, real_indices, params.fid, params.seed),
-        }
-        told_apart = compare_separability(sets, real_indices, params.seed)
-        if told_apart:
-            fid_metrics[extractor]["separability"] = told_apart
-        padded_file = PADDED_TEST / f"{extractor}.safetensors"
-        if padded_file.exists():
-            padded_sets = sets | {"test": read_finite(padded_file)["features"]}
-            fid_metrics[extractor]["paper_padded"] = paper_protocol(
-                padded_sets, real_indices, params.fid, params.seed
-            )
+        fid_metrics[extractor], curve_tables[extractor] = compare_sets(
+            sets, rows, real_indices, extractor, params.fid, params.seed
+        )
         image_metrics[extractor], closest = compare_with_training_images(
             sets, rows["synthetic"]["row"], labels, nearest_neighbors, params.seed
         )
@@ -108,6 +108,43 @@ def main() -> None:
     write_json("metrics/caption_agreement.json", agreement)
     plotted = curve_tables.get("inception2048", curve_tables["scene"])
     write_csv("metrics/plots/fid_curve.csv", plotted, list(plotted[0]))
+
+
+def compare_sets(
+    sets: dict[str, np.ndarray],
+    rows: dict[str, dict[str, list]],
+    real_indices: np.ndarray,
+    extractor: str,
+    config: Fid,
+    seed: int,
+) -> tuple[dict, list[dict]]:
+    """Distances by protocol, and separability, of one extractor; the rows of its FID curve.
+
+    Args:
+        sets: features [N, D] by the names of `SETS`.
+        rows: of `read_image_rows`.
+        real_indices: of `match_real_tiles`.
+        extractor: name of the features.
+        config: the section `fid`.
+        seed: of the run.
+    """
+    scenes, files = (
+        {name: rows[name][column] for name in ("test", "train")} for column in ("scene", "filename")
+    )
+    pairing = Pairing(real_indices, np.array(scenes["test"]), np.array(scenes["train"]))
+    curves = fid_curves(sets, seed, pairing)
+    metrics: dict = {
+        "standard": standard_protocol(sets, curves, config, seed, extractor, pairing),
+        "paper": paper_protocol(sets, pairing, config, seed),
+    }
+    told_apart = compare_separability(sets, files, real_indices, seed)
+    if told_apart:
+        metrics["separability"] = told_apart
+    padded_file = PADDED_TEST / f"{extractor}.safetensors"
+    if padded_file.exists():
+        padded_sets = sets | {"test": read_finite(padded_file)["features"]}
+        metrics["paper_padded"] = paper_protocol(padded_sets, pairing, config, seed)
+    return metrics, curve_rows(curves, sets["test"].shape[1])
 
 
 def stored_extractors() -> list[str]:

@@ -17,7 +17,8 @@ import csv
 from pathlib import Path
 
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
-from stages.params import load, slug
+from stages.common.class_names import slug
+from stages.params import load
 from stages.reporting import selection
 from stages.reporting.album import Album
 from stages.reporting.context import context_json, read_context

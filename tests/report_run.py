@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
+from stages.common.class_names import slug
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.evaluation.plots import write_csv
-from stages.params import slug
 from stages.reporting.context import ROLES
 from tools.scale import compose
 
@@ -448,6 +448,7 @@ def fid_metrics(count: int) -> dict:
         "n": count,
         "n_real": count,
         "n_floor": count,
+        "n_floor_other_scene": 0,
         "singular": 1,
     }
     for name, value in DISTANCES.items():
@@ -467,6 +468,7 @@ def fid_metrics(count: int) -> dict:
         "fid_std": 0.5,
         "fid_floor": 0.6,
         "fid_base": 21.0,
+        "n_floor_other_scene": 0,
     }
     separability = {
         "accuracy": 0.9,

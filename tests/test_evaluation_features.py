@@ -376,6 +376,7 @@ def test_shuffled_captions_bring_agreement_to_chance(in_copy):
 
 
 def test_too_few_images_are_refused_by_both_protocols(in_folder, capsys):
+    from stages.evaluation.pairing import Pairing
     from stages.evaluation.protocols import paper_protocol, standard_protocol
     from stages.params import load
 
@@ -384,7 +385,9 @@ def test_too_few_images_are_refused_by_both_protocols(in_folder, capsys):
     refused = {"refused": 1, "n": 45, "n_needed": 200}
     assert standard_protocol(sets, {}, config, 0, "scene") == refused
     assert "fid.standard_min_n" in capsys.readouterr().err
-    assert paper_protocol(sets, np.arange(45), config, 0) == refused | {"n_needed": 250}
+    scenes = np.repeat("lake", 45)
+    pairing = Pairing(np.arange(45), scenes, scenes)
+    assert paper_protocol(sets, pairing, config, 0) == refused | {"n_needed": 250}
     assert "fid.paper_n" in capsys.readouterr().err
 
 

@@ -8,7 +8,10 @@ from safetensors.numpy import save_file
 
 from benchmarks import coverage
 from stages.evaluation.caption_agreement import class_agreement, clip_score
-from stages.evaluation.compression_artifacts import compare_compression_artifacts
+from stages.evaluation.compression_artifacts import (
+    compare_compression_artifacts,
+    draw_in_class_mix,
+)
 from stages.evaluation.frechet import fid, fid_curve, fid_infinity, fit_gaussian, frechet_distance
 from stages.evaluation.intervals import (
     draw_halvings,
@@ -26,6 +29,7 @@ from stages.evaluation.memorization import (
     nearest_neighbors,
     nearest_neighbors_dihedral,
 )
+from stages.evaluation.pairing import Pairing
 from stages.evaluation.prdc import compute_prdc, draw_rows
 from stages.evaluation.protocols import (
     compared_sets,
@@ -176,6 +180,15 @@ def test_halves_draw_without_replacement():
         assert len(b) == len(d) == 4 and len(set(b) | set(d)) == 8
 
 
+def test_halves_of_pairs_hold_both_rows_of_each():
+    """Of 11 real tiles, 8 have an image; the other three are split, too."""
+    for halves in draw_halvings(11, 8, 5, np.random.default_rng(0), paired=True):
+        for real, fake in halves:
+            assert len(real) == 5 and len(fake) == 4
+            assert set(real[real < 8]) == set(fake)
+        assert len({row for real, _ in halves for row in real}) == 10
+
+
 def test_variance_of_a_mean_and_of_a_mean_over_pairs():
     """Halves give s^2 / n for a mean of n numbers, and 1.5 times the variance of its square, which
     is 2 s^4 / n^2 where the mean is 0."""
@@ -230,6 +243,33 @@ def test_intervals_hold_the_truth_and_are_no_wider(distance):
         assert 0.91 <= found.predicted <= 0.985, metric
     for metric in ("fid", "kid_x1000"):
         assert coverage.summarize(scenario, metric, draws[metric], shrink=0.7).predicted < 0.91
+
+
+def test_a_perfect_generator_that_follows_captions_has_fid_infinity_0():
+    """Features are clustered by scene, and each image shows the scene of its test tile.
+
+    Subsets of tiles and images of different captions match less well than the whole sets do.
+    """
+    scenario = coverage.Scenario(
+        "pairs",
+        100,
+        partial(coverage.draw_pairs, 100, "perfect"),
+        partial(coverage.pairs_fid, "perfect"),
+        paired=True,
+    )
+    compute = partial(compute_distances, extractor="scene")
+    draws, unpaired = (
+        coverage.simulate(scenario._replace(paired=paired), range(30), compute)
+        for paired in (True, False)
+    )
+    infinite = draws["fid_infinity"]
+    assert abs(infinite.values.mean()) < 0.5 < 5 < -unpaired["fid_infinity"].values.mean()
+    assert coverage.summarize(scenario, "fid_infinity", infinite).held >= 0.9
+    for metric, drawn in draws.items():
+        found = coverage.summarize(scenario, metric, drawn)
+        assert found.held >= 0.8, metric
+        assert found.width <= 2.5, metric
+    assert coverage.summarize(scenario, "fid", unpaired["fid"]).width > 2.5
 
 
 def test_wilson_interval():
@@ -341,6 +381,70 @@ def test_real_vs_real_is_of_as_many_images_as_were_generated():
     assert {name: len(rows) for name, rows in compared.items()} == {"tuned": 20, "floor": 20}
 
 
+def test_pairs_are_compared_together_in_any_order():
+    """Each image is its own test tile, so halves and subsets of both sets are equal, too."""
+    test = gaussian_sample(60, 5, 0)
+    order = np.random.default_rng(0).permutation(60)
+    scenes = np.repeat("lake", 60)
+    config = Fid(standard_min_n=8, paper_n=40, paper_draws=2, subsets=4)
+    sets = {"test": test, "train": test, "tuned": test[order], "base": test[order]}
+    pairing = Pairing(order, scenes, scenes)
+    metrics = standard_protocol(sets, fid_curves(sets, 0, pairing), config, 0, "scene", pairing)
+    for key in ("fid", "fid_hi", "fid_infinity", "fid_infinity_lo", "sinkhorn"):
+        assert metrics[key] == pytest.approx(0, abs=1e-5), key
+    assert metrics["recall"] == metrics["coverage"] == 1
+    assert paper_protocol(sets, pairing, config, 0)["fid"] < 1e-6
+
+    # Some tiles have no image.
+    sets["tuned"] = sets["base"] = test[order[:48]]
+    pairing = Pairing(order[:48], scenes, scenes)
+    curves = fid_curves(sets, 0, pairing)
+    assert [value for _, value in curves["tuned"]] == pytest.approx([0] * 4, abs=1e-6)
+    metrics = standard_protocol(sets, curves, config, 0, "scene", pairing)
+    assert metrics["fid_lo"] <= metrics["fid"] < metrics["fid_hi"] and metrics["fid"] > 0.01
+    assert (metrics["n"], metrics["n_real"]) == (48, 60)
+
+
+def test_real_vs_real_has_the_scenes_of_the_test_tiles(capsys):
+    """A training split of another mix of scenes would be far from any test tiles."""
+    scenes = np.array(["lake", "park", "road"])
+    of_test = np.repeat([0, 1, 2, 2], 10)
+    of_train = np.repeat([0, 1, 2], [300, 40, 30])
+    centers = 50 * np.eye(3)
+    sets = {
+        "test": centers[of_test] + gaussian_sample(40, 3, 0),
+        "train": centers[of_train] + gaussian_sample(370, 3, 1),
+        "tuned": centers[of_test] + gaussian_sample(40, 3, 2),
+    }
+    sets["base"] = sets["tuned"]
+    pairing = Pairing(np.random.default_rng(0).permutation(40), scenes[of_test], scenes[of_train])
+    floor = compared_sets(sets, 0, pairing)["floor"]
+    assert (floor.argmax(1) == of_test[pairing.real_rows]).all()
+    assert len(np.unique(floor, axis=0)) == 40
+    config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=4)
+
+    def measure(pairing: Pairing | None) -> dict[str, float]:
+        curves = fid_curves(sets, 0, pairing)
+        return standard_protocol(sets, curves, config, 0, "scene", pairing)
+
+    metrics = measure(pairing)
+    assert metrics == measure(pairing)
+    assert metrics["n_floor_other_scene"] == 0
+    assert metrics["fid_floor_hi"] < 3 and measure(None)["fid_floor"] > 100
+    paper = paper_protocol(sets, pairing, config, 0)
+    assert paper["fid_floor"] < 3 and paper["n_floor_other_scene"] == 0
+    assert "another scene" not in capsys.readouterr().err
+
+    # Too few roads in training: other tiles stand in for them, which is said.
+    few = {name: rows[:353] if name == "train" else rows for name, rows in sets.items()}
+    pairing = pairing._replace(train_scenes=pairing.train_scenes[:353])
+    metrics = standard_protocol(few, fid_curves(few, 0, pairing), config, 0, "scene", pairing)
+    assert metrics["n_floor"] == 40 and metrics["n_floor_other_scene"] == 7
+    assert "7 of 40 training tiles" in capsys.readouterr().err
+    unknown = pairing._replace(test_scenes=np.repeat("", 40), train_scenes=np.repeat("", 353))
+    assert paper_protocol(few, unknown, config, 0)["n_floor_other_scene"] == 30
+
+
 def test_fewer_training_tiles_than_images_give_no_floor(capsys):
     """Their FID would be that of fewer images: higher, for no fault of theirs."""
     sizes = {"test": 64, "tuned": 64, "base": 64, "train": 30}
@@ -354,8 +458,9 @@ def test_fewer_training_tiles_than_images_give_no_floor(capsys):
     assert all(row["floor"] == row["floor_line"] == "" for row in (*points, end))
     assert [row["images"] for row in points] == [64, 32, 21, 16]
     # The paper's FID is of fewer images: 30 have a floor, 31 have not.
-    of_30 = paper_protocol(sets, np.arange(64), config, 0)
-    of_31 = paper_protocol(sets, np.arange(64), config.model_copy(update={"paper_n": 31}), 0)
+    pairing = Pairing(np.arange(64), np.repeat("lake", 64), np.repeat("lake", 30))
+    of_30 = paper_protocol(sets, pairing, config, 0)
+    of_31 = paper_protocol(sets, pairing, config.model_copy(update={"paper_n": 31}), 0)
     assert "fid_floor" in of_30 and "fid_floor" not in of_31
     assert of_31["fid"] > 0 and of_31["fid_base"] > 0
 
@@ -382,6 +487,20 @@ def test_flat_real_tiles_have_no_detail_to_compare():
             "blocking_real": 1,
             "warned": 0,
         }
+
+
+def test_detail_is_compared_with_real_tiles_in_the_synthetic_mix_of_classes():
+    """A set of lakes has less detail than a test set of towns; that is no blur."""
+    detail = np.repeat([1.0, 0.5], [300, 100])
+    real = {"blocking": np.ones(400), "detail": detail}
+    labels = {"test": ["Town"] * 300 + ["Water"] * 100, "synthetic": ["Water"] * 30}
+    fake = {"blocking": np.ones(30), "detail": np.full(30, 0.5)}
+    in_mix = draw_in_class_mix(real, labels, 0)
+    assert compare_compression_artifacts(in_mix, fake, "synthetic")["detail_ratio"] == 1
+    # Too few test tiles show the class: all are compared.
+    labels["test"] = ["Town"] * 390 + ["Water"] * 10
+    in_mix = draw_in_class_mix(real, labels, 0)
+    assert compare_compression_artifacts(in_mix, fake, "synthetic")["detail_ratio"] == 0.5
 
 
 def test_classes_that_the_judge_does_not_know_are_left_out_of_the_agreement():

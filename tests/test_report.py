@@ -387,7 +387,7 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
     on_test_tiles = {"review", "ceiling_lulc", "ceiling_scenes", "classify_lulc", "classify_scenes"}
     on_test_tiles |= {"fid.scene.standard", "fid.scene.paper", "caption_agreement"}
     on_classes = {"ceiling_lulc", "classify_lulc", "caption_agreement.class_agreement"}
-    near_copies = {"images.pixels.synthetic", "images.scene.synthetic"}
+    in_mix = {f"images.{space}.synthetic" for space in ("pixels", "scene", "compression_artifacts")}
     changes = [
         (lambda: rewrite_tiles(Path("data/imagery/test")), on_test_tiles, "other test tiles"),
         (
@@ -420,7 +420,7 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
         changed = {key for key, difference in differences.items() if difference}
         parts = {key for key in changed if key.count(".") > 1 or key.startswith("images")}
         if expected == on_classes:
-            assert near_copies == {key for key in changed if key.startswith("images")}
+            assert in_mix == {key for key in changed if key.startswith("images")}
         assert changed - parts == expected - parts, reason
         assert {differences[key] for key in changed} <= {reason}
         before = after
@@ -763,6 +763,15 @@ RATED = (
     "class_agreement_real",
     "class_agreement_generated",
 )
+
+
+def test_a_floor_of_other_scenes_than_the_test_tiles_is_said(metrics):
+    same = rows.to_markdown(tables.build_tables(metrics, run_on_rsicd()), "small")
+    assert "of the same scenes; 95 % PI" in same
+    fid = json.loads(json.dumps(metrics["fid"]))
+    fid["scene"]["standard"]["n_floor_other_scene"] = 7
+    other = rows.to_markdown(tables.build_tables(metrics | {"fid": fid}, run_on_rsicd()), "small")
+    assert "of the same scenes but for 7, of whose scenes there are too few; 95 % PI" in other
 
 
 def test_a_curve_without_a_line_is_drawn_beside_one_that_has_a_line():

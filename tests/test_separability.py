@@ -10,6 +10,11 @@ from stages.evaluation.intervals import share_interval
 DIMENSIONS = 8
 
 
+def own_scenes(count: int) -> list[str]:
+    """File names of tiles that were not cut from larger images."""
+    return [f"{i}.png" for i in range(count)]
+
+
 def draw(shift: float, count: int, generator: np.random.Generator) -> np.ndarray:
     """Features [N, D] of a Gaussian whose mean is `shift` in the first dimension."""
     features = generator.normal(size=(count, DIMENSIONS))
@@ -22,10 +27,10 @@ def test_accuracy_is_that_of_the_best_classifier(shift, accuracy):
     """Of two Gaussians at a distance d, the best classifier is right in Phi(d / 2)."""
     generator = np.random.default_rng(0)
     real, fake = draw(0.0, 8000, generator), draw(shift, 8000, generator)
-    told = separability.separability(real, fake, seed=1)
+    told = separability.separability(real, fake, own_scenes(8000), seed=1)
     assert told["accuracy"] == pytest.approx(accuracy, abs=0.012) and told["n"] == 8000
     assert told["accuracy_lo"] < told["accuracy"] <= told["accuracy_hi"] + 1e-9
-    assert told == separability.separability(real, fake, seed=1)
+    assert told == separability.separability(real, fake, own_scenes(8000), seed=1)
 
 
 def test_the_interval_holds_the_classifiers_accuracy():
@@ -49,10 +54,12 @@ def test_images_of_one_caption_count_once_and_few_are_not_measured():
     generator = np.random.default_rng(2)
     sets = {name: draw(0.0, 100, generator) for name in ("test", "train")}
     sets |= {"tuned": draw(3.0, 300, generator), "base": draw(9.0, 300, generator)}
-    told = separability.compare_separability(sets, np.repeat(np.arange(100), 3), seed=0)
+    files = {name: own_scenes(100) for name in ("test", "train")}
+    told = separability.compare_separability(sets, files, np.repeat(np.arange(100), 3), seed=0)
     assert told["n"] == 100
     assert told["accuracy_floor"] < 0.8 < told["accuracy"] <= told["accuracy_base"]
-    assert separability.compare_separability(sets, np.repeat(np.arange(7), 3), seed=0) == {}
+    seven = np.repeat(np.arange(7), 3)
+    assert separability.compare_separability(sets, files, seven, seed=0) == {}
 
 
 def test_few_training_tiles_are_compared_with_test_tiles_of_all_scenes():
@@ -64,6 +71,38 @@ def test_few_training_tiles_are_compared_with_test_tiles_of_all_scenes():
     train = draw(0.0, 200, generator)
     train[:, 0] += 3 * np.repeat(np.arange(4.0), 50)
     sets = {"test": test, "train": train, "tuned": tuned, "base": tuned}
-    told = separability.compare_separability(sets, np.arange(800), seed=0)
+    files = {"test": own_scenes(800), "train": own_scenes(200)}
+    told = separability.compare_separability(sets, files, np.arange(800), seed=0)
     assert told["accuracy_floor"] == pytest.approx(0.5, abs=0.12)
-    assert separability.separability(test[:200], train, 0)["accuracy"] > 0.75
+    alone = separability.separability(test[:200], train, own_scenes(200), 0)
+    assert alone["accuracy"] > 0.75
+
+
+def draw_scenes(count: int, per_scene: int, generator: np.random.Generator) -> np.ndarray:
+    """Features [count * per_scene, D] of tiles, which within a scene are alike."""
+    scenes = generator.normal(size=(count, 1, 32))
+    tiles = scenes + 0.5 * generator.normal(size=(count, per_scene, 32))
+    return tiles.reshape(-1, 32)
+
+
+def test_tiles_of_one_scene_do_not_tell_it_from_a_perfect_generators_images():
+    """Tiles of one scene in both halves would: a classifier learns the scenes by heart."""
+    generator = np.random.default_rng(4)
+    count, per_scene = 12, 20
+    files = {
+        split: [f"{split}{i}_r{row}_c0.tif" for i in range(count) for row in range(per_scene)]
+        for split in ("test", "train")
+    }
+    every = np.arange(count * per_scene)
+    told = []
+    for seed in range(20):
+        real, train = (draw_scenes(count, per_scene, generator) for _ in range(2))
+        perfect = draw_scenes(count * per_scene, 1, generator)  # each image of a scene of its own
+        sets = {"test": real, "train": train, "tuned": perfect, "base": perfect}
+        told.append(separability.compare_separability(sets, files, every, seed))
+    for key in ("accuracy", "accuracy_base", "accuracy_floor"):
+        assert np.mean([each[key] for each in told]) == pytest.approx(0.5, abs=0.04)
+    held = sum(each["accuracy_lo"] <= 0.5 <= each["accuracy_hi"] for each in told)
+    assert held >= 17
+    # Tiles of three scenes can't be halved so that an interval follows.
+    assert separability.compare_separability(sets, files, every[: 3 * per_scene], seed=0) == {}

@@ -8,8 +8,10 @@ REAL and GENERATED are Parquet files, or folders of Parquet files or of images, 
 docs/data.md; they need neither captions nor classes. What can't be used is skipped, counted and
 named. Prints FID, KID, precision, recall and so on, each with its 95 % confidence interval.
 
-Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`), so that a run's own
-folders give its metrics/fid.json. docs/protocol.md says how to compare published models.
+Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
+independent. If the images were generated for the captions of just these real ones, FID infinity is
+too low, the intervals are too wide and the floor is too high: a run's own folders give its
+metrics/fid.json but for these three. docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.
@@ -217,7 +219,7 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
     Raises:
         SystemExit: there are too few, or without a resolution they are no squares of one size.
     """
-    source = open_source(path, "evaluate")
+    source = open_source(path, "evaluate", images_only=True)
     images = ImageSet(path, shards, [], [], [], [], SkipReport())
     write_shards(shards, square_tiles(source, images, resolution), SCHEMA)
     count = len(images.names)

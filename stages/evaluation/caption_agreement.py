@@ -3,9 +3,9 @@
 import numpy as np
 from scipy.special import stdtrit
 
+from stages.common.class_names import slug
 from stages.evaluation.intervals import share_interval
 from stages.evaluation.labels import scene_of_tile
-from stages.params import slug
 
 
 def caption_agreement(

@@ -6,6 +6,8 @@ Resizing and Surprising Subtleties in GAN Evaluation").
 
 import numpy as np
 
+from stages.common.rng import rng
+from stages.evaluation.memorization import MIN_HELD_OUT, draw_class_mix
 from stages.runtime.progress import log
 
 # Limits on the medians, measured on RSICD and on rendered tiles at 64 px.
@@ -13,6 +15,25 @@ from stages.runtime.progress import log
 MAX_BLOCKING_DIFFERENCE = 0.1
 # Halves of one set differ by 3 %; resizing to 75 % and back takes 27 to 31 % of the detail.
 MIN_DETAIL_RATIO = 0.8
+
+
+def draw_in_class_mix(
+    real: dict[str, np.ndarray], labels: dict[str, list[str]], seed: int
+) -> dict[str, np.ndarray]:
+    """The measures [M] of test tiles in the synthetic images' mix of classes: some lack detail.
+
+    Those of all test tiles where too few show these classes.
+
+    Args:
+        real: measures [N] of each test tile.
+        labels: class of each image of `test` and of `synthetic`.
+        seed: of the drawing.
+    """
+    of_test, of_synthetic = (np.array(labels[name]) for name in ("test", "synthetic"))
+    drawn = draw_class_mix(of_test, of_synthetic, rng(seed, "compression mix"))
+    if len(drawn) < MIN_HELD_OUT:
+        return real
+    return {name: values[drawn] for name, values in real.items()}
 
 
 def compare_compression_artifacts(

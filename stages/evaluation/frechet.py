@@ -9,6 +9,7 @@ constant on the diagonal.
 
 import numpy as np
 
+from stages.evaluation.intervals import draw_orders
 from stages.runtime.progress import progress_bar
 
 Gaussian = tuple[np.ndarray, np.ndarray]
@@ -48,25 +49,30 @@ def fid(real: np.ndarray, fake: np.ndarray) -> float:
     return frechet_distance(fit_gaussian(real), fit_gaussian(fake))
 
 
-def fid_curve(real: np.ndarray, fake: np.ndarray, rng: np.random.Generator) -> Curve:
+def fid_curve(
+    real: np.ndarray, fake: np.ndarray, rng: np.random.Generator, paired: bool = False
+) -> Curve:
     """(images per set, FID) of all images, and of halves, thirds and quarters of them.
 
     Of the larger set of features [N, D], [M, D], as many rows are drawn as the smaller one has. At
     each size, the FID is the mean over the disjoint subsets of several random partitions.
+
+    Paired, row i of both belongs together, as a test tile and the image of its caption, and both
+    are in one subset. Unpaired subsets of such sets match less well than the whole sets do: the
+    curve is too steep, and FID infinity too low.
     """
     n = min(len(real), len(fake))
     partitions = []
     for subset_count in SUBSET_COUNTS:
         if n // subset_count < 2:  # no covariance
             continue
-        # All rows of two sets of one size make one partition.
-        whole = subset_count == 1 and len(real) == len(fake)
+        # All rows of two sets of one size, and all pairs, make one partition.
+        whole = subset_count == 1 and (paired or len(real) == len(fake))
         partitions += [subset_count] * (1 if whole else PARTITIONS)
     values: dict[int, list[float]] = {}
     for subset_count in progress_bar(partitions, desc="FID by the number of images"):
         size = n // subset_count
-        real_order = rng.permutation(len(real))
-        fake_order = rng.permutation(len(fake))
+        real_order, fake_order = draw_orders(len(real), len(fake), rng, paired)
         for start in range(0, subset_count * size, size):
             subset = slice(start, start + size)
             value = fid(real[real_order[subset]], fake[fake_order[subset]])
@@ -91,9 +97,9 @@ def fid_infinity(points: Curve, dimensions: int) -> float:
 
     It is where the line through (1/N, FID) meets 1/N = 0 (Chong & Forsyth 2020, "Effectively
     Unbiased FID and Inception Score"). They vary the number of generated images alone; here both
-    sets shrink, since the real one is as small. Unbiased to first order in 1/N, so it may fall
-    below 0 for sets that are alike. Far too high where half of the images are fewer than the
-    features' dimensions.
+    sets shrink, since the real one is as small. Unbiased to first order in 1/N where the subsets
+    of the curve are drawn as the whole sets are (in pairs, or not), so it may fall below 0 for sets
+    that are alike. Far too high where half of the images are fewer than the features' dimensions.
     """
     _, intercept = fit_fid_line(points, dimensions)
     return intercept

@@ -15,8 +15,10 @@ CMMD_SCALE = 1000.0  # the published numbers are multiplied by this
 def kid(real: np.ndarray, fake: np.ndarray) -> float:
     """Squared MMD of features [N, D], [M, D] under the kernel (x.y / D + 1)^3, over all pairs.
 
-    The unbiased estimator (eq. 4): its mean is 0 for two samples of one distribution, at any N, so
-    it may be negative. Small numbers: report it x 1000.
+    The estimator (eq. 4) is unbiased for independent sets: its mean is 0 for two samples of one
+    distribution, at any N, so it may be negative. For images of the captions of just these real
+    ones it is biased downward, the less the more there are: an image and its own real one, which
+    are alike, make up 1/N of the third term. Small numbers: report it x 1000.
     """
     n = len(real)
     m = len(fake)

@@ -71,7 +71,10 @@ def neighbor_radii(features: np.ndarray, *neighbors: int) -> list[np.ndarray]:
 
 
 def draw_rows(features: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` rows of features [N, D], always the same: images may be sorted by scene."""
+    """At most `limit` rows of features [N, D]: random, as images may be sorted by scene.
+
+    Of sets of one size they are the same rows: pairs stay together.
+    """
     if len(features) <= limit:
         return features
     return features[np.sort(rng(0, "rows").permutation(len(features))[:limit])]

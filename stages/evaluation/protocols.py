@@ -7,6 +7,11 @@ Paper: means over a few random draws of a few hundred images, as the paper compa
 Each number stands beside two others: its floor, the same number of real training tiles, and its
 base, that of the model before fine-tuning. Where the training tiles are fewer than the images,
 there is no floor: FID and others depend on the number.
+
+The images of a run follow the captions of the test tiles. With a `Pairing`, an image and the tile
+of its caption are drawn together, and so are a floor tile and the test tile whose scene it shows.
+Without one, the sets count as independent. If the images follow the real ones' captions after all,
+FID infinity is then too low, intervals are too wide, and the floor, of random tiles, is too high.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,6 +33,7 @@ from stages.evaluation.intervals import (
     Rows,
     count_variance,
     draw_halvings,
+    draw_orders,
     root_scale_interval,
     share_interval_of_margin,
     share_variance,
@@ -35,6 +41,12 @@ from stages.evaluation.intervals import (
     t_margin,
 )
 from stages.evaluation.kernel import cmmd, kid
+from stages.evaluation.pairing import (
+    Pairing,
+    align_real,
+    count_other_scenes,
+    draw_in_scenes,
+)
 from stages.evaluation.prdc import compute_prdc, draw_rows
 from stages.params import Fid
 from stages.runtime.progress import log, progress_bar
@@ -81,21 +93,24 @@ def estimate_variances(
     count: int,
     generator: np.random.Generator,
     name: str,
+    paired: bool = False,
 ) -> dict[str, float]:
     """Variance of each metric over other draws of both sets, from `count` pairs of halves.
 
     Args:
         real: features [N, D].
-        fake: features [M, D], drawn independently of `real`.
+        fake: features [M, D].
         extractor: name of the features.
         count: pairs of halves.
         generator: draws the halves.
         name: of the second set, for the progress bar.
+        paired: row i of `fake` was drawn with row i of `real`; otherwise, independently of `real`.
     """
     title = f"intervals of {extractor}, {name}"
-    some_real = real[generator.permutation(len(real))[:MAX_HALVED]]
-    some_fake = fake[generator.permutation(len(fake))[:MAX_HALVED]]
-    halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
+    real_order, fake_order = draw_orders(len(real), len(fake), generator, paired)
+    some_real = real[real_order[:MAX_HALVED]]
+    some_fake = fake[fake_order[:MAX_HALVED]]
+    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired)
     halves = measure_halves(
         partial(compute_distances, extractor=extractor),
         some_real,
@@ -111,7 +126,7 @@ def estimate_variances(
 
     some_real = draw_rows(real, sinkhorn.MAX_ROWS)
     some_fake = draw_rows(fake, sinkhorn.MAX_ROWS)
-    halvings = draw_halvings(len(some_real), len(some_fake), count, generator)
+    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired)
     halves = measure_halves(
         compute_sinkhorn,
         some_real,
@@ -149,7 +164,7 @@ def interval_of(
 ) -> tuple[float, float]:
     """95 % interval of where a metric's expectation lies, over draws of both sets at this n.
 
-    That of KID and of FID infinity is their value for infinitely many images.
+    That of FID infinity, and of KID of independent sets, is their value for infinitely many images.
 
     Args:
         metric: its name.
@@ -180,7 +195,12 @@ def prediction_interval_of(
 
 
 def standard_protocol(
-    sets: dict[str, np.ndarray], curves: dict[str, Curve], config: Fid, seed: int, extractor: str
+    sets: dict[str, np.ndarray],
+    curves: dict[str, Curve],
+    config: Fid,
+    seed: int,
+    extractor: str,
+    pairing: Pairing | None = None,
 ) -> dict[str, float]:
     """All metrics of all generated images against all real test tiles.
 
@@ -190,91 +210,118 @@ def standard_protocol(
         config: the section `fid`.
         seed: of the floor's training tiles and of the halves behind the intervals.
         extractor: name of the features.
+        pairing: of `tuned` and `base` with `test`; None: none is known.
 
     Returns:
-        refused = 0; n, n_real, n_floor; `singular` and `infinity_singular`, 1 where FID and FID
+        refused = 0; n, n_real, n_floor; with a pairing n_floor_other_scene, the floor's tiles that
+        aren't of their test tile's scene; `singular` and `infinity_singular`, 1 where FID and FID
         infinity compare singular covariances, of fewer images than dimensions; and of each metric
         its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor` and a 95 % prediction
         interval `_floor_lo`, `_floor_hi` (with enough of `train`), and its `_base` (with `base`).
         A singular FID infinity has no intervals: its bias isn't known. Of too few images:
         refused = 1, n, n_needed.
     """
-    real = sets["test"]
-    n = min(len(real), len(sets["tuned"]))
+    n = min(len(sets["test"]), len(sets["tuned"]))
     n_needed = max(config.standard_min_n, MIN_IMAGES)
     if n < n_needed:
         larger = f"{n_needed}, the larger of fid.standard_min_n and {MIN_IMAGES}"
         log(f"fid: {n} images are fewer than {larger}: no standard protocol for {extractor}")
         return {"refused": 1, "n": n, "n_needed": n_needed}
 
-    compared = compared_sets(sets, seed)
-    log_missing_floor(sets, extractor)
+    real = align_real(sets["test"], pairing)
+    paired = pairing is not None
+    compared = compared_sets(sets, seed, pairing)
     values = {}
     variances = {}
     for name, fake in compared.items():
         values[name] = compute_metrics(real, fake, extractor, curves[name])
         if name != "base":
             draws = rng(seed, "intervals", name)
-            variances[name] = estimate_variances(real, fake, extractor, config.subsets, draws, name)
+            variances[name] = estimate_variances(
+                real, fake, extractor, config.subsets, draws, name, paired
+            )
+    sizes = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
+    sizes |= describe_floor(sets, seed, extractor, pairing)
+    sizes["singular"] = int(n <= real.shape[1])
+    sizes["infinity_singular"] = int(n // 2 <= real.shape[1])
+    return sizes | with_references(values, variances, sizes, config.subsets)
 
-    result: dict[str, float] = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
-    if "floor" in compared:
-        result["n_floor"] = len(compared["floor"])
-    result["singular"] = int(n <= real.shape[1])
-    result["infinity_singular"] = int(n // 2 <= real.shape[1])
+
+def with_references(
+    values: dict[str, dict[str, float]],
+    variances: dict[str, dict[str, float]],
+    sizes: dict[str, int],
+    count: int,
+) -> dict[str, float]:
+    """The metrics of `tuned`, each with its intervals, its floor and its base.
+
+    Args:
+        values: of the metrics of each of the `compared_sets`.
+        variances: theirs, but for `base`.
+        sizes: n, n_real, n_floor and infinity_singular of `standard_protocol`.
+        count: halvings behind the variances.
+    """
+    n = min(sizes["n"], sizes["n_real"], MAX_PAIRED)
+    result: dict[str, float] = {}
     for name, value in values["tuned"].items():
-        has_intervals = name != "fid_infinity" or not result["infinity_singular"]
+        has_intervals = name != "fid_infinity" or not sizes["infinity_singular"]
         result[name] = value
         if has_intervals:
             result[f"{name}_lo"], result[f"{name}_hi"] = interval_of(
-                name, value, variances["tuned"][name], config.subsets, min(n, MAX_PAIRED)
+                name, value, variances["tuned"][name], count, n
             )
-        if "floor" in compared:
+        if "floor" in values:
             result[f"{name}_floor"] = values["floor"][name]
-        if "floor" in compared and has_intervals:
-            n_floor = min(len(compared["floor"]), MAX_PAIRED)
+        if "floor" in values and has_intervals:
+            n_floor = min(sizes["n_floor"], MAX_PAIRED)
             result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
-                name, values["floor"][name], variances["floor"][name], config.subsets, n_floor
+                name, values["floor"][name], variances["floor"][name], count, n_floor
             )
-        if "base" in compared:
+        if "base" in values:
             result[f"{name}_base"] = values["base"][name]
     return result
 
 
 def paper_protocol(
-    sets: dict[str, np.ndarray], real_indices: np.ndarray, config: Fid, seed: int
+    sets: dict[str, np.ndarray], pairing: Pairing, config: Fid, seed: int
 ) -> dict[str, float]:
     """The paper's FID: of few generated images and their real tiles, the mean of several draws.
 
     The test tiles of `sets` may have a black frame, as the paper's have. The floor is then that of
     training tiles without one, as a generator of perfect tiles would score. It is left out where
-    there are fewer than `fid.paper_n` of them.
+    there are fewer than `fid.paper_n` of them. `n_floor_other_scene` is the number of a draw's
+    floor tiles, at most, that aren't of their test tile's scene.
 
     Args:
         sets: features [N, D] of `test`, `train`, `tuned` and `base`.
-        real_indices: the test tile [M] whose caption each tuned and base image shows.
+        pairing: of `tuned` and `base` with `test`.
         config: the section `fid`.
         seed: of the draws.
     """
     n = config.paper_n
-    if len(real_indices) < n:
+    image_count = len(pairing.real_rows)
+    if image_count < n:
         log(
-            f"fid: {len(real_indices)} generated images are fewer than fid.paper_n = {n}: "
+            f"fid: {image_count} generated images are fewer than fid.paper_n = {n}: "
             "no paper protocol"
         )
-        return {"refused": 1, "n": len(real_indices), "n_needed": n}
+        return {"refused": 1, "n": image_count, "n_needed": n}
     fids: dict[str, list[float]] = {"fid": [], "fid_floor": [], "fid_base": []}
+    other_scenes = []
     for draw in range(config.paper_draws):
         generator = rng(seed, "paper", draw)
-        chosen = generator.permutation(len(real_indices))[:n]
-        training_tiles = generator.permutation(len(sets["train"]))[:n]
-        real = sets["test"][real_indices[chosen]]  # [n, D]
+        chosen = generator.permutation(image_count)[:n]
+        rows = pairing.real_rows[chosen]
+        real = sets["test"][rows]  # [n, D]
         fids["fid"].append(fid(real, sets["tuned"][chosen]))
-        if len(training_tiles) == n:
-            fids["fid_floor"].append(fid(real, sets["train"][training_tiles]))
+        if len(sets["train"]) >= n:
+            wanted = pairing.test_scenes[rows]
+            tiles = draw_in_scenes(pairing.train_scenes, wanted, generator)
+            other_scenes.append(count_other_scenes(pairing.train_scenes[tiles], wanted))
+            fids["fid_floor"].append(fid(real, sets["train"][tiles]))
         fids["fid_base"].append(fid(real, sets["base"][chosen]))
     means = {key: float(np.mean(values)) for key, values in fids.items() if values}
-    return {
+    result = {
         "refused": 0,
         "n": n,
         "draws": config.paper_draws,
@@ -283,13 +330,17 @@ def paper_protocol(
         "fid_std": float(np.std(fids["fid"])),
         **means,
     }
+    return result | ({"n_floor_other_scene": max(other_scenes)} if other_scenes else {})
 
 
-def fid_curves(sets: dict[str, np.ndarray], seed: int) -> dict[str, Curve]:
+def fid_curves(
+    sets: dict[str, np.ndarray], seed: int, pairing: Pairing | None = None
+) -> dict[str, Curve]:
     """FID curve of each of the `compared_sets` against the test tiles."""
+    real = align_real(sets["test"], pairing)
     return {
-        name: fid_curve(sets["test"], fake, rng(seed, "curve"))
-        for name, fake in compared_sets(sets, seed).items()
+        name: fid_curve(real, fake, rng(seed, "curve"), pairing is not None)
+        for name, fake in compared_sets(sets, seed, pairing).items()
     }
 
 
@@ -320,26 +371,61 @@ def curve_rows(curves: dict[str, Curve], dimensions: int) -> list[dict]:
     return rows
 
 
-def compared_sets(sets: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+def compared_sets(
+    sets: dict[str, np.ndarray], seed: int, pairing: Pairing | None = None
+) -> dict[str, np.ndarray]:
     """Features of what is compared with the test tiles: the images of each model, and the floor.
 
-    The floor is as many random training tiles as there are generated images; of fewer training
-    tiles, there is none.
+    Row i of each belongs with row i of the test tiles in the order of `align_real`.
     """
     compared = {"tuned": sets["tuned"]}
-    count = len(sets["tuned"])
     if "base" in sets:
         compared["base"] = sets["base"]
-    if "train" in sets and len(sets["train"]) >= count:
-        order = rng(seed, "floor").permutation(len(sets["train"]))
-        compared["floor"] = sets["train"][np.sort(order[:count])]
+    tiles = floor_tiles(sets, seed, pairing)
+    if tiles is not None:
+        compared["floor"] = sets["train"][tiles]
     return compared
 
 
-def log_missing_floor(sets: dict[str, np.ndarray], extractor: str) -> None:
-    """Say where there are too few training tiles for a floor."""
-    if "train" in sets and len(sets["train"]) < len(sets["tuned"]):
-        log(
-            f"fid: {len(sets['train'])} training tiles are fewer than {len(sets['tuned'])} "
-            f"generated images: no real vs. real for {extractor}"
+def floor_tiles(
+    sets: dict[str, np.ndarray], seed: int, pairing: Pairing | None
+) -> np.ndarray | None:
+    """The training tiles of the floor, as many as generated images; None: there are fewer.
+
+    With a pairing, they are of the scenes of the test tiles whose captions the images show, as far
+    as there are so many. Otherwise they are random ones.
+    """
+    count = len(sets["tuned"])
+    if "train" not in sets or len(sets["train"]) < count:
+        return None
+    generator = rng(seed, "floor")
+    if pairing is None:
+        return np.sort(generator.permutation(len(sets["train"]))[:count])
+    wanted = pairing.test_scenes[pairing.real_rows]
+    return draw_in_scenes(pairing.train_scenes, wanted, generator)
+
+
+def describe_floor(
+    sets: dict[str, np.ndarray], seed: int, extractor: str, pairing: Pairing | None
+) -> dict[str, int]:
+    """n_floor and n_floor_other_scene of `standard_protocol`; says what the floor lacks."""
+    tiles = floor_tiles(sets, seed, pairing)
+    if tiles is None:
+        if "train" in sets:
+            log(
+                f"fid: {len(sets['train'])} training tiles are fewer than {len(sets['tuned'])} "
+                f"generated images: no real vs. real for {extractor}"
+            )
+        return {}
+    sizes = {"n_floor": len(tiles)}
+    if pairing is not None:
+        others = count_other_scenes(
+            pairing.train_scenes[tiles], pairing.test_scenes[pairing.real_rows]
         )
+        sizes["n_floor_other_scene"] = others
+        if others:
+            log(
+                f"fid: {others} of {len(tiles)} training tiles of real vs. real show another scene "
+                f"than their test tile, as too few show its own: it is too high for {extractor}"
+            )
+    return sizes

@@ -10,36 +10,59 @@ import numpy as np
 
 from stages.common.rng import rng
 from stages.evaluation.intervals import share_interval
+from stages.evaluation.labels import scene_of_tile
 from stages.evaluation.prdc import draw_rows
 
 MIN_PAIRS = 8  # a real tile and an image of its caption each; half of them train
+MIN_SCENES = 4  # that the tiles were cut from; half of them train
 
 
-def separability(real: np.ndarray, fake: np.ndarray, seed: int) -> dict[str, float]:
+def separability(
+    real: np.ndarray, fake: np.ndarray, scenes: list[str], seed: int
+) -> dict[str, float]:
     """Accuracy of a classifier of real against generated images, with its 95 % interval.
 
-    Half of the pairs train the classifier, the other half test it. The interval is that of this
-    classifier's accuracy on other pairs.
+    The pairs of half of the scenes train the classifier, those of the other half test it: tiles of
+    one scene are alike. The interval is that of this classifier's accuracy on other scenes.
 
     Args:
         real: features [N, D] of real tiles.
         fake: features [N, D] of images generated for the captions of these tiles.
+        scenes: the scene [N] that each real tile was cut from.
         seed: of the halves.
 
     Returns:
         accuracy, accuracy_lo, accuracy_hi, n (images that it was tested on).
     """
-    order = rng(seed, "separability").permutation(len(real))
-    train, test = order[::2], order[1::2]
+    train, test, units = halve_by_scene(scenes, seed)
     correct = classify_pairs(real[train], fake[train], real[test], fake[test])  # [M, 2]
-    pairs = np.repeat(np.arange(len(test)), 2)
-    low, high = share_interval(correct.ravel(), pairs)
+    low, high = share_interval(correct.ravel(), np.repeat(units, 2))
     return {
         "accuracy": float(correct.mean()),
         "accuracy_lo": low,
         "accuracy_hi": high,
         "n": correct.size,
     }
+
+
+def halve_by_scene(scenes: list[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw half of the scenes.
+
+    Args:
+        scenes: the scene [N] of each tile.
+        seed: of the drawing.
+
+    Returns:
+        Indices of the tiles of the scenes drawn; those of the other tiles, and a number for the
+        scene of each of these.
+    """
+    numbers = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
+    positions = np.argsort(rng(seed, "separability").permutation(len(numbers)))  # of each scene
+    of_tiles = positions[[numbers[scene] for scene in scenes]]  # [N]
+    order = np.argsort(of_tiles, kind="stable")
+    is_drawn = of_tiles[order] % 2 == 0
+    test = order[~is_drawn]
+    return order[is_drawn], test, of_tiles[test]
 
 
 def classify_pairs(
@@ -58,29 +81,58 @@ def classify_pairs(
 
 
 def compare_separability(
-    sets: dict[str, np.ndarray], real_indices: np.ndarray, seed: int
+    sets: dict[str, np.ndarray], files: dict[str, list[str]], real_indices: np.ndarray, seed: int
 ) -> dict[str, float]:
     """Separability of the tuned images, with that of the base's and of training tiles (floor).
 
     Args:
         sets: features [N, D] of `test`, `train`, `tuned` and `base`.
+        files: file names of the `test` and `train` tiles, which tell their scenes.
         real_indices: the test tile [M] whose caption each tuned and base image shows.
         seed: of the halves.
 
     Returns:
         The keys of `separability`, accuracy_base and accuracy_floor; nothing of fewer than
-        `MIN_PAIRS` pairs, and no floor of fewer training tiles.
+        `MIN_PAIRS` pairs or `MIN_SCENES` scenes, and no floor of fewer training tiles.
     """
     # Of several images of one caption, the first: pairs are independent.
     captions, first = np.unique(real_indices, return_index=True)
-    if len(captions) < MIN_PAIRS:
+    scenes = [scene_of_tile(files["test"][i]) for i in captions]
+    if not are_enough(scenes):
         return {}
     real = sets["test"][captions]
-    result = separability(real, sets["tuned"][first], seed)
-    result["accuracy_base"] = separability(real, sets["base"][first], seed)["accuracy"]
+    result = separability(real, sets["tuned"][first], scenes, seed)
+    result["accuracy_base"] = separability(real, sets["base"][first], scenes, seed)["accuracy"]
     count = min(len(real), len(sets["train"]))
     tiles = rng(seed, "separability floor").permutation(len(sets["train"]))[:count]
-    if count >= MIN_PAIRS:
-        floor = separability(draw_rows(real, count), sets["train"][tiles], seed)
-        result["accuracy_floor"] = floor["accuracy"]
+    train_scenes = [scene_of_tile(files["train"][i]) for i in tiles]
+    if are_enough(train_scenes):
+        train = sets["train"][tiles]
+        result["accuracy_floor"] = floor_accuracy(real, train, scenes, train_scenes, seed)
     return result
+
+
+def are_enough(scenes: list[str]) -> bool:
+    """Whether N tiles of these scenes can be halved."""
+    return len(scenes) >= MIN_PAIRS and len(set(scenes)) >= MIN_SCENES
+
+
+def floor_accuracy(
+    real: np.ndarray, train: np.ndarray, scenes: list[str], train_scenes: list[str], seed: int
+) -> float:
+    """Accuracy of a classifier of test against training tiles, each halved by their own scenes.
+
+    Args:
+        real: features [N, D] of test tiles.
+        train: features [M, D] of training tiles.
+        scenes: the scene [N] that each test tile was cut from.
+        train_scenes: the same [M] of the training tiles.
+        seed: of the halves.
+    """
+    *halves, _ = halve_by_scene(scenes, seed)
+    *train_halves, _ = halve_by_scene(train_scenes, seed)
+    pairs = []
+    for half, train_half in zip(halves, train_halves):
+        count = min(len(half), len(train_half))
+        pairs += [real[draw_rows(half, count)], train[draw_rows(train_half, count)]]
+    return float(classify_pairs(*pairs).mean())

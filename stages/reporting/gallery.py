@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from scipy.special import softmax
 
 from stages.common.artifacts import read_rows
+from stages.common.class_names import slug
 from stages.evaluation.memorization import nearest_neighbors
-from stages.params import slug
 from stages.reporting.album import Album
 from stages.reporting.selection import (
     BASE,

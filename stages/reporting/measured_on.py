@@ -239,7 +239,7 @@ def image_groups(
             group = shared | {"n": images["pixels"][image_set]["n"]}
             if space != "compression_artifacts":
                 group |= train | {"extractor": hash_extractor(space, context)}
-            if space != "compression_artifacts" and image_set == "synthetic":
+            if image_set == "synthetic":
                 # Judged by test tiles in its mix of classes.
                 group |= mapping | images_per_class(context)
             groups[f"images.{space}.{image_set}"] = group

@@ -34,8 +34,8 @@ SUMMARY = {
 
 # What the cards judge their numbers by: title of a reference -> its meaning.
 REFERENCES = {
-    "real vs. real": "held-out real tiles against training tiles, the floor: a perfect generator "
-    "would score about that{judge}",
+    "real vs. real": "held-out real tiles against training tiles, of the same scenes where there "
+    "are enough, the floor: a perfect generator would score about that{judge}",
     "its 95 % PI": "the interval in which that floor would lie for other tiles",
     "base model": "the model before fine-tuning",
     "real tiles": "the same measure of held-out real tiles",
@@ -177,7 +177,8 @@ def fid_chart(rows: list[dict], fid: dict) -> dict:
         text += " Here that is far too high: half of the images are not more than the features' "
         text += "dimensions."
     if any(row["floor"] for row in measured):
-        text += " Real vs. real: held-out real images against training images."
+        text += " Real vs. real: held-out real images against training images, of the same scenes "
+        text += "where there are enough."
     else:  # fewer training tiles than images
         del columns["real vs. real"]
     # A curve of one size, of 2 or 3 test tiles, has no line: matplotlib draws nothing of NaN.

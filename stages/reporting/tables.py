@@ -7,7 +7,7 @@ from math import log
 from pathlib import Path
 
 from stages.common.ceiling_tiles import count_real_tiles
-from stages.params import slug
+from stages.common.class_names import slug
 from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table
 from stages.reporting.rows import (
@@ -278,8 +278,8 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
     note = (
         "Lower is better. "
         "Real vs. real: held-out real tiles against as many real training tiles, where there are "
-        "so many; 95 % PI: prediction interval, where 95 % of other samples of real tiles put that "
-        "value. "
+        f"so many, {describe_floor(fid)}; 95 % PI: prediction interval, where 95 % of other "
+        "samples of real tiles put that value. "
         "Base model: before fine-tuning. "
         "The FID of a few hundred images depends on their number as much as on the model. "
         f"Images are resized, antialiased, before the features: {describe_resizes(fid)}."
@@ -291,6 +291,15 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
             "affected."
         )
     return Table("Table 3: metrics of the generated images", rows, note + padding_note(fid))
+
+
+def describe_floor(fid: dict) -> str:
+    """State which scenes the training tiles of real vs. real show."""
+    protocols = [values for by_protocol in fid.values() for values in by_protocol.values()]
+    others = max(values.get("n_floor_other_scene", 0) for values in protocols)
+    if not others:
+        return "of the same scenes"
+    return f"of the same scenes but for {others}, of whose scenes there are too few"
 
 
 def describe_resizes(fid: dict) -> str:
