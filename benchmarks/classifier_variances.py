@@ -21,7 +21,7 @@ from scipy.stats import multivariate_normal
 
 from stages.ceiling import count_kept
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.labels import read_label_set
+from stages.evaluation.labels import number_scenes, read_label_set
 from stages.params import load
 from stages.runtime.process import start_process
 
@@ -72,7 +72,8 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         "data/synthetic", "label", class_of_name, side, unit_column="row"
     )
     train = "data/imagery/train"
-    tiles, _ = read_labeled_images(train, "scene", class_of_scene, side, wanted, params.seed)
+    class_of_train = number_scenes(params.used_classes())
+    tiles, _ = read_labeled_images(train, "scene", class_of_train, side, wanted, params.seed)
     correct = {}
     for name, source in (("classify", synthetic), ("ceiling", tiles)):
         results = train_and_test_all(jobs_per_seed(source, real, names, config, params.seed))

@@ -1,6 +1,6 @@
 """The ceiling of `classify`: the same network, trained on as many real tiles.
 
-    python -m stages.ceiling
+    python -m stages.runtime.launch ceiling
 
 For classes, that is the number of images of each that the synthetic data set keeps.
 One stage for both label sets, classes and scenes: starting up costs as much as training.
@@ -15,10 +15,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from stages.common.artifacts import read_json, read_rows, write_json
+from stages.common.class_names import slug
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.labels import LABEL_SETS, read_label_set
+from stages.evaluation.labels import LABEL_SETS, number_scenes, read_label_set
 from stages.evaluation.scores import average_over_seeds
-from stages.params import load, slug
+from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
@@ -51,8 +52,9 @@ def main() -> None:
             scenes = [row["scene"] for row in read_rows(TEST, ["scene"])]
             test_tiles = Counter(class_of_scene[scene] for scene in scenes if scene)
             wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
+        class_of_train = number_scenes(classes) if label_set == "lulc" else class_of_scene
         source, _ = read_labeled_images(
-            TRAIN, "scene", class_of_scene, classifier.resolution, wanted, params.seed
+            TRAIN, "scene", class_of_train, classifier.resolution, wanted, params.seed
         )
         real, _ = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
         where = "metrics/select.json" if label_set == "lulc" else TEST
@@ -85,13 +87,13 @@ def main() -> None:
         save_file({"overall_accuracy": np.stack(accuracies)}, OUT / f"{label_set}.safetensors")
         follow_umask(OUT)
         metrics["n_train"] = of_label_set[0].n_train
-        metrics |= sizes[label_set]
-        metrics["seeds"] = classifier.seeds
+        metrics |= sizes[label_set] | {"seeds": classifier.seeds}
         metrics["cpu_threads"] = of_label_set[0].cpu_threads
         write_json(f"metrics/ceiling_{label_set}.json", metrics)
 
 
 def refuse_one_class(where: str, class_count: int) -> None:
+    """Exit with an error that names `where` the images are, if they show fewer than two."""
     if class_count < 2:
         exit_with_error(
             f"{where}: images of {class_count} class(es); a classifier needs at least 2"

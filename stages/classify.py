@@ -1,8 +1,10 @@
 """Train a classifier on generated images alone and test it on real tiles.
 
-python -m stages.classify lulc      classes of params.yaml: trained on the synthetic data set
-python -m stages.classify scenes    scenes: trained on the tuned model's images of the test
-                                    captions (zero-shot accuracy)
+    python -m stages.runtime.launch classify lulc|scenes
+
+lulc (land use and land cover) trains on the synthetic data set, with the classes of params.yaml;
+scenes on the tuned model's images of the test captions (zero-shot accuracy). Writes
+metrics/classify_<label set>.json, the plots beside it, and models/classifier/<label set>.
 """
 
 from collections import Counter
@@ -78,7 +80,8 @@ def main(label_set: str) -> None:
         )
     metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
     metrics |= describe_test_set(label_set, real.labels, class_names, class_of_scene, classes)
-    metrics |= {"n_train": results[0].n_train, "seeds": len(results)}
+    n_train = round(float(np.mean([result.n_train for result in results])))
+    metrics |= {"n_train": n_train, "seeds": len(results)}
     metrics["cpu_threads"] = results[0].cpu_threads
     write_json(f"metrics/classify_{label_set}.json", metrics)
     accuracy = metrics["real_test"]["overall_accuracy"]
@@ -93,10 +96,10 @@ def main(label_set: str) -> None:
 
 
 def log_few_scenes(units: np.ndarray) -> None:
-    """Say where the real tiles were cut from few scenes. units: number of each tile's scene [N]."""
+    """Log if the real tiles were cut from few rasters. units: number of each tile's raster [N]."""
     scenes = len(np.unique(units))
     if scenes < min(FEW_SCENES, len(units)):
-        log(f"classify: the test tiles are of {scenes} scene(s): too few for narrow intervals")
+        log(f"classify: the test tiles were cut from {scenes} raster(s): the intervals are wide")
 
 
 def log_left_out(

@@ -29,8 +29,8 @@ import numpy as np
 from scipy.special import stdtrit
 
 from stages.common.artifacts import write_json
+from stages.common.class_names import slug
 from stages.evaluation.intervals import share_interval, squared_margin
-from stages.params import slug
 from stages.reporting.ratings import ARTIFACTS, CANNOT_TELL, TRUTHS, Rating, read_filed, read_key
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log

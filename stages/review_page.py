@@ -9,10 +9,10 @@ writes  metrics/review/         index.html and tiles/: an expert opens the page,
                                 `python -m tools.review add` reads them. Rows without a tile name
                                 the classes that the page offers, but that none of its tiles shows
 
-Half of the tiles are real, half generated, spread over the classes that have both; the page offers
+Half of the tiles are real, half generated, in each of the classes that have both; the page offers
 every class that has generated images. All tiles are scaled and JPEG-encoded in the same way and
-padded to the same number of bytes, so that neither name, size, order nor metadata gives the answer
-away.
+padded to the same number of bytes, so that neither class, name, size, order nor metadata gives the
+answer away.
 """
 
 import csv
@@ -60,10 +60,16 @@ def main() -> None:
     tiles = []
     count = params.report.review_tiles // 2  # of each truth
     classes = draw_classes(classes, count, rng(params.seed, "review", "classes"))
+    limits = {label: min(labels[truth].count(label) for truth in FOLDERS) for label in classes}
     for truth in FOLDERS:
         generator = rng(params.seed, "review", truth)
-        rows = draw_rows(labels[truth], classes, count, generator)
+        rows = draw_rows(labels[truth], limits, count, generator)
         tiles += [(truth, row) for row in rows]
+    if len(tiles) < 2 * count:
+        log(
+            f"review_page: {len(tiles)} tiles, not {2 * count}: of each class, as many real test "
+            "tiles as generated images are shown, and there are too few of one of them"
+        )
     order = rng(params.seed, "review", "order").permutation(len(tiles))
     tiles = [tiles[i] for i in order]
     files = encode_tiles(tiles)
@@ -112,20 +118,20 @@ def draw_classes(classes: list[str], count: int, generator: np.random.Generator)
 
 
 def draw_rows(
-    labels: list[str | None], classes: list[str], count: int, generator: np.random.Generator
+    labels: list[str | None], limits: dict[str, int], count: int, generator: np.random.Generator
 ) -> list[int]:
     """Draw up to `count` row numbers at random, from each class in turn.
 
     Args:
         labels: class of each row; rows of no class are not drawn.
-        classes: those to draw from.
+        limits: class to draw from -> how many rows of it, at most.
         count: how many, where there are as many.
         generator: of the random numbers.
     """
     remaining = {}
-    for label in classes:
+    for label, limit in limits.items():
         rows = [number for number, other in enumerate(labels) if other == label]
-        remaining[label] = [int(number) for number in generator.permutation(rows)]
+        remaining[label] = [int(number) for number in generator.permutation(rows)][-limit:]
     drawn: list[int] = []
     while len(drawn) < count and any(remaining.values()):
         drawn += [rows.pop() for rows in remaining.values() if rows]

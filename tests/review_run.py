@@ -9,7 +9,7 @@ from conftest import smoke_params
 from PIL import Image
 
 from stages.common.artifacts import IMAGE, encode_png, write_shards
-from stages.params import slug
+from stages.common.class_names import slug
 
 ODD_NAMES = [
     'The "old" town',

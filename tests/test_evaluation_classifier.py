@@ -23,6 +23,7 @@ from stages.common.artifacts import (
     write_json,
     write_shards,
 )
+from stages.common.class_names import slug
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
@@ -44,7 +45,7 @@ from stages.evaluation.scores import (
     classification_scores,
     share_of_ceiling,
 )
-from stages.params import Classifier, load, slug
+from stages.params import Classifier, load
 from stages.runtime.parallel import available_cores
 
 CLASSES = {"forest": "Woody Vegetation", "lake": "Water Body", "desert": "Bare Land"}
@@ -201,6 +202,45 @@ def test_weights_are_loaded_and_images_scaled_to_reflectance(tmp_path):
     save_file(of_13_bands, tmp_path / "other.safetensors")
     with pytest.raises(SystemExit, match="fetch_model.classifier: .*conv1.0.weight"):
         train_and_test(brightness_job(epochs=1, weights=tmp_path / "other.safetensors"))
+
+
+def test_pixels_are_normalized_as_the_config_of_the_weights_says(tmp_path):
+    """ImageNet's weights expect other pixels than Sentinel-2's."""
+    from safetensors.torch import save_file
+
+    backbone = timm.create_model("test_resnet", num_classes=0).state_dict()
+    save_file(backbone, tmp_path / "model.safetensors")
+    facts = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    job = brightness_job(epochs=1, weights=tmp_path / "model.safetensors")
+    write_json(tmp_path / "config.json", {"architecture": "test_resnet", "pretrained_cfg": facts})
+    config = train_and_test(job).config
+    assert {key: config[key] for key in facts} == facts
+    for wrong in ([0.2], "gray", [0.2, 0.2, 0.0]):
+        write_json(tmp_path / "config.json", facts | {"std": wrong})
+        with pytest.raises(SystemExit, match=r"fetch_model\.classifier: .*config\.json: mean or"):
+            train_and_test(job)
+
+
+def test_sizes_of_test_sets_that_differ_are_those_of_all_classifiers():
+    """Each seed splits the prompts anew."""
+    generator = np.random.default_rng(0)
+    scores, samples, by_class = [], [], []
+    for n, units in ((40, 20), (50, 10), (45, 15)):
+        labels = np.arange(n) % 4
+        prompts = np.arange(n) % units
+        predictions = np.where(np.arange(n) % 3, labels, 0)
+        losses = np.ones(n)
+        values = classification_scores(labels[None], predictions[None], losses[None], 4)
+        of_set = {name: float(value[0]) for name, value in values.items()}
+        scores.append(of_set | {"n": n, "n_units": units})
+        samples.append(bootstrap_scores(labels, predictions, losses, 4, generator, prompts))
+        by_class.append(accuracy_by_class(labels, predictions, 4, prompts))
+    for order in ([0, 1, 2], [2, 0, 1]):
+        averages = average_over_seeds(
+            [scores[i] for i in order], [samples[i] for i in order], [by_class[i] for i in order]
+        )
+        assert (averages["n"], averages["n_units"]) == (45, 10)
+        assert averages["overall_accuracy_hi"] < 1
 
 
 def average_scores(
@@ -448,6 +488,19 @@ def test_a_class_of_0_prompts_is_left_out_with_its_real_tiles(folder, capsys):
     assert "Woody Vegetation" not in read_json("models/classifier/lulc/config.json")["classes"]
     context = read_json("models/classifier/lulc/context.json")
     assert context["scenes_of_no_class"] == {"airport": 4, "forest": 4}
+
+
+def test_the_ceiling_trains_on_scenes_that_no_test_tile_shows(folder):
+    """Generated images show them; without them, the ceiling would be lower than it should be."""
+    from stages import ceiling
+
+    rows = [row for row in read_rows("data/imagery/test") if row["scene"] != "desert"]
+    shutil.rmtree("data/imagery/test")
+    write_shards("data/imagery/test", rows, SCHEMA)
+    ceiling.main()
+    metrics = read_json("metrics/ceiling_lulc.json")
+    assert metrics["n_tiles"] == 18, "6 of each of 3 classes"
+    assert metrics["n"] == 8, "tiles of two classes are tested on"
 
 
 def test_a_selected_set_is_not_judged_from_the_weights_that_selected_it(folder):

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,11 +18,11 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 from report_run import build
-from review_run import ODD_NAMES, make_classes
+from review_run import ODD_NAMES, make_classes, write_params
 
 from stages import review, review_page
+from stages.common.class_names import slug
 from stages.evaluation.intervals import wilson_interval
-from stages.params import slug
 from stages.reporting import ratings
 from tools import review as review_tool
 
@@ -248,6 +249,24 @@ def test_more_classes_than_tiles(tmp_path, monkeypatch):
     assert set(shown["real"]) != set(names[:10])
     assert offered_classes(tmp_path) == names
     assert len(ratings.read_key().classes) == 30
+
+
+def test_each_class_has_as_many_real_as_generated_tiles(tmp_path, monkeypatch, capsys):
+    """Otherwise an expert who knows the class of a tile knows more than chance."""
+    monkeypatch.chdir(tmp_path)
+    names = ["Zone A", "Zone B"]
+    # Test tiles: 1 of zone A, 8 of zone B; generated: 6 and 4.
+    make_classes(tmp_path, ["Zone A"] + ["Zone B"] * 8, 16, ["Zone A"] * 6 + ["Zone B"] * 4)
+    write_params(tmp_path, names, 16)
+    review_page.main()
+    shown = Counter((row["truth"], row["label"]) for row in read_key(tmp_path))
+    assert shown == {
+        ("real", "Zone A"): 1,
+        ("generated", "Zone A"): 1,
+        ("real", "Zone B"): 4,
+        ("generated", "Zone B"): 4,
+    }
+    assert "review_page: 10 tiles, not 16" in capsys.readouterr().err
 
 
 def test_ratings_name_classes_of_their_own_run(repository):

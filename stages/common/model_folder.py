@@ -304,7 +304,7 @@ def _check_contents(role: str, files: dict[Path, str], label: str) -> None:
     for file, name in files.items():
         if file.suffix == ".json":
             content = _read_json_object(file, label)
-            # Nothing reads a classifier's config.json.
+            # Of a classifier's config.json, nothing but mean and std is read, where it has them.
             required = REQUIRED_KEYS.get(name, []) if role != "classifier" else []
             missing = [key for key in required if key not in content]
             if missing:

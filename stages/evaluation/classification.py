@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import ClassificationTask
 
-from stages.common.artifacts import read_rows
+from stages.common.artifacts import read_json, read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import cpu_threads, torch_generator
 from stages.evaluation.labels import scene_of_tile
@@ -35,7 +35,7 @@ from stages.runtime.parallel import available_cores, ordered_map
 
 # ESA's 8-bit true-color images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights
 # were trained on reflectance (digital numbers / 10,000 of bands B4, B3, B2 = R, G, B), so pixels
-# are scaled to reflectance for them.
+# are scaled to reflectance for weights without a config.json that says otherwise.
 SENTINEL2_WHITE = 0.3558
 BACKBONE = Path("models/base/classifier/model.safetensors")
 SCENE = Path("models/scene/model.safetensors")
@@ -323,8 +323,7 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
     silence_lightning()
     torch.manual_seed(job.seed)
     if job.weights:
-        mean = [0.0] * 3
-        std = [1 / SENTINEL2_WHITE] * 3
+        mean, std = read_normalization(job.weights.with_name("config.json"))
     else:
         mean, std = channel_statistics(torch.from_numpy(job.source.images).permute(0, 3, 1, 2))
     data = LabeledImageDataModule(job.source, config, mean, std, job.seed)
@@ -369,6 +368,28 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
     return ClassifierResult(
         task.model, n_train, threads, scores, bootstrapped, by_class, predictions, network_config
     )
+
+
+def read_normalization(config: Path) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel that a backbone expects of pixels in [0, 1].
+
+    They are those of its config.json, as timm writes it, or Sentinel-2's where it has none.
+
+    Raises:
+        SystemExit: they are not three numbers each, or a deviation isn't above 0.
+    """
+    values = read_json(config) if config.exists() else {}
+    values = values.get("pretrained_cfg", values) if isinstance(values, dict) else {}
+    if "mean" not in values or "std" not in values:
+        return [0.0] * 3, [1 / SENTINEL2_WHITE] * 3
+    wrong = f"fetch_model.classifier: {config}: mean or std is not 3 numbers (std: above 0)"
+    try:
+        mean, std = np.array(values["mean"], float), np.array(values["std"], float)
+    except (TypeError, ValueError):
+        exit_with_error(wrong)
+    if not (mean.shape == std.shape == (3,) and np.isfinite(mean + std).all() and (std > 0).all()):
+        exit_with_error(wrong)
+    return mean.tolist(), std.tolist()
 
 
 def refuse_nan(probabilities: torch.Tensor, lr: float) -> None:

@@ -33,10 +33,7 @@ def read_label_set(
     scenes = sorted({row["scene"] for row in read_rows("data/imagery/test", ["scene"])} - {""})
     if label_set == "scenes":
         return scenes, {scene: i for i, scene in enumerate(scenes)}
-    class_names = list(classes)
-    class_of_scene = {
-        scene: class_names.index(name) for name, members in classes.items() for scene in members
-    }
+    class_of_scene = number_scenes(classes)
     missing = [scene for scene in class_of_scene if scene not in scenes]
     if len(missing) == len(class_of_scene):
         exit_with_error(
@@ -47,6 +44,14 @@ def read_label_set(
         similar = difflib.get_close_matches(scene, scenes, n=1)
         hint = f" (did you mean {similar[0]}?)" if similar else ""
         log(f"classes: no test image shows {scene}{hint}")
-    return class_names, {
+    return list(classes), {
         scene: number for scene, number in class_of_scene.items() if scene not in missing
     }
+
+
+def number_scenes(classes: dict[str, list[str]]) -> dict[str, int]:
+    """The class number of each scene of `classes`, whether a test tile shows it or not.
+
+    Generated images show scenes that no test tile shows, too.
+    """
+    return {scene: i for i, scenes in enumerate(classes.values()) for scene in scenes}

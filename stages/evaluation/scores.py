@@ -149,11 +149,11 @@ def average_over_seeds(
         by_class: of each classifier, its `accuracy_by_class`.
 
     Returns:
-        n, n_units; and of each score its mean, `_lo`, `_hi` and, with several classifiers, its
-        standard deviation over them, `_std`.
+        Mean n, smallest n_units; each score's mean, `_lo`, `_hi`; of several classifiers, `_std`.
     """
-    n, units = int(scores[0]["n"]), int(scores[0]["n_units"])
-    widening = _variance_factor(n, units)
+    n = round(float(np.mean([score["n"] for score in scores])))
+    units = min(int(score["n_units"]) for score in scores)
+    widening = max(_variance_factor(int(score["n"]), int(score["n_units"])) for score in scores)
     samples = {
         name: np.stack([sample[name] for sample in bootstrapped]) for name in bootstrapped[0]
     }  # [classifiers, B] each
