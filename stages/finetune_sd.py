@@ -1,4 +1,4 @@
-"""Fine-tune the UNet on cached latents; publish the checkpoint with the lowest validation loss.
+"""Fine-tune the UNet on cached latents; keep the checkpoint with the lowest validation loss.
 
     python -m stages.runtime.launch finetune_sd
 
@@ -42,7 +42,8 @@ LOG_STEPS = 10  # optimizer steps between two readings of the loss; each reading
 # Params that change no weight of any step: a run goes on under other values of them. Compiled code
 # may round otherwise.
 SAVING = ("keep_checkpoints", "gradient_checkpointing", "compile")
-MEASURING = ("checkpoint_steps", "grid_captions", "grid_steps")
+GRID = ("grid_captions", "grid_steps")  # decide `diversity`
+MEASURING = ("checkpoint_steps", *GRID)
 MEMORY_ADVICE = (
     "; a bigger gradient_accumulation keeps the step the same, gradient_checkpointing and "
     "adamw8bit save memory"
@@ -139,11 +140,19 @@ def measure_base(
 
 
 def note_measuring(state: TrainingState, config: FinetuneSD) -> None:
-    """Note by which params the curve is measured from here on; log where they were others."""
+    """Note by which params the curve is measured from here on; log where they were others.
+
+    The diversity of other grids is forgotten: the report takes all of it to be of these.
+    """
     measuring = config.model_dump(include=set(MEASURING))
     if state.measuring and state.measuring != measuring:
         before = ", ".join(f"{name} {value}" for name, value in state.measuring.items())
-        log(f"finetune_sd: what was measured until step {state.step}, with {before}, is kept")
+        kept = "is kept"
+        if any(state.measuring[name] != measuring[name] for name in GRID):
+            kept += ", but for the diversity"
+            for row in state.curve:
+                row.pop("diversity", None)
+        log(f"finetune_sd: what was measured until step {state.step}, with {before}, {kept}")
     state.measuring = measuring
 
 

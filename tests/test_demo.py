@@ -547,6 +547,20 @@ def test_any_class_of_params_is_offered_by_name_and_gets_a_prompt(tmp_path, monk
         assert demo.collector.classes.has_plain_name(prompt, name)
 
 
+def test_the_settings_of_a_run_are_in_the_range_of_the_page(models):
+    sampling = models.params.sampling.model_copy(update={"steps": 250, "guidance_scale": 17.5})
+    with gr.Blocks():
+        fields = demo_page.add_fields(models.params.model_copy(update={"sampling": sampling}))
+    assert fields.steps.maximum == fields.steps.value == 250
+    assert fields.guidance.maximum == fields.guidance.value == 17.5
+    largest = demo_page.largest_numbers(sampling)
+    query = {"steps": "250", "guidance": "17.5"}
+    assert demo_page.read_setting("steps", query, largest) == 250
+    assert demo_page.read_setting("guidance", query, largest) == 17.5
+    with pytest.raises(gr.Error, match="Steps is a whole number from 1 to 250"):
+        demo_page.parse_setting("steps", "251", largest)
+
+
 # Before anything has run.
 
 

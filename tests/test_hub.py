@@ -245,6 +245,18 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
         name: params[name] for name in ("seed", "classes", "prompt", "generate", "sampling")
     }
     rows = table_rows(card.text)
+    # Of the images that are published; those of test captions are measured on the model's card.
+    agreement = json.loads((run / "metrics/caption_agreement.json").read_text())
+    assert not [name for name in rows if name.startswith("fid ")]
+    data, value, *_ = rows["caption_agreement class_agreement"]
+    assert data.startswith("these images") and float(value) == pytest.approx(
+        agreement["class_agreement"], abs=0.01
+    )
+    assert "caption_agreement caption_agreement" not in rows
+    assert rows["imagery"] == ["`path:.../tiles`", "not recorded"]
+    assert rows["papers"] == ["`hub:owner/papers@abc`", "cc-by-4.0"]
+    assert rows["prompt writer"] == ["`openai: .../mistral`", "not recorded"]
+    rows = table_rows((dry / "remote-diffusion/README.md").read_text())
     fid = json.loads((run / "metrics/fid.json").read_text())["scene"]["standard"]
     decimals = interval_decimals(fid["fid_lo"], fid["fid_hi"])
     assert rows["fid scene.standard.fid"] == [
@@ -255,9 +267,6 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
     ]
     for word in ("floor", "base", "chance", "ceiling"):
         assert re.search(rf"\b{word}\b", card.text.split("| metric |")[0]), f"{word} is defined"
-    assert rows["imagery"] == ["`path:.../tiles`", "not recorded"]
-    assert rows["papers"] == ["`hub:owner/papers@abc`", "cc-by-4.0"]
-    assert rows["prompt writer"] == ["`openai: .../mistral`", "not recorded"]
     assert "classifier's first weights" not in table_rows(
         (dry / "lulc-classifier/README.md").read_text()
     )  # their source is none
@@ -412,6 +421,34 @@ def test_faults_of_publishing_are_one_line(run, hub, client, tmp_path):
     finally:
         (run / "data/synthetic/stray.parquet").unlink()
     assert not hub.repositories
+
+
+def test_params_that_did_not_make_the_outputs_are_not_published(run, tmp_path, monkeypatch):
+    """They are committed, as is the run, but no run with them."""
+    from tools import export
+
+    folder = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(folder)
+
+    def commit() -> str:
+        identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+        for command in (["add", "-A"], [*identity, "commit", "-qm", "change"]):
+            assert shell("git", *command, cwd=folder).returncode == 0
+        return shell("git", "rev-parse", "HEAD", cwd=folder).stdout.strip()
+
+    stages = {"make": {"cmd": "echo > made.txt", "params": ["seed"], "outs": ["made.txt"]}}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    assert shell("dvc", "repro", "-q", cwd=folder).returncode == 0
+    clean = commit()
+    assert export.read_commit(must_be_clean=True) == clean
+
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    Path("params.yaml").write_text(yaml.safe_dump(params | {"seed": 7}, sort_keys=False))
+    changed = commit()
+    with pytest.raises(SystemExit, match="^error: export: make: .*`dvc repro`"):
+        export.read_commit(must_be_clean=True)
+    marked = f"{changed} (params or code changed since the run)"
+    assert export.read_commit(must_be_clean=False) == marked
 
 
 @pytest.mark.parametrize("arguments", [["everything"], [], ["imagefolder", "all", "out"]])

@@ -29,6 +29,7 @@ class Runner:
         self.folder = folder
         self.repository = folder / "repository.git"
         self.home = folder / "home"
+        self.cache = self.home / ".cache/remote-diffusion-dvc"
         self.calls = folder / "gh.log"
         gh = folder / "bin/gh"
         gh.parent.mkdir()
@@ -81,8 +82,7 @@ def runner(committed, warm_environment, tmp_path):
     """A runner whose cache holds the smoke run, and a repository with a remote whose head it is."""
     clone, run = committed
     runner = Runner(tmp_path, warm_environment)
-    cache = runner.home / ".cache/remote-diffusion-dvc"
-    shutil.copytree(run("dvc", "cache", "dir").strip(), cache, copy_function=os.link)
+    shutil.copytree(run("dvc", "cache", "dir").strip(), runner.cache, copy_function=os.link)
     run("git", "branch", "-q", "-M", "main")
     run("git", "clone", "-q", "--bare", str(clone), str(runner.repository))
     run("git", "remote", "set-url", "origin", str(runner.repository))
@@ -140,7 +140,9 @@ def test_a_run_is_pushed_and_opened_once(runner, tmp_path):
     assert done.returncode == 0, done.stderr
     assert set(store.rglob("*")) > before
 
-    # The next run finds the finished stage in the cache, and opens a pull request.
+    # The next run, on another machine, finds the finished stage in the remote, and opens a pull
+    # request.
+    shutil.rmtree(runner.cache)
     run("git", "rm", "-q", "data/reviews/expert.csv")
     run("git", "commit", "-qm", "no ratings")
     run("git", "push", "-q", "origin", "main")

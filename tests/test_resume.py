@@ -3,6 +3,7 @@
 The next run, or one that waited meanwhile, resumes and ends with the same bytes.
 """
 
+import csv
 import errno
 import os
 import random
@@ -300,6 +301,28 @@ def test_a_run_goes_on_where_other_steps_and_grids_are_measured_and_says_so(trai
         read_json(folder / "metrics/diffusion.json")[last] for folder in (trained, workspace)
     )
     assert one == two  # of the same weights
+    # The diversity of other grids is not known.
+    with open(workspace / "metrics/plots/diffusion_loss.csv", newline="") as file:
+        diversity = {int(row["step"]): row["diversity"] for row in csv.DictReader(file)}
+    assert {step: bool(cell) for step, cell in diversity.items()} == {
+        0: False,
+        3: False,
+        6: False,
+        8: True,
+        10: True,
+    }
+    metrics = read_json(workspace / "metrics/diffusion.json")
+    assert metrics["diversity_last"] == float(diversity[10]) and "diversity_base" not in metrics
+
+
+def test_a_finished_run_does_not_hand_over_the_diversity_of_other_grids(workspace):
+    assert run(workspace, stop_at_publishing)[0] == -signal.SIGKILL
+    write_params(workspace, finetune_sd={"grid_steps": 2})
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0 and resumed_step(log) == 10 and "but for the diversity" in log
+    metrics = read_json(workspace / "metrics/diffusion.json")
+    assert not [name for name in metrics if name.startswith("diversity")]
+    assert metrics["validation_loss"] > 0
 
 
 def stop_at_publishing():

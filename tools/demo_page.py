@@ -26,7 +26,7 @@ from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.marked_png import encode_marked_png
 from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
-from stages.params import Params, Writer
+from stages.params import Params, Sampling, Writer
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.progress import log
@@ -42,7 +42,7 @@ TUNED = Path("models/diffusion")
 BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
 MAX_IMAGES = 9  # per request
 MAX_SEED = 2**63 - 1
-MAX_STEPS = 100
+MAX_STEPS = 100  # or the run's own, where they are more; so with guidance
 MAX_GUIDANCE = 15
 # What a link holds, in the order of the fields.
 LINK_FIELDS = ("prompt", "negative_prompt", "steps", "guidance", "seed", "images")
@@ -66,6 +66,7 @@ class DemoModels:
 
     def __init__(self, params: Params):
         self.params = params
+        self.largest = largest_numbers(params.sampling)
         self.lock = threading.Lock()
         self.stop = threading.Event()  # ends the request that is being served
         self.stops: dict[str | None, threading.Event] = {}  # that of each visitor's last request
@@ -147,9 +148,10 @@ class DemoModels:
         prompt, negative_prompt = prompt or "", negative_prompt or ""
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
-        steps = check_number("Steps", steps, MAX_STEPS, whole=True)
-        guidance = float(check_number("Guidance", guidance, MAX_GUIDANCE, whole=False))
-        count = check_number("Images", count, MAX_IMAGES, whole=True)
+        steps = check_number("Steps", steps, self.largest["steps"], whole=True)
+        guidance = check_number("Guidance", guidance, self.largest["guidance"], whole=False)
+        guidance = float(guidance)
+        count = check_number("Images", count, self.largest["images"], whole=True)
         notes = self.describe_reading(prompt, "prompt")
         notes += self.describe_reading(negative_prompt, "negative prompt")
         first_seed = parse_seed(seed)
@@ -256,7 +258,8 @@ class DemoModels:
 
     def restore_settings(self, request: gr.Request) -> list[Any]:
         """Return what the page's address holds: the values of the fields, in their order."""
-        return [read_setting(name, request.query_params) for name in LINK_FIELDS]
+        query = request.query_params
+        return [read_setting(name, query, self.largest) for name in LINK_FIELDS]
 
     def cancel(self, request: gr.Request) -> None:
         """Stop the request of this visitor; a request of another visitor goes on."""
@@ -353,7 +356,16 @@ def can_write_prompts(writer: Writer) -> bool:
     return all(path.is_file() for path in needed)
 
 
-def check_number(name: str, value: Any, largest: int, whole: bool) -> Any:
+def largest_numbers(sampling: Sampling) -> dict[str, float]:
+    """Return the largest value of each field that holds a number, by its name in a link."""
+    return {
+        "steps": max(MAX_STEPS, sampling.steps),
+        "guidance": max(MAX_GUIDANCE, sampling.guidance_scale),
+        "images": MAX_IMAGES,
+    }
+
+
+def check_number(name: str, value: Any, largest: float, whole: bool) -> Any:
     """Return a number that a visitor sent.
 
     Raises:
@@ -362,36 +374,38 @@ def check_number(name: str, value: Any, largest: int, whole: bool) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (whole and not isinstance(value, int)) or not 1 <= value <= largest:
         kind = "whole number" if whole else "number"
-        raise gr.Error(f"{name} is a {kind} from 1 to {largest}.")
+        raise gr.Error(f"{name} is a {kind} from 1 to {largest:g}.")
     return value
 
 
-def read_setting(name: str, query: Mapping[str, str]) -> Any:
-    """Return a value of a link; where it has none, or a wrong one, the field keeps its own."""
+def read_setting(name: str, query: Mapping[str, str], largest: dict[str, float]) -> Any:
+    """Return a value of a link; where it has none, or a wrong one, the field keeps its own.
+
+    largest: as `largest_numbers` returns it.
+    """
     if name not in query:
         return gr.skip()
     try:
-        return parse_setting(name, query[name])
+        return parse_setting(name, query[name], largest)
     except gr.Error as error:
         gr.Warning(f"Of the link: {error.message}")
         return gr.skip()
 
 
-def parse_setting(name: str, text: str) -> str | int | float:
+def parse_setting(name: str, text: str, largest: dict[str, float]) -> str | int | float:
     """Return a value of a link as its field takes it.
 
     Raises:
         gr.Error: the field doesn't take it.
     """
-    ranges = {"steps": MAX_STEPS, "guidance": MAX_GUIDANCE, "images": MAX_IMAGES}
     if name == "seed":
         return str(parse_seed(text))
-    if name not in ranges:
+    if name not in largest:
         return text
     number: int | float | None = None
     if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", text, re.ASCII):
         number = float(text) if "." in text else int(text)
-    return check_number(name.title(), number, ranges[name], whole=name != "guidance")
+    return check_number(name.title(), number, largest[name], whole=name != "guidance")
 
 
 def save_image(image: Any, seed: int, described: dict[str, Any], folder: Path) -> str:
@@ -506,6 +520,7 @@ def build_page(models: DemoModels) -> gr.Blocks:
 def add_fields(params: Params) -> Fields:
     """Add the fields and buttons to the part of the page that is being built."""
     sampling = params.sampling
+    largest = largest_numbers(sampling)
     can_write = can_write_prompts(params.prompt.writer)
     with gr.Row(equal_height=True):
         classes = list(params.used_classes())
@@ -521,8 +536,10 @@ def add_fields(params: Params) -> Fields:
     )
     negative_prompt = gr.Textbox(label="Negative prompt", value=params.prompt.negative_prompt)
     with gr.Row():
-        steps = gr.Slider(1, MAX_STEPS, sampling.steps, step=1, label="Steps")
-        guidance = gr.Slider(1, MAX_GUIDANCE, sampling.guidance_scale, step=0.5, label="Guidance")
+        steps = gr.Slider(1, largest["steps"], sampling.steps, step=1, label="Steps")
+        guidance = gr.Slider(
+            1, largest["guidance"], sampling.guidance_scale, step=0.5, label="Guidance"
+        )
     with gr.Row():
         seed = gr.Textbox(label="Seed", placeholder="random", max_lines=1)
         count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")

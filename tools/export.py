@@ -30,9 +30,10 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.artifacts import decode_image, stream_rows, write_atomically
+from stages.common.class_names import slug
 from stages.diffusion.marked_png import DESCRIPTION, SETTINGS
 from stages.imagery.rasters import rasterio_settings
-from stages.params import load, slug
+from stages.params import load
 from stages.publishing.folders import add_card_and_metrics, copy_output, hide_folders_in_model
 from stages.publishing.pixel_values import Stretch, read_stretch
 from stages.publishing.repositories import REPOSITORIES
@@ -238,23 +239,30 @@ def read_commit(must_be_clean: bool) -> str:
     """Return the commit that the cards name; outputs must exist.
 
     Args:
-        must_be_clean: whether a run on disk that is not the committed one is an error; else the
-            commit is marked "with uncommitted changes".
+        must_be_clean: whether it is an error if the run on disk is not the committed one, or not
+            one of these params and this code; else the commit is marked so.
     """
     outputs = [repository.path for repository in REPOSITORIES.values()]
     for path in outputs:
         if not Path(path).exists():
             exit_with_error(f"export: {path} is missing; run `dvc repro` or `dvc pull {path}`")
     commit = run("git", "rev-parse", "HEAD").strip()
-    changed = list_changes(outputs)
-    if not changed:
-        return commit
-    if must_be_clean:
-        exit_with_error(
-            f"export: {changed[0]} is not what the last commit has; commit your run (or "
-            "`dvc checkout`): the cards name the commit"
-        )
-    return f"{commit} (with uncommitted changes)"
+    notes = []
+    if changed := list_changes(outputs):
+        if must_be_clean:
+            exit_with_error(
+                f"export: {changed[0]} is not what the last commit has; commit your run (or "
+                "`dvc checkout`): the cards name the commit"
+            )
+        notes.append("with uncommitted changes")
+    if stages := list_changed_stages():
+        if must_be_clean:
+            exit_with_error(
+                f"export: {', '.join(stages)}: changed since the run in dvc.lock; run `dvc repro` "
+                "and commit what it changes: the cards quote params.yaml"
+            )
+        notes.append("params or code changed since the run")
+    return f"{commit} ({'; '.join(notes)})" if notes else commit
 
 
 def list_changes(outputs: list[str]) -> list[str]:
@@ -268,6 +276,20 @@ def list_changes(outputs: list[str]) -> list[str]:
             if path.rstrip("/") in outputs:
                 changed.append(path.rstrip("/"))
     return changed
+
+
+def list_changed_stages() -> list[str]:
+    """Return the stages whose params, code or inputs are not those of the run in dvc.lock."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    from tools.check_lock import changed_stages
+
+    try:
+        with Repo() as repo:
+            return changed_stages(repo)
+    except DvcException as error:
+        exit_with_error(f"export: {error}")
 
 
 def run(*command: str) -> str:

@@ -9,9 +9,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard,
 
 from stages.common.artifacts import read_json
 from stages.common.ceiling_tiles import count_real_tiles
+from stages.common.class_names import slug
 from stages.common.markdown import code_span, escape_markdown
 from stages.common.rounding import format_decimals, interval_decimals
-from stages.params import read, slug
+from stages.params import read
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, FID, Metric, Repository
 
