@@ -103,11 +103,11 @@ def main() -> None:
         if state.is_main_process:
             shutil.rmtree(BASE_IMAGES, ignore_errors=True)
             write_json(cache / "normalization.json", normalization)
-            publish(cache)
+            move_to_output(cache)
         state.wait_for_everyone()
 
 
-def publish(cache: Path) -> None:
+def move_to_output(cache: Path) -> None:
     """Move the finished files, but for the notes of finished groups, to the output folder.
 
     Where another run waits for them, they are copied.
@@ -140,13 +140,13 @@ def check_latents_size(config: Encode, start: Path) -> int:
     size = sizes[config.variants]
     if size > config.cache_gb * GB:
         fitting = [
-            f"{variants} take {smaller / GB:,.3g} GB"
+            f"{variants} ({smaller / GB:,.3g} GB)"
             for variants, smaller in sizes.items()
             if smaller <= config.cache_gb * GB
         ]
-        advice = f"of fewer variants fit: {', '.join(fitting)}"
+        advice = f"these encode.variants fit: {', '.join(fitting)}"
         if not fitting:
-            advice = f"1 takes {sizes[1] / GB:,.3g} GB"
+            advice = f"even encode.variants 1 takes {sizes[1] / GB:,.3g} GB"
         exit_with_error(
             f"encode.cache_gb: the latents of {train + others:,} images with encode.variants "
             f"{config.variants} take {size / GB:,.3g} GB, more than {config.cache_gb:,g} GB; "

@@ -1,6 +1,6 @@
 """Extract features of a set of images, once per extractor.
 
-    python -m stages.features real|base|tuned|synthetic
+    python -m stages.runtime.launch features real|base|tuned|synthetic
 
 Images go through in fixed batches, the last one padded, dealt out over the processes: the bytes are
 the same for any number of them. Of several images of one caption the first is taken.

@@ -1,4 +1,4 @@
-"""Generate one image per held-out caption, with the base model or the fine-tuned one.
+"""Generate an image of one caption of each test tile, with the base or the fine-tuned model.
 
     python -m stages.runtime.launch sample base|tuned|figures
 

@@ -1,6 +1,6 @@
 """Make the judge: a scene classifier, the shipped one or one trained on real training tiles.
 
-    python -m stages.train_scene
+    python -m stages.runtime.launch train_scene
 
 It is the `scene` feature extractor (what lies before its last layer), and it judges whether an
 image shows the scene of its caption.
@@ -81,7 +81,7 @@ def copy_embedded(folder: Path) -> None:
     for name in SHA256:
         shutil.copyfile(EMBEDDED / name, folder / name)
     images, labels, _ = read_tiles("data/imagery/valid", config["scenes"], config["resolution"])
-    log_accuracy(network, images, labels, config)
+    measure_accuracy(network, images, labels, config)
 
 
 def train_from_scratch(folder: Path, train_scene: TrainScene, seed: int) -> None:
@@ -101,7 +101,7 @@ def train_from_scratch(folder: Path, train_scene: TrainScene, seed: int) -> None
         "std": std,
     }
     valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, train_scene.resolution)
-    accuracy = log_accuracy(network, valid_images, valid_labels, config)
+    accuracy = measure_accuracy(network, valid_images, valid_labels, config)
     save_network(
         folder,
         network,
@@ -109,16 +109,17 @@ def train_from_scratch(folder: Path, train_scene: TrainScene, seed: int) -> None
     )
 
 
-def log_accuracy(
+def measure_accuracy(
     network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, config: dict
 ) -> float | None:
-    """Log and return the accuracy on valid tiles uint8 [N, 3, R, R]; None where there are none."""
+    """The accuracy, logged, on valid tiles uint8 [N, 3, R, R]; None where there are none."""
     accuracy = None
     if len(images):
         predicted = predict(network, images, config["mean"], config["std"])
         accuracy = float((predicted == labels).float().mean())
+    measured = "not measured" if accuracy is None else f"{accuracy:.3f}"
     log(
-        f"train_scene: accuracy {accuracy} on {len(images)} valid tiles, "
+        f"train_scene: accuracy {measured} on {len(images)} valid tiles, "
         f"{len(config['scenes'])} scenes"
     )
     return accuracy

@@ -14,7 +14,7 @@ import yaml
 from conftest import REPOSITORY, copy_repository, shell
 from PIL import Image
 
-from stages.params import slug
+from stages.common.class_names import slug
 
 EUROSAT = [
     "AnnualCrop",
