@@ -288,7 +288,14 @@ def test_names_that_are_not_utf8_are_one_line(tmp_path, monkeypatch, as_classes)
         draw(tmp_path, name, start=i)
         (tmp_path / name).with_suffix(".txt").write_text(f"picture {i}")
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
-    assert "in: 4 names are not UTF-8, the first for\\xe8t" in line and "convmv" in line
+    assert "names of 4 files are not UTF-8, the first for\\xe8t" in line and "convmv" in line
+
+
+def test_names_of_other_files_need_not_be_utf8(tmp_path):
+    draw(tmp_path, "lake/1.png", "river/1.png")
+    (tmp_path / os.fsdecode(b"lizenz_f\xfcr_daten.pdf")).write_bytes(b"%PDF")
+    items = open_source(tmp_path, KEY).read_items(False)
+    assert [item.scene for item in items if not item.skip_reason] == ["lake", "river"]
 
 
 def test_rows_of_one_image_are_merged_and_contradictions_are_counted(tmp_path):
@@ -698,6 +705,7 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         ("captions/lake_1.rst", "a blue lake"),
         ("captions", "of all images"),
         ("data.yaml", "lake/lake_1.png: a wide blue lake\n"),
+        ("lake/lake_1.yaml", "caption: a lake\nlevel: L2A"),
         ("data.yml", "- image: lake/lake_1.png\n  caption: lake\n"),
         ("metadata.xlsx", "binary"),
         ("metadata.jsonl.gz", "binary"),
@@ -758,6 +766,10 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ("data.yaml", "train: ../train/images\nnc: 2\nnames: ['lake', 'river']\ntext: a b c d"),
         ("lake/lake_1.png.json", '{"description": "lake_1.png", "prompt": [1, 2]}'),
         ("labels.json.gz", "no gzip"),
+        ("lake/lake_1.yaml", "platform: Sentinel-2\nlevel: L2A\nprocessing: sen2cor of ESA"),
+        ("lake/make_captions.py", "print('lake_1.png: a wide blue lake')"),
+        ("captioned/meta/lake_1.hdr", "samples = 40"),
+        ("notes.md", "removed lake_2.png and lake_1.png because they were broken"),
         ("__MACOSX/metadata.jsonl", "no JSON"),
         ("__MACOSX/sea/1.png", "no image"),
         ("lake/lake_1.json", '{"width": 40, "sensor": "Sentinel-2"}'),

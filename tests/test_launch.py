@@ -96,6 +96,14 @@ def test_no_more_processes_than_visible_devices(probe, devices, printed):
     assert sorted(done.stdout.splitlines()) == printed, done.stderr
 
 
+@pytest.mark.parametrize("devices", ["", "-1", "7"])
+def test_devices_that_are_not_there_are_one_line(probe, devices):
+    """CUDA sees none of them on a machine without a GPU; the CPU doesn't train in their place."""
+    done = run(probe, EIGHT_GPUS, CUDA_VISIBLE_DEVICES=devices)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "0 are visible here" in done.stderr and "CUDA_VISIBLE_DEVICES" in done.stderr
+
+
 @pytest.mark.parametrize(
     "config, cpu, devices",
     [

@@ -351,6 +351,7 @@ def test_find_copies_misses_no_pair():
         ("2405.04717v1", "2405.04717v2", True),
         ("survey_v1", "survey_v2", True),
         ("survey version 2", "survey version 3", True),
+        ("thesisv1", "thesisv2", True),
         ("survey_nov_2019", "survey_nov_2020", False),
         ("report_v_2019", "report_v_2020", False),
         ("uav_1", "uav_2", False),

@@ -255,7 +255,7 @@ def read_commit(must_be_clean: bool) -> str:
                 "`dvc checkout`): the cards name the commit"
             )
         notes.append("with uncommitted changes")
-    if stages := list_changed_stages():
+    if stages := list_changed_stages(must_be_clean):
         if must_be_clean:
             exit_with_error(
                 f"export: {', '.join(stages)}: changed since the run in dvc.lock; run `dvc repro` "
@@ -278,8 +278,11 @@ def list_changes(outputs: list[str]) -> list[str]:
     return changed
 
 
-def list_changed_stages() -> list[str]:
-    """Return the stages whose params, code or inputs are not those of the run in dvc.lock."""
+def list_changed_stages(must_be_known: bool) -> list[str]:
+    """Return the stages whose params, code or inputs are not those of the run in dvc.lock.
+
+    Where DVC can't tell, such as beside a running `dvc repro`: exits with an error, or logs it.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -289,7 +292,10 @@ def list_changed_stages() -> list[str]:
         with Repo() as repo:
             return changed_stages(repo)
     except DvcException as error:
-        exit_with_error(f"export: {error}")
+        if must_be_known:
+            exit_with_error(f"export: {error}")
+        log(f"export: params and code not compared with those of the run: {error}")
+        return []
 
 
 def run(*command: str) -> str:

@@ -379,8 +379,9 @@ def read_normalization(config: Path) -> tuple[list[float], list[float]]:
         SystemExit: they are not three numbers each, or a deviation isn't above 0.
     """
     values = read_json(config) if config.exists() else {}
-    values = values.get("pretrained_cfg", values) if isinstance(values, dict) else {}
-    if "mean" not in values or "std" not in values:
+    if isinstance(values, dict):
+        values = values.get("pretrained_cfg") or values
+    if not isinstance(values, dict) or not {"mean", "std"} <= values.keys():
         return [0.0] * 3, [1 / SENTINEL2_WHITE] * 3
     wrong = f"fetch_model.classifier: {config}: mean or std is not 3 numbers (std: above 0)"
     try:

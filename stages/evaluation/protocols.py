@@ -124,8 +124,8 @@ def estimate_variances(
     # To second order, FID infinity is FID less its expected bias, and errs as FID does.
     variances["fid_infinity"] = variances["fid"]
 
-    some_real = draw_rows(real, sinkhorn.MAX_ROWS)
-    some_fake = draw_rows(fake, sinkhorn.MAX_ROWS)
+    some_real = real[real_order[: sinkhorn.MAX_ROWS]]
+    some_fake = fake[fake_order[: sinkhorn.MAX_ROWS]]
     halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired)
     halves = measure_halves(
         compute_sinkhorn,

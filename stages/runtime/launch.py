@@ -12,6 +12,7 @@ import os
 import runpy
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -84,13 +85,17 @@ def launch(stage: str, arguments: list[str]) -> None:
 def limit_to_visible_devices(config: dict) -> None:
     """Where $CUDA_VISIBLE_DEVICES names fewer devices than the config, take those in its place.
 
-    So one experiment per GPU can run on a machine whose config is for all of them.
+    So one experiment per GPU can run on a machine whose config is for all of them. Exits with an
+    error where the machine hasn't got these devices.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    devices = [device for device in named.split(",") if device.strip()]
+    # As CUDA reads it: what stands behind a negative number is not visible either.
+    visible = takewhile(lambda device: not device.strip().startswith("-"), named.split(","))
+    devices = [device for device in visible if device.strip()]
     if 0 < len(devices) < config["num_processes"]:
         config["num_processes"] = len(devices)
         config["gpu_ids"] = named
+        check_gpu_count(config)
 
 
 def choose_device(config: dict) -> None:
@@ -145,8 +150,8 @@ def check_gpu_count(config: dict) -> None:
     gpus = torch.cuda.device_count()
     if config["num_machines"] == 1 and gpus < config["num_processes"]:
         exit_with_error(
-            f"{config_file()}: num_processes is {config['num_processes']}, "
-            f"this machine has {gpus} GPU(s)"
+            f"{config_file()}: {config['num_processes']} processes need as many GPUs, and "
+            f"{gpus} are visible here (num_processes, $CUDA_VISIBLE_DEVICES)"
         )
 
 

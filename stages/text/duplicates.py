@@ -13,8 +13,8 @@ SKETCH_SIZE = 128  # shingles; resemblance is estimated to about 0.04
 # Share of the shingles of two texts that is common to both, from which on they are one paper.
 SAME_TEXT = 0.5
 SAME_NAME = 0.1  # where the names differ by a version alone
-# `2405.04717v2` or `survey_v2`, but not `survey_nov_2020`, `uav_1` or `report_v_2020`.
-VERSION = re.compile(r"(?<![a-z])v(?:er|ersion)?[ ._-]?(\d{1,2})(?![a-z0-9])")
+# `2405.04717v2`, `thesisv2` or `survey_v_2`, but not `survey_nov_2020`, `uav_1` or `v_2020`.
+VERSION = re.compile(r"(?:(?<![a-z])v(?:er|ersion)?[ ._-]?|v)(\d{1,2})(?![a-z0-9])")
 _WEIGHTS = np.array(
     [0x9E3779B97F4A7C15 * (2 * i + 1) % 2**64 for i in range(SHINGLE_WORDS)], dtype=np.uint64
 )

@@ -23,6 +23,13 @@ from stages.imagery.readers.split_lists import find_split_list
 from stages.imagery.readers.unread_captions import find_unread_captions
 from stages.runtime.errors import exit_with_error
 
+READ_SUFFIXES = {
+    *IMAGE_SUFFIXES,
+    *CAPTION_SUFFIXES,
+    ".parquet",
+    *(Path(name).suffix for name in METADATA_NAMES),
+    ".json",
+}
 # What holds data sets in a form that is not read -> what to do with it.
 CONVERSIONS = {
     ".tar": "unpack WebDataset shards, `for t in *.tar; do tar -xf $t; done`: the .txt files "
@@ -72,15 +79,20 @@ def open_source(
 
 
 def _list_files(folder: Path, key: str) -> list[Path]:
-    """The visible files below a folder. Exits with an error if the name of one is not UTF-8."""
+    """The visible files below a folder.
+
+    Raises:
+        SystemExit: the path of an image, caption file, list or table is not UTF-8.
+    """
     files = sorted(visible_files(folder, key))
-    names = [os.fsencode(file.relative_to(folder)) for file in files]
+    read = [file for file in files if file.suffix.lower() in READ_SUFFIXES]
+    names = [os.fsencode(file.relative_to(folder)) for file in read]
     shown = [name.decode(errors="backslashreplace") for name in names]
     odd = [text for name, text in zip(names, shown) if name != text.encode()]
     if odd:
         exit_with_error(
-            f"{key}: {folder.name}: {len(odd)} names are not UTF-8, the first {odd[0]}: convert "
-            "them, such as `convmv -r -f latin1 -t utf8 --notest <folder>`"
+            f"{key}: {folder.name}: names of {len(odd)} files are not UTF-8, the first {odd[0]}: "
+            "convert them, such as `convmv -r -f latin1 -t utf8 --notest <folder>`"
         )
     return files
 

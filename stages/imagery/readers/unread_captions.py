@@ -26,6 +26,7 @@ YAML_SUFFIXES = {".yaml", ".yml"}
 TEXT_SUFFIXES = {".csv", ".tsv", ".txt", ".md", ".desc"} | YAML_SUFFIXES
 # Judged by their names only.
 OPAQUE_SUFFIXES = {".xlsx", ".xls", ".ods", ".xml", ".pkl", ".feather", ".arrow", ".gz", ".zip"}
+CODE_SUFFIXES = {".py", ".ipynb", ".sh", ".m", ".r"}
 ABOUT_THE_DATA = {"readme", "license", "licence", "citation"}  # names of files that are no list
 HEAD = 2**16  # bytes of a file that are looked at
 CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
@@ -57,12 +58,13 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
         suffix = file.suffix.lower()
         path = file.relative_to(root)
         is_about = file.name.lower().partition(".")[0] in ABOUT_THE_DATA
-        if suffix in IMAGE_SUFFIXES or is_about or not os.path.isfile(file):
+        if suffix in IMAGE_SUFFIXES | CODE_SUFFIXES or is_about or not os.path.isfile(file):
             continue
         is_text = _unpacked(file).suffix.lower() in JSON_SUFFIXES | TEXT_SUFFIXES
-        # In a folder of images are also files of other kinds, such as world files.
-        is_other = not is_text and suffix not in OPAQUE_SUFFIXES
-        told = file.name if is_other and file.parent in image_folders else str(path)
+        told = str(path)
+        if not is_text and suffix not in OPAQUE_SUFFIXES:
+            # In a folder of images are also files of other kinds, such as world files.
+            told = file.name if file.parent in image_folders else f"{file.parent.name}/{file.name}"
         if "caption" in told.lower() or (is_text and _holds_captions(file, names, stems)):
             return valid_utf8(str(path)) + _json_error(file)
         # metadata.xml is that of a product (ISO 19115).
@@ -131,9 +133,11 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
     if holds_boxes(text):
         return False
     if suffix in YAML_SUFFIXES and YAML_KEY.search(text):
-        return any(name.lower() in names for name in IMAGE_NAME.findall(text))
-    if is_of_image and count_words(text) >= CAPTION_WORDS:
-        return True
+        return is_of_image or any(name.lower() in names for name in IMAGE_NAME.findall(text))
+    if is_of_image and suffix not in YAML_SUFFIXES:  # whose other keys are of metadata
+        return count_words(text) >= CAPTION_WORDS
+    if suffix == ".md":  # notes, which may name images
+        return False
     min_words = LONG_TEXT if first_field(SCENE_FIELDS, header) else CAPTION_WORDS
     return any(_is_captioned_image(line, names, min_words) for line in lines)
 

@@ -47,17 +47,14 @@ THOUGHT_END = re.compile(
     r"<\|channel\|>final\b[^<]*<\|message\|>|<channel\|>|assistant\s*final",
     re.I,
 )
-# Thoughts in a tag of another language (<思考>): a block before at least two other lines.
+# Thoughts in a tag that servers don't know (<思考>): a block before at least two other lines.
 BLOCK = re.compile(
     r"\A\s*<([^\s<>/]+)[^<>]*>[^\S\n]*\n[^<]*\n[^\S\n]*</\1\s*>[^\S\n]*\n"
     r"(?=\s*\S[^\n]*\n\s*\S)(?!.*<\1\b)",
     re.S,
 )
-# The tags of blocks that are none.
-ANSWER_TAG = re.compile(
-    r"answer|output|response|result|final|descri|caption|text|prompt|sentence|list|item|example|"
-    r"^(?:[uo]l|li|p|div|pre|code|table|html|body|json|scenes?|views?|images?)$|描述|回答|答案",
-    re.I,
+THOUGHT_TAG = re.compile(
+    r"plan(?:ning)?|draft|notes?|scratch|denken|思考|思维|推理|分析|考え", re.I
 )
 # Where a model that does not stop writes the next request.
 NEXT_TURN = re.compile(
@@ -220,7 +217,7 @@ def remove_thoughts(text: str) -> str:
     if ends:
         text = text[ends[-1].end() :]
     block = BLOCK.match(text)
-    if block and not ANSWER_TAG.search(block[1]):
+    if block and THOUGHT_TAG.fullmatch(block[1]):
         text = text[block.end() :]
     return FRAME.sub(" ", NEXT_TURN.split(text, maxsplit=1)[0])
 
