@@ -357,7 +357,7 @@ def test_a_table_whose_name_is_not_utf8_is_one_line(tmp_path):
     (tmp_path / "a.parquet").rename(tmp_path / "in" / "caf\udce9.parquet")
     assert_one_line_error(
         run(tmp_path / "run", source=f"path:{tmp_path}/in"),
-        "fetch_imagery.source: caf\\udce9.parquet ",
+        "1 file name(s) not in UTF-8, the first caf\\xe9.parquet",
     )
 
 

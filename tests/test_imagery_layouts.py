@@ -288,7 +288,7 @@ def test_names_that_are_not_utf8_are_one_line(tmp_path, monkeypatch, as_classes)
         draw(tmp_path, name, start=i)
         (tmp_path / name).with_suffix(".txt").write_text(f"picture {i}")
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
-    assert "names of 4 files are not UTF-8, the first for\\xe8t" in line and "convmv" in line
+    assert "4 file name(s) not in UTF-8, the first for\\xe8t" in line and "convmv" in line
 
 
 def test_names_of_other_files_need_not_be_utf8(tmp_path):

@@ -91,7 +91,7 @@ def _list_files(folder: Path, key: str) -> list[Path]:
     odd = [text for name, text in zip(names, shown) if name != text.encode()]
     if odd:
         exit_with_error(
-            f"{key}: {folder.name}: names of {len(odd)} files are not UTF-8, the first {odd[0]}: "
+            f"{key}: {folder.name}: {len(odd)} file name(s) not in UTF-8, the first {odd[0]}: "
             "convert them, such as `convmv -r -f latin1 -t utf8 --notest <folder>`"
         )
     return files
