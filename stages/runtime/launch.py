@@ -94,7 +94,7 @@ def limit_to_visible_devices(config: dict) -> None:
     devices = [device for device in visible if device.strip()]
     if 0 < len(devices) < config["num_processes"]:
         config["num_processes"] = len(devices)
-        config["gpu_ids"] = named
+        config["gpu_ids"] = ",".join(devices)
         check_gpu_count(config)
 
 

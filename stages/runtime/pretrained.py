@@ -68,9 +68,10 @@ def load_pretrained(
         SafetensorError,
         StrictDataclassError,
     ) as error:
-        reason = explain_damage() or f"{path}: cannot be loaded"
-        changed = note_changed_file()
-        exit_with_error(f"{reason}: {str(error)[:300]}{'; ' * bool(changed)}{changed}")
+        message = f"{explain_damage() or f'{path}: cannot be loaded'}: {str(error)[:300]}"
+        if changed := note_changed_file():
+            message += f"; {changed}"
+        exit_with_error(message)
     _check_weights(path, model, loading_info, unused_prefix)
     return model
 
