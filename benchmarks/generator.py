@@ -6,7 +6,9 @@
 For each seed the demo's own stages fine-tune the base, in a folder of the resume cache. Each model
 then draws as many images as there are test tiles: fresh rendered ones, of seeds that no run can
 have. They are compared in the features of the shipped judge, and of a network that was trained on
-photographs. Every number is relative to what as many other fresh tiles score.
+photographs. Every number is relative to what as many other fresh tiles score. The run also makes
+its labeled data set: land cover is the accuracy, on its real test tiles, of classifiers trained on
+that set, and of classifiers trained on as many real tiles.
 
 Prints Markdown and writes it to benchmarks/results/generator.md (--table), after every row. A
 killed run, called again, goes on with the row it was at.
@@ -44,6 +46,14 @@ MODELS = {
     "reconstructed": "autoencoder alone",
 }
 REAL = "real vs. real"
+# The stages of the demo's run, with their arguments. No language model is asked.
+STAGES = (
+    *(("fetch_model", role) for role in ("vision", "writer", "embedder", "classifier")),
+    *((stage,) for stage in ("encode", "finetune_sd", "fetch_papers", "scrape", "index_rag")),
+    *((stage,) for stage in ("prompt", "balance", "generate", "select", "ceiling")),
+    ("classify", "lulc"),
+)
+CLASSIFIERS = 10  # whose mean accuracy is taken
 # Row of the table -> key of a measurement.
 ROWS = {
     "FID, judge": "scene.fid",
@@ -55,6 +65,7 @@ ROWS = {
     "caption agreement": "agreement",
     "caption agreement, worst scene": "worst_agreement",
     f"scenes below {WORST}": "weak_scenes",
+    "land cover": "land_cover",
     "power, 2 to 4 cycles": "octave_2_4",
     "power, 4 to 8 cycles": "octave_4_8",
     "power, 8 to 16 cycles": "octave_8_16",
@@ -119,12 +130,16 @@ def measure_seed(base: Path, n: int, seed: int, cache: Path) -> Iterator[None]:
         if name == "real":
             images = render(OTHER_SEED + seed, n, seed).images
             values = measure(images)
+            values["land_cover"] = read_json(run / "metrics/ceiling_lulc.json")["overall_accuracy"]
         elif name == "reconstructed":
             images = reconstruct(run / "models/base/diffusion", tiles.images)
             values = measure(images)
             values["psnr"] = mean_psnr(tiles.images, images)
         else:
             values = measure(draw(run, name, tiles, seed))
+        if name == "tuned":
+            on_real = read_json(run / "metrics/classify_lulc.json")["real_test"]
+            values["land_cover"] = on_real["overall_accuracy"]
         write_json(row_file(cache, name, seed), values)
         yield
 
@@ -135,21 +150,25 @@ def row_file(cache: Path, name: str, seed: int) -> Path:
 
 
 def prepare_run(run: Path, base: Path, seed: int) -> None:
-    """Run the demo's stages up to `finetune_sd` in a folder, unless they have run there."""
+    """Run the demo's stages in a folder, unless they have run there."""
     finished = run / "finished.json"
     if finished.exists():
         return
-    changes: dict[str, dict[str, str]] = {}
+    changes: dict[str, dict[str, Any]] = {
+        "prompt": {"compare": []},
+        "classifier": {"seeds": CLASSIFIERS},
+    }
     if base != SHIPPED:
-        changes = {
+        changes |= {
             "fetch_model": {"diffusion": f"path:{base}"},
             "encode": {"base_domain": "none"},  # the embedded one is of the shipped base
         }
     make_inputs(run, changes, seed)
-    run_module(run, "stages.fetch_model", "vision")
-    for stage in ("encode", "finetune_sd"):
-        log(f"generator: seed {seed}: {stage}")
-        run_module(run, f"stages.{stage}")
+    if not (run / "stages").exists():
+        (run / "stages").symlink_to(REPOSITORY / "stages")  # `prompt` reads a file of it
+    for stage, *arguments in STAGES:
+        log(f"generator: seed {seed}: {' '.join([stage, *arguments])}")
+        run_module(run, f"stages.{stage}", *arguments)
     write_json(finished, {})
 
 
@@ -261,7 +280,7 @@ def relative(values: Values, real: Values) -> Values:
     for key, value in values.items():
         if key.endswith(".fid"):
             result[key] = value - real[key]
-        elif "." in key or key == "agreement":
+        elif "." in key or key in ("agreement", "land_cover"):
             result[key] = value / real[key]
     return result
 
@@ -289,8 +308,10 @@ def format_table(base: str, n: int, seeds: list[int], cache: Path) -> Iterator[s
     yield f"`python -m benchmarks.generator {base} --n {n} --seeds {' '.join(map(str, seeds))}`"
     yield f"printed this table. {n:,} fresh test tiles for each seed, and as many images of their"
     yield f"captions. {REAL.capitalize()} is absolute. In the other columns FIDs are less real vs."
-    yield "real's; precision, recall, coverage and agreement are divided by real vs. real's. Power"
-    yield "and chroma are divided by the test tiles'. Means over the seeds, with 95 % intervals.\n"
+    yield "real's; precision, recall, coverage, agreement and land cover are divided by its values."
+    yield "Power and chroma are divided by the test tiles'. Land cover: accuracy on real tiles of"
+    yield f"{CLASSIFIERS} classifiers; the first column's were trained on real tiles."
+    yield "Means over the seeds, with 95 % intervals.\n"
     yield f"| | {' | '.join(columns)} |"
     yield f"|---|{'---:|' * len(columns)}"
     for title, key in ROWS.items():

@@ -54,6 +54,7 @@ REAL = {
     "agreement.lake": 1.0,
     "agreement.desert": 0.8,
     "octave_2_4": 1.0,
+    "land_cover": 0.8,
 }
 TUNED = REAL | {
     "scene.fid": 4.0,
@@ -61,6 +62,7 @@ TUNED = REAL | {
     "agreement": 0.45,
     "agreement.desert": 0.4,
     "octave_2_4": 0.7,
+    "land_cover": 0.6,
 }
 
 
@@ -69,6 +71,7 @@ def test_values_are_relative_to_real_vs_real():
     assert values["scene.fid"] == 3 and values["efficientnet.fid"] == 0
     assert values["scene.recall"] == values["agreement"] == values["worst_agreement"] == 0.5
     assert values["weak_scenes"] == 1 and values["octave_2_4"] == 0.7
+    assert values["land_cover"] == pytest.approx(0.75)
 
 
 def test_the_table_has_what_is_measured_so_far(tmp_path):
