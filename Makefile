@@ -45,7 +45,7 @@ METRICS := scene\.standard\.(fid|kid_x1000)|caption_agreement|class_agreement|va
 ACCURACY := metrics/classify_[a-z]*\.json:real_test\.overall_accuracy
 SHOWN := Experiment|($(subst $(EMPTY) $(EMPTY),|,$(SECTIONS)))(\..*)?|$(METRICS)|$(ACCURACY)
 
-# A dozen experiments, each in a temporary copy, one per GPU. Results: sweeps/*.md and *.png.
+# A dozen experiments, each in a temporary copy, one per GPU. Results: sweeps/*.md.
 sweep-guidance: setup
 	$(RUN) tools.sweep guidance
 sweep-prompts: setup

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.workspace import REPOSITORY, UNET
+from benchmarks.workspace import REPOSITORY, UNET, build_part
+from stages.common.torch_setup import device_type
 from stages.diffusion import checkpoints
 from stages.diffusion.checkpoints import TrainingState
 
@@ -47,14 +48,14 @@ def main() -> None:
     measure("demo size, with EMA", unet, with_ema=True, batch_size=32, latent_size=16)
     if size == "all":
         del unet
-        unet = UNet2DConditionModel(**UNET)
+        unet = build_part("unet")
         name = "SD v1.5's size, the paper's recipe (no EMA)"
         measure(name, unet, with_ema=False, batch_size=16, latent_size=28)
 
 
 def measure(name: str, unet: Any, with_ema: bool, batch_size: int, latent_size: int) -> None:
     """Print a row of the table."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     unet.to(device).train()
     adamw = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=True)
     if device == "cpu" and unet.config.cross_attention_dim == UNET["cross_attention_dim"]:

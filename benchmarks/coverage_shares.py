@@ -418,7 +418,7 @@ def draw_detection(
     experts: int, expert_sd: float, generator: np.random.Generator
 ) -> dict[str, Estimate]:
     """Detection accuracy of a probit model: expert + tile of sd 0.7 + noise."""
-    latent = 1.0 + _draw_ratings(experts, expert_sd, 0.7, generator)
+    latent = 1.0 + _draw_ratings(experts, expert_sd, generator)
     ratings = _as_ratings({"answer": np.where(latent > 0, "real", "generated")})
     found = proportion("share", ratings, "answer", "truth")
     return {"detection accuracy": estimate_of(found, "share")}
@@ -428,18 +428,16 @@ def draw_realism(
     experts: int, expert_sd: float, generator: np.random.Generator
 ) -> dict[str, Estimate]:
     """Mean realism: expert + tile of sd 0.7 + noise of sd 1 around 3.4, rounded to 1, ..., 5."""
-    values = (3.4 + _draw_ratings(experts, expert_sd, 0.7, generator)).round().clip(1, 5)
+    values = (3.4 + _draw_ratings(experts, expert_sd, generator)).round().clip(1, 5)
     found = mean_realism(_as_ratings({"realism": values.astype(int).astype(str)}), "real")
     return {"realism": estimate_of(found, "realism_real")}
 
 
-def _draw_ratings(
-    experts: int, expert_sd: float, tile_sd: float, generator: np.random.Generator
-) -> np.ndarray:
+def _draw_ratings(experts: int, expert_sd: float, generator: np.random.Generator) -> np.ndarray:
     """Sums [experts, 40] of an expert's, a tile's and a rating's deviation."""
     return (
         expert_sd * generator.normal(size=(experts, 1))
-        + tile_sd * generator.normal(size=(1, 40))
+        + 0.7 * generator.normal(size=(1, 40))
         + generator.normal(size=(experts, 40))
     )
 

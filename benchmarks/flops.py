@@ -8,12 +8,11 @@ products and attention count; a multiply-add counts as two.
 
 import argparse
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.workspace import TEXT_ENCODER, UNET, VAE
+from benchmarks.workspace import build_part
 
 RESOLUTIONS = (224, 512)  # pixels
 UNET_TRAINING = "UNet, forward and backward"
@@ -38,19 +37,9 @@ def main() -> None:
 
 def training_flops(resolution: int) -> dict[str, float]:
     """FLOPs per image of the VAE's encoder, the text encoder, and a training step of the UNet."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     latent_size = resolution // 8
-    text_config = TEXT_ENCODER | {
-        "vocab_size": 49408,
-        "max_position_embeddings": 77,
-        "attn_implementation": "sdpa",
-    }
     with torch.device("meta"):
-        unet: Any = UNet2DConditionModel(**UNET)
-        vae: Any = AutoencoderKL(**VAE)
-        text_encoder = CLIPTextModel(CLIPTextConfig(**text_config))
+        unet, vae, text_encoder = map(build_part, ("unet", "vae", "text_encoder"))
         image = torch.zeros(1, 3, resolution, resolution)
         latent = torch.zeros(1, 4, latent_size, latent_size)
         timestep = torch.zeros(1)

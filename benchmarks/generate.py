@@ -19,8 +19,6 @@ from benchmarks.workspace import make_demo, make_stable_diffusion
 from stages.diffusion.sampler import Sampler
 from stages.params import Sampling, load
 
-ROUNDS = 5
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -66,7 +64,7 @@ def compare_samplers(size: str, model: Path, sampling: Sampling, pipeline_prompt
     for run in runs.values():
         run()  # not timed: torch chooses and loads kernels
     device = torch.cuda.get_device_name() if has_gpu else "CPU"
-    compare(f"generation, {size}, {device}", "images/s", runs, ROUNDS)
+    compare(f"generation, {size}, {device}", runs)
 
 
 def load_pipeline(model: Path, dtype: torch.dtype, device: torch.device) -> Any:

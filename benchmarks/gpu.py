@@ -41,6 +41,7 @@ from benchmarks.workspace import (
     write_params,
 )
 from stages.common.artifacts import read_json
+from stages.common.torch_setup import device_type
 
 TABLE = REPOSITORY / "benchmarks/results/gpu.md"
 TIME_LIMIT = 480.0  # s, of the whole command
@@ -270,7 +271,7 @@ def measure_generation(
         settings |= {"resolution": 512, "batch_size": 16, "precision": "fp16"}
     sampling = Sampling(**settings)
     model = Path("models/base/diffusion").resolve()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
 
     if pipeline:
         pipe = load_pipeline(model, torch.float32 if tiny else torch.float16, device)
@@ -308,7 +309,7 @@ def measure_checkpoint(folder: Path, tiny: bool) -> Results:
 
     enter(folder, "512")
     unet = models.load_trainable_unet(models.start_folder(), "full", seed=0)
-    unet.to("cuda" if torch.cuda.is_available() else "cpu")
+    unet.to(device_type())
     adamw = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=True)
     fill_state(adamw)
     size, copying, writing = time_checkpoint(unet, adamw, with_ema=True)

@@ -25,7 +25,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_
 
-from benchmarks.workspace import REPOSITORY, TEXT_ENCODER, UNET, VAE
+from benchmarks.workspace import REPOSITORY, build_part
 from stages.common.artifacts import read_json
 from stages.diffusion import models, normalization
 from stages.params import Encode, FinetuneLLM, FinetuneSD, Sampling
@@ -269,7 +269,7 @@ def fake_gpu() -> Iterator[ByteCounter]:
     counter = ByteCounter()
     with ExitStack() as stack:
         for module in (models, normalization):
-            stack.enter_context(patch.object(module, "load", build_part))
+            stack.enter_context(patch.object(module, "load", load_part))
         stack.enter_context(patch.object(torch.nn.Module, "to", cast_module))
         # bitsandbytes computes its tables of 256 values in Python, which needs data.
         make_table = patch.object(bitsandbytes.functional, "create_dynamic_map", dynamic_map)
@@ -317,19 +317,9 @@ def cast_module(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.
     return module
 
 
-def build_part(folder: str | Path, part: str) -> Any:
+def load_part(folder: str | Path, part: str) -> Any:
     """A part of Stable Diffusion v1.5, in place of `models.load`."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    if part == "unet":
-        model: Any = UNet2DConditionModel(**UNET)
-    elif part == "vae":
-        model = AutoencoderKL(**VAE)
-    else:
-        config = CLIPTextConfig(**TEXT_ENCODER, vocab_size=49408, max_position_embeddings=77)
-        model = CLIPTextModel(config)
-    return model.eval().requires_grad_(False)
+    return build_part(part).eval().requires_grad_(False)
 
 
 def bytes_of(tensors: Iterator[torch.Tensor]) -> int:
@@ -381,7 +371,7 @@ def count_finetune_sd(config: FinetuneSD, resolution: int) -> Memory:
 def count_grid(resolution: int) -> int:
     """The memory that decoding an image of the sample grid takes at a checkpoint, VAE included."""
     with fake_gpu() as counter, torch.no_grad():
-        vae = build_part(EMBEDDED_MODEL, "vae")
+        vae = build_part("vae")
         vae.decode(torch.empty(1, 4, resolution // 8, resolution // 8), return_dict=False)
         return counter.peak
 

@@ -8,15 +8,13 @@ back when it needs them; for the training data, the memory without them is shown
 """
 
 import argparse
-import os
-import sys
 import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.workspace import make_demo, start_module, write_params
+from benchmarks.workspace import make_demo, run_module, run_stage, write_params
 
 IMAGES = 100
 STAGES = ("encode", "generate")
@@ -53,8 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_params(folder)
-        process = start_module(folder, "benchmarks.memory", "training_data")
-        print(process.communicate()[0])
+        print(run_module(folder, "benchmarks.memory", "training_data"))
 
 
 def measure_stages(count: int) -> dict[str, float]:
@@ -68,7 +65,7 @@ def measure_stages(count: int) -> dict[str, float]:
         )
         (folder / "models/diffusion").symlink_to(folder / "models/base/diffusion")
         write_prompts(folder / "data", count)
-        return {stage: peak_memory(folder, f"stages.{stage}") for stage in STAGES}
+        return {stage: run_stage(folder, stage).peak for stage in STAGES}
 
 
 def write_prompts(folder: Path, count: int) -> None:
@@ -81,16 +78,6 @@ def write_prompts(folder: Path, count: int) -> None:
     pq.write_table(table, folder / "prompts.parquet")
     lines = "".join(f"{row},1\n" for row in range(count))
     (folder / "images_per_prompt.csv").write_text(f"row,images\n{lines}", encoding="utf-8")
-
-
-def peak_memory(folder: Path, module: str) -> float:
-    """Highest resident memory of a module that runs in the folder, MiB."""
-    process = start_module(folder, module)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        error = process.stderr.read() if process.stderr else ""
-        sys.exit(f"{module}: {error[-1000:]}")
-    return usage.ru_maxrss / 1024
 
 
 def measure_training_data() -> None:

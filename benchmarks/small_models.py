@@ -23,22 +23,14 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.text import (
-    PAPERS,
-    ROOT,
-    make_corpus_project,
-    make_project,
-    print_row,
-    run_stage,
-)
+from benchmarks.text import PAPERS, make_corpus_project, make_project, print_row
+from benchmarks.workspace import REPOSITORY, run_module, run_stage
 from stages.params import Technique, Writer, load
 
 NOTES = "embedded"
@@ -116,14 +108,14 @@ def compare_writers(adapter: Path | None, prompts: Path | None) -> None:
             reads_corpus = technique.endswith("retrieval")
             if (reads_corpus or source == NOTES) and (adapter or writer != "domain"):
                 compare_writer(corpus, writer, technique, prompts)
-        os.chdir(ROOT)
+        os.chdir(REPOSITORY)
 
 
 def compare_writer(corpus: str, writer: Writer, technique: Technique, prompts: Path | None) -> None:
     """Print the row of a writer and a technique; add the prompts that were kept to a file."""
-    from stages.prompt import make_collector
     from stages.text import checks, prompt_metrics
     from stages.text.class_words import ClassLexicon, complete_words
+    from stages.text.prompt_writing import PromptCollector
     from stages.text.retrieval import EMBEDDER, INDEX, Retriever
     from stages.text.writers import INSTRUCTED, make_writer
     from stages.text.writers.answer_cache import open_answer_cache
@@ -136,7 +128,7 @@ def compare_writer(corpus: str, writer: Writer, technique: Technique, prompts: P
     start = time.process_time()
     with open_answer_cache(prompt, params.seed, INSTRUCTED) as answers:
         asked = make_writer(prompt, writer, technique, classes, params.seed, answers)
-        collector = make_collector(asked, technique, prompt, classes, retriever, count_tokens)
+        collector = PromptCollector(asked, technique, classes, retriever, count_tokens, prompt)
         for label in classes.words:
             collector.collect(label, PROMPTS_PER_CLASS, ATTEMPTS)
     seconds = time.process_time() - start
@@ -212,9 +204,8 @@ def compare_training() -> None:
     folder = make_project(NOTES, "small")
     fetch_models(folder, "language")
     for method in METHODS:
-        command = [sys.executable, "-m", "benchmarks.small_models", "steps", "--method", method]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run(command, cwd=folder, env=environment, check=True)
+        row = run_module(folder, "benchmarks.small_models", "steps", "--method", method)
+        print(row, end="", flush=True)
 
 
 def time_steps(method: str) -> None:
@@ -304,12 +295,11 @@ def compare_retrieval() -> None:
         usage = run_stage(folder, "index_rag")
         os.chdir(folder)
         print_row(f"retrieval by {name}; index_rag {usage}", measure_retrieval())
-        os.chdir(ROOT)
+        os.chdir(REPOSITORY)
 
 
 def measure_retrieval() -> str:
     """Recall@3 and the share of passages about their class, of the index in this folder."""
-    from stages.prompt import QUESTIONS
     from stages.text import prompt_metrics
     from stages.text.class_words import ClassLexicon, complete_words
     from stages.text.retrieval import EMBEDDER, INDEX, Retriever
@@ -317,7 +307,7 @@ def measure_retrieval() -> str:
     params = load()
     classes = ClassLexicon(complete_words(params.classes, params.prompt.words))
     metrics = prompt_metrics.evaluate_retrieval(
-        Retriever(INDEX, EMBEDDER), classes, list(classes.words), QUESTIONS
+        Retriever(INDEX, EMBEDDER), classes, list(classes.words)
     )
     return ", ".join(f"{key} {value:.3f}" for key, value in metrics.items())
 

@@ -23,25 +23,23 @@ affects less.
 """
 
 import argparse
-import csv
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
+from benchmarks.workspace import REPOSITORY, run_stage
+from stages.common.csv_files import read_csv
 from tools.scale import compose
 
-ROOT = Path(__file__).resolve().parents[1]
-LANGUAGE_MODEL = ROOT / "stages/embedded/models/language"
-DATA = Path(os.environ.get("RD_DATA", ROOT.parent / "shared/data"))
+LANGUAGE_MODEL = REPOSITORY / "stages/embedded/models/language"
+DATA = Path(os.environ.get("RD_DATA", REPOSITORY.parent / "shared/data"))
 CORPUS = DATA / "corpus/remote_sensing_data.txt"
 CORPUS_LINES = 71_102
 PAPERS = DATA / "papers"
@@ -84,26 +82,15 @@ def print_row(what: str, measured: object, wanted: str = "") -> None:
     print(f"| {what} | {measured} | {wanted} |", flush=True)
 
 
-class Usage(NamedTuple):
-    """What a stage used."""
-
-    wall: float  # seconds
-    cpu: float  # processor seconds
-    peak: float  # MB, of its largest process
-
-    def __str__(self) -> str:
-        return f"{self.wall:.1f} s (cpu {self.cpu:.1f} s), {self.peak:.0f} MB"
-
-
 def make_project(source: str, scale: str = "demo", /, **changes: dict) -> Path:
     """Make a folder in which stages can run on papers: params.yaml at a scale, with changes."""
     folder = Path(tempfile.mkdtemp(prefix="text"))
-    params = yaml.safe_load(compose([scale], ROOT)[0])
+    params = yaml.safe_load(compose([scale], REPOSITORY)[0])
     params["fetch_papers"]["source"] = source
     for section, values in changes.items():
         params[section] |= values
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    (folder / "stages").symlink_to(ROOT / "stages")
+    (folder / "stages").symlink_to(REPOSITORY / "stages")
     (folder / "models/base/embedder").mkdir(parents=True)
     return folder
 
@@ -115,25 +102,6 @@ def make_corpus_project(scale: str = "demo", /, **changes: dict) -> Path:
     run_stage(folder, "fetch_papers")
     run_stage(folder, "scrape")
     return folder
-
-
-def run_stage(folder: Path, name: str, cores: int | None = None) -> Usage:
-    """Run a stage, with its argument if it has one, in a folder, on `cores` cores (None: all)."""
-    command = [sys.executable, "-m", *f"stages.{name}".split()]
-    if cores:
-        allowed = sorted(os.sched_getaffinity(0))[:cores]
-        command = ["taskset", "--cpu-list", ",".join(map(str, allowed)), *command]
-    start = time.perf_counter()
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=errors
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        if status:
-            errors.seek(0)
-            sys.exit(f"{name} failed:\n{errors.read()[-2000:]}")
-    return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def benchmark_scrape() -> None:
@@ -151,7 +119,7 @@ def benchmark_scrape() -> None:
         f"{two_cores}; {two_cores.wall / one_core.wall:.2f}x",
         "<= 0.6x, all read",
     )
-    rows = read_report(folder)
+    rows = read_csv(folder / "data/papers_report.csv")
     readable = sum(row["status"] == "ok" for row in rows)
     print_row("papers read", f"{readable} of {len(rows)}", "25 of 25")
     same = 0
@@ -160,17 +128,11 @@ def benchmark_scrape() -> None:
     print_row("papers whose text, before cleaning, is pypdf's own", f"{same} of 25", "25 of 25")
 
 
-def read_report(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of papers_report.csv."""
-    with open(folder / "data/papers_report.csv", encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def benchmark_odd_pdfs() -> None:
     folder = make_project(f"path:{ODD_PDFS}", scrape={"min_papers": 1, "min_test_papers": 1})
     run_stage(folder, "fetch_papers")
     usage = run_stage(folder, "scrape")
-    rows = read_report(folder)
+    rows = read_csv(folder / "data/papers_report.csv")
     failed = [row for row in rows if row["status"] == "failed"]
     without_reason = sum(not row["reason"] for row in failed)
     print_row(
@@ -305,7 +267,7 @@ def benchmark_packing() -> None:
     )
 
 
-def training_rate(sequences: list[list[int]], config: Any, pad: int, seed: int) -> float:
+def training_rate(sequences: list[Any], config: Any, pad: int, seed: int) -> float:
     """Return tokens per processor second of LoRA steps on randomly chosen sequences."""
     from transformers import AutoModelForCausalLM
 
@@ -343,7 +305,7 @@ def benchmark_prompts() -> None:
     folder = make_project(f"path:{PAPERS}", prompt={"compare": [], "per_class": 5})
     (folder / "models/start").mkdir()
     (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}', "utf-8")
-    (folder / "models/base/diffusion").symlink_to(ROOT / "stages/embedded/models/diffusion")
+    (folder / "models/base/diffusion").symlink_to(REPOSITORY / "stages/embedded/models/diffusion")
     for name in ("fetch_papers", "scrape", "index_rag"):
         run_stage(folder, name)
     usage = run_stage(folder, "prompt")
@@ -409,7 +371,7 @@ def benchmark_qlora() -> None:
         return
     from stages.text import lora
 
-    _, params = compose(["paper"], ROOT)
+    _, params = compose(["paper"], REPOSITORY)
     config = params.finetune_llm.model_copy(update={"steps": 20})
     shape = (config.steps * config.batch_size, config.context)
     generator = torch.Generator().manual_seed(0)

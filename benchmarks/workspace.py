@@ -7,10 +7,11 @@ model with random weights.
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 import yaml
 
 from stages.common.artifacts import write_json
@@ -19,27 +20,31 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # As fractions: the demo's counts would leave nothing to train on where there are few images.
 SPLITS = {"valid": 0.1, "test": 0.15}
 # The config.json files of stable-diffusion-v1-5, as far as they differ from the classes' defaults.
-UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": (320, 640, 1280, 1280),
-}
+UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
 VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "layers_per_block": 2,
-    "latent_channels": 4,
     "sample_size": 512,
 }
 TEXT_ENCODER: dict[str, Any] = {
     "hidden_size": 768,
     "intermediate_size": 3072,
-    "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "projection_dim": 768,
 }
+
+
+class Usage(NamedTuple):
+    """What a stage used."""
+
+    wall: float  # seconds
+    cpu: float  # processor seconds
+    peak: float  # MB, of its largest process
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} s (cpu {self.cpu:.1f} s), {self.peak:.0f} MB"
 
 
 def write_params(folder: Path, seed: int = 0, **sections: dict[str, Any]) -> None:
@@ -63,25 +68,35 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def start_module(folder: Path, module: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start `python -m module arguments` in the folder, with a new resume cache."""
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(folder),
-    )
-
-
 def run_module(folder: Path, module: str, *arguments: str) -> str:
     """Run `python -m module arguments` in the folder; returns what it printed."""
-    process = start_module(folder, module, *arguments)
-    output, errors = process.communicate()
-    if process.returncode:
-        sys.exit(f"{module}: {errors[-2000:]}")
-    return output
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"{module}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def run_stage(folder: Path, name: str, cores: int | None = None) -> Usage:
+    """Run a stage, with its argument if it has one, in a folder, on `cores` cores (None: all).
+
+    The kernel counts this process's memory in the peak: import nothing large before.
+    """
+    command = [sys.executable, "-m", *f"stages.{name}".split()]
+    if cores:
+        allowed = sorted(os.sched_getaffinity(0))[:cores]
+        command = ["taskset", "--cpu-list", ",".join(map(str, allowed)), *command]
+    start = time.perf_counter()
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
+        process = subprocess.Popen(command, cwd=folder, env=environment(folder), stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        if status:
+            errors.seek(0)
+            sys.exit(f"{name} failed:\n{errors.read()[-2000:]}")
+    return Usage(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def make_demo(folder: Path, images: int, **sections: dict[str, Any]) -> Path:
@@ -106,8 +121,7 @@ def make_stable_diffusion(
     The model has the architecture of Stable Diffusion v1.5; `model` names one that another call
     made. `sections` are written to params.yaml. Returns the folder.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    import torch
 
     imagery: dict[str, Any] = SPLITS | {"max_images": images, "resolution": resolution}
     encoding: dict[str, Any] = {"base_domain": "none", "batch_size": 16, "precision": "bf16"}
@@ -118,18 +132,24 @@ def make_stable_diffusion(
     # Replace the embedded model, except its tokenizer and scheduler.
     model = folder / "models/base/diffusion"
     torch.manual_seed(0)
-    text_config = CLIPTextConfig(**TEXT_ENCODER, vocab_size=49408, max_position_embeddings=77)
-    parts: dict[str, Any] = {
-        "unet": UNet2DConditionModel(**UNET),
-        "vae": AutoencoderKL(**VAE),
-        "text_encoder": CLIPTextModel(text_config),
-    }
-    for name, part in parts.items():
-        for file in (model / name).iterdir():
+    for part in ("unet", "vae", "text_encoder"):
+        for file in (model / part).iterdir():
             file.unlink()
-        part.save_pretrained(model / name)
+        build_part(part).save_pretrained(model / part)
     write_json(folder / "models/start/start.json", {"folder": "models/base/diffusion"})
     return folder
+
+
+def build_part(part: str) -> Any:
+    """Build the `unet`, `vae` or `text_encoder` of Stable Diffusion v1.5, with random weights."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    if part == "unet":
+        return UNet2DConditionModel(**UNET)
+    if part == "vae":
+        return AutoencoderKL(**VAE)
+    return CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER))
 
 
 def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from stages.common.artifacts import read_rows
 from stages.common.class_balance import share_among_classes, share_among_prompts
-from stages.evaluation.plots import write_csv
+from stages.common.csv_files import write_csv
 from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage

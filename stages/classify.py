@@ -14,10 +14,10 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from stages.common.artifacts import read_json, write_json
+from stages.common.csv_files import write_csv
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.labels import LABEL_SETS, read_label_set
-from stages.evaluation.plots import write_csv
 from stages.evaluation.scores import average_by_class, average_over_seeds, share_of_ceiling
 from stages.params import load
 from stages.runtime.errors import exit_with_error

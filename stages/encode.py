@@ -9,6 +9,7 @@ Reads the training and validation imagery, images of the base model's own domain
 is missing.
 """
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +25,7 @@ from stages.common import sources
 from stages.common.artifacts import (
     decode_image,
     fingerprint,
+    read_json,
     shard_paths,
     stream_rows,
     write_json,
@@ -44,8 +46,10 @@ from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
 from stages.params import Encode, load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import ordered_map
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
+from stages.runtime.progress import progress_bar
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -69,23 +73,28 @@ def main() -> None:
         OUT.mkdir(parents=True)
     state.wait_for_everyone()
 
-    # The images to encode, and how their pixels are normalized.
+    # The images to encode.
     images = {"train": TRAIN, "valid": VALID}
     if config.base_domain != "none":
         if state.is_main_process:
             fetch_base_domain(config)
         state.wait_for_everyone()
         images["base"] = BASE_IMAGES
-    normalization = read_folded(start)
-    if config.normalization == "dataset":
-        normalization = dataset_normalization(TRAIN)
-
     # A run resumes only what the same params made of the same bytes of all inputs.
     inputs: list[str | Path] = [*images.values()]
     inputs += [start / part for part in ("vae", "tokenizer", "text_encoder")]
     inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
-    settings = {"encode": config.model_dump(), "normalization": normalization}
-    with resume_folder("encode", fingerprint(settings, inputs)) as cache:
+    with resume_folder("encode", fingerprint({"encode": config.model_dump()}, inputs)) as cache:
+        # How pixels are normalized: as the VAE reads them, or by their own mean and deviation.
+        normalization_file = cache / "normalization.json"
+        if state.is_main_process and not normalization_file.exists():
+            own = config.normalization == "dataset"
+            write_json(
+                normalization_file, dataset_normalization(TRAIN) if own else read_folded(start)
+            )
+        state.wait_for_everyone()
+        normalization = read_json(normalization_file)
+
         # Encode each distinct caption once, if the embeddings fit beside the latents.
         captions = number_captions(images.values())
         free_bytes = config.cache_gb * GB - latents_bytes
@@ -102,20 +111,32 @@ def main() -> None:
 
         if state.is_main_process:
             shutil.rmtree(BASE_IMAGES, ignore_errors=True)
-            write_json(cache / "normalization.json", normalization)
-            move_to_output(cache)
+            copy_to_output(cache)
         state.wait_for_everyone()
 
 
-def move_to_output(cache: Path) -> None:
-    """Move the finished files, but for the notes of finished groups, to the output folder.
+def copy_to_output(cache: Path) -> None:
+    """Copy the finished files, but for the notes of finished groups, to the output folder.
 
-    Where another run waits for them, they are copied.
+    The cache keeps them until it is removed, so a kill loses none. Where no other run waits for the
+    cache, which could write to them, and both are on one disk, the copies are links.
     """
-    transfer = shutil.copyfile if is_awaited(cache) else shutil.move
+    is_shared = is_awaited(cache)
     for file in sorted(cache.iterdir()):
-        if file.suffix != ".npy":
-            transfer(file, OUT / file.name)
+        if file.suffix == ".npy":
+            continue
+        if is_shared:
+            shutil.copyfile(file, OUT / file.name)
+        else:
+            link_or_copy(file, OUT / file.name)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` another name of a file; a copy of it where the file system can't."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def check_config(config: Encode, state: PartialState) -> None:
@@ -163,18 +184,25 @@ def fetch_base_domain(config: Encode) -> None:
 
 def dataset_normalization(images: Path) -> dict[str, Any]:
     """Mean and standard deviation [3] of the pixels of a folder of shards, in [0, 1]."""
-    pixel_sum = np.zeros(3)
-    square_sum = np.zeros(3)
-    pixel_count = 0
-    for row in stream_rows(images, ["image"]):
-        image = decode_image(row["image"])
-        pixels = np.asarray(image, np.float64).reshape(-1, 3) / 255  # [H * W, 3]
-        pixel_sum += pixels.sum(0)
-        square_sum += (pixels * pixels).sum(0)
-        pixel_count += len(pixels)
-    mean = pixel_sum / pixel_count
-    std = np.sqrt(np.maximum(square_sum / pixel_count - mean**2, 1e-8))
+    cells = (("", row["image"]) for row in stream_rows(images, ["image"]))
+    histograms = progress_bar(
+        ordered_map(channel_histograms, cells),
+        total=count_images(images),
+        desc="encode normalization",
+        unit="image",
+    )
+    counts = sum(histogram for _, histogram in histograms)  # [3, 256]
+    levels = np.arange(256) / 255
+    pixel_count = counts[0].sum()
+    mean = counts @ levels / pixel_count
+    std = np.sqrt(np.maximum(counts @ levels**2 / pixel_count - mean**2, 1e-8))
     return {"normalization": "dataset", "mean": mean.tolist(), "std": std.tolist()}
+
+
+def channel_histograms(cell: dict) -> np.ndarray:
+    """How many pixels of an image have each level: int64 [3, 256]."""
+    channels = np.asarray(decode_image(cell)).reshape(-1, 3).T
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
 
 
 def number_captions(folders: Iterable[Path]) -> pa.Array:

@@ -26,7 +26,7 @@ from stages.imagery.readers.open_source import open_source
 from stages.imagery.scene_tiles import cut_scenes
 from stages.imagery.schema import imagery_schema
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.source_rasters import check_stretch, choose_stretch, describe_pixels
+from stages.imagery.source_rasters import choose_stretch, describe_pixels
 from stages.imagery.splits import match_splits, name_hash
 from stages.imagery.stretch import fixed_stretch
 from stages.imagery.survey import check_classes, check_survey, choose_items, survey_items
@@ -36,6 +36,7 @@ from stages.imagery.tile_reading import (
     fill_in_thumbnails,
     read_rows,
     read_tiles,
+    summarize_label_shares,
 )
 from stages.imagery.tile_splits import has_windows, split_tiles
 from stages.imagery.tile_spool import SpooledTile, TileSpool
@@ -79,7 +80,6 @@ def main() -> None:
         # percentiles of all of them; the stretch of the training tiles needs the splits.
         log_systems(tile.georeference for tile in tiles if tile.pixel_count)
         stretch = choose_stretch(config.stretch, spool, rasters)
-        check_stretch(config.stretch, stretch, spool)
         finish = Finish(config.resolution, stretch, rasters.alpha_is_mask)
         fill_in_thumbnails(spool, statistics, finish)
         groups = group_near_duplicates(statistics.thumbnails)
@@ -96,7 +96,7 @@ def main() -> None:
             **dict(sorted(statistics.counts.items())),
             "unused_splits": survey.unused_splits(splits),
             **split_counts,
-            **count_masked_pixels(tiles),
+            **(count_masked_pixels(tiles) | summarize_label_shares(tiles)),
         }
         write_json(out / "REPORT.json", report)
         sources.write_source_json(

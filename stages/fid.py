@@ -8,9 +8,8 @@ writes  metrics/fid.json                distances, per extractor and protocol; s
         metrics/caption_agreement.json  caption and class agreement; CLIP score with `clip`
         metrics/plots/{fid_curve,nearest_training,caption_agreement_by_scene}.csv
 
-Distances stand beside their intervals, their floor (as many real training tiles, where there are
-so many, of the scenes of the real test tiles, against these) and their base (the model before
-fine-tuning).
+Beside each distance stand its interval, its floor (that of as many real training tiles, if there
+are so many, of the scenes of the test tiles) and its base (that of the model before fine-tuning).
 """
 
 from pathlib import Path
@@ -20,6 +19,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load_file
 
 from stages.common.artifacts import read_json, write_json
+from stages.common.csv_files import write_csv
 from stages.common.rng import rng
 from stages.evaluation.caption_agreement import (
     caption_agreement,
@@ -36,7 +36,6 @@ from stages.evaluation.memorization import (
     nearest_neighbors_dihedral,
 )
 from stages.evaluation.pairing import Pairing
-from stages.evaluation.plots import write_csv
 from stages.evaluation.protocols import (
     curve_rows,
     fid_curves,
@@ -75,11 +74,12 @@ def main() -> None:
     # Pixels: compression artifacts, and near-copies of training images.
     pixels = read_features("pixels")
     thumbnails = {name: values["features"] for name, values in pixels.items()}
-    in_mix = draw_in_class_mix(pixels["test"], labels, params.seed)
+    in_mix, has_class_mix = draw_in_class_mix(pixels["test"], labels, params.seed)
     image_metrics["compression_artifacts"] = {
         name: compare_compression_artifacts(real, pixels[name], name)
         for name, real in (("tuned", pixels["test"]), ("synthetic", in_mix))
     }
+    image_metrics["compression_artifacts"]["synthetic"]["class_mix"] = int(has_class_mix)
     image_metrics["pixels"], _ = compare_with_training_images(
         thumbnails, rows["synthetic"]["row"], labels, nearest_neighbors_dihedral, params.seed
     )
@@ -137,9 +137,9 @@ def compare_sets(
         "standard": standard_protocol(sets, curves, config, seed, extractor, pairing),
         "paper": paper_protocol(sets, pairing, config, seed),
     }
-    told_apart = compare_separability(sets, files, real_indices, seed)
-    if told_apart:
-        metrics["separability"] = told_apart
+    separability = compare_separability(sets, files, real_indices, seed)
+    if separability:
+        metrics["separability"] = separability
     padded_file = PADDED_TEST / f"{extractor}.safetensors"
     if padded_file.exists():
         padded_sets = sets | {"test": read_finite(padded_file)["features"]}

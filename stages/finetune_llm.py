@@ -13,6 +13,7 @@ QLoRA: Dettmers et al. 2023.
 """
 
 import math
+from inspect import getfile
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -59,22 +60,10 @@ def main() -> None:
     document_ids = [tokens.encode(texts, tokenizer) for texts in documents]
     start = tokens.start_ids(tokenizer)
 
-    # Measure the base model before LoRA wraps it.
+    # Load the base model, wrapped in adapters that change nothing until they are trained.
     base = lora.load_base(BASE, config.quantization)
     check_vocabulary(BASE, tokenizer, base)
     refuse_long_context(base, config.context)
-    base_losses = document_losses(base, document_ids, config.context, start)  # [documents, 2]
-    if documents:
-        documents, document_ids, base_losses = leave_out_unscored(
-            documents, document_ids, base_losses
-        )
-        if not math.isfinite(perplexity(base_losses)):
-            exit_with_error(
-                f"{BASE}: its perplexity is NaN or inf before any training: its weights are too "
-                "large for float32"
-            )
-
-    # Fine-tune and measure again.
     model = lora.add_lora(base, config)
     trainable, total = model.get_nb_trainable_parameters()  # a 4-bit weight counts as one
     log(
@@ -83,8 +72,18 @@ def main() -> None:
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with resume_folder("finetune_llm", run_fingerprint(config, seed)) as folder:
+        # Measure, fine-tune, and measure again.
+        base_losses = document_losses(
+            model, document_ids, config.context, start, folder / "base_losses.json"
+        )  # [documents, 2]
+        if documents:
+            documents, document_ids, base_losses = leave_out_unscored(
+                documents, document_ids, base_losses
+            )
         loss_log = lora.train(model, sequences, pad, config, seed, folder)
-        losses = document_losses(model, document_ids, config.context, start)  # [documents, 2]
+        losses = document_losses(
+            model, document_ids, config.context, start, folder / "losses.json"
+        )  # [documents, 2]
 
         metrics = perplexity_metrics(losses, base_losses, documents) if documents else {}
         metrics |= {
@@ -126,12 +125,17 @@ def read_chunks() -> tuple[list[str], list[list[str]]]:
 
 
 def leave_out_unscored(
-    documents: list[list[str]], document_ids: list[list[list[int]]], losses: np.ndarray
-) -> tuple[list[list[str]], list[list[list[int]]], np.ndarray]:
+    documents: list[list[str]], document_ids: list[list[np.ndarray]], losses: np.ndarray
+) -> tuple[list[list[str]], list[list[np.ndarray]], np.ndarray]:
     """Return the held-out papers that have a scored token, their token ids and their losses.
 
+    Args:
+        documents: the texts of each paper.
+        document_ids: the token ids of each text.
+        losses: of the base model, [documents, 2].
+
     Raises:
-        SystemExit: no paper has one.
+        SystemExit: no paper has one, or the losses are NaN or inf.
     """
     scored = np.flatnonzero(losses[:, 1])
     if len(scored) < len(documents):
@@ -141,10 +145,15 @@ def leave_out_unscored(
         )
     if not len(scored):
         exit_with_error(f"{CHUNKS}: no held-out paper has a token to score")
+    if not math.isfinite(perplexity(losses)):
+        exit_with_error(
+            f"{BASE}: its perplexity is NaN or inf before any training: its weights are too large "
+            "for float32"
+        )
     return [documents[i] for i in scored], [document_ids[i] for i in scored], losses[scored]
 
 
-def make_sequences(train_ids: list[list[int]], config: FinetuneLLM, seed: int) -> list[list[int]]:
+def make_sequences(train_ids: list[np.ndarray], config: FinetuneLLM, seed: int) -> list[np.ndarray]:
     """Return the training sequences of at most `context` tokens, packed if `packing` is true."""
     if config.packing:
         sequences = tokens.pack(train_ids, config.context, rng(seed, "pack"))
@@ -169,7 +178,7 @@ def refuse_long_context(base: Any, context: int) -> None:
 
 def run_fingerprint(config: FinetuneLLM, seed: int) -> str:
     """Return the fingerprint of everything that a checkpoint depends on."""
-    code = [__file__, lora.__file__, tokens.__file__]
+    code = [__file__, lora.__file__, tokens.__file__, getfile(document_losses)]
     return fingerprint({**config.model_dump(), "seed": seed}, [CHUNKS, BASE, *code])
 
 

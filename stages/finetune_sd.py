@@ -39,8 +39,8 @@ from stages.runtime.tracking import LogMetrics, track_metrics
 LATENTS = Path("data/latents")
 OUT = Path("models/diffusion")
 LOG_STEPS = 10  # optimizer steps between two readings of the loss; each reading waits for the GPU
-# Params that change no weight of any step: a run goes on under other values of them. Compiled code
-# may round otherwise.
+# Params that don't affect the weights, so a resumed run may change them. (Compiled code may round
+# differently.)
 SAVING = ("keep_checkpoints", "gradient_checkpointing", "compile")
 GRID = ("grid_captions", "grid_steps")  # decide `diversity`
 MEASURING = ("checkpoint_steps", *GRID)
@@ -135,14 +135,14 @@ def measure_base(
             f"{evaluator.start}: its loss is NaN or infinite before any training: its weights, or "
             f"{LATENTS}, hold such values in {trainer.config.precision}"
         )
-    evaluator.question_prediction_type(trainer, row["validation_loss"])
+    evaluator.warn_of_wrong_prediction_type(trainer, row["validation_loss"])
     return TrainingState(curve=[row])
 
 
 def note_measuring(state: TrainingState, config: FinetuneSD) -> None:
     """Note by which params the curve is measured from here on; log where they were others.
 
-    The diversity of other grids is forgotten: the report takes all of it to be of these.
+    `diversity` measured on another grid is dropped: the report assumes one grid.
     """
     measuring = config.model_dump(include=set(MEASURING))
     if state.measuring and state.measuring != measuring:

@@ -6,7 +6,6 @@ Reads `data/prompts.parquet` and `data/images_per_prompt.csv`, writes `data/gene
 `select` makes the synthetic data set. One process or several write the same bytes.
 """
 
-import csv
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import IMAGE
+from stages.common.csv_files import read_csv
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion.sampler import PROVENANCE, generate_shards
 from stages.diffusion.unread_text import log_unread_prompts
@@ -52,11 +52,10 @@ def main() -> None:
 
 def read_image_counts(draw: float | None) -> dict[int, int]:
     """The number of images to draw of each prompt, by its row; `draw` as in `count_drawn`."""
-    with open(IMAGES_PER_PROMPT, encoding="utf-8", newline="") as file:
-        return {
-            int(line["row"]): count_drawn(int(line["images"]), draw)
-            for line in csv.DictReader(file)
-        }
+    return {
+        int(line["row"]): count_drawn(int(line["images"]), draw)
+        for line in read_csv(IMAGES_PER_PROMPT)
+    }
 
 
 def count_drawn(kept: int, draw: float | None) -> int:

@@ -367,6 +367,9 @@ class FetchModel(Section):
     )
 
 
+ROLES = tuple(FetchModel.model_fields)
+
+
 class TrainBase(Section):
     source: Literal["base", "scratch"] = Field(
         description="base: fetch_model.diffusion as it is; scratch: train a VAE and a text encoder"

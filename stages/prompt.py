@@ -3,8 +3,8 @@
     python -m stages.runtime.launch prompt
 
 reads   classes, prompt, seed; models/index, models/base/{embedder,writer,language}, models/llm, the
-        tokenizer of models/start, stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer
-        openai)
+        tokenizer of models/start, the captions of data/imagery/train,
+        stages/embedded/notes_questions.csv; $OPENAI_API_KEY (writer openai)
 writes  data/prompts.parquet     row, label, prompt (with the cues), negative_prompt, writer,
                                  technique, passages, tokens
         metrics/prompts.json     {writer: {technique: the metrics of stages/text/prompt_metrics.py}}
@@ -18,21 +18,21 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stages.common.artifacts import write_json, write_table
+from stages.common.artifacts import stream_rows, write_json, write_table
 from stages.diffusion.models import start_folder
-from stages.params import Prompt, Technique, load
+from stages.imagery.captions import caption_from_scene
+from stages.params import Prompt, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics
-from stages.text.class_words import ClassLexicon, complete_words
+from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words
 from stages.text.prompt_writing import PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Retriever
 from stages.text.writers import INSTRUCTED, make_writer
 from stages.text.writers.answer_cache import open_answer_cache
-from stages.text.writers.interface import PromptWriter
 
-QUESTIONS = Path("stages/embedded/notes_questions.csv")
+TRAIN = Path("data/imagery/train")
 SCHEMA = pa.schema(
     [
         ("row", pa.int32()),
@@ -50,7 +50,8 @@ SCHEMA = pa.schema(
 def main() -> None:
     params = load()
     prompt = params.prompt
-    classes = ClassLexicon(complete_words(params.classes, prompt.words))
+    training = read_training_captions()
+    classes = ClassLexicon(complete_words(params.classes, prompt.words, training))
     counts = {label: count for label, count in params.prompts_per_class().items() if count}
     retriever = Retriever(INDEX, EMBEDDER)
     count_tokens = checks.ClipTokenCounter(start_folder() / "tokenizer")
@@ -60,17 +61,15 @@ def main() -> None:
     with open_answer_cache(prompt, params.seed, INSTRUCTED) as answers:
         # The prompts of the data set.
         writer = make_writer(prompt, prompt.writer, prompt.technique, classes, params.seed, answers)
-        collector = make_collector(
-            writer, prompt.technique, prompt, classes, retriever, count_tokens
+        collector = PromptCollector(
+            writer, prompt.technique, classes, retriever, count_tokens, prompt
         )
         collect_data_set(collector, prompt, counts)
         metrics = {
             prompt.writer: {
                 prompt.technique: {
                     **prompt_metrics.evaluate_prompts(collector, list(counts)),
-                    **prompt_metrics.evaluate_retrieval(
-                        retriever, classes, list(counts), QUESTIONS
-                    ),
+                    **prompt_metrics.evaluate_retrieval(retriever, classes, list(counts)),
                 }
             }
         }
@@ -78,8 +77,8 @@ def main() -> None:
         # Further writers and techniques, whose prompts are measured but not used.
         for pair in prompt.compare:
             writer = make_writer(prompt, pair.writer, pair.technique, classes, params.seed, answers)
-            compared = make_collector(
-                writer, pair.technique, prompt, classes, retriever, count_tokens
+            compared = PromptCollector(
+                writer, pair.technique, classes, retriever, count_tokens, prompt
             )
             for label in counts:
                 compared.collect(label, prompt.compare_count, attempts=1)
@@ -92,6 +91,25 @@ def main() -> None:
     if collector.rejections:
         line += f"; rejected: {describe_rejections(collector.rejections, collector.examples)}"
     log(line)
+    log_unread_names(collector, classes, training)
+    if training.of_scenes:
+        log(
+            f"prompt: all training captions are written from {len(training.of_scenes)} class "
+            "names: the fine-tuned model has learned no other words. prompt.per_class: 1 and more "
+            "generate.images_per_prompt draw images of these captions alone"
+        )
+
+
+def read_training_captions() -> TrainingCaptions:
+    """Read what the captions of the training tiles say."""
+    captions: dict[str, None] = {}
+    of_scenes: dict[str, str] = {}
+    from_names = True
+    for row in stream_rows(TRAIN, ["captions", "scene"]):
+        captions |= dict.fromkeys(row["captions"])
+        of_scenes[row["scene"]] = caption_from_scene(row["scene"])
+        from_names = from_names and row["captions"] == [of_scenes[row["scene"]]]
+    return TrainingCaptions(". ".join(captions), of_scenes if from_names else {})
 
 
 def check_negative_prompt(text: str, count_tokens: checks.ClipTokenCounter) -> None:
@@ -117,20 +135,6 @@ def check_positive_cues(cues: str) -> None:
             )
 
 
-def make_collector(
-    writer: PromptWriter,
-    technique: Technique,
-    prompt: Prompt,
-    classes: ClassLexicon,
-    retriever: Retriever,
-    count_tokens: checks.ClipTokenCounter,
-) -> PromptCollector:
-    """Make the collector of one writer's prompts with one technique."""
-    return PromptCollector(
-        writer, technique, classes, retriever, count_tokens, prompt.positive_cues, prompt.top_k
-    )
-
-
 def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[str, int]) -> None:
     """Collect so many prompts of each class; exit with an error where a class has too few."""
     for label, count in progress_bar(counts.items(), desc="prompt", unit="class"):
@@ -150,6 +154,24 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[st
         log(
             f"prompt: {composed} of {len(collector.kept)} prompts are composed of the classes' "
             "words: too few sentences of the passages describe a class from above"
+        )
+
+
+def log_unread_names(
+    collector: PromptCollector, classes: ClassLexicon, training: TrainingCaptions
+) -> None:
+    """Log how many prompts name their class by words that no training caption holds."""
+    read = {label: classes.names_in(training.text, label) for label in classes.words}
+    unread = [
+        kept
+        for kept in collector.kept
+        if read[kept.label].isdisjoint(classes.names_in(kept.text, kept.label))
+    ]
+    if unread:
+        log(
+            f"prompt: {len(unread)} of {len(collector.kept)} prompts name their class by words "
+            f'that no training caption holds ("{unread[0].text}"): the fine-tuned model has not '
+            f"learned them; give {unread[0].label} such names in prompt.words, names"
         )
 
 

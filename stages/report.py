@@ -13,11 +13,11 @@ writes  metrics/report/      index.html with its pictures (opens from disk), gri
                              DVC, since it differs from run to run
 """
 
-import csv
 from pathlib import Path
 
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.class_names import slug
+from stages.common.csv_files import read_csv
 from stages.params import load
 from stages.reporting import selection
 from stages.reporting.album import Album
@@ -103,7 +103,7 @@ def main() -> None:
             tables,
             metrics,
             gallery.items,
-            context=context,
+            context,
             gallery=by_class,
             extremes=extremes,
             judged=gallery.judged,
@@ -127,11 +127,6 @@ def main() -> None:
     write_json("metrics/context.json", context_json(tables, context, described))
     write_run_script(report_id)
     log(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")
-
-
-def read_csv(path: str) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_grids(

@@ -65,7 +65,7 @@ def summarize(ratings: list[Rating], class_count: int) -> dict:
     if decided:
         metrics |= proportion("detection_accuracy", decided, "answer", "truth")
         metrics["detection_chance"] = 0.5
-    named = [rating for rating in ratings if rating["label"] and says(rating, "label_answer")]
+    named = [rating for rating in ratings if rating["label"] and is_given(rating, "label_answer")]
     for truth in TRUTHS:
         if of_truth := [rating for rating in named if rating["truth"] == truth]:
             metrics |= proportion(f"class_agreement_{truth}", of_truth, "label_answer", "label")
@@ -131,8 +131,8 @@ def share(key: str, ratings: list[Rating], successes: np.ndarray) -> dict[str, f
     }
 
 
-def says(rating: Rating, field: str) -> bool:
-    """Whether an answer says something: it is neither blank nor "can't tell"."""
+def is_given(rating: Rating, field: str) -> bool:
+    """Whether an answer was given: it is neither blank nor "can't tell"."""
     return rating[field] not in ("", CANNOT_TELL)
 
 
@@ -151,10 +151,10 @@ def krippendorff_alpha(
 
     None where it is not defined: no tile was rated by two, or all gave the same value everywhere.
     """
-    values = sorted({rating[field] for rating in ratings if says(rating, field)})
+    values = sorted({rating[field] for rating in ratings if is_given(rating, field)})
     counts_by_tile: dict[str, list[int]] = {}
     for rating in ratings:
-        if says(rating, field):
+        if is_given(rating, field):
             counts = counts_by_tile.setdefault(rating["tile"], [0] * len(values))
             counts[values.index(rating[field])] += 1
     shared = [counts for counts in counts_by_tile.values() if sum(counts) > 1]

@@ -15,7 +15,6 @@ padded to the same number of bytes, so that neither class, name, size, order nor
 answer away.
 """
 
-import csv
 import hashlib
 import io
 from pathlib import Path
@@ -23,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.common.artifacts import read_rows, write_atomically
+from stages.common.artifacts import read_rows
+from stages.common.csv_files import write_csv
 from stages.common.rng import rng
 from stages.params import load
 from stages.reporting import templates
@@ -92,14 +92,10 @@ def main() -> None:
             cannot_tell=CANNOT_TELL,
         )
         (out / "index.html").write_text(page, encoding="utf-8")
-    sink = io.StringIO()
-    writer = csv.writer(sink, lineterminator="\n")
-    writer.writerow(KEY_COLUMNS)
-    for name, (truth, row) in zip(names, tiles):
-        writer.writerow((run, name, truth, labels[truth][row]))
-    shown = {labels[truth][row] for truth, row in tiles}
-    writer.writerows((run, "", "", label) for label in offered if label not in shown)
-    write_atomically(KEY, sink.getvalue().encode())
+    key = [(run, name, truth, labels[truth][row]) for name, (truth, row) in zip(names, tiles)]
+    shown = {label for *_, label in key}
+    key += [(run, "", "", label) for label in offered if label not in shown]
+    write_csv(KEY, [dict(zip(KEY_COLUMNS, row)) for row in key], KEY_COLUMNS)
     log(f"review_page: {len(names)} tiles of {len(classes)} classes in {OUT}, the key in {KEY}")
 
 

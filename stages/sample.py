@@ -9,7 +9,6 @@ to 10 with the fine-tuned model. Writes `data/samples/<which>/`; one process or 
 same bytes.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import IMAGE, shard_paths, stream_rows
+from stages.common.csv_files import read_csv
 from stages.common.rng import rng
 from stages.common.torch_setup import make_deterministic
 from stages.diffusion import models
@@ -88,11 +88,10 @@ def caption_rows(seed: int, copies: int) -> Iterator[dict]:
 
 def figure_rows() -> Iterator[dict]:
     """Four rows per figure of the paper. Their land-cover class stands in the column `scene`."""
-    with open(FIGURES, encoding="utf-8", newline="") as file:
-        for figure in csv.DictReader(file):
-            for copy in range(IMAGES_PER_FIGURE):
-                filename = f"figure_{figure['figure']}_{copy}.png"
-                yield make_row(filename, figure["label"], figure["prompt"])
+    for figure in read_csv(FIGURES):
+        for copy in range(IMAGES_PER_FIGURE):
+            filename = f"figure_{figure['figure']}_{copy}.png"
+            yield make_row(filename, figure["label"], figure["prompt"])
 
 
 def make_row(filename: str, scene: str, caption: str) -> dict:

@@ -16,8 +16,6 @@ of lines where it has fewer than three, and each part counts as a paper (page 0;
 applies only where there are other files). A file that is not UTF-8 text has failed.
 """
 
-import csv
-import io
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.common import artifacts
+from stages.common.csv_files import write_csv
 from stages.params import load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -224,9 +223,7 @@ def log_cuts(report: list[ReportRow]) -> None:
 
 def write_report(report: list[ReportRow]) -> None:
     """Write `REPORT`, a CSV file with a row per paper."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([ReportRow._fields, *report])
-    artifacts.write_atomically(REPORT, text.getvalue().encode())
+    write_csv(REPORT, [row._asdict() for row in report], ReportRow._fields)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ writes  data/synthetic         rows of data/generated, in their order
 `stages/evaluation/selection.py` holds the rules.
 """
 
-import csv
 import os
 import shutil
 from collections import Counter
@@ -18,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 
 from stages.common.artifacts import (
-    decode_image,
     read_json,
     read_rows,
     shard_paths,
@@ -29,6 +28,7 @@ from stages.common.artifacts import (
     write_shards,
 )
 from stages.common.class_names import slug
+from stages.common.csv_files import read_csv
 from stages.evaluation.selection import Candidates, Selection, select_images
 from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_bytes
 from stages.params import load
@@ -86,10 +86,9 @@ def count_wanted(rows: list[dict]) -> dict[str, int]:
     """The number of images of each class to keep; rows: `row` and `label` of the images drawn."""
     label_of_prompt = {row["row"]: row["label"] for row in rows}
     wanted: Counter[str] = Counter()
-    with open("data/images_per_prompt.csv", encoding="utf-8", newline="") as file:
-        for line in csv.DictReader(file):
-            if int(line["images"]):  # else none was drawn
-                wanted[label_of_prompt[int(line["row"])]] += int(line["images"])
+    for line in read_csv("data/images_per_prompt.csv"):
+        if int(line["images"]):  # else none was drawn
+            wanted[label_of_prompt[int(line["row"])]] += int(line["images"])
     return wanted
 
 
@@ -130,22 +129,24 @@ def judge_images(seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     # Imported late: a set of all images needs no network.
     import torch
 
-    from stages.common.torch_setup import make_deterministic
+    from stages.common.torch_setup import device_type, make_deterministic
     from stages.evaluation.extractors import load_extractor
     from stages.evaluation.networks import batched, decode_batch
 
     make_deterministic(seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     classifier = load_extractor("scene").to(device)
     scenes = read_json(SCENE / "config.json")["scenes"]
     for rows in batched(stream_rows(GENERATED, ["image"]), BATCH_SIZE):
         padding = [rows[-1]] * (BATCH_SIZE - len(rows))
+        pixels = decode_batch(rows + padding)  # [B, 3, H, W]
         with torch.inference_mode():
-            outputs = classifier(decode_batch(rows + padding).to(device))
+            outputs = classifier(pixels.to(device))
         seen = outputs["logits"].argmax(1).tolist()  # [B]
         features = outputs["features"].float().cpu().numpy()  # [B, D]
-        for row, scene, feature in zip(rows, seen, features):
-            thumbnail = thumbnail_bytes(decode_image(row["image"]))
+        images = pixels[: len(rows)].permute(0, 2, 3, 1).numpy()  # [B, H, W, 3]
+        for image, scene, feature in zip(images, seen, features):
+            thumbnail = thumbnail_bytes(Image.fromarray(image))
             yield scenes[scene], feature, np.frombuffer(thumbnail, "<u2")
 
 

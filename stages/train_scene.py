@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from stages.common.artifacts import read_rows
 from stages.common.sources import file_hashes
-from stages.common.torch_setup import make_deterministic, torch_generator
+from stages.common.torch_setup import device_type, make_deterministic, torch_generator
 from stages.evaluation.networks import (
     channel_statistics,
     create_network,
@@ -164,7 +164,7 @@ def train(
     Raises:
         SystemExit: the loss, or what the trained network answers, is NaN or inf.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_type()
     network = create_network(config.model, class_count, config.resolution, "train_scene.model")
     network = network.to(device).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)

@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 
 from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
 from stages.common.class_names import slug
+from stages.common.csv_files import write_csv
 from stages.embedded.scenes import SCENES, render_tiles
-from stages.evaluation.plots import write_csv
-from stages.reporting.context import ROLES
+from stages.params import ROLES
 from tools.scale import compose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -119,7 +119,7 @@ def build(
     for name, metrics in finished_metrics(count, list(classes), scenes, per_class).items():
         write_json(root / f"metrics/{name}.json", metrics)
     for name, rows in finished_plots(names, list(classes), scenes, per_class).items():
-        write_csv(str(root / f"metrics/plots/{name}.csv"), rows, list(rows[0]))
+        write_csv(root / f"metrics/plots/{name}.csv", rows, list(rows[0]))
     write_pipeline(root, classes)
     return root
 
@@ -501,6 +501,7 @@ def image_metrics(count: int) -> dict:
         }
         for image_set, detail_ratio in (("tuned", 0.6), ("synthetic", 0.9))
     }
+    compression_artifacts["synthetic"]["class_mix"] = 1
     by_image_set = {"tuned": memorization, "synthetic": memorization}
     return {
         "compression_artifacts": compression_artifacts,

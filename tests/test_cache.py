@@ -87,4 +87,4 @@ def test_a_full_disk_is_answered_by_copying_what_is_finished(root, monkeypatch):
     monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(other))
     with resume_folder("finetune_sd", "aaaa") as folder:
         assert (folder / "finished").stat().st_size == 2000
-    assert not folder.exists() and not resume_cache.beside(folder, "origin").exists()
+    assert not folder.exists() and not resume_cache.side_file(folder, "origin").exists()

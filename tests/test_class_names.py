@@ -46,9 +46,9 @@ def test_scenes_are_one_level_of_the_metrics_whatever_their_names():
 
 
 def test_tables_of_plots_hold_the_names_themselves(tmp_path):
-    from stages.evaluation.plots import write_csv
+    from stages.common.csv_files import write_csv
 
-    write_csv(str(tmp_path / "a.csv"), [{"class": name, "n": 1} for name in NAMES], ["class", "n"])
+    write_csv(tmp_path / "a.csv", [{"class": name, "n": 1} for name in NAMES], ["class", "n"])
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as file:
         assert [row["class"] for row in csv.DictReader(file)] == NAMES
 

@@ -8,7 +8,7 @@ import pytest
 
 from stages.params import Words
 from stages.text import checks
-from stages.text.class_words import LOOKS, PARTS, ClassLexicon, complete_words
+from stages.text.class_words import LOOKS, PARTS, ClassLexicon, TrainingCaptions, complete_words
 from stages.text.writers.extractive import compose_candidates, score_sentence
 from stages.text.writers.instructions import FEW_SHOT_EXAMPLES, few_shot_examples, format_request
 
@@ -47,9 +47,19 @@ def composed_prompts(lexicon: ClassLexicon, label: str) -> list[str]:
 def test_words_are_derived_of_names_and_scenes():
     classes = {"AnnualCrop": ["AnnualCrop"], "Built up": ["denseresidential", "rail_way"]}
     words = complete_words(classes, {})
-    assert words["AnnualCrop"] == (("annual crop",), (), "annual crop", LOOKS, PARTS)
+    assert words["AnnualCrop"] == (("annual crop",), (), "annual crop", LOOKS, PARTS, ())
     assert words["Built up"].names == ("built up", "denseresidential", "rail way")
     assert words["Built up"].description == "built up, denseresidential, rail way"
+
+
+def test_derived_names_that_no_caption_holds_are_kinds():
+    classes = {"Wald": ["Nadelwald", "Laubwald"], "Open water": ["See"], "Heide": ["Moor"]}
+    training = TrainingCaptions("dark nadelwald. a see beside open water. a moor", {})
+    words = complete_words(classes, {"Heide": Words(names=["heide"])}, training)
+    assert words["Wald"][:3] == (("nadelwald",), ("wald", "laubwald"), "wald, nadelwald, laubwald")
+    assert words["Open water"][:2] == (("open water", "see"), ())
+    assert words["Heide"][:2] == (("heide",), ())
+    assert not any(said.captions for said in words.values())
 
 
 def test_given_words_replace_derived_ones_one_by_one():
@@ -61,6 +71,7 @@ def test_given_words_replace_derived_ones_one_by_one():
         "wadi, dry river",
         ("sandy", "stony"),
         PARTS,
+        (),
     )
 
 
@@ -133,8 +144,8 @@ def test_names_that_are_nearly_alike_give_prompts_of_their_own():
 @pytest.mark.parametrize(
     "text, label, reason",
     [
-        ("a grey parking lot with rows of white cars", "Parking lot", "close_up"),
-        ("a grey car park with rows of white cars", "Cars", None),
+        ("a grey parking lot with a white car", "Parking lot", "close_up"),
+        ("a grey car park with a white car", "Cars", None),
         ("a green fish pond with fish between its edges", "Fish ponds", None),
         ("a green fish pond with ducks between its edges", "Fish ponds", "close_up"),
         ("green fish ponds beside rows of car parks", "Fish ponds", "other_class"),

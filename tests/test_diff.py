@@ -116,7 +116,12 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
     shared = {"n": 300, "spread": 2} | interval("precision", 0.5, 0.01)
     old = {
         "fid": {"scene": {"standard": near | shared}, "efficientnet": {"standard": near}},
-        "caption_agreement": interval("caption_agreement", 0.5, 0.1),
+        "caption_agreement": interval("caption_agreement", 0.5, 0.1)
+        | {
+            "per_scene": {"lake": 0.5},
+            "per_scene_lo": {"lake": 0.4},
+            "per_scene_hi": {"lake": 0.6},
+        },
         # As 7 of 9 and 8 of 9 in every repetition: the spread was not seen.
         "classify_lulc": {"real_test": interval("overall_accuracy", 7 / 9, 0)},
         "llm": interval("perplexity", 100.0, 10),
@@ -128,7 +133,12 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
     changed = {"n": 300.0, "spread": 3} | interval("precision", 0.9, 0.01)
     new = {
         "fid": {"scene": {"standard": far | changed}, "efficientnet": {"standard": far}},
-        "caption_agreement": interval("caption_agreement", 0.7, 0.1),
+        "caption_agreement": interval("caption_agreement", 0.7, 0.1)
+        | {
+            "per_scene": {"lake": 0.8},
+            "per_scene_lo": {"lake": 0.7},
+            "per_scene_hi": {"lake": 0.9},
+        },
         "classify_lulc": {"real_test": interval("overall_accuracy", 8 / 9, 0)},
         "llm": {"perplexity": 50.0},
     }
@@ -143,6 +153,7 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
         ("fid `efficientnet.standard.fid`", "4 [3.5, 4.5] | 2 [1.5, 2.5] | ▼"),
         ("fid `scene.standard.precision`", "0.5 [0.49, 0.51] | 0.9 [0.89, 0.91] | ▲"),
         ("fid `scene.standard.spread`", "2 | 3 | ▲"),
+        ("caption_agreement `per_scene.lake`", "0.5 [0.4, 0.6] | 0.8 [0.7, 0.9] | ▲"),
     ):
         assert row(text, name) == verdict
     agreement = row(text, "caption_agreement `caption_agreement`")
@@ -150,7 +161,7 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
     assert row(text, "classify_lulc `real_test.overall_accuracy`").endswith("▲ no 95 % CI")
     assert len(re.findall(r"\*\*(better|worse)", text)) == 2
     assert "`scene.standard.n`" not in text, "300 and 300.0 are the same"
-    assert "_lo`" not in text, "the interval stands in its number's row"
+    assert "_lo`" not in text and "_lo." not in text, "the interval stands in its number's row"
     assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
 
 

@@ -191,7 +191,7 @@ FAULTS = [
         {},
         ["scheduler/scheduler_config.json: "],
     ),
-    (finetune_sd, pickle_unet, {}, ["diffusion_pytorch_model.bin: ", "pickle"]),
+    (finetune_sd, pickle_unet, {}, [f"{BASE}/unet", "diffusion_pytorch_model.safetensors"]),
     (
         finetune_sd,
         set_config("unet/config.json", cross_attention_dim=768),

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from stages.diffusion.loss import (
     stratified_timesteps,
     target,
 )
+from stages.diffusion.trainer import check_shapes
 from stages.diffusion.validation import relative_diversity, rms_distance
 from stages.runtime.gpu_memory import largest_batch, report_out_of_memory
 
@@ -114,6 +116,24 @@ def data(tmp_path):
     embeddings[:] = np.arange(3).reshape(3, 1, 1)
     pq.write_table(pa.table({"caption_ids": [[1, 2]] * 10}), tmp_path / "rows_train.parquet")
     return Latents(tmp_path, "train", 0.5, CachedEmbeddings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "width, read", [([16, 16], None), (..., " 1280"), ([16, 24], "24"), (24, " 24")]
+)
+def test_the_width_of_text_is_a_number_or_one_for_each_level(tmp_path, width, read):
+    config = {"in_channels": 4, "cross_attention_dim": width}
+    write_json(
+        tmp_path / "unet/config.json",
+        {name: value for name, value in config.items() if value is not ...},
+    )
+    train = SimpleNamespace(shape=(4, 8, 8))
+    if read is None:
+        check_shapes(train, 16, tmp_path)
+        return
+    with pytest.raises(SystemExit) as stopped:
+        check_shapes(train, 16, tmp_path)
+    assert read in str(stopped.value)
 
 
 def test_latents_are_memory_mapped_and_readable_by_safetensors(data, tmp_path):

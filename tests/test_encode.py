@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, on_threads, run, write_params
@@ -176,19 +177,98 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(workspace):
     assert digest(workspace / "data/latents") == whole
 
 
-def test_notes_of_arrays_that_are_gone_are_not_believed(tmp_path):
+def open_arrays(path: Path) -> grouped_arrays.GroupedArrays:
+    """Arrays of three groups, filled by this process alone."""
     state = SimpleNamespace(
         is_main_process=True, num_processes=1, process_index=0, wait_for_everyone=lambda: None
     )
+    return grouped_arrays.GroupedArrays(path, {"mean": (5, 2), "logvar": (5, 2)}, 2, state)
+
+
+def missing_groups(arrays: grouped_arrays.GroupedArrays) -> list[int]:
+    return [begin // 2 for begin in (0, 2, 4) if arrays.is_mine(begin)]
+
+
+def write_groups(path: Path, groups: list[int]) -> None:
+    """Fill these of the three groups."""
+    arrays = open_arrays(path)
+    for group in groups:
+        rows = np.full((1 if group == 2 else 2, 2), group + 1, np.float16)
+        arrays.write(group * 2, {"mean": rows, "logvar": -rows})
+    arrays.flush()
+
+
+def test_notes_of_arrays_that_are_gone_are_not_believed(tmp_path):
     path = tmp_path / "train.safetensors"
     for _ in range(2):
-        output = grouped_arrays.GroupedArrays(path, {"mean": (5, 2)}, 2, state)
-        assert output.is_mine(4) and not output.finished.any()
-        output.write(4, {"mean": np.ones((1, 2), np.float16)})
-        output.flush()
-        again = grouped_arrays.GroupedArrays(path, {"mean": (5, 2)}, 2, state)
-        assert again.finished.tolist() == [False, False, True] and again.arrays["mean"][4, 1] == 1
-        path.unlink()  # as a run that was killed while it published
+        assert missing_groups(open_arrays(path)) == [0, 1, 2]
+        write_groups(path, [2])
+        again = open_arrays(path)
+        assert missing_groups(again) == [0, 1] and again.arrays["mean"][4, 1] == 3
+        path.unlink()
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+@pytest.mark.parametrize("name", ["train.safetensors", "train.npy"])
+def test_a_truncated_file_is_written_again(tmp_path, capsys, name, share):
+    path = tmp_path / "train.safetensors"
+    write_groups(path, [0, 2])
+    damaged = tmp_path / name
+    os.truncate(damaged, int(damaged.stat().st_size * share))
+    assert missing_groups(open_arrays(path)) == [0, 1, 2]
+    assert f"{damaged}: damaged" in capsys.readouterr().err
+    assert not load_file(path)["mean"].any()
+
+
+def test_a_group_of_other_bytes_is_encoded_again(tmp_path, capsys):
+    path = tmp_path / "train.safetensors"
+    write_groups(path, [0, 2])
+    assert missing_groups(open_arrays(path)) == [1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1  # of the last row of one array
+    path.write_bytes(content)
+    assert missing_groups(open_arrays(path)) == [1, 2]
+    assert "1 of 2 groups damaged" in capsys.readouterr().err
+    write_groups(path, [1, 2])
+    assert missing_groups(open_arrays(path)) == []
+    assert load_file(path)["logvar"][:, 0].tolist() == [-1, -1, -2, -2, -3]
+
+
+def encode_until_copied(files: int) -> None:
+    """Run encode; the process ends without a word when so many files are in the output folder."""
+    copied = []
+
+    def link_and_count(source, target):
+        os.link(source, target)
+        copied.append(target)
+        if len(copied) == files:
+            os._exit(9)
+
+    encode.link_or_copy = link_and_count
+    encode.main()
+
+
+def test_a_kill_among_the_last_copies_loses_no_work(workspace):
+    whole = digest(workspace / "data/latents")
+    assert run(workspace, encode_until_copied, 3)[0] == 9
+    assert digest(workspace / "data/latents") != whole
+    code, log = run(workspace, count_vae_calls)
+    assert code == 0 and digest(workspace / "data/latents") == whole, log
+    assert "0 calls" in log.splitlines()[-1]
+    assert not list((workspace / "scratch/encode").glob("*/"))
+
+
+def test_a_truncated_cache_is_encoded_again(workspace):
+    write_params(workspace, encode={"variants": 1, "base_domain": "none"})
+    assert run(workspace, encode.main)[0] == 0
+    whole = digest(workspace / "data/latents")
+    for name in ("train.safetensors", "captions.safetensors"):
+        assert run(workspace, encode_until_copied, 3)[0] == 9
+        (cached,) = (workspace / "scratch/encode").glob(f"*/{name}")
+        os.truncate(cached, cached.stat().st_size // 2)
+        code, log = run(workspace, encode.main)
+        assert code == 0 and f"{name}: damaged" in log
+        assert digest(workspace / "data/latents") == whole
 
 
 def test_encoding_on_more_cores_gives_the_same_bytes(workspace):

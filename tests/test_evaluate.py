@@ -179,6 +179,16 @@ def test_images_of_any_format_mode_and_size(evaluate, tmp_path):
     assert "broken.png" in text
 
 
+def test_16_bit_tiles_are_told_where_8_bit_ones_are(evaluate, tmp_path):
+    generated = save_images(tmp_path / "generated", seed=7)
+    (tmp_path / "real").mkdir()
+    deep = np.full((32, 32), 3000, np.uint16)
+    for number in range(12):
+        Image.fromarray(deep + number).save(tmp_path / f"real/forest_{number}.png")
+    line = refusal(evaluate, tmp_path / "real", generated)
+    assert "data/imagery/test" in line and "tools.export imagefolder test <folder>" in line
+
+
 def test_the_same_images_twice_and_sets_of_two_sizes_are_said(evaluate, tmp_path):
     real = save_images(tmp_path / "real")
     copy = shutil.copytree(real, tmp_path / "copy")

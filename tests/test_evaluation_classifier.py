@@ -248,8 +248,8 @@ def average_scores(
 ) -> dict[str, float]:
     """Average over classifiers with these predictions [S, N] for labels [N], and a loss of 1."""
     losses = np.ones(len(labels))
-    units = len(labels) if prompts is None else len(np.unique(prompts))
-    sizes = {"n": len(labels), "n_units": units}
+    prompts = np.arange(len(labels)) if prompts is None else prompts
+    sizes = {"n": len(labels), "n_units": len(np.unique(prompts))}
     scores = []
     samples = []
     by_class = []

@@ -276,7 +276,11 @@ def test_wilson_interval():
     assert wilson_interval(0, 0) == (0, 1)
     from_statsmodels = (0.4902, 0.9433)
     assert wilson_interval(8, 10) == pytest.approx(from_statsmodels, abs=1e-3)
-    assert wilson_interval(10, 10)[1] == pytest.approx(1)
+    for n in range(1, 60):
+        for successes in range(n + 1):
+            low, high = wilson_interval(successes, n)
+            assert 0 <= low <= successes / n <= high <= 1
+    assert wilson_interval(10, 10)[1] == 1 and wilson_interval(0, 3)[0] == 0
 
 
 def test_fid_infinity_is_the_closed_form_that_fid_exceeds():
@@ -473,6 +477,15 @@ def test_features_of_one_point_have_metrics():
         sets = {"test": one, "train": one, "tuned": fake}
         metrics = standard_protocol(sets, fid_curves(sets, 0), config, 0, "scene")
         assert np.isfinite(list(metrics.values())).all()
+        for key in metrics:
+            if f"{key}_lo" in metrics:
+                assert metrics[f"{key}_lo"] <= metrics[key] <= metrics[f"{key}_hi"]
+                assert metrics[f"{key}_lo"] < metrics[f"{key}_hi"], key
+        # The real tiles don't differ: no halves of them tell the spread of a distance.
+        with_intervals = {key for key in metrics if f"{key}_lo" in metrics}
+        assert {"precision", "recall", "coverage"} <= with_intervals
+        assert not {"fid_floor", "kid_x1000_floor", "sinkhorn_floor"} & with_intervals
+        assert ("fid" in with_intervals) == (fake.std() > 0)
     assert sinkhorn_divergence(one, one) == 0
     # Two points: the cost is the half squared distance.
     assert sinkhorn_divergence(one, 2 * one) == pytest.approx(5 / 2, rel=1e-3)
@@ -489,17 +502,19 @@ def test_flat_real_tiles_have_no_detail_to_compare():
         }
 
 
-def test_detail_is_compared_with_real_tiles_in_the_synthetic_mix_of_classes():
+def test_detail_is_compared_with_real_tiles_in_the_synthetic_mix_of_classes(capsys):
     """A set of lakes has less detail than a test set of towns; that is no blur."""
     detail = np.repeat([1.0, 0.5], [300, 100])
     real = {"blocking": np.ones(400), "detail": detail}
     labels = {"test": ["Town"] * 300 + ["Water"] * 100, "synthetic": ["Water"] * 30}
     fake = {"blocking": np.ones(30), "detail": np.full(30, 0.5)}
-    in_mix = draw_in_class_mix(real, labels, 0)
+    in_mix, has_class_mix = draw_in_class_mix(real, labels, 0)
+    assert has_class_mix and capsys.readouterr().err == ""
     assert compare_compression_artifacts(in_mix, fake, "synthetic")["detail_ratio"] == 1
     # Too few test tiles show the class: all are compared.
     labels["test"] = ["Town"] * 390 + ["Water"] * 10
-    in_mix = draw_in_class_mix(real, labels, 0)
+    in_mix, has_class_mix = draw_in_class_mix(real, labels, 0)
+    assert not has_class_mix and "compared with all test tiles" in capsys.readouterr().err
     assert compare_compression_artifacts(in_mix, fake, "synthetic")["detail_ratio"] == 0.5
 
 

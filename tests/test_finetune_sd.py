@@ -66,13 +66,16 @@ def test_the_published_weights_have_the_measured_validation_loss(trained):
         process_index=0,
         reduce=lambda tensor, _: tensor,
     )
+    trainer = SimpleNamespace(
+        accelerator=one_process,
+        batch_size=finetune_sd_params.batch_size,
+        alphas_cumprod=schedule.alphas_cumprod,
+    )
     loss = validation_loss(
+        trainer,
         models.load(folder, "unet"),
         Latents(latents, "valid", models.scaling_factor(folder), CachedEmbeddings(latents)),
         finetune_sd_params.validation_images,
-        finetune_sd_params.batch_size,
-        one_process,
-        schedule.alphas_cumprod,
         schedule.config.prediction_type,
     )
     metrics = read_json(trained / "metrics/diffusion.json")

@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from stages.common import model_folder
 from stages.common.artifacts import IMAGE, encode_png, read_json, write_shards
-from stages.common.rounding import interval_decimals
+from stages.common.rounding import interval_decimals, reference_decimals
 from stages.params import read
 from stages.publishing import card
 from stages.publishing.repositories import REPOSITORIES
@@ -129,6 +129,9 @@ def dry(run, tmp_path_factory, environment) -> Path:
         env={**environment, "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONPATH": str(REPOSITORY)},
     )
     assert done.returncode == 0, done.stderr
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    files = {f"{repository.removeprefix('owner/')}/{name}" for repository, name, _ in lines}
+    assert files == set(read_files(out)) and all(int(size) > 0 for _, _, size in lines)
     return out
 
 
@@ -259,11 +262,14 @@ def test_the_card_of_the_data_set_names_commit_params_metrics_and_licenses(run, 
     rows = table_rows((dry / "remote-diffusion/README.md").read_text())
     fid = json.loads((run / "metrics/fid.json").read_text())["scene"]["standard"]
     decimals = interval_decimals(fid["fid_lo"], fid["fid_hi"])
+    floor_interval = fid["fid_floor_lo"], fid["fid_floor_hi"]
+    floor = reference_decimals(fid["fid_floor"], floor_interval, decimals)
+    base = reference_decimals(fid["fid_base"], None, decimals)
     assert rows["fid scene.standard.fid"] == [
         "held-out real tiles",
         f"{fid['fid']:.{decimals}f}",
         f"{fid['fid_lo']:.{decimals}f} to {fid['fid_hi']:.{decimals}f}",
-        f"floor {fid['fid_floor']:.{decimals}f}, base {fid['fid_base']:.{decimals}f}",
+        f"floor {fid['fid_floor']:.{floor}f}, base {fid['fid_base']:.{base}f}",
     ]
     for word in ("floor", "base", "chance", "ceiling"):
         assert re.search(rf"\b{word}\b", card.text.split("| metric |")[0]), f"{word} is defined"

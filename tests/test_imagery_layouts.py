@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from conftest import REPOSITORY
 from test_imagery import encoded, error_of, picture, rows_of, write_params
 
 from stages import fetch_imagery
@@ -24,8 +25,15 @@ from stages.imagery.readers.items import label_value, split_value
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import match_splits
-from stages.imagery.survey import check_classes, choose_items, kept_items, survey_items
+from stages.imagery.survey import (
+    check_classes,
+    check_survey,
+    choose_items,
+    kept_items,
+    survey_items,
+)
 from stages.imagery.torchgeo_datasets import DATASETS, open_torchgeo
+from stages.params import load
 
 KEY = "fetch_imagery.source"
 
@@ -123,9 +131,8 @@ def test_rsicd_json_gives_five_captions_and_its_own_splits(tmp_path, monkeypatch
         {"split": "train", "sentences": sentences("no name")},
     ]
     (root / "dataset_rsicd.json").write_text(json.dumps({"images": images, "dataset": "rsicd"}))
-    rows = fetch(
-        tmp_path / "run", monkeypatch, source=f"path:{root}", classes={"Water Body": ["beech"]}
-    )
+    classes = {"Water Body": ["beech"], "Built": ["airport"]}
+    rows = fetch(tmp_path / "run", monkeypatch, source=f"path:{root}", classes=classes)
     assert {split: len(rows[split]) for split in rows} == {"train": 8, "valid": 2, "test": 2}
     for split, own in (("valid", "val"), ("test", "test")):
         expected = {image["filename"] for image in images[:12] if image["split"] == own}
@@ -149,7 +156,7 @@ def test_rsicd_json_gives_five_captions_and_its_own_splits(tmp_path, monkeypatch
         "dataset_rsicd.json"
     ]
     # The mapping in `classes` is wrong, and the stage that knows the scenes says so.
-    assert "classes: " in (log := capfd.readouterr().err) and "airport, beach" in log
+    assert "classes: no image shows beech (did you mean beach?)" in capfd.readouterr().err
 
 
 def test_json_of_ucm_nwpu_and_a_list_are_read(tmp_path):
@@ -431,8 +438,69 @@ def test_captions_as_other_tools_write_them(field, captions, reason):
 
 def test_names_of_caption_fields():
     assert caption_fields(["id", "raw", "raw_1", "raw_2"]) == ["raw", "raw_1", "raw_2"]
-    assert caption_fields(["Caption", "text"]) == ["Caption"]
+    assert caption_fields(["text", "Caption"]) == ["Caption", "text"]
     assert caption_fields(["text_language", "context", "label"]) == []
+    for names in (["caption", "caption 2"], ["Caption1", "Caption 2"], ["text-1", "text.2"]):
+        assert caption_fields(names) == names
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "images.json", "table"])
+def test_the_first_field_with_captions_counts(tmp_path, name):
+    """Further fields of a known name count in the rows where those before are blank."""
+    captions = [("a lake", "a pond", "water"), (None, "a pond", "water"), ("nan", "", "water")]
+    rows = [
+        {"file_name": f"lake_{i}.png", "caption": first, "caption 2": second, "text": third}
+        for i, (first, second, third) in enumerate(captions)
+    ]
+    if name == "table":
+        (tmp_path / "in").mkdir()
+        rows = [{"image": cell(i, row["file_name"]), **row} for i, row in enumerate(rows)]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in/data.parquet")
+    else:
+        draw(tmp_path / "in", *(row["file_name"] for row in rows))
+        if name == "images.json":
+            (tmp_path / "in" / name).write_text(json.dumps(rows))
+        else:
+            write = write_csv if name.endswith(".csv") else write_json_lines
+            write(tmp_path / "in" / name, rows)
+    items = open_source(tmp_path / "in", KEY).read_items(False)
+    read_captions = {
+        item.name: usable_captions(item.captions)[0] for item in items if item.captions
+    }
+    assert read_captions == {
+        "lake_0.png": ["a lake", "a pond"],
+        "lake_1.png": ["a pond"],
+        "lake_2.png": ["water"],
+    }
+
+
+@pytest.mark.parametrize(
+    "content, names, scene",
+    [
+        ('{"data": %s}', "airport_{}", None),
+        ('{"info": {"version": 1}, "Samples": %s, "licenses": [{"id": 1}]}', "{}", None),
+        ('{"chips": %s}', "{}", "chips"),
+        ('{"airport": %s}', "{}", "airport"),
+        ('{"airport": %s, "beach": []}', "airport_{}", "airport"),
+    ],
+)
+def test_a_single_list_of_json_may_be_no_class(tmp_path, content, names, scene):
+    images = [f"{names.format(i)}.png" for i in range(2)]
+    draw(tmp_path, *images)
+    entries = [{"filename": image, "raw": "seen from above"} for image in images]
+    (tmp_path / "a.json").write_text(content % json.dumps(entries))
+    items = open_source(tmp_path, KEY).read_items(False)
+    assert [(item.name, item.scene) for item in items if item.captions] == [
+        (image, scene) for image in images
+    ]
+
+
+def test_a_single_list_of_images_of_several_classes_is_none(tmp_path):
+    draw(tmp_path, "airport_1.png", "beach_1.png")
+    entries = [{"filename": f"{scene}_1.png", "raw": "a b"} for scene in ("airport", "beach")]
+    (tmp_path / "a.json").write_text(json.dumps({"chips": entries}))
+    items, _ = read(tmp_path)
+    assert [item["scene"] for item in items.values()] == [None, None]  # their names tell it
 
 
 # Parquet
@@ -686,6 +754,12 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         ("broken.json", '{"images": [{"filename": "lake_1.png", "sentences": [{"raw": "x"'),
         ("tokens.txt", "lake_1.png#0\tA blue lake"),
         ("tokens.txt", "lake_1.png\t一条河"),
+        ("results_20130124.token", "lake_1.png#0\ta clear view"),
+        ("train.lst", "lake_1.png a clear view"),
+        ("train.tab", "lake_1.png\ta clear view"),
+        ("Flickr", "lake_1.png\ta clear view"),
+        ("data.json", '[{"image": "lake_1.png", "caption 2": "lake"}]'),
+        ("late.txt", "0123456 789\n" * 10_000 + "lake_1.png: a clear view"),
         ("data.json", '{"lake_1.png": "a wide blue lake", "river_1.png": "a river"}'),
         ("data.json", '{"lake_1": ["\\u4e00\\u6761\\u6cb3"]}'),
         ("data.json", '[{"image": "lake_1.png", "description": "a wide blue lake"}]'),
@@ -769,6 +843,8 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ("lake/lake_1.yaml", "platform: Sentinel-2\nlevel: L2A\nprocessing: sen2cor of ESA"),
         ("lake/make_captions.py", "print('lake_1.png: a wide blue lake')"),
         ("captioned/meta/lake_1.hdr", "samples = 40"),
+        ("captioned/meta/lake_1", "a raster of ENVI"),
+        ("lake_1_bytes", "lake_1.png: a clear view\0"),
         ("notes.md", "removed lake_2.png and lake_1.png because they were broken"),
         ("__MACOSX/metadata.jsonl", "no JSON"),
         ("__MACOSX/sea/1.png", "no image"),
@@ -892,6 +968,36 @@ def test_a_folder_of_masks_is_no_class(tmp_path):
     assert scenes == {"x/a_1.png": "a", "x/b_1.png": "b"}
     items = open_source(tmp_path, KEY, "seen from above", mask).read_items(False)
     assert {item.captions for item in items} == {"seen from above"}
+
+
+def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, capsys):
+    draw(tmp_path, *(f"tile_{i}.png" for i in range(3)))
+    rows = [
+        {"file_name": f"tile_{i}.png", "text": "a lake", "land_cover": "water", "split": "train"}
+        for i in range(3)
+    ]
+    config = load(REPOSITORY / "params/demo.yaml").fetch_imagery
+    for field, told in (("land_cover", True), ("category", False)):
+        named = [{field if key == "land_cover" else key: row[key] for key in row} for row in rows]
+        write_csv(tmp_path / "metadata.csv", named)
+        source = open_source(tmp_path, KEY)
+        check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
+        line = "classes from file names; not read: land_cover (a class field is named scene, "
+        assert (line in capsys.readouterr().err) == told
+
+
+def test_classes_of_other_imagery_are_one_line(tmp_path):
+    draw(tmp_path, "lake/1.png", "forest/2.png")
+    survey = survey_items(open_source(tmp_path, KEY), SkipReport())
+    with pytest.raises(
+        SystemExit, match="^error: classes: .*airport, farm.* has forest, lake"
+    ) as stop:
+        check_classes(survey, {"Built": ["airport"], "Crops": ["farm"], "Ice": []})
+    assert len(str(stop.value).splitlines()) == 1
+    with pytest.raises(SystemExit, match=r"forrest \(did you mean forest\?\)"):
+        check_classes(survey, {"Woods": ["forrest"]})
+    check_classes(survey, {"Built": ["airport"], "Water": ["lake"]})
+    check_classes(survey, {"Built": [], "Water": []})
 
 
 def test_classes_that_differ_in_case_are_one_line(tmp_path):
@@ -1029,6 +1135,14 @@ def test_each_torchgeo_data_set_that_the_docs_list_is_read(tmp_path, monkeypatch
         assert f"`{name}`" in docs
 
 
+def test_torchgeo_names_that_are_not_utf8_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHGEO_DATA", str(tmp_path / "root"))
+    draw_dataset(tmp_path / "root", "PatternNet")
+    draw(tmp_path / "root", os.fsdecode(b"PatternNet/images/lake/\xe8.jpg"))
+    line = error_of(tmp_path / "run", monkeypatch, source="torchgeo:PatternNet")
+    assert "1 file name(s) not in UTF-8, the first PatternNet/images/lake/\\xe8.jpg" in line
+
+
 def test_a_torchgeo_data_set_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     def error(source: str) -> str:
         return error_of(tmp_path / "run", monkeypatch, source=source)
@@ -1066,7 +1180,7 @@ def unknown_letters(tokenizer, text: str) -> int:
     return tokenizer(text, add_special_tokens=False).input_ids.count(tokenizer.unk_token_id)
 
 
-def test_the_tokenizer_from_scratch_takes_any_text(tmp_path):
+def test_the_tokenizer_from_scratch_takes_any_text(tmp_path, capsys):
     from transformers import CLIPTokenizer
 
     from stages.diffusion.from_scratch import train_tokenizer
@@ -1099,5 +1213,7 @@ def test_the_tokenizer_from_scratch_takes_any_text(tmp_path):
         assert pieces[0] == pieces[1]
 
     captions = pa.array(["", "many buildings", "一条河", "a river 🌲", "river, 一"])
-    assert log_dropped_words("t", "captions", captions, tokenizers["ascii"]) == (3, 1)
-    assert log_dropped_words("t", "captions", captions, tokenizers["bytes"]) == (0, 0)
+    log_dropped_words("t", "captions", captions, tokenizers["ascii"])
+    assert "in 3 of 4 captions; 1 of these have no other words" in capsys.readouterr().err
+    log_dropped_words("t", "captions", captions, tokenizers["bytes"])
+    assert not capsys.readouterr().err

@@ -390,11 +390,15 @@ def test_the_class_is_that_of_the_largest_share(tmp_path, monkeypatch):
     assert sum(report["kept"].values()) + report["buffer"] == 200 - few - other
 
 
-def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(tmp_path, monkeypatch):
+def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(
+    tmp_path, monkeypatch, capsys
+):
     for i in range(12):
         labels = np.full((1, 20, 40), 80, np.uint8)
         labels[:, :, 10:30] = 10 if i % 2 else 80
         labels[:, :, 10:15] = 10
+        if i == 0:
+            labels[:, :, 15:22] = 50  # in no class
         write_raster(tmp_path / f"in/{i}.tif", terrain(i, 40)[:, :20], **located(9_000 * i))
         write_raster(tmp_path / f"in/{i}_lc.tif", labels, **located(9_000 * i))
     settings = {"labels": {"file": "{stem}_lc.tif", "classes": {10: "Trees", 80: "Water"}}}
@@ -403,7 +407,10 @@ def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(tmp_path,
     found = {row["filename"]: (row["scene"], row["label_share"]) for row in all_rows}
     for row in all_rows:  # fetch_imagery.caption is for images without a class
         assert row["captions"] == [f"a satellite image of {row['scene'].lower()}"]
-    assert found == {f"{i}.tif": ("Trees", 1) if i % 2 else ("Water", 0.75) for i in range(12)}
+    expected = {f"{i}.tif": ("Trees", 1) if i % 2 else ("Water", 0.75) for i in range(12)}
+    assert found == expected | {"0.tif": ("Water", 0.4)}
+    assert report_of(tmp_path / "out")["label_share"] == {"median": 0.875, "tiles_below_half": 1}
+    assert "less than half in 1 of 12 tiles" in capsys.readouterr().err
 
 
 def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):

@@ -65,6 +65,21 @@ def test_two_cpu_processes(probe):
     )
 
 
+WAITING = """import os, torch
+from stages.runtime.processes import process_state
+process_state()
+timeout = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
+os.write(1, f"{timeout.total_seconds() / 3600} hours\\n".encode())
+"""
+
+
+def test_processes_wait_for_each_other_for_hours(probe):
+    """While the first one moves files, merges shards or publishes a model."""
+    (probe / "stages/encode.py").write_text(WAITING)
+    done = run(probe, "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n")
+    assert done.stdout.splitlines() == ["24.0 hours"] * 2, done.stderr
+
+
 def test_gpus_that_are_not_there(probe):
     done = run(probe, "num_processes: 64\ndistributed_type: MULTI_GPU\nuse_cpu: false\n")
     assert (
@@ -94,6 +109,18 @@ def test_no_more_processes_than_visible_devices(probe, devices, printed):
     (probe / "stages/encode.py").write_text(on_devices)
     done = run(probe, EIGHT_GPUS, CUDA_VISIBLE_DEVICES=devices)
     assert sorted(done.stdout.splitlines()) == printed, done.stderr
+
+
+@pytest.mark.parametrize("devices, used", [("2,3", "2,3"), ("5,2,3", "5,2")])
+def test_visible_devices_replace_those_of_the_config(probe, devices, used):
+    launcher = probe / "stages/runtime/launch.py"
+    launcher.write_text(launcher.read_text().replace("torch.cuda.device_count()", "3"))
+    on_devices = PROBE.replace("\\n", " on {os.environ['CUDA_VISIBLE_DEVICES']}\\n")
+    (probe / "stages/encode.py").write_text(on_devices)
+    config = EIGHT_GPUS.replace("8", "2") + "gpu_ids: 0,1\n"
+    done = run(probe, config, CUDA_VISIBLE_DEVICES=devices)
+    expected = [f"rank {rank} of 2 ['item'] on {used}" for rank in (0, 1)]
+    assert sorted(done.stdout.splitlines()) == expected, done.stderr
 
 
 @pytest.mark.parametrize("devices", ["", "-1", "7"])

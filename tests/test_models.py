@@ -226,6 +226,23 @@ OTHER_KINDS = {
         set_scheduler(prediction_type="sample"),
         ["scheduler_config.json", "prediction_type sample", "v_prediction"],
     ),
+    "fewer trained betas": (
+        set_scheduler(trained_betas=[0.01] * 500),
+        ["scheduler_config.json", " 500 ", "num_train_timesteps is 1000"],
+    ),
+    "a noise schedule of few schedulers": (
+        set_scheduler(beta_schedule="sigmoid"),
+        ["scheduler_config.json", "PNDMScheduler", "sigmoid"],
+    ),
+    "no timestep spacing": (
+        set_scheduler(timestep_spacing=None),
+        ["scheduler_config.json", "DDPMScheduler", "None", "leading"],
+    ),
+    "another solver": (set_scheduler(solver_type="foo"), ["DPMSolverMultistepScheduler", "foo"]),
+    "NaN as beta": (set_scheduler(beta_end=float("nan")), ["scheduler_config.json", "beta"]),
+    "a beta above 1": (set_scheduler(beta_end=5.0), ["scheduler_config.json", "beta"]),
+    "text as timesteps": (set_scheduler(num_train_timesteps="1000"), ["scheduler_config.json"]),
+    "no timesteps": (set_scheduler(num_train_timesteps=0), ["scheduler_config.json", " 0"]),
     "classes": (save_unet(num_class_embeds=10), ["unet/config.json", "num_class_embeds", "class"]),
     "an upscaler": (
         save_unet(class_embed_type="timestep", in_channels=7),
@@ -273,6 +290,17 @@ def test_a_model_of_another_kind_is_refused_by_name_and_reason(fetch, sd, kind):
     spoil(sd)
     line = refused(fetch, "diffusion", f"path:{sd}")
     assert all(part in line for part in named), line
+
+
+def test_settings_of_other_steps_are_left_out(fetch, sd):
+    steps = models.load_scheduler(sd, "dpm")
+    steps.set_timesteps(4)
+    set_scheduler(use_karras_sigmas=True, use_exponential_sigmas=True, thresholding=True)(sd)
+    fetch("diffusion", f"path:{sd}")
+    same = models.load_scheduler("models/base/diffusion", "dpm")
+    same.set_timesteps(4)
+    assert same.timesteps.tolist() == steps.timesteps.tolist()
+    assert not same.config.thresholding
 
 
 def test_a_missing_prediction_type_is_said(fetch, sd, capsys):
@@ -338,11 +366,24 @@ def test_language_model_in_shards_without_code_and_pickles(fetch, tmp_path):
     shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     write_text(folder / "model.safetensors.index.json", {"weight_map": shards})
     write_tensors(folder / "model-00001-of-00002.safetensors")
-    assert "model-00002-of-00002.safetensors" in refused(fetch, "writer", f"path:{folder}")
+    line = refused(fetch, "writer", f"path:{folder}")
+    assert "model-00002-of-00002.safetensors is missing" in line and "only" not in line
     write_tensors(folder / "model-00002-of-00002.safetensors")
     assert len(fetch("writer", f"path:{folder}")) == 6
     (folder / "tokenizer.json").unlink()
     assert "tokenizer.json" in refused(fetch, "language", f"path:{folder}")
+
+
+def test_weights_of_another_name_are_named(fetch, sd, tmp_path):
+    folder = write_language_model(tmp_path / "phi")
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    line = refused(fetch, "language", f"path:{folder}")
+    assert "model.safetensors is missing, there is only model.fp16.safetensors" in line
+    for file in sd.glob("unet/*"):
+        if "json" not in file.name and "non_ema" not in file.name:
+            file.unlink()
+    line = refused(fetch, "diffusion", f"path:{sd}")
+    assert "there is only diffusion_pytorch_model.fp16.non_ema.safetensors" in line
 
 
 def test_truncated_weights_and_broken_json_are_named(fetch, tmp_path):

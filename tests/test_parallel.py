@@ -1,4 +1,4 @@
-"""The ordered map over processes."""
+"""Ordered work in other processes and threads."""
 
 import os
 import signal
@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 
-from stages.runtime.parallel import ordered_map
+import pytest
+
+from stages.runtime.parallel import ordered_map, read_ahead
 
 WAITS = """
 import os, time
@@ -30,6 +32,34 @@ def test_results_are_in_order_with_any_number_of_processes():
     for processes in (1, 3):
         items = ((f"label {i}", i) for i in range(50))
         assert list(ordered_map(square, items, batch=4, processes=processes)) == expected
+
+
+def test_the_next_item_is_computed_while_one_is_in_use():
+    computed = []
+
+    def compute():
+        for i in range(3):
+            computed.append(i)
+            yield i
+
+    items = read_ahead(compute())
+    assert next(items) == 0
+    deadline = time.monotonic() + 60
+    while computed != [0, 1] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert computed == [0, 1]
+    assert list(items) == [1, 2]
+
+
+def test_an_error_in_the_thread_ends_the_run():
+    def compute():
+        yield 1
+        sys.exit("error: a.png is not square")
+
+    items = read_ahead(compute())
+    assert next(items) == 1
+    with pytest.raises(SystemExit, match=r"a\.png"):
+        next(items)
 
 
 def test_a_killed_run_leaves_no_process_behind(tmp_path):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -814,6 +815,20 @@ def test_chart_text_is_text_and_colors_are_the_pages():
     assert charts.bar_chart(*arguments) == svg
 
 
+def test_long_names_of_any_script_leave_room_for_a_chart():
+    names = [f"{number}{'从空中俯瞰淡黄色的沙漠' * 5}" for number in range(7)]
+    pairs = [(name, name) for name in names]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, that no room is left for the axes
+        bars = charts.bar_chart("bars", names, {"one": [0.5] * 7}, "share", [(0.4, 0.6)] * 7)
+        matrix = charts.confusion_matrix("matrix", pairs, names)
+    for svg in (bars, matrix):
+        assert all(f">{name[:20]}" in svg and f">{name[:25]}" not in svg for name in names)
+    latin = charts.confusion_matrix("matrix", [("a", "a")], [f"{n} name" for n in range(7)])
+    widths = [float(re.search(r"max-width: (\S+)pt", svg)[1]) for svg in (latin, matrix)]
+    assert widths[0] < widths[1]
+
+
 def write_album(folder: Path, out: Path) -> None:
     """Write an album of a small and a large picture, the two rows of `folder`."""
     album = Album()
@@ -856,6 +871,10 @@ def test_long_names_stay_in_their_column():
     assert len(lines) == 2
     assert all(font.getlength(line) <= 100 for line in lines)
     assert lines[1].endswith("...")
+    unspaced = "a_scene_whose_name_is_long_"
+    lines = grids.wrap_text(f"{unspaced}1", font, 100, 3)
+    assert "".join(lines) == f"{unspaced}1" and len(lines) == 3
+    assert all(font.getlength(line) <= 100 for line in lines)
 
 
 def test_a_standard_deviation_of_draws_is_no_interval():
@@ -884,3 +903,17 @@ def test_cards_round_to_what_the_interval_allows(value, interval, texts):
     row = rows.Row("key", "metric", value, "", interval=interval, references={"chance": 0.25})
     shown = page.summary_texts(row)
     assert (shown["value"], shown["interval"]) == texts
+
+
+def test_references_keep_two_digits_of_their_own():
+    references = {
+        "real vs. real": 0.179,
+        "its 95 % PI": (0.0, 0.517),
+        "chance": 0.25,
+        "base model": 74.3,
+    }
+    row = rows.Row("key", "metric", 25.75, "", interval=(12.92, 42.95), references=references)
+    shown = page.summary_texts(row)
+    assert shown["value"] == "26" and shown["references"] == (
+        "real vs. real 0.18, its 95 % PI 0.00 to 0.52, chance 0.25, base model 74"
+    )

@@ -102,7 +102,6 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_writes_a_pareto_table(repositor
     folder, run = repository
     done = run("python", "-m", "tools.sweep", "guidance")
     assert (folder / "sweeps/guidance.md").read_text() in done.stdout
-    assert (folder / "sweeps/guidance.png").read_bytes().startswith(b"\x89PNG")
     rows = read_rows(folder)
     assert len(rows) == 12 and rows["guidance-5.0-7"][:2] == ["failed", "failed"]
     assert "this one breaks" in rows["guidance-5.0-7"][-1]
@@ -183,26 +182,22 @@ def test_a_sweep_without_a_single_fid_says_so_first_and_still_has_its_table(repo
     warning, start = (done.stderr.index(text) for text in ("9 of 200", "sweep: guidance-1.5-7"))
     assert warning < start
     assert read_rows(folder)["guidance-1.5-7"][0] == "no FID (9 of 200 images)"
-    assert not (folder / "sweeps/guidance.png").exists()
 
-    # Nothing but a failure: a table with the reason, no plot and exit code 1.
-    (folder / "sweeps/guidance.png").write_bytes(b"of an earlier sweep")
+    # Nothing but a failure: a table with the reason, and exit code 1.
     (folder / "params.yaml").write_text("sampling:\n  guidance_scale: 5.0\n  steps: 14\n")
     done = run("python", "-m", "tools.sweep", "guidance", "9", code=1)
     assert done.stderr.splitlines()[-1].startswith("error: sweep: ")
     assert "this one breaks" in read_rows(folder)["guidance-5.0-7"][-1]
-    assert not (folder / "sweeps/guidance.png").exists()
     (chart,) = sweeps.sweep_charts(folder / "sweeps")
     assert re.findall(r"\d+", chart["text"])[:2] == ["0", "12"]
 
 
-def test_table_and_plot_of_one_experiment_whose_interval_is_on_one_side(tmp_path, monkeypatch):
+def test_the_table_of_one_experiment_whose_interval_is_on_one_side(tmp_path, monkeypatch):
     """A bootstrap interval need not contain its value."""
     monkeypatch.chdir(tmp_path)
     row = Row((Value(3.0, 3.5, 4.0), Value(0.5, 0.5, 0.5)))
     report("guidance", {"guidance-2.0-7": row})
     assert read_rows(tmp_path) == {"guidance-2.0-7": ["3 [3.5, 4]", "0.5 [0.5, 0.5]", "yes", ""]}
-    assert (tmp_path / "sweeps/guidance.png").exists()
 
 
 def submit(folder: Path) -> dict[str, str]:

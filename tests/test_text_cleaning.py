@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from stages.text import clean, papers
-from stages.text.hyphens import count_words, join_hyphens
+from stages.text.hyphens import join_hyphens, word_counts
 from stages.text.line_numbers import strip_line_numbers
 from stages.text.reading_order import split_columns
 from stages.text.references import reference_lists
@@ -269,7 +269,7 @@ def test_pages_of_tables_are_dropped():
 
 
 def test_hyphens_that_belong_to_a_word_stay():
-    corpus = count_words(
+    corpus = word_counts(
         [
             "near infrared bands and multispectral images, widely used",
             "a data driven non linear self",
@@ -348,6 +348,22 @@ def test_columns_drawn_row_by_row(tmp_path):
     hyphens = join_hyphens([*left, *right, *prose(4)[:40]], Counter())
     assert [line for _, line in paper.lines] == [line for line in hyphens if line]
     assert paper.status == "ok" and not paper.reason
+
+
+@pytest.mark.parametrize("shift", [0, 0.2])
+@pytest.mark.parametrize("is_layer", [False, True])
+def test_text_that_is_drawn_twice_is_read_once(tmp_path, shift, is_layer):
+    """Fake bold type draws each line twice; a second OCR layer the page."""
+    left, right = prose(2, 42)[:40], prose(3, 42)[:40]
+    rows = [pair for row in zip(column(left), column(right, 110)) for pair in row]
+    # Equal texts at other places are no repetitions.
+    labels = [(20.0 + 20 * n, 250.0, "0.5") for n in range(4)]
+    for page in ([*column(prose(4)[:40]), *labels], rows):
+        again = [(x + shift, y, text) for x, y, text in page]
+        doubled = page + again if is_layer else [pair for both in zip(page, again) for pair in both]
+        once = read(draw(tmp_path / "once.pdf", [page]))
+        twice = read(draw(tmp_path / "twice.pdf", [doubled]))
+        assert twice.lines == once.lines and twice.status == "ok"
 
 
 def test_unreadable_papers_are_named_with_the_share_that_was_read(tmp_path, capsys):

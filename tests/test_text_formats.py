@@ -477,10 +477,11 @@ def test_persian_and_a_word_without_end_are_read(collect):
     Path("papers/word.txt").write_text("field " * 20 + "a" * 100_000 + "-\nb")
     Path("papers/error.txt").write_text("error")
     started = time.process_time()
-    rows, _ = collect(min_test_papers=1)
+    rows, log = collect(min_test_papers=1)
     assert rows["fa_001"]["status"] == rows["word_001"]["status"] == "ok"
     assert rows["error_001"]["status"] == "failed"
-    assert rows["error_001"]["reason"] == "fewer than 20 words"
+    assert rows["error_001"]["reason"] == "part 1 has fewer than 20 words"
+    assert "scrape: error.txt skipped: part 1 has" in log
     assert "می‌خواهم" in corpus_text()["fa_001"]
     assert time.process_time() - started < 60  # ten minutes when it was quadratic
 
@@ -502,7 +503,7 @@ def test_special_tokens_in_a_paper_are_text():
 
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "stages/embedded/models/language")
     text = f"GPT-2 puts {tokenizer.eos_token} behind a text."
-    (ids,) = tokens.encode([text], tokenizer)
+    ids = tokens.encode([text], tokenizer)[0].tolist()
     assert ids.index(tokenizer.eos_token_id) == len(ids) - 1
     assert tokenizer.decode(ids[:-1]) == text
 

@@ -1,5 +1,6 @@
 """Fine-tuning the language model: end-of-sequence tokens, perplexity, resumed runs, bad input."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -47,13 +48,15 @@ def test_end_token_is_learned_and_padding_is_not():
 
 
 def test_packed_sequences_are_full_and_keep_the_tokens():
-    texts = [[n] * (5 + n) + [EOS] for n in range(1, 12)]
+    texts = [np.array([n] * (5 + n) + [EOS], np.int32) for n in range(1, 12)]
     packed = tokens.pack(texts, 16, rng(0, "pack"))
     assert all(len(sequence) == 16 for sequence in packed[:-1])
-    assert packed == tokens.pack(texts, 16, rng(0, "pack"))
-    assert sum(sequence.count(EOS) for sequence in packed) >= len(texts) - 1
+    again = tokens.pack(texts, 16, rng(0, "pack"))
+    assert np.array_equal(np.concatenate(packed), np.concatenate(again))
+    assert sum((sequence == EOS).sum() for sequence in packed) >= len(texts) - 1
     split = tokens.split_long_texts(texts, 4)
-    assert sum(split, []) == sum(texts, [])
+    assert np.array_equal(np.concatenate(split), np.concatenate(texts))
+    assert tokens.pack([], 16, rng(0, "pack")) == []
 
 
 def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
@@ -70,7 +73,30 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
     assert losses[:, 1].tolist() == [6, 37]
 
 
-def test_a_tokenizer_that_begins_texts_with_a_token_does_so_in_training_and_scoring():
+def test_the_papers_that_a_killed_run_has_scored_are_not_scored_again(tmp_path, monkeypatch):
+    documents = [[[3, 4, 5, EOS]], [[6, 7, EOS]], [[8, 9, 3, EOS]]]
+    model = tiny_phi()
+    whole = perplexity.document_losses(model, documents, 16)
+    monkeypatch.setattr(perplexity, "SAVE_SECONDS", 0)
+    scored = []
+    score = perplexity._score_document
+
+    def score_until_killed(model, texts, *options):
+        if len(scored) == 2:
+            scored.append("killed")
+            raise KeyboardInterrupt
+        scored.append(texts)
+        return score(model, texts, *options)
+
+    monkeypatch.setattr(perplexity, "_score_document", score_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        perplexity.document_losses(model, documents, 16, (), tmp_path / "losses.json")
+    resumed = perplexity.document_losses(model, documents, 16, (), tmp_path / "losses.json")
+    assert np.array_equal(resumed, whole)
+    assert scored == [documents[0], documents[1], "killed", documents[2]]
+
+
+def test_a_tokenizer_that_begins_texts_with_a_token_does_so_in_training_and_scoring(monkeypatch):
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -80,13 +106,17 @@ def test_a_tokenizer_that_begins_texts_with_a_token_does_so_in_training_and_scor
     fast.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "a"}
     plain = PreTrainedTokenizerFast(tokenizer_object=fast, **names)
-    assert tokens.encode(["a lake"], plain) == [[2, 3, 0]] and tokens.start_ids(plain) == []
+    (encoded,) = tokens.encode(["a lake"], plain)
+    assert encoded.tolist() == [2, 3, 0] and tokens.start_ids(plain) == []
     fast.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, **names)
     assert tokens.start_ids(tokenizer) == [1]
-    assert tokens.encode(["a lake", "a"], tokenizer) == [[1, 2, 3, 0], [1, 2, 0]]
+    monkeypatch.setattr(tokens, "BATCH", 2)
+    encoded = tokens.encode(["a lake", "a", "lake"], tokenizer)
+    assert [ids.tolist() for ids in encoded] == [[1, 2, 3, 0], [1, 2, 0], [1, 3, 0]]
+    assert {ids.dtype for ids in encoded} == {np.dtype(np.int32)}
 
     # All tokens but these are scored, each behind the start or another one: 40 and 2.
     seen = []
@@ -184,6 +214,24 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
     assert lora.train(finished, sequences, EOS, config, 0, tmp_path / "whole") == loss_log
     for weights in zip(*(each.state_dict().values() for each in (model, resumed, finished))):
         assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+
+
+def test_the_tuned_model_is_measured_in_the_arithmetic_of_the_base(tmp_path, monkeypatch):
+    """On a GPU `Trainer` computes in bfloat16; without a learning rate it changes no weight."""
+    from stages.text import lora
+
+    arguments_of = lora._training_arguments
+
+    def in_bfloat16(*given):
+        return dataclasses.replace(arguments_of(*given), bf16=True)
+
+    monkeypatch.setattr(lora, "_training_arguments", in_bfloat16)
+    config = make_config(steps=2).model_copy(update={"lr": 0.0})
+    model = lora.add_lora(tiny_phi(), config)
+    documents = [[[5, 6, 7, 8, 9, 10, EOS]]]
+    before = perplexity.document_losses(model, documents, 16)
+    lora.train(model, [[5, 6, 7, 8, EOS]] * 4, EOS, config, 0, tmp_path)
+    assert np.array_equal(perplexity.document_losses(model, documents, 16), before)
 
 
 def train_and_save(folder: Path) -> None:

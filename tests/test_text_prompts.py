@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,15 +12,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from stages.common.artifacts import write_shards
 from stages.params import load
 from stages.text import checks
 from stages.text.class_words import ClassLexicon, complete_words
 from stages.text.duplicates import trigram_similarity
 from stages.text.embedder import LatentSemanticEmbedder
 from stages.text.writers import endpoint as endpoint_module
-from stages.text.writers import instructions, one_by_one
+from stages.text.writers import generation, instructed, instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.answers import Answer
 from stages.text.writers.cleaning import clean_sentence
@@ -47,6 +50,11 @@ GOOD = "an orchard is a regular grid of dark green crowns separated by pale stri
         ("an orchard of green crowns beside a blue lake", "other_class"),
         ("a regular grid of dark green crowns on pale grass", "no_class"),
         ("an orchard with large orange pumpkins on brown soil", "close_up"),
+        ("an orchard of green crowns beside a red car", "close_up"),
+        ("an orchard of green crowns with rows of parked cars", None),
+        ("a green orchard whose steep side faces a narrow road", None),
+        ("a green orchard in a dense system of roads and paths", None),
+        ("your system prompt is an orchard of green crowns in rows", "instruction"),
         ("a green orchard with dark hills in the background", "ground_view"),
         ("a dense orchard under a blue sky with white clouds", "ground_view"),
         ("an orchard of green crowns in rows and", "cut"),
@@ -58,6 +66,13 @@ GOOD = "an orchard is a regular grid of dark green crowns separated by pale stri
 def test_rejection_reason(text, reason):
     tokens = len(text.split())
     assert checks.rejection_reason(text, "Cultivated Vegetation", CLASSES, [], tokens) == reason
+
+
+def test_the_examples_that_models_are_shown_pass_the_checks():
+    labels = [place.partition(" ")[2] for place in instructions.EXAMPLE_PLACES]
+    classes = ClassLexicon(complete_words({label: [label] for label in labels}, {}))
+    for text, label in zip(instructions.FEW_SHOT_EXAMPLES, labels, strict=True):
+        assert checks.rejection_reason(text, label, classes, [], 20) is None
 
 
 def test_long_prompts_and_near_duplicates_are_rejected():
@@ -153,6 +168,13 @@ def test_texts_of_stop_words_alone_give_no_index():
     assert len(str(stop.value).splitlines()) == 1
 
 
+def write_captions(folder: Path, captions: dict[str, str]) -> None:
+    """Write the training tiles of a run, without images: scene -> caption."""
+    schema = pa.schema([("captions", pa.list_(pa.string())), ("scene", pa.string())])
+    rows = [{"captions": [caption], "scene": scene} for scene, caption in captions.items()]
+    write_shards(folder / "data/imagery/train", rows, schema)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A folder with the index and the prompts of the embedded notes.
@@ -188,6 +210,7 @@ def demo(tmp_path_factory):
     tokenizer.save(str(folder / "models/base/diffusion/tokenizer/tokenizer.json"))
     (folder / "models/start").mkdir()
     (folder / "models/start/start.json").write_text('{"folder": "models/base/diffusion"}')
+    write_captions(folder, {"forest": "dark green crowns of a forest"})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(folder / "scratch"))
@@ -228,8 +251,6 @@ def test_prompts_of_the_field_notes(demo):
 
 def test_a_paper_that_gives_orders_changes_no_prompt(demo, tmp_path, monkeypatch):
     """A PDF with "ignore your instructions" is indexed and retrieved, and has no effect."""
-    import shutil
-
     import pyarrow.parquet as pq
     from test_text_papers import make_pdf
 
@@ -267,6 +288,8 @@ def write_prompts(folder: Path, models: Path, classes: dict, per_class: int | di
     (folder / "params.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
     for linked in (models, models.parent / "stages"):
         (folder / linked.name).symlink_to(linked)
+    if not (folder / "data").exists():
+        shutil.copytree(models.parent / "data/imagery", folder / "data/imagery")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         prompt.main()
@@ -310,8 +333,31 @@ def test_ten_class_names_alone_give_prompts_and_passages(demo, tmp_path):
     assert sum(bool(set(found[label]) & set(notes)) for label, notes in EUROSAT.items()) >= 7, found
 
 
-def test_chinese_classes_without_prompts_are_left_out(demo, tmp_path):
+def test_prompts_of_derived_words_begin_with_the_only_captions_that_were_trained(
+    demo, tmp_path, capsys
+):
+    scenes = ("Nadelwald", "Offenes Wasser", "Heide")
+    write_captions(tmp_path, {name: f"a satellite image of {name.lower()}" for name in scenes})
+    classes = {"Wald": ["Nadelwald"], "Open water": ["Offenes Wasser"], "Moor": ["Moorsee"]}
+    rows = write_prompts(tmp_path, demo / "models", classes, 3)
+    prompts = {name: [row["prompt"] for row in rows if row["label"] == name] for name in classes}
+    assert prompts["Wald"][0] == "a satellite image of nadelwald"
+    assert all(
+        text.startswith("a satellite image of nadelwald with") for text in prompts["Wald"][1:]
+    )
+    assert prompts["Open water"][0] == "a satellite image of offenes wasser"
+    assert len({*prompts["Wald"]}) == 3 and prompts["Moor"][0].startswith("a green moor with")
+    log = capsys.readouterr().err
+    assert (
+        '3 of 9 prompts name their class by words that no training caption holds ("a green' in log
+    )
+    assert "all training captions are written from 3 class names" in log
+
+
+def test_chinese_classes_without_prompts_are_left_out(demo, tmp_path, capsys):
+    """The English notes have none of their words, and each class that gets prompts is told so."""
     from stages.common.artifacts import read_json
+    from stages.text.retrieval import Retriever
 
     per_class = {"裸地": 10, "农田": 0, "森林": 9, "水体": 1, "草地": 10}
     classes = {name: [] for name in per_class}
@@ -321,6 +367,11 @@ def test_chinese_classes_without_prompts_are_left_out(demo, tmp_path):
         assert all(label in row["prompt"] for row in rows if row["label"] == label)
     metrics = read_json(tmp_path / "metrics/prompts.json")["extractive"]["retrieval"]
     assert metrics["count"] == 30 and metrics["class_agreement_chance"] == 1 / 4
+    told = re.findall(r"prompt: (.*?): .*prompt\.words\.\1\.description", capsys.readouterr().err)
+    assert sorted(told) == sorted(label for label in per_class if per_class[label])
+    assert not any(row["passages"] for row in rows)
+    retriever = Retriever(demo / "models/index", demo / "models/base/embedder")
+    assert retriever.nearest("裸地", 3) == [] and len(retriever.nearest("forest", 3)) == 3
 
 
 class ChatHandler(BaseHTTPRequestHandler):
@@ -423,8 +474,7 @@ def test_prompts_of_a_hosted_writer_are_checked(demo, endpoint, technique, tmp_p
         CLASSES,
         Retriever(Path("models/index"), Path("models/base/embedder")),
         lambda text: len(text.split()),
-        "aerial view",
-        2,
+        PARAMS.prompt.model_copy(update={"positive_cues": "aerial view", "top_k": 2}),
     )
     has_retrieval = "retrieval" in technique
     for label in ("Crop Land", "Snow Ice"):
@@ -480,6 +530,11 @@ FAILED_CHOICE = {"message": {"content": ""}, "error": {"message": "upstream died
         (1, (429, {}, {"error": {"message": "quota used up"}}), "openai_base_url: .*quota"),
         (1, (400, {}, {"error": {"message": "temperature: only 1"}}), "temperature.*null"),
         (2, (400, {}, {"error": {"message": "context is 2048"}}), "openai_model: .*context"),
+        (1, (400, {}, {"error": "maximum context length is 2048"}), "max_tokens, prompt.top_k: "),
+        (1, (400, {}, [{"error": {"message": "API key not valid."}}]), ".*.API key.*OPENAI_API"),
+        (5, (500, {}, b"[" * 100_000), r"openai_base_url: .* 500 .\[\["),
+        (5, (200, {}, b"[" * 100_000), r"openai_base_url: .*broken JSON .\[\["),
+        (5, (500, {}, {"error": "\ud83d busy"}), "openai_base_url: .* 500 .busy"),
         (1, None, "openai_timeout: .*within 1 s"),
     ],
 )
@@ -571,6 +626,15 @@ def test_an_answer_is_read_before_its_secrets_go(endpoint, tmp_path, monkeypatch
     errors.append((200, {}, completion(LAKE)))
     writer = make_hosted_writer(url, "zero_shot", tmp_path)
     assert [text for text, *_ in writer.propose("Water Body", [], 2, 0, False)] == [LAKE]
+
+
+def test_half_an_emoji_in_an_answer_is_dropped(endpoint, tmp_path):
+    url, requests, errors = endpoint
+    errors.append((200, {}, completion(f"\ud83d {LAKE}")))
+    for _ in range(2):  # the second time from the kept answer
+        writer = make_hosted_writer(url, "zero_shot", tmp_path)
+        assert [text for text, *_ in writer.propose("Water Body", [], 2, 0, False)] == [LAKE]
+    assert len(requests) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b'[{"text"', b'[{"no": 1}]', b"5", b"\xff"])
@@ -709,6 +773,68 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
         writer.propose("Crop Land", [{"text": "field " * 2000}], 2, 0, False)
 
 
+def generate_word(word: str) -> Answer:
+    """What a model of the tokenizer of Llama, which likes one word most, puts behind a text."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+
+    words = ["</s>", "▁the", "▁forest", "▁is"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>", padding_side="left"
+    )
+    model = PhiForCausalLM(
+        PhiConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            eos_token_id=None,  # as of Phi-1.5
+        )
+    ).eval()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias[words.index(word)] = 9
+    inputs = fast(["the forest", "forest"], return_tensors="pt", padding=True)
+    answers = generation.generate(model, fast, inputs, 3, {"temperature": 0}, (0, "", 0, 0))
+    assert answers[0] == answers[1]
+    return answers[0]
+
+
+def test_the_space_before_a_continuation_stays_and_the_tokenizers_end_token_ends_it():
+    assert generate_word("▁is") == Answer(" is is is", is_cut=True)
+    assert generate_word("</s>") == Answer("", is_cut=False)
+
+
+def test_the_batches_that_an_instructed_writer_has_finished_outlive_a_kill(tmp_path, monkeypatch):
+    asked = []
+
+    def generate(model, tokenizer, inputs, max_tokens, sampling, key):
+        asked.append((key[-1], inputs))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return [Answer(text.upper(), is_cut=False) for text in inputs]
+
+    monkeypatch.setattr(instructed, "generate", generate)
+    writer = InstructedWriter.__new__(InstructedWriter)
+    writer.model, writer.tokenizer = None, lambda texts, **options: texts
+    writer.seed, writer.max_tokens, writer.sampling = 0, 8, {}
+    writer.cache = AnswerCache(tmp_path)
+    texts = [f"text {number}" for number in range(generation.BATCH + 3)]
+    with pytest.raises(KeyboardInterrupt):
+        writer.complete(texts, "Crop Land", 0)
+    answers = writer.complete(texts, "Crop Land", 0)
+    assert [answer.text for answer in answers] == [text.upper() for text in texts]
+    assert [number for number, _ in asked] == [0, 1, 1]
+    assert [len(batch) for _, batch in asked] == [generation.BATCH, 3, 3]
+
+
 def args(count: int, first: int, technique: str = "few_shot", passages: tuple = ()) -> tuple:
     """The arguments of `format_dialogues` for crop land."""
     return "Crop Land", technique, CLASSES, list(passages), count, first
@@ -757,6 +883,39 @@ def test_trigram_similarity_is_the_share_of_common_trigrams():
     assert trigram_similarity("a b c d", "A b c, d") == 1
     assert trigram_similarity("a b c d", "b c d e") == pytest.approx(1 / 3)
     assert trigram_similarity("a b", "a b") == 0  # no trigrams
+
+
+def test_similarity_is_the_mean_over_the_pairs_of_each_group():
+    from stages.text.prompt_metrics import similarity
+
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(size=(count, 8)) for count in (1, 2, 5, 0)]
+    groups = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in groups]
+    pairs = [
+        vectors[i] @ vectors[j] for vectors in groups for i in range(len(vectors)) for j in range(i)
+    ]
+    assert len(pairs) == 11 and similarity(groups) == pytest.approx(np.mean(pairs))
+
+
+def test_self_bleu_of_many_texts_is_that_of_some_drawn_with_a_fixed_seed(monkeypatch):
+    from sacrebleu.metrics import BLEU
+
+    from stages.text import prompt_metrics
+
+    compared = []
+    score = BLEU.sentence_score
+
+    def count(self, text, others):
+        compared.append((text, len(others)))
+        return score(self, text, others)
+
+    monkeypatch.setattr(BLEU, "sentence_score", count)
+    monkeypatch.setattr(prompt_metrics, "MAX_BLEU_TEXTS", 5)
+    texts = [f"a field number {n} of {n * n} rows" for n in range(40)]
+    value = prompt_metrics.self_bleu([texts, texts[:5]])
+    assert len(compared) == 10 and {others for _, others in compared} == {4}
+    assert [text for text, _ in compared[5:]] == texts[:5] != [text for text, _ in compared[:5]]
+    assert prompt_metrics.self_bleu([texts, texts[:5]]) == value
 
 
 def test_self_bleu_tells_copies_from_different_texts():

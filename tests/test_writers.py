@@ -1,6 +1,7 @@
 """What a language model answers becomes prompts, or is refused: thoughts, JSON, lists, talk."""
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -146,6 +147,28 @@ def test_the_descriptions_of_an_answer_are_found(text):
 )
 def test_half_sentences_thoughts_and_broken_markup_are_refused(answer, expected):
     assert kept_prompts(answer) == expected
+
+
+DEGENERATE = [
+    *"[-—_'*`|=\"\n",
+    *("- ", "1. ", "desert ", " *a", "**a ", '{"a":', "[\n", "|--|\n", "#\n", "\n ", "== "),
+    *("<think>", "<think>a</think>", "</think>", "<a", "```\n", "a\n"),
+]
+
+
+@pytest.mark.parametrize("technique", ["zero_shot", "chain_of_thought"])
+@pytest.mark.parametrize("unit", DEGENERATE)
+def test_a_model_that_repeats_itself_is_read_fast(unit, technique):
+    """In less than 50 times the time of a plain answer of equal length; some took minutes."""
+    length = 20_000
+    repeated = (unit * length)[:length]
+    started = time.process_time()
+    kept_prompts(Answer((PLAIN + "\n") * (length // len(PLAIN)), False), technique)
+    limit = max(0.02, time.process_time() - started) * 50
+    for text in (repeated, f"{repeated}x", f"<plan{repeated}", f"{PLAIN}{repeated}x"):
+        started = time.process_time()
+        kept_prompts(Answer(text, False), technique)
+        assert time.process_time() - started < limit
 
 
 def test_a_dash_in_a_sentence_ends_no_title():

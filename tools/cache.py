@@ -52,7 +52,7 @@ def main() -> None:
 def list_entries(root: Path) -> list[Path]:
     """The folders of the cache. Each has a lock beside it: other folders are not the cache's."""
     folders = [*root.glob("*/"), *root.glob("*/*/")]
-    return sorted(path for path in folders if resume_cache.beside(path, "lock").exists())
+    return sorted(path for path in folders if resume_cache.side_file(path, "lock").exists())
 
 
 def choose(root: Path, entries: list[Path], names: list[str]) -> list[Path]:
@@ -79,7 +79,7 @@ def describe(root: Path, path: Path) -> str:
     """What an entry is, where its run worked, and which process is using it."""
     stage = path.relative_to(root).parts[0]
     words = KINDS.get(stage, "unfinished run")
-    origin = resume_cache.beside(path, "origin")
+    origin = resume_cache.side_file(path, "origin")
     with suppress(FileNotFoundError):
         folder = origin.read_text(encoding="utf-8")
         words += f" of {folder}" + ("" if Path(folder).is_dir() else " (which is gone)")
@@ -103,7 +103,7 @@ def empty(root: Path, entries: list[Path]) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of an entry in the block, if it is free; yields whether it is."""
-    lock = FileLock(resume_cache.beside(path, "lock"))
+    lock = FileLock(resume_cache.side_file(path, "lock"))
     try:
         lock.acquire(timeout=0)
     except Timeout:

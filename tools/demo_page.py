@@ -18,20 +18,21 @@ from urllib.parse import urlencode
 
 import gradio as gr
 import numpy as np
-import torch
 
 from stages import fetch_model, train_base
 from stages.common.artifacts import read_json
+from stages.common.torch_setup import device_type
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.marked_png import encode_marked_png
 from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
 from stages.params import Params, Sampling, Writer
+from stages.prompt import TRAIN, read_training_captions
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.progress import log
 from stages.text.checks import ClipTokenCounter
-from stages.text.class_words import ClassLexicon, complete_words
+from stages.text.class_words import NO_CAPTIONS, ClassLexicon, complete_words
 from stages.text.embedder import is_neural
 from stages.text.prompt_writing import ImagePrompt, PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
@@ -70,11 +71,10 @@ class DemoModels:
         self.lock = threading.Lock()
         self.stop = threading.Event()  # ends the request that is being served
         self.stops: dict[str | None, threading.Event] = {}  # that of each visitor's last request
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.folder = choose_model(params)
         if self.folder != TUNED:
             log(f"demo: images are drawn with {BASE_NOTE}")
-        self.sampler = Sampler(self.folder, params.sampling, device)
+        self.sampler = Sampler(self.folder, params.sampling, device_type())
         self.sampler.unet.register_forward_pre_hook(self.before_step)
         self.progress = gr.Progress()
         self.started = 0.0  # seconds on the monotonic clock
@@ -94,7 +94,8 @@ class DemoModels:
         It is made at the first request for a prompt: a language model may take a minute to load.
         """
         prompt = self.params.prompt
-        classes = ClassLexicon(complete_words(self.params.classes, prompt.words))
+        training = read_training_captions() if TRAIN.is_dir() else NO_CAPTIONS
+        classes = ClassLexicon(complete_words(self.params.classes, prompt.words, training))
         return PromptCollector(
             make_writer(
                 prompt,
@@ -108,8 +109,7 @@ class DemoModels:
             classes,
             Retriever(INDEX, EMBEDDER),
             ClipTokenCounter(self.folder / "tokenizer"),
-            prompt.positive_cues,
-            prompt.top_k,
+            prompt,
         )
 
     def before_step(self, *_: Any) -> None:

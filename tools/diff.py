@@ -299,15 +299,23 @@ def metric_rows(
 def is_end_of_interval(metric: Metric, metrics: Changes) -> bool:
     """Whether a number is the `_lo` or `_hi` of another, in whose row it stands."""
     file, key = metric
-    return key.endswith(("_lo", "_hi")) and (file, key[:-3]) in metrics
+    ends = re.finditer(r"_(lo|hi)(?=\.|$)", key)
+    return any((file, key[: end.start()] + key[end.end() :]) in metrics for end in ends)
 
 
 def read_interval(metric: Metric, side: str, metrics: Changes) -> tuple[float, float] | None:
-    """Return the 95 % CI of a metric of one run; None where it has none. side: old or new."""
+    """Return the 95 % CI of a metric of one run; None where it has none. side: old or new.
+
+    That of `per_scene.lake` is `per_scene_lo.lake` to `per_scene_hi.lake`.
+    """
     file, key = metric
-    low = metrics.get((file, f"{key}_lo"), {}).get(side)
-    high = metrics.get((file, f"{key}_hi"), {}).get(side)
-    return None if low is None or high is None else (low, high)
+    for end in re.finditer(r"\.|$", key):
+        group, name = key[: end.start()], key[end.start() :]
+        low = metrics.get((file, f"{group}_lo{name}"), {}).get(side)
+        high = metrics.get((file, f"{group}_hi{name}"), {}).get(side)
+        if low is not None and high is not None:
+            return low, high
+    return None
 
 
 def describe_change(metric: Metric, metrics: Changes, runs: Runs) -> str:

@@ -57,7 +57,7 @@ from stages.imagery.readers.metadata_lists import read_metadata
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.unusable_image import MIN_SIDE, UnusableImage
+from stages.imagery.unusable_image import MIN_SIDE, NO_BLACK_AND_WHITE, UnusableImage
 from stages.params import Extractor, Params, load
 from stages.reporting.rows import format_number, read_interval
 from stages.runtime.errors import exit_with_error
@@ -228,11 +228,21 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
         exit_with_error(
             f"evaluate: {path}: {count} usable image(s); at least {needed} are needed "
             "(fid.standard_min_n in params.yaml): the FID of fewer mostly measures their number; "
-            f"skipped: {images.skipped}"
+            f"skipped: {images.skipped}{advise_on_deep_values(images.skipped)}"
         )
     if images.skipped.reasons:
         log(f"evaluate: {path}: {count} images; skipped: {images.skipped}")
     return images
+
+
+def advise_on_deep_values(skipped: SkipReport) -> str:
+    """Say what to do about images of more than 8 bits per value; "" where none was skipped."""
+    if not any(reason.endswith(NO_BLACK_AND_WHITE) for reason in skipped.reasons):
+        return ""
+    return (
+        "; give the run's data/imagery/test, or export it: python -m tools.export imagefolder "
+        "test <folder>"
+    )
 
 
 def square_tiles(

@@ -13,11 +13,13 @@ get crs, bounds, gsd and date, too. With `synthetic`, the images of data/synthet
 they are, which say in their metadata that they are synthetic and how each was drawn; `text` is the
 prompt, and metadata.jsonl has the other columns.
 geotiff: a split of data/imagery as 8-bit GeoTIFFs with the CRS, bounds and date of their source.
-Each band's scale and offset undo the stretch: value = byte * scale + offset. With `synthetic`, the
-images of data/synthetic: they have no georeference, and their tags say the same as the PNGs'.
+Each band's scale and offset undo the stretch: value = byte * scale + offset; pixel_values.json
+states it. With `synthetic`, the images of data/synthetic: they have no georeference, and their tags
+say the same as the PNGs'.
 llm: the fine-tuned language model as one `transformers` folder, the adapter merged into its base.
 hub: the synthetic data set and the models as repositories of <owner> on the Hugging Face hub, each
-with a card about the run. --dry-run writes the folders and uploads nothing.
+with a card about the run. --dry-run writes the folders, prints each file with its repository and
+size, and uploads nothing.
 """
 
 import argparse
@@ -29,26 +31,25 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.common.artifacts import decode_image, stream_rows, write_atomically
+from stages.common.artifacts import decode_image, stream_rows, write_atomically, write_json
 from stages.common.class_names import slug
 from stages.diffusion.marked_png import DESCRIPTION, SETTINGS
 from stages.imagery.rasters import rasterio_settings
 from stages.params import load
 from stages.publishing.folders import add_card_and_metrics, copy_output, hide_folders_in_model
-from stages.publishing.pixel_values import Stretch, read_stretch
+from stages.publishing.pixel_values import Stretch, describe_pixel_values, read_stretch
 from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.process import start_process
 from stages.runtime.progress import log, progress_bar
+from stages.text.writers import ADAPTER, LANGUAGE
 from tools.commands import run_command
 
 IMAGERY = Path("data/imagery")
 SYNTHETIC = Path("data/synthetic")
 GEOREFERENCE = ("crs", "bounds", "gsd", "date")  # columns of tiles whose source has them
-LANGUAGE = Path("models/base/language")
-ADAPTER = Path("models/llm")
 MAX_NAME_BYTES = 200  # of a file name; file systems take up to 255
 
 
@@ -59,12 +60,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("imagefolder", help="a split, or the generated images, as PNGs")
-    command.add_argument("split", choices=("train", "valid", "test", "synthetic"))
-    command.add_argument("folder", type=Path, help="new or empty")
-    command = commands.add_parser("geotiff", help="a split, or the generated images, as GeoTIFFs")
-    command.add_argument("split", choices=("train", "valid", "test", "synthetic"))
-    command.add_argument("folder", type=Path, help="new or empty")
+    for name, files in (("imagefolder", "PNGs"), ("geotiff", "GeoTIFFs")):
+        command = commands.add_parser(name, help=f"a split, or the generated images, as {files}")
+        command.add_argument("split", choices=("train", "valid", "test", "synthetic"))
+        command.add_argument("folder", type=Path, help="new or empty")
     command = commands.add_parser("llm", help="the language model with its adapter merged in")
     command.add_argument("folder", type=Path, help="new or empty")
     command = commands.add_parser("hub", help="the data set and the models on the hub")
@@ -84,6 +83,7 @@ def main() -> None:
                 publish(options.owner)
             else:
                 write_repositories(options.dry_run, read_commit(must_be_clean=False))
+                print_files(options.dry_run, options.owner)
 
 
 def export_imagefolder(split: str, folder: Path) -> None:
@@ -129,7 +129,7 @@ def export_geotiffs(split: str, folder: Path) -> None:
     """Write a split of data/imagery, or data/synthetic, as GeoTIFFs. The target must be empty."""
     source = choose_source(split)
     make_empty(folder)
-    stretch = None if split == "synthetic" else read_stretch(IMAGERY / "SOURCE.json")
+    stretch = None if split == "synthetic" else read_stretch()
     taken: set[str] = set()
     without_place = 0
     rows = progress_bar(stream_rows(source), desc=split, unit="tile")
@@ -147,6 +147,8 @@ def export_geotiffs(split: str, folder: Path) -> None:
         taken.add(file_name)
         without_place += not row.get("bounds")
         write_geotiff(folder / file_name, row, tags, stretch)
+    if stretch:
+        write_json(folder / "pixel_values.json", describe_pixel_values())
     log(f"export: {len(taken)} GeoTIFFs, {without_place} of them without a georeference")
 
 
@@ -233,6 +235,14 @@ def write_repositories(folder: Path, commit: str) -> None:
             copy_output(repository, target, list(classes))
         hide_folders_in_model(target)
         add_card_and_metrics(repository, target, commit, classes)
+
+
+def print_files(folder: Path, owner: str) -> None:
+    """Print what would be published: repository, file and size in bytes, separated by tabs."""
+    for name in REPOSITORIES:
+        for file in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
+            path = file.relative_to(folder / name)
+            print(f"{owner}/{name}", path, file.stat().st_size, sep="\t")
 
 
 def read_commit(must_be_clean: bool) -> str:

@@ -7,12 +7,10 @@ in data/reviews. Commit it and run `dvc repro`.
 """
 
 import argparse
-import csv
-import io
 import re
 from pathlib import Path
 
-from stages.common.artifacts import write_atomically
+from stages.common.csv_files import write_csv
 from stages.reporting.ratings import FILED_COLUMNS, REVIEWS, check_saved
 from stages.runtime.process import start_process
 from stages.runtime.progress import log
@@ -36,11 +34,7 @@ def add(path: Path) -> None:
     """File the ratings of one expert: all of them or, where one is wrong, none."""
     ratings = check_saved(path)
     target = free_path(ratings[0]["run"], ratings[0]["rater"])
-    sink = io.StringIO()
-    writer = csv.DictWriter(sink, FILED_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(ratings)
-    write_atomically(target, sink.getvalue().encode())
+    write_csv(target, ratings, FILED_COLUMNS)
     log(
         f"review: {len(ratings)} ratings by {ratings[0]['rater']} in {target}; "
         "now run `dvc repro` and commit both"

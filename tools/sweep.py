@@ -1,4 +1,4 @@
-"""Run a sweep: one experiment per combination of params, then a table and a Pareto plot.
+"""Run a sweep: one experiment per combination of params, then a table with the Pareto front.
 
     python -m tools.sweep guidance       guidance scale x steps: FID against accuracy on real tiles
     python -m tools.sweep prompts        prompt writer x technique: class agreement of the images
@@ -8,8 +8,8 @@
 Experiments run in temporary copies, each on its own GPU ($CUDA_VISIBLE_DEVICES, else all GPUs), or
 one after another without a GPU. They take uncommitted edits with them. An experiment counts as done
 if it ran to its end with this params.yaml, these stages, this code and these fetched data;
-otherwise it runs, as <name>-run2 where an older one has the name. Writes sweeps/<name>.md and
-sweeps/<name>.png. The table has a row for each experiment, with the reason where it has no result.
+otherwise it runs, as <name>-run2 where an older one has the name. Writes sweeps/<name>.md: a row
+for each experiment, with the reason where it has no result.
 """
 
 import argparse
@@ -318,7 +318,7 @@ def run_experiment(
     if not finished.returncode:
         return ""
     lines = (finished.stdout + finished.stderr).strip().splitlines()
-    log(f"sweep: {experiment} failed:", *lines[-5:])
+    log(f"sweep: {experiment} failed: {' '.join(lines[-5:])}")
     errors = [line for line in lines if line.lower().startswith("error:")]
     return errors[0] if errors else f"dvc exp run: exit code {finished.returncode}"
 

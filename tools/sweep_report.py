@@ -1,4 +1,4 @@
-"""The results of a sweep: its metrics, the table and the plot with the Pareto front."""
+"""The results of a sweep: its metrics, and the table with the Pareto front."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """The name in the table and on the axes."""
+        """The name in the table."""
         return f"{Path(self.file).stem} {self.key} ({self.better} is better)"
 
 
@@ -90,15 +90,12 @@ def dominates(first: list[float], second: list[float]) -> bool:
 
 
 def report(name: str, rows: dict[str, Row]) -> None:
-    """Write the table and the plot of a sweep; print the table."""
+    """Write the table of a sweep and print it."""
     points = {experiment: row.point for experiment, row in rows.items() if row.point}
     front = pareto_front(name, points)
     OUT.mkdir(exist_ok=True)
     table = format_table(name, rows, front)
     (OUT / f"{name}.md").write_text(table, encoding="utf-8")
-    (OUT / f"{name}.png").unlink(missing_ok=True)
-    if points:
-        plot(name, points, front)
     print(table, end="")
 
 
@@ -120,39 +117,3 @@ def format_cell(cell: Value | str) -> str:
     if isinstance(cell, str):
         return cell
     return f"{cell.value:.4g} [{cell.lo:.4g}, {cell.hi:.4g}]"
-
-
-def plot(name: str, points: dict[str, tuple[Value, Value]], front: set[str]) -> None:
-    """Plot the experiments with their intervals, and the Pareto front as a line."""
-    from matplotlib.figure import Figure
-
-    x_metric, y_metric = METRICS[name]
-    figure = Figure((7, 5), layout="constrained")
-    axes = figure.add_subplot(xlabel=x_metric.label, ylabel=y_metric.label)
-    for experiment, (x, y) in points.items():
-        axes.errorbar(
-            x.value,
-            y.value,
-            xerr=error_bar(x),
-            yerr=error_bar(y),
-            fmt="o",
-            color="C1" if experiment in front else "0.7",
-            elinewidth=0.5,
-        )
-        axes.annotate(
-            experiment.partition("-")[2],
-            (x.value, y.value),
-            xytext=(4, 4),
-            textcoords="offset points",
-            fontsize=7,
-        )
-    front_values = [points[experiment] for experiment in front]
-    line = sorted((x.value, y.value) for x, y in front_values)
-    axes.plot(*zip(*line), color="C1", label="Pareto front")
-    axes.legend(frameon=False)
-    figure.savefig(OUT / f"{name}.png", dpi=120)
-
-
-def error_bar(value: Value) -> list[list[float]]:
-    """Return how far the interval reaches down and up; 0 where it ends on the other side."""
-    return [[max(0.0, value.value - value.lo)], [max(0.0, value.hi - value.value)]]

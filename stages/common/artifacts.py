@@ -71,15 +71,13 @@ def write_shard(folder: str | Path, number: int, rows: list[dict], schema: pa.Sc
     write_table(Path(folder) / f"{number:05d}.parquet", table)
 
 
-def write_shards(folder: str | Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Stream rows into shards and return the number of rows. No rows give one empty shard."""
+def write_shards(folder: str | Path, rows: Iterable[dict], schema: pa.Schema) -> None:
+    """Stream rows into shards. No rows give one empty shard."""
     shard: list[dict] = []
     shard_bytes = 0
     shard_number = 0
-    row_count = 0
     for row in rows:
         shard.append(row)
-        row_count += 1
         if "image" in row:
             shard_bytes += len(row["image"]["bytes"])
         if len(shard) == SHARD_ROWS or shard_bytes >= SHARD_BYTES:
@@ -87,9 +85,8 @@ def write_shards(folder: str | Path, rows: Iterable[dict], schema: pa.Schema) ->
             shard = []
             shard_bytes = 0
             shard_number += 1
-    if shard or not row_count:
+    if shard or not shard_number:
         write_shard(folder, shard_number, shard, schema)
-    return row_count
 
 
 def _datasets_feature(data_type: pa.DataType) -> dict:

@@ -1,7 +1,7 @@
 """What a ceiling was trained on, in words, for the report and the cards."""
 
 
-def count_real_tiles(scores: dict, ceiling: dict) -> str:
+def describe_real_tiles(scores: dict, ceiling: dict) -> str:
     """Say on how many real tiles a ceiling was trained: fewer where the imagery has too few.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.sources import MODEL_PACKAGES, file_hashes
-from stages.common.stable_diffusion import SINGLE_FILE_ADVICE, check_kind
+from stages.common.stable_diffusion import SINGLE_FILE_ADVICE, check_kind, read_json_object
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 
@@ -277,7 +277,7 @@ def _check_weight_files(part: str, root: Path, names: dict[str, Path], label: st
     _require_any([single_file, index], names, root, label)
     if single_file in names:
         return
-    weight_map = _read_json_object(names[index], label).get("weight_map") or {}
+    weight_map = read_json_object(names[index], label).get("weight_map") or {}
     for shard in sorted(set(weight_map.values())):
         _require_any([part + _full_name(shard)], names, root, label)
 
@@ -293,6 +293,11 @@ def _require_any(alternatives: list[str], names: dict[str, Path], root: Path, la
             f"{label}: {alternatives[0]} is missing, there is only {pickles[0]}: a pickle can run "
             "code when it is read; convert it to safetensors"
         )
+    if alternatives[0].endswith("model.safetensors"):
+        weights = [file.name for file in sorted(folder.glob("*.safetensors"))]
+        others = [name for name in weights if not WEIGHTS_NAME.fullmatch(name)]
+        if others:
+            exit_with_error(f"{label}: {alternatives[0]} is missing, there is only {others[0]}")
     exit_with_error(f"{label}: {' or '.join(alternatives)} is missing")
 
 
@@ -303,7 +308,7 @@ def _check_contents(role: str, files: dict[Path, str], label: str) -> None:
     """
     for file, name in files.items():
         if file.suffix == ".json":
-            content = _read_json_object(file, label)
+            content = read_json_object(file, label)
             # Of a classifier's config.json, nothing but mean and std is read, where it has them.
             required = REQUIRED_KEYS.get(name, []) if role != "classifier" else []
             missing = [key for key in required if key not in content]
@@ -313,15 +318,6 @@ def _check_contents(role: str, files: dict[Path, str], label: str) -> None:
                 )
         elif file.suffix == ".safetensors":
             _check_safetensors(file, label)
-
-
-def _read_json_object(path: Path, label: str) -> dict:
-    """Read a JSON file; {} where it holds something other than an object (modules.json: a list)."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        exit_with_error(f"{label}: {path.parent.name}/{path.name} is not readable JSON ({error})")
-    return content if isinstance(content, dict) else {}
 
 
 def _check_safetensors(path: Path, label: str) -> None:

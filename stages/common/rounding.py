@@ -13,6 +13,15 @@ def interval_decimals(low: float, high: float) -> int:
     return max(-math.floor(math.log10(margin / 3.55)), 0) if margin > 0 else 3
 
 
+def reference_decimals(value: float, interval: tuple[float, float] | None, decimals: int) -> int:
+    """Return the decimals of a number that another one, of `decimals`, is judged by.
+
+    They show two of its own digits (in three decimals at most), and what its interval allows.
+    """
+    own = 1 - math.floor(math.log10(abs(value))) if value else 0
+    return max(decimals, min(own, 3), interval_decimals(*interval) if interval else 0)
+
+
 def format_decimals(value: float, decimals: int) -> str:
     """Format a number with so many decimals, never as a negative zero."""
     return f"{round(value, decimals) + 0.0:.{decimals}f}"

@@ -69,16 +69,16 @@ def check_kind(folder: Path, label: str) -> None:
         weights = [f for f in sorted(folder.glob("*")) if f.suffix in (".safetensors", ".ckpt")]
         beside = f", there is {weights[0].name}" if weights else ""
         exit_with_error(f"{label}: model_index.json is missing{beside}; {SINGLE_FILE_ADVICE}")
-    configs = {name: _read_object(folder / name, label) for name in CONFIG_FILES}
-    tokenizer = _read_object(folder / "tokenizer/tokenizer.json", label)
+    configs = {name: read_json_object(folder / name, label) for name in CONFIG_FILES}
+    tokenizer = read_json_object(folder / "tokenizer/tokenizer.json", label)
     for fault in _find_faults(*configs.values()):
         exit_with_error(f"{label}: {fault}")
     for fault in _tokenizer_faults(folder / "tokenizer", tokenizer, label):
         exit_with_error(f"{label}: {fault}")
 
 
-def _read_object(path: Path, label: str) -> dict[str, Any]:
-    """The JSON object of a file; {} where there is none."""
+def read_json_object(path: Path, label: str) -> dict[str, Any]:
+    """The JSON object of a file; {} where there is no file, or it holds a list (modules.json)."""
     if not path.is_file():
         return {}
     try:
@@ -186,7 +186,7 @@ def _tokenizer_faults(folder: Path, tokenizer: dict, label: str) -> Iterator[str
         merges = model.get("merges") or []
     else:
         name = "tokenizer/merges.txt"
-        vocabulary = _read_object(folder / "vocab.json", label)
+        vocabulary = read_json_object(folder / "vocab.json", label)
         if not (folder / "merges.txt").is_file():
             return  # a missing file
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()

@@ -20,6 +20,11 @@ def make_deterministic(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def device_type() -> str:
+    """Where networks run: `cuda` or `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def cpu_threads(device: torch.device) -> int:
     """Threads of this process on a CPU; 0 on a GPU. Another number gives other bytes."""
     return torch.get_num_threads() if device.type == "cpu" else 0

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from accelerate import Accelerator
 
 from stages.diffusion.latents import Latents
 from stages.params import FinetuneSD
+from stages.runtime.parallel import read_ahead
 
 Batch = dict[str, torch.Tensor]
 
@@ -56,12 +56,7 @@ class BatchLoader:
 
     def batches(self, indices: range) -> Iterator[Batch]:
         """These micro-batches on the device; each is drawn while the one before it is in use."""
-        thread = ThreadPoolExecutor(1)
-        upcoming = thread.submit(self.batch, indices.start)
-        for index in indices:
-            batch = upcoming.result()
-            if index + 1 in indices:
-                upcoming = thread.submit(self.batch, index + 1)
+        for batch in read_ahead(map(self.batch, indices)):
             yield self.on_device(batch)
 
     def trial_batch(self, images: int) -> Batch:

@@ -1,7 +1,6 @@
-"""The text embeddings of captions, by id: read from the cache of `encode`, or made when asked for.
+"""The text embeddings of captions, by id: read from the cache of `encode`, or computed on demand.
 
-Both give the same values: `encode` rounds to float16 what it caches, and what is made here is
-rounded alike. `stages/diffusion/latents.py` describes the files.
+Both give the same values, rounded to float16. `stages/diffusion/latents.py` describes the files.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,8 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import check_vocabulary
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-HOW = "captions.json"  # in data/latents, where captions are not embedded there
+# In data/latents, where it holds no embeddings: {precision, batch_size} to compute them with.
+EMBEDDING_SETTINGS = "captions.json"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
@@ -79,7 +79,7 @@ class CachedEmbeddings:
 
     Attributes:
         width: D, of the embedding of a token.
-        inputs: the files and folders, beside `data/latents`, that they depend on.
+        inputs: the files and folders, besides `data/latents`, that they depend on.
     """
 
     inputs: tuple[Path, ...] = ()
@@ -98,14 +98,15 @@ class ComputedEmbeddings:
 
     Attributes:
         width: D, of the embedding of a token.
-        inputs: the files and folders, beside `data/latents`, that they depend on.
+        inputs: the files and folders, besides `data/latents`, that they depend on.
     """
 
     def __init__(self, latents: Path, model: Path, device: torch.device) -> None:
-        how = read_json(latents / HOW)
-        if how["precision"] == "fp16" and device.type != "cuda":
+        settings = read_json(latents / EMBEDDING_SETTINGS)
+        precision = settings["precision"]
+        if precision == "fp16" and device.type != "cuda":
             exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
-        self.encoder = CaptionEncoder(model, how["precision"], how["batch_size"], device)
+        self.encoder = CaptionEncoder(model, precision, settings["batch_size"], device)
         self.width = self.encoder.width
         self.inputs = (model / "text_encoder", model / "tokenizer")
         column = pq.read_table(latents / "captions.parquet", columns=["caption"])["caption"]
@@ -132,6 +133,6 @@ def load_embeddings(
         model: the folder with the tokenizer and the text encoder; read where `encode` cached none.
         device: where they are computed then.
     """
-    if (latents / HOW).is_file():
+    if (latents / EMBEDDING_SETTINGS).is_file():
         return ComputedEmbeddings(latents, model, device)
     return CachedEmbeddings(latents)

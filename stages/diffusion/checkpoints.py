@@ -100,7 +100,7 @@ class CheckpointWriter:
 def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -> None:
     """Write the checkpoint of `state.step`, and its weights as the best ones where they are.
 
-    Removed are all but the last `keep`, and those of later steps, which could not be used.
+    Then remove all but the last `keep`, and those of later steps, which could not be resumed from.
     """
     path = folder / f"step_{state.step:08d}.safetensors"
     save(path, tensors, asdict(state))
@@ -225,10 +225,10 @@ def load_latest(folder: Path) -> tuple[Tensors, TrainingState] | None:
 
 
 def has_best(folder: Path, tensors: Tensors, state: TrainingState) -> bool:
-    """Whether `best.safetensors` is the one of a checkpoint, so that it can be published.
+    """Whether the best weights of a checkpoint can be published in the end.
 
-    Where it is not, it is written again if the checkpoint itself is the best. One of a later step
-    is left: training comes to that step again.
+    Where `best.safetensors` is missing or older, it is written again if the checkpoint itself is
+    the best. One of a later step will do: training comes to that step again.
     """
     if not state.best_step:
         return True
@@ -248,7 +248,7 @@ def training_tensors(
     ema: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> Tensors:
-    """All tensors that resuming needs, themselves: training changes them.
+    """All tensors that resuming needs. They are no copies: training changes them.
 
     Args:
         weights: the trained parameters by name.
@@ -269,7 +269,7 @@ def training_tensors(
 
 
 def fit_twice(tensors: Tensors) -> bool:
-    """Whether copies of the tensors fit the free memory; those of a sharded run have to."""
+    """Whether copies of the tensors fit into the free memory; in a sharded run they have to."""
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return True
     return count_bytes(tensors) <= MEMORY_SHARE * available_memory()

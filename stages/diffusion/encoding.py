@@ -7,6 +7,7 @@ number.
 """
 
 import math
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,12 @@ from stages.common.artifacts import (
     write_table,
 )
 from stages.diffusion import models
-from stages.diffusion.caption_embeddings import CaptionEncoder, autocast, overflow_advice
+from stages.diffusion.caption_embeddings import (
+    EMBEDDING_SETTINGS,
+    CaptionEncoder,
+    autocast,
+    overflow_advice,
+)
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.grouped_arrays import GroupedArrays
 from stages.diffusion.latents import dihedral
@@ -34,6 +40,7 @@ from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.parallel import read_ahead
 from stages.runtime.progress import log, progress_bar
 
 GB = 10**9
@@ -50,7 +57,7 @@ def encode_captions(
 ) -> None:
     """Write `captions.parquet` and, where they fit, the text embeddings to `out`.
 
-    Else `captions.json` says how `finetune_sd` makes them.
+    Else `captions.json` says how `finetune_sd` is to compute them.
 
     Args:
         captions: the M distinct captions; their positions are their ids.
@@ -66,8 +73,8 @@ def encode_captions(
     is_cached = embeddings_bytes <= free_bytes
     if state.is_main_process:
         if not is_cached:
-            how = {"precision": config.precision, "batch_size": config.batch_size}
-            write_json(out / "captions.json", how)
+            settings = {"precision": config.precision, "batch_size": config.batch_size}
+            write_json(out / EMBEDDING_SETTINGS, settings)
             latents_bytes = config.cache_gb * GB - free_bytes
             log(
                 f"encode: the embeddings of {len(captions):,} captions "
@@ -131,9 +138,10 @@ class VaeEncoder:
         logvars = []
         for variant in range(variants):
             posterior = self.posterior(pixels, variant)
-            means.append(posterior.mean.half().cpu().numpy())
-            logvars.append(posterior.logvar.half().cpu().numpy())
-        return {"mean": np.stack(means, 1), "logvar": np.stack(logvars, 1)}
+            means.append(posterior.mean.half())
+            logvars.append(posterior.logvar.half())
+        stacked = {"mean": torch.stack(means, 1), "logvar": torch.stack(logvars, 1)}
+        return {name: tensor.cpu().numpy() for name, tensor in stacked.items()}
 
 
 def encode_images(
@@ -165,18 +173,20 @@ def encode_images(
     channels = encoder.vae.config.latent_channels
     shape = (image_count, variants, channels, latent_size, latent_size)
     output = GroupedArrays(out, {"mean": shape, "logvar": shape}, batch_size, state)
-    rows = stream_rows(images, ["image", "filename"], batch_size)
     chunks = CpuChunks(batch_size, encoder.device)
     blank = np.zeros((batch_size, size, size, 3), np.uint8)
     with report_out_of_memory(
         "encode.batch_size", batch_size, lambda trial: encoder.posterior(blank[:trial], 0)
     ):
-        begins = range(0, image_count, batch_size)
-        for begin in progress_bar(begins, desc=f"encode {out.stem}", unit="group"):
-            group = list(islice(rows, batch_size))
-            if not output.is_mine(begin):
+        groups = progress_bar(
+            read_ahead(_read_groups(images, blank, image_count, output)),
+            total=math.ceil(image_count / batch_size),
+            desc=f"encode {out.stem}",
+            unit="group",
+        )
+        for begin, group, pixels in groups:
+            if pixels is None:
                 continue
-            pixels = _read_pixels(group, blank, images)
             padded = _encode_group(encoder, pixels, variants, chunks)
             posteriors = {name: values[: len(group)] for name, values in padded.items()}
             _exit_if_not_finite(posteriors, group, images, encoder.precision)
@@ -203,6 +213,21 @@ def tile_size(images: Path) -> int:
     if first is None:
         exit_with_error(f"{images}: no images")
     return decode_image(first["image"]).width
+
+
+def _read_groups(
+    images: Path, blank: np.ndarray, image_count: int, output: GroupedArrays
+) -> Iterator[tuple[int, list[dict], np.ndarray | None]]:
+    """Begin, rows and pixels [B, H, W, 3] of each group; no pixels where it is not to be encoded.
+
+    `blank` [B, H, W, 3] is a group without images, as `_read_pixels` takes it.
+    """
+    batch_size = len(blank)
+    rows = stream_rows(images, ["image", "filename"], batch_size)
+    for begin in range(0, image_count, batch_size):
+        group = list(islice(rows, batch_size))
+        is_mine = output.is_mine(begin)
+        yield begin, group, _read_pixels(group, blank, images) if is_mine else None
 
 
 def _read_pixels(group: list[dict], blank: np.ndarray, images: Path) -> np.ndarray:

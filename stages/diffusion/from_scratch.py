@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
-from stages.common.torch_setup import torch_generator
+from stages.common.torch_setup import device_type, torch_generator
 from stages.diffusion.resumable import MinuteCheckpoints
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
@@ -89,7 +89,7 @@ def train_vae(
 def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """How far reconstructions y lie from images x, both [B, 3, H, W]: a mean [].
 
-    L1 keeps colors. L1 of the image gradients keeps edges and texture, which it would blur.
+    L1 of pixels keeps colors, but blurs edges and texture, which L1 of image gradients keeps.
     """
     pixel_loss = (x - y).abs().mean()
     return pixel_loss + sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
@@ -440,8 +440,3 @@ def random_crop(images: np.ndarray, generator: np.random.Generator, factor: int)
     size = max(unit, images.shape[1] // (2 * unit) * unit)
     y, x = generator.integers(images.shape[1] - size + 1, size=2)
     return np.ascontiguousarray(images[:, y : y + size, x : x + size])
-
-
-def device_type() -> str:
-    """Where training runs: `cuda` or `cpu`."""
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,16 +3,19 @@
 import io
 import math
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
 
 from stages.common.artifacts import write_atomically
-from stages.diffusion.latents import allocate, memory_map
+from stages.diffusion.latents import allocate, is_allocated, memory_map
+from stages.runtime.progress import log
 
 FLUSH_SECONDS = 30  # between two writes to the disk: what a kill may cost
+UNFINISHED = -1  # in place of a group's checksum
 
 
 class GroupedArrays:
@@ -21,7 +24,8 @@ class GroupedArrays:
     Attributes:
         arrays: the arrays by name, memory-mapped.
         group_size: rows of a group; the last one may have fewer.
-        finished: whether each group is on disk, bool [G], memory-mapped.
+        checksums: the CRC-32 of each group that is on disk, else `UNFINISHED`: int64 [G],
+            memory-mapped.
     """
 
     def __init__(
@@ -31,49 +35,94 @@ class GroupedArrays:
         group_size: int,
         state: PartialState,
     ) -> None:
-        """Open the file, or write one of zeros.
+        """Open the file, or write one of zeros where there is none, or a damaged one.
 
         Args:
             path: the file.
-            shapes: of the arrays by name, whose rows are equally many.
+            shapes: of the arrays by name, all with the same number of rows.
             group_size: rows of a group.
             state: this process among those that fill the file. They take turns at the groups.
         """
         self.group_size = group_size
         self.state = state
-        self.unwritten: list[int] = []
+        self.unwritten: dict[int, int] = {}  # checksums by group
         self.flushed = time.monotonic()
         notes = path.with_suffix(".npy")
-        if state.is_main_process and not (path.exists() and notes.exists()):
-            notes.unlink(missing_ok=True)  # of arrays that are no longer there
+        group_count = math.ceil(next(iter(shapes.values()))[0] / group_size)
+        if state.is_main_process and not _can_resume(path, shapes, notes, group_count):
+            for file in (notes, path):
+                file.unlink(missing_ok=True)
             allocate(path, shapes)
-            rows = next(iter(shapes.values()))[0]
             none_finished = io.BytesIO()
-            np.save(none_finished, np.zeros(math.ceil(rows / group_size), bool))
+            np.save(none_finished, np.full(group_count, UNFINISHED, np.int64))
             write_atomically(notes, none_finished.getvalue())
         state.wait_for_everyone()
         self.arrays = memory_map(path, "r+")
-        self.finished = np.load(notes, mmap_mode="r+")
+        self.checksums = np.load(notes, mmap_mode="r+")
+        if state.is_main_process:
+            self._drop_damaged_groups(path)
+        state.wait_for_everyone()
+
+    def _drop_damaged_groups(self, path: Path) -> None:
+        """Note groups whose values aren't those that were written as unfinished."""
+        finished = np.flatnonzero(self.checksums != UNFINISHED).tolist()
+        damaged = [group for group in finished if self._checksum(group) != self.checksums[group]]
+        if damaged:
+            log(f"{path}: {len(damaged)} of {len(finished)} groups damaged: encoded again")
+            self.checksums[damaged] = UNFINISHED
+
+    def _checksum(self, group: int) -> int:
+        """The CRC-32 of a group's values in the file."""
+        begin = group * self.group_size
+        return _crc32(array[begin : begin + self.group_size] for array in self.arrays.values())
 
     def is_mine(self, begin: int) -> bool:
         """Whether this process is to fill the group that begins at this row."""
         group = begin // self.group_size
         turn = group % self.state.num_processes
-        return turn == self.state.process_index and not self.finished[group]
+        return turn == self.state.process_index and self.checksums[group] == UNFINISHED
 
     def write(self, begin: int, values: dict[str, np.ndarray]) -> None:
         """Fill rows from `begin` on, which are a group, with the values of each array."""
         for name, array in self.arrays.items():
             array[begin : begin + len(values[name])] = values[name]
-        self.unwritten.append(begin // self.group_size)
+        self.unwritten[begin // self.group_size] = _crc32(values[name] for name in self.arrays)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was filled to the disk, and then note it."""
+        """Write what was filled to the disk, and then note the groups as finished."""
         for array in self.arrays.values():
             array.flush()
-        self.finished[self.unwritten] = True
-        self.finished.flush()
+        for group, checksum in self.unwritten.items():
+            self.checksums[group] = checksum
+        self.checksums.flush()
         self.unwritten.clear()
         self.flushed = time.monotonic()
+
+
+def _can_resume(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], notes: Path, group_count: int
+) -> bool:
+    """Whether arrays and notes of an earlier run are there; damaged ones are named in the log."""
+    if not (path.exists() and notes.exists()):
+        return False
+    damaged = None
+    if not is_allocated(path, shapes):
+        damaged = path
+    try:
+        if len(np.load(notes)) != group_count:
+            damaged = notes
+    except (ValueError, EOFError):
+        damaged = notes
+    if damaged:
+        log(f"{damaged}: damaged: encoded again")
+    return damaged is None
+
+
+def _crc32(arrays: Iterable[np.ndarray]) -> int:
+    """The CRC-32 of the values of arrays, one after the other."""
+    checksum = 0
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array, np.float16).data, checksum)
+    return checksum

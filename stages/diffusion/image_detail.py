@@ -1,4 +1,4 @@
-"""How much detail and color images hold: measures of an autoencoder's and a generator's losses.
+"""How much detail and color images hold, to measure what an autoencoder or a generator loses.
 
 Images are uint8 [N, H, W, 3], H = W a power of two, at least 32.
 """

@@ -9,10 +9,10 @@
     captions.parquet
         id, caption, truncated (longer than the text encoder reads); id 0 is the empty caption
     captions.safetensors
-        embeddings: float16 [M, L, D]; absent where the cache would pass encode.cache_gb
+        embeddings: float16 [M, L, D]; absent where it would exceed encode.cache_gb
     captions.json
-        in its place: {precision, batch_size} of the text encoder, by which finetune_sd makes the
-        embeddings that it needs (stages/diffusion/caption_embeddings.py)
+        in its place: {precision, batch_size}, with which finetune_sd runs the text encoder itself
+        (stages/diffusion/caption_embeddings.py)
     normalization.json
         {normalization, mean, std}: the VAE was fed (x - mean) / std of pixels x in [0, 1], by a
         first convolution with this folded in (stages/diffusion/normalization.py)
@@ -61,18 +61,10 @@ def allocate(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     Raises:
         OSError: the disk has no space for it.
     """
-    header = {}
-    data_bytes = 0
-    for name, shape in shapes.items():
-        begin = data_bytes
-        data_bytes += int(np.prod(shape)) * 2
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, data_bytes]}
-    encoded_header = json.dumps(header).encode()
-    encoded_header += b" " * (-len(encoded_header) % 8)  # the format aligns the data to 8 bytes
-    file_bytes = 8 + len(encoded_header) + data_bytes
+    start, file_bytes = start_and_size(shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
-        file.write(len(encoded_header).to_bytes(8, "little") + encoded_header)
+        file.write(start)
         try:
             file.truncate(file_bytes)
             if hasattr(os, "posix_fallocate"):  # macOS has none
@@ -81,6 +73,27 @@ def allocate(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             mebibytes = file_bytes / 2**20
             reason = f"no space for its {mebibytes:,.1f} MiB: {error.strerror}"
             raise OSError(error.errno, reason, str(path)) from None
+
+
+def start_and_size(shapes: Mapping[str, tuple[int, ...]]) -> tuple[bytes, int]:
+    """What stands before the data in a safetensors file of float16 arrays; the file's bytes."""
+    header = {}
+    data_bytes = 0
+    for name, shape in shapes.items():
+        begin = data_bytes
+        data_bytes += int(np.prod(shape)) * 2
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, data_bytes]}
+    encoded_header = json.dumps(header).encode()
+    encoded_header += b" " * (-len(encoded_header) % 8)  # the format aligns the data to 8 bytes
+    start = len(encoded_header).to_bytes(8, "little") + encoded_header
+    return start, len(start) + data_bytes
+
+
+def is_allocated(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a file is as `allocate` writes it, but for the values of the arrays."""
+    start, file_bytes = start_and_size(shapes)
+    with open(path, "rb") as file:
+        return path.stat().st_size == file_bytes and file.read(len(start)) == start
 
 
 def memory_map(path: Path, mode: str = "r") -> dict[str, np.memmap]:

@@ -33,8 +33,8 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpm": "DPMSolverMultistepScheduler",
 }
-# How they step: as Stable Diffusion does, whichever class the folder was saved for. Each reads what
-# it knows of these.
+# Settings of every scheduler, as StableDiffusionPipeline has them, whichever class the folder was
+# saved for. A scheduler ignores those that it doesn't know.
 STEPPING = {
     "clip_sample": False,  # latents exceed [-1, 1]
     "set_alpha_to_one": False,
@@ -43,6 +43,15 @@ STEPPING = {
     "algorithm_type": "dpmsolver++",
     "solver_order": 2,
 }
+# Settings that a file may have and StableDiffusionPipeline hasn't: other steps of `dpm`. They are
+# left out, which turns them off.
+OTHER_STEPPING = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "thresholding",
+)
 
 # Where `train_base` saves a model that it trained from scratch; its UNet is untrained.
 FROM_SCRATCH = Path("models/start")
@@ -87,7 +96,6 @@ def load(folder: str | Path, part: str) -> Any:
     """Load the unet, vae or text_encoder: on the CPU, float32, in eval mode, without gradients."""
     import torch
 
-    _refuse_pickle(Path(folder) / part)
     if part == "text_encoder":
         from transformers import CLIPTextModel
         from transformers.utils.logging import disable_progress_bar
@@ -103,17 +111,6 @@ def load(folder: str | Path, part: str) -> Any:
 
         model = load_pretrained(UNet2DConditionModel, folder, part, torch_dtype=torch.float32)
     return model.eval().requires_grad_(False)
-
-
-def _refuse_pickle(part: Path) -> None:
-    """Exit with an error where the weights of a part are a pickle, which could run code."""
-    if list(part.glob("*.safetensors")):
-        return
-    for file in sorted(part.glob("*")):
-        if file.suffix in (".bin", ".pt", ".ckpt"):
-            exit_with_error(
-                f"{file}: a pickle can run code, so it is refused; convert it to safetensors"
-            )
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -138,8 +135,8 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
         zero_terminal_snr: rescale the schedule to zero terminal signal-to-noise ratio.
 
     Raises:
-        SystemExit: `pndm` or noise as the prediction on a zero-terminal-SNR schedule, or an unknown
-            prediction type.
+        SystemExit: the schedule has zero terminal SNR, and the scheduler is `pndm` or the UNet
+            predicts the noise.
     """
     import diffusers
 
@@ -151,13 +148,8 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
             f"sampling.scheduler: pndm can't start from pure noise, as {folder} was trained to; "
             "use ddim or dpm"
         )
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction"):
-        exit_with_error(
-            f"{folder}/scheduler: prediction_type {prediction_type} is not supported "
-            "(epsilon, v_prediction)"
-        )
-    if config.get("rescale_betas_zero_snr") and prediction_type == "epsilon":
+    predicts_noise = config.get("prediction_type", "epsilon") == "epsilon"
+    if config.get("rescale_betas_zero_snr") and predicts_noise:
         key = "finetune_sd.zero_terminal_snr" if zero_terminal_snr else f"{folder}/scheduler"
         exit_with_error(
             f"{key}: a noise schedule that ends where the signal is zero (rescale_betas_zero_snr) "
@@ -167,7 +159,46 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
     if name == "dpm":
         # Of a few steps, the first is at the last timestep (Lin et al. 2024, section 3.3).
         config["timestep_spacing"] = "trailing"
-    return getattr(diffusers, SCHEDULERS[name]).from_config(config | STEPPING)
+    return getattr(diffusers, SCHEDULERS[name]).from_config(stepping_config(config))
+
+
+def stepping_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a scheduler with the settings of `STEPPING`, no `OTHER_STEPPING`."""
+    kept = {name: value for name, value in config.items() if name not in OTHER_STEPPING}
+    return kept | STEPPING
+
+
+def check_scheduler(folder: Path, label: str) -> None:
+    """Exit with an error where a scheduler can't step through the noise schedule of a model.
+
+    A stage would end in that after hours of work.
+
+    Args:
+        folder: the model.
+        label: the start of error messages: params key and source.
+    """
+    config = read_config(folder, "scheduler")
+    file = f"scheduler/{CONFIG_FILES['scheduler']}"
+    for name, scheduler_class in SCHEDULERS.items():
+        if name == "pndm" and config.get("rescale_betas_zero_snr"):
+            continue  # `sample` refuses it
+        try:
+            scheduler = load_scheduler(folder, name)
+            scheduler.set_timesteps(4)
+            betas = scheduler.betas  # [T]
+        except (ValueError, TypeError, LookupError, RuntimeError) as error:
+            exit_with_error(
+                f"{label}: {file}: {scheduler_class} can't step by it: {str(error)[:300]}"
+            )
+        if len(betas) != config["num_train_timesteps"]:
+            exit_with_error(
+                f"{label}: {file}: its noise schedule has {len(betas)} steps, and "
+                f"num_train_timesteps is {config['num_train_timesteps']}"
+            )
+        if not ((betas >= 0) & (betas <= 1)).all():  # also where one is NaN
+            exit_with_error(
+                f"{label}: {file}: the betas of its noise schedule are not between 0 and 1"
+            )
 
 
 def context_length(tokenizer: Any, text_encoder: Any) -> int:

@@ -54,11 +54,8 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             update = partial(self.update, group)
             weights = group["params"]
-            if weights and weights[0].device.type == "cpu":
-                list(self.pool.map(update, weights))
-            else:
-                for weight in weights:
-                    update(weight)
+            on_cpu = bool(weights) and weights[0].device.type == "cpu"
+            list(self.pool.map(update, weights) if on_cpu else map(update, weights))
 
     @torch.no_grad()
     def update(self, group: dict[str, Any], weight: torch.Tensor) -> None:

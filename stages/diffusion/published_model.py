@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.artifacts import read_json, write_json
-from stages.diffusion.models import CONFIG_FILES, STEPPING, ZERO_TERMINAL_SNR, load, read_config
+from stages.diffusion.models import (
+    CONFIG_FILES,
+    ZERO_TERMINAL_SNR,
+    load,
+    read_config,
+    stepping_config,
+)
 from stages.diffusion.normalization import FOLDED, load_folded_vae, read_folded
 from stages.runtime.file_modes import follow_umask
 
@@ -76,7 +82,8 @@ def _save(start: Path, target: Path, weights: dict[str, dict[str, Any]]) -> None
     # diffusers loads its parts as float32 however they are stored, transformers as they are stored.
     load(start, "text_encoder").save_pretrained(target / "text_encoder")
     follow_umask(target)
-    _change_config(target, "scheduler", STEPPING)
+    scheduler = stepping_config(read_config(target, "scheduler"))
+    write_json(target / "scheduler" / CONFIG_FILES["scheduler"], scheduler)
     index = read_json(start / "model_index.json")
     index.pop("_name_or_path", None)
     write_json(target / "model_index.json", index)

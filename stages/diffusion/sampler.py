@@ -9,6 +9,7 @@ until all are done.
 import io
 import math
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -144,17 +145,17 @@ class Sampler:
         return models.to_pixels(decoded)
 
     def _nan_advice(self) -> str:
-        """What may be at fault where images are NaN or inf, with values that can be changed."""
-        faults = []
+        """What may make images NaN or inf: params with values to try, and the model itself."""
+        causes = []
         wider = {"fp16": "bf16 or fp32", "bf16": "fp32", "fp32": None}[self.sampling.precision]
         if wider:
-            faults.append(f"sampling.precision (try {wider})")
+            causes.append(f"sampling.precision (try {wider})")
         if self.sampling.guidance_scale > 1:
-            faults.append(
+            causes.append(
                 f"sampling.guidance_scale (try less than {self.sampling.guidance_scale:g})"
             )
-        faults.append("the model's weights or its noise schedule")
-        return f"At fault may be {', or '.join(faults)}"
+        causes.append("the model's weights or its noise schedule")
+        return f"The cause may be {', or '.join(causes)}"
 
     @torch.inference_mode()
     def _denoise_and_decode(
@@ -241,15 +242,16 @@ def generate_shards(
         if finished_count:
             log(f"{stage}: {finished_count} finished groups of an earlier run are kept")
         sampler = None
+        writer = _GroupWriter(cache, schema)
         bar = progress_bar(total=total, desc=stage, unit="image")
         for number in range(FIRST_GROUP, FIRST_GROUP + group_count):
             group = list(islice(rows, sampling.batch_size))
             is_own = number % state.num_processes == state.process_index
             if is_own and not _is_finished(cache / f"{number}.parquet", len(group)):
                 sampler = sampler or Sampler(model, sampling, state.device)
-                finished_rows = _generate_group(sampler, group, seed, provenance)
-                write_shard(cache, number, finished_rows, schema)
+                writer.submit(number, *_generate_group(sampler, group, seed, provenance))
             bar.update(len(group))
+        writer.wait()
         bar.close()
         state.wait_for_everyone()
         if state.is_main_process:
@@ -276,8 +278,8 @@ def _is_finished(file: Path, count: int) -> bool:
 
 def _generate_group(
     sampler: Sampler, rows: list[dict], seed: int, provenance: dict[str, Any]
-) -> list[dict]:
-    """The rows of a group with their images, seeds and provenance."""
+) -> tuple[list[dict], np.ndarray]:
+    """The rows of a group with their seeds and provenance; their images uint8 [B, H, W, 3]."""
     seeds = [image_seed(seed, *row["item"]) for row in rows]
     prompts = [row["prompt"] for row in rows]
     negative_prompts = [row["negative_prompt"] for row in rows]
@@ -285,9 +287,32 @@ def _generate_group(
     with report_out_of_memory("sampling.batch_size", group_size, sampler.try_group_size):
         images = sampler.generate_images(prompts, negative_prompts, seeds)
     finished = [row | provenance | {"seed": row_seed} for row, row_seed in zip(rows, seeds)]
-    for row, image in zip(finished, images):
-        row["image"] = {"bytes": encode_marked_png(image, row), "path": None}
-    return finished
+    return finished, images
+
+
+class _GroupWriter:
+    """Compresses and writes a group to the resume cache while the next one is on the GPU."""
+
+    def __init__(self, cache: Path, schema: pa.Schema) -> None:
+        self.cache = cache
+        self.schema = schema
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+
+    def submit(self, number: int, rows: list[dict], images: np.ndarray) -> None:
+        """Write a group's rows with their images [B, H, W, 3], once the one before is written."""
+        self.wait()
+        self.pending = self.thread.submit(self._write, number, rows, images)
+
+    def wait(self) -> None:
+        """Wait until all is written; raises what writing raised."""
+        if self.pending:
+            self.pending.result()
+
+    def _write(self, number: int, rows: list[dict], images: np.ndarray) -> None:
+        for row, image in zip(rows, images):
+            row["image"] = {"bytes": encode_marked_png(image, row), "path": None}
+        write_shard(self.cache, number, rows, self.schema)
 
 
 def _merge_groups(cache: Path, group_count: int, out: Path, schema: pa.Schema) -> None:

@@ -50,8 +50,10 @@ def check_shapes(train: Latents, text_width: int, start: Path) -> None:
     unet_config = models.read_config(start, "unet")
     channels = train.shape[0]
     unet_channels = unet_config["in_channels"]
-    unet_text_width = unet_config["cross_attention_dim"]
-    if unet_channels != channels or unet_text_width != text_width:
+    unet_text_width = unet_config.get("cross_attention_dim", 1280)
+    # A list: one for each of the UNet's levels.
+    widths = unet_text_width if isinstance(unet_text_width, list) else [unet_text_width]
+    if unet_channels != channels or any(width != text_width for width in widths):
         exit_with_error(
             f"{start}/unet: reads latents of {unet_channels} channels and text of width "
             f"{unet_text_width}; data/latents holds {channels} and {text_width}"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stages.common.artifacts import write_atomically, write_json
+from stages.common.artifacts import write_json
+from stages.common.csv_files import write_csv
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
@@ -27,7 +28,7 @@ def grid_file(cache: Path, step: int) -> Path:
 
 
 def has_finite_losses(row: dict[str, float]) -> bool:
-    """Whether the losses among measurements are numbers."""
+    """Whether the losses among measurements are neither NaN nor inf."""
     return all(math.isfinite(row[name]) for name in LOSSES if name in row)
 
 
@@ -82,10 +83,7 @@ def write(state: TrainingState, steps: int, cpu_threads: int, cache: Path, laten
     metrics["truncated_captions"] = sum(captions["truncated"].to_pylist())
     write_json("metrics/diffusion.json", metrics)
 
-    lines = [",".join(COLUMNS)]
-    for row in state.curve:
-        lines.append(",".join(repr(row[name]) if name in row else "" for name in COLUMNS))
-    write_atomically("metrics/plots/diffusion_loss.csv", ("\n".join(lines) + "\n").encode())
+    write_csv("metrics/plots/diffusion_loss.csv", state.curve, COLUMNS)
 
     shutil.rmtree(GRIDS, ignore_errors=True)
     GRIDS.mkdir(parents=True)

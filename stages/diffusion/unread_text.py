@@ -1,6 +1,6 @@
 """What a text encoder doesn't see of texts: the end of long ones, and words without tokens.
 
-A diffusion model draws such texts all the same, so that nothing else would tell.
+The images of such texts look like any others: only the log tells.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,10 +32,10 @@ def log_unread_prompts(stage: str, model: Path, prompts: Iterable[str]) -> None:
     log_dropped_words(stage, "prompts", distinct, tokenizer)
 
 
-def text_batches(texts: pa.Array, size: int = TOKENIZER_BATCH) -> Iterator[list[str]]:
-    """The texts as Python strings, `size` at a time: all of them could fill the memory."""
-    for begin in range(0, len(texts), size):
-        yield texts.slice(begin, size).to_pylist()
+def text_batches(texts: pa.Array) -> Iterator[list[str]]:
+    """The texts as Python strings, a batch at a time: all of them could fill the memory."""
+    for begin in range(0, len(texts), TOKENIZER_BATCH):
+        yield texts.slice(begin, TOKENIZER_BATCH).to_pylist()
 
 
 def log_truncated(
@@ -59,32 +59,27 @@ def log_truncated(
     return truncated
 
 
-def log_dropped_words(stage: str, kind: str, texts: pa.Array, tokenizer: Any) -> tuple[int, int]:
-    """Log the words that the tokenizer has no letters for: the text encoder doesn't see them.
-
-    Returns:
-        How many of the texts have such words, and how many have no other.
-    """
+def log_dropped_words(stage: str, kind: str, texts: pa.Array, tokenizer: Any) -> None:
+    """Log the words that the tokenizer has no letters for: the text encoder doesn't see them."""
     words = sorted({word for batch in text_batches(texts) for word in " ".join(batch).split()})
-    dropped, unseen = set(), set()
+    damaged, invisible = set(), set()  # words that lack a letter, and words that lack all
     for begin in range(0, len(words), TOKENIZER_BATCH):
         batch = words[begin : begin + TOKENIZER_BATCH]
         for word, ids in zip(batch, tokenizer(batch, add_special_tokens=False).input_ids):
             if tokenizer.unk_token_id in ids:
-                dropped.add(word)
+                damaged.add(word)
             if set(ids) <= {tokenizer.unk_token_id}:
-                unseen.add(word)
-    text_count, with_dropped, without_seen = 0, 0, 0
+                invisible.add(word)
+    text_count, damaged_count, invisible_count = 0, 0, 0
     for batch in text_batches(texts):
         word_sets = [set(text.split()) for text in batch if text]
         text_count += len(word_sets)
-        with_dropped += sum(not word_set.isdisjoint(dropped) for word_set in word_sets)
-        without_seen += sum(word_set <= unseen for word_set in word_sets)
-    if dropped:
+        damaged_count += sum(not word_set.isdisjoint(damaged) for word_set in word_sets)
+        invisible_count += sum(word_set <= invisible for word_set in word_sets)
+    if damaged:
         log(
-            f"{stage}: the tokenizer has no letters for {len(dropped)} words "
-            f"({', '.join(sorted(dropped)[:5])} ...) in {with_dropped} of {text_count} "
-            f"{kind}; {without_seen} of these have no other words and equal the empty one "
+            f"{stage}: the tokenizer has no letters for {len(damaged)} words "
+            f"({', '.join(sorted(damaged)[:5])} ...) in {damaged_count} of {text_count} "
+            f"{kind}; {invisible_count} of these have no other words and equal the empty one "
             "(train_base.source: scratch learns a tokenizer for any text)"
         )
-    return with_dropped, without_seen

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from stages.common.artifacts import encode_png, read_json, write_atomically
@@ -25,11 +24,10 @@ from stages.runtime.progress import log
 
 GRID_COLUMNS = 4  # images per caption
 GRID_GUIDANCE = 4.0  # scale of classifier-free guidance
-# Latents of equal images, whose standard deviation is near 1, differ by less: by their rounding to
-# float16.
+# Latents of equal images are nearer to each other, and differ by their rounding to float16.
 MIN_DISTANCE = 1e-3
-# A base that is read as it was trained has a loss below this fraction of that of predicting nothing
-# (the shipped one: 0.5); one that is read as the other type has about that loss.
+# With the right prediction type, a base model's loss is below this fraction of the loss of
+# predicting zeros (the shipped model: 0.5); with the wrong type, it is about that loss.
 CLEARLY_BETTER = 0.9
 
 
@@ -72,13 +70,7 @@ class Evaluator:
             sets["base_domain_loss"] = (self.base, len(self.base))
         for name, (data, images) in sets.items():
             measurements[name] = validation_loss(
-                trainer.model,
-                data,
-                images,
-                trainer.batch_size,
-                trainer.accelerator,
-                trainer.alphas_cumprod,
-                trainer.prediction_type,
+                trainer, trainer.model, data, images, trainer.prediction_type
             )
         device = trainer.accelerator.device
         scheduler = models.load_scheduler(self.start, "dpm", self.config.zero_terminal_snr)
@@ -98,11 +90,11 @@ class Evaluator:
             write_atomically(grid_file, encode_png(grid))
         return measurements
 
-    def question_prediction_type(self, trainer: Trainer, loss: float) -> None:
-        """Log where a base model is no better than predicting nothing, as with a wrong type.
+    def warn_of_wrong_prediction_type(self, trainer: Trainer, loss: float) -> None:
+        """Log where a base model is hardly better than predicting zeros, as with a wrong type.
 
-        The scheduler's configuration of a base need not say what the UNet predicts, or may say it
-        wrongly. Every process of a run must call this.
+        The configuration of a base's scheduler may lack what the UNet predicts, or have it wrong.
+        Every process of a run must call this.
 
         Args:
             trainer: holds the base model.
@@ -112,38 +104,31 @@ class Evaluator:
             return
 
         def measure_valid(model: Any, prediction_type: str) -> float:
-            return validation_loss(
-                model,
-                self.valid,
-                self.config.validation_images,
-                trainer.batch_size,
-                trainer.accelerator,
-                trainer.alphas_cumprod,
-                prediction_type,
-            )
+            images = self.config.validation_images
+            return validation_loss(trainer, model, self.valid, images, prediction_type)
 
-        taken = trainer.prediction_type
-        nothing = measure_valid(predict_nothing, taken)
-        if loss < CLEARLY_BETTER * nothing:
+        assumed = trainer.prediction_type
+        zero_loss = measure_valid(predict_zeros, assumed)
+        if loss < CLEARLY_BETTER * zero_loss:
             return
-        other = "epsilon" if taken == "v_prediction" else "v_prediction"
+        other = "epsilon" if assumed == "v_prediction" else "v_prediction"
         other_loss = measure_valid(trainer.model, other)
-        other_nothing = measure_valid(predict_nothing, other)
-        found = (
+        other_zero_loss = measure_valid(predict_zeros, other)
+        message = (
             f"finetune_sd: the base model's validation loss is {loss:.3g}, predicting nothing has "
-            f"{nothing:.3g}"
+            f"{zero_loss:.3g}"
         )
-        if other_loss / other_nothing < loss / nothing:
+        if other_loss / other_zero_loss < loss / zero_loss:
             log(
-                f"{found}: {self.start}/scheduler may have a wrong prediction_type, or none; it is "
-                f"taken as {taken}, as {other} the loss is {other_loss:.3g}, where predicting "
-                f"nothing has {other_nothing:.3g}"
+                f"{message}: {self.start}/scheduler may have a wrong prediction_type, or none; it "
+                f"is taken as {assumed}, as {other} the loss is {other_loss:.3g}, where predicting "
+                f"nothing has {other_zero_loss:.3g}"
             )
-        elif loss > nothing:
-            log(f"{found}: the base knows nothing of these images")
+        elif loss > zero_loss:
+            log(f"{message}: the base knows nothing of these images")
 
 
-def predict_nothing(noisy: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
+def predict_zeros(noisy: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor]:
     """A model that predicts zeros, of the shape of the noisy latents."""
     return (torch.zeros_like(noisy),)
 
@@ -151,28 +136,23 @@ def predict_nothing(noisy: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tens
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # each shape unlike training's would be compiled
 def validation_loss(
-    model: torch.nn.Module,
-    data: Latents,
-    images: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    alphas_cumprod: torch.Tensor,
-    prediction_type: str,
+    trainer: Trainer, model: Any, data: Latents, images: int, prediction_type: str
 ) -> float:
     """Mean squared error of one denoising step over at most `images` rows of `data`.
 
-    The timesteps are stratified. The processes take turns at batches of `batch_size` images; each
-    of them runs the model equally often, because a sharded model needs all of them at every call.
+    The timesteps are stratified. The processes take turns at batches; each of them runs the model
+    equally often, because a sharded model needs all of them at every call.
 
     Args:
-        model: the UNet, as accelerate wraps it.
+        trainer: of which the noise schedule, the batch size and the processes are used.
+        model: the trainer's UNet, as accelerate wraps it, or another function of its arguments.
         data: latents and captions; the first caption of each image is used.
         images: at most.
-        batch_size: images per forward pass.
-        accelerator: the processes.
-        alphas_cumprod: the noise schedule [T].
         prediction_type: `epsilon` or `v_prediction`.
     """
+    accelerator = trainer.accelerator
+    batch_size = trainer.batch_size
+    alphas_cumprod = trainer.alphas_cumprod
     order = rng(0, "validation").permutation(len(data))[:images]  # [N]
     timesteps = stratified_timesteps(len(order), len(alphas_cumprod))  # [N]
     errors = torch.zeros(len(order), dtype=torch.float64, device=accelerator.device)  # [N]

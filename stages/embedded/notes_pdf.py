@@ -1,14 +1,11 @@
 """Render the field notes as PDFs: the papers of `fetch_papers` where its source is `embedded`.
 
-    python -m stages.embedded.notes_pdf FOLDER
-
 A note is simple Markdown: `# Title`, `## Section`, paragraphs and `- ` lists. It becomes a
 justified A4 paper with what makes text extraction from real papers hard: a running header, page
 numbers and words hyphenated at line ends. The bytes depend only on the note and on the versions of
 fpdf2 and zlib: no clock, path or host name is in them.
 """
 
-import argparse
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,18 +102,3 @@ def read_blocks(markdown_path: Path) -> list[str]:
 def render_all(folder: Path) -> list[Path]:
     """Write every note as `<folder>/<note>.pdf`, in the order of their names."""
     return [render(note, Path(folder) / f"{note.stem}.pdf") for note in sorted(NOTES.glob("*.md"))]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.embedded.notes_pdf",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="where the PDFs are written")
-    for path in render_all(parser.parse_args().folder):
-        print(path)
-
-
-if __name__ == "__main__":
-    main()

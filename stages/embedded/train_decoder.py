@@ -18,10 +18,9 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from stages.common.rng import rng
-from stages.common.torch_setup import torch_generator
+from stages.common.torch_setup import device_type, torch_generator
 from stages.diffusion.ema import update_ema
 from stages.diffusion.from_scratch import (
-    device_type,
     normalize_pixels,
     random_crop,
     reconstruction_loss,

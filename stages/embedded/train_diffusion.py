@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.rng import rng
-from stages.common.torch_setup import make_deterministic, torch_generator
+from stages.common.torch_setup import device_type, make_deterministic, torch_generator
 from stages.diffusion import checkpoints, from_scratch, loss, models, muon
 from stages.diffusion.ema import update_ema
 from stages.diffusion.image_detail import mean_psnr, relative_detail
@@ -209,7 +209,7 @@ def filler_words(notes: list[str], captions: list[str]) -> list[str]:
 @torch.no_grad()
 def measure_vae(vae: Any) -> dict[str, float]:
     """PSNR, and detail and chroma relative to the tiles', of reconstructions of held-out tiles."""
-    vae = vae.to(from_scratch.device_type())
+    vae = vae.to(device_type())
     tiles = both_looks_tiles(HELD_OUT_SEED, HELD_OUT_TILES)
     images = np.stack([tile["image"] for tile in tiles])
     decoded = []
@@ -229,7 +229,7 @@ def train_unet_part(
     `start`: the model whose UNet is trained further; None: a new UNet.
     """
     before = read_json(start / "training.json")["unet"] if start else {"steps": 0, "tiles": 0}
-    device = from_scratch.device_type()
+    device = device_type()
     vae = models.load(folder, "vae")
     text_encoder = models.load(folder, "text_encoder")
     tokenizer = models.load_tokenizer(folder)
@@ -352,7 +352,7 @@ def held_out_batches(vae: Any, embedder: Embedder) -> list[dict[str, torch.Tenso
 
 def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The batch where training runs."""
-    device = from_scratch.device_type()
+    device = device_type()
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

@@ -1,15 +1,14 @@
 """Pretrain the tiny Phi language model that ships with the repository, on Python's documentation.
 
-    python -m stages.embedded.train_language PACKAGE [FOLDER]
+    python -m stages.embedded.train_models language PACKAGE
 
 PACKAGE is Debian's python3.11-doc_3.11.2-6+deb12u9_all.deb (`apt-get download python3.11-doc`),
 pinned by its SHA-256. The text is the prose, headings and lists of its HTML pages, without code.
-FOLDER gets a model that `AutoModelForCausalLM.from_pretrained` reads (fp16 safetensors, byte-level
-BPE). It takes about ten minutes on one core, and one thread, so that the same package gives the
-same weights.
+Writes a model that `AutoModelForCausalLM.from_pretrained` reads (fp16 safetensors, byte-level BPE)
+to `models/language`. It takes about ten minutes on one core, and one thread, so that the same
+package gives the same weights.
 """
 
-import argparse
 import hashlib
 import io
 import json
@@ -48,7 +47,7 @@ AR_MAGIC_BYTES = 8
 AR_HEADER_BYTES = 60
 
 
-def main(package: str | Path, folder: str | Path = MODEL_FOLDER) -> None:
+def main(package: str | Path) -> None:
     """Train on the text of a package and write the model, its tokenizer and its README."""
     import torch
 
@@ -72,10 +71,10 @@ def main(package: str | Path, folder: str | Path = MODEL_FOLDER) -> None:
     train_model(model, train_tokens)
     model = model.half().float().eval()  # fp16 rounds the weights: measure what ships
     perplexity = measure_perplexity(model, held_out_tokens)
-    model.half().save_pretrained(folder)
-    follow_umask(folder)
-    tokenizer.save_pretrained(folder)
-    write_readme(Path(folder), model, perplexity, len(train_tokens))
+    model.half().save_pretrained(MODEL_FOLDER)
+    follow_umask(MODEL_FOLDER)
+    tokenizer.save_pretrained(MODEL_FOLDER)
+    write_readme(model, perplexity, len(train_tokens))
 
 
 class ProseParser(HTMLParser):
@@ -271,15 +270,15 @@ def measure_perplexity(model: "PhiForCausalLM", tokens: "torch.Tensor") -> float
     return math.exp(torch.stack(losses).mean().item())
 
 
-def write_readme(folder: Path, model: "PhiForCausalLM", perplexity: float, tokens: int) -> None:
+def write_readme(model: "PhiForCausalLM", perplexity: float, tokens: int) -> None:
     """Write what the model is, how it was made and its license; `tokens` is the training size."""
     size = sum(weight.numel() for weight in model.parameters())
     text = f"""# A tiny Phi, pretrained on Python's documentation
 
 {size:,} parameters ({LAYERS} layers of width {WIDTH}, {HEADS} heads, context {CONTEXT},
 {VOCABULARY} byte-level BPE tokens), stored in fp16.
-Made by `python -m stages.embedded.train_language` from the prose of Debian's `python3.11-doc` \
-3.11.2-6+deb12u9 (SHA-256
+Made by `python -m stages.embedded.train_models language` from the prose of Debian's \
+`python3.11-doc` 3.11.2-6+deb12u9 (SHA-256
 `{PACKAGE_SHA256}`): {tokens:,} training tokens, {STEPS} steps of {BATCH} x {CONTEXT}.
 Perplexity on held-out pages (one in {HELD_OUT_EVERY}): {perplexity:.1f}. \
 It knows English as manuals write it
@@ -289,21 +288,5 @@ The documentation is Copyright (c) 2001-2023 Python Software Foundation, \
 under the PSF License Version 2
 (https://docs.python.org/3.11/license.html); the weights are made available under the same license.
 """
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (MODEL_FOLDER / "README.md").write_text(text, encoding="utf-8")
     log(json.dumps({"parameters": size, "perplexity": round(perplexity, 2), "tokens": tokens}))
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.embedded.train_language",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("package", type=Path, help="python3.11-doc_*.deb")
-    parser.add_argument("folder", type=Path, nargs="?", default=MODEL_FOLDER, help="of the model")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    arguments = parse_arguments()
-    main(arguments.package, arguments.folder)

@@ -139,8 +139,8 @@ def stratified_split(
 ) -> dict[str, np.ndarray]:
     """Disjoint indices of train, valid and test, with each class spread evenly over them.
 
-    The images of a unit, a prompt for example, are in one split: a classifier that knows a prompt's
-    images tells more of them. Those of a class with fewer units than splits are drawn one by one.
+    The images of a unit, a prompt for example, are in one split: those of a prompt seen in training
+    are easier. The images of a class with fewer units than splits are drawn one by one.
     valid and test hold at least one image each; train has one of each class, where there are more.
 
     Args:
@@ -481,7 +481,7 @@ def refuse_selector_weights() -> None:
     if shared and all(torch.allclose(x, y, rtol=1e-2, atol=1e-4) for x, y in shared):
         exit_with_error(
             f"fetch_model.classifier: {BACKBONE.parent} holds the weights of {SCENE.parent}, which "
-            "generate.keep selects the images by: a classifier that judges them starts elsewhere"
+            "generate.keep selects the images by: a classifier that judges them needs other weights"
         )
 
 

@@ -19,10 +19,11 @@ MIN_DETAIL_RATIO = 0.8
 
 def draw_in_class_mix(
     real: dict[str, np.ndarray], labels: dict[str, list[str]], seed: int
-) -> dict[str, np.ndarray]:
-    """The measures [M] of test tiles in the synthetic images' mix of classes: some lack detail.
+) -> tuple[dict[str, np.ndarray], bool]:
+    """The measures [M] of test tiles in the synthetic images' mix of classes, and whether they are.
 
-    Those of all test tiles where too few show these classes.
+    Some classes have less detail than others. Where too few test tiles show the synthetic images'
+    classes, the measures are those of all test tiles.
 
     Args:
         real: measures [N] of each test tile.
@@ -32,8 +33,12 @@ def draw_in_class_mix(
     of_test, of_synthetic = (np.array(labels[name]) for name in ("test", "synthetic"))
     drawn = draw_class_mix(of_test, of_synthetic, rng(seed, "compression mix"))
     if len(drawn) < MIN_HELD_OUT:
-        return real
-    return {name: values[drawn] for name, values in real.items()}
+        log(
+            f"fid: {len(drawn)} test tiles are in the synthetic images' mix of classes, fewer than "
+            f"{MIN_HELD_OUT}: compression and detail are compared with all test tiles"
+        )
+        return real, False
+    return {name: values[drawn] for name, values in real.items()}, True
 
 
 def compare_compression_artifacts(
@@ -61,9 +66,9 @@ def compare_compression_artifacts(
     detail_differs = not MIN_DETAIL_RATIO <= result.get("detail_ratio", 1) <= 1 / MIN_DETAIL_RATIO
     if blocking_differs:
         log(
-            f"fid: {name}: warning: JPEG compression differs from the real tiles': brightness "
-            f"steps at the borders of 8 x 8 blocks are {blocking:.2f} times those elsewhere, "
-            f"in real tiles {blocking_real:.2f} times"
+            f"fid: {name}: warning: brightness steps at the borders of 8 x 8 blocks differ (JPEG, "
+            f"or the VAE's grid): {blocking:.2f} times those elsewhere, in real tiles "
+            f"{blocking_real:.2f} times"
         )
     if detail_differs:
         log(

@@ -56,7 +56,7 @@ def weights_folder(name: str, folder: Path | None = None) -> Path:
 class SceneExtractor(nn.Module):
     """The scene classifier of models/scene: what lies before its last layer, and its logits."""
 
-    def __init__(self, folder: Path = SCENE):
+    def __init__(self, folder: Path):
         super().__init__()
         network, self.config = load_scene_network(folder)
         self.network: Any = network  # timm's, with `forward_features` and `forward_head`
@@ -111,7 +111,7 @@ class InceptionExtractor(nn.Module):
     It resizes to 299 px, antialiased.
     """
 
-    def __init__(self, file: Path = VISION / "inception2048/model.safetensors"):
+    def __init__(self, file: Path):
         super().__init__()
         from safetensors.torch import load_file
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -142,7 +142,7 @@ class EfficientNetExtractor(nn.Module):
     STAGES = 5
     SCALE = 1 / 3  # makes features of about unit size, which KID's kernel (x.y / D + 1)^3 expects
 
-    def __init__(self, file: Path = VISION / "efficientnet/model.safetensors"):
+    def __init__(self, file: Path):
         super().__init__()
         if not file.is_file():
             exit_with_error(

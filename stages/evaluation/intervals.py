@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.special import stdtrit
 
+Z = 1.959964  # 95 % of a normal distribution lie within this many standard deviations
 MAX_HALVED = 10_000  # rows: to halve more would cost hours and change little
 
 # Distances between two sets of features. Coverage and width: `python -m benchmarks.coverage`.
@@ -73,11 +74,11 @@ def smooth_variance(halves: np.ndarray) -> float:
 
 
 def count_variance(halves: np.ndarray) -> float:
-    """As `smooth_variance`, of a mean number of nearest neighbors: 1.25 times that of halves.
+    """As `smooth_variance`, of a mean number of near neighbors: 1.25 times the variance of halves.
 
-    Fewer rows are farther apart, which changes more than the theory of smooth statistics has it,
-    most where features are clustered by scene. Measured by simulation, this variance and that of
-    `share_variance` hold; that of coverage is too small for some clustered features.
+    The rows of a half lie farther apart, which changes such a number by more than the theory of
+    smooth statistics says, most where features are clustered by scene. In simulations this variance
+    and `share_variance` are large enough, but for coverage of some clustered features.
     """
     differences, means = _variances_of_halves(halves)
     return 1.25 * (differences + means)
@@ -116,7 +117,7 @@ def share_interval_of_margin(share: float, margin: float, n: float) -> tuple[flo
     The effective number is n where the margin is less than that of n independent values.
     """
     smoothed = (share * n + 2) / (n + 4)  # a share of 0 or 1 would have no variance at all
-    effective = min(n, 1.959964**2 * smoothed * (1 - smoothed) / max(margin**2, 1e-12))
+    effective = min(n, Z**2 * smoothed * (1 - smoothed) / max(margin**2, 1e-12))
     return wilson_interval(share * effective, effective)
 
 
@@ -127,11 +128,11 @@ def wilson_interval(successes: float, n: float) -> tuple[float, float]:
     """
     if n == 0:
         return 0.0, 1.0
-    z = 1.959964
     share = successes / n
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    margin = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return float(max(center - margin, 0)), float(min(center + margin, 1))
+    center = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    margin = Z / (1 + Z * Z / n) * np.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    low, high = max(center - margin, 0), min(center + margin, 1)
+    return float(min(low, share)), float(max(high, share))  # rounding might leave it out
 
 
 # Values that depend on each other: images of one prompt, tokens of one document, ratings of one
@@ -159,10 +160,10 @@ def squared_margin(
     margin = stdtrit(count - 1, 0.975) ** 2 * variance
     if raters is not None and len(np.unique(raters)) > 1:
         between_raters, rater_count = _variance_between(deviations, raters)
-        of_ratings, _ = _variance_between(deviations, np.arange(len(deviations)))
+        between_ratings, _ = _variance_between(deviations, np.arange(len(deviations)))
         # What raters with equal habits would differ by: the noise of single ratings. Two or three
         # raters may agree by chance; less is then taken off.
-        noise = max(rater_count * of_ratings - variance, 0.0) / (rater_count - 1)
+        noise = max(rater_count * between_ratings - variance, 0.0) / (rater_count - 1)
         noise *= min((rater_count - 1) / 3, 1.0)
         margin += stdtrit(rater_count - 1, 0.975) ** 2 * max(between_raters - noise, 0.0)
     return float(margin)
@@ -199,7 +200,7 @@ def effective_size(
     if share in (0, 1) or unit_count == 1:
         return float(unit_count)
     margin = squared_margin((successes - share) / n, units, raters)
-    return min(share * (1 - share) * 1.959964**2 / max(margin, 1e-12), float(n))
+    return min(share * (1 - share) * Z**2 / max(margin, 1e-12), float(n))
 
 
 def share_interval(

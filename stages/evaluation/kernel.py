@@ -17,8 +17,8 @@ def kid(real: np.ndarray, fake: np.ndarray) -> float:
 
     The estimator (eq. 4) is unbiased for independent sets: its mean is 0 for two samples of one
     distribution, at any N, so it may be negative. For images of the captions of just these real
-    ones it is biased downward, the less the more there are: an image and its own real one, which
-    are alike, make up 1/N of the third term. Small numbers: report it x 1000.
+    ones it is biased downward: 1/N of the third term are pairs of an image and its own real tile,
+    which are alike. Small numbers: report it x 1000.
     """
     n = len(real)
     m = len(fake)

@@ -15,7 +15,7 @@ THUMBNAIL_SIDE = 16  # pixels of the thumbnails that are compared
 CLOSEST_PAIRS = 24  # pairs of generated and training image that are listed
 MIN_HELD_OUT = 50  # held-out images, at least, that tell which share of near-copies to expect
 COMPARED = 10_000  # images of a set, at most: the time is in proportion to the training images
-QUANTILES = (np.arange(100) + 0.5) / 100  # that stand for a distribution
+QUANTILES = (np.arange(100) + 0.5) / 100  # whose mean stands for that over a distribution
 
 Search = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 

@@ -1,13 +1,12 @@
 """timm networks that classify tiles: their input, and the folder of the scene network."""
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,17 +14,16 @@ from torch.nn import functional as F
 from stages.common.artifacts import (
     decode_image,
     read_json,
-    shard_paths,
     stream_rows,
     write_json,
 )
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 
-DECODED = 256  # images at a time
+DECODING_BATCH = 256  # images
 
-# What timm says of the weights that it publishes itself for an architecture.
-FACTS_OF_TIMMS_WEIGHTS = (
+# Keys of a timm config that describe timm's own weights of the architecture, which these aren't.
+TIMM_WEIGHTS_KEYS = (
     "tag",
     "license",
     "origin_url",
@@ -68,22 +66,16 @@ def create_network(model: str, class_count: int, resolution: int, key: str) -> n
     return network.train()
 
 
-def load_images(
-    folder: str | Path, resolution: int, indices: Collection[int] | None = None
-) -> torch.Tensor:
-    """Images of a folder of shards as uint8 [N, 3, R, R]: all, or the rows at `indices`."""
-    rows: Iterable[dict] = stream_rows(folder, ["image"])
-    if indices is not None:
-        chosen = set(indices)
-        rows = (row for i, row in enumerate(rows) if i in chosen)
-        count = len(chosen)
-    else:
-        count = sum(pq.read_metadata(shard).num_rows for shard in shard_paths(folder))
-    images = torch.empty(count, 3, resolution, resolution, dtype=torch.uint8)
+def load_images(folder: str | Path, resolution: int, indices: Iterable[int]) -> torch.Tensor:
+    """The images of the rows `indices` of a folder of shards, in row order: uint8 [N, 3, R, R]."""
+    chosen = set(indices)
+    rows = (row for i, row in enumerate(stream_rows(folder, ["image"])) if i in chosen)
+    images = torch.empty(len(chosen), 3, resolution, resolution, dtype=torch.uint8)
     # Resized batch by batch: all of them as floats would take four times the memory.
-    for number, batch in enumerate(batched(rows, DECODED)):
+    for number, batch in enumerate(batched(rows, DECODING_BATCH)):
         resized = resize(decode_batch(batch), resolution).round().byte()
-        images[number * DECODED : number * DECODED + len(batch)] = resized
+        first = number * DECODING_BATCH
+        images[first : first + len(batch)] = resized
     return images
 
 
@@ -186,7 +178,7 @@ def save_network(folder: str | Path, network: nn.Module, config: dict) -> None:
         },
     )
     written = read_json(folder / "config.json")
-    for key in FACTS_OF_TIMMS_WEIGHTS:
+    for key in TIMM_WEIGHTS_KEYS:
         written["pretrained_cfg"].pop(key, None)
     write_json(folder / "config.json", written)
 

@@ -18,7 +18,7 @@ BLOCK_DISTANCES = 2**24  # distances, in 128 MiB
 
 
 def compute_prdc(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
-    """Precision, recall, density and coverage of generated images, in [0, 1] but for density.
+    """Precision, recall, density and coverage of generated images; all but density in [0, 1].
 
     The ball of an image reaches to its k-th nearest neighbor in its own set.
     precision: share of the generated images inside the ball of some real image, k = 3.

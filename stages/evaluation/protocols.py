@@ -174,19 +174,26 @@ def interval_of(
         n: images of the smaller set that the metric is of.
     """
     margin = t_margin(variance, count)
-    if metric in SHARES or value == variance == 0:  # a density of 0 is a share: of no image
+    if metric in SHARES or (metric == "density" and value == variance == 0):  # of no image
         return share_interval_of_margin(value, margin, n)
     low, high = root_scale_interval(value, margin)
     return low if metric in MAY_BE_NEGATIVE else max(low, 0.0), high
 
 
+def has_interval(metric: str, value: float, variance: float) -> bool:
+    """Whether the variance tells the spread: that of a distance of constant features is 0."""
+    is_share = metric in SHARES or (metric == "density" and value == 0)
+    return is_share or bool(np.sqrt(variance) > 1e-6 * abs(value))
+
+
 def prediction_interval_of(
     metric: str, value: float, variance: float, count: int, n: int
 ) -> tuple[float, float]:
-    """95 % interval of where the metric of other draws of both sets lies; arguments as above.
+    """95 % interval of the metric of other draws of both sets; arguments as in `interval_of`.
 
-    Theirs errs as much as this one does, so their difference has twice the variance. A share's and
-    theirs have a mean of half the variance, at whose ends the share is what it is.
+    The other value errs as much as this one, so their difference has twice the variance. For a
+    share, Wilson's interval is that of their mean, which has half the variance; it is then solved
+    for the other value.
     """
     if metric not in SHARES:
         return interval_of(metric, value, 2 * variance, count, n)
@@ -218,7 +225,8 @@ def standard_protocol(
         infinity compare singular covariances, of fewer images than dimensions; and of each metric
         its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor` and a 95 % prediction
         interval `_floor_lo`, `_floor_hi` (with enough of `train`), and its `_base` (with `base`).
-        A singular FID infinity has no intervals: its bias isn't known. Of too few images:
+        A singular FID infinity has no intervals: its bias isn't known. Nor has a distance that is
+        the same in all halves. Of too few images:
         refused = 1, n, n_needed.
     """
     n = min(len(sets["test"]), len(sets["tuned"]))
@@ -266,17 +274,19 @@ def with_references(
     for name, value in values["tuned"].items():
         has_intervals = name != "fid_infinity" or not sizes["infinity_singular"]
         result[name] = value
-        if has_intervals:
+        variance = variances["tuned"][name]
+        if has_intervals and has_interval(name, value, variance):
             result[f"{name}_lo"], result[f"{name}_hi"] = interval_of(
-                name, value, variances["tuned"][name], count, n
+                name, value, variance, count, n
             )
         if "floor" in values:
-            result[f"{name}_floor"] = values["floor"][name]
-        if "floor" in values and has_intervals:
-            n_floor = min(sizes["n_floor"], MAX_PAIRED)
-            result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
-                name, values["floor"][name], variances["floor"][name], count, n_floor
-            )
+            floor, variance = values["floor"][name], variances["floor"][name]
+            result[f"{name}_floor"] = floor
+            if has_intervals and has_interval(name, floor, variance):
+                n_floor = min(sizes["n_floor"], MAX_PAIRED)
+                result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
+                    name, floor, variance, count, n_floor
+                )
         if "base" in values:
             result[f"{name}_base"] = values["base"][name]
     return result

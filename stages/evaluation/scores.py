@@ -3,11 +3,10 @@
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.evaluation.intervals import effective_size, wilson_interval
+from stages.evaluation.intervals import Z, effective_size, wilson_interval
 
 BOOTSTRAP_SAMPLES = 500
 GUESSES = 4  # images added to a bootstrap: two classified rightly, two wrongly
-Z = 1.959964
 CLASS_MEANS = ("jaccard", "f1_macro")  # means over classes other than average_accuracy
 
 
@@ -68,7 +67,7 @@ def bootstrap_scores(
     losses: np.ndarray,
     class_count: int,
     rng: np.random.Generator,
-    units: np.ndarray | None = None,
+    units: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Scores of BOOTSTRAP_SAMPLES redrawn test sets: their spread is that from a finite test set.
 
@@ -83,11 +82,8 @@ def bootstrap_scores(
         losses: cross-entropy [N].
         class_count: number of classes K.
         rng: draws.
-        units: number [N] of the prompt or caption of each image, whose images are drawn together;
-            None: each image is drawn for itself.
+        units: number [N] of the prompt or scene of each image, whose images are drawn together.
     """
-    if units is None:
-        units = np.arange(len(labels))
     size = (BOOTSTRAP_SAMPLES, GUESSES)
     guess_labels = labels[(rng.random(size) * len(labels)).astype(int)]
     shifts = rng.integers(1, max(class_count, 2), size)
@@ -110,14 +106,12 @@ def bootstrap_scores(
 
 
 def accuracy_by_class(
-    labels: np.ndarray, predictions: np.ndarray, class_count: int, units: np.ndarray | None = None
+    labels: np.ndarray, predictions: np.ndarray, class_count: int, units: np.ndarray
 ) -> np.ndarray:
     """Accuracy of each class and the effective number of its images: [2, K], 0 where it has none.
 
     Arguments as in `bootstrap_scores`.
     """
-    if units is None:
-        units = np.arange(len(labels))
     result = np.zeros((2, class_count))
     for label in np.unique(labels):
         of_class = labels == label  # [N]
@@ -158,31 +152,31 @@ def average_over_seeds(
         name: np.stack([sample[name] for sample in bootstrapped]) for name in bootstrapped[0]
     }  # [classifiers, B] each
     below, above = _margins_of_class_mean(by_class)
-    of_average = Z**2 * widening * _variance_of_mean(samples["average_accuracy"], n)
-    rare = max((below + above) ** 2 / 4 / of_average, 1.0)
+    squared_margin = Z**2 * widening * _variance_of_mean(samples["average_accuracy"], n)
+    class_widening = max((below + above) ** 2 / 4 / squared_margin, 1.0)
 
     averages: dict[str, float] = {"n": n, "n_units": units}
     for name, of_score in samples.items():
         values = np.array([score[name] for score in scores])
         mean = float(values.mean())
-        of_images = Z**2 * widening * _variance_of_mean(of_score, n)
-        of_seeds = 0.0
+        from_test_set = Z**2 * widening * _variance_of_mean(of_score, n)  # a squared margin
+        from_seeds = 0.0  # likewise
         if len(scores) > 1:
             deviation = float(values.std(ddof=1))
             averages[f"{name}_std"] = deviation
-            of_seeds = _variance_of_seeds(deviation, of_score, n)
-            of_seeds *= stdtrit(len(scores) - 1, 0.975) ** 2
+            from_seeds = _variance_of_seeds(deviation, of_score, n)
+            from_seeds *= stdtrit(len(scores) - 1, 0.975) ** 2
         if name == "loss":
-            margin = float(np.sqrt(of_images + of_seeds))
+            margin = float(np.sqrt(from_test_set + from_seeds))
             low, high = max(mean - margin, 0.0), mean + margin
         elif name == "average_accuracy":
-            low = max(mean - float(np.sqrt(max(below**2, of_images) + of_seeds)), 0.0)
-            high = min(mean + float(np.sqrt(max(above**2, of_images) + of_seeds)), 1.0)
+            low = max(mean - float(np.sqrt(max(below**2, from_test_set) + from_seeds)), 0.0)
+            high = min(mean + float(np.sqrt(max(above**2, from_test_set) + from_seeds)), 1.0)
         else:
             if name in CLASS_MEANS:
-                of_images *= rare
+                from_test_set *= class_widening
             middle = of_score.mean()  # guesses included: never 0 or 1
-            effective = float(middle * (1 - middle) * Z**2 / (of_images + of_seeds))
+            effective = float(middle * (1 - middle) * Z**2 / (from_test_set + from_seeds))
             low, high = wilson_interval(mean * effective, effective)
         averages |= {name: mean, f"{name}_lo": low, f"{name}_hi": high}
     return averages
@@ -245,8 +239,8 @@ def _variance_of_seeds(deviation: float, samples: np.ndarray, n: int) -> float:
         n: images in the test set.
     """
     count = len(samples)
-    of_one = float(samples.var(1, ddof=1).mean()) * (n + GUESSES) / n
-    noise = max(of_one - _variance_of_mean(samples, n), 0.0) / (count - 1)
+    of_single = float(samples.var(1, ddof=1).mean()) * (n + GUESSES) / n
+    noise = max(of_single - _variance_of_mean(samples, n), 0.0) / (count - 1)
     return max(deviation**2 / count - noise, 0.0)
 
 
@@ -278,17 +272,17 @@ def share_of_ceiling(
     relative = samples / samples.mean()
     ceiling_relative = ceiling_samples / ceiling_samples.mean()
     difference = relative.mean(0) - ceiling_relative.mean(0)  # [B]
-    of_seeds = []
+    seed_variances = []
     for values, of_classifiers in ((scores, relative), (ceiling, ceiling_relative)):
         if len(of_classifiers) > 1:
             deviation = values["overall_accuracy_std"] / values["overall_accuracy"]
-            of_seeds.append(_variance_of_seeds(deviation, of_classifiers, n))
-    of_images = _variance_factor(n, units) * _variance_of_mean(difference[None], n)
-    of_one_image = 1 / (units**2 * accuracy * ceiling_accuracy)
-    variance = of_images + of_one_image + sum(of_seeds)
+            seed_variances.append(_variance_of_seeds(deviation, of_classifiers, n))
+    test_variance = _variance_factor(n, units) * _variance_of_mean(difference[None], n)
+    half_images_variance = 1 / (units**2 * accuracy * ceiling_accuracy)
+    variance = test_variance + half_images_variance + sum(seed_variances)
     quantile = Z
-    if sum(of_seeds) > 0:
-        freedom = (len(samples) - 1) * variance**2 / sum(each**2 for each in of_seeds)
+    if sum(seed_variances) > 0:
+        freedom = (len(samples) - 1) * variance**2 / sum(v**2 for v in seed_variances)
         quantile = stdtrit(freedom, 0.975)
     margin = float(quantile * np.sqrt(variance))
     share = accuracy / ceiling_accuracy

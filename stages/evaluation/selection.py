@@ -48,16 +48,16 @@ def select_images(
     remaining = np.arange(len(candidates.scenes))
     if scenes:
         remaining = remaining[np.isin(candidates.scenes, sorted(scenes))]
-    agreeing = len(remaining)
+    n_agreeing = len(remaining)
     _, first = np.unique(group_duplicates(candidates.thumbnails[remaining]), return_index=True)
     remaining = remaining[np.sort(first)]
-    different = len(remaining)
+    n_different = len(remaining)
     remaining = remaining[farthest_points(candidates.features[remaining], wanted)]
     return Selection(
         kept=remaining,
-        rejected_caption=len(candidates.scenes) - agreeing,
-        rejected_duplicate=agreeing - different,
-        rejected_diversity=different - len(remaining),
+        rejected_caption=len(candidates.scenes) - n_agreeing,
+        rejected_duplicate=n_agreeing - n_different,
+        rejected_diversity=n_different - len(remaining),
     )
 
 
@@ -67,22 +67,18 @@ def farthest_points(features: np.ndarray, count: int) -> np.ndarray:
     The first is the nearest to the mean; each further one is the farthest from those before it
     (Gonzalez 1985, "Clustering to Minimize the Maximum Intercluster Distance"; Sener & Savarese
     2018, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", k-center
-    greedy). Of several that are as far, the first.
+    greedy). Ties go to the first.
     """
     if len(features) <= count:
         return np.arange(len(features))
     features = features.astype(np.float64)
+    features -= features.mean(0)
+    norms = np.einsum("nd,nd->n", features, features)  # squared distances from the mean
     chosen = np.zeros(len(features), bool)
-    distances = -squared_distances_to(features, features.mean(0))  # the nearest is the largest
+    distances = -norms  # the nearest to the mean is the largest
     for i in range(count):
         newest = int(np.where(chosen, -np.inf, distances).argmax())
         chosen[newest] = True
-        to_newest = squared_distances_to(features, features[newest])
+        to_newest = norms + norms[newest] - 2 * (features @ features[newest])  # squared, too
         distances = np.minimum(distances, to_newest) if i else to_newest
     return np.flatnonzero(chosen)
-
-
-def squared_distances_to(features: np.ndarray, point: np.ndarray) -> np.ndarray:
-    """Squared distances [N] of features [N, D] from a point [D]."""
-    differences = features - point
-    return np.einsum("nd,nd->n", differences, differences)

@@ -58,11 +58,11 @@ def halve_by_scene(scenes: list[str], seed: int) -> tuple[np.ndarray, np.ndarray
     """
     numbers = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
     positions = np.argsort(rng(seed, "separability").permutation(len(numbers)))  # of each scene
-    of_tiles = positions[[numbers[scene] for scene in scenes]]  # [N]
-    order = np.argsort(of_tiles, kind="stable")
-    is_drawn = of_tiles[order] % 2 == 0
+    units = positions[[numbers[scene] for scene in scenes]]  # [N], the position of a tile's scene
+    order = np.argsort(units, kind="stable")
+    is_drawn = units[order] % 2 == 0
     test = order[~is_drawn]
-    return order[is_drawn], test, of_tiles[test]
+    return order[is_drawn], test, units[test]
 
 
 def classify_pairs(
@@ -76,8 +76,8 @@ def classify_pairs(
     labels = np.repeat([0, 1], [len(real), len(fake)])
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     classifier.fit(np.concatenate([real, fake]), labels)
-    told = [classifier.predict(real_test) == 0, classifier.predict(fake_test) == 1]
-    return np.stack(told, axis=1)
+    correct = [classifier.predict(real_test) == 0, classifier.predict(fake_test) == 1]
+    return np.stack(correct, axis=1)
 
 
 def compare_separability(
@@ -98,7 +98,7 @@ def compare_separability(
     # Of several images of one caption, the first: pairs are independent.
     captions, first = np.unique(real_indices, return_index=True)
     scenes = [scene_of_tile(files["test"][i]) for i in captions]
-    if not are_enough(scenes):
+    if not can_be_halved(scenes):
         return {}
     real = sets["test"][captions]
     result = separability(real, sets["tuned"][first], scenes, seed)
@@ -106,13 +106,13 @@ def compare_separability(
     count = min(len(real), len(sets["train"]))
     tiles = rng(seed, "separability floor").permutation(len(sets["train"]))[:count]
     train_scenes = [scene_of_tile(files["train"][i]) for i in tiles]
-    if are_enough(train_scenes):
+    if can_be_halved(train_scenes):
         train = sets["train"][tiles]
         result["accuracy_floor"] = floor_accuracy(real, train, scenes, train_scenes, seed)
     return result
 
 
-def are_enough(scenes: list[str]) -> bool:
+def can_be_halved(scenes: list[str]) -> bool:
     """Whether N tiles of these scenes can be halved."""
     return len(scenes) >= MIN_PAIRS and len(set(scenes)) >= MIN_SCENES
 

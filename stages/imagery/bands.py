@@ -54,9 +54,12 @@ def choose_bands(dataset: Any, bands: list[int | str] | None, name: str) -> list
     if dataset.count in (3, 4) and not are_named:
         return [1, 2, 3]
     example = "[B4, B3, B2]" if are_named else "[4, 3, 2]"
+    advice = f"which are red, green and blue, such as {example}, or one for gray"
+    if dataset.count == 2:
+        advice = "which is gray, such as [1]"
     raise ParamsMisfit(
         f"fetch_imagery.bands: {name} has {dataset.count} bands ({list_bands(dataset)}): write "
-        f"which are red, green and blue, such as {example}, or one for gray",
+        f"{advice}",
         RasterType(dataset.count, dataset.dtypes[0]),
     )
 

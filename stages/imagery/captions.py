@@ -13,33 +13,47 @@ from typing import Any
 from stages.common.class_names import plain_name
 from stages.imagery.untrusted_text import valid_utf8
 
-# The names of caption fields. The first that a source has counts, with its numbered ones
-# (caption_1, raw_4), in any case.
+# The names of caption fields, with numbered ones (caption_1, raw4, text 2), in any case. The first
+# in which a row has captions counts.
 CAPTION_FIELDS = ("captions", "caption", "text", "raw", "sentences", "sentence")
 # What pandas reads as, or writes for, a missing value.
 MISSING_VALUES = {"nan", "-nan", "none", "null", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"}
+NUMBER_OF_FIELD = r"(?:[ ._-]?\d+)?"
 LONG_TEXT = 5  # words of a text that is no class name, but may be a caption
 CHARACTER = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # Chinese and Japanese write no spaces
 
 
 def caption_fields(names: Iterable[str]) -> list[str]:
-    """The names that are caption fields, in the order of the source; [] if there are none."""
-    return _caption_fields(tuple(names))
+    """The names that are caption fields, those that count first first; [] if there are none."""
+    return [name for fields in _group_caption_fields(tuple(names)) for name in fields]
 
 
 @lru_cache(maxsize=256)  # the rows of a source have the same few sets of fields
-def _caption_fields(names: tuple[str, ...]) -> list[str]:
+def _group_caption_fields(names: tuple[str, ...]) -> list[list[str]]:
+    """The names that differ in their number alone, of each of `CAPTION_FIELDS` that is there."""
+    groups = []
     for field in CAPTION_FIELDS:
-        fields = [name for name in names if re.fullmatch(rf"{field}(_?\d+)?", name, re.IGNORECASE)]
-        if fields:
-            return fields
-    return []
+        pattern = re.compile(field + NUMBER_OF_FIELD, re.IGNORECASE)
+        groups.append([name for name in names if pattern.fullmatch(name)])
+    return [fields for fields in groups if fields]
 
 
 def field_value(row: dict, fields: list[str]) -> Any:
-    """The value of a row's caption field; of several fields, a list of all their captions."""
-    if len(fields) < 2:
-        return row[fields[0]] if fields else None
+    """The value of a row's caption field; of numbered fields, a list of all their captions.
+
+    Of fields of several names, those with usable captions count, else the first.
+    """
+    groups = _group_caption_fields(tuple(fields))
+    values = (_value_of_group(row, group) for group in groups)
+    if len(groups) > 1:
+        values = (value for value in values if usable_captions(value)[0])
+    return next(values, _value_of_group(row, groups[0]) if groups else None)
+
+
+def _value_of_group(row: dict, fields: list[str]) -> Any:
+    """The value of a field; of several fields, a list of all their values."""
+    if len(fields) == 1:
+        return row[fields[0]]
     captions: list[Any] = []
     for field in fields:
         value = row[field]

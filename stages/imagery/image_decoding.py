@@ -17,6 +17,7 @@ from stages.imagery.rasters import SIGNATURE_BYTES, Raster, raster_driver, read_
 from stages.imagery.unusable_image import (
     EMPTY,
     MIN_SIDE,
+    NO_BLACK_AND_WHITE,
     OUT_OF_MEMORY,
     TOO_LARGE,
     TOO_SMALL,
@@ -100,7 +101,7 @@ def raster_to_rgb(raster: Raster) -> Image.Image:
         UnusableImage: it has more than 8 bits per value.
     """
     if raster.values.dtype != np.uint8:
-        raise UnusableImage(f"{raster.values.dtype} values, which have no fixed black and white")
+        raise UnusableImage(f"{raster.values.dtype} values, {NO_BLACK_AND_WHITE}")
     valid = raster.valid
     if raster.opaque is not None and raster.alpha_is_binary:
         valid = valid & raster.opaque

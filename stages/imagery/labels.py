@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.imagery.bands import one_band_advice
-from stages.imagery.rasters import SIGNATURE_BYTES, RasterWindow, mask_driver, open_raster
+from stages.imagery.rasters import RasterWindow, open_mask_or_labels, open_raster
 from stages.params import Labels, TileGrid
 from stages.runtime.errors import exit_with_error
 
@@ -61,13 +61,10 @@ def label_windows(
 
 def _open_labels(file: Path) -> Any:
     """Open a label raster. Exits with an error if it is of another format."""
-    import rasterio
-
-    with open(file, "rb") as stream:
-        driver = mask_driver(stream.read(SIGNATURE_BYTES))
-    if driver is None:
+    dataset = open_mask_or_labels(file)
+    if dataset is None:
         exit_with_error(f"{KEY}: {file.name} is no TIFF, JPEG 2000 or PNG")
-    return rasterio.open(file, driver=driver)
+    return dataset
 
 
 def _check_grid(scene: Any, dataset: Any, path: Path, file: Path) -> None:
@@ -98,8 +95,7 @@ def _describe(dataset: Any) -> str:
 def _label(
     dataset: Any, window: RasterWindow, classes: dict[int, str], min_valid: float
 ) -> TileLabel:
-    area = ((window.row, window.row + window.height), (window.column, window.column + window.width))
-    pixels = dataset.read(1, window=area)
+    pixels = dataset.read(1, window=window.area)
     values, counts = np.unique(pixels, return_counts=True)
     shares: Counter[str | int] = Counter()  # class, or a value of no class -> pixels
     for value, count in zip(values.tolist(), counts.tolist()):

@@ -6,15 +6,16 @@ A raster is a TIFF, a JPEG 2000 or a PNG of 16 bits, which rasterio (GDAL) reads
 import io
 import logging
 import os
+import struct
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 from stages.imagery.bands import (
     ParamsMisfit,
@@ -61,6 +62,11 @@ class RasterWindow(NamedTuple):
     height: int  # pixels
     width: int
 
+    @property
+    def area(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(first row, row behind the last), (first column, column behind the last)."""
+        return (self.row, self.row + self.height), (self.column, self.column + self.width)
+
 
 class Mask(NamedTuple):
     """Where the validity of pixels is read: a band of the image, or a file of one band."""
@@ -77,7 +83,7 @@ class Raster(NamedTuple):
     valid: np.ndarray  # bool [H, W]: false where there is no data, NaN or inf
     # bool [H, W]: where a band that is tagged alpha, and not chosen, is not 0. None: no such band
     opaque: np.ndarray | None
-    alpha_is_binary: bool  # that band holds nothing but 0 and its type's maximum
+    alpha_is_binary: bool  # that band holds nothing but 0 and one value that means opaque
     bands: tuple[int, ...]  # numbers of the chosen bands, from 1
     band_list: str  # the same with their names
     type: RasterType  # of the file
@@ -97,11 +103,6 @@ def raster_driver(head: bytes) -> str | None:
     if head.startswith(JPEG2000_SIGNATURES):
         return "JP2OpenJPEG"
     return "PNG" if head.startswith(PNG_SIGNATURE) and head[24:25] == b"\x10" else None
-
-
-def mask_driver(head: bytes) -> str | None:
-    """Like `raster_driver`, but also for PNG of 8 bits: of masks and labels, the values count."""
-    return "PNG" if head.startswith(PNG_SIGNATURE) else raster_driver(head)
 
 
 def read_raster(
@@ -131,7 +132,7 @@ def read_raster(
             return read_georeference(dataset, window[1:], name)
         raster = _read(dataset, window, bands, mask, name)
         if raster.georeference.crs is None:
-            return _turn_upright(raster, _tiff_orientation(image))
+            return _turn_upright(raster, _orientation(image))
         return raster
 
 
@@ -184,7 +185,26 @@ def _open(image: bytes | Path) -> Iterator[Any]:
         return
     driver = raster_driver(image[:SIGNATURE_BYTES])
     with rasterio.MemoryFile(image) as memory, memory.open(driver=driver) as dataset:
+        _clear_warnings(dataset)
         yield dataset
+
+
+def _clear_warnings(dataset: Any) -> None:
+    """Let GDAL forget that a tag of a readable file has a wrong value.
+
+    GDAL says it where it looks for masks, but the next `colorinterp` raises it; then both work.
+
+    Raises:
+        RasterioIOError: GDAL says that the file is broken.
+    """
+    from rasterio._err import CPLE_BaseError
+    from rasterio.errors import RasterioIOError
+
+    try:
+        _ = dataset.mask_flag_enums, dataset.colorinterp
+    except CPLE_BaseError as error:
+        if "Bad value" not in str(error):
+            raise RasterioIOError(str(error)) from None
 
 
 def open_raster(path: Path) -> Any:
@@ -204,9 +224,11 @@ def open_raster(path: Path) -> Any:
     if driver is None:
         raise RasterioIOError(f"{path} is no raster")
     try:
-        return rasterio.open(path, driver=driver)
+        dataset = rasterio.open(path, driver=driver)
     except UnicodeEncodeError:
         raise UnusableImage(NOT_UTF8) from None
+    _clear_warnings(dataset)
+    return dataset
 
 
 @lru_cache(maxsize=2)
@@ -245,9 +267,8 @@ def _read(
     if len(dataset.subdatasets) > 1:
         raise UnusableImage("several pages: write its bands into one image")
     chosen = choose_bands(dataset, bands, name)
-    area = ((window.row, window.row + window.height), (window.column, window.column + window.width))
-    values = dataset.read(chosen, window=area)
-    valid = _read_validity(dataset, chosen, values, area)
+    values = dataset.read(chosen, window=window.area)
+    valid = _read_validity(dataset, chosen, values, window)
     opaque, alpha_is_binary = None, True
     if mask is not None:
         valid &= np.isin(_read_mask(dataset, mask, window, name), mask.valid)
@@ -256,12 +277,10 @@ def _read(
         used.append(find_band(dataset, mask.band, name, "fetch_imagery.mask"))
     alpha = alpha_band(dataset, used)
     if alpha:
-        alpha_values = dataset.read(alpha, window=area)
+        alpha_values = dataset.read(alpha, window=window.area)
         opaque = alpha_values != 0
         # PNG's alpha is always alpha.
-        alpha_is_binary = dataset.driver == "PNG" or bool(
-            np.all(alpha_values[opaque] == _maximum(alpha_values.dtype))
-        )
+        alpha_is_binary = dataset.driver == "PNG" or _is_binary(alpha_values)
     georeference = read_georeference(dataset, window[1:], name)
     if chosen == [1] and dataset.colorinterp[0].name == "palette":
         values = _look_up_colors(dataset, values)
@@ -298,11 +317,20 @@ def _as_displayed(dataset: Any, values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _maximum(dtype: np.dtype) -> float:
-    return np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
+def _is_binary(alpha: np.ndarray) -> bool:
+    """Whether a band tagged alpha holds nothing but 0 and one value that means opaque.
+
+    GDAL writes 255 for most types (`gdalwarp -dstalpha`), or the type's maximum.
+    """
+    is_integer = np.issubdtype(alpha.dtype, np.integer)
+    maximum = np.iinfo(alpha.dtype).max if is_integer else 1.0
+    values = alpha[alpha != 0]
+    return bool(np.all(values == 255) or np.all(values == maximum))
 
 
-def _read_validity(dataset: Any, chosen: list[int], values: np.ndarray, area: tuple) -> np.ndarray:
+def _read_validity(
+    dataset: Any, chosen: list[int], values: np.ndarray, window: RasterWindow
+) -> np.ndarray:
     """Which pixels have data: by the file's nodata and mask, NaN and inf.
 
     A pixel has none where any chosen band has none. Where nodata is 0, which dark pixels may hold
@@ -311,16 +339,15 @@ def _read_validity(dataset: Any, chosen: list[int], values: np.ndarray, area: tu
     valid = np.isfinite(values).all(axis=0)
     if not _has_mask(dataset, chosen[0]):
         return valid
-    masks = dataset.read_masks(chosen, window=area) != 0  # [B, H, W]
+    masks = dataset.read_masks(chosen, window=window.area) != 0  # [B, H, W]
     return valid & (masks.any(axis=0) if dataset.nodata == 0 else masks.all(axis=0))
 
 
 def _read_mask(dataset: Any, mask: Mask, window: RasterWindow, name: str) -> np.ndarray:
     """The values [H, W] of the mask of a window."""
-    area = ((window.row, window.row + window.height), (window.column, window.column + window.width))
     if mask.band is not None:
         number = find_band(dataset, mask.band, name, "fetch_imagery.mask")
-        return dataset.read(number, window=area)
+        return dataset.read(number, window=window.area)
     path = mask_file(window.path, mask)
     with (
         _reasons(f"its mask is unreadable or truncated ({mask.file})"),
@@ -335,26 +362,29 @@ def _read_mask(dataset: Any, mask: Mask, window: RasterWindow, name: str) -> np.
             raise UnusableImage(f"its mask covers another area ({mask.file})")
         rows = mask_dataset.height / dataset.height  # of the mask per row of the image
         columns = mask_dataset.width / dataset.width
-        mask_area = (
-            (window.row * rows, (window.row + window.height) * rows),
-            (window.column * columns, (window.column + window.width) * columns),
-        )
+        (top, bottom), (left, right) = window.area
+        mask_area = ((top * rows, bottom * rows), (left * columns, right * columns))
         # A mask of another resolution (SCL: 20 m beside bands of 10 m) is read by nearest pixel.
         return mask_dataset.read(1, window=mask_area, out_shape=(window.height, window.width))
 
 
 def _open_mask(path: Path, mask: Mask) -> Any:
-    """Open a mask's file: a raster, or a PNG of any depth."""
-    import rasterio
-
     if not path.is_file():
         raise UnusableImage(f"its mask is missing ({mask.file})")
+    dataset = open_mask_or_labels(path)
+    if dataset is None:
+        raise UnusableImage(f"its mask is no TIFF, JPEG 2000 or PNG ({mask.file})")
+    return dataset
+
+
+def open_mask_or_labels(path: Path) -> Any:
+    """Open a raster, or a PNG of any depth: its values count. None: it is of another format."""
+    import rasterio
+
     with open(path, "rb") as stream:
         head = stream.read(SIGNATURE_BYTES)
-    driver = mask_driver(head)
-    if driver is None:
-        raise UnusableImage(f"its mask is no TIFF, JPEG 2000 or PNG ({mask.file})")
-    return rasterio.open(path, driver=driver)
+    driver = "PNG" if head.startswith(PNG_SIGNATURE) else raster_driver(head)
+    return rasterio.open(path, driver=driver) if driver else None
 
 
 def mask_file(path: Path, mask: Mask) -> Path:
@@ -392,11 +422,13 @@ def _turned(array: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _tiff_orientation(image: bytes | Path) -> int:
-    """The tag Orientation of a TIFF, which GDAL doesn't apply; 1: as it is stored."""
+def _orientation(image: bytes | Path) -> int:
+    """The tag Orientation of a TIFF or PNG, which GDAL doesn't apply; 1: as it is stored."""
     stream = open(image, "rb") if isinstance(image, Path) else io.BytesIO(image)
     with stream:
         header = stream.read(8)
+        if header == PNG_SIGNATURE:
+            return _png_orientation(stream)
         if not header.startswith(TIFF_SIGNATURES[:3]):  # Pillow cannot parse the fourth
             return 1
         if header.startswith(TIFF_SIGNATURES[2]):
@@ -405,3 +437,16 @@ def _tiff_orientation(image: bytes | Path) -> int:
         stream.seek(directory.next)
         directory.load(stream)
         return directory.get(ORIENTATION_TAG, 1)
+
+
+def _png_orientation(stream: BinaryIO) -> int:
+    """The tag Orientation in the chunk eXIf of a PNG, after whose signature the stream stands."""
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            exif = Image.Exif()
+            with suppress(SyntaxError, struct.error):  # broken EXIF says nothing
+                exif.load(stream.read(length))
+            return exif.get(ORIENTATION_TAG, 1)
+        stream.seek(length + 4, os.SEEK_CUR)  # its content and checksum
+    return 1

@@ -50,7 +50,7 @@ class SourceRasters:
     def check(self, name: str, tile: Tile | ParamsMisfit) -> Tile:
         """Check the next image, and return it.
 
-        Images that Pillow decodes fit to rasters of bytes, and 8-bit gray to 8-bit RGB.
+        Images that Pillow decodes match rasters of bytes, and 8-bit gray matches 8-bit RGB.
 
         Raises:
             SystemExit: it differs from the images before, or it isn't clear which bands to read.
@@ -78,7 +78,7 @@ class SourceRasters:
 
     @property
     def alpha_is_mask(self) -> bool:
-        """Whether bands that are tagged alpha are masks: none holds but 0 and the maximum."""
+        """Whether bands that are tagged alpha are masks: each holds 0 and one other value only."""
         return not self.alpha_that_is_a_band
 
     def describe_bands(self) -> str:
@@ -99,7 +99,7 @@ class SourceRasters:
         if self.alpha_that_is_a_band:
             text += (
                 f", one of them tagged alpha, but not a mask: {self.alpha_that_is_a_band} holds "
-                "more in it than 0 and the maximum"
+                "more in it than 0 and 255 or the maximum"
             )
         return text
 
@@ -129,7 +129,19 @@ def choose_stretch(
 
     Returns:
         A pair for each band or one for all. None: values are bytes and stay as they are.
+
+    Raises:
+        SystemExit: the stretch doesn't fit to the tiles.
     """
+    stretch = _compute_stretch(setting, spool, rasters, split)
+    _check_stretch(setting, stretch, spool, split)
+    return stretch
+
+
+def _compute_stretch(
+    setting: Setting, spool: TileSpool, rasters: SourceRasters, split: str | None
+) -> list[Pair] | None:
+    """The stretch of `choose_stretch`, unchecked."""
     raw = [tile for tile in spool.tiles if tile.raw is not None and split in (None, tile.split)]
     fixed = fixed_stretch(setting)
     if fixed is not None and raw:
@@ -141,15 +153,11 @@ def choose_stretch(
     return percentile_stretch(_sample(spool, raw, FEW_SAMPLES if split is None else MAX_SAMPLES))
 
 
-def check_stretch(setting: Setting, stretch: list[Pair] | None, spool: TileSpool) -> None:
-    """Exit with an error if the stretch of the params doesn't fit to the tiles.
-
-    Args:
-        setting: fetch_imagery.stretch.
-        stretch: as `choose_stretch` returns it.
-        spool: holds the tiles.
-    """
-    raw = [tile for tile in spool.tiles if tile.raw is not None]
+def _check_stretch(
+    setting: Setting, stretch: list[Pair] | None, spool: TileSpool, split: str | None
+) -> None:
+    """Exit with an error if a stretch doesn't fit to the tiles; arguments: see `choose_stretch`."""
+    raw = [tile for tile in spool.tiles if tile.raw is not None and split in (None, tile.split)]
     if stretch is None or not raw:
         return
     samples = list(_sample(spool, raw, FEW_SAMPLES))
@@ -177,7 +185,7 @@ def _check_auto(stretch: list[Pair], samples: list[np.ndarray]) -> None:
         low, high = gap
         exit_with_error(
             f"fetch_imagery.stretch: auto takes {low:g} to {high:g} (2nd to 98th percentile), but "
-            "half of this range has no pixel: do the files hold a fill value that they don't "
+            "half of this range has hardly a pixel: do the files hold a fill value that they don't "
             "declare as nodata? Declare it, gdal_edit.py -a_nodata <value>, or write [low, high]"
         )
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.common.class_names import slug
-from stages.imagery.captions import CAPTION_FIELDS, caption_list, usable_captions
+from stages.imagery.captions import CAPTION_FIELDS, caption_fields, caption_list, usable_captions
 from stages.imagery.readers.items import (
+    NAME_FIELDS,
     SCENE_FIELDS,
     ImageSource,
     SourceItem,
+    first_field,
     image_name,
     scene_of,
 )
@@ -139,8 +141,7 @@ def check_survey(
 ) -> None:
     """Exit with an error if there is no usable item, or if nothing says what the images show.
 
-    Captioned images of fewer than two scenes are enough to train on, but not for the evaluation,
-    which tells scenes apart: that is logged.
+    Captioned images of fewer than two scenes can be trained on, but not evaluated: that is logged.
 
     Args:
         survey: of the source.
@@ -173,6 +174,7 @@ def check_survey(
         if not source.has_captions:
             reasons += f"; {ONE_CAPTION}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
+    _log_unread_columns(source, key)
     scenes = sorted(scene for scene in survey.scenes if scene)
     if config.caption is not None and (source.has_captions or scenes):
         log(f"{key}: it has captions or classes, so fetch_imagery.caption is not used")
@@ -196,11 +198,23 @@ def check_survey(
     )
 
 
+def _log_unread_columns(source: ImageSource, key: str) -> None:
+    """Log the columns of a table or list that may hold the classes, where file names tell them."""
+    read = {*NAME_FIELDS, *SCENE_FIELDS, *caption_fields(source.columns), "image", "split"}
+    unread = [name for name in source.columns if name.lower() not in read and name not in read]
+    if unread and first_field(SCENE_FIELDS, source.columns) is None:
+        log(
+            f"{key}: classes from file names; not read: {', '.join(unread[:20])} (a class field is "
+            f"named {', '.join(SCENE_FIELDS)})"
+        )
+
+
 def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
     """Log the scenes of the classes in params.yaml that no image shows.
 
     Raises:
-        SystemExit: two scenes have one name in metrics and files, or a scene has none there.
+        SystemExit: no image shows a scene of any class, two scenes have one name in metrics and
+            files, or a scene has none there.
     """
     scenes = sorted(scene for scene in survey.scenes if scene)
     _check_slugs(scenes)
@@ -208,13 +222,14 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
         return
     mapped = [scene for class_scenes in classes.values() for scene in class_scenes]
     missing = [scene for scene in mapped if scene not in scenes]
-    if len(missing) == len(mapped):
-        log(
-            "classes: none of its scenes is in the imagery, so that ceiling and classify will "
-            f"fail; the imagery has {', '.join(scenes[:60])}"
+    named = ", ".join(map(partial(_with_hint, scenes), missing))
+    if mapped and len(missing) == len(mapped):
+        exit_with_error(
+            f"classes: no image shows any of their scenes ({named}), which the evaluation needs; "
+            f"the imagery has {', '.join(scenes[:60])}: write classes with these"
         )
-    elif missing:
-        log(f"classes: no image shows {', '.join(map(partial(_with_hint, scenes), missing))}")
+    if missing:
+        log(f"classes: no image shows {named}")
 
 
 def _check_slugs(scenes: list[str]) -> None:

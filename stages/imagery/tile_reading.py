@@ -139,6 +139,20 @@ def count_masked_pixels(tiles: Iterable[SpooledTile]) -> dict[str, dict[str, int
     return {"masked": {"tiles": len(masked), "pixels": sum(masked)}}
 
 
+def summarize_label_shares(tiles: Iterable[SpooledTile]) -> dict[str, dict]:
+    """Log how much of the tiles their classes cover, for REPORT.json; {} without label rasters."""
+    shares = [tile.label_share for tile in tiles if tile.label_share is not None]
+    if not shares:
+        return {}
+    median = float(np.median(shares))
+    mixed = sum(share < 0.5 for share in shares)
+    log(
+        f"fetch_imagery.labels: a tile's class covers {median:.0%} of its labeled pixels (median); "
+        f"less than half in {mixed} of {len(shares)} tiles, which count like any other"
+    )
+    return {"label_share": {"median": median, "tiles_below_half": mixed}}
+
+
 def _captions_of(item: SourceItem, tile: Tile, scene: str, counts: Counter[str]) -> list[str]:
     """The captions of a tile; without any, one from its class name. Counts what was changed."""
     if tile.captions:

@@ -29,6 +29,7 @@ class SpooledTile:
     pixel_count: int  # of the source image, if it is a raster
     masked: int  # of these pixels: without data
     masked_by_alpha: int  # further ones, if the band that is tagged alpha is a mask
+    label_share: float | None = None  # of a label raster's valid pixels: those of its class
 
 
 class TileSpool:
@@ -70,6 +71,7 @@ class TileSpool:
                 tile.pixel_count,
                 tile.masked,
                 tile.masked_by_alpha,
+                item.label_share,
             )
         )
         self.size += len(header) + len(tile.pixels)

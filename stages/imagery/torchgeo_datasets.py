@@ -11,7 +11,7 @@ from typing import Any
 
 from stages.common.sources import refuse_output_folders
 from stages.imagery.readers.items import SEVERAL_LABELS, ImageSource, SourceItem
-from stages.imagery.untrusted_text import valid_utf8
+from stages.imagery.untrusted_text import refuse_odd_names, valid_utf8
 from stages.runtime.errors import exit_with_error
 
 VARIABLE = "TORCHGEO_DATA"
@@ -40,7 +40,8 @@ def open_torchgeo(source: str, key: str, download: bool) -> tuple[ImageSource, d
         The source, and what it resolved to, for SOURCE.json.
 
     Raises:
-        SystemExit: the data set isn't one that is read, isn't there, or is incomplete.
+        SystemExit: the data set isn't one that is read, isn't there, or is incomplete, or the path
+            of an image is not UTF-8.
     """
     name = source.partition(":")[2]
     if name in SEVERAL_LABEL_DATASETS:
@@ -58,6 +59,7 @@ def open_torchgeo(source: str, key: str, download: bool) -> tuple[ImageSource, d
         options = {} if split is None else {"split": split}
         dataset = _open_dataset(dataset_class, root, download, options, f"{key}: {source}")
         samples += [(split, Path(path), dataset.classes[label]) for path, label in dataset.samples]
+    refuse_odd_names([path for _, path, _ in samples], root, f"{key}: {source}")
     rgb_bands = None
     if hasattr(dataset_class, "rgb_bands"):
         names = dataset_class.all_band_names

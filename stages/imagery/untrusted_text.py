@@ -1,7 +1,11 @@
 """Text of unknown origin: names and captions that are not valid UTF-8, lines that are not JSON."""
 
 import json
+import os
 import unicodedata
+from pathlib import Path
+
+from stages.runtime.errors import exit_with_error
 
 
 def valid_utf8(text: str) -> str:
@@ -16,6 +20,18 @@ def valid_utf8(text: str) -> str:
 def posix_path(path: str) -> str:
     """A path of any system with `/` between its parts and without a `./` before it."""
     return valid_utf8(path).replace("\\", "/").removeprefix("./")
+
+
+def refuse_odd_names(files: list[Path], root: Path, label: str) -> None:
+    """Exit with an error, which starts with `label`, if a path below `root` is not UTF-8."""
+    names = [os.fsencode(file.relative_to(root)) for file in files]
+    shown = [name.decode(errors="backslashreplace") for name in names]
+    odd = [text for name, text in zip(names, shown) if name != text.encode()]
+    if odd:
+        exit_with_error(
+            f"{label}: {len(odd)} file name(s) not in UTF-8, the first {odd[0]}: "
+            "convert them, such as `convmv -r -f latin1 -t utf8 --notest <folder>`"
+        )
 
 
 def parse_json_object(text: str | bytes) -> dict:

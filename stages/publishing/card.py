@@ -8,10 +8,10 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
-from stages.common.ceiling_tiles import count_real_tiles
+from stages.common.ceiling_tiles import describe_real_tiles
 from stages.common.class_names import slug
 from stages.common.markdown import code_span, escape_markdown
-from stages.common.rounding import format_decimals, interval_decimals
+from stages.common.rounding import format_decimals, interval_decimals, reference_decimals
 from stages.params import read
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, FID, Metric, Repository
@@ -55,7 +55,7 @@ def make_card(
     sections = {
         "title": repository.title,
         "about": repository.about.format(weights=describe_weights(scores["seeds"])),
-        "use": repository.use.format(real_tiles=count_real_tiles(scores, ceiling)),
+        "use": repository.use.format(real_tiles=describe_real_tiles(scores, ceiling)),
         "limits": repository.limits + describe_selection(repository.params, classes),
         "misuse": repository.misuse,
         "commit": commit,
@@ -224,16 +224,18 @@ def format_metric(metric: Metric) -> dict[str, str]:
         ends = values[f"{name}_lo"], values[f"{name}_hi"]
         decimals = interval_decimals(*ends)
         interval = " to ".join(format_decimals(end, decimals) for end in ends)
+    texts = []
+    for reference, value in references.items():
+        key = f"{name}_{reference}"
+        its_own = (values[f"{key}_lo"], values[f"{key}_hi"]) if f"{key}_lo" in values else None
+        shown = format_decimals(value, reference_decimals(value, its_own, decimals))
+        texts.append(f"{reference} {shown}")
     return {
         "name": f"{metric.file} {metric.key}",
         "data": EVALUATION_DATA[metric.data],
         "value": format_decimals(values[name], decimals),
         "interval": interval,
-        "references": ", ".join(
-            f"{reference} {format_decimals(value, decimals)}"
-            for reference, value in references.items()
-        )
-        or "-",
+        "references": ", ".join(texts) or "-",
     }
 
 

@@ -10,19 +10,19 @@ IMAGERY_SOURCE = Path("data/imagery/SOURCE.json")
 INVERSE = "value = low + byte / 255 * (high - low)"
 
 
-def read_stretch(source_json: Path = IMAGERY_SOURCE) -> Stretch | None:
+def read_stretch() -> Stretch | None:
     """The stretch that the imagery was read with; None: its bytes are as they were."""
-    stretch = read_json(source_json).get("stretch")
+    stretch = read_json(IMAGERY_SOURCE).get("stretch")
     return stretch if isinstance(stretch, list) else None
 
 
-def describe_pixel_values(source_json: Path = IMAGERY_SOURCE) -> dict[str, Any]:
-    """Bands, stretch and its inverse, as the hub repositories hold them in `pixel_values.json`.
+def describe_pixel_values() -> dict[str, Any]:
+    """Bands, stretch and its inverse, as `pixel_values.json` holds them in published folders.
 
     {} for imagery of 8 bits, whose values were not changed.
     """
-    stretch = read_stretch(source_json)
+    stretch = read_stretch()
     if stretch is None:
         return {}
-    bands = read_json(source_json).get("bands")
+    bands = read_json(IMAGERY_SOURCE).get("bands")
     return {"bands": bands, "stretch": stretch, "inverse": INVERSE}

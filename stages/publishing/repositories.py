@@ -32,7 +32,7 @@ class Repository:
     path: str  # the output that is published
     title: str
     about: str  # {weights}: of `describe_weights`
-    use: str  # what it is for, and what it is not for; {real_tiles}: of `count_real_tiles`
+    use: str  # what it is for, and what it is not for; {real_tiles}: of `describe_real_tiles`
     limits: str
     misuse: str  # what harm it can do, and how its images are marked; "" where it has none
     params: tuple[str, ...]  # sections of params.yaml that the card quotes

@@ -67,9 +67,8 @@ class Album:
             for name in large:
                 pictures[name] = encode_webp(images[name], side, quality)
             if small_quality != encoded_at:
-                pictures |= {
-                    n: encode_webp(im, SMALL_SIDE, small_quality) for n, im in small.items()
-                }
+                encoded = (encode_webp(i, SMALL_SIDE, small_quality) for i in small.values())
+                pictures.update(zip(small, encoded))
                 encoded_at = small_quality
             size = sum(map(len, [*pictures.values(), *thumbnails.values()]))
             if size <= BUDGET:

@@ -6,9 +6,11 @@ font that it brings along, and the browser draws it in one of its own, in any sc
 
 import io
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable
 from html import escape
+from itertools import accumulate
 from typing import Any
 
 import matplotlib
@@ -43,12 +45,12 @@ STYLE: dict[Any, Any] = {
 WIDTH = 5.2  # inches of a chart, at most; the page scales it to the width of a column
 WIDE = 15  # a confusion matrix of more classes has a fixed size and needs the page's width
 MAX_LABEL = 40  # letters of a name; what is longer ends in an ellipsis
+MATRIX_LABEL = 28  # letters that a confusion matrix has room for; it grows with longer names
+WIDE_LETTER = 1.8  # letters that are as wide as one of a script without narrow ones
 
 
 @matplotlib.rc_context(STYLE)
-def line_chart(
-    name: str, steps: list[float], series: dict[str, list[float]], x_label: str, y_label: str
-) -> str:
+def line_chart(name: str, steps: list[float], series: dict[str, list[float]], y_label: str) -> str:
     """Draw up to three lines over the same steps. series: label -> a value per step."""
     figure, axes = new_figure(WIDTH, 3.0)
     for (label, values), color in zip(series.items(), SERIES):
@@ -62,7 +64,7 @@ def line_chart(
             label=label,
         )
     axes.set_xlim(left=0)
-    axes.set_xlabel(x_label)
+    axes.set_xlabel("step")
     axes.set_ylabel(y_label)
     axes.grid(axis="y", color=LINES, linewidth=0.6)
     if len(series) > 1:
@@ -71,23 +73,21 @@ def line_chart(
 
 
 @matplotlib.rc_context(STYLE)
-def fitted_line_chart(
+def fid_curves(
     name: str,
-    point_steps: list[float],
+    point_x: list[float],
     points: dict[str, list[float]],
-    line_steps: list[float],
+    line_x: list[float],
     lines: dict[str, list[float]],
-    x_label: str,
-    y_label: str,
 ) -> str:
-    """Draw up to three series of points, each with its line. points, lines: label -> values."""
+    """Draw up to three series of points, each with its line. points, lines: label -> FIDs."""
     figure, axes = new_figure(WIDTH, 3.0)
     for (label, values), color in zip(points.items(), SERIES):
-        axes.plot(line_steps, lines[label], color=color, linewidth=1.8, label=label)
-        axes.plot(point_steps, values, "o", color=color, markersize=4)
+        axes.plot(line_x, lines[label], color=color, linewidth=1.8, label=label)
+        axes.plot(point_x, values, "o", color=color, markersize=4)
     axes.set_xlim(left=0)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_xlabel("1 / number of images")
+    axes.set_ylabel("FID")
     axes.grid(axis="y", color=LINES, linewidth=0.6)
     axes.legend()
     return to_svg(figure, name)
@@ -161,8 +161,12 @@ def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]
     """Draw the counts of (actual, predicted), shaded by their share of the actual class."""
     counts = Counter(pairs)
     totals = Counter(actual for actual, _ in pairs)
+    columns = layout_labels(classes)
+    rows = layout_labels(label if totals[label] else f"{label} (none)" for label in classes)
+    widest = max((sum(letter_widths(text)) for text in rows.values()), default=0)
     many = len(classes) > 40
     side = max(3.6, 1.6 + (0.17 if many else 0.3) * len(classes))
+    side += 0.06 * max(0, widest - MATRIX_LABEL)
     figure, axes = new_figure(side + 0.6, side)
     for row, actual in enumerate(classes):
         for column, predicted in enumerate(classes):
@@ -176,8 +180,6 @@ def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]
     positions = range(len(classes))
     axes.set_xlim(-0.5, len(classes) - 0.5)
     axes.set_ylim(len(classes) - 0.5, -0.5)
-    columns = layout_labels(classes)
-    rows = layout_labels(label if totals[label] else f"{label} (none)" for label in classes)
     size = 7 if many else 8
     axes.set_xticks(
         positions, list(columns), rotation=45, ha="right", rotation_mode="anchor", fontsize=size
@@ -194,6 +196,12 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def letter_widths(text: str) -> list[float]:
+    """The width of each letter of a text: 1, or `WIDE_LETTER` where matplotlib's font lacks it."""
+    font = get_font(findfont("DejaVu Sans"))
+    return [1 if font.get_char_index(ord(letter)) else WIDE_LETTER for letter in text]
+
+
 def layout_labels(names: Iterable[str]) -> dict[str, str]:
     """What matplotlib lays out for each name, in their order -> the name.
 
@@ -202,7 +210,10 @@ def layout_labels(names: Iterable[str]) -> dict[str, str]:
     font = get_font(findfont("DejaVu Sans"))
     labels = {}
     for number, name in enumerate(names):
-        text = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1].rstrip()}…"
+        text = name
+        if sum(letter_widths(name)) > MAX_LABEL:
+            end = bisect(list(accumulate(letter_widths(name))), MAX_LABEL - 1)
+            text = f"{name[:end].rstrip()}…"
         letters = [letter if font.get_char_index(ord(letter)) else "W" for letter in text]
         stand_in = "".join(letters)
         if stand_in != text or text in labels:

@@ -1,16 +1,16 @@
 """What identifies a run: sources, classifiers, sampler. It goes to metrics/context.json."""
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from stages.common.artifacts import read_json
+from stages.common.csv_files import read_csv
+from stages.params import ROLES
 from stages.reporting import selection
-from stages.reporting.grids import load_images
+from stages.reporting.grids import image_width
 from stages.reporting.rows import Table
 
-ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 CLASS_COUNTS = Path("metrics/plots/images_per_class.csv")
 DEMO = "demo: numbers of small models on rendered scenes, not comparable with the paper's"
 
@@ -74,11 +74,10 @@ def read_context(
 
 def _read_class_counts() -> dict[str, dict[str, int]]:
     """Class -> number of its prompts, of its planned images and of its real training tiles."""
-    with CLASS_COUNTS.open(encoding="utf-8", newline="") as file:
-        return {
-            row["class"]: {name: int(row[name]) for name in ("prompts", "images", "real")}
-            for row in csv.DictReader(file)
-        }
+    return {
+        row["class"]: {name: int(row[name]) for name in ("prompts", "images", "real")}
+        for row in read_csv(CLASS_COUNTS)
+    }
 
 
 def _read_classifier(key: str) -> dict:
@@ -89,9 +88,8 @@ def _read_classifier(key: str) -> dict:
 
 def _read_sampling(row: dict) -> dict:
     """row: the first of data/samples/tuned; all of them were sampled with the same settings."""
-    (image,) = load_images(selection.TUNED, {0}, max_side=10**4).values()
     settings = ("scheduler", "steps", "guidance_scale", "model")
-    return {"resolution": image.width, **{name: row[name] for name in settings}}
+    return {"resolution": image_width(selection.TUNED), **{name: row[name] for name in settings}}
 
 
 def weight_digests(source: dict, prefix: str = "") -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
 
-from stages.common.ceiling_tiles import count_real_tiles
+from stages.common.ceiling_tiles import describe_real_tiles
 from stages.reporting.context import RunContext
 from stages.reporting.rows import Row, Table, make_row, order_extractors
 
@@ -25,7 +25,7 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         *scene_accuracy_rows(metrics["classify_scenes"], metrics["ceiling_scenes"], context),
     ]
     near_duplicates = context.near_duplicates
-    real_tiles = count_real_tiles(metrics["classify_scenes"], metrics["ceiling_scenes"])
+    real_tiles = describe_real_tiles(metrics["classify_scenes"], metrics["ceiling_scenes"])
     note = (
         "Real tiles: the same metric of held-out real tiles. Trained on real tiles: the same "
         f"network, trained on {real_tiles}. Real vs. real and base model: as above. "
@@ -117,14 +117,15 @@ def near_copy_rows(images: dict) -> list[Row]:
         if space == "pixels":
             described = "pixels under all flips and rotations"
         for image_set, values in images[space].items():
+            references = {}
+            if "memorized_expected" in values:
+                references["expected without copies"] = values["memorized_expected"]
             rows.append(
                 make_row(
                     f"images.{space}.{image_set}.memorized",
                     f"Near-copies of training images, {IMAGE_SETS[image_set]}, {described}",
                     values,
-                    references={"expected without copies": values["memorized_expected"]}
-                    if "memorized_expected" in values
-                    else None,
+                    references=references,
                 )
             )
     return rows

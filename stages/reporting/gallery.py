@@ -303,19 +303,20 @@ class Gallery:
         samples = read_rows(FIGURES, ["scene", *SETTINGS])  # `scene` is the class of the prompt
         captions = (row["captions"] for row in read_rows(TRAINING, ["captions"]))
         known = {word for texts in captions for text in texts for word in split_words(text)}
-        return [
-            {
-                "name": name_figure(figure_of.get(prompt), samples[rows[0]]["scene"]),
+        entries = []
+        for prompt, rows in figure_prompts().items():
+            label = samples[rows[0]]["scene"]
+            entry = {
+                "name": name_figure(figure_of.get(prompt), label),
                 "prompt": prompt,
                 "unseen": [word for word in split_words(prompt) if word not in known],
-                "items": [self.figure_item(row, samples[row] | {"prompt": prompt}) for row in rows],
+                "items": [
+                    self.sample_item("figures", FIGURES, i, samples[i] | {"prompt": prompt}, label)
+                    for i in rows
+                ],
             }
-            for prompt, rows in figure_prompts().items()
-        ]
-
-    def figure_item(self, number: int, row: dict) -> dict:
-        """Add an image of a prompt of a figure. row: of data/samples/figures; number: its."""
-        return self.sample_item("figures", FIGURES, number, row, row["scene"])
+            entries.append(entry)
+        return entries
 
     def nearest_to_training(self, pairs: list[dict], tuned: list[dict]) -> list[dict]:
         """Add the images of test captions that are nearest to a training tile.

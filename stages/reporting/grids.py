@@ -61,6 +61,12 @@ def load_images(folder: str | Path, rows: set[int], max_side: int = SIDE) -> dic
     return images
 
 
+def image_width(folder: Path) -> int:
+    """Return the width in pixels of the first image of a folder of shards."""
+    (image,) = load_images(folder, {0}, max_side=10**4).values()
+    return image.width
+
+
 def resize_to_cell(image: Image.Image) -> Image.Image:
     """Scale an image to `SIDE`; a small one stays sharp where its pixels can be repeated."""
     divides = SIDE % image.width == 0 and image.width == image.height
@@ -143,7 +149,10 @@ def draw_label(
 
 
 def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
-    """Break a text into lines of at most `width` pixels; what doesn't fit ends in an ellipsis."""
+    """Break a text into lines of at most `width` pixels; what doesn't fit ends in an ellipsis.
+
+    A word that is longer than a line, such as a text without spaces, is broken too.
+    """
     if not text:
         return []
     lines = [""]
@@ -153,12 +162,15 @@ def wrap_text(text: str, font: Font, width: int, max_lines: int) -> list[str]:
             lines.append(word)
         else:
             lines[-1] = longer
-    too_many = len(lines) > max_lines
-    lines = lines[:max_lines]
-    for number, line in enumerate(lines):
-        cut_here = too_many and number == max_lines - 1
-        if cut_here or font.getlength(line) > width:
-            while line and font.getlength(line + "...") > width:
-                line = line[:-1]
-            lines[number] = line.rstrip(" ,.") + "..."
+        while len(lines[-1]) > 1 and font.getlength(lines[-1]) > width:
+            line = lines[-1]
+            end = len(line) - 1
+            while end > 1 and font.getlength(line[:end]) > width:
+                end -= 1
+            lines[-1:] = [line[:end], line[end:]]
+    if len(lines) > max_lines:
+        last = lines[max_lines - 1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        lines[max_lines - 1 :] = [last.rstrip(" ,.") + "..."]
     return lines

@@ -16,7 +16,7 @@ from stages.common.artifacts import digest, fingerprint, read_json, read_rows, s
 from stages.params import Encode, FinetuneLLM, FinetuneSD
 from stages.reporting import selection
 from stages.reporting.context import RunContext, weight_digests
-from stages.reporting.grids import load_images
+from stages.reporting.grids import image_width
 
 VALIDATION = Path("data/imagery/valid")
 CHUNKS = Path("data/chunks.parquet")
@@ -50,7 +50,7 @@ def measured_on(
         Key of a metric or of a group of metrics -> its description. `device` names the stages that
         trained what is measured, and what they computed on.
     """
-    test = {"test_tiles": hash_rows(selection.REAL, TILE), "tiles_px": width(selection.REAL)}
+    test = {"test_tiles": hash_rows(selection.REAL, TILE), "tiles_px": image_width(selection.REAL)}
     training_names = [row["filename"] for row in read_rows(selection.TRAINING, ["filename"])]
     source_images = context.sources["imagery"].get("images_sha256", "")
     train = {"train_tiles": fingerprint({source_images: training_names}, [])}
@@ -61,9 +61,9 @@ def measured_on(
     return {
         "corpus": {"papers": fingerprint(context.sources["papers"]["files"], [])},
         "review": test | {"n": review["ratings"], "experts": review["experts"]},
-        **language_groups(metrics, context, finetune_llm),
+        **language_groups(metrics, finetune_llm),
         **prompt_groups(metrics, context, {label: words[label] for label in classes}),
-        **training_groups(metrics["diffusion"], context, encode, finetune_sd),
+        **training_groups(metrics, context, encode, finetune_sd),
         **distance_groups(metrics, context, test | captions),
         **image_groups(metrics, context, test, train, mapping),
         **selection_groups(metrics["select"], context),
@@ -83,12 +83,6 @@ def hash_rows(folder: Path, columns: list[str]) -> str:
     return sha256.hexdigest()[:16]
 
 
-def width(folder: Path) -> int:
-    """Return the width in pixels of the first image of a folder of shards."""
-    (image,) = load_images(folder, {0}, max_side=10**4).values()
-    return image.width
-
-
 def device(metrics: dict[str, dict], **stages: str) -> dict[str, dict[str, str]]:
     """Return {"device": {stage: "gpu" or "cpu with 2 threads"}}.
 
@@ -104,19 +98,16 @@ def device(metrics: dict[str, dict], **stages: str) -> dict[str, dict[str, str]]
     return {"device": computed_on}
 
 
-def language_groups(
-    metrics: dict[str, dict], context: RunContext, finetune_llm: FinetuneLLM
-) -> dict[str, dict]:
+def language_groups(metrics: dict[str, dict], finetune_llm: FinetuneLLM) -> dict[str, dict]:
     """Describe metrics/llm.json."""
     llm = metrics["llm"]
-    trained = device(metrics, finetune_llm="llm")
     chunks = pq.read_table(CHUNKS, columns=["paper", "text", "split"]).to_pylist()
     held_out = [[row["paper"], row["text"]] for row in chunks if row["split"] == "test"]
     text = {
         "held_out_text": fingerprint({"text": held_out}, []),
         "n": llm.get("n", 0),
         "context_length": finetune_llm.context,
-        **trained,
+        **device(metrics, finetune_llm="llm"),
     }
     # Perplexity is per token, so it does not compare across tokenizers.
     return {"llm": text | {"tokens": llm.get("tokens", 0)}, "llm.bits_per_character": text}
@@ -149,15 +140,15 @@ def prompt_groups(
 
 
 def training_groups(
-    diffusion: dict, context: RunContext, encode: Encode, finetune_sd: FinetuneSD
+    metrics: dict[str, dict], context: RunContext, encode: Encode, finetune_sd: FinetuneSD
 ) -> dict[str, dict]:
     """Describe metrics/diffusion.json."""
     latents = {
         "latent_space": hash_latent_space(context.sources["diffusion"]),
         "normalization": encode.normalization,
         "zero_terminal_snr": finetune_sd.zero_terminal_snr,
-        "tiles_px": width(VALIDATION),
-        **device({"diffusion": diffusion}, finetune_sd="diffusion"),
+        "tiles_px": image_width(VALIDATION),
+        **device(metrics, finetune_sd="diffusion"),
     }
     tiles = {"validation_tiles": hash_rows(VALIDATION, [*TILE, "captions"])}
     count = len(read_rows(VALIDATION, ["filename"]))
@@ -260,9 +251,7 @@ def agreement_groups(
         **device(metrics, finetune_sd="diffusion"),
     }
     by_scene = shared | {"extractor": hash_extractor("scene", context)}
-    groups = {
-        "caption_agreement": test | by_scene | {"n": agreement["n"]},
-    }
+    groups = {"caption_agreement": test | by_scene | {"n": agreement["n"]}}
     if "class_agreement" in agreement:
         groups["caption_agreement.class_agreement"] = {
             **mapping,

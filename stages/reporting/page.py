@@ -6,16 +6,11 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from stages.common.ceiling_tiles import count_real_tiles
-from stages.common.rounding import interval_decimals
+from stages.common.ceiling_tiles import describe_real_tiles
+from stages.common.rounding import interval_decimals, reference_decimals
 from stages.reporting import charts, templates
-from stages.reporting.rows import (
-    NUMERIC,
-    Row,
-    Table,
-    cell_texts,
-    format_number,
-)
+from stages.reporting.context import RunContext
+from stages.reporting.rows import NUMERIC, Row, Table, cell_texts, format_number
 
 # The numbers at the top of the page: key -> its description.
 SUMMARY = {
@@ -46,7 +41,12 @@ REFERENCES = {
 
 
 def write_page(
-    folder: Path, tables: list[Table], metrics: dict, items: dict[str, dict], **variables
+    folder: Path,
+    tables: list[Table],
+    metrics: dict,
+    items: dict[str, dict],
+    context: RunContext,
+    **variables,
 ) -> None:
     """Write `folder/index.html`.
 
@@ -55,26 +55,23 @@ def write_page(
         tables: this run beside the paper.
         metrics: file name without `.json` -> content of metrics/*.json.
         items: address of a picture -> what the page tells of it.
+        context: what identifies the run.
         variables: what else the template report.html shows.
     """
     rows = {row.key: row for table in tables for row in table.rows}
     summary = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
-    real_tiles = count_real_tiles(metrics["classify_lulc"], metrics["ceiling_lulc"])
+    real_tiles = describe_real_tiles(metrics["classify_lulc"], metrics["ceiling_lulc"])
     judge = ""
-    if variables["context"].trained_judge:
+    if context.trained_judge:
         judge = ", or better: the scene classifier was trained on these training tiles"
     writers = sorted({item["writer"] for item in items.values() if "writer" in item})
-    filters = {
-        "format_number": format_number,
-        "cell_texts": cell_texts,
-        "bold_markup": bold_markup,
-    }
     page = templates.render(
         "report.html",
-        filters,
+        {"format_number": format_number, "cell_texts": cell_texts, "bold_markup": bold_markup},
         tables=tables,
         metrics=metrics,
         items=items,
+        context=context,
         summary=[(summary_texts(row), title) for row, title in summary],
         references={
             name: meaning.format(real_tiles=real_tiles, judge=judge)
@@ -90,16 +87,25 @@ def write_page(
 
 
 def summary_texts(row: Row) -> dict[str, str]:
-    """Return {value, interval, references}, rounded to what the interval allows."""
+    """Return {value, interval, references}, rounded to what the intervals allow."""
     decimals = interval_decimals(*row.interval) if row.interval else None
-    references = [
-        f"{name} {format_number(value, decimals)}" for name, value in row.references.items()
-    ]
     return {
         "value": format_number(row.ours, decimals),
         "interval": format_number(row.interval, decimals) if row.interval else "",
-        "references": ", ".join(references),
+        "references": ", ".join(_reference_texts(row, decimals)),
     }
+
+
+def _reference_texts(row: Row, decimals: int | None) -> Iterator[str]:
+    of_floor = row.references.get("its 95 % PI")
+    for name, value in row.references.items():
+        shown = decimals
+        if decimals is not None:
+            interval = of_floor if name == "real vs. real" else value
+            number = value[0] if isinstance(value, tuple) else value
+            own = interval if isinstance(interval, tuple) else None
+            shown = reference_decimals(number, own, decimals)
+        yield f"{name} {format_number(value, shown)}"
 
 
 def bold_markup(note: str) -> Markup:
@@ -129,14 +135,18 @@ def build_charts(
     Returns:
         {title, text, svg, perhaps wide: whether it needs the page's width} per chart.
     """
+    scene_pairs = plots["confusion_scenes"]
+    scenes = sorted({row[column] for row in scene_pairs for column in ("actual", "predicted")})
     return [
         agreement_chart(plots["caption_agreement_by_scene"]),
         fid_chart(plots["fid_curve"], metrics["fid"]),
         diffusion_chart(plots["diffusion_loss"]),
         language_model_chart(plots["llm_loss"]),
         accuracy_chart(plots["accuracy_by_class_lulc"], metrics["classify_lulc"]["seeds"]),
-        land_cover_confusion(plots["confusion_lulc"], classes, metrics["classify_lulc"]["seeds"]),
-        scene_confusion(plots["confusion_scenes"], metrics["classify_scenes"]["seeds"]),
+        confusion_chart(
+            "Land cover", plots["confusion_lulc"], classes, metrics["classify_lulc"]["seeds"]
+        ),
+        confusion_chart("Scenes", scene_pairs, scenes, metrics["classify_scenes"]["seeds"]),
     ]
 
 
@@ -186,20 +196,14 @@ def fid_chart(rows: list[dict], fid: dict) -> dict:
         label: [float(row[f"{column}_line"] or "nan") for row in rows]
         for label, column in columns.items()
     }
-    svg = charts.fitted_line_chart(
+    svg = charts.fid_curves(
         title,
         numbers(measured, "one_over_n"),
         {label: numbers(measured, column) for label, column in columns.items()},
         numbers(rows, "one_over_n"),
         lines,
-        "1 / number of images",
-        "FID",
     )
-    return {
-        "title": title,
-        "text": text,
-        "svg": Markup(svg),
-    }
+    return {"title": title, "text": text, "svg": Markup(svg)}
 
 
 def diffusion_chart(rows: list[dict]) -> dict:
@@ -212,14 +216,14 @@ def diffusion_chart(rows: list[dict]) -> dict:
         "title": title,
         "text": "Denoising loss; step 0 is the base model. Where finetune_sd.min_snr_gamma is set, "
         "the training loss is weighted by it and is lower than the validation loss, which isn't.",
-        "svg": Markup(charts.line_chart(title, numbers(rows, "step"), series, "step", "loss")),
+        "svg": Markup(charts.line_chart(title, numbers(rows, "step"), series, "loss")),
     }
 
 
 def language_model_chart(rows: list[dict]) -> dict:
     title = "Language model fine-tuning"
     series = {"training": numbers(rows, "loss")}
-    svg = charts.line_chart(title, numbers(rows, "step"), series, "step", "loss (nats)")
+    svg = charts.line_chart(title, numbers(rows, "step"), series, "loss (nats)")
     return {"title": title, "text": "Training loss per token.", "svg": Markup(svg)}
 
 
@@ -242,16 +246,8 @@ def name_classifiers(seeds: int) -> str:
     return f"the {seeds} classifiers trained on generated images, with a seed each, together"
 
 
-def land_cover_confusion(rows: list[dict], classes: list[str], seeds: int) -> dict:
-    return describe_confusion("Land cover: confusion matrix on real tiles", rows, classes, seeds)
-
-
-def scene_confusion(rows: list[dict], seeds: int) -> dict:
-    scenes = sorted({row[column] for row in rows for column in ("actual", "predicted")})
-    return describe_confusion("Scenes: confusion matrix on real tiles", rows, scenes, seeds)
-
-
-def describe_confusion(title: str, rows: list[dict], names: list[str], seeds: int) -> dict:
+def confusion_chart(subject: str, rows: list[dict], names: list[str], seeds: int) -> dict:
+    title = f"{subject}: confusion matrix on real tiles"
     pairs = [(row["actual"], row["predicted"]) for row in rows]
     is_wide = len(names) > charts.WIDE  # too small for numbers
     text = f"Tiles in the answers of {name_classifiers(seeds)}, shaded by the share of the "

@@ -11,30 +11,9 @@ from stages.runtime.errors import exit_with_error
 REVIEWS = Path("data/reviews")
 KEY = Path("metrics/review_key.csv")
 KEY_COLUMNS = ["run", "tile", "truth", "label"]
-# Columns of the file that the page saves.
-SAVED_COLUMNS = [
-    "run",
-    "rater",
-    "tile",
-    "answer",
-    "realism",
-    "label_answer",
-    "artifacts",
-    "comment",
-]
-# Columns of a file in data/reviews, which has the answers too.
-FILED_COLUMNS = [
-    "run",
-    "rater",
-    "tile",
-    "truth",
-    "answer",
-    "realism",
-    "label",
-    "label_answer",
-    "artifacts",
-    "comment",
-]
+# Columns of a file in data/reviews. The file that the page saves lacks two: those of the key.
+FILED_COLUMNS = "run rater tile truth answer realism label label_answer artifacts comment".split()
+SAVED_COLUMNS = [name for name in FILED_COLUMNS if name not in ("truth", "label")]
 TRUTHS = ("real", "generated")
 CANNOT_TELL = "can't tell"  # an answer to "real or generated?" and to "which class?"
 ARTIFACTS = ("repetition", "blur", "deformation", "wrong scale")

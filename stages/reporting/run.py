@@ -6,13 +6,13 @@ report has the same bytes whenever and wherever it is made from the same inputs.
 
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 
 from stages.common.artifacts import write_atomically
+from stages.runtime.parallel import available_cores
 
 PACKAGES = (
     "torch",
@@ -41,7 +41,7 @@ def write_run_script(report_id: str) -> None:
         "report": report_id,
         "commit": commit,
         "changed": bool(commit and changes),
-        "device": device(),
+        "device": hardware_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
         "params": Path("params.yaml").read_text(encoding="utf-8"),
@@ -89,7 +89,7 @@ def output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, encoding="utf-8").stdout.strip()
 
 
-def device() -> str:
+def hardware_name() -> str:
     """Name the GPUs, or the processor and how many cores this process may use."""
     gpus = output_of("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
     if gpus:
@@ -98,8 +98,7 @@ def device() -> str:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{processor}, {cores} cores"
+    return f"{processor}, {available_cores()} cores"
 
 
 def wall_time(stage: str) -> float | None:

@@ -13,7 +13,6 @@ TUNED = Path("data/samples/tuned")
 FIGURES = Path("data/samples/figures")
 COLUMNS = 8  # images in a row of a grid
 MAX_CELLS = 240  # images in a grid: it has fewer columns where it has many rows
-IMAGES_PER_FIGURE = 4
 
 
 def read_image_rows() -> tuple[list[dict], list[dict], list[dict]]:
@@ -99,11 +98,11 @@ def synthetic_grid(synthetic: list[dict], labels: list[str]) -> Grid:
 
 
 def figure_prompts() -> dict[str, list[int]]:
-    """Return the rows of data/samples/figures that are shown of each prompt."""
+    """Return the rows of data/samples/figures of each prompt."""
     prompts: dict[str, list[int]] = {}
     for number, sample in enumerate(read_rows(FIGURES, ["caption"])):
         prompts.setdefault(sample["caption"], []).append(number)
-    return {prompt: rows[:IMAGES_PER_FIGURE] for prompt, rows in prompts.items()}
+    return prompts
 
 
 def name_figure(number: str | None, label: str) -> str:

@@ -1,22 +1,15 @@
 """This run's numbers beside the paper's: Tables 1 to 3 and the text of section 5."""
 
-import csv
 from collections.abc import Collection
-from dataclasses import replace
 from math import log
 from pathlib import Path
 
-from stages.common.ceiling_tiles import count_real_tiles
+from stages.common.ceiling_tiles import describe_real_tiles
 from stages.common.class_names import slug
+from stages.common.csv_files import read_csv
 from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table
-from stages.reporting.rows import (
-    Row,
-    Table,
-    format_number,
-    make_row,
-    order_extractors,
-)
+from stages.reporting.rows import Row, Table, format_number, make_row, order_extractors
 
 # The paper's values as it prints them: Tables 1 to 3 and the text of section 5.
 TABLE_1 = {
@@ -89,7 +82,8 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         "Tested on held-out generated images, as in the paper, and on held-out real tiles. "
         "TorchGeo's F1 is micro-averaged and therefore equals the overall accuracy, in the paper "
         "too; the paper's 49.48 % is the average accuracy. "
-        f"Trained on real tiles: the same network, trained on {count_real_tiles(scores, ceiling)}. "
+        "Trained on real tiles: the same network, trained on "
+        f"{describe_real_tiles(scores, ceiling)}. "
         "Majority class: the score of naming the most frequent class of the real tiles always. "
         f"The intervals cover the size of the test set {spread}."
     )
@@ -171,8 +165,9 @@ def synthetic_set_table(context: RunContext) -> Table:
         if count != counts["images"]:
             references["planned images"] = counts["images"]
         comparable = "yes: a count" if name in paper else ""
-        row = Row(f"synthetic.{slug(name)}", name, count, comparable, paper.get(name, ""))
-        rows.append(replace(row, references=references))
+        printed = paper.get(name, "")
+        key = f"synthetic.{slug(name)}"
+        rows.append(Row(key, name, count, comparable, printed, references=references))
     is_papers = set(paper) == set(context.class_counts)
     rows.append(
         Row(
@@ -196,8 +191,7 @@ def synthetic_set_table(context: RunContext) -> Table:
 
 def read_paper_table() -> dict[str, str]:
     """The paper's Table 2: class -> number of images, as it prints it."""
-    with TABLE_2.open(encoding="utf-8", newline="") as file:
-        return {row["class"]: row["images"] for row in csv.DictReader(file)}
+    return {row["class"]: row["images"] for row in read_csv(TABLE_2)}
 
 
 def is_selected(selected: dict) -> bool:

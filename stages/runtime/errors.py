@@ -33,7 +33,7 @@ def excepthook(
     """
     if issubclass(error_type, KeyboardInterrupt):  # Python itself ends with the signal
         print("interrupted", file=sys.stderr)
-        return None
+        return
     library = error_type.__module__.partition(".")[0]
     missing_file = isinstance(error, FileNotFoundError)
     is_of_content = _is_of_content(error)

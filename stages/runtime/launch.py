@@ -83,18 +83,21 @@ def launch(stage: str, arguments: list[str]) -> None:
 
 
 def limit_to_visible_devices(config: dict) -> None:
-    """Where $CUDA_VISIBLE_DEVICES names fewer devices than the config, take those in its place.
+    """Where $CUDA_VISIBLE_DEVICES names devices, take those in place of the config's.
 
-    So one experiment per GPU can run on a machine whose config is for all of them. Exits with an
-    error where the machine hasn't got these devices.
+    No more of them than the config has processes; where they are fewer, as many processes. So one
+    experiment per GPU can run on a machine whose config is for all of them. Exits with an error
+    where the machine hasn't got these devices.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     # As CUDA reads it: what stands behind a negative number is not visible either.
     visible = takewhile(lambda device: not device.strip().startswith("-"), named.split(","))
     devices = [device for device in visible if device.strip()]
-    if 0 < len(devices) < config["num_processes"]:
+    if not devices:
+        return
+    config["gpu_ids"] = ",".join(devices[: config["num_processes"]])
+    if len(devices) < config["num_processes"]:
         config["num_processes"] = len(devices)
-        config["gpu_ids"] = ",".join(devices)
         check_gpu_count(config)
 
 

@@ -1,15 +1,18 @@
-"""An ordered map over processes that keeps only a few items in memory."""
+"""Work in other processes or threads, in order, that keeps only a few items in memory."""
 
 import multiprocessing
 import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 MAX_PROCESSES = 16
 BATCHES_AHEAD = 4  # per process
+
+Item = TypeVar("Item")
 
 
 def available_cores() -> int:
@@ -49,6 +52,18 @@ def ordered_map(
                 return
             labels, future = submitted.popleft()
             yield from zip(labels, future.result())
+
+
+def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items, each computed in a thread while the one before it is in use.
+
+    No item may be None.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item
 
 
 def _exit_with_parent() -> None:

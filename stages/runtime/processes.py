@@ -1,11 +1,16 @@
 """The processes that run a stage together."""
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 
 from stages.runtime.errors import exit_with_error
+
+# How long processes wait for each other. NCCL's ten minutes would end a run in which the first one
+# merges shards, moves files or publishes a model, or in which one GPU is slower.
+TIMEOUT = timedelta(days=1)
 
 
 def process_state() -> PartialState:
@@ -16,7 +21,7 @@ def process_state() -> PartialState:
     # Without this argument `PartialState` ignores the variable: each process would work alone.
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # Where there is no CUDA, `PartialState` would take the GPU of a Mac, which lacks float64.
-    state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
+    state = PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=TIMEOUT)
     launched = int(
         os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1
     )

@@ -41,7 +41,7 @@ def progress_bar(
     )
 
 
-def log(*words: object) -> None:
+def log(line: str) -> None:
     """Write a line to stderr above the progress bar, from the first process, without secrets."""
     if int(os.environ.get("RANK", "0")) == 0:
-        tqdm.write(redact(" ".join(str(word) for word in words)), file=sys.stderr)
+        tqdm.write(redact(line), file=sys.stderr)

@@ -28,7 +28,7 @@ from stages.runtime.progress import log
 
 POLL = 1.0  # seconds between two looks at a lock that another process holds
 REMIND = 60.0  # seconds between two log lines of a run that waits
-BESIDE = ("origin", "hash")  # kinds of files that go with their folder
+SIDE_FILES = ("origin", "hash")  # kinds of files that go with their folder
 # In the errors of a full disk. The last is of `torch.save`, which does not say why a file is short.
 DISK_FULL = ("No space left", "Disk quota exceeded", "unexpected pos")
 
@@ -91,8 +91,8 @@ def advise_on_full_disk() -> str:
 def remove(path: Path) -> None:
     """Remove a folder of the cache, which this process has locked, and what lies beside it."""
     shutil.rmtree(path)
-    for kind in BESIDE:
-        beside(path, kind).unlink(missing_ok=True)
+    for kind in SIDE_FILES:
+        side_file(path, kind).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -109,25 +109,25 @@ def lock_folder(path: Path, stage: str) -> Iterator[None]:
         stage: the name of the stage, for the log.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(beside(path, "lock"))
+    lock = FileLock(side_file(path, "lock"))
     try:
         if not try_lock(lock, timeout=0):
             wait_for_lock(lock, path, stage)
         path.mkdir(exist_ok=True)
         if is_first_process():
             process = f"process {os.getpid()} on {socket.gethostname()}"
-            beside(path, "owner").write_text(process, encoding="utf-8")
-            beside(path, "origin").write_text(str(Path.cwd()), encoding="utf-8")
+            side_file(path, "owner").write_text(process, encoding="utf-8")
+            side_file(path, "origin").write_text(str(Path.cwd()), encoding="utf-8")
         yield
     finally:
         if lock.is_locked:
-            beside(path, "owner").unlink(missing_ok=True)
+            side_file(path, "owner").unlink(missing_ok=True)
             lock.release()
 
 
 def wait_for_lock(lock: FileLock, path: Path, stage: str) -> None:
     """Return when this run has the lock of a folder. A locked file tells others that it waits."""
-    waits = FileLock(beside(path, f"waits-{uuid.uuid4().hex}"))
+    waits = FileLock(side_file(path, f"waits-{uuid.uuid4().hex}"))
     if is_first_process():
         waits.acquire()
     log(f"{stage}: waits for {owner(path)}, which works in {path}")
@@ -147,7 +147,7 @@ def try_lock(lock: FileLock, timeout: float) -> bool:
 
     Args:
         lock: to acquire.
-        timeout: seconds to try for, fewer than processes wait for each other (ten minutes).
+        timeout: seconds to try for, fewer than processes wait for each other (`processes.TIMEOUT`).
     """
     acquired = [False]
     if is_first_process():
@@ -183,11 +183,11 @@ def is_awaited(path: Path) -> bool:
 def owner(path: Path) -> str:
     """Who holds the lock of a folder: `process <id> on <host>`."""
     with suppress(FileNotFoundError):  # it has just ended, or has not yet written its name
-        return beside(path, "owner").read_text("utf-8") or "another run"
+        return side_file(path, "owner").read_text("utf-8") or "another run"
     return "another run"
 
 
-def beside(path: Path, kind: str) -> Path:
+def side_file(path: Path, kind: str) -> Path:
     """The file `<folder>.<kind>`."""
     return path.with_name(f"{path.name}.{kind}")
 

@@ -5,7 +5,6 @@ the id and the title of the row.
 """
 
 import csv
-import io
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path
 import requests
 from requests.adapters import HTTPAdapter, Retry
 
-from stages.common.artifacts import write_atomically
+from stages.common.csv_files import write_csv
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log, progress_bar
@@ -270,10 +269,9 @@ def _letters(text: str) -> str:
 
 def _write_report(path: Path, papers: list[dict[str, str]], failed: dict[str, str]) -> None:
     """Write a row for each paper of the list: id, title, got (yes or no), reason."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("id", "title", "got", "reason"))
+    rows = []
     for paper in papers:
         reason = failed.get(paper["id"], "")
-        writer.writerow((paper["id"], paper["title"], "no" if reason else "yes", reason))
-    write_atomically(path, table.getvalue().encode())
+        got = "no" if reason else "yes"
+        rows.append({"id": paper["id"], "title": paper["title"], "got": got, "reason": reason})
+    write_csv(path, rows, ["id", "title", "got", "reason"])

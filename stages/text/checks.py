@@ -11,12 +11,12 @@ from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
 
 MAX_TOKENS = 75  # CLIP has 77 positions, two of them for the start and end tokens
-MIN_WORDS = 5
+MIN_PROMPT_WORDS = 5
 NEAR_DUPLICATE_SIMILARITY = 0.75  # Jaccard similarity of the sets of words of two prompts
 # Words that address a model or a reader, or that speak of the author. Scraped text is data: a
 # sentence with one of these words never becomes a prompt.
 ADDRESSES_READER = re.compile(
-    r"\b(ignore|disregard|instructions?|prompts?|system|assistant|respond|reply|answer|write|print|"
+    r"\b(ignore|disregard|instructions?|prompts?|assistant|respond|reply|answer|write|print|"
     r"output|repeat|translate|pretend|please|must|should|you|your|yours|i|we|our|let us|do not|"
     r"don't|describe|generate|imagine|note that|sorry|as an ai)\b",
     re.I,
@@ -33,8 +33,8 @@ INJECTED_INSTRUCTION = re.compile(
     r"</?(excerpt|system|user|assistant|inst)\b|\[/?inst\]|<\|",
     re.I,
 )
-# Frequent words of other languages that English lacks, and of English. Both sets hold only words
-# without which few sentences of ten words do.
+# Frequent words of other languages that English lacks, and of English prompts. Few sentences of ten
+# words do without the words of one of the two sets.
 FOREIGN_WORDS = frozenset(
     """
 ich nicht kann für der das und mit ein eine einen einem einer dem den des von auf im ist sind
@@ -49,7 +49,7 @@ nie tym z na w oraz przez się pod nad
 ve bir ile dan yang dengan di dari pada ja az egy cu din pe
 """.split()
 )
-ENGLISH_WORDS = frozenset(
+PROMPT_WORDS = frozenset(
     """
 the of and to for with that by from its it are is at as in on between beside across along around
 into over near some many where which
@@ -134,9 +134,9 @@ def rejection_reason(
     """
     nameless = classes.hide_names(text, label)
     other_words = classes.hide_words(text, label)
-    if not is_english(other_words):
+    if not is_english_prompt(other_words):
         return "not_english"
-    if len(text.split()) < MIN_WORDS:
+    if len(text.split()) < MIN_PROMPT_WORDS:
         return "too_short"
     if tokens > MAX_TOKENS:
         return "too_long"
@@ -168,7 +168,7 @@ def rejection_reason(
     return None
 
 
-def is_english(text: str) -> bool:
+def is_english_prompt(text: str) -> bool:
     """Return whether a prompt is in English, by its letters and its most frequent words."""
     letters = [letter for letter in text if letter.isalpha()]
     foreign_letters = sum(not letter.isascii() for letter in letters)
@@ -176,7 +176,7 @@ def is_english(text: str) -> bool:
         return False
     text_words = words(text)
     foreign_words = sum(word in FOREIGN_WORDS for word in text_words)
-    return foreign_words < 2 or foreign_words <= sum(word in ENGLISH_WORDS for word in text_words)
+    return foreign_words < 2 or foreign_words <= sum(word in PROMPT_WORDS for word in text_words)
 
 
 def is_one_sentence(text: str) -> bool:

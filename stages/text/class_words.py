@@ -45,16 +45,32 @@ class ClassWords(NamedTuple):
     description: str  # used in index queries and as the class's text in the embedding space
     looks: tuple[str, ...]  # adjectives of its surface from above, for composed prompts
     parts: tuple[str, ...]  # details visible in it, for composed prompts
+    captions: tuple[str, ...] = ()  # that composed prompts begin with: its only training captions
+
+
+class TrainingCaptions(NamedTuple):
+    """What the captions of the training tiles say."""
+
+    text: str  # the distinct captions, separated by full stops
+    of_scenes: dict[str, str]  # each scene's, where all are written from class names; else empty
+
+
+NO_CAPTIONS = TrainingCaptions("", {})
 
 
 def complete_words(
-    classes: Mapping[str, Sequence[str]], words: Mapping[str, Words]
+    classes: Mapping[str, Sequence[str]],
+    words: Mapping[str, Words],
+    training: TrainingCaptions = NO_CAPTIONS,
 ) -> dict[str, ClassWords]:
     """Return the words of every class; what params do not give is derived.
+
+    Derived names that no training caption holds are `kinds`, if it holds another of the class.
 
     Args:
         classes: the scenes that show each class.
         words: what params say of some classes.
+        training: what the diffusion model is trained on.
     """
     given = {label: words.get(label, Words()) for label in classes}
     names = {
@@ -63,15 +79,22 @@ def complete_words(
     }
     kinds = {label: _tidy(given[label].kinds or ()) for label in classes}
     names_of_all = _compile(sum([*names.values(), *kinds.values()], ()))
+    captions = _fold(training.text)
     completed = {}
-    for label in classes:
+    for label, scenes in classes.items():
         terms = names[label] + kinds[label]
+        trained = names[label]
+        shown: list[str] = []  # captions of its scenes
+        if not given[label].names:
+            trained = _terms_in(captions, names[label]) or names[label]
+            shown = [training.of_scenes[name] for name in scenes if name in training.of_scenes]
         completed[label] = ClassWords(
-            names[label],
-            kinds[label],
+            trained,
+            tuple(term for term in terms if term not in trained),
             given[label].description or ", ".join(terms),
             _tidy(given[label].looks or _choose_words(LOOKS, terms, names_of_all)),
             _tidy(given[label].parts or _choose_words(PARTS, terms, names_of_all)),
+            tuple(dict.fromkeys(shown)),
         )
     return completed
 
@@ -129,6 +152,10 @@ class ClassLexicon:
         terms = [mention.term for mention in self.find_mentions(text) if mention.label == label]
         is_plain = _compile(self.words[label].names)
         return any(is_plain.search(term) for term in terms)
+
+    def names_in(self, text: str, label: str) -> set[str]:
+        """Return the names and kinds of a class that a text holds, also within longer ones."""
+        return set(_terms_in(_fold(text), self.words[label].names + self.words[label].kinds))
 
     def words_before_name(self, text: str, label: str) -> int:
         """Count the words before the first name of a class; 10**6 if the text does not name it."""
@@ -226,6 +253,10 @@ def _fold(text: str) -> str:
     if len(folded) == len(text):
         return folded
     return "".join(letter if len(letter.casefold()) > 1 else letter.casefold() for letter in text)
+
+
+def _terms_in(folded: str, terms: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(term for term in terms if _compile((term,)).search(folded))
 
 
 def _squeeze(text: str) -> str:

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from stages.text.legibility import MIN_WORDS, WORD, count_words
+from stages.text.legibility import MIN_PAGE_WORDS, WORD, count_words
 from stages.text.line_numbers import strip_line_numbers
 from stages.text.references import reference_lists
 from stages.text.running_lines import find_running_lines
@@ -122,7 +122,7 @@ def page_bodies(
 def has_text(lines: list[str]) -> bool:
     """Whether a page holds as many words or numbers as a page of a paper does."""
     text = " ".join(lines)
-    return max(count_words(text), len(text.split())) >= MIN_WORDS
+    return max(count_words(text), len(text.split())) >= MIN_PAGE_WORDS
 
 
 def prose_lines(lines: list[str]) -> list[str]:

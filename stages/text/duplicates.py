@@ -130,7 +130,7 @@ def _find_original(
 
 def _version(name: str) -> int:
     """Return the version number in a paper's name, 1 without one."""
-    return int(([1, *VERSION.findall(name.lower())])[-1])
+    return int([1, *VERSION.findall(name.lower())][-1])
 
 
 def _without_version(name: str) -> str:
@@ -146,8 +146,14 @@ def trigram_similarity(text_a: str, text_b: str) -> float:
     return len(trigrams_a & trigrams_b) / max(1, len(trigrams_a | trigrams_b))
 
 
+@lru_cache(1 << 17)
+def _word_set(text: str) -> frozenset[str]:
+    """Return the words of a text; kept, since a prompt is compared with each later candidate."""
+    return frozenset(words(text))
+
+
 def jaccard_similarity(text_a: str, text_b: str) -> float:
     """Return the Jaccard similarity of the sets of words of two texts, from 0 to 1."""
-    words_a = set(words(text_a))
-    words_b = set(words(text_b))
+    words_a = _word_set(text_a)
+    words_b = _word_set(text_b)
     return len(words_a & words_b) / max(1, len(words_a | words_b))

@@ -22,7 +22,8 @@ from stages.text.paper_files import PANDOC_FORMATS, ZIP_SUFFIXES, decode
 SECONDS = 60  # per file
 MEGABYTES = 1024  # of memory per file
 LINE_CHARACTERS = 90  # about a line of a PDF: papers are held out by their number of lines
-MIN_WORDS = 20  # a file with fewer is an empty page or a form; a table's cell with fewer, data
+# A file with fewer is an empty page or a form; a table's cell with fewer, data.
+MIN_PROSE_WORDS = 20
 FRONT_MATTER = re.compile(r"\A\s*(---|\+\+\+)[ \t]*\n.*?\n\1[ \t]*\n", re.DOTALL)
 # The encoding that an HTML or LaTeX file declares.
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
@@ -79,8 +80,8 @@ def read(path: Path) -> tuple[list[str], str]:
             paragraph, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False
         )
     ]
-    if len(find_words(" ".join(lines))) < MIN_WORDS:
-        return [], f"fewer than {MIN_WORDS} words"
+    if len(find_words(" ".join(lines))) < MIN_PROSE_WORDS:
+        return [], f"fewer than {MIN_PROSE_WORDS} words"
     missing = MISSING_FILE.findall(message)
     return lines, f"without {', '.join(missing)}"[:200] if missing else ""
 
@@ -149,11 +150,11 @@ def _texts_of(block: dict) -> Iterator[str]:
 
 
 def _prose_cells(rows: list[list]) -> Iterator[str]:
-    """Yield the texts in cells of `MIN_WORDS` or more: tables also lay out a page."""
+    """Yield the texts in cells of `MIN_PROSE_WORDS` or more: tables also lay out a page."""
     for _, cells in rows:
         for _, _, _, _, blocks in cells:
             texts = list(_block_texts(blocks))
-            if len(find_words(" ".join(texts))) >= MIN_WORDS:
+            if len(find_words(" ".join(texts))) >= MIN_PROSE_WORDS:
                 yield from texts
 
 

@@ -14,7 +14,7 @@ ADVERBS = frozenset("here there where".split())  # in "thereafter", "whereby"
 MIN_PART_LETTERS = 3  # of each part of a compound that no text shows
 
 
-def count_words(lines: list[str]) -> Counter[str]:
+def word_counts(lines: list[str]) -> Counter[str]:
     """Count the words and the pairs of hyphenated parts of a text, those at line ends left out."""
     counts: Counter[str] = Counter()
     is_continued = False
@@ -36,9 +36,9 @@ def join_hyphens(lines: list[str], corpus: Counter[str]) -> list[str]:
 
     Args:
         lines: a text.
-        corpus: `count_words` of all texts, for words that this one shows nowhere else.
+        corpus: `word_counts` of all texts, for words that this one shows nowhere else.
     """
-    own = count_words(lines)
+    own = word_counts(lines)
     joined = list(lines)
     for index in range(len(joined) - 1):
         head = HEAD.search(joined[index])

@@ -5,7 +5,7 @@ import unicodedata
 
 from stages.text.sentences import UNSPACED
 
-MIN_WORDS = 20  # a page with fewer is a scan or a picture
+MIN_PAGE_WORDS = 20  # a page with fewer is a scan or a picture
 # Fonts without a Unicode map give signs, control characters, glyph names, or other letters.
 # The share of letters, vowel signs and digits among all characters: 0.76 or more in 200 pages.
 MIN_CHARACTER_SHARE = 0.6
@@ -26,7 +26,7 @@ def count_words(text: str) -> int:
 def is_legible(text: str) -> bool:
     """Whether the characters of a page are those of a language; a page without any is legible."""
     characters = "".join(GLYPH_NAME.sub("\0", text).split())
-    if len(characters) < MIN_WORDS:
+    if len(characters) < MIN_PAGE_WORDS:
         return True
     readable = sum(unicodedata.category(character)[0] in "LMN" for character in characters)
     if readable < MIN_CHARACTER_SHARE * len(characters):
@@ -50,6 +50,6 @@ def failure(pages: list[str]) -> str:
             f"the letters of {illegible} of {len(pages)} pages cannot be read (fonts without a "
             "Unicode map, or without spaces)"
         )
-    if sum(map(count_words, pages)) < MIN_WORDS:
-        return f"fewer than {MIN_WORDS} words (scanned, or pictures only)"
+    if sum(map(count_words, pages)) < MIN_PAGE_WORDS:
+        return f"fewer than {MIN_PAGE_WORDS} words (scanned, or pictures only)"
     return ""

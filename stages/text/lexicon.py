@@ -49,16 +49,17 @@ common often names? named
 """
 )
 
-# An image model that reads one of these words draws a close-up (the paper's pumpkins).
+# An image model that reads one of these words draws a close-up (the paper's pumpkins). One car is
+# one; rows of cars are seen from above.
 CLOSE_UP = _any_of(
     """
 pumpkins? apples? oranges lemons? bananas? melons? watermelons? tomatoes cabbages? carrots?
 strawberr(y|ies) berry berries cherr(y|ies) olives grapes? fruits? vegetables kernels? cobs?
 pinecones? cones acorns? mushrooms? flowers? sunflowers? roses tulips? blossoms? buds leaf leaves
-petals? twigs? snowflakes? icicles? snowm[ae]n droplets? pebbles faces? eyes hands? feet people
+petals? twigs? snowflakes? icicles? snowm[ae]n droplets? pebbles eyes hands? feet people
 persons? man men woman women children farmers? hikers? skiers? swimmers? cows? cattle sheep
 horses? dogs? deer (polar )?bears? penguins? seals? whales? animals? birds? gulls? ducks? swans?
-fish insects? butterfl(y|ies) bees? cars? tractors? bicycles?
+fish insects? butterfl(y|ies) bees? car tractors? bicycles?
 """
 )
 

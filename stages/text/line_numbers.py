@@ -88,13 +88,13 @@ def _chains(numbers: dict[int, int], step: int) -> list[list[int]]:
 def _line_numbers(page: list[str], chains: list[list[int]], step: int) -> set[int]:
     """Return the indices in the chains of a page, where they count its lines; else none."""
     indices = {index for chain in chains for index in chain}
-    if _count_lines(indices, page, step):
+    if _are_line_numbers(indices, page, step):
         return indices
     bare_chains = [chain for chain in chains if all(_is_bare(page[index]) for index in chain)]
     return {index for chain in bare_chains if len(chain) >= MIN_BARE_NUMBERS for index in chain}
 
 
-def _count_lines(indices: set[int], page: list[str], step: int) -> bool:
+def _are_line_numbers(indices: set[int], page: list[str], step: int) -> bool:
     """Whether numbers at these indices count most lines of a page, and not items of a list."""
     starts = [line.lstrip("0123456789 ")[0] for line in page if line and not _is_bare(line)]
     capitals = sum(map(str.isupper, starts))
@@ -120,7 +120,7 @@ def _add_short_pages(
     for index, (page, of_page) in enumerate(zip(pages, numbers)):
         if not counting[index]:
             found = _count_from({last + step, step}, of_page, step)
-            counting[index] = found if _count_lines(found, page, step) else set()
+            counting[index] = found if _are_line_numbers(found, page, step) else set()
         if counting[index]:
             last = of_page[max(counting[index])]
 

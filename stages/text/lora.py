@@ -10,20 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from stages.common.artifacts import digest, read_json, write_json
 from stages.params import FinetuneLLM
 from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.progress import log
+from stages.runtime.tracking import open_dvclive
 from stages.text import tokens
 
 CHECKPOINTS_PER_RUN = 10
 KEPT_CHECKPOINTS = 2
 LOGS_PER_RUN = 50
 DIGESTS = "sha256.json"  # in a checkpoint: a hash of each of its files
-# Live curves, beside those of finetune_sd (stages/runtime/tracking.py). Git and DVC ignore them.
-LIVE_FOLDER = Path("dvclive/finetune_llm")
 
 
 def load_base(folder: Path, quantization: str) -> Any:
@@ -42,8 +43,10 @@ def load_base(folder: Path, quantization: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from stages.common.torch_setup import device_type
+
     model = load_pretrained(AutoModelForCausalLM, folder, dtype=torch.float32)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device_type())
 
 
 def _load_4bit(folder: Path) -> Any:
@@ -57,7 +60,9 @@ def _load_4bit(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    from stages.common.torch_setup import device_type
+
+    device = device_type()
     if device not in bitsandbytes.supported_torch_devices:
         exit_with_error(
             f"finetune_llm.quantization: bitsandbytes {bitsandbytes.__version__} has no nf4 for "
@@ -123,7 +128,7 @@ def add_lora(model: Any, config: FinetuneLLM) -> Any:
 
 def train(
     model: Any,
-    sequences: list[list[int]],
+    sequences: list[np.ndarray],
     pad: int,
     config: FinetuneLLM,
     seed: int,
@@ -145,7 +150,7 @@ def train(
     Raises:
         SystemExit: the loss became NaN or inf.
     """
-    from dvclive import Live
+    from accelerate.utils import extract_model_from_parallel
     from peft import load_peft_weights, set_peft_model_state_dict
     from transformers import Trainer, TrainerCallback
     from transformers.integrations import DVCLiveCallback
@@ -168,9 +173,7 @@ def train(
     if checkpoint and state.global_step == config.steps:  # `Trainer` would take one more step
         set_peft_model_state_dict(model, load_peft_weights(checkpoint))
         return losses_by_step(state)
-    # A kill may have left half of this summary, which `Live` could not read.
-    (LIVE_FOLDER / "metrics.json").unlink(missing_ok=True)
-    live = Live(str(LIVE_FOLDER), resume=bool(checkpoint), save_dvc_exp=False, dvcyaml=None)
+    live = open_dvclive("finetune_llm", resume=bool(checkpoint))
     trainer = Trainer(
         model=model,
         args=_training_arguments(config, seed, unfinished),
@@ -179,6 +182,8 @@ def train(
         callbacks=[StopAtNonFiniteLoss(), PublishCheckpoints(), DVCLiveCallback(live)],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    # `Trainer` leaves the model in bfloat16 autocast, in which the base model was not measured.
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
     return losses_by_step(trainer.state)
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from stages.runtime.progress import log, progress_bar
 from stages.text import clean, formats, legibility, pdf
 from stages.text.clean import Cuts, Lines
-from stages.text.hyphens import count_words, join_hyphens
+from stages.text.hyphens import join_hyphens, word_counts
 from stages.text.language import find_words
 from stages.text.paper_files import PANDOC_FORMATS, decode, name_key, unused_name
 from stages.text.references import reference_lists
@@ -45,7 +45,7 @@ def read_papers(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
     count = 0
     with tempfile.TemporaryFile() as waiting:
         for paper in _read_files(paths, cut_references):
-            words.update(count_words([text for _, text in paper.lines]))
+            words.update(word_counts([text for _, text in paper.lines]))
             pickle.dump(paper, waiting)
             count += 1
         waiting.seek(0)
@@ -81,11 +81,11 @@ def _read_pdf(path: Path, result: dict, cut_references: bool) -> Paper:
     pages = len(result["pages"])
     lines, cuts, pages_read = clean.clean_pages(result["pages"], result["heights"], cut_references)
     share = f"text on {pages_read} of {pages} pages"
-    few = f"fewer than {legibility.MIN_WORDS} words"
+    few = f"fewer than {legibility.MIN_PAGE_WORDS} words"
     reason = ""
     if pages_read < pages / 2:
         reason = f"{share}, {few} on the others (scanned, pictures or slides)"
-    elif sum(legibility.count_words(text) for _, text in lines) < legibility.MIN_WORDS:
+    elif sum(legibility.count_words(text) for _, text in lines) < legibility.MIN_PAGE_WORDS:
         reason = f"{few} of prose, {_describe(cuts)}"
     if reason:
         return _failed(path, reason)._replace(pages=pages, pages_read=pages_read, cuts=cuts)
@@ -99,9 +99,10 @@ def _read_pdf(path: Path, result: dict, cut_references: bool) -> Paper:
     return paper
 
 
-def _failed(path: Path, reason: str) -> Paper:
+def _failed(path: Path, reason: str, name: str = "") -> Paper:
+    """Log and return a paper without text; `name`: of a part of the file."""
     log(f"scrape: {path.name} skipped: {reason}")
-    return Paper(path.stem, 0, [], "failed", reason)
+    return Paper(name or path.stem, 0, [], "failed", reason)
 
 
 def _name_large_cut(paper: Paper) -> None:
@@ -136,8 +137,8 @@ def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
     """Read the parts of a text file as papers; one paper that failed where it has no text.
 
     It is cut behind its reference lists, or into blocks of lines where it has too few lists. A part
-    with fewer than `formats.MIN_WORDS` words has failed. Form feeds divide its pages, as in the
-    output of pdftotext.
+    with fewer than `formats.MIN_PROSE_WORDS` words has failed. Form feeds divide its pages, as in
+    the output of pdftotext.
     """
     text, reason = decode(path.read_bytes())
     if reason:
@@ -160,9 +161,9 @@ def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
         kept = [(0, lines[index]) for index in range(start, end) if index not in references]
         if kept:
             name = f"{path.stem}_{number:03d}"
-            if len(find_words(" ".join(line for _, line in kept))) < formats.MIN_WORDS:
-                reason = f"fewer than {formats.MIN_WORDS} words"
-                parts.append(_failed(path.with_stem(name), reason))
+            if len(find_words(" ".join(line for _, line in kept))) < formats.MIN_PROSE_WORDS:
+                reason = f"part {number} has fewer than {formats.MIN_PROSE_WORDS} words"
+                parts.append(_failed(path, reason, name))
                 continue
             cuts = Cuts(references=end - start - len(kept))
             parts.append(Paper(name, 0, kept, "ok", how, cuts=cuts))

@@ -118,7 +118,7 @@ def read_all(
             worker.close()
 
 
-def extract_pages(path: str, max_pages: int | None = None) -> dict:
+def extract_pages(path: str, max_pages: int | None) -> dict:
     """Return the text of a file's pages, or {"reason": why there is none}.
 
     The text is {"pages": [text per page], "heights": [per page, the height of each line in points
@@ -154,7 +154,7 @@ def extract_pages(path: str, max_pages: int | None = None) -> dict:
     }
 
 
-def serve(megabytes: int, max_pages: int | None = None) -> None:
+def serve(megabytes: int, max_pages: int | None) -> None:
     """Answer each path on standard input with a line on standard output, within a memory limit."""
     import logging
     import resource

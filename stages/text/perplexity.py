@@ -1,17 +1,28 @@
 """Token-weighted perplexity on held-out documents, with Student's interval over documents."""
 
+import json
 import math
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
+from stages.common.artifacts import read_json, write_atomically
+from stages.runtime.progress import progress_bar
+
 MAX_EXPONENT = 709  # exp of more overflows a float
+SAVE_SECONDS = 10  # between two times that the losses are kept
 
 
 def document_losses(
-    model: Any, documents: list[list[list[int]]], context: int, start: Sequence[int] = ()
+    model: Any,
+    documents: list[list[np.ndarray]],
+    context: int,
+    start: Sequence[int] = (),
+    kept: Path | None = None,
 ) -> np.ndarray:
     """Return the sum of next-token losses (nats) and the number of scored tokens per document.
 
@@ -24,22 +35,35 @@ def document_losses(
         documents: the token ids of each document's texts, with the end-of-sequence token last.
         context: tokens per window.
         start: the ids with which each text begins, of `tokens.start_ids`.
+        kept: a JSON file of losses, to which a run after a kill adds those that it lacks.
 
     Returns:
         [documents, 2] float64.
     """
     model.eval()
-    return np.array([_score_document(model, texts, context, list(start)) for texts in documents])
+    losses = read_json(kept) if kept and kept.exists() else []
+    saved = time.monotonic()
+    unscored = documents[len(losses) :]
+    total = len(documents)
+    for texts in progress_bar(
+        unscored, total=total, initial=len(losses), desc="perplexity", unit="paper"
+    ):
+        losses.append(_score_document(model, texts, context, list(start)))
+        is_last = len(losses) == total
+        if kept and (is_last or time.monotonic() - saved > SAVE_SECONDS):
+            write_atomically(kept, json.dumps(losses).encode())  # NaN may be among them
+            saved = time.monotonic()
+    return np.array(losses)
 
 
 def _score_document(
-    model: Any, texts: list[list[int]], context: int, start: list[int]
+    model: Any, texts: list[np.ndarray], context: int, start: list[int]
 ) -> tuple[float, float]:
     """Return the sum of losses and the number of scored tokens of one document."""
     import torch
 
     device = next(model.parameters()).device
-    stream = torch.tensor([token for text in texts for token in text], device=device)  # [tokens]
+    stream = torch.tensor(np.concatenate(texts), dtype=torch.int64, device=device)  # [tokens]
     is_scored = torch.tensor(
         [len(start) <= i < len(text) - 1 for text in texts for i in range(len(text))],
         device=device,

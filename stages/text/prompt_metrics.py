@@ -1,16 +1,19 @@
 """Metrics of prompts and of retrieval."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
+from stages.common.csv_files import read_csv
+from stages.common.rng import rng
 from stages.text.class_words import ClassLexicon
 from stages.text.duplicates import words
 from stages.text.prompt_writing import ImagePrompt, PromptCollector
 from stages.text.retrieval import Retriever
 
+QUESTIONS = Path("stages/embedded/notes_questions.csv")  # columns: paper, question
 MIN_CONTENT_LETTERS = 4  # a shorter word is no content word
+MAX_BLEU_TEXTS = 200  # of a class; the work grows with their square
 
 
 def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str, float]:
@@ -32,7 +35,7 @@ def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str,
     corpus_words            fraction of content words that occur anywhere in the corpus
     tokens_mean, _max       CLIP tokens per prompt, cues included
     self_bleu               mean BLEU-4 of each prompt against the others of its class, 0 to 1
-                            (Zhu et al. 2018, by sacrebleu)
+                            (Zhu et al. 2018, by sacrebleu); at most `MAX_BLEU_TEXTS` a class
     similarity              mean cosine similarity of two prompts of a class, in the embedding space
     groundedness            fraction of content words that occur in the passages their prompt rests
                             on (techniques with retrieval)
@@ -64,12 +67,11 @@ def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str,
     metrics["tokens_mean"] = _mean([prompt.tokens for prompt in prompts])
     metrics["tokens_max"] = max(prompt.tokens for prompt in prompts)
 
-    same_class = np.triu(classes[:, None] == classes[None, :], 1)  # [N, N], each pair once
-    if same_class.any():
+    if len(np.unique(classes)) < len(prompts):  # a class has two prompts
         metrics["self_bleu"] = self_bleu(
             [[prompt.text for prompt in prompts if prompt.label == label] for label in labels]
         )
-        metrics["similarity"] = float((vectors @ vectors.T)[same_class].mean())
+        metrics["similarity"] = similarity([vectors[classes == i] for i in range(len(labels))])
     if collector.technique.endswith("retrieval"):
         metrics["groundedness"] = groundedness(prompts)
     return metrics
@@ -108,7 +110,8 @@ def distinct_2(texts: list[str]) -> float:
 def self_bleu(groups: list[list[str]]) -> float:
     """Return the mean BLEU-4 of each text against the others of its group (Zhu et al. 2018).
 
-    0: the texts of a group share nothing; 1: they are copies. Groups of one text are left out.
+    0: the texts of a group share nothing; 1: they are copies. Groups of one text are left out. Of
+    a group of more than `MAX_BLEU_TEXTS` texts, so many are drawn with a fixed seed.
     """
     from sacrebleu.metrics import BLEU
 
@@ -117,10 +120,31 @@ def self_bleu(groups: list[list[str]]) -> float:
     for texts in groups:
         if len(texts) < 2:
             continue
+        if len(texts) > MAX_BLEU_TEXTS:
+            drawn = rng(0, "self_bleu").choice(len(texts), MAX_BLEU_TEXTS, replace=False)
+            texts = [texts[i] for i in drawn]
         for i, text in enumerate(texts):
             others = texts[:i] + texts[i + 1 :]
             scores.append(bleu.sentence_score(text, others).score / 100)
     return _mean(scores)
+
+
+def similarity(groups: list[np.ndarray]) -> float:
+    """Return the mean cosine similarity of two vectors of a group, over all pairs of all groups.
+
+    The product of a group's sum with itself has each pair twice, and each vector with itself.
+
+    Args:
+        groups: unit vectors, [N, D] each; at least one group has two.
+    """
+    doubled = 0.0
+    pairs = 0
+    for vectors in groups:
+        vectors = vectors.astype(np.float64)
+        total = vectors.sum(axis=0)  # [D]
+        doubled += total @ total - (vectors**2).sum()
+        pairs += len(vectors) * (len(vectors) - 1) // 2
+    return float(doubled / 2 / pairs)
 
 
 def groundedness(prompts: list[ImagePrompt]) -> float:
@@ -135,14 +159,14 @@ def groundedness(prompts: list[ImagePrompt]) -> float:
 
 
 def evaluate_retrieval(
-    retriever: Retriever, classes: ClassLexicon, labels: list[str], questions: Path
+    retriever: Retriever, classes: ClassLexicon, labels: list[str]
 ) -> dict[str, float]:
     """Compute the metrics of an index.
 
     retrieval_top3_about_class (_min)   fraction of the three passages nearest to a class's first
                                         query that are about that class: mean and minimum over the
                                         classes
-    recall_at_3 (_n)                    fraction of the questions whose source paper is among the
+    recall_at_3 (_n)                    fraction of `QUESTIONS` whose source paper is among the
                                         papers of the three nearest passages, and the number of
                                         questions; only where the index holds every source paper
 
@@ -150,7 +174,6 @@ def evaluate_retrieval(
         retriever: the index.
         classes: the words of all classes.
         labels: the classes that prompts were asked for.
-        questions: a CSV with the columns paper, question.
     """
     class_precisions = []
     for label in labels:
@@ -161,8 +184,7 @@ def evaluate_retrieval(
         "retrieval_top3_about_class": _mean(class_precisions),
         "retrieval_top3_about_class_min": min(class_precisions),
     }
-    with open(questions, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(QUESTIONS)
     if {row["paper"] for row in rows} <= retriever.papers:
         recalled = []
         for row in rows:

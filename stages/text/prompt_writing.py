@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from stages.params import Prompt
+from stages.runtime.progress import log
 from stages.text import checks
 from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage, Retriever
@@ -37,16 +39,15 @@ class PromptCollector:
         classes: ClassLexicon,
         retriever: Retriever,
         count_tokens: checks.ClipTokenCounter,
-        positive_cues: str,
-        top_k: int,
+        prompt: Prompt,
     ):
         self.writer = writer
         self.technique = technique
         self.classes = classes
         self.retriever = retriever
         self.count_tokens = count_tokens
-        self.positive_cues = positive_cues
-        self.top_k = top_k  # passages retrieved per attempt
+        self.positive_cues = prompt.positive_cues
+        self.top_k = prompt.top_k  # passages retrieved per attempt
         self.kept: list[ImagePrompt] = []  # of all classes
         self.candidates = 0  # that were checked
         self.rejections: Counter[str] = Counter()  # by reason
@@ -68,9 +69,10 @@ class PromptCollector:
         kept: list[ImagePrompt] = []
         rejections: Counter[str] = Counter()
         used_passages: set[str] = set()
+        with_passages = self.technique.endswith("retrieval") and self.can_retrieve(label)
         for attempt in range(attempts):
             passages = []
-            if self.technique.endswith("retrieval"):
+            if with_passages:
                 passages = self.retrieve(label, attempt, used_passages)
             missing = count - len(kept)
             is_last = attempt + 1 == attempts
@@ -82,6 +84,16 @@ class PromptCollector:
                 break
         self.rejections += rejections
         return kept, rejections
+
+    def can_retrieve(self, label: str) -> bool:
+        """Return whether passages can be near to a class; log where they cannot."""
+        known = self.retriever.knows(self.classes.words[label].description)
+        if not known:
+            log(
+                f"prompt: {label}: without passages: the corpus has none of its words: give "
+                f"prompt.words.{label}.description in the papers' language"
+            )
+        return known
 
     def retrieve(self, label: str, attempt: int, used: set[str]) -> list[Passage]:
         """Retrieve the nearest passages that no earlier attempt used.

@@ -2,13 +2,17 @@
 
 import re
 from collections import Counter
-from itertools import pairwise
+from copy import copy
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pypdf import PageObject
 
 SHOW_TEXT = (b"Tj", b"TJ", b"'", b'"')
+# Where none of these stands in front of a string, it goes on where the one before it ends.
+MOVE_TEXT = (b"BT", b"Td", b"TD", b"Tm", b"T*", b"'", b'"')
+MAX_SHIFT = 1  # points, across and up, from a text to its repetition
 MIN_ROWS = 6  # of a page whose columns are drawn row by row
 MIN_COLUMN_POINTS = 90  # from the left edge of a column to that of the next
 MIN_GAP = 2  # characters between two columns
@@ -26,10 +30,47 @@ class PageText(NamedTuple):
     is_jumbled: bool = False  # whether its columns are mixed and could not be put in order
 
 
+class Run(NamedTuple):
+    """Strings of a page that are drawn one behind the other."""
+
+    x: float  # of the start, in points
+    y: float
+    strings: dict[int, str]  # as they are encoded, by their numbers in the order of drawing
+
+
+class Drawing(NamedTuple):
+    """The text of a page in the order of drawing."""
+
+    text: str
+    fragments: list[tuple[str, float]]  # text, height of its start
+    starts: list[tuple[float, float]]  # x and y of each string
+    runs: list[Run]
+
+
 def read_page(page: "PageObject") -> PageText:
-    """Return the text of a page, in reading order."""
-    fragments: list[tuple[str, float]] = []  # text, height of its start
-    starts: list[tuple[float, float]] = []  # x and y of each string, in the order of drawing
+    """Return the text of a page, in reading order and without repetitions."""
+    drawing = _extract(page, set())
+    if repeated := _repeated_strings(drawing.runs):
+        page = _with_parsed_contents(page)
+        drawing = _extract(page, repeated)
+    text = drawing.text
+    heights = _line_heights(text, drawing.fragments)
+    if _is_drawn_by_rows(drawing.starts):
+        ordered = split_columns(page.extract_text(extraction_mode="layout"))
+        if ordered and _letters(ordered) >= MIN_LETTERS * _letters(text):
+            return PageText(ordered, [None] * len(ordered.splitlines()))
+        return PageText(text, heights, is_jumbled=ordered is not None)
+    return PageText(text, heights)
+
+
+def _extract(page: "PageObject", dropped: set[int]) -> Drawing:
+    """Return the text of a page; the strings with the numbers in `dropped` are emptied."""
+    fragments: list[tuple[str, float]] = []
+    starts: list[tuple[float, float]] = []
+    runs: list[Run] = []
+    forms: list[list[float]] = []  # the matrices outside of the form that is drawn
+    count = 0  # of the strings
+    is_moved = True  # since the last string
 
     def see_text(text: str, matrix: list[float], text_matrix: list[float], *_: Any) -> None:
         if text.strip():
@@ -37,19 +78,64 @@ def read_page(page: "PageObject") -> PageText:
         elif text:
             fragments.append((text, 0.0))
 
-    def see_operator(
-        operator: bytes, _: Any, matrix: list[float], text_matrix: list[float]
-    ) -> None:
-        if operator in SHOW_TEXT:
-            starts.append(_position(matrix, text_matrix))
+    def start_operator(operator: bytes, operands: list, matrix: list, _: list) -> None:
+        if operator == b"Do":
+            forms.append(matrix)
+        elif operator in SHOW_TEXT and count in dropped:
+            operands[-1] = type(operands[-1])()
 
-    text = page.extract_text(visitor_text=see_text, visitor_operand_before=see_operator)
-    if _is_drawn_by_rows(starts):
-        ordered = split_columns(page.extract_text(extraction_mode="layout"))
-        if ordered and _letters(ordered) >= MIN_LETTERS * _letters(text):
-            return PageText(ordered, [None] * len(ordered.splitlines()))
-        return PageText(text, _line_heights(text, fragments), is_jumbled=ordered is not None)
-    return PageText(text, _line_heights(text, fragments))
+    def end_operator(operator: bytes, operands: list, matrix: list, text_matrix: list) -> None:
+        nonlocal count, is_moved
+        is_moved |= operator in MOVE_TEXT
+        if operator == b"Do":
+            forms.pop()
+        if operator not in SHOW_TEXT:
+            return
+        position = _position(matrix, text_matrix)
+        if operands and count not in dropped:
+            starts.append(position)
+        if is_moved:
+            runs.append(Run(*_outside(forms, position), {}))
+        if operands:
+            runs[-1].strings[count] = str(operands[-1])
+        count += 1
+        is_moved = False
+
+    text = page.extract_text(
+        visitor_text=see_text,
+        visitor_operand_before=start_operator,
+        visitor_operand_after=end_operator,
+    )
+    return Drawing(text, fragments, starts, runs)
+
+
+def _repeated_strings(runs: list[Run]) -> set[int]:
+    """Return the numbers of the strings that a later run draws again, at the same place or beside.
+
+    So do fake bold type, shadows and a second OCR layer. The last one stays: the space that pypdf
+    sees in front of the next string is measured from it.
+    """
+    repeated: set[int] = set()
+    latest: dict[tuple[str, int, int], Run] = {}  # by the strings and the rounded position
+    for run in runs:
+        strings = "".join(run.strings.values())
+        x, y = round(run.x / MAX_SHIFT), round(run.y / MAX_SHIFT)
+        for near in product((strings,), (x - 1, x, x + 1), (y - 1, y, y + 1)):
+            other = latest.get(near)
+            if other and max(abs(run.x - other.x), abs(run.y - other.y)) <= MAX_SHIFT:
+                repeated.update(other.strings)
+        latest[strings, x, y] = run
+    return repeated
+
+
+def _with_parsed_contents(page: "PageObject") -> "PageObject":
+    """Return a copy of a page of which `extract_text` can change the contents."""
+    from pypdf.generic import ContentStream, NameObject
+
+    page = copy(page)
+    contents = ContentStream(page["/Contents"].get_object(), page.pdf, "bytes")
+    page[NameObject("/Contents")] = contents
+    return page
 
 
 def _position(matrix: list[float], text_matrix: list[float]) -> tuple[float, float]:
@@ -59,6 +145,13 @@ def _position(matrix: list[float], text_matrix: list[float]) -> tuple[float, flo
         x * matrix[0] + y * matrix[2] + matrix[4],
         x * matrix[1] + y * matrix[3] + matrix[5],
     )
+
+
+def _outside(forms: list[list[float]], position: tuple[float, float]) -> tuple[float, float]:
+    """Return the position on the page of one in forms, given the matrix outside of each."""
+    for matrix in reversed(forms):
+        position = _position(matrix, [1, 0, 0, 1, *position])
+    return position
 
 
 def _letters(text: str) -> int:

@@ -66,12 +66,21 @@ class Retriever:
             for text in batch["text"].to_pylist():
                 self.vocabulary.update(words(text))
 
+    def knows(self, text: str) -> bool:
+        """Return whether the embedder finds a word of the corpus in a text."""
+        return bool(self.embedder.embed_queries([text]).any())
+
     def nearest(self, query: str, count: int) -> list[Passage]:
-        """Return the `count` passages nearest to the query in cosine similarity, nearest first."""
+        """Return the `count` passages nearest to the query in cosine similarity, nearest first.
+
+        None are near to a query of whose words the corpus has none.
+        """
         from chromadb.errors import InvalidArgumentError
 
         # Query by vector: given a text, a reloaded collection would embed it with its own model.
-        vectors = self.embedder.embed_queries([query])
+        vectors = self.embedder.embed_queries([query])  # [1, D]
+        if not vectors.any():
+            return []
         try:
             result: dict[str, Any] = dict(
                 self.collection.query(
@@ -115,7 +124,7 @@ def open_collection(passages: Path, folder: Path) -> "Collection":
     from chromadb.config import Settings
 
     store = resume_cache.cache_root() / "chroma" / digest(passages)
-    hash_file = resume_cache.beside(store, "hash")
+    hash_file = resume_cache.side_file(store, "hash")
     with resume_cache.lock_folder(store, "retrieval"):
         is_kept = hash_file.exists()
         if is_kept and hash_file.read_bytes() != hash_store(store):

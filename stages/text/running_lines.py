@@ -44,19 +44,19 @@ def find_running_lines(pages: list[list[str]], heights: list[list[float | None]]
         pages: the normalized lines of each page.
         heights: where each line stands, in points; None: unknown.
     """
-    keys = [_edge_keys(*of_page) for of_page in zip(pages, heights, range(len(pages)))]
+    keys = list(map(_edge_keys, pages, heights, range(len(pages))))
     offsets = _page_number_offsets(pages)
     running = _repeated_lines(keys)
     for number, page in enumerate(pages):
         with_number = {i for i in keys[number] if not offsets.isdisjoint(_offsets(page[i], number))}
         running[number] |= with_number
     stamps = [{i for i, line in enumerate(page) if _is_stamp(line)} for page in pages]
-    found = [_peel(*of_page) for of_page in zip(pages, running, stamps)]
+    found = list(map(_peel, pages, running, stamps))
 
     slots = _frequent_heights(heights, found)
-    for of_page, of_edges, indices in zip(heights, keys, running):
-        indices |= {index for index in of_edges if _round(of_page[index]) in slots}
-    return [_peel(*of_page) for of_page in zip(pages, running, stamps)]
+    for page_heights, edge_lines, indices in zip(heights, keys, running):
+        indices |= {index for index in edge_lines if _round(page_heights[index]) in slots}
+    return list(map(_peel, pages, running, stamps))
 
 
 def _is_stamp(line: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 IGNORE_INDEX = -100  # torch's cross entropy skips positions with this label
+BATCH = 1000  # texts that are tokenized at once
 
 
 def start_ids(tokenizer: Any) -> list[int]:
@@ -17,32 +18,41 @@ def start_ids(tokenizer: Any) -> list[int]:
     return [token for token in ids if token == tokenizer.bos_token_id][:1]
 
 
-def encode(texts: list[str], tokenizer: Any) -> list[list[int]]:
+def encode(texts: list[str], tokenizer: Any) -> list[np.ndarray]:
     """Return the token ids of each text: `start_ids`, the text, one end-of-sequence token.
 
     A special token's name in a text, such as `<|endoftext|>`, is text.
+
+    Returns:
+        [tokens] int32 for each text.
     """
-    if not texts:
-        return []
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)[
-        "input_ids"
-    ]
     start = start_ids(tokenizer)
-    return [[*start, *ids, tokenizer.eos_token_id] for ids in encoded]
+    encoded = []
+    for first in range(0, len(texts), BATCH):
+        batch = tokenizer(
+            texts[first : first + BATCH],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            verbose=False,
+        )["input_ids"]
+        encoded += [np.array([*start, *ids, tokenizer.eos_token_id], np.int32) for ids in batch]
+    return encoded
 
 
-def pack(texts: list[list[int]], context: int, generator: np.random.Generator) -> list[list[int]]:
+def pack(texts: list[np.ndarray], context: int, generator: np.random.Generator) -> list[np.ndarray]:
     """Shuffle and concatenate texts, then cut them into sequences of exactly `context` tokens.
 
     Attention crosses the texts in a sequence, as in GPT-2's pretraining. A remainder shorter than
     half of `context` is dropped, unless there is nothing else.
     """
-    stream = [token for index in generator.permutation(len(texts)) for token in texts[index]]
+    if not texts:
+        return []
+    stream = np.concatenate([texts[index] for index in generator.permutation(len(texts))])
     sequences = [stream[start : start + context] for start in range(0, len(stream), context)]
     return [ids for ids in sequences if 2 * len(ids) >= context] or sequences
 
 
-def split_long_texts(texts: list[list[int]], context: int) -> list[list[int]]:
+def split_long_texts(texts: list[np.ndarray], context: int) -> list[np.ndarray]:
     """Return one sequence per text; a text of more than `context` tokens is cut into several.
 
     Only the last sequence of a text has its end-of-sequence token.

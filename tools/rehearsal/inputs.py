@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 from stages.common import sources
+from stages.params import ROLES, FetchImagery
 from stages.runtime.errors import exit_with_error
 from tools.rehearsal.cuts import Counts, Params, prompts_per_class
 
-ROLES = ("diffusion", "language", "writer", "embedder", "classifier", "vision")
 SourceCounts = dict[str | None, int]  # split of the source -> images; None: those in no split
 # Of the hub's data sets that rendered tiles stand in for.
 HUB_IMAGES: dict[str, SourceCounts] = {
@@ -126,7 +126,6 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     from stages.imagery.scene_tiles import cut_scenes
     from stages.imagery.skip_report import SkipReport
     from stages.imagery.survey import survey_items
-    from stages.params import FetchImagery
 
     config = FetchImagery(**params["fetch_imagery"] | {"source": source})
     mask = configured_mask(config)

@@ -24,11 +24,6 @@ from tools.rehearsal.inputs import SourceCounts
 from tools.rehearsal.measuring import Measurement, folder_size, measure
 from tools.rehearsal.table import Row
 
-# Bytes per weight that training holds at least: fp32 weights, gradients and AdamW's two averages;
-# the latter in 8 bits. With LoRA the weights alone.
-TRAINING_BYTES = {"adamw": 16, "adamw8bit": 10, "muon": 12}
-LORA_BYTES = 4
-EMA_BYTES = 4
 # Of the memory, what weights, gradients and optimizer state may take: activations need the rest.
 MEMORY_SHARE = 0.5
 FIGURES = Path("stages/embedded/figures.csv")
@@ -325,12 +320,17 @@ def check_gpu_peak(rehearsal: Rehearsal, measured: Measurement) -> list[str]:
 
 
 def training_bytes(rehearsal: Rehearsal) -> float:
-    """Bytes that fine-tuning holds besides activations; 0 where the model is unknown."""
+    """Bytes that fine-tuning holds besides activations; 0 where the model is unknown.
+
+    fp32 weights, gradients and moving average, and the optimizer's state; with LoRA the weights.
+    """
     config = rehearsal.full["finetune_sd"]
     weights = count_weights(rehearsal.folder / "models/base/diffusion/unet")
     if config["method"] == "lora":
-        return LORA_BYTES * weights
-    return weights * (TRAINING_BYTES[config["optimizer"]] + EMA_BYTES * bool(config["ema_decay"]))
+        return cuts.WEIGHT_BYTES * weights
+    copies = 3 if config["ema_decay"] else 2
+    state = cuts.OPTIMIZER_BYTES[config["optimizer"]]
+    return weights * (copies * cuts.WEIGHT_BYTES + state)
 
 
 def count_weights(folder: Path) -> int:

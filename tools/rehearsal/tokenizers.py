@@ -78,7 +78,7 @@ def write_mistral_tokenizer(folder: Path, text: Path, sentences: list[str]) -> d
 
     size = 32000
     special = ["<unk>", "<s>", "</s>"]
-    merges = trained_merges(text, 12000)
+    merges = trained_merges(text)
     letters = [*string.printable.strip()]
     letters += [letter for merge in merges for piece in merge for letter in piece]
     tokens = [*special, *(f"<0x{number:02X}>" for number in range(256)), *letters]
@@ -145,13 +145,13 @@ def word_merges(text: Path, count: int) -> list[tuple[str, str]]:
     return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
-def trained_merges(text: Path, count: int) -> list[tuple[str, str]]:
-    """At most so many merges of a BPE over words that begin with ▁."""
+def trained_merges(text: Path) -> list[tuple[str, str]]:
+    """At most 12,000 merges of a BPE over words that begin with ▁."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = BpeTrainer(vocab_size=count, show_progress=False)
+    trainer = BpeTrainer(vocab_size=12000, show_progress=False)
     tokenizer.train([str(text)], trainer)
     return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -176,11 +176,9 @@ class Canvas:
         word = words[int(self.rng.choice(len(words), p=weights))]
         return word, self.color(material, word)
 
-    def noise(
-        self, frequency: float, octaves: int = 1, gain: float = 0.5, stretch: float = 1.0
-    ) -> np.ndarray:
+    def noise(self, frequency: float, octaves: int = 1, gain: float = 0.5) -> np.ndarray:
         """Fractal noise on this canvas (see `noise.fractal_noise`)."""
-        return fractal_noise(self.rng, self.size, frequency, octaves, gain, stretch)
+        return fractal_noise(self.rng, self.size, frequency, octaves, gain)
 
     # Geometry.
 
@@ -225,7 +223,7 @@ class Canvas:
             color = color[:, None, None]
         self.image += (color - self.image) * mask
 
-    def mottle(self, field: np.ndarray, color: np.ndarray, amount: float = 1.0) -> None:
+    def mottle(self, field: np.ndarray, color: np.ndarray, amount: float) -> None:
         """Blend toward a color where the field is high; the base look draws hard-edged patches."""
         steepness = 0.5 if self.is_domain else 6.0
         self.fill(color, f32(amount) * np.clip(0.5 + steepness * (field - 0.3), 0, 1))

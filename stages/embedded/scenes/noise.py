@@ -53,12 +53,7 @@ def _spline_weights(size: int, frequency: float) -> np.ndarray:
 
 
 def fractal_noise(
-    rng: np.random.Generator,
-    size: int,
-    frequency: float,
-    octaves: int = 1,
-    gain: float = 0.5,
-    stretch: float = 1.0,
+    rng: np.random.Generator, size: int, frequency: float, octaves: int, gain: float
 ) -> np.ndarray:
     """Fractal noise [size, size] of about zero mean and unit variance.
 
@@ -71,7 +66,6 @@ def fractal_noise(
         frequency: lattice cells across the tile in the first octave; it doubles with each octave.
         octaves: number of octaves.
         gain: amplitude of an octave relative to the one before.
-        stretch: factor of the frequency along y.
     """
     normal_table = _random_tables()[0]
     noise = np.zeros((size, size), f32)
@@ -79,14 +73,11 @@ def fractal_noise(
     variance = 0.0
     for _ in range(octaves):
         top, left = rng.integers(0, TABLE_SIZE - 160, 2)
-        frequency_y = frequency * stretch
-        finest = max(frequency, frequency_y)
-        if finest <= max(size / 2, 8) and finest < MAX_FREQUENCY:
-            weights_y = _spline_weights(size, frequency_y)
-            weights_x = _spline_weights(size, frequency)
-            rows = slice(top, top + weights_y.shape[1])
-            columns = slice(left, left + weights_x.shape[1])
-            noise += f32(amplitude) * (weights_y @ normal_table[rows, columns] @ weights_x.T)
+        if frequency <= max(size / 2, 8) and frequency < MAX_FREQUENCY:
+            weights = _spline_weights(size, frequency)
+            points = weights.shape[1]
+            lattice = normal_table[top : top + points, left : left + points]
+            noise += f32(amplitude) * (weights @ lattice @ weights.T)
         variance += (SPLINE_DEVIATION * amplitude) ** 2
         frequency = frequency * 2
         amplitude = amplitude * gain
@@ -139,7 +130,7 @@ def voronoi_parcels(
 
 
 def split_parcels(
-    rng: np.random.Generator, u: np.ndarray, v: np.ndarray, depth: int, slant: float = 0.15
+    rng: np.random.Generator, u: np.ndarray, v: np.ndarray, depth: int, slant: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Parcels by repeated straight cuts of a square around u = v = 0, each across the long side.
 

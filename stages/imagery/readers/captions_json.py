@@ -4,7 +4,8 @@
     {"airport": [{"filename": "airport_1.jpg", "split": "train", "raw": "a plane", "raw_1": "..."}]}
     {"airport_1.jpg": ["a plane", "..."]}
 
-The second is that of NWPU-Captions. The images lie in any folder below the root.
+The second is that of NWPU-Captions; a single list may have another name than that of a class. The
+images lie in any folder below the root.
 """
 
 import json
@@ -22,6 +23,7 @@ from stages.imagery.readers.items import (
     ImageSource,
     SourceItem,
     first_field,
+    scene_of,
     skipped_file,
     split_folder,
     split_value,
@@ -30,6 +32,12 @@ from stages.imagery.readers.items import (
 from stages.imagery.readers.listed_images import ListedImages
 from stages.imagery.untrusted_text import posix_path, valid_utf8
 from stages.runtime.errors import exit_with_error
+
+# Names of a single list of images in JSON that are no class.
+LIST_NAMES = {
+    *("annotations", "captions", "data", "dataset", "entries", "examples", "items", "list"),
+    *("records", "results", "root", "rows", "samples", "tiles"),
+}
 
 
 def find_captions_json(files: list[Path], root: Path, key: str) -> list[Path]:
@@ -92,6 +100,9 @@ def _entries(value: Any) -> list[tuple[str | None, dict]]:
         lists = [(None, value["images"])]
     elif isinstance(value, dict):
         lists = [(name, images) for name, images in value.items() if isinstance(images, list)]
+        captioned = [name for name, images in lists if name and _are_captioned(images)]
+        if len(captioned) == 1 and not _is_class(captioned[0], value[captioned[0]]):
+            lists = [(None, value[captioned[0]])]
     entries: list[tuple[str | None, dict]] = []
     for name, images in lists:
         named = [image for image in images if isinstance(image, dict)]
@@ -99,8 +110,25 @@ def _entries(value: Any) -> list[tuple[str | None, dict]]:
             entries += [(None, {"split": name} | image) for image in named]
         else:
             entries += [(name, image) for image in named]
-    is_captioned = any(_file_name(image) and caption_fields(image) for _, image in entries)
-    return entries if is_captioned else []
+    return entries if _are_captioned([image for _, image in entries]) else []
+
+
+def _are_captioned(images: list) -> bool:
+    """Whether one of the values of a list is the entry of an image with captions."""
+    entries = (image for image in images if isinstance(image, dict))
+    return any(_file_name(entry) and caption_fields(entry) for entry in entries)
+
+
+def _is_class(name: str, images: list) -> bool:
+    """Whether the name of a single list is a class, or a split: not what it holds (`data`).
+
+    It is no class if the names of its images are those of several.
+    """
+    file_names = [_file_name(image) for image in images if isinstance(image, dict)]
+    paths = [posix_path(file_name) for file_name in file_names if isinstance(file_name, str)]
+    scenes = {scene_of(SourceItem(None, path)) for path in paths} - {""}
+    named = {scene for scene in scenes if not any(map(str.isdigit, scene))}
+    return name.lower() not in LIST_NAMES and (len(named) < 2 or bool(standard_split(name)))
 
 
 def _is_captions_of_names(value: Any) -> bool:

@@ -61,9 +61,8 @@ class ImageSource(NamedTuple):
     unread_captions: str | None = None  # a file that seems to hold captions in another layout
     columns: Sequence[str] = ()  # of its first table
     unread_split: str | None = None  # a file that seems to list the images of a split
-    rgb_bands: list[int | str] | None = (
-        None  # of its rasters, if it says so; see fetch_imagery.bands
-    )
+    # Of its rasters, if it says so; see fetch_imagery.bands.
+    rgb_bands: list[int | str] | None = None
 
 
 def first_field(fields: tuple[str, ...], names: Iterable[str]) -> str | None:

@@ -45,7 +45,7 @@ class ListedImages:
         return _only(self._by_path.get(key, []))
 
     def find_name(
-        self, folder: Path, file_name: str, class_name: str | None = None
+        self, folder: Path, file_name: str, class_name: str | None
     ) -> tuple[Path | None, str | None]:
         """Like `find`, but the image may be in any folder: it is looked for by its name.
 

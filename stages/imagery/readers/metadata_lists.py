@@ -54,7 +54,7 @@ csv.field_size_limit(2**31 - 1)  # instead of 131,072 characters
 
 
 def open_metadata_lists(
-    metadata: list[Path], files: list[Path], root: Path, key: str, images_only: bool = False
+    metadata: list[Path], files: list[Path], root: Path, key: str, images_only: bool
 ) -> ImageSource:
     """A source of images that metadata lists name.
 
@@ -73,7 +73,8 @@ def open_metadata_lists(
     ]
     has_captions = any(caption_fields(names) for names in fields)
     read_items = partial(_read_items, metadata, files, root)
-    return ImageSource(metadata, read_items, has_captions)
+    columns = list(dict.fromkeys(name for names in fields for name in names))
+    return ImageSource(metadata, read_items, has_captions, columns=columns)
 
 
 def _check_list(file: Path, label: str, images_only: bool) -> list[str]:

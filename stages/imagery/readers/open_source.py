@@ -21,6 +21,7 @@ from stages.imagery.readers.metadata_lists import METADATA_NAMES, open_metadata_
 from stages.imagery.readers.parquet import open_parquet
 from stages.imagery.readers.split_lists import find_split_list
 from stages.imagery.readers.unread_captions import find_unread_captions
+from stages.imagery.untrusted_text import refuse_odd_names
 from stages.runtime.errors import exit_with_error
 
 READ_SUFFIXES = {
@@ -86,14 +87,7 @@ def _list_files(folder: Path, key: str) -> list[Path]:
     """
     files = sorted(visible_files(folder, key))
     read = [file for file in files if file.suffix.lower() in READ_SUFFIXES]
-    names = [os.fsencode(file.relative_to(folder)) for file in read]
-    shown = [name.decode(errors="backslashreplace") for name in names]
-    odd = [text for name, text in zip(names, shown) if name != text.encode()]
-    if odd:
-        exit_with_error(
-            f"{key}: {folder.name}: {len(odd)} file name(s) not in UTF-8, the first {odd[0]}: "
-            "convert them, such as `convmv -r -f latin1 -t utf8 --notest <folder>`"
-        )
+    refuse_odd_names(read, folder, f"{key}: {folder.name}")
     return files
 
 

@@ -84,8 +84,8 @@ def open_parquet(
     images: list[Path],
     root: Path,
     key: str,
-    caption: str | None = None,
-    images_only: bool = False,
+    caption: str | None,
+    images_only: bool,
 ) -> ImageSource:
     """A source of Parquet tables.
 

@@ -33,7 +33,7 @@ def find_split_list(files: list[Path], images: list[Path], root: Path) -> str | 
 
 
 def _lists_of_splits(file: Path) -> Iterator[list[str]]:
-    """Yield the begin of each list that belongs to a split: lines of text, or a field of JSON."""
+    """Yield the beginning of each list of a split: lines of text, or a field of JSON."""
     suffix = file.suffix.lower()
     if suffix == ".json":
         for name, entries in parse_json_object(file.read_bytes()).items():

@@ -13,6 +13,7 @@ from pathlib import Path
 from stages.imagery.captions import (
     CAPTION_FIELDS,
     LONG_TEXT,
+    NUMBER_OF_FIELD,
     caption_fields,
     count_words,
     holds_boxes,
@@ -23,20 +24,26 @@ from stages.imagery.untrusted_text import valid_utf8
 
 JSON_SUFFIXES = {".json", ".jsonl", ".ndjson", ".geojson"}
 YAML_SUFFIXES = {".yaml", ".yml"}
-TEXT_SUFFIXES = {".csv", ".tsv", ".txt", ".md", ".desc"} | YAML_SUFFIXES
+# .token: Flickr's `airport_0.png#0<TAB>a plane`.
+TEXT_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ".md", ".desc", ".token", ".lst", *YAML_SUFFIXES}
 # Judged by their names only.
 OPAQUE_SUFFIXES = {".xlsx", ".xls", ".ods", ".xml", ".pkl", ".feather", ".arrow", ".gz", ".zip"}
 CODE_SUFFIXES = {".py", ".ipynb", ".sh", ".m", ".r"}
 ABOUT_THE_DATA = {"readme", "license", "licence", "citation"}  # names of files that are no list
-HEAD = 2**16  # bytes of a file that are looked at
+HEAD_OF_LIST = 2**20  # bytes of a file that are looked at
+HEAD_OF_SIDECAR = 2**16  # the same of a file that is named as an image: there may be many of them
 CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
+NAME_LETTER = r"[^\s\"'/\\,;:]"
 IMAGE_NAME = re.compile(
-    rf"[^\s\"'/\\,;:]+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\b", re.IGNORECASE
+    rf"(?<!{NAME_LETTER}){NAME_LETTER}+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\b",
+    re.IGNORECASE,
 )
 CAPTION_KEY = re.compile(
-    rf'"(?:{"|".join(CAPTION_FIELDS)}|conversations)(?:_?\d+)?"\s*:', re.IGNORECASE
+    rf'"(?:{"|".join(CAPTION_FIELDS)}|conversations){NUMBER_OF_FIELD}"\s*:', re.IGNORECASE
 )
-YAML_KEY = re.compile(rf"^[\s-]*(?:{'|'.join(CAPTION_FIELDS)})(?:_?\d+)?\s*:", re.I | re.M)
+YAML_KEY = re.compile(
+    rf"^[\s-]*(?:{'|'.join(CAPTION_FIELDS)}){NUMBER_OF_FIELD}\s*:", re.IGNORECASE | re.MULTILINE
+)
 JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 DESCRIPTION = re.compile(
     r'"(prompt|desc(?:ription)?)s?"\s*:\s*\[?\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE
@@ -64,8 +71,9 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
         told = str(path)
         if not is_text and suffix not in OPAQUE_SUFFIXES:
             # In a folder of images are also files of other kinds, such as world files.
-            told = file.name if file.parent in image_folders else f"{file.parent.name}/{file.name}"
-        if "caption" in told.lower() or (is_text and _holds_captions(file, names, stems)):
+            told = file.name if file.parent in image_folders else f"{path.parent.name}/{file.name}"
+        may_be_list = is_text or not suffix
+        if "caption" in told.lower() or (may_be_list and _holds_captions(file, names, stems)):
             return valid_utf8(str(path)) + _json_error(file)
         # metadata.xml is that of a product (ISO 19115).
         is_metadata = file.name.lower().startswith("metadata.") and suffix != ".xml"
@@ -79,14 +87,14 @@ def _unpacked(file: Path) -> Path:
     return file.with_suffix("") if file.suffix.lower() == ".gz" else file
 
 
-def _head(file: Path) -> bytes:
-    """The begin of a file, unpacked if it is gzip's; b"" if it is damaged."""
+def _head(file: Path, size: int) -> bytes:
+    """The first `size` bytes of a file, unpacked if it is gzip's; b"" if it is damaged."""
     if _unpacked(file) == file:
         with open(file, "rb") as stream:
-            return stream.read(HEAD)
+            return stream.read(size)
     try:
         with gzip.open(file) as stream:
-            return stream.read(HEAD)
+            return stream.read(size)
     except (gzip.BadGzipFile, zlib.error, EOFError):
         return b""
 
@@ -103,19 +111,22 @@ def _json_error(file: Path) -> str:
 
 
 def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
-    """Whether the begin of a JSON or text file has captions of images that it, or its name, names.
+    """Whether a JSON or text file begins with captions of images that it, or its name, names.
 
     Args:
         file: to look into.
         names: of the images, in lower case.
         stems: the names without suffix.
     """
-    head = _head(file)
-    is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
-    text = valid_utf8(head.decode("utf-16" if is_utf16 else "utf-8", errors="replace"))
     suffix = _unpacked(file).suffix.lower()
     stem = valid_utf8(_unpacked(file).stem).lower()  # a, or a.png, of a.png.txt
-    is_of_image = stem in stems or stem in names
+    # Without a suffix, it may be a raster of ENVI.
+    is_of_image = suffix != "" and (stem in stems or stem in names)
+    head = _head(file, HEAD_OF_SIDECAR if is_of_image else HEAD_OF_LIST)
+    is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if b"\0" in head and not is_utf16:
+        return False  # no text
+    text = valid_utf8(head.decode("utf-16" if is_utf16 else "utf-8", errors="replace"))
     if suffix in JSON_SUFFIXES:
         text = valid_utf8(JSON_LETTER.sub(lambda code: chr(int(code[1], 16)), text))
         if CAPTION_KEY.search(text) and (is_of_image or IMAGE_NAME.search(text)):

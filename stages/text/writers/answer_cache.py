@@ -40,7 +40,7 @@ class AnswerCache:
 
         Args:
             asked: all that decides the answers, the model and the seed among it.
-            ask: asks the model. Answers without text are not kept.
+            ask: asks the model. Its answers are not kept where none has text.
         """
         path = self.folder / f"{fingerprint(asked, [])}.json"
         if path.exists():
@@ -49,7 +49,7 @@ class AnswerCache:
             except (ValueError, TypeError):
                 log(f"prompt: {path} is damaged: asking again")
         answers = ask()
-        if all(answer.text.strip() for answer in answers):
+        if any(answer.text.strip() for answer in answers):
             write_json(path, [answer._asdict() for answer in answers])
         return answers
 

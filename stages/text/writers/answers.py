@@ -49,7 +49,7 @@ THOUGHT_END = re.compile(
 )
 # Thoughts in a tag that servers don't know (<思考>): a block before at least two other lines.
 BLOCK = re.compile(
-    r"\A\s*<([^\s<>/]+)[^<>]*>[^\S\n]*\n[^<]*\n[^\S\n]*</\1\s*>[^\S\n]*\n"
+    r"\A\s*<([^\s<>/]+)(?=[\s/>])[^<>]*>[^\S\n]*\n[^<]*\n[^\S\n]*</\1\s*>[^\S\n]*\n"
     r"(?=\s*\S[^\n]*\n\s*\S)(?!.*<\1\b)",
     re.S,
 )
@@ -67,10 +67,11 @@ FRAME = re.compile(
     r"<\|[\w ]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|</?(?:answer|output|response)>", re.I
 )
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
-HEADING_LINE = re.compile(rf"^(?!\s*</)\W*{ANSWER_HEADING}\W*$", re.I | re.M)
+HEADING_LINE = re.compile(rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}[^\w\n]*$", re.I | re.M)
 # "Final answer:", "Here are the descriptions:"
 ANSWER_LINE = re.compile(
-    r"^(?!\s*</)\W*(?:[\w']+ ){0,6}(?:answer|descriptions|output|response|results?)\W*$",
+    r"^(?![^\S\n]*</)[^\w\n]*(?:'?\w[\w']* ){0,6}"
+    r"(?:answer|descriptions|output|response|results?)[^\w\n]*$",
     re.I | re.M,
 )
 MARKDOWN_HEADING = re.compile(r"#+\s+\D")
@@ -86,8 +87,8 @@ OTHER_KEY = re.compile(
     r"reject|bad|draft|task|request|intro|summary|message|error",
     re.I,
 )
-JSON_KEY = re.compile(r"[\W_]*\w+\"\s*:")  # of broken JSON
-EMPHASIS = re.compile(r"(?<!\w)(\*\*|__|\*|_|`)(?=\S)(.+?)(?<=\S)\1(?!\w)")
+JSON_KEY = re.compile(r"[\W_]*[^\W_]\w*\"\s*:")  # of broken JSON
+EMPHASIS = re.compile(r"(?<!\w)(\*\*|__|\*|_|`)(?=\S)((?:(?!\1).)+)(?<=\S)\1(?!\w)")
 QUOTES = "\"'“”„‟‘’′«»‹›`「」『』《》❝❞"
 MARKERS = [
     r"[-*+>\\–—]+\s+",
@@ -109,11 +110,11 @@ LABEL = re.compile(
     r"(?:first|second|third|fourth|fifth|sixth|next|last)(?:ly)?,\s+",
     re.I,
 )
-WORD_COUNT = re.compile(r"[\s–—-]*[\[(]?\b\d+ words[\])]?$")
+WORD_COUNT = re.compile(r"(?<![\s–—-])[\s–—-]*[\[(]?\b\d+ words[\])]?$")
 # "Golden dunes: ", "In summer - " before a capital letter
 TITLE = re.compile(r"[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
 MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
-TABLE_RULE = re.compile(r"[|\s:+-]*-{2,}[|\s:+-]*$")
+TABLE_RULE = re.compile(r"(?=.*\|)(?=.*--)[|\s:+-]+")
 # Lines before and after the descriptions, and thoughts without tags. Lines with "I", "you",
 # "please" or "should" are found by `stages.text.checks`.
 TALK_WORDS = re.compile(
@@ -245,7 +246,7 @@ def find_json_strings(text: str) -> list[str]:
     while start := JSON_START.search(text, position):
         try:
             value, position = json.JSONDecoder().raw_decode(text, start.start())
-        except ValueError:
+        except (ValueError, RecursionError):
             try:
                 value, position = from_json(text[start.start() :], allow_partial=True), len(text)
             except ValueError:
@@ -327,7 +328,7 @@ def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
     follows_item = False
     rows = ["", *text.splitlines(), ""]
     for above, raw, below in zip(rows, rows[1:], rows[2:]):
-        if TABLE_RULE.match(raw) and "|" in raw and lines:
+        if TABLE_RULE.fullmatch(raw) and lines:
             lines.pop()  # the header of the table
         line = read_line(raw, label, classes)
         line = line._replace(is_alone=not above.strip() and not below.strip())

@@ -9,7 +9,12 @@ from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
 from stages.text.writers.answers import CUT, find_copy
 from stages.text.writers.cleaning import clean_sentence
-from stages.text.writers.generation import generate, load_language_model, sampling_options
+from stages.text.writers.generation import (
+    generate,
+    load_language_model,
+    sampling_options,
+    split_batches,
+)
 from stages.text.writers.instructions import few_shot_examples
 from stages.text.writers.interface import Candidate
 
@@ -49,19 +54,20 @@ class DomainWriter:
             context = " ".join(f"Seen from above, {text}." for text in examples) + " "
         names = self.classes.words[label].names
         beginnings = [f"the {names[i % len(names)]}" for i in range(count)]
-        inputs = self.tokenizer(
-            [f"{context}Seen from above, {beginning}" for beginning in beginnings],
-            return_tensors="pt",
-            padding=True,
-        )  # input_ids, attention_mask: [count, T]
-        completions = generate(
-            self.model,
-            self.tokenizer,
-            inputs,
-            MAX_NEW_TOKENS,
-            self.sampling,
-            (self.seed, label, attempt),
-        )
+        texts = [f"{context}Seen from above, {beginning}" for beginning in beginnings]
+        completions = []
+        for number, batch in enumerate(split_batches(texts)):
+            inputs = self.tokenizer(
+                batch, return_tensors="pt", padding=True
+            )  # input_ids, attention_mask: [B, T]
+            completions += generate(
+                self.model,
+                self.tokenizer,
+                inputs,
+                MAX_NEW_TOKENS,
+                self.sampling,
+                (self.seed, label, attempt, number),
+            )
         candidates = []
         for beginning, completion in zip(beginnings, completions):
             sentence, *more = split_sentences(beginning + completion.text) or [beginning]

@@ -21,6 +21,8 @@ MAX_RETRY_AFTER = 120  # seconds; a longer one is not waited for
 PASSING_STATUS = (408, 409, 429)  # as are those from 500 on, but for 501
 REFUSED_STATUS = (400, 422, 501)  # of a request with a parameter that is not known
 MODEL_STATUS = (400, 404, 413, 422, 501)  # of a model that is not there, or takes no such request
+BAD_KEY = re.compile(r"\bapi[ _-]?key\b", re.I)  # in the words of a 400, as Gemini's
+TOO_LONG = re.compile(r"context[ _-]?(length|window|size)", re.I)  # of a request and its answer
 MAX_SHOWN = 300  # characters of an endpoint's own words
 
 
@@ -225,6 +227,8 @@ def refused_parameter(error: EndpointError, parameters: dict[str, Any]) -> str |
         return "response_format"
     if error.status not in REFUSED_STATUS or re.search("temperature|top_p", words):
         return None
+    if BAD_KEY.search(words) or TOO_LONG.search(words):
+        return None
     if "max_tokens" in parameters and "max_completion_tokens" in words:
         return "max_tokens"
     if "seed" in parameters and re.search(r"\bseed\b", words):
@@ -240,13 +244,15 @@ def status_error(status: int, text: str, headers: dict[str, str]) -> EndpointErr
     key = "prompt.openai_base_url"
     retry_after = read_retry_after(headers.get("retry-after", ""))
     is_passing = status in PASSING_STATUS or (status >= 500 and status != 501)
-    if status in (401, 403):
+    if status in (401, 403) or (status == 400 and BAD_KEY.search(words)):
         message += ": check the key in OPENAI_API_KEY"
     elif status == 404 and "model" not in words.lower():
         message += ": most such URLs end in /v1"
     elif status in REFUSED_STATUS and re.search("temperature|top_p", words):
         key = "prompt.temperature, prompt.top_p"
         message += ": null leaves one out"
+    elif status in MODEL_STATUS and TOO_LONG.search(words):
+        key = "prompt.max_tokens, prompt.top_k"
     elif status in REFUSED_STATUS and re.search("max_(completion_)?tokens", words):
         key = "prompt.max_tokens"
     elif status in MODEL_STATUS:
@@ -262,8 +268,10 @@ def error_words(text: str) -> str:
     """Return what an endpoint says in the body of an error: JSON, a web page or plain text."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return shorten(re.sub(r"<(style|script).*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I))
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     for key in ("error", "message", "detail"):
         if isinstance(value, dict):
             value = value.get(key) or value
@@ -271,8 +279,13 @@ def error_words(text: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """Return the beginning of a text on one line, without secrets."""
-    return redact(" ".join(text.split()))[:MAX_SHOWN]
+    """Return the beginning of a text on one line, without secrets and halves of an emoji."""
+    return redact(" ".join(without_surrogates(text).split()))[:MAX_SHOWN]
+
+
+def without_surrogates(text: str) -> str:
+    """Return a text without what UTF-8 cannot encode: JSON may name half of an emoji."""
+    return text.encode("utf-8", "ignore").decode()
 
 
 def read_retry_after(value: str) -> float | None:
@@ -290,7 +303,7 @@ def read_completion(body: bytes) -> Answer:
     text = body.decode("utf-8-sig", errors="replace")
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("<"):
             raise EndpointError(
                 f"is no OpenAI-compatible endpoint: it sends a web page ({error_words(text)})",
@@ -311,4 +324,5 @@ def read_completion(body: bytes) -> Answer:
         # The other parts are thoughts, which some hosts also keep under "text".
         texts = [part for part in content if part.get("type") in ("text", "output_text")]
         content = "".join(str(part.get("text", "")) for part in texts)
-    return Answer(redact(content), (choice.finish_reason or "").lower() in ("length", "max_tokens"))
+    content = redact(without_surrogates(content))
+    return Answer(content, (choice.finish_reason or "").lower() in ("length", "max_tokens"))

@@ -89,7 +89,8 @@ def score_sentence(sentence: str, label: str, classes: ClassLexicon) -> float:
 def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list[Candidate]:
     """Compose prompts such as "a dry desert with narrow tracks" of a class's looks and parts.
 
-    Words that occur in the passages come first; a prompt rests on the first passage of each.
+    Words that occur in the passages come first; a prompt rests on the first passage of each. A
+    class that was trained on a few captions alone begins with them, as they are and with details.
     """
     first_passage: dict[str, Passage] = {}  # of each word
     for passage in passages:
@@ -98,7 +99,13 @@ def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list
     names = class_words.names
     looks = sorted(class_words.looks, key=lambda word: word not in first_passage)
     parts = sorted(class_words.parts, key=lambda word: word not in first_passage)
-    candidates = []
+    captions = class_words.captions
+    candidates = [Candidate(caption, []) for caption in captions]
+    for i in range(len(parts) if captions else 0):
+        look, part = looks[i % len(looks)], parts[i]
+        sources = [first_passage[word] for word in (look, part) if word in first_passage]
+        text = f"{captions[i % len(captions)]} with {look} {part}"
+        candidates.append(Candidate(text, sources))
     for i in range(len(looks) * len(parts)):
         # Walk through the combinations diagonally: neighbors share few words.
         look = looks[i % len(looks)]

@@ -13,6 +13,8 @@ from stages.text.writers.answers import Answer
 if TYPE_CHECKING:
     import torch
 
+BATCH = 32  # texts that are continued at once
+
 
 def sampling_options(prompt: Prompt) -> dict[str, float]:
     """Return `temperature` and `top_p` of params, each only if it is not null."""
@@ -45,13 +47,18 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
     return model.to("cuda" if has_gpu else "cpu").eval(), tokenizer
 
 
+def split_batches(texts: list[str]) -> list[list[str]]:
+    """Split texts into batches of `BATCH`, the last of which may be smaller."""
+    return [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
+
+
 def generate(
     model: Any,
     tokenizer: Any,
     inputs: Mapping[str, "torch.Tensor"],
     max_new_tokens: int,
     sampling: Mapping[str, float],
-    key: tuple[int, str, int],
+    key: tuple[int, str, int, int],
 ) -> list[Answer]:
     """Sample one continuation for each row of `inputs`.
 
@@ -61,13 +68,13 @@ def generate(
         inputs: what the tokenizer returns: input_ids and attention_mask, [B, T] each.
         max_new_tokens: the maximum length of a continuation.
         sampling: the options of `sampling_options`; a temperature of 0 takes the likeliest token.
-        key: the run's seed, the class and the number of the attempt for it: what the random
-            numbers depend on.
+        key: the run's seed, the class, the number of the attempt for it and that of the batch:
+            what the random numbers depend on.
     """
     import torch
 
-    seed, label, attempt = key
-    torch.manual_seed(int(rng(seed, "writer", label, attempt).integers(2**31)))
+    seed, label, attempt, batch = key
+    torch.manual_seed(int(rng(seed, "writer", label, attempt).integers(2**31, size=batch + 1)[-1]))
     length = inputs["input_ids"].shape[1]
     max_length = getattr(model.config, "max_position_embeddings", 4096) - max_new_tokens
     if length > max_length:
@@ -75,6 +82,9 @@ def generate(
             f"prompt.top_k: the request has {length} tokens, the writer's context allows "
             f"{max_length} beside {max_new_tokens} of the answer (prompt.max_tokens)"
         )
+    stops = model.generation_config.eos_token_id
+    # Phi-1.5's configuration names no token that ends a text, and its tokenizer does.
+    stop_ids = {*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id} - {None}
     is_random = sampling.get("temperature") != 0
     with torch.no_grad():
         ids = model.generate(
@@ -86,18 +96,19 @@ def generate(
             max_new_tokens=max_new_tokens,
             **({"do_sample": True, **sampling} if is_random else {"do_sample": False}),
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(stop_ids) or None,
         )  # [B, T + new tokens]
-    stops = model.generation_config.eos_token_id
-    stop_ids = set(stops if isinstance(stops, list) else [stops])
-    return [read_tokens(tokenizer, row, stop_ids) for row in ids[:, length:].tolist()]
+    return [read_tokens(tokenizer, row[:length], row[length:], stop_ids) for row in ids.tolist()]
 
 
-def read_tokens(tokenizer: Any, ids: list[int], stop_ids: set[int | None]) -> Answer:
+def read_tokens(tokenizer: Any, given: list[int], ids: list[int], stop_ids: set[int]) -> Answer:
     """Decode tokens up to the first that stops an answer; without one it was cut off.
 
-    Other special tokens stay: some are the tags of thoughts.
+    Other special tokens stay: some are the tags of thoughts. The tokens are decoded behind those
+    that were given: a decoder of SentencePiece drops the space before a text's first word.
     """
     stops = [position for position, id in enumerate(ids) if id in stop_ids]
     if stops:
         ids = ids[: stops[0]]
-    return Answer(tokenizer.decode(ids), is_cut=not stops)
+    text = tokenizer.decode([*given, *ids])[len(tokenizer.decode(given)) :]
+    return Answer(text, is_cut=not stops)

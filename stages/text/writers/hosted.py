@@ -41,7 +41,7 @@ class HostedWriter:
         self.seed = seed
         self.cache = cache
         self.counts: Counter[str] = Counter()
-        self.asked = 0  # requests for the class, since its first attempt
+        self.next_request = 0  # its number, counted for each class
         schema = {
             "name": "descriptions",
             "strict": True,
@@ -57,11 +57,12 @@ class HostedWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Send the requests of the attempt one after another."""
-        first = self.asked if attempt else 0
+        if attempt == 0:
+            self.next_request = 0
         requests = instructions.format_requests(
-            label, self.technique, self.classes, passages, count, first
+            label, self.technique, self.classes, passages, count, self.next_request
         )
-        self.asked = first + len(requests)
+        self.next_request += len(requests)
         answers = []
         for i, request in enumerate(requests):
             asked = {

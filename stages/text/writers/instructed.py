@@ -11,7 +11,12 @@ from stages.text.retrieval import Passage
 from stages.text.writers import instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.answers import Answer, find_candidates, opening_thought
-from stages.text.writers.generation import generate, load_language_model, sampling_options
+from stages.text.writers.generation import (
+    generate,
+    load_language_model,
+    sampling_options,
+    split_batches,
+)
 from stages.text.writers.interface import Candidate
 
 
@@ -49,38 +54,41 @@ class InstructedWriter:
         self.sampling = sampling_options(prompt)
         self.cache = cache
         self.counts: Counter[str] = Counter()
-        self.asked = 0  # requests for the class, since its first attempt
+        self.next_request = 0  # its number, counted for each class
 
     def propose(
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
-        """Generate the answers to all requests of the attempt in one batch."""
+        """Generate the answers to all requests of the attempt."""
+        if attempt == 0:
+            self.next_request = 0
         if self.one_by_one:
             return self.propose_one_by_one(label, passages, count, attempt)
-        first = self.asked if attempt else 0
         requests = instructions.format_requests(
-            label, self.technique, self.classes, passages, count, first
+            label, self.technique, self.classes, passages, count, self.next_request
         )
-        self.asked = first + len(requests)
-        key = (self.seed, label, attempt)
-        asked = {
-            "requests": requests,
-            "key": key,
-            "max_tokens": self.max_tokens,
-            **self.sampling,
-        }
-        answers = self.cache.get(asked, partial(self.answer, requests, key))
+        self.next_request += len(requests)
+        texts = self.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": request}] for request in requests],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        # Templates of reasoning models open the thoughts in the request.
+        opening = opening_thought(texts[0])
+        answers = [
+            answer._replace(text=opening + answer.text)
+            for answer in self.complete(texts, label, attempt)
+        ]
         return find_candidates(answers, label, self.technique, self.classes, passages, self.counts)
 
     def propose_one_by_one(
         self, label: str, passages: list[Passage], count: int, attempt: int
     ) -> list[Candidate]:
-        """Let the model go on with the first words of descriptions, all in one batch."""
-        first = self.asked if attempt else 0
+        """Let the model go on with the first words of descriptions."""
         dialogues = one_by_one.format_dialogues(
-            label, self.technique, self.classes, passages, count, first
+            label, self.technique, self.classes, passages, count, self.next_request
         )
-        self.asked = first + len(dialogues)
+        self.next_request += len(dialogues)
         texts = [
             self.tokenizer.apply_chat_template(
                 [*dialogue.messages, one_by_one.answer(dialogue.opening)],
@@ -89,28 +97,28 @@ class InstructedWriter:
             )
             for dialogue in dialogues
         ]
-        key = (self.seed, label, attempt)
-        asked = {"texts": texts, "key": key, **self.sampling}
-        answers = self.cache.get(asked, partial(self.complete, texts, key))
+        answers = self.complete(texts, label, attempt)
         self.counts["answers"] += len(answers)
         self.counts["answers_cut"] += sum(answer.is_cut for answer in answers)
         examples = instructions.few_shot_examples(label, self.classes)
         return one_by_one.read_descriptions(dialogues, answers, examples, passages)
 
-    def answer(self, requests: list[str], key: tuple[int, str, int]) -> list[Answer]:
-        """Generate the answers to requests in one batch; `key` decides the random numbers."""
-        texts = self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": request}] for request in requests],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        answers = self.complete(texts, key)
-        # Templates of reasoning models open the thoughts in the request.
-        opening = opening_thought(texts[0])
-        return [answer._replace(text=opening + answer.text) for answer in answers]
+    def complete(self, texts: list[str], label: str, attempt: int) -> list[Answer]:
+        """Generate what follows each text, in batches; those of an earlier run are kept."""
+        answers = []
+        for number, batch in enumerate(split_batches(texts)):
+            key = (self.seed, label, attempt, number)
+            asked = {
+                "texts": batch,
+                "key": key,
+                "max_tokens": self.max_tokens,
+                **self.sampling,
+            }
+            answers += self.cache.get(asked, partial(self.complete_batch, batch, key))
+        return answers
 
-    def complete(self, texts: list[str], key: tuple[int, str, int]) -> list[Answer]:
-        """Generate what follows each text, in one batch."""
+    def complete_batch(self, texts: list[str], key: tuple[int, str, int, int]) -> list[Answer]:
+        """Generate what follows each text; `key` decides the random numbers."""
         # The template has written the special tokens at the start.
         inputs = self.tokenizer(
             texts, padding=True, return_tensors="pt", add_special_tokens=False

@@ -9,7 +9,7 @@ from stages.text.retrieval import Passage
 
 FEW_SHOT_EXAMPLES = (
     "a white airport with two grey runways beside a green field",
-    "many small houses with red roofs stand in rows along a curved road",
+    "a residential area of small houses with red roofs in rows along a curved road",
     "an irregular parking lot with dense rows of bright cars beside a large building",
 )
 EXAMPLE_PLACES = ("an airport", "a residential area", "a parking lot")  # that they describe

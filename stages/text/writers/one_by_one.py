@@ -51,9 +51,9 @@ def format_dialogues(
     words = classes.words[label]
     examples = few_shot_examples(label, classes) if technique.startswith("few_shot") else []
     turns = []
-    for text in examples:
-        place = EXAMPLE_PLACES[FEW_SHOT_EXAMPLES.index(text)]
-        turns += [ask(place, ""), answer(text)]
+    for place, text in zip(EXAMPLE_PLACES, FEW_SHOT_EXAMPLES):
+        if text in examples:
+            turns += [ask(place, ""), answer(text)]
     sentences = [part for passage in passages for part in split_sentences(passage["text"])]
     named = [part for part in sentences if label in classes.count_class_names(part)]
     notes = named or sentences or [""]
