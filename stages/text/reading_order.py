@@ -38,21 +38,66 @@ class Run(NamedTuple):
     strings: dict[int, str]  # as they are encoded, by their numbers in the order of drawing
 
 
-class Drawing(NamedTuple):
-    """The text of a page in the order of drawing."""
+class Drawing:
+    """The text of a page in the order of drawing, as pypdf's visitors see it."""
 
-    text: str
-    fragments: list[tuple[str, float]]  # text, height of its start
-    starts: list[tuple[float, float]]  # x and y of each string
-    runs: list[Run]
+    def __init__(self, page: "PageObject", dropped: set[int]):
+        """Read a page; the strings with the numbers in `dropped` are emptied."""
+        self.dropped = dropped
+        self.fragments: list[tuple[str, float]] = []  # text, height of its start
+        self.starts: list[tuple[float, float]] = []  # x and y of each string
+        self.runs: list[Run] = []
+        self.forms: list[list[float]] = []  # the matrices outside of the form that is drawn
+        self.count = 0  # of the strings
+        self.is_moved = True  # since the last string
+        self.text = page.extract_text(
+            visitor_text=self.see_text,
+            visitor_operand_before=self.start_operator,
+            visitor_operand_after=self.end_operator,
+        )
+
+    def see_text(self, text: str, matrix: list[float], text_matrix: list[float], *_: Any) -> None:
+        """Note a fragment of the text."""
+        if text.strip():
+            self.fragments.append((text, _position(matrix, text_matrix)[1]))
+        elif text:
+            self.fragments.append((text, 0.0))
+
+    def start_operator(self, operator: bytes, operands: list, matrix: list, *_: Any) -> None:
+        """Enter a form; empty a string that is dropped."""
+        if operator == b"Do":
+            self.forms.append(matrix)
+        elif operator in SHOW_TEXT and self.count in self.dropped:
+            operands[-1] = type(operands[-1])()
+
+    def end_operator(
+        self, operator: bytes, operands: list, matrix: list[float], text_matrix: list[float]
+    ) -> None:
+        """Leave a form; note where a string was drawn."""
+        self.is_moved |= operator in MOVE_TEXT
+        if operator == b"Do":
+            self.forms.pop()
+        if operator not in SHOW_TEXT:
+            return
+        position = _position(matrix, text_matrix)
+        if operands and self.count not in self.dropped:
+            self.starts.append(position)
+        if self.is_moved:
+            for form in reversed(self.forms):
+                position = _position(form, [1, 0, 0, 1, *position])
+            self.runs.append(Run(*position, {}))
+        if operands:
+            self.runs[-1].strings[self.count] = str(operands[-1])
+        self.count += 1
+        self.is_moved = False
 
 
 def read_page(page: "PageObject") -> PageText:
     """Return the text of a page, in reading order and without repetitions."""
-    drawing = _extract(page, set())
+    drawing = Drawing(page, set())
     if repeated := _repeated_strings(drawing.runs):
         page = _with_parsed_contents(page)
-        drawing = _extract(page, repeated)
+        drawing = Drawing(page, repeated)
     text = drawing.text
     heights = _line_heights(text, drawing.fragments)
     if _is_drawn_by_rows(drawing.starts):
@@ -61,52 +106,6 @@ def read_page(page: "PageObject") -> PageText:
             return PageText(ordered, [None] * len(ordered.splitlines()))
         return PageText(text, heights, is_jumbled=ordered is not None)
     return PageText(text, heights)
-
-
-def _extract(page: "PageObject", dropped: set[int]) -> Drawing:
-    """Return the text of a page; the strings with the numbers in `dropped` are emptied."""
-    fragments: list[tuple[str, float]] = []
-    starts: list[tuple[float, float]] = []
-    runs: list[Run] = []
-    forms: list[list[float]] = []  # the matrices outside of the form that is drawn
-    count = 0  # of the strings
-    is_moved = True  # since the last string
-
-    def see_text(text: str, matrix: list[float], text_matrix: list[float], *_: Any) -> None:
-        if text.strip():
-            fragments.append((text, _position(matrix, text_matrix)[1]))
-        elif text:
-            fragments.append((text, 0.0))
-
-    def start_operator(operator: bytes, operands: list, matrix: list, _: list) -> None:
-        if operator == b"Do":
-            forms.append(matrix)
-        elif operator in SHOW_TEXT and count in dropped:
-            operands[-1] = type(operands[-1])()
-
-    def end_operator(operator: bytes, operands: list, matrix: list, text_matrix: list) -> None:
-        nonlocal count, is_moved
-        is_moved |= operator in MOVE_TEXT
-        if operator == b"Do":
-            forms.pop()
-        if operator not in SHOW_TEXT:
-            return
-        position = _position(matrix, text_matrix)
-        if operands and count not in dropped:
-            starts.append(position)
-        if is_moved:
-            runs.append(Run(*_outside(forms, position), {}))
-        if operands:
-            runs[-1].strings[count] = str(operands[-1])
-        count += 1
-        is_moved = False
-
-    text = page.extract_text(
-        visitor_text=see_text,
-        visitor_operand_before=start_operator,
-        visitor_operand_after=end_operator,
-    )
-    return Drawing(text, fragments, starts, runs)
 
 
 def _repeated_strings(runs: list[Run]) -> set[int]:
@@ -145,13 +144,6 @@ def _position(matrix: list[float], text_matrix: list[float]) -> tuple[float, flo
         x * matrix[0] + y * matrix[2] + matrix[4],
         x * matrix[1] + y * matrix[3] + matrix[5],
     )
-
-
-def _outside(forms: list[list[float]], position: tuple[float, float]) -> tuple[float, float]:
-    """Return the position on the page of one in forms, given the matrix outside of each."""
-    for matrix in reversed(forms):
-        position = _position(matrix, [1, 0, 0, 1, *position])
-    return position
 
 
 def _letters(text: str) -> int:
