@@ -8,7 +8,6 @@ Training waits only while the tensors are copied. The files are written while it
 that takes is shown too.
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ from benchmarks.workspace import REPOSITORY, UNET, build_part
 from stages.common.torch_setup import device_type
 from stages.diffusion import checkpoints
 from stages.diffusion.checkpoints import TrainingState
+from stages.runtime.process import make_parser
 
 INTERVAL = 500  # optimizer steps between checkpoints
 ROUNDS = 3
@@ -30,11 +30,7 @@ ROUNDS = 3
 def main() -> None:
     from diffusers import UNet2DConditionModel
 
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.checkpoints",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.checkpoints", __doc__)
     parser.add_argument("size", nargs="?", choices=["all", "demo"], default="all")
     size = parser.parse_args().size
     print(

@@ -11,7 +11,6 @@ right where threshold(c) + seed(s) + seed and class(s, c) + image(i) + noise(s, 
 normal, the noise with variance 1.
 """
 
-import argparse
 import json
 
 import numpy as np
@@ -23,17 +22,13 @@ from stages.ceiling import count_kept
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.labels import number_scenes, read_label_set
 from stages.params import load
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 
 TEST = "data/imagery/test"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.classifier_variances",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.classifier_variances", __doc__)
     parser.add_argument("--seeds", type=int, default=20, help="classifiers of each kind")
     seeds = parser.parse_args().seeds
     start_process()

@@ -10,7 +10,6 @@ the value of other draws. The truth is a metric's mean over the draws; of FID in
 the populations. Prints Markdown; benchmarks/results/coverage.md keeps it.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
@@ -36,6 +35,7 @@ from stages.evaluation.protocols import (
     variance_of,
 )
 from stages.runtime.damage import hash_file
+from stages.runtime.process import make_parser
 from stages.runtime.progress import progress_bar
 from stages.runtime.resume_cache import cache_root
 
@@ -88,11 +88,7 @@ class Coverage(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coverage",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.coverage", __doc__)
     parser.add_argument("--repetitions", type=int, default=1000, help="of each scenario")
     parser.add_argument("--only", default="", help="text that the scenario's title must contain")
     options = parser.parse_args()

@@ -11,7 +11,6 @@ Classifiers differ from seed to seed as 20 real ones do: `python -m benchmarks.c
 measures them. Their scores are bootstrapped 100 times here, 500 times in a run.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,6 +32,7 @@ from stages.evaluation.scores import (
     share_of_ceiling,
 )
 from stages.review import mean_realism, proportion
+from stages.runtime.process import make_parser
 from stages.runtime.progress import progress_bar
 from stages.text.perplexity import perplexity, perplexity_interval
 
@@ -73,11 +73,7 @@ class ClassifierModel(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.coverage_shares",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.coverage_shares", __doc__)
     parser.add_argument("--repetitions", type=int, default=1000, help="of each row")
     parser.add_argument("--only", default="", help="text that the row's title must contain")
     options = parser.parse_args()

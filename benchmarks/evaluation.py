@@ -7,7 +7,6 @@
 Prints Markdown; benchmarks/results/evaluation.md keeps it.
 """
 
-import argparse
 import io
 import os
 import resource
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from stages.runtime.process import make_parser
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,7 @@ Indices = tuple[np.ndarray, np.ndarray]  # rows of the real and of the generated
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.evaluation", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     degradations = commands.add_parser("degradations")
     degradations.add_argument("--epochs", type=int, default=6, help="training of the judge")

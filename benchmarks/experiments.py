@@ -11,7 +11,6 @@ what a user waits on a quiet machine; processor seconds, of all child processes,
 what else runs.
 """
 
-import argparse
 import random
 import resource
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from stages.common.artifacts import IMAGE, write_shards
+from stages.runtime.process import make_parser
 
 ROUNDS = 5
 LARGE_IMAGES = 100_000
@@ -35,11 +35,7 @@ DVC_COMMANDS = (["dvc", "repro"], ["dvc", "status"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.experiments",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.experiments", __doc__)
     measurements = {"nothing": measure_nothing, "fid": measure_fid, "large": measure_large}
     parser.add_argument("names", nargs="*", metavar="nothing|fid|large")
     names = parser.parse_args().names or list(measurements)

@@ -8,7 +8,6 @@ it with the VAE, encode its caption, step. Model, images, batch size and precisi
 reference is not compiled. Each run is a new process, and only steps count.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 from benchmarks.flops import training_flops
 from benchmarks.interleaved import compare
 from benchmarks.workspace import make_demo, make_stable_diffusion, run_module, write_params
+from stages.runtime.process import make_parser
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 12
@@ -35,11 +35,7 @@ PEAK_FLOPS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.finetune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.finetune", __doc__)
     # `stage` and `reference` are the processes that `compare_loops` starts.
     choices = ["demo", "224", "512", "stage", "reference"]
     parser.add_argument("size", nargs="?", choices=choices, default="demo")

@@ -6,24 +6,20 @@ torch counts them on meta tensors, so no weights and no GPU are needed. Convolut
 products and attention count; a multiply-add counts as two.
 """
 
-import argparse
 from collections.abc import Callable
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.workspace import build_part
+from stages.runtime.process import make_parser
 
 RESOLUTIONS = (224, 512)  # pixels
 UNET_TRAINING = "UNet, forward and backward"
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.flops",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    make_parser("benchmarks.flops", __doc__).parse_args()
     flops = {resolution: training_flops(resolution) for resolution in RESOLUTIONS}
     heading = " | ".join(f"{resolution} px" for resolution in RESOLUTIONS)
     print(f"| TFLOP per training image | {heading} |\n|---|---|---|")

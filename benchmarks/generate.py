@@ -6,7 +6,6 @@
 At Stable Diffusion's size the weights are random.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -18,14 +17,11 @@ from benchmarks.interleaved import compare
 from benchmarks.workspace import make_demo, make_stable_diffusion
 from stages.diffusion.sampler import Sampler
 from stages.params import Sampling, load
+from stages.runtime.process import make_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.generate", __doc__)
     parser.add_argument("size", nargs="?", choices=["demo", "224", "512"], default="demo")
     size = parser.parse_args().size
     with tempfile.TemporaryDirectory() as temporary:

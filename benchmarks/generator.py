@@ -14,7 +14,6 @@ Prints Markdown and writes it to benchmarks/results/generator.md (--table), afte
 killed run, called again, goes on with the row it was at.
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from benchmarks.evaluation import extract
 from benchmarks.workspace import REPOSITORY, make_inputs, run_module
 from stages.common.artifacts import IMAGE, fingerprint, read_json, write_atomically, write_json
 from stages.diffusion.image_detail import mean_psnr, relative_detail
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder
 
@@ -85,11 +84,7 @@ class Tiles(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.generator",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.generator", __doc__)
     parser.add_argument("base", help="`shipped`, or the folder of a base model")
     parser.add_argument("--n", type=int, default=2048, help="test tiles, and images of each model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs")

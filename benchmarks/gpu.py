@@ -11,7 +11,6 @@ Needs only torch, diffusers, transformers, accelerate, peft, safetensors, pyarro
 tqdm, pyyaml, filelock and platformdirs. No network: tiles are rendered, weights are random.
 """
 
-import argparse
 import multiprocessing
 import os
 import signal
@@ -42,6 +41,7 @@ from benchmarks.workspace import (
 )
 from stages.common.artifacts import read_json
 from stages.common.torch_setup import device_type
+from stages.runtime.process import make_parser
 
 TABLE = REPOSITORY / "benchmarks/results/gpu.md"
 TIME_LIMIT = 480.0  # s, of the whole command
@@ -61,11 +61,7 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.gpu", __doc__)
     parser.add_argument("--tiny", action="store_true", help="the demo's model on any device")
     tiny = parser.parse_args().tiny
     if not tiny and not torch.cuda.is_available():

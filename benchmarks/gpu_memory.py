@@ -8,7 +8,6 @@ counted: the CUDA context, workspaces of cuDNN and cuBLAS, fragmentation. `HEADR
 them; it is an estimate, because none of this has been compared with a GPU.
 """
 
-import argparse
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from benchmarks.workspace import REPOSITORY, build_part
 from stages.common.artifacts import read_json
 from stages.diffusion import models, normalization
 from stages.params import Encode, FinetuneLLM, FinetuneSD, Sampling
+from stages.runtime.process import make_parser
 from tools.rehearsal.models import CONFIGS
 from tools.scale import compose
 
@@ -105,11 +105,7 @@ class Memory:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    make_parser("benchmarks.gpu_memory", __doc__).parse_args()
     print_language_models()
     print_cards()
 

@@ -13,7 +13,6 @@ when it needs them. Time includes the start of Python, some ten seconds for each
 Prints Markdown; benchmarks/results/growth.md keeps it.
 """
 
-import argparse
 import io
 import json
 import math
@@ -33,6 +32,7 @@ from PIL import Image
 from benchmarks.memory import write_prompts
 from benchmarks.workspace import REPOSITORY, SPLITS, environment, write_params
 from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
+from stages.runtime.process import make_parser
 from tools.cache import format_size
 from tools.rehearsal.measuring import folder_size, measure
 from tools.rehearsal.table import duration
@@ -77,11 +77,7 @@ class Cost:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.growth", __doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument(
         "--part",

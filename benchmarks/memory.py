@@ -7,7 +7,6 @@ process that runs the stage. It includes the pages of memory-mapped files, which
 back when it needs them; for the training data, the memory without them is shown too.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.workspace import make_demo, run_module, run_stage, write_params
+from stages.runtime.process import make_parser
 
 IMAGES = 100
 STAGES = ("encode", "generate")
@@ -27,11 +27,7 @@ BATCH_SIZE = 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.memory", __doc__)
     parser.add_argument(
         "part",
         nargs="?",

@@ -7,7 +7,6 @@ are rendered scenes with noise, hence as hard to compress as texture. The time i
 Chromium.
 """
 
-import argparse
 import io
 import os
 import shutil
@@ -24,6 +23,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from stages.common.artifacts import encode_png, write_shards
+from stages.runtime.process import make_parser
 
 sys.path.append("tests")
 DISTINCT = 120  # different pictures; they repeat
@@ -36,11 +36,7 @@ NOISE = 9.0  # standard deviation in gray levels
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.report", __doc__)
     parser.add_argument("--images", type=int, default=5000, help="synthetic images")
     parser.add_argument("--pixels", type=int, default=512, help="pixels of an image's side")
     options = parser.parse_args()

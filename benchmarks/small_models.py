@@ -32,6 +32,7 @@ from typing import Any
 from benchmarks.text import PAPERS, make_corpus_project, make_project, print_row
 from benchmarks.workspace import REPOSITORY, run_module, run_stage
 from stages.params import Technique, Writer, load
+from stages.runtime.process import make_parser
 
 NOTES = "embedded"
 CORPORA = {"field notes": NOTES, "25 papers": f"path:{PAPERS}"}
@@ -52,11 +53,7 @@ COLUMNS = ("count", "composed", "yield", "groundedness", "class_agreement", "dis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.small_models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.small_models", __doc__)
     names = ["writers", "perplexity", "base_perplexity", "training", "retrieval", "steps"]
     parser.add_argument("name", choices=names)
     parser.add_argument("--adapter", type=Path, help="folder of SmolLM2's LoRA adapter")

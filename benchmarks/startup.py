@@ -5,7 +5,6 @@
 At demo size.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -15,16 +14,13 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.workspace import make_demo, run_module
+from stages.runtime.process import make_parser
 
 ROUNDS = 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.startup",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.startup", __doc__)
     parser.add_argument(
         "part",
         nargs="?",

@@ -22,7 +22,6 @@ are wall times. `cpu` is the processor time of the process and its children, whi
 affects less.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -36,6 +35,7 @@ import yaml
 
 from benchmarks.workspace import REPOSITORY, run_stage
 from stages.common.csv_files import read_csv
+from stages.runtime.process import make_parser
 from tools.scale import compose
 
 LANGUAGE_MODEL = REPOSITORY / "stages/embedded/models/language"
@@ -61,11 +61,7 @@ def main() -> None:
         "memory_scrape": benchmark_scrape_memory,
         "gpu": benchmark_qlora,
     }
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.text",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("benchmarks.text", __doc__)
     parser.add_argument("names", metavar="NAME", nargs="*", help="what to measure; none: all")
     names = parser.parse_args().names or list(benchmarks)
     for name in names:

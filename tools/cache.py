@@ -9,7 +9,6 @@ kept there. What is removed here is made again where a stage needs it. A run tha
 keeps it.
 """
 
-import argparse
 import os
 import stat
 import time
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 
 # What is not an unfinished run of a stage, by its folder.
 KINDS = {
@@ -32,11 +31,7 @@ KINDS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.cache", __doc__)
     parser.add_argument("action", nargs="?", choices=["empty"], help="remove entries")
     parser.add_argument("names", nargs="*", help="stages or entries; default: all")
     options = parser.parse_args()

@@ -7,7 +7,6 @@ params, code or inputs changed since their last run, with the files that are not
 the outputs that were not pushed. A remote that cannot be read is a warning.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.redaction import redact
 from tools.commands import git, run_command
 
@@ -26,11 +25,7 @@ CONFIG_ERROR = 251  # DVC's exit code
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_lock",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.check_lock", __doc__)
     parser.parse_args()
     start_process()
     try:

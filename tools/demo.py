@@ -18,22 +18,17 @@ denoising step. Below the images is a link with their settings: the address `?pr
 fills the fields, and can hold negative_prompt, steps, guidance and images, too.
 """
 
-import argparse
 import os
 import signal
 import sys
 from tempfile import TemporaryDirectory
 
 from stages.params import load
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.demo", __doc__)
     parser.parse_args()
     start_process()
     # Both end it, also where a shell started it in the background and SIGINT is ignored.

@@ -17,7 +17,6 @@ weights of the feature extractor, ...), and their 95 % CIs have no value in comm
 numbers only show how they changed. Where something can't be read, it ends with exit code 1.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -31,7 +30,7 @@ import numpy as np
 from stages.common.markdown import code_span, escape_markdown
 from stages.reporting.comparable import describe_devices, describe_difference, find_description
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from tools.commands import git
 
 # The metrics that a run is judged by, one for each thing it makes, and which way is better. With
@@ -77,11 +76,7 @@ class Runs(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.diff",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.diff", __doc__)
     parser.add_argument("revision", help="to compare with: a branch, a tag or a commit")
     revision = parser.parse_args().revision
     start_process()

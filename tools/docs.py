@@ -6,7 +6,6 @@ docs/params.md comes from stages/params.py, dvc.yaml and params/demo.yaml, docs/
 `dvc dag`. Run it after a change of one of these; a test compares.
 """
 
-import argparse
 import math
 import re
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from stages.params import Params, read
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from tools.commands import run_command
 
 PARAMS_PAGE = """\
@@ -53,11 +52,7 @@ each stage reads and writes.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.docs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.docs", __doc__)
     parser.parse_args()
     start_process()
     for path, text in make_pages().items():

@@ -61,7 +61,7 @@ from stages.imagery.unusable_image import MIN_SIDE, NO_BLACK_AND_WHITE, Unusable
 from stages.params import Extractor, Params, load
 from stages.reporting.rows import format_number, read_interval
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
@@ -132,11 +132,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.evaluate", __doc__)
     parser.add_argument("real", type=Path, help="held-out real images: a Parquet file or a folder")
     parser.add_argument("generated", type=Path, help="generated images, likewise")
     parser.add_argument(

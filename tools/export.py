@@ -22,7 +22,6 @@ with a card about the run. --dry-run writes the folders, prints each file with i
 size, and uploads nothing.
 """
 
-import argparse
 import json
 import os
 import re
@@ -42,7 +41,7 @@ from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log, progress_bar
 from stages.text.writers import ADAPTER, LANGUAGE
 from tools.commands import run_command
@@ -54,11 +53,7 @@ MAX_NAME_BYTES = 200  # of a file name; file systems take up to 255
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.export", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, files in (("imagefolder", "PNGs"), ("geotiff", "GeoTIFFs")):
         command = commands.add_parser(name, help=f"a split, or the generated images, as {files}")

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log
 from tools.cache import format_size
 from tools.rehearsal import cuts, inputs
@@ -74,11 +74,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.rehearse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.rehearse", __doc__)
     parser.add_argument("scale", nargs="*", help="as for tools.scale")
     parser.add_argument(
         "--random-weights",

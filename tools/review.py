@@ -6,22 +6,17 @@ checks the CSV that the blind page saved, adds the answers from metrics/review_k
 in data/reviews. Commit it and run `dvc repro`.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 from stages.common.csv_files import write_csv
 from stages.reporting.ratings import FILED_COLUMNS, REVIEWS, check_saved
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.review",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.review", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("add", help="file the ratings of one expert")
     command.add_argument("file", type=Path, help="the CSV that the blind page saved")

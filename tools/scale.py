@@ -14,7 +14,6 @@ Prints the values that change. Writes nothing if params.yaml holds values that n
 has: they would be lost. --force drops them.
 """
 
-import argparse
 import difflib
 import io
 import itertools
@@ -34,7 +33,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from stages.common.artifacts import write_atomically
 from stages.params import RENAMED, Params, Section, check, read
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 
 PARAMS = Path("params.yaml")
 # A copy of what this tool wrote last: since then the file of its scale may have changed.
@@ -323,11 +322,7 @@ def _show(value: Any) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.scale",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.scale", __doc__)
     parser.add_argument(
         "scale", nargs="*", help=f"{', '.join(scale_names())}, or a path that ends in .yaml"
     )

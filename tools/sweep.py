@@ -12,7 +12,6 @@ otherwise it runs, as <name>-run2 where an older one has the name. Writes sweeps
 for each experiment, with the reason where it has no result.
 """
 
-import argparse
 import copy
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +26,7 @@ from ruamel.yaml import YAML
 
 from stages.params import WRITER_TECHNIQUES, load, read
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log
 from tools.commands import git, run_command
 from tools.sweep_report import CLASS_AGREEMENT, FID, METRICS, OUT, Row, Value, read_metric, report
@@ -53,11 +52,7 @@ class Workspace:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("tools.sweep", __doc__)
     parser.add_argument("sweep", choices=METRICS)
     parser.add_argument("number", type=int, nargs="?", help="of one experiment, from 0")
     options = parser.parse_args()

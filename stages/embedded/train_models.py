@@ -7,10 +7,9 @@
 The pipeline runs with these models when nothing is downloaded.
 """
 
-import argparse
 from pathlib import Path
 
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 
 # How much of the diffusion model is trained: `stages.embedded.train_diffusion.Amounts`.
 AMOUNTS = {
@@ -24,11 +23,7 @@ AMOUNTS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.embedded.train_models",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("stages.embedded.train_models", __doc__)
     models = parser.add_subparsers(dest="model", required=True)
     diffusion = models.add_parser("diffusion", help="VAE, text encoder and UNet")
     diffusion.add_argument(

@@ -30,16 +30,21 @@ def run_stage(main: Callable[..., None], doc: str | None, **choices: Iterable[st
     Raises:
         SystemExit: code 0 after `--help`, code 2 after a usage line for an unknown argument.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m stages.{Path(sys.argv[0]).stem}",
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(f"stages.{Path(sys.argv[0]).stem}", doc)
     for name, values in choices.items():
         parser.add_argument(name, choices=list(values))
     arguments = parser.parse_args()
     start_process()
     main(*(getattr(arguments, name) for name in choices))
+
+
+def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """A parser of the arguments of `python -m module`, whose help shows `doc` as it is."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def start_process() -> None:
