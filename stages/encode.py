@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +22,9 @@ from accelerate import PartialState
 
 from stages.common import sources
 from stages.common.artifacts import (
-    decode_image,
     fingerprint,
     read_json,
     shard_paths,
-    stream_rows,
     write_json,
     write_table,
 )
@@ -37,6 +34,7 @@ from stages.diffusion.encoding import (
     GB,
     VaeEncoder,
     count_images,
+    dataset_normalization,
     encode_captions,
     encode_images,
     latent_bytes,
@@ -46,10 +44,8 @@ from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
 from stages.params import Encode, load
 from stages.runtime.errors import exit_with_error
-from stages.runtime.parallel import ordered_map
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
-from stages.runtime.progress import progress_bar
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -65,6 +61,7 @@ def main() -> None:
     state = process_state()
     start = models.start_folder()
     check_config(config, state)
+    models.check_scheduler(start)
     latents_bytes = check_latents_size(config, start)
 
     # Start from an empty output folder.
@@ -85,12 +82,13 @@ def main() -> None:
     inputs += [start / part for part in ("vae", "tokenizer", "text_encoder")]
     inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
     with resume_folder("encode", fingerprint({"encode": config.model_dump()}, inputs)) as cache:
-        # How pixels are normalized: as the VAE reads them, or by their own mean and deviation.
+        # How pixels are normalized: as the VAE reads them, or by the training tiles' statistics.
         normalization_file = cache / "normalization.json"
         if state.is_main_process and not normalization_file.exists():
-            own = config.normalization == "dataset"
+            by_dataset = config.normalization == "dataset"
             write_json(
-                normalization_file, dataset_normalization(TRAIN) if own else read_folded(start)
+                normalization_file,
+                dataset_normalization(TRAIN) if by_dataset else read_folded(start),
             )
         state.wait_for_everyone()
         normalization = read_json(normalization_file)
@@ -180,29 +178,6 @@ def fetch_base_domain(config: Encode) -> None:
     """Write images of the base model's own domain to `BASE_IMAGES`, as large as training tiles."""
     base_domain.fetch(config.base_domain, config.base_images, tile_size(TRAIN), BASE_IMAGES)
     (BASE_IMAGES / "SOURCE.json").replace(OUT / "SOURCE_base.json")
-
-
-def dataset_normalization(images: Path) -> dict[str, Any]:
-    """Mean and standard deviation [3] of the pixels of a folder of shards, in [0, 1]."""
-    cells = (("", row["image"]) for row in stream_rows(images, ["image"]))
-    histograms = progress_bar(
-        ordered_map(channel_histograms, cells),
-        total=count_images(images),
-        desc="encode normalization",
-        unit="image",
-    )
-    counts = sum(histogram for _, histogram in histograms)  # [3, 256]
-    levels = np.arange(256) / 255
-    pixel_count = counts[0].sum()
-    mean = counts @ levels / pixel_count
-    std = np.sqrt(np.maximum(counts @ levels**2 / pixel_count - mean**2, 1e-8))
-    return {"normalization": "dataset", "mean": mean.tolist(), "std": std.tolist()}
-
-
-def channel_histograms(cell: dict) -> np.ndarray:
-    """How many pixels of an image have each level: int64 [3, 256]."""
-    channels = np.asarray(decode_image(cell)).reshape(-1, 3).T
-    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
 
 
 def number_captions(folders: Iterable[Path]) -> pa.Array:

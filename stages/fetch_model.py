@@ -27,7 +27,6 @@ from stages.common.stable_diffusion import (
     check_unet_weights,
     log_missing_prediction_type,
 )
-from stages.diffusion.models import check_scheduler
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
@@ -49,7 +48,6 @@ def main(role: str) -> None:
         # The embedded model was checked before it was shipped: importing diffusers takes seconds.
         if role == "diffusion" and model and source != "embedded":
             check_unet_weights(out, label)
-            check_scheduler(out, label)
             log_missing_prediction_type(out, label)
         hashes = sources.file_hashes(files, out)
         sources.write_source_json(out, source, **resolved, files=hashes)

@@ -14,6 +14,7 @@ class are an error.
 """
 
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,18 +22,19 @@ import pyarrow as pa
 from stages.common.artifacts import stream_rows, write_json, write_table
 from stages.diffusion.models import start_folder
 from stages.imagery.captions import caption_from_scene
-from stages.params import Prompt, load
+from stages.params import Prompt, Words, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics
-from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words
+from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words, terms_in
 from stages.text.prompt_writing import PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Retriever
 from stages.text.writers import INSTRUCTED, make_writer
 from stages.text.writers.answer_cache import open_answer_cache
 
 TRAIN = Path("data/imagery/train")
+TILES_BATCH = 1000  # whose captions are searched together
 SCHEMA = pa.schema(
     [
         ("row", pa.int32()),
@@ -50,7 +52,7 @@ SCHEMA = pa.schema(
 def main() -> None:
     params = load()
     prompt = params.prompt
-    training = read_training_captions()
+    training = read_training_captions(params.classes, prompt.words)
     classes = ClassLexicon(complete_words(params.classes, prompt.words, training))
     counts = {label: count for label, count in params.prompts_per_class().items() if count}
     retriever = Retriever(INDEX, EMBEDDER)
@@ -100,16 +102,23 @@ def main() -> None:
         )
 
 
-def read_training_captions() -> TrainingCaptions:
-    """Read what the captions of the training tiles say."""
-    captions: dict[str, None] = {}
+def read_training_captions(
+    classes: dict[str, list[str]], words: dict[str, Words]
+) -> TrainingCaptions:
+    """Read what the captions of the training tiles say of the classes."""
+    terms = ClassLexicon(complete_words(classes, words)).terms
+    held: set[str] = set()
     of_scenes: dict[str, str] = {}
     from_names = True
-    for row in stream_rows(TRAIN, ["captions", "scene"]):
-        captions |= dict.fromkeys(row["captions"])
-        of_scenes[row["scene"]] = caption_from_scene(row["scene"])
-        from_names = from_names and row["captions"] == [of_scenes[row["scene"]]]
-    return TrainingCaptions(". ".join(captions), of_scenes if from_names else {})
+    tiles = stream_rows(TRAIN, ["captions", "scene"])
+    while batch := list(islice(tiles, TILES_BATCH)):
+        text = ". ".join(dict.fromkeys(text for tile in batch for text in tile["captions"]))
+        held |= terms_in(text, terms - held)
+        for tile in batch:
+            scene = tile["scene"]
+            of_scenes[scene] = of_scenes.get(scene) or caption_from_scene(scene)
+            from_names = from_names and tile["captions"] == [of_scenes[scene]]
+    return TrainingCaptions(frozenset(held), of_scenes if from_names else {})
 
 
 def check_negative_prompt(text: str, count_tokens: checks.ClipTokenCounter) -> None:
@@ -161,12 +170,11 @@ def log_unread_names(
     collector: PromptCollector, classes: ClassLexicon, training: TrainingCaptions
 ) -> None:
     """Log how many prompts name their class by words that no training caption holds."""
-    read = {label: classes.names_in(training.text, label) for label in classes.words}
-    unread = [
-        kept
-        for kept in collector.kept
-        if read[kept.label].isdisjoint(classes.names_in(kept.text, kept.label))
-    ]
+    unread = []
+    for kept in collector.kept:
+        words = classes.words[kept.label]
+        if training.terms.isdisjoint(terms_in(kept.text, words.names + words.kinds)):
+            unread.append(kept)
     if unread:
         log(
             f"prompt: {len(unread)} of {len(collector.kept)} prompts name their class by words "

@@ -8,7 +8,14 @@ import pytest
 
 from stages.params import Words
 from stages.text import checks
-from stages.text.class_words import LOOKS, PARTS, ClassLexicon, TrainingCaptions, complete_words
+from stages.text.class_words import (
+    LOOKS,
+    PARTS,
+    ClassLexicon,
+    TrainingCaptions,
+    complete_words,
+    terms_in,
+)
 from stages.text.writers.extractive import compose_candidates, score_sentence
 from stages.text.writers.instructions import FEW_SHOT_EXAMPLES, few_shot_examples, format_request
 
@@ -54,7 +61,10 @@ def test_words_are_derived_of_names_and_scenes():
 
 def test_derived_names_that_no_caption_holds_are_kinds():
     classes = {"Wald": ["Nadelwald", "Laubwald"], "Open water": ["See"], "Heide": ["Moor"]}
-    training = TrainingCaptions("dark nadelwald. a see beside open water. a moor", {})
+    terms = ClassLexicon(complete_words(classes, {})).terms
+    held = terms_in("dark nadelwald. a see beside open water. a moor", terms)
+    assert held == {"nadelwald", "see", "open water", "moor"}
+    training = TrainingCaptions(frozenset(held), {})
     words = complete_words(classes, {"Heide": Words(names=["heide"])}, training)
     assert words["Wald"][:3] == (("nadelwald",), ("wald", "laubwald"), "wald, nadelwald, laubwald")
     assert words["Open water"][:2] == (("open water", "see"), ())

@@ -166,6 +166,12 @@ FAULTS = [
         [f"{BASE}: ", "caption ''", "NaN", "weights of the text encoder"],
     ),
     (encode, add_token, {}, [f"{BASE}: ", "satx"]),
+    (
+        encode,
+        set_config("scheduler/scheduler_config.json", beta_schedule="sigmoid"),
+        {},
+        [f"{BASE}/scheduler/scheduler_config.json: ", "PNDMScheduler", "sigmoid"],
+    ),
     (sample, add_token, {}, [f"{BASE}: ", "satx"]),
     (
         finetune_sd,

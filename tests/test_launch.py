@@ -111,8 +111,8 @@ def test_no_more_processes_than_visible_devices(probe, devices, printed):
     assert sorted(done.stdout.splitlines()) == printed, done.stderr
 
 
-@pytest.mark.parametrize("devices, used", [("2,3", "2,3"), ("5,2,3", "5,2")])
-def test_visible_devices_replace_those_of_the_config(probe, devices, used):
+@pytest.mark.parametrize("devices, used", [("2,3", "2,3"), ("5,2,3", "5,2"), ("3,1,0", "0,1")])
+def test_visible_devices_replace_those_of_the_config_that_are_not_among_them(probe, devices, used):
     launcher = probe / "stages/runtime/launch.py"
     launcher.write_text(launcher.read_text().replace("torch.cuda.device_count()", "3"))
     on_devices = PROBE.replace("\\n", " on {os.environ['CUDA_VISIBLE_DEVICES']}\\n")
@@ -132,19 +132,22 @@ def test_devices_that_are_not_there_are_one_line(probe, devices):
 
 
 @pytest.mark.parametrize(
-    "config, cpu, devices",
+    "config, visible, cpu, devices",
     [
-        ("num_processes: 1\nuse_cpu: true\n", "true", ""),
-        ("num_processes: 1\ngpu_ids: '3'\n", None, "3"),
-        ("num_processes: 1\ngpu_ids: all\n", None, None),
+        ("num_processes: 1\nuse_cpu: true\n", None, "true", ""),
+        ("num_processes: 1\ngpu_ids: '3'\n", None, None, "3"),
+        ("num_processes: 1\ngpu_ids: '3'\n", "0,3", None, "3"),
+        ("num_processes: 1\ngpu_ids: '3'\n", "5,0", None, "5"),
+        ("num_processes: 1\ngpu_ids: all\n", None, None, None),
     ],
 )
-def test_one_process_sees_the_device_of_the_config(probe, config, cpu, devices):
+def test_one_process_sees_the_device_of_the_config(probe, config, visible, cpu, devices):
     (probe / "stages/encode.py").write_text(
         "import os\n"
         "print([os.environ.get(n) for n in ('ACCELERATE_USE_CPU', 'CUDA_VISIBLE_DEVICES')])\n"
     )
-    assert run(probe, config).stdout == f"{[cpu, devices]}\n"
+    environment = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+    assert run(probe, config, **environment).stdout == f"{[cpu, devices]}\n"
 
 
 @pytest.mark.parametrize(

@@ -226,23 +226,6 @@ OTHER_KINDS = {
         set_scheduler(prediction_type="sample"),
         ["scheduler_config.json", "prediction_type sample", "v_prediction"],
     ),
-    "fewer trained betas": (
-        set_scheduler(trained_betas=[0.01] * 500),
-        ["scheduler_config.json", " 500 ", "num_train_timesteps is 1000"],
-    ),
-    "a noise schedule of few schedulers": (
-        set_scheduler(beta_schedule="sigmoid"),
-        ["scheduler_config.json", "PNDMScheduler", "sigmoid"],
-    ),
-    "no timestep spacing": (
-        set_scheduler(timestep_spacing=None),
-        ["scheduler_config.json", "DDPMScheduler", "None", "leading"],
-    ),
-    "another solver": (set_scheduler(solver_type="foo"), ["DPMSolverMultistepScheduler", "foo"]),
-    "NaN as beta": (set_scheduler(beta_end=float("nan")), ["scheduler_config.json", "beta"]),
-    "a beta above 1": (set_scheduler(beta_end=5.0), ["scheduler_config.json", "beta"]),
-    "text as timesteps": (set_scheduler(num_train_timesteps="1000"), ["scheduler_config.json"]),
-    "no timesteps": (set_scheduler(num_train_timesteps=0), ["scheduler_config.json", " 0"]),
     "classes": (save_unet(num_class_embeds=10), ["unet/config.json", "num_class_embeds", "class"]),
     "an upscaler": (
         save_unet(class_embed_type="timestep", in_channels=7),
@@ -290,6 +273,38 @@ def test_a_model_of_another_kind_is_refused_by_name_and_reason(fetch, sd, kind):
     spoil(sd)
     line = refused(fetch, "diffusion", f"path:{sd}")
     assert all(part in line for part in named), line
+
+
+SCHEDULERS = {
+    "fewer trained betas": (
+        set_scheduler(trained_betas=[0.01] * 500),
+        ["scheduler_config.json", " 500 ", "num_train_timesteps is 1000"],
+    ),
+    "a noise schedule of few schedulers": (
+        set_scheduler(beta_schedule="sigmoid"),
+        ["scheduler_config.json", "PNDMScheduler", "sigmoid"],
+    ),
+    "no timestep spacing": (
+        set_scheduler(timestep_spacing=None),
+        ["scheduler_config.json", "DDPMScheduler", "None", "leading"],
+    ),
+    "another solver": (set_scheduler(solver_type="foo"), ["DPMSolverMultistepScheduler", "foo"]),
+    "NaN as beta": (set_scheduler(beta_end=float("nan")), ["scheduler_config.json", "beta"]),
+    "a beta above 1": (set_scheduler(beta_end=5.0), ["scheduler_config.json", "beta"]),
+    "text as timesteps": (set_scheduler(num_train_timesteps="1000"), ["scheduler_config.json"]),
+    "no timesteps": (set_scheduler(num_train_timesteps=0), ["scheduler_config.json", " 0"]),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_a_noise_schedule_that_no_scheduler_can_step_is_one_line(sd, kind):
+    spoil, named = SCHEDULERS[kind]
+    models.check_scheduler(sd)
+    spoil(sd)
+    with pytest.raises(SystemExit) as error:
+        models.check_scheduler(sd)
+    line = str(error.value)
+    assert "\n" not in line and all(part in line for part in named), line
 
 
 def test_settings_of_other_steps_are_left_out(fetch, sd):

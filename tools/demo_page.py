@@ -94,8 +94,11 @@ class DemoModels:
         It is made at the first request for a prompt: a language model may take a minute to load.
         """
         prompt = self.params.prompt
-        training = read_training_captions() if TRAIN.is_dir() else NO_CAPTIONS
-        classes = ClassLexicon(complete_words(self.params.classes, prompt.words, training))
+        labels = self.params.classes
+        training = NO_CAPTIONS
+        if TRAIN.is_dir():
+            training = read_training_captions(labels, prompt.words)
+        classes = ClassLexicon(complete_words(labels, prompt.words, training))
         return PromptCollector(
             make_writer(
                 prompt,

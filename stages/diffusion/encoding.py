@@ -40,7 +40,7 @@ from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
-from stages.runtime.parallel import read_ahead
+from stages.runtime.parallel import ordered_map, read_ahead
 from stages.runtime.progress import log, progress_bar
 
 GB = 10**9
@@ -193,6 +193,29 @@ def encode_images(
             output.write(begin, posteriors)
     output.flush()
     state.wait_for_everyone()
+
+
+def dataset_normalization(images: Path) -> dict[str, Any]:
+    """Mean and standard deviation [3] of the pixels of a folder of shards, in [0, 1]."""
+    cells = (("", row["image"]) for row in stream_rows(images, ["image"]))
+    histograms = progress_bar(
+        ordered_map(channel_histograms, cells),
+        total=count_images(images),
+        desc="encode normalization",
+        unit="image",
+    )
+    counts = sum(histogram for _, histogram in histograms)  # [3, 256]
+    levels = np.arange(256) / 255
+    pixel_count = counts[0].sum()
+    mean = counts @ levels / pixel_count
+    std = np.sqrt(np.maximum(counts @ levels**2 / pixel_count - mean**2, 1e-8))
+    return {"normalization": "dataset", "mean": mean.tolist(), "std": std.tolist()}
+
+
+def channel_histograms(cell: dict) -> np.ndarray:
+    """How many pixels of an image have each level: int64 [3, 256]."""
+    channels = np.asarray(decode_image(cell)).reshape(-1, 3).T
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
 
 
 def count_images(images: Path) -> int:

@@ -56,12 +56,13 @@ class GroupedArrays:
             none_finished = io.BytesIO()
             np.save(none_finished, np.full(group_count, UNFINISHED, np.int64))
             write_atomically(notes, none_finished.getvalue())
-        state.wait_for_everyone()
+        if not state.is_main_process:
+            state.wait_for_everyone()
         self.arrays = memory_map(path, "r+")
         self.checksums = np.load(notes, mmap_mode="r+")
         if state.is_main_process:
             self._drop_damaged_groups(path)
-        state.wait_for_everyone()
+            state.wait_for_everyone()
 
     def _drop_damaged_groups(self, path: Path) -> None:
         """Note groups whose values aren't those that were written as unfinished."""
@@ -70,6 +71,7 @@ class GroupedArrays:
         if damaged:
             log(f"{path}: {len(damaged)} of {len(finished)} groups damaged: encoded again")
             self.checksums[damaged] = UNFINISHED
+            self.checksums.flush()
 
     def _checksum(self, group: int) -> int:
         """The CRC-32 of a group's values in the file."""

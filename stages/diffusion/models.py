@@ -168,17 +168,13 @@ def stepping_config(config: dict[str, Any]) -> dict[str, Any]:
     return kept | STEPPING
 
 
-def check_scheduler(folder: Path, label: str) -> None:
+def check_scheduler(folder: Path) -> None:
     """Exit with an error where a scheduler can't step through the noise schedule of a model.
 
-    A stage would end in that after hours of work.
-
-    Args:
-        folder: the model.
-        label: the start of error messages: params key and source.
+    `sample` would end in that after hours of fine-tuning. `folder` is the model.
     """
     config = read_config(folder, "scheduler")
-    file = f"scheduler/{CONFIG_FILES['scheduler']}"
+    file = folder / "scheduler" / CONFIG_FILES["scheduler"]
     for name, scheduler_class in SCHEDULERS.items():
         if name == "pndm" and config.get("rescale_betas_zero_snr"):
             continue  # `sample` refuses it
@@ -187,18 +183,14 @@ def check_scheduler(folder: Path, label: str) -> None:
             scheduler.set_timesteps(4)
             betas = scheduler.betas  # [T]
         except (ValueError, TypeError, LookupError, RuntimeError) as error:
-            exit_with_error(
-                f"{label}: {file}: {scheduler_class} can't step by it: {str(error)[:300]}"
-            )
+            exit_with_error(f"{file}: {scheduler_class} can't step by it: {str(error)[:300]}")
         if len(betas) != config["num_train_timesteps"]:
             exit_with_error(
-                f"{label}: {file}: its noise schedule has {len(betas)} steps, and "
+                f"{file}: its noise schedule has {len(betas)} steps, and "
                 f"num_train_timesteps is {config['num_train_timesteps']}"
             )
         if not ((betas >= 0) & (betas <= 1)).all():  # also where one is NaN
-            exit_with_error(
-                f"{label}: {file}: the betas of its noise schedule are not between 0 and 1"
-            )
+            exit_with_error(f"{file}: the betas of its noise schedule are not between 0 and 1")
 
 
 def context_length(tokenizer: Any, text_encoder: Any) -> int:

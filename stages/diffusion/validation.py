@@ -115,14 +115,14 @@ class Evaluator:
         other_loss = measure_valid(trainer.model, other)
         other_zero_loss = measure_valid(predict_zeros, other)
         message = (
-            f"finetune_sd: the base model's validation loss is {loss:.3g}, predicting nothing has "
+            f"finetune_sd: the base model's validation loss is {loss:.3g}, predicting zeros has "
             f"{zero_loss:.3g}"
         )
         if other_loss / other_zero_loss < loss / zero_loss:
             log(
                 f"{message}: {self.start}/scheduler may have a wrong prediction_type, or none; it "
                 f"is taken as {assumed}, as {other} the loss is {other_loss:.3g}, where predicting "
-                f"nothing has {other_zero_loss:.3g}"
+                f"zeros has {other_zero_loss:.3g}"
             )
         elif loss > zero_loss:
             log(f"{message}: the base knows nothing of these images")

@@ -20,7 +20,7 @@ MIN_DETAIL_RATIO = 0.8
 def draw_in_class_mix(
     real: dict[str, np.ndarray], labels: dict[str, list[str]], seed: int
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """The measures [M] of test tiles in the synthetic images' mix of classes, and whether they are.
+    """The measures [M] of test tiles in the synthetic images' mix of classes, and if they have it.
 
     Some classes have less detail than others. Where too few test tiles show the synthetic images'
     classes, the measures are those of all test tiles.

@@ -195,6 +195,8 @@ def artifacts_note(artifacts: dict) -> str:
             detail = ""  # real tiles of one color have none
             if "detail_ratio" in values:
                 detail = f"{values['detail_ratio']:.2f} times the finest detail of real tiles, "
+            if values.get("class_mix") == 0:
+                detail = f"(compared with test tiles of all classes) {detail}"
             sentences.append(
                 "**Compression, resizing or blur differs between the "
                 f"{IMAGE_SETS[image_set]} and the real tiles**: {detail}"

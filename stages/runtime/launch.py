@@ -3,7 +3,7 @@
     python -m stages.runtime.launch <stage> [item]
 
 `dvc.yaml` holds this same command on every machine; `accelerate config`, answered once per machine,
-decides how many processes run it, but no more than there are devices in $CUDA_VISIBLE_DEVICES.
+decides how many processes run it, on which devices; $CUDA_VISIBLE_DEVICES may name others.
 Without a config, or for a single process, the stage runs right here. Results don't depend on it.
 """
 
@@ -83,17 +83,17 @@ def launch(stage: str, arguments: list[str]) -> None:
 
 
 def limit_to_visible_devices(config: dict) -> None:
-    """Where $CUDA_VISIBLE_DEVICES names devices, take those in place of the config's.
+    """Where $CUDA_VISIBLE_DEVICES lacks a device of the config, take its devices instead.
 
-    No more of them than the config has processes; where they are fewer, as many processes. So one
-    experiment per GPU can run on a machine whose config is for all of them. Exits with an error
-    where the machine hasn't got these devices.
+    If there are more of them than processes, take the first ones; if fewer, start one process for
+    each. So one experiment per GPU can run on a machine whose config is for all of them. Exits with
+    an error where the machine hasn't got these devices.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     # As CUDA reads it: what stands behind a negative number is not visible either.
     visible = takewhile(lambda device: not device.strip().startswith("-"), named.split(","))
-    devices = [device for device in visible if device.strip()]
-    if not devices:
+    devices = [device.strip() for device in visible if device.strip()]
+    if not devices or set(config["gpu_ids"].split(",")) <= set(devices):
         return
     config["gpu_ids"] = ",".join(devices[: config["num_processes"]])
     if len(devices) < config["num_processes"]:
@@ -107,7 +107,9 @@ def choose_device(config: dict) -> None:
         os.environ["ACCELERATE_USE_CPU"] = "true"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif config["gpu_ids"] != "all":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", config["gpu_ids"])
+        # Of several machines, each has devices of its own: what is set there counts.
+        if config["num_machines"] == 1 or "CUDA_VISIBLE_DEVICES" not in os.environ:
+            os.environ["CUDA_VISIBLE_DEVICES"] = config["gpu_ids"]
 
 
 def config_file() -> Path:

@@ -7,7 +7,7 @@ other class must not contain it.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -51,11 +51,11 @@ class ClassWords(NamedTuple):
 class TrainingCaptions(NamedTuple):
     """What the captions of the training tiles say."""
 
-    text: str  # the distinct captions, separated by full stops
+    terms: frozenset[str]  # the names and kinds of classes that a caption holds
     of_scenes: dict[str, str]  # each scene's, where all are written from class names; else empty
 
 
-NO_CAPTIONS = TrainingCaptions("", {})
+NO_CAPTIONS = TrainingCaptions(frozenset(), {})
 
 
 def complete_words(
@@ -79,14 +79,14 @@ def complete_words(
     }
     kinds = {label: _tidy(given[label].kinds or ()) for label in classes}
     names_of_all = _compile(sum([*names.values(), *kinds.values()], ()))
-    captions = _fold(training.text)
     completed = {}
     for label, scenes in classes.items():
         terms = names[label] + kinds[label]
         trained = names[label]
         shown: list[str] = []  # captions of its scenes
         if not given[label].names:
-            trained = _terms_in(captions, names[label]) or names[label]
+            known = tuple(term for term in names[label] if term in training.terms)
+            trained = known or names[label]
             shown = [training.of_scenes[name] for name in scenes if name in training.of_scenes]
         completed[label] = ClassWords(
             trained,
@@ -138,6 +138,7 @@ class ClassLexicon:
         self._owners = {
             _squeeze(form): label for term, label in owners.items() for form in _forms(term)
         }
+        self.terms = frozenset(owners)
         self._terms = _compile(tuple(owners))
 
     def find_mentions(self, text: str) -> list[Mention]:
@@ -152,10 +153,6 @@ class ClassLexicon:
         terms = [mention.term for mention in self.find_mentions(text) if mention.label == label]
         is_plain = _compile(self.words[label].names)
         return any(is_plain.search(term) for term in terms)
-
-    def names_in(self, text: str, label: str) -> set[str]:
-        """Return the names and kinds of a class that a text holds, also within longer ones."""
-        return set(_terms_in(_fold(text), self.words[label].names + self.words[label].kinds))
 
     def words_before_name(self, text: str, label: str) -> int:
         """Count the words before the first name of a class; 10**6 if the text does not name it."""
@@ -255,8 +252,16 @@ def _fold(text: str) -> str:
     return "".join(letter if len(letter.casefold()) > 1 else letter.casefold() for letter in text)
 
 
-def _terms_in(folded: str, terms: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(term for term in terms if _compile((term,)).search(folded))
+def terms_in(text: str, terms: Iterable[str]) -> set[str]:
+    """Return the terms that a text holds, also within longer ones."""
+    folded = _fold(text)
+    return {term for term in terms if _may_hold(folded, term) and _compile((term,)).search(folded)}
+
+
+def _may_hold(folded: str, term: str) -> bool:
+    """Return whether a text holds the beginning of a term, which is much faster to see."""
+    first_words = [re.split(HYPHENS, singular)[0] for singular in _singulars(_fold(term))]
+    return any(word[:-1] in folded for word in first_words)
 
 
 def _squeeze(text: str) -> str:
