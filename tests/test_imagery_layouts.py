@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import tarfile
+import time
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -495,12 +496,16 @@ def test_a_single_list_of_json_may_be_no_class(tmp_path, content, names, scene):
     ]
 
 
-def test_a_single_list_of_images_of_several_classes_is_none(tmp_path):
-    draw(tmp_path, "airport_1.png", "beach_1.png")
-    entries = [{"filename": f"{scene}_1.png", "raw": "a b"} for scene in ("airport", "beach")]
-    (tmp_path / "a.json").write_text(json.dumps({"chips": entries}))
+def test_json_of_each_class_keeps_the_class_whatever_its_images_are_named(tmp_path):
+    places = {"wheat": ("northw", "southw"), "forest": ("east", "west")}
+    for scene, names in places.items():
+        draw(tmp_path, *(f"{name}_0.png" for name in names))
+        entries = [{"filename": f"{name}_0.png", "raw": "from above"} for name in names]
+        (tmp_path / f"{scene}.json").write_text(json.dumps({scene: entries}))
     items, _ = read(tmp_path)
-    assert [item["scene"] for item in items.values()] == [None, None]  # their names tell it
+    assert {name: item["scene"] for name, item in items.items()} == {
+        f"{name}_0.png": scene for scene, names in places.items() for name in names
+    }
 
 
 # Parquet
@@ -756,7 +761,10 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         ("tokens.txt", "lake_1.png\t一条河"),
         ("results_20130124.token", "lake_1.png#0\ta clear view"),
         ("train.lst", "lake_1.png a clear view"),
+        ("train.lst", "lake/lake_1.png#0\ta clear view"),
         ("train.tab", "lake_1.png\ta clear view"),
+        ("train.tab", "file\tcaption\n'lake_1.png'\t'a clear view'"),
+        ("Flickr", "lake_1.png#0 a clear view"),
         ("Flickr", "lake_1.png\ta clear view"),
         ("data.json", '[{"image": "lake_1.png", "caption 2": "lake"}]'),
         ("late.txt", "0123456 789\n" * 10_000 + "lake_1.png: a clear view"),
@@ -791,6 +799,16 @@ def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name,
     (tmp_path / "in" / name).write_text(content)
     assert str(open_source(tmp_path / "in", KEY).unread_captions).startswith(name)
     assert name in error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+
+
+def test_long_words_beside_an_image_name_are_read_in_no_time(tmp_path):
+    draw(tmp_path, "lake/lake_1.png", "river/river_1.png")
+    (tmp_path / "thumbnails.tsv").write_text("iVBORw0KGgo/" * 3000 + "/lake_1.png\n")
+    (tmp_path / "thumbnails.tab").write_text("lake_1.png\t" + "iVBORwKGgo/" * 3000)
+    (tmp_path / "blank.yaml").write_text("\n" * 20_000)
+    start = time.perf_counter()
+    assert open_source(tmp_path, KEY).unread_captions is None
+    assert time.perf_counter() - start < 2
 
 
 def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
@@ -845,6 +863,15 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ("captioned/meta/lake_1.hdr", "samples = 40"),
         ("captioned/meta/lake_1", "a raster of ENVI"),
         ("lake_1_bytes", "lake_1.png: a clear view\0"),
+        ("lake/lake_1.tab", '!table\n!version 300\n\nDefinition Table\n  File "lake_1.png"\n'),
+        ("lake/lake_1.lst", "the lines of a listing"),
+        ("train.lst", "0\t1.0\tlake/lake_1.png"),
+        ("ls-lR", "./lake:\n-rw-r--r-- 1 anna users 1234 Jan  1 12:00 lake_1.png\n"),
+        ("processing_log", "Wrote lake_1.png in 3.2 seconds without warnings"),
+        ("processing_log", "lake_1.png done in 3.2 seconds without warnings"),
+        ("MANIFEST", "lake_1.png: PNG image data, 40 x 40, 8-bit/color RGB, non-interlaced"),
+        ("MANIFEST", "lake_1.png\t1234 bytes of md5 0cc175b9c0f1b6a8"),
+        ("table.tab", "file\tsensor\tseason\ttext\nlake_1.png\tSentinel-2 L2A\tdry season\tx"),
         ("notes.md", "removed lake_2.png and lake_1.png because they were broken"),
         ("__MACOSX/metadata.jsonl", "no JSON"),
         ("__MACOSX/sea/1.png", "no image"),
@@ -984,6 +1011,14 @@ def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, cap
         check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
         line = "classes from file names; not read: land_cover (a class field is named scene, "
         assert (line in capsys.readouterr().err) == told
+    # Names that are numbers give none.
+    draw(tmp_path / "numbers", "1.png", "2.png")
+    rows = [{"file_name": f"{i}.png", "text": "a lake", "cloud_cover": i} for i in (1, 2)]
+    write_csv(tmp_path / "numbers/metadata.csv", rows)
+    source = open_source(tmp_path / "numbers", KEY)
+    check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
+    log = capsys.readouterr().err
+    assert "0 scene(s)" in log and "classes from" not in log
 
 
 def test_classes_of_other_imagery_are_one_line(tmp_path):
@@ -998,6 +1033,23 @@ def test_classes_of_other_imagery_are_one_line(tmp_path):
         check_classes(survey, {"Woods": ["forrest"]})
     check_classes(survey, {"Built": ["airport"], "Water": ["lake"]})
     check_classes(survey, {"Built": [], "Water": []})
+
+
+def test_names_of_captioned_tiles_that_are_no_classes_are_told(tmp_path, capsys):
+    """These can be fine-tuned on. A field of classes says that something in params is wrong."""
+    names = ["IMG_1.png", "DSC_1.png", "S2A_20210501_T32TQM_0_64.png"]
+    draw(tmp_path, *names)
+    rows = [{"file_name": name, "text": "a lake"} for name in names]
+    write_json_lines(tmp_path / "metadata.jsonl", rows)
+    check_classes(survey_items(open_source(tmp_path, KEY), SkipReport()), {"Built": ["airport"]})
+    log = capsys.readouterr().err
+    assert "classes: no image shows any of their scenes (airport)" in log and "DSC, IMG" in log
+    write_json_lines(
+        tmp_path / "metadata.jsonl", [row | {"class": f"C{i}"} for i, row in enumerate(rows)]
+    )
+    survey = survey_items(open_source(tmp_path, KEY), SkipReport())
+    with pytest.raises(SystemExit, match="^error: classes: no image shows any"):
+        check_classes(survey, {"Built": ["airport"]})
 
 
 def test_classes_that_differ_in_case_are_one_line(tmp_path):

@@ -428,10 +428,30 @@ def test_a_gap_may_hold_a_few_pixels_beside_many_of_the_fill_value():
         assert has_gap(fill, 2000) and has_gap(fill, 2000, (fill / 2, 1))
         assert has_gap(fill, 2000, (fill * 0.6, 150))  # resampled edges
         assert not has_gap(fill, 2000, (fill * 0.6, 300))
+    for fill in (-9990, 65_535):  # far from the others, compared with their spread
+        assert has_gap(fill, 2000, (fill * 0.6, 150))
     # Bright land and lakes, which are 0 where they were clipped; dark land and saturated clouds.
     for clipped, between in ((0, 700), (10_000, 7000)):
-        assert has_gap(clipped, 2000) and has_gap(clipped, 2000, (between, 1))
-        assert not has_gap(clipped, 2000, (between, 40))
+        assert has_gap(clipped, 2000) and not has_gap(clipped, 2000, (between, 1))
+
+
+def test_a_constant_background_is_no_fill_value():
+    """What lies in the lower half of the range may be little beside it."""
+    rng = np.random.default_rng(0)
+    others = {
+        -25: rng.normal(-10, 3, (1, 3000)),  # radar in dB, clipped at its noise
+        3: 3 + rng.exponential(10, (1, 1000)),  # lights at night
+        1: np.concatenate([rng.uniform(1, 40, (1, 60)), rng.normal(80, 8, (1, 940))], axis=1),
+        # Water of three bands, its shore and land.
+        100: np.concatenate(
+            [rng.uniform(100, 900, (3, 100)), rng.normal(1500, 150, (3, 900))], axis=1
+        ),
+    }
+    for low, values in others.items():
+        sample = np.concatenate([np.full((len(values), 9000), low), np.maximum(values, low)], 1)
+        assert find_gap([sample], percentile_stretch([sample])) is None
+    levels = np.repeat([[1, 2, 3]], [90, 5, 5], axis=1)
+    assert find_gap([levels], [(1, 3)]) is None
 
 
 @pytest.mark.filterwarnings("error")

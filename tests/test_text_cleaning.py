@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 from stages.text import clean, papers
 from stages.text.hyphens import join_hyphens, word_counts
 from stages.text.line_numbers import strip_line_numbers
-from stages.text.reading_order import split_columns
+from stages.text.reading_order import read_page, split_columns
 from stages.text.references import reference_lists
 from stages.text.running_lines import find_running_lines
 
@@ -364,6 +364,31 @@ def test_text_that_is_drawn_twice_is_read_once(tmp_path, shift, is_layer):
         once = read(draw(tmp_path / "once.pdf", [page]))
         twice = read(draw(tmp_path / "twice.pdf", [doubled]))
         assert twice.lines == once.lines and twice.status == "ok"
+
+
+@pytest.mark.parametrize("family", ["helvetica", "dejavu"])
+def test_double_letters_in_small_type_stay(tmp_path, family):
+    """Where each letter is drawn by itself, the second of "ll" is less than a point away."""
+    from fpdf import FPDF
+    from pypdf import PdfReader
+
+    document = FPDF()
+    if family == "dejavu":  # whose codes have two bytes
+        font = next(Path("/usr/share/fonts").rglob("DejaVuSans.ttf"), None)
+        if font is None:
+            pytest.skip("needs DejaVuSans.ttf")
+        document.add_font(family, fname=str(font))
+    document.set_font(family, size=3.4 if family == "dejavu" else 4.4)
+    document.add_page()
+    word = "hillside skiing"
+    x = 20.0
+    for letter in word:
+        document.text(x, 20, letter)
+        document.text(x, 20, letter)  # fake bold type
+        x += document.get_string_width(letter)
+    document.output(str(tmp_path / "small.pdf"))
+    (page,) = PdfReader(tmp_path / "small.pdf").pages
+    assert read_page(page).text.split() == word.split()
 
 
 def test_unreadable_papers_are_named_with_the_share_that_was_read(tmp_path, capsys):

@@ -15,11 +15,12 @@ Pair = tuple[float, float]
 Setting = Literal["auto", "none"] | float | list[float] | list[list[float]]  # as in the params
 PERCENTILES = (2, 98)
 MAX_SAMPLES = 2**22  # pixels that the percentiles are computed of; up to it, all pixels
-# Pixels in a gap, per pixel of a fill value: resampling makes such at the edges of the fill. Dark
-# pixels may be clipped at 0, and bright ones at the maximum, and few pixels lie between these and
-# the others.
+# Pixels in a gap, per pixel of a fill value: resampling makes such at the edges of the fill.
 MAX_STRAYS = 0.1
-MAX_STRAYS_IF_CLIPPED = 0.001
+# What is a fill value, and no dark background: such a low, or a value that is so many times farther
+# from most pixels than these from each other.
+MAX_FILL = -9999
+FAR = 10
 
 
 def fixed_stretch(setting: Setting) -> list[Pair] | None:
@@ -81,23 +82,28 @@ def extreme_share(samples: Iterable[np.ndarray], stretch: list[Pair]) -> float:
 
 
 def find_gap(samples: Iterable[np.ndarray], stretch: list[Pair]) -> Pair | None:
-    """The first pair between whose low, or high, and whose middle is hardly a pixel; or None.
+    """The first pair between whose low, or high, and whose middle is no pixel; or None.
 
-    One of the two is then a value apart from the others, such as -9999. A few pixels may lie
-    between, if many pixels have that value in all bands. A band of two values, such as a mask, has
-    no gap.
+    One of the two is then a value apart from the others, such as -9999. If it can be nothing but a
+    fill value, and many pixels have it in all bands, a few pixels may lie between. A band of two
+    values, such as a mask, has no gap.
     """
     values = np.concatenate(list(samples), axis=1)  # [B, N]
     lows, highs = np.array(stretch).T[:, :, None]  # [B, 1]
     low_count = np.all(values == lows, axis=0).sum()
     high_count = np.all(values == highs, axis=0).sum()
     for band, (low, high) in zip(values, stretch):
-        inside = band[(band > low) & (band < high)]
+        inside = band[(band > low) & (band < high)].astype(np.float64)
+        if not inside.size:
+            continue
         middle = low + (high - low) / 2
-        strays = np.sum(inside <= middle), np.sum(inside >= middle)
-        max_low_strays = low_count * (MAX_STRAYS if low else MAX_STRAYS_IF_CLIPPED)
-        max_high_strays = high_count * MAX_STRAYS_IF_CLIPPED
-        if inside.size and (strays[0] <= max_low_strays or strays[1] <= max_high_strays):
+        start, end = np.percentile(inside, (5, 95))  # of most pixels
+        far = FAR * (end - start)
+        low_is_fill = low <= MAX_FILL or start > max(low + far, middle)
+        high_is_fill = end < min(high - far, middle)
+        if np.sum(inside <= middle) <= low_count * MAX_STRAYS * low_is_fill:
+            return low, high
+        if np.sum(inside >= middle) <= high_count * MAX_STRAYS * high_is_fill:
             return low, high
     return None
 

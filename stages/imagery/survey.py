@@ -35,6 +35,7 @@ class Survey(NamedTuple):
     usable: dict[str | None, list[tuple[float, int]]]  # split -> (name hash, item number) of each
     scenes: Counter[str]  # scene -> number of usable items; "": no scene
     further_captions: dict[int, list]  # item number -> captions of further rows of its image
+    given_scenes: set[str]  # by class folders, labels or a field; not by names beside captions
 
     def image_counts(self) -> dict[str | None, int]:
         """The number of usable items in each split of the source."""
@@ -61,7 +62,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
     Several rows may be of one image: the first usable one stands for it and gets the captions of
     the others.
     """
-    survey = Survey({}, Counter(), {})
+    survey = Survey({}, Counter(), {}, set())
     images: dict[str, FirstRow] = {}  # of each name
     unusable: dict[str, tuple[str, list]] = {}  # name -> reason, captions of its rows so far
     for number, item in enumerate(source.read_items(False)):
@@ -83,6 +84,8 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
         if name in unusable:
             survey.further_captions[number] = unusable.pop(name)[1]
         survey.scenes[scene] += 1
+        if item.scene:
+            survey.given_scenes.add(item.scene)
         survey.usable.setdefault(item.split, []).append((name_hash(name, "keep"), number))
     for name, (reason, _) in unusable.items():
         skipped.add(reason, name)
@@ -174,8 +177,8 @@ def check_survey(
         if not source.has_captions:
             reasons += f"; {ONE_CAPTION}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
-    _log_unread_columns(source, key)
     scenes = sorted(scene for scene in survey.scenes if scene)
+    _log_unread_columns(source, scenes, key)
     if config.caption is not None and (source.has_captions or scenes):
         log(f"{key}: it has captions or classes, so fetch_imagery.caption is not used")
     shown = ", ".join(scenes[:20]) + (" ..." if len(scenes) > 20 else "")
@@ -198,11 +201,11 @@ def check_survey(
     )
 
 
-def _log_unread_columns(source: ImageSource, key: str) -> None:
+def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> None:
     """Log the columns of a table or list that may hold the classes, where file names tell them."""
     read = {*NAME_FIELDS, *SCENE_FIELDS, *caption_fields(source.columns), "image", "split"}
     unread = [name for name in source.columns if name.lower() not in read and name not in read]
-    if unread and first_field(SCENE_FIELDS, source.columns) is None:
+    if scenes and unread and first_field(SCENE_FIELDS, source.columns) is None:
         log(
             f"{key}: classes from file names; not read: {', '.join(unread[:20])} (a class field is "
             f"named {', '.join(SCENE_FIELDS)})"
@@ -213,8 +216,8 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
     """Log the scenes of the classes in params.yaml that no image shows.
 
     Raises:
-        SystemExit: no image shows a scene of any class, two scenes have one name in metrics and
-            files, or a scene has none there.
+        SystemExit: no image shows a scene of any class, though the source gives scenes; two scenes
+            have one name in metrics and files, or a scene has none there.
     """
     scenes = sorted(scene for scene in survey.scenes if scene)
     _check_slugs(scenes)
@@ -224,11 +227,14 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
     missing = [scene for scene in mapped if scene not in scenes]
     named = ", ".join(map(partial(_with_hint, scenes), missing))
     if mapped and len(missing) == len(mapped):
-        exit_with_error(
+        line = (
             f"classes: no image shows any of their scenes ({named}), which the evaluation needs; "
-            f"the imagery has {', '.join(scenes[:60])}: write classes with these"
+            f"the imagery has {', '.join(scenes[:60])}"
         )
-    if missing:
+        if survey.given_scenes:
+            exit_with_error(f"{line}: write classes with these")
+        log(f"{line} by its file names: ceiling and classify will fail")
+    elif missing:
         log(f"classes: no image shows {named}")
 
 

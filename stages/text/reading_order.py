@@ -13,6 +13,7 @@ SHOW_TEXT = (b"Tj", b"TJ", b"'", b'"')
 # Where none of these stands in front of a string, it goes on where the one before it ends.
 MOVE_TEXT = (b"BT", b"Td", b"TD", b"Tm", b"T*", b"'", b'"')
 MAX_SHIFT = 1  # points, across and up, from a text to its repetition
+MAX_LETTER_SHIFT = 0.3  # the same for a single letter: in "ll", the next is near in small type
 MIN_ROWS = 6  # of a page whose columns are drawn row by row
 MIN_COLUMN_POINTS = 90  # from the left edge of a column to that of the next
 MIN_GAP = 2  # characters between two columns
@@ -35,7 +36,7 @@ class Run(NamedTuple):
 
     x: float  # of the start, in points
     y: float
-    strings: dict[int, str]  # as they are encoded, by their numbers in the order of drawing
+    strings: dict[int, bytes]  # as they are encoded, by their numbers in the order of drawing
 
 
 class Drawing:
@@ -87,7 +88,10 @@ class Drawing:
                 position = _position(form, [1, 0, 0, 1, *position])
             self.runs.append(Run(*position, {}))
         if operands:
-            self.runs[-1].strings[self.count] = str(operands[-1])
+            # TJ shows several parts, with numbers between them.
+            parts = operands[-1] if isinstance(operands[-1], list) else operands[-1:]
+            shown = b"".join(part for part in parts if isinstance(part, bytes))
+            self.runs[-1].strings[self.count] = shown
         self.count += 1
         self.is_moved = False
 
@@ -115,13 +119,16 @@ def _repeated_strings(runs: list[Run]) -> set[int]:
     sees in front of the next string is measured from it.
     """
     repeated: set[int] = set()
-    latest: dict[tuple[str, int, int], Run] = {}  # by the strings and the rounded position
+    latest: dict[tuple[bytes, int, int], Run] = {}  # by the strings and the rounded position
     for run in runs:
-        strings = "".join(run.strings.values())
-        x, y = round(run.x / MAX_SHIFT), round(run.y / MAX_SHIFT)
+        strings = b"".join(run.strings.values())
+        # A code of two bytes begins with a control character's.
+        is_letter = len(strings) == 1 or len(strings) == 2 and strings[0] < 32
+        max_shift = MAX_LETTER_SHIFT if is_letter else MAX_SHIFT
+        x, y = round(run.x / max_shift), round(run.y / max_shift)
         for near in product((strings,), (x - 1, x, x + 1), (y - 1, y, y + 1)):
             other = latest.get(near)
-            if other and max(abs(run.x - other.x), abs(run.y - other.y)) <= MAX_SHIFT:
+            if other and max(abs(run.x - other.x), abs(run.y - other.y)) <= max_shift:
                 repeated.update(other.strings)
         latest[strings, x, y] = run
     return repeated

@@ -4,8 +4,8 @@
     {"airport": [{"filename": "airport_1.jpg", "split": "train", "raw": "a plane", "raw_1": "..."}]}
     {"airport_1.jpg": ["a plane", "..."]}
 
-The second is that of NWPU-Captions; a single list may have another name than that of a class. The
-images lie in any folder below the root.
+The second is that of NWPU-Captions; a single list may be named `data` or the like, which is no
+class. The images lie in any folder below the root.
 """
 
 import json
@@ -23,7 +23,6 @@ from stages.imagery.readers.items import (
     ImageSource,
     SourceItem,
     first_field,
-    scene_of,
     skipped_file,
     split_folder,
     split_value,
@@ -35,8 +34,8 @@ from stages.runtime.errors import exit_with_error
 
 # Names of a single list of images in JSON that are no class.
 LIST_NAMES = {
-    *("annotations", "captions", "data", "dataset", "entries", "examples", "items", "list"),
-    *("records", "results", "root", "rows", "samples", "tiles"),
+    *("annotations", "captions", "data", "dataset", "entries", "examples", "files", "images"),
+    *("items", "list", "records", "results", "root", "rows", "samples", "tiles"),
 }
 
 
@@ -101,7 +100,7 @@ def _entries(value: Any) -> list[tuple[str | None, dict]]:
     elif isinstance(value, dict):
         lists = [(name, images) for name, images in value.items() if isinstance(images, list)]
         captioned = [name for name, images in lists if name and _are_captioned(images)]
-        if len(captioned) == 1 and not _is_class(captioned[0], value[captioned[0]]):
+        if len(captioned) == 1 and captioned[0].lower() in LIST_NAMES:
             lists = [(None, value[captioned[0]])]
     entries: list[tuple[str | None, dict]] = []
     for name, images in lists:
@@ -117,18 +116,6 @@ def _are_captioned(images: list) -> bool:
     """Whether one of the values of a list is the entry of an image with captions."""
     entries = (image for image in images if isinstance(image, dict))
     return any(_file_name(entry) and caption_fields(entry) for entry in entries)
-
-
-def _is_class(name: str, images: list) -> bool:
-    """Whether the name of a single list is a class, or a split: not what it holds (`data`).
-
-    It is no class if the names of its images are those of several.
-    """
-    file_names = [_file_name(image) for image in images if isinstance(image, dict)]
-    paths = [posix_path(file_name) for file_name in file_names if isinstance(file_name, str)]
-    scenes = {scene_of(SourceItem(None, path)) for path in paths} - {""}
-    named = {scene for scene in scenes if not any(map(str.isdigit, scene))}
-    return name.lower() not in LIST_NAMES and (len(named) < 2 or bool(standard_split(name)))
 
 
 def _is_captions_of_names(value: Any) -> bool:

@@ -26,6 +26,8 @@ JSON_SUFFIXES = {".json", ".jsonl", ".ndjson", ".geojson"}
 YAML_SUFFIXES = {".yaml", ".yml"}
 # .token: Flickr's `airport_0.png#0<TAB>a plane`.
 TEXT_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ".md", ".desc", ".token", ".lst", *YAML_SUFFIXES}
+# Of many kinds, as are files without a suffix: MapInfo's descriptions of rasters, logs, tables.
+MIXED_SUFFIXES = {"", ".tab", ".lst"}
 # Judged by their names only.
 OPAQUE_SUFFIXES = {".xlsx", ".xls", ".ods", ".xml", ".pkl", ".feather", ".arrow", ".gz", ".zip"}
 CODE_SUFFIXES = {".py", ".ipynb", ".sh", ".m", ".r"}
@@ -42,7 +44,7 @@ CAPTION_KEY = re.compile(
     rf'"(?:{"|".join(CAPTION_FIELDS)}|conversations){NUMBER_OF_FIELD}"\s*:', re.IGNORECASE
 )
 YAML_KEY = re.compile(
-    rf"^[\s-]*(?:{'|'.join(CAPTION_FIELDS)}){NUMBER_OF_FIELD}\s*:", re.IGNORECASE | re.MULTILINE
+    rf"^[ \t-]*(?:{'|'.join(CAPTION_FIELDS)}){NUMBER_OF_FIELD}\s*:", re.IGNORECASE | re.MULTILINE
 )
 JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 DESCRIPTION = re.compile(
@@ -121,7 +123,7 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
     suffix = _unpacked(file).suffix.lower()
     stem = valid_utf8(_unpacked(file).stem).lower()  # a, or a.png, of a.png.txt
     # Without a suffix, it may be a raster of ENVI.
-    is_of_image = suffix != "" and (stem in stems or stem in names)
+    is_of_image = suffix not in MIXED_SUFFIXES and (stem in stems or stem in names)
     head = _head(file, HEAD_OF_SIDECAR if is_of_image else HEAD_OF_LIST)
     is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     if b"\0" in head and not is_utf16:
@@ -139,6 +141,10 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
     lines = text.splitlines()
     header = re.split(r"[,;\t|]", lines[0].replace('"', "")) if lines else []
     header = [field.strip() for field in header]
+    min_words = LONG_TEXT if first_field(SCENE_FIELDS, header) else CAPTION_WORDS
+    if suffix in MIXED_SUFFIXES:
+        separator = r"(#\d+)?\s" if suffix == ".lst" else r"#\d+\s|(#\d+)?\t"
+        return any(_begins_with_image(line, names, separator, min_words) for line in lines)
     if len(header) > 1 and caption_fields(header):
         return True
     if holds_boxes(text):
@@ -149,7 +155,6 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
         return count_words(text) >= CAPTION_WORDS
     if suffix == ".md":  # notes, which may name images
         return False
-    min_words = LONG_TEXT if first_field(SCENE_FIELDS, header) else CAPTION_WORDS
     return any(_is_captioned_image(line, names, min_words) for line in lines)
 
 
@@ -173,8 +178,29 @@ def _captions_image(part: str, names: set[str], stems: set[str]) -> bool:
 
 def _is_captioned_image(line: str, names: set[str], min_words: int) -> bool:
     """Whether a line is the name of an image and a text."""
+    parts = _split_at_image(line, names)
+    return parts is not None and count_words("".join(parts)) >= min_words
+
+
+def _begins_with_image(line: str, names: set[str], separator: str, min_words: int) -> bool:
+    """Whether a line is the name of an image, the separator, and a field with a text.
+
+    Numbers, bands, hashes and the like are no words of a text.
+    """
+    before, after = _split_at_image(line, names) or (line, "")
+    if before.strip("\"'") or not re.match(f"[\"']?({separator})", after):
+        return False
+    for field in after.split("\t"):
+        words = [word for word in field.split() if not any(map(str.isdigit, word))]
+        if count_words(" ".join(words)) >= min_words:
+            return True
+    return False
+
+
+def _split_at_image(line: str, names: set[str]) -> tuple[str, str] | None:
+    """What stands in a line before the path of an image and behind it; None: it names none."""
     name = IMAGE_NAME.search(line)
     if name is None or name[0].lower() not in names:
-        return False
-    before = re.sub(r"[^\s\"',;|]*$", "", line[: name.start()])  # without the image's folder
-    return count_words(before + line[name.end() :]) >= min_words
+        return None
+    folder = re.split(r"[\s\"',;|]", line[: name.start()])[-1]
+    return line[: name.start() - len(folder)], line[name.end() :]
