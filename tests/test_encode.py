@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import shell
+from conftest import REPOSITORY, shell
 from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, on_threads, run, write_params
 
@@ -303,7 +303,8 @@ def test_long_captions_are_counted_and_images_without_any_are_kept(workspace):
 def test_the_normalization_of_the_data_set_is_published_in_the_vae(workspace):
     write_params(workspace, encode={"normalization": "dataset"}, finetune_sd={"epochs": 0.5})
     # As dvc.yaml does: worker processes must find what they are to run.
-    done = shell("python", "-m", "stages.runtime.launch", "encode", cwd=workspace)
+    command = ("python", "-m", "stages.runtime.launch", "encode")
+    done = shell(*command, cwd=workspace, env={"PYTHONPATH": str(REPOSITORY)})
     assert done.returncode == 0, done.stderr
     normalization = read_json(workspace / "data/latents/normalization.json")
     rows = read_rows(workspace / "data/imagery/train")
