@@ -343,7 +343,8 @@ class FetchImagery(Section):
         "null = all"
     )
     exclude_near_duplicates: bool = Field(
-        description="whether test tiles that look like a training tile are left out"
+        description="whether test tiles that look like a training tile are left out; of tiles cut "
+        "from scenes, valid ones too"
     )
 
 
@@ -572,7 +573,7 @@ class Encode(Section):
     )
     cache_gb: PositiveNumber = Field(
         description="GB (10^9 bytes) that the latents and the text embeddings may take; where both "
-        "are larger, finetune_sd embeds captions while it trains"
+        "together are larger, finetune_sd embeds captions while it trains"
     )
     normalization: Literal["vae", "dataset"] = Field(
         description="of the pixels: vae = to [-1, 1], as the VAE was trained; dataset = by the "

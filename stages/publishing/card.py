@@ -158,7 +158,7 @@ def quote_params(names: tuple[str, ...]) -> str:
 
 
 def quote_pixel_values() -> str:
-    """Return what bytes of the images mean, as YAML; "" for imagery of 8 bits."""
+    """Return what bytes of the images mean, as YAML; "" where they were not stretched."""
     values = describe_pixel_values()
     if not values:
         return ""

@@ -72,8 +72,8 @@ def add_card_and_metrics(
 ) -> None:
     """Write README.md (the card), metrics.json, metrics_context.json, perhaps pixel_values.json.
 
-    pixel_values.json holds the bands, the stretch and its inverse, where the imagery had more than
-    8 bits. No file names a local folder.
+    pixel_values.json holds the bands, the stretch and its inverse, where the imagery's values
+    were stretched. No file names a local folder.
     """
     metrics = {
         path.stem: read_json(path)

@@ -19,7 +19,7 @@ def read_stretch() -> Stretch | None:
 def describe_pixel_values() -> dict[str, Any]:
     """Bands, stretch and its inverse, as `pixel_values.json` holds them in published folders.
 
-    {} for imagery of 8 bits, whose values were not changed.
+    {} for imagery whose values were not changed.
     """
     stretch = read_stretch()
     if stretch is None:
