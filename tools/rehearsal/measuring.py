@@ -123,12 +123,14 @@ def end_tree(pid: int) -> None:
 def bar_seconds(log: str) -> float:
     """The seconds that the finished progress bars of a log have taken.
 
-    tqdm's last line of a bar has the mean rate, as `1.23tile/s` or `12.3s/tile`.
+    tqdm's last line of a bar has the mean rate, as `1.23tile/s` or `12.3s/tile`. After a slow item
+    it prints that line twice, the second time over the first.
     """
     total = 0.0
     without_total = {}  # title -> seconds, of the last line
-    for line in re.split(r"[\r\n]+", log):
-        match = FINISHED.search(line) or WITHOUT_TOTAL.search(line)
+    for line in log.split("\n"):
+        last = line.rstrip("\r").rpartition("\r")[2]
+        match = FINISHED.search(last) or WITHOUT_TOTAL.search(last)
         if not match or not float(match["number"]):
             continue
         rate = float(match["number"])
