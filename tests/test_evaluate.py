@@ -253,6 +253,24 @@ def test_what_gives_no_number_is_refused_in_one_line(evaluate, tmp_path):
         assert f"--json {file}: can't be written" in line
 
 
+def test_images_of_two_classes_may_have_one_name(evaluate, tmp_path):
+    """A table of class folders that keeps base names alone."""
+    rows = [
+        {
+            "image": row["image"] | {"path": f"{i // len(CLASSES)}.png"},
+            "row": i,
+            "label": list(CLASSES.values())[i % len(CLASSES)],
+        }
+        for i, row in enumerate(tile_rows(0, 12, seed=7))
+    ]
+    write_shards(tmp_path / "table", rows, LABELED_SCHEMA)
+    assert evaluate("data/imagery/test", tmp_path / "table")[0]["scene"]["standard"]["n"] == 12
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text('{"file_name": "0.png", "text": "a lake"}\n')
+    line = refusal(evaluate, "data/imagery/test", tmp_path / "table", "--captions", captions)
+    assert "0.png" in line and "--captions" in line
+
+
 def test_captions_give_the_scenes_or_the_clip_score(evaluate, tmp_path):
     real = save_images(tmp_path / "real")
     generated = save_images(tmp_path / "generated", seed=7)

@@ -26,6 +26,7 @@ from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.marked_png import encode_marked_png
 from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
+from stages.imagery.untrusted_text import valid_utf8
 from stages.params import Params, Sampling, Writer
 from stages.prompt import TRAIN, read_training_captions
 from stages.runtime.errors import exit_with_error
@@ -148,7 +149,7 @@ class DemoModels:
             gr.Error: there is no prompt, or none that the model can read, a setting is out of
                 range, the seed is no whole number, or the images are NaN or inf.
         """
-        prompt, negative_prompt = prompt or "", negative_prompt or ""
+        prompt, negative_prompt = valid_utf8(prompt or ""), valid_utf8(negative_prompt or "")
         if not prompt.strip():
             raise gr.Error("Write a prompt first, or let one be written.")
         steps = check_number("Steps", steps, self.largest["steps"], whole=True)

@@ -22,6 +22,7 @@ import hashlib
 import io
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
@@ -245,19 +246,21 @@ def square_tiles(
     source: ImageSource, images: ImageSet, resolution: int | None
 ) -> Iterator[dict[str, dict]]:
     """Yield a row for each usable image, in the order of the source, and note it in `images`."""
-    names: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     splits: set[str | None] = set()
     total = sum(1 for _ in source.read_items(False))
     title = f"{images.path}"
     for item in progress_bar(source.read_items(True), total=total, desc=title, unit="image"):
         reason = None if item.skip_reason == NO_SCENE else item.skip_reason
-        # Further images of one caption come under its name, as `sample` writes them.
-        if not reason and item.name in names:
+        # Further images of one caption come under its name, as `sample` writes them. In a table,
+        # images of two scenes may have one name.
+        key = item.name, scene_of(item)
+        if not reason and key in seen:
             reason = "duplicate file name"
         if reason:
             images.skipped.add(reason, item.name)
             continue
-        names.add(item.name)
+        seen.add(key)
         splits.add(item.split)
         refuse_mixed_splits(images.path, splits)
         try:
@@ -340,6 +343,12 @@ def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
                 f"evaluate: {options.captions}: line {line} is not the first for "
                 f"{row['file_name']}: give one line for each image"
             )
+    (repeated, times), *_ = Counter(generated.names).most_common(1)
+    if times > 1:
+        exit_with_error(
+            f"evaluate: {generated.path}: {times} images are named {repeated}: --captions can't "
+            "tell them apart"
+        )
     missing = [name for name in generated.names if without_suffix(name) not in rows]
     if missing:
         first = next((row["file_name"] for row in rows.values()), "none")

@@ -65,6 +65,7 @@ SHARE_LARGE_ON_CPU = 0.25  # at most, where the scale gives a share: most images
 GRID_PASSES = 4 * 2
 # Decoding an image costs about as much as so many guided steps (SD v1.5: 2.5 of 1.6 TFLOP).
 DECODING_STEPS = 1.5
+VAE_STEP = 8  # steps of the text encoder that take as long (rsicd's widths, on a CPU)
 TRAINING_PASSES = 3  # forward, and backward twice as long
 # Bytes per trained weight of a checkpoint: fp32 weights, and as much for their average; AdamW's two
 # averages, also in 8 bits. The best checkpoint holds weights alone.
@@ -299,7 +300,8 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
         case "fetch_imagery":
             return "images", sum(splits)
         case "train_base" if params["train_base"]["source"] == "scratch":
-            return "steps", params["train_base"]["vae_steps"] + params["train_base"]["text_steps"]
+            config = params["train_base"]
+            return "steps", VAE_STEP * config["vae_steps"] + config["text_steps"]
         case "train_scene" if params["train_scene"]["source"] == "scratch":
             return "images", params["train_scene"]["epochs"] * images["train"]
         case "finetune_llm":
