@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import start_process
+from stages.runtime.process import make_parser, start_process
 
 # Stages that share their work between processes.
 DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
@@ -39,11 +39,7 @@ DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # of accelerate
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.runtime.launch",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser("stages.runtime.launch", __doc__)
     parser.add_argument("stage", choices=DISTRIBUTED + SINGLE_PROCESS)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the stage")
     options = parser.parse_args()
