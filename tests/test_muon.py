@@ -55,21 +55,3 @@ def test_vectors_and_outer_layers_get_adamw():
         adamw.step()
     for weight, other in zip(ours.values(), theirs):
         assert torch.allclose(weight, other, atol=1e-6)
-
-
-def test_weights_dont_depend_on_the_number_of_cores():
-    threads = torch.get_num_threads()
-    updated = []
-    try:
-        for cores in (1, 2):
-            torch.set_num_threads(cores)
-            torch.manual_seed(0)
-            weights = {str(i): torch.nn.Parameter(torch.randn(128, 160)) for i in range(3)}
-            optimizer = Muon(weights, lr=0.1, weight_decay=0.1)
-            for weight in weights.values():
-                weight.grad = torch.randn(weight.shape)
-            optimizer.step()
-            updated.append(torch.stack(list(weights.values())))
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*updated)

@@ -5,9 +5,6 @@ CPUs have no arithmetic.
 """
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
 
 import torch
 
@@ -45,26 +42,15 @@ class Muon(torch.optim.Optimizer):
             (hidden if is_hidden else others).append(weight)
         groups = [{"params": hidden, "is_hidden": True}, {"params": others, "is_hidden": False}]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
-        # On a CPU, one core for each matrix is faster than all cores for one small matrix.
-        self.pool = ThreadPoolExecutor(
-            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
-        )
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            update = partial(self.update, group)
-            weights = group["params"]
-            on_cpu = bool(weights) and weights[0].device.type == "cpu"
-            list(self.pool.map(update, weights) if on_cpu else map(update, weights))
 
     @torch.no_grad()
-    def update(self, group: dict[str, Any], weight: torch.Tensor) -> None:
-        """Decay a weight of the group, then move it along its gradient's update."""
-        if weight.grad is None:
-            return
-        find_update = self.hidden_update if group["is_hidden"] else self.outer_update
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.sub_(find_update(weight, weight.grad), alpha=group["lr"])
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            used = [weight for weight in group["params"] if weight.grad is not None]
+            for weight in used:
+                update = self.hidden_update if group["is_hidden"] else self.outer_update
+                weight.mul_(1 - group["lr"] * group["weight_decay"])
+                weight.sub_(update(weight, weight.grad), alpha=group["lr"])
 
     def hidden_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Nesterov's momentum, made orthogonal."""
