@@ -372,32 +372,44 @@ ROLES = tuple(FetchModel.model_fields)
 
 
 class TrainBase(Section):
-    source: Literal["base", "scratch"] = Field(
-        description="base: fetch_model.diffusion as it is; scratch: train a VAE and a text encoder"
+    source: Literal["base", "adapt", "scratch"] = Field(
+        description="base: fetch_model.diffusion as it is; adapt: train its VAE further on this "
+        "run's imagery, and a text encoder in place of its own; scratch: train both from random "
+        "weights"
     )
     vae_channels: list[MultipleOf8] = Field(
         min_length=1,
-        description="channels per level of the VAE, multiples of 8; each level but the last "
-        "halves the resolution",
+        description="scratch: channels per level of the VAE, multiples of 8; each level but the "
+        "last halves the resolution",
     )
-    latent_channels: Count = Field(description="channels of the VAE's latents")
-    vae_steps: CountOrZero = Field(description="optimizer steps of the VAE")
+    latent_channels: Count = Field(description="scratch: channels of the VAE's latents")
+    vae_steps: CountOrZero = Field(
+        description="optimizer steps of the VAE; adapt: 0 leaves it as it is"
+    )
+    decoder_steps: CountOrZero = Field(
+        description="optimizer steps of the VAE's decoder alone, after `vae_steps`, against a "
+        "patch discriminator (Isola et al. 2017): sharper images; 0 = none"
+    )
     text_width: int = Field(
         gt=0,
         multiple_of=32,
-        description="width of the text encoder, a multiple of an attention head's 32",
+        description="scratch: width of the text encoder, a multiple of an attention head's 32",
     )
     text_layers: Count = Field(description="layers of the text encoder")
     text_steps: CountOrZero = Field(
-        description="optimizer steps of contrastive training on images and captions"
+        description="optimizer steps of contrastive training on images and captions; adapt: 0 "
+        "leaves text encoder and tokenizer as they are"
     )
     unet_channels: list[MultipleOf16] = Field(
-        min_length=1, description="channels per level of the untrained UNet, multiples of 16"
+        min_length=1,
+        description="scratch: channels per level of the untrained UNet, multiples of 16",
     )
     batch_size: int = Field(
         ge=2, description="images per optimizer step; a caption is told from those of the others"
     )
-    lr: PositiveNumber = Field(description="peak learning rate of AdamW, one-cycle schedule")
+    lr: PositiveNumber = Field(
+        description="peak learning rate of AdamW, one-cycle schedule; the decoder has its own"
+    )
 
 
 class TrainScene(Section):
@@ -832,10 +844,11 @@ class Params(Section):
                     f"{key}: embedded: no such model is embedded; write none, path:<folder> or "
                     "hub:<repo>[@revision]"
                 )
-        if self.train_base.source == "base" and self.fetch_model.diffusion == "none":
+        start = self.train_base.source
+        if start != "scratch" and self.fetch_model.diffusion == "none":
             raise ValueError(
-                "fetch_model.diffusion: none leaves train_base.source: base nothing to start from; "
-                "say scratch"
+                f"fetch_model.diffusion: none leaves train_base.source: {start} nothing to start "
+                "from; say scratch"
             )
         if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
             raise ValueError(
@@ -1009,7 +1022,7 @@ class Params(Section):
             raise ValueError("classifier: valid_fraction + test_fraction leave nothing to train on")
 
     def _check_from_scratch(self) -> None:
-        if self.train_base.source == "base":
+        if self.train_base.source != "scratch":
             return
         lengths = {
             "train_base.vae_steps": self.train_base.vae_steps,

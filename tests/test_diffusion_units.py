@@ -389,13 +389,13 @@ def test_diversity_is_unknown_where_the_real_tiles_are_one(data):
 @pytest.mark.parametrize("steps", [1, 9, 10, 11])
 def test_a_vae_trains_for_any_number_of_steps(steps, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
-    vae = from_scratch.train_vae(
-        images, [8, 8], 4, steps, batch_size=4, lr=1e-3, seed=0, cache=tmp_path
-    )
+    vae = from_scratch.make_vae([8, 8], 4, 16)
+    vae = from_scratch.train_vae(vae, images, steps, batch_size=4, lr=1e-3, seed=0, cache=tmp_path)
     assert all(torch.isfinite(weight).all() for weight in vae.parameters())
 
 
 def test_a_vae_that_diverges_is_one_line(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    vae = from_scratch.make_vae([8, 8], 4, 16)
     with pytest.raises(SystemExit, match="error: train_base.lr: .* VAE "):
-        from_scratch.train_vae(images, [8, 8], 4, 1, batch_size=4, lr=1e30, seed=0, cache=tmp_path)
+        from_scratch.train_vae(vae, images, 1, batch_size=4, lr=1e30, seed=0, cache=tmp_path)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
-from tiny_diffusion import make_imagery, run, write_params
+from tiny_diffusion import make_imagery, make_pipeline, run, write_params
 
 from stages import train_base
 from stages.common.artifacts import digest, read_json
-from stages.diffusion import checkpoints, models, resumable
-from stages.embedded import train_decoder, train_diffusion
+from stages.diffusion import checkpoints, models, resumable, train_decoder
+from stages.embedded import train_diffusion
 from stages.embedded.scenes import render
 from stages.imagery.base_domain import UNSEEN_SCENES
 
@@ -95,6 +95,64 @@ def test_other_params_train_from_the_beginning(tmp_path):
     write_params(tmp_path, train_base=SCRATCH | {"lr": 2.0e-3})
     code, log = run(tmp_path, train_base.main)
     assert code == 0 and "resuming" not in log, log
+
+
+ADAPT = {
+    "source": "adapt",
+    "vae_steps": STEPS,
+    "decoder_steps": STEPS,
+    "text_layers": 1,
+    "text_steps": STEPS,
+    "batch_size": 4,
+    "lr": 1.0e-3,
+}
+PARTS = ["model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"]
+
+
+def make_adapt_workspace(folder, **changed):
+    """A fetched model, read-only as the hub's links are, and tiles to adapt it to."""
+    make_imagery(folder / "data/imagery", {"train": 12})
+    base = make_pipeline(folder / "models/base/diffusion")
+    (base / "unet/config.json").chmod(0o444)
+    write_params(folder, train_base=ADAPT | changed)
+    return base
+
+
+def same_parts(base, start):
+    """The parts of the start model that have the bytes of the fetched model's."""
+    assert sorted(path.name for path in start.iterdir()) == sorted([*PARTS, "start.json"])
+    return [part for part in PARTS if digest(start / part) == digest(base / part)]
+
+
+def test_a_killed_adaptation_resumes_and_ends_with_the_same_bytes(tmp_path):
+    base = make_adapt_workspace(tmp_path / "one")
+    code, log = run(tmp_path / "one", train_base.main)
+    assert code == 0, log
+    start = tmp_path / "one/models/start"
+    assert same_parts(base, start) == ["model_index.json", "scheduler", "unet"]
+    assert read_json(start / "text_encoder/config.json")["hidden_size"] == 16  # as the UNet reads
+    assert os.access(start / "unet/config.json", os.W_OK)
+
+    make_adapt_workspace(tmp_path / "two")
+    for part in ("text_encoder", "vae", "decoder"):
+        code, _ = run(tmp_path / "two", interrupted_train_base, part, STEPS)
+        assert code == -signal.SIGKILL
+    code, log = run(tmp_path / "two", train_base.main)
+    assert code == 0 and f"decoder: resuming from step {STEPS - 1}\n" in log, log
+    assert digest(tmp_path / "two/models/start") == digest(start)
+
+
+def test_adaptation_leaves_the_parts_of_no_steps_as_they_are(tmp_path):
+    base = make_adapt_workspace(tmp_path, text_steps=0, vae_steps=0)
+    code, log = run(tmp_path, train_base.main)
+    assert code == 0, log
+    start = tmp_path / "models/start"
+    assert same_parts(base, start) == [part for part in PARTS if part != "vae"]
+    before, after = (
+        load_file(folder / "vae/diffusion_pytorch_model.safetensors") for folder in (base, start)
+    )
+    changed = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 AMOUNTS = train_diffusion.Amounts(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from stages.diffusion import train_decoder
 from stages.diffusion.image_detail import LUMA
-from stages.embedded import train_decoder
 
 
 @pytest.fixture

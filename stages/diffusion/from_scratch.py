@@ -31,10 +31,25 @@ ENCODING_BATCH = 64  # images
 SCALING_IMAGES = 1024  # images that the VAE's scaling factor is measured on, at most
 
 
+def make_vae(channels: list[int], latent_channels: int, resolution: int) -> Any:
+    """An untrained AutoencoderKL; `resolution` is the pixels per side of its images."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * len(channels),
+        up_block_types=["UpDecoderBlock2D"] * len(channels),
+        block_out_channels=channels,
+        latent_channels=latent_channels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=resolution,
+    )
+
+
 def train_vae(
+    vae: Any,
     images: np.ndarray,
-    channels: list[int],
-    latent_channels: int,
     steps: int,
     batch_size: int,
     lr: float,
@@ -45,21 +60,9 @@ def train_vae(
 
     Returns it in eval mode, with a `scaling_factor` of 1 / std of its latents.
     """
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(seed)
-    vae: Any = AutoencoderKL(
-        down_block_types=["DownEncoderBlock2D"] * len(channels),
-        up_block_types=["UpDecoderBlock2D"] * len(channels),
-        block_out_channels=channels,
-        latent_channels=latent_channels,
-        layers_per_block=1,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        sample_size=images.shape[1],
-    )
+    vae.requires_grad_(True)
     vae.to(device_type(), memory_format=torch.channels_last)
-    factor = 2 ** (len(channels) - 1)  # pixels per latent
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
     trainer = _Trainer(vae, "VAE", steps, lr, cache / "vae")
     for batch in trainer.batches(len(images), batch_size, seed):
         # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,

@@ -53,13 +53,13 @@ OTHER_STEPPING = (
     "thresholding",
 )
 
-# Where `train_base` saves a model that it trained from scratch; its UNet is untrained.
-FROM_SCRATCH = Path("models/start")
+# Where `train_base` saves a model that it adapted or trained from scratch.
+TRAINED = Path("models/start")
 
 
 def start_folder() -> Path:
-    """The model that fine-tuning starts from: the fetched base, or the one `train_base` trained."""
-    path = FROM_SCRATCH / "start.json"
+    """The model that fine-tuning starts from: the fetched base, or what `train_base` trained."""
+    path = TRAINED / "start.json"
     if not path.is_file():
         exit_with_error(f"{path}: not found; run the stage train_base")
     return Path(read_json(path)["folder"])

@@ -100,7 +100,7 @@ class Evaluator:
             trainer: holds the base model.
             loss: its validation loss.
         """
-        if self.start == models.FROM_SCRATCH:  # an untrained UNet
+        if self.start == models.TRAINED:  # a UNet that is untrained or new to its text encoder
             return
 
         def measure_valid(model: Any, prediction_type: str) -> float:

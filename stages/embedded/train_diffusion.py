@@ -31,12 +31,11 @@ from safetensors.torch import load_file
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.rng import rng
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
-from stages.diffusion import checkpoints, from_scratch, loss, models, muon
+from stages.diffusion import checkpoints, from_scratch, loss, models, muon, train_decoder
 from stages.diffusion.ema import update_ema
 from stages.diffusion.image_detail import mean_psnr, relative_detail
 from stages.diffusion.muon import Muon
 from stages.diffusion.resumable import MinuteCheckpoints
-from stages.embedded import train_decoder
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.atomic import atomic_folder
@@ -147,10 +146,10 @@ def train_vae_parts(
 ) -> None:
     """Train the VAE and its decoder further, where asked, on images [N, H, W, 3]."""
     if "vae" in parts:
+        torch.manual_seed(SEED)
         vae = from_scratch.train_vae(
+            from_scratch.make_vae(VAE_CHANNELS, LATENT_CHANNELS, SIZE),
             images,
-            VAE_CHANNELS,
-            LATENT_CHANNELS,
             steps=amounts.vae_steps,
             batch_size=VAE_BATCH,
             lr=3e-3,

@@ -173,7 +173,7 @@ def hash_latent_space(source: dict) -> str:
     Args:
         source: SOURCE.json of the fetched diffusion model.
     """
-    if read_json(START / "start.json")["folder"] == str(START):  # trained from scratch
+    if read_json(START / "start.json")["folder"] == str(START):  # trained by this run
         parts = ("vae", "text_encoder", "tokenizer", "scheduler")
         return digest(*(START / part for part in parts))
     files = {

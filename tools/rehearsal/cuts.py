@@ -17,6 +17,7 @@ Counts = dict[str, int]  # train, valid, test, figures -> images
 CUT = {
     "fetch_imagery.max_images": 96,
     "train_base.vae_steps": 10,
+    "train_base.decoder_steps": 10,
     "train_base.text_steps": 10,
     "train_scene.epochs": 2,
     "finetune_llm.steps": 6,
@@ -299,9 +300,10 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
     match stage:
         case "fetch_imagery":
             return "images", sum(splits)
-        case "train_base" if params["train_base"]["source"] == "scratch":
+        case "train_base" if params["train_base"]["source"] != "base":
             config = params["train_base"]
-            return "steps", VAE_STEP * config["vae_steps"] + config["text_steps"]
+            vae_steps = config["vae_steps"] + config["decoder_steps"]
+            return "steps", VAE_STEP * vae_steps + config["text_steps"]
         case "train_scene" if params["train_scene"]["source"] == "scratch":
             return "images", params["train_scene"]["epochs"] * images["train"]
         case "finetune_llm":
