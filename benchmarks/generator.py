@@ -119,7 +119,7 @@ def measure_seed(base: Path, n: int, seed: int, cache: Path) -> Iterator[None]:
     run = cache / f"run_{seed}"
     prepare_run(run, base, seed)
     tiles = render(TEST_SEED + seed, n, seed)
-    measure = make_measure(run / "models/base/vision", tiles)
+    measure = make_measure(JUDGE, run / "models/base/vision", tiles)
     for name in missing:
         log(f"generator: seed {seed}: {name}")
         if name == "real":
@@ -228,16 +228,19 @@ def reconstruct(model: Path, images: np.ndarray) -> np.ndarray:
     return np.concatenate(decoded)
 
 
-def make_measure(vision: Path, tiles: Tiles) -> Callable[[np.ndarray], Values]:
+def make_measure(judge: Path, vision: Path, tiles: Tiles) -> Callable[[np.ndarray], Values]:
     """The measurement of images, one for each test tile, against the test tiles.
 
-    `vision` is the folder of the network that was trained on photographs.
+    Args:
+        judge: folder of the scene classifier.
+        vision: folder of the network that was trained on photographs.
+        tiles: the test tiles.
     """
     from stages.evaluation.extractors import load_extractor
     from stages.evaluation.frechet import fid
     from stages.evaluation.prdc import compute_prdc
 
-    folders = {"scene": JUDGE, "efficientnet": vision}
+    folders = {"scene": judge, "efficientnet": vision}
     extractors = {name: load_extractor(name, folder) for name, folder in folders.items()}
     judged: Any = extractors["scene"]
     names = judged.config["scenes"]
