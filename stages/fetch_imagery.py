@@ -55,7 +55,8 @@ def main() -> None:
     params = load()
     config, mask = params.fetch_imagery, configured_mask(params.fetch_imagery)
     source, resolved = open_configured_source(config, params.seed, mask)
-    source = cut_scenes(skip_mask_files(source, mask), config.tile, config.labels)
+    reading = configured_reading(config, source, mask)
+    source = cut_scenes(skip_mask_files(source, mask), config.tile, config.labels, reading)
     skipped = SkipReport()
 
     # First pass, without images: which items are usable, and which of them are kept.
@@ -70,7 +71,6 @@ def main() -> None:
     with atomic_folder(OUT) as out, tempfile.TemporaryFile(dir=out) as file:
         # Second pass: make tiles of the kept items.
         spool = TileSpool(file)
-        reading = configured_reading(config, source, mask)
         statistics, rasters = read_tiles(source, kept, splits, reading, spool, skipped)
         tiles = spool.tiles
         if not tiles:

@@ -413,6 +413,77 @@ def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(
     assert "less than half in 1 of 12 tiles" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("how", ["nodata", "nan", "mask", "alpha", "infrared"])
+def test_labels_count_where_the_tile_shows_something(tmp_path, monkeypatch, how):
+    """The upper half of each left tile is black and labeled Water, most of the rest is Forest."""
+    labels = np.ones((1, 16, 32), np.uint8)
+    labels[0, :8, :16] = labels[0, 15, :16] = 2
+    hidden = np.arange(16)[:, None] + 99 * (np.arange(32) > 15) < 8
+    settings: dict = {"tile": TILE | {"min_valid": 0.5}, "caption": None}
+    for i in range(12):
+        values, profile = terrain(i, 32)[:, :16], located(9_000 * i)
+        if how == "nodata":
+            values[:, hidden] = 0
+            profile["nodata"] = 0
+        elif how == "nan":
+            values = values.astype(np.float32)
+            values[1, hidden] = np.nan
+        elif how == "mask":  # of half the resolution
+            mask = (~hidden[None, ::2, ::2]).astype(np.uint8)
+            grid = from_origin(500_000 + 9_000 * i, 5_000_000, 20, 20)
+            write_raster(tmp_path / f"in/{i}_mask.tif", mask, **profile | {"transform": grid})
+            settings["mask"] = {"file": "{stem}_mask.tif", "valid": [1]}
+        else:  # infrared is no mask, even where it is tagged alpha and 0 over water
+            fourth = ~hidden[None] * np.uint16(65535)
+            if how == "infrared":
+                fourth = terrain(i, 32)[:1, :16] * (np.arange(32) > 15).astype(np.uint16)
+            values = np.concatenate([values, fourth])
+            profile |= {"photometric": "rgb", "alpha": "yes"}
+        write_raster(tmp_path / f"in/{i}.tif", values, **profile)
+        labels[:, :, 16:] = 1 + i % 2
+        write_raster(tmp_path / f"in/{i}_lc.tif", labels, **located(9_000 * i))
+    settings["labels"] = {"file": "{stem}_lc.tif", "classes": {1: "Forest", 2: "Water"}}
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", **settings)
+    found = {(row["scene"], row["label_share"]) for of_split in rows.values() for row in of_split}
+    left = ("Water", 144 / 256) if how == "infrared" else ("Forest", 112 / 128)
+    assert found == {left, ("Forest", 1), ("Water", 1)} and sum(map(len, rows.values())) == 24
+    settings["tile"]["min_valid"] = 0.6
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", **settings)
+    skipped = report_of(tmp_path / "out")["skipped"]
+    if how != "infrared":
+        assert skipped["too few of its pixels are valid"]["count"] == 12
+
+
+def test_a_listed_value_is_a_label_even_where_the_raster_calls_it_nodata(tmp_path, monkeypatch):
+    for i in range(12):
+        # As `gdal_rasterize -a_nodata 0` writes it; of odd ones, 2 is nodata, which no class has.
+        nodata = 2 if i % 2 else 0
+        labels = np.full((1, 16, 16), nodata, np.uint8)
+        labels[:, :3] = 1
+        write_raster(tmp_path / f"in/{i}.tif", terrain(i, 16), **located(9_000 * i))
+        write_raster(tmp_path / f"in/{i}_lc.tif", labels, nodata=nodata, **located(9_000 * i))
+    settings = {"labels": {"file": "{stem}_lc.tif", "classes": {0: "Water", 1: "Forest"}}}
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", tile=None, **settings)
+    found = {(row["scene"], row["label_share"]) for of_split in rows.values() for row in of_split}
+    assert found == {("Water", 13 / 16), ("Forest", 1)}
+
+
+def test_a_mask_band_of_a_label_raster_hides_its_values(tmp_path, monkeypatch):
+    labels = np.zeros((1, 16, 16), np.uint8)
+    labels[:, 10:] = 1
+    for i in range(12):
+        write_raster(tmp_path / f"in/{i}.tif", terrain(i, 16), **located(9_000 * i))
+        path = tmp_path / f"in/{i}_lc.tif"
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            write_raster(path, labels, **located(9_000 * i))
+            with rasterio.open(path, "r+") as dataset:
+                dataset.write_mask((np.arange(16)[:, None] > 7 * (i % 2)).repeat(16, 1))
+    settings = {"labels": {"file": "{stem}_lc.tif", "classes": {0: "Water", 1: "Forest"}}}
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", tile=None, **settings)
+    found = {(row["scene"], row["label_share"]) for of_split in rows.values() for row in of_split}
+    assert found == {("Forest", 6 / 8), ("Water", 9 / 15)}
+
+
 def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):
     write_raster(tmp_path / "in/scene.tif", terrain(0, 64), **located())
     labels = {"file": "{stem}_lc.tif", "classes": {1: "a", 2: "b"}}

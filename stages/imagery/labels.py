@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stages.imagery.bands import one_band_advice
-from stages.imagery.rasters import RasterWindow, open_mask_or_labels, open_raster
+from stages.imagery.bands import ParamsMisfit, one_band_advice
+from stages.imagery.rasters import (
+    RasterWindow,
+    close_scenes,
+    open_mask_or_labels,
+    open_raster,
+    read_visible,
+)
+from stages.imagery.tile_making import TOO_FEW_VALID, Reading, has_too_few_valid
+from stages.imagery.unusable_image import UnusableImage
 from stages.params import Labels, TileGrid
 from stages.runtime.errors import exit_with_error
 
@@ -29,18 +37,24 @@ def label_file(path: Path, labels: Labels) -> Path:
 
 
 def label_windows(
-    path: Path, windows: list[RasterWindow], labels: Labels, grid: TileGrid | None
+    path: Path,
+    windows: list[RasterWindow],
+    labels: Labels,
+    grid: TileGrid | None,
+    reading: Reading,
 ) -> list[TileLabel]:
     """The class of each window of a scene: the one with the largest share of labeled pixels.
 
-    Labeled are all pixels but nodata. A value that is in no class counts too: a tile that shows
-    mostly such a value is in no class either.
+    Labeled are the pixels that the tile shows and the label raster doesn't mask, but for its
+    nodata, unless that is the value of a class. A value that is in no class counts too: a tile
+    that shows mostly such a value is in no class either.
 
     Args:
         path: the scene.
         windows: of the scene.
         labels: where the label raster is, and the class of each of its values.
         grid: its `min_valid` is the least share of labeled pixels; None: one pixel is enough.
+        reading: how the scene is read.
 
     Raises:
         SystemExit: the label raster is unreadable, of another grid, or holds no integers.
@@ -54,9 +68,14 @@ def label_windows(
     try:
         with open_raster(path) as scene, _open_labels(file) as dataset:
             _check_grid(scene, dataset, path, file)
-            return [_label(dataset, window, labels.classes, min_valid) for window in windows]
+            return [
+                _label(dataset, window, _visible(window, reading), labels.classes, min_valid)
+                for window in windows
+            ]
     except (OSError, RasterioError) as error:
         exit_with_error(f"{KEY}: {file.name} is unreadable or truncated: {error}")
+    finally:
+        close_scenes()
 
 
 def _open_labels(file: Path) -> Any:
@@ -92,14 +111,32 @@ def _describe(dataset: Any) -> str:
     return f"{dataset.height} x {dataset.width} pixels, {dataset.crs or 'no CRS'}, origin {origin}"
 
 
+def _visible(window: RasterWindow, reading: Reading) -> np.ndarray:
+    """Which pixels [H, W] of a window its tile shows."""
+    try:
+        return read_visible(window, reading.bands, reading.mask, window.path.name)
+    except (UnusableImage, ParamsMisfit):  # the tile can't be read either, which says why
+        return np.ones((window.height, window.width), bool)
+
+
 def _label(
-    dataset: Any, window: RasterWindow, classes: dict[int, str], min_valid: float
+    dataset: Any,
+    window: RasterWindow,
+    visible: np.ndarray,
+    classes: dict[int, str],
+    min_valid: float,
 ) -> TileLabel:
+    from rasterio.enums import MaskFlags
+
+    if has_too_few_valid(visible.size, visible.size - int(visible.sum()), min_valid):
+        return TileLabel(None, None, TOO_FEW_VALID)
     pixels = dataset.read(1, window=window.area)
-    values, counts = np.unique(pixels, return_counts=True)
+    if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
+        visible = visible & (dataset.read_masks(1, window=window.area) != 0)
+    values, counts = np.unique(pixels[visible], return_counts=True)
     shares: Counter[str | int] = Counter()  # class, or a value of no class -> pixels
     for value, count in zip(values.tolist(), counts.tolist()):
-        if value != dataset.nodata:
+        if value in classes or value != dataset.nodata:
             shares[classes.get(value, value)] += count
     labeled = shares.total()
     if not labeled or labeled < min_valid * pixels.size:

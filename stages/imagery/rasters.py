@@ -140,12 +140,43 @@ def read_window(
     window: RasterWindow, bands: list[int | str] | None, mask: Mask | None, name: str
 ) -> Raster:
     """Read the chosen bands of a window of a raster. Arguments and errors: see `read_raster`."""
+    with _scene(window.path) as dataset:
+        return _read(dataset, window, bands, mask, name)
+
+
+def read_visible(
+    window: RasterWindow, bands: list[int | str] | None, mask: Mask | None, name: str
+) -> np.ndarray:
+    """Which pixels [H, W] of a window its tile shows: those that are valid and opaque.
+
+    Of bands of integers, only masks are read. Arguments and errors: see `read_raster`.
+    """
+    with _scene(window.path) as dataset:
+        chosen = choose_bands(dataset, bands, name)
+        visible = _read_validity(dataset, chosen, mask, window, name)
+        if np.issubdtype(dataset.dtypes[0], np.floating):
+            visible &= np.isfinite(dataset.read(chosen, window=window.area)).all(axis=0)
+        opaque, alpha_is_binary = _read_alpha(dataset, chosen, mask, window, name)
+    # A band that is tagged alpha and is 0 in all of a window may be infrared, over water.
+    if opaque is not None and alpha_is_binary and opaque.any():
+        visible &= opaque
+    return visible
+
+
+def close_scenes() -> None:
+    """Close the scenes that are kept open: processes must not share them."""
+    _open_scene.cache_clear()
+
+
+@contextmanager
+def _scene(path: Path) -> Iterator[Any]:
+    """The open dataset of a scene; what rasterio raises becomes `UnusableImage`."""
     try:
         with _reasons():
-            return _read(_open_scene(window.path), window, bands, mask, name)
+            yield _open_scene(path)
     except UnusableImage:
         # Once a block is unreadable, GDAL may report that again for the next window.
-        _open_scene.cache_clear()
+        close_scenes()
         raise
 
 
@@ -268,19 +299,9 @@ def _read(
         raise UnusableImage("several pages: write its bands into one image")
     chosen = choose_bands(dataset, bands, name)
     values = dataset.read(chosen, window=window.area)
-    valid = _read_validity(dataset, chosen, values, window)
-    opaque, alpha_is_binary = None, True
-    if mask is not None:
-        valid &= np.isin(_read_mask(dataset, mask, window, name), mask.valid)
-    used = list(chosen)
-    if mask is not None and mask.band is not None:
-        used.append(find_band(dataset, mask.band, name, "fetch_imagery.mask"))
-    alpha = alpha_band(dataset, used)
-    if alpha:
-        alpha_values = dataset.read(alpha, window=window.area)
-        opaque = alpha_values != 0
-        # PNG's alpha is always alpha.
-        alpha_is_binary = dataset.driver == "PNG" or _is_binary(alpha_values)
+    valid = np.isfinite(values).all(axis=0)
+    valid &= _read_validity(dataset, chosen, mask, window, name)
+    opaque, alpha_is_binary = _read_alpha(dataset, chosen, mask, window, name)
     georeference = read_georeference(dataset, window[1:], name)
     if chosen == [1] and dataset.colorinterp[0].name == "palette":
         values = _look_up_colors(dataset, values)
@@ -317,6 +338,21 @@ def _as_displayed(dataset: Any, values: np.ndarray) -> np.ndarray:
     return values
 
 
+def _read_alpha(
+    dataset: Any, chosen: list[int], mask: Mask | None, window: RasterWindow, name: str
+) -> tuple[np.ndarray | None, bool]:
+    """`opaque` and `alpha_is_binary` of a window's `Raster`."""
+    used = list(chosen)
+    if mask is not None and mask.band is not None:
+        used.append(find_band(dataset, mask.band, name, "fetch_imagery.mask"))
+    alpha = alpha_band(dataset, used)
+    if alpha is None:
+        return None, True
+    values = dataset.read(alpha, window=window.area)
+    # PNG's alpha is always alpha.
+    return values != 0, dataset.driver == "PNG" or _is_binary(values)
+
+
 def _is_binary(alpha: np.ndarray) -> bool:
     """Whether a band tagged alpha holds nothing but 0 and one value that means opaque.
 
@@ -329,18 +365,20 @@ def _is_binary(alpha: np.ndarray) -> bool:
 
 
 def _read_validity(
-    dataset: Any, chosen: list[int], values: np.ndarray, window: RasterWindow
+    dataset: Any, chosen: list[int], mask: Mask | None, window: RasterWindow, name: str
 ) -> np.ndarray:
-    """Which pixels have data: by the file's nodata and mask, NaN and inf.
+    """Which pixels have data: by the file's nodata and mask, and by `mask`.
 
     A pixel has none where any chosen band has none. Where nodata is 0, which dark pixels may hold
     in a band, all must.
     """
-    valid = np.isfinite(values).all(axis=0)
-    if not _has_mask(dataset, chosen[0]):
-        return valid
-    masks = dataset.read_masks(chosen, window=window.area) != 0  # [B, H, W]
-    return valid & (masks.any(axis=0) if dataset.nodata == 0 else masks.all(axis=0))
+    valid = np.ones((window.height, window.width), bool)
+    if _has_mask(dataset, chosen[0]):
+        masks = dataset.read_masks(chosen, window=window.area) != 0  # [B, H, W]
+        valid = masks.any(axis=0) if dataset.nodata == 0 else masks.all(axis=0)
+    if mask is not None:
+        valid &= np.isin(_read_mask(dataset, mask, window, name), mask.valid)
+    return valid
 
 
 def _read_mask(dataset: Any, mask: Mask, window: RasterWindow, name: str) -> np.ndarray:

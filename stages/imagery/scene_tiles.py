@@ -17,6 +17,7 @@ from stages.imagery.rasters import (
 )
 from stages.imagery.readers.class_folders import NO_SCENE
 from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
+from stages.imagery.tile_making import Reading
 from stages.imagery.unusable_image import UNREADABLE, UnusableImage
 from stages.params import Labels, TileGrid
 from stages.runtime.progress import log, progress_bar
@@ -33,13 +34,16 @@ class Scene(NamedTuple):
     labels: list[TileLabel] | None  # of the windows; None: there are no label rasters
 
 
-def cut_scenes(source: ImageSource, grid: TileGrid | None, labels: Labels | None) -> ImageSource:
+def cut_scenes(
+    source: ImageSource, grid: TileGrid | None, labels: Labels | None, reading: Reading
+) -> ImageSource:
     """Cut the scenes of a source, and give tiles their class from label rasters.
 
     Args:
         source: the opened source. Images that are no raster files stay as they are.
         grid: size, stride and least valid share of the tiles; None: nothing is cut.
         labels: where label rasters are, and their classes; None: there are none.
+        reading: how the scenes are read: a label counts where its tile shows something.
 
     Returns:
         A source whose tiles of scenes are named scene_r<row>_c<column>, in pixels.
@@ -59,7 +63,7 @@ def cut_scenes(source: ImageSource, grid: TileGrid | None, labels: Labels | None
         for path in progress_bar(images, desc="scenes", unit="file"):
             scene = _open_scene(path, grid)
             if scene is not None and labels is not None:
-                tile_labels = label_windows(path, scene.windows, labels, grid)
+                tile_labels = label_windows(path, scene.windows, labels, grid, reading)
                 scene = scene._replace(labels=tile_labels)
             if scene is not None:
                 scenes[path] = scene

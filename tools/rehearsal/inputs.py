@@ -121,7 +121,7 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     Returns:
         split -> images.
     """
-    from stages.fetch_imagery import configured_mask, open_configured_source
+    from stages.fetch_imagery import configured_mask, configured_reading, open_configured_source
     from stages.imagery.mask_files import skip_mask_files
     from stages.imagery.scene_tiles import cut_scenes
     from stages.imagery.skip_report import SkipReport
@@ -131,7 +131,8 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     mask = configured_mask(config)
     opened, _ = open_configured_source(config, params["seed"], mask)
     images = skip_mask_files(opened, mask)
-    survey = survey_items(cut_scenes(images, config.tile, config.labels), SkipReport())
+    reading = configured_reading(config, opened, mask)
+    survey = survey_items(cut_scenes(images, config.tile, config.labels, reading), SkipReport())
     return count_splits(params, survey.image_counts())
 
 
