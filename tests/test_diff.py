@@ -165,6 +165,33 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
     assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
 
 
+def test_a_floor_has_a_prediction_interval_and_is_of_training_tiles(clone):
+    floors = interval("fid_floor", 0.5, 0.25) | {"n_floor_other_scene": 2}
+    metrics = {
+        "fid": {
+            "scene": {
+                "standard": interval("fid", 4.0, 0.5) | floors,
+                "separability": {"accuracy": 0.75, "accuracy_floor": 0.5},
+            }
+        }
+    }
+    measured_on = {"fid.scene": {"test_tiles": "a", "floor_tiles": "a"}}
+    here = clone(metrics, measured_on)
+    new = deepcopy(metrics)
+    new["fid"]["scene"]["standard"]["fid_floor"] = 0.625
+    new["fid"]["scene"]["separability"] = {"accuracy": 0.625, "accuracy_floor": 0.625}
+    here.commit(new, measured_on)
+    floor = "0.5 [PI 0.25, 0.75] | 0.625 [PI 0.25, 0.75]"
+    assert row(here.diff(), "fid `scene.standard.fid_floor`") == f"{floor} | ▲"
+    here.commit(new, {"fid.scene": {"test_tiles": "a", "floor_tiles": "b"}})
+    text = here.diff()
+    reason = "not comparable: other training tiles"
+    assert row(text, "fid `scene.standard.fid_floor`") == f"{floor} | {reason}"
+    assert row(text, "fid `scene.separability.accuracy_floor`") == f"0.5 | 0.625 | {reason}"
+    assert row(text, "fid `scene.separability.accuracy`") == "0.75 | 0.625 | ▼"
+    assert row(text, "fid `scene.standard.fid`").endswith("| the same")
+
+
 def test_text_of_params_keeps_its_cell_and_mentions_nobody(clone):
     here = clone()
     params = {"guidance_scale": 3.0, "cues": "a | b\n@octocat <b> me@host"}

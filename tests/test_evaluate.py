@@ -91,7 +91,7 @@ def refusal(evaluate, *words: object) -> str:
     return str(stopped.value)
 
 
-def test_the_folders_of_a_run_give_its_metrics_to_the_digit(evaluate):
+def test_the_folders_of_a_run_give_its_metrics_up_to_rounding(evaluate):
     """But for what depends on which image belongs to which tile: intervals, FID infinity, floor."""
     from stages import features, fid
 
@@ -105,11 +105,12 @@ def test_the_folders_of_a_run_give_its_metrics_to_the_digit(evaluate):
     folders = ("data/imagery/test", "data/samples/tuned")
 
     result, text = evaluate(*folders)
-    assert same.items() <= result["scene"]["standard"].items()
+    found = result["scene"]["standard"]
+    assert {key: found[key] for key in same} == pytest.approx(same, rel=1e-5)
     assert "real vs. real" not in text
     result, text = evaluate(*folders, "--train", "data/imagery/train")
     found = result["scene"]["standard"]
-    assert same.items() <= found.items()
+    assert {key: found[key] for key in same} == pytest.approx(same, rel=1e-5)
     of_base = {key for key in expected if key.endswith("_base")}
     assert found.keys() == expected.keys() - of_base - {"n_floor_other_scene"}
     assert re.search(rf"^FID +{found['fid']:.3f} +[0-9.]+ to ", text, re.MULTILINE)
@@ -204,6 +205,39 @@ def test_the_same_images_twice_and_sets_of_two_sizes_are_said(evaluate, tmp_path
     assert "32 px" in text and "48 px" in text
     _, text = evaluate(real, large, "--resolution", 32)
     assert "48 px" not in text
+
+
+def test_images_that_were_enlarged_are_said(evaluate, tmp_path):
+    real = save_images(tmp_path / "real")
+    (tmp_path / "large").mkdir()
+    for i, file in enumerate(sorted(real.iterdir())):
+        size = (40, 90) if i == 0 else (48, 60)
+        Image.open(file).resize(size).save(tmp_path / "large" / file.name)
+    _, text = evaluate(real, real)
+    assert "were enlarged to" not in text
+    result, text = evaluate(real, tmp_path / "large", "--resolution", 48)
+    described = result["measured_on"]
+    assert f"{real}: 12 of 12 images were enlarged to 48 px, the smallest from 32 px" in text
+    assert f"{tmp_path / 'large'}: 1 of 12 images were enlarged to 48 px" in text
+    assert described["test"]["smallest_source_px"] == 32
+    assert described["tuned"]["smallest_source_px"] == 40
+    assert described["tuned"]["side_px"] == 48
+
+
+def test_names_and_order_of_the_images_do_not_matter(evaluate, tmp_path):
+    """Intervals are of random halves; those of a set in another order would be others."""
+    rows = tile_rows(0, 24, seed=7)
+    for name, order in (("rows", rows), ("reversed", rows[::-1])):
+        renamed = [
+            row | {"filename": f"{row['scene']}_{name}{i}.jpg"} for i, row in enumerate(order)
+        ]
+        write_shards(tmp_path / name, renamed, SCHEMA)
+    results = [
+        evaluate("data/imagery/test", tmp_path / name, "--train", "data/imagery/train")[0]
+        for name in ("rows", "reversed")
+    ]
+    assert results[0] == results[1]
+    assert results[0]["captions"]["caption_agreement_n"] == 24
 
 
 def test_images_need_no_captions_under_a_known_name(evaluate, tmp_path):

@@ -423,7 +423,7 @@ def test_real_vs_real_has_the_scenes_of_the_test_tiles(capsys):
     sets["base"] = sets["tuned"]
     pairing = Pairing(np.random.default_rng(0).permutation(40), scenes[of_test], scenes[of_train])
     floor = compared_sets(sets, 0, pairing)["floor"]
-    assert (floor.argmax(1) == of_test[pairing.real_rows]).all()
+    assert (floor.argmax(1) == of_test[pairing.real_indices]).all()
     assert len(np.unique(floor, axis=0)) == 40
     config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=4)
 
@@ -467,6 +467,32 @@ def test_fewer_training_tiles_than_images_give_no_floor(capsys):
     of_31 = paper_protocol(sets, pairing, config.model_copy(update={"paper_n": 31}), 0)
     assert "fid_floor" in of_30 and "fid_floor" not in of_31
     assert of_31["fid"] > 0 and of_31["fid_base"] > 0
+
+
+def test_draws_that_share_most_images_have_no_standard_deviation():
+    """They hardly differ, however much draws of other images would."""
+    fake = gaussian_sample(64, 3, 1, shift=0.5)
+    sets = {"test": gaussian_sample(64, 3, 0), "train": fake, "tuned": fake, "base": fake}
+    pairing = Pairing(np.arange(64), np.repeat("lake", 64), np.repeat("lake", 64))
+
+    def measure(n: int, draws: int) -> dict[str, float]:
+        config = Fid(standard_min_n=8, paper_n=n, paper_draws=draws, subsets=3)
+        return paper_protocol(sets, pairing, config, 0)
+
+    assert "fid_std" not in measure(33, 5) and "fid_std" not in measure(32, 1)
+    fids = [measure(32, draws)["fid"] for draws in (1, 2)]
+    other = 2 * fids[1] - fids[0]  # of the second draw
+    assert measure(32, 2)["fid_std"] == pytest.approx(np.std([fids[0], other], ddof=1))
+
+
+def test_a_floor_of_few_real_tiles_says_what_other_few_would_give():
+    """A share of the real tiles is one of so few, however many training tiles there are."""
+    sizes = {"test": 40, "tuned": 800, "train": 800}
+    sets = {name: gaussian_sample(n, 4, seed) for seed, (name, n) in enumerate(sizes.items())}
+    config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=4)
+    metrics = standard_protocol(sets, fid_curves(sets, 0), config, 0, "scene")
+    assert metrics["coverage_floor"] == 1
+    assert metrics["coverage_floor_lo"] < 0.95  # of 40, two may be missed
 
 
 def test_features_of_one_point_have_metrics():
@@ -721,3 +747,14 @@ def test_clip_score_lies_between_that_of_other_captions_and_100():
     assert scores["clip_score_lo"] < scores["clip_score"] < scores["clip_score_hi"] < 100
     assert scores["clip_score_null"] == pytest.approx(scores["clip_score_base"], abs=2)
     assert scores["clip_score"] > 80
+
+
+def test_the_clip_score_of_other_captions_is_not_of_the_same_text():
+    """Class folders without captions: one text for each class."""
+    rng = np.random.default_rng(0)
+    texts = np.eye(2, 8, dtype=np.float32)
+    captions = texts[np.repeat([0, 1], [150, 50])] + np.float32(1e-6) * gaussian_sample(200, 8, 0)
+    images = dict.fromkeys(("tuned", "base", "real"), captions)
+    assert clip_score(images, captions, rng)["clip_score_null"] == pytest.approx(0, abs=0.01)
+    images = dict.fromkeys(images, captions[:150])
+    assert "clip_score_null" not in clip_score(images, captions[:150], rng)

@@ -280,9 +280,13 @@ def test_one_training_run_shows_no_spread(metrics, seeds, covers):
     assert ("not the spread" not in sentence) == covers
 
 
-def test_one_draw_has_no_standard_deviation():
-    values = {"fid": 3.4, "fid_std": 0.0, "fid_base": 9.0, "draws": 1}
-    assert rows.make_row("fid.scene.paper.fid", "FID", values).references == {"base model": 9.0}
+def test_a_standard_deviation_over_draws_says_that_they_share_images(metrics):
+    protocols = metrics["fid"]["scene"]
+    without = {key: value for key, value in protocols["paper"].items() if key != "fid_std"}
+    for paper, has_deviation in ((protocols["paper"], True), (without, False)):
+        fid = {"scene": protocols | {"paper": paper}}
+        note = tables.generation_table(fid, metrics["diffusion"], run_on_rsicd()).note
+        assert ("share images" in note) == has_deviation
 
 
 # Context -----------------------------------------------------------------------------------------
@@ -358,6 +362,27 @@ def test_the_most_particular_entry_describes_a_metric():
     ):
         assert find_description(entries, metric) == {"n": n}
     assert find_description(entries, "imagesque.n") is None
+
+
+def test_training_tiles_describe_floors_alone(made):
+    entries = described(made)
+    for name, is_floor in (
+        ("standard.fid_floor", True),
+        ("standard.fid_floor_lo", True),
+        ("separability.accuracy_floor", True),
+        ("standard.fid_lo", False),
+        ("separability.accuracy", False),
+    ):
+        description = find_description(entries, f"fid.scene.{name}")
+        assert ("floor_tiles" in description) == is_floor
+
+
+def test_a_run_whose_captions_are_all_alike_has_no_clip_score_of_other_captions(metrics):
+    scores = {"clip_score": 25.0, "clip_score_real": 30.0}
+    for null in ({}, {"clip_score_null": 20.0}):
+        clip_row = further_metrics.agreement_rows(metrics["caption_agreement"] | scores | null)[-1]
+        assert clip_row.references["real tiles"] == 30
+        assert ("other captions" in clip_row.references) == bool(null)
 
 
 def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypatch):

@@ -277,7 +277,7 @@ def param_rows(params: list[Metric], changes: Changes) -> list[tuple[str, dict, 
 def metric_rows(
     metrics: list[Metric], changes: Changes, verdicts: dict[Metric, str]
 ) -> list[tuple[str, dict, str]]:
-    """The rows of a table: name, values with their 95 % CI, verdict."""
+    """The rows of a table: name, values with their 95 % CI (of a floor: 95 % PI), verdict."""
     rows = []
     for metric in metrics:
         file, key = metric
@@ -286,7 +286,8 @@ def metric_rows(
             interval = read_interval(metric, side, changes)
             cells[side] = format_value(value)
             if interval:
-                cells[side] += f" [{', '.join(map(format_value, interval))}]"
+                kind = "PI " if key.endswith("_floor") else ""  # of other samples of real tiles
+                cells[side] += f" [{kind}{', '.join(map(format_value, interval))}]"
         rows.append((f"{Path(file).stem} `{key}`", cells, verdicts[metric]))
     return rows
 

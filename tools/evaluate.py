@@ -11,7 +11,9 @@ named. Prints FID, KID, precision, recall and so on, each with its 95 % confiden
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
 independent. If the images were generated for the captions of just these real ones, FID infinity is
 too low, the intervals are too wide and the floor is too high: a run's own folders give its
-metrics/fid.json but for these three. docs/protocol.md says how to compare published models.
+metrics/fid.json but for these three and for rounding. Neither names nor the order of the images
+matter: each set is sorted by its pixels' hashes (of more than 10,000 images, metrics of pairs are
+thus of others than the run's). docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.
@@ -25,7 +27,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, get_args
+from typing import Any, BinaryIO, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +64,7 @@ from stages.imagery.unusable_image import MIN_SIDE, NO_BLACK_AND_WHITE, Unusable
 from stages.params import Extractor, Params, load
 from stages.reporting.rows import format_number, read_interval
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import make_parser, start_process
+from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 
@@ -84,7 +86,7 @@ TITLES = {
 
 
 class ImageSet(NamedTuple):
-    """The usable images of a file or folder: squares of one size, as shards."""
+    """The usable images of a file or folder: squares of one size, as shards, in order of hash."""
 
     path: Path
     shards: Path  # a temporary folder
@@ -92,12 +94,14 @@ class ImageSet(NamedTuple):
     scenes: list[str]  # "": not known
     hashes: list[str]  # SHA-256 of the pixels
     sides: list[int]  # pixels
+    source_sides: list[int]  # pixels; the shorter one, before scaling
     skipped: SkipReport
 
 
 def main() -> None:
     options = parse_arguments()
     start_process()
+    interrupt_on_signals()
     params = load()
     make_deterministic(params.seed)
     check_options(options)
@@ -217,8 +221,11 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
         SystemExit: there are too few, or without a resolution they are no squares of one size.
     """
     source = open_source(path, "evaluate", images_only=True)
-    images = ImageSet(path, shards, [], [], [], [], SkipReport())
-    write_shards(shards, square_tiles(source, images, resolution), SCHEMA)
+    images = ImageSet(path, shards, [], [], [], [], [], SkipReport())
+    with tempfile.TemporaryFile(dir=shards.parent) as pixels:
+        for tile in square_tiles(source, images, resolution):
+            pixels.write(tile.tobytes())
+        write_shards(shards, sort_by_hash(images, pixels), SCHEMA)
     count = len(images.names)
     needed = max(params.fid.standard_min_n, MIN_IMAGES)
     if count < needed:
@@ -244,8 +251,8 @@ def advise_on_deep_values(skipped: SkipReport) -> str:
 
 def square_tiles(
     source: ImageSource, images: ImageSet, resolution: int | None
-) -> Iterator[dict[str, dict]]:
-    """Yield a row for each usable image, in the order of the source, and note it in `images`."""
+) -> Iterator[Image.Image]:
+    """Yield the usable images as squares, in the order of the source; note them in `images`."""
     seen: set[tuple[str, str]] = set()
     splits: set[str | None] = set()
     total = sum(1 for _ in source.read_items(False))
@@ -265,12 +272,14 @@ def square_tiles(
         refuse_mixed_splits(images.path, splits)
         try:
             tile = decode_rgb(item.image).rgb
+            source_side = min(tile.size)
             if resolution is not None:
                 tile = scale_and_crop(tile, resolution)
         except UnusableImage as error:
             images.skipped.add(str(error), item.name)
             continue
-        yield note_tile(tile, item, images)
+        note_tile(tile, source_side, item, images)
+        yield tile
 
 
 def refuse_mixed_splits(path: Path, splits: set[str | None]) -> None:
@@ -283,8 +292,8 @@ def refuse_mixed_splits(path: Path, splits: set[str | None]) -> None:
         )
 
 
-def note_tile(tile: Image.Image, item: SourceItem, images: ImageSet) -> dict[str, dict]:
-    """Note an image in `images`; returns its row, uncompressed.
+def note_tile(tile: Image.Image, source_side: int, item: SourceItem, images: ImageSet) -> None:
+    """Note an image in `images`. source_side: its shorter side before scaling.
 
     Raises:
         SystemExit: it is no square of the same size as the images before it.
@@ -300,25 +309,52 @@ def note_tile(tile: Image.Image, item: SourceItem, images: ImageSet) -> dict[str
     images.scenes.append(scene_of(item))
     images.hashes.append(hashlib.sha256(tile.tobytes()).hexdigest())
     images.sides.append(side)
-    encoded = io.BytesIO()
-    tile.save(encoded, "BMP")
-    return {"image": {"bytes": encoded.getvalue(), "path": None}}
+    images.source_sides.append(source_side)
+
+
+def sort_by_hash(images: ImageSet, pixels: BinaryIO) -> Iterator[dict[str, dict]]:
+    """Bring `images` into the order of its hashes; yield the rows in it, uncompressed.
+
+    Halves and subsets are drawn by the number of a row: they are then of the same images whatever
+    their names are, and in whatever order they came.
+
+    Args:
+        images: as `square_tiles` noted them.
+        pixels: theirs, RGB, in that order.
+    """
+    order = sorted(range(len(images.names)), key=lambda i: (images.hashes[i], images.names[i]))
+    columns: list[list] = [images.names, images.scenes, images.hashes, images.source_sides]
+    for values in columns:
+        values[:] = [values[i] for i in order]
+    for i, side in zip(order, images.sides):
+        size = 3 * side**2  # bytes
+        pixels.seek(i * size)
+        encoded = io.BytesIO()
+        Image.frombytes("RGB", (side, side), pixels.read(size)).save(encoded, "BMP")
+        yield {"image": {"bytes": encoded.getvalue(), "path": None}}
 
 
 def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
-    """Notes on what two sets have in common, and on sizes that differ."""
+    """Notes on what two sets have in common, on sizes that differ, and on enlarged images."""
     notes = []
     real = sets["test"]
     for name, images in sets.items():
+        side = images.sides[0]
+        small = [source_side for source_side in images.source_sides if source_side < side]
+        if small:
+            notes.append(
+                f"{images.path}: {len(small)} of {len(images.names)} images were enlarged to "
+                f"{side} px, the smallest from {min(small)} px"
+            )
         if name == "test":
             continue
         shared = len(set(real.hashes) & set(images.hashes))
         if shared:
             notes.append(f"{shared} images are both in {real.path} and in {images.path}")
-        if images.sides[0] != real.sides[0]:
+        if side != real.sides[0]:
             notes.append(
-                f"{real.path} has {real.sides[0]} px, {images.path} {images.sides[0]} px: FID "
-                "measures that too; --resolution PX compares both at one size"
+                f"{real.path} has {real.sides[0]} px, {images.path} {side} px: FID measures that "
+                "too; --resolution PX compares both at one size"
             )
     return notes
 
@@ -343,13 +379,13 @@ def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
                 f"evaluate: {options.captions}: line {line} is not the first for "
                 f"{row['file_name']}: give one line for each image"
             )
-    (repeated, times), *_ = Counter(generated.names).most_common(1)
+    (repeated, times), *_ = Counter(sorted(generated.names)).most_common(1)
     if times > 1:
         exit_with_error(
             f"evaluate: {generated.path}: {times} images are named {repeated}: --captions can't "
             "tell them apart"
         )
-    missing = [name for name in generated.names if without_suffix(name) not in rows]
+    missing = sorted(name for name in generated.names if without_suffix(name) not in rows)
     if missing:
         first = next((row["file_name"] for row in rows.values()), "none")
         exit_with_error(
@@ -448,6 +484,7 @@ def describe(
             "images": len(images.names),
             "pixels_sha256": hashlib.sha256("".join(images.hashes).encode()).hexdigest(),
             "side_px": images.sides[0],
+            "smallest_source_px": min(images.source_sides),
             "skipped": images.skipped.reasons,
         }
     weights = weights_folder(options.features, options.weights)

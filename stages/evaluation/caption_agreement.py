@@ -7,6 +7,8 @@ from stages.common.class_names import slug
 from stages.evaluation.intervals import share_interval
 from stages.evaluation.labels import scene_of_tile
 
+SAME_CAPTION = 99.999  # 100 x cosine of two captions' embeddings, at least
+
 
 def caption_agreement(
     logits: dict[str, np.ndarray],
@@ -156,17 +158,21 @@ def clip_score(
 
     Returns:
         Scores, and Student's 95 % interval `_lo`, `_hi` of the tuned images'; there is none where
-        all of them score the same, which says nothing of the spread.
+        all of them score the same, which says nothing of the spread. `_null` is of the images whose
+        own caption and the other one differ; it is left out where all captions are alike.
     """
     order = rng.permutation(len(captions))
     others = np.empty_like(order)
     others[order] = np.roll(order, 1)  # a cycle: no image keeps its own caption
+    null_scores = clip_similarity(images["tuned"], captions[others])
+    # Images of one scene may have the same caption, whose embeddings differ by rounding alone.
+    differ = clip_similarity(captions, captions[others]) < SAME_CAPTION
     metrics = clip_score_with_interval(images["tuned"], captions)
-    return metrics | {
-        "clip_score_base": float(clip_similarity(images["base"], captions).mean()),
-        "clip_score_real": float(clip_similarity(images["real"], captions).mean()),
-        "clip_score_null": float(clip_similarity(images["tuned"], captions[others]).mean()),
-    }
+    metrics["clip_score_base"] = float(clip_similarity(images["base"], captions).mean())
+    metrics["clip_score_real"] = float(clip_similarity(images["real"], captions).mean())
+    if differ.any():
+        metrics["clip_score_null"] = float(null_scores[differ].mean())
+    return metrics
 
 
 def clip_score_with_interval(images: np.ndarray, captions: np.ndarray) -> dict[str, float]:

@@ -283,7 +283,7 @@ def with_references(
             floor, variance = values["floor"][name], variances["floor"][name]
             result[f"{name}_floor"] = floor
             if has_intervals and has_interval(name, floor, variance):
-                n_floor = min(sizes["n_floor"], MAX_PAIRED)
+                n_floor = min(sizes["n_floor"], sizes["n_real"], MAX_PAIRED)
                 result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
                     name, floor, variance, count, n_floor
                 )
@@ -302,6 +302,10 @@ def paper_protocol(
     there are fewer than `fid.paper_n` of them. `n_floor_other_scene` is the number of a draw's
     floor tiles, at most, that aren't of their test tile's scene.
 
+    `fid_std` is the standard deviation over the draws. They share images: those of others would
+    differ more, by 40 % where a draw is half of the images. It is left out where a draw is more
+    than that, and of one draw.
+
     Args:
         sets: features [N, D] of `test`, `train`, `tuned` and `base`.
         pairing: of `tuned` and `base` with `test`.
@@ -309,7 +313,7 @@ def paper_protocol(
         seed: of the draws.
     """
     n = config.paper_n
-    image_count = len(pairing.real_rows)
+    image_count = len(pairing.real_indices)
     if image_count < n:
         log(
             f"fid: {image_count} generated images are fewer than fid.paper_n = {n}: "
@@ -321,7 +325,7 @@ def paper_protocol(
     for draw in range(config.paper_draws):
         generator = rng(seed, "paper", draw)
         chosen = generator.permutation(image_count)[:n]
-        rows = pairing.real_rows[chosen]
+        rows = pairing.real_indices[chosen]
         real = sets["test"][rows]  # [n, D]
         fids["fid"].append(fid(real, sets["tuned"][chosen]))
         if len(sets["train"]) >= n:
@@ -337,10 +341,10 @@ def paper_protocol(
         "draws": config.paper_draws,
         "singular": int(n <= sets["test"].shape[1]),
         "fid": means.pop("fid"),
-        "fid_std": float(np.std(fids["fid"])),
-        **means,
     }
-    return result | ({"n_floor_other_scene": max(other_scenes)} if other_scenes else {})
+    if config.paper_draws > 1 and 2 * n <= image_count:
+        result["fid_std"] = float(np.std(fids["fid"], ddof=1))
+    return result | means | ({"n_floor_other_scene": max(other_scenes)} if other_scenes else {})
 
 
 def fid_curves(
@@ -411,7 +415,7 @@ def floor_tiles(
     generator = rng(seed, "floor")
     if pairing is None:
         return np.sort(generator.permutation(len(sets["train"]))[:count])
-    wanted = pairing.test_scenes[pairing.real_rows]
+    wanted = pairing.test_scenes[pairing.real_indices]
     return draw_in_scenes(pairing.train_scenes, wanted, generator)
 
 
@@ -430,7 +434,7 @@ def describe_floor(
     sizes = {"n_floor": len(tiles)}
     if pairing is not None:
         others = count_other_scenes(
-            pairing.train_scenes[tiles], pairing.test_scenes[pairing.real_rows]
+            pairing.train_scenes[tiles], pairing.test_scenes[pairing.real_indices]
         )
         sizes["n_floor_other_scene"] = others
         if others:

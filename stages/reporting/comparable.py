@@ -6,6 +6,7 @@ HASHED = {
     "test_captions": "test captions",
     "validation_tiles": "validation tiles",
     "train_tiles": "training tiles",
+    "floor_tiles": "training tiles",
     "generated_images": "generated test images",
     "classes": "scenes of the classes",
     "class_words": "words of the classes",
@@ -25,10 +26,15 @@ def find_description(measured_on: dict[str, dict], metric: str) -> dict | None:
     """Return what describes a metric; None where nothing does.
 
     That is the entry of the metric or, if it has none, of the smallest group that it is in.
-    An entry covers its interval, too: `llm.perplexity` that of `llm.perplexity_lo`.
+    An entry covers its interval, too: `llm.perplexity` that of `llm.perplexity_lo`. Its part
+    `floor_tiles` describes floors alone.
     """
     keys = [key for key in measured_on if f"{metric}.".startswith((f"{key}.", f"{key}_"))]
-    return measured_on[max(keys, key=len)] if keys else None
+    if not keys:
+        return None
+    description = measured_on[max(keys, key=len)]
+    is_floor = "_floor" in metric
+    return {part: description[part] for part in description if is_floor or part != "floor_tiles"}
 
 
 def describe_difference(new: dict, old: dict) -> str:

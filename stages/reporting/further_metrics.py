@@ -59,10 +59,9 @@ def agreement_rows(agreement: dict) -> list[Row]:
             )
         )
     if "clip_score" in agreement:
-        references = {
-            "other captions": agreement["clip_score_null"],
-            "real tiles": agreement["clip_score_real"],
-        }
+        references = {"real tiles": agreement["clip_score_real"]}
+        if "clip_score_null" in agreement:
+            references = {"other captions": agreement["clip_score_null"]} | references
         rows.append(
             make_row(
                 "caption_agreement.clip_score",

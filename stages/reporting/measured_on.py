@@ -64,7 +64,7 @@ def measured_on(
         **language_groups(metrics, finetune_llm),
         **prompt_groups(metrics, context, {label: words[label] for label in classes}),
         **training_groups(metrics, context, encode, finetune_sd),
-        **distance_groups(metrics, context, test | captions),
+        **distance_groups(metrics, context, test | captions, train),
         **image_groups(metrics, context, test, train, mapping),
         **selection_groups(metrics["select"], context),
         **agreement_groups(metrics, context, test | captions, mapping),
@@ -182,7 +182,9 @@ def hash_latent_space(source: dict) -> str:
     return fingerprint(files, [])
 
 
-def distance_groups(metrics: dict[str, dict], context: RunContext, test: dict) -> dict[str, dict]:
+def distance_groups(
+    metrics: dict[str, dict], context: RunContext, test: dict, train: dict
+) -> dict[str, dict]:
     """Describe metrics/fid.json."""
     trained = device(metrics, finetune_sd="diffusion")
     groups = {}
@@ -194,6 +196,7 @@ def distance_groups(metrics: dict[str, dict], context: RunContext, test: dict) -
                 **({"draws": values["draws"]} if "draws" in values else {}),
                 "extractor": hash_extractor(extractor, context),
                 "generated_px": context.sampling["resolution"],
+                "floor_tiles": train["train_tiles"],
                 **trained,
             }
     return groups

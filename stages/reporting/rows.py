@@ -52,9 +52,8 @@ def make_row(
     """
     name = key.rpartition(".")[2]
     interval = read_interval(values, name)
-    no_spread = interval or values.get("draws") == 1  # that of one draw is 0
     measured = {
-        "standard deviation over draws": None if no_spread else values.get(f"{name}_std"),
+        "standard deviation over draws": None if interval else values.get(f"{name}_std"),
         "real vs. real": values.get(f"{name}_floor"),
         "its 95 % PI": read_interval(values, f"{name}_floor"),
         "base model": values.get(f"{name}_base"),

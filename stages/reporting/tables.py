@@ -278,6 +278,10 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
         "The FID of a few hundred images depends on their number as much as on the model. "
         f"Images are resized, antialiased, before the features: {describe_resizes(fid)}."
     )
+    if any("fid_std" in values for by_protocol in fid.values() for values in by_protocol.values()):
+        note += (
+            " Standard deviation over draws: these draws share images; others would differ more."
+        )
     if context.trained_judge:
         note += (
             " **In scene features, real vs. real is worse than a perfect generator would score**: "

@@ -28,7 +28,7 @@ def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str,
     answers_empty           answers without text beside thoughts
     composed                kept prompts that were composed of the classes' words
     yield                   fraction of the candidates that were kept
-    distinct_2              distinct word pairs / word pairs (Li et al. 2016)
+    distinct_2              distinct word pairs / all word pairs
     class_agreement         fraction of prompts whose nearest class description in the embedding
                             space is that of the class they were written for
     class_agreement_chance  its expectation for random prompts
@@ -99,7 +99,10 @@ def content_words(text: str) -> list[str]:
 
 
 def distinct_2(texts: list[str]) -> float:
-    """Return the number of distinct word pairs over that of all word pairs (Li et al. 2016)."""
+    """Return the number of distinct word pairs over that of all word pairs.
+
+    Li et al. 2016, whose measure it is, divide by the number of words, of which there are more.
+    """
     pairs: list[tuple[str, str]] = []
     for text in texts:
         text_words = words(text)
