@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import signal
+import sys
+import tempfile
 from pathlib import Path
 
 import audit
@@ -303,6 +305,33 @@ def test_ctrl_c_is_one_line(project):
     (project / "interrupted.py").write_text(starts + kill)
     done = run_module(project, "interrupted")
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "interrupted\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "tool, words, work",
+    [
+        ("evaluate", ["real", "generated"], "read_images"),
+        ("export", ["hub", "owner"], "write_repositories"),
+        ("rehearse", ["paper"], "prepare"),
+    ],
+)
+def test_signals_leave_no_temporary_files(tmp_path, monkeypatch, tool, words, work, number):
+    module = importlib.import_module(f"tools.{tool}")
+    for before in ("start_process", "check_options", "load_extractor", "read_commit"):
+        monkeypatch.setattr(module, before, lambda *_, **__: None, raising=False)
+    monkeypatch.setattr(module, work, lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", [tool, *words])
+    monkeypatch.setenv("HF_TOKEN", "token")
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            module.main()
+    finally:
+        for changed, handler in handlers.items():
+            signal.signal(changed, handler)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_resume_cache_that_cannot_be_written_names_the_variable(project):

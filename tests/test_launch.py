@@ -1,9 +1,14 @@
 """The launcher starts one process by default, else the number in the accelerate config."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
-from conftest import REPOSITORY, shell, write_smoke_params
+from conftest import REPOSITORY, alive, shell, wait_until, write_smoke_params
 
 # A single write for the line: two processes share the pipe.
 PROBE = """import os, sys
@@ -78,6 +83,57 @@ def test_processes_wait_for_each_other_for_hours(probe):
     (probe / "stages/encode.py").write_text(WAITING)
     done = run(probe, "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n")
     assert done.stdout.splitlines() == ["24.0 hours"] * 2, done.stderr
+
+
+SLEEPING = """import os, time
+os.write(1, f"{os.getpid()}\\n".encode())
+time.sleep(600)
+"""
+IN_A_STAGE = "from stages.runtime.process import start_process\nstart_process()\n"
+# As DVC starts a stage; the shell stays, as it has another command to run.
+DVC = """import os, subprocess, sys
+command = f"{sys.executable} -m stages.runtime.launch encode; true"
+subprocess.run(command, shell=True, env=os.environ | {"DVC_STAGE": "encode", "DVC_ROOT": "."})
+"""
+TWO_PROCESSES = "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n"
+
+
+def start_sleeping(probe, processes: int, *command: str) -> tuple[subprocess.Popen, list[int]]:
+    """Start a stage that sleeps in this number of processes; returns also their ids."""
+    (probe / "stages/encode.py").write_text(IN_A_STAGE + SLEEPING)
+    home = probe / "hub/accelerate"
+    home.mkdir(parents=True)
+    if processes == 2:
+        (home / "default_config.yaml").write_text(TWO_PROCESSES)
+    environment = {**os.environ, "HF_HOME": str(probe / "hub")}
+    started = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=probe,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    return started, [int(started.stdout.readline()) for _ in range(processes)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_to_the_launcher_end_its_processes(probe, number):
+    launch = ("-m", "stages.runtime.launch", "encode")
+    with start_sleeping(probe, 2, *launch)[0] as launcher:
+        stage = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.send_signal(number)
+        assert launcher.wait(120) != 0
+        assert not any(alive(process.pid) for process in stage)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_stage_ends_with_dvc(probe, processes):
+    """Killed, DVC can't end it; the stage would overwrite what the next run writes."""
+    dvc, pids = start_sleeping(probe, processes, "-c", DVC)
+    with dvc:
+        dvc.kill()
+        wait_until(lambda: not any(map(alive, pids)))
 
 
 def test_gpus_that_are_not_there(probe):

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from conftest import alive
 
 from stages.runtime.parallel import ordered_map, read_ahead
 
@@ -77,11 +78,3 @@ def test_a_killed_run_leaves_no_process_behind(tmp_path):
     while any(map(alive, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, children))
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

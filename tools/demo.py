@@ -19,21 +19,17 @@ fills the fields, and can hold negative_prompt, steps, guidance and images, too.
 """
 
 import os
-import signal
-import sys
 from tempfile import TemporaryDirectory
 
 from stages.params import load
-from stages.runtime.process import make_parser, start_process
+from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 
 
 def main() -> None:
     parser = make_parser("tools.demo", __doc__)
     parser.parse_args()
     start_process()
-    # Both end it, also where a shell started it in the background and SIGINT is ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    interrupt_on_signals()
     # Gradio's own choice is one folder for all users of a machine, /tmp/gradio.
     parent = os.environ.get("GRADIO_TEMP_DIR")
     with TemporaryDirectory(prefix="remote_diffusion_demo_", dir=parent) as folder:

@@ -2,6 +2,7 @@
 
 import html
 import math
+import os
 import re
 import secrets
 import shutil
@@ -82,8 +83,9 @@ class DemoModels:
         self.steps_done = 0
         self.steps_total = 0
         # The same request for a prompt is not paid twice.
-        self.answers = TemporaryDirectory()
-        self.images = TemporaryDirectory()
+        own = os.environ.get("GRADIO_TEMP_DIR")  # removed when the demo ends
+        self.answers = TemporaryDirectory(dir=own)
+        self.images = TemporaryDirectory(dir=own)
         self.folders: dict[str | None, str] = {}  # in it, of the last images of each visitor
         self.given: dict[str | None, list[ImagePrompt]] = {}  # prompts, to each visitor
         self.model_digest = model_digest(self.folder)

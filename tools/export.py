@@ -41,7 +41,7 @@ from stages.publishing.repositories import REPOSITORIES
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
-from stages.runtime.process import make_parser, start_process
+from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.progress import log, progress_bar
 from stages.text.writers import ADAPTER, LANGUAGE
 from tools.commands import run_command
@@ -66,6 +66,7 @@ def main() -> None:
     command.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write, don't upload")
     options = parser.parse_args()
     start_process()
+    interrupt_on_signals()
     match options.command:
         case "imagefolder":
             export_imagefolder(options.split, options.folder)

@@ -24,14 +24,13 @@ resume cache of a stage.
 import argparse
 import math
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import make_parser, start_process
+from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.progress import log
 from tools.cache import format_size
 from tools.rehearsal import cuts, inputs
@@ -56,9 +55,7 @@ def main() -> None:
     start_process()
     if not arguments.scale:
         exit_with_error(f"name a scale: {', '.join(scale_names())} (make rehearse SCALE=paper)")
-    # Both end it with the table of what was done, also where a shell started it in the background.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_on_signals()  # the table of what was done is printed
     full = load_text(compose(arguments.scale)[0])
     device = find_device()
     free = shutil.disk_usage(".").free  # without the rehearsal's own files

@@ -10,6 +10,7 @@ Without a config, or for a single process, the stage runs right here. Results do
 import argparse
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from itertools import takewhile
@@ -74,8 +75,18 @@ def launch(stage: str, arguments: list[str]) -> None:
         launcher = ["accelerate.commands.launch", "--config_file", str(config_file())]
         launcher += ["--num_processes", str(config["num_processes"])]
         launcher += ["--gpu_ids", config["gpu_ids"], "--module", module]
-    done = subprocess.run([sys.executable, "-m", *launcher, *arguments], env=environment)
-    sys.exit(done.returncode)
+    sys.exit(run_to_its_end([sys.executable, "-m", *launcher, *arguments], environment))
+
+
+def run_to_its_end(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command and return its exit status; signals that would end this process end it."""
+    # In a session of its own it gets none of them twice, which would keep `torch.distributed.run`
+    # from ending its processes: Ctrl-C, or `kill` of a process group.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
+            signal.signal(number, lambda number, _: process.send_signal(number))
+    return process.wait()
 
 
 def limit_to_visible_devices(config: dict) -> None:

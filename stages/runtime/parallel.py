@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
+
+from stages.runtime.process import end_after
 
 MAX_PROCESSES = 16
 BATCHES_AHEAD = 4  # per process
@@ -68,14 +69,9 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def _exit_with_parent() -> None:
     """Make this worker process exit when its parent dies, so that a killed stage leaves none."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
-    os._exit(1)
+        end_after(parent.join)
 
 
 def _call_each(function: Callable, arguments: tuple) -> list:

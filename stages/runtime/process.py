@@ -7,16 +7,23 @@ import gc
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
 
 from stages.runtime.environment import clear_variables
 from stages.runtime.errors import excepthook
+
+POLL = 0.5  # seconds between two looks at the parents of this process
+GRACE = 10.0  # seconds between SIGTERM and the end of a process
 
 
 def run_stage(main: Callable[..., None], doc: str | None, **choices: Iterable[str]) -> None:
@@ -68,6 +75,58 @@ def start_process() -> None:
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     _keep_freed_memory()
     _note_time_at_exit()
+    _end_with_dvc()
+
+
+def interrupt_on_signals() -> None:
+    """Let what ends this process raise KeyboardInterrupt, so that temporary files are removed.
+
+    SIGINT too, where a shell started it in the background and has it ignored.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # `nohup`
+            signal.signal(number, signal.default_int_handler)
+
+
+def end_after(wait: Callable[[], object]) -> None:
+    """End this process with SIGTERM, or by force if that doesn't, when `wait` returns."""
+
+    def end() -> None:
+        wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+@cache  # the launcher and the stage in its process both start it
+def _end_with_dvc() -> None:
+    """End a stage when DVC, which runs it, was killed: it would overwrite a later run's outputs."""
+    if "DVC_STAGE" not in os.environ:
+        return
+    # A shell may stand between, and launchers: what DVC started has this variable, DVC hasn't.
+    process = psutil.Process()
+    started_by_dvc = [process, *takewhile(_is_of_a_stage, process.parents())]
+
+    def parents() -> list[int]:
+        return [each.ppid() for each in started_by_dvc]
+
+    before = parents()
+
+    def wait() -> None:
+        with suppress(psutil.NoSuchProcess):  # one between this process and DVC
+            while parents() == before:
+                time.sleep(POLL)
+
+    end_after(wait)
+
+
+def _is_of_a_stage(process: psutil.Process) -> bool:
+    """Whether a process was started with DVC's variable."""
+    with suppress(psutil.Error):  # of another user
+        return "DVC_STAGE" in process.environ()
+    return False
 
 
 def _use_utf8() -> None:
