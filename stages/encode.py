@@ -9,7 +9,6 @@ Reads the training and validation imagery, images of the base model's own domain
 is missing.
 """
 
-import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,9 +42,10 @@ from stages.diffusion.encoding import (
 from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
 from stages.params import Encode, load
+from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
-from stages.runtime.processes import process_state
+from stages.runtime.processes import check_precision, process_state
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -129,18 +129,9 @@ def copy_to_output(cache: Path) -> None:
             link_or_copy(file, OUT / file.name)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Make `target` another name of a file; a copy of it where the file system can't."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def check_config(config: Encode, state: PartialState) -> None:
     """Exit with an error on wrong params, before the latents of the last run are removed."""
-    if config.precision == "fp16" and state.device.type != "cuda":
-        exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
+    check_precision("encode.precision", config.precision, state.device)
     if sources.kind(config.base_domain) == "path":
         sources.local_path(config.base_domain, base_domain.KEY)
 

@@ -57,8 +57,8 @@ def main() -> None:
     make_deterministic(seed)
     accelerator = create_accelerator(config)
 
-    # Data: the latents that `encode` cached, memory-mapped, and so the text embeddings, which are
-    # computed in each batch where the cache would be too large.
+    # Data: the latents and text embeddings that `encode` cached, memory-mapped. Embeddings too
+    # large for the cache are computed batch by batch.
     start = models.start_folder()
     embeddings = load_embeddings(LATENTS, start, accelerator.device)
     train_split = Latents(LATENTS, "train", models.scaling_factor(start), embeddings)
@@ -101,7 +101,7 @@ def main() -> None:
 
         # Publish the best checkpoint as a complete pipeline, with its metrics.
         if accelerator.is_main_process:
-            publish(cache, start, config, seed, evaluator, state.best_step)
+            publish(cache, start, config, seed, evaluator, state)
             training_log.write(state, steps, cpu_threads(accelerator.device), cache, LATENTS)
         accelerator.wait_for_everyone()
 
@@ -140,7 +140,7 @@ def measure_base(
 
 
 def note_measuring(state: TrainingState, config: FinetuneSD) -> None:
-    """Note by which params the curve is measured from here on; log where they were others.
+    """Record the validation settings in `state`; log where the run that is resumed had others.
 
     `diversity` measured on another grid is dropped: the report assumes one grid.
     """
@@ -239,18 +239,18 @@ def learning_rate(step: int, steps: int, config: FinetuneSD) -> float:
 
 
 def publish(
-    cache: Path, start: Path, config: FinetuneSD, seed: int, evaluator: Evaluator, best_step: int
+    cache: Path,
+    start: Path,
+    config: FinetuneSD,
+    seed: int,
+    evaluator: Evaluator,
+    state: TrainingState,
 ) -> None:
     """Write `models/diffusion`: `start` with the best weights, or unchanged after zero steps."""
-    if not best_step:
+    if not state.best_step:
         save_unchanged(start, OUT)
         return
-    weights, best = checkpoints.load(cache / "best.safetensors")
-    if best["step"] != best_step:  # resumed before another step, which is not the best this time
-        exit_with_error(
-            f"{cache}: best.safetensors holds step {best['step']}, the best is {best_step}: "
-            "remove this folder and run again"
-        )
+    weights = checkpoints.load_best(cache, state)
     unet = models.merge_trained_weights(start, config.method, seed, weights)
     latent_size = evaluator.valid.shape[-1]
     zero_terminal_snr = config.zero_terminal_snr

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from stages.common.artifacts import read_rows
+from stages.common.dihedral import dihedral
 from stages.common.sources import file_hashes
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
 from stages.evaluation.networks import (
@@ -44,13 +45,13 @@ WARMUP = 0.15  # share of the steps
 
 def main() -> None:
     params = load()
-    train_scene = params.train_scene
+    config = params.train_scene
     make_deterministic(params.seed)
     with atomic_folder(Path("models/scene")) as folder:
-        if train_scene.source == "embedded":
+        if config.source == "embedded":
             copy_embedded(folder)
         else:
-            train_from_scratch(folder, train_scene, params.seed)
+            train_from_scratch(folder, config, params.seed)
 
 
 def copy_embedded(folder: Path) -> None:
@@ -69,10 +70,10 @@ def copy_embedded(folder: Path) -> None:
                 f"{path}: missing, or not the file that this version ships (SHA-256 {sha256}); "
                 "`git checkout` it, or train a judge (train_scene.source: scratch)"
             )
-    network, config = load_scene_network(EMBEDDED)
+    network, network_config = load_scene_network(EMBEDDED)
     for split in ("train", "valid"):
         scenes = {row["scene"] for row in read_rows(f"data/imagery/{split}", ["scene"])}
-        unknown = sorted(scenes - set(config["scenes"]))
+        unknown = sorted(scenes - set(network_config["scenes"]))
         if unknown:
             exit_with_error(
                 f"data/imagery/{split}: the embedded judge doesn't know {', '.join(unknown)}; "
@@ -80,47 +81,50 @@ def copy_embedded(folder: Path) -> None:
             )
     for name in SHA256:
         shutil.copyfile(EMBEDDED / name, folder / name)
-    images, labels, _ = read_tiles("data/imagery/valid", config["scenes"], config["resolution"])
-    measure_accuracy(network, images, labels, config)
+    images, labels, _ = read_tiles(
+        "data/imagery/valid", network_config["scenes"], network_config["resolution"]
+    )
+    measure_accuracy(network, images, labels, network_config)
 
 
-def train_from_scratch(folder: Path, train_scene: TrainScene, seed: int) -> None:
+def train_from_scratch(folder: Path, config: TrainScene, seed: int) -> None:
     """Train a judge on the training tiles, and measure it on the valid tiles."""
-    images, labels, scenes = read_tiles("data/imagery/train", None, train_scene.resolution)
+    images, labels, scenes = read_tiles("data/imagery/train", None, config.resolution)
     if len(scenes) < 2:
         exit_with_error(
             f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2"
         )
     mean, std = channel_statistics(images)
-    network = train(images, labels, mean, std, len(scenes), train_scene, seed)
-    config = {
-        "model": train_scene.model,
-        "resolution": train_scene.resolution,
+    network = train(images, labels, mean, std, len(scenes), config, seed)
+    network_config = {
+        "model": config.model,
+        "resolution": config.resolution,
         "scenes": scenes,
         "mean": mean,
         "std": std,
     }
-    valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, train_scene.resolution)
-    accuracy = measure_accuracy(network, valid_images, valid_labels, config)
-    save_network(
-        folder,
-        network,
-        config | {"valid_accuracy": accuracy, "n_valid": len(valid_images), "n_train": len(images)},
-    )
+    valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, config.resolution)
+    accuracy = measure_accuracy(network, valid_images, valid_labels, network_config)
+    network_config |= {
+        "valid_accuracy": accuracy,
+        "n_valid": len(valid_images),
+        "n_train": len(images),
+    }
+    save_network(folder, network, network_config)
 
 
 def measure_accuracy(
-    network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, config: dict
+    network: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, network_config: dict
 ) -> float | None:
     """The accuracy, logged, on valid tiles uint8 [N, 3, R, R]; None where there are none."""
     accuracy = None
     if len(images):
-        predicted = predict(network, images, config["mean"], config["std"])
+        predicted = predict(network, images, network_config["mean"], network_config["std"])
         accuracy = float((predicted == labels).float().mean())
     measured = "not measured" if accuracy is None else f"{accuracy:.3f}"
     log(
         f"train_scene: accuracy {measured} on {len(images)} valid tiles, "
-        f"{len(config['scenes'])} scenes"
+        f"{len(network_config['scenes'])} scenes"
     )
     return accuracy
 
@@ -211,19 +215,9 @@ def lr_factor(step: int, total_steps: int) -> float:
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image of [B, 3, R, R] under a random one of its 8 flips and rotations.
-
-    A view from above has no preferred side.
-    """
-    views = torch.randint(8, (len(images),), generator=generator).tolist()
-    return torch.stack([dihedral_view(image, view) for image, view in zip(images, views)])
-
-
-def dihedral_view(image: torch.Tensor, view: int) -> torch.Tensor:
-    """View 0 to 7 of an image [3, R, R]: 4 and above are mirrored, then all are rotated."""
-    if view >= 4:
-        image = image.flip(2)
-    return image.rot90(view % 4, (1, 2))
+    """Each image of [B, 3, R, R] under a random one of its 8 flips and rotations."""
+    variants = torch.randint(8, (len(images),), generator=generator).tolist()
+    return torch.stack([dihedral(image, variant) for image, variant in zip(images, variants)])
 
 
 def reduce_detail(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -20,8 +20,8 @@ from tiny_diffusion import make_imagery, on_threads, run, write_params
 
 from stages import encode, finetune_sd
 from stages.common.artifacts import decode_image, digest, read_json, read_rows
+from stages.common.dihedral import dihedral
 from stages.diffusion import encoding, grouped_arrays, models
-from stages.diffusion.latents import dihedral
 from stages.diffusion.normalization import read_folded
 
 
@@ -176,6 +176,29 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(workspace):
     assert run(workspace, encode_until, 6)[0] == 9
     assert run(workspace, encode.main, processes=2)[0] == 0
     assert digest(workspace / "data/latents") == whole
+
+
+def overwrite_another_group() -> None:
+    """Run encode; as over NFS, the second process writes old bytes over those of the first."""
+    flush = grouped_arrays.GroupedArrays.flush
+
+    def flush_page(self):
+        flush(self)
+        self.state.wait_for_everyone()
+        if self.state.process_index == 1 and "mean" in self.arrays:
+            self.arrays["mean"][0] = 0
+
+    grouped_arrays.GroupedArrays.flush = flush_page
+    grouped_arrays.FLUSH_SECONDS = math.inf
+    encode.main()
+
+
+def test_what_another_machine_has_overwritten_is_one_line(workspace):
+    code, log = run(workspace, overwrite_another_group, processes=2)
+    (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert code == 1 and "train.safetensors: 1 of 3 groups" in line and "NFS" in line
+    code, log = run(workspace, encode.main)  # only that group is encoded again
+    assert code == 0 and "1 of 3 groups damaged" in log
 
 
 def open_arrays(path: Path) -> grouped_arrays.GroupedArrays:

@@ -319,6 +319,21 @@ def test_a_base_that_is_worse_than_predicting_nothing_is_named(shipped, predicti
     assert numbers[2] < 0.8 and "v_prediction" in line
 
 
+@pytest.mark.parametrize("trained, is_said", [(["decoder"], True), (["vae"], False)])
+def test_a_base_of_another_decoder_still_knows_its_latents(shipped, tmp_path, trained, is_said):
+    work = shutil.copytree(shipped, tmp_path / "work")
+    shutil.copytree(work / "models/base/diffusion", work / "models/start", dirs_exist_ok=True)
+    start = {"folder": "models/start", "base": "models/base/diffusion", "trained": trained}
+    write_json(work / "models/start/start.json", start)
+    scheduler = work / "models/start/scheduler/scheduler_config.json"
+    config = read_json(scheduler)
+    config.pop("prediction_type", None)
+    write_json(scheduler, config)
+    code, log = run(work, finetune_sd.main)
+    assert code == 0, log
+    assert ("prediction_type" in log) == is_said
+
+
 def test_a_validation_split_of_equal_tiles_is_trained_on_without_diversity(workspace):
     """No-data tiles or blank sea."""
     file = workspace / "data/latents/valid.safetensors"

@@ -195,8 +195,23 @@ def test_checkpoints_that_cannot_be_used_do_not_get_in_the_way(tmp_path, capfd):
     assert latest_step(folder) is None
     save_steps(folder, (3, 3))
     assert latest_step(folder) == 3
-    with pytest.raises(SystemExit, match=f"error: {folder}: best.safetensors holds step 3"):
-        finetune_sd.publish(folder, folder, None, 0, {}, best_step=6)
+
+
+def test_where_the_best_weights_are_gone_the_best_that_are_kept_are_published(tmp_path, capfd):
+    """`best.safetensors` of a killed run may be of a step that the run after it never measures."""
+    folder = tmp_path / "checkpoints"
+    save_steps(folder, (9, 9), (4, 4), (8, 4))
+    (folder / "best.safetensors").unlink()
+    losses = {0: 1.0, 2: 0.3, 4: 0.4, 8: 0.5}
+    curve = [{"step": step, "validation_loss": loss} for step, loss in losses.items()]
+    state = checkpoints.TrainingState(step=8, best_step=2, best_loss=0.3, curve=curve)
+    assert checkpoints.load_best(folder, state)["w"][0] == 4
+    assert (state.best_step, state.best_loss) == (4, 0.4)
+    assert "best step, 2, are gone: those of step 4" in capfd.readouterr().err
+    for file in folder.glob("step_*"):
+        file.write_bytes(b"")
+    with pytest.raises(SystemExit, match=f"error: {folder}: .* step, 4, are gone"):
+        checkpoints.load_best(folder, state)
 
 
 def test_a_damaged_sample_grid_is_left_out_and_named(trained, workspace):

@@ -102,7 +102,7 @@ def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -
 
     Then remove all but the last `keep`, and those of later steps, which could not be resumed from.
     """
-    path = folder / f"step_{state.step:08d}.safetensors"
+    path = step_file(folder, state.step)
     save(path, tensors, asdict(state))
     if state.best_step == state.step:
         save_best(folder, tensors, state.step)
@@ -113,15 +113,50 @@ def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -
         old.unlink()
 
 
+def step_file(folder: Path, step: int) -> Path:
+    """The file of the checkpoint of a step."""
+    return folder / f"step_{step:08d}.safetensors"
+
+
 def save_best(folder: Path, tensors: Tensors, step: int) -> None:
-    """Write the weights among `training_tensors`: the averaged ones, if there are any."""
+    """Write the weights among `training_tensors` as the best ones."""
+    save(folder / "best.safetensors", select_weights(tensors), {"step": step})
+
+
+def select_weights(tensors: Tensors) -> Tensors:
+    """The weights among `training_tensors`: the averaged ones, if there are any."""
     prefix = "ema." if any(name.startswith("ema.") for name in tensors) else "weight."
-    best = {
+    return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-    save(folder / "best.safetensors", best, {"step": step})
+
+
+def load_best(folder: Path, state: TrainingState) -> Tensors:
+    """The weights of the best step. Where they are gone, `best_step` becomes the best step kept.
+
+    A run that resumed before the best step of a killed one, and measures at other steps, may not
+    come to it again.
+    """
+    best = load_undamaged(folder / "best.safetensors")
+    if best and best[1]["step"] == state.best_step:
+        return best[0]
+    for row in sorted(state.curve, key=lambda row: row["validation_loss"]):
+        step = int(row["step"])
+        path = step_file(folder, step)
+        if path.exists() and (checkpoint := load_undamaged(path)):
+            log(
+                f"{folder}: the weights of the best step, {state.best_step}, are gone: those of "
+                f"step {step} are published, validation loss {row['validation_loss']:.4g}"
+            )
+            state.best_step = step
+            state.best_loss = row["validation_loss"]
+            return select_weights(checkpoint[0])
+    exit_with_error(
+        f"{folder}: the weights of the best step, {state.best_step}, are gone, and no checkpoint "
+        "can be used: remove this folder and run again"
+    )
 
 
 def save(path: Path, tensors: Tensors, state: dict) -> None:

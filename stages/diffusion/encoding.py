@@ -25,6 +25,7 @@ from stages.common.artifacts import (
     write_json,
     write_table,
 )
+from stages.common.dihedral import dihedral
 from stages.diffusion import models
 from stages.diffusion.caption_embeddings import (
     EMBEDDING_SETTINGS,
@@ -34,7 +35,6 @@ from stages.diffusion.caption_embeddings import (
 )
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.grouped_arrays import GroupedArrays
-from stages.diffusion.latents import dihedral
 from stages.diffusion.normalization import load_folded_vae
 from stages.diffusion.unread_text import log_dropped_words, log_truncated
 from stages.params import Encode
@@ -95,7 +95,7 @@ def encode_captions(
         if output.is_mine(begin):
             group = captions.slice(begin, config.batch_size).to_pylist()
             output.write(begin, {"embeddings": encoder.embed(group)})
-    output.flush()
+    output.finish()
 
 
 def _write_caption_table(captions: pa.Array, truncated: np.ndarray, path: Path) -> None:
@@ -191,8 +191,7 @@ def encode_images(
             posteriors = {name: values[: len(group)] for name, values in padded.items()}
             _exit_if_not_finite(posteriors, group, images, encoder.precision)
             output.write(begin, posteriors)
-    output.flush()
-    state.wait_for_everyone()
+    output.finish()
 
 
 def dataset_normalization(images: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from stages.common.artifacts import write_atomically
 from stages.diffusion.latents import allocate, is_allocated, memory_map
+from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
 FLUSH_SECONDS = 30  # between two writes to the disk: what a kill may cost
@@ -43,6 +45,7 @@ class GroupedArrays:
             group_size: rows of a group.
             state: this process among those that fill the file. They take turns at the groups.
         """
+        self.path = path
         self.group_size = group_size
         self.state = state
         self.unwritten: dict[int, int] = {}  # checksums by group
@@ -61,17 +64,22 @@ class GroupedArrays:
         self.arrays = memory_map(path, "r+")
         self.checksums = np.load(notes, mmap_mode="r+")
         if state.is_main_process:
-            self._drop_damaged_groups(path)
+            self._drop_damaged_groups()
             state.wait_for_everyone()
+        self.expected = np.array(self.checksums)  # as this process knows them
 
-    def _drop_damaged_groups(self, path: Path) -> None:
+    def _drop_damaged_groups(self) -> None:
         """Note groups whose values aren't those that were written as unfinished."""
-        finished = np.flatnonzero(self.checksums != UNFINISHED).tolist()
-        damaged = [group for group in finished if self._checksum(group) != self.checksums[group]]
+        finished, damaged = self._find_damaged(self.checksums)
         if damaged:
-            log(f"{path}: {len(damaged)} of {len(finished)} groups damaged: encoded again")
+            log(f"{self.path}: {len(damaged)} of {finished} groups damaged: encoded again")
             self.checksums[damaged] = UNFINISHED
             self.checksums.flush()
+
+    def _find_damaged(self, checksums: np.ndarray) -> tuple[int, list[int]]:
+        """The number of finished groups, and those whose values have other checksums."""
+        finished = np.flatnonzero(checksums != UNFINISHED).tolist()
+        return len(finished), [g for g in finished if self._checksum(g) != checksums[g]]
 
     def _checksum(self, group: int) -> int:
         """The CRC-32 of a group's values in the file."""
@@ -97,10 +105,28 @@ class GroupedArrays:
         for array in self.arrays.values():
             array.flush()
         for group, checksum in self.unwritten.items():
-            self.checksums[group] = checksum
+            self.checksums[group] = self.expected[group] = checksum
         self.checksums.flush()
         self.unwritten.clear()
         self.flushed = time.monotonic()
+
+    def finish(self) -> None:
+        """Flush, wait for the other processes, and check what they all have written.
+
+        NFS clients write whole pages of memory. In one at the border of two groups, one machine
+        writes its old bytes over those of the other.
+        """
+        self.flush()
+        expected = np.max(gather_object([self.expected]), 0)  # [G]; a checksum is never negative
+        if self.state.is_main_process and self.state.num_processes > 1:
+            self.arrays = memory_map(self.path)  # as it is on the disk
+            finished, damaged = self._find_damaged(expected)
+            if damaged:
+                exit_with_error(
+                    f"{self.path}: {len(damaged)} of {finished} groups are not as they were "
+                    "written: on a disk shared by NFS, run encode on one machine"
+                )
+        self.state.wait_for_everyone()
 
 
 def _can_resume(

@@ -41,16 +41,6 @@ TextEmbeddings = Callable[[Sequence[int]], torch.Tensor]
 NUMPY_DTYPES = {"F16": "<f2", "F32": "<f4"}  # by their names in safetensors
 
 
-def dihedral(images: torch.Tensor, variant: int) -> torch.Tensor:
-    """One of the 8 flips and rotations of square images [..., H, W]. An aerial image has no up.
-
-    Variants 0 to 3 are 0 to 3 quarter turns; variants 4 to 7 mirror the image before them.
-    """
-    if variant >= 4:
-        images = images.flip(-1)
-    return torch.rot90(images, variant % 4, (-2, -1))
-
-
 def allocate(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Write a safetensors file of float16 zeros, to be filled through `memory_map(path, "r+")`.
 

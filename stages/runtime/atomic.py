@@ -1,4 +1,4 @@
-"""Write a folder atomically: it appears complete or not at all."""
+"""Put files in their place: a folder atomically, complete or not at all; a file as a link."""
 
 import os
 import shutil
@@ -36,6 +36,14 @@ def atomic_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(previous, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Make `target` another name of a file; a copy of it where the file system can't."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def sync_to_disk(path: Path) -> None:

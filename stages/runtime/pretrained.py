@@ -45,7 +45,7 @@ def load_pretrained(
         logging.getLogger(name).disabled = True
     path = Path(folder) / subfolder
     if "quantization_config" not in options:
-        _refuse_too_large(path, options.get("dtype") or options.get("torch_dtype"))
+        _refuse_too_large(path, options.get("dtype"))
     try:
         # Without `ignore_mismatched_sizes` a weight of another shape raises an error that does
         # not name it. With it, the loading info lists them.

@@ -1,4 +1,4 @@
-"""The processes that run a stage together."""
+"""The processes that run a stage together, and their devices."""
 
 import os
 from datetime import timedelta
@@ -31,3 +31,9 @@ def process_state() -> PartialState:
             "without GPUs set use_cpu: true"
         )
     return state
+
+
+def check_precision(key: str, precision: str, device: torch.device) -> None:
+    """Exit with an error where a device can't compute in a number format, the value of a key."""
+    if precision == "fp16" and device.type != "cuda":
+        exit_with_error(f"{key}: fp16 needs a GPU; use bf16 or fp32")
