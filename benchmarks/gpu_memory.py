@@ -349,16 +349,17 @@ def count_finetune_sd(config: FinetuneSD, resolution: int) -> Memory:
         del losses
 
         trained = list(trainer.weights.values())
-        make_optimizer_state(trainer.unwrapped, trained)
+        make_optimizer_state(trainer.unwrapped_optimizer, trained)
         if config.gradient_accumulation == 1:
-            trainer.unwrapped.zero_grad()  # else the gradients of other micro-batches are there
+            # Else the gradients of other micro-batches are there.
+            trainer.unwrapped_optimizer.zero_grad()
         train_step(trainer, [batch], config.lr)
         trainer.update_ema(0)
         return Memory(
             weights=weights,
             average=average,
             gradients=bytes_of(iter(trained)),
-            optimizer=optimizer_bytes(trainer.unwrapped),
+            optimizer=optimizer_bytes(trainer.unwrapped_optimizer),
             activations=activations,
             peak=counter.peak,
         )

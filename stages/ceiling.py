@@ -17,10 +17,8 @@ from safetensors.numpy import save_file
 from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.class_names import slug
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.labels import LABEL_SETS, number_scenes, read_label_set
-from stages.evaluation.scores import average_over_seeds
+from stages.evaluation.labels import LABEL_SETS, number_scenes, read_label_set, refuse_one_class
 from stages.params import load
-from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
@@ -35,6 +33,7 @@ def main() -> None:
     classifier = params.classifier
     make_deterministic(params.seed)
     from stages.evaluation.classification import (
+        average_results,
         jobs_per_seed,
         read_labeled_images,
         train_and_test_all,
@@ -47,17 +46,19 @@ def main() -> None:
     for label_set in LABEL_SETS:
         class_names, class_of_scene = read_label_set(label_set, classes)
         if label_set == "lulc":
+            class_of_train = number_scenes(classes)
             wanted = count_kept(class_names)
+            where = "metrics/select.json"
         else:
+            class_of_train = class_of_scene
             scenes = [row["scene"] for row in read_rows(TEST, ["scene"])]
             test_tiles = Counter(class_of_scene[scene] for scene in scenes if scene)
             wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
-        class_of_train = number_scenes(classes) if label_set == "lulc" else class_of_scene
+            where = TEST
         source, _ = read_labeled_images(
             TRAIN, "scene", class_of_train, classifier.resolution, wanted, params.seed
         )
         real, _ = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
-        where = "metrics/select.json" if label_set == "lulc" else TEST
         refuse_one_class(where, sum(n > 0 for n in wanted.values()))
         refuse_one_class(TRAIN, len(np.unique(source.labels)))
         n_tiles, n_wanted = len(source.labels), sum(wanted.values())
@@ -76,11 +77,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     for i, label_set in enumerate(LABEL_SETS):
         of_label_set = results[i * classifier.seeds : (i + 1) * classifier.seeds]
-        metrics = average_over_seeds(
-            [result.scores["real_test"] for result in of_label_set],
-            [result.bootstrapped["real_test"] for result in of_label_set],
-            [result.by_class["real_test"] for result in of_label_set],
-        )
+        metrics = average_results(of_label_set, "real_test")
         accuracies = [
             result.bootstrapped["real_test"]["overall_accuracy"] for result in of_label_set
         ]
@@ -90,14 +87,6 @@ def main() -> None:
         metrics |= sizes[label_set] | {"seeds": classifier.seeds}
         metrics["cpu_threads"] = of_label_set[0].cpu_threads
         write_json(f"metrics/ceiling_{label_set}.json", metrics)
-
-
-def refuse_one_class(where: str, class_count: int) -> None:
-    """Exit with an error that names `where` the images are, if they show fewer than two."""
-    if class_count < 2:
-        exit_with_error(
-            f"{where}: images of {class_count} class(es); a classifier needs at least 2"
-        )
 
 
 def count_kept(class_names: list[str]) -> dict[int, int]:

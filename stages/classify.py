@@ -17,10 +17,9 @@ from stages.common.artifacts import read_json, write_json
 from stages.common.csv_files import write_csv
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.intervals import wilson_interval
-from stages.evaluation.labels import LABEL_SETS, read_label_set
-from stages.evaluation.scores import average_by_class, average_over_seeds, share_of_ceiling
+from stages.evaluation.labels import LABEL_SETS, read_label_set, refuse_one_class
+from stages.evaluation.scores import average_by_class, share_of_ceiling
 from stages.params import load
-from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 
@@ -39,6 +38,7 @@ def main(label_set: str) -> None:
     classes = params.used_classes()
     make_deterministic(params.seed)
     from stages.evaluation.classification import (
+        average_results,
         jobs_per_seed,
         read_labeled_images,
         refuse_selector_weights,
@@ -58,11 +58,7 @@ def main(label_set: str) -> None:
     )
     real, unlabeled = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
     without_images = names_without(class_names, source.labels)
-    if len(class_names) - len(without_images) < 2:
-        exit_with_error(
-            f"{folder}: images of {len(class_names) - len(without_images)} class(es); a classifier "
-            "needs at least 2"
-        )
+    refuse_one_class(folder, len(class_names) - len(without_images))
     unused = [name for name in params.classes if name not in classes]
     log_few_scenes(real.units)
     log_left_out(folder, unused if label_set == "lulc" else [], without_images, unknown)
@@ -73,11 +69,7 @@ def main(label_set: str) -> None:
     # Write the metrics.
     metrics: dict = {}
     for test_set in ("synthetic_test", "real_test"):
-        metrics[test_set] = average_over_seeds(
-            [result.scores[test_set] for result in results],
-            [result.bootstrapped[test_set] for result in results],
-            [result.by_class[test_set] for result in results],
-        )
+        metrics[test_set] = average_results(results, test_set)
     metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
     metrics |= describe_test_set(label_set, real.labels, class_names, class_of_scene, classes)
     n_train = round(float(np.mean([result.n_train for result in results])))

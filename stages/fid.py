@@ -8,8 +8,8 @@ writes  metrics/fid.json                distances, per extractor and protocol; s
         metrics/caption_agreement.json  caption and class agreement; CLIP score with `clip`
         metrics/plots/{fid_curve,nearest_training,caption_agreement_by_scene}.csv
 
-Beside each distance stand its interval, its floor (that of as many real training tiles, if there
-are so many, of the scenes of the test tiles) and its base (that of the model before fine-tuning).
+Each distance comes with its 95 % interval, its floor (the distance of as many real training tiles
+of the same scenes, where there are enough) and its base (the model before fine-tuning).
 """
 
 from pathlib import Path
@@ -128,10 +128,9 @@ def compare_sets(
         config: the section `fid`.
         seed: of the run.
     """
-    scenes, files = (
-        {name: rows[name][column] for name in ("test", "train")} for column in ("scene", "filename")
-    )
-    pairing = Pairing(real_indices, np.array(scenes["test"]), np.array(scenes["train"]))
+    scenes = {name: np.array(rows[name]["scene"]) for name in ("test", "train")}
+    files = {name: rows[name]["filename"] for name in ("test", "train")}
+    pairing = Pairing(real_indices, scenes["test"], scenes["train"])
     curves = fid_curves(sets, seed, pairing)
     metrics: dict = {
         "standard": standard_protocol(sets, curves, config, seed, extractor, pairing),

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.common.artifacts import fingerprint, write_atomically, write_json
+from stages.common.artifacts import fingerprint, write_json
+from stages.common.csv_files import write_csv
 from stages.common.rng import rng
 from stages.params import FinetuneLLM, load
 from stages.runtime.atomic import atomic_folder
@@ -228,8 +229,7 @@ def save(model: Any, config: FinetuneLLM, loss_log: list[dict], metrics: dict[st
         model.save_pretrained(folder)
         follow_umask(folder)
         (folder / "README.md").unlink(missing_ok=True)  # peft's model card without content
-    losses = "".join(f"{entry['step']},{entry['loss']}\n" for entry in loss_log)
-    write_atomically("metrics/plots/llm_loss.csv", f"step,loss\n{losses}".encode())
+    write_csv("metrics/plots/llm_loss.csv", loss_log, ["step", "loss"])
     write_json("metrics/llm.json", metrics)
     described = []
     for key, name in (("perplexity", "perplexity"), ("perplexity_base", "base")):

@@ -33,7 +33,7 @@ def main() -> None:
     make_deterministic(params.seed)
     prompt_fields = [pq.read_schema(PROMPTS).field(name) for name in PROMPT_COLUMNS]
     keep = params.generate.keep
-    drawn = read_image_counts(None if keep is None else keep.draw)
+    counts = read_image_counts(keep.draw if keep else 1)
     texts = pq.read_table(PROMPTS, columns=["prompt", "negative_prompt"])
     prompts = [text for column in texts.columns for text in column.to_pylist()]
     log_unread_prompts("generate", Path("models/diffusion"), prompts)
@@ -41,8 +41,8 @@ def main() -> None:
         stage="generate",
         out=Path("data/generated"),
         model=Path("models/diffusion"),
-        rows=image_rows(drawn),
-        total=sum(drawn.values()),
+        rows=image_rows(counts),
+        total=sum(counts.values()),
         schema=pa.schema([("image", IMAGE), *prompt_fields, *PROVENANCE]),
         sampling=params.sampling,
         seed=params.seed,
@@ -50,28 +50,24 @@ def main() -> None:
     )
 
 
-def read_image_counts(draw: float | None) -> dict[int, int]:
-    """The number of images to draw of each prompt, by its row; `draw` as in `count_drawn`."""
+def read_image_counts(draw: float) -> dict[int, int]:
+    """The number of images to draw of each prompt, by its row: `draw` times those to keep."""
+    # `draw` as it was written: 10 x 1.1 is 11.000000000000002 in floats.
+    factor = Fraction(str(draw))
     return {
-        int(line["row"]): count_drawn(int(line["images"]), draw)
+        int(line["row"]): math.ceil(int(line["images"]) * factor)
         for line in read_csv(IMAGES_PER_PROMPT)
     }
 
 
-def count_drawn(kept: int, draw: float | None) -> int:
-    """The number of images to draw for `kept` ones, `draw` for each, rounded up; None: no more."""
-    # `draw` as it was written: 10 x 1.1 is 11.000000000000002 in floats.
-    return kept if draw is None else math.ceil(kept * Fraction(str(draw)))
-
-
-def image_rows(drawn: dict[int, int]) -> Iterator[dict]:
+def image_rows(counts: dict[int, int]) -> Iterator[dict]:
     """One row per image, the images of a prompt in sequence; `row` is the prompt's number.
 
     An image's noise is drawn by (row, copy): however many there are, the first ones are the same.
     """
     for batch in pq.ParquetFile(PROMPTS).iter_batches(256, columns=PROMPT_COLUMNS):
         for prompt in batch.to_pylist():
-            for copy in range(drawn[prompt["row"]]):
+            for copy in range(counts[prompt["row"]]):
                 yield prompt | {"item": ("generate", prompt["row"], copy)}
 
 

@@ -12,6 +12,7 @@ one whole: its own tokenizer measures them. A Chroma store has other bytes on ev
 whoever queries builds it from the Parquet file (`stages.text.retrieval`).
 """
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -193,7 +194,7 @@ def split_into_passages(lines: list[dict], splitter: "SentenceSplitter") -> list
 
 def fit_embedder(path: Path, count: int, dimensions: int, seed: int) -> LatentSemanticEmbedder:
     """Fit the embedded embedder on at most `MAX_FIT_PASSAGES` of the `count` passages in a file."""
-    step = -(-count // MAX_FIT_PASSAGES)
+    step = math.ceil(count / MAX_FIT_PASSAGES)
     texts = [text for index, text in enumerate(read_texts(path)) if index % step == 0]
     return LatentSemanticEmbedder.fit(texts, dimensions, seed)
 

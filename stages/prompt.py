@@ -22,7 +22,7 @@ import pyarrow as pa
 from stages.common.artifacts import stream_rows, write_json, write_table
 from stages.diffusion.models import start_folder
 from stages.imagery.captions import caption_from_scene
-from stages.params import Prompt, Words, load
+from stages.params import Prompt, Technique, Words, Writer, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
@@ -61,11 +61,13 @@ def main() -> None:
     check_positive_cues(prompt.positive_cues)
 
     with open_answer_cache(prompt, params.seed, INSTRUCTED) as answers:
+
+        def make_collector(name: Writer, technique: Technique) -> PromptCollector:
+            writer = make_writer(prompt, name, technique, classes, params.seed, answers)
+            return PromptCollector(writer, technique, classes, retriever, count_tokens, prompt)
+
         # The prompts of the data set.
-        writer = make_writer(prompt, prompt.writer, prompt.technique, classes, params.seed, answers)
-        collector = PromptCollector(
-            writer, prompt.technique, classes, retriever, count_tokens, prompt
-        )
+        collector = make_collector(prompt.writer, prompt.technique)
         collect_data_set(collector, prompt, counts)
         metrics = {
             prompt.writer: {
@@ -78,10 +80,7 @@ def main() -> None:
 
         # Further writers and techniques, whose prompts are measured but not used.
         for pair in prompt.compare:
-            writer = make_writer(prompt, pair.writer, pair.technique, classes, params.seed, answers)
-            compared = PromptCollector(
-                writer, pair.technique, classes, retriever, count_tokens, prompt
-            )
+            compared = make_collector(pair.writer, pair.technique)
             for label in counts:
                 compared.collect(label, prompt.compare_count, attempts=1)
             writer_metrics = metrics.setdefault(pair.writer, {})

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.common.artifacts import IMAGE, shard_paths, stream_rows
 from stages.common.csv_files import read_csv
@@ -54,8 +53,8 @@ def main(which: str) -> None:
         copies = params.classifier.images_per_caption if which == "tuned" else 1
         rows = caption_rows(params.seed, copies)
         prompts = [row["prompt"] for row in caption_rows(params.seed, 1)]
-        total = copies * sum(pq.read_metadata(shard).num_rows for shard in inputs)
-    model = models.start_folder() if which == "base" else Path("models/diffusion")
+        total = copies * len(prompts)
+    model = models.base_folder() if which == "base" else Path("models/diffusion")
     log_unread_prompts(f"sample@{which}", model, prompts)
     generate_shards(
         stage=f"sample@{which}",

@@ -9,8 +9,6 @@ writes  data/synthetic         rows of data/generated, in their order
 `stages/evaluation/selection.py` holds the rules.
 """
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +30,7 @@ from stages.common.csv_files import read_csv
 from stages.evaluation.selection import Candidates, Selection, select_images
 from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_bytes
 from stages.params import load
-from stages.runtime.atomic import atomic_folder
+from stages.runtime.atomic import atomic_folder, link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
@@ -76,10 +74,7 @@ def link_shards(out: Path) -> None:
     as a symbolic link is followed into its cache.
     """
     for shard in shard_paths(GENERATED):
-        try:
-            os.link(shard.resolve(), out / shard.name)
-        except OSError:  # the cache lies on another file system, or this one knows no hard links
-            shutil.copyfile(shard, out / shard.name)
+        link_or_copy(shard.resolve(), out / shard.name)
 
 
 def count_wanted(rows: list[dict]) -> dict[str, int]:

@@ -33,8 +33,8 @@ def train_once(precision: str, method: str) -> Trainer:
         "timesteps": torch.zeros(8, dtype=torch.long),
         "text": torch.zeros(8, 77, trainer.unet.config.cross_attention_dim),
     }
-    gpu_memory.make_optimizer_state(trainer.unwrapped, list(trainer.weights.values()))
-    trainer.unwrapped.zero_grad()
+    gpu_memory.make_optimizer_state(trainer.unwrapped_optimizer, list(trainer.weights.values()))
+    trainer.unwrapped_optimizer.zero_grad()
     train_step(trainer, [batch], 1e-4)
     trainer.update_ema(0)
     gc.collect()

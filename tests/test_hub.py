@@ -598,6 +598,6 @@ def test_weights_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
         raise OSError("Invalid cross-device link")
 
     monkeypatch.setattr("os.link", refuse)
-    model_folder.link_or_copy(weights, tmp_path / "copy")
+    model_folder.link_read_only(weights, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"weights"
     assert not weights.samefile(tmp_path / "copy") and weights.stat().st_mode & 0o200

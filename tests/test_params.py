@@ -322,6 +322,14 @@ def test_values_that_do_not_fit_together_are_a_line_each(tmp_path):
         assert key in line
 
 
+def test_adapting_without_steps_is_one_line(tmp_path):
+    file = tmp_path / "params.yaml"
+    file.write_text(DEMO.replace("train_base:\n  source: base ", "train_base:\n  source: adapt "))
+    done = shell("python", "-m", "stages.params", str(file), cwd=REPOSITORY)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "train_base.vae_steps" in line and line.endswith("say base")
+
+
 def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):
     (tmp_path / "params.yaml").write_text(DEMO.replace("gallery_per_class", "galery_per_class"))
     done = shell("python", "-m", "stages.chunk", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
@@ -395,6 +403,10 @@ AB: dict = {"Ash": ["oak"], "Bog": ["bay"]}
         ({"Forest": ["oak", " \t"], "Bog": []}, ["classes", "Forest", "no name"]),
         ({"A": [], "Bog": []}, ["classes", "A:", "hold a,", "prompt.words"]),
         ({"Zone": ["With"], "Bog": []}, ["classes", "Zone", "hold with,", "prompt.words"]),
+        ({"Image": [], "Bog": []}, ["classes", "Image: ", "hold image,", "prompt.words"]),
+        ({"Bog": ["satelliteImages"], "Ash": []}, ["Bog: ", "hold satellite images,"]),
+        ({"A\u0308sh": [], "\xc4sh": []}, ["p.yaml: classes: \xc4sh", "twice", "NFD"]),
+        ({"Ash": ["e\u0301", "\xe9"], "Bog": []}, ["classes", "\xe9", "twice"]),
     ],
 )
 def test_classes_that_cannot_be_told_apart_or_written_are_refused(classes, words):
@@ -426,6 +438,8 @@ def test_classes_that_cannot_be_told_apart_or_written_are_refused(classes, words
         ({"words": {"Ash": {"names": ["Bog"]}}}, ["prompt.words", "Ash and Bog", " bog;"]),
         ({"words": {"Bog": {"kinds": ["ashes"]}}}, ["prompt.words", "Ash and Bog", " ashes;"]),
         ({"words": {"Bog": None}}, ["prompt.words.Bog", "write {} or leave it out"]),
+        ({"words": {"o\u0308": {}, "\xf6": {}}}, ["prompt.words: \xf6", "twice", "NFD"]),
+        ({"per_class": {"o\u0308": 1, "\xf6": 1}}, ["prompt.per_class: \xf6", "twice", "NFD"]),
     ],
 )
 def test_prompts_and_words_that_do_not_fit_the_classes_are_refused(prompt, words):
@@ -490,6 +504,26 @@ def test_a_number_of_prompts_for_all_or_for_each():
 )
 def test_any_names_of_classes(classes):
     assert checked(classes).used_classes() == classes
+
+
+def test_decomposed_names_are_those_of_folders_and_lists():
+    """As a macOS listing has them; `fetch_imagery` composes the names of imagery."""
+    values = deepcopy(demo_values())
+    values["classes"] = {"Fore\u0302t": ["fore\u0302t"], "Bog": ["bay"]}
+    values["prompt"] |= {
+        "words": {"Fore\u0302t": {"names": ["wood"]}},
+        "per_class": {"For\xeat": 3, "Bog": 2},
+    }
+    values["fetch_imagery"] |= {
+        "source": "path:x",
+        "labels": {"file": "{stem}.png", "classes": {0: "fore\u0302t", 1: "bay"}},
+    }
+    values["train_scene"]["source"] = "scratch"
+    params = check(values, "p.yaml")
+    assert params.classes == {"For\xeat": ["for\xeat"], "Bog": ["bay"]}
+    assert params.prompts_per_class() == {"For\xeat": 3, "Bog": 2}
+    assert list(params.prompt.words) == ["For\xeat"]
+    assert params.fetch_imagery.labels.classes == {0: "for\xeat", 1: "bay"}
 
 
 @pytest.mark.parametrize("blank", [" ", "\u00a0", "\u3000", "-", "\u2011", "  ", ""])

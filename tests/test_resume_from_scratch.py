@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, make_pipeline, run, write_params
 
 from stages import train_base
-from stages.common.artifacts import digest, read_json
-from stages.diffusion import checkpoints, models, resumable, train_decoder
+from stages.common.artifacts import decode_image, digest, read_json, read_rows
+from stages.diffusion import checkpoints, from_scratch, models, resumable, train_decoder
 from stages.embedded import train_diffusion
 from stages.embedded.scenes import render
 from stages.imagery.base_domain import UNSEEN_SCENES
@@ -131,6 +132,11 @@ def test_a_killed_adaptation_resumes_and_ends_with_the_same_bytes(tmp_path):
     start = tmp_path / "one/models/start"
     assert same_parts(base, start) == ["model_index.json", "scheduler", "unet"]
     assert read_json(start / "text_encoder/config.json")["hidden_size"] == 16  # as the UNet reads
+    assert read_json(start / "start.json") == {
+        "folder": "models/start",
+        "base": "models/base/diffusion",
+        "trained": ["vae", "decoder", "text_encoder"],
+    }
     assert os.access(start / "unet/config.json", os.W_OK)
 
     make_adapt_workspace(tmp_path / "two")
@@ -153,6 +159,36 @@ def test_adaptation_leaves_the_parts_of_no_steps_as_they_are(tmp_path):
     )
     changed = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def exhaust_memory():
+    def train_vae(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB")
+
+    from_scratch.train_vae = train_vae
+    train_base.main()
+
+
+def test_out_of_memory_names_the_batch_size(tmp_path):
+    make_adapt_workspace(tmp_path, text_steps=0)
+    code, log = run(tmp_path, exhaust_memory)
+    (line,) = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert code == 1 and "train_base.batch_size: 4 images" in line and "Traceback" not in log
+
+
+def test_decoded_tiles_are_not_held_in_memory(tmp_path, monkeypatch):
+    make_imagery(tmp_path / "train", {"": 300}, size=64)
+    monkeypatch.setattr(train_base, "IMAGERY", tmp_path / "train")
+    tracemalloc.start()
+    try:
+        images, captions = train_base.decode_tiles(tmp_path / "images")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.shape == (300, 64, 64, 3) and len(captions) == 300
+    rows = read_rows(tmp_path / "train")
+    assert np.array_equal(images[-1], decode_image(rows[-1]["image"]))
+    assert peak < images.nbytes
 
 
 AMOUNTS = train_diffusion.Amounts(

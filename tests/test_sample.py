@@ -53,6 +53,17 @@ def test_a_sample_per_real_image_with_its_own_caption(sampled):
     assert read_pixels(sampled / "data/samples/base").shape == (7, 32, 32, 3)
 
 
+def test_the_base_is_the_fetched_model_where_train_base_adapted_it(sampled, tmp_path):
+    """Its UNet with a new VAE or text encoder, not fine-tuned, is no model that anybody uses."""
+    work = shutil.copytree(sampled, tmp_path / "work")
+    start = {"folder": "models/start", "base": "models/base/diffusion", "trained": ["vae"]}
+    write_json(work / "models/start/start.json", start)
+    shutil.rmtree(work / "data/samples/base")
+    code, log = run(work, sample.main, "base")
+    assert code == 0, log
+    assert digest(work / "data/samples/base") == digest(sampled / "data/samples/base")
+
+
 def kill_after_groups(count, main, *args):
     """Run a stage and kill it when it has written this number of groups."""
     write_shard = sampler.write_shard

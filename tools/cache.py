@@ -1,4 +1,5 @@
-"""List or empty the resume cache: what stages that did not end have finished, and what is kept.
+"""List or empty the resume cache: the finished work of killed runs, downloaded papers, search
+indexes, answers.
 
     python -m tools.cache                        list it
     python -m tools.cache empty                  remove all that no run is using

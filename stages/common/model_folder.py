@@ -5,7 +5,6 @@ read, so it is never copied. Three models are published as pickles only: `ALLOWE
 them by SHA-256; they are read with `weights_only=True` and converted.
 """
 
-import os
 import re
 import shutil
 import stat
@@ -14,6 +13,7 @@ from pathlib import Path
 from stages.common.artifacts import read_json, write_json
 from stages.common.sources import MODEL_PACKAGES, file_hashes
 from stages.common.stable_diffusion import SINGLE_FILE_ADVICE, check_kind, read_json_object
+from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 
@@ -161,7 +161,7 @@ def copy_model(
             weight_map = {key: _full_name(shard) for key, shard in index["weight_map"].items()}
             write_json(copy, index | {"weight_map": weight_map})
         elif link_weights and file.suffix == ".safetensors":
-            link_or_copy(file, copy)
+            link_read_only(file, copy)
         else:
             # The hub's cache holds links; copyfile copies the files that they lead to.
             shutil.copyfile(file, copy)
@@ -170,7 +170,7 @@ def copy_model(
     return sorted(file for file in target.rglob("*") if file.is_file())
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def link_read_only(source: Path, target: Path) -> None:
     """Make `target` a hard link to a file of the hub's cache; a copy on another file system.
 
     A link is a second name of one file: no one may write to it, or the hub's cache would change,
@@ -178,10 +178,8 @@ def link_or_copy(source: Path, target: Path) -> None:
     repository and DVC do.
     """
     file = source.resolve()  # the hub's cache holds links to its files
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copyfile(file, target)
+    link_or_copy(file, target)
+    if not target.samefile(file):
         return
     try:
         target.chmod(target.stat().st_mode & ~WRITABLE)

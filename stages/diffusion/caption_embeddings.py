@@ -17,6 +17,7 @@ from stages.diffusion import models
 from stages.diffusion.latents import memory_map
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import check_vocabulary
+from stages.runtime.processes import check_precision
 
 AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # In data/latents, where it holds no embeddings: {precision, batch_size} to compute them with.
@@ -104,8 +105,7 @@ class ComputedEmbeddings:
     def __init__(self, latents: Path, model: Path, device: torch.device) -> None:
         settings = read_json(latents / EMBEDDING_SETTINGS)
         precision = settings["precision"]
-        if precision == "fp16" and device.type != "cuda":
-            exit_with_error("encode.precision: fp16 needs a GPU; use bf16 or fp32")
+        check_precision("encode.precision", precision, device)
         self.encoder = CaptionEncoder(model, precision, settings["batch_size"], device)
         self.width = self.encoder.width
         self.inputs = (model / "text_encoder", model / "tokenizer")

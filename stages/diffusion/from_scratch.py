@@ -27,7 +27,7 @@ from stages.runtime.file_modes import follow_umask
 from stages.runtime.progress import progress_bar
 
 TEXT_TOKENS = 77  # CLIP's context length
-ENCODING_BATCH = 64  # images
+ENCODING_BATCH = 64  # images, at most; fewer where they have more than 64 px
 SCALING_IMAGES = 1024  # images that the VAE's scaling factor is measured on, at most
 
 
@@ -74,13 +74,15 @@ def train_vae(
         y = vae.decode(posterior.sample(noise_generator)).sample.float()  # [B, 3, H/2, W/2]
         trainer.step(reconstruction_loss(x, y) + 1e-6 * posterior.kl().mean())
     noise_generator = torch_generator(seed, "scaling factor")
+    size = images.shape[1]
+    encoding_batch = max(1, min(ENCODING_BATCH, ENCODING_BATCH * 64**2 // size**2))
     with torch.no_grad():
         latents = torch.cat(
             [
-                vae.encode(normalize_pixels(images[i : i + ENCODING_BATCH])).latent_dist.sample(
+                vae.encode(normalize_pixels(images[i : i + encoding_batch])).latent_dist.sample(
                     noise_generator
                 )
-                for i in range(0, min(len(images), SCALING_IMAGES), ENCODING_BATCH)
+                for i in range(0, min(len(images), SCALING_IMAGES), encoding_batch)
             ]
         ).float()  # [N, C, h, w]
         _check_finite(latents, "VAE", lr)

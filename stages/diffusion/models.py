@@ -59,10 +59,21 @@ TRAINED = Path("models/start")
 
 def start_folder() -> Path:
     """The model that fine-tuning starts from: the fetched base, or what `train_base` trained."""
+    return Path(read_start()["folder"])
+
+
+def base_folder() -> Path:
+    """The model before fine-tuning: the fetched one, also where `train_base` adapted it."""
+    start = read_start()
+    return Path(start.get("base", start["folder"]))
+
+
+def read_start() -> dict[str, Any]:
+    """What `train_base` says of the model that fine-tuning starts from."""
     path = TRAINED / "start.json"
     if not path.is_file():
         exit_with_error(f"{path}: not found; run the stage train_base")
-    return Path(read_json(path)["folder"])
+    return read_json(path)
 
 
 def read_config(folder: str | Path, part: str) -> dict[str, Any]:
@@ -97,19 +108,15 @@ def load(folder: str | Path, part: str) -> Any:
     import torch
 
     if part == "text_encoder":
-        from transformers import CLIPTextModel
-        from transformers.utils.logging import disable_progress_bar
+        import transformers
 
-        disable_progress_bar()
-        model = load_pretrained(CLIPTextModel, folder, part, dtype=torch.float32)
-    elif part == "vae":
-        from diffusers import AutoencoderKL
-
-        model = load_pretrained(AutoencoderKL, folder, part, torch_dtype=torch.float32)
+        transformers.utils.logging.disable_progress_bar()
+        model_class = transformers.CLIPTextModel
     else:
-        from diffusers import UNet2DConditionModel
+        import diffusers
 
-        model = load_pretrained(UNet2DConditionModel, folder, part, torch_dtype=torch.float32)
+        model_class = diffusers.AutoencoderKL if part == "vae" else diffusers.UNet2DConditionModel
+    model = load_pretrained(model_class, folder, part, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 

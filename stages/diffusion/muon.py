@@ -46,14 +46,13 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            used = [weight for weight in group["params"] if weight.grad is not None]
-            for weight in used:
-                update = self.hidden_update if group["is_hidden"] else self.outer_update
+            update = self.muon_update if group["is_hidden"] else self.adam_update
+            for weight in (w for w in group["params"] if w.grad is not None):
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.sub_(update(weight, weight.grad), alpha=group["lr"])
 
-    def hidden_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Nesterov's momentum, made orthogonal."""
+    def muon_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Nesterov momentum, orthogonalized."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
@@ -64,8 +63,8 @@ class Muon(torch.optim.Optimizer):
         matrix = orthogonalize(update.flatten(1))
         return UPDATE_SIZE * max(matrix.shape) ** 0.5 * matrix.reshape(update.shape).movedim(-1, 1)
 
-    def outer_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """That of Adam."""
+    def adam_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Adam's update, with bias correction (Kingma & Ba 2015)."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.tensor(0.0)

@@ -33,7 +33,7 @@ from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.pretrained import check_vocabulary
-from stages.runtime.processes import process_state
+from stages.runtime.processes import check_precision, process_state
 from stages.runtime.progress import log, progress_bar
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,11 +74,10 @@ class Sampler:
                 f"sampling.resolution: {sampling.resolution} px is not a multiple of {factor}, "
                 "the VAE's factor"
             )
-        if sampling.precision == "fp16" and torch.device(device).type != "cuda":
-            exit_with_error("sampling.precision: fp16 needs a GPU; use bf16 or fp32")
+        self.device = torch.device(device)
+        check_precision("sampling.precision", sampling.precision, self.device)
         self.folder = folder
         self.sampling = sampling
-        self.device = torch.device(device)
         self.dtype = DTYPES[sampling.precision]
         self.unet = self._prepare(models.load(folder, "unet"))
         self.vae = self._prepare(models.load(folder, "vae"))

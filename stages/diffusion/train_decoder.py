@@ -79,8 +79,8 @@ def train_decoder(
     bar = progress_bar(total=steps, initial=state.step, desc="decoder", unit="step")
     while state.step < steps:
         warmup = min(1.0, (state.step + 1) / WARMUP_STEPS)
+        cosine = 0.5 * (1.02 + math.cos(math.pi * state.step / steps))  # 1.01 down to 0.01: never 0
         for group in optimizer.param_groups:
-            cosine = 0.5 * (1.02 + math.cos(math.pi * state.step / steps))
             group["lr"] = group["peak_lr"] * warmup * cosine
         real, decoded = draw_crops(vae, images, batch_size, seed, state.step)
         loss = adversarial_loss(models["discriminator"], real, decoded, warmup)

@@ -22,7 +22,7 @@ from stages.diffusion.loss import denoising_loss
 from stages.diffusion.muon import Muon
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
-from stages.runtime.processes import process_state
+from stages.runtime.processes import check_precision, process_state
 from stages.runtime.progress import log
 
 
@@ -35,8 +35,7 @@ def create_accelerator(config: FinetuneSD) -> Accelerator:
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation),
         dynamo_backend="no",
     )
-    if config.precision == "fp16" and accelerator.device.type != "cuda":
-        exit_with_error("finetune_sd.precision: fp16 needs a GPU; use bf16 or fp32")
+    check_precision("finetune_sd.precision", config.precision, accelerator.device)
     if config.batch_size % accelerator.num_processes:
         exit_with_error(
             f"finetune_sd.batch_size: {config.batch_size} images per step cannot be shared evenly "
@@ -82,7 +81,7 @@ class Trainer:
     Attributes:
         unet: the UNet.
         model: the UNet as accelerate wraps it, so that processes exchange gradients or shards.
-        unwrapped: the optimizer.
+        unwrapped_optimizer: the optimizer.
         optimizer: the optimizer as accelerate wraps it, for accumulation and fp16.
         weights: the trained parameters by name.
         ema: their exponential moving average by name; empty where `ema_decay` is 0.
@@ -120,8 +119,8 @@ class Trainer:
                 "of them (FSDP): use adamw"
             )
         trained = {n: w for n, w in self.unet.named_parameters() if w.requires_grad}
-        self.unwrapped = create_optimizer(trained, config)
-        self.model, self.optimizer = accelerator.prepare(self.unet, self.unwrapped)
+        self.unwrapped_optimizer = create_optimizer(trained, config)
+        self.model, self.optimizer = accelerator.prepare(self.unet, self.unwrapped_optimizer)
 
         # Collected after `prepare`, in which FSDP2 replaces the parameters by shards.
         named = self.unet.named_parameters()
@@ -167,8 +166,8 @@ class Trainer:
         """Do this process's part of a step alone, to see whether it fits into memory."""
         with self.accelerator.no_sync(self.model):
             self.losses(self.unet, batch).mean().backward()
-        self.unwrapped.step()
-        self.unwrapped.zero_grad()
+        self.unwrapped_optimizer.step()
+        self.unwrapped_optimizer.zero_grad()
 
     def update_ema(self, step: int) -> None:
         """Move the average toward the weights after the optimizer step of this index."""
@@ -204,7 +203,7 @@ class Trainer:
         if checkpoint is None:
             return None
         tensors, state = checkpoint
-        checkpoints.load_state_dict(tensors, self.weights, self.ema, self.unwrapped)
+        checkpoints.load_state_dict(tensors, self.weights, self.ema, self.unwrapped_optimizer)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
         log(f"finetune_sd: resuming from step {state.step}")
@@ -218,7 +217,7 @@ class Trainer:
         writer.wait()  # the copy of the last checkpoint is freed before this one is made
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler else None
-        tensors = checkpoints.training_tensors(self.weights, self.ema, self.unwrapped)
+        tensors = checkpoints.training_tensors(self.weights, self.ema, self.unwrapped_optimizer)
         copied = checkpoints.fit_twice(tensors)
         if copied:
             tensors = checkpoints.copy_tensors(tensors)

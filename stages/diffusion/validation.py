@@ -100,8 +100,8 @@ class Evaluator:
             trainer: holds the base model.
             loss: its validation loss.
         """
-        if self.start == models.TRAINED:  # a UNet that is untrained or new to its text encoder
-            return
+        if self.start == models.TRAINED and models.read_start().get("trained") != ["decoder"]:
+            return  # a UNet that is untrained, or new to its latents or its text encoder
 
         def measure_valid(model: Any, prediction_type: str) -> float:
             images = self.config.validation_images

@@ -26,6 +26,7 @@ from stages.evaluation.labels import scene_of_tile
 from stages.evaluation.networks import channel_statistics, create_network, load_images
 from stages.evaluation.scores import (
     accuracy_by_class,
+    average_over_seeds,
     bootstrap_scores,
     classification_scores,
 )
@@ -47,7 +48,7 @@ class LabeledImages(NamedTuple):
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
-    # Number of the unit of each image, int64 [N]: those of one prompt or scene are alike.
+    # Number of each image's unit (prompt or scene), int64 [N]: images of one unit are alike.
     units: np.ndarray
 
     def take(self, indices: np.ndarray) -> "LabeledImages":
@@ -96,8 +97,8 @@ def read_labeled_images(
         resolution: pixels per side.
         max_per_class: images drawn at random of each class, at most; None = all.
         seed: of that draw.
-        unit_column: what images have in common that are alike, such as the number of their prompt;
-            None: real tiles, of which those are that were cut from one scene.
+        unit_column: says which unit an image belongs to, such as its prompt; images of one unit
+            are alike. None: real tiles, whose unit is the scene that they were cut from.
     """
     rows = read_rows(folder, [column, unit_column or "filename"])
     values = [row[column] for row in rows]
@@ -438,6 +439,15 @@ def score_predictions(
     by_class = accuracy_by_class(labels, predictions, class_count, samples.units)
     averages = {name: float(values[0]) for name, values in scores.items()}
     return averages | sizes, bootstrapped, by_class
+
+
+def average_results(results: list[ClassifierResult], test_set: str) -> dict[str, float]:
+    """`average_over_seeds` of classifiers on `synthetic_test` or `real_test`."""
+    return average_over_seeds(
+        [result.scores[test_set] for result in results],
+        [result.bootstrapped[test_set] for result in results],
+        [result.by_class[test_set] for result in results],
+    )
 
 
 def load_backbone(task: ClassificationTask, weights: Path) -> None:

@@ -55,3 +55,11 @@ def number_scenes(classes: dict[str, list[str]]) -> dict[str, int]:
     Generated images show scenes that no test tile shows, too.
     """
     return {scene: i for i, scenes in enumerate(classes.values()) for scene in scenes}
+
+
+def refuse_one_class(where: str, class_count: int) -> None:
+    """Exit with an error that names `where` the images are, if they show fewer than two classes."""
+    if class_count < 2:
+        exit_with_error(
+            f"{where}: images of {class_count} class(es); a classifier needs at least 2"
+        )

@@ -13,7 +13,7 @@ import numpy as np
 class Pairing(NamedTuple):
     """The test tile that each generated image belongs with, and the scenes of real tiles."""
 
-    real_rows: np.ndarray  # [M], distinct: the test tile whose caption each image shows
+    real_indices: np.ndarray  # [M], distinct: the test tile whose caption each image shows
     test_scenes: np.ndarray  # str [N]; "": not known
     train_scenes: np.ndarray  # str [T]
 
@@ -22,8 +22,8 @@ def align_real(real: np.ndarray, pairing: Pairing | None) -> np.ndarray:
     """Features [N, D] of test tiles, that of image i in row i; those without an image come last."""
     if pairing is None:
         return real
-    others = np.setdiff1d(np.arange(len(real)), pairing.real_rows)
-    return real[np.concatenate([pairing.real_rows, others])]
+    others = np.setdiff1d(np.arange(len(real)), pairing.real_indices)
+    return real[np.concatenate([pairing.real_indices, others])]
 
 
 def draw_in_scenes(

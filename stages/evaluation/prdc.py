@@ -13,8 +13,8 @@ from stages.common.rng import rng
 
 NEIGHBORS = 3  # of precision and recall (their section 3.1; torch-fidelity's default)
 DENSITY_NEIGHBORS = 5  # of density and coverage (their section 4)
-BLOCK = 1024  # rows of a distance matrix in memory at a time, and
-BLOCK_DISTANCES = 2**24  # distances, in 128 MiB
+BLOCK = 1024  # rows of a distance matrix in memory at a time, at most
+BLOCK_DISTANCES = 2**24  # distances in memory at a time, at most: 128 MiB
 
 
 def compute_prdc(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
