@@ -847,6 +847,11 @@ class Params(Section):
         owners: dict[str, str] = {}  # of the scenes
         pairs = [(scene, name) for name, scenes in self.classes.items() for scene in scenes]
         for scene, name in pairs:
+            if owners.get(scene) == name:
+                raise ValueError(
+                    f"classes: {name}: {scene} stands there twice, perhaps in two forms of Unicode "
+                    "(NFC and NFD)"
+                )
             if scene in owners:
                 raise ValueError(
                     f"classes: {scene} stands there twice, for {owners[scene]} and for {name}; a "
@@ -889,6 +894,12 @@ class Params(Section):
 
     def _check_base_domain(self) -> None:
         base = self.fetch_model.diffusion
+        adapted = self.train_base.vae_steps or self.train_base.text_steps
+        if self.encode.base_domain != "none" and self.train_base.source == "adapt" and adapted:
+            raise ValueError(
+                f"encode.base_domain: {self.encode.base_domain} measures what fine-tuning forgets; "
+                "train_base.source: adapt changes what the base knows before it: say none"
+            )
         if self.encode.base_domain == "embedded" and base != "embedded":
             raise ValueError(
                 "encode.base_domain: embedded shows the scenes of the embedded base; for "
@@ -1137,7 +1148,8 @@ def _check_class_name(name: str) -> None:
 def _is_frequent(term: str) -> bool:
     """Whether prompts of all classes may hold it: "a dry desert with narrow tracks".
 
-    Those of tiles without captions begin "a satellite image of" (`caption_from_scene`).
+    A tile without captions gets "a satellite image of ..." (`caption_from_scene`), and so may a
+    prompt.
     """
     is_letter = len(term) == 1 and term.isascii()
     return is_letter or bool(re.fullmatch("an|of|with|satellites?|(satellite )?images?", term))

@@ -83,6 +83,7 @@ def train(config: TrainBase, seed: int) -> None:
         else:
             train_parts.train_from_scratch(images, captions, config, seed, cache, folder)
         write_json(folder / "start.json", start)
+        del images  # over NFS, a folder with a mapped file can't be removed
 
 
 def decode_tiles(file: Path) -> tuple[np.ndarray, list[list[str]]]:

@@ -115,7 +115,7 @@ def make_adapt_workspace(folder, **changed):
     make_imagery(folder / "data/imagery", {"train": 12})
     base = make_pipeline(folder / "models/base/diffusion")
     (base / "unet/config.json").chmod(0o444)
-    write_params(folder, train_base=ADAPT | changed)
+    write_params(folder, train_base=ADAPT | changed, encode={"base_domain": "none"})
     return base
 
 

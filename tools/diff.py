@@ -43,6 +43,7 @@ HEADLINES = {
     ("metrics/llm.json", "perplexity"): "lower",
 }
 # metrics/plots/<name>.csv -> the column drawn over `step`, and a metric measured on the same.
+VALUE = "value [95 % CI; PI: 95 % prediction interval]"  # head of a table of metrics
 CURVES = {
     "diffusion_loss": ("validation_loss", "diffusion.validation_loss"),
     "llm_loss": ("loss", "llm.train_loss"),
@@ -229,10 +230,10 @@ def write_comment(
     by_name = sorted(params, key=lambda param: (files.index(param[0]), param[1]))
     lines += table(commit, param_rows(by_name, params))
     lines += ["", "### Metrics", ""]
-    lines += table(commit, metric_rows(headlines, metrics, verdicts), "value [95 % CI]")
+    lines += table(commit, metric_rows(headlines, metrics, verdicts), VALUE)
     if others:
         lines += ["", f"<details><summary>{len(others)} other numbers changed</summary>", ""]
-        lines += table(commit, metric_rows(sorted(others), metrics, verdicts), "value [95 % CI]")
+        lines += table(commit, metric_rows(sorted(others), metrics, verdicts), VALUE)
         lines += ["", "</details>"]
     return lines
 

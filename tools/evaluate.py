@@ -12,8 +12,9 @@ Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The se
 independent. If the images were generated for the captions of just these real ones, FID infinity is
 too low, the intervals are too wide and the floor is too high: a run's own folders give its
 metrics/fid.json but for these three and for rounding. Neither names nor the order of the images
-matter: each set is sorted by its pixels' hashes (of more than 10,000 images, metrics of pairs are
-thus of others than the run's). docs/protocol.md says how to compare published models.
+matter: each set is sorted by its pixels' hashes. (Metrics of pairs are of 10,000 images at most,
+the Sinkhorn divergence of 2,000: of larger sets these are others than the run's.) The temporary
+folder holds each image twice. docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.

@@ -124,7 +124,7 @@ class GroupedArrays:
             if damaged:
                 exit_with_error(
                     f"{self.path}: {len(damaged)} of {finished} groups are not as they were "
-                    "written: on a disk shared by NFS, run encode on one machine"
+                    "written: on a disk shared by NFS, run encode on one machine (docs/scale.md)"
                 )
         self.state.wait_for_everyone()
 

@@ -45,9 +45,9 @@ def label_windows(
 ) -> list[TileLabel]:
     """The class of each window of a scene: the one with the largest share of labeled pixels.
 
-    Labeled are the pixels that the tile shows and the label raster doesn't mask, but for its
-    nodata, unless that is the value of a class. A value that is in no class counts too: a tile
-    that shows mostly such a value is in no class either.
+    A pixel is labeled if the tile shows it, the label raster's mask band keeps it (if there is
+    one), and its value isn't nodata; a value that `labels.classes` lists always counts. A value
+    that is in no class counts too: a tile that shows mostly such a value is in no class either.
 
     Args:
         path: the scene.

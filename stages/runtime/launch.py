@@ -80,8 +80,8 @@ def launch(stage: str, arguments: list[str]) -> None:
 
 def run_to_its_end(command: list[str], environment: dict[str, str]) -> int:
     """Run a command and return its exit status; signals that would end this process end it."""
-    # In a session of its own it gets none of them twice, which would keep `torch.distributed.run`
-    # from ending its processes: Ctrl-C, or `kill` of a process group.
+    # A second signal would interrupt `torch.distributed.run` while it ends its processes. In its
+    # own session it gets only those that are sent here, not Ctrl-C or `kill` of a process group.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -69,6 +70,8 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 def _exit_with_parent() -> None:
     """Make this worker process exit when its parent dies, so that a killed stage leaves none."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a tool's handlers are for the tool
+        signal.signal(number, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     if parent is not None:
         end_after(parent.join)

@@ -75,11 +75,11 @@ def start_process() -> None:
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     _keep_freed_memory()
     _note_time_at_exit()
-    _end_with_dvc()
+    _end_with_parents()
 
 
 def interrupt_on_signals() -> None:
-    """Let what ends this process raise KeyboardInterrupt, so that temporary files are removed.
+    """Raise KeyboardInterrupt on SIGINT, SIGTERM and SIGHUP, so that temporary files are removed.
 
     SIGINT too, where a shell started it in the background and has it ignored.
     """
@@ -101,16 +101,19 @@ def end_after(wait: Callable[[], object]) -> None:
 
 
 @cache  # the launcher and the stage in its process both start it
-def _end_with_dvc() -> None:
-    """End a stage when DVC, which runs it, was killed: it would overwrite a later run's outputs."""
-    if "DVC_STAGE" not in os.environ:
+def _end_with_parents() -> None:
+    """End a stage when DVC or the launcher, which runs it, was killed.
+
+    It would keep the GPU, and overwrite a later run's outputs.
+    """
+    if not _is_of_a_stage(dict(os.environ)):
         return
-    # A shell may stand between, and launchers: what DVC started has this variable, DVC hasn't.
+    # A shell may stand between, and launchers: what was started has the variable.
     process = psutil.Process()
-    started_by_dvc = [process, *takewhile(_is_of_a_stage, process.parents())]
+    started = [process, *takewhile(_was_started, process.parents())]
 
     def parents() -> list[int]:
-        return [each.ppid() for each in started_by_dvc]
+        return [each.ppid() for each in started]
 
     before = parents()
 
@@ -122,11 +125,16 @@ def _end_with_dvc() -> None:
     end_after(wait)
 
 
-def _is_of_a_stage(process: psutil.Process) -> bool:
-    """Whether a process was started with DVC's variable."""
+def _was_started(process: psutil.Process) -> bool:
+    """Whether DVC or the launcher started a process."""
     with suppress(psutil.Error):  # of another user
-        return "DVC_STAGE" in process.environ()
+        return _is_of_a_stage(process.environ())
     return False
+
+
+def _is_of_a_stage(environment: dict[str, str]) -> bool:
+    """Whether an environment has DVC's variable, or the launcher's."""
+    return "DVC_STAGE" in environment or "REMOTE_DIFFUSION_PROCESSES" in environment
 
 
 def _use_utf8() -> None:

@@ -53,6 +53,10 @@ CUT_LARGE_ON_CPU = {
     "sampling.batch_size": 1,
     "sampling.steps": 1,
     "classifier.epochs": 1,
+    "train_base.batch_size": 2,
+    "train_base.vae_steps": 1,
+    "train_base.decoder_steps": 1,
+    "train_base.text_steps": 1,
     "train_scene.epochs": 1,
 }
 TRAINING_STEPS = 12  # optimizer steps of finetune_sd
