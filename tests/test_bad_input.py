@@ -12,7 +12,7 @@ from pathlib import Path
 
 import audit
 import pytest
-from conftest import REPOSITORY, copy_repository, shell, write_smoke_params
+from conftest import REPOSITORY, copy_repository, heed_signals, shell, write_smoke_params
 
 from stages.common import sources
 from stages.common.artifacts import read_json
@@ -325,6 +325,7 @@ def test_signals_leave_no_temporary_files(tmp_path, monkeypatch, tool, words, wo
     monkeypatch.setattr(sys, "argv", [tool, *words])
     monkeypatch.setenv("HF_TOKEN", "token")
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heed_signals()
     try:
         with pytest.raises(KeyboardInterrupt):
             module.main()

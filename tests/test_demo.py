@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from accessibility import violations
-from conftest import REPOSITORY, wait_until, write_smoke_params
+from conftest import REPOSITORY, heed_signals, wait_until, write_smoke_params
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -494,7 +494,8 @@ def test_the_demo_leaves_no_file_behind(clone, number):
     variables = {**os.environ, "TMPDIR": str(temporary), "GRADIO_SERVER_PORT": port}
     variables["PYTHONPATH"] = str(REPOSITORY)
     variables.pop("GRADIO_TEMP_DIR", None)
-    demo = subprocess.Popen([sys.executable, "-m", "tools.demo"], cwd=clone, env=variables)
+    command = [sys.executable, "-m", "tools.demo"]
+    demo = subprocess.Popen(command, cwd=clone, env=variables, preexec_fn=heed_signals)
     address = f"http://127.0.0.1:{port}/"
     try:
         wait_until(lambda: demo.poll() is not None or answers(address))

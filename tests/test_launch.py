@@ -8,7 +8,7 @@ import sys
 
 import psutil
 import pytest
-from conftest import REPOSITORY, alive, shell, wait_until, write_smoke_params
+from conftest import REPOSITORY, alive, heed_signals, shell, wait_until, write_smoke_params
 
 # A single write for the line: two processes share the pipe.
 PROBE = """import os, sys
@@ -113,6 +113,7 @@ def start_sleeping(probe, processes: int, *command: str) -> tuple[subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=heed_signals,
     )
     return started, [int(started.stdout.readline()) for _ in range(processes)]
 

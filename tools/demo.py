@@ -32,6 +32,8 @@ def main() -> None:
     interrupt_on_signals()
     # Gradio's own choice is one folder for all users of a machine, /tmp/gradio.
     parent = os.environ.get("GRADIO_TEMP_DIR")
+    if parent:
+        os.makedirs(parent, exist_ok=True)
     with TemporaryDirectory(prefix="remote_diffusion_demo_", dir=parent) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         # PyTorch makes this folder, too, though nothing is compiled.

@@ -84,6 +84,8 @@ class DemoModels:
         self.steps_total = 0
         # The same request for a prompt is not paid twice.
         own = os.environ.get("GRADIO_TEMP_DIR")  # removed when the demo ends
+        if own:
+            os.makedirs(own, exist_ok=True)  # Gradio removes it when a server is closed
         self.answers = TemporaryDirectory(dir=own)
         self.images = TemporaryDirectory(dir=own)
         self.folders: dict[str | None, str] = {}  # in it, of the last images of each visitor
