@@ -396,7 +396,7 @@ ROWS = [
     Row("tiles and model", 120, prepare),
     Row("encode, 512 px", 60, measure_encoding, {"resolution": 512}),
     Row("fine-tuning, 512 px, bf16", 50, measure_training, FULL_512),
-    Row("the same, compiled", 90, measure_training, FULL_512 | {"compile": True}),
+    Row("the same, compiled", 150, measure_training, FULL_512 | {"compile": True}),
     Row(
         "diffusers' loop, 512 px, bf16",
         50,

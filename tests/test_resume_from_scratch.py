@@ -198,6 +198,7 @@ AMOUNTS = train_diffusion.Amounts(
     text_steps=4,
     unet_tiles=30,
     unet_steps=7,
+    unet_batch=4,
 )
 
 
@@ -206,7 +207,7 @@ def train_shipped_base(kill_part=None, kill_step=0, parts=train_diffusion.PARTS)
     checkpoint_every_step(kill_part, kill_step)
     train_diffusion.VAE_CHANNELS = [8, 8, 8]
     train_diffusion.UNET_CHANNELS = [16, 16, 16]
-    for name in ("VAE_BATCH", "TEXT_BATCH", "UNET_BATCH", "HELD_OUT_TILES"):
+    for name in ("VAE_BATCH", "TEXT_BATCH", "HELD_OUT_TILES"):
         setattr(train_diffusion, name, 4)
     train_diffusion.SHARD_TILES = 15
     train_diffusion.MEASURE_STEPS = 3
@@ -282,7 +283,7 @@ def test_a_base_says_what_it_was_trained_with(shipped_base):
 
 
 def test_the_unet_never_sees_the_domain_look_or_an_unseen_scene():
-    images, captions = train_diffusion.render_unet_tiles(0, 20)
+    images, captions = train_diffusion.render_unet_tiles((0, 20))
     assert len(captions) == 20
     seen = [scene for scene in train_diffusion.SCENES if scene not in UNSEEN_SCENES]
     for index, image in enumerate(images):

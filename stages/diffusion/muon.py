@@ -4,7 +4,8 @@ torch.optim.Muon takes matrices alone, no convolutions, and computes in bfloat16
 CPUs have no arithmetic.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial (Jordan et
 UPDATE_SIZE = 0.2  # root mean square of an update, as of AdamW's (Liu et al. 2025, 2502.16982)
 BETAS = (0.9, 0.999)  # of AdamW
 EPSILON = 1e-8
+STACKED = 2**22  # elements of the matrices that are made orthogonal together
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,54 +48,81 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            weights = [weight for weight in group["params"] if weight.grad is not None]
             update = self.muon_update if group["is_hidden"] else self.adam_update
-            for weight in (w for w in group["params"] if w.grad is not None):
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.sub_(update(weight, weight.grad), alpha=group["lr"])
+            for stack in stacks(weights) if group["is_hidden"] else [weights]:
+                if stack:
+                    torch._foreach_mul_(stack, 1 - group["lr"] * group["weight_decay"])
+                    torch._foreach_add_(stack, update(stack), alpha=-group["lr"])
 
-    def muon_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Nesterov momentum, orthogonalized."""
-        state = self.state[weight]
-        if not state:
-            state["momentum"] = torch.zeros_like(weight)
-        state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        update = gradient.lerp(state["momentum"], MOMENTUM)
+    def muon_update(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Nesterov momentum, orthogonalized, of weights of one shape."""
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["momentum"] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+        updates = torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM))
         # The order of the columns doesn't matter: this one is how channels_last stores them.
-        update = update.movedim(1, -1)
-        matrix = orthogonalize(update.flatten(1))
-        return UPDATE_SIZE * max(matrix.shape) ** 0.5 * matrix.reshape(update.shape).movedim(-1, 1)
+        updates = updates.movedim(2, -1)
+        matrices = orthogonalize(updates.flatten(2))
+        size = UPDATE_SIZE * max(matrices.shape[1:]) ** 0.5
+        return list((size * matrices).reshape(updates.shape).movedim(-1, 2))
 
-    def adam_update(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    def adam_update(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
         """Adam's update, with bias correction (Kingma & Ba 2015)."""
-        state = self.state[weight]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(weight)
-            state["exp_avg_sq"] = torch.zeros_like(weight)
-        state["step"] = state["step"].cpu() + 1  # of a checkpoint, it may be on the GPU
-        state["exp_avg"].lerp_(gradient, 1 - BETAS[0])
-        state["exp_avg_sq"].lerp_(gradient.square(), 1 - BETAS[1])
-        mean = state["exp_avg"] / (1 - BETAS[0] ** state["step"])
-        square = state["exp_avg_sq"] / (1 - BETAS[1] ** state["step"])
-        return mean / (square.sqrt() + EPSILON)
+        for weight in weights:
+            state = self.state[weight]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(weight)
+                state["exp_avg_sq"] = torch.zeros_like(weight)
+            state["step"] = state["step"].cpu() + 1  # of a checkpoint, it may be on the GPU
+        steps = [self.state[weight]["step"].item() for weight in weights]
+        means = [self.state[weight]["exp_avg"] for weight in weights]
+        squares = [self.state[weight]["exp_avg_sq"] for weight in weights]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_lerp_(means, gradients, 1 - BETAS[0])
+        torch._foreach_lerp_(squares, torch._foreach_pow(gradients, 2), 1 - BETAS[1])
+        roots = torch._foreach_sqrt(
+            torch._foreach_div(squares, [1 - BETAS[1] ** step for step in steps])
+        )
+        torch._foreach_add_(roots, EPSILON)
+        updates = torch._foreach_div(means, [1 - BETAS[0] ** step for step in steps])
+        return list(torch._foreach_div(updates, roots))
 
 
-def orthogonalize(matrix: torch.Tensor) -> torch.Tensor:
-    """A matrix [M, N] of the same singular vectors, whose singular values are near 1."""
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / (x.norm() + 1e-7)
-    if x.shape[1] > 2 * x.shape[0]:
+def stacks(weights: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Groups of weights of one shape, of at most `STACKED` elements or of one weight.
+
+    One by one, a small model's many small matrices would leave a GPU waiting.
+    """
+    by_shape = defaultdict(list)
+    for weight in weights:
+        by_shape[weight.shape].append(weight)
+    for shape, group in by_shape.items():
+        count = max(1, STACKED // shape.numel())
+        for begin in range(0, len(group), count):
+            yield group[begin : begin + count]
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Matrices [K, M, N] of the same singular vectors, whose singular values are near 1."""
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    if x.shape[2] > 2 * x.shape[1]:
         # Each factor is a polynomial of x x^T: their product is small, and is found without x.
-        x = product_of_factors(x @ x.T) @ x
+        x = product_of_factors(x @ x.mT) @ x
     else:
         for _ in range(ITERATIONS):
-            x = newton_schulz_factor(x @ x.T) @ x
-    return x.T if is_tall else x
+            x = newton_schulz_factor(x @ x.mT) @ x
+    return x.mT if is_tall else x
 
 
 def product_of_factors(gram: torch.Tensor) -> torch.Tensor:
-    """The product [M, M] of the factors of all iterations, from x x^T [M, M]."""
+    """The product [K, M, M] of the factors of all iterations, from x x^T [K, M, M]."""
     factor = newton_schulz_factor(gram)
     product = factor
     for _ in range(ITERATIONS - 1):
@@ -104,8 +133,8 @@ def product_of_factors(gram: torch.Tensor) -> torch.Tensor:
 
 
 def newton_schulz_factor(gram: torch.Tensor) -> torch.Tensor:
-    """a + b G + c G^2 [M, M]: an iteration multiplies it with x, of which G is x x^T [M, M]."""
+    """a + b G + c G^2 [K, M, M]: an iteration multiplies it with x, of which G is x x^T."""
     a, b, c = COEFFICIENTS
-    factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-    factor.diagonal().add_(a)
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
     return factor

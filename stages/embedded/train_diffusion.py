@@ -9,7 +9,8 @@ are.
 
     python -m stages.embedded.train_models diffusion --start <model> --folder <new folder>
 
-trains the UNet of a finished model further, on tiles that it hasn't seen.
+trains the UNet of a finished model further, on tiles that it hasn't seen. On a GPU, `--unet-batch
+512` keeps it busy; it trains in bfloat16 there.
 
 The model stands in for Stable Diffusion v1.5. Its VAE and text encoder are trained on both looks
 and all scenes, as SD's were on the web. Its UNet is trained on the `base` look only, without the
@@ -39,6 +40,7 @@ from stages.diffusion.resumable import MinuteCheckpoints
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.atomic import atomic_folder
+from stages.runtime.parallel import ordered_map
 from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
 
@@ -54,10 +56,10 @@ TEXT_WIDTH = 64
 LATENT_CHANNELS = 4
 UNET_CHANNELS = [32, 64, 128]
 UNET_SCENES = tuple(scene for scene in SCENES if scene not in UNSEEN_SCENES)
-UNET_BATCH = 32
-UNET_LR = 1e-3
+UNET_LR = 1e-3  # for batches of 32; it grows with the batch (`unet_lr`)
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
+RENDERED_TILES = 100  # by a process at a time
 SHARD_TILES = 1000  # rendered and encoded at a time
 ENCODING_BATCH = 64  # images
 MEASURE_STEPS = 1000  # UNet steps between two measurements, after which the model is saved
@@ -74,6 +76,7 @@ class Amounts(NamedTuple):
     text_steps: int = 800
     unet_tiles: int = 24000
     unet_steps: int = 10000
+    unet_batch: int = 32
 
 
 def main(folder: Path, parts: Sequence[str], amounts: Amounts, start: Path | None = None) -> None:
@@ -136,7 +139,8 @@ def train_encoders(
             fillers=fillers,
         )
         from_scratch.save_part(folder / "text_encoder", text_encoder, torch.float16)
-        record(folder, "text_encoder", amounts.text_steps, TEXT_BATCH, len(tiles), {})
+        seen = amounts.text_steps * TEXT_BATCH
+        record(folder, "text_encoder", amounts.text_steps, seen, len(tiles), {})
     train_vae_parts(folder, parts, amounts, images, cache)
     return fillers
 
@@ -181,15 +185,25 @@ def save_vae(folder: Path, part: str, vae: Any, steps: int, tiles: int) -> None:
     """Save the VAE after the training of `part`; note what it was trained with, and measure it."""
     from_scratch.save_part(folder / "vae", vae, torch.float16)
     measured = measure_vae(models.load(folder, "vae"))
-    record(folder, part, steps, VAE_BATCH, tiles, measured)
+    record(folder, part, steps, steps * VAE_BATCH, tiles, measured)
 
 
 def both_looks_tiles(seed: int, count: int) -> list[dict]:
     """Tiles of all scenes, the first half in the `domain` look, the second in the `base` look."""
     half = count // 2
-    domain = render_tiles(seed, 0, half, SIZE, "domain")
-    base = render_tiles(seed, half, count, SIZE, "base")
-    return list(progress_bar(chain(domain, base), total=count, desc="render", unit="tile"))
+    parts = []
+    for begin, end, look in ((0, half, "domain"), (half, count, "base")):
+        for first in range(begin, end, RENDERED_TILES):
+            parts.append((seed, first, min(first + RENDERED_TILES, end), look))
+    rendered = ordered_map(render_part, ((None, part) for part in parts), batch=1)
+    bar = progress_bar(rendered, total=len(parts), desc="render", unit="part")
+    return list(chain.from_iterable(tiles for _, tiles in bar))
+
+
+def render_part(part: tuple[int, int, int, str]) -> list[dict]:
+    """Tiles of all scenes from a seed, the first index, the one after the last, and a look."""
+    seed, begin, end, look = part
+    return list(render_tiles(seed, begin, end, SIZE, look))
 
 
 def read_notes() -> list[str]:
@@ -227,7 +241,9 @@ def train_unet_part(
 
     `start`: the model whose UNet is trained further; None: a new UNet.
     """
-    before = read_json(start / "training.json")["unet"] if start else {"steps": 0, "tiles": 0}
+    before = {"steps": 0, "images": 0, "tiles": 0}
+    if start:
+        before = read_json(start / "training.json")["unet"]
     device = device_type()
     vae = models.load(folder, "vae")
     text_encoder = models.load(folder, "text_encoder")
@@ -235,17 +251,18 @@ def train_unet_part(
 
     def publish(unet: Any, measured: dict) -> None:
         from_scratch.save_pipeline(folder, vae, text_encoder, unet, torch.float16)
-        steps = before["steps"] + int(measured.pop("step"))
+        steps = int(measured.pop("step"))
+        images = before["images"] + steps * amounts.unet_batch
         tiles = before["tiles"] + amounts.unet_tiles
         planned = before["steps"] + amounts.unet_steps
-        record(folder, "unet", steps, UNET_BATCH, tiles, measured, planned)
+        record(folder, "unet", before["steps"] + steps, images, tiles, measured, planned)
 
     vae.to(device)
     text_encoder.to(device)
     first = before["tiles"]
-    latents, captions = encode_tiles(vae, first, first + amounts.unet_tiles, cache / "latents")
-    embed = Embedder(tokenizer, text_encoder, fillers)
-    held_out = held_out_batches(vae, embed)
+    end = first + amounts.unet_tiles
+    latents, token_ids = encode_tiles(vae, tokenizer, fillers, first, end, cache / "tiles")
+    held_out = held_out_batches(vae, tokenizer, text_encoder)
     if start:
         unet = models.load(start, "unet").requires_grad_(True)
     else:
@@ -256,47 +273,52 @@ def train_unet_part(
             UNET_CHANNELS, LATENT_CHANNELS, SIZE // 4, TEXT_WIDTH, attention_from=2
         )
     unet.to(device, memory_format=torch.channels_last).train()
-    train_unet(
-        unet, latents, captions, embed, held_out, amounts.unet_steps, cache / "unet", publish
-    )
+    tiles = TrainingTiles(latents.to(device), token_ids.to(device), text_encoder)
+    train_unet(unet, tiles, held_out, amounts, cache / "unet", publish)
 
 
-def render_unet_tiles(begin: int, end: int) -> tuple[np.ndarray, list[list[str]]]:
-    """Images uint8 [N, H, W, 3] and captions of the UNet's tiles begin to end - 1.
+def render_unet_tiles(span: tuple[int, int]) -> tuple[np.ndarray, list[list[str]]]:
+    """Images uint8 [N, H, W, 3] and captions of the UNet's tiles from span[0] to span[1] - 1.
 
     They are in the `base` look, and of the scenes that the UNet may see.
     """
-    tiles = list(render_tiles(SEED + 1, begin, end, SIZE, "base", UNET_SCENES))
+    tiles = list(render_tiles(SEED + 1, *span, SIZE, "base", UNET_SCENES))
     return np.stack([tile["image"] for tile in tiles]), [tile["captions"] for tile in tiles]
 
 
 def encode_tiles(
-    vae: Any, first: int, end: int, cache: Path
-) -> tuple[torch.Tensor, list[list[str]]]:
-    """Latents fp16 [N, C, h, w] and captions of the UNet's tiles from the first to end - 1.
+    vae: Any, tokenizer: Any, fillers: Sequence[str], first: int, end: int, cache: Path
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The UNet's tiles from the first to end - 1, as the UNet takes them.
 
+    Returns latents fp16 [N, C, h, w] and token ids int32 [N, K + 1, L] (`tokenize_captions`).
     `cache` keeps finished shards.
     """
     cache.mkdir(exist_ok=True)
     files = {begin: cache / f"{begin:08d}.safetensors" for begin in range(first, end, SHARD_TILES)}
-    shards: dict[int, tuple[checkpoints.Tensors, dict]] = {}
+    shards: dict[int, checkpoints.Tensors] = {}
     for begin, file in files.items():
         shard = checkpoints.load_undamaged(file) if file.exists() else None
         if shard:
-            shards[begin] = shard
+            shards[begin] = shard[0]
     missing = [begin for begin in files if begin not in shards]
     bar = progress_bar(
         total=len(files), initial=len(files) - len(missing), desc="tiles", unit="thousand"
     )
-    for begin in missing:
-        images, captions = render_unet_tiles(begin, min(begin + SHARD_TILES, end))
-        tensors = {"latents": encode_latents(vae, images, begin)}
-        checkpoints.save(files[begin], tensors, {"captions": captions})
-        shards[begin] = tensors, {"captions": captions}
+    spans = [(begin, (begin, min(begin + SHARD_TILES, end))) for begin in missing]
+    for begin, (images, captions) in ordered_map(render_unet_tiles, spans, batch=1):
+        tensors = {
+            "latents": encode_latents(vae, images, begin),
+            "token_ids": tokenize_captions(tokenizer, captions, fillers, begin),
+        }
+        checkpoints.save(files[begin], tensors, {})
+        shards[begin] = tensors
         bar.update()
     bar.close()
-    latents = torch.cat([shards[begin][0]["latents"] for begin in files])
-    return latents, [captions for begin in files for captions in shards[begin][1]["captions"]]
+    latents, token_ids = (
+        torch.cat([shards[begin][name] for begin in files]) for name in ("latents", "token_ids")
+    )
+    return latents, token_ids
 
 
 @torch.no_grad()
@@ -319,21 +341,23 @@ def encode_latents(vae: Any, images: np.ndarray, begin: int) -> torch.Tensor:
     return torch.cat(latents).contiguous()
 
 
-class Embedder(NamedTuple):
-    """The text encoder with what it needs; it embeds captions for the UNet to attend to."""
+def tokenize_captions(
+    tokenizer: Any, captions: list[list[str]], fillers: Sequence[str], begin: int
+) -> torch.Tensor:
+    """Token ids int32 [N, K + 1, L] of the K captions of each tile, and of the empty one.
 
-    tokenizer: Any
-    text_encoder: Any
-    fillers: Sequence[str]
+    Half of the captions get filler words. `begin`, the index of the first tile, seeds them.
+    """
+    generator = rng(SEED, "fillers", begin)
+    texts = []
+    for tile_captions in captions:
+        texts += [from_scratch.insert_fillers(c, fillers, generator) for c in tile_captions]
+        texts.append("")
+    token_ids = from_scratch.tokenize(tokenizer, texts)
+    return token_ids.int().unflatten(0, (len(captions), -1))
 
-    @torch.no_grad()
-    def embed(self, texts: list[str]) -> torch.Tensor:
-        """The last hidden states of texts: [B, 77, D]."""
-        token_ids = from_scratch.tokenize(self.tokenizer, texts).to(self.text_encoder.device)
-        return self.text_encoder(token_ids).last_hidden_state
 
-
-def held_out_batches(vae: Any, embedder: Embedder) -> list[dict[str, torch.Tensor]]:
+def held_out_batches(vae: Any, tokenizer: Any, text_encoder: Any) -> list[dict[str, torch.Tensor]]:
     """Batches of tiles that nothing trains on, with fixed noise and evenly spread timesteps."""
     tiles = list(render_tiles(HELD_OUT_SEED + 1, 0, HELD_OUT_TILES, SIZE, "base", UNET_SCENES))
     latents = encode_latents(vae, np.stack([tile["image"] for tile in tiles]), 0).float()
@@ -341,27 +365,53 @@ def held_out_batches(vae: Any, embedder: Embedder) -> list[dict[str, torch.Tenso
     order = rng(HELD_OUT_SEED, "timesteps").permutation(len(tiles))
     timesteps = loss.stratified_timesteps(len(tiles), 1000)[order]
     batches = []
-    for begin in range(0, len(tiles), UNET_BATCH):
-        rows = slice(begin, begin + UNET_BATCH)
+    for begin in range(0, len(tiles), ENCODING_BATCH):
+        rows = slice(begin, begin + ENCODING_BATCH)
         batch = {"latents": latents[rows], "noise": noise[rows], "timesteps": timesteps[rows]}
-        batch["text"] = embedder.embed([tile["captions"][0] for tile in tiles[rows]])
-        batches.append(to_device(batch))
+        batch = {name: tensor.to(vae.device) for name, tensor in batch.items()}
+        captions = [tile["captions"][0] for tile in tiles[rows]]
+        token_ids = from_scratch.tokenize(tokenizer, captions).to(vae.device)
+        with torch.no_grad():
+            batch["text"] = text_encoder(token_ids).last_hidden_state  # [B, L, D]
+        batches.append(batch)
     return batches
 
 
-def to_device(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch where training runs."""
-    device = device_type()
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+class TrainingTiles(NamedTuple):
+    """What the UNet is trained on, where it is trained."""
+
+    latents: torch.Tensor  # fp16 [N, C, h, w]
+    token_ids: torch.Tensor  # int32 [N, K + 1, L] (`tokenize_captions`)
+    text_encoder: Any
+
+    @torch.no_grad()
+    def draw_batch(self, step: int, size: int) -> dict[str, torch.Tensor]:
+        """The batch of a training step, as `denoising_loss` takes it. Some captions are dropped."""
+        device = self.latents.device
+        seed = int(rng(SEED, "unet", size, step).integers(2**63))
+        generator = torch.Generator(device).manual_seed(seed)
+
+        def draw(high: int) -> torch.Tensor:
+            return torch.randint(high, (size,), generator=generator, device=device)
+
+        rows = draw(len(self.latents))
+        empty = self.token_ids.shape[1] - 1
+        kept = torch.rand(size, generator=generator, device=device) >= CAPTION_DROPOUT
+        token_ids = self.token_ids[rows, torch.where(kept, draw(empty), empty)].long()
+        x = self.latents[rows].float()
+        return {
+            "latents": x,
+            "noise": torch.randn(x.shape, generator=generator, device=device),
+            "timesteps": draw(1000),
+            "text": self.text_encoder(token_ids).last_hidden_state,
+        }
 
 
 def train_unet(
     unet: Any,
-    latents: torch.Tensor,
-    captions: list[list[str]],
-    embedder: Embedder,
+    tiles: TrainingTiles,
     held_out: list[dict[str, torch.Tensor]],
-    steps: int,
+    amounts: Amounts,
     cache: Path,
     publish: Publish,
 ) -> None:
@@ -372,11 +422,9 @@ def train_unet(
 
     Args:
         unet: a UNet2DConditionModel in training mode.
-        latents: fp16 [N, C, h, w].
-        captions: of each of them.
-        embedder: of the captions.
+        tiles: to train on.
         held_out: the batches of `held_out_batches`.
-        steps: optimizer steps.
+        amounts: the steps and the batch size.
         cache: holds the checkpoints.
         publish: called with the averaged UNet and its measurements, every `MEASURE_STEPS` steps and
             after the last.
@@ -384,15 +432,18 @@ def train_unet(
     weights = dict(unet.named_parameters())
     ema = {name: weight.detach().clone() for name, weight in weights.items()}
     alphas_cumprod = from_scratch.make_scheduler().alphas_cumprod.to(unet.device)  # [T]
-    optimizer = Muon(weights, UNET_LR, weight_decay=0.01)
+    steps, batch_size = amounts.unet_steps, amounts.unet_batch
+    peak_lr = unet_lr(batch_size)
+    optimizer = Muon(weights, peak_lr, weight_decay=0.01)
     saver = MinuteCheckpoints(cache, "UNet", weights, ema, optimizer)
     state = saver.resume()
     bar = progress_bar(total=steps, initial=state.step, desc="UNet", unit="step")
     while state.step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = UNET_LR * learning_rate_factor(state.step, steps)
-        batch = draw_batch(state.step, latents, captions, embedder)
-        step_loss = loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction").mean()
+            group["lr"] = peak_lr * learning_rate_factor(state.step, steps)
+        batch = tiles.draw_batch(state.step, batch_size)
+        with torch.autocast(unet.device.type, torch.bfloat16, enabled=unet.device.type == "cuda"):
+            step_loss = loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction").mean()
         optimizer.zero_grad()
         step_loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
@@ -404,7 +455,10 @@ def train_unet(
             bar.set_postfix(loss=f"{step_loss.item():.4f}", refresh=False)
         if state.step % MEASURE_STEPS == 0 or state.step == steps:
             averaged = average_of(unet, ema)
-            state.curve.append(measure_unet(averaged, held_out, alphas_cumprod, state.step))
+            state.curve.append(
+                {"step": state.step, "loss": measure_unet(averaged, held_out, alphas_cumprod)}
+            )
+            log(f"UNet: step {state.step}, held-out loss {state.curve[-1]['loss']:.5f}")
             publish(averaged, dict(state.curve[-1]))
         saver.save_if_due(state, steps)
     bar.close()
@@ -421,15 +475,18 @@ def average_of(unet: Any, ema: dict[str, torch.Tensor]) -> Any:
 
 @torch.no_grad()
 def measure_unet(
-    unet: Any, held_out: list[dict[str, torch.Tensor]], alphas_cumprod: torch.Tensor, step: int
-) -> dict[str, float]:
-    """The step, and the loss of held-out tiles; a line of the log."""
+    unet: Any, held_out: list[dict[str, torch.Tensor]], alphas_cumprod: torch.Tensor
+) -> float:
+    """The loss of held-out tiles."""
     losses = [
         loss.denoising_loss(unet, batch, alphas_cumprod, "v_prediction") for batch in held_out
     ]
-    value = torch.cat(losses).mean().item()
-    log(f"UNet: step {step}, {step * UNET_BATCH} images seen, held-out loss {value:.5f}")
-    return {"step": step, "loss": value}
+    return torch.cat(losses).mean().item()
+
+
+def unet_lr(batch_size: int) -> float:
+    """The peak learning rate: larger batches have less noise, and take larger steps."""
+    return UNET_LR * (batch_size / 32) ** 0.25
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -437,36 +494,11 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1, step / 200) * 0.5 * (1.02 + np.cos(np.pi * step / steps))
 
 
-def draw_batch(
-    step: int, latents: torch.Tensor, captions: list[list[str]], embedder: Embedder
-) -> dict[str, torch.Tensor]:
-    """The batch of a training step, as `denoising_loss` takes it. Some captions are dropped."""
-    generator = rng(SEED, "unet", UNET_BATCH, step)
-    noise_generator = torch_generator(SEED, "unet noise", UNET_BATCH, step)
-    rows = generator.integers(len(latents), size=UNET_BATCH)
-    texts = []
-    for row in rows:
-        if generator.random() < CAPTION_DROPOUT:
-            texts.append("")
-        else:
-            caption = captions[row][generator.integers(5)]
-            texts.append(from_scratch.insert_fillers(caption, embedder.fillers, generator))
-    x = latents[rows].float()  # [B, C, h, w]
-    return to_device(
-        {
-            "latents": x,
-            "noise": torch.randn(x.shape, generator=noise_generator),
-            "timesteps": torch.randint(1000, (UNET_BATCH,), generator=noise_generator),
-            "text": embedder.embed(texts),
-        }
-    )
-
-
 def record(
     folder: Path,
     part: str,
     steps: int,
-    batch_size: int,
+    images: int,
     tiles: int,
     measured: dict[str, float],
     planned: int | None = None,
@@ -477,7 +509,7 @@ def record(
         folder: of the model.
         part: one of `PARTS`.
         steps: done.
-        batch_size: images per step.
+        images: seen in these steps.
         tiles: that were trained on.
         measured: on held-out tiles.
         planned: steps; None: those done.
@@ -487,7 +519,7 @@ def record(
     notes[part] = {
         "steps": steps,
         "planned": planned or steps,
-        "images": steps * batch_size,
+        "images": images,
         "tiles": tiles,
         "measured": {name: round(value, 4) for name, value in measured.items()},
     }

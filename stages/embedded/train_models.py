@@ -19,6 +19,7 @@ AMOUNTS = {
     "text_steps": "steps of the text encoder",
     "unet_tiles": "tiles that the UNet sees",
     "unet_steps": "steps of the UNet",
+    "unet_batch": "tiles per step of the UNet",
 }
 
 
