@@ -6,7 +6,6 @@ CPUs have no arithmetic.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -50,11 +49,10 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            if group["is_hidden"]:
-                for stack in stacks(weights):
-                    change(stack, self.muon_update(stack), group)
-            elif weights:
-                change(weights, self.adam_update(weights), group)
+            update = self.muon_update if group["is_hidden"] else self.adam_update
+            for stack in stacks(weights):
+                torch._foreach_mul_(stack, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(stack, update(stack), alpha=-group["lr"])
 
     def muon_update(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
         """Nesterov momentum, orthogonalized, of weights of one shape."""
@@ -72,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         return list((size * matrices).reshape(updates.shape).movedim(-1, 2))
 
     def adam_update(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Adam's update, with bias correction (Kingma & Ba 2015)."""
+        """Adam's update, with bias correction (Kingma & Ba 2015), of weights of one shape."""
         for weight in weights:
             state = self.state[weight]
             if not state:
@@ -92,12 +90,6 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(roots, EPSILON)
         updates = torch._foreach_div(means, [1 - BETAS[0] ** step for step in steps])
         return list(torch._foreach_div(updates, roots))
-
-
-def change(weights: list[torch.Tensor], updates: list[torch.Tensor], group: dict[str, Any]) -> None:
-    """Decay weights, then subtract their updates, in place; `group` has the learning rate."""
-    torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-    torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
 
 def stacks(weights: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
