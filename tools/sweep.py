@@ -14,17 +14,20 @@ for each experiment, with the reason where it has no result.
 
 import copy
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, product
+from itertools import chain, count, product
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
-from stages.params import WRITER_TECHNIQUES, load, read
+from stages.params import WRITER_TECHNIQUES, Params, check, read
+from stages.runtime.dvc_lock import current_entries, has_params
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log
@@ -32,6 +35,8 @@ from tools.commands import git, run_command
 from tools.sweep_report import CLASS_AGREEMENT, FID, METRICS, OUT, Row, Value, read_metric, report
 
 TEST_IMAGERY = Path("data/imagery/test")
+# The author of experiments, which are commits, where git knows no other.
+IDENTITY = {"name": "sweep", "email": "sweep@localhost"}
 
 
 @dataclass(frozen=True)
@@ -129,37 +134,45 @@ def list_experiments(name: str) -> dict[str, dict[str, str]]:
             f"guidance-{scale}-{steps}": {"sampling.guidance_scale": scale, "sampling.steps": steps}
             for scale, steps in grid
         }
-    params = load()
-    # Whether the model that a writer needs is configured.
-    available = {
-        "extractive": True,
-        "domain": True,
-        "huggingface": params.fetch_model.writer != "none",
-        "openai": bool(params.prompt.openai_model),
-    }
+    values = read()
+    check(values, "params.yaml")
     experiments = {}
     for writer, techniques in WRITER_TECHNIQUES.items():
-        if not available[writer]:
-            continue
         for technique in techniques:
-            experiments[f"prompts-{writer}-{technique}".replace("_", "-")] = {
+            params = {
                 "prompt.writer": writer,
                 "prompt.technique": technique,
                 # The pair itself may be in `compare`, and must not be asked twice.
                 "prompt.compare": "[]",
             }
+            if is_accepted(set_params(values, params)):
+                experiments[f"prompts-{writer}-{technique}".replace("_", "-")] = params
     return experiments
+
+
+def is_accepted(values: dict[str, Any]) -> bool:
+    """Whether the schema accepts these values of params.yaml.
+
+    It refuses a writer whose model isn't configured, and techniques that the model can't follow.
+    """
+    try:
+        Params.model_validate(values)
+    except ValidationError:
+        return False
+    return True
 
 
 def read_workspace() -> Workspace:
     """Return what an experiment that starts now is made of."""
     # A commit of the working tree; git prints nothing where that is the checked-out commit.
-    identity = ("-c", "user.name=sweep", "-c", "user.email=sweep@localhost")
-    commit = git(*identity, "stash", "create") or git("rev-parse", "HEAD")
+    identity = (("-c", f"user.{key}={value}") for key, value in IDENTITY.items())
+    commit = git(*chain(*identity), "stash", "create") or git("rev-parse", "HEAD")
     assert commit is not None  # `refuse_repository` has checked it
     params = read()
+    stages = read("dvc.yaml")["stages"]
     locked = read("dvc.lock")["stages"] if Path("dvc.lock").exists() else {}
-    return Workspace(params, read("dvc.yaml")["stages"], commit.strip(), fetched(locked, params))
+    fetched_files = fetched(current_entries(locked, stages), params)
+    return Workspace(params, stages, commit.strip(), fetched_files)
 
 
 def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> str | None:
@@ -176,7 +189,7 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
             continue
         if read_yaml(ref, "dvc.yaml")["stages"] != workspace.stages:
             continue
-        locked = read_yaml(ref, "dvc.lock")["stages"]
+        locked = current_entries(read_yaml(ref, "dvc.lock")["stages"], workspace.stages)
         if not is_finished(locked, expected):
             continue
         if not workspace.fetched.items() <= fetched(locked, expected).items():
@@ -198,17 +211,6 @@ def is_finished(locked: dict[str, dict], params: dict[str, Any]) -> bool:
         for dep in stage.get("deps", []):
             if dep["path"] in outs and dep.get("md5") != outs[dep["path"]]:
                 return False
-    return True
-
-
-def has_params(stage: dict[str, Any], params: dict[str, Any]) -> bool:
-    """Whether a stage of a dvc.lock ran with these params."""
-    for name, value in stage.get("params", {}).get("params.yaml", {}).items():
-        current: Any = params
-        for key in name.split("."):
-            current = current.get(key) if isinstance(current, dict) else None
-        if current != value:
-            return False
     return True
 
 
@@ -303,7 +305,7 @@ def run_experiment(
     # Experiments that start at the same time wait for DVC's lock; by default they would give up
     # after three seconds.
     command = ["dvc", "--wait-for-lock", "exp", "run", "--temp", "--name", free_name(experiment)]
-    environment = dict(os.environ)
+    environment = add_identity(os.environ)
     if device:
         environment["CUDA_VISIBLE_DEVICES"] = device
     try:
@@ -316,6 +318,20 @@ def run_experiment(
     log(f"sweep: {experiment} failed: {' '.join(lines[-5:])}")
     errors = [line for line in lines if line.lower().startswith("error:")]
     return errors[0] if errors else f"dvc exp run: exit code {finished.returncode}"
+
+
+def add_identity(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of the environment that has an author and a committer.
+
+    Without a name and an address, in the config of git or in the environment, DVC can't save
+    uncommitted edits. It takes both from one of the two.
+    """
+    defaults = {
+        f"GIT_{role}_{key.upper()}": (git("config", f"user.{key}") or value).strip()
+        for key, value in IDENTITY.items()
+        for role in ("AUTHOR", "COMMITTER")
+    }
+    return {**defaults, **environment}
 
 
 def free_name(experiment: str) -> str:

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from stages.runtime.dvc_lock import current_entries
+
 
 def explain_damage() -> str | None:
     """Say which input of this stage is damaged and what mends it; None if none is.
@@ -43,12 +45,13 @@ def find_changed_file() -> tuple[str, str, Path, str] | None:
 
     Within a run of DVC, only inputs of its stage are looked at.
     """
-    lock = Path("dvc.lock")
-    if not lock.is_file():
+    files = Path("dvc.lock"), Path("dvc.yaml")
+    if not all(file.is_file() for file in files):
         return None
     from ruamel.yaml import YAML  # DVC's, which is here where its lock is
 
-    stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8")).get("stages", {})
+    contents = [YAML(typ="safe").load(file.read_text(encoding="utf-8")) for file in files]
+    stages = current_entries(*(content.get("stages", {}) for content in contents))
     reader = stages.get(os.environ.get("DVC_STAGE", ""), {})
     inputs = [dep["path"] for dep in reader.get("deps", [])]
     for stage, out, file, md5 in list_outputs(stages, cache_folder()):
