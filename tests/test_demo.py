@@ -4,6 +4,7 @@ It shows a prompt with its passages and images with their seeds, and a canceled 
 """
 
 import io
+import json
 import os
 import re
 import shutil
@@ -36,7 +37,7 @@ from review_run import ODD_NAMES, write_params
 from tiny_diffusion import make_pipeline
 
 from stages.common.artifacts import decode_image, read_rows, write_json
-from stages.params import load
+from stages.params import load, read
 from stages.text.embedder import LatentSemanticEmbedder
 from tools import demo_page
 
@@ -652,6 +653,21 @@ def test_the_fine_tuned_model_alone_is_drawn_with_but_not_half_of_it(clone, capf
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(SystemExit, match="error: models/diffusion/unet: "):
         demo_page.DemoModels(load())
+
+
+def test_a_model_of_other_params_is_drawn_with_and_the_page_says_so(clone, capfd):
+    """As after `make scale`, before `dvc repro`."""
+    make_pipeline(clone / "models/diffusion")
+    config = read()["finetune_sd"]
+    entry = {"cmd": "finetune_sd", "params": {"params.yaml": {"finetune_sd": config}}}
+    for lr, note in ((config["lr"], ""), (config["lr"] * 2, "other params")):
+        config["lr"] = lr
+        write_json(clone / "dvc.lock", {"schema": "2.0", "stages": {"finetune_sd": entry}})
+        demo = demo_page.DemoModels(load())
+        assert demo.folder == demo_page.TUNED
+        assert ("other params" in capfd.readouterr().err) == bool(note)
+        text = json.dumps(demo_page.build_page(demo).get_config_file())
+        assert note in text and ("the model of this run" in text) == (not note)
 
 
 def test_another_base_is_drawn_with_once_it_is_fetched(clone):

@@ -28,8 +28,9 @@ from stages.diffusion.marked_png import encode_marked_png
 from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
 from stages.imagery.untrusted_text import valid_utf8
-from stages.params import Params, Sampling, Writer
+from stages.params import Params, Sampling, Writer, read
 from stages.prompt import TRAIN, read_training_captions
+from stages.runtime.dvc_lock import has_params
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.progress import log
@@ -42,7 +43,10 @@ from stages.text.writers import ADAPTER, INSTRUCTED, LANGUAGE, make_writer
 from stages.text.writers.answer_cache import AnswerCache
 
 TUNED = Path("models/diffusion")
+# The stages whose params make it what it is.
+TUNED_BY = ("fetch_model@diffusion", "train_base", "encode", "finetune_sd")
 BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
+OTHER_PARAMS_NOTE = "a model of other params than params.yaml has: `dvc repro` makes that of these"
 MAX_IMAGES = 9  # per request
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 100  # or the run's own, where they are more; so with guidance
@@ -74,8 +78,9 @@ class DemoModels:
         self.stop = threading.Event()  # ends the request that is being served
         self.stops: dict[str | None, threading.Event] = {}  # that of each visitor's last request
         self.folder = choose_model(params)
-        if self.folder != TUNED:
-            log(f"demo: images are drawn with {BASE_NOTE}")
+        self.note = note_model(self.folder)
+        if self.note:
+            log(f"demo: images are drawn with {self.note}")
         self.sampler = Sampler(self.folder, params.sampling, device_type())
         self.sampler.unet.register_forward_pre_hook(self.before_step)
         self.progress = gr.Progress()
@@ -352,6 +357,17 @@ def choose_model(params: Params) -> Path:
     return train_base.FETCHED
 
 
+def note_model(folder: Path) -> str:
+    """Describe a model that is not the one of params.yaml; "" if it is."""
+    if folder != TUNED:
+        return BASE_NOTE
+    if not Path("dvc.lock").is_file():
+        return ""
+    locked, params = read("dvc.lock")["stages"], read()
+    is_of_params = all(has_params(locked.get(stage, {}), params) for stage in TUNED_BY)
+    return "" if is_of_params else OTHER_PARAMS_NOTE
+
+
 def can_write_prompts(writer: Writer) -> bool:
     """Return whether the index of the papers and the models of the prompt writer are there."""
     needed = [INDEX / "passages.parquet"]
@@ -484,7 +500,7 @@ def build_page(models: DemoModels) -> gr.Blocks:
         analytics_enabled=False,
         delete_cache=(CACHE_SECONDS, CACHE_SECONDS),
     ) as blocks:
-        model = "the model of this run" if models.folder == TUNED else BASE_NOTE
+        model = models.note or "the model of this run"
         gr.Markdown(f"# Remote Diffusion\nAerial images from words, by {model}.")
         with gr.Row():
             with gr.Column(scale=2):
