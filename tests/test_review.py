@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import krippendorff
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, shell
 from PIL import Image
 from report_run import build
 from review_run import ODD_NAMES, make_classes, write_params
@@ -337,6 +338,39 @@ def test_a_wrong_row_is_named_and_nothing_is_filed(repository, change, named):
     for word in named:
         assert word in message
     assert not list(Path("data/reviews").iterdir())
+
+
+def test_the_key_of_an_earlier_run_is_found_as_the_message_says(tmp_path, monkeypatch):
+    """By its commands, in a repository of two runs; git does not hold the key."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*command: str) -> str:
+        done = shell(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    stage = {"cmd": f"cp key {ratings.KEY}", "deps": ["key"], "outs": [str(ratings.KEY)]}
+    Path("dvc.yaml").write_text(json.dumps({"stages": {"review_page": stage}}))
+    Path("metrics").mkdir()
+    run("git", "init", "-q")
+    run("dvc", "init", "-q")
+    for made in (RUN, "rother"):
+        rows = [ratings.KEY_COLUMNS, [made, "t0", "real", "Bare Land"]]
+        Path("key").write_text("".join(",".join(row) + "\n" for row in rows))
+        run("dvc", "repro", "-q")
+        run("git", "add", "-A")
+        run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", made)
+    path = write_csv(tmp_path, saved_rows()[:2])
+    with pytest.raises(SystemExit) as stopped:
+        ratings.check_saved(path)
+    checkout, get, log = re.findall("`(.*?)`", str(stopped.value).splitlines()[0])
+    for commit in run(*log.replace("log", "log --format=%h").split()).split():
+        run(*get.replace("<commit>", commit).split(), "--force")
+        if RUN in Path(ratings.KEY.name).read_text():
+            break
+    run("git", "checkout", "-q", commit)
+    run(*checkout.split())
+    assert [rating["label"] for rating in ratings.check_saved(path)] == ["Bare Land"]
 
 
 def test_every_wrong_row_is_named(repository):

@@ -190,8 +190,9 @@ def _find_mismatch(rating: Rating, above: list[Rating], key: Key) -> str:
     """Describe what in a rating doesn't match the key or the ratings above it; "" if all does."""
     if rating["run"] != key.run:
         return (
-            f"run is {rating['run']!r}, the key here is of {key.run}: check out the commit whose "
-            f"{KEY} has that run (git log -S {rating['run']} -- {KEY})"
+            f"run is {rating['run']!r}, the key here is of {key.run}: check out the commit of that "
+            f"run and `dvc checkout {KEY}`; `dvc get . {KEY} --rev <commit>` fetches the key of "
+            "each commit of `git log -- dvc.lock`, to find it"
         )
     if rating["tile"] not in key.tiles:
         return f"tile is {rating['tile']!r}, not one of this run's {len(key.tiles)}"
