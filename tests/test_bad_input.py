@@ -71,6 +71,19 @@ def test_a_source_in_an_output_folder_is_refused(project, source):
         sources.local_path(source, "fetch_papers.source")
 
 
+def test_a_relative_source_that_an_experiment_lacks_gets_a_hint(project, monkeypatch):
+    copy = project / ".dvc/tmp/exps/tmp0"
+    copy.mkdir(parents=True)
+    for source in ("path:mine", "path:/mine"):
+        with pytest.raises(SystemExit, match=f"^error: key: {source}: no such file or folder$"):
+            sources.local_path(source, "key")
+    monkeypatch.chdir(copy)
+    with pytest.raises(SystemExit, match="no such file or folder .*absolute"):
+        sources.local_path("path:mine", "key")
+    with pytest.raises(SystemExit, match="no such file or folder$"):
+        sources.local_path("path:/mine", "key")
+
+
 @pytest.mark.parametrize("stage", ["fetch_papers", "fetch_imagery"])
 def test_links_from_a_source_to_an_output_folder_are_refused(project, stage):
     """The old output, which the links lead to, is deleted when the new one is complete."""

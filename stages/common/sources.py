@@ -101,7 +101,10 @@ def local_path(source: str, key: str) -> Path:
         text = os.environ[variable] + slash + rest
     path = Path(text).expanduser()
     if not path.exists():
-        exit_with_error(f"{key}: {source}: no such file or folder")
+        hint = ""
+        if not path.is_absolute() and "/.dvc/tmp/" in f"{Path.cwd()}":
+            hint = " in this experiment's copy of the repository: write an absolute path"
+        exit_with_error(f"{key}: {source}: no such file or folder{hint}")
     refuse_output_folders(path, f"{key}: {source}")
     return path
 
