@@ -29,7 +29,13 @@ from stages.imagery.skip_report import SkipReport
 from stages.imagery.source_rasters import choose_stretch, describe_pixels
 from stages.imagery.splits import match_splits, name_hash
 from stages.imagery.stretch import fixed_stretch
-from stages.imagery.survey import check_classes, check_survey, choose_items, survey_items
+from stages.imagery.survey import (
+    check_classes,
+    check_survey,
+    choose_items,
+    log_lost_scenes,
+    survey_items,
+)
 from stages.imagery.tile_making import Finish, Reading
 from stages.imagery.tile_reading import (
     count_masked_pixels,
@@ -85,13 +91,15 @@ def main() -> None:
         groups = group_near_duplicates(statistics.thumbnails)
         split_counts = split_tiles(tiles, groups, missing_splits, config)
         tile_counts = count_tiles(tiles, skipped)
+        scenes = {tile.scene for tile in tiles if tile.split in SPLITS} - {""}
+        log_lost_scenes(survey, scenes, params.classes)
 
         stretch = choose_stretch(config.stretch, spool, rasters, "train")
         for split in SPLITS:
             write_split(out, split, spool, finish._replace(stretch=stretch))
         report = {
             "kept": tile_counts,
-            "scenes": len(survey.scenes),
+            "scenes": len(scenes),
             "skipped": skipped.reasons,
             **dict(sorted(statistics.counts.items())),
             "unused_splits": survey.unused_splits(splits),

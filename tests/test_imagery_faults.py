@@ -83,6 +83,37 @@ def test_a_folder_named_as_a_split_is_not_a_class(tmp_path, path, split, scene, 
     assert item.skip_reason == skip_reason
 
 
+def test_an_image_outside_class_folders_is_skipped_whatever_it_is_named(tmp_path):
+    write_images(tmp_path, "train/forest", 2, 0)
+    write_images(tmp_path, "train/river", 2, 10)
+    write_images(tmp_path, "test", 3, 20, "img_{}.png")
+    items = list(open_source(tmp_path, "key").read_items(False))
+    assert {(item.split, item.scene) for item in items if not item.skip_reason} == {
+        ("train", "forest"),
+        ("train", "river"),
+    }
+    skipped = [item.name for item in items if item.skip_reason == "no class folder and no captions"]
+    assert skipped == ["test/img_20.png", "test/img_21.png", "test/img_22.png"]
+
+
+def test_numbered_parts_of_a_split_are_one(capfd):
+    undecided = dict.fromkeys(OWN_SPLITS)
+    tables = {"train_1": 8, "train_2": 8, "test_1": 2, "test_2": 2}
+    both = dict.fromkeys(("test_1", "test_2"), "test")
+    train = dict.fromkeys(("train_1", "train_2"), "train")
+    assert match_splits(tables, undecided, "key") == (both | train, ["valid"])
+    assert match_splits(tables, undecided | {"test": "test_1"}, "key") == (both | train, ["valid"])
+    years = {"train2017": 8, "val2014": 2, "val2017": 2, "test2017": 2}
+    matched, missing = match_splits(years, undecided, "key")
+    assert matched["val2014"] == matched["val2017"] == "valid" and missing == []
+    # Another name of the same meaning is neither joined nor trained on.
+    capfd.readouterr()
+    counts = {"train": 8, "test": 2, "eval": 3}
+    matched, _ = match_splits(counts, undecided | {"test": "eval"}, "key")
+    assert matched == {"train": "train", "eval": "test"}
+    assert "2 images of the source's split test are not used" in capfd.readouterr().err
+
+
 def test_split_folders_without_classes(tmp_path, monkeypatch):
     for i, split in enumerate(OWN_SPLITS):
         write_images(tmp_path / "numbers", split, 4, 10 * i)
@@ -246,7 +277,7 @@ def test_metadata_csv_is_read_like_metadata_jsonl(tmp_path):
     rows = {row["filename"]: row for row in all_rows}
     assert rows["lake_3.png"]["captions"] == ["a lake, number 3", "again"]
     assert rows["lake_3.png"]["scene"] == "water"
-    assert rows["river_30.png"]["scene"] == "river" and len(rows) == 40
+    assert rows["river_30.png"]["scene"] == "" and len(rows) == 40  # the field has no class for it
     assert list(read_json(tmp_path / "run/data/imagery/SOURCE.json")["files"]) == ["metadata.csv"]
 
 

@@ -25,7 +25,7 @@ from stages.imagery.rasters import Mask
 from stages.imagery.readers.items import label_value, split_value
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.splits import match_splits
+from stages.imagery.splits import match_splits, name_hash
 from stages.imagery.survey import (
     check_classes,
     check_survey,
@@ -666,6 +666,46 @@ def test_missing_labels_are_no_class_in_any_list(tmp_path, name):
     assert skipped == {"no captions": ["1.png", "3.png", "4.png"]}
 
 
+@pytest.mark.parametrize("name", [*WRITERS, "train.parquet", "captions.json"])
+def test_captioned_rows_without_a_class_get_none_from_their_names(tmp_path, name):
+    labels = [None, "forest", "", "river"]
+    rows: list[dict] = [
+        {"file_name": f"tile_{i}.png", "text": "seen from above", "label": label}
+        for i, label in enumerate(labels)
+    ]
+    if name == "train.parquet":
+        rows = [row | {"image": cell(i, None)} for i, row in enumerate(rows)]
+        write_table(tmp_path / name, rows)
+    else:
+        draw(tmp_path, *(row["file_name"] for row in rows))
+        if name == "captions.json":
+            (tmp_path / name).write_text(json.dumps(rows))
+        else:
+            WRITERS[name](tmp_path / name, rows)
+    items, _ = read(tmp_path)
+    assert [item["scene"] for item in items.values()] == ["", "forest", "", "river"]
+
+
+def test_a_captioned_image_outside_class_folders_has_no_class(tmp_path):
+    images = ["forest/1.png", "river/2.png", "mosaic_0.png"]
+    draw(tmp_path, *images)
+    for image in images:
+        (tmp_path / image).with_suffix(".txt").write_text("seen from above")
+    items, _ = read(tmp_path)
+    assert {name: item["scene"] for name, item in items.items()} == {
+        "forest/1.png": "forest",
+        "river/2.png": "river",
+        "mosaic_0.png": "",
+    }
+
+
+def test_several_labels_in_json_are_one_line(tmp_path):
+    draw(tmp_path, "1.png")
+    row = {"file_name": "1.png", "text": "seen from above", "label": ["forest", "river"]}
+    (tmp_path / "captions.json").write_text(json.dumps([row]))
+    assert "captions.json: several labels per tile" in refusal(tmp_path)
+
+
 def test_spaces_after_the_commas_of_a_list_are_no_part_of_its_values(tmp_path):
     draw(tmp_path, "a.png", "b.png")
     lines = ["label, file_name, split, text", 'x y, a.png, train, "a, b"', "z, b.png, test, c "]
@@ -687,6 +727,19 @@ def test_numbered_tables_are_parts_of_one_unless_the_params_name_them():
     assert matched == {"data_1": "train", "data_2": "test"} and missing == ["valid"]
     with pytest.raises(SystemExit, match="s1, s2"):
         match_splits({"s1": 5, "s2": 5}, none, "fetch_imagery.splits")
+
+
+def test_tables_of_several_folders_that_are_joined_are_told(tmp_path, capfd):
+    for i, split in enumerate(("train", "test")):
+        rows = [{"image": cell(i, f"{i}.png"), "text": "a lake"}]
+        for part in range(2):
+            write_table(tmp_path / f"one/{split}/{part:05d}.parquet", rows)
+        for fold in ("fold0", "fold1"):
+            write_table(tmp_path / f"two/{fold}/{split}-00000-of-00001.parquet", rows)
+    open_source(tmp_path / "one", KEY)
+    assert "read as one" not in capfd.readouterr().err
+    open_source(tmp_path / "two", KEY)
+    assert "the tables in fold0, fold1 are read as one data set" in capfd.readouterr().err
 
 
 def test_an_image_in_two_tables_is_kept_in_one_split(tmp_path):
@@ -865,7 +918,9 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ("lake_1_bytes", "lake_1.png: a clear view\0"),
         ("lake/lake_1.tab", '!table\n!version 300\n\nDefinition Table\n  File "lake_1.png"\n'),
         ("lake/lake_1.lst", "the lines of a listing"),
-        ("train.lst", "0\t1.0\tlake/lake_1.png"),
+        ("tiles.lst", "0\t1.0\tlake/lake_1.png"),
+        ("tiles.csv", "file,tags\nlake_1.png,lake\nriver_1.png,training area"),
+        ("tiles.json", '[{"file": "lake_1.png", "kind": "lake"}, {"file": "river_1.png"}]'),
         ("ls-lR", "./lake:\n-rw-r--r-- 1 anna users 1234 Jan  1 12:00 lake_1.png\n"),
         ("processing_log", "Wrote lake_1.png in 3.2 seconds without warnings"),
         ("processing_log", "lake_1.png done in 3.2 seconds without warnings"),
@@ -898,6 +953,13 @@ def test_lists_without_captions_do_no_harm_to_class_folders(tmp_path, name, cont
         ("val.csv", "id,label\nlake_1,0\nriver_1,1"),
         ("splits.json", '{"train": ["in/lake/lake_1.png"], "val": ["in/river/river_1.png"]}'),
         ("split.json", '{"classes": ["lake"], "test": [["river/river_1.png", 0, "a river"]]}'),
+        ("test.lst", "0\t1.0\tlake/lake_1.png"),
+        ("test.json", '["lake/lake_1.png", "river/river_1.png"]'),
+        ("splits.csv", "file,split\nlake/lake_1.png,train\nriver/river_1.png,test"),
+        ("parts.txt", "lake/lake_1.png train\nriver/river_1.png test"),
+        ("splits.json", '{"lake/lake_1.png": "train", "river/river_1.png": "test"}'),
+        ("parts.json", '[{"file": "lake_1.png", "split": "train"}]'),
+        ("parts.json", '{"lake_1": {"class": "lake", "split": "train"}}'),
     ],
 )
 @pytest.mark.parametrize("captions", [False, True])
@@ -913,13 +975,40 @@ def test_a_list_of_a_split_is_not_ignored(tmp_path, monkeypatch, name, content, 
             (folder / image).with_suffix(".txt").write_text("seen from above")
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{folder}")
     assert f"{name} seems to list a split: move " in line
-    rows = [{"file_name": image, "scene": "a", "text": "a lake"} for image in images]
+    rows = [{"file_name": image, "scene": Path(image).stem, "text": "a lake"} for image in images]
     write_csv(folder / "metadata.csv", rows)
-    assert open_source(folder, KEY).unread_split is None
+    for source in (folder, folder / "metadata.csv"):
+        line = error_of(tmp_path / "run", monkeypatch, source=f"path:{source}")
+        assert f"{name} seems to list a split: move " in line
+    splits = ("train", "test")
+    write_csv(folder / "metadata.csv", [row | {"split": s} for row, s in zip(rows, splits)])
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{folder}", max_images=1)
+    assert "seems to list" not in line
     (folder / "metadata.csv").unlink()
     assert open_source(folder, KEY).unread_split == name
     draw(folder, "train/lake/3.png")
     assert open_source(folder, KEY).unread_split is None
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "captions.json", "tiles.parquet"])
+def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, name):
+    splits = ["train", "train", "test", None]
+    rows: list[dict] = [
+        {"file_name": f"{i}.png", "text": f"tile {i}", "label": "ab"[i % 2], "subset": split}
+        for i, split in enumerate(splits)
+    ]
+    root = tmp_path / "in"
+    if name == "tiles.parquet":
+        for i, row in enumerate(rows):
+            write_table(root / f"tiles_{i}.parquet", [row | {"image": cell(i, None)}])
+    else:
+        draw(root, *(row["file_name"] for row in rows))
+        if name == "captions.json":
+            (root / name).write_text(json.dumps(rows))
+        else:
+            WRITERS[name](root / name, rows)
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}")
+    assert "its field 'subset' seems to hold splits: name it `split`" in line
 
 
 def test_numbers_in_a_table_about_a_split_are_no_names_of_images(tmp_path):
@@ -1019,6 +1108,36 @@ def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, cap
     check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
     log = capsys.readouterr().err
     assert "0 scene(s)" in log and "classes from" not in log
+
+
+def test_classes_without_letters_are_told_where_captions_are_written_from_them(tmp_path, capsys):
+    rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate((0, 1, 2.0))]
+    draw(tmp_path, *(row["file_name"] for row in rows))
+    config = load(REPOSITORY / "params/demo.yaml").fetch_imagery
+    warning = "warning: the classes 0, 1, 2 have no letters in their names"
+    for caption in ({}, {"text": "seen from above"}):
+        write_csv(tmp_path / "metadata.csv", [row | caption for row in rows])
+        source = open_source(tmp_path, KEY)
+        check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
+        assert (warning in capsys.readouterr().err) == (not caption)
+
+
+def test_classes_of_which_no_image_is_kept_are_told(tmp_path, monkeypatch, capfd):
+    for scene in ("forest", "river"):
+        draw(tmp_path / "in", *(f"{scene}/{i}.png" for i in range(30)), start=40 * len(scene))
+    keeps = [
+        name for name in (f"volcano/{i}.png" for i in range(99)) if name_hash(name, "keep") > 0.9
+    ]
+    draw(tmp_path / "in", keeps[0], start=900)
+    fetch(
+        tmp_path / "run",
+        monkeypatch,
+        source=f"path:{tmp_path}/in",
+        classes={"Water Body": ["river", "volcano"]},
+        max_images=20,
+    )
+    assert "classes: no image that is kept shows volcano (fetch_" in capfd.readouterr().err
+    assert read_json(tmp_path / "run/data/imagery/REPORT.json")["scenes"] == 2
 
 
 def test_classes_of_other_imagery_are_one_line(tmp_path):

@@ -13,6 +13,7 @@ from stages.common.artifacts import read_json
 from stages.imagery.near_duplicates import (
     LEVEL,
     MAX_COLOR_DIFFERENCE,
+    count_groups_of_several_scenes,
     find_scenes_outside_train,
     group_near_duplicates,
     thumbnail_bytes,
@@ -137,6 +138,14 @@ def test_a_class_that_is_grouped_out_of_train_is_named(tmp_path):
     assert "0 of 8 of pond\n" in result.stderr
     scenes = [row["scene"] for row in rows_of(tmp_path / "out")["train"]]
     assert scenes.count("water") > 30 < scenes.count("forest")
+
+
+def test_groups_of_several_scenes_are_counted(capfd):
+    scenes = ["forest", "river", "river", "", "forest", "forest"]
+    groups = np.array([0, 0, 2, 2, 4, 4])
+    assert count_groups_of_several_scenes(scenes, groups) == {"several_scenes": 1}
+    assert "1 group(s) of near-duplicates hold several scenes" in capfd.readouterr().err
+    assert count_groups_of_several_scenes(scenes, np.arange(6)) == {}
 
 
 def test_scenes_outside_train_are_counted():

@@ -205,3 +205,29 @@ def count_near_duplicates(groups: np.ndarray, splits: list[str]) -> dict[str, in
             first in group_splits and second in group_splits for group_splits in duplicates
         )
     return counts
+
+
+def count_groups_of_several_scenes(scenes: list[str], groups: np.ndarray) -> dict[str, int]:
+    """Count and log the groups whose images are of several scenes: one image with two labels.
+
+    Args:
+        scenes: the scene of each image; "": none.
+        groups: [N], as `group_near_duplicates` returns them.
+
+    Returns:
+        For REPORT.json; {} if there is none.
+    """
+    scenes_of: dict[int, set[str]] = {}  # of each group
+    for group, scene in zip(groups.tolist(), scenes):
+        if scene:
+            scenes_of.setdefault(group, set()).add(scene)
+    several = Counter(" and ".join(sorted(found)) for found in scenes_of.values() if len(found) > 1)
+    if not several:
+        return {}
+    shown = ", ".join(f"{count} of {names}" for names, count in several.most_common(5))
+    more = ", ..." if len(several) > 5 else ""
+    log(
+        f"fetch_imagery: {several.total()} group(s) of near-duplicates hold several scenes; all "
+        f"of their tiles are kept: {shown}{more}"
+    )
+    return {"several_scenes": several.total()}

@@ -99,37 +99,54 @@ def match_splits(
             exit_with_error(f"{key}.{split}: no split {name!r} in the imagery; {available}")
         if list(own.values()).count(name) > 1:
             exit_with_error(f"{key}: {name} is named twice; {available}")
+    matched: dict[str | None, str] = {name: split for split, name in own.items()}
     if not own and len(image_counts) > 1 and None not in image_counts:
-        own = _splits_by_name(names)
+        matched = _splits_by_name(names)
     # Numbered parts, data_1.parquet and data_2.parquet, are one table.
     parts_of = {re.sub(r"[ _.-]\d+$", "", name) for name in names}
-    if not own and len(image_counts) > 1 and (len(parts_of) > 1 or None in image_counts):
+    if not matched and len(image_counts) > 1 and (len(parts_of) > 1 or None in image_counts):
         exit_with_error(
             f"{key}: {available} as its own splits: say which is train, valid, test "
             "(null: carved out of train)"
         )
-    if "train" in own:
-        train: list[str | None] = [own["train"]]
-    else:
-        train = [name for name in image_counts if name not in own.values()]
-    if not train:
-        exit_with_error(f"{key}.train: nothing is left for it; {available}")
-    matched: dict[str | None, str] = {name: split for split, name in own.items()}
-    matched |= dict.fromkeys(train, "train")
+    if "train" not in own:
+        matched |= _further_parts(names, matched)
+        # Nothing is trained on that is called as a split that another name was given for.
+        taken = set(matched.values())
+        others = [name for name in image_counts if name not in matched]
+        train = [name for name in others if name is None or standard_split(name) not in taken]
+        if not train:
+            exit_with_error(f"{key}.train: nothing is left for it; {available}")
+        matched |= dict.fromkeys(train, "train")
     for unused, count in image_counts.items():
         if unused not in matched:
             where = "in no split" if unused is None else f"of the source's split {unused}"
             log(f"{key}: {count} images {where} are not used")
-    missing = [split for split in ("valid", "test") if split not in own]
+    missing = [split for split in ("valid", "test") if split not in matched.values()]
     return matched, missing
 
 
-def _splits_by_name(names: list[str]) -> dict[str, str]:
+def _splits_by_name(names: list[str]) -> dict[str | None, str]:
     """Which of the source's splits are valid and test by their names; the others are train.
 
-    {} if a name doesn't say which split it is, or two say the same.
+    {} if a name doesn't say which split it is, or two say the same and are no numbered parts.
     """
     roles = {name: standard_split(name) for name in names}
-    own = {role: name for name, role in roles.items() if role in ("valid", "test")}
-    others = [role for name, role in roles.items() if name not in own.values()]
-    return own if others and set(others) == {"train"} else {}
+    own: dict[str | None, str] = {
+        name: role for name, role in roles.items() if role in ("valid", "test")
+    }
+    others = {role for name, role in roles.items() if name not in own}
+    bases = {_without_number(name) for name in names if name in own}
+    is_clear = others == {"train"} and len(bases) == len(set(own.values()))
+    return own if is_clear else {}
+
+
+def _further_parts(names: list[str], matched: dict[str | None, str]) -> dict[str | None, str]:
+    """The other numbered parts (test_2) of the splits that are matched (test_1)."""
+    split_of = {_without_number(name): split for name, split in matched.items() if name is not None}
+    parts = {name: split_of.get(_without_number(name)) for name in names if name not in matched}
+    return {name: split for name, split in parts.items() if split and split == standard_split(name)}
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"[ _.-]?\d+$", "", name)

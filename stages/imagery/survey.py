@@ -18,6 +18,7 @@ from stages.imagery.readers.items import (
     first_field,
     image_name,
     scene_of,
+    standard_split,
 )
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import name_hash
@@ -73,8 +74,8 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
         if name in images:
             _add_row(item, images[name], source.has_captions, survey, skipped)
             continue
-        # Where classes are given, a source without a caption field gets captions from them.
-        if source.has_captions or item.scene is None:
+        # Where a class is given, a source without a caption field gets captions from it.
+        if source.has_captions or not item.scene:
             _, reason = usable_captions(item.captions)
             if reason:
                 unusable.setdefault(name, (reason, []))[1].extend(caption_list(item.captions))
@@ -108,7 +109,7 @@ def _add_row(
         skipped.add("another file of the same name", image_name(item))
     elif item.split not in (None, first.split):
         skipped.add("further row of an image, in another split", image_name(item))
-    elif item.scene not in (None, first.scene):
+    elif item.scene and item.scene != first.scene:
         skipped.add("further row of an image, of another scene", image_name(item))
     elif not has_captions:
         skipped.add("further row of an image", image_name(item))
@@ -149,7 +150,7 @@ def check_survey(
     Args:
         survey: of the source.
         source: the opened source.
-        config: where the source and `caption` come from.
+        config: where the source, its splits and `caption` come from.
         skipped: the items that were skipped.
 
     Raises:
@@ -157,18 +158,7 @@ def check_survey(
             ignored, or all captions would be written from the name of one class.
     """
     key = f"fetch_imagery.source: {config.source}"
-    if source.unread_captions is not None:
-        exit_with_error(
-            f"{key}: {source.unread_captions} seems to hold captions, but not in a layout that is "
-            "read: write them as metadata.jsonl or metadata.csv with the fields file_name and text "
-            "(docs/data.md), or move the file away to get captions from the class names"
-        )
-    if source.unread_split is not None:
-        exit_with_error(
-            f"{key}: {source.unread_split} seems to list a split: move the images into train/, "
-            "valid/ and test/, or write metadata.csv with file_name, scene (or text) and split, or "
-            "move the file away"
-        )
+    _refuse_unread_files(survey, source, config, key)
     if not survey.usable:
         reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
         if source.columns and not source.has_captions:
@@ -185,6 +175,7 @@ def check_survey(
     if len(scenes) >= MIN_SCENES:
         if not source.has_captions:
             log(f"{key}: no captions; they are written from {len(scenes)} class names: {shown}")
+            _log_numbers(scenes, key)
         return
     found = f"{len(scenes)} scene(s) in {survey.scenes.total()} usable image(s)"
     found += f": {shown}" if scenes else ""
@@ -201,6 +192,30 @@ def check_survey(
     )
 
 
+def _refuse_unread_files(
+    survey: Survey, source: ImageSource, config: FetchImagery, key: str
+) -> None:
+    """Exit with an error if captions or splits in an unknown layout would be ignored."""
+    if source.unread_captions is not None:
+        exit_with_error(
+            f"{key}: {source.unread_captions} seems to hold captions, but not in a layout that is "
+            "read: write them as metadata.jsonl or metadata.csv with the fields file_name and text "
+            "(docs/data.md), or move the file away to get captions from the class names"
+        )
+    named = [split for split in survey.usable if split is not None and standard_split(split)]
+    has_splits = bool(named) or any(config.splits.model_dump().values())
+    if source.misnamed_split is not None and not has_splits:
+        exit_with_error(
+            f"{key}: its field {source.misnamed_split!r} seems to hold splits: name it `split`"
+        )
+    if source.unread_split is not None and not has_splits:
+        exit_with_error(
+            f"{key}: {source.unread_split} seems to list a split: move the images into train/, "
+            "valid/ and test/, or write metadata.csv with file_name, scene (or text) and split, or "
+            "move the file away"
+        )
+
+
 def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> None:
     """Log the columns of a table or list that may hold the classes, where file names tell them."""
     read = {*NAME_FIELDS, *SCENE_FIELDS, *caption_fields(source.columns), "image", "split"}
@@ -209,6 +224,17 @@ def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> Non
         log(
             f"{key}: classes from file names; not read: {', '.join(unread[:20])} (a class field is "
             f"named {', '.join(SCENE_FIELDS)})"
+        )
+
+
+def _log_numbers(scenes: list[str], key: str) -> None:
+    """Log the class names without a letter, from which captions are written that say nothing."""
+    numbers = [scene for scene in scenes if not any(map(str.isalpha, scene))]
+    if numbers:
+        log(
+            f"{key}: warning: the classes {', '.join(numbers[:20])} have no letters in their "
+            "names: no prompt can hold the captions written from them; give the classes names, or "
+            "the images captions"
         )
 
 
@@ -236,6 +262,25 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
         log(f"{line} by its file names: ceiling and classify will fail")
     elif missing:
         log(f"classes: no image shows {named}")
+
+
+def log_lost_scenes(
+    survey: Survey, kept: Container[str], classes: Mapping[str, Sequence[str]]
+) -> None:
+    """Log the scenes of the classes in params.yaml of which no image is left.
+
+    Args:
+        survey: of the source.
+        kept: the scenes of the tiles in train, valid and test.
+        classes: those in params.yaml.
+    """
+    mapped = dict.fromkeys(scene for class_scenes in classes.values() for scene in class_scenes)
+    lost = [scene for scene in mapped if survey.scenes[scene] and scene not in kept]
+    if lost:
+        log(
+            f"classes: no image that is kept shows {', '.join(lost)} (fetch_imagery.max_images, "
+            "splits that are not used, or skipped images)"
+        )
 
 
 def _check_slugs(scenes: list[str]) -> None:

@@ -4,7 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.imagery.near_duplicates import count_near_duplicates, find_scenes_outside_train
+from stages.imagery.near_duplicates import (
+    count_groups_of_several_scenes,
+    count_near_duplicates,
+    find_scenes_outside_train,
+)
 from stages.imagery.scene_splits import carve_scenes, count_close_tiles, leave_out_buffer
 from stages.imagery.splits import carve_splits
 from stages.imagery.tile_spool import SpooledTile
@@ -34,9 +38,10 @@ def split_tiles(
         _warn_of_close_tiles(tiles, are_carved=bool(missing))
     near_duplicates = count_near_duplicates(groups, [tile.split for tile in tiles])
     near_duplicates |= _exclude_near_duplicates(tiles, groups, config.exclude_near_duplicates)
-    outside_train = find_scenes_outside_train(
-        [tile.scene for tile in tiles], groups, [tile.split for tile in tiles]
-    )
+    scenes = [tile.scene for tile in tiles]
+    near_duplicates |= count_groups_of_several_scenes(scenes, groups)
+    splits = [tile.split for tile in tiles]
+    outside_train = find_scenes_outside_train(scenes, groups, splits)
     return {"near_duplicates": near_duplicates} | counts | outside_train
 
 

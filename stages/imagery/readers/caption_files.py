@@ -59,7 +59,7 @@ def open_caption_files(
 ) -> ImageSource:
     """A source of images with caption files. An image without one is skipped.
 
-    If the images lie in several folders, these are their classes.
+    If the images lie in several folders, these are their classes, and an image outside has none.
     """
     folders = {class_folder(image, root) for image in text_of_image}
     read_items = partial(_read_items, text_of_image, files, root, len(folders) > 1)
@@ -89,7 +89,7 @@ def _item(image: Path, text: Path, root: Path, has_classes: bool) -> SourceItem:
     item = SourceItem(
         split=split_folder(image.relative_to(root).parts[:-1]),
         name=valid_utf8(image.relative_to(root).as_posix()),
-        scene=(has_classes and class_folder(image, root)) or None,
+        scene=class_folder(image, root) if has_classes else None,
         image=image,
     )
     try:

@@ -20,9 +20,15 @@ from stages.imagery.captions import caption_fields, count_words, field_value
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.readers.items import (
     NAME_FIELDS,
+    SCENE_FIELDS,
+    SEVERAL_LABELS,
     ImageSource,
     SourceItem,
     first_field,
+    holds_several_labels,
+    label_value,
+    misnamed_split,
+    row_label,
     skipped_file,
     split_folder,
     split_value,
@@ -65,9 +71,23 @@ def find_captions_json(files: list[Path], root: Path, key: str) -> list[Path]:
     return found
 
 
-def open_captions_json(json_files: list[Path], files: list[Path], root: Path) -> ImageSource:
-    """A source of images that JSON files caption. Images that none of them names are skipped."""
-    return ImageSource(json_files, partial(_read_items, json_files, files, root), has_captions=True)
+def open_captions_json(
+    json_files: list[Path], files: list[Path], root: Path, key: str
+) -> ImageSource:
+    """A source of images that JSON files caption. Images that none of them names are skipped.
+
+    Raises:
+        SystemExit: an entry has several labels.
+    """
+    entries = []
+    for file in json_files:
+        entries += [entry for _, entry in _entries(_read_json(file))]
+        if any(holds_several_labels(row_label(entry)) for entry in entries):
+            exit_with_error(f"{key}: {file.relative_to(root)}: {SEVERAL_LABELS}")
+    has_splits = any("split" in entry for entry in entries)
+    misnamed = None if has_splits else misnamed_split(entries)
+    read_items = partial(_read_items, json_files, files, root)
+    return ImageSource(json_files, read_items, has_captions=True, misnamed_split=misnamed)
 
 
 def _read_json(file: Path) -> Any:
@@ -138,15 +158,24 @@ def _file_name(entry: dict) -> Any:
 def _read_items(
     json_files: list[Path], files: list[Path], root: Path, with_images: bool
 ) -> Iterator[SourceItem]:
-    """Yield an item per entry. Images are given as paths, with or without `with_images`."""
+    """Yield an item per entry. Images are given as paths, with or without `with_images`.
+
+    Where entries have a class, one without has none, whatever its file is named.
+    """
     images = ListedImages(files, root)
     listed = set(json_files)
-    for json_file in json_files:
-        for number, (class_name, entry) in enumerate(_entries(_read_json(json_file)), 1):
+    entries_of = {json_file: _entries(_read_json(json_file)) for json_file in json_files}
+    has_classes = any(
+        class_name is not None or first_field(SCENE_FIELDS, entry)
+        for entries in entries_of.values()
+        for class_name, entry in entries
+    )
+    for json_file, entries in entries_of.items():
+        for number, (class_name, entry) in enumerate(entries, 1):
             item = _item(class_name, entry, number, json_file, root, images)
             if item.image is not None:
                 listed.add(item.image)
-            yield item
+            yield item._replace(scene="") if has_classes and item.scene is None else item
     list_names = " or ".join(sorted({file.name for file in json_files}))
     for file in files:
         if file not in listed:
@@ -175,7 +204,7 @@ def _item(
         split=_split(entry, json_file, file.relative_to(root)),
         name=valid_utf8(file.relative_to(root).as_posix()),
         captions=field_value(entry, caption_fields(entry)),
-        scene=None if class_name is None else valid_utf8(class_name),
+        scene=label_value(row_label(entry)) if class_name is None else valid_utf8(class_name),
         image=file,
     )
 

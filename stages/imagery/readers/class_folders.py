@@ -19,11 +19,11 @@ def open_class_folders(
     """A source whose folders are classes, without captions.
 
     A folder that is named as a split is a split and not a class, at any depth. Of two such
-    folders (train/test/image.jpg) the second is a class. The class of an image in no class folder
-    is in its file name (airport_1.jpg), or else the image is skipped.
+    folders (train/test/image.jpg) the second is a class. An image in no class folder is skipped.
 
     A source with fewer than two class folders is flat: where `caption` is given, its images are of
-    no class and get that caption; else their file names are preferred to the one folder's name.
+    no class and get that caption; else their class is in their file names (airport_1.jpg), or is
+    the one folder's name, or they are skipped.
     The files `masks` don't count.
     """
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
@@ -63,9 +63,7 @@ def _image_item(file: Path, root: Path, is_flat: bool, caption: str | None) -> S
     )
     if caption is not None:
         return item._replace(scene="", captions=caption)
-    if folder and not is_flat:
-        return item
-    scene = _scene_in_name(file) or folder
+    scene = (_scene_in_name(file) if is_flat else "") or folder
     return item._replace(scene=scene, skip_reason=None if scene else NO_SCENE)
 
 

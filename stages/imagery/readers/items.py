@@ -61,6 +61,7 @@ class ImageSource(NamedTuple):
     unread_captions: str | None = None  # a file that seems to hold captions in another layout
     columns: Sequence[str] = ()  # of its first table
     unread_split: str | None = None  # a file that seems to list the images of a split
+    misnamed_split: str | None = None  # a field of another name that seems to hold splits
     # Of its rasters, if it says so; see fetch_imagery.bands.
     rgb_bands: list[int | str] | None = None
 
@@ -87,6 +88,13 @@ def label_value(value: Any) -> str | None:
     text = re.sub(r"^(-?\d+)\.0$", r"\1", text)
     is_missing = text.lower() in MISSING_VALUES - {"none"} or re.fullmatch(r"-\d+", text)
     return text if text and not is_missing else None
+
+
+def row_label(row: dict) -> Any:
+    """The value of the first class field of a row that has one; None: the row has no class."""
+    by_lower_case = {name.lower(): value for name, value in row.items()}
+    values = (by_lower_case.get(field) for field in SCENE_FIELDS)
+    return next((value for value in values if label_value(value) is not None), None)
 
 
 def split_value(value: Any) -> str | None:
@@ -138,6 +146,20 @@ def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
 def standard_split(name: str) -> str | None:
     """Which of train, valid and test a name means (Train, dev, val2017, test_set), if any."""
     return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name.lower()))
+
+
+def misnamed_split(rows: Iterable[dict]) -> str | None:
+    """The first field that names a split in each row that has it, and several in all; or None."""
+    read = {*NAME_FIELDS, *SCENE_FIELDS, "split"}
+    splits: dict[str, set[str | None]] = {}  # that each field names; None: something else
+    for row in rows:
+        for name, value in row.items():
+            found = splits.setdefault(name, set())
+            is_open = None not in found and name.lower() not in read
+            if is_open and (text := split_value(value)) is not None:
+                found.add(standard_split(text))
+    fields = (name for name, found in splits.items() if len(found) > 1 and None not in found)
+    return next(fields, None)
 
 
 def split_folder(folders: Sequence[str]) -> str | None:

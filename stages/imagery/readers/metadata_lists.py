@@ -35,6 +35,8 @@ from stages.imagery.readers.items import (
     flag_fields,
     holds_several_labels,
     label_value,
+    misnamed_split,
+    row_label,
     skipped_file,
     split_folder,
     split_value,
@@ -72,9 +74,12 @@ def open_metadata_lists(
         _check_list(file, f"{key}: {file.relative_to(root)}", images_only) for file in metadata
     ]
     has_captions = any(caption_fields(names) for names in fields)
-    read_items = partial(_read_items, metadata, files, root)
     columns = list(dict.fromkeys(name for names in fields for name in names))
-    return ImageSource(metadata, read_items, has_captions, columns=columns)
+    has_classes = first_field(SCENE_FIELDS, columns) is not None
+    read_items = partial(_read_items, metadata, files, root, has_classes)
+    rows = (row for file in metadata for _, row in read_metadata(file, file.name))
+    misnamed = None if "split" in columns else misnamed_split(rows)
+    return ImageSource(metadata, read_items, has_captions, columns=columns, misnamed_split=misnamed)
 
 
 def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
@@ -84,10 +89,10 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
     fields = dict.fromkeys(_header(file, label))  # in order
     for line_number, row in read_metadata(file, label):
         fields |= dict.fromkeys(name for name in row if not name.startswith("\0"))
-        if holds_several_labels(_label(row)):
+        if holds_several_labels(row_label(row)):
             exit_with_error(f"{label}:{line_number}: {SEVERAL_LABELS}")
         plural = first_field(PLURAL_SCENE_FIELDS, row)
-        if plural and _label(row) is None and holds_several_labels(row[plural]):
+        if plural and row_label(row) is None and holds_several_labels(row[plural]):
             exit_with_error(f"{label}:{line_number}: its field {plural!r}: {SEVERAL_LABELS}")
     shown = ", ".join(map(repr, fields)) or "none"
     if file.suffix.lower() == ".jsonl" and (not fields or _is_multiline_json(file)):
@@ -206,9 +211,12 @@ def _read_parquet_rows(file: Path, label: str) -> Iterator[dict]:
 
 
 def _read_items(
-    metadata: list[Path], files: list[Path], root: Path, with_images: bool
+    metadata: list[Path], files: list[Path], root: Path, has_classes: bool, with_images: bool
 ) -> Iterator[SourceItem]:
-    """Yield an item per line. Images are given as paths, with or without `with_images`."""
+    """Yield an item per line. Images are given as paths, with or without `with_images`.
+
+    Where a list has a class field, a line without a class has none, whatever its file is named.
+    """
     images = ListedImages(files, root)
     listed = set(metadata)
     for metadata_file in metadata:
@@ -216,7 +224,7 @@ def _read_items(
             item = _item(row, metadata_file, line_number, root, images)
             if item.image is not None:
                 listed.add(item.image)
-            yield item
+            yield item._replace(scene="") if has_classes and item.scene is None else item
     list_names = " or ".join(sorted({file.name for file in metadata}))
     for file in files:
         if file not in listed:
@@ -243,7 +251,7 @@ def _item(
         split=_split(row, path, folder),
         name=valid_utf8(path.as_posix()),
         captions=field_value(row, caption_fields(row)),
-        scene=_scene(row),
+        scene=label_value(row_label(row)),
         image=file,
     )
 
@@ -266,13 +274,3 @@ def _split(row: dict, path: Path, metadata_folder: Path) -> str | None:
     """The split that the row names, or the image's split folder, or the metadata's first folder."""
     split = split_value(row.get("split"))
     return split or split_folder(path.parts[:-1]) or next(iter(metadata_folder.parts), None)
-
-
-def _scene(row: dict) -> str | None:
-    return label_value(_label(row))
-
-
-def _label(row: dict) -> Any:
-    """The first class field that has a value."""
-    given = (name for name in SCENE_FIELDS if label_value(row.get(name)) is not None)
-    return next((row[name] for name in given), None)

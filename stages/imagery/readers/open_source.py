@@ -73,10 +73,20 @@ def open_source(
         listed = set(source.files)
         beside = [file for file in files if file not in listed]
         source = source._replace(unread_captions=find_unread_captions(beside, images, path))
-    has_splits = any(split_folder(image.relative_to(path).parts[:-1]) for image in images)
-    if not source.files and not has_splits:  # tables and lists may say what is in which split
-        source = source._replace(unread_split=find_split_list(files, images, path))
-    return source
+    return _with_split_list(source, files, path)
+
+
+def _with_split_list(source: ImageSource, files: list[Path], root: Path) -> ImageSource:
+    """The source with the file, if any, that seems to list a split and is none of its own lists.
+
+    It counts where neither folders nor the source's own tables and lists give the splits.
+    """
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    if not images or any(split_folder(image.relative_to(root).parts[:-1]) for image in images):
+        return source
+    listed = set(source.files)
+    beside = [file for file in files if file not in listed]
+    return source._replace(unread_split=find_split_list(beside, images, root))
 
 
 def _list_files(folder: Path, key: str) -> list[Path]:
@@ -112,7 +122,7 @@ def _open_folder(
         _refuse_without_images(path, files, key)
     captions_json = find_captions_json(files, path, key)
     if captions_json:
-        return open_captions_json(captions_json, files, path)
+        return open_captions_json(captions_json, files, path, key)
     text_of_image = find_caption_files(files)
     if text_of_image:
         source = open_caption_files(text_of_image, files, path)
@@ -132,9 +142,11 @@ def _open_file(path: Path, key: str, caption: str | None, images_only: bool) -> 
     root = path.parent
     if _is_metadata(path):
         files = _list_files(root, key)
-        return open_metadata_lists([path], files, root, key, images_only)
+        source = open_metadata_lists([path], files, root, key, images_only)
+        return _with_split_list(source, files, root)
     if find_captions_json([path], root, key):
-        return open_captions_json([path], _list_files(root, key), root)
+        files = _list_files(root, key)
+        return _with_split_list(open_captions_json([path], files, root, key), files, root)
     layouts = f"name a folder, a .parquet file, {', '.join(METADATA_NAMES)} or Karpathy's JSON"
     advice = CONVERSIONS.get(path.suffix.lower(), layouts)
     exit_with_error(f"{key}: {path.name} is not read: {advice}")

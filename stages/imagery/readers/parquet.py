@@ -11,7 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from stages.imagery.readers.items import (
     flag_fields,
     holds_several_labels,
     label_value,
+    misnamed_split,
     skipped_file,
     split_folder,
     split_value,
@@ -37,6 +38,7 @@ from stages.imagery.readers.items import (
 )
 from stages.imagery.untrusted_text import parse_json_object, posix_path, valid_utf8
 from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import log
 
 # The Arrow types of encoded images. "null": no row has an image.
 IMAGE_TYPES = ("binary", "large_binary", "fixed_size_binary", "dictionary<values=binary", "null")
@@ -102,6 +104,7 @@ def open_parquet(
             per tile.
     """
     tables = [_open_table(file, root, key, only_table=len(files) == 1) for file in files]
+    _log_joined_folders(tables, root, key)
     _refuse_lists_in_text(tables)
     has_captions = any(table.caption_columns for table in tables)
     _refuse_label_lists(tables)
@@ -110,7 +113,13 @@ def open_parquet(
             _refuse_one_hot_labels(tables)
         _refuse_misnamed_captions(tables)
     read_items = partial(_read_items, tables, _shared_names(tables), images, root, caption)
-    return ImageSource(files, read_items, has_captions, columns=tables[0].schema.names)
+    return ImageSource(
+        files,
+        read_items,
+        has_captions,
+        columns=tables[0].schema.names,
+        misnamed_split=_find_misnamed_split(tables),
+    )
 
 
 def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
@@ -155,6 +164,25 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
         split_names=_class_names(schema, split_column),
         schema=schema,
     )
+
+
+def _log_joined_folders(tables: list[Table], root: Path, key: str) -> None:
+    """Log the folders that hold tables of one split: these may be several versions of a data set.
+
+    On the hub, such folders are configurations, of which `datasets` loads one.
+    """
+    folders_of: dict[str | None, set[str]] = {}  # of each split
+    for table in tables:
+        folders = list(table.path.relative_to(root).parts[:-1])
+        if split := split_folder(folders):
+            folders.remove(split)
+        folders_of.setdefault(table.split, set()).add("/".join(folders) or ".")
+    joined = sorted(set().union(*(found for found in folders_of.values() if len(found) > 1)))
+    if joined:
+        log(
+            f"{key}: the tables in {', '.join(joined)} are read as one data set; if they are "
+            "versions of one (configurations of the hub), name the folder of one by path:"
+        )
 
 
 def _refuse_lists_in_text(tables: list[Table]) -> None:
@@ -209,6 +237,18 @@ def _refuse_misnamed_captions(tables: list[Table]) -> None:
             )
 
 
+def _find_misnamed_split(tables: list[Table]) -> str | None:
+    """The first column of tables without `split` that seems to hold splits."""
+    if any(table.split_column is not None for table in tables):
+        return None
+    rows: Iterator[dict] = iter(())
+    for table in tables:
+        known = (*table.caption_columns, table.name_column, table.scene_column)
+        columns = [name for name in table.text_columns if name not in known]
+        rows = chain(rows, _read_rows(table, columns) if columns else ())
+    return misnamed_split(rows)
+
+
 def _split(path: Path, root: Path, only_table: bool) -> str | None:
     """The split of a table, which its file name or a folder tells.
 
@@ -245,14 +285,18 @@ def _read_items(
     caption: str | None,
     with_images: bool,
 ) -> Iterator[SourceItem]:
-    """Yield an item per row, then one for each image file or list beside the tables."""
+    """Yield an item per row, then one for each image file or list beside the tables.
+
+    Where a table has a class column, a row without a class has none, whatever its file is named.
+    """
     read_bytes = with_images or bool(shared)
+    has_classes = any(table.scene_column is not None for table in tables)
     for table in tables:
         for row_number, row in enumerate(_read_rows(table, table.columns(read_bytes))):
             item = _item(table, row_number, row, shared)
             if caption is not None and not table.caption_columns and table.scene_column is None:
                 item = item._replace(captions=caption, scene="")
-            yield item
+            yield item._replace(scene="") if has_classes and item.scene is None else item
     for file in images:
         yield skipped_file(file, root, "image beside Parquet tables")
 

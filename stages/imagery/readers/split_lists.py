@@ -3,14 +3,17 @@
 Without it, images of a published test split would be trained on.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.readers.items import standard_split
-from stages.imagery.untrusted_text import parse_json_object, valid_utf8
+from stages.imagery.untrusted_text import valid_utf8
 
 HEAD = 2**16  # bytes of a text file that are looked at
 MAX_ENTRIES = 100  # of a list that are looked at
@@ -20,7 +23,7 @@ def find_split_list(files: list[Path], images: list[Path], root: Path) -> str | 
     """The first file, relative to `root`, that seems to list the images of a split; or None.
 
     Its name, or a field of its JSON object, names a split, and more than half of its entries hold
-    the name of an image.
+    the name of an image; or these hold the name of a split, too.
     """
     stems = {valid_utf8(image.stem).lower() for image in images}
     for file in files:
@@ -33,17 +36,53 @@ def find_split_list(files: list[Path], images: list[Path], root: Path) -> str | 
 
 
 def _lists_of_splits(file: Path) -> Iterator[list[str]]:
-    """Yield the beginning of each list of a split: lines of text, or a field of JSON."""
+    """Yield the beginning of each list: lines of text, a field of a JSON object, or all of JSON.
+
+    Of a list that isn't named as a split, entries that don't name one are blank.
+    """
     suffix = file.suffix.lower()
+    entries: list[str] = []
     if suffix == ".json":
-        for name, entries in parse_json_object(file.read_bytes()).items():
-            if standard_split(name) and isinstance(entries, list):
-                yield [str(entry) for entry in entries[:MAX_ENTRIES]]
-    elif suffix in (".txt", ".csv", ".tsv"):
-        if any(map(standard_split, re.split(r"[-_. ]", file.stem))):
-            with open(file, "rb") as stream:
-                lines = stream.read(HEAD).decode(errors="replace").splitlines()
-            yield list(filter(str.strip, lines))[:MAX_ENTRIES]
+        value = _read_json(file)
+        fields = value.items() if isinstance(value, dict) else ()
+        for name, listed in fields:
+            if standard_split(name) and isinstance(listed, list):
+                yield [str(entry) for entry in listed[:MAX_ENTRIES]]
+        if isinstance(value, dict):
+            value = [
+                {"": name} | (entry if isinstance(entry, dict) else {"value": entry})
+                for name, entry in islice(fields, MAX_ENTRIES)
+            ]
+        entries = list(map(_as_line, value[:MAX_ENTRIES]))
+    elif suffix in (".txt", ".csv", ".tsv", ".lst"):
+        with open(file, "rb") as stream:
+            lines = stream.read(HEAD).decode(errors="replace").splitlines()
+        entries = list(filter(str.strip, lines))[:MAX_ENTRIES]
+    is_named = any(map(standard_split, re.split(r"[-_. ]", file.stem)))
+    yield [entry if is_named or _names_split(entry) else "" for entry in entries]
+
+
+def _read_json(file: Path) -> dict | list:
+    """The object or array that a JSON file holds; [] if it holds neither."""
+    try:
+        value = json.loads(file.read_bytes())  # in UTF-8, 16 or 32
+    except (ValueError, RecursionError, OSError):
+        return []
+    return value if isinstance(value, dict | list) else []
+
+
+def _as_line(entry: Any) -> str:
+    """The numbers and texts of an entry of JSON as a line of text has them."""
+    values = list(entry.values()) if isinstance(entry, dict) else entry
+    cells = values if isinstance(values, list) else [values]
+    return "\t".join(str(cell) for cell in cells if not isinstance(cell, dict | list))
+
+
+def _names_split(entry: str) -> bool:
+    """Whether a cell of an entry is the name of a split. Of a text of two words, each is a cell."""
+    words = entry.split()
+    cells = re.split(r"[,;|\t]", entry) + (words if len(words) == 2 else [])
+    return any(standard_split(cell.strip(" '\"")) for cell in cells)
 
 
 def _names_image(entry: str, stems: set[str]) -> bool:
