@@ -174,6 +174,26 @@ def test_too_large_paper_and_unreachable_server(server, monkeypatch):
     assert refused == ["paper0", "paper1", "paper2"]  # the other two were not tried
 
 
+def test_server_that_blocks_a_client_is_an_outage_and_is_left_in_peace(server):
+    run, requests, paper, folder = server
+    answers = {f"paper{n}": lambda h, n: h.give(403, b"denied") for n in range(5)}
+    got, failed, _ = run(good=lambda h, n: h.give(), **answers)
+    assert got == {"good"} and len(failed) == 5
+    assert [name for name, *_ in requests] == ["good", "paper0", "paper1", "paper2"]
+    *_, unanswered = arxiv.download(folder / "list.csv", folder / "out")
+    assert unanswered == list(answers)
+
+
+def test_paper_that_is_listed_twice_counts_once(server, capsys):
+    run, requests, paper, folder = server
+    run(one=lambda h, n: h.give(), two=lambda h, n: h.give())
+    with open(folder / "list.csv", "a") as file:
+        file.write(f'one,"{TITLE}"\n')
+    files, *_ = arxiv.download(folder / "list.csv", folder / "out")
+    assert [file.stem for file in files] == ["one", "two"]
+    assert "2 of 2 papers downloaded" in capsys.readouterr().err.splitlines()[-1]
+
+
 def write_params() -> None:
     """Write params.yaml with the papers of list.csv."""
     text = (

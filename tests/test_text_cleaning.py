@@ -2,13 +2,14 @@
 
 import re
 import textwrap
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 
-from stages.text import clean, papers
+from stages.text import clean, legibility, papers
 from stages.text.hyphens import join_hyphens, word_counts
 from stages.text.line_numbers import strip_line_numbers
 from stages.text.reading_order import read_page, split_columns
@@ -437,6 +438,19 @@ def test_unreadable_papers_are_named_with_the_share_that_was_read(tmp_path, caps
     paper = read(tmp_path / "font.pdf")
     assert (paper.status, paper.reason) == ("ok", "text on 2 of 3 pages")
     assert {page for page, _ in paper.lines} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ảnh vệ tinh cho thấy những cánh đồng lúa ở đồng bằng sông Hồng, nơi nước đã được thu lại",
+        "Cây rừng phủ các sườn núi; mỗi mùa, những mảng đất trống lại đổi sang màu của cỏ khô",
+        "Uydu görüntüsü kıyının yakınındaki yıkık yapıları ve kırsal alanları açık olarak ayırır",
+    ],
+)
+def test_languages_with_many_accented_vowels_are_legible(text):
+    assert legibility.is_legible(text)
+    assert legibility.is_legible(unicodedata.normalize("NFD", text))
 
 
 def test_paper_that_loses_most_of_its_lines_is_named(tmp_path, capsys):

@@ -4,6 +4,7 @@ import csv
 import importlib
 import os
 import shutil
+import textwrap
 import time
 import zipfile
 from pathlib import Path
@@ -227,6 +228,25 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             ["rows of trees"],
             ["headword", "+"],
         ),
+        (
+            "a.md",
+            f"---\n# a comment\ntitle: headword\ntags:\n- x\n---\n{PROSE}",
+            ["rows of trees"],
+            ["headword", "comment"],
+        ),
+        (
+            "a.md",
+            f"---\n\n# firstword\n\n{PROSE}\n\n---\n\nlastword",
+            ["firstword", "lastword"],
+            [],
+        ),
+        ("a.md", f"---\n# firstword\n\n{PROSE}\n\n---\n\nlastword", ["firstword", "lastword"], []),
+        (
+            "a.xhtml",
+            f'<script src="a.js"/><p>firstword</p>{WHOLE}<script>codeword</script><p>lastword</p>',
+            ["firstword", "lastword"],
+            ["codeword"],
+        ),
     ],
 )
 def test_text_of_a_page_and_nothing_around_it(tmp_path, name, source, kept, dropped):
@@ -371,7 +391,9 @@ def test_of_two_copies_the_longer_text_stays(collect):
     """However many lines it has."""
     for number in range(5):
         note_pdf(f"papers/note{number}.pdf", number)
-    Path("papers/whole.txt").write_text(note(0).replace("#", "") + " ".join(["More words."] * 20))
+    text = "More words. " * 20 + "\n" + note(0).replace("#", "")
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 190)]
+    Path("papers/whole.txt").write_text("\n".join(lines))
     rows, _ = collect(min_test_papers=1)
     assert rows["note0"]["status"] == "copy" and rows["whole_001"]["status"] == "ok"
     assert int(rows["note0"]["lines"]) > int(rows["whole_001"]["lines"])

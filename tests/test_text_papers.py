@@ -223,3 +223,19 @@ def test_text_file_is_cut_behind_its_reference_lists(tmp_path):
     assert [part.name for part in parts] == [f"corpus_{n:03d}" for n in (1, 2, 3, 4)]
     assert [part.cuts.references for part in parts] == [2] * 4
     assert all("Smith" not in line for part in parts for _, line in part.lines)
+
+
+def test_text_file_whose_lines_are_paragraphs_is_read_as_one_with_short_lines(tmp_path):
+    """A year in each paragraph is no entry of the list before it."""
+    lines = []
+    for n in range(4):
+        for section in range(4):
+            text = f"Fields of paper {n}, section {section}, are green and wide in the north. " * 8
+            lines += [f"{section + 1} A section", f"{text}Since 2015 satellites see them all."]
+        lines += ["References", *(f"[{i}] A. Smith. Fields. 20{i}." for i in range(10, 20))]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    parts = papers.read_text_file(tmp_path / "corpus.txt", True)
+    assert [part.cuts.references for part in parts] == [11] * 4
+    kept = " ".join(line for part in parts for _, line in part.lines)
+    assert kept == " ".join(line for line in lines if not line.startswith(("[", "References")))
+    assert max(len(line) for part in parts for _, line in part.lines) <= 90

@@ -36,6 +36,7 @@ BLOCK_BYTES = 1 << 14  # a download that breaks off loses less than this
 # The rest of the list is not tried after this number of papers in a row without an answer.
 MAX_UNANSWERED = 3
 BUSY = (429, 500, 502, 503, 504)  # HTTP states of a server that may answer later
+BLOCKED = 403  # that of one that refuses a client for a while
 NGRAM_LETTERS = 8
 MIN_TITLE_OVERLAP = 0.7  # of a paper's title with its first page, see `title_overlap`
 
@@ -67,7 +68,7 @@ def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str], lis
 
 
 def _read_list(list_csv: Path) -> list[dict[str, str]]:
-    """Return the rows of the list; exit with an error where one has no id or no title."""
+    """Return the rows of the list, one per id; exit where a row has no id or no title."""
     try:
         with open(list_csv, newline="", encoding="utf-8-sig") as file:
             papers = list(csv.DictReader(file))
@@ -81,7 +82,7 @@ def _read_list(list_csv: Path) -> list[dict[str, str]]:
                 f"{list_csv}: expected the id and the title of a paper, not "
                 f"{str(paper['id'])[:40]!a} and {str(paper['title'])[:40]!a}"
             )
-    return papers
+    return list({paper["id"]: paper for paper in papers}.values())
 
 
 def _download_papers(
@@ -93,7 +94,7 @@ def _download_papers(
     files = []
     failed = {}
     unanswered = []
-    in_a_row = 0  # papers without any answer
+    in_a_row = 0  # papers without any answer, or with one that the server is busy or blocks us
     is_first_request = True
     for paper in progress_bar(papers, desc="arxiv", unit="paper"):
         cached = cache / f"{paper['id'].replace('/', '_')}.pdf"
@@ -101,7 +102,8 @@ def _download_papers(
         if not cached.exists():
             if in_a_row == MAX_UNANSWERED:
                 failed[paper["id"]] = (
-                    f"not tried: {base_url} did not answer {MAX_UNANSWERED} times in a row"
+                    f"not tried: {base_url} did not answer, or blocked us, {MAX_UNANSWERED} times "
+                    "in a row"
                 )
                 unanswered.append(paper["id"])
                 continue
@@ -151,8 +153,9 @@ def _fetch(
     """Download one file. Each attempt resumes where the one before it, or a killed run, stopped.
 
     Returns:
-        The reason of a failure, else ""; whether the server has answered at all; and whether it
-        failed for an outage: no answer, one that broke off, or HTTP 429 and server errors.
+        The reason of a failure, else ""; whether the server has answered, other than that it is
+        busy or blocks us; and whether it failed for an outage: no answer, one that broke off, or
+        HTTP 403, 429 and server errors.
     """
     part = target.with_suffix(".part")
     deadline = time.monotonic() + PAPER_TIMEOUT
@@ -169,9 +172,10 @@ def _fetch(
         except requests.RequestException as error:
             reason = f"{type(error).__name__}: {error}"[:300]
             is_outage = True
-            # Without an answer, and after HTTP 429 and the like, the session has tried again.
-            was_busy = isinstance(error, requests.HTTPError)
-            retry = answered and not was_busy and time.monotonic() < deadline
+            # Without an answer, and after HTTP 429 and the like, the session has tried again; a
+            # server that blocks us is left in peace.
+            answered = answered and not isinstance(error, requests.HTTPError)
+            retry = answered and time.monotonic() < deadline
         if not retry:
             break
     if not reason:
@@ -193,14 +197,15 @@ def _save(response: requests.Response, part: Path, deadline: float) -> tuple[str
         The reason of a failure, else "", and whether another attempt could succeed.
 
     Raises:
-        requests.RequestException: the server is busy, the body breaks off, or time is up.
+        requests.RequestException: the server is busy or blocks us, the body breaks off, or time
+            is up.
     """
     with response:
         is_rest = response.status_code == 206
         if response.status_code == 416 or (is_rest and not _continues(response, part)):
             part.unlink(missing_ok=True)  # it does not fit the server's file: start again
             return "the server cannot resume the download", True
-        if response.status_code in BUSY:
+        if response.status_code in (BLOCKED, *BUSY):
             raise requests.HTTPError(f"HTTP {response.status_code}")
         if response.status_code not in (200, 206):
             return f"HTTP {response.status_code}", False

@@ -24,16 +24,20 @@ MEGABYTES = 1024  # of memory per file
 LINE_CHARACTERS = 90  # about a line of a PDF: papers are held out by their number of lines
 # A file with fewer is an empty page or a form; a table's cell with fewer, data.
 MIN_PROSE_WORDS = 20
-FRONT_MATTER = re.compile(r"\A\s*(---|\+\+\+)[ \t]*\n.*?\n\1[ \t]*\n", re.DOTALL)
+# YAML or TOML. Text may start with a rule of hyphens, but no text with a key right behind it.
+FRONT_MATTER = re.compile(
+    r"\A\s*(---(?=[ \t]*\n(?:#[^\n]*\n)*[\"']?[\w.-]+[\"']?[ \t]*:\s)|\+\+\+)[ \t]*\n"
+    r".*?\n\1[ \t]*\n",
+    re.DOTALL,
+)
 # The encoding that an HTML or LaTeX file declares.
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
-AROUND_TEXT = re.compile(
-    r"<!--.*?-->|<(script|style|nav|footer|aside|button|select|noscript|template|iframe)\b"
-    r".*?</\1\s*>",
-    re.DOTALL | re.IGNORECASE,
-)
+TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
+AROUND_TEXT = re.compile(rf"<!--.*?-->|<({TAGS_AROUND})\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+# In XHTML, a tag may close itself; in HTML, the slash means nothing.
+SELF_CLOSING = re.compile(rf"<({TAGS_AROUND})\b[^<>]*/>", re.IGNORECASE)
 TABLE_OR_TAG = re.compile(r"<table\b.*?</table\s*>|<[^>]+>", re.DOTALL | re.IGNORECASE)
 
 
@@ -54,6 +58,7 @@ def read(path: Path) -> tuple[list[str], str]:
         if suffix in (".md", ".markdown"):
             text = FRONT_MATTER.sub("", text)
         elif PANDOC_FORMATS[suffix] == "html":
+            text = SELF_CLOSING.sub("", text) if suffix == ".xhtml" else text
             text = AROUND_TEXT.sub("", text)
         content = text.encode()
     # In the sandbox, a file cannot make pandoc read other files.
@@ -73,17 +78,16 @@ def read(path: Path) -> tuple[list[str], str]:
         paragraphs = [*map(normalize, _document_texts(document["meta"], document["blocks"]))]
     except RecursionError:
         return [], "nested too deeply"
-    lines = [
-        line
-        for paragraph in paragraphs
-        for line in textwrap.wrap(
-            paragraph, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False
-        )
-    ]
+    lines = [line for paragraph in paragraphs for line in wrap(paragraph)]
     if len(find_words(" ".join(lines))) < MIN_PROSE_WORDS:
         return [], f"fewer than {MIN_PROSE_WORDS} words"
     missing = MISSING_FILE.findall(message)
     return lines, f"without {', '.join(missing)}"[:200] if missing else ""
+
+
+def wrap(paragraph: str) -> list[str]:
+    """Return a paragraph as lines of about the length of a PDF's."""
+    return textwrap.wrap(paragraph, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
 
 
 def _decode_as_declared(content: bytes) -> tuple[str, str]:

@@ -15,7 +15,8 @@ GLYPH_NAME = re.compile(r"/[A-Za-z]{1,6}\d+|\(cid:\d+\)")
 # Two letters, or one with a vowel sign of another script.
 WORD = re.compile(rf"[{UNSPACED}]|[^\W\d_][^\s\d!-/:-@\[-`{{-~]+")
 LATIN_WORD = re.compile(r"[a-z\u00df-\u024f]+", re.I)
-VOWEL = re.compile(r"[aeiouy\u00e0-\u00e6\u00e8-\u00ef\u00f2-\u00f6\u00f8-\u00ff]", re.I)
+VOWEL = re.compile(r"[aeiouyæøœı]", re.I)
+ACCENT = re.compile(r"[\u0300-\u036f]")  # on a letter; Vietnamese vowels have up to two
 
 
 def count_words(text: str) -> int:
@@ -31,7 +32,7 @@ def is_legible(text: str) -> bool:
     readable = sum(unicodedata.category(character)[0] in "LMN" for character in characters)
     if readable < MIN_CHARACTER_SHARE * len(characters):
         return False
-    words = LATIN_WORD.findall(text)
+    words = LATIN_WORD.findall(ACCENT.sub("", unicodedata.normalize("NFD", text)))
     letters = sum(map(len, words))
     if letters < len(characters) / 2:  # another script, or numbers
         return True

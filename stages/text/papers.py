@@ -17,6 +17,7 @@ from stages.text.paper_files import PANDOC_FORMATS, decode, name_key, unused_nam
 from stages.text.references import reference_lists
 from stages.text.running_lines import PAGE_NUMBER
 
+PARAGRAPH_CHARACTERS = 200  # a longer line of a text file is a paragraph
 BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of this length
 MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
 LARGE_CUT = 0.5  # a paper that loses more of its lines is named in the log
@@ -133,6 +134,15 @@ def _read_with_pandoc(path: Path, cut_references: bool) -> Paper:
     return paper
 
 
+def _wrap_paragraphs(page: str) -> str:
+    """Return a page with paragraphs of one line wrapped: cleaning goes by the lines of a PDF."""
+    lines: list[str] = []
+    for line in page.splitlines():
+        is_paragraph = len(line) > PARAGRAPH_CHARACTERS
+        lines += formats.wrap(line) if is_paragraph else [line]
+    return "\n".join(lines)
+
+
 def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
     """Read the parts of a text file as papers; one paper that failed where it has no text.
 
@@ -143,7 +153,7 @@ def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
     text, reason = decode(path.read_bytes())
     if reason:
         return [_failed(path, reason)]
-    pages = text.split("\f")
+    pages = [_wrap_paragraphs(page) for page in text.split("\f")]
     unknown: list[list[float | None]] = [[None] * len(page.splitlines()) for page in pages]
     bodies, running_lines, line_numbers = clean.page_bodies(pages, unknown)
     lines = [line for body in bodies for line in body if not PAGE_NUMBER.match(line)]
