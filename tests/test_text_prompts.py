@@ -1,5 +1,6 @@
 """Index, retrieval, writers, and the checks that a prompt must pass."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stages.common.artifacts import write_shards
@@ -59,6 +61,11 @@ GOOD = "an orchard is a regular grid of dark green crowns separated by pale stri
         ("a dense orchard under a blue sky with white clouds", "ground_view"),
         ("an orchard of green crowns in rows and", "cut"),
         ('text": "an orchard of green crowns in rows', "markup"),
+        ('an orchard of green crowns", "an orchard of pale crowns', "markup"),
+        ("an orchard of green crowns 2) an orchard of pale crowns", "markup"),
+        ("an orchard of green crowns (in rows of 8 to 12) on grass", None),
+        ("an orchard of green crowns; an orchard of pale crowns", "not_one_sentence"),
+        ("an orchard of green crowns; a narrow road runs beside it", None),
         ("ein orchard mit hellen Flecken und dunklen Schatten am Rand", "not_english"),
         ("从空中俯瞰，淡黄色的沙漠上有一条条弯曲的小路", "not_english"),
     ],
@@ -528,6 +535,9 @@ FAILED_CHOICE = {"message": {"content": ""}, "error": {"message": "upstream died
             "openai_base_url: .*429 .later.: .*60 min",
         ),
         (1, (429, {}, {"error": {"message": "quota used up"}}), "openai_base_url: .*quota"),
+        (5, (429, {"Retry-After": "0"}, {"error": "quota of calls"}), "openai_base_url: .*quota"),
+        (5, (429, {}, {"error": "your quota. Retry in 0.01s."}), "openai_base_url: .*quota"),
+        (1, (429, {}, {"error": "quota. Try again after 600 s"}), "openai_base_url: .*10 min"),
         (1, (400, {}, {"error": {"message": "temperature: only 1"}}), "temperature.*null"),
         (2, (400, {}, {"error": {"message": "context is 2048"}}), "openai_model: .*context"),
         (1, (400, {}, {"error": "maximum context length is 2048"}), "max_tokens, prompt.top_k: "),
@@ -895,6 +905,55 @@ def test_similarity_is_the_mean_over_the_pairs_of_each_group():
         vectors[i] @ vectors[j] for vectors in groups for i in range(len(vectors)) for j in range(i)
     ]
     assert len(pairs) == 11 and similarity(groups) == pytest.approx(np.mean(pairs))
+
+
+def test_a_prompt_without_a_known_word_is_near_to_no_class_and_to_no_prompt(demo):
+    from stages.text import prompt_metrics
+    from stages.text.prompt_writing import ImagePrompt, PromptCollector
+    from stages.text.retrieval import Retriever
+
+    collector = PromptCollector(
+        ExtractiveWriter(CLASSES),
+        "retrieval",
+        CLASSES,
+        Retriever(Path("models/index"), Path("models/base/embedder")),
+        len,
+        PARAMS.prompt,
+    )
+    texts = ["a lake of dark water", "zzgolf xxpark", "zzbunker", "a lake of blue water"]
+    collector.kept = [ImagePrompt("Water Body", text, text, 5, []) for text in texts]
+    for labels in (["Water Body", "Snow Ice"], ["Snow Ice", "Water Body"]):
+        metrics = prompt_metrics.evaluate_prompts(collector, labels)
+        assert metrics["class_agreement"] == 1 / 2, labels
+        assert metrics["similarity"] > 0.3
+        assert "groundedness" not in metrics, "no passage"
+    passage = make_passage("A lake of dark water.")
+    collector.kept[0] = dataclasses.replace(collector.kept[0], passages=[passage])
+    assert prompt_metrics.evaluate_prompts(collector, labels)["groundedness"] == 1
+    collector.kept = collector.kept[:2]
+    assert "similarity" not in prompt_metrics.evaluate_prompts(collector, labels)
+
+
+def test_the_passages_added_to_a_collection_are_counted_in_a_bar(tmp_path, capsys, monkeypatch):
+    from stages.text import retrieval
+
+    class Collection:
+        sizes = []
+
+        def add(self, ids, **_):
+            self.sizes.append(len(ids))
+
+    rows = [{**make_passage("A lake."), "vector": [0.6, 0.8]}] * 5
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "passages.parquet")
+    monkeypatch.setattr(retrieval, "BATCH", 2)
+    retrieval.add_passages(Collection(), tmp_path / "passages.parquet")
+    assert Collection.sizes == [2, 2, 1] and "5/5" in capsys.readouterr().err
+
+
+def test_a_request_without_passages_speaks_of_no_excerpts():
+    options = ("Water Body", "few_shot_retrieval", CLASSES)
+    assert "excerpts" not in instructions.format_request(*options, [], 2, 0)
+    assert "excerpts" in instructions.format_request(*options, [make_passage("A lake.")], 2, 0)
 
 
 def test_self_bleu_of_many_texts_is_that_of_some_drawn_with_a_fixed_seed(monkeypatch):

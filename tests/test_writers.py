@@ -55,6 +55,8 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         NUMBERED.replace(" across", "\n   across"),  # wrapped lines
         QUOTED,
         f"“{A}.”\n“{B}.”\n“{C}.”",
+        QUOTED.replace("\n", " "),
+        f"“{A}.”,“{B}.”; “{C}.”",
         LABELLED,
         f"Option A - {A}\nOption B - {B}\nOption C - {C}",
         f"Bare Land: {A}\nBare Land: {B}\nBare Land: {C}",

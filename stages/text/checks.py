@@ -63,6 +63,8 @@ UNFINISHED = re.compile(
 )
 # Signs that no plain sentence has: brackets, symbols, emoji, foreign quotes.
 MARKUP = re.compile(r"[^\w\s,;:.!?'’\"“”‘()%&/°×+…–—‑-]|_|\s/\s|https?:|www\.|\":|&\w+;")
+# Between two descriptions: `", "`, "2) ".
+SEVERAL = re.compile(r"[\"”]\s*[,;]\s*[\"“]|^[^(]*\s\d{1,2}\)\s")
 CITATION = re.compile(
     r"\bet al\b|\(\s*\d{4}|\b(19|20)\d\d\b|\[\d|\b(fig|figs|eq|tab|sec)\.|"
     r"\b(figure|table|section|equation) \d",
@@ -142,7 +144,8 @@ def rejection_reason(
         return "too_long"
     # A number at the start is that of an item or of a heading.
     starts_with_letter = other_words.lstrip("\"'“‘(")[:1].isalpha()
-    if MARKUP.search(other_words) or other_words.count('"') % 2 or not starts_with_letter:
+    has_markup = MARKUP.search(other_words) or SEVERAL.search(other_words)
+    if has_markup or other_words.count('"') % 2 or not starts_with_letter:
         return "markup"
     if classes.has_fault(ADDRESSES_READER, text, label):
         return "instruction"
@@ -157,6 +160,9 @@ def rejection_reason(
         return "no_class"
     if len(named_classes) > 1:
         return "other_class"
+    parts = text.split(";")
+    if len(parts) > 1 and all(label in classes.count_class_names(part) for part in parts):
+        return "not_one_sentence"
     if classes.has_fault(lexicon.CLOSE_UP, text, label):
         return "close_up"
     if classes.has_fault(lexicon.GROUND_VIEW, text, label):

@@ -38,7 +38,7 @@ def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str,
                             (Zhu et al. 2018, by sacrebleu); at most `MAX_BLEU_TEXTS` a class
     similarity              mean cosine similarity of two prompts of a class, in the embedding space
     groundedness            fraction of content words that occur in the passages their prompt rests
-                            on (techniques with retrieval)
+                            on, of the prompts that rest on any
 
     Args:
         collector: of the prompts.
@@ -53,13 +53,11 @@ def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str,
     classes = np.array([labels.index(prompt.label) for prompt in prompts])  # [N]
     embed = collector.retriever.embedder.embed
     vectors = embed(texts)  # [N, D]
-    class_vectors = embed(
-        [collector.classes.words[label].description for label in labels]
-    )  # [C, D]
-    nearest_classes = (vectors @ class_vectors.T).argmax(axis=1)  # [N]
+    descriptions = [collector.classes.words[label].description for label in labels]
+    class_vectors = embed(descriptions)  # [C, D]
     vocabulary = collector.retriever.vocabulary
     metrics["distinct_2"] = distinct_2(texts)
-    metrics["class_agreement"] = float((nearest_classes == classes).mean())
+    metrics["class_agreement"] = class_agreement(vectors, classes, class_vectors)
     metrics["class_agreement_chance"] = 1 / len(labels)
     metrics["corpus_words"] = _mean(
         [word in vocabulary for text in texts for word in content_words(text)]
@@ -71,10 +69,28 @@ def evaluate_prompts(collector: PromptCollector, labels: list[str]) -> dict[str,
         metrics["self_bleu"] = self_bleu(
             [[prompt.text for prompt in prompts if prompt.label == label] for label in labels]
         )
-        metrics["similarity"] = similarity([vectors[classes == i] for i in range(len(labels))])
-    if collector.technique.endswith("retrieval"):
-        metrics["groundedness"] = groundedness(prompts)
+    is_known = vectors.any(axis=1)  # [N]; zeros: of a text without a word of the corpus
+    if len(np.unique(classes[is_known])) < is_known.sum():
+        groups = [vectors[is_known & (classes == i)] for i in range(len(labels))]
+        metrics["similarity"] = similarity(groups)
+    if any(prompt.passages for prompt in prompts):
+        metrics["groundedness"] = groundedness([prompt for prompt in prompts if prompt.passages])
     return metrics
+
+
+def class_agreement(vectors: np.ndarray, classes: np.ndarray, class_vectors: np.ndarray) -> float:
+    """Return the fraction of vectors whose nearest class vector is that of their class.
+
+    Zeros, the vector of a text without a known word, are near to nothing.
+
+    Args:
+        vectors: of prompts, [N, D]; unit vectors or zeros.
+        classes: the index of each prompt's class, [N].
+        class_vectors: [C, D]; unit vectors or zeros.
+    """
+    nearest = (vectors @ class_vectors.T).argmax(axis=1)  # [N]
+    is_known = vectors.any(axis=1) & class_vectors[classes].any(axis=1)  # [N]
+    return float(np.mean(is_known & (nearest == classes)))
 
 
 def count_candidates(collector: PromptCollector) -> dict[str, float]:

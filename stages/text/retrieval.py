@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stages.common.artifacts import digest, write_atomically
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
-from stages.runtime.progress import log
+from stages.runtime.progress import log, progress_bar
 from stages.text.duplicates import words
 from stages.text.embedder import load_embedder
 
@@ -169,7 +169,10 @@ def hash_store(store: Path) -> bytes:
 
 def add_passages(collection: "Collection", passages: Path) -> None:
     """Add all passages of a Parquet file with their vectors."""
-    for batch in pq.ParquetFile(passages).iter_batches(BATCH):
+    parquet = pq.ParquetFile(passages)
+    total = parquet.metadata.num_rows
+    bar = progress_bar(total=total, desc="retrieval", unit="passage")
+    for batch in parquet.iter_batches(BATCH):
         columns = batch.to_pydict()
         metadata_rows = zip(*(columns[key] for key in METADATA))
         collection.add(
@@ -178,3 +181,5 @@ def add_passages(collection: "Collection", passages: Path) -> None:
             documents=columns["text"],
             metadatas=[dict(zip(METADATA, row)) for row in metadata_rows],
         )
+        bar.update(batch.num_rows)
+    bar.close()

@@ -89,6 +89,7 @@ OTHER_KEY = re.compile(
 )
 JSON_KEY = re.compile(r"[\W_]*[^\W_]\w*\"\s*:")  # of broken JSON
 EMPHASIS = re.compile(r"(?<!\w)(\*\*|__|\*|_|`)(?=\S)((?:(?!\1).)+)(?<=\S)\1(?!\w)")
+QUOTED_COMMA = re.compile(r"(?<=[\"”])\s*[,;]\s*(?=[\"“])")  # between descriptions on one line
 QUOTES = "\"'“”„‟‘’′«»‹›`「」『』《》❝❞"
 MARKERS = [
     r"[-*+>\\–—]+\s+",
@@ -110,6 +111,7 @@ LABEL = re.compile(
     r"(?:first|second|third|fourth|fifth|sixth|next|last)(?:ly)?,\s+",
     re.I,
 )
+ITEM_INSIDE = re.compile(r"\s\(\d{1,2}\)\s")  # of a list on one line
 WORD_COUNT = re.compile(r"(?<![\s–—-])[\s–—-]*[\[(]?\b\d+ words[\])]?$")
 # "Golden dunes: ", "In summer - " before a capital letter
 TITLE = re.compile(r"[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
@@ -326,7 +328,11 @@ def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
     """Split a text into lines; an item that goes on in the line below it is joined."""
     lines: list[Line] = []
     follows_item = False
-    rows = ["", *text.splitlines(), ""]
+    rows = [""]
+    for row in text.splitlines():
+        is_quoted = row.strip().startswith(('"', "“", "”"))
+        rows += QUOTED_COMMA.split(row) if is_quoted else [row]
+    rows.append("")
     for above, raw, below in zip(rows, rows[1:], rows[2:]):
         if TABLE_RULE.fullmatch(raw) and lines:
             lines.pop()  # the header of the table
@@ -375,4 +381,4 @@ def read_line(raw: str, label: str, classes: ClassLexicon) -> Line:
     is_title = title and not TALK_WORDS.search(title[0])
     if title and is_title and label in classes.count_class_names(text[title.end() :]):
         text = text[title.end() :]
-    return Line(text, "", is_item, is_bold)
+    return Line(text, MARKUP if ITEM_INSIDE.search(text) else "", is_item, is_bold)

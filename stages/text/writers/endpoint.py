@@ -22,6 +22,8 @@ PASSING_STATUS = (408, 409, 429)  # as are those from 500 on, but for 501
 REFUSED_STATUS = (400, 422, 501)  # of a request with a parameter that is not known
 MODEL_STATUS = (400, 404, 413, 422, 501)  # of a model that is not there, or takes no such request
 BAD_KEY = re.compile(r"\bapi[ _-]?key\b", re.I)  # in the words of a 400, as Gemini's
+# "Please retry in 34.07s.", "Try again after 20 seconds", in the words of a 429
+RETRY_IN = re.compile(r"\b(?:retry|try again) (?:in|after) (\d+(?:\.\d+)?) ?s", re.I)
 TOO_LONG = re.compile(r"context[ _-]?(length|window|size)", re.I)  # of a request and its answer
 MAX_SHOWN = 300  # characters of an endpoint's own words
 
@@ -243,7 +245,12 @@ def status_error(status: int, text: str, headers: dict[str, str]) -> EndpointErr
     message = f"answers {status} ({words})" if words else f"answers {status}"
     key = "prompt.openai_base_url"
     retry_after = read_retry_after(headers.get("retry-after", ""))
+    said = RETRY_IN.search(text)
+    if retry_after is None and said:
+        retry_after = float(said[1])
     is_passing = status in PASSING_STATUS or (status >= 500 and status != 501)
+    if "quota" in words.lower() and retry_after is None:  # it is used up, and does not fill again
+        is_passing = False
     if status in (401, 403) or (status == 400 and BAD_KEY.search(words)):
         message += ": check the key in OPENAI_API_KEY"
     elif status == 404 and "model" not in words.lower():
@@ -259,9 +266,7 @@ def status_error(status: int, text: str, headers: dict[str, str]) -> EndpointErr
         key = "prompt.openai_model"
     elif retry_after and retry_after > MAX_RETRY_AFTER:
         message += f": to be asked again in {retry_after / 60:.0f} min"
-    return EndpointError(
-        message, key, status, is_passing and "quota" not in words.lower(), retry_after
-    )
+    return EndpointError(message, key, status, is_passing, retry_after)
 
 
 def error_words(text: str) -> str:
