@@ -86,7 +86,8 @@ def main() -> None:
             model, document_ids, config.context, start, folder / "losses.json"
         )  # [documents, 2]
 
-        metrics = perplexity_metrics(losses, base_losses, documents) if documents else {}
+        counts = count_text_tokens(document_ids, start)
+        metrics = perplexity_metrics(losses, base_losses, documents, counts) if documents else {}
         metrics |= {
             "tokens_train": sum(map(len, train_ids)),
             "train_loss": mean_of_last_tenth([entry["loss"] for entry in loss_log]),
@@ -183,8 +184,17 @@ def run_fingerprint(config: FinetuneLLM, seed: int) -> str:
     return fingerprint({**config.model_dump(), "seed": seed}, [CHUNKS, BASE, *code])
 
 
+def count_text_tokens(document_ids: list[list[np.ndarray]], start: list[int]) -> np.ndarray:
+    """Return the number of tokens of each document, without start and end tokens, [documents]."""
+    added = len(start) + 1
+    return np.array([sum(len(ids) - added for ids in texts) for texts in document_ids])
+
+
 def perplexity_metrics(
-    losses: np.ndarray, base_losses: np.ndarray, documents: list[list[str]]
+    losses: np.ndarray,
+    base_losses: np.ndarray,
+    documents: list[list[str]],
+    text_tokens: np.ndarray,
 ) -> dict[str, float]:
     """Return the metrics of held-out documents, with 95 % intervals over enough documents.
 
@@ -192,6 +202,7 @@ def perplexity_metrics(
         losses: of the tuned model, [documents, 2].
         base_losses: of the base model, [documents, 2].
         documents: the texts of each document.
+        text_tokens: the number of tokens of each document's texts, [documents].
     """
     values = {
         "perplexity": (perplexity(losses), perplexity_interval(losses)),
@@ -207,9 +218,11 @@ def perplexity_metrics(
         if interval is not None and len(documents) >= MIN_DOCUMENTS:
             metrics[f"{key}_lo"], metrics[f"{key}_hi"] = interval
     characters = sum(len(text) for texts in documents for text in texts)
+    # Where windows begin, tokens are not scored: they count as the others of their document do.
+    weights = text_tokens / losses[:, 1] / characters / math.log(2)  # [documents]
     return metrics | {
-        "bits_per_character": losses[:, 0].sum() / characters / math.log(2),
-        "bits_per_character_base": base_losses[:, 0].sum() / characters / math.log(2),
+        "bits_per_character": float(losses[:, 0] @ weights),
+        "bits_per_character_base": float(base_losses[:, 0] @ weights),
         "n": len(documents),
         "tokens": int(losses[:, 1].sum()),
     }
