@@ -62,6 +62,8 @@ def main() -> None:
     start = models.start_folder()
     check_config(config, state)
     models.check_scheduler(start)
+    # Not for the latents: `sample` would end in this after hours of fine-tuning.
+    models.check_steps(start, params.sampling.scheduler, params.sampling.steps)
     latents_bytes = check_latents_size(config, start)
 
     # Start from an empty output folder.

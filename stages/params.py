@@ -225,7 +225,7 @@ class Sampling(Section):
         "DPM-Solver++ (Lu et al. 2022)"
     )
     steps: Count = Field(
-        le=1000, description="denoising steps per image, of 1000 timesteps (paper, section 3: 50)"
+        le=999, description="denoising steps per image, of 1000 timesteps (paper, section 3: 50)"
     )
     guidance_scale: float = Field(
         ge=1, description="classifier-free guidance scale (Ho & Salimans 2022); 1 = off"

@@ -100,6 +100,24 @@ ZERO_SNR = {
 # Stage, what is wrong in the workspace and in the params, and what the error line must name.
 FAULTS = [
     (encode, remove(f"{BASE}/vae/config.json"), {}, ["vae/config.json: "]),
+    (
+        encode,
+        set_config("scheduler/scheduler_config.json", **ZERO_SNR_BASE),
+        {},
+        ["sampling.scheduler: pndm", BASE],
+    ),
+    (
+        encode,
+        nothing,
+        {"sampling": {"steps": 150}},
+        ["sampling.steps: 150 ", " 895 ", " 142 or 160 "],
+    ),
+    (
+        encode,
+        set_config("scheduler/scheduler_config.json", num_train_timesteps=200),
+        {"sampling": {"steps": 200}},
+        ["sampling.steps: 200 ", BASE, " 199"],
+    ),
     (encode, remove(f"{BASE}/tokenizer/tokenizer.json"), {}, ["tokenizer/vocab.json: "]),
     (encode, truncate_vae, {}, [f"{BASE}/vae: "]),
     (
@@ -240,6 +258,12 @@ FAULTS = [
         fill_tensor("unet", "conv_out.bias", 3.0e38),
         {"sampling": {"precision": "bf16", "guidance_scale": 1.0}},
         [f"{BASE}: ", "NaN", "sampling.precision (try fp32)", "weights"],
+    ),
+    (
+        sample,
+        nothing,
+        {"sampling": {"scheduler": "ddim", "steps": 400}},
+        ["sampling.steps: 400 ", " 799 ", " 333 or 476 "],
     ),
     (
         sample,

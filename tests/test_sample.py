@@ -262,6 +262,7 @@ def test_the_other_schedulers_work(workspace, scheduler, scheduler_config):
     code, log = run(workspace, sample.main, "base")
     assert code == 0, log
     assert read_pixels(workspace / "data/samples/base").std() > 1
+    assert log.count("sampling.steps: 3 of ddim start at timestep 667 ") == (scheduler == "ddim")
 
 
 def check_that_files_say_what_they_are(workspace, rows):

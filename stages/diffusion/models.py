@@ -13,6 +13,7 @@ import numpy as np
 from stages.common.artifacts import digest, read_json
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
+from stages.runtime.progress import log
 
 # The parts of the folder, each with its configuration file.
 CONFIG_FILES = {
@@ -52,6 +53,10 @@ OTHER_STEPPING = (
     "use_lu_lambdas",
     "thresholding",
 )
+# Sampling starts from pure noise, at this share of the T timesteps or later. Before it the UNet
+# expects to see some of the image.
+START_OF_SAMPLING = 0.95
+FEW_STEPS = 50  # so few are coarse anyway; diffusers starts 10 of them at 0.9 T
 
 # Where `train_base` saves a model that it adapted or trained from scratch.
 TRAINED = Path("models/start")
@@ -184,7 +189,7 @@ def check_scheduler(folder: Path) -> None:
     file = folder / "scheduler" / CONFIG_FILES["scheduler"]
     for name, scheduler_class in SCHEDULERS.items():
         if name == "pndm" and config.get("rescale_betas_zero_snr"):
-            continue  # `sample` refuses it
+            continue  # `check_steps` refuses it
         try:
             scheduler = load_scheduler(folder, name)
             scheduler.set_timesteps(4)
@@ -198,6 +203,47 @@ def check_scheduler(folder: Path) -> None:
             )
         if not ((betas >= 0) & (betas <= 1)).all():  # also where one is NaN
             exit_with_error(f"{file}: the betas of its noise schedule are not between 0 and 1")
+
+
+def check_steps(folder: str | Path, name: str, steps: int) -> None:
+    """Exit with an error where denoising steps start far from the end of the noise schedule.
+
+    The timesteps of `pndm` and `ddim` lie T // steps apart, so where steps don't divide T they may
+    end early: 400 of 1000 at 799. For few steps that is a line in the log.
+
+    Args:
+        folder, name: as for `load_scheduler`.
+        steps: denoising steps.
+    """
+    scheduler = load_scheduler(folder, name)
+    total = scheduler.config.num_train_timesteps  # T
+    if steps >= total:
+        exit_with_error(
+            f"sampling.steps: {steps} are too many for {folder}, which has {total} timesteps: use "
+            f"at most {total - 1}"
+        )
+
+    def first_timestep(count: int) -> int:
+        scheduler.set_timesteps(count)
+        return int(scheduler.timesteps[0])
+
+    first = first_timestep(steps)
+    if first >= START_OF_SAMPLING * total:
+        return
+    fault = (
+        f"sampling.steps: {steps} of {name} start at timestep {first} of {total}, where {folder} "
+        "expects some of the image and gets pure noise"
+    )
+    if steps <= FEW_STEPS:
+        log(f"{fault}; sampling.scheduler: dpm starts at the last")
+        return
+    counts = range(FEW_STEPS + 1, total)
+    others = [count for count in counts if first_timestep(count) >= START_OF_SAMPLING * total]
+    nearest = [count for count in others if count < steps][-1:]
+    nearest += [count for count in others if count > steps][:1]
+    exit_with_error(
+        f"{fault}: use {' or '.join(map(str, nearest))} steps, or sampling.scheduler: dpm"
+    )
 
 
 def context_length(tokenizer: Any, text_encoder: Any) -> int:

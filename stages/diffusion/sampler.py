@@ -74,6 +74,7 @@ class Sampler:
                 f"sampling.resolution: {sampling.resolution} px is not a multiple of {factor}, "
                 "the VAE's factor"
             )
+        models.check_steps(folder, sampling.scheduler, sampling.steps)
         self.device = torch.device(device)
         check_precision("sampling.precision", sampling.precision, self.device)
         self.folder = folder
