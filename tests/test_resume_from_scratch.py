@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_diffusion import make_imagery, make_pipeline, run, write_params
 
 from stages import train_base
-from stages.common.artifacts import decode_image, digest, read_json, read_rows
+from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
 from stages.diffusion import checkpoints, from_scratch, models, resumable, train_decoder
 from stages.embedded import train_diffusion
 from stages.embedded.scenes import render
@@ -114,7 +114,10 @@ def make_adapt_workspace(folder, **changed):
     """A fetched model, read-only as the hub's links are, and tiles to adapt it to."""
     make_imagery(folder / "data/imagery", {"train": 12})
     base = make_pipeline(folder / "models/base/diffusion")
-    (base / "unet/config.json").chmod(0o444)
+    config_file = base / "unet/config.json"
+    config = read_json(config_file) | {"cross_attention_dim": [16] * 3}  # one for each level
+    write_json(config_file, config)
+    config_file.chmod(0o444)
     write_params(folder, train_base=ADAPT | changed, encode={"base_domain": "none"})
     return base
 

@@ -43,7 +43,7 @@ def adapt(
         fetched, folder, copy_function=shutil.copyfile, ignore=ignore, dirs_exist_ok=True
     )
     if config.text_steps:
-        width = models.read_config(fetched, "unet")["cross_attention_dim"]
+        width = models.load(fetched, "text_encoder").config.hidden_size
         text_encoder = train_tokenizer_and_text_encoder(
             images, captions, width, config, seed, cache, folder
         )
