@@ -23,6 +23,7 @@ from stages.common.torch_setup import make_deterministic
 from stages.evaluation.labels import number_scenes, read_label_set
 from stages.params import load
 from stages.runtime.process import make_parser, start_process
+from stages.runtime.resume_cache import resume_folder
 
 TEST = "data/imagery/test"
 
@@ -50,6 +51,7 @@ def main() -> None:
 def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Class numbers [N] of the real tiles, and which of them each classifier [seeds, N] names."""
     from stages.evaluation.classification import (
+        jobs_fingerprint,
         jobs_per_seed,
         read_labeled_images,
         train_and_test_all,
@@ -71,7 +73,9 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     tiles, _ = read_labeled_images(train, "scene", class_of_train, side, wanted, params.seed)
     correct = {}
     for name, source in (("classify", synthetic), ("ceiling", tiles)):
-        results = train_and_test_all(jobs_per_seed(source, real, names, config, params.seed))
+        jobs = jobs_per_seed(source, real, names, config, params.seed)
+        with resume_folder("benchmark_classifiers", jobs_fingerprint(jobs)) as cache:
+            results = train_and_test_all(jobs, cache)
         predictions = np.stack([result.predictions["real_test"] for result in results])
         correct[name] = predictions == real.labels
     return real.labels, correct

@@ -22,6 +22,7 @@ from stages.params import load
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
+from stages.runtime.resume_cache import resume_folder
 
 TRAIN = "data/imagery/train"
 TEST = "data/imagery/test"
@@ -34,6 +35,7 @@ def main() -> None:
     make_deterministic(params.seed)
     from stages.evaluation.classification import (
         average_results,
+        jobs_fingerprint,
         jobs_per_seed,
         read_labeled_images,
         train_and_test_all,
@@ -72,21 +74,26 @@ def main() -> None:
         source = source._replace(units=np.arange(n_tiles))
         jobs += jobs_per_seed(source, real, class_names, classifier, params.seed)
 
-    # Train and test all of them, then average over the seeds of each label set.
-    results = train_and_test_all(jobs)
-    OUT.mkdir(parents=True, exist_ok=True)
-    for i, label_set in enumerate(LABEL_SETS):
-        of_label_set = results[i * classifier.seeds : (i + 1) * classifier.seeds]
-        metrics = average_results(of_label_set, "real_test")
-        accuracies = [
-            result.bootstrapped["real_test"]["overall_accuracy"] for result in of_label_set
-        ]
-        save_file({"overall_accuracy": np.stack(accuracies)}, OUT / f"{label_set}.safetensors")
-        follow_umask(OUT)
-        metrics["n_train"] = of_label_set[0].n_train
-        metrics |= sizes[label_set] | {"seeds": classifier.seeds}
-        metrics["cpu_threads"] = of_label_set[0].cpu_threads
-        write_json(f"metrics/ceiling_{label_set}.json", metrics)
+    # Train and test all of them, then average over the seeds of each label set. After a kill, those
+    # that were finished are kept.
+    with resume_folder("ceiling", jobs_fingerprint(jobs)) as cache:
+        results = train_and_test_all(jobs, cache)
+        OUT.mkdir(parents=True, exist_ok=True)
+        for i, label_set in enumerate(LABEL_SETS):
+            of_label_set = results[i * classifier.seeds : (i + 1) * classifier.seeds]
+            metrics = average_results(of_label_set, "real_test")
+            metrics["n_train"] = of_label_set[0].n_train
+            metrics |= sizes[label_set] | {"seeds": classifier.seeds}
+            metrics["cpu_threads"] = of_label_set[0].cpu_threads
+            write_json(f"metrics/ceiling_{label_set}.json", metrics)
+            write_accuracies(OUT / f"{label_set}.safetensors", of_label_set)
+
+
+def write_accuracies(path: Path, results: list) -> None:
+    """Write the bootstrapped accuracies on real tiles of these `ClassifierResult`s."""
+    accuracies = [result.bootstrapped["real_test"]["overall_accuracy"] for result in results]
+    save_file({"overall_accuracy": np.stack(accuracies)}, path)
+    follow_umask(path.parent)
 
 
 def count_kept(class_names: list[str]) -> dict[int, int]:

@@ -22,6 +22,7 @@ from stages.evaluation.scores import average_by_class, share_of_ceiling
 from stages.params import load
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
+from stages.runtime.resume_cache import resume_folder
 
 # Label set -> the images, their column of labels, and the column that tells their prompts apart.
 SOURCES = {
@@ -39,6 +40,7 @@ def main(label_set: str) -> None:
     make_deterministic(params.seed)
     from stages.evaluation.classification import (
         average_results,
+        jobs_fingerprint,
         jobs_per_seed,
         read_labeled_images,
         refuse_selector_weights,
@@ -63,28 +65,30 @@ def main(label_set: str) -> None:
     log_few_scenes(real.units)
     log_left_out(folder, unused if label_set == "lulc" else [], without_images, unknown)
 
-    # Train and test a classifier for each seed.
-    results = train_and_test_all(jobs_per_seed(source, real, class_names, classifier, params.seed))
+    # Train and test a classifier for each seed. After a kill, those that were finished are kept.
+    jobs = jobs_per_seed(source, real, class_names, classifier, params.seed)
+    with resume_folder(f"classify_{label_set}", jobs_fingerprint(jobs)) as cache:
+        results = train_and_test_all(jobs, cache)
 
-    # Write the metrics.
-    metrics: dict = {}
-    for test_set in ("synthetic_test", "real_test"):
-        metrics[test_set] = average_results(results, test_set)
-    metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
-    metrics |= describe_test_set(label_set, real.labels, class_names, class_of_scene, classes)
-    n_train = round(float(np.mean([result.n_train for result in results])))
-    metrics |= {"n_train": n_train, "seeds": len(results)}
-    metrics["cpu_threads"] = results[0].cpu_threads
-    write_json(f"metrics/classify_{label_set}.json", metrics)
-    accuracy = metrics["real_test"]["overall_accuracy"]
-    log(f"classify: {label_set}: accuracy {accuracy:.3f} on {len(real.labels)} real tiles")
+        # Write the metrics.
+        metrics: dict = {}
+        for test_set in ("synthetic_test", "real_test"):
+            metrics[test_set] = average_results(results, test_set)
+        metrics["real_test"] |= compare_with_ceiling(label_set, metrics["real_test"], results)
+        metrics |= describe_test_set(label_set, real.labels, class_names, class_of_scene, classes)
+        n_train = round(float(np.mean([result.n_train for result in results])))
+        metrics |= {"n_train": n_train, "seeds": len(results)}
+        metrics["cpu_threads"] = results[0].cpu_threads
+        write_json(f"metrics/classify_{label_set}.json", metrics)
+        accuracy = metrics["real_test"]["overall_accuracy"]
+        log(f"classify: {label_set}: accuracy {accuracy:.3f} on {len(real.labels)} real tiles")
 
-    # Keep the first classifier; plot the errors of all.
-    output = Path("models/classifier", label_set)
-    save_network(output, results[0].network, results[0].config)
-    context = describe_inputs(folder, class_names, real.labels, without_images, unlabeled)
-    write_json(output / "context.json", context)
-    write_plots(label_set, class_names, real.labels, results)
+        # Keep the first classifier; plot the errors of all.
+        output = Path("models/classifier", label_set)
+        save_network(output, results[0].network, results[0].config)
+        context = describe_inputs(folder, class_names, real.labels, without_images, unlabeled)
+        write_json(output / "context.json", context)
+        write_plots(label_set, class_names, real.labels, results)
 
 
 def log_few_scenes(units: np.ndarray) -> None:

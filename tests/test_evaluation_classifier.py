@@ -1,10 +1,13 @@
 """The classifier of tiles: its splits, augmentation, training, scores, and its two stages."""
 
 import csv
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from PIL import Image
 
 from stages.common.artifacts import (
     IMAGE,
+    digest,
     encode_png,
     read_json,
     read_rows,
@@ -142,7 +146,7 @@ def test_it_learns_and_gives_the_same_scores_twice():
     assert train_and_test(job).scores == result.scores
 
 
-def test_classifiers_trained_in_parallel_equal_those_trained_one_by_one():
+def test_classifiers_trained_in_parallel_equal_those_trained_one_by_one(tmp_path):
     jobs = [
         brightness_job(train=40, test=30, seed=seed, epochs=2)
         for seed in range(max(3, available_cores()))
@@ -151,7 +155,7 @@ def test_classifiers_trained_in_parallel_equal_those_trained_one_by_one():
     torch.set_num_threads(4)
     torch.ones(10**6).exp_()  # starts OpenMP's threads, which a forked process lacks
     torch.set_num_threads(threads)
-    for in_parallel, job in zip(train_and_test_all(jobs), jobs):
+    for in_parallel, job in zip(train_and_test_all(jobs, tmp_path), jobs):
         alone = train_and_test(job)
         assert in_parallel.scores == alone.scores
         for test_set, samples in in_parallel.bootstrapped.items():
@@ -393,9 +397,10 @@ def test_share_of_ceiling_and_its_interval():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, tmp_path_factory, monkeypatch):
     """Real tiles of four scenes, one of no class; synthetic images of three classes."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
 
     def render_cell(scene: str, i: int) -> dict:
         pixels, *_ = render(scene, 0, i, 32, "domain")
@@ -466,6 +471,103 @@ def test_metrics_and_plots_of_the_stages(folder):
 
 def pairs_that_agree(lines: list[str]) -> int:
     return sum(actual == predicted for actual, predicted in csv.reader(lines))
+
+
+def run_stage(stage: str, cores: int, kill_at: int | None = None) -> tuple[int | None, list[int]]:
+    """Run `ceiling` or `classify` of land cover in a new process.
+
+    Args:
+        stage: ceiling or classify.
+        cores: that the stage may use; with two, it trains in processes of its own.
+        kill_at: the seed at whose training the stage is killed, once another one is finished.
+
+    Returns:
+        The exit code, and the seeds whose classifiers it began to train.
+    """
+    from stages import ceiling, classify
+    from stages.evaluation import classification
+
+    Path("trained").write_text("")
+
+    def run() -> None:
+        stage_process = os.getpid()
+
+        def train(job: TrainingJob):
+            with open("trained", "a") as file:
+                file.write(f"{job.seed}\n")
+            if job.seed == kill_at:
+                scratch = Path(os.environ["REMOTE_DIFFUSION_SCRATCH"])
+                while not list(scratch.rglob("*.safetensors")):
+                    time.sleep(0.02)
+                os.kill(stage_process, signal.SIGKILL)
+                time.sleep(60)  # this process ends with the stage
+            return train_and_test(job)
+
+        torch.set_num_threads(1)
+        classification.available_cores = lambda: cores
+        classification.train_and_test = train
+        if stage == "ceiling":
+            ceiling.main()
+        else:
+            classify.main("lulc")
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(60)
+    process.kill()
+    seeds = [int(line) for line in Path("trained").read_text().splitlines()]
+    Path("trained").unlink()
+    return process.exitcode, seeds
+
+
+@pytest.mark.parametrize(("stage", "cores"), [("ceiling", 2), ("classify", 1)])
+def test_a_killed_stage_trains_no_finished_classifier_again(folder, stage, cores):
+    change_params("classifier", {"seeds": 2, "epochs": 1})
+    first = load().seed
+    assert run_stage("ceiling", 1)[0] == 0  # `classify` reads it
+
+    def outputs() -> list[str]:
+        return [digest("models/ceiling"), digest("models"), digest("metrics")]
+
+    code, seeds = run_stage(stage, cores)
+    expected = outputs()
+    runs = 2 if stage == "ceiling" else 1  # label sets
+    assert code == 0 and sorted(seeds) == sorted([first, first + 1] * runs)
+
+    assert run_stage(stage, cores, kill_at=first + 1)[0] == -signal.SIGKILL
+    finished = list(Path(os.environ["REMOTE_DIFFUSION_SCRATCH"]).rglob("*.safetensors"))
+    assert finished
+    code, seeds = run_stage(stage, cores)
+    assert code == 0 and outputs() == expected
+    assert len(seeds) <= 2 * runs - len(finished)
+    assert not list(Path(os.environ["REMOTE_DIFFUSION_SCRATCH"]).rglob("*.safetensors"))
+
+
+def test_a_damaged_result_is_trained_again_and_one_of_other_inputs_is_not_used(folder):
+    change_params("classifier", {"seeds": 2, "epochs": 1})
+    first = load().seed
+    assert run_stage("ceiling", 1)[0] == run_stage("classify", 1)[0] == 0
+    expected = digest("models"), digest("metrics")
+
+    def kill() -> Path:
+        """Kill `classify` in its second training; the file of its first result."""
+        assert run_stage("classify", 1, kill_at=first + 1)[0] == -signal.SIGKILL
+        (result,) = Path(os.environ["REMOTE_DIFFUSION_SCRATCH"]).rglob("*.safetensors")
+        return result
+
+    for damage in (lambda content: content[:-100], lambda content: content[:-1] + b"\0"):
+        result = kill()
+        result.write_bytes(damage(result.read_bytes()))
+        assert run_stage("classify", 1) == (0, [first, first + 1])
+        assert (digest("models"), digest("metrics")) == expected
+
+    kill()
+    change_params("classifier", {"lr": 3e-3})
+    assert run_stage("classify", 1) == (0, [first, first + 1])
+    change_params("classifier", {"lr": CONFIG.lr})
+    rows = read_rows("data/synthetic")
+    write_shards("data/synthetic", [rows[-1], *rows[1:-1], rows[0]], LABELED_SCHEMA)
+    assert run_stage("classify", 1) == (0, [first, first + 1])
 
 
 def test_a_class_of_0_prompts_is_left_out_with_its_real_tiles(folder, capsys):

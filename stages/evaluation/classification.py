@@ -4,6 +4,7 @@ It is trained on generated images (`classify`) and, as the ceiling, on as many r
 (`ceiling`); both are tested on real tiles.
 """
 
+import hashlib
 import logging
 import tempfile
 import warnings
@@ -19,9 +20,10 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import ClassificationTask
 
-from stages.common.artifacts import read_json, read_rows
+from stages.common.artifacts import fingerprint, read_json, read_rows
 from stages.common.rng import rng
 from stages.common.torch_setup import cpu_threads, torch_generator
+from stages.evaluation.classifier_results import ClassifierResult, read_result, write_result
 from stages.evaluation.labels import scene_of_tile
 from stages.evaluation.networks import channel_statistics, create_network, load_images
 from stages.evaluation.scores import (
@@ -33,6 +35,7 @@ from stages.evaluation.scores import (
 from stages.params import Classifier
 from stages.runtime.errors import exit_with_error
 from stages.runtime.parallel import available_cores, ordered_map
+from stages.runtime.progress import log
 
 # ESA's 8-bit true-color images reach 255 at a Sentinel-2 reflectance of 0.3558. TorchGeo's weights
 # were trained on reflectance (digital numbers / 10,000 of bands B4, B3, B2 = R, G, B), so pixels
@@ -64,19 +67,6 @@ class TrainingJob(NamedTuple):
     config: Classifier
     seed: int
     weights: Path | None  # a TorchGeo backbone as safetensors; None: random weights
-
-
-class ClassifierResult(NamedTuple):
-    """One trained classifier and its scores on the test sets `synthetic_test` and `real_test`."""
-
-    network: torch.nn.Module
-    n_train: int
-    cpu_threads: int  # that trained it; 0 on a GPU
-    scores: dict[str, dict[str, float]]
-    bootstrapped: dict[str, dict[str, np.ndarray]]  # the scores of redrawn test sets
-    by_class: dict[str, np.ndarray]  # `accuracy_by_class` [2, K]
-    predictions: dict[str, np.ndarray]  # class numbers [N]
-    config: dict
 
 
 def read_labeled_images(
@@ -295,23 +285,59 @@ def jobs_per_seed(
     ]
 
 
-def train_and_test_all(jobs: list[TrainingJob]) -> list[ClassifierResult]:
+def jobs_fingerprint(jobs: list[TrainingJob]) -> str:
+    """`fingerprint` of all that decides the results: images, params, weights and this code."""
+    settings = [
+        {
+            "images": [
+                hashlib.sha256(array.data).hexdigest() for array in (*job.source, *job.real)
+            ],
+            "classes": job.class_names,
+            "classifier": job.config.model_dump(),
+            "seed": job.seed,
+        }
+        for job in jobs
+    ]
+    weights = sorted({job.weights.parent for job in jobs if job.weights})
+    code = sorted(Path(__file__).parent.glob("*.py"))
+    return fingerprint({"jobs": settings}, [*weights, *code])
+
+
+def train_and_test_all(jobs: list[TrainingJob], folder: Path) -> list[ClassifierResult]:
     """`train_and_test` of each job, in parallel where there is a job for every core.
 
     Much of a small network's step is Python, which leaves other cores idle. Processes are forked,
     and a fork of a process whose OpenMP threads have started hangs as soon as it uses more than
     one: hence one thread each, and one job after another on a GPU.
+
+    Args:
+        jobs: to do.
+        folder: keeps the result of each. Those that a killed run left there are not trained again.
     """
+    files = [folder / f"{number}.safetensors" for number in range(len(jobs))]
+    finished = {file: result for file in files if (result := read_result(file))}
+    unfinished = [(file, (job, file)) for file, job in zip(files, jobs) if file not in finished]
+    if finished:
+        log(f"classifier: {len(finished)} of {len(jobs)} trained by an earlier run are kept")
+    # Not by what is left to do: a resumed run trains on as many threads as the killed one.
     if torch.cuda.is_available() or not 1 < available_cores() <= len(jobs):
-        return [train_and_test(job) for job in jobs]
-    processes = min(len(jobs), 2 * available_cores())
-    results = ordered_map(_train_and_test_on_one_thread, enumerate(jobs), 1, processes)
-    return [result for _, result in results]
+        finished |= {file: _train_and_keep(task) for file, task in unfinished}
+    elif unfinished:
+        processes = min(len(unfinished), 2 * available_cores())
+        finished |= ordered_map(_train_and_keep_on_one_thread, unfinished, 1, processes)
+    return [finished[file] for file in files]
 
 
-def _train_and_test_on_one_thread(job: TrainingJob) -> ClassifierResult:
+def _train_and_keep_on_one_thread(task: tuple[TrainingJob, Path]) -> ClassifierResult:
     torch.set_num_threads(1)
-    return train_and_test(job)
+    return _train_and_keep(task)
+
+
+def _train_and_keep(task: tuple[TrainingJob, Path]) -> ClassifierResult:
+    job, file = task
+    result = train_and_test(job)
+    write_result(file, result)
+    return result
 
 
 def train_and_test(job: TrainingJob) -> ClassifierResult:
