@@ -3,30 +3,44 @@
     python -m stages.runtime.launch features real|base|tuned|synthetic
 
 Images go through in fixed batches, the last one padded, dealt out over the processes: the bytes are
-the same for any number of them. Of several images of one caption the first is taken.
+the same for any number of them. Finished batches are kept in the resume cache until all are done.
+Of several images of one caption the first is taken.
 """
 
 import shutil
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from safetensors.torch import save_file
 
-from stages.common.artifacts import read_rows, stream_rows, write_table
+from stages.common.artifacts import (
+    fingerprint,
+    read_rows,
+    stream_rows,
+    write_atomically,
+    write_table,
+)
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.extractors import caption_embeddings, load_extractor
+from stages.evaluation import networks
+from stages.evaluation.classifier_results import compute_checksum
+from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.networks import add_black_frame, batched, decode_batch
-from stages.params import load
+from stages.params import Features, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
+from stages.runtime.resume_cache import resume_folder
 
 FEATURES = Path("data/features")
 # Argument of the stage -> {folder in data/features: folder of images}.
@@ -36,6 +50,9 @@ SOURCES = {
     "tuned": {"tuned": "data/samples/tuned"},
     "synthetic": {"synthetic": "data/synthetic"},
 }
+SECONDS = 60.0  # between two files of finished batches: what a kill may cost
+
+Outputs = dict[str, torch.Tensor]
 
 
 def main(which: str) -> None:
@@ -48,33 +65,65 @@ def main(which: str) -> None:
     if state.is_main_process:
         shutil.rmtree(FEATURES / which, ignore_errors=True)
 
-    for name in [*features.extractors, "pixels"]:
-        network = load_extractor(name).to(state.device)
-        for folder, images in SOURCES[which].items():
-            title = f"{name} of {folder}"
-            outputs = extract(network, images, len(rows[folder]), features.batch_size, state, title)
-            if name == "clip" and which in ("base", "tuned"):
-                captions = [row["caption"] for row in read_rows(images, ["caption"])]
-                outputs["captions"] = caption_embeddings(
-                    network, captions[: len(rows[folder])], features.batch_size
-                )
-            write_features(folder, name, outputs, state)
-        if which == "real" and features.padded and name != "pixels":
-            outputs = extract(
-                network,
-                SOURCES["real"]["real/test"],
-                len(rows["real/test"]),
-                features.batch_size,
-                state,
-                f"{name} of padded tiles",
-                prepare=add_black_frame,
-            )
-            write_features("real/test_padded", name, outputs, state)
+    with resume_folder(f"features_{which}", run_fingerprint(which, features)) as cache:
+        for name in [*features.extractors, "pixels"]:
+            extract_sets(which, name, rows, features, state, cache)
+        if state.is_main_process:
+            for folder, kept_rows in rows.items():
+                table = pa.Table.from_pylist(kept_rows).select(columns)
+                write_table(FEATURES / folder / "rows.parquet", table)
 
-    if state.is_main_process:
-        for folder, kept_rows in rows.items():
-            table = pa.Table.from_pylist(kept_rows).select(columns)
-            write_table(FEATURES / folder / "rows.parquet", table)
+
+def run_fingerprint(which: str, features: Features) -> str:
+    """`fingerprint` of all that decides the outputs: params, images, weights and this code."""
+    inputs: list[str | Path] = [*SOURCES[which].values()]
+    weights = [weights_folder(name) for name in features.extractors]
+    inputs += [folder for folder in weights if folder.exists()]  # reported where they are loaded
+    inputs += [Path(__file__), *sorted(Path(networks.__file__).parent.glob("*.py"))]
+    return fingerprint({"features": features.model_dump()}, inputs)
+
+
+def extract_sets(
+    which: str,
+    name: str,
+    rows: dict[str, list[dict]],
+    features: Features,
+    state: PartialState,
+    cache: Path,
+) -> None:
+    """Write the features of one extractor for each set of images of the stage.
+
+    Args:
+        which: the argument of the stage.
+        name: of the extractor.
+        rows: of each folder in data/features.
+        features: the params.
+        state: of the processes.
+        cache: keeps the finished batches.
+    """
+    network = load_extractor(name).to(state.device)
+    batch_size = features.batch_size
+    for folder, images in SOURCES[which].items():
+        count = len(rows[folder])
+        title = f"{name} of {folder}"
+        finished = FinishedBatches(cache / name / folder)
+        outputs = extract(network, images, count, batch_size, state, title, finished=finished)
+        if name == "clip" and which in ("base", "tuned"):
+            captions = [row["caption"] for row in read_rows(images, ["caption"])]
+            outputs["captions"] = caption_embeddings(network, captions[:count], batch_size)
+        write_features(folder, name, outputs, state)
+    if which == "real" and features.padded and name != "pixels":
+        outputs = extract(
+            network,
+            SOURCES["real"]["real/test"],
+            len(rows["real/test"]),
+            batch_size,
+            state,
+            f"{name} of padded tiles",
+            add_black_frame,
+            FinishedBatches(cache / name / "real/test_padded"),
+        )
+        write_features("real/test_padded", name, outputs, state)
 
 
 def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
@@ -98,6 +147,58 @@ def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
     return rows
 
 
+class FinishedBatches:
+    """Outputs of finished batches in a folder of the resume cache, one file a minute."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.unwritten: dict[int, Outputs] = {}  # by number of batch
+        self.written = time.monotonic()
+
+    def read(self) -> dict[int, Outputs]:
+        """The outputs of earlier runs by number of batch. Damaged files are named in the log."""
+        finished: dict[int, Outputs] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            for name, array in read_undamaged(path).items():
+                number, key = name.split(".", 1)
+                finished.setdefault(int(number), {})[key] = torch.from_numpy(array)
+        return finished
+
+    def add(self, number: int, outputs: Outputs) -> None:
+        """Keep the outputs of a batch; write all that are new a minute after the last file."""
+        self.unwritten[number] = outputs
+        if time.monotonic() - self.written > SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the new outputs to a file, complete or not at all, that the first batch names."""
+        if self.unwritten:
+            arrays = {
+                f"{number}.{key}": value.contiguous().numpy()
+                for number, outputs in self.unwritten.items()
+                for key, value in outputs.items()
+            }
+            path = self.folder / f"{min(self.unwritten)}.safetensors"
+            write_atomically(path, save(arrays, {"crc32": compute_checksum(arrays, "")}))
+        self.unwritten = {}
+        self.written = time.monotonic()
+
+
+def read_undamaged(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of finished batches; none, with a line in the log, of a damaged one."""
+    try:
+        with safe_open(path, "np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            metadata = file.metadata() or {}
+        if metadata.get("crc32") != compute_checksum(arrays, ""):
+            raise SafetensorError("its checksum is not the one it was written with")
+    except SafetensorError as error:
+        log(f"{path}: incomplete or damaged, its images go through again ({error})")
+        return {}
+    return arrays
+
+
 @torch.inference_mode()
 def extract(
     network: torch.nn.Module,
@@ -107,7 +208,8 @@ def extract(
     state: PartialState,
     title: str,
     prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> dict[str, torch.Tensor]:
+    finished: FinishedBatches | None = None,
+) -> Outputs:
     """Each output of the network for the first images of a folder of shards, float32 [N, ...].
 
     Args:
@@ -118,19 +220,28 @@ def extract(
         state: of the processes, which share the batches.
         title: of the progress bar.
         prepare: changes images uint8 [B, 3, H, W] before they enter the network.
+        finished: those of earlier runs, which are not repeated, and where new ones are kept.
     """
+    earlier = finished.read() if finished else {}
+    if earlier:
+        log(f"features: {title}: {len(earlier)} finished batches of an earlier run are kept")
     numbered_outputs = []
     batches = batched(islice(stream_rows(images, ["image"]), count), batch_size)
     for number, rows in enumerate(progress_bar(batches, desc=title, unit="batch")):
         if number % state.num_processes != state.process_index:
             continue
-        padding = [rows[-1]] * (batch_size - len(rows))
-        x = decode_batch(rows + padding).to(state.device)  # [B, 3, H, W]
-        if prepare:
-            x = prepare(x)
-        outputs = network(x)
-        kept = {key: value[: len(rows)].float().cpu() for key, value in outputs.items()}
-        numbered_outputs.append((number, kept))
+        outputs = earlier.get(number)
+        if outputs is None:
+            padding = [rows[-1]] * (batch_size - len(rows))
+            x = decode_batch(rows + padding).to(state.device)  # [B, 3, H, W]
+            if prepare:
+                x = prepare(x)
+            outputs = {key: value[: len(rows)].float().cpu() for key, value in network(x).items()}
+            if finished:
+                finished.add(number, outputs)
+        numbered_outputs.append((number, outputs))
+    if finished:
+        finished.write()
     gathered = sorted(gather_object(numbered_outputs), key=lambda item: item[0])
     first_outputs = gathered[0][1]
     return {
@@ -139,9 +250,7 @@ def extract(
     }
 
 
-def write_features(
-    folder: str, name: str, outputs: dict[str, torch.Tensor], state: PartialState
-) -> None:
+def write_features(folder: str, name: str, outputs: Outputs, state: PartialState) -> None:
     """Write `data/features/<folder>/<name>.safetensors`, from the first process alone."""
     if not state.is_main_process:
         return

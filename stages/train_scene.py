@@ -3,20 +3,27 @@
     python -m stages.runtime.launch train_scene
 
 It is the `scene` feature extractor (what lies before its last layer), and it judges whether an
-image shows the scene of its caption.
+image shows the scene of its caption. Training that was killed resumes from its last checkpoint.
 """
 
 import math
 import shutil
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch.nn import functional as F
 
-from stages.common.artifacts import read_rows
+from stages.common.artifacts import fingerprint, read_rows
 from stages.common.dihedral import dihedral
+from stages.common.rng import rng
 from stages.common.sources import file_hashes
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
+from stages.diffusion.checkpoints import TrainingState
+from stages.diffusion.resumable import MinuteCheckpoints
+from stages.evaluation import networks
 from stages.evaluation.networks import (
     channel_statistics,
     create_network,
@@ -30,7 +37,10 @@ from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
+from stages.runtime.resume_cache import resume_folder
 
+TRAIN = Path("data/imagery/train")
+OUT = Path("models/scene")
 # The judge of the embedded scenes. A judge that each run trained would differ between CPUs, and
 # with it all that is measured in its features. `stages/embedded/train_models.py` trained it.
 EMBEDDED = Path(__file__).parent / "embedded" / "models" / "scene"
@@ -47,11 +57,11 @@ def main() -> None:
     params = load()
     config = params.train_scene
     make_deterministic(params.seed)
-    with atomic_folder(Path("models/scene")) as folder:
-        if config.source == "embedded":
+    if config.source == "embedded":
+        with atomic_folder(OUT) as folder:
             copy_embedded(folder)
-        else:
-            train_from_scratch(folder, config, params.seed)
+    else:
+        train_from_scratch(config, params.seed)
 
 
 def copy_embedded(folder: Path) -> None:
@@ -87,30 +97,32 @@ def copy_embedded(folder: Path) -> None:
     measure_accuracy(network, images, labels, network_config)
 
 
-def train_from_scratch(folder: Path, config: TrainScene, seed: int) -> None:
+def train_from_scratch(config: TrainScene, seed: int) -> None:
     """Train a judge on the training tiles, and measure it on the valid tiles."""
-    images, labels, scenes = read_tiles("data/imagery/train", None, config.resolution)
+    images, labels, scenes = read_tiles(str(TRAIN), None, config.resolution)
     if len(scenes) < 2:
-        exit_with_error(
-            f"data/imagery/train: {len(scenes)} scene(s); a scene classifier needs at least 2"
-        )
+        exit_with_error(f"{TRAIN}: {len(scenes)} scene(s); a scene classifier needs at least 2")
     mean, std = channel_statistics(images)
-    network = train(images, labels, mean, std, len(scenes), config, seed)
-    network_config = {
-        "model": config.model,
-        "resolution": config.resolution,
-        "scenes": scenes,
-        "mean": mean,
-        "std": std,
-    }
-    valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, config.resolution)
-    accuracy = measure_accuracy(network, valid_images, valid_labels, network_config)
-    network_config |= {
-        "valid_accuracy": accuracy,
-        "n_valid": len(valid_images),
-        "n_train": len(images),
-    }
-    save_network(folder, network, network_config)
+    # A run resumes only checkpoints of the same params, tiles and code.
+    settings = {"train_scene": config.model_dump(), "seed": seed}
+    run_id = fingerprint(settings, [TRAIN, Path(__file__), Path(networks.__file__)])
+    with resume_folder("train_scene", run_id) as cache, atomic_folder(OUT) as folder:
+        network = train(images, labels, mean, std, len(scenes), config, seed, cache)
+        network_config = {
+            "model": config.model,
+            "resolution": config.resolution,
+            "scenes": scenes,
+            "mean": mean,
+            "std": std,
+        }
+        valid_images, valid_labels, _ = read_tiles("data/imagery/valid", scenes, config.resolution)
+        accuracy = measure_accuracy(network, valid_images, valid_labels, network_config)
+        network_config |= {
+            "valid_accuracy": accuracy,
+            "n_valid": len(valid_images),
+            "n_train": len(images),
+        }
+        save_network(folder, network, network_config)
 
 
 def measure_accuracy(
@@ -153,6 +165,7 @@ def train(
     class_count: int,
     config: TrainScene,
     seed: int,
+    cache: Path | None = None,
 ) -> torch.nn.Module:
     """Train on every tile once per epoch, each time under one of its 8 flips and rotations.
 
@@ -163,7 +176,8 @@ def train(
         std: of each channel, likewise.
         class_count: number of scenes.
         config: the section `train_scene`.
-        seed: of the order and the augmentation.
+        seed: of the order, the augmentation and what the network itself draws.
+        cache: a folder for checkpoints, from which training resumes; None: there are none.
 
     Raises:
         SystemExit: the loss, or what the trained network answers, is NaN or inf.
@@ -174,37 +188,67 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=WEIGHT_DECAY)
     steps_per_epoch = max(len(images) // config.batch_size, 1)
     total_steps = config.epochs * steps_per_epoch
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(step, total_steps)
+    checkpoints = None
+    state = TrainingState()
+    if cache:
+        weights = network.state_dict(keep_vars=True)  # and the averages of batch normalization
+        checkpoints = MinuteCheckpoints(cache, "train_scene", weights, {}, optimizer)
+        state = checkpoints.resume()
+    draws = islice(draw_steps(len(images), steps_per_epoch, config, seed), state.step, None)
+    bar = progress_bar(
+        draws, total=total_steps, initial=state.step, desc="train_scene", unit="step"
     )
-    generator = torch_generator(seed, "train_scene")
-    for epoch in progress_bar(range(1, config.epochs + 1), desc="train_scene", unit="epoch"):
-        order = torch.randperm(len(images), generator=generator)
-        for batch in order.split(config.batch_size)[:steps_per_epoch]:
-            x = augment(images[batch], generator).to(device)  # [B, 3, R, R]
-            x = normalize(reduce_detail(x.float(), generator), mean, std)
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                logits = network(x).float()  # [B, scenes]
-                loss = F.cross_entropy(
-                    logits, labels[batch].to(device), label_smoothing=LABEL_SMOOTHING
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-        if not loss.isfinite():
-            exit_with_error(
-                f"train_scene.lr: the loss is NaN or inf by epoch {epoch}. "
-                f"Try a lower lr than {config.lr}"
-            )
-    # The last step's update, or the running averages that training doesn't use, may have diverged.
-    with torch.no_grad():
-        if not network.eval()(x).isfinite().all():
-            exit_with_error(
-                "train_scene.lr: the trained network's answers are NaN or inf. "
-                f"Try a lower lr than {config.lr}"
-            )
+    for rows, variants, scale in bar:
+        torch.manual_seed(int(rng(seed, "train_scene", state.step).integers(2**63)))  # of dropout
+        optimizer.param_groups[0]["lr"] = config.lr * lr_factor(state.step, total_steps)
+        x = augment(images[rows], variants).to(device)  # [B, 3, R, R]
+        x = normalize(reduce_detail(x.float(), scale), mean, std)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = network(x).float()  # [B, scenes]
+            loss = F.cross_entropy(logits, labels[rows].to(device), label_smoothing=LABEL_SMOOTHING)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        state.step += 1
+        if state.step % steps_per_epoch == 0 and not loss.isfinite():
+            epoch = state.step // steps_per_epoch
+            exit_as_diverged(f"the loss is NaN or inf by epoch {epoch}", config.lr)
+        if checkpoints:
+            checkpoints.save_if_due(state, total_steps)
+    check_answers(network.eval(), images[: config.batch_size], mean, std, config.lr)
     return network
+
+
+@torch.no_grad()
+def check_answers(
+    network: torch.nn.Module, images: torch.Tensor, mean: list[float], std: list[float], lr: float
+) -> None:
+    """Exit with an error where a trained network's answers for uint8 [B, 3, R, R] are NaN or inf.
+
+    The last step's update, or the running averages that training doesn't use, may have diverged.
+    """
+    device = next(network.parameters()).device
+    if not network(normalize(images.to(device).float(), mean, std)).isfinite().all():
+        exit_as_diverged("the trained network's answers are NaN or inf", lr)
+
+
+def exit_as_diverged(fault: str, lr: float) -> NoReturn:
+    exit_with_error(f"train_scene.lr: {fault}. Try a lower lr than {lr}")
+
+
+def draw_steps(
+    count: int, steps_per_epoch: int, config: TrainScene, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, float]]:
+    """Yield row numbers [B] out of `count`, their variants [B] for `augment`, and a scale per step.
+
+    A resumed run draws those of the steps that were done, too: the following ones are the same.
+    """
+    generator = torch_generator(seed, "train_scene")
+    for _ in range(config.epochs):
+        order = torch.randperm(count, generator=generator)
+        for rows in order.split(config.batch_size)[:steps_per_epoch]:
+            variants = torch.randint(8, (len(rows),), generator=generator)
+            yield rows, variants, 0.35 + 0.5 * torch.rand((), generator=generator).item()
 
 
 def lr_factor(step: int, total_steps: int) -> float:
@@ -214,13 +258,14 @@ def lr_factor(step: int, total_steps: int) -> float:
     return min(warmup, cosine)
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image of [B, 3, R, R] under a random one of its 8 flips and rotations."""
-    variants = torch.randint(8, (len(images),), generator=generator).tolist()
-    return torch.stack([dihedral(image, variant) for image, variant in zip(images, variants)])
+def augment(images: torch.Tensor, variants: torch.Tensor) -> torch.Tensor:
+    """Each image of [B, 3, R, R] under one of its 8 flips and rotations, by number [B]."""
+    return torch.stack(
+        [dihedral(image, variant) for image, variant in zip(images, variants.tolist())]
+    )
 
 
-def reduce_detail(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def reduce_detail(images: torch.Tensor, scale: float) -> torch.Tensor:
     """Scale half of a batch [B, 3, R, R] down, to as little as 35 %, and up again.
 
     Scenes should be told by shape and layout. Without this the network relies on sensor noise,
@@ -229,8 +274,7 @@ def reduce_detail(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     """
     half = len(images) // 2
     side = images.shape[-1]
-    small_side = int(side * (0.35 + 0.5 * torch.rand((), generator=generator).item()))
-    small = F.interpolate(images[:half], small_side, mode="bilinear", antialias=True)
+    small = F.interpolate(images[:half], int(side * scale), mode="bilinear", antialias=True)
     return torch.cat([F.interpolate(small, side, mode="bilinear"), images[half:]])
 
 

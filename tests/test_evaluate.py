@@ -73,6 +73,7 @@ def evaluate(folder, monkeypatch, tmp_path, capsys):
         return json.loads(file.read_text()), output.out + output.err
 
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
     return run
 
 

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+from tiny_diffusion import run
 
-from stages.common.artifacts import IMAGE, encode_png, read_rows, write_shards
+from stages.common.artifacts import IMAGE, digest, encode_png, read_rows, write_shards
 from stages.common.sources import file_hashes
 from stages.embedded.scenes import SCENES as ALL_SCENES
 from stages.embedded.scenes import render
@@ -51,12 +54,19 @@ def write_params(**sections) -> None:
     Path("params.yaml").write_text(yaml.safe_dump(values))
 
 
+@pytest.fixture(autouse=True)
+def scratch(tmp_path_factory, monkeypatch):
+    """A resume cache for each test."""
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with imagery, samples and a trained scene network."""
     path = tmp_path_factory.mktemp("scene")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
+        patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
         write_params(
             train_scene={
                 "model": "test_byobnet",
@@ -188,6 +198,59 @@ def test_train_scene_writes_the_same_bytes_twice(in_folder):
     first = Path("models/scene/model.safetensors").read_bytes()
     train_scene.main()
     assert Path("models/scene/model.safetensors").read_bytes() == first
+
+
+def train_killed_at(step: int) -> None:
+    """Run `train_scene` with a checkpoint at every step, and kill it when this one is written."""
+    from stages import train_scene
+    from stages.diffusion import checkpoints, resumable
+
+    resumable.SECONDS = 0
+    save_step = checkpoints.save_step
+
+    def save_step_then_kill(folder, tensors, state, keep):
+        save_step(folder, tensors, state, keep)
+        if state.step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoints.save_step = save_step_then_kill
+    train_scene.main()
+
+
+@pytest.mark.parametrize("model", ["test_byobnet", "test_vit_relpos"])
+def test_killed_training_resumes_and_ends_with_the_same_bytes(in_copy, model):
+    """In an epoch and after both; a network with batch normalization, and one with dropout."""
+    from stages import train_scene
+
+    config = {"model": model, "resolution": 32, "epochs": 2, "batch_size": 16, "lr": 4e-3}
+    write_params(train_scene=config)  # two epochs of 7 steps
+    code, log = run(in_copy, train_scene.main)
+    assert code == 0 and "resuming" not in log, log
+    expected = digest("models/scene")
+    assert not list(Path("scratch").rglob("*.safetensors"))
+    shutil.rmtree("models/scene")
+
+    for step in (3, 9, 14):
+        assert run(in_copy, train_killed_at, step)[0] == -signal.SIGKILL
+        assert not Path("models/scene").exists()
+    code, log = run(in_copy, train_scene.main)
+    assert code == 0 and "train_scene: resuming from step 14\n" in log, log
+    assert digest("models/scene") == expected
+
+
+def test_other_params_or_tiles_train_from_the_beginning(in_copy):
+    from stages import train_scene
+
+    config = {"model": "test_byobnet", "resolution": 32, "epochs": 1, "batch_size": 16}
+    write_params(train_scene=config)
+    assert run(in_copy, train_killed_at, 5)[0] == -signal.SIGKILL
+    write_params(train_scene=config | {"batch_size": 15})
+    code, log = run(in_copy, train_scene.main)
+    assert code == 0 and "resuming" not in log, log
+    write_params(train_scene=config)
+    write_shards("data/imagery/train", tile_rows(0, 119), SCHEMA)
+    code, log = run(in_copy, train_scene.main)
+    assert code == 0 and "resuming" not in log, log
 
 
 def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
@@ -350,6 +413,71 @@ def test_jpeg_compression_or_resizing_of_one_set_is_warned_of(in_folder, capsys)
     assert result["warned"] == 1
     assert result["detail_ratio"] < 0.8
     assert "fid: samples: " in capsys.readouterr().err
+
+
+def extract_counting(which: str, kill_after: int = -1) -> None:
+    """Run `features`, keep each batch at once, and write how many went through to `batches.txt`.
+
+    The first process is killed when this number of files of batches is written.
+    """
+    from stages import features
+
+    features.SECONDS = 0
+    write = features.write_atomically
+    written: list[Path] = []
+
+    def write_then_kill(path: Path, content: bytes) -> None:
+        write(path, content)
+        written.append(path)
+        if len(written) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    features.write_atomically = write_then_kill
+    features.main(which)
+    Path("batches.txt").write_text(str(len(written)))
+
+
+def test_a_killed_run_repeats_no_finished_batch_and_ends_with_the_same_bytes(in_copy):
+    """Killed in the second extractor and run again by more processes; a damaged file is redone."""
+    assert run(in_copy, extract_counting, "real")[0] == 0
+    expected = digest("data/features/real")
+    # Batches of 16: 8 of train, 3 of test, 3 of padded tiles; then 8 and 3 of pixels.
+    assert Path("batches.txt").read_text() == "25"
+
+    for processes in (1, 2):
+        assert run(in_copy, extract_counting, "real", 16)[0] == -signal.SIGKILL
+        kept = sorted(Path("scratch").rglob("*.safetensors"))
+        assert len(kept) == 16
+        kept[0].write_bytes(kept[0].read_bytes()[:-1] + b"?")
+        code, log = run(in_copy, extract_counting, "real", processes=processes)
+        assert code == 0, log
+        assert f"{kept[0].name}: incomplete or damaged" in log
+        assert "features: scene of padded tiles: 3 finished batches of an earlier run" in log
+        assert processes == 2 or Path("batches.txt").read_text() == "10"
+        assert digest("data/features/real") == expected
+        assert not list(Path("scratch").rglob("*.safetensors"))
+
+
+def test_other_params_images_or_weights_take_no_kept_batch(in_copy):
+    assert run(in_copy, extract_counting, "synthetic", 4)[0] == -signal.SIGKILL
+    assert len(list(Path("scratch").rglob("*.safetensors"))) == 4
+
+    def count_batches() -> str:
+        code, log = run(in_copy, extract_counting, "synthetic")
+        assert code == 0 and "of an earlier run" not in log, log
+        return Path("batches.txt").read_text()
+
+    params = Path("params.yaml").read_text()
+    write_params(features={"extractors": ["scene"], "batch_size": 10, "padded": True})
+    assert count_batches() == "4"
+    Path("params.yaml").write_text(params)
+    config = json.loads(Path("models/scene/config.json").read_text())
+    Path("models/scene/config.json").write_text(json.dumps(config | {"mean": [0.4] * 3}))
+    assert count_batches() == "4"
+    Path("models/scene/config.json").write_text(json.dumps(config))
+    rows = read_rows("data/synthetic")
+    write_shards("data/synthetic", rows[::-1], LABELED_SCHEMA)
+    assert count_batches() == "4"
 
 
 def test_of_several_images_per_caption_the_first_is_measured(in_copy):
