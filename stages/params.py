@@ -275,7 +275,8 @@ class Chunk(Section):
 
 class Splits(Section):
     train: Name | None = Field(
-        description="the source's name of its training split; null = what the others leave"
+        description="the source's name of its training split; null = what the others leave, but no "
+        "split of a name like theirs"
     )
     valid: Name | None = Field(
         description="the source's name of its validation split; null = carve one out"

@@ -658,11 +658,21 @@ def test_the_fine_tuned_model_alone_is_drawn_with_but_not_half_of_it(clone, capf
 def test_a_model_of_other_params_is_drawn_with_and_the_page_says_so(clone, capfd):
     """As after `make scale`, before `dvc repro`."""
     make_pipeline(clone / "models/diffusion")
-    config = read()["finetune_sd"]
-    entry = {"cmd": "finetune_sd", "params": {"params.yaml": {"finetune_sd": config}}}
-    for lr, note in ((config["lr"], ""), (config["lr"] * 2, "other params")):
-        config["lr"] = lr
-        write_json(clone / "dvc.lock", {"schema": "2.0", "stages": {"finetune_sd": entry}})
+    locked = {stage: read()[stage] for stage in ("finetune_sd", "fetch_imagery")}
+    entries = {
+        stage: {"cmd": stage, "params": {"params.yaml": {stage: config}}}
+        for stage, config in locked.items()
+    }
+    for stage, key, note in (
+        (None, None, ""),
+        ("finetune_sd", "lr", "other params"),
+        ("fetch_imagery", "max_images", "other params"),
+    ):
+        for name, config in locked.items():
+            config |= read()[name]
+        if stage:
+            locked[stage][key] *= 2
+        write_json(clone / "dvc.lock", {"schema": "2.0", "stages": entries})
         demo = demo_page.DemoModels(load())
         assert demo.folder == demo_page.TUNED
         assert ("other params" in capfd.readouterr().err) == bool(note)

@@ -96,6 +96,24 @@ def test_an_image_outside_class_folders_is_skipped_whatever_it_is_named(tmp_path
     assert skipped == ["test/img_20.png", "test/img_21.png", "test/img_22.png"]
 
 
+@pytest.mark.parametrize("captioned", [False, True])
+def test_an_image_outside_class_folders_may_be_named_as_one(tmp_path, captioned):
+    images = ["train/forest/a.png", "train/lake/b.png", "test/forest_1.png", "test/lake_2.png"]
+    for i, image in enumerate(images):
+        folder, _, name = image.rpartition("/")
+        write_images(tmp_path, folder, 1, i, name)
+        if captioned:
+            (tmp_path / image).with_suffix(".txt").write_text("seen from above")
+    items = open_source(tmp_path, "key").read_items(False)
+    found = {item.name: (item.split, item.scene) for item in items if not item.skip_reason}
+    assert found == {
+        "train/forest/a.png": ("train", "forest"),
+        "train/lake/b.png": ("train", "lake"),
+        "test/forest_1.png": ("test", "forest"),
+        "test/lake_2.png": ("test", "lake"),
+    }
+
+
 def test_numbered_parts_of_a_split_are_one(capfd):
     undecided = dict.fromkeys(OWN_SPLITS)
     tables = {"train_1": 8, "train_2": 8, "test_1": 2, "test_2": 2}
@@ -112,6 +130,23 @@ def test_numbered_parts_of_a_split_are_one(capfd):
     matched, _ = match_splits(counts, undecided | {"test": "eval"}, "key")
     assert matched == {"train": "train", "eval": "test"}
     assert "2 images of the source's split test are not used" in capfd.readouterr().err
+    parts = {"train": 8, "test_1": 2, "test_2": 3}
+    for train in (None, "train"):
+        matched, _ = match_splits(parts, undecided | {"train": train, "test": "test_1"}, "key")
+        assert matched == {"train": "train"} | both
+    matched, _ = match_splits(parts, undecided | {"valid": "test_1"}, "key")
+    assert matched == {"train": "train", "test_1": "valid"}
+    assert "3 images of the source's split test_2 are not used" in capfd.readouterr().err
+    parts = {"train_1": 8, "train_2": 2, "train_3": 8}
+    matched, _ = match_splits(parts, undecided | {"train": "train_1", "valid": "train_2"}, "key")
+    assert matched == {"train_1": "train", "train_2": "valid", "train_3": "train"}
+    matched, _ = match_splits(parts, undecided | {"valid": "train_2"}, "key")
+    assert matched == {"train_1": "train", "train_2": "valid", "train_3": "train"}
+    parts = {"test_1": 8, "test_2": 3}
+    with pytest.raises(SystemExit, match="key.train: nothing is left for it: name its split; "):
+        match_splits(parts, undecided | {"test": "test_2"}, "key")
+    named = undecided | {"train": "test_1", "test": "test_2"}
+    assert match_splits(parts, named, "key")[0] == {"test_1": "train", "test_2": "test"}
 
 
 def test_split_folders_without_classes(tmp_path, monkeypatch):

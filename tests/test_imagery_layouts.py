@@ -699,6 +699,57 @@ def test_a_captioned_image_outside_class_folders_has_no_class(tmp_path):
     }
 
 
+def test_captioned_images_beside_one_folder_have_the_classes_of_their_names(tmp_path):
+    scenes = {"airport_1.png": "airport", "lake_1.png": "lake", "extra/lake_3.png": "lake"}
+    draw(tmp_path, *scenes)
+    for image in scenes:
+        (tmp_path / image).with_suffix(".txt").write_text("seen from above")
+    survey = survey_items(open_source(tmp_path, KEY), SkipReport())
+    assert survey.scenes == {"airport": 1, "lake": 2}
+
+
+@pytest.mark.parametrize(
+    "name, label",
+    [
+        *((name, None) for name in (*WRITERS, "train.parquet", "captions.json")),
+        ("metadata.jsonl", {"id": 0, "name": "lake"}),
+        ("metadata.parquet", {"id": 0, "name": "lake"}),
+        ("train.parquet", {"id": 0, "name": "lake"}),
+        ("captions.json", {"id": 0, "name": "lake"}),
+    ],
+)
+def test_a_class_field_without_a_class_leaves_those_of_the_names(tmp_path, name, label):
+    rows: list[dict] = [
+        {"file_name": f"{scene}_{i}.png", "text": "from above", "category": label}
+        for i, scene in enumerate(("lake", "sea"))
+    ]
+    if name == "train.parquet":
+        rows = [row | {"image": cell(i, None)} for i, row in enumerate(rows)]
+        write_table(tmp_path / name, rows)
+    else:
+        draw(tmp_path, *(row["file_name"] for row in rows))
+        if name == "captions.json":
+            (tmp_path / name).write_text(json.dumps(rows))
+        else:
+            WRITERS[name](tmp_path / name, rows)
+    assert survey_items(open_source(tmp_path, KEY), SkipReport()).scenes == {"lake": 1, "sea": 1}
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "captions.json"])
+def test_a_list_of_one_label_is_that_label(tmp_path, name):
+    labels = [["lake"], ["sea"], []]
+    rows = [
+        {"file_name": f"tile_{i}.png", "text": "from above", "label": label}
+        for i, label in enumerate(labels)
+    ]
+    draw(tmp_path, *(str(row["file_name"]) for row in rows))
+    (tmp_path / name).write_text(json.dumps(rows))
+    if name == "metadata.jsonl":
+        write_json_lines(tmp_path / name, rows)
+    items, _ = read(tmp_path)
+    assert [item["scene"] for item in items.values()] == ["lake", "sea", ""]
+
+
 def test_several_labels_in_json_are_one_line(tmp_path):
     draw(tmp_path, "1.png")
     row = {"file_name": "1.png", "text": "seen from above", "label": ["forest", "river"]}
@@ -724,6 +775,8 @@ def test_numbered_tables_are_parts_of_one_unless_the_params_name_them():
     assert matched == dict.fromkeys(counts, "train") and missing == ["valid", "test"]
     named = none | {"train": "data_1", "test": "data_2"}
     matched, missing = match_splits(counts, named, "fetch_imagery.splits")
+    assert matched == {"data_1": "train", "data_2": "test"} and missing == ["valid"]
+    matched, missing = match_splits(counts, none | {"test": "data_2"}, "fetch_imagery.splits")
     assert matched == {"data_1": "train", "data_2": "test"} and missing == ["valid"]
     with pytest.raises(SystemExit, match="s1, s2"):
         match_splits({"s1": 5, "s2": 5}, none, "fetch_imagery.splits")
@@ -893,6 +946,8 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ),
         ("seasons.csv", "name,kind,season\nlake_1.png,lake,summer,dry\nriver_1.png,river,fall,wet"),
         ("tags.json", '{"lake_1.png": ["lake", "water"], "river_1.png": ["river"]}'),
+        ("test_predictions.json", '{"lake_1.png": "lake", "river_1.png": "lake"}'),
+        ("test.json", '{"lake_1": {"label": "lake"}, "river_1": {"label": "river"}}'),
         ("readme.txt", "Please cite the paper in which we describe the caption of each image"),
         ("info.json", '{"text": "a data set of lakes"}'),
         ("boxes/lake_1.txt", "0 0.5 0.5 0.1 0.1\n0 0.2 0.5 0.1 0.1"),
@@ -990,7 +1045,9 @@ def test_a_list_of_a_split_is_not_ignored(tmp_path, monkeypatch, name, content, 
     assert open_source(folder, KEY).unread_split is None
 
 
-@pytest.mark.parametrize("name", [*WRITERS, "captions.json", "tiles.parquet"])
+@pytest.mark.parametrize(
+    "name", [*WRITERS, "captions.json", "tiles.parquet", "train-00000-of-00001.parquet"]
+)
 def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, name):
     splits = ["train", "train", "test", None]
     rows: list[dict] = [
@@ -1001,6 +1058,8 @@ def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, na
     if name == "tiles.parquet":
         for i, row in enumerate(rows):
             write_table(root / f"tiles_{i}.parquet", [row | {"image": cell(i, None)}])
+    elif name.startswith("train"):
+        write_table(root / name, [row | {"image": cell(i, None)} for i, row in enumerate(rows)])
     else:
         draw(root, *(row["file_name"] for row in rows))
         if name == "captions.json":
@@ -1008,7 +1067,15 @@ def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, na
         else:
             WRITERS[name](root / name, rows)
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}")
-    assert "its field 'subset' seems to hold splits: name it `split`" in line
+    assert "its field 'subset' seems to hold splits: name it `split`, or remove it" in line
+
+
+def test_the_case_of_the_field_of_splits_in_json_does_not_count(tmp_path):
+    splits = {"1.png": "train", "2.png": "test"}
+    draw(tmp_path, *splits)
+    rows = [{"file_name": name, "raw": "a lake", "Split": split} for name, split in splits.items()]
+    (tmp_path / "captions.json").write_text(json.dumps(rows))
+    assert {name: item["split"] for name, item in read(tmp_path)[0].items()} == splits
 
 
 def test_numbers_in_a_table_about_a_split_are_no_names_of_images(tmp_path):
@@ -1017,6 +1084,10 @@ def test_numbers_in_a_table_about_a_split_are_no_names_of_images(tmp_path):
     assert open_source(tmp_path, KEY).unread_split is None
     (tmp_path / "test.csv").write_text("1\n2")
     assert open_source(tmp_path, KEY).unread_split == "test.csv"
+    (tmp_path / "test.csv").unlink()
+    for content, is_list in (("[1, 2, 3]", False), ('[{"id": 1}]', False), ('["1", "2"]', True)):
+        (tmp_path / "test.json").write_text(content)
+        assert open_source(tmp_path, KEY).unread_split == ("test.json" if is_list else None)
 
 
 def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch):
@@ -1114,7 +1185,10 @@ def test_classes_without_letters_are_told_where_captions_are_written_from_them(t
     rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate((0, 1, 2.0))]
     draw(tmp_path, *(row["file_name"] for row in rows))
     config = load(REPOSITORY / "params/demo.yaml").fetch_imagery
-    warning = "warning: the classes 0, 1, 2 have no letters in their names"
+    warning = (
+        "warning: the classes 0, 1, 2 have no letters in their names: captions such as "
+        "'a satellite image of 0' don't say what is shown"
+    )
     for caption in ({}, {"text": "seen from above"}):
         write_csv(tmp_path / "metadata.csv", [row | caption for row in rows])
         source = open_source(tmp_path, KEY)

@@ -44,7 +44,7 @@ from stages.text.writers.answer_cache import AnswerCache
 
 TUNED = Path("models/diffusion")
 # The stages whose params make it what it is.
-TUNED_BY = ("fetch_model@diffusion", "train_base", "encode", "finetune_sd")
+TUNED_BY = ("fetch_imagery", "fetch_model@diffusion", "train_base", "encode", "finetune_sd")
 BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
 OTHER_PARAMS_NOTE = "a model of other params than params.yaml has: `dvc repro` makes that of these"
 MAX_IMAGES = 9  # per request

@@ -323,8 +323,8 @@ def run_experiment(
 def add_identity(environment: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of the environment that has an author and a committer.
 
-    Without a name and an address, in the config of git or in the environment, DVC can't save
-    uncommitted edits. It takes both from one of the two.
+    Without them, DVC can't save uncommitted edits: name and address must both be in the config of
+    git, or both in the environment.
     """
     defaults = {
         f"GIT_{role}_{key.upper()}": (git("config", f"user.{key}") or value).strip()

@@ -227,7 +227,7 @@ def count_groups_of_several_scenes(scenes: list[str], groups: np.ndarray) -> dic
     shown = ", ".join(f"{count} of {names}" for names, count in several.most_common(5))
     more = ", ..." if len(several) > 5 else ""
     log(
-        f"fetch_imagery: {several.total()} group(s) of near-duplicates hold several scenes; all "
-        f"of their tiles are kept: {shown}{more}"
+        f"fetch_imagery: {several.total()} group(s) of near-duplicates hold several scenes, such "
+        f"as one image with two labels: {shown}{more}"
     )
     return {"several_scenes": several.total()}

@@ -109,14 +109,15 @@ def match_splits(
             f"{key}: {available} as its own splits: say which is train, valid, test "
             "(null: carved out of train)"
         )
+    matched |= _further_parts(names, matched)
     if "train" not in own:
-        matched |= _further_parts(names, matched)
-        # Nothing is trained on that is called as a split that another name was given for.
-        taken = set(matched.values())
+        # Nothing is trained on that is called as a split that another name was given for, or as
+        # one that stands for another split.
+        taken = {*matched.values(), *map(standard_split, own.values())} - {"train", None}
         others = [name for name in image_counts if name not in matched]
         train = [name for name in others if name is None or standard_split(name) not in taken]
         if not train:
-            exit_with_error(f"{key}.train: nothing is left for it; {available}")
+            exit_with_error(f"{key}.train: nothing is left for it: name its split; {available}")
         matched |= dict.fromkeys(train, "train")
     for unused, count in image_counts.items():
         if unused not in matched:
@@ -143,9 +144,13 @@ def _splits_by_name(names: list[str]) -> dict[str | None, str]:
 
 def _further_parts(names: list[str], matched: dict[str | None, str]) -> dict[str | None, str]:
     """The other numbered parts (test_2) of the splits that are matched (test_1)."""
-    split_of = {_without_number(name): split for name, split in matched.items() if name is not None}
-    parts = {name: split_of.get(_without_number(name)) for name in names if name not in matched}
-    return {name: split for name, split in parts.items() if split and split == standard_split(name)}
+    bases = {(_without_number(name), split) for name, split in matched.items() if name is not None}
+    roles = {name: standard_split(name) for name in names if name not in matched}
+    return {
+        name: role
+        for name, role in roles.items()
+        if role and (_without_number(name), role) in bases
+    }
 
 
 def _without_number(name: str) -> str:

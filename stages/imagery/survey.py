@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages.common.class_names import slug
-from stages.imagery.captions import CAPTION_FIELDS, caption_fields, caption_list, usable_captions
+from stages.imagery.captions import (
+    CAPTION_FIELDS,
+    caption_fields,
+    caption_from_scene,
+    caption_list,
+    usable_captions,
+)
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     SCENE_FIELDS,
@@ -202,13 +208,15 @@ def _refuse_unread_files(
             "read: write them as metadata.jsonl or metadata.csv with the fields file_name and text "
             "(docs/data.md), or move the file away to get captions from the class names"
         )
-    named = [split for split in survey.usable if split is not None and standard_split(split)]
-    has_splits = bool(named) or any(config.splits.model_dump().values())
-    if source.misnamed_split is not None and not has_splits:
+    named = {standard_split(split) for split in survey.usable if split is not None} - {None}
+    has_params = any(config.splits.model_dump().values())
+    # One name, such as that of the only table, train-00000-of-00001.parquet, tells no splits apart.
+    if source.misnamed_split is not None and len(named) < 2 and not has_params:
         exit_with_error(
-            f"{key}: its field {source.misnamed_split!r} seems to hold splits: name it `split`"
+            f"{key}: its field {source.misnamed_split!r} seems to hold splits: name it `split`, or "
+            "remove it"
         )
-    if source.unread_split is not None and not has_splits:
+    if source.unread_split is not None and not named and not has_params:
         exit_with_error(
             f"{key}: {source.unread_split} seems to list a split: move the images into train/, "
             "valid/ and test/, or write metadata.csv with file_name, scene (or text) and split, or "
@@ -228,13 +236,13 @@ def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> Non
 
 
 def _log_numbers(scenes: list[str], key: str) -> None:
-    """Log the class names without a letter, from which captions are written that say nothing."""
+    """Log the class names without a letter: captions written from them say nothing."""
     numbers = [scene for scene in scenes if not any(map(str.isalpha, scene))]
     if numbers:
         log(
             f"{key}: warning: the classes {', '.join(numbers[:20])} have no letters in their "
-            "names: no prompt can hold the captions written from them; give the classes names, or "
-            "the images captions"
+            f"names: captions such as {caption_from_scene(numbers[0])!r} don't say what is shown: "
+            "give the classes names, or the images captions"
         )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.imagery.captions import holds_boxes
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.class_folders import class_folder
+from stages.imagery.readers.class_folders import class_folder, folder_in_name
 from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
 from stages.imagery.untrusted_text import valid_utf8
 
@@ -59,10 +59,12 @@ def open_caption_files(
 ) -> ImageSource:
     """A source of images with caption files. An image without one is skipped.
 
-    If the images lie in several folders, these are their classes, and an image outside has none.
+    If the images lie in several folders, these are their classes, and an image outside has none,
+    unless its name begins with that of one.
     """
-    folders = {class_folder(image, root) for image in text_of_image}
-    read_items = partial(_read_items, text_of_image, files, root, len(folders) > 1)
+    folders = {class_folder(image, root) for image in text_of_image} - {""}
+    classes = folders if len(folders) > 1 else None
+    read_items = partial(_read_items, text_of_image, files, root, classes)
     return ImageSource([], read_items, has_captions=True)
 
 
@@ -70,14 +72,17 @@ def _read_items(
     text_of_image: dict[Path, Path],
     files: list[Path],
     root: Path,
-    has_classes: bool,
+    classes: set[str] | None,
     with_images: bool,
 ) -> Iterator[SourceItem]:
-    """Yield an item per image. Images are given as paths, with or without `with_images`."""
+    """Yield an item per image. Images are given as paths, with or without `with_images`.
+
+    `classes` are the class folders; None: the file names tell the classes.
+    """
     texts = set(text_of_image.values())
     for file in files:
         if file in text_of_image and os.path.isfile(file):
-            yield _item(file, text_of_image[file], root, has_classes)
+            yield _item(file, text_of_image[file], root, classes)
         elif _is_caption_file(file) and file not in texts:
             name = valid_utf8(file.relative_to(root).as_posix())
             yield SourceItem(None, name, skip_reason="caption file without an image")
@@ -85,11 +90,14 @@ def _read_items(
             yield skipped_file(file, root, "no caption file beside it")
 
 
-def _item(image: Path, text: Path, root: Path, has_classes: bool) -> SourceItem:
+def _item(image: Path, text: Path, root: Path, classes: set[str] | None) -> SourceItem:
+    scene = None
+    if classes is not None:
+        scene = class_folder(image, root) or folder_in_name(image, classes)
     item = SourceItem(
         split=split_folder(image.relative_to(root).parts[:-1]),
         name=valid_utf8(image.relative_to(root).as_posix()),
-        scene=class_folder(image, root) if has_classes else None,
+        scene=scene,
         image=image,
     )
     try:

@@ -20,7 +20,6 @@ from stages.imagery.captions import caption_fields, count_words, field_value
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.readers.items import (
     NAME_FIELDS,
-    SCENE_FIELDS,
     SEVERAL_LABELS,
     ImageSource,
     SourceItem,
@@ -81,10 +80,11 @@ def open_captions_json(
     """
     entries = []
     for file in json_files:
-        entries += [entry for _, entry in _entries(_read_json(file))]
-        if any(holds_several_labels(row_label(entry)) for entry in entries):
+        of_file = [entry for _, entry in _entries(_read_json(file))]
+        if any(holds_several_labels(row_label(entry)) for entry in of_file):
             exit_with_error(f"{key}: {file.relative_to(root)}: {SEVERAL_LABELS}")
-    has_splits = any("split" in entry for entry in entries)
+        entries += of_file
+    has_splits = any(first_field(("split",), entry) for entry in entries)
     misnamed = None if has_splits else misnamed_split(entries)
     read_items = partial(_read_items, json_files, files, root)
     return ImageSource(json_files, read_items, has_captions=True, misnamed_split=misnamed)
@@ -166,7 +166,7 @@ def _read_items(
     listed = set(json_files)
     entries_of = {json_file: _entries(_read_json(json_file)) for json_file in json_files}
     has_classes = any(
-        class_name is not None or first_field(SCENE_FIELDS, entry)
+        class_name is not None or row_label(entry) is not None
         for entries in entries_of.values()
         for class_name, entry in entries
     )
@@ -211,7 +211,7 @@ def _item(
 
 def _split(entry: dict, json_file: Path, image: Path) -> str | None:
     """The split that the entry, the JSON file's name (captions_val.json) or a folder tells."""
-    split = split_value(entry.get("split"))
+    split = split_value(entry.get(first_field(("split",), entry) or ""))
     if split:
         return split
     in_name = [word for word in re.split("[_.-]", json_file.stem) if standard_split(word)]

@@ -73,17 +73,23 @@ def first_field(fields: tuple[str, ...], names: Iterable[str]) -> str | None:
 
 
 def holds_several_labels(value: Any) -> bool:
-    """Whether the class of a tile is given as a list, or as a list written as text."""
+    """Whether the class of a tile is a list of several, or a list written as text."""
     if isinstance(value, str):
         return bool(LIST_IN_TEXT.fullmatch(value.strip()))
-    return isinstance(value, (list, tuple))
+    is_list = isinstance(value, (list, tuple))
+    return is_list and (len(value) > 1 or any(map(holds_several_labels, value)))
 
 
 def label_value(value: Any) -> str | None:
     """The class that a field names; None: it is empty, a missing value, or -1 (the hub's none).
 
-    A number that pandas made a float, where rows lack it, is that number: 2.0 is "2".
+    A number that pandas made a float, where rows lack it, is that number: 2.0 is "2". The class in
+    a list of one is that class. An object, such as COCO's {"id": 0, "name": "lake"}, names none.
     """
+    if isinstance(value, (list, tuple)) and len(value) < 2:
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        return None
     text = valid_utf8("" if value is None else str(value)).strip()
     text = re.sub(r"^(-?\d+)\.0$", r"\1", text)
     is_missing = text.lower() in MISSING_VALUES - {"none"} or re.fullmatch(r"-\d+", text)

@@ -75,10 +75,11 @@ def open_metadata_lists(
     ]
     has_captions = any(caption_fields(names) for names in fields)
     columns = list(dict.fromkeys(name for names in fields for name in names))
-    has_classes = first_field(SCENE_FIELDS, columns) is not None
+    has_classes = first_field(SCENE_FIELDS, columns) is not None and any(
+        row_label(row) is not None for row in _all_rows(metadata)
+    )
     read_items = partial(_read_items, metadata, files, root, has_classes)
-    rows = (row for file in metadata for _, row in read_metadata(file, file.name))
-    misnamed = None if "split" in columns else misnamed_split(rows)
+    misnamed = None if "split" in columns else misnamed_split(_all_rows(metadata))
     return ImageSource(metadata, read_items, has_captions, columns=columns, misnamed_split=misnamed)
 
 
@@ -92,8 +93,9 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
         if holds_several_labels(row_label(row)):
             exit_with_error(f"{label}:{line_number}: {SEVERAL_LABELS}")
         plural = first_field(PLURAL_SCENE_FIELDS, row)
-        if plural and row_label(row) is None and holds_several_labels(row[plural]):
-            exit_with_error(f"{label}:{line_number}: its field {plural!r}: {SEVERAL_LABELS}")
+        if plural and row_label(row) is None:
+            if isinstance(row[plural], list) or holds_several_labels(row[plural]):
+                exit_with_error(f"{label}:{line_number}: its field {plural!r}: {SEVERAL_LABELS}")
     shown = ", ".join(map(repr, fields)) or "none"
     if file.suffix.lower() == ".jsonl" and (not fields or _is_multiline_json(file)):
         exit_with_error(
@@ -197,6 +199,10 @@ def _read_csv_rows(stream: TextIO, label: str) -> Iterator[tuple[int, dict[str, 
         )
 
 
+def _all_rows(metadata: list[Path]) -> Iterator[dict[str, Any]]:
+    return (row for file in metadata for _, row in read_metadata(file, file.name))
+
+
 def _lower_names(row: dict) -> dict[str, Any]:
     return {str(name).strip().lower(): value for name, value in row.items()}
 
@@ -215,7 +221,7 @@ def _read_items(
 ) -> Iterator[SourceItem]:
     """Yield an item per line. Images are given as paths, with or without `with_images`.
 
-    Where a list has a class field, a line without a class has none, whatever its file is named.
+    Where lines have a class, a line without a class has none, whatever its file is named.
     """
     images = ListedImages(files, root)
     listed = set(metadata)

@@ -287,10 +287,10 @@ def _read_items(
 ) -> Iterator[SourceItem]:
     """Yield an item per row, then one for each image file or list beside the tables.
 
-    Where a table has a class column, a row without a class has none, whatever its file is named.
+    Where rows have a class, a row without one has none, whatever its file is named.
     """
     read_bytes = with_images or bool(shared)
-    has_classes = any(table.scene_column is not None for table in tables)
+    has_classes = any(map(_has_classes, tables))
     for table in tables:
         for row_number, row in enumerate(_read_rows(table, table.columns(read_bytes))):
             item = _item(table, row_number, row, shared)
@@ -299,6 +299,15 @@ def _read_items(
             yield item._replace(scene="") if has_classes and item.scene is None else item
     for file in images:
         yield skipped_file(file, root, "image beside Parquet tables")
+
+
+def _has_classes(table: Table) -> bool:
+    """Whether a row of the table has a class."""
+    if table.scene_column is None:
+        return False
+    rows = _read_rows(table, [table.scene_column])
+    labels = (_class_name(row[table.scene_column], table.class_names) for row in rows)
+    return any(label_value(label) is not None for label in labels)
 
 
 def _shared_names(tables: list[Table]) -> set[str | None]:

@@ -23,7 +23,8 @@ def find_split_list(files: list[Path], images: list[Path], root: Path) -> str | 
     """The first file, relative to `root`, that seems to list the images of a split; or None.
 
     Its name, or a field of its JSON object, names a split, and more than half of its entries hold
-    the name of an image; or these hold the name of a split, too.
+    the name of an image; or these hold the name of a split, too, as those of a JSON object must:
+    test.json may hold a label or a prediction of each image.
     """
     stems = {valid_utf8(image.stem).lower() for image in images}
     for file in files:
@@ -42,8 +43,10 @@ def _lists_of_splits(file: Path) -> Iterator[list[str]]:
     """
     suffix = file.suffix.lower()
     entries: list[str] = []
+    is_object = False
     if suffix == ".json":
         value = _read_json(file)
+        is_object = isinstance(value, dict)
         fields = value.items() if isinstance(value, dict) else ()
         for name, listed in fields:
             if standard_split(name) and isinstance(listed, list):
@@ -58,7 +61,7 @@ def _lists_of_splits(file: Path) -> Iterator[list[str]]:
         with open(file, "rb") as stream:
             lines = stream.read(HEAD).decode(errors="replace").splitlines()
         entries = list(filter(str.strip, lines))[:MAX_ENTRIES]
-    is_named = any(map(standard_split, re.split(r"[-_. ]", file.stem)))
+    is_named = any(map(standard_split, re.split(r"[-_. ]", file.stem))) and not is_object
     yield [entry if is_named or _names_split(entry) else "" for entry in entries]
 
 
@@ -72,9 +75,11 @@ def _read_json(file: Path) -> dict | list:
 
 
 def _as_line(entry: Any) -> str:
-    """The numbers and texts of an entry of JSON as a line of text has them."""
+    """The numbers and texts of an entry of JSON as a line of text has them; "" without a text."""
     values = list(entry.values()) if isinstance(entry, dict) else entry
     cells = values if isinstance(values, list) else [values]
+    if not any(isinstance(cell, str) for cell in cells):
+        return ""
     return "\t".join(str(cell) for cell in cells if not isinstance(cell, dict | list))
 
 
