@@ -5,11 +5,12 @@
 The code that trains and samples runs on fake tensors, which have a shape and no data; what their
 storages would hold is added up, in the blocks of 512 bytes that CUDA's allocator hands out. Not
 counted: the CUDA context, workspaces of cuDNN and cuBLAS, fragmentation. `HEADROOM` stands for
-them; it is an estimate, because none of this has been compared with a GPU.
+them, and `ENCODING` and `SAMPLING` for the workspaces of large images' convolutions, as far as they
+were measured (benchmarks/results/gpu_memory.md).
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ from tools.scale import compose
 
 CARDS = (8, 12, 16, 24, 40, 80)  # GB, as cards are named; each holds at least 10^9 bytes per GB
 HEADROOM = 0.15  # share of a card that is left to what is not counted
+# Peaks that were measured on an H200, by those counted: 16 images of 512 px.
+ENCODING = 10.1 / 7.9
+SAMPLING = 17.5 / 13.1
 BLOCK = 512  # bytes, the unit of CUDA's allocator
 # Names the tokenizer and the noise schedule of the models, which take no GPU memory.
 EMBEDDED_MODEL = REPOSITORY / "stages/embedded/models/diffusion"
@@ -143,14 +147,15 @@ def print_cards() -> None:
         columns.append({card: "yes" if fits(size, card) else "no" for card in CARDS})
     sampling = paper.sampling
     sizes = {
-        n: count_sampling(sampling.model_copy(update={"batch_size": n})) for n in (16, 8, 4, 2)
+        n: SAMPLING * count_sampling(sampling.model_copy(update={"batch_size": n}))
+        for n in (16, 8, 4, 2)
     }
     print(f"sampling: {format_sizes(sizes)}")
     columns.append(
         {card: next((str(n) for n in sizes if fits(sizes[n], card)), "no") for card in CARDS}
     )
     encoding = {
-        n: count_encoding(recommended.encode.model_copy(update={"batch_size": n}), 512)
+        n: ENCODING * count_encoding(recommended.encode.model_copy(update={"batch_size": n}), 512)
         for n in (16, 8, 4)
     }
     print(f"encode at 512 px: {format_sizes(encoding)}")
@@ -206,7 +211,7 @@ def fits(size: float, card: int) -> bool:
     return size <= (1 - HEADROOM) * card * 1e9
 
 
-def format_sizes(sizes: dict[int, int]) -> str:
+def format_sizes(sizes: Mapping[int, float]) -> str:
     """GB by batch size."""
     return ", ".join(f"{size / 1e9:.1f} GB at {batch}" for batch, size in sizes.items())
 

@@ -99,10 +99,10 @@ def test_a_scale_fits_the_card_of_its_header(scale, writing):
         assert training.optimizer == pytest.approx(8 * weights, rel=1e-3)
     qlora = gpu_memory.count_finetune_llm("Phi-1.5", params.finetune_llm, dtype=torch.bfloat16)
     peaks = {
-        "encode": gpu_memory.count_encoding(params.encode, resolution),
+        "encode": gpu_memory.ENCODING * gpu_memory.count_encoding(params.encode, resolution),
         "finetune_sd": training.peak,
         "finetune_llm": qlora.peak,
-        "sample": gpu_memory.count_sampling(params.sampling),
+        "sample": gpu_memory.SAMPLING * gpu_memory.count_sampling(params.sampling),
         "prompt": writing,
     }
     assert not {stage: peak for stage, peak in peaks.items() if not gpu_memory.fits(peak, card)}
