@@ -13,25 +13,16 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from safetensors.torch import save_file
 
-from stages.common.artifacts import (
-    fingerprint,
-    read_rows,
-    stream_rows,
-    write_atomically,
-    write_table,
-)
+from stages.common.artifacts import fingerprint, read_rows, stream_rows, write_table
 from stages.common.torch_setup import make_deterministic
+from stages.diffusion import checkpoints
 from stages.evaluation import networks
-from stages.evaluation.classifier_results import compute_checksum
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.networks import add_black_frame, batched, decode_batch
 from stages.params import Features, load
@@ -160,9 +151,10 @@ class FinishedBatches:
         """The outputs of earlier runs by number of batch. Damaged files are named in the log."""
         finished: dict[int, Outputs] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            for name, array in read_undamaged(path).items():
+            kept = checkpoints.load_undamaged(path)
+            for name, value in (kept[0] if kept else {}).items():
                 number, key = name.split(".", 1)
-                finished.setdefault(int(number), {})[key] = torch.from_numpy(array)
+                finished.setdefault(int(number), {})[key] = value
         return finished
 
     def add(self, number: int, outputs: Outputs) -> None:
@@ -174,29 +166,14 @@ class FinishedBatches:
     def write(self) -> None:
         """Write the new outputs to a file, complete or not at all, that the first batch names."""
         if self.unwritten:
-            arrays = {
-                f"{number}.{key}": value.contiguous().numpy()
+            tensors = {
+                f"{number}.{key}": value
                 for number, outputs in self.unwritten.items()
                 for key, value in outputs.items()
             }
-            path = self.folder / f"{min(self.unwritten)}.safetensors"
-            write_atomically(path, save(arrays, {"crc32": compute_checksum(arrays, "")}))
+            checkpoints.save(self.folder / f"{min(self.unwritten)}.safetensors", tensors, {})
         self.unwritten = {}
         self.written = time.monotonic()
-
-
-def read_undamaged(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of finished batches; none, with a line in the log, of a damaged one."""
-    try:
-        with safe_open(path, "np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-            metadata = file.metadata() or {}
-        if metadata.get("crc32") != compute_checksum(arrays, ""):
-            raise SafetensorError("its checksum is not the one it was written with")
-    except SafetensorError as error:
-        log(f"{path}: incomplete or damaged, its images go through again ({error})")
-        return {}
-    return arrays
 
 
 @torch.inference_mode()

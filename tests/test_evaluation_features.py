@@ -423,16 +423,16 @@ def extract_counting(which: str, kill_after: int = -1) -> None:
     from stages import features
 
     features.SECONDS = 0
-    write = features.write_atomically
+    save = features.checkpoints.save
     written: list[Path] = []
 
-    def write_then_kill(path: Path, content: bytes) -> None:
-        write(path, content)
+    def save_then_kill(path: Path, *content: dict) -> None:
+        save(path, *content)
         written.append(path)
         if len(written) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    features.write_atomically = write_then_kill
+    features.checkpoints.save = save_then_kill
     features.main(which)
     Path("batches.txt").write_text(str(len(written)))
 
