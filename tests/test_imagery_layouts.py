@@ -72,6 +72,18 @@ WRITERS = {
 }
 
 
+def write_source(root: Path, name: str, rows: list[dict]) -> None:
+    """Write a table that holds the images of rows, or a list of them beside the images."""
+    if name.startswith("train"):
+        write_table(root / name, [row | {"image": cell(i, None)} for i, row in enumerate(rows)])
+        return
+    draw(root, *(row["file_name"] for row in rows))
+    if name == "captions.json":
+        (root / name).write_text(json.dumps(rows))
+    else:
+        WRITERS[name](root / name, rows)
+
+
 def read(path: Path, caption: str | None = None) -> tuple[dict[str, dict], dict[str, list[str]]]:
     """What the stage keeps of a source, without its tiles: name -> item, and the skipped names."""
     source = open_source(path, KEY, caption)
@@ -673,15 +685,7 @@ def test_captioned_rows_without_a_class_get_none_from_their_names(tmp_path, name
         {"file_name": f"tile_{i}.png", "text": "seen from above", "label": label}
         for i, label in enumerate(labels)
     ]
-    if name == "train.parquet":
-        rows = [row | {"image": cell(i, None)} for i, row in enumerate(rows)]
-        write_table(tmp_path / name, rows)
-    else:
-        draw(tmp_path, *(row["file_name"] for row in rows))
-        if name == "captions.json":
-            (tmp_path / name).write_text(json.dumps(rows))
-        else:
-            WRITERS[name](tmp_path / name, rows)
+    write_source(tmp_path, name, rows)
     items, _ = read(tmp_path)
     assert [item["scene"] for item in items.values()] == ["", "forest", "", "river"]
 
@@ -723,15 +727,7 @@ def test_a_class_field_without_a_class_leaves_those_of_the_names(tmp_path, name,
         {"file_name": f"{scene}_{i}.png", "text": "from above", "category": label}
         for i, scene in enumerate(("lake", "sea"))
     ]
-    if name == "train.parquet":
-        rows = [row | {"image": cell(i, None)} for i, row in enumerate(rows)]
-        write_table(tmp_path / name, rows)
-    else:
-        draw(tmp_path, *(row["file_name"] for row in rows))
-        if name == "captions.json":
-            (tmp_path / name).write_text(json.dumps(rows))
-        else:
-            WRITERS[name](tmp_path / name, rows)
+    write_source(tmp_path, name, rows)
     assert survey_items(open_source(tmp_path, KEY), SkipReport()).scenes == {"lake": 1, "sea": 1}
 
 
@@ -1058,14 +1054,8 @@ def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, na
     if name == "tiles.parquet":
         for i, row in enumerate(rows):
             write_table(root / f"tiles_{i}.parquet", [row | {"image": cell(i, None)}])
-    elif name.startswith("train"):
-        write_table(root / name, [row | {"image": cell(i, None)} for i, row in enumerate(rows)])
     else:
-        draw(root, *(row["file_name"] for row in rows))
-        if name == "captions.json":
-            (root / name).write_text(json.dumps(rows))
-        else:
-            WRITERS[name](root / name, rows)
+        write_source(root, name, rows)
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}")
     assert "its field 'subset' seems to hold splits: name it `split`, or remove it" in line
 
