@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 
 from stages.common.artifacts import fingerprint, read_rows, stream_rows, write_table
 from stages.common.torch_setup import make_deterministic
-from stages.diffusion import checkpoints
 from stages.evaluation import networks
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.networks import add_black_frame, batched, decode_batch
@@ -32,6 +31,7 @@ from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
+from stages.runtime.tensor_files import load_undamaged, save
 
 FEATURES = Path("data/features")
 # Argument of the stage -> {folder in data/features: folder of images}.
@@ -151,7 +151,7 @@ class FinishedBatches:
         """The outputs of earlier runs by number of batch. Damaged files are named in the log."""
         finished: dict[int, Outputs] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            kept = checkpoints.load_undamaged(path)
+            kept = load_undamaged(path)
             for name, value in (kept[0] if kept else {}).items():
                 number, key = name.split(".", 1)
                 finished.setdefault(int(number), {})[key] = value
@@ -171,7 +171,7 @@ class FinishedBatches:
                 for number, outputs in self.unwritten.items()
                 for key, value in outputs.items()
             }
-            checkpoints.save(self.folder / f"{min(self.unwritten)}.safetensors", tensors, {})
+            save(self.folder / f"{min(self.unwritten)}.safetensors", tensors, {})
         self.unwritten = {}
         self.written = time.monotonic()
 

@@ -27,6 +27,7 @@ from stages.diffusion.loss import (
 )
 from stages.diffusion.trainer import check_shapes
 from stages.diffusion.validation import relative_diversity, rms_distance
+from stages.runtime import tensor_files
 from stages.runtime.gpu_memory import largest_batch, report_out_of_memory
 
 ALPHAS_CUMPROD = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0)
@@ -180,19 +181,19 @@ def test_checkpoints_are_safetensors_of_any_type(tmp_path):
         "part": torch.randn(4, 4)[:, 1:3],
         "none": torch.zeros(0, 2),
     }
-    checkpoints.save(tmp_path / "a.safetensors", tensors, {"step": 1})
+    tensor_files.save(tmp_path / "a.safetensors", tensors, {"step": 1})
     loaded = load_file(tmp_path / "a.safetensors")
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(loaded[name], tensor) and loaded[name].dtype == tensor.dtype
-    assert checkpoints.load(tmp_path / "a.safetensors")[1] == {"step": 1}
+    assert tensor_files.load(tmp_path / "a.safetensors")[1] == {"step": 1}
 
 
 SAVE_LARGE = """
 import re, sys
 from pathlib import Path
 import torch
-from stages.diffusion import checkpoints
+from stages.runtime import tensor_files
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
@@ -203,7 +204,7 @@ tensors = {
     for number in range(24)
 }
 before = peak()
-checkpoints.save(Path(sys.argv[1]) / "a.safetensors", tensors, {"step": 1})
+tensor_files.save(Path(sys.argv[1]) / "a.safetensors", tensors, {"step": 1})
 print(peak() - before)
 """
 
@@ -252,7 +253,7 @@ def test_an_incomplete_checkpoint_is_never_loaded(tmp_path, capsys):
         "step_00000006.safetensors",
         "step_00000009.safetensors",
     ]
-    assert (checkpoints.load(tmp_path / "best.safetensors")[0]["w"] == 3).all()
+    assert (tensor_files.load(tmp_path / "best.safetensors")[0]["w"] == 3).all()
     last = tmp_path / "step_00000009.safetensors"
     last.write_bytes(last.read_bytes()[:-7])
     tensors, state = checkpoints.load_latest(tmp_path)
@@ -270,7 +271,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path, monke
     def write_safetensors(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoints, "write_safetensors", write_safetensors)
+    monkeypatch.setattr(tensor_files, "write_safetensors", write_safetensors)
     with pytest.raises(SystemExit, match="Errno 28.*REMOTE_DIFFUSION_SCRATCH"):
         checkpoints.save_step(tmp_path, tensors, TrainingState(step=2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.safetensors"]

@@ -423,7 +423,7 @@ def extract_counting(which: str, kill_after: int = -1) -> None:
     from stages import features
 
     features.SECONDS = 0
-    save = features.checkpoints.save
+    save = features.save
     written: list[Path] = []
 
     def save_then_kill(path: Path, *content: dict) -> None:
@@ -432,7 +432,7 @@ def extract_counting(which: str, kill_after: int = -1) -> None:
         if len(written) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    features.checkpoints.save = save_then_kill
+    features.save = save_then_kill
     features.main(which)
     Path("batches.txt").write_text(str(len(written)))
 

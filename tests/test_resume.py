@@ -23,6 +23,7 @@ from tiny_diffusion import run, write_params
 from stages import finetune_sd
 from stages.common.artifacts import digest, read_json
 from stages.diffusion import checkpoints
+from stages.runtime import tensor_files
 
 
 def outputs(folder):
@@ -63,14 +64,14 @@ def kill_at(step):
 
 def kill_while_writing(step):
     """finetune_sd, killed when a checkpoint is written, but not yet under its name."""
-    sync_to_disk = checkpoints.sync_to_disk
+    sync_to_disk = tensor_files.sync_to_disk
     save_step = checkpoints.save_step
 
     def save_step_and_kill(folder, tensors, state, keep):
         if state.step == step:
-            checkpoints.sync_to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            tensor_files.sync_to_disk = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         save_step(folder, tensors, state, keep)
-        checkpoints.sync_to_disk = sync_to_disk
+        tensor_files.sync_to_disk = sync_to_disk
 
     checkpoints.save_step = save_step_and_kill
     finetune_sd.main()
@@ -165,7 +166,7 @@ def latest_step(folder):
     checkpoint = checkpoints.load_latest(folder)
     if checkpoint is None:
         return None
-    weights, best = checkpoints.load(folder / "best.safetensors")
+    weights, best = tensor_files.load(folder / "best.safetensors")
     assert best["step"] == weights["w"][0] == checkpoint[1].best_step
     return checkpoint[1].step
 
@@ -270,7 +271,7 @@ def run_out_of_disk():
             Path("step_6_began").touch()
         return learning_rate(current_step, *rest)
 
-    checkpoints.sync_to_disk = sync_to_disk
+    tensor_files.sync_to_disk = sync_to_disk
     finetune_sd.learning_rate = slow_learning_rate
     finetune_sd.main()
 

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.rng import rng
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
-from stages.diffusion import checkpoints, from_scratch, loss, models, muon, train_decoder
+from stages.diffusion import from_scratch, loss, models, muon, train_decoder
 from stages.diffusion.ema import update_ema
 from stages.diffusion.image_detail import mean_psnr, relative_detail
 from stages.diffusion.muon import Muon
@@ -43,6 +43,7 @@ from stages.runtime.atomic import atomic_folder
 from stages.runtime.parallel import ordered_map
 from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
+from stages.runtime.tensor_files import Tensors, compute_checksum, load_undamaged, save
 
 PARTS = ("vae", "decoder", "text_encoder", "unet")
 SEED = 20260101  # no run uses it: base imagery and domain imagery never share a tile
@@ -99,7 +100,7 @@ def main(folder: Path, parts: Sequence[str], amounts: Amounts, start: Path | Non
         if "decoder" in parts:  # it is replaced before the UNet's training begins
             replaced = ("decoder.", "post_quant_conv.")
             weights = {n: weight for n, weight in weights.items() if not n.startswith(replaced)}
-        settings[part] = checkpoints.compute_checksum(weights, "")
+        settings[part] = compute_checksum(weights, "")
     code: list[str | Path] = [__file__, from_scratch.__file__, loss.__file__]
     code += [train_decoder.__file__, muon.__file__]
     code += [Path(__file__).parent / "scenes", Path(__file__).parent / "notes"]
@@ -296,9 +297,9 @@ def encode_tiles(
     """
     cache.mkdir(exist_ok=True)
     files = {begin: cache / f"{begin:08d}.safetensors" for begin in range(first, end, SHARD_TILES)}
-    shards: dict[int, checkpoints.Tensors] = {}
+    shards: dict[int, Tensors] = {}
     for begin, file in files.items():
-        shard = checkpoints.load_undamaged(file) if file.exists() else None
+        shard = load_undamaged(file) if file.exists() else None
         if shard:
             shards[begin] = shard[0]
     missing = [begin for begin in files if begin not in shards]
@@ -311,7 +312,7 @@ def encode_tiles(
             "latents": encode_latents(vae, images, begin),
             "token_ids": tokenize_captions(tokenizer, captions, fillers, begin),
         }
-        checkpoints.save(files[begin], tensors, {})
+        save(files[begin], tensors, {})
         shards[begin] = tensors
         bar.update()
     bar.close()
