@@ -88,11 +88,10 @@ def make_phi(folder: Path, text: Path, layers: int | None) -> int:
     """Phi-1.5 in half precision."""
     from transformers import PhiConfig, PhiForCausalLM
 
-    def make(config: dict[str, Any]) -> torch.nn.Module:
-        return PhiForCausalLM(PhiConfig(**config))
-
     shutil.copytree(CONFIGS / "phi-1_5", folder)
-    size, network = cut_network(folder, make, torch.float16, layers)
+    size, network = cut_network(
+        folder, lambda config: PhiForCausalLM(PhiConfig(**config)), torch.float16, layers
+    )
     write_shards(folder, "model", random_weights(network))
     tokenizers.write_phi_tokenizer(folder, text)
     return size
@@ -102,11 +101,10 @@ def make_mistral(folder: Path, text: Path, layers: int | None) -> int:
     """Mistral-7B-Instruct in shards of bf16. Its answers are lines of `sentences.txt`."""
     from transformers import MistralConfig, MistralForCausalLM
 
-    def make(config: dict[str, Any]) -> torch.nn.Module:
-        return MistralForCausalLM(MistralConfig(**config))
-
     shutil.copytree(CONFIGS / "Mistral-7B-Instruct-v0.2", folder)
-    size, network = cut_network(folder, make, torch.bfloat16, layers)
+    size, network = cut_network(
+        folder, lambda config: MistralForCausalLM(MistralConfig(**config)), torch.bfloat16, layers
+    )
     sentences = SENTENCES.read_text(encoding="utf-8").splitlines()
     answer = tokenizers.write_mistral_tokenizer(folder, text, sentences)
     weights = answering_weights(random_weights(network, torch.bfloat16), **answer)
@@ -118,11 +116,10 @@ def make_minilm(folder: Path, text: Path, layers: int | None) -> int:
     """all-MiniLM-L6-v2, a sentence-transformers folder."""
     from transformers import BertConfig, BertModel
 
-    def make(config: dict[str, Any]) -> torch.nn.Module:
-        return BertModel(BertConfig(**config))
-
     shutil.copytree(CONFIGS / "all-MiniLM-L6-v2", folder)
-    size, network = cut_network(folder, make, torch.float32, layers)
+    size, network = cut_network(
+        folder, lambda config: BertModel(BertConfig(**config)), torch.float32, layers
+    )
     positions = ("embeddings.position_ids", torch.arange(512)[None])
     write_shards(folder, "model", [*random_weights(network, torch.float32), positions])
     tokenizers.write_bert_tokenizer(folder, text)
@@ -196,8 +193,9 @@ def cut_network(
     Returns:
         The bytes of its weights with all layers, and the network with at most `layers`.
     """
-    size = published_bytes(folder / "config.json", make, dtype)
-    return size, on_meta(make, cut_layers(folder / "config.json", layers))
+    file = folder / "config.json"
+    full = on_meta(make, json.loads(file.read_text(encoding="utf-8")))
+    return weight_bytes(full, dtype), on_meta(make, cut_layers(file, layers))
 
 
 def cut_layers(file: Path, layers: int | None) -> dict[str, Any]:
@@ -223,11 +221,6 @@ def on_meta(make: Any, config: dict[str, Any]) -> torch.nn.Module:
     """A network without memory for its weights."""
     with torch.device("meta"):
         return make(config)
-
-
-def published_bytes(file: Path, make: Any, dtype: torch.dtype) -> int:
-    """The bytes of a network's weights by its configuration file."""
-    return weight_bytes(on_meta(make, json.loads(file.read_text(encoding="utf-8"))), dtype)
 
 
 def weight_bytes(network: torch.nn.Module, dtype: torch.dtype) -> int:
