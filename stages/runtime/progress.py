@@ -37,11 +37,16 @@ def progress_bar(
         maxinterval=10 if live else 60,
         ascii=None if live else " .:",
         dynamic_ncols=live,
-        disable=int(os.environ.get("RANK", "0")) > 0,
+        disable=not is_first_process(),
     )
 
 
 def log(line: str) -> None:
     """Write a line to stderr above the progress bar, from the first process, without secrets."""
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first_process():
         tqdm.write(redact(line), file=sys.stderr)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first, or the only, process of its run."""
+    return int(os.environ.get("RANK", "0")) == 0

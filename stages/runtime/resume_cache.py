@@ -24,7 +24,7 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.progress import log
+from stages.runtime.progress import is_first_process, log
 
 POLL = 1.0  # seconds between two looks at a lock that another process holds
 REMIND = 60.0  # seconds between two log lines of a run that waits
@@ -190,11 +190,6 @@ def owner(path: Path) -> str:
 def side_file(path: Path, kind: str) -> Path:
     """The file `<folder>.<kind>`."""
     return path.with_name(f"{path.name}.{kind}")
-
-
-def is_first_process() -> bool:
-    """Whether this is the first, or the only, process of its run."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 def log_unused_folders(stage: str, used: Path) -> None:

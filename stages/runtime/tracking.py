@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.runtime.errors import exit_with_error
+from stages.runtime.progress import is_first_process
 
 LogMetrics = Callable[..., None]  # (step, numbers: dict[str, float], picture: Path | None = None)
 
@@ -25,7 +26,7 @@ def track_metrics(stage: str, config: dict, run_id: str, resume: bool) -> Iterat
         run_id: by which Weights & Biases knows a resumed run.
         resume: whether the curves of an earlier run continue.
     """
-    if int(os.environ.get("RANK", "0")) > 0:  # of several processes the first logs for all
+    if not is_first_process():  # the first logs for all
         yield lambda *_: None
         return
     wandb_run = start_wandb(stage, config, run_id) if os.environ.get("WANDB_PROJECT") else None
