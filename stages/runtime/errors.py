@@ -35,20 +35,19 @@ def excepthook(
         print("interrupted", file=sys.stderr)
         return
     library = error_type.__module__.partition(".")[0]
-    missing_file = isinstance(error, FileNotFoundError)
+    missing_file = isinstance(error, FileNotFoundError) and not _raised_by_subprocess(trace)
     is_of_content = _is_of_content(error)
     damage = explain_damage() if is_of_content else None
     changed = note_changed_file() if is_of_content else ""
     if damage:
         message = f"{damage}: {error}"
-    elif isinstance(error, FileNotFoundError) and _raised_by_subprocess(trace):
-        missing_file = False
+    elif isinstance(error, FileNotFoundError) and not missing_file:
         message = f"{error.filename}: command not found; install it or put it on PATH"
     elif isinstance(error, OSError) and error.filename and error.strerror:
         message = f"{error.filename}: {error.strerror}"
     elif error_type.__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # of torch
         message = f"out of memory: {str(error)[:200]}: a smaller batch, context or model needs less"
-    elif missing_file and str(error).count(" ") == 0:  # pyarrow names the file and nothing else
+    elif missing_file and " " not in str(error):  # pyarrow names the file and nothing else
         message = f"{error}: No such file or directory"
     elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):
         message = f"{error}"
