@@ -18,14 +18,18 @@ def run_command(
     """
     if command[0] == "dvc":
         command = (sys.executable, "-m", *command)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
     return subprocess.run(
         command,
-        env={**environment, "PATH": path},
+        env={**environment, "PATH": path_with_python(environment)},
         capture_output=True,
         encoding="utf-8",
         errors="replace",
     )
+
+
+def path_with_python(environment: Mapping[str, str] = os.environ) -> str:
+    """PATH for a command, whose `python` is this one."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
 
 
 def git(*arguments: str) -> str | None:

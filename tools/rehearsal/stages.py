@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from stages.common.artifacts import read_json
 from stages.runtime.memory import available_memory
 from stages.runtime.progress import log
 from tools.cache import format_size
+from tools.commands import path_with_python
 from tools.rehearsal import cuts, inputs
 from tools.rehearsal.copying import Stage, without_git
 from tools.rehearsal.cuts import Counts, Params
@@ -238,11 +238,10 @@ def note_cache(rehearsal: Rehearsal, row: Row) -> None:
 
 def measure_stage(rehearsal: Rehearsal, stage: Stage) -> Measurement:
     """Run the command of a stage as DVC would, with a resume cache of its own."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     environment = {
         **without_git(os.environ),
         **inputs.absolute_variables(rehearsal.full),
-        "PATH": path,
+        "PATH": path_with_python(),
         "REMOTE_DIFFUSION_SCRATCH": str(rehearsal.cache),
         "DVC_STAGE": stage.name,
         "DVC_ROOT": str(rehearsal.folder),
