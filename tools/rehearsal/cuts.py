@@ -84,6 +84,11 @@ def get(params: Params, key: str) -> Any:
     return params[section][name]
 
 
+def put(params: Params, key: str, value: Any) -> None:
+    section, name = key.split(".")
+    params[section][name] = value
+
+
 def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) -> Params:
     """Cut the counts of a scale.
 
@@ -98,8 +103,7 @@ def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) 
     cut = deepcopy(params)
     values: dict[str, Any] = CUT | (CUT_LARGE_ON_CPU if large_on_cpu else {})
     for key, value in values.items():
-        section, name = key.split(".")
-        cut[section][name] = smaller(get(params, key), value)
+        put(cut, key, smaller(get(params, key), value))
     cut_held_out(params["fetch_imagery"], cut["fetch_imagery"], large_on_cpu)
     balance = cut["generate"]["balance"]
     if isinstance(balance, dict) and "to" in balance:
@@ -109,9 +113,8 @@ def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) 
     if large_on_cpu:
         cut["prompt"]["per_class"] = few_classes(cut)
     for key in PRECISIONS:
-        section, name = key.split(".")
         if get(params, key) not in precisions:
-            cut[section][name] = precisions[0]
+            put(cut, key, precisions[0])
     return cut
 
 

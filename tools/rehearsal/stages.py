@@ -254,8 +254,8 @@ def measure_stage(rehearsal: Rehearsal, stage: Stage) -> Measurement:
 def measure_second_run(rehearsal: Rehearsal, stage: Stage, row: Row) -> float:
     """Seconds of a unit: by how much longer a run with more units takes."""
     longer = deepcopy(rehearsal.params)
-    section, name = cuts.SECOND_RUN[stage.name].split(".")
-    longer[section][name] *= cuts.SECOND_RUN_FACTOR
+    key = cuts.SECOND_RUN[stage.name]
+    cuts.put(longer, key, cuts.get(longer, key) * cuts.SECOND_RUN_FACTOR)
     rehearsal.write_params(longer)
     second = measure_stage(rehearsal, stage)
     rehearsal.write_params()
