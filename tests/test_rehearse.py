@@ -30,7 +30,13 @@ from tools.rehearsal.measuring import (
     folder_size,
     watch_gpus,
 )
-from tools.rehearsal.stages import Rehearsal, count_images, count_work, encode_ratio, note_cache
+from tools.rehearsal.stages import (
+    Rehearsal,
+    count_images_and_cut_epochs,
+    count_work,
+    encode_ratio,
+    note_cache,
+)
 from tools.rehearsal.table import Row, render
 from tools.scale import compose, load_text
 
@@ -708,7 +714,7 @@ def test_a_folder_of_imagery_is_counted_for_the_full_run(tmp_path):
 
     kept = {"train": 3, "valid": 1, "test": 4}
     write_text(rehearsal.folder / "data/imagery/REPORT.json", {"kept": kept})
-    count_images(rehearsal)
+    count_images_and_cut_epochs(rehearsal)
     figures = rehearsal.full_images.pop("figures")
     assert rehearsal.full_images == {"train": 12, "valid": 4, "test": 6}
     assert rehearsal.images == kept | {"figures": 4} and figures > 4
@@ -722,7 +728,7 @@ def test_rendered_tiles_are_counted_as_the_scale_splits_them(tmp_path):
     kept = {"train": 4, "valid": 4, "test": 8}
     write_text(tmp_path / "data/imagery/REPORT.json", {"kept": kept})
     write_text(tmp_path / stages.FIGURES, "a\nb\n")
-    count_images(rehearsal)
+    count_images_and_cut_epochs(rehearsal)
     # Of the hub's splits, valid serves as test, and test isn't used.
     assert rehearsal.full_images.items() >= {"train": 7500, "valid": 500, "test": 1094}.items()
 

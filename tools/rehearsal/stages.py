@@ -120,7 +120,7 @@ def run_stage(rehearsal: Rehearsal, stage: Stage, row: Row) -> None:
     if kind == "fetch_model" and role in rehearsal.model_bytes:
         row.disk_ratio = max(1, rehearsal.model_bytes[role] / max(row.disk, 1))
     if stage.name == "fetch_imagery":
-        row.full_fault = count_images(rehearsal)
+        row.full_fault = count_images_and_cut_epochs(rehearsal)
     if not rehearsal.images:
         return
     count_work(rehearsal, row)
@@ -265,7 +265,7 @@ def measure_second_run(rehearsal: Rehearsal, stage: Stage, row: Row) -> float:
     return max(0, second.seconds - row.measured.seconds) / units
 
 
-def count_images(rehearsal: Rehearsal) -> str:
+def count_images_and_cut_epochs(rehearsal: Rehearsal) -> str:
     """Count the images of both runs, and cut the epochs to a few steps.
 
     Returns:
