@@ -49,6 +49,39 @@ MAX_SHOWN = 300  # characters of a value; the words of thirty classes are more
 MISSING = object()
 
 
+def main() -> None:
+    parser = make_parser("tools.scale", __doc__)
+    parser.add_argument(
+        "scale", nargs="*", help=f"{', '.join(scale_names())}, or a path that ends in .yaml"
+    )
+    parser.add_argument("--force", action="store_true", help="drop edits of params.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="check and print, write nothing")
+    arguments = parser.parse_args()
+    start_process()
+    if not arguments.scale:
+        exit_with_error(f"name a scale: {', '.join(scale_names())} (make scale SCALE=paper)")
+
+    text, _ = compose(arguments.scale)
+    new = flatten(load_text(text))
+    present = read_present(arguments.force)
+    edits = [] if arguments.force or not present else find_edits(present, new)
+    if edits:
+        advice = f'make scale SCALE="{shlex.join(arguments.scale)} --force"'
+        sys.exit("\n".join([*edits, f"nothing written; to drop these edits: {advice}"]))
+
+    if not arguments.dry_run:
+        write_atomically(PARAMS, text.encode())
+        write_atomically(WRITTEN, text.encode())
+    for key in present | new:
+        old_value = present.get(key, MISSING)
+        new_value = new.get(key, MISSING)
+        if present and old_value != new_value:
+            print(f"{key}: {' -> '.join(_show_difference(old_value, new_value))}")
+    first_line = text.partition("\n")[0]
+    dry_run = " (not written: --dry-run)" if arguments.dry_run else ""
+    print(f"{PARAMS}: {first_line.removeprefix('# ')}{dry_run}")
+
+
 @dataclass(frozen=True)
 class ScaleFile:
     """A file of params/."""
@@ -305,13 +338,15 @@ def _first_line(path: Path) -> str:
     return path.read_text(encoding="utf-8").partition("\n")[0]
 
 
-def _show_difference(*values: Any) -> list[str]:
+def _show_difference(first: Any, second: Any) -> list[str]:
     """Each of two values in a few words; of two mappings only the entries that differ."""
-    first, second = values
     if isinstance(first, dict) and isinstance(second, dict):
         same = [key for key in first.keys() & second.keys() if first[key] == second[key]]
-        values = tuple({key: value[key] for key in value if key not in same} for value in values)
-    return [_show(value) for value in values]
+        first, second = (
+            {key: value for key, value in values.items() if key not in same}
+            for values in (first, second)
+        )
+    return [_show(first), _show(second)]
 
 
 def _show(value: Any) -> str:
@@ -319,39 +354,6 @@ def _show(value: Any) -> str:
         return "nothing"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def main() -> None:
-    parser = make_parser("tools.scale", __doc__)
-    parser.add_argument(
-        "scale", nargs="*", help=f"{', '.join(scale_names())}, or a path that ends in .yaml"
-    )
-    parser.add_argument("--force", action="store_true", help="drop edits of params.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="check and print, write nothing")
-    arguments = parser.parse_args()
-    start_process()
-    if not arguments.scale:
-        exit_with_error(f"name a scale: {', '.join(scale_names())} (make scale SCALE=paper)")
-
-    text, _ = compose(arguments.scale)
-    new = flatten(load_text(text))
-    present = read_present(arguments.force)
-    edits = [] if arguments.force or not present else find_edits(present, new)
-    if edits:
-        advice = f'make scale SCALE="{shlex.join(arguments.scale)} --force"'
-        sys.exit("\n".join([*edits, f"nothing written; to drop these edits: {advice}"]))
-
-    if not arguments.dry_run:
-        write_atomically(PARAMS, text.encode())
-        write_atomically(WRITTEN, text.encode())
-    for key in present | new:
-        old_value = present.get(key, MISSING)
-        new_value = new.get(key, MISSING)
-        if present and old_value != new_value:
-            print(f"{key}: {' -> '.join(_show_difference(old_value, new_value))}")
-    first_line = text.partition("\n")[0]
-    dry_run = " (not written: --dry-run)" if arguments.dry_run else ""
-    print(f"{PARAMS}: {first_line.removeprefix('# ')}{dry_run}")
 
 
 if __name__ == "__main__":
