@@ -120,6 +120,20 @@ def write_smoke_params(folder: Path) -> None:
     (folder / "params.yaml").write_text(smoke_params(), encoding="utf-8")
 
 
+def change_params(section: str, values: dict) -> None:
+    """Change values of a section in the params.yaml of this folder."""
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params[section] |= values
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+def replace_in_params(folder: Path, old: str, new: str) -> None:
+    """Replace the first occurrence of a text in a folder's params.yaml."""
+    text = (folder / "params.yaml").read_text(encoding="utf-8")
+    assert old in text
+    (folder / "params.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory) -> dict:
     """Variables with a new resume cache and no network: a stage that needs the network fails."""

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import audit
 import pytest
-from conftest import REPOSITORY, copy_repository, heed_signals, shell, write_smoke_params
+from conftest import (
+    REPOSITORY,
+    copy_repository,
+    heed_signals,
+    replace_in_params,
+    shell,
+    write_smoke_params,
+)
 
 from stages.common import sources
 from stages.common.artifacts import read_json
@@ -26,13 +33,6 @@ def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_smoke_params(tmp_path)
     return tmp_path
-
-
-def change_params(folder: Path, old: str, new: str) -> None:
-    """Replace the first occurrence of a text in params.yaml."""
-    text = (folder / "params.yaml").read_text()
-    assert old in text
-    (folder / "params.yaml").write_text(text.replace(old, new, 1))
 
 
 def error_line(done) -> str:
@@ -94,8 +94,10 @@ def test_links_from_a_source_to_an_output_folder_are_refused(project, stage):
         (mine / f"{number}.png").write_bytes(b"mine")
         (project / "given").mkdir(exist_ok=True)
         (project / "given" / name).symlink_to(mine)
-    change_params(project, f"{stage}:\n  source: embedded", f"{stage}:\n  source: path:given")
-    change_params(project, "train_scene:\n  source: embedded", "train_scene:\n  source: scratch")
+    replace_in_params(project, f"{stage}:\n  source: embedded", f"{stage}:\n  source: path:given")
+    replace_in_params(
+        project, "train_scene:\n  source: embedded", "train_scene:\n  source: scratch"
+    )
     output = f"data/{stage.removeprefix('fetch_')}"
     error = f"^error: {stage}.source: .*given/(forest|lake): .*{output}"
     with pytest.raises(SystemExit, match=error):
@@ -109,7 +111,7 @@ def test_linked_folders_of_papers_are_followed(project):
     os.makedirs("papers")
     Path("papers/near.txt").write_text("A line about water.\n" * 40)
     Path("papers/linked").symlink_to("../far")
-    change_params(
+    replace_in_params(
         project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:papers"
     )
     importlib.import_module("stages.fetch_papers").main()
@@ -134,7 +136,7 @@ def test_files_of_the_user_in_an_output_folder_survive_dvc_repro(tmp_path, envir
     mine = copy / "data/papers/mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
-    change_params(
+    replace_in_params(
         copy, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:data/papers"
     )
     done = shell("dvc", "repro", "fetch_papers", cwd=copy, env=environment)
@@ -176,7 +178,7 @@ def test_papers_of_the_same_or_odd_names_are_all_copied(project):
     with open(b"papers/caf\xe9.txt", "w") as file:
         file.write("A line about fields.\n" * 40)
     make_pdf(Path("papers/zero.pdf"), ["A page about fields. " * 30])
-    change_params(
+    replace_in_params(
         project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:papers"
     )
     importlib.import_module("stages.fetch_papers").main()
@@ -219,10 +221,10 @@ def test_a_single_paper_of_an_odd_name(project, name, monkeypatch):
     with open(name, "w") as file:
         file.writelines(f"Line {n} about fields.\n" for n in range(4000))
     monkeypatch.setenv("PAPER", os.fsdecode(name))
-    change_params(
+    replace_in_params(
         project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: path:$PAPER"
     )
-    change_params(project, "min_test_papers: ", "min_test_papers: 1 # ")
+    replace_in_params(project, "min_test_papers: ", "min_test_papers: 1 # ")
     for stage in ("fetch_papers", "scrape"):
         importlib.import_module(f"stages.{stage}").main()
     assert read_json("metrics/corpus.json")["lines"] == 4000
@@ -234,7 +236,7 @@ def test_a_single_paper_of_an_odd_name(project, name, monkeypatch):
 )
 def test_rows_that_are_no_papers_end_the_stage_before_a_download(project, content):
     Path("list.csv").write_bytes(content)
-    change_params(
+    replace_in_params(
         project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: arxiv:list.csv"
     )
     with pytest.raises(SystemExit, match="^error: list.csv: "):
@@ -247,7 +249,7 @@ def test_a_list_of_papers_that_is_not_csv(project, content):
         os.makedirs("list.csv")
     else:
         Path("list.csv").write_bytes(content)
-    change_params(
+    replace_in_params(
         project, "fetch_papers:\n  source: embedded", "fetch_papers:\n  source: arxiv:list.csv"
     )
     with pytest.raises(SystemExit, match="^error: list.csv: "):

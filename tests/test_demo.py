@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from accessibility import violations
-from conftest import REPOSITORY, heed_signals, wait_until, write_smoke_params
+from conftest import REPOSITORY, heed_signals, replace_in_params, wait_until, write_smoke_params
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
@@ -538,7 +538,9 @@ def test_any_class_of_params_is_offered_by_name_and_gets_a_prompt(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
     write_params(tmp_path, names, 20)
-    change_params(tmp_path, "per_class: 1\n", f"per_class: {dict.fromkeys(names, 1) | LEFT_OUT}\n")
+    replace_in_params(
+        tmp_path, "per_class: 1\n", f"per_class: {dict.fromkeys(names, 1) | LEFT_OUT}\n"
+    )
     make_pipeline(tmp_path / "models/diffusion")
     make_index(tmp_path / "models/index")
     demo = demo_page.DemoModels(load())
@@ -574,12 +576,6 @@ def clone(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
     return tmp_path
-
-
-def change_params(folder: Path, old: str, new: str) -> None:
-    text = (folder / "params.yaml").read_text()
-    assert text.count(old) == 1
-    (folder / "params.yaml").write_text(text.replace(old, new))
 
 
 def test_where_nothing_has_run_the_page_draws_with_the_base_and_says_so(clone, capfd):
@@ -681,8 +677,8 @@ def test_a_model_of_other_params_is_drawn_with_and_the_page_says_so(clone, capfd
 
 
 def test_another_base_is_drawn_with_once_it_is_fetched(clone):
-    change_params(clone, "  diffusion: embedded ", "  diffusion: path:/data/sd15 ")
-    change_params(clone, "  base_domain: embedded ", "  base_domain: none ")
+    replace_in_params(clone, "  diffusion: embedded ", "  diffusion: path:/data/sd15 ")
+    replace_in_params(clone, "  base_domain: embedded ", "  base_domain: none ")
     with pytest.raises(SystemExit, match="path:/data/sd15.*`dvc repro fetch_model@diffusion`"):
         demo_page.choose_model(load())
     fetched = clone / "models/base/diffusion"
@@ -691,9 +687,9 @@ def test_another_base_is_drawn_with_once_it_is_fetched(clone):
         demo_page.choose_model(load())
     write_json(fetched / "SOURCE.json", {"source": "path:/data/sd15"})
     assert clone / demo_page.choose_model(load()) == fetched
-    change_params(clone, "  source: base ", "  source: scratch ")
-    change_params(clone, "  vae_steps: 0 ", "  vae_steps: 1 ")
-    change_params(clone, "  text_steps: 0 ", "  text_steps: 1 ")
+    replace_in_params(clone, "  source: base ", "  source: scratch ")
+    replace_in_params(clone, "  vae_steps: 0 ", "  vae_steps: 1 ")
+    replace_in_params(clone, "  text_steps: 0 ", "  text_steps: 1 ")
     with pytest.raises(SystemExit, match="error: models/diffusion.*`dvc repro finetune_sd`"):
         demo_page.choose_model(load())
 

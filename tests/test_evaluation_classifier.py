@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 import yaml
+from conftest import change_params
 from PIL import Image
 
 from stages.common.artifacts import (
@@ -426,12 +427,6 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
     write_shards("data/synthetic", synthetic_rows, LABELED_SCHEMA)
     write_json("models/base/classifier/SOURCE.json", {"source": "none"})
     return tmp_path
-
-
-def change_params(section: str, changes: dict) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params[section] |= changes
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def test_metrics_and_plots_of_the_stages(folder):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, change_params
 from PIL import Image
 
 from stages import ceiling, select
@@ -176,12 +176,6 @@ def drawn(tmp_path_factory) -> Path:
 def project(drawn, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(shutil.copytree(drawn, tmp_path / "project"))
     return tmp_path / "project"
-
-
-def change_params(section: str, values: dict) -> None:
-    params = yaml.safe_load(Path("params.yaml").read_text())
-    params[section] |= values
-    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
 
 def kept_numbers() -> list[int]:
