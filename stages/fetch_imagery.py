@@ -147,11 +147,7 @@ def open_configured_source(
     resolved: dict[str, Any] = {"license": None}
     match sources.kind(config.source):
         case "embedded":
-            if config.max_images is None:
-                exit_with_error(
-                    "fetch_imagery.max_images: null with embedded scenes, which are rendered "
-                    "without end: write how many to render"
-                )
+            assert config.max_images is not None  # as stages/params.py demands
             return open_embedded_scenes(seed, config.max_images), resolved | {"seed": seed}
         case "path":
             path = sources.local_path(config.source, key)
@@ -163,17 +159,12 @@ def open_configured_source(
                     f"{key}: {config.source} has no Parquet files; try "
                     f"{repository}@refs/convert/parquet"
                 )
-        case "torchgeo":
+        case _:  # torchgeo
             # Imported late: TorchGeo needs seconds to load.
             from stages.imagery.torchgeo_datasets import open_torchgeo
 
             source, of_dataset = open_torchgeo(config.source, key, config.download)
             return source, resolved | of_dataset
-        case other:
-            exit_with_error(
-                f"{key}: {other} is not for imagery; write embedded, path:<folder or file>, "
-                "hub:<repo>[@revision] or torchgeo:<data set>"
-            )
     source = open_source(path, key, config.caption, mask)
     root = path if path.is_dir() else path.parent
     return source, resolved | {"files": sources.file_hashes(source.files, root)}

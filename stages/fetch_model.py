@@ -29,7 +29,6 @@ from stages.common.stable_diffusion import (
 )
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
-from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 
 EMBEDDED = Path(__file__).parent / "embedded" / "models"
@@ -60,40 +59,24 @@ def resolve_source(role: str, source: str) -> tuple[Path | None, dict[str, Any]]
         The model's folder or file (None: there is nothing to copy), and what SOURCE.json records.
 
     Raises:
-        SystemExit: the source is not available, or not one for this role.
+        SystemExit: the source is not available.
     """
     key = f"fetch_model.{role}"
     unlicensed = {"license": None}
     match sources.kind(source):
         case "none":
             # Without a diffusion model, `train_base` starts from scratch.
-            if role in ("language", "embedder"):
-                exit_with_error(
-                    f"{key}: {source}: the pipeline needs one; write embedded, path:<folder> or "
-                    "hub:<repo>[@revision]"
-                )
             return None, unlicensed
         case "embedded" if role == "embedder":
             return None, unlicensed
         case "embedded":
-            folder = EMBEDDED / role
-            if not folder.is_dir():
-                exit_with_error(
-                    f"{key}: {source}: no {role} is embedded; write none, path:<folder> or "
-                    "hub:<repo>[@revision]"
-                )
-            return folder, unlicensed
+            return EMBEDDED / role, unlicensed
         case "path":
             return sources.local_path(source, key), unlicensed
         case "hub":
             return download_model(role, source, key)
-        case "package":
+        case _:  # package
             return sources.package_file(role, source, key)
-        case other:
-            exit_with_error(
-                f"{key}: {source}: {other} is not for models; write embedded, path:<folder>, "
-                "hub:<repo>[@revision], package:<name> or none"
-            )
 
 
 def download_model(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:

@@ -62,7 +62,7 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
             if not files:
                 exit_with_error(f"{KEY}: {source}: no text in its Parquet and .txt files, if any")
             return files, resolved
-        case "arxiv":
+        case _:  # arxiv
             from stages.text.arxiv import download
 
             files, failed, unanswered = download(sources.local_path(source, KEY), out)
@@ -79,10 +79,6 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
                     "`dvc repro` again, or take them off the list"
                 )
             return files, {"failed": failed}
-        case other:
-            exit_with_error(
-                f"{KEY}: {other} provides no papers; write embedded, path:, hub: or arxiv:"
-            )
 
 
 def copy_papers(origin: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
