@@ -21,6 +21,7 @@ from stages.reporting.selection import (
     BASE,
     FIGURES,
     REAL,
+    SAMPLING_COLUMNS,
     SYNTHETIC,
     TRAINING,
     TUNED,
@@ -33,7 +34,6 @@ from stages.runtime.progress import log
 
 FEATURES = Path("data/features")
 PASSAGES = Path("models/index/passages.parquet")
-SETTINGS = ("negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
 MAX_PER_SIDE = 200  # real tiles of the gallery, and generated images, but for 2 of each class
 EXTREMES = 12  # images shown as the best, and as the worst
 
@@ -300,7 +300,8 @@ class Gallery:
         Returns:
             {name, prompt, unseen: words that no caption of a training tile has, items} per prompt.
         """
-        samples = read_rows(FIGURES, ["scene", *SETTINGS])  # `scene` is the class of the prompt
+        # `scene` is the class of the prompt.
+        samples = read_rows(FIGURES, ["scene", *SAMPLING_COLUMNS])
         captions = (row["captions"] for row in read_rows(TRAINING, ["captions"]))
         known = {word for texts in captions for text in texts for word in split_words(text)}
         entries = []
@@ -346,4 +347,4 @@ def split_words(text: str) -> list[str]:
 
 def sampling_facts(row: dict) -> dict[str, str]:
     """Return the settings with which an image was sampled. row: of a folder of samples."""
-    return {name.replace("_", " "): str(row[name]) for name in SETTINGS}
+    return {name.replace("_", " "): str(row[name]) for name in SAMPLING_COLUMNS}

@@ -11,6 +11,8 @@ SYNTHETIC = Path("data/synthetic")
 BASE = Path("data/samples/base")
 TUNED = Path("data/samples/tuned")
 FIGURES = Path("data/samples/figures")
+# How an image was drawn, besides its prompt.
+SAMPLING_COLUMNS = ("negative_prompt", "seed", "scheduler", "steps", "guidance_scale")
 COLUMNS = 8  # images in a row of a grid
 MAX_CELLS = 240  # images in a grid: it has fewer columns where it has many rows
 
@@ -20,7 +22,7 @@ def read_image_rows() -> tuple[list[dict], list[dict], list[dict]]:
 
     Of the tuned model's samples only the first of each caption.
     """
-    sampled = ["prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale"]
+    sampled = ["prompt", *SAMPLING_COLUMNS]
     real = read_rows(REAL, ["filename", "scene"])
     tuned = read_rows(TUNED, ["filename", "scene", "caption", "model", *sampled])
     captions = len({row["filename"] for row in tuned})
