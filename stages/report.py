@@ -19,7 +19,7 @@ from stages.common.artifacts import fingerprint, read_json, write_atomically, wr
 from stages.common.class_names import slug
 from stages.common.csv_files import read_csv
 from stages.params import load
-from stages.reporting import selection
+from stages.reporting import image_grids
 from stages.reporting.album import Album
 from stages.reporting.context import context_json, read_context
 from stages.reporting.gallery import Gallery, assess
@@ -74,7 +74,7 @@ def main() -> None:
     # What the run made.
     metrics = {name: read_json(f"metrics/{name}.json") for name in METRICS}
     plots = {name: read_csv(f"metrics/plots/{name}.csv") for name in PLOTS}
-    real, tuned, synthetic = selection.read_image_rows()
+    real, tuned, synthetic = image_grids.read_shown_rows()
     context = read_context(tuned, synthetic, classes, params.train_scene.source == "scratch")
     tables = build_tables(metrics, context)
 
@@ -145,10 +145,10 @@ def draw_grids(
         figure_of: prompt -> number of its figure in the paper.
     """
     return {
-        **selection.sample_grids(real, tuned, classes),
-        "synthetic": selection.synthetic_grid(synthetic, list(classes)),
-        "figures": selection.figure_grid(figure_of),
-        "nearest": selection.nearest_grid(nearest_training, tuned),
+        **image_grids.sample_grids(real, tuned, classes),
+        "synthetic": image_grids.synthetic_grid(synthetic, list(classes)),
+        "figures": image_grids.figure_grid(figure_of),
+        "nearest": image_grids.nearest_grid(nearest_training, tuned),
     }
 
 

@@ -28,9 +28,9 @@ from stages.reporting import (
     fonts,
     further_metrics,
     grids,
+    image_grids,
     page,
     rows,
-    selection,
     sweeps,
     tables,
 )
@@ -336,7 +336,7 @@ def describe_here() -> dict[str, dict]:
     """What `report` would write, without its pictures."""
     params = load()
     metrics = {name: read_json(f"metrics/{name}.json") for name in report.METRICS}
-    _, tuned, synthetic = selection.read_image_rows()
+    _, tuned, synthetic = image_grids.read_shown_rows()
     return measured_on(
         metrics,
         read_context(tuned, synthetic, params.used_classes(), trained_judge=False),

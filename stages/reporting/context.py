@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.common.artifacts import read_json
 from stages.common.csv_files import read_csv
 from stages.params import ROLES
-from stages.reporting import selection
+from stages.reporting import image_grids
 from stages.reporting.grids import image_width
 from stages.reporting.rows import Table
 
@@ -89,7 +89,7 @@ def _read_classifier(key: str) -> dict:
 def _read_sampling(row: dict) -> dict:
     """row: the first of data/samples/tuned; all of them were sampled with the same settings."""
     settings = ("scheduler", "steps", "guidance_scale", "model")
-    return {"resolution": image_width(selection.TUNED), **{name: row[name] for name in settings}}
+    return {"resolution": image_width(image_grids.TUNED), **{name: row[name] for name in settings}}
 
 
 def weight_digests(source: dict, prefix: str = "") -> dict[str, str]:

@@ -17,7 +17,7 @@ from stages.common.artifacts import read_rows
 from stages.common.class_names import slug
 from stages.evaluation.memorization import nearest_neighbors
 from stages.reporting.album import Album
-from stages.reporting.selection import (
+from stages.reporting.image_grids import (
     BASE,
     FIGURES,
     REAL,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from stages.common.artifacts import digest, fingerprint, read_json, read_rows, stream_rows
 from stages.params import Encode, FinetuneLLM, FinetuneSD
-from stages.reporting import selection
+from stages.reporting import image_grids
 from stages.reporting.context import RunContext, weight_digests
 from stages.reporting.grids import image_width
 
@@ -50,11 +50,14 @@ def measured_on(
         Key of a metric or of a group of metrics -> its description. `device` names the stages that
         trained what is measured, and what they computed on.
     """
-    test = {"test_tiles": hash_rows(selection.REAL, TILE), "tiles_px": image_width(selection.REAL)}
-    training_names = [row["filename"] for row in read_rows(selection.TRAINING, ["filename"])]
+    test = {
+        "test_tiles": hash_rows(image_grids.REAL, TILE),
+        "tiles_px": image_width(image_grids.REAL),
+    }
+    training_names = [row["filename"] for row in read_rows(image_grids.TRAINING, ["filename"])]
     source_images = context.sources["imagery"].get("images_sha256", "")
     train = {"train_tiles": fingerprint({source_images: training_names}, [])}
-    captions = {"test_captions": hash_rows(selection.REAL, CAPTIONS)}
+    captions = {"test_captions": hash_rows(image_grids.REAL, CAPTIONS)}
     scenes_of_classes = {label: sorted(scenes) for label, scenes in classes.items()}
     mapping = {"classes": fingerprint(scenes_of_classes, [])}
     review = metrics["review"]
@@ -68,8 +71,8 @@ def measured_on(
         **image_groups(metrics, context, test, train, mapping),
         **selection_groups(metrics["select"], context),
         **agreement_groups(metrics, context, test | captions, mapping),
-        **classifier_groups("lulc", selection.SYNTHETIC, metrics, context, test | mapping, train),
-        **classifier_groups("scenes", selection.TUNED, metrics, context, test, train),
+        **classifier_groups("lulc", image_grids.SYNTHETIC, metrics, context, test | mapping, train),
+        **classifier_groups("scenes", image_grids.TUNED, metrics, context, test, train),
     }
 
 

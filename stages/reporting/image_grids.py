@@ -17,7 +17,7 @@ COLUMNS = 8  # images in a row of a grid
 MAX_CELLS = 240  # images in a grid: it has fewer columns where it has many rows
 
 
-def read_image_rows() -> tuple[list[dict], list[dict], list[dict]]:
+def read_shown_rows() -> tuple[list[dict], list[dict], list[dict]]:
     """Read the rows of real test tiles, tuned samples and synthetic images, without the images.
 
     Of the tuned model's samples only the first of each caption.
