@@ -63,8 +63,8 @@ def load_images(folder: str | Path, rows: set[int], max_side: int = SIDE) -> dic
 
 def image_width(folder: Path) -> int:
     """Return the width in pixels of the first image of a folder of shards."""
-    (image,) = load_images(folder, {0}, max_side=10**4).values()
-    return image.width
+    first = next(stream_rows(folder, ["image"], 1))
+    return decode_image(first["image"]).width
 
 
 def resize_to_cell(image: Image.Image) -> Image.Image:
