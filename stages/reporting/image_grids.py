@@ -137,9 +137,10 @@ def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Grid:
     """
     pairs = pairs[: 2 * COLUMNS]
     tuned_row_of = {row["filename"]: number for number, row in enumerate(tuned)}
-    training = [row["filename"] for row in read_rows(TRAINING, ["filename"])]
+    training = read_rows(TRAINING, ["filename"])
+    training_row_of = {row["filename"]: number for number, row in enumerate(training)}
     tuned_rows = [tuned_row_of[pair["generated"]] for pair in pairs]
-    training_rows = [training.index(pair["training"]) for pair in pairs]
+    training_rows = [training_row_of[pair["training"]] for pair in pairs]
     generated = load_images(TUNED, set(tuned_rows))
     tiles = load_images(TRAINING, set(training_rows))
     groups = []
