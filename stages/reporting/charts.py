@@ -207,15 +207,15 @@ def layout_labels(names: Iterable[str]) -> dict[str, str]:
 
     That is the name itself or, where it has letters that matplotlib's font lacks, as wide a text.
     """
-    font = get_font(findfont("DejaVu Sans"))
     labels = {}
     for number, name in enumerate(names):
         text = name
-        if sum(letter_widths(name)) > MAX_LABEL:
-            end = bisect(list(accumulate(letter_widths(name))), MAX_LABEL - 1)
+        widths = letter_widths(name)
+        if sum(widths) > MAX_LABEL:
+            end = bisect(list(accumulate(widths)), MAX_LABEL - 1)
             text = f"{name[:end].rstrip()}…"
-        letters = [letter if font.get_char_index(ord(letter)) else "W" for letter in text]
-        stand_in = "".join(letters)
+        letters = zip(text, letter_widths(text))
+        stand_in = "".join(letter if width == 1 else "W" for letter, width in letters)
         if stand_in != text or text in labels:
             stand_in += f"⟨{number}⟩"  # tells texts of the same width apart
         labels[stand_in] = text
