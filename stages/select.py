@@ -112,7 +112,8 @@ def select_by_class(
         of_class = waiting.setdefault(label, [])
         of_class.append(view)
         if len(of_class) == drawn[label]:
-            candidates = Candidates(*map(np.array, zip(*waiting.pop(label))))
+            scenes, features, thumbnails = zip(*waiting.pop(label))
+            candidates = Candidates(np.array(scenes), np.array(features), np.array(thumbnails))
             selections[label] = select_images(
                 candidates, known[label], wanted[label], group_near_duplicates
             )
