@@ -40,7 +40,7 @@ from stages.imagery.tile_making import Finish, Reading
 from stages.imagery.tile_reading import (
     count_masked_pixels,
     fill_in_thumbnails,
-    read_rows,
+    finished_rows,
     read_tiles,
     summarize_label_shares,
 )
@@ -189,7 +189,7 @@ def write_split(out: Path, split: str, spool: TileSpool, finish: Finish) -> None
     """Write the tiles of a split as shards, in an order that depends only on their names."""
     tiles = [tile for tile in spool.tiles if tile.split == split]
     tiles.sort(key=lambda tile: name_hash(tile.name, "order"))
-    finished = read_rows(spool, tiles, finish)
+    finished = finished_rows(spool, tiles, finish)
     rows = progress_bar(finished, total=len(tiles), desc=split, unit="tile")
     write_shards(out / split, rows, imagery_schema(spool.columns))
     # Else the processes that finish the next split's tiles would hold on to it.

@@ -27,7 +27,7 @@ from stages.common.csv_files import write_csv
 from stages.common.rng import rng
 from stages.params import load
 from stages.reporting import templates
-from stages.reporting.grids import load_images
+from stages.reporting.grids import load_scaled_images
 from stages.reporting.ratings import ARTIFACTS, CANNOT_TELL, KEY, KEY_COLUMNS
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
@@ -143,7 +143,7 @@ def encode_tiles(tiles: list[tuple[str, int]]) -> list[bytes]:
     images = {}
     for truth, folder in FOLDERS.items():
         rows = {row for other, row in tiles if other == truth}
-        for row, image in load_images(folder, rows, MAX_SIDE).items():
+        for row, image in load_scaled_images(folder, rows, MAX_SIDE).items():
             images[truth, row] = image
     side = min(min(image.size) for image in images.values())
     files = []

@@ -189,7 +189,7 @@ def fill_in_thumbnails(spool: TileSpool, statistics: TileStatistics, finish: Fin
         statistics.thumbnails[i] = np.frombuffer(thumbnail, "<u2")
 
 
-def read_rows(spool: TileSpool, tiles: list[SpooledTile], finish: Finish) -> Iterator[dict]:
+def finished_rows(spool: TileSpool, tiles: list[SpooledTile], finish: Finish) -> Iterator[dict]:
     """Yield spooled tiles as rows of the imagery schema; raw ones are finished on all cores."""
     contents = ((spool.read(tile), tile) for tile in tiles)
     jobs = ((row, (pixels, tile.raw)) for (row, pixels), tile in contents)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.reporting.grids import load_images
+from stages.reporting.grids import load_scaled_images
 from stages.runtime.errors import exit_with_error
 
 MAX_SIDE = 512  # pixels of a picture's longer side
@@ -56,7 +56,7 @@ class Album:
         images = {
             picture_name(collection, row): image
             for collection, folder in self.folders.items()
-            for row, image in load_images(folder, self.rows[collection], MAX_SIDE).items()
+            for row, image in load_scaled_images(folder, self.rows[collection], MAX_SIDE).items()
         }
         large = {name for name, image in images.items() if max(image.size) > SMALL_SIDE}
         thumbnails = {name: encode_webp(images[name], THUMBNAIL_SIDE, 75) for name in large}

@@ -35,7 +35,9 @@ class GridRow(NamedTuple):
     captions: list[tuple[str, str]] = []  # (name, text) below each group
 
 
-def load_images(folder: str | Path, rows: set[int], max_side: int = SIDE) -> dict[int, Image.Image]:
+def load_scaled_images(
+    folder: str | Path, rows: set[int], max_side: int = SIDE
+) -> dict[int, Image.Image]:
     """Read some images of a folder of shards, one at a time.
 
     Args:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stages.common.artifacts import read_rows
-from stages.reporting.grids import Grid, GridRow, draw_grid, load_images
+from stages.reporting.grids import Grid, GridRow, draw_grid, load_scaled_images
 
 REAL = Path("data/imagery/test")
 TRAINING = Path("data/imagery/train")
@@ -56,11 +56,11 @@ def sample_grids(
     shown = {row for rows in cells.values() for row in rows}
     real_row_of = {row["filename"]: number for number, row in enumerate(real)}
     real_rows = {row: real_row_of[tuned[row]["filename"]] for row in shown}
-    real_images = load_images(REAL, set(real_rows.values()))
+    real_images = load_scaled_images(REAL, set(real_rows.values()))
     images = {
         "real": {row: real_images[real_row] for row, real_row in real_rows.items()},
-        "base": load_images(BASE, shown),
-        "tuned": load_images(TUNED, shown),
+        "base": load_scaled_images(BASE, shown),
+        "tuned": load_scaled_images(TUNED, shown),
     }
 
     # A scene that is a class by itself has one name.
@@ -89,7 +89,7 @@ def synthetic_grid(synthetic: list[dict], labels: list[str]) -> Grid:
     """Draw synthetic images, a row per class that has any. synthetic: rows of data/synthetic."""
     columns = count_columns(len(labels))
     cells = {label: pick_by_prompt(synthetic, label, columns) for label in labels}
-    images = load_images(SYNTHETIC, {row for rows in cells.values() for row in rows})
+    images = load_scaled_images(SYNTHETIC, {row for rows in cells.values() for row in rows})
     return draw_grid(
         [
             GridRow(label, "", [[images[row]] for row in rows])
@@ -120,7 +120,7 @@ def figure_grid(figure_of: dict[str, str]) -> Grid:
     """
     samples = read_rows(FIGURES, ["scene"])
     prompts = figure_prompts()
-    images = load_images(FIGURES, {row for rows in prompts.values() for row in rows})
+    images = load_scaled_images(FIGURES, {row for rows in prompts.values() for row in rows})
     grid_rows = []
     for prompt, rows in prompts.items():
         name = name_figure(figure_of.get(prompt), samples[rows[0]]["scene"])
@@ -141,8 +141,8 @@ def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Grid:
     training_row_of = {row["filename"]: number for number, row in enumerate(training)}
     tuned_rows = [tuned_row_of[pair["generated"]] for pair in pairs]
     training_rows = [training_row_of[pair["training"]] for pair in pairs]
-    generated = load_images(TUNED, set(tuned_rows))
-    tiles = load_images(TRAINING, set(training_rows))
+    generated = load_scaled_images(TUNED, set(tuned_rows))
+    tiles = load_scaled_images(TRAINING, set(training_rows))
     groups = []
     captions = []
     for pair, tuned_row, training_row in zip(pairs, tuned_rows, training_rows):
