@@ -34,7 +34,7 @@ from stages.text.clean import Cuts
 from stages.text.duplicates import find_copies, sketch
 from stages.text.language import is_english
 from stages.text.paper_files import SUFFIXES
-from stages.text.papers import Paper, choose_test_papers, read_papers
+from stages.text.papers import Paper, choose_test_papers, describe_cuts, read_papers
 from stages.text.parquet_writer import parquet_writer
 from stages.text.sentences import join_lines
 
@@ -212,13 +212,8 @@ def write_corpus(papers: set[str], test: set[str]) -> None:
 
 def log_cuts(report: list[ReportRow]) -> None:
     """Log how much was cut out of all papers."""
-    references, running_lines, tables, line_numbers = (
-        sum(getattr(row, name) for row in report) for name in Cuts._fields
-    )
-    log(
-        f"scrape: cut out {references} lines of reference lists, {running_lines} of headers, "
-        f"footers and stamps, {tables} of tables, and {line_numbers} line numbers ({REPORT})"
-    )
+    cuts = Cuts(*(sum(getattr(row, name) for row in report) for name in Cuts._fields))
+    log(f"scrape: cut out {describe_cuts(cuts)}, and {cuts.line_numbers} line numbers ({REPORT})")
 
 
 def write_report(report: list[ReportRow]) -> None:

@@ -87,7 +87,7 @@ def _read_pdf(path: Path, result: dict, cut_references: bool) -> Paper:
     if pages_read < pages / 2:
         reason = f"{share}, {few} on the others (scanned, pictures or slides)"
     elif sum(legibility.count_words(text) for _, text in lines) < legibility.MIN_PAGE_WORDS:
-        reason = f"{few} of prose, {_describe(cuts)}"
+        reason = f"{few} of prose, cut out: {describe_cuts(cuts)}"
     if reason:
         return _failed(path, reason)._replace(pages=pages, pages_read=pages_read, cuts=cuts)
     notes = [share] if pages_read < pages else []
@@ -108,14 +108,16 @@ def _failed(path: Path, reason: str, name: str = "") -> Paper:
 
 def _name_large_cut(paper: Paper) -> None:
     """Log what was cut out of a paper that has lost more than `LARGE_CUT` of its lines."""
-    total = len(paper.lines) + paper.cuts.lines
-    if paper.cuts.lines > LARGE_CUT * total:
-        log(f"scrape: {paper.name}: {paper.cuts.lines} of {total} lines {_describe(paper.cuts)}")
+    cuts = paper.cuts
+    total = len(paper.lines) + cuts.lines
+    if cuts.lines > LARGE_CUT * total:
+        log(f"scrape: {paper.name}: {cuts.lines} of {total} lines cut out: {describe_cuts(cuts)}")
 
 
-def _describe(cuts: Cuts) -> str:
+def describe_cuts(cuts: Cuts) -> str:
+    """The number of lines of each kind that were cut out."""
     return (
-        f"cut out: {cuts.references} lines of reference lists, {cuts.running_lines} of headers, "
+        f"{cuts.references} lines of reference lists, {cuts.running_lines} of headers, "
         f"footers and stamps, {cuts.tables} of tables"
     )
 
