@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from stages.imagery.georeference import find_date
 from stages.imagery.image_decoding import decode_rgb
 from stages.imagery.rasters import Mask, read_raster
 from stages.imagery.raw_tiles import RawTile
-from stages.imagery.source_rasters import SourceRasters
+from stages.imagery.source_rasters import SourceRasters, refuse_band_files
 from stages.imagery.stretch import (
     MAX_SAMPLES,
     extreme_share,
@@ -522,6 +523,43 @@ def test_params_that_do_not_fit_the_rasters_are_one_line(
     for word in words:
         assert word in line
     assert not (tmp_path / "run/data/imagery").exists()
+
+
+@pytest.mark.parametrize(
+    "endings, band_files",
+    [
+        (["_B02", "_B03", "_B08"], True),
+        (["_B04_10m", "_B8A_20m", "_SCL_20m"], True),
+        (["_SR_B4", "_SR_B5"], True),
+        (["_VV", "_VH"], True),
+        (["_red", "_red_edge", "_NIR"], True),
+        (["_MS_G", "_MS_NIR"], True),
+        (["_1", "_2"], True),  # beside IMG_0001: a drone's
+        (["_B08"], False),
+        (["_B02", "_B03", "_a", "_b"], False),
+        (["", "_7", "_c2"], False),
+    ],
+)
+def test_files_of_one_band_of_an_image_are_one_line(endings, band_files):
+    stem = "IMG_0001" if endings == ["_1", "_2"] else "T32UMD_20200610_1"
+    names = [f"{stem}{ending}.tif" for ending in endings]
+    tiles = [SimpleNamespace(name=f"a/{name}", window=None) for name in names]
+    if not band_files:
+        refuse_band_files(tiles)
+        return
+    with pytest.raises(SystemExit, match=f" {names[0]} and {names[1]} seem"):
+        refuse_band_files(tiles)
+
+
+def test_files_of_one_band_are_gray_images_if_the_params_say_so(tmp_path, monkeypatch):
+    for i in range(16):
+        path = tmp_path / f"in/{'ab'[i % 2]}/{i // 4}_B0{i // 2 % 2 + 1}.tif"
+        write_raster(path, scene_values(i, 1).astype(np.uint16), **UTM)
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "in")
+    assert "0_B01.tif and 0_B02.tif" in line and "bands: [1]" in line
+    write_params(tmp_path / "run", None, source=f"path:{tmp_path}/in", bands=[1])
+    fetch_imagery.main()
+    assert sum(map(len, rows_of(tmp_path / "run").values())) == 16
 
 
 def test_images_of_different_bands_or_types_are_one_line_that_names_two(

@@ -6,6 +6,14 @@ from typing import Any, NamedTuple
 
 RGB_NAMES = ("red", "green", "blue")
 RGB_LETTERS = ("r", "g", "b")
+# How the name of a file ends that holds one band of an image: Sentinel-2's and Landsat's (`_B04`,
+# `_B04_10m`, `_SR_B4`), Sentinel-1's (`_VV`), those of drones (`_MS_NIR`, `IMG_0001_5`), colors.
+BAND_OF_FILE = re.compile(
+    r"(?:^|[ _.-])"
+    r"(b(?:and)?[ _-]?\d{1,2}a?|(?:blue|green|red|red_?edge|nir|swir|pan)\d*|gre|reg|vv|vh|hh|hv|"
+    r"ms_(?:g|r|re|nir)|(?<=img_\d{4}_)\d{1,2})"
+    r"(?:_\d+m|_vcid_\d)?$"
+)
 
 
 class RasterType(NamedTuple):
@@ -79,6 +87,12 @@ def find_band(dataset: Any, band: int | str, name: str, key: str = "fetch_imager
         f"{key}: {name} {fault} {band}; it has {list_bands(dataset)}",
         RasterType(dataset.count, dataset.dtypes[0]),
     )
+
+
+def band_of_file(stem: str) -> str | None:
+    """The band that the name of a file without suffix ends in (`x_B04` is of b04), if any."""
+    band = BAND_OF_FILE.search(stem.lower())
+    return band[1] if band else None
 
 
 def _are_named(descriptions: list[str]) -> bool:

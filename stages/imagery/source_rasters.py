@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from stages.imagery.bands import ParamsMisfit, RasterType
+from stages.imagery.bands import ParamsMisfit, RasterType, band_of_file
 from stages.imagery.stretch import (
     MAX_SAMPLES,
     Pair,
@@ -113,6 +114,28 @@ def _fit(first: RasterType, second: RasterType) -> bool:
     counts = {first.band_count, second.band_count}
     are_gray_and_rgb = first.dtype == "uint8" and counts <= {1, 3}
     return first.dtype == second.dtype and (any_count or len(counts) == 1 or are_gray_and_rgb)
+
+
+def refuse_band_files(tiles: list[SpooledTile]) -> None:
+    """Exit with an error if most tiles are of rasters whose names end in one of several bands.
+
+    Args:
+        tiles: of rasters of one band.
+    """
+    named = 0
+    name_of_band: dict[str, str] = {}
+    for tile in tiles:
+        file = PurePosixPath(tile.window.path.name if tile.window else tile.name)
+        if band := band_of_file(file.stem):
+            named += 1
+            name_of_band.setdefault(band, file.name)
+    if len(name_of_band) > 1 and named > len(tiles) / 2:
+        first, second = list(name_of_band.values())[:2]
+        exit_with_error(
+            f"fetch_imagery.source: {first} and {second} seem to hold one band of an image each: "
+            "stack its bands into one file, `gdalbuildvrt -separate` and `gdal_translate`; to read "
+            "each file as a gray image, write fetch_imagery.bands: [1]"
+        )
 
 
 def choose_stretch(

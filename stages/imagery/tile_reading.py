@@ -14,7 +14,7 @@ from stages.imagery.captions import caption_from_scene, usable_captions
 from stages.imagery.near_duplicates import THUMBNAIL_VALUES
 from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.source_rasters import SourceRasters
+from stages.imagery.source_rasters import SourceRasters, refuse_band_files
 from stages.imagery.survey import kept_items
 from stages.imagery.tile_making import (
     TOO_FEW_VALID,
@@ -69,7 +69,8 @@ def read_tiles(
         The statistics, in which the thumbnails of raw tiles are still 0, and how rasters were read.
 
     Raises:
-        SystemExit: images differ in their bands or type, or it isn't clear which bands to read.
+        SystemExit: images differ in their bands or type, each file seems to hold one band of an
+            image, or it isn't clear which bands to read.
     """
     thumbnails = bytearray()
     counts: Counter[str] = Counter()
@@ -95,6 +96,8 @@ def read_tiles(
         images_sha256.update(f"{item.name}\0{tile.sha256}\n".encode())
         if item.label_share is not None:
             images_sha256.update(f"{scene}\0{item.label_share}\n".encode())
+    if reading.bands is None and rasters.type is not None and rasters.type.band_count == 1:
+        refuse_band_files(spool.tiles)
     spool.alpha_is_mask = rasters.alpha_is_mask
     statistics = TileStatistics(
         np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
