@@ -18,7 +18,7 @@ from stages.common import sources
 from stages.common.artifacts import write_json, write_shards
 from stages.imagery.embedded_scenes import open_embedded_scenes
 from stages.imagery.georeference import log_systems
-from stages.imagery.mask_files import skip_mask_files
+from stages.imagery.mask_files import refuse_unnamed_masks, skip_mask_files
 from stages.imagery.near_duplicates import group_near_duplicates
 from stages.imagery.rasters import Mask
 from stages.imagery.readers.items import ImageSource
@@ -166,6 +166,8 @@ def open_configured_source(
             source, of_dataset = open_torchgeo(config.source, key, config.download)
             return source, resolved | of_dataset
     source = open_source(path, key, config.caption, mask)
+    if config.labels is None:
+        refuse_unnamed_masks(skip_mask_files(source, mask), f"{key}: {config.source}")
     root = path if path.is_dir() else path.parent
     return source, resolved | {"files": sources.file_hashes(source.files, root)}
 

@@ -21,6 +21,7 @@ from test_imagery import encoded, error_of, picture, rows_of, write_params
 from stages import fetch_imagery
 from stages.common.artifacts import decode_image, read_json
 from stages.imagery.captions import caption_fields, caption_from_scene, usable_captions
+from stages.imagery.mask_files import refuse_unnamed_masks
 from stages.imagery.rasters import Mask
 from stages.imagery.readers.items import label_value, split_value
 from stages.imagery.readers.open_source import open_source
@@ -1145,6 +1146,34 @@ def test_a_folder_of_masks_is_no_class(tmp_path):
     assert scenes == {"x/a_1.png": "a", "x/b_1.png": "b"}
     items = open_source(tmp_path, KEY, "seen from above", mask).read_items(False)
     assert {item.captions for item in items} == {"seen from above"}
+
+
+@pytest.mark.parametrize(
+    "image, mask, is_mask",
+    [
+        ("images/lake/0.jpg", "masks/lake/0.png", True),
+        ("lake/0.jpg", "masks/lake/0.png", True),
+        ("lake/0.jpg", "lake/masks/0.png", True),
+        ("images/rgb/0.jpg", "labels/waterway/0.png", True),
+        ("train/Images_png/0.png", "train/Masks_png/0_mask.png", True),
+        ("train/0_sat.jpg", "train/0_mask.png", True),
+        ("lake/0.jpg", "lake/0_label.png", True),
+        ("0.jpg", "labels/0.png", True),
+        ("lake/0.jpg", "label/0.png", False),
+        ("images/lake/0.jpg", "images/Label/0.png", False),
+        ("train/images/0.jpg", "test/masks/0.png", False),
+        ("lake/0.jpg", "lake/1_mask.png", False),
+        ("lake/sat.jpg", "lake/road_mask.png", False),
+    ],
+)
+def test_masks_that_no_params_name_are_one_line(tmp_path, image, mask, is_mask):
+    draw(tmp_path, image, mask)
+    source = open_source(tmp_path, KEY, "seen from above")
+    if not is_mask:
+        refuse_unnamed_masks(source, KEY)
+        return
+    with pytest.raises(SystemExit, match=f"such as {mask} of {image}: move them elsewhere"):
+        refuse_unnamed_masks(source, KEY)
 
 
 def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, capsys):

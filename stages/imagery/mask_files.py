@@ -1,13 +1,21 @@
 """Masks in files of their own, which lie among the images that they belong to."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.imagery.rasters import Mask, mask_file
 from stages.imagery.readers.items import ImageSource, SourceItem
+from stages.runtime.errors import exit_with_error
 
 IS_MASK = "mask of another image"
+# Folders and endings of names, in lower case, of masks and labels, and of the images beside them.
+FORMAT = "(?:[ _-](?:png|jpe?g|tiff?))?"
+MASK_FOLDER = re.compile(f"(?:masks?|labels?|gt|ground[ _-]?truth|annotations?){FORMAT}")
+IMAGE_FOLDER = re.compile(f"(?:images?|imgs?|rgb|sat|jpegimages){FORMAT}")
+MASK_ENDING = re.compile("(?:^|[_-])(?:masks?|labels?|gt)$")
+IMAGE_ENDING = re.compile("(?:^|[_-])(?:images?|img|rgb|sat)$")
 
 
 def skip_mask_files(source: ImageSource, mask: Mask | None) -> ImageSource:
@@ -24,3 +32,54 @@ def _read_items(source: ImageSource, files: set[Path], with_images: bool) -> Ite
         if isinstance(item.image, Path) and item.image in files:
             item = item._replace(image=None, skip_reason=IS_MASK)
         yield item
+
+
+def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
+    """Exit with an error if images seem to be masks or labels of other images.
+
+    Such an image lies in a folder of masks, or has a name that ends so, and another image has its
+    name in the same place otherwise, or in a folder of images beside that of the masks. Images
+    that a list names, or that have captions, are not looked at.
+
+    Args:
+        source: without the files that params name as masks.
+        label: the start of the error message.
+    """
+    if source.has_captions or source.files:
+        return
+    items = [item for item in source.read_items(False) if isinstance(item.image, Path)]
+    names = [item.name for item in items if not item.skip_reason]
+    image_of_key = {key: item.name for item in items for key in _image_keys(item.name)}
+    masks = [name for name in names if any(key in image_of_key for key in _mask_keys(name))]
+    if masks:
+        image = next(image_of_key[key] for key in _mask_keys(masks[0]) if key in image_of_key)
+        exit_with_error(
+            f"{label}: {len(masks)} of {len(names)} images seem to be masks or labels, such as "
+            f"{masks[0]} of {image}: move them elsewhere, or name them by fetch_imagery.mask or "
+            "fetch_imagery.labels"
+        )
+
+
+def _image_keys(name: str) -> Iterator[tuple[str, ...]]:
+    """Yield what the keys of an image's mask may be."""
+    *folders, stem = PurePosixPath(name.lower()).with_suffix("").parts
+    stem = IMAGE_ENDING.sub("", stem)
+    yield (*folders, stem)
+    yield from _keys_without(IMAGE_FOLDER, folders, stem)
+
+
+def _mask_keys(name: str) -> Iterator[tuple[str, ...]]:
+    """Yield the keys of the image of which a file is the mask; none if it isn't named so."""
+    *folders, stem = PurePosixPath(name.lower()).with_suffix("").parts
+    base = MASK_ENDING.sub("", stem)
+    if base != stem:
+        yield (*folders, base)
+    yield from _keys_without(MASK_FOLDER, folders, IMAGE_ENDING.sub("", base))
+
+
+def _keys_without(kind: re.Pattern, folders: list[str], stem: str) -> Iterator[tuple[str, ...]]:
+    """Yield the path without each folder of a kind, and the stem at the place of that folder."""
+    for depth, folder in enumerate(folders):
+        if kind.fullmatch(folder):
+            yield (*folders[:depth], *folders[depth + 1 :], stem)
+            yield (*folders[:depth], "/", stem)
