@@ -351,6 +351,12 @@ ROW = '{"file_name": "a_1.png", "text": "a lake"}'
     [
         ("metadata.jsonl", ROW.encode("utf-16"), ["UTF-16"]),
         ("metadata.csv", "file_name,text\na_1.png,x y".encode("utf-16-le"), ["UTF-16"]),
+        (
+            "metadata.csv",
+            "file_name,scene\na_1,Süd\n\nb_1,Süd".encode("cp1252"),
+            ["csv:2", "iconv"],
+        ),
+        ("metadata.jsonl", b'{"text": "\xe4"}\r{"text": "\xe4"}', ["jsonl:1 and 1 more", "UTF-8"]),
         ("metadata.csv", b"file_name;text\na_1.png;a lake", ["'file_name;text'", "commas"]),
         ("metadata.csv", b"file_name\ttext\na_1.png\ta lake", ["commas"]),
         ("metadata.csv", b"file_name|text\na_1.png|a lake", ["commas"]),
@@ -826,6 +832,8 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         "caption file that holds boxes": ["e_1.png", "f_1.png"],
         "caption file without an image": ["readme.txt"],
     }
+    (tmp_path / "flat/a_1.txt").write_bytes("città".encode("cp1252"))
+    assert f"{KEY}: a_1.txt and 1 more caption file(s) are not UTF-8" in refusal(tmp_path / "flat")
     draw(tmp_path / "twice", "a_1.jpg", "a_1.png", "b_1.png", "c_1.png")
     decomposed = unicodedata.normalize("NFD", "è_1")
     draw(tmp_path / "twice", "è_1.png")

@@ -14,6 +14,7 @@ from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.readers.class_folders import class_folder, folder_in_name
 from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
 from stages.imagery.untrusted_text import valid_utf8
+from stages.runtime.errors import exit_with_error
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 
@@ -55,17 +56,34 @@ def _is_caption_file(file: Path) -> bool:
 
 
 def open_caption_files(
-    text_of_image: dict[Path, Path], files: list[Path], root: Path
+    text_of_image: dict[Path, Path], files: list[Path], root: Path, key: str
 ) -> ImageSource:
     """A source of images with caption files. An image without one is skipped.
 
     If the images lie in several folders, these are their classes, and an image outside has none,
     unless its name begins with that of one.
+
+    Raises:
+        SystemExit: more than one caption file is not UTF-8. The message starts with `key`.
     """
+    odd = [text for text in text_of_image.values() if not _is_utf8(text)]
+    if len(odd) > 1:
+        exit_with_error(
+            f"{key}: {odd[0].relative_to(root)} and {len(odd) - 1} more caption file(s) are not "
+            "UTF-8: convert them, such as by `iconv -f cp1252 -t utf-8`"
+        )
     folders = {class_folder(image, root) for image in text_of_image} - {""}
     classes = folders if len(folders) > 1 else None
     read_items = partial(_read_items, text_of_image, files, root, classes)
     return ImageSource([], read_items, has_captions=True)
+
+
+def _is_utf8(file: Path) -> bool:
+    try:
+        file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _read_items(

@@ -49,6 +49,7 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Keys of rows that hold no values, but what is wrong with the line.
 NOT_JSON = "\0not JSON"
 MORE_CELLS = "\0more cells"
+NOT_UTF8 = re.compile("[\udc80-\udcff]")  # bytes, as the error handler surrogateescape has them
 NO_FILE_NAME = "metadata line without a file_name"
 ROWS_LOOKED_AT = 100  # for captions in fields of other names
 
@@ -138,11 +139,21 @@ def _header(file: Path, label: str) -> list[str]:
 
 
 def _refuse_encoding(file: Path, label: str) -> None:
-    """Exit with an error if the file is UTF-16 or UTF-32, which have zero bytes."""
+    """Exit with an error if the file is UTF-16 or UTF-32, which have zero bytes, or another code.
+
+    A single line that is not UTF-8 is left to its reader.
+    """
     with open(file, "rb") as stream:
         head = stream.read(256)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
         exit_with_error(f"{label} is not UTF-8 but UTF-16, or no text; save it as UTF-8")
+    with open(file, encoding="utf-8", errors="surrogateescape") as stream:
+        lines = [number for number, line in enumerate(stream, 1) if NOT_UTF8.search(line)]
+    if len(lines) > 1:
+        exit_with_error(
+            f"{label}:{lines[0]} and {len(lines) - 1} more line(s) are not UTF-8: save the list as "
+            "UTF-8 (Excel: CSV UTF-8), or convert it, such as by `iconv -f cp1252 -t utf-8`"
+        )
 
 
 def _is_multiline_json(file: Path) -> bool:

@@ -125,7 +125,7 @@ def _open_folder(
         return open_captions_json(captions_json, files, path, key)
     text_of_image = find_caption_files(files)
     if text_of_image:
-        source = open_caption_files(text_of_image, files, path)
+        source = open_caption_files(text_of_image, files, path, key)
         others = [image for image in images if image not in text_of_image]
         if not others:
             return source
