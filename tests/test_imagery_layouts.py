@@ -358,6 +358,7 @@ ROW = '{"file_name": "a_1.png", "text": "a lake"}'
         ),
         ("metadata.jsonl", b'{"text": "\xe4"}\r{"text": "\xe4"}', ["jsonl:1 and 1 more", "UTF-8"]),
         ("metadata.csv", b"file_name;text\na_1.png;a lake", ["'file_name;text'", "commas"]),
+        ("metadata.csv", b'\xef\xbb\xbf"file_name";"text"\n"a_1.png";"a lake"', ["commas"]),
         ("metadata.csv", b"file_name\ttext\na_1.png\ta lake", ["commas"]),
         ("metadata.csv", b"file_name|text\na_1.png|a lake", ["commas"]),
         ("metadata.csv", b"file_name,text,Text\na_1.png,a lake,b", ["2 fields 'text'"]),

@@ -107,8 +107,7 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
     if not has_labels and (field := first_field(PLURAL_SCENE_FIELDS, fields)):
         exit_with_error(f"{label}: its field {field!r}: {SEVERAL_LABELS}")
     if first_field(NAME_FIELDS, fields) is None:
-        advice = "; separate them by commas" if any(re.search(r"[;\t|]", f) for f in fields) else ""
-        exit_with_error(f"{label} has no field file_name; its fields: {shown}{advice}")
+        exit_with_error(f"{label} has no field file_name; its fields: {shown}")
     if images_only:
         return list(fields)
     rows = [row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT)]
@@ -126,12 +125,21 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
 
 
 def _header(file: Path, label: str) -> list[str]:
-    """The fields of a CSV file; [] for other lists. Exits with an error if two have one name."""
+    """The fields of a CSV file; [] for other lists.
+
+    Raises:
+        SystemExit: two have one name, or no commas are between them.
+    """
     if file.suffix.lower() != ".csv":
         return []
     with open(file, encoding="utf-8-sig", errors="replace", newline="") as stream:
         first_row = next(csv.reader(stream, skipinitialspace=True), [])
     names = [name.strip().lower() for name in first_row]
+    if first_field(NAME_FIELDS, names) is None and re.search(r"[;\t|]", "".join(names)):
+        shown = ", ".join(map(repr, names))
+        exit_with_error(
+            f"{label} has no field file_name; its fields: {shown}; separate them by commas"
+        )
     for name, count in Counter(filter(None, names)).items():
         if count > 1:
             exit_with_error(f"{label} has {count} fields {name!r}: give each its own name")
