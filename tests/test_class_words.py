@@ -34,6 +34,7 @@ ODD_NAMES = [
     "غابة",
     "農地ダム",
     "Zürich 1999 et al.",
+    "Land principally occupied by agriculture, with significant areas of natural vegetation",
 ]
 
 

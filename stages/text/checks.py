@@ -169,9 +169,20 @@ def rejection_reason(
         return "ground_view"
     if UNFINISHED.search(nameless):
         return "cut"
-    if any(jaccard_similarity(text, other) >= NEAR_DUPLICATE_SIMILARITY for other in kept):
+    if any(_are_near_duplicates(text, other, label, classes) for other in kept):
         return "near_duplicate"
     return None
+
+
+def _are_near_duplicates(text: str, other: str, label: str, classes: ClassLexicon) -> bool:
+    """Return whether two prompts for a class have nearly the same words, also without its names.
+
+    A long name that both hold, such as "natural grassland and sparse vegetation", is no likeness.
+    """
+    if jaccard_similarity(text, other) < NEAR_DUPLICATE_SIMILARITY:
+        return False
+    nameless = (classes.hide_names(prompt, label) for prompt in (text, other))
+    return jaccard_similarity(*nameless) >= NEAR_DUPLICATE_SIMILARITY
 
 
 def is_english_prompt(text: str) -> bool:
