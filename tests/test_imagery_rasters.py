@@ -591,6 +591,22 @@ def test_images_of_different_bands_or_types_are_one_line_that_names_two(
     assert "lake/0.png is not a raster" in line or "gray.tif has no band 3" in line
 
 
+@pytest.mark.parametrize("mode, suffix", [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP")])
+@pytest.mark.parametrize("keeps_bytes", [True, False])
+def test_transparent_pixels_of_any_format_are_masked(mode, suffix, keeps_bytes):
+    reading = Reading(32, None, None, keeps_bytes, needs_bytes=False, min_valid=0.5)
+    for clear_rows in (0, 12, 17):
+        image = picture(0, 32).convert(mode)
+        alpha = np.full((32, 32), 255, np.uint8)
+        alpha[:clear_rows] = 0
+        image.putalpha(Image.fromarray(alpha))
+        tile = make_tile((encoded(image, suffix, lossless=True), "a"), reading)
+        if clear_rows == 17:
+            assert str(tile) == "too few of its pixels are valid"
+        else:
+            assert tile.masked == clear_rows * 32
+
+
 def test_gray_bytes_have_one_band(tmp_path):
     write_raster(tmp_path / "a.tif", (scene_values(1, 1) / 40).astype(np.uint8))
     reading = Reading(32, None, None, keeps_bytes=True, needs_bytes=False, min_valid=0.5)

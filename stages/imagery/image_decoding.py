@@ -42,7 +42,6 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
-TRANSPARENT_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
 class DecodedImage(NamedTuple):
@@ -51,6 +50,8 @@ class DecodedImage(NamedTuple):
     rgb: Image.Image
     mode: str  # Pillow's mode before the conversion to RGB
     sha256: str  # of the encoded bytes
+    # bool [H, W]: false where an image that Pillow decodes is fully transparent. None: nowhere
+    valid: np.ndarray | None = None
 
 
 def read_encoded(source: bytes | Path | None, size: int = -1) -> bytes:
@@ -131,7 +132,8 @@ def decode_with_pillow(encoded: bytes) -> DecodedImage:
                 raise UnusableImage(TOO_SMALL)
             mode = image.mode
             turn_upright(image)
-            return DecodedImage(to_rgb(image), mode, hashlib.sha256(encoded).hexdigest())
+            rgb, valid = to_rgb(image)
+            return DecodedImage(rgb, mode, hashlib.sha256(encoded).hexdigest(), valid)
     except MemoryError:
         raise UnusableImage(OUT_OF_MEMORY) from None
     except Image.DecompressionBombError:
@@ -146,10 +148,15 @@ def turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an 8-bit image of any mode to RGB. Transparent pixels become black: no data."""
-    if image.mode in TRANSPARENT_MODES or "transparency" in image.info:
-        image = image.convert("RGBA")
-        black = Image.new("RGBA", image.size, "black")
-        return Image.alpha_composite(black, image).convert("RGB")
-    return image.convert("RGB")
+def to_rgb(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
+    """Convert an 8-bit image of any mode to RGB. Transparent pixels become black: no data.
+
+    Returns:
+        The image, and where it is not fully transparent, bool [H, W]; None: no pixel may be.
+    """
+    if not image.has_transparency_data:
+        return image.convert("RGB"), None
+    image = image.convert("RGBA")
+    black = Image.new("RGBA", image.size, "black")
+    valid = np.asarray(image.getchannel("A")) != 0
+    return Image.alpha_composite(black, image).convert("RGB"), valid

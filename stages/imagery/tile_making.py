@@ -65,7 +65,7 @@ class Tile(NamedTuple):
     bands: tuple[int, ...] = ()  # that were chosen of a raster
     band_list: str = ""  # the same with their names
     pixel_count: int = 0  # of the source image, if it is a raster
-    masked: int = 0  # of these pixels: without data
+    masked: int = 0  # pixels of the source image without data
     masked_by_alpha: int = 0  # further ones, if the band that is tagged alpha is a mask
     alpha_is_binary: bool | None = None  # None: no band is tagged alpha
 
@@ -89,7 +89,12 @@ def make_tile(job: tuple[Any, str], reading: Reading) -> Tile | UnusableImage | 
 
 
 def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
-    """Make a tile of encoded bytes or a path."""
+    """Make a tile of encoded bytes or a path.
+
+    Raises:
+        UnusableImage: it can't be read, or too few of its pixels are valid.
+        ParamsMisfit: the params don't fit.
+    """
     georeference = Georeference()
     if raster_driver(read_encoded(image, SIGNATURE_BYTES)):
         raster = read_raster(image, reading.bands, reading.mask, name)
@@ -108,16 +113,19 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
             BYTES,
         )
     decoded = decode_with_pillow(read_encoded(image))
+    width, height = decoded.rgb.size
+    valid = np.ones((height, width), bool) if decoded.valid is None else decoded.valid
+    masked = valid.size - int(valid.sum())
+    if has_too_few_valid(valid.size, masked, reading.min_valid):
+        raise UnusableImage(TOO_FEW_VALID)
     if not reading.keeps_bytes:
         values = np.asarray(decoded.rgb).transpose(2, 0, 1)
-        valid = np.ones(values.shape[1:], bool)
         raster = Raster(values, valid, None, True, (), "", BYTES, georeference)
         return _raster_tile(raster, name, decoded.sha256, reading)
     square = scale_and_crop(decoded.rgb, reading.size)
     located = _of_tile(georeference, decoded.rgb.size, reading.size)
-    return _finished(
-        square, Tile(b"", None, b"", decoded.mode, decoded.sha256, georeference=located)
-    )
+    tile = Tile(b"", None, b"", decoded.mode, decoded.sha256, georeference=located, masked=masked)
+    return _finished(square, tile)
 
 
 def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Tile:
@@ -159,7 +167,7 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
 
 
 def has_too_few_valid(pixel_count: int, masked: int, min_valid: float) -> bool:
-    """Whether a raster is left out: no pixel is valid, or less than the share `min_valid`."""
+    """Whether an image is left out: no pixel is valid, or less than the share `min_valid`."""
     return pixel_count > 0 and pixel_count - masked < max(1, min_valid * pixel_count)
 
 

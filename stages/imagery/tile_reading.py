@@ -134,7 +134,7 @@ def _apply_alpha(
 
 
 def count_masked_pixels(tiles: Iterable[SpooledTile]) -> dict[str, dict[str, int]]:
-    """Log the masked pixels of rasters; return them for REPORT.json; {} without any."""
+    """Log the masked pixels; return them for REPORT.json; {} without any."""
     masked = [tile.masked for tile in tiles if tile.masked]
     if not masked:
         return {}

@@ -27,7 +27,7 @@ class SpooledTile:
     pixels_size: int  # bytes
     raw: RawLayout | None  # of raw values; None: a PNG
     pixel_count: int  # of the source image, if it is a raster
-    masked: int  # of these pixels: without data
+    masked: int  # pixels of the source image without data
     masked_by_alpha: int  # further ones, if the band that is tagged alpha is a mask
     label_share: float | None = None  # of a label raster's valid pixels: those of its class
 
