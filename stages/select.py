@@ -56,13 +56,14 @@ def main() -> None:
             wanted = count_wanted(rows)
             known = find_known_scenes(params.classes)
             selections = select_by_class(labels, wanted, known, params.seed)
-            write_kept(out, labels, selections)
             per_class = {
                 name: describe_selection(drawn[name], wanted[name], selections[name], known[name])
                 for name in drawn
             }
             log_unjudged(per_class)
             log_missing(per_class)
+            refuse_lost_classes(per_class)
+            write_kept(out, labels, selections)
     write_metrics(per_class)
 
 
@@ -147,20 +148,11 @@ def judge_images(seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
 
 def write_kept(out: Path, labels: list[str], selections: dict[str, Selection]) -> None:
-    """Write the rows of the images that are kept.
-
-    Raises:
-        SystemExit: no image is kept.
-    """
+    """Write the rows of the images that are kept."""
     rows_of: dict[str, list[int]] = {}
     for row, label in enumerate(labels):
         rows_of.setdefault(label, []).append(row)
     kept = {rows_of[name][i] for name, selection in selections.items() for i in selection.kept}
-    if not kept:
-        exit_with_error(
-            f"generate.keep: in none of the {len(labels)} images drawn does the scene classifier "
-            "see a scene of their class; write null to keep them all"
-        )
     schema = pq.read_schema(shard_paths(GENERATED)[0])
     write_shards(out, (row for i, row in enumerate(stream_rows(GENERATED)) if i in kept), schema)
 
@@ -200,6 +192,17 @@ def log_missing(per_class: dict[str, dict[str, float]]) -> None:
                 f"of {counts['drawn']} drawn: {counts['rejected_caption']} show another scene, "
                 f"{counts['rejected_duplicate']} look like another one"
             )
+
+
+def refuse_lost_classes(per_class: dict[str, dict[str, float]]) -> None:
+    """Exit with an error if no image is left, or images of one class where more were drawn."""
+    lost = [name for name, counts in per_class.items() if not counts["kept"]]
+    if len(per_class) - len(lost) < min(2, len(per_class)):
+        exit_with_error(
+            f"generate.keep: images of {len(per_class) - len(lost)} class(es) are left: in none of "
+            f"those drawn for {', '.join(lost)} does the scene classifier see a scene of their "
+            "class; raise draw, train longer, or write null to keep them all"
+        )
 
 
 def write_metrics(per_class: dict[str, dict[str, float]]) -> None:

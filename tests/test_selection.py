@@ -291,13 +291,16 @@ def test_without_a_selection_the_shards_stay_as_they_are(project, monkeypatch):
     assert not shard.samefile("cache/00000.parquet") and digest("data/synthetic") == digest("cache")
 
 
-def test_a_selection_of_nothing_is_refused(project):
-    """Only images of lakes, all drawn for a forest."""
-    rows = [row for row in read_rows("data/generated") if row["seed"] in range(10, 15)]
+@pytest.mark.parametrize("numbers", [[*range(10, 15)], [0, 1, *range(10, 15)]])
+def test_a_selection_without_images_of_two_classes_is_refused(project, numbers):
+    """All images drawn for a forest show lakes; without others, or beside two of a lake."""
+    rows = [row for row in read_rows("data/generated") if row["seed"] in numbers]
     write_shards("data/generated", rows, SCHEMA)
-    Path("data/images_per_prompt.csv").write_text("row,images\n1,2\n")
+    lines = [f"{prompt},2\n" for prompt in sorted({row["row"] for row in rows})]
+    Path("data/images_per_prompt.csv").write_text("row,images\n" + "".join(lines))
     Path("data/synthetic").mkdir()
-    with pytest.raises(SystemExit, match="^error: generate.keep: in none of the 5 images"):
+    error = f"^error: generate.keep: images of {int(0 in numbers)} class.*for Forest does"
+    with pytest.raises(SystemExit, match=error):
         select.main()
     assert not list(Path("data/synthetic").iterdir())
     assert not Path("metrics/select.json").exists()
