@@ -746,6 +746,12 @@ def test_a_mask_of_several_bands_or_that_is_broken_is_said(tmp_path):
     write_raster(tmp_path / "a_mask.tif", np.ones((3, 32, 32), np.uint8), **UTM)
     with pytest.raises(ParamsMisfit, match="mask: a_mask.tif has 3 bands .* gdal_translate -b"):
         read_raster(tmp_path / "a.tif", None, mask, "a.tif")
+    colors = np.ones((3, 32, 32), np.uint8)
+    for blue, advice in ((1, "gdal_translate -b"), (2, "which hold colors: .* a number for each")):
+        colors[2] = blue
+        write_raster(tmp_path / "a_mask.tif", colors, photometric="rgb", **UTM)
+        with pytest.raises(ParamsMisfit, match=advice):
+            read_raster(tmp_path / "a.tif", None, mask, "a.tif")
     write_raster(tmp_path / "a_mask.tif", np.ones((1, 32, 32), np.uint8), **UTM)
     whole = (tmp_path / "a_mask.tif").read_bytes()
     (tmp_path / "a_mask.tif").write_bytes(whole[:200])

@@ -142,10 +142,13 @@ def list_bands(dataset: Any, numbers: Iterable[int] | None = None) -> str:
 
 def one_band_advice(dataset: Any) -> str:
     """What to say of a dataset of several bands where one holds labels or a mask."""
-    return (
-        f"has {dataset.count} bands ({list_bands(dataset)}): write the one that counts into a file "
-        "of its own, gdal_translate -b <number>"
-    )
+    said = f"has {dataset.count} bands ({list_bands(dataset)})"
+    if tuple(color.name for color in dataset.colorinterp[:3]) == RGB_NAMES:
+        red, green, blue = dataset.read([1, 2, 3])
+        if (red != green).any() or (red != blue).any():
+            # Several classes may have the same red.
+            return f"{said}, which hold colors: write a file of one band, a number for each color"
+    return f"{said}: write the one that counts into a file of its own, gdal_translate -b <number>"
 
 
 def alpha_band(dataset: Any, used: Collection[int]) -> int | None:
