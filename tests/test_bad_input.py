@@ -74,7 +74,7 @@ def test_a_source_in_an_output_folder_is_refused(project, source):
 def test_a_relative_source_that_an_experiment_lacks_gets_a_hint(project, monkeypatch):
     copy = project / ".dvc/tmp/exps/tmp0"
     copy.mkdir(parents=True)
-    for source in ("path:mine", "path:/mine"):
+    for source in ("path:mine", "path:/mine", "path:~mine"):
         with pytest.raises(SystemExit, match=f"^error: key: {source}: no such file or folder$"):
             sources.local_path(source, "key")
     monkeypatch.chdir(copy)

@@ -83,7 +83,7 @@ def kind(source: str) -> str:
 def local_path(source: str, key: str) -> Path:
     """The file or folder that a `path:` or `arxiv:` source names.
 
-    It is absolute, or relative to the repository. A `$VARIABLE` at its start is expanded.
+    It is absolute, or relative to the repository. A `$VARIABLE` or `~` at its start is expanded.
 
     Args:
         source: such as `path:$RD_DATA/tiles`.
@@ -99,7 +99,7 @@ def local_path(source: str, key: str) -> Path:
         if variable not in os.environ:
             exit_with_error(f"{key}: {source}: the environment variable {variable} is not set")
         text = os.environ[variable] + slash + rest
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))  # unlike Path's, it raises nothing for unknown users
     if not path.exists():
         hint = ""
         if not path.is_absolute() and "/.dvc/tmp/" in f"{Path.cwd()}":
