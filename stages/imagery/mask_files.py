@@ -1,6 +1,7 @@
 """Masks in files of their own, which lie among the images that they belong to."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -47,17 +48,30 @@ def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
     """
     if source.has_captions or source.files:
         return
-    items = [item for item in source.read_items(False) if isinstance(item.image, Path)]
-    names = [item.name for item in items if not item.skip_reason]
-    image_of_key = {key: item.name for item in items for key in _image_keys(item.name)}
-    masks = [name for name in names if any(key in image_of_key for key in _mask_keys(name))]
-    if masks:
-        image = next(image_of_key[key] for key in _mask_keys(masks[0]) if key in image_of_key)
+    masks_of_key = defaultdict(list)
+    for name in _read_names(source):
+        for key in _mask_keys(name):
+            masks_of_key[key].append(name)
+    if not masks_of_key:
+        return
+    image_of_mask: dict[str, str] = {}
+    for name in _read_names(source):
+        for key in _image_keys(name):
+            image_of_mask |= dict.fromkeys(masks_of_key.get(key, []), name)
+    if image_of_mask:
+        mask, image = min(image_of_mask.items())
         exit_with_error(
-            f"{label}: {len(masks)} of {len(names)} images seem to be masks or labels, such as "
-            f"{masks[0]} of {image}: move them elsewhere, or name them by fetch_imagery.mask or "
+            f"{label}: {len(image_of_mask)} image(s) seem to be masks or labels of others, such as "
+            f"{mask} of {image}: move them elsewhere, or name them by fetch_imagery.mask or "
             "fetch_imagery.labels"
         )
+
+
+def _read_names(source: ImageSource) -> Iterator[str]:
+    """Yield the names of the files that would be read as images."""
+    for item in source.read_items(False):
+        if isinstance(item.image, Path) and not item.skip_reason:
+            yield item.name
 
 
 def _image_keys(name: str) -> Iterator[tuple[str, ...]]:
