@@ -41,7 +41,7 @@ from stages.diffusion.encoding import (
 )
 from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
-from stages.params import Encode, load
+from stages.params import Encode, Sampling, load
 from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -60,10 +60,8 @@ def main() -> None:
     make_deterministic(params.seed)
     state = process_state()
     start = models.start_folder()
-    check_config(config, state)
-    models.check_scheduler(start)
-    # Not for the latents: `sample` would end in this after hours of fine-tuning.
-    models.check_steps(start, params.sampling.scheduler, params.sampling.steps)
+    check_config(config, start, state)
+    check_sampling(params.sampling, start, state)
     latents_bytes = check_latents_size(config, start)
 
     # Start from an empty output folder.
@@ -131,11 +129,22 @@ def copy_to_output(cache: Path) -> None:
             link_or_copy(file, OUT / file.name)
 
 
-def check_config(config: Encode, state: PartialState) -> None:
+def check_config(config: Encode, start: Path, state: PartialState) -> None:
     """Exit with an error on wrong params, before the latents of the last run are removed."""
     check_precision("encode.precision", config.precision, state.device)
+    factor = models.downsampling_factor(start)
+    models.check_resolution("fetch_imagery.resolution", tile_size(TRAIN), factor)
     if sources.kind(config.base_domain) == "path":
         sources.local_path(config.base_domain, base_domain.KEY)
+
+
+def check_sampling(sampling: Sampling, start: Path, state: PartialState) -> None:
+    """Exit with an error where `sample` would, after hours of fine-tuning."""
+    check_precision("sampling.precision", sampling.precision, state.device)
+    factor = models.downsampling_factor(start)
+    models.check_resolution("sampling.resolution", sampling.resolution, factor)
+    models.check_scheduler(start)
+    models.check_steps(start, sampling.scheduler, sampling.steps)
 
 
 def check_latents_size(config: Encode, start: Path) -> int:

@@ -61,10 +61,7 @@ def train(config: TrainBase, seed: int) -> None:
         factor = models.downsampling_factor(FETCHED)
     else:
         factor = 2 ** (len(config.vae_channels) - 1)
-    if resolution % factor:
-        exit_with_error(
-            f"fetch_imagery.resolution: {resolution} is not a multiple of the VAE's factor {factor}"
-        )
+    models.check_resolution("fetch_imagery.resolution", resolution, factor)
     # A run resumes only checkpoints of the same params, imagery and code.
     code = sorted(Path(models.__file__).parent.glob("*.py"))
     settings = {"train_base": config.model_dump(), "seed": seed}

@@ -139,6 +139,8 @@ FAULTS = [
         [f"{BASE}/vae: ", "decoder.conv_in.weight", "[8, 4, 3, 3]", "[8, 7, 3, 3]"],
     ),
     (encode, make_tiles_of_30_pixels, {}, ["fetch_imagery.resolution: 30 ", " 4,"]),
+    (encode, nothing, {"sampling": {"resolution": 30}}, ["sampling.resolution: 30 ", " 4,"]),
+    (encode, nothing, {"sampling": {"precision": "fp16"}}, ["sampling.precision: fp16"]),
     (encode, remove_training_tiles, {}, ["data/imagery/train: "]),
     (encode, nothing, {"encode": {"precision": "fp16"}}, ["encode.precision: fp16"]),
     (

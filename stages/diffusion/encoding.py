@@ -164,11 +164,6 @@ def encode_images(
     """
     image_count = count_images(images)
     size = tile_size(images)
-    if size % encoder.factor:
-        exit_with_error(
-            f"fetch_imagery.resolution: {size} px is not a multiple of {encoder.factor}, "
-            "the VAE's factor"
-        )
     latent_size = size // encoder.factor
     channels = encoder.vae.config.latent_channels
     shape = (image_count, variants, channels, latent_size, latent_size)

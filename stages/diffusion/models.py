@@ -103,6 +103,12 @@ def downsampling_factor(folder: str | Path) -> int:
     return 2 ** (len(read_config(folder, "vae")["block_out_channels"]) - 1)
 
 
+def check_resolution(key: str, size: int, factor: int) -> None:
+    """Exit with an error where images of `size` px, the value of a key, have no latents."""
+    if size % factor:
+        exit_with_error(f"{key}: {size} px is not a multiple of {factor}, the VAE's factor")
+
+
 def scaling_factor(folder: str | Path) -> float:
     """The factor that brings the VAE's latents to a standard deviation near 1."""
     return float(read_config(folder, "vae").get("scaling_factor", 0.18215))

@@ -69,11 +69,7 @@ class Sampler:
         self, folder: str | Path, sampling: Sampling, device: torch.device | str = "cpu"
     ) -> None:
         factor = models.downsampling_factor(folder)
-        if sampling.resolution % factor:
-            exit_with_error(
-                f"sampling.resolution: {sampling.resolution} px is not a multiple of {factor}, "
-                "the VAE's factor"
-            )
+        models.check_resolution("sampling.resolution", sampling.resolution, factor)
         models.check_steps(folder, sampling.scheduler, sampling.steps)
         self.device = torch.device(device)
         check_precision("sampling.precision", sampling.precision, self.device)
