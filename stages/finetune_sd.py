@@ -251,6 +251,13 @@ def publish(
         save_unchanged(start, OUT)
         return
     weights = checkpoints.load_best(cache, state)
+    base_loss = state.curve[0]["validation_loss"]
+    if state.best_loss >= base_loss:
+        log(
+            f"finetune_sd: no checkpoint has a lower validation loss ({state.best_loss:.3g} at "
+            f"step {state.best_step}) than the base model ({base_loss:.3g}), and {OUT} is no "
+            f"better; try a lower lr than {config.lr:g}, or fewer epochs than {config.epochs:g}"
+        )
     unet = models.merge_trained_weights(start, config.method, seed, weights)
     latent_size = evaluator.valid.shape[-1]
     zero_terminal_snr = config.zero_terminal_snr

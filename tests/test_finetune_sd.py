@@ -87,13 +87,17 @@ def test_the_published_weights_have_the_measured_validation_loss(trained):
 
 def test_the_best_checkpoint_is_published_not_the_last(workspace):
     write_params(workspace, finetune_sd=OVERSHOOTS)
-    assert run(workspace, finetune_sd.main)[0] == 0
+    code, log = run(workspace, finetune_sd.main)
+    assert code == 0, log
     metrics = read_json(workspace / "metrics/diffusion.json")
     curve = {step: row["validation_loss"] for step, row in read_curve(workspace).items()}
     best = min((step for step in curve if step), key=curve.get)
     assert metrics["best_step"] == best < metrics["steps"]
     assert metrics["validation_loss"] == pytest.approx(curve[best], rel=1e-6)
     assert metrics["validation_loss"] < metrics["validation_loss_last"]
+    # Even the best one is worse than the base model, which is said.
+    assert metrics["validation_loss_base"] < metrics["validation_loss"]
+    assert f"({curve[best]:.3g} at step {best}) than the base model ({curve[0]:.3g})" in log
 
 
 def test_gradients_are_clipped(trained, workspace):
