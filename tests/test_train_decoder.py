@@ -1,10 +1,10 @@
-"""The losses that train the embedded VAE's decoder further."""
+"""Training a VAE's decoder further: its losses."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stages.diffusion import train_decoder
+from stages.diffusion import from_scratch, train_decoder
 from stages.diffusion.image_detail import LUMA
 
 
@@ -61,3 +61,12 @@ def test_the_discriminator_moves_brightness_alone(images):
     assert adversarial.abs().max() > 1e-5
     expected = adversarial.sum(1, keepdim=True) * torch.tensor(LUMA).float().view(1, 3, 1, 1)
     torch.testing.assert_close(adversarial, expected, rtol=1e-2, atol=1e-6)
+
+
+def test_a_decoder_that_diverges_is_one_line(tmp_path):
+    vae = from_scratch.make_vae([8, 16], 4, 32)
+    vae.decoder.conv_out.bias.data.fill_(float("inf"))
+    tiles = torch.zeros(2, 32, 32, 3, dtype=torch.uint8).numpy()
+    with pytest.raises(SystemExit, match="train_base.decoder_steps: .* NaN or inf"):
+        train_decoder.train_decoder(vae, tiles, steps=1, batch_size=2, seed=0, cache=tmp_path)
+    assert not list(tmp_path.iterdir())

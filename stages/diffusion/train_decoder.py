@@ -27,6 +27,7 @@ from stages.diffusion.from_scratch import (
 )
 from stages.diffusion.image_detail import LUMA
 from stages.diffusion.resumable import MinuteCheckpoints
+from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import progress_bar
 
 LR = 3e-4
@@ -53,6 +54,9 @@ def train_decoder(
         batch_size: crops per step.
         seed: of the training.
         cache: holds the checkpoints.
+
+    Raises:
+        SystemExit: the loss is NaN or infinite.
     """
     torch.manual_seed(seed)
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
@@ -91,6 +95,8 @@ def train_decoder(
         update_ema(ema, weights, state.step, EMA_DECAY)
         state.step += 1
         bar.update()
+        if (state.step % 20 == 0 or state.step == steps) and not loss.isfinite():
+            exit_with_error("train_base.decoder_steps: it diverges to NaN or inf; try fewer steps")
         saver.save_if_due(state, steps)
     bar.close()
     models.load_state_dict(ema)
