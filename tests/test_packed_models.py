@@ -165,9 +165,20 @@ def test_a_zip_archive_is_unpacked_and_checked_like_a_folder(fetch, tmp_path):
         key = "model_type" if name == "config.json" else "model"
         (folder / name).write_text(f'{{"{key}": "bert"}}')
     archive = Path(shutil.make_archive(str(tmp_path / "model"), "zip", folder))
-    unpacked, copied = (fetch("embedder", f"path:{source}") for source in (archive, folder))
-    del unpacked["SOURCE.json"], copied["SOURCE.json"]
-    assert unpacked == copied and len(copied) == 3
+    # The folder itself, packed by a file manager of macOS.
+    outer = Path(shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path, "embedder"))
+    with zipfile.ZipFile(outer, "a") as file:
+        file.writestr("__MACOSX/embedder/._config.json", "")
+        file.writestr(".DS_Store", "")
+    unpacked, inner, copied = (
+        fetch("embedder", f"path:{source}") for source in (archive, outer, folder)
+    )
+    del unpacked["SOURCE.json"], inner["SOURCE.json"], copied["SOURCE.json"]
+    assert unpacked == inner == copied and len(copied) == 3
+    # A folder that is a part of a model stays one.
+    write_tensors(tmp_path / "vision/efficientnet/model.safetensors")
+    part = shutil.make_archive(str(tmp_path / "part"), "zip", tmp_path / "vision")
+    assert "efficientnet/model.safetensors" in fetch("vision", f"path:{part}")
     with zipfile.ZipFile(archive, "w") as file:
         file.write(folder / "config.json", "config.json")
     assert "model.safetensors" in refused(fetch, "embedder", f"path:{archive}")

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from stages.common.model_folder import FILE_PATTERNS
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.memory import available_memory
@@ -24,7 +25,8 @@ def unpack_model(role: str, file: Path, folder: Path, label: str) -> Path:
         label: the start of error messages: params key and source.
 
     Returns:
-        `folder`, in the layout of the model's library; of other kinds of files, the file itself.
+        A folder in the layout of the model's library: `folder`, or the one in it that was packed;
+        of other kinds of files, the file itself.
 
     Raises:
         SystemExit: the archive is damaged, or the model can't be converted.
@@ -36,13 +38,23 @@ def unpack_model(role: str, file: Path, folder: Path, label: str) -> Path:
         # RuntimeError: it is encrypted, or compressed in a way that Python can't read.
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             exit_with_error(f"{label}: {file.name} cannot be unpacked ({error})")
-        return folder
+        return inner_folder(role, folder)
     if file.suffix == ".gguf":
         if role not in GGUF_ROLES:
             exit_with_error(f"{label}: a GGUF file holds a language model, no {role}")
         convert_gguf(file, folder, label)
         return folder
     return file
+
+
+def inner_folder(role: str, folder: Path) -> Path:
+    """The folder that an archive was made of, where nothing but hidden files lies beside it."""
+    parts = {pattern.split("/")[0] for pattern in FILE_PATTERNS[role]}
+    while True:
+        visible = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(visible) != 1 or not visible[0].is_dir() or visible[0].name in parts:
+            return folder
+        folder = visible[0]
 
 
 def convert_gguf(file: Path, folder: Path, label: str) -> None:
