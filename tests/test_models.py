@@ -183,12 +183,15 @@ def with_metadata_embedding(folder: Path) -> None:
     save_file(weights | {"metadata_embedding.0.weight": np.ones((2, 2), np.float32)}, file)
 
 
-def only_a_checkpoint(folder: Path) -> None:
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != "v1-5-pruned.safetensors":
-            path.unlink()
+def hold(*names: str, **config):
+    """Make a folder hold these files alone, with this content."""
+
+    def spoil(folder: Path) -> None:
+        shutil.rmtree(folder)
+        for name in names:
+            write_text(folder / name, config)
+
+    return spoil
 
 
 def without_merges(folder: Path) -> None:
@@ -257,7 +260,17 @@ OTHER_KINDS = {
     "shifted latents": (set_keys("vae/config.json", shift_factor=0.1), ["shift_factor", "SD3"]),
     "another VAE": (set_keys("vae/config.json", _class_name="VQModel"), ["VQModel"]),
     "bands": (set_keys("vae/config.json", in_channels=4), ["vae/config.json", "in_channels is 4"]),
-    "a single file": (only_a_checkpoint, ["model_index.json", "v1-5-pruned.safetensors"]),
+    "a single file": (hold("v1.safetensors"), ["model_index.json", "v1.s", "from_single_file"]),
+    "a UNet": (
+        hold(
+            "diffusion_pytorch_model.safetensors", "config.json", _class_name="UNet2DConditionModel"
+        ),
+        ["model_index.json", "UNet alone", "as unet/ into"],
+    ),
+    "a folder unet": (hold("unet/config.json"), ["model_index.json", "UNet alone"]),
+    "a LoRA": (hold("pytorch_lora_weights.safetensors"), ["_weights.safetensors", "fuse_lora"]),
+    "the hub's cache": (hold("snapshots/0a/model_index.json"), ["snapshots/0a/", "name its"]),
+    "the folder above": (hold("sd/model_index.json"), [" sd/model_index.json", "name its"]),
     "a lost merges.txt": (
         lambda folder: (folder / "tokenizer/merges.txt").unlink(),
         ["tokenizer/merges.txt"],

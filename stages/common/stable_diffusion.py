@@ -66,15 +66,37 @@ def check_kind(folder: Path, label: str) -> None:
         label: the start of error messages: params key and source.
     """
     if not (folder / "model_index.json").is_file():
-        weights = [f for f in sorted(folder.glob("*")) if f.suffix in (".safetensors", ".ckpt")]
-        beside = f", there is {weights[0].name}" if weights else ""
-        exit_with_error(f"{label}: model_index.json is missing{beside}; {SINGLE_FILE_ADVICE}")
+        exit_with_error(
+            f"{label}: model_index.json is missing{_advice_without_index(folder, label)}"
+        )
     configs = {name: read_json_object(folder / name, label) for name in CONFIG_FILES}
     tokenizer = read_json_object(folder / "tokenizer/tokenizer.json", label)
     for fault in _find_faults(*configs.values()):
         exit_with_error(f"{label}: {fault}")
     for fault in _tokenizer_faults(folder / "tokenizer", tokenizer, label):
         exit_with_error(f"{label}: {fault}")
+
+
+def _advice_without_index(folder: Path, label: str) -> str:
+    """What a folder without model_index.json holds instead, and how that becomes a model."""
+    # Such as the hub's cache, models--owner--name.
+    for pattern in ("*/model_index.json", "snapshots/*/model_index.json"):
+        for index in sorted(folder.glob(pattern)):
+            return f", there is {index.relative_to(folder)}: name its folder"
+    config = read_json_object(folder / "config.json", label)
+    has_part = (folder / "unet").is_dir() and not (folder / "vae").is_dir()
+    if config.get("_class_name") == "UNet2DConditionModel" or has_part:
+        return ", there is a UNet alone: put it as unet/ into a copy of its base model's folder"
+    weights = [f for f in sorted(folder.glob("*")) if f.suffix in (".safetensors", ".ckpt")]
+    if not weights:
+        return ""
+    beside = f", there is {weights[0].name}"
+    if "lora" in weights[0].name.lower():
+        return (
+            f"{beside}: a LoRA is merged into its base by load_lora_weights, fuse_lora, "
+            "unload_lora_weights and save_pretrained of its StableDiffusionPipeline"
+        )
+    return f"{beside}; {SINGLE_FILE_ADVICE}"
 
 
 def read_json_object(path: Path, label: str) -> dict[str, Any]:
