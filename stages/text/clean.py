@@ -19,9 +19,14 @@ INVISIBLE = re.compile(
 )
 
 # Accents that stand before their letter, as in PDFs of LaTeX's first font encoding: Fern´andez. A
-# grave accent at the start of a word is a quotation mark, the acute one of "the world´s" is none.
+# grave accent at the start of a word is a quotation mark; an acute one is an apostrophe in
+# "world´s" and stands for minutes behind a digit, as a diaeresis does for seconds.
 ACCENTS = dict(zip("´`¨ˆ˜¸˚ˇ˝¯", "\u0301\u0300\u0308\u0302\u0303\u0327\u030a\u030c\u030b\u0304"))
-ACCENTED = re.compile(r"((?<=[^\W\d_])`|´(?!s\b)|[¨ˆ˜¸˚ˇ˝¯])([A-Za-z\u0131])")
+ACCENTED = re.compile(
+    r"((?<=[^\W\d_])`|(?<![\d'´′])(?:´(?!(?:[sm]|ll|re)\b)|[¨˝])|[ˆ˜¸˚ˇ¯])([A-Za-z\u0131])"
+)
+# What they stand for where they belong to no letter.
+NO_ACCENTS = str.maketrans({"´": "'", "˚": "°", "¨": '"', "˝": '"'})
 
 MIN_WORD_SHARE = 1 / 3  # of what stands on a page; tables have less
 # A line of prose on such a page, as a caption, has so many words, and so large a share of them.
@@ -60,7 +65,7 @@ def normalize(line: str) -> str:
     """
     line = re.sub("\u00ad\\s*$", "-", line)
     line = INVISIBLE.sub("", line.replace("\x00", ""))
-    line = ACCENTED.sub(_compose, line)
+    line = ACCENTED.sub(_compose, line).translate(NO_ACCENTS)
     line = unicodedata.normalize("NFKC", line)
     # NFKC takes the vowel am of Thai and Lao apart, which nobody writes so.
     line = line.replace("\u0e4d\u0e32", "\u0e33").replace("\u0ecd\u0eb2", "\u0eb3")
