@@ -21,6 +21,7 @@ from stages import chunk, fetch_papers
 from stages.common.artifacts import read_json
 from stages.text import clean, duplicates, formats, latex, sentences, tokens
 from stages.text.paper_files import unused_name
+from stages.text.references import reference_lists
 
 NOTES = sorted((REPOSITORY / "stages/embedded/notes").glob("*.md"))
 
@@ -253,6 +254,18 @@ def test_text_of_a_page_and_nothing_around_it(tmp_path, name, source, kept, drop
     (tmp_path / name).write_text(source, encoding="utf-8")
     text = " ".join(formats.read(tmp_path / name)[0])
     assert all(word in text for word in kept) and not any(word in text for word in dropped)
+
+
+def test_lines_of_a_page_that_end_in_breaks_have_a_reference_list(tmp_path):
+    entries = [
+        f"[{n}] A. Smith. Lakes from above. IEEE, vol. {n}, pp. 9-18, 201{n}." for n in (1, 2, 3)
+    ]
+    (tmp_path / "a.html").write_text(
+        f"<p>{PROSE}<br><b>References</b><br>{'<br>'.join(entries)}</p>"
+    )
+    lines, _ = formats.read(tmp_path / "a.html")
+    assert lines[-4:] == ["References", *entries]
+    assert reference_lists(lines) == [(len(lines) - 4, len(lines))]
 
 
 def test_file_that_pandoc_reads_for_too_long_is_named(tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def _texts_of(block: dict) -> Iterator[str]:
     match block:
         case {"t": "Para" | "Plain", "c": inlines} | {"t": "Header", "c": [_, _, inlines]}:
             notes: list[dict] = []
-            yield _inline_text(inlines, notes)
+            yield from _inline_text(inlines, notes).split("\n")
             yield from _block_texts(notes)
         case {"t": "LineBlock", "c": lines}:
             yield from _block_texts([{"t": "Para", "c": line} for line in lines])
@@ -163,18 +163,18 @@ def _prose_cells(rows: list[list]) -> Iterator[str]:
 
 
 def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
-    """Return the text of a paragraph; append the blocks of its footnotes to `notes`."""
+    """Return the text of a paragraph, with its line breaks; append its footnotes to `notes`."""
     text = ""
     for inline in inlines:
         match inline:
             case {"t": "Str", "c": word}:
                 text += word
-            case {"t": "Space" | "SoftBreak" | "LineBreak"}:
+            case {"t": "Space" | "SoftBreak"}:
                 text += " "
-            case {"t": "Code", "c": [_, code]}:
-                text += code
-            case {"t": "Math", "c": [{"t": "InlineMath"}, formula]}:
-                text += formula
+            case {"t": "LineBreak"}:
+                text += "\n"
+            case {"t": "Code", "c": [_, code]} | {"t": "Math", "c": [{"t": "InlineMath"}, code]}:
+                text += code.replace("\n", " ")
             case {"t": "Quoted", "c": [_, inner]}:
                 text += f"“{_inline_text(inner, notes)}”"
             case {"t": "Link" | "Span" | "Cite", "c": [_, inner, *_]}:
