@@ -212,6 +212,13 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         ),
         (
             "a.html",
+            f"<nav-bar>menu</nav-bar>{WHOLE}<style-sheet/><p>midword</p><nav>asideword</nav>"
+            "<style>codeword</style><p>lastword</p>",
+            ["rows of trees", "midword", "lastword"],
+            ["asideword", "codeword"],
+        ),
+        (
+            "a.html",
             f"<table><tr><td>menuword</td><td><h1>titleword</h1>{WHOLE}</td></tr></table>",
             ["titleword", "rows of trees"],
             ["menuword"],

@@ -35,10 +35,12 @@ ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{input
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
-AROUND_TEXT = re.compile(rf"<!--.*?-->|<({TAGS_AROUND})\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+AROUND_TEXT = re.compile(
+    rf"<!--.*?-->|<({TAGS_AROUND})(?![\w-]).*?</\1\s*>", re.DOTALL | re.IGNORECASE
+)
 # In XHTML, a tag may close itself; in HTML, the slash means nothing.
-SELF_CLOSING = re.compile(rf"<({TAGS_AROUND})\b[^<>]*/>", re.IGNORECASE)
-TABLE_OR_TAG = re.compile(r"<table\b.*?</table\s*>|<[^>]+>", re.DOTALL | re.IGNORECASE)
+SELF_CLOSING = re.compile(rf"<({TAGS_AROUND})(?![\w-])[^<>]*/>", re.IGNORECASE)
+TABLE_OR_TAG = re.compile(r"<table(?![\w-]).*?</table\s*>|<[^>]+>", re.DOTALL | re.IGNORECASE)
 
 
 def read(path: Path) -> tuple[list[str], str]:
