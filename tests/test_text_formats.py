@@ -250,6 +250,15 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         ),
         ("a.md", f"---\n# firstword\n\n{PROSE}\n\n---\n\nlastword", ["firstword", "lastword"], []),
         (
+            "a.tex",
+            rf"\newcommand{{\rev}}[1]{{own #1}}\begin{{document}}{PROSE}\rev{{words}}. "
+            r"Roads~\cite{a}, lakes \citep[p. 1]{b} and paths \label{c}exist "
+            r"\footnote{A note.}. \added{New \emph{words} \cite{d}}; \replaced[id=1]{here}{gone}."
+            r"\IEEEPARstart{T}{hen} \begin{multicols}{2}columns\end{multicols}\end{document}",
+            ["Roads, lakes and paths exist. New words; here.", "own words", "Then", "A note."],
+            ["gone", "2"],
+        ),
+        (
             "a.xhtml",
             f'<script src="a.js"/><p>firstword</p>{WHOLE}<script>codeword</script><p>lastword</p>',
             ["firstword", "lastword"],

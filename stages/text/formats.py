@@ -33,6 +33,14 @@ FRONT_MATTER = re.compile(
 # The encoding that an HTML or LaTeX file declares.
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
+# Commands that pandoc doesn't know, whose text it would leave out: revisions, a paper's first
+# letter. Of columns it would read their number. Defined last, so a paper's own definitions stay.
+LATEX_COMMANDS = (
+    r"\providecommand{\added}[2][]{#2}\providecommand{\replaced}[3][]{#2}"
+    r"\providecommand{\revised}[2][]{#2}\providecommand{\rev}[2][]{#2}"
+    r"\providecommand{\highlight}[2][]{#2}\providecommand{\IEEEPARstart}[2]{#1#2}"
+    r"\newenvironment{multicols}[1]{}{}"
+)
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
 AROUND_TEXT = re.compile(
@@ -59,6 +67,9 @@ def read(path: Path) -> tuple[list[str], str]:
             return [], reason
         if suffix in (".md", ".markdown"):
             text = FRONT_MATTER.sub("", text)
+        elif suffix == ".tex":
+            start = r"\begin{document}"
+            text = text.replace(start, LATEX_COMMANDS + start, 1)
         elif PANDOC_FORMATS[suffix] == "html":
             text = SELF_CLOSING.sub("", text) if suffix == ".xhtml" else text
             text = AROUND_TEXT.sub("", text)
@@ -179,10 +190,14 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
                 text += code.replace("\n", " ")
             case {"t": "Quoted", "c": [_, inner]}:
                 text += f"“{_inline_text(inner, notes)}”"
-            case {"t": "Link" | "Span" | "Cite", "c": [_, inner, *_]}:
+            case {"t": "Link" | "Span", "c": [_, inner, *_]}:
                 text += _inline_text(inner, notes)
+            case {"t": "Cite", "c": [_, inner]}:
+                label = _inline_text(inner, notes)  # empty in LaTeX
+                text = text + label if label else text.rstrip(" \u00a0")
             case {"t": "Note", "c": blocks}:
                 notes += blocks
+                text = text.rstrip(" \u00a0")
             case {"t": "RawInline" | "Image" | "Math"}:
                 pass
             case {"c": inner}:  # Emph, Strong, Superscript, ...
