@@ -53,6 +53,7 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"**Dunes:** {A}\n**Plain:** {B}\n**Rocks:** {C}",
         f"1. **Golden dunes**\n   {A}\n2. **Plain**\n   {B}\n3. **Rocks**\n   {C}",
         NUMBERED.replace(" across", "\n   across"),  # wrapped lines
+        NUMBERED.replace(", ", ",\n   "),
         QUOTED,
         f"“{A}.”\n“{B}.”\n“{C}.”",
         QUOTED.replace("\n", " "),

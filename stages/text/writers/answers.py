@@ -347,7 +347,8 @@ def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
                 line = line._replace(is_item=True)
                 lines.pop()
             elif line.text[0].islower() and not item.text.endswith((".", "!", "?", ":")):
-                line = line._replace(text=f"{item.text} {line.text}", is_item=True)
+                comma = "," if above.rstrip().endswith(",") else ""  # `read_line` removed it
+                line = line._replace(text=f"{item.text}{comma} {line.text}", is_item=True)
                 lines.pop()
         lines.append(line)
         follows_item = line.is_item
