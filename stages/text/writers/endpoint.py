@@ -22,9 +22,14 @@ PASSING_STATUS = (408, 409, 429)  # as are those from 500 on, but for 501
 REFUSED_STATUS = (400, 422, 501)  # of a request with a parameter that is not known
 MODEL_STATUS = (400, 404, 413, 422, 501)  # of a model that is not there, or takes no such request
 BAD_KEY = re.compile(r"\bapi[ _-]?key\b", re.I)  # in the words of a 400, as Gemini's
-# "Please retry in 34.07s.", "Try again after 20 seconds", in the words of a 429
-RETRY_IN = re.compile(r"\b(?:retry|try again) (?:in|after) (\d+(?:\.\d+)?) ?s", re.I)
+# "Please retry in 34.07s.", "Try again after 20 seconds", "in 1m12.5s", in the words of a 429
+RETRY_IN = re.compile(
+    r"\b(?:retry|try again) (?:in|after) "
+    r"(?:(\d+) ?h[a-z]* ?)?(?:(\d+) ?m(?!s)[a-z]* ?)?(?:(\d+(?:\.\d+)?) ?s)?",
+    re.I,
+)
 TOO_LONG = re.compile(r"context[ _-]?(length|window|size)", re.I)  # of a request and its answer
+V1_ADVICE = ": most such URLs end in /v1"
 MAX_SHOWN = 300  # characters of an endpoint's own words
 
 
@@ -246,15 +251,16 @@ def status_error(status: int, text: str, headers: dict[str, str]) -> EndpointErr
     key = "prompt.openai_base_url"
     retry_after = read_retry_after(headers.get("retry-after", ""))
     said = RETRY_IN.search(text)
-    if retry_after is None and said:
-        retry_after = float(said[1])
+    if retry_after is None and said and any(said.groups()):
+        hours, minutes, seconds = (float(number or 0) for number in said.groups())
+        retry_after = 3600 * hours + 60 * minutes + seconds
     is_passing = status in PASSING_STATUS or (status >= 500 and status != 501)
     if "quota" in words.lower() and retry_after is None:  # it is used up, and does not fill again
         is_passing = False
     if status in (401, 403) or (status == 400 and BAD_KEY.search(words)):
         message += ": check the key in OPENAI_API_KEY"
     elif status == 404 and "model" not in words.lower():
-        message += ": most such URLs end in /v1"
+        message += V1_ADVICE
     elif status in REFUSED_STATUS and re.search("temperature|top_p", words):
         key = "prompt.temperature, prompt.top_p"
         message += ": null leaves one out"
@@ -316,7 +322,10 @@ def read_completion(body: bytes) -> Answer:
             ) from error
         raise EndpointError(f"sends broken JSON ({shorten(text)})") from error
     if isinstance(value, dict) and value.get("error"):
-        raise EndpointError(f"answers 200 with an error ({error_words(text)})")
+        words = error_words(text)
+        if "unexpected endpoint" in words.lower():  # LM Studio's 404
+            raise EndpointError(f"answers 200 with an error ({words}){V1_ADVICE}", is_passing=False)
+        raise EndpointError(f"answers 200 with an error ({words})")
     try:
         choice = Completion.model_validate(value).choices[0]
     except ValidationError as error:
