@@ -124,6 +124,13 @@ def scenarios() -> Iterator[Scenario]:
                     partial(draw_gaussians, n, scales),
                     partial(gaussian_fid, scales),
                 )
+        scales = gaussian_scales(96, "log-normal", 0.0)
+        yield Scenario(
+            f"Gaussian, log-normal, 96 dimensions, n = {n}, 10 images per caption",
+            n,
+            partial(draw_gaussians, n, scales, images=10),
+            partial(gaussian_fid, scales),
+        )
         for kind in ("perfect", "off", "wrong scenes"):
             yield Scenario(
                 f"pairs of 11 scenes, 24 dimensions, n = {n}, {kind}",
@@ -219,10 +226,17 @@ def gaussian_scales(dimensions: int, decay: str, distance: float) -> Scales:
     return deviations, ratios, shifts
 
 
-def draw_gaussians(n: int, scales: Scales, generator: np.random.Generator) -> Sets:
+def draw_gaussians(n: int, scales: Scales, generator: np.random.Generator, images: int = 1) -> Sets:
+    """n features of each set; generated ones of several images per caption share 0.7 of their
+    variance, which the intervals don't know.
+    """
     deviations, ratios, shifts = scales
-    real, fake = generator.normal(size=(2, n, len(deviations))) * deviations
-    return real.astype(np.float32), (fake * ratios + shifts).astype(np.float32)
+    real, fake = generator.normal(size=(2, n, len(deviations)))
+    if images > 1:
+        captions = generator.normal(size=(n, len(deviations)))
+        fake = np.sqrt(0.7) * captions[np.arange(n) // images] + np.sqrt(0.3) * fake
+    fake = fake * deviations * ratios + shifts
+    return (real * deviations).astype(np.float32), fake.astype(np.float32)
 
 
 def gaussian_fid(scales: Scales) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
 from stages.evaluation import scores as evaluation_scores
-from stages.evaluation.caption_agreement import share_with_interval
+from stages.evaluation.caption_agreement import clip_score_with_interval, share_with_interval
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.memorization import memorization_scores
 from stages.evaluation.scores import (
@@ -150,6 +150,9 @@ def scenarios() -> Iterator[Scenario]:
             p,
             is_share=True,
         )
+    for captions, images in ((256, 1), (30, 10), (5, 10)):
+        draw = partial(draw_clip_scores, captions, images)
+        yield Scenario(f"{captions} captions x {images} images", draw, captions)
     for held_out in (256, 50, 12):
         for copied in (0.0, 0.05, 0.3):
             expected = (1 + 0.01 * (held_out - 1)) / (held_out + 1)
@@ -248,6 +251,18 @@ def draw_clustered(
     units = np.repeat(np.arange(clusters), size)
     found = share_with_interval("share", successes.ravel(), units)
     return {name: estimate_of(found, "share")}
+
+
+def draw_clip_scores(
+    captions: int, images: int, generator: np.random.Generator
+) -> dict[str, Estimate]:
+    """CLIP score of images that lie near their caption's embedding, of some captions nearer."""
+    texts = np.repeat(generator.normal(size=(captions, 64)), images, axis=0)
+    nearness = np.repeat(1 + 0.3 * generator.normal(size=(captions, 1)), images, axis=0)
+    embeddings = nearness * texts + generator.normal(size=texts.shape)
+    units = np.repeat(np.arange(captions), images)
+    found = clip_score_with_interval(embeddings, texts, units)
+    return {"CLIP score": estimate_of(found, "clip_score")}
 
 
 def draw_near_copies(

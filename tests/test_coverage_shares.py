@@ -18,6 +18,7 @@ FAST = {
     "256 images": 400,
     PROMPTS: 400,
     "10 prompts x 5 images, correlation 0.5": 400,
+    "30 captions x 10 images": 400,
     COPIES: 150,
     DOCUMENTS: 400,
     "10 documents, sd of log length 1.0": 400,

@@ -121,22 +121,31 @@ def test_the_folders_of_a_run_give_its_metrics_up_to_rounding(evaluate):
         assert result["captions"][key] == agreement[key]
 
 
-def test_tiles_of_one_scene_count_as_one_in_the_interval_of_the_real_images():
-    """As in `fid`."""
+def test_tiles_of_one_scene_and_images_of_one_caption_count_as_one():
+    """Tiles as in `fid`; there, each image has a caption of its own."""
     from tools.evaluate import measure_agreement
 
     logits = np.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]
     outputs = {"tuned": {"logits": logits}, "test": {"logits": logits}}
     wanted = {"tuned": ["lake"] * 8, "test": ["lake"] * 8}  # half of them is seen rightly
     files = [f"{'ab'[i // 4]}_r0_c{i}.tif" for i in range(8)]
-    of_scenes, of_tiles = (
-        measure_agreement(outputs, wanted, ["lake", "forest"], names)
-        for names in (files, [f"{i}.tif" for i in range(8)])
+    each = np.arange(8)
+    of_scenes, of_tiles, of_captions = (
+        measure_agreement(outputs, wanted, ["lake", "forest"], names, units)
+        for names, units in (
+            (files, each),
+            ([f"{i}.tif" for i in range(8)], each),
+            (files, each // 2),
+        )
     )
     for metrics in (of_scenes, of_tiles):
         assert metrics["ceiling"] == 0.5 and metrics["ceiling_n"] == 8
     assert of_scenes["ceiling_lo"] < of_tiles["ceiling_lo"] - 0.1
     assert of_scenes["caption_agreement_lo"] == of_tiles["caption_agreement_lo"]
+    assert of_captions["caption_agreement_lo"] < of_tiles["caption_agreement_lo"] - 0.05
+    unknown = {"tuned": ["dune", *["lake"] * 7], "test": ["lake"] * 8}
+    metrics = measure_agreement(outputs, unknown, ["lake", "forest"], files, each)
+    assert metrics["caption_agreement_n"] == 7
 
 
 @pytest.mark.parametrize(
@@ -320,15 +329,20 @@ def test_captions_give_the_scenes_or_the_clip_score(evaluate, tmp_path):
         ]
         captions.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
+    write_lines(text="a lake")
+    result, text = evaluate(real, generated, *clip)
+    assert "clip_score_lo" not in result["captions"] and "12 images of 1 caption(s)" in text
     write_lines()
     result, text = evaluate(real, generated, *clip)
     scores = result["captions"]
+    assert "too narrow" not in text, "each image has its caption"
     assert 0 <= scores["clip_score_lo"] < scores["clip_score"] < scores["clip_score_hi"] <= 100
     assert "cmmd" in result["clip"]["standard"]
     assert "CLIP score" in text
-    write_lines(scene="lake")
-    result, _ = evaluate(real, generated, "--captions", captions)
+    write_lines(scene="lake", text="a lake")
+    result, text = evaluate(real, generated, "--captions", captions)
     assert result["captions"]["caption_agreement_n"] == 12
+    assert result["captions"]["caption_agreement_hi"] == 1 and "12 images of 1 caption(s)" in text
     write_lines(text=["one", "two"])
     assert "2 captions" in refusal(evaluate, real, generated, *clip)
     write_lines(file_name="other.png")

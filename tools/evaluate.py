@@ -11,10 +11,12 @@ named. Prints FID, KID, precision, recall and so on, each with its 95 % confiden
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
 independent. If the images were generated for the captions of just these real ones, FID infinity is
 too low, the intervals are too wide and the floor is too high: a run's own folders give its
-metrics/fid.json but for these three and for rounding. Neither names nor the order of the images
-matter: each set is sorted by its pixels' hashes. (Metrics of pairs are of 10,000 images at most,
-the Sinkhorn divergence of 2,000: of larger sets these are others than the run's.) The temporary
-folder holds each image twice. docs/protocol.md says how to compare published models.
+metrics/fid.json but for these three and for rounding. Images of one caption count as one in the
+intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
+the images' own); in those of FID and so on they count as independent. Neither names nor the order
+of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairs are of 10,000
+images at most, the Sinkhorn divergence of 2,000: of larger sets these are others than the run's.)
+The temporary folder holds each image twice. docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.
@@ -93,6 +95,7 @@ class ImageSet(NamedTuple):
     shards: Path  # a temporary folder
     names: list[str]
     scenes: list[str]  # "": not known
+    captions: list[str]  # "": not known; several of one image are joined
     hashes: list[str]  # SHA-256 of the pixels
     sides: list[int]  # pixels
     source_sides: list[int]  # pixels; the shorter one, before scaling
@@ -115,7 +118,10 @@ def main() -> None:
             for name, path in named_paths(options).items()
         }
         notes = compare_pixels(sets)
-        shown = read_shown(options, sets["tuned"])
+        lines = read_lines(options.captions, sets["tuned"])
+        shown = read_shown(options, sets["tuned"], lines)
+        units = caption_units(sets["tuned"], lines)
+        notes += describe_units(units)
         outputs = extract_outputs(network, sets, options.features, params)
 
     features = {name: values["features"] for name, values in outputs.items()}
@@ -125,11 +131,11 @@ def main() -> None:
     if options.features == "scene":
         scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]
         wanted = {"tuned": shown, "test": sets["test"].scenes}
-        captions = measure_agreement(outputs, wanted, scenes, sets["test"].names)
+        captions = measure_agreement(outputs, wanted, scenes, sets["test"].names, units)
     elif shown:
         folder = weights_folder("clip", options.weights)
         embeddings = caption_embeddings(network, shown, params.features.batch_size, folder)
-        captions = clip_score_with_interval(features["tuned"], embeddings.numpy())
+        captions = clip_score_with_interval(features["tuned"], embeddings.numpy(), units)
 
     print_results(metrics, captions, options.features, notes)
     if options.json:
@@ -222,7 +228,7 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
         SystemExit: there are too few, or without a resolution they are no squares of one size.
     """
     source = open_source(path, "evaluate", images_only=True)
-    images = ImageSet(path, shards, [], [], [], [], [], SkipReport())
+    images = ImageSet(path, shards, [], [], [], [], [], [], SkipReport())
     with tempfile.TemporaryFile(dir=shards.parent) as pixels:
         for tile in square_tiles(source, images, resolution):
             pixels.write(tile.tobytes())
@@ -308,6 +314,7 @@ def note_tile(tile: Image.Image, source_side: int, item: SourceItem, images: Ima
         )
     images.names.append(item.name)
     images.scenes.append(scene_of(item))
+    images.captions.append(" ".join(usable_captions(item.captions)[0]))
     images.hashes.append(hashlib.sha256(tile.tobytes()).hexdigest())
     images.sides.append(side)
     images.source_sides.append(source_side)
@@ -324,8 +331,8 @@ def sort_by_hash(images: ImageSet, pixels: BinaryIO) -> Iterator[dict[str, dict]
         pixels: theirs, RGB, in that order.
     """
     order = sorted(range(len(images.names)), key=lambda i: (images.hashes[i], images.names[i]))
-    columns: list[list] = [images.names, images.scenes, images.hashes, images.source_sides]
-    for values in columns:
+    columns: list[list] = [images.names, images.scenes, images.captions, images.hashes]
+    for values in [*columns, images.source_sides]:
         values[:] = [values[i] for i in order]
     for i, side in zip(order, images.sides):
         size = 3 * side**2  # bytes
@@ -360,24 +367,21 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
     return notes
 
 
-def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
-    """What the generated images should show: their captions for `clip`, their scenes for `scene`.
-
-    Without --captions the scenes are those of the images' own columns, folders or names; the list
-    is empty where they have no caption.
+def read_lines(file: Path | None, generated: ImageSet) -> list[dict]:
+    """The lines of --captions, one for each generated image, in their order; [] without a file.
 
     Raises:
-        SystemExit: --captions lacks an image, or has several lines or captions for one.
+        SystemExit: it lacks an image, or has several lines for one.
     """
-    if options.captions is None:
-        return generated.scenes if options.features == "scene" else []
+    if file is None:
+        return []
     rows: dict[str, dict] = {}
-    for line, row in read_metadata(options.captions, f"evaluate: {options.captions}"):
+    for line, row in read_metadata(file, f"evaluate: {file}"):
         if not isinstance(row.get("file_name"), str):
-            exit_with_error(f"evaluate: {options.captions}: line {line} has no file_name")
+            exit_with_error(f"evaluate: {file}: line {line} has no file_name")
         if rows.setdefault(without_suffix(row["file_name"]), row) != row:
             exit_with_error(
-                f"evaluate: {options.captions}: line {line} is not the first for "
+                f"evaluate: {file}: line {line} is not the first for "
                 f"{row['file_name']}: give one line for each image"
             )
     (repeated, times), *_ = Counter(sorted(generated.names)).most_common(1)
@@ -390,13 +394,54 @@ def read_shown(options: argparse.Namespace, generated: ImageSet) -> list[str]:
     if missing:
         first = next((row["file_name"] for row in rows.values()), "none")
         exit_with_error(
-            f"evaluate: {options.captions}: no line for {len(missing)} of {len(generated.names)} "
+            f"evaluate: {file}: no line for {len(missing)} of {len(generated.names)} "
             f"images of {generated.path} ({missing[0]} ...); its first file_name is {first}"
         )
-    rows_of_images = [(name, rows[without_suffix(name)]) for name in generated.names]
+    return [rows[without_suffix(name)] for name in generated.names]
+
+
+def read_shown(options: argparse.Namespace, generated: ImageSet, lines: list[dict]) -> list[str]:
+    """What the generated images should show: their captions for `clip`, their scenes for `scene`.
+
+    Without --captions the scenes are those of the images' own columns, folders or names; the list
+    is empty where they have no caption.
+
+    Raises:
+        SystemExit: a line of --captions has no or several captions.
+    """
+    if options.captions is None:
+        return generated.scenes if options.features == "scene" else []
+    lines_of_images = zip(generated.names, lines, strict=True)
     if options.features == "scene":
-        return [scene_of_row(name, row) for name, row in rows_of_images]
-    return [caption_of_row(name, row, options.captions) for name, row in rows_of_images]
+        return [scene_of_row(name, row) for name, row in lines_of_images]
+    return [caption_of_row(name, row, options.captions) for name, row in lines_of_images]
+
+
+def caption_units(generated: ImageSet, lines: list[dict]) -> np.ndarray:
+    """Number [N] of each generated image's caption; without one, an image has its own number.
+
+    Args:
+        generated: the images, whose own captions count where `lines` has none.
+        lines: of --captions.
+    """
+    texts = generated.captions
+    if lines:
+        given = [usable_captions(field_value(row, caption_fields(row)))[0] for row in lines]
+        texts = [" ".join(captions) or own for captions, own in zip(given, texts, strict=True)]
+    keys = [text or f"\n{i}" for i, text in enumerate(texts)]  # no caption holds a line break
+    return np.unique(keys, return_inverse=True)[1]
+
+
+def describe_units(units: np.ndarray) -> list[str]:
+    """A note on several images of one caption; [] of none. units: of `caption_units`."""
+    count = len(np.unique(units))
+    if count == len(units):
+        return []
+    return [
+        f"{len(units)} images of {count} caption(s): where several images were generated for a "
+        "caption, the CIs of FID, KID, recall and so on are too narrow: they take all images as "
+        "independent"
+    ]
 
 
 def without_suffix(name: str) -> str:
@@ -457,19 +502,24 @@ def measure_agreement(
     wanted: dict[str, list[str]],
     scenes: list[str],
     test_files: list[str],
+    caption_numbers: np.ndarray,
 ) -> dict[str, float]:
     """Share of images in which the scene classifier sees the wanted scene, and of real ones.
 
     Images of scenes that it doesn't know are left out; {} where it knows none of the generated.
-    The interval of real tiles counts the scenes that `test_files` were cut from.
+    The interval of generated images counts their captions (numbers [N] of `caption_units`), that of
+    real tiles the scenes that `test_files` were cut from.
     """
     metrics: dict[str, float] = {}
+    units = {
+        "tuned": caption_numbers[np.isin(wanted["tuned"], scenes)],
+        "test": units_of_tiles(test_files, wanted["test"], scenes),
+    }
     for key, name in (("caption_agreement", "tuned"), ("ceiling", "test")):
         correct, _ = judge_scenes(outputs[name]["logits"], wanted[name], scenes)
         if not len(correct):
             break
-        units = units_of_tiles(test_files, wanted[name], scenes) if name == "test" else None
-        metrics |= share_with_interval(key, correct, units)
+        metrics |= share_with_interval(key, correct, units[name])
         metrics |= {f"{key}_n": len(correct)}
         metrics |= {f"{key}_n_unknown_scene": len(wanted[name]) - len(correct)}
     return metrics

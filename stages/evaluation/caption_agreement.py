@@ -1,10 +1,9 @@
 """Does an image show what it was asked for: by a classifier of real tiles, and by CLIP."""
 
 import numpy as np
-from scipy.special import stdtrit
 
 from stages.common.class_names import slug
-from stages.evaluation.intervals import share_interval
+from stages.evaluation.intervals import share_interval, squared_margin
 from stages.evaluation.labels import scene_of_tile
 
 SAME_CAPTION = 99.999  # 100 x cosine of two captions' embeddings, at least
@@ -175,14 +174,20 @@ def clip_score(
     return metrics
 
 
-def clip_score_with_interval(images: np.ndarray, captions: np.ndarray) -> dict[str, float]:
-    """CLIP score of embeddings [N, D] of images and of their captions, with its 95 % interval."""
+def clip_score_with_interval(
+    images: np.ndarray, captions: np.ndarray, units: np.ndarray | None = None
+) -> dict[str, float]:
+    """CLIP score of embeddings [N, D] of images and of their captions, with its 95 % interval.
+
+    `units` [N] as in `share_with_interval`; images of a single unit have no interval.
+    """
+    if units is None:
+        units = np.arange(len(images))
     scores = clip_similarity(images, captions)
     mean = float(scores.mean())
     metrics = {"clip_score": mean}
-    if len(scores) > 1 and np.ptp(scores) > 1e-6:
-        n = len(scores)
-        margin = float(stdtrit(n - 1, 0.975) * scores.std(ddof=1) / np.sqrt(n))
+    if len(np.unique(units)) > 1 and np.ptp(scores) > 1e-6:
+        margin = squared_margin((scores - mean) / len(scores), units) ** 0.5
         metrics["clip_score_lo"] = max(mean - margin, 0.0)
         metrics["clip_score_hi"] = min(mean + margin, 100.0)
     return metrics
