@@ -28,6 +28,7 @@ from stages.evaluation.scores import (
     accuracy_by_class,
     average_over_seeds,
     bootstrap_scores,
+    class_accuracy,
     classification_scores,
     share_of_ceiling,
 )
@@ -206,6 +207,13 @@ def classifier_scenarios() -> Iterator[Scenario]:
         given = classify._replace(seed_sd=0.0, seed_class_sd=0.0)
         title = f"1 given classifier, {tiles} tiles"
         yield Scenario(title, partial(draw_classifiers, given, 1, tiles), tiles)
+    for accuracy in (0.65, 0.9):
+        draw = partial(draw_class_accuracy, given, 1, 49, accuracy)
+        yield Scenario("1 given classifier, 49 tiles of a class", draw, 49, accuracy)
+        for seeds, tiles in ((3, 20), (3, 49), (3, 200), (5, 49), (5, 200)):
+            draw = partial(draw_class_accuracy, classify, seeds, tiles, accuracy)
+            title = f"{seeds} classifiers, {tiles} tiles of a class"
+            yield Scenario(title, draw, seeds, accuracy)
     for seeds, tiles in ((3, 186), (5, 186), (3, 1093)):
         title = f"{seeds} classifiers, {tiles} tiles"
         yield Scenario(title, partial(draw_classifiers, classify, seeds, tiles), seeds)
@@ -327,6 +335,20 @@ def draw_classifiers(
     draws = int(generator.integers(2**32))
     averages, _ = _average(model, seeds, labels, difficulty, generator, draws, units)
     return {score: estimate_of(averages, score) for score in SCORES}
+
+
+def draw_class_accuracy(
+    model: ClassifierModel, seeds: int, n: int, accuracy: float, generator: np.random.Generator
+) -> dict[str, Estimate]:
+    """Accuracy of classifiers on the same n images of a class, on average `accuracy`."""
+    of_seed = np.hypot(model.seed_sd, model.seed_class_sd) * generator.normal(size=(seeds, 1))
+    of_image = model.image_sd * generator.normal(size=n)
+    threshold = ndtri(accuracy) * np.sqrt(
+        1 + model.seed_sd**2 + model.seed_class_sd**2 + model.image_sd**2
+    )
+    latent = threshold + of_seed + of_image + generator.normal(size=(seeds, n))
+    found = class_accuracy(latent > 0, np.arange(n))
+    return {"accuracy": estimate_of(found, "accuracy")}
 
 
 def draw_share_of_ceiling(

@@ -16,9 +16,8 @@ from safetensors.numpy import load_file
 from stages.common.artifacts import read_json, write_json
 from stages.common.csv_files import write_csv
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.labels import LABEL_SETS, read_label_set, refuse_one_class
-from stages.evaluation.scores import average_by_class, share_of_ceiling
+from stages.evaluation.scores import class_accuracy, share_of_ceiling
 from stages.params import load
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
@@ -88,7 +87,7 @@ def main(label_set: str) -> None:
         save_network(output, results[0].network, results[0].config)
         context = describe_inputs(folder, class_names, real.labels, without_images, unlabeled)
         write_json(output / "context.json", context)
-        write_plots(label_set, class_names, real.labels, results)
+        write_plots(label_set, class_names, real.labels, real.units, results)
 
 
 def log_few_scenes(units: np.ndarray) -> None:
@@ -161,7 +160,13 @@ def describe_test_set(
     }
 
 
-def write_plots(label_set: str, class_names: list[str], labels: np.ndarray, results: list) -> None:
+def write_plots(
+    label_set: str,
+    class_names: list[str],
+    labels: np.ndarray,
+    units: np.ndarray,
+    results: list,
+) -> None:
     """Write the (actual, predicted) pairs of the confusion matrix, and each class's accuracy.
 
     Both are of the classifiers of all seeds together.
@@ -170,6 +175,7 @@ def write_plots(label_set: str, class_names: list[str], labels: np.ndarray, resu
         label_set: lulc or scenes.
         class_names: in the order of their numbers.
         labels: class number of each real tile [N].
+        units: number of each tile's raster [N].
         results: the `ClassifierResult` of each seed.
     """
     pairs = [
@@ -178,15 +184,13 @@ def write_plots(label_set: str, class_names: list[str], labels: np.ndarray, resu
         for actual, predicted in zip(labels, result.predictions["real_test"])
     ]
     write_csv(f"metrics/plots/confusion_{label_set}.csv", pairs, ["actual", "predicted"])
-    # A tile counts once, whatever the number of classifiers.
-    accuracies, sizes = average_by_class([result.by_class["real_test"] for result in results])
+    correct = np.stack([result.predictions["real_test"] == labels for result in results])  # [S, N]
     rows = []
     for i, name in enumerate(class_names):
-        n = int((labels == i).sum())
-        if n:
-            low, high = wilson_interval(float(accuracies[i] * sizes[i]), float(sizes[i]))
-            row = {"class": name, "accuracy": float(accuracies[i])}
-            rows.append(row | {"accuracy_lo": low, "accuracy_hi": high, "n": n})
+        of_class = labels == i  # [N]
+        if of_class.any():
+            accuracy = class_accuracy(correct[:, of_class], units[of_class])
+            rows.append({"class": name, **accuracy, "n": int(of_class.sum())})
     columns = ["class", "accuracy", "accuracy_lo", "accuracy_hi", "n"]
     write_csv(f"metrics/plots/accuracy_by_class_{label_set}.csv", rows, columns)
 

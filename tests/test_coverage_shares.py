@@ -22,6 +22,7 @@ FAST = {
     COPIES: 150,
     DOCUMENTS: 400,
     "10 documents, sd of log length 1.0": 400,
+    "3 classifiers, 49 tiles of a class": 200,
     "3 classifiers, 186 tiles": 80,
     "5 classifiers of each kind, 186 tiles": 50,
     "2 experts of sd 0.3 x 40 tiles": 200,

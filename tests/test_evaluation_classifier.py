@@ -47,6 +47,7 @@ from stages.evaluation.scores import (
     average_by_class,
     average_over_seeds,
     bootstrap_scores,
+    class_accuracy,
     classification_scores,
     share_of_ceiling,
 )
@@ -364,6 +365,22 @@ def test_the_accuracy_of_a_class_is_the_mean_over_the_classifiers_that_it_tested
     accuracies, sizes = average_by_class(by_class)
     assert accuracies.tolist() == [0.75, 0.5]
     assert sizes == pytest.approx([7 / 3, 4])
+
+
+def test_the_interval_of_a_class_is_of_its_tiles_and_of_other_classifiers():
+    """Three classifiers that are right about 17, 26 and 31 of 49 tiles, as three of the demo's."""
+    each = np.arange(49)
+    correct = each < np.array([[17], [26], [31]])
+    found = class_accuracy(correct, each)
+    assert found["accuracy"] == pytest.approx(74 / 147)
+    assert found["accuracy_lo"] < 0.25 and found["accuracy_hi"] > 0.75  # of tiles alone: 0.37, 0.64
+    alike = class_accuracy(each < np.full((3, 1), 26), each)
+    assert alike["accuracy_hi"] - alike["accuracy_lo"] < 0.3
+    low, high = wilson_interval(26, 49)
+    single = class_accuracy(correct[1:2], each)
+    assert (single["accuracy_lo"], single["accuracy_hi"]) == pytest.approx((low, high))
+    of_scenes = class_accuracy(correct[1:2], each // 7)
+    assert of_scenes["accuracy_lo"] < low - 0.1
 
 
 def test_tiles_of_one_scene_count_as_one():

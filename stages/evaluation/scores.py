@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.evaluation.intervals import Z, effective_size, wilson_interval
+from stages.evaluation.intervals import Z, effective_size, share_interval, wilson_interval
 
 BOOTSTRAP_SAMPLES = 500
 GUESSES = 4  # images added to a bootstrap: two classified rightly, two wrongly
@@ -204,6 +204,21 @@ def average_by_class(by_class: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray
     """
     accuracies, sizes = np.stack(by_class, axis=1)  # [classifiers, K] each
     return accuracies.sum(0) / np.maximum((sizes > 0).sum(0), 1), sizes.mean(0)
+
+
+def class_accuracy(correct: np.ndarray, units: np.ndarray) -> dict[str, float]:
+    """Accuracy of S classifiers on the N images of a class, with its 95 % interval.
+
+    Other images and other classifiers would give another accuracy, as other tiles and other experts
+    do: the interval is of both. That of one classifier is of the images alone.
+
+    Args:
+        correct: whether each classifier is right about each image, bool [S, N].
+        units: as in `bootstrap_scores`, of these images.
+    """
+    seeds, images = np.indices(correct.shape)
+    low, high = share_interval(correct.ravel(), units[images].ravel(), seeds.ravel())
+    return {"accuracy": float(correct.mean()), "accuracy_lo": low, "accuracy_hi": high}
 
 
 def _margins_of_class_mean(by_class: list[np.ndarray]) -> tuple[float, float]:

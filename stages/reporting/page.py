@@ -232,9 +232,11 @@ def accuracy_chart(rows: list[dict], seeds: int) -> dict:
     series = {"accuracy": numbers(rows, "accuracy")}
     classes = [row["class"] for row in rows]
     svg = charts.bar_chart(title, classes, series, "accuracy", intervals(rows, "accuracy"))
+    spread = "and other training runs" if seeds > 1 else "but not other training runs"
     return {
         "title": title,
-        "text": f"Accuracy on real tiles of {name_classifiers(seeds)}. Lines: 95 % CI.",
+        "text": f"Accuracy on real tiles of {name_classifiers(seeds)}. Lines: 95 % CI; it covers "
+        f"other tiles {spread}.",
         "svg": Markup(svg),
     }
 
