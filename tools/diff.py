@@ -50,9 +50,9 @@ CURVES = {
 }
 CURVE_POINTS = 25
 
-Metric = tuple[str, str]  # file, dotted key
+MetricKey = tuple[str, str]  # file, dotted key
 # Values {old, new}; without `old` or `new` where a run does not have it.
-Changes = dict[Metric, dict]
+Changes = dict[MetricKey, dict]
 
 
 class Runs(NamedTuple):
@@ -152,7 +152,7 @@ def read_text(path: str, run: str) -> str | None:
     return Path(path).read_text(encoding="utf-8") if Path(path).exists() else None
 
 
-def read_json(path: str, run: str) -> dict | None:
+def read_json_of_run(path: str, run: str) -> dict | None:
     """Read a JSON object of the working tree, or of a commit; None where the file is missing.
 
     Raises:
@@ -174,7 +174,7 @@ def read_metrics(path: str, run: str) -> dict[str, float]:
     Raises:
         SystemExit: the file is missing, or holds anything else.
     """
-    content = read_json(path, run)
+    content = read_json_of_run(path, run)
     if content is None:
         exit_with_error(f"diff: {where(path, run)}: missing, though dvc.yaml names it")
     numbers: dict[str, float] = {}
@@ -193,7 +193,7 @@ def read_metrics(path: str, run: str) -> dict[str, float]:
 def read_measured_on(run: str) -> dict[str, dict]:
     """Read what the metrics of a run were measured on; {} where it does not say so."""
     path = "metrics/context.json"
-    measured_on = (read_json(path, run) or {}).get("measured_on", {})
+    measured_on = (read_json_of_run(path, run) or {}).get("measured_on", {})
     groups = measured_on.values() if isinstance(measured_on, dict) else [measured_on]
     if not all(isinstance(group, dict) for group in groups):
         exit_with_error(f"diff: {where(path, run)}: measured_on: expected an object of objects")
@@ -259,13 +259,13 @@ def notes(revision: str, commit: str, metrics: Changes, runs: Runs) -> list[str]
     return lines
 
 
-def context_key(metric: Metric) -> str:
+def context_key(metric: MetricKey) -> str:
     """Name a metric as metrics/context.json does: `llm.perplexity`."""
     file, key = metric
     return f"{Path(file).stem}.{key}"
 
 
-def param_rows(params: list[Metric], changes: Changes) -> list[tuple[str, dict, str]]:
+def param_rows(params: list[MetricKey], changes: Changes) -> list[tuple[str, dict, str]]:
     """The rows of a table: name and values, without a verdict."""
     rows = []
     for file, key in params:
@@ -276,7 +276,7 @@ def param_rows(params: list[Metric], changes: Changes) -> list[tuple[str, dict, 
 
 
 def metric_rows(
-    metrics: list[Metric], changes: Changes, verdicts: dict[Metric, str]
+    metrics: list[MetricKey], changes: Changes, verdicts: dict[MetricKey, str]
 ) -> list[tuple[str, dict, str]]:
     """The rows of a table: name, values with their 95 % CI (of a floor: 95 % PI), verdict."""
     rows = []
@@ -284,7 +284,7 @@ def metric_rows(
         file, key = metric
         cells = {}
         for side, value in changes[metric].items():
-            interval = read_interval(metric, side, changes)
+            interval = interval_of(metric, side, changes)
             cells[side] = format_value(value)
             if interval:
                 kind = "PI " if key.endswith("_floor") else ""  # of other samples of real tiles
@@ -293,14 +293,14 @@ def metric_rows(
     return rows
 
 
-def is_end_of_interval(metric: Metric, metrics: Changes) -> bool:
+def is_end_of_interval(metric: MetricKey, metrics: Changes) -> bool:
     """Whether a number is the `_lo` or `_hi` of another, in whose row it stands."""
     file, key = metric
     ends = re.finditer(r"_(lo|hi)(?=\.|$)", key)
     return any((file, key[: end.start()] + key[end.end() :]) in metrics for end in ends)
 
 
-def read_interval(metric: Metric, side: str, metrics: Changes) -> tuple[float, float] | None:
+def interval_of(metric: MetricKey, side: str, metrics: Changes) -> tuple[float, float] | None:
     """Return the 95 % CI of a metric of one run; None where it has none. side: old or new.
 
     That of `per_scene.lake` is `per_scene_lo.lake` to `per_scene_hi.lake`.
@@ -315,7 +315,7 @@ def read_interval(metric: Metric, side: str, metrics: Changes) -> tuple[float, f
     return None
 
 
-def describe_change(metric: Metric, metrics: Changes, runs: Runs) -> str:
+def describe_change(metric: MetricKey, metrics: Changes, runs: Runs) -> str:
     """Describe the change of one metric, with an arrow that points the way it moved.
 
     Args:
@@ -343,9 +343,9 @@ def describe_change(metric: Metric, metrics: Changes, runs: Runs) -> str:
     return "; ".join([f"{arrow} {verdict}", *runs.devices(context_key(metric))])
 
 
-def judge(metric: Metric, old: float, new: float, metrics: Changes) -> str:
+def judge(metric: MetricKey, old: float, new: float, metrics: Changes) -> str:
     """Say whether the change of a headline metric is larger than its uncertainty."""
-    intervals = [read_interval(metric, side, metrics) for side in ("old", "new")]
+    intervals = [interval_of(metric, side, metrics) for side in ("old", "new")]
     # An interval of no width says that no spread was seen, not that there is none.
     ends = [interval for interval in intervals if interval and interval[0] < interval[1]]
     if len(ends) < 2:

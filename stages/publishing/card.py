@@ -52,6 +52,7 @@ def make_card(
     scores, ceiling = (read_json(f"metrics/{name}_lulc.json") for name in ("classify", "ceiling"))
     all_embedded = all(source["source"] in ("embedded", "none") for source in sources.values())
     license = "mit" if all_embedded else "other"  # other: the hub's word for "read the card"
+    metrics = measured_metrics(repository)
     sections = {
         "title": repository.title,
         "about": repository.about.format(weights=describe_weights(scores["seeds"])),
@@ -62,7 +63,7 @@ def make_card(
         "class_rows": list_classes(classes) if "classes" in repository.params else [],
         "params": quote_params(repository.params),
         "scale": hide_local_folders(read_json("metrics/context.json")["scale"]),
-        "metric_rows": [format_metric(metric) for metric in measured_metrics(repository)],
+        "metric_rows": [format_metric(metric) for metric in metrics],
         "judge_knows_floor": (
             FID in repository.metrics and read()["train_scene"]["source"] == "scratch"
         ),
@@ -80,7 +81,7 @@ def make_card(
     model_data = ModelCardData(
         license=license,
         model_name=repository.title,
-        eval_results=[make_eval_result(metric, task) for metric in measured_metrics(repository)],
+        eval_results=[make_eval_result(metric, task) for metric in metrics],
         **repository.card_data,
     )
     return ModelCard.from_template(model_data, template_path=str(TEMPLATE), **sections)
