@@ -371,7 +371,7 @@ def test_the_card_of_a_classifier_has_the_inputs_of_its_training_set(run, monkey
     seeds = read_json("metrics/classify_lulc.json")["seeds"]
     assert ("first of" in made["lulc-classifier"].text) == (seeds > 1)
     assert "first of 3 classifiers; the accuracies are means" in card.describe_weights(3)
-    assert card.describe_weights(1) == ""
+    assert "not another training" in card.describe_weights(1)
     assert not [name for name in made if "{" in made[name].text.split("## ")[0]]
 
 

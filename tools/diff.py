@@ -7,14 +7,20 @@ other branch did since then is no effect of this run. It shows the params, metri
 that changed. The curves are Mermaid charts, which the comment renders by itself: nothing has to be
 uploaded.
 
-Only what git holds is read (params.yaml, metrics/*.json, metrics/plots/*.csv), so it needs no data
-and no cache.
+Only what git holds is read (params.yaml, dvc.lock, metrics/*.json, metrics/plots/*.csv), so it
+needs no data and no cache.
 
 Five metrics are judged: FID and recall (features `scene`), caption agreement, the accuracy of the
 land-cover classifier on real tiles, and perplexity. One is better or worse only where
-metrics/context.json of both runs says that it was measured on the same (test tiles, N, resolution,
-weights of the feature extractor, ...), and their 95 % CIs have no value in common. The other
-numbers only show how they changed. Where something can't be read, it ends with exit code 1.
+
+- metrics/context.json of both runs says that it was measured on the same (test tiles, N,
+  resolution, weights of the feature extractor, ...),
+- their 95 % CIs have no value in common, and
+- these cover all that is random: other images and other text, but not another training. So both
+  runs need the same trained model in dvc.lock and, for the accuracy, several classifiers each.
+
+The other numbers only show how they changed. Where something can't be read, it ends with exit
+code 1.
 """
 
 import csv
@@ -26,6 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 
 from stages.common.markdown import code_span, escape_markdown
 from stages.reporting.comparable import describe_devices, describe_difference, find_description
@@ -48,6 +55,12 @@ CURVES = {
     "diffusion_loss": ("validation_loss", "diffusion.validation_loss"),
     "llm_loss": ("loss", "llm.train_loss"),
 }
+RETRAINED = "the 95 % CIs don't overlap; one training each"
+NOTE_ON_TRAINING = (
+    "One training each: the CIs cover other images and other text, not another training. Another "
+    "seed alone may move a metric as far. Better or worse is said only where both runs have the "
+    "same trained model and, for the accuracy, `classifier.seeds` is 2 or more."
+)
 CURVE_POINTS = 25
 
 MetricKey = tuple[str, str]  # file, dotted key
@@ -63,12 +76,20 @@ class Runs(NamedTuple):
 
     old: dict[str, dict]
     new: dict[str, dict]
+    old_models: dict[str, str]  # their hashes, by path
+    new_models: dict[str, str]
 
     def difference(self, metric: str) -> str | None:
         """Why two values don't compare, "" if they do; None where a run does not describe it."""
         old = find_description(self.old, metric)
         new = find_description(self.new, metric)
         return None if old is None or new is None else describe_difference(new, old)
+
+    def may_differ_by_training(self, metric: str) -> bool:
+        """Whether another seed alone may move a metric out of its CI: trained again, or once."""
+        model = "models/llm" if metric.startswith("llm.") else "models/diffusion"
+        is_same = self.old_models.get(model, "none") == self.new_models.get(model)
+        return not is_same or (find_description(self.new, metric) or {}).get("seeds") == 1
 
     def devices(self, metric: str) -> list[str]:
         """Which stages trained what is measured on another device or number of threads."""
@@ -83,7 +104,8 @@ def main() -> None:
     start_process()
     commit = find_merge_base(revision)
     params, metrics = read_changes(commit)
-    runs = Runs(read_measured_on(commit), read_measured_on("workspace"))
+    sides = (commit, "workspace")
+    runs = Runs(*map(read_measured_on, sides), *map(read_model_hashes, sides))
     comment = write_comment(revision, commit, params, metrics, runs)
     print("\n".join([*comment, *loss_charts(commit, runs)]))
 
@@ -200,6 +222,13 @@ def read_measured_on(run: str) -> dict[str, dict]:
     return measured_on
 
 
+def read_model_hashes(run: str) -> dict[str, str]:
+    """The hash of each trained model of a run, by path, as in dvc.lock; {} without one."""
+    lock = yaml.safe_load(read_text("dvc.lock", run) or "{}")
+    outs = [out for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
 # Writing the comment -----------------------------------------------------------------------------
 
 
@@ -231,6 +260,8 @@ def write_comment(
     lines += table(commit, param_rows(by_name, params))
     lines += ["", "### Metrics", ""]
     lines += table(commit, metric_rows(headlines, metrics, verdicts), VALUE)
+    if any(RETRAINED in verdict for verdict in verdicts.values()):
+        lines += ["", NOTE_ON_TRAINING]
     if others:
         lines += ["", f"<details><summary>{len(others)} other numbers changed</summary>", ""]
         lines += table(commit, metric_rows(sorted(others), metrics, verdicts), VALUE)
@@ -252,8 +283,8 @@ def notes(revision: str, commit: str, metrics: Changes, runs: Runs) -> list[str]
     if devices:
         lines += [
             f"Trained on another device: {'; '.join(devices)}. That alone gives other weights, as "
-            "another seed would, and the interval of a single trained model does not cover it. To "
-            "credit a difference to this change, run both on the same device.",
+            "another seed would. To credit a difference to this change, run both on the same "
+            "device.",
             "",
         ]
     return lines
@@ -339,11 +370,11 @@ def describe_change(metric: MetricKey, metrics: Changes, runs: Runs) -> str:
     arrow = "▲" if new > old else "▼"
     if metric not in HEADLINES:
         return arrow
-    verdict = judge(metric, old, new, metrics)
+    verdict = judge(metric, metrics, runs)
     return "; ".join([f"{arrow} {verdict}", *runs.devices(context_key(metric))])
 
 
-def judge(metric: MetricKey, old: float, new: float, metrics: Changes) -> str:
+def judge(metric: MetricKey, metrics: Changes, runs: Runs) -> str:
     """Say whether the change of a headline metric is larger than its uncertainty."""
     intervals = [interval_of(metric, side, metrics) for side in ("old", "new")]
     # An interval of no width says that no spread was seen, not that there is none.
@@ -352,7 +383,9 @@ def judge(metric: MetricKey, old: float, new: float, metrics: Changes) -> str:
         return "no 95 % CI"
     if max(low for low, _ in ends) <= min(high for _, high in ends):
         return "the 95 % CIs overlap"
-    is_better = (new < old) == (HEADLINES[metric] == "lower")
+    if runs.may_differ_by_training(context_key(metric)):
+        return RETRAINED
+    is_better = (metrics[metric]["new"] < metrics[metric]["old"]) == (HEADLINES[metric] == "lower")
     return "**better**" if is_better else "**worse**"
 
 

@@ -110,9 +110,12 @@ def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
 
 
 def describe_weights(seeds: int) -> str:
-    """Say which of the classifiers of several seeds is published; "" where there is one."""
+    """Say which of the classifiers of several seeds is published, or that there is one."""
     if seeds == 1:
-        return ""
+        return (
+            " One classifier was trained: the intervals of its accuracies cover other test tiles, "
+            "not another training."
+        )
     return (
         f" The weights are those of the first of {seeds} classifiers; the accuracies are means "
         "over all of them."
