@@ -66,6 +66,10 @@ def test_emptying_keeps_what_a_run_uses_and_what_is_not_the_caches(root, monkeyp
     run_tool(monkeypatch, "empty", "finetune_sd", "finetune_sd/aaaa")
     assert not (root / "finetune_sd/aaaa").exists()
     assert (root / "photos/family.png").exists()
+    with pytest.raises(InterruptedError), resume_folder("features_tuned", "bbbb"):
+        raise InterruptedError
+    run_tool(monkeypatch, "empty", "features@tuned")
+    assert not (root / "features_tuned/bbbb").exists()
 
 
 def test_a_home_folder_is_expanded_and_an_unknown_one_is_said(root, monkeypatch):

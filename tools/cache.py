@@ -55,7 +55,8 @@ def choose(root: Path, entries: list[Path], names: list[str]) -> list[Path]:
     """The entries of these names, which are those of the list or of a stage; all for no names."""
     chosen = []
     for name in names:
-        named = [path for path in entries if (root / name) in (path, path.parent)]
+        folder = root / name.replace("@", "_")  # features@tuned keeps features_tuned
+        named = [path for path in entries if folder in (path, path.parent)]
         if not named:
             exit_with_error(f"{name}: {root} holds no such stage or entry; `python -m tools.cache`")
         chosen += named
