@@ -226,10 +226,9 @@ def test_markdown_shows_any_name():
 
 def test_an_exported_file_never_takes_the_name_of_another():
     taken: set[str] = set()
-    for number, original in enumerate(["x_0000002.png", "x.png", "x.jpg", "x.tif", ""]):
-        name = choose_file_name(original, number, taken)
-        assert name not in taken and name != ".png"
-        taken.add(name)
+    originals = ["x_0000002.png", "x.png", "x.jpg", "x.tif", "", "X.png"]
+    names = [choose_file_name(name, number, taken) for number, name in enumerate(originals)]
+    assert len({name.lower() for name in names}) == len(names) and ".png" not in names
 
 
 def test_exports_keep_the_names_and_make_safe_file_names(tmp_path, monkeypatch):

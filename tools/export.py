@@ -94,7 +94,6 @@ def export_imagefolder(split: str, folder: Path) -> None:
     rows = progress_bar(stream_rows(source), desc=split, unit="tile")
     for number, row in enumerate(rows):
         name = choose_file_name(row.get("filename") or name_synthetic(row, number), number, taken)
-        taken.add(name)
         (folder / name).write_bytes(row.pop("image")["bytes"])
         metadata = {"file_name": name}
         if split == "synthetic":
@@ -140,7 +139,6 @@ def export_geotiffs(split: str, folder: Path) -> None:
         if row.get("date"):
             tags["ACQUISITION_DATE"] = row["date"]
         file_name = choose_file_name(name, number, taken, ".tif")
-        taken.add(file_name)
         without_place += not row.get("bounds")
         write_geotiff(folder / file_name, row, tags, stretch)
     if stretch:
@@ -177,14 +175,18 @@ def write_geotiff(path: Path, row: dict, tags: dict[str, str], stretch: Stretch 
 
 
 def choose_file_name(original: str, number: int, taken: set[str], suffix: str = ".png") -> str:
-    """Choose a file's name after a tile's own: one that is not taken and stays in the folder."""
+    """Choose a file's name after a tile's own: one that is not taken and stays in the folder.
+
+    It is added to `taken`, without its case: on some disks A.png and a.png are one file.
+    """
     stem = re.sub(r"\.(png|jpe?g|tiff?|jp2)$", "", original, flags=re.I)
     stem = re.sub(r"[^\w.-]", "_", stem).lstrip(".")
     stem = stem.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
     name = f"{stem}{suffix}"
-    while name in taken or name == suffix:
+    while name.casefold() in taken or name == suffix:
         name = f"{stem}_{number:07d}{suffix}"
         number += 1
+    taken.add(name.casefold())
     return name
 
 
