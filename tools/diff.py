@@ -104,8 +104,12 @@ def main() -> None:
     start_process()
     commit = find_merge_base(revision)
     params, metrics = read_changes(commit)
-    sides = (commit, "workspace")
-    runs = Runs(*map(read_measured_on, sides), *map(read_model_hashes, sides))
+    runs = Runs(
+        read_measured_on(commit),
+        read_measured_on("workspace"),
+        read_model_hashes(commit),
+        read_model_hashes("workspace"),
+    )
     comment = write_comment(revision, commit, params, metrics, runs)
     print("\n".join([*comment, *loss_charts(commit, runs)]))
 
