@@ -124,7 +124,12 @@ def make_stable_diffusion(
     import torch
 
     imagery: dict[str, Any] = SPLITS | {"max_images": images, "resolution": resolution}
-    encoding: dict[str, Any] = {"base_domain": "none", "batch_size": 16, "precision": "bf16"}
+    encoding: dict[str, Any] = {
+        "variants": 8,
+        "base_domain": "none",
+        "batch_size": 16,
+        "precision": "bf16",
+    }
     make_inputs(folder, {"fetch_imagery": imagery, "encode": encoding} | without_warmup(sections))
     if model:
         write_json(folder / "models/start/start.json", {"folder": str(model)})

@@ -605,7 +605,9 @@ class Encode(Section):
     variants: Count = Field(
         le=8,
         description="flips and rotations that are cached of each training image, of the 8 of a "
-        "square; an epoch shows each image under one of them",
+        "square: 1 = none, 2 = mirrored left to right, which keeps the sun's side, 4 = upside "
+        "down, too; "
+        "an epoch shows each image under one of them",
     )
     cache_gb: PositiveNumber = Field(
         description="GB (10^9 bytes) that the latents and the text embeddings may take; where both "

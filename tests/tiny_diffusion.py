@@ -175,7 +175,7 @@ TINY = {
         "batch_size": 4,
         "precision": "fp32",
     },
-    "encode": {"batch_size": 8, "precision": "fp32", "base_images": 4},
+    "encode": {"variants": 8, "batch_size": 8, "precision": "fp32", "base_images": 4},
     "finetune_sd": {
         "epochs": 4,
         "batch_size": 8,
