@@ -220,8 +220,8 @@ def rounding_bound(x: np.ndarray, half_norms: np.ndarray) -> np.ndarray:
 def nearest_neighbors_dihedral(x: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`nearest_neighbors` of thumbnails [N, 3 * side * side], each under its 8 flips and rotations.
 
-    Training draws from these views of an image, or from some of them (`encode.variants`). Distances are root mean squares over the
-    pixels, in gray levels.
+    Training draws from these views of an image, or from some of them (`encode.variants`).
+    Distances are root mean squares over the pixels, in gray levels.
     """
     thumbnails = x.reshape(-1, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     view_distances = []
