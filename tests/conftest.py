@@ -24,17 +24,25 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # The longest files of tests, in the order in which they start. The second run of the pipeline is
-# compared with the first, which takes some five minutes.
+# compared with the first, which takes some minutes.
 LONGEST = (
     "test_pipeline.py",
+    "test_hub.py",
+    "test_resume_from_scratch.py",
+    "test_demo.py",
     "test_real.py",
     "test_gpu_benchmark.py",
-    "test_text_language.py",
-    "test_finetune_sd.py",
+    "test_sweep.py",
+    "test_same_bytes.py",
+    "test_gpu_memory.py",
     "test_remotes.py",
+    "test_pipeline_workflow.py",
+    "test_resume.py",
     "test_label_set_runs.py",
     "test_browser.py",
-    "test_same_bytes.py",
+    "test_launch.py",
+    "test_finetune_sd.py",
+    "test_text_language.py",
 )
 
 

@@ -106,10 +106,10 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             ["train_base.unet_channels.1", " 16,", " 40"],
         ),
         ("text_width: 64", "text_width: 100", ["train_base.text_width", " 32,", " 100"]),
-        ("steps: 14", "steps: 1000", ["sampling.steps", " 999,", " 1000"]),
+        ("steps: 10", "steps: 1000", ["sampling.steps", " 999,", " 1000"]),
         ("seed: 0", "seed: 4294967296", ["seed", " 4294967296,"]),
         ("seed: 0", "seed: 2026-13-01", ["1..12"]),
-        ("  steps: 14", "  steps: 14\n  steps: 15", ["steps", "duplicate", "line ", "column "]),
+        ("  steps: 10", "  steps: 10\n  steps: 15", ["steps", "duplicate", "line ", "column "]),
         (
             "test_fraction: 0.2 ",
             "test_fraction: 0.95 ",

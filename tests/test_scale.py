@@ -248,7 +248,7 @@ def test_scales_combine_and_lead_back(project, run):
     assert params.sampling.steps == 3 and params.sampling.scheduler == "pndm"
     assert params.classes["Bare Land"] == ["dune"] and params.classes["Water Body"] == ["sea"]
     assert params.train_scene.epochs == 7 and params.train_scene.model == "resnet18"
-    assert "sampling.steps: 14 -> 3" in lines
+    assert "sampling.steps: 10 -> 3" in lines
 
     # The later one wins.
     assert run("labels.yaml", "paper")[0] == 0
@@ -272,7 +272,7 @@ def test_edits_are_kept(project, run):
     code, lines, text = run("demo", "--force")
     assert code == 0 and text == DEMO and "seed: 9 -> 0" in lines
     # A key that is gone is nothing to keep, and a value that stays isn't lost.
-    params.write_text(DEMO.replace("seed: 0", "# seed").replace("  steps: 14 ", "  steps: 50 "))
+    params.write_text(DEMO.replace("seed: 0", "# seed").replace("  steps: 10 ", "  steps: 50 "))
     assert run("paper")[0] == 0 and "seed: 0 " in params.read_text()
 
 
