@@ -81,6 +81,7 @@ def main() -> None:
     inputs: list[str | Path] = [*images.values()]
     inputs += [start / part for part in ("vae", "tokenizer", "text_encoder")]
     inputs += [Path(__file__), *sorted(Path(models.__file__).parent.glob("*.py"))]
+    inputs.append(Path(__file__).parent / "common/dihedral.py")
     with resume_folder("encode", fingerprint({"encode": config.model_dump()}, inputs)) as cache:
         # How pixels are normalized: as the VAE reads them, or by the training tiles' statistics.
         normalization_file = cache / "normalization.json"

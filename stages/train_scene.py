@@ -105,7 +105,8 @@ def train_from_scratch(config: TrainScene, seed: int) -> None:
     mean, std = channel_statistics(images)
     # A run resumes only checkpoints of the same params, tiles and code.
     settings = {"train_scene": config.model_dump(), "seed": seed}
-    run_id = fingerprint(settings, [TRAIN, Path(__file__), Path(networks.__file__)])
+    code = [Path(__file__), Path(__file__).parent / "common/dihedral.py", Path(networks.__file__)]
+    run_id = fingerprint(settings, [TRAIN, *code])
     with resume_folder("train_scene", run_id) as cache, atomic_folder(OUT) as folder:
         network = train(images, labels, mean, std, len(scenes), config, seed, cache)
         network_config = {

@@ -54,7 +54,7 @@ class Checkout:
     ) -> str:
         """Replace the metrics and params of the last commit. Returns the new one, abbreviated.
 
-        `model` is the hash of both trained models; None: there is no dvc.lock.
+        `model` is the hash of all trained models; None: there is no dvc.lock.
         """
         for old_file in (self.folder / "metrics").glob("*.json"):
             old_file.unlink()
@@ -64,7 +64,7 @@ class Checkout:
         (self.folder / "metrics/plots/diffusion_loss.csv").write_text(CURVE)
         context = {"numbers": {"fid": {"metric": words}}, "measured_on": measured_on}
         (self.folder / "metrics/context.json").write_text(json.dumps(context))
-        outs = [{"path": f"models/{name}", "md5": model} for name in ("diffusion", "llm")]
+        outs = [{"path": f"models/{name}", "md5": model} for name in ("diffusion", "llm", "scene")]
         lock = {"schema": "2.0", "stages": {"train": {"cmd": "true", "outs": outs}}}
         (self.folder / "dvc.lock").write_text(json.dumps(lock if model else {"schema": "2.0"}))
         lines = ["params: [params.yaml]"]
@@ -170,6 +170,24 @@ def test_only_headlines_are_judged_and_only_by_disjoint_intervals(clone):
     assert "`scene.standard.n`" not in text, "300 and 300.0 are the same"
     assert "_lo`" not in text and "_lo." not in text, "the interval stands in its number's row"
     assert row(text, "`sampling.guidance_scale`") == "3 | 5 | "
+
+
+@pytest.mark.parametrize(
+    "model, metric, differs",
+    [
+        ("diffusion", "classify_lulc.real_test.overall_accuracy", True),
+        ("llm", "classify_lulc.real_test.overall_accuracy", True),  # it may write the prompts
+        ("scene", "classify_lulc.real_test.overall_accuracy", True),  # it may choose the images
+        ("diffusion", "fid.scene.standard.fid", True),
+        ("llm", "fid.scene.standard.fid", False),
+        ("diffusion", "llm.perplexity", False),
+        ("llm", "llm.perplexity", True),
+    ],
+)
+def test_another_training_counts_where_it_is_behind_a_metric(model, metric, differs):
+    old = {f"models/{name}": "first" for name in ("diffusion", "llm", "scene")}
+    runs = diff.Runs({}, {}, old, old | {f"models/{model}": "second"})
+    assert runs.may_differ_by_training(metric) == differs
 
 
 @pytest.mark.parametrize("model, seeds", [("first", 3), ("first", 1), ("second", 3), (None, 3)])

@@ -537,6 +537,8 @@ def test_params_that_do_not_fit_the_rasters_are_one_line(
         (["_1", "_2"], True),  # beside IMG_0001: a drone's
         (["_B08"], False),
         (["_B02", "_B03", "_a", "_b"], False),
+        (["_B04", "_B4"], False),
+        (["_pan1", "_pan2"], False),
         (["", "_7", "_c2"], False),
     ],
 )

@@ -261,6 +261,7 @@ OTHER_KINDS = {
     "another VAE": (set_keys("vae/config.json", _class_name="VQModel"), ["VQModel"]),
     "bands": (set_keys("vae/config.json", in_channels=4), ["vae/config.json", "in_channels is 4"]),
     "a single file": (hold("v1.safetensors"), ["model_index.json", "v1.s", "from_single_file"]),
+    "a single file of a name with lora": (hold("exploration.ckpt"), ["exploration.ckpt; a check"]),
     "a UNet": (
         hold(
             "diffusion_pytorch_model.safetensors", "config.json", _class_name="UNet2DConditionModel"

@@ -254,8 +254,10 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             rf"\newcommand{{\rev}}[1]{{own #1}}\begin{{document}}{PROSE}\rev{{words}}. "
             r"Roads~\cite{a}, lakes \citep[p. 1]{b} and paths \label{c}exist "
             r"\footnote{A note.}. \added{New \emph{words} \cite{d}}; \replaced[id=1]{here}{gone}."
-            r"\IEEEPARstart{T}{hen} \begin{multicols}{2}columns\end{multicols}\end{document}",
-            ["Roads, lakes and paths exist. New words; here.", "own words", "Then", "A note."],
+            r"\IEEEPARstart{T}{hen} \begin{multicols}{2}columns\end{multicols}"
+            r"\newcommand{\highlight}[1]{late #1} \highlight{word}\end{document}",
+            ["Roads, lakes and paths exist. New words; here.", "own words", "Then", "A note."]
+            + ["late word"],
             ["gone", "2"],
         ),
         (

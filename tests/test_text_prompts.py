@@ -541,6 +541,7 @@ FAILED_CHOICE = {"message": {"content": ""}, "error": {"message": "upstream died
         (1, (429, {}, {"error": "quota. Try again in 6m0s"}), "openai_base_url: .* 6 min"),
         (1, (429, {}, {"error": "Please try again in 1h2m3.5s."}), "openai_base_url: .* 62 min"),
         (5, (429, {}, {"error": "Please try again in 12ms."}), "openai_base_url: .*429"),
+        (5, (429, {}, {"error": "Try again in 20 milliseconds."}), "openai_base_url: .*429"),
         (1, (200, {}, {"error": "Unexpected endpoint or method."}), "openai_base_url: .*/v1"),
         (1, (400, {}, {"error": {"message": "temperature: only 1"}}), "temperature.*null"),
         (2, (400, {}, {"error": {"message": "context is 2048"}}), "openai_model: .*context"),

@@ -87,8 +87,10 @@ class Runs(NamedTuple):
 
     def may_differ_by_training(self, metric: str) -> bool:
         """Whether another seed alone may move a metric out of its CI: trained again, or once."""
-        model = "models/llm" if metric.startswith("llm.") else "models/diffusion"
-        is_same = self.old_models.get(model, "none") == self.new_models.get(model)
+        models = ["models/llm"] if metric.startswith("llm.") else ["models/diffusion"]
+        if metric.startswith("classify_lulc."):  # these may write the prompts, and choose images
+            models += ["models/llm", "models/scene"]
+        is_same = all(self.old_models.get(m, "none") == self.new_models.get(m) for m in models)
         return not is_same or (find_description(self.new, metric) or {}).get("seeds") == 1
 
     def devices(self, metric: str) -> list[str]:

@@ -6,6 +6,7 @@ another kind has inputs that no stage fills. Most kinds tell by their configurat
 """
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def _advice_without_index(folder: Path, label: str) -> str:
     if not weights:
         return ""
     beside = f", there is {weights[0].name}"
-    if "lora" in weights[0].name.lower():
+    if re.search(r"(?:^|[^a-z])lora(?:[^a-z]|$)", weights[0].name.lower()):
         return (
             f"{beside}: a LoRA is merged into its base by load_lora_weights, fuse_lora, "
             "unload_lora_weights and save_pretrained of its StableDiffusionPipeline"

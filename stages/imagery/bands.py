@@ -10,8 +10,8 @@ RGB_LETTERS = ("r", "g", "b")
 # `_B04_10m`, `_SR_B4`), Sentinel-1's (`_VV`), those of drones (`_MS_NIR`, `IMG_0001_5`), colors.
 BAND_OF_FILE = re.compile(
     r"(?:^|[ _.-])"
-    r"(b(?:and)?[ _-]?\d{1,2}a?|(?:blue|green|red|red_?edge|nir|swir|pan)\d*|gre|reg|vv|vh|hh|hv|"
-    r"ms_(?:g|r|re|nir)|(?<=img_\d{4}_)\d{1,2})"
+    r"(b(?:and)?[ _-]?\d{1,2}a?|(?:blue|green|red|red_?edge|nir|swir)\d*|pan|gre|reg|vv|vh|hh|hv|"
+    r"ms_(?:g|r|re|nir)|(?<=img_\d{4}_)(?:[1-6]|10))"
     r"(?:_\d+m|_vcid_\d)?$"
 )
 
@@ -90,9 +90,9 @@ def find_band(dataset: Any, band: int | str, name: str, key: str = "fetch_imager
 
 
 def band_of_file(stem: str) -> str | None:
-    """The band that the name of a file without suffix ends in (`x_B04` is of b04), if any."""
+    """The band that the name of a file without suffix ends in (`x_B04` is of b4), if any."""
     band = BAND_OF_FILE.search(stem.lower())
-    return band[1] if band else None
+    return re.sub(r"\b(b(?:and)?[ _-]?)0+", r"\1", band[1]) if band else None
 
 
 def _are_named(descriptions: list[str]) -> bool:

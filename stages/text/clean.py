@@ -23,7 +23,7 @@ INVISIBLE = re.compile(
 # "world´s" and stands for minutes behind a digit, as a diaeresis does for seconds.
 ACCENTS = dict(zip("´`¨ˆ˜¸˚ˇ˝¯", "\u0301\u0300\u0308\u0302\u0303\u0327\u030a\u030c\u030b\u0304"))
 ACCENTED = re.compile(
-    r"((?<=[^\W\d_])`|(?<![\d'´′])(?:´(?!(?:[sm]|ll|re)\b)|[¨˝])|[ˆ˜¸˚ˇ¯])([A-Za-z\u0131])"
+    r"((?<=[^\W\d_])`|(?<![\d´′])(?<!\d')(?:´(?!(?:[sm]|ll|re)\b)|[¨˝])|[ˆ˜¸˚ˇ¯])([A-Za-z\u0131])"
 )
 # What they stand for where they belong to no letter.
 NO_ACCENTS = str.maketrans({"´": "'", "˚": "°", "¨": '"', "˝": '"'})

@@ -34,13 +34,16 @@ FRONT_MATTER = re.compile(
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # Commands that pandoc doesn't know, whose text it would leave out: revisions, a paper's first
-# letter. Of columns it would read their number. Defined last, so a paper's own definitions stay.
-LATEX_COMMANDS = (
-    r"\providecommand{\added}[2][]{#2}\providecommand{\replaced}[3][]{#2}"
-    r"\providecommand{\revised}[2][]{#2}\providecommand{\rev}[2][]{#2}"
-    r"\providecommand{\highlight}[2][]{#2}\providecommand{\IEEEPARstart}[2]{#1#2}"
-    r"\newenvironment{multicols}[1]{}{}"
-)
+# letter. Of columns it would read their number.
+LATEX_COMMANDS = {
+    "added": r"\newcommand{\added}[2][]{#2}",
+    "replaced": r"\newcommand{\replaced}[3][]{#2}",
+    "revised": r"\newcommand{\revised}[2][]{#2}",
+    "rev": r"\newcommand{\rev}[2][]{#2}",
+    "highlight": r"\newcommand{\highlight}[2][]{#2}",
+    "IEEEPARstart": r"\newcommand{\IEEEPARstart}[2]{#1#2}",
+}
+LATEX_COLUMNS = r"\newenvironment{multicols}[1]{}{}"
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
 AROUND_TEXT = re.compile(
@@ -68,8 +71,7 @@ def read(path: Path) -> tuple[list[str], str]:
         if suffix in (".md", ".markdown"):
             text = FRONT_MATTER.sub("", text)
         elif suffix == ".tex":
-            start = r"\begin{document}"
-            text = text.replace(start, LATEX_COMMANDS + start, 1)
+            text = _define_commands(text)
         elif PANDOC_FORMATS[suffix] == "html":
             text = SELF_CLOSING.sub("", text) if suffix == ".xhtml" else text
             text = AROUND_TEXT.sub("", text)
@@ -96,6 +98,17 @@ def read(path: Path) -> tuple[list[str], str]:
         return [], f"fewer than {MIN_PROSE_WORDS} words"
     missing = MISSING_FILE.findall(message)
     return lines, f"without {', '.join(missing)}"[:200] if missing else ""
+
+
+def _define_commands(text: str) -> str:
+    """Return a LaTeX file with `LATEX_COMMANDS` before its text, but for those that it defines."""
+    definitions = LATEX_COLUMNS
+    for name, definition in LATEX_COMMANDS.items():
+        command = r"\\(?:(?:re)?newcommand|providecommand|def)\*?\s*\{?\\" + name
+        if not re.search(rf"{command}\b", text):
+            definitions += definition
+    start = r"\begin{document}"
+    return text.replace(start, definitions + start, 1)
 
 
 def wrap(paragraph: str) -> list[str]:

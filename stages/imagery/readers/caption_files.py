@@ -68,9 +68,10 @@ def open_caption_files(
     """
     odd = [text for text in text_of_image.values() if not _is_utf8(text)]
     if len(odd) > 1:
+        code = "utf-16" if b"\0" in odd[0].read_bytes() else "cp1252"
         exit_with_error(
             f"{key}: {odd[0].relative_to(root)} and {len(odd) - 1} more caption file(s) are not "
-            "UTF-8: convert them, such as by `iconv -f cp1252 -t utf-8`"
+            f"UTF-8: convert them, such as by `iconv -f {code} -t utf-8`"
         )
     folders = {class_folder(image, root) for image in text_of_image} - {""}
     classes = folders if len(folders) > 1 else None

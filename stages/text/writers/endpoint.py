@@ -24,8 +24,8 @@ MODEL_STATUS = (400, 404, 413, 422, 501)  # of a model that is not there, or tak
 BAD_KEY = re.compile(r"\bapi[ _-]?key\b", re.I)  # in the words of a 400, as Gemini's
 # "Please retry in 34.07s.", "Try again after 20 seconds", "in 1m12.5s", in the words of a 429
 RETRY_IN = re.compile(
-    r"\b(?:retry|try again) (?:in|after) "
-    r"(?:(\d+) ?h[a-z]* ?)?(?:(\d+) ?m(?!s)[a-z]* ?)?(?:(\d+(?:\.\d+)?) ?s)?",
+    r"\b(?:retry|try again) (?:in|after) (?=\d)"
+    r"(?:(\d+) ?h[a-z]* ?)?(?:(\d+) ?m(?!s|illi)[a-z]* ?)?(?:(\d+(?:\.\d+)?) ?s)?",
     re.I,
 )
 TOO_LONG = re.compile(r"context[ _-]?(length|window|size)", re.I)  # of a request and its answer
