@@ -297,7 +297,10 @@ def test_hyphens_that_belong_to_a_word_stay():
         clean.normalize("e\ufb03cient\x00  \ufb01elds\u200b\u00a0here") == "efficient fields here"
     )
     # LaTeX's first font encoding has accents before their letters.
-    broken = "Fern´andez na¨\u0131ve d'´Evry Universit`a Erd˝os Fran¸cois Koneˇcn´y Pozna´n 3˚A `an apple` ˆk"
+    broken = (
+        "Fern´andez na¨\u0131ve d'´Evry Universit`a Erd˝os Fran¸cois Koneˇcn´y Pozna´n "
+        "3˚A `an apple` ˆk"
+    )
     assert clean.normalize(broken) == (
         "Fernández naïve d'Évry Università Erdős François Konečný Poznań 3Å `an apple` ˆk"
     )
