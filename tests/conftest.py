@@ -24,8 +24,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 # The longest files of tests, in the order in which they start. The second run of the pipeline is
-# compared with the first, which takes some minutes.
+# compared with the first, which takes some minutes. Before them comes the file whose tests train in
+# forks of their own process: torch refuses that once another test has trained in it.
 LONGEST = (
+    "test_evaluation_classifier.py",
     "test_pipeline.py",
     "test_hub.py",
     "test_resume_from_scratch.py",
