@@ -45,7 +45,7 @@ def save(path: Path, tensors: Tensors, state: dict) -> None:
     except OSError as error:
         part.unlink(missing_ok=True)
         exit_with_error(
-            f"{path.parent}: the checkpoint cannot be written ({error}); the one before is kept: "
+            f"{path}: cannot be written ({error}); what was kept before stays: "
             f"{advise_on_full_disk()}"
         )
 
