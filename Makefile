@@ -1,5 +1,5 @@
 # `make` sets up and runs the whole pipeline; `make test` sets up and runs the tests.
-# Both work on a fresh machine with git and Python 3.11 or newer (`make PYTHON=python3.12`).
+# Both work on a fresh machine with git and Python 3.11 to 3.14 (`make PYTHON=python3.12`).
 PYTHON ?= python3
 VENV := .venv
 # By its path: macOS's make doesn't look for commands on the PATH that is set here.
@@ -74,12 +74,13 @@ endif
 # --no-compile: compiling all 28,000 modules takes a minute; the few that are used are compiled when
 # they are first imported.
 INSTALL := $(RUN) pip install --no-compile --quiet --disable-pip-version-check
-TOO_OLD := error: $(PYTHON) is older than Python 3.11: type make PYTHON=python3.12 (name or path)
+# What the pinned packages have wheels for.
+WRONG_PYTHON := error: $(PYTHON) is not Python 3.11 to 3.14: type make PYTHON=python3.12 (name or path)
 # `.venv/bin/dvc repro` works without activation: see this file.
 PTH := stages/runtime/remote_diffusion.pth
 
 $(VENV)/installed: requirements.txt $(PTH) | repository
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "$(WRONG_PYTHON)")'
 	@echo "Installing requirements.txt into $(VENV): about 7.5 GB, a few minutes."
 	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(INSTALL) -r requirements.txt

@@ -60,6 +60,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+def skip_unless_demo_is_committed() -> None:
+    """Skip a test of the committed results where they are a run of a user's own params."""
+    committed = shell("git", "show", "HEAD:params.yaml", cwd=REPOSITORY).stdout
+    if not committed.startswith("# Scale: demo\n"):
+        pytest.skip("the committed params.yaml is not the demo's")
+
+
 def shell(
     *command: str, cwd: Path, env: dict | None = None, timeout: int = 600
 ) -> subprocess.CompletedProcess:
