@@ -29,8 +29,9 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, get_args
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -88,18 +89,19 @@ TITLES = {
 }
 
 
-class ImageSet(NamedTuple):
+@dataclass
+class ImageSet:
     """The usable images of a file or folder: squares of one size, as shards, in order of hash."""
 
     path: Path
     shards: Path  # a temporary folder
-    names: list[str]
-    scenes: list[str]  # "": not known
-    captions: list[str]  # "": not known; several of one image are joined
-    hashes: list[str]  # SHA-256 of the pixels
-    sides: list[int]  # pixels
-    source_sides: list[int]  # pixels; the shorter one, before scaling
-    skipped: SkipReport
+    side: int = 0  # pixels; 0: of no image yet
+    names: list[str] = field(default_factory=list)
+    scenes: list[str] = field(default_factory=list)  # "": not known
+    captions: list[str] = field(default_factory=list)  # "": not known; several are joined
+    hashes: list[str] = field(default_factory=list)  # SHA-256 of the pixels
+    source_sides: list[int] = field(default_factory=list)  # pixels; the shorter, before scaling
+    skipped: SkipReport = field(default_factory=SkipReport)
 
 
 def main() -> None:
@@ -228,7 +230,7 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
         SystemExit: there are too few, or without a resolution they are no squares of one size.
     """
     source = open_source(path, "evaluate", images_only=True)
-    images = ImageSet(path, shards, [], [], [], [], [], [], SkipReport())
+    images = ImageSet(path, shards)
     with tempfile.TemporaryFile(dir=shards.parent) as pixels:
         for tile in square_tiles(source, images, resolution):
             pixels.write(tile.tobytes())
@@ -263,8 +265,8 @@ def square_tiles(
     seen: set[tuple[str, str]] = set()
     splits: set[str | None] = set()
     total = sum(1 for _ in source.read_items(False))
-    title = f"{images.path}"
-    for item in progress_bar(source.read_items(True), total=total, desc=title, unit="image"):
+    items = source.read_items(True)
+    for item in progress_bar(items, total=total, desc=str(images.path), unit="image"):
         reason = None if item.skip_reason == NO_SCENE else item.skip_reason
         # Further images of one caption come under its name, as `sample` writes them. In a table,
         # images of two scenes may have one name.
@@ -305,7 +307,7 @@ def note_tile(tile: Image.Image, source_side: int, item: SourceItem, images: Ima
     Raises:
         SystemExit: it is no square of the same size as the images before it.
     """
-    side = images.sides[0] if images.sides else min(tile.size)
+    images.side = side = images.side or min(tile.size)
     if tile.size != (side, side):
         width, height = tile.size
         exit_with_error(
@@ -316,7 +318,6 @@ def note_tile(tile: Image.Image, source_side: int, item: SourceItem, images: Ima
     images.scenes.append(scene_of(item))
     images.captions.append(" ".join(usable_captions(item.captions)[0]))
     images.hashes.append(hashlib.sha256(tile.tobytes()).hexdigest())
-    images.sides.append(side)
     images.source_sides.append(source_side)
 
 
@@ -334,8 +335,9 @@ def sort_by_hash(images: ImageSet, pixels: BinaryIO) -> Iterator[dict[str, dict]
     columns: list[list] = [images.names, images.scenes, images.captions, images.hashes]
     for values in [*columns, images.source_sides]:
         values[:] = [values[i] for i in order]
-    for i, side in zip(order, images.sides):
-        size = 3 * side**2  # bytes
+    side = images.side
+    size = 3 * side**2  # bytes
+    for i in order:
         pixels.seek(i * size)
         encoded = io.BytesIO()
         Image.frombytes("RGB", (side, side), pixels.read(size)).save(encoded, "BMP")
@@ -347,7 +349,7 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
     notes = []
     real = sets["test"]
     for name, images in sets.items():
-        side = images.sides[0]
+        side = images.side
         small = [source_side for source_side in images.source_sides if source_side < side]
         if small:
             notes.append(
@@ -359,9 +361,9 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
         shared = len(set(real.hashes) & set(images.hashes))
         if shared:
             notes.append(f"{shared} images are both in {real.path} and in {images.path}")
-        if side != real.sides[0]:
+        if side != real.side:
             notes.append(
-                f"{real.path} has {real.sides[0]} px, {images.path} {side} px: FID measures that "
+                f"{real.path} has {real.side} px, {images.path} {side} px: FID measures that "
                 "too; --resolution PX compares both at one size"
             )
     return notes
@@ -520,8 +522,8 @@ def measure_agreement(
         if not len(correct):
             break
         metrics |= share_with_interval(key, correct, units[name])
-        metrics |= {f"{key}_n": len(correct)}
-        metrics |= {f"{key}_n_unknown_scene": len(wanted[name]) - len(correct)}
+        metrics[f"{key}_n"] = len(correct)
+        metrics[f"{key}_n_unknown_scene"] = len(wanted[name]) - len(correct)
     return metrics
 
 
@@ -534,7 +536,7 @@ def describe(
         described[name] = {
             "images": len(images.names),
             "pixels_sha256": hashlib.sha256("".join(images.hashes).encode()).hexdigest(),
-            "side_px": images.sides[0],
+            "side_px": images.side,
             "smallest_source_px": min(images.source_sides),
             "skipped": images.skipped.reasons,
         }
