@@ -138,7 +138,11 @@ def _check_bands(bands: Any) -> Any:
 
 
 def _is_band(band: Any) -> bool:
-    return _is_integer(band, 1) or (isinstance(band, str) and bool(band.strip()))
+    return _is_integer(band, 1) or _is_name(band)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _is_integer(value: Any, minimum: int) -> bool:
@@ -173,12 +177,11 @@ def _check_mask(mask: Any) -> Any:
     if mask is None:
         return None
     keys = set(mask) if isinstance(mask, dict) else set()
-    if keys in ({"band", "valid"}, {"file", "valid"}):
-        place = mask["band"] if "band" in mask else mask["file"]
+    has_band = keys == {"band", "valid"} and _is_band(mask["band"])
+    has_file = keys == {"file", "valid"} and _is_name(mask["file"])
+    if has_band or has_file:
         values = mask["valid"]
-        is_file = isinstance(place, str) and bool(place.strip())
-        is_place = _is_band(place) if "band" in mask else is_file
-        if is_place and isinstance(values, list) and values and all(map(_is_number, values)):
+        if isinstance(values, list) and values and all(map(_is_number, values)):
             return mask
     raise ValueError(
         "write {band: <number or name>, valid: [<value>, ...]}, {file: <path>, valid: [...]} or "
@@ -1074,8 +1077,8 @@ class Params(Section):
         if config.source != "scratch":
             return
         lengths = {
-            "train_base.vae_steps": self.train_base.vae_steps,
-            "train_base.text_steps": self.train_base.text_steps,
+            "train_base.vae_steps": config.vae_steps,
+            "train_base.text_steps": config.text_steps,
             "finetune_sd.epochs": self.finetune_sd.epochs,
         }
         untrained = [key for key, length in lengths.items() if not length]
