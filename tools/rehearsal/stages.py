@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from stages.common.artifacts import read_json
+from stages.common.csv_files import read_csv
 from stages.runtime.memory import available_memory
 from stages.runtime.progress import log
 from tools.cache import format_size
@@ -27,6 +28,7 @@ from tools.rehearsal.table import Row
 # Of the memory, what weights, gradients and optimizer state may take: activations need the rest.
 MEMORY_SHARE = 0.5
 FIGURES = Path("stages/embedded/figures.csv")
+IMAGES_PER_FIGURE = 4  # as stages/sample.py has it, whose import takes seconds
 # Stages that take longer the more text there is.
 TEXT_STAGES = ("scrape", "chunk", "index_rag", "finetune_llm")
 
@@ -273,9 +275,8 @@ def count_images_and_cut_epochs(rehearsal: Rehearsal) -> str:
         where it has them.
     """
     kept = read_json(rehearsal.folder / "data/imagery/REPORT.json")["kept"]
-    here = Path.cwd()
-    rows = len((here / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
-    rows_here = len((rehearsal.folder / FIGURES).read_text(encoding="utf-8").splitlines()) - 1
+    full_figures = len(read_csv(FIGURES))
+    figures = len(read_csv(rehearsal.folder / FIGURES))
     fault = ""
     try:
         if rehearsal.hub_images:
@@ -284,8 +285,8 @@ def count_images_and_cut_epochs(rehearsal: Rehearsal) -> str:
             of_splits = run_apart(inputs.count_images, rehearsal.full, rehearsal.imagery)
     except SystemExit as error:
         of_splits, fault = kept, " ".join(str(error).split()).removeprefix("error: ")
-    rehearsal.full_images = {**of_splits, "figures": 4 * rows}
-    rehearsal.images = {**kept, "figures": 4 * rows_here}
+    rehearsal.full_images = {**of_splits, "figures": IMAGES_PER_FIGURE * full_figures}
+    rehearsal.images = {**kept, "figures": IMAGES_PER_FIGURE * figures}
     cuts.fit_training(rehearsal.params, rehearsal.images, rehearsal.large_on_cpu)
     rehearsal.write_params()
     return fault

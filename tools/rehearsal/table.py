@@ -71,7 +71,7 @@ def render(rows: list[Row], title: str) -> str:
             continue
         taken = row.measured
         gpu = "" if taken.gpu_memory is None else format_size(taken.gpu_memory)
-        work = f"{number(row.done)} of {number(row.full)} {row.unit}" if row.unit else ""
+        work = f"{row.done:,.0f} of {row.full:,.0f} {row.unit}" if row.unit else ""
         cells = [
             row.stage,
             duration(taken.seconds),
@@ -88,10 +88,6 @@ def render(rows: list[Row], title: str) -> str:
     notes = [f"- {row.stage}: {note}" for row in rows for note in row.notes]
     notes += [f"- {row.stage}: **{row.full_fault}**" for row in rows if row.full_fault]
     return "\n".join([*lines, *([""] if notes else []), *notes])
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}"
 
 
 def duration(seconds: float) -> str:
