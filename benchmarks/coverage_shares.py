@@ -11,7 +11,6 @@ Classifiers differ from seed to seed as 20 real ones do: `python -m benchmarks.c
 measures them. Their scores are bootstrapped 100 times here, 500 times in a run.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 
+from stages.common.artifacts import read_json
 from stages.evaluation import scores as evaluation_scores
 from stages.evaluation.caption_agreement import clip_score_with_interval, share_with_interval
-from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.intervals import Z, wilson_interval
 from stages.evaluation.memorization import memorization_scores
 from stages.evaluation.scores import (
     accuracy_by_class,
@@ -37,7 +37,6 @@ from stages.runtime.process import make_parser
 from stages.runtime.progress import progress_bar
 from stages.text.perplexity import perplexity, perplexity_interval
 
-Z = 1.959964
 VARIANCES = Path(__file__).parent / "results/classifier_variances.json"
 SCORES = ("overall_accuracy", "average_accuracy", "jaccard", "f1_macro", "loss")
 Estimate = tuple[float, float, float]  # value, lower and upper end
@@ -198,7 +197,7 @@ def rating_scenarios() -> Iterator[Scenario]:
 
 def classifier_scenarios() -> Iterator[Scenario]:
     """Classifiers of several seeds, with the variances of 20 real trainings; one row stresses."""
-    variances = json.loads(VARIANCES.read_text(encoding="utf-8"))
+    variances = read_json(VARIANCES)
     classify, ceiling = (
         ClassifierModel(variances["class_shares"], **variances[name])
         for name in ("classify", "ceiling")

@@ -26,12 +26,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
 
 from benchmarks.memory import write_prompts
 from benchmarks.workspace import REPOSITORY, SPLITS, environment, write_params
-from stages.common.artifacts import IMAGE, read_json, write_json, write_shards
+from stages.common.artifacts import read_json, write_json, write_shards
+from stages.imagery.schema import IMAGERY_SCHEMA
 from stages.runtime.process import make_parser
 from tools.cache import format_size
 from tools.rehearsal.measuring import folder_size, measure
@@ -132,15 +132,7 @@ def make_project(folder: Path, size: int) -> None:
         features={"extractors": ["scene"], "padded": False},
     )
     scenes = read_json(SCENE / "config.json")["scenes"]
-    schema = pa.schema(
-        [
-            ("image", IMAGE),
-            ("captions", pa.list_(pa.string())),
-            ("scene", pa.string()),
-            ("filename", pa.string()),
-        ]
-    )
-    write_shards(folder / "tiles", make_tiles(size, scenes), schema)
+    write_shards(folder / "tiles", make_tiles(size, scenes), IMAGERY_SCHEMA)
     make_pipeline(folder / "models/base/diffusion")
     write_json(folder / "models/start/start.json", {"folder": "models/base/diffusion"})
     (folder / "models/diffusion").symlink_to(folder / "models/base/diffusion")

@@ -31,6 +31,7 @@ from typing import Any
 
 from benchmarks.text import PAPERS, make_corpus_project, make_project, print_row
 from benchmarks.workspace import REPOSITORY, run_module, run_stage
+from stages.common.artifacts import read_json
 from stages.params import Technique, Writer, load
 from stages.runtime.process import make_parser
 
@@ -179,7 +180,7 @@ def measure_perplexity(quantization: str, adapter: Path | None) -> None:
     """Fine-tune SmolLM2 on the paper's corpus with `finetune_llm`; print both perplexities."""
     folder = prepare_corpus(quantization=quantization)
     usage = run_stage(folder, "finetune_llm")
-    metrics = json.loads((folder / "metrics/llm.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics/llm.json")
 
     def with_interval(key: str) -> str:
         interval = f" [{metrics[f'{key}_lo']:.2f}, {metrics[f'{key}_hi']:.2f}]"

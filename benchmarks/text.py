@@ -22,7 +22,6 @@ are wall times. `cpu` is the processor time of the process and its children, whi
 affects less.
 """
 
-import json
 import os
 import statistics
 import tempfile
@@ -34,6 +33,7 @@ from typing import Any
 import yaml
 
 from benchmarks.workspace import REPOSITORY, run_stage
+from stages.common.artifacts import read_json
 from stages.common.csv_files import read_csv
 from stages.runtime.process import make_parser
 from tools.scale import compose
@@ -283,7 +283,7 @@ def benchmark_perplexity() -> None:
     run_stage(folder, "chunk")
     (folder / "models/base/language").symlink_to(LANGUAGE_MODEL)
     usage = run_stage(folder, "finetune_llm")
-    metrics = json.loads((folder / "metrics/llm.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics/llm.json")
 
     def with_interval(key: str) -> str:
         return f"{metrics[key]:.1f} [{metrics[key + '_lo']:.1f}, {metrics[key + '_hi']:.1f}]"
@@ -305,9 +305,7 @@ def benchmark_prompts() -> None:
     for name in ("fetch_papers", "scrape", "index_rag"):
         run_stage(folder, name)
     usage = run_stage(folder, "prompt")
-    metrics = json.loads((folder / "metrics/prompts.json").read_text(encoding="utf-8"))[
-        "extractive"
-    ]["retrieval"]
+    metrics = read_json(folder / "metrics/prompts.json")["extractive"]["retrieval"]
     print_row(
         "extractive writer on 25 real papers",
         f"{metrics['count']} prompts, {metrics['composed']} of them composed of the classes' "
