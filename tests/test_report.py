@@ -35,14 +35,14 @@ from stages.reporting import (
     tables,
 )
 from stages.reporting.album import Album
-from stages.reporting.comparable import (
+from stages.reporting.context import RunContext, read_context
+from stages.reporting.measured_on import measured_on
+from stages.text.class_words import complete_words
+from tools.comparable import (
     describe_devices,
     describe_difference,
     find_description,
 )
-from stages.reporting.context import RunContext, read_context
-from stages.reporting.measured_on import measured_on
-from stages.text.class_words import complete_words
 
 
 def outputs(root: Path) -> dict[str, bytes]:

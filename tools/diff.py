@@ -35,10 +35,10 @@ import numpy as np
 import yaml
 
 from stages.common.markdown import code_span, escape_markdown
-from stages.reporting.comparable import describe_devices, describe_difference, find_description
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
 from tools.commands import git
+from tools.comparable import describe_devices, describe_difference, find_description
 
 # The metrics that a run is judged by, one for each thing it makes, and which way is better. With
 # more of them, one would be "better" by chance in most comparisons.

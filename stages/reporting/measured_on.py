@@ -1,7 +1,7 @@
 """What each metric of a run was measured on: the data that must be equal for two runs to compare.
 
 It is written to metrics/context.json as `measured_on`, for metrics and for groups of metrics:
-`fid.scene.standard` describes all of `fid.scene.standard.*`. `comparable` reads it.
+`fid.scene.standard` describes all of `fid.scene.standard.*`. tools/comparable.py reads it.
 The model that is measured is no part of it: it is what two runs compare.
 """
 
