@@ -194,7 +194,7 @@ def run_on_rsicd() -> RunContext:
         sources=sources,
         classifiers={"lulc": {"classes_without_real": ["Snow Ice"]}, "scenes": {}},
         sampling=sampling | {"model": "0"},
-        labels={},
+        image_counts={},
         class_counts=dict.fromkeys(CLASSES, counts),
         unused_classes=["Woody Vegetation"],
         near_duplicates={},

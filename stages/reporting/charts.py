@@ -73,7 +73,7 @@ def line_chart(name: str, steps: list[float], series: dict[str, list[float]], y_
 
 
 @matplotlib.rc_context(STYLE)
-def fid_curves(
+def fid_curve_chart(
     name: str,
     point_x: list[float],
     points: dict[str, list[float]],

@@ -22,7 +22,7 @@ class RunContext:
     sources: dict[str, dict]  # imagery, papers or the role of a base model -> its SOURCE.json
     classifiers: dict[str, dict]  # lulc, scenes -> {model, resolution, weights, ...}
     sampling: dict  # resolution, scheduler, steps, guidance_scale, model
-    labels: dict[str, int]  # class -> number of synthetic images
+    image_counts: dict[str, int]  # class -> number of synthetic images
     class_counts: dict[str, dict[str, int]]  # class that is used -> {prompts, images, real}
     unused_classes: list[str]  # those of 0 prompts
     near_duplicates: dict[str, int]  # groups, train_test, excluded_from_test
@@ -64,7 +64,7 @@ def read_context(
         sources=sources,
         classifiers={key: _read_classifier(key) for key in ("lulc", "scenes")},
         sampling=_read_sampling(tuned[0]),
-        labels=Counter(row["label"] for row in synthetic),
+        image_counts=Counter(row["label"] for row in synthetic),
         class_counts={name: counts[name] for name in classes},
         unused_classes=[name for name in counts if name not in classes],
         near_duplicates=read_json("data/imagery/REPORT.json").get("near_duplicates", {}),

@@ -174,20 +174,11 @@ class Gallery:
 
     def tuned_item(self, row: dict, number: int, nearest: dict) -> dict:
         """Add an image of a test caption. row: of data/samples/tuned; number: of that row."""
-        address = self.album.add("tuned", TUNED, number)
-        item = {
-            "picture": address,
-            "kind": "generated",
-            "label": self.class_of.get(row["scene"], ""),
-            "title": row["prompt"],
-            "facts": {
-                "scene": row["scene"],
-                **sampling_facts(row),
-                "held-out tile of the caption": row["filename"],
-            },
-            "nearest": nearest,
-        }
-        return self.items.setdefault(address, item)
+        label = self.class_of.get(row["scene"], "")
+        item = self.sample_item("tuned", TUNED, number, row, label, row["scene"])
+        item["facts"]["held-out tile of the caption"] = row["filename"]
+        item["nearest"] = nearest
+        return item
 
     def nearest_tile(self, training_row: int, distance: float, percentile: float) -> dict:
         """Add the training tile that is nearest to an image."""
@@ -252,7 +243,7 @@ class Gallery:
             number: that of the row in the folder.
             row: its settings and prompt.
             label: its class; "" for a scene of none.
-            scene: that of its caption; "" for a prompt of a class.
+            scene: that of its caption; "" for a prompt of a class, or a tile without scene.
         """
         address = self.album.add(collection, folder, number)
         item = {

@@ -244,7 +244,7 @@ def image_groups(
 
 
 def images_per_class(context: RunContext) -> dict[str, dict[str, int]]:
-    return {"images_per_class": dict(sorted(context.labels.items()))}
+    return {"images_per_class": dict(sorted(context.image_counts.items()))}
 
 
 def agreement_groups(

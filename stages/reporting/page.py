@@ -159,6 +159,7 @@ def intervals(rows: list[dict], column: str) -> list[tuple[float, float]]:
 
 
 def agreement_chart(rows: list[dict]) -> dict:
+    """Chart caption_agreement_by_scene.csv: bars of the tuned and base model and of real tiles."""
     title = "Caption agreement by scene"
     series = {
         "tuned": numbers(rows, "tuned"),
@@ -196,7 +197,7 @@ def fid_chart(rows: list[dict], fid: dict) -> dict:
         label: [float(row[f"{column}_line"] or "nan") for row in rows]
         for label, column in columns.items()
     }
-    svg = charts.fid_curves(
+    svg = charts.fid_curve_chart(
         title,
         numbers(measured, "one_over_n"),
         {label: numbers(measured, column) for label, column in columns.items()},
@@ -207,6 +208,7 @@ def fid_chart(rows: list[dict], fid: dict) -> dict:
 
 
 def diffusion_chart(rows: list[dict]) -> dict:
+    """Chart diffusion_loss.csv: training and validation loss over optimizer steps."""
     title = "Diffusion fine-tuning"
     series = {
         "training": numbers(rows, "train_loss"),
@@ -221,6 +223,7 @@ def diffusion_chart(rows: list[dict]) -> dict:
 
 
 def language_model_chart(rows: list[dict]) -> dict:
+    """Chart llm_loss.csv: nats per token over optimizer steps."""
     title = "Language model fine-tuning"
     series = {"training": numbers(rows, "loss")}
     svg = charts.line_chart(title, numbers(rows, "step"), series, "loss (nats)")
@@ -228,6 +231,7 @@ def language_model_chart(rows: list[dict]) -> dict:
 
 
 def accuracy_chart(rows: list[dict], seeds: int) -> dict:
+    """Chart accuracy_by_class_lulc.csv. seeds: number of classifiers that it is of."""
     title = "Land cover: accuracy by class"
     series = {"accuracy": numbers(rows, "accuracy")}
     classes = [row["class"] for row in rows]
@@ -249,6 +253,14 @@ def name_classifiers(seeds: int) -> str:
 
 
 def confusion_chart(subject: str, rows: list[dict], names: list[str], seeds: int) -> dict:
+    """Chart a confusion matrix.
+
+    Args:
+        subject: what the classifiers tell apart, for the title.
+        rows: {actual, predicted} of each tile and classifier.
+        names: of the classes, in their order.
+        seeds: number of classifiers.
+    """
     title = f"{subject}: confusion matrix on real tiles"
     pairs = [(row["actual"], row["predicted"]) for row in rows]
     is_wide = len(names) > charts.WIDE  # too small for numbers

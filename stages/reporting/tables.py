@@ -161,7 +161,7 @@ def synthetic_set_table(context: RunContext) -> Table:
             "prompts": counts["prompts"],
             "real training tiles": counts["real"],
         }
-        count = context.labels.get(name, 0)
+        count = context.image_counts.get(name, 0)
         if count != counts["images"]:
             references["planned images"] = counts["images"]
         comparable = "yes: a count" if name in paper else ""
@@ -173,7 +173,7 @@ def synthetic_set_table(context: RunContext) -> Table:
         Row(
             "synthetic",
             "all",
-            sum(context.labels.values()),
+            sum(context.image_counts.values()),
             "yes: a count" if is_papers else "",
             str(sum(map(int, paper.values()))) if is_papers else "",
         )
