@@ -13,13 +13,15 @@ from stages.common.artifacts import read_json
 from stages.imagery.near_duplicates import (
     LEVEL,
     MAX_COLOR_DIFFERENCE,
-    count_groups_of_several_scenes,
-    find_scenes_outside_train,
     group_near_duplicates,
     thumbnail_bytes,
 )
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.splits import name_hash
+from stages.imagery.tile_splits import (
+    count_groups_of_several_scenes,
+    find_scenes_outside_train,
+)
 
 SIZE = 64  # pixels of the tiles
 

@@ -11,14 +11,10 @@ of water in one color no two are near-duplicates, at a contrast of 0.5 to 4 leve
 copies are found, below it JPEG changes a tile as much as another tile differs.
 """
 
-from collections import Counter
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-
-from stages.runtime.progress import log
 
 SIDE = 8  # pixels of a thumbnail
 THUMBNAIL_VALUES = 3 * SIDE * SIDE
@@ -33,8 +29,6 @@ WEAK_PATTERN_BY_CONTRAST = 0.6  # upper limit
 MIN_CORRELATION = (1 - WEAK_PATTERN_BY_CONTRAST**2) ** 0.5  # implied by the limit above
 BLOCK = 512  # images that are compared at once
 PART = 8 * BLOCK  # centers that they are compared with
-MANY_TILES = 5  # of a scene; fewer may all fall into test or valid by chance
-MAX_LOGGED = 20  # scenes
 
 
 def thumbnail_bytes(image: Image.Image) -> bytes:
@@ -140,94 +134,3 @@ def _are_near(some: _Looks, others: _Looks) -> np.ndarray:
     )
     near[i, j] = (color_difference <= color_limit**2) & (pattern_difference <= pattern_limit**2)
     return near
-
-
-def find_scenes_outside_train(
-    scenes: list[str], groups: np.ndarray, splits: list[str]
-) -> dict[str, dict[str, dict[str, int]]]:
-    """Find and log the scenes that training hardly sees.
-
-    These are scenes of which one group of near-duplicates outside train holds more than half of the
-    tiles, and scenes of at least `MANY_TILES` tiles of which none is in train.
-
-    Args:
-        scenes: the scene of each image; "": none.
-        groups: [N], as `group_near_duplicates` returns them.
-        splits: the split of each image.
-
-    Returns:
-        For REPORT.json: of each such scene the number of tiles in all, in train and in its largest
-        group; {} if there is none.
-    """
-    tiles_of: dict[str, list[int]] = {}
-    for i, scene in enumerate(scenes):
-        tiles_of.setdefault(scene, []).append(i)
-    outside: dict[str, dict[str, int]] = {}
-    for scene in sorted(tiles_of.keys() - {""}):
-        tiles = tiles_of[scene]
-        train = sum(splits[i] == "train" for i in tiles)
-        group, size = Counter(groups[tiles].tolist()).most_common(1)[0]
-        group_in_train = any(splits[i] == "train" and groups[i] == group for i in tiles)
-        is_grouped_out = size > max(1, len(tiles) / 2) and not group_in_train
-        if is_grouped_out or (not train and len(tiles) >= MANY_TILES):
-            outside[scene] = {"tiles": len(tiles), "train": train, "largest_group": size}
-    if not outside:
-        return {}
-    parts = [f"{found['train']} of {found['tiles']} of {name}" for name, found in outside.items()]
-    more = f" and {len(parts) - MAX_LOGGED} more scenes" if len(parts) > MAX_LOGGED else ""
-    log(
-        "fetch_imagery: warning: training sees few tiles of some scenes (by near-duplicates or by "
-        f"where they are): {', '.join(parts[:MAX_LOGGED])}{more}"
-    )
-    return {"scenes_outside_train": outside}
-
-
-def count_near_duplicates(groups: np.ndarray, splits: list[str]) -> dict[str, int]:
-    """Count the groups of two or more images, and those that are in two splits.
-
-    Only splits that the source itself has can share a group: `carve_splits` keeps groups together.
-
-    Args:
-        groups: [N], as `group_near_duplicates` returns them.
-        splits: the split of each image.
-    """
-    splits_of: dict[int, list[str]] = {}  # the split of each image of a group
-    for group, split in zip(groups.tolist(), splits):
-        splits_of.setdefault(group, []).append(split)
-    duplicates = [group_splits for group_splits in splits_of.values() if len(group_splits) > 1]
-    counts = {
-        "groups": len(duplicates),
-        "images": sum(map(len, duplicates)),
-        "largest": max(map(len, duplicates), default=0),
-    }
-    for first, second in combinations(("train", "valid", "test"), 2):
-        counts[f"{first}_{second}"] = sum(
-            first in group_splits and second in group_splits for group_splits in duplicates
-        )
-    return counts
-
-
-def count_groups_of_several_scenes(scenes: list[str], groups: np.ndarray) -> dict[str, int]:
-    """Count and log the groups whose images are of several scenes: one image with two labels.
-
-    Args:
-        scenes: the scene of each image; "": none.
-        groups: [N], as `group_near_duplicates` returns them.
-
-    Returns:
-        For REPORT.json; {} if there is none.
-    """
-    scenes_of: dict[int, set[str]] = {}  # of each group
-    for group, scene in zip(groups.tolist(), scenes):
-        if scene:
-            scenes_of.setdefault(group, set()).add(scene)
-    several = Counter(" and ".join(sorted(found)) for found in scenes_of.values() if len(found) > 1)
-    if not several:
-        return {}
-    shown = ", ".join(f"{count} of {names}" for names, count in several.most_common(5))
-    more = ", ..." if len(several) > 5 else ""
-    log(
-        f"fetch_imagery: {several.total()} group(s) of near-duplicates hold several scenes, such "
-        f"as one image with two labels: {shown}{more}"
-    )
-    return {"several_scenes": several.total()}
