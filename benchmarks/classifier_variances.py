@@ -53,9 +53,9 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     from stages.evaluation.classification import (
         jobs_fingerprint,
         jobs_per_seed,
-        read_labeled_images,
         train_and_test_all,
     )
+    from stages.evaluation.labeled_images import read_labeled_images
 
     params = load()
     make_deterministic(params.seed)

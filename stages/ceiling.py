@@ -37,9 +37,9 @@ def main() -> None:
         average_results,
         jobs_fingerprint,
         jobs_per_seed,
-        read_labeled_images,
         train_and_test_all,
     )
+    from stages.evaluation.labeled_images import read_labeled_images
 
     # For each label set: draw training tiles, and plan a classifier for each seed.
     classes = params.used_classes()

@@ -41,10 +41,10 @@ def main(label_set: str) -> None:
         average_results,
         jobs_fingerprint,
         jobs_per_seed,
-        read_labeled_images,
         refuse_selector_weights,
         train_and_test_all,
     )
+    from stages.evaluation.labeled_images import read_labeled_images
     from stages.evaluation.networks import save_network
 
     if label_set == "lulc" and params.generate.keep is not None:

@@ -33,14 +33,16 @@ from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
     LabeledImageDataModule,
-    LabeledImages,
     TrainingJob,
-    read_labeled_images,
-    stratified_split,
     train_and_test,
     train_and_test_all,
 )
 from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.labeled_images import (
+    LabeledImages,
+    read_labeled_images,
+    stratified_split,
+)
 from stages.evaluation.labels import read_label_set, scene_of_tile
 from stages.evaluation.scores import (
     accuracy_by_class,
