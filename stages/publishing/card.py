@@ -64,7 +64,7 @@ def make_card(
         "params": quote_params(repository.params),
         "scale": hide_local_folders(read_json("metrics/context.json")["scale"]),
         "metric_rows": [format_metric(metric) for metric in metrics],
-        "judge_knows_floor": (
+        "trained_judge": (
             FID in repository.metrics and read()["train_scene"]["source"] == "scratch"
         ),
         "pixel_values": quote_pixel_values() if "imagery" in repository.inputs else "",
