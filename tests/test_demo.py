@@ -39,7 +39,7 @@ from tiny_diffusion import make_pipeline
 from stages.common.artifacts import decode_image, read_rows, write_json
 from stages.params import load, read
 from stages.text.embedder import LatentSemanticEmbedder
-from tools import demo_page
+from tools import demo_models, demo_page
 
 CHROMIUM = shutil.which("chromium")
 VISITOR = SimpleNamespace(session_hash="visitor")
@@ -74,7 +74,7 @@ def make_index(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
+def models(tmp_path_factory) -> Iterator[demo_models.DemoModels]:
     """A tiny untrained model and an index of three passages.
 
     Each denoising step takes `step_seconds` longer, and is noted in `denoising_steps`.
@@ -86,7 +86,7 @@ def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setenv("REMOTE_DIFFUSION_SCRATCH", str(root / "scratch"))
-        models = demo_page.DemoModels(load())
+        models = demo_models.DemoModels(load())
         models.denoising_steps = []
         models.step_seconds = 0.02
 
@@ -99,7 +99,7 @@ def models(tmp_path_factory) -> Iterator[demo_page.DemoModels]:
 
 
 @contextmanager
-def serve(models: demo_page.DemoModels) -> Iterator[str]:
+def serve(models: demo_models.DemoModels) -> Iterator[str]:
     """Serve the demo; yield its address."""
     blocks = demo_page.build_page(models)
     _, local, _ = blocks.launch(prevent_thread_lock=True, quiet=True, **demo_page.LAUNCH)
@@ -353,7 +353,7 @@ def test_bad_input_is_reported_and_generates_nothing(page, models):
     page.get_by_label("Prompt", exact=True).fill("a lake")
     page.get_by_label("Seed").fill("-1")
     page.get_by_role("button", name="Draw").click()
-    expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_page.MAX_SEED))
+    expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_models.MAX_SEED))
     assert not models.denoising_steps
 
 
@@ -543,7 +543,7 @@ def test_any_class_of_params_is_offered_by_name_and_gets_a_prompt(tmp_path, monk
     )
     make_pipeline(tmp_path / "models/diffusion")
     make_index(tmp_path / "models/index")
-    demo = demo_page.DemoModels(load())
+    demo = demo_models.DemoModels(load())
     with gr.Blocks():
         offered = demo_page.add_fields(demo.params).label.choices
     assert offered == [(name, name) for name in names if name not in LEFT_OUT]
@@ -558,12 +558,12 @@ def test_the_settings_of_a_run_are_in_the_range_of_the_page(models):
         fields = demo_page.add_fields(models.params.model_copy(update={"sampling": sampling}))
     assert fields.steps.maximum == fields.steps.value == 250
     assert fields.guidance.maximum == fields.guidance.value == 17.5
-    largest = demo_page.largest_numbers(sampling)
+    largest = demo_models.largest_numbers(sampling)
     query = {"steps": "250", "guidance": "17.5"}
-    assert demo_page.read_setting("steps", query, largest) == 250
-    assert demo_page.read_setting("guidance", query, largest) == 17.5
+    assert demo_models.read_setting("steps", query, largest) == 250
+    assert demo_models.read_setting("guidance", query, largest) == 17.5
     with pytest.raises(gr.Error, match="Steps is a whole number from 1 to 250"):
-        demo_page.parse_setting("steps", "251", largest)
+        demo_models.parse_setting("steps", "251", largest)
 
 
 # Before anything has run.
@@ -579,7 +579,7 @@ def clone(tmp_path, monkeypatch) -> Path:
 
 
 def test_where_nothing_has_run_the_page_draws_with_the_base_and_says_so(clone, capfd):
-    base = demo_page.DemoModels(load())
+    base = demo_models.DemoModels(load())
     assert "not fine-tuned" in capfd.readouterr().err
     with serve(base) as address, open_page(address) as page:
         expect(page.get_by_text("not fine-tuned")).to_be_visible()
@@ -595,7 +595,7 @@ def test_where_nothing_has_run_the_page_draws_with_the_base_and_says_so(clone, c
 
 def test_the_base_draws_the_images_of_sample_base(smoke, clone):
     rows = read_rows(smoke / "data/samples/base")[:4]
-    images = demo_page.DemoModels(load()).sampler.generate_images(
+    images = demo_models.DemoModels(load()).sampler.generate_images(
         [row["prompt"] for row in rows],
         [row["negative_prompt"] for row in rows],
         [row["seed"] for row in rows],
@@ -609,7 +609,7 @@ def test_the_seed_of_a_synthetic_image_draws_it_again(smoke, monkeypatch):
     """Prompt, negative prompt and seed of a row of data/synthetic, sent over HTTP."""
     monkeypatch.chdir(smoke)
     row = read_rows("data/synthetic")[5]
-    with serve(demo_page.DemoModels(load())) as address:
+    with serve(demo_models.DemoModels(load())) as address:
         gallery, _ = connect(address).predict(
             row["prompt"],
             row["negative_prompt"],
@@ -628,27 +628,27 @@ def test_the_seed_of_a_synthetic_image_draws_it_again(smoke, monkeypatch):
 
 def test_with_an_index_alone_prompts_are_written_for_the_base(clone):
     make_index(clone / "models/index")
-    assert demo_page.can_write_prompts("extractive")
-    assert not demo_page.can_write_prompts("domain")
-    assert not demo_page.can_write_prompts("huggingface")
-    prompt, passages = demo_page.DemoModels(load()).write_prompt("Cultivated Vegetation", VISITOR)
+    assert demo_models.can_write_prompts("extractive")
+    assert not demo_models.can_write_prompts("domain")
+    assert not demo_models.can_write_prompts("huggingface")
+    prompt, passages = demo_models.DemoModels(load()).write_prompt("Cultivated Vegetation", VISITOR)
     assert "orchard" in prompt and "page 1" in passages
 
 
 def test_the_fine_tuned_model_alone_is_drawn_with_but_not_half_of_it(clone, capfd):
     """As after `dvc pull models/diffusion`."""
     make_pipeline(clone / "models/diffusion")
-    demo = demo_page.DemoModels(load())
-    assert demo.folder == demo_page.TUNED and "not fine-tuned" not in capfd.readouterr().err
-    assert not demo_page.can_write_prompts("extractive")
+    demo = demo_models.DemoModels(load())
+    assert demo.folder == demo_models.TUNED and "not fine-tuned" not in capfd.readouterr().err
+    assert not demo_models.can_write_prompts("extractive")
     (clone / "models/diffusion/model_index.json").unlink()
     with pytest.raises(SystemExit, match=r"error: models/diffusion/.*`dvc repro finetune_sd`"):
-        demo_page.DemoModels(load())
+        demo_models.DemoModels(load())
     make_pipeline(clone / "models/diffusion")
     weights = clone / "models/diffusion/unet/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(SystemExit, match="error: models/diffusion/unet: "):
-        demo_page.DemoModels(load())
+        demo_models.DemoModels(load())
 
 
 def test_a_model_of_other_params_is_drawn_with_and_the_page_says_so(clone, capfd):
@@ -669,8 +669,8 @@ def test_a_model_of_other_params_is_drawn_with_and_the_page_says_so(clone, capfd
         if stage:
             locked[stage][key] *= 2
         write_json(clone / "dvc.lock", {"schema": "2.0", "stages": entries})
-        demo = demo_page.DemoModels(load())
-        assert demo.folder == demo_page.TUNED
+        demo = demo_models.DemoModels(load())
+        assert demo.folder == demo_models.TUNED
         assert ("other params" in capfd.readouterr().err) == bool(note)
         text = json.dumps(demo_page.build_page(demo).get_config_file())
         assert note in text and ("the model of this run" in text) == (not note)
@@ -680,18 +680,18 @@ def test_another_base_is_drawn_with_once_it_is_fetched(clone):
     replace_in_params(clone, "  diffusion: embedded ", "  diffusion: path:/data/sd15 ")
     replace_in_params(clone, "  base_domain: embedded ", "  base_domain: none ")
     with pytest.raises(SystemExit, match="path:/data/sd15.*`dvc repro fetch_model@diffusion`"):
-        demo_page.choose_model(load())
+        demo_models.choose_model(load())
     fetched = clone / "models/base/diffusion"
     write_json(fetched / "SOURCE.json", {"source": "embedded"})
     with pytest.raises(SystemExit, match="`dvc repro fetch_model@diffusion`"):
-        demo_page.choose_model(load())
+        demo_models.choose_model(load())
     write_json(fetched / "SOURCE.json", {"source": "path:/data/sd15"})
-    assert clone / demo_page.choose_model(load()) == fetched
+    assert clone / demo_models.choose_model(load()) == fetched
     replace_in_params(clone, "  source: base ", "  source: scratch ")
     replace_in_params(clone, "  vae_steps: 0 ", "  vae_steps: 1 ")
     replace_in_params(clone, "  text_steps: 0 ", "  text_steps: 1 ")
     with pytest.raises(SystemExit, match="error: models/diffusion.*`dvc repro finetune_sd`"):
-        demo_page.choose_model(load())
+        demo_models.choose_model(load())
 
 
 def test_the_python_lines_of_the_readme_draw_what_their_prompt_says(tmp_path, monkeypatch):

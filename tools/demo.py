@@ -39,7 +39,8 @@ def main() -> None:
         # PyTorch makes this folder, too, though nothing is compiled.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{folder}/torchinductor")
         # Only now: OpenMP reads its settings when torch is imported.
-        from tools.demo_page import LAUNCH, DemoModels, build_page
+        from tools.demo_models import DemoModels
+        from tools.demo_page import LAUNCH, build_page
 
         build_page(DemoModels(load())).launch(**LAUNCH)
 
