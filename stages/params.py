@@ -278,8 +278,8 @@ class Chunk(Section):
 
 class Splits(Section):
     train: Name | None = Field(
-        description="the source's name of its training split; null = what the others leave, but no "
-        "split of a name like theirs"
+        description="the source's name of its training split; null = all other images, except "
+        "those of splits that are named like the other two"
     )
     valid: Name | None = Field(
         description="the source's name of its validation split; null = carve one out"
@@ -430,10 +430,12 @@ class TrainBase(Section):
         description="scratch: channels per level of the untrained UNet, multiples of 16",
     )
     batch_size: int = Field(
-        ge=2, description="images per optimizer step; a caption is told from those of the others"
+        ge=2,
+        description="images per optimizer step, at least two: in contrastive training, an "
+        "image's caption is told from those of the others",
     )
     lr: PositiveNumber = Field(
-        description="peak learning rate of AdamW, one-cycle schedule; the decoder has its own"
+        description="peak learning rate of AdamW, one-cycle schedule; not that of `decoder_steps`"
     )
 
 
@@ -450,7 +452,7 @@ class TrainScene(Section):
     )
     lr: PositiveNumber = Field(
         description="learning rate of AdamW: linear warm-up over 15 % of the steps, cosine to 0; "
-        "the peak is 0.95 of it"
+        "the highest rate reached is 0.95 of this"
     )
 
 
@@ -484,8 +486,8 @@ class FinetuneLLM(Section):
 
 class IndexRag(Section):
     passage_tokens: Count = Field(
-        description="tokens of the embedder per passage, or as many as it reads; words for the "
-        "embedded one (paper, section 4: 256)"
+        description="length of a passage in tokens of the embedder (words for the embedded one), "
+        "at most as many as it reads (paper, section 4: 256)"
     )
     overlap_tokens: CountOrZero = Field(description="tokens that neighboring passages share")
     dimensions: Count = Field(description="dimensions of the embedded embedder's vectors")
@@ -518,17 +520,18 @@ class Words(Section):
     names: list[Text] | None = Field(
         default=None,
         min_length=1,
-        description="plain names of what the class shows; each prompt of the class has one of "
-        "these or of `kinds`, and no other class's has. A regular plural is implied",
+        description="plain names of what the class shows: each of its prompts has one of these or "
+        "of `kinds`, and prompts of other classes have none. Regular plurals count, too",
     )
     kinds: list[Text] | None = Field(
         default=None,
-        description="rarer names, for prompts that plain ones don't suffice for; no other class's "
-        "prompt has one either",
+        description="rarer names, used where the plain ones give too few prompts; prompts of other "
+        "classes have none of them either",
     )
     description: Text | None = Field(
         default=None,
-        description="what the index is asked, and the class's text in the embedding space",
+        description="query for the index of passages; also the text that stands for the class in "
+        "the embedding space",
     )
     looks: list[Text] | None = Field(
         default=None,
@@ -559,7 +562,7 @@ class Prompt(Section):
     compare_count: Count = Field(description="prompts per class of each compared pair")
     openai_base_url: str | None = Field(
         pattern="^https?://",
-        description="URL of an OpenAI-compatible endpoint (writer openai); its key is "
+        description="URL of an OpenAI-compatible endpoint (writer openai); its key is read from "
         "$OPENAI_API_KEY",
     )
     openai_model: Name | None = Field(description="model name at that endpoint")
@@ -608,9 +611,8 @@ class Encode(Section):
     variants: Count = Field(
         le=8,
         description="flips and rotations that are cached of each training image, of the 8 of a "
-        "square: 1 = none, 2 = mirrored left to right, which keeps the sun's side, 4 = upside "
-        "down, too; "
-        "an epoch shows each image under one of them",
+        "square: 1 = none, 2 = mirrored left to right, which keeps the sun on its side, 4 = upside "
+        "down, too, 8 = all; an epoch shows each image in one of them",
     )
     cache_gb: PositiveNumber = Field(
         description="GB (10^9 bytes) that the latents and the text embeddings may take; where both "
@@ -644,7 +646,8 @@ class FinetuneSD(Section):
     )
     optimizer: Literal["adamw", "adamw8bit", "muon"] = Field(
         description="AdamW (Loshchilov & Hutter 2019), AdamW with 8-bit state (Dettmers et al. "
-        "2022), or Muon (Jordan et al. 2024), which learns more from few steps; not with FSDP"
+        "2022), or Muon (Jordan et al. 2024), which learns more from few steps but can't be used "
+        "with FSDP"
     )
     lr: PositiveNumber = Field(description="peak learning rate (paper, section 4: 1.0e-6)")
     lr_schedule: Literal["constant", "cosine"] = Field(
@@ -702,8 +705,8 @@ class Generate(Section):
         Literal["equal"] | dict[str, int | str] | None, BeforeValidator(_check_balance)
     ] = Field(
         json_schema_extra={"format": "`equal`, {to: images}, {like: real} or `null`"},
-        description="images per class: equal = as many as the class of most prompts would have; "
-        "{to: N} = N each; {like: real} = in proportion to the training tiles; null = "
+        description="images per class: equal = for each class as many as for the one with the most "
+        "prompts; {to: N} = N each; {like: real} = in proportion to the training tiles; null = "
         "images_per_prompt for each prompt",
     )
     keep: Keep | None = Field(
@@ -729,12 +732,12 @@ class Features(Section):
 
 class Fid(Section):
     standard_min_n: Count = Field(
-        description="images of the standard protocol, at least; fewer give no FID"
+        description="smallest number of images for which FID is computed (standard protocol)"
     )
     paper_n: int = Field(
         ge=2, description="images per draw of the paper's protocol (paper, section 5: 250)"
     )
-    paper_draws: Count = Field(description="seeded draws of the paper's protocol")
+    paper_draws: Count = Field(description="number of seeded draws of the paper's protocol")
     subsets: int = Field(
         ge=2,
         description="random halvings of both sets behind a 95 % interval; 20 leave its width "
