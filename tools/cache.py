@@ -5,9 +5,9 @@ indexes, answers.
     python -m tools.cache empty                  remove all that no run is using
     python -m tools.cache empty finetune_sd      only of this stage, or one entry by its name
 
-The cache is $REMOTE_DIFFUSION_SCRATCH, or a folder of the user's. A stage that ends removes what it
-kept there. What is removed here is made again where a stage needs it. A run that uses an entry
-keeps it.
+The cache is $REMOTE_DIFFUSION_SCRATCH, or else a folder of the user's. A stage that ends removes
+what it kept there. `empty` leaves the entries that a run is using; a stage makes the others again
+where it needs them.
 """
 
 import os
@@ -23,7 +23,7 @@ from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
 
-# What is not an unfinished run of a stage, by its folder.
+# Folders that hold something else than unfinished runs of a stage.
 KINDS = {
     "arxiv": "downloaded papers",
     "chroma": "search index of passages",
@@ -52,7 +52,7 @@ def list_entries(root: Path) -> list[Path]:
 
 
 def choose(root: Path, entries: list[Path], names: list[str]) -> list[Path]:
-    """The entries of these names, which are those of the list or of a stage; all for no names."""
+    """The entries with these names, or of the stages with these names; all where none is given."""
     chosen = []
     for name in names:
         folder = root / name.replace("@", "_")  # features@tuned keeps features_tuned

@@ -54,8 +54,8 @@ def check_stages(repo: Repo) -> None:
 def changed_stages(repo: Repo) -> list[str]:
     """Return the stages whose params, code, inputs or outputs are not those in dvc.lock.
 
-    Data that is not here is taken to be what dvc.lock says. The stages after a changed one are not
-    among them.
+    Data that is missing here is taken to be as dvc.lock says. Stages that would only run because
+    one before them does are not among them.
     """
     written = {str(out): out.hash_info for out in repo.index.outs}
     status = repo.status()
@@ -71,7 +71,7 @@ def changed_stages(repo: Repo) -> list[str]:
 
 
 def is_change(reported: str | dict[str, dict], repo: Repo) -> bool:
-    """Whether an entry of `dvc status` tells more than that data is not here.
+    """Whether an entry of `dvc status` is a change, and not only data that is missing here.
 
     Args:
         reported: "changed command", or {"changed deps": {path: state}}, or the same with outs.
@@ -95,7 +95,7 @@ def check_files(repo: Repo) -> None:
     """Fail where dvc.lock holds the hash of a file that neither DVC nor git keeps."""
     deps = {str(dep) for dep in repo.index.deps if not is_data(str(dep), repo)}
     outs = {str(out) for out in repo.index.outs if not out.use_cache}
-    # What git ignores, too, but not what DVC does not hash.
+    # Files that git ignores count, too; those that DVC ignores don't.
     listed = git(
         "-c",
         "core.quotePath=off",
@@ -145,8 +145,8 @@ def check_remote(repo: Repo) -> None:
 def why_unreadable(repo: Repo, missing: str) -> str | None:
     """Say why a remote in which DVC finds nothing at all cannot be read; None if it answers.
 
-    To DVC a file is missing, too, where a web server is down, refuses or fails, and where a folder
-    is on a disk that this machine does not have.
+    DVC reports a file as missing also where a web server is down or refuses, or where the remote is
+    a folder on a disk that this machine does not have.
 
     Args:
         missing: the hash of an object that DVC does not find.

@@ -1,6 +1,6 @@
 """Whether a metric of two runs compares, by `measured_on` in each run's metrics/context.json."""
 
-# Parts of a description that hold a hash, as a reader calls what they identify.
+# Parts of a description that hold a hash -> the words for what it is the hash of.
 HASHED = {
     "test_tiles": "test tiles",
     "test_captions": "test captions",

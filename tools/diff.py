@@ -15,12 +15,12 @@ land-cover classifier on real tiles, and perplexity. One is better or worse only
 
 - metrics/context.json of both runs says that it was measured on the same (test tiles, N,
   resolution, weights of the feature extractor, ...),
-- their 95 % CIs have no value in common, and
-- these cover all that is random: other images and other text, but not another training. So both
-  runs need the same trained model in dvc.lock and, for the accuracy, several classifiers each.
+- the 95 % CIs of the two runs don't overlap, and
+- both runs have the same trained model in dvc.lock and, for the accuracy, several classifiers
+  each: the CIs cover other images and other text, but not another training.
 
-The other numbers only show how they changed. Where something can't be read, it ends with exit
-code 1.
+Of the other numbers it shows only how they changed. Where something can't be read, it ends with
+exit code 1.
 """
 
 import csv
@@ -49,8 +49,8 @@ HEADLINES = {
     ("metrics/classify_lulc.json", "real_test.overall_accuracy"): "higher",
     ("metrics/llm.json", "perplexity"): "lower",
 }
-# metrics/plots/<name>.csv -> the column drawn over `step`, and a metric measured on the same.
 VALUE = "value [95 % CI; PI: 95 % prediction interval]"  # head of a table of metrics
+# metrics/plots/<name>.csv -> the column drawn over `step`, and a metric measured on the same data.
 CURVES = {
     "diffusion_loss": ("validation_loss", "diffusion.validation_loss"),
     "llm_loss": ("loss", "llm.train_loss"),
@@ -86,15 +86,15 @@ class Runs(NamedTuple):
         return None if old is None or new is None else describe_difference(new, old)
 
     def may_differ_by_training(self, metric: str) -> bool:
-        """Whether another seed alone may move a metric out of its CI: trained again, or once."""
+        """Whether another training may explain a difference: another model, or one classifier."""
         models = ["models/llm"] if metric.startswith("llm.") else ["models/diffusion"]
-        if metric.startswith("classify_lulc."):  # these may write the prompts, and choose images
+        if metric.startswith("classify_lulc."):  # trained on images that these may have influenced
             models += ["models/llm", "models/scene"]
         is_same = all(self.old_models.get(m, "none") == self.new_models.get(m) for m in models)
         return not is_same or (find_description(self.new, metric) or {}).get("seeds") == 1
 
     def devices(self, metric: str) -> list[str]:
-        """Which stages trained what is measured on another device or number of threads."""
+        """Name the stages behind a metric that trained on another device or number of threads."""
         old = find_description(self.old, metric) or {}
         return describe_devices(find_description(self.new, metric) or {}, old)
 

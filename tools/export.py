@@ -8,10 +8,10 @@
 
 imagefolder: a split of data/imagery as PNGs and metadata.jsonl {file_name, text, captions, scene},
 for `load_dataset("imagefolder", ...)`, the diffusers training scripts and
-`fetch_imagery.source: path:out`. `text` is the first of an image's captions. Tiles that have them
-get crs, bounds, gsd and date, too. With `synthetic`, the images of data/synthetic as the PNGs that
-they are, which say in their metadata that they are synthetic and how each was drawn; `text` is the
-prompt, and metadata.jsonl has the other columns.
+`fetch_imagery.source: path:out`. `text` is the first of an image's captions. crs, bounds, gsd and
+date are added where the tile has them. With `synthetic`, the PNGs of data/synthetic unchanged,
+whose metadata say that they are synthetic and how each was drawn; `text` is the prompt, and
+metadata.jsonl has the other columns.
 geotiff: a split of data/imagery as 8-bit GeoTIFFs with the CRS, bounds and date of their source.
 Each band's scale and offset undo the stretch: value = byte * scale + offset; pixel_values.json
 states it. With `synthetic`, the images of data/synthetic: they have no georeference, and their tags
@@ -153,7 +153,7 @@ def write_geotiff(path: Path, row: dict, tags: dict[str, str], stretch: Stretch 
         path: of the new file.
         row: of the imagery schema; `crs` and `bounds` may be missing or None.
         tags: of the file.
-        stretch: (low, high) of all bands or of each: what black and white were.
+        stretch: (low, high) of all bands or of each: the values that became black and white.
     """
     import rasterio
     from rasterio.transform import from_bounds

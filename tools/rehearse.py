@@ -4,21 +4,21 @@
     python -m tools.rehearse paper --random-weights --layers 2
 
 Runs the commands of dvc.yaml in a temporary copy of the repository (in $TMPDIR), with the scale's
-own models, widths and resolutions. Cut are counts: images, prompts, steps, repetitions, and on a
-CPU the batches of large models. A stage that fails gets its error in the table, those that need it
-are not rehearsed, all others are. One that only the full run would stop at is named below the
-table. Exit code 1 comes with any fault. Your params.yaml, dvc.lock, data, models and metrics stay
-as they are; what a hub gives stays in its cache.
+own models, widths and resolutions. Only counts are cut: images, prompts, steps, repetitions, and on
+a CPU the batches of large models. Where a stage fails, its error is in the table; the stages that
+need it are not rehearsed, all others are. A stage that only the full run would stop at is named
+below the table. Any fault gives exit code 1. Your params.yaml, dvc.lock, data, models and metrics
+stay as they are; downloads from the hub stay in its cache.
 
 With --random-weights, models of random weights, rendered tiles and the field notes stand in for the
 hub's models, imagery and papers. Still downloaded are papers of arXiv, encode.base_domain of the
 hub and, with fetch_imagery.download, data sets of TorchGeo.
 
-The forecast of a stage is the time that it took, and for each unit of work that was cut the time of
-such a unit: by the stage's progress bars, or by a second run with more units. A stage without a
-unit is taken to need the same time. Peak memory is that of the rehearsal. The disk has to hold all
-outputs twice, as DVC keeps them, the hub's models once more, in the hub's cache, and the largest
-resume cache of a stage.
+The forecast of a stage is the time that it took, plus the time of the work that was cut: its units
+(images, steps, ...) times the seconds of a unit, which are taken from the stage's progress bars or
+from a second run with more units. A stage without a unit is taken to need the same time. Peak
+memory is that of the rehearsal. The disk has to hold all outputs twice, as DVC keeps them, the
+hub's models once more, in the hub's cache, and the largest resume cache of a stage.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def prepare(arguments: argparse.Namespace, full: Params, device: Device, root: P
 
 
 def hub_counts(source: str) -> SourceCounts:
-    """The images of each split of the hub's imagery that rendered tiles stand in for."""
+    """Return how many images each split has of the hub's imagery that rendered tiles replace."""
     name = source.partition(":")[2].partition("@")[0]
     if name not in inputs.HUB_IMAGES:
         exit_with_error(

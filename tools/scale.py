@@ -7,8 +7,8 @@
 
 Each file holds only what differs from params/demo.yaml, and brings the comments beside its values.
 `classes`, `prompt.per_class`, `prompt.words`, `fetch_imagery.splits` and lists are replaced whole.
-Where a file's `classes` are others than those before, what was said of these goes with them. The
-first line of params.yaml names its scales.
+Where a file names other `classes`, the words and numbers of prompts of the earlier classes are
+dropped. The first line of params.yaml names its scales.
 
 Prints the values that change. Writes nothing if params.yaml holds values that none of its scales
 has: they would be lost. --force drops them.
@@ -36,7 +36,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
 
 PARAMS = Path("params.yaml")
-# A copy of what this tool wrote last: since then the file of its scale may have changed.
+# A copy of what this tool wrote last, as the files of params/ may have changed since then.
 WRITTEN = Path(".dvc/tmp/scale.yaml")
 FIRST_LINE = "# Scale: "
 SECTIONS = [
@@ -163,10 +163,10 @@ def _replace_values(target: CommentedMap, source: CommentedMap) -> None:
 
 
 def _fit_to_classes(values: CommentedMap, given: CommentedMap, demo: CommentedMap) -> None:
-    """Drop the words and numbers of prompts of other classes than a file's; the demo's have theirs.
+    """Drop words and numbers of prompts of earlier classes; the demo's classes get the demo's.
 
-    Words of some classes would not do: those of "Water Body" hold "river", which another of the
-    new classes may be.
+    Words of a class that stays are dropped, too: those of "Water Body" hold "river", which may be
+    another of the new classes.
 
     Args:
         values: of the file and those before it.
@@ -188,7 +188,7 @@ def _fit_to_classes(values: CommentedMap, given: CommentedMap, demo: CommentedMa
 def _take(target: CommentedMap, source: CommentedMap, key: str) -> None:
     """Replace the value of a key and the comment beside it.
 
-    What stands below that comment belongs to it where it is indented as far, else to the next key.
+    Comment lines below it that are indented as far are part of it; others belong to the next key.
     """
     target[key] = source[key]
     target.ca.items.pop(key, None)

@@ -47,7 +47,7 @@ class Workspace:
         params: the values of params.yaml.
         stages: those of dvc.yaml.
         commit: of the tracked files as they are, uncommitted edits included; on no branch.
-        fetched: path -> hash of what the stages fetch_* brought for these params.
+        fetched: path -> hash of what the fetch_* stages fetched with these params.
     """
 
     params: dict[str, Any]
@@ -176,12 +176,12 @@ def read_workspace() -> Workspace:
 
 
 def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> str | None:
-    """Return the git ref of the newest run of an experiment that was made of the same.
+    """Return the git ref of an experiment's newest finished run of this workspace; None: no run.
 
     Args:
         experiment: its name.
         params: those that the experiment sets.
-        workspace: what the others are compared with, and the code.
+        workspace: with which other params, stages, code and data it must have run.
     """
     expected = set_params(workspace.params, params)
     for ref in list_refs(experiment):
@@ -196,7 +196,7 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
             continue
         inputs = {dep["path"] for stage in locked.values() for dep in stage.get("deps", [])}
         inputs -= {out["path"] for stage in locked.values() for out in stage.get("outs", [])}
-        inputs.discard(str(OUT))  # the tables of sweeps: the report's input, of no metric
+        inputs.discard(str(OUT))  # tables of sweeps: only the report reads them
         if git("diff", "--name-only", workspace.commit, ref, "--", *sorted(inputs)) == "":
             return ref
     return None
@@ -215,9 +215,9 @@ def is_finished(locked: dict[str, dict], params: dict[str, Any]) -> bool:
 
 
 def fetched(locked: dict[str, dict], params: dict[str, Any]) -> dict[str, str]:
-    """Return path -> hash of what fetch_* stages brought: a source's files may change.
+    """Return path -> hash of what the fetch_* stages fetched: a source's files may have changed.
 
-    Not of a stage that ran with other params: it will run again.
+    Stages that ran with other params are left out: they will run again.
     """
     return {
         out["path"]: out["md5"]
@@ -255,7 +255,7 @@ def warn_of_refused_fid(params: dict[str, Any]) -> None:
         reason = read_metric(Path(FID.file).read_text(encoding="utf-8"), FID)
     needed = params.get("fid", {}).get("standard_min_n", 0)
     tiles = sum(pq.read_metadata(shard).num_rows for shard in TEST_IMAGERY.glob("*.parquet"))
-    if tiles:  # of now; a refusal may be of a run with other params
+    if tiles:  # counted now: the metrics may be of a run with other params
         reason = f"no FID ({tiles} of {needed} images)" if tiles < needed else ""
     if isinstance(reason, str) and reason:
         log(

@@ -32,7 +32,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the sweep's two metrics, or in their place why there is no value."""
+    """A row of the table: the values of the sweep's two metrics, or why there are none."""
 
     cells: tuple[Value | str, Value | str]
     note: str = ""

@@ -65,15 +65,15 @@ CLASSES_LARGE_ON_CPU = 2  # that get prompts; a classifier needs two
 HELD_OUT = {"valid": 16, "test": 24}  # images, where the scale gives a number of them
 HELD_OUT_LARGE_ON_CPU = 4  # images, and as many of the training split
 SHARE_LARGE_ON_CPU = 0.25  # at most, where the scale gives a share: most images are left to train
-# UNet passes per caption and step of the grid: images, with and without the caption
+# UNet passes per caption and step of the grid: four images, each with and without the caption
 # (stages/diffusion/validation.py).
 GRID_PASSES = 4 * 2
-# Decoding an image costs about as much as so many guided steps (SD v1.5: 2.5 of 1.6 TFLOP).
+# Decoding an image costs about as much as so many guided steps (SD v1.5: 2.5 and 1.6 TFLOP).
 DECODING_STEPS = 1.5
-VAE_STEP = 8  # steps of the text encoder that take as long (rsicd's widths, on a CPU)
-TRAINING_PASSES = 3  # forward, and backward twice as long
-# Bytes per trained weight of a checkpoint: fp32 weights, and as much for their average; AdamW's two
-# averages, also in 8 bits. The best checkpoint holds weights alone.
+VAE_STEP = 8  # a step of the VAE takes as long as so many of the text encoder (rsicd, on a CPU)
+TRAINING_PASSES = 3  # forward passes that a training step costs: backward counts as two
+# Bytes of a checkpoint per trained weight: fp32 weights, as much for their moving average, and the
+# optimizer's state. The best checkpoint holds weights alone.
 WEIGHT_BYTES = 4
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 PRECISIONS = ("sampling.precision", "encode.precision", "finetune_sd.precision")
@@ -107,7 +107,7 @@ def cut_params(params: Params, large_on_cpu: bool, precisions: tuple[str, ...]) 
     cut_held_out(params["fetch_imagery"], cut["fetch_imagery"], large_on_cpu)
     balance = cut["generate"]["balance"]
     if isinstance(balance, dict) and "to" in balance:
-        # As many images of a class as its few prompts have where nothing is balanced.
+        # At most as many images of a class as its few prompts would have without `balance`.
         few = values["prompt.per_class"] * values["generate.images_per_prompt"]
         balance["to"] = min(balance["to"], few)
     if large_on_cpu:
@@ -212,7 +212,7 @@ def compared_prompts(params: Params) -> int:
 def kept_per_class(params: Params) -> dict[str, int]:
     """The number of images of each class with prompts in the synthetic data set."""
     config = params["generate"]
-    # For `like: real`, whose total is the same whatever the tiles show.
+    # `like: real` needs numbers of tiles; the total doesn't depend on them.
     tiles = dict.fromkeys(params["classes"], 1)
     counts = prompts_per_class(params)
     return share_among_classes(config["balance"], counts, config["images_per_prompt"], tiles)
@@ -259,14 +259,14 @@ def base_images(params: Params) -> int:
 
 
 def measuring_passes(params: Params, images: Counts) -> int:
-    """UNet passes of a checkpoint's losses and grid."""
+    """UNet passes of the losses and the sample grid that are measured at a checkpoint."""
     config = params["finetune_sd"]
     held_out = min(config["validation_images"], images["valid"]) + base_images(params)
     return held_out + config["grid_captions"] * config["grid_steps"] * GRID_PASSES
 
 
 def training_passes(params: Params, images: Counts) -> int:
-    """UNet passes of fine-tuning from its first step on: each image's 3, and the checkpoints'."""
+    """UNet passes of fine-tuning from its first step on: training, and measuring at checkpoints."""
     config = params["finetune_sd"]
     steps = training_steps(params, images)
     per_step = config["batch_size"] * config["gradient_accumulation"]
@@ -299,7 +299,7 @@ def classifier_images(params: Params, images: int) -> int:
 
 
 def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
-    """The unit that a stage counts its work in, and how many there are; ("", 0): a fixed time."""
+    """Return the unit of a stage's work, and how many there are; ("", 0): its time is fixed."""
     splits = [images[split] for split in ("train", "valid", "test")]
     encode_batch = params["encode"]["batch_size"]
     features_batch = params["features"]["batch_size"]
@@ -357,7 +357,7 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
 
 
 def stored_images(stage: str, params: Params, images: Counts) -> int:
-    """How many images the outputs of a stage are of; 0: they don't grow with images."""
+    """The number of images that a stage stores; 0: its outputs don't grow with images."""
     match stage:
         case "fetch_imagery":
             return images["train"] + images["valid"] + images["test"]

@@ -19,9 +19,9 @@ class Device:
     Attributes:
         name: for people.
         memory: of the machine, bytes.
-        gpu_memory: of the GPU, bytes; None: there is no GPU. That of the machine where they share
-            it.
-        precisions: those that it computes with, the best stand-in for another one first.
+        gpu_memory: of the GPU, bytes; that of the machine where the GPU has none of its own; None:
+            there is no GPU.
+        precisions: those that it can compute with; the first replaces those that it can't.
     """
 
     name: str

@@ -13,7 +13,7 @@ from stages.runtime.errors import exit_with_error
 from tools.rehearsal.cuts import Counts, Params, prompts_per_class
 
 SourceCounts = dict[str | None, int]  # split of the source -> images; None: those in no split
-# Of the hub's data sets that rendered tiles stand in for.
+# Data sets of the hub that rendered tiles can stand in for.
 HUB_IMAGES: dict[str, SourceCounts] = {
     "arampacha/rsicd": {"train": 8734, "valid": 1094, "test": 1093},
 }
@@ -40,7 +40,7 @@ def resolve_paths(params: Params) -> list[Path]:
         The files and folders that the sources name.
 
     Raises:
-        SystemExit: a run replaces such a folder.
+        SystemExit: such a folder is an output of the run, which would replace it.
     """
     paths = []
     for section, name, kind, location in local_sources(params):
@@ -61,7 +61,7 @@ def resolve_paths(params: Params) -> list[Path]:
 
 
 def absolute_variables(params: Params) -> dict[str, str]:
-    """The variables that sources begin with or lie in, made absolute: a stage runs in the copy."""
+    """The variables that sources are located by, made absolute: a stage runs in the copy."""
     variables = {}
     names = [
         location[1:].partition("/")[0]
@@ -137,7 +137,7 @@ def count_images(params: Params, source: str) -> dict[str, int]:
 
 
 def count_splits(params: Params, images: SourceCounts) -> Counts:
-    """The images of train, valid and test that a scale's params make of those of a source.
+    """Return the sizes of train, valid and test that a scale's params make of a source's splits.
 
     Raises:
         SystemExit: none are left to train on.

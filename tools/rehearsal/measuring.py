@@ -14,7 +14,7 @@ import psutil
 from tools.rehearsal.device import visible_gpu
 
 POLL = 0.1  # seconds between two looks at the memory
-# The resume cache may hold many files: after a look at it, so many times as long without one.
+# Measuring the resume cache may take long: the pause after it is this many times as long.
 DISK_PAUSE = 20
 BAR = re.compile(r"\d+%\|")
 # The last line of a progress bar: `a: 100%|###| 8/8 [00:09<00:00, 1.2s/tile]`, with `12.3tile/s`

@@ -25,7 +25,7 @@ from tools.rehearsal.inputs import SourceCounts
 from tools.rehearsal.measuring import Measurement, folder_size, measure
 from tools.rehearsal.table import Row
 
-# Of the memory, what weights, gradients and optimizer state may take: activations need the rest.
+# Share of the memory that weights, gradients and optimizer state may take: activations need some.
 MEMORY_SHARE = 0.5
 FIGURES = Path("stages/embedded/figures.csv")
 IMAGES_PER_FIGURE = 4  # as stages/sample.py has it, whose import takes seconds
@@ -45,7 +45,7 @@ class Rehearsal:
         card: bytes of memory of the GPU that the full run will have; None: unknown.
         large_on_cpu: whether the diffusion model is large, and there is no GPU.
         imagery: the source of the full run's imagery: the scale's, or a local copy of it.
-        hub_images: of the hub's imagery, where rendered tiles stand in for it.
+        hub_images: numbers of images of the hub's imagery, where rendered tiles stand in for it.
         model_bytes: role -> bytes of the hub's model, where one of random weights stands in for it.
         full_images: split, or `figures` -> images of the full run.
         images: the same of the rehearsal.
@@ -95,7 +95,8 @@ def run_stages(rehearsal: Rehearsal, stages: list[Stage]) -> list[Row]:
             for unfinished in later:
                 unfinished.fault = "not rehearsed: interrupted"
             break
-        # What was run can be forecast all the same. The last: a process of `run_apart` was killed.
+        # The stages that ran can be forecast all the same. BrokenExecutor: a process of `run_apart`
+        # was killed.
         except (SystemExit, OSError, BrokenExecutor) as error:
             row.fault = " ".join(str(error).split())
         if row.fault:
@@ -161,14 +162,14 @@ def count_work(rehearsal: Rehearsal, row: Row) -> None:
 
 
 def image_ratio(rehearsal: Rehearsal, stage: str) -> float:
-    """Images in a stage's outputs of the full run for each of the rehearsal; 1: they don't grow."""
+    """The full run's number of stored images over the rehearsal's; 1 where outputs don't grow."""
     done = cuts.stored_images(stage, rehearsal.params, rehearsal.images)
     full = cuts.stored_images(stage, rehearsal.full, rehearsal.full_images)
     return full / done if done else 1
 
 
 def encode_ratio(rehearsal: Rehearsal) -> float:
-    """As `image_ratio`: latents grow with images and variants, text embeddings with images."""
+    """`image_ratio` of `encode`: latents grow with images and variants, embeddings with images."""
     folder = rehearsal.folder / "data/latents"
     total = folder_size(folder)
     captions = sum(folder_size(file) for file in folder.glob("captions.*"))
@@ -182,8 +183,8 @@ def encode_ratio(rehearsal: Rehearsal) -> float:
 def checkpoints_cache(rehearsal: Rehearsal, rehearsed: float) -> float:
     """Bytes of the checkpoints that the full run of fine-tuning holds at most.
 
-    Where it trains all weights, they are computed, as LoRA may have stood in for it. With LoRA they
-    are those of the rehearsal, of which there may be fewer.
+    With full fine-tuning they are computed, as LoRA may have stood in for it. With LoRA they are
+    taken from the rehearsal, and scaled to the number of checkpoints.
     """
     full = cuts.checkpoint_bytes(rehearsal.full, rehearsal.full_images)
     if rehearsal.full["finetune_sd"]["method"] == "full":
@@ -202,7 +203,7 @@ def check_warmup(rehearsal: Rehearsal) -> str:
 
 
 def note_refused_fid(rehearsal: Rehearsal, row: Row) -> None:
-    """Note which of its protocols the full run has too few test tiles for."""
+    """Note the FID protocols that the full run has too few test tiles for."""
     config, tiles = rehearsal.full["fid"], rehearsal.full_images["test"]
     for key, refused in (("standard_min_n", "no FID"), ("paper_n", "no FID of the paper's kind")):
         if tiles < config[key]:
@@ -210,9 +211,9 @@ def note_refused_fid(rehearsal: Rehearsal, row: Row) -> None:
 
 
 def note_cache(rehearsal: Rehearsal, row: Row) -> None:
-    """Say where the latents and text embeddings of the full run pass `encode.cache_gb`.
+    """Say whether the latents and text embeddings of the full run exceed `encode.cache_gb`.
 
-    It stops where the latents alone do.
+    Where the latents alone do, the full run stops.
     """
     config = rehearsal.full["encode"]
     limit = config["cache_gb"] * 1e9
@@ -271,8 +272,8 @@ def count_images_and_cut_epochs(rehearsal: Rehearsal) -> str:
     """Count the images of both runs, and cut the epochs to a few steps.
 
     Returns:
-        Why the full run has no such splits; its images are then taken to be the rehearsal's. ""
-        where it has them.
+        Why the full run's images can't be split so; they are then taken to be as many as the
+        rehearsal's. "" where they can.
     """
     kept = read_json(rehearsal.folder / "data/imagery/REPORT.json")["kept"]
     full_figures = len(read_csv(FIGURES))

@@ -25,12 +25,12 @@ class Row:
         done: units of the rehearsal.
         full: units of the full run.
         unit_seconds: seconds a unit.
-        disk_ratio: bytes of the outputs of the full run for each one of the rehearsal's; 1 where
-            outputs grow neither with images nor with the layers of models.
+        disk_ratio: size of the full run's outputs over that of the rehearsal's; 1 where outputs
+            grow neither with images nor with the layers of models.
         full_cache: bytes that the resume cache of the full run holds at most.
         notes: what stands in for something, and what else there is to know.
         fault: why it failed or was not rehearsed; "" where it succeeded.
-        full_fault: why it would stop the full run; those that need it are rehearsed all the same.
+        full_fault: why the full run would stop there; the rehearsal goes on all the same.
         lacks_time: whether `full_seconds` leaves out the units that were cut.
     """
 
@@ -50,14 +50,14 @@ class Row:
 
     @property
     def full_seconds(self) -> float:
-        """The time of the full run: that measured, and that of the units which were cut."""
+        """The time of the full run: the measured time, plus that of the units that were cut."""
         if self.measured is None:
             return 0
         return self.measured.seconds + (self.full - self.done) * self.unit_seconds
 
     @property
     def full_disk(self) -> float:
-        """Bytes of the outputs of the full run: they grow with images, and not with their steps."""
+        """Bytes of the outputs of the full run: they grow with images, not with steps."""
         return self.disk * self.disk_ratio
 
 
