@@ -84,8 +84,8 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 def estimate_model(correct: np.ndarray, labels: np.ndarray) -> dict:
     """Accuracy of each class, and the standard deviations of the model's parts.
 
-    Pairs of answers tell them: those of two seeds on one image, of one seed on two images of one
-    class, and of one seed on images of two classes.
+    They are estimated from pairs of answers: of two seeds on one image, of one seed on two images
+    of one class, and of one seed on images of two classes.
 
     Args:
         correct: bool [S, N], S seeds.
@@ -99,7 +99,7 @@ def estimate_model(correct: np.ndarray, labels: np.ndarray) -> dict:
 
     same_image = np.array([_both_right(values) for values in by_class]) - shares**2
     of_image = correlation(same_image, thresholds, thresholds, counts)
-    # Less what the noise of single images adds to the variance of a class's accuracy.
+    # The noise of single images adds to the variance of a class's accuracy: subtract it.
     noise = np.array([values.var(0, ddof=1).sum() for values in by_class]) / counts**2
     same_class = (accuracies.var(1, ddof=1) - noise) * counts / (counts - 1)
     of_class = correlation(same_class, thresholds, thresholds, counts)

@@ -41,7 +41,7 @@ from stages.runtime.resume_cache import cache_root
 
 HALVINGS = 20  # params.yaml: fid.subsets
 TILES = 12288  # the population of tiles
-OTHER_DRAWS = 2  # of both sets, without intervals, for each with intervals
+OTHER_DRAWS = 2  # further draws of both sets per repetition, without intervals
 SINKHORN_SHARE = 5  # Sinkhorn is slow: every fifth repetition measures it
 METRICS = (
     "fid",
@@ -216,7 +216,7 @@ def summarize(scenario: Scenario, metric: str, draws: Draws, shrink: float = 1.0
 
 
 def gaussian_scales(dimensions: int, decay: str, distance: float) -> Scales:
-    """Unequal standard deviations, and generated features at a distance; decay: their kind."""
+    """Unequal standard deviations; for generated features, ratios and shifts of size `distance`."""
     generator = np.random.default_rng(5)
     deviations = np.exp(generator.normal(size=dimensions))
     if decay == "power law":
@@ -290,7 +290,7 @@ def mixture_gaussian(centers: np.ndarray, weights: np.ndarray, deviation: float)
 
 
 def draw_tiles(n: int, kind: str, generator: np.random.Generator) -> Sets:
-    """Features of n tiles each, none of them twice; from so many tiles they are nearly fresh."""
+    """Features of n tiles each, none of them twice: nearly independent, of so many tiles."""
     real, fake, choice = tile_populations(kind)
     of_real = generator.choice(len(real), n, replace=False)
     remaining = np.setdiff1d(choice, of_real)

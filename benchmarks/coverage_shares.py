@@ -47,7 +47,7 @@ class Scenario(NamedTuple):
 
     title: str
     draw: Callable[[np.random.Generator], dict[str, Estimate]]  # by name
-    units: int  # independent ones; of two kinds the number of the scarcer
+    units: int  # independent ones; where there are two kinds, the smaller number
     truth: float | None = None  # None: the mean of the estimates
     is_share: bool = False
 

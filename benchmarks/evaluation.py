@@ -42,7 +42,7 @@ METRICS = (
 LOWER_IS_BETTER = ("fid", "fid_infinity", "kid_x1000", "sinkhorn")
 HALVINGS_BEHIND_INTERVAL = 20  # of both sets
 HALVINGS = 30
-HALVINGS_WITH_INTERVAL = 10  # the others are held against their intervals
+HALVINGS_WITH_INTERVAL = 10  # do their intervals hold the values of the others?
 MEASUREMENTS = {
     "all": "all metrics, floor, base, intervals of both from 20 halvings",
     "fid": "FID",

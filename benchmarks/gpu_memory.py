@@ -35,13 +35,13 @@ from tools.scale import compose
 
 CARDS = (8, 12, 16, 24, 40, 80)  # GB, as cards are named; each holds at least 10^9 bytes per GB
 HEADROOM = 0.15  # share of a card that is left to what is not counted
-# Peaks that were measured on an H200, by those counted: 16 images of 512 px.
+# Peak measured on an H200 over the one counted: 16 images of 512 px.
 ENCODING = 10.1 / 7.9
 SAMPLING = 17.5 / 13.1
 BLOCK = 512  # bytes, the unit of CUDA's allocator
 # Names the tokenizer and the noise schedule of the models, which take no GPU memory.
 EMBEDDED_MODEL = REPOSITORY / "stages/embedded/models/diffusion"
-# Of SmolLM2-135M, as far as it differs from the defaults.
+# config.json of SmolLM2-135M, where it differs from the defaults.
 SMOLLM = {
     "model_type": "llama",
     "vocab_size": 49152,
@@ -58,7 +58,7 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
     "SmolLM2-135M": SMOLLM,
     "Mistral-7B": read_json(CONFIGS / "Mistral-7B-Instruct-v0.2/config.json"),
 }
-# In the order in which docs/scale.md names them: what to set where a batch of one doesn't fit.
+# What to set where a batch of one doesn't fit, in the order of docs/scale.md.
 SAVINGS: dict[str, dict[str, Any]] = {
     "full": {},
     "full, checkpointing": {"gradient_checkpointing": True},

@@ -5,13 +5,13 @@ from typing import Any
 
 from stages.common.artifacts import read_json
 
-Stretch = list[list[float]]  # (low, high) of all bands, or of each: what black and white were
+Stretch = list[list[float]]  # (low, high), for all bands or each: they became black and white
 IMAGERY_SOURCE = Path("data/imagery/SOURCE.json")
 INVERSE = "value = low + byte / 255 * (high - low)"
 
 
 def read_stretch() -> Stretch | None:
-    """The stretch that the imagery was read with; None: its bytes are as they were."""
+    """The stretch that the imagery was read with; None: its bytes were not changed."""
     stretch = read_json(IMAGERY_SOURCE).get("stretch")
     return stretch if isinstance(stretch, list) else None
 

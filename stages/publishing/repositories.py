@@ -70,7 +70,7 @@ FID = Metric("fid", "scene.standard.fid", "fid", "real-test")
 CAPTION_AGREEMENT = Metric(
     "caption_agreement", "caption_agreement", "caption_agreement", "generated-test"
 )
-# Not of a set that was selected by it.
+# Left out where the scene classifier selected the images.
 CLASS_AGREEMENT = Metric("caption_agreement", "class_agreement", "class_agreement", "synthetic")
 ACCURACY_ON_REAL = Metric("classify_lulc", "real_test.overall_accuracy", "accuracy", "real-test")
 ACCURACY_ON_SYNTHETIC = Metric(

@@ -46,7 +46,7 @@ WIDTH = 5.2  # inches of a chart, at most; the page scales it to the width of a 
 WIDE = 15  # a confusion matrix of more classes has a fixed size and needs the page's width
 MAX_LABEL = 40  # letters of a name; what is longer ends in an ellipsis
 MATRIX_LABEL = 28  # letters that a confusion matrix has room for; it grows with longer names
-WIDE_LETTER = 1.8  # letters that are as wide as one of a script without narrow ones
+WIDE_LETTER = 1.8  # width of a letter of a script without narrow ones, such as Chinese
 
 
 @matplotlib.rc_context(STYLE)
@@ -203,9 +203,9 @@ def letter_widths(text: str) -> list[float]:
 
 
 def layout_labels(names: Iterable[str]) -> dict[str, str]:
-    """What matplotlib lays out for each name, in their order -> the name.
+    """Return {text for matplotlib to lay out: name to show}, in the order of the names.
 
-    That is the name itself or, where it has letters that matplotlib's font lacks, as wide a text.
+    The text is the name or, where matplotlib's font lacks letters of it, a stand-in as wide as it.
     """
     labels = {}
     for number, name in enumerate(names):

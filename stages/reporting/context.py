@@ -105,7 +105,7 @@ def context_json(tables: list[Table], context: RunContext, measured_on: dict[str
     """Return the content of metrics/context.json.
 
     Args:
-        tables: their numbers are told in words, with the paper's.
+        tables: for each of their numbers, what it is in words, and the paper's number.
         context: what identifies the run.
         measured_on: what must be equal for numbers of two runs to compare, as data.
     """

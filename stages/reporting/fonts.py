@@ -1,4 +1,4 @@
-"""Fonts for the text in pictures, which no browser draws: one that has all letters of a text."""
+"""Find a font that has all letters of a text, for pictures: no browser chooses one for these."""
 
 import unicodedata
 from functools import cache
@@ -14,9 +14,9 @@ LAST_RESORT = "LastResort"  # the font whose glyph of every letter is a box
 
 @cache
 def find_font(text: str) -> str | None:
-    """Return the file of a font that has all letters of a text; "" for Pillow's own font.
+    """Return the file of a font that has all letters of a text; "" for Pillow's own; None: no font.
 
-    None where none has: Pillow's, DejaVu Sans, which matplotlib brings along, or an installed one.
+    Tried in this order: Pillow's, DejaVu Sans, which matplotlib brings along, the installed ones.
     """
     letters = frozenset(letter for letter in text if not letter.isspace())
     # Without Raqm, Pillow writes Arabic from left to right and letters without their marks.

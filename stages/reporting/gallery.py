@@ -34,7 +34,7 @@ from stages.runtime.progress import log
 
 FEATURES = Path("data/features")
 PASSAGES = Path("models/index/passages.parquet")
-MAX_PER_SIDE = 200  # real tiles of the gallery, and generated images, but for 2 of each class
+MAX_PER_SIDE = 200  # real tiles, and generated images, in the gallery; each class has 2 at least
 EXTREMES = 12  # images shown as the best, and as the worst
 
 
@@ -42,8 +42,8 @@ class Assessment(NamedTuple):
     """The scene classifier's answers on N synthetic images, in the order of data/synthetic."""
 
     scenes: list[str]  # the most likely one of each
-    known: np.ndarray  # bool [N]: the classifier knows a scene of its class; else it can't judge
-    probability: np.ndarray  # [N] of the scenes of its class, together
+    known: np.ndarray  # bool [N]: the classifier knows a scene of its class, so it can judge it
+    probability: np.ndarray  # [N] sum over the scenes of its class
     agrees: list[bool]  # the most likely scene is one of its class
     distance: np.ndarray  # [N] to the nearest training tile, in features of the classifier
     training_row: np.ndarray  # [N] row number of that tile

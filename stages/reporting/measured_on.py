@@ -43,8 +43,8 @@ def measured_on(
         metrics: file name without `.json` -> content of metrics/*.json.
         context: what identifies the run.
         classes: scenes of each class that is used.
-        words: what is said of each class, of these at least.
-        encode: the section of that name, as are `finetune_sd` and `finetune_llm`.
+        words: what is said of each class; further classes may be in it.
+        encode, finetune_sd, finetune_llm: the sections of the params of these names.
 
     Returns:
         Key of a metric or of a group of metrics -> its description. `device` names the stages that
@@ -272,7 +272,7 @@ def agreement_groups(
 
 
 def selection_groups(selected: dict, context: RunContext) -> dict[str, dict]:
-    """Describe metrics/select.json: of how many images, by which classifier."""
+    """Describe metrics/select.json: how many images were drawn, and which classifier selected."""
     return {"select": {"extractor": hash_extractor("scene", context), "n": selected["drawn"]}}
 
 

@@ -31,7 +31,7 @@ TRACKED = ("stages", "params.yaml", "dvc.yaml")  # code and params, whose change
 
 
 def write_run_script(report_id: str) -> None:
-    """Write `OUT`, `const run = {...};`. report_id: the page shows what bears its own id."""
+    """Write `OUT`, `const run = {...};`. report_id: a page shows only the run with its own id."""
     commit = output_of("git", "rev-parse", "HEAD")
     changes = output_of("git", "status", "--porcelain", "--", *TRACKED)
     versions = {"python": platform.python_version()}
