@@ -132,7 +132,8 @@ def read_with_numpy(values: np.ndarray, nodata: float | None, bands: list[int]):
     valid = np.isfinite(chosen).all(0)
     if nodata is not None:
         has_data = values[[band - 1 for band in bands]] != values.dtype.type(nodata)
-        valid &= has_data.any(0) if nodata == 0 else has_data.all(0)
+        is_value_too = nodata == 0 or (nodata == 255 and values.dtype == np.uint8)
+        valid &= has_data.any(0) if is_value_too else has_data.all(0)
     low, high = np.percentile(chosen[:, valid], [2, 98], axis=1)[:, :, None, None]
     scaled = (np.where(valid, chosen, low) - low) / (high - low)
     return valid, np.stack([low, high]).squeeze().T, np.rint(scaled.clip(0, 1) * 255)
@@ -157,6 +158,22 @@ def test_random_rasters_are_read_as_numpy_reads_them(tmp_path):
         assert np.array_equal(to_8_bit(raster.values, stretch)[:, valid], expected[:, valid])
         seen.add((values.dtype, nodata is None))
     assert len(seen) == 14
+
+
+@pytest.mark.parametrize(
+    "dtype, nodata, roof_is_valid",
+    [("uint8", 255, True), ("uint8", 0, True), ("uint8", 254, False), ("uint16", 255, False)],
+)
+def test_a_value_that_ends_the_range_of_bytes_is_nodata_only_in_all_bands(
+    tmp_path, dtype, nodata, roof_is_valid
+):
+    values = np.full((3, 32, 32), 100, dtype)
+    values[:, :4] = nodata  # a collar
+    values[0, 20:24] = nodata  # a roof that is as bright in red, or a shadow
+    write_raster(tmp_path / "a.tif", values, nodata=nodata)
+    valid = read_raster(tmp_path / "a.tif", None, None, "a.tif").valid
+    assert not valid[:4].any() and (valid[20:24] == roof_is_valid).all()
+    assert valid.sum() == (28 if roof_is_valid else 24) * 32
 
 
 def test_percentiles_of_large_data_come_from_every_part_of_every_tile():

@@ -370,12 +370,14 @@ def _read_validity(
     """Which pixels have data: by the file's nodata and mask, and by `mask`.
 
     A pixel has none where any chosen band has none. Where nodata is 0, which dark pixels may hold
-    in a band, all must.
+    in a band, or 255 of 8 bits, which bright ones may hold, all must.
     """
     valid = np.ones((window.height, window.width), bool)
     if _has_mask(dataset, chosen[0]):
         masks = dataset.read_masks(chosen, window=window.area) != 0  # [B, H, W]
-        valid = masks.any(axis=0) if dataset.nodata == 0 else masks.all(axis=0)
+        is_byte = dataset.dtypes[0] == "uint8"
+        is_value_too = dataset.nodata == 0 or (dataset.nodata == 255 and is_byte)
+        valid = masks.any(axis=0) if is_value_too else masks.all(axis=0)
     if mask is not None:
         valid &= np.isin(_read_mask(dataset, mask, window, name), mask.valid)
     return valid
