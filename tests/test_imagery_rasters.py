@@ -626,6 +626,32 @@ def test_transparent_pixels_of_any_format_are_masked(mode, suffix, keeps_bytes):
             assert tile.masked == clear_rows * 32
 
 
+@pytest.mark.parametrize("keeps_bytes", [True, False])
+def test_an_image_of_one_value_shows_nothing(tmp_path, keeps_bytes):
+    reading = Reading(32, None, None, keeps_bytes, needs_bytes=False, min_valid=0.5)
+
+    def reason_of(values: np.ndarray, **profile) -> str:
+        write_raster(tmp_path / "a.tif", values, **profile)
+        image = tmp_path / "a.tif"
+        if not profile:  # Pillow reads a PNG of bytes
+            image = encoded(Image.fromarray(values.transpose(1, 2, 0)))
+        result = make_tile((image, "a"), reading)
+        return str(result) if isinstance(result, UnusableImage) else ""
+
+    blue = np.tile(np.uint8([20, 40, 90])[:, None, None], (1, 32, 32))
+    nearly = blue.copy()
+    nearly[2, 5, 5] += 1
+    for profile in ({}, {"compress": "lzw"}):
+        assert "all of its pixels have one value" in reason_of(blue, **profile)
+        assert not reason_of(nearly, **profile)
+    nearly[:, :8] = 7  # nodata: the others count
+    nearly[2, 5, 5] = 7
+    assert "one value" in reason_of(np.where(nearly == 7, 7, blue), nodata=7)
+    # Where its alpha band hides all of it, that decides.
+    hidden = np.concatenate([blue, np.zeros((1, 32, 32), np.uint8)])
+    assert not reason_of(hidden, photometric="rgb", alpha="yes")
+
+
 def test_gray_bytes_have_one_band(tmp_path):
     write_raster(tmp_path / "a.tif", (scene_values(1, 1) / 40).astype(np.uint8))
     reading = Reading(32, None, None, keeps_bytes=True, needs_bytes=False, min_valid=0.5)

@@ -145,6 +145,21 @@ def test_a_tile_without_a_valid_pixel_is_left_out_whatever_min_valid(tmp_path, m
     assert sum(report["kept"].values()) + report["buffer"] == 56
 
 
+@pytest.mark.parametrize("dtype, fill", [("uint8", 0), ("uint16", 0), ("uint8", 255)])
+def test_tiles_of_a_fill_value_that_is_not_declared_are_left_out_by_name(
+    tmp_path, monkeypatch, dtype, fill
+):
+    values = (terrain(4, 128) // 257).astype(dtype)
+    values[:, :, :40] = fill  # all of the first two columns of tiles, half of the third
+    write_raster(tmp_path / "in/scene.tif", values, **located())
+    fetch(tmp_path / "out", monkeypatch, tmp_path / "in", stretch="none")
+    report = report_of(tmp_path / "out")
+    ((reason, skipped),) = report["skipped"].items()
+    assert skipped["count"] == 16 and "scene_r0_c16.tif" in skipped["names"]
+    assert "gdal_edit.py -a_nodata" in reason
+    assert sum(report["kept"].values()) + report["buffer"] == 48
+
+
 # Splits
 
 
@@ -327,10 +342,11 @@ def test_test_tiles_that_equal_a_training_tile_are_left_out(tmp_path, monkeypatc
     values[:, :, 224:240] = 257 * 90  # calm water, the same in the last columns
     values[:, :32, :32] = 257 * 90
     values[:, 112:144, 112:144] = 257 * 90
+    values[:, ::16, ::16] = 257 * 91  # a tile of one value is skipped
     write_raster(tmp_path / "in/scene.tif", values, **located())
     rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", exclude_near_duplicates=True)
     water = {
-        split: [r for r in split_rows if np.ptp(np.asarray(decode_image(r["image"]))) == 0]
+        split: [r for r in split_rows if np.ptp(np.asarray(decode_image(r["image"]))) == 1]
         for split, split_rows in rows.items()
     }
     assert water["train"] and not water["test"] and not water["valid"]

@@ -128,7 +128,9 @@ def test_a_class_that_is_grouped_out_of_train_is_named(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(60):
         color = tuple(np.rint([45, 65, 85] + rng.normal(0, 8, 3)).astype(int).tolist())
-        tiles = {"water": Image.new("RGB", (SIZE, SIZE), color), "forest": picture(100 + i)}
+        water = Image.new("RGB", (SIZE, SIZE), color)
+        water.putpixel((0, 0), (0, 0, 0))  # an image of one value is skipped
+        tiles = {"water": water, "forest": picture(100 + i)}
         for scene, tile in tiles.items():
             (tmp_path / "in" / scene).mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / scene / f"{i}.png").write_bytes(encoded(tile))

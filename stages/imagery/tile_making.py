@@ -29,6 +29,9 @@ from stages.imagery.stretch import Pair, to_8_bit
 from stages.imagery.unusable_image import UnusableImage
 
 TOO_FEW_VALID = "too few of its pixels are valid"
+ONE_VALUE = (
+    "all of its pixels have one value: a fill value? Declare it, gdal_edit.py -a_nodata <value>"
+)
 BYTES = RasterType(None, "uint8")  # of an image that Pillow decodes
 
 
@@ -92,7 +95,7 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
     """Make a tile of encoded bytes or a path.
 
     Raises:
-        UnusableImage: it can't be read, or too few of its pixels are valid.
+        UnusableImage: it can't be read, too few of its pixels are valid, or all have one value.
         ParamsMisfit: the params don't fit.
     """
     georeference = Georeference()
@@ -115,13 +118,11 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
     decoded = decode_with_pillow(read_encoded(image))
     width, height = decoded.rgb.size
     valid = np.ones((height, width), bool) if decoded.valid is None else decoded.valid
-    masked = valid.size - int(valid.sum())
-    if has_too_few_valid(valid.size, masked, reading.min_valid):
-        raise UnusableImage(TOO_FEW_VALID)
+    values = np.asarray(decoded.rgb).transpose(2, 0, 1)
+    raster = Raster(values, valid, None, True, (), "", BYTES, georeference)
     if not reading.keeps_bytes:
-        values = np.asarray(decoded.rgb).transpose(2, 0, 1)
-        raster = Raster(values, valid, None, True, (), "", BYTES, georeference)
         return _raster_tile(raster, name, decoded.sha256, reading)
+    masked = _count_masked(raster, reading.min_valid)
     square = scale_and_crop(decoded.rgb, reading.size)
     located = _of_tile(georeference, decoded.rgb.size, reading.size)
     tile = Tile(b"", None, b"", decoded.mode, decoded.sha256, georeference=located, masked=masked)
@@ -132,13 +133,10 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
     """Make a tile of a raster: finished if its values are bytes that stay as they are.
 
     Raises:
-        UnusableImage: too few of its pixels are valid.
+        UnusableImage: too few of its pixels are valid, or all have one value.
         ParamsMisfit: its values are not to be stretched, but don't fit into a byte.
     """
-    pixel_count = raster.valid.size
-    masked = pixel_count - int(raster.valid.sum())
-    if has_too_few_valid(pixel_count, masked, reading.min_valid):
-        raise UnusableImage(TOO_FEW_VALID)
+    masked = _count_masked(raster, reading.min_valid)
     transparent = 0 if raster.opaque is None else int((raster.valid & ~raster.opaque).sum())
     tile = Tile(
         b"",
@@ -150,7 +148,7 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
         raster_type=raster.type,
         bands=raster.bands,
         band_list=raster.band_list,
-        pixel_count=pixel_count,
+        pixel_count=raster.valid.size,
         masked=masked,
         masked_by_alpha=transparent,
         alpha_is_binary=None if raster.opaque is None else raster.alpha_is_binary,
@@ -164,6 +162,21 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
     layout = RawLayout(raster.values.dtype.str, (bands, height, width), raster.opaque is not None)
     pixels = pack(raster.values, raster.valid, raster.opaque)
     return tile._replace(pixels=pixels, raw=layout)
+
+
+def _count_masked(raster: Raster, min_valid: float) -> int:
+    """The number of pixels of an image that are not valid.
+
+    Raises:
+        UnusableImage: too few are valid, or all of these have one value, which shows nothing.
+    """
+    masked = raster.valid.size - int(raster.valid.sum())
+    if has_too_few_valid(raster.valid.size, masked, min_valid):
+        raise UnusableImage(TOO_FEW_VALID)
+    is_shown = raster.opaque is None or raster.opaque.any()  # else alpha may mask the fill value
+    if is_shown and not any(np.ptp(band[raster.valid]) for band in raster.values):
+        raise UnusableImage(ONE_VALUE)
+    return masked
 
 
 def has_too_few_valid(pixel_count: int, masked: int, min_valid: float) -> bool:
