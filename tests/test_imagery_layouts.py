@@ -1109,7 +1109,9 @@ def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch
     assert "tar -xf" in refusal(tmp_path / "shards/00000.tar")
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/data-00000-of-00001.arrow").write_bytes(b"x")
-    assert "to_parquet" in refusal(tmp_path / "disk")
+    line = refusal(tmp_path / "disk")
+    assert ".items(): split.to_parquet(f'{name}.parquet')" in line  # a DatasetDict
+    assert "load_from_disk(folder).to_parquet('train.parquet')" in line
 
 
 # Folders without captions

@@ -35,7 +35,9 @@ READ_SUFFIXES = {
 CONVERSIONS = {
     ".tar": "unpack WebDataset shards, `for t in *.tar; do tar -xf $t; done`: the .txt files "
     "beside the images are then read as captions",
-    ".arrow": "write it as Parquet, `datasets.load_from_disk(folder).to_parquet(file)`",
+    ".arrow": "write each split as Parquet, `for name, split in "
+    "datasets.load_from_disk(folder).items(): split.to_parquet(f'{name}.parquet')`, or without "
+    "splits `datasets.load_from_disk(folder).to_parquet('train.parquet')`",
     **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"), "unpack it"),
     **dict.fromkeys(
         (".h5", ".hdf5", ".nc", ".npy", ".npz", ".mat", ".pkl", ".tfrecord", ".lmdb", ".mdb"),
