@@ -991,6 +991,8 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ("notes.md", "removed lake_2.png and lake_1.png because they were broken"),
         ("__MACOSX/metadata.jsonl", "no JSON"),
         ("__MACOSX/sea/1.png", "no image"),
+        ("lake/@eaDir/lake_1.png/SYNOPHOTO_THUMB_M.png", "a thumbnail"),
+        ("#recycle/sea/1.png", "deleted"),
         ("lake/lake_1.json", '{"width": 40, "sensor": "Sentinel-2"}'),
     ],
 )

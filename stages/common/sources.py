@@ -33,6 +33,11 @@ OUTPUT_FOLDERS = [
 ]
 
 
+# Folders that systems add to the user's: copies of macOS, thumbnails of a Synology NAS, and files
+# that were deleted (Synology, QNAP, Windows).
+SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN"}
+
+
 @dataclass(frozen=True)
 class ModelPackage:
     """A Python package that holds a model, as one file."""
@@ -137,7 +142,7 @@ def _output_folders(root: str) -> list[tuple[str, str]]:
 
 
 def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Yield the files below a folder, without hidden ones (.git, .DS_Store, __MACOSX).
+    """Yield the files below a folder, without hidden ones (.git, .DS_Store, `SYSTEM_FOLDERS`).
 
     Links are followed, except one that leads back to a folder above it.
 
@@ -151,7 +156,7 @@ def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()
     """
     parents |= {folder.resolve()}
     for path in folder.iterdir():
-        if path.name.startswith(".") or path.name == "__MACOSX":
+        if path.name.startswith(".") or path.name in SYSTEM_FOLDERS:
             continue
         if path.is_symlink():
             refuse_output_folders(path, f"{key}: {path}")
