@@ -266,7 +266,8 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
             f"the imagery has {', '.join(scenes[:60])}"
         )
         if survey.given_scenes:
-            exit_with_error(f"{line}: write classes with these")
+            advice = "without a label, the innermost folder is a tile's class: docs/data.md"
+            exit_with_error(f"{line}: write classes with these ({advice})")
         log(f"{line} by its file names: ceiling and classify will fail")
     elif missing:
         log(f"classes: no image shows {named}")
