@@ -68,6 +68,7 @@ def broken_images() -> dict[str, bytes]:
         ("train/forest/1.png", "train", "forest", None),
         ("Forest/Val/1.png", "Val", "Forest", None),
         ("EuroSAT/train/forest/1.png", "train", "forest", None),
+        ("Train /forest /1.png", "Train ", "forest", None),
         ("train/test/1.png", "train", "test", None),
         ("test/airport_1.png", "test", "airport", None),
         ("test/1.png", "test", "", "no class folder and no captions"),

@@ -204,7 +204,7 @@ def _item(
         split=_split(entry, json_file, file.relative_to(root)),
         name=valid_utf8(file.relative_to(root).as_posix()),
         captions=field_value(entry, caption_fields(entry)),
-        scene=label_value(row_label(entry)) if class_name is None else valid_utf8(class_name),
+        scene=label_value(row_label(entry) if class_name is None else class_name),
         image=file,
     )
 

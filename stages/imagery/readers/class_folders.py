@@ -36,12 +36,12 @@ def open_class_folders(
 
 
 def class_folder(file: Path, root: Path) -> str:
-    """The last folder above a file that is not its split's, or ""."""
+    """The last folder above a file that is not its split's, or "". Stripped, as labels are."""
     *folders, _ = file.relative_to(root).parts
     split = split_folder(folders)
     if split:
         folders.remove(split)
-    return valid_utf8(folders[-1]) if folders else ""
+    return valid_utf8(folders[-1]).strip() if folders else ""
 
 
 def _read_items(

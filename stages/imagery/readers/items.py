@@ -151,7 +151,7 @@ def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
 
 def standard_split(name: str) -> str | None:
     """Which of train, valid and test a name means (Train, dev, val2017, test_set), if any."""
-    return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name.lower()))
+    return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name.strip().lower()))
 
 
 def misnamed_split(rows: Iterable[dict]) -> str | None:
