@@ -33,6 +33,7 @@ from stages.imagery.survey import (
     check_classes,
     check_survey,
     choose_items,
+    count_left_out,
     log_lost_scenes,
     survey_items,
 )
@@ -102,7 +103,7 @@ def main() -> None:
             "scenes": len(scenes),
             "skipped": skipped.reasons,
             **dict(sorted(statistics.counts.items())),
-            "unused_splits": survey.unused_splits(splits),
+            **count_left_out(survey, splits, kept),
             **split_counts,
             **(count_masked_pixels(tiles) | summarize_label_shares(tiles)),
         }

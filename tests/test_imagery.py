@@ -374,6 +374,8 @@ def test_class_folders_get_captions_and_max_images_is_kept(tmp_path):
     }
     report = read_json(tmp_path / "a/data/imagery/REPORT.json")
     assert report["captions_from_class_names"] == len(rows)
+    assert report["left_out_by_max_images"] == 21  # of 80, and one that proves unreadable
+    assert "max_images: 60 of 81 usable images are kept" in result.stderr
 
 
 def test_image_folder_with_splits_and_bad_lines(tmp_path):

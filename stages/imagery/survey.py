@@ -3,10 +3,10 @@
 import difflib
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stages.common.class_names import slug
 from stages.imagery.captions import (
@@ -136,6 +136,18 @@ def choose_items(
         for split in splits
         for _, number in sorted(survey.usable[split])[:max_images]
     }
+
+
+def count_left_out(
+    survey: Survey, splits: Collection[str | None], kept: dict[int, list]
+) -> dict[str, Any]:
+    """Count the usable images that are not kept, for REPORT.json; log those over `max_images`."""
+    counts: dict[str, Any] = {"unused_splits": survey.unused_splits(splits)}
+    usable = sum(len(survey.usable[split]) for split in splits)
+    if usable > len(kept):
+        log(f"fetch_imagery.max_images: {len(kept)} of {usable} usable images are kept (null: all)")
+        counts["left_out_by_max_images"] = usable - len(kept)
+    return counts
 
 
 def kept_items(source: ImageSource, kept: dict[int, list]) -> Iterator[SourceItem]:
