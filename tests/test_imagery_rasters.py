@@ -933,6 +933,24 @@ def test_generated_geotiffs_say_that_they_are_synthetic(tmp_path, monkeypatch):
         assert np.array_equal(dataset.read().transpose(1, 2, 0), picture(1))
 
 
+@pytest.mark.parametrize(
+    "crs, unit, y, gsd",
+    [
+        ("EPSG:3857", 1.0, 6_600_000, 0.631),  # 50.9 degrees north
+        ("EPSG:3857", 1.0, -6_600_000, 0.631),
+        ("EPSG:3395", 4.0, 8_362_698, 2.005),  # 60 degrees, on the ellipsoid
+        ("EPSG:3857", 1.0, 160, 1.0),
+        ("EPSG:32632", 10.0, 6_600_000, 10.0),
+        ("EPSG:2263", 1.0, 200_000, 0.3048),  # feet
+    ],
+)
+def test_gsd_is_meters_on_the_ground(tmp_path, crs, unit, y, gsd):
+    place = {"crs": crs, "transform": from_origin(900_000, y, unit, unit)}
+    write_raster(tmp_path / "a.tif", scene_values(0, 3).astype(np.uint16), **place)
+    read = read_raster(tmp_path / "a.tif", None, None, "a.tif").georeference.gsd
+    assert read == pytest.approx(gsd, rel=5e-3)
+
+
 # Real tiles
 
 

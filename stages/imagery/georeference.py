@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import date
 from functools import lru_cache
-from math import hypot
+from math import cosh, hypot
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from stages.runtime.progress import log
 
 METERS_PER_DEGREE = 111_320  # of latitude
+EARTH_RADIUS = 6_378_137  # meters, at the equator
 # Tags in which products and tools write the date of acquisition; TIFFTAG_DATETIME is the last,
 # because most software writes the time of processing there.
 DATE_TAGS = (
@@ -69,15 +70,27 @@ def read_georeference(dataset: Any, window: tuple[int, int, int, int], name: str
         x1, y1 = transform * (left + side, top + side)
         bounds = (x0, y1, x1, y0)
     # The height of a pixel, because a degree of longitude has another length at each latitude.
-    meters = _meters_per_unit(crs)
+    _, y = transform * (left + side / 2, top + side / 2)
+    meters = _meters_per_unit(crs, y)
     gsd = hypot(transform.b, transform.e) * meters if meters else None
     return Georeference(_crs_name(crs), bounds, gsd, day)
 
 
-def _meters_per_unit(crs: Any) -> float | None:
+def _meters_per_unit(crs: Any, y: float) -> float | None:
+    """Meters on the ground per unit of a CRS, around the coordinate `y`; None: unknown."""
     if crs.is_geographic:
         return METERS_PER_DEGREE
-    return float(crs.linear_units_factor[1]) if crs.is_projected else None
+    if not crs.is_projected:
+        return None
+    meters = float(crs.linear_units_factor[1])
+    # Its units are meters at the equator alone: elsewhere cos(latitude), which is this of y.
+    return meters / cosh(y * meters / EARTH_RADIUS) if _is_mercator(crs) else meters
+
+
+@lru_cache(maxsize=64)
+def _is_mercator(crs: Any) -> bool:
+    """Whether a CRS is Mercator, such as EPSG:3857 of web maps, and not transverse (UTM)."""
+    return 'PROJECTION["Mercator_1SP"' in crs.to_wkt()
 
 
 @lru_cache(maxsize=64)
