@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.transform import from_origin
-from test_imagery import error_of, rows_of, run, write_params
+from test_imagery import error_of, picture, rows_of, run, write_params
 from test_imagery_rasters import shard_bytes, write_raster
 
 from stages import fetch_imagery
@@ -143,6 +143,25 @@ def test_a_tile_without_a_valid_pixel_is_left_out_whatever_min_valid(tmp_path, m
     report = report_of(tmp_path / "out")
     assert report["skipped"]["too few of its pixels are valid"]["count"] == 8
     assert sum(report["kept"].values()) + report["buffer"] == 56
+
+
+def test_previews_of_scenes_are_left_out_by_name(tmp_path, monkeypatch):
+    values = (terrain(4, 128) // 257).astype(np.uint8)
+    write_raster(tmp_path / "in/a_1.tif", values, **located())
+    write_raster(tmp_path / "in/small.tif", values[:, :16, :16], **located(9_000))
+    previews = ["a_1.jpg", "a_1_browse.jpg", "a_1.tif.png", "a_1-ql.JPEG"]
+    others = ["a_10.jpg", "a.jpg", "b_a_1.png", "small_2.png", "sub/a_1.jpg"]
+    (tmp_path / "in/sub").mkdir()
+    for i, name in enumerate(previews + others):
+        picture(i).save(tmp_path / "in" / name)
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", stretch="none")
+    report = report_of(tmp_path / "out")
+    skipped = {"count": len(previews), "names": sorted(previews)}
+    assert report["skipped"] == {"a preview of a scene that is cut": skipped}
+    whole = [
+        row["filename"] for split in rows.values() for row in split if "_r" not in row["filename"]
+    ]
+    assert sorted(whole) == sorted([*others, "small.tif"])
 
 
 @pytest.mark.parametrize("dtype, fill", [("uint8", 0), ("uint16", 0), ("uint8", 255)])

@@ -1,5 +1,6 @@
 """Cut scenes, which are rasters larger than a tile, into windows of their own grid and CRS."""
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from itertools import product, repeat
@@ -23,6 +24,8 @@ from stages.params import Labels, TileGrid
 from stages.runtime.progress import log, progress_bar
 
 IS_LABEL_RASTER = "a label raster"
+IS_PREVIEW = "a preview of a scene that is cut"
+PREVIEW_SUFFIXES = {".jpg", ".jpeg", ".png"}
 LABELS_ARE_FOR_RASTERS = "labels are for rasters (TIFF, JPEG 2000, 16-bit PNG)"
 
 
@@ -46,7 +49,8 @@ def cut_scenes(
         reading: how the scenes are read: a label counts where its tile shows something.
 
     Returns:
-        A source whose tiles of scenes are named scene_r<row>_c<column>, in pixels.
+        A source whose tiles of scenes are named scene_r<row>_c<column>, in pixels. Previews of
+        scenes that are cut are skipped: they would show the scene in any split.
 
     Raises:
         SystemExit: a label raster is of another grid than its scene.
@@ -121,11 +125,15 @@ def _read_items(
     with_images: bool,
 ) -> Iterator[SourceItem]:
     """Yield the items of a source with its scenes cut and labeled."""
+    cut = {scene.windows[0].path.with_suffix("") for scene in scenes.values() if scene.is_cut}
     for item in source.read_items(with_images):
         path = item.image if isinstance(item.image, Path) else None
         scene = scenes.get(path)
         if path in label_files:
             yield item._replace(image=None, skip_reason=IS_LABEL_RASTER)
+            continue
+        if path is not None and scene is None and _is_preview(path, cut):
+            yield item._replace(image=None, skip_reason=IS_PREVIEW)
             continue
         if has_labels and item.skip_reason in (None, NO_SCENE):
             item = item._replace(skip_reason=None if scene else _why_unlabeled(path))
@@ -137,6 +145,18 @@ def _read_items(
         tiles = _tiles(item, scene.windows) if scene.is_cut else [item]
         for tile, label in zip(tiles, scene.labels or repeat(None)):
             yield tile if label is None else _labeled(tile, label)
+
+
+def _is_preview(path: Path, cut: set[Path]) -> bool:
+    """Whether a JPEG or PNG is named as a scene beside it that is cut: a_browse.jpg, a.tif.png.
+
+    Args:
+        path: of the image, which is not cut.
+        cut: the paths of the scenes that are, without suffix.
+    """
+    ends = [match.start() for match in re.finditer(r"[\W_]|$", path.stem)]
+    named = (path.parent / path.stem[:end] in cut for end in ends)
+    return path.suffix.lower() in PREVIEW_SUFFIXES and any(named)
 
 
 def _why_unlabeled(path: Path | None) -> str:
