@@ -328,7 +328,7 @@ def test_values_are_shown_as_the_file_says(tmp_path):
     write_raster(path, five, photometric="rgb", alpha="yes")
     for mask in (None, Mask(5, None, tuple(range(256)))):
         raster = read_raster(path, None, mask, "")
-        assert np.array_equal(raster.opaque, valid) and raster.alpha_is_binary
+        assert np.array_equal(raster.opaque, valid) and raster.alpha.is_mask
     assert read_raster(path, None, Mask(4, None, (255,)), "").opaque is None
 
 
@@ -684,7 +684,7 @@ RGBA = [ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha]
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32", "float64"])
 @pytest.mark.parametrize("opaque", [1, 255, 254, None])  # None: the maximum of the type
-def test_alpha_is_binary_with_what_gdal_writes_as_opaque(tmp_path, dtype, opaque):
+def test_alpha_is_a_mask_with_what_gdal_writes_as_opaque(tmp_path, dtype, opaque):
     """WarpedVRT writes 255 for all types but uint16 and int16."""
     is_float = np.dtype(dtype).kind == "f"
     maximum = 1 if is_float else np.iinfo(dtype).max
@@ -693,23 +693,27 @@ def test_alpha_is_binary_with_what_gdal_writes_as_opaque(tmp_path, dtype, opaque
     values[3, :8] = 0
     write_raster(tmp_path / "a.tif", values, RGBA, photometric="rgb", alpha="yes", **UTM)
     raster = read_raster(tmp_path / "a.tif", None, None, "")
-    assert raster.alpha_is_binary == (opaque in (255, None) or opaque == maximum)
-    assert np.array_equal(raster.opaque, values[3] > 0)
+    is_mask = opaque in (255, None) or opaque == maximum
+    assert raster.alpha.is_mask == is_mask
+    assert not is_mask or np.array_equal(raster.opaque, values[3] > 0)
 
 
 @pytest.mark.parametrize("is_mask", [True, False])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_a_band_tagged_alpha_is_a_mask_only_if_it_is_binary_everywhere(
+def test_a_band_tagged_alpha_is_a_mask_if_few_values_lie_between(
     tmp_path, monkeypatch, capsys, is_mask, dtype
 ):
-    """One pixel of one tile decides: near infrared that is called alpha darkens nothing."""
+    """Resampling makes a few. Near infrared that is called alpha darkens nothing."""
     opaque = np.iinfo(dtype).max
     for i in range(16):
+        hidden_rows = 4 * (i % 8)  # up to 28 of 32
         values = (scene_values(i, 4) / 40).astype(dtype)
         values[3] = opaque
-        values[3, : 4 * (i % 8)] = 0  # up to 28 of 32 rows
-        if i == 15 and not is_mask:
-            values[3, 31, 31] = opaque - 1
+        values[3, hidden_rows, :4] = opaque // 4 * 3  # shown
+        values[3, :hidden_rows] = 0
+        values[3, hidden_rows - 1 : hidden_rows, :4] = opaque // 4  # hidden
+        if i >= 12 and not is_mask:  # a seventh of all values that are not 0
+            values[3, hidden_rows:] = opaque - 1
         path = tmp_path / f"in/{['forest', 'lake'][i % 2]}/{i}.tif"
         write_raster(path, values, RGBA, photometric="rgb", alpha="yes", **UTM)
     stretch = "auto" if dtype == "uint8" else [0, 255]
@@ -739,7 +743,7 @@ def test_a_band_tagged_alpha_is_a_mask_only_if_it_is_binary_everywhere(
         assert "masks pixels" in log
     else:
         assert len(tiles) == 16 and "masked" not in report
-        assert "not a mask: lake/15.tif" in log
+        assert "not a mask: forest/12.tif" in log
 
 
 def test_bands_by_name_and_masks_by_band_and_file(tmp_path, monkeypatch):

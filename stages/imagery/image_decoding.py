@@ -76,8 +76,8 @@ def read_encoded(source: bytes | Path | None, size: int = -1) -> bytes:
 def decode_rgb(source: bytes | Path | None) -> DecodedImage:
     """Decode an encoded 8-bit image, or the file that a path names, to RGB.
 
-    Of a TIFF with a band that is tagged alpha, pixels that it masks become black if it holds
-    nothing but 0 and 255; else it is a band like another, and left out.
+    Of a TIFF with a band that is tagged alpha, pixels that it masks become black if it is
+    a mask; else it is a band like another, and left out.
 
     Raises:
         UnusableImage: it is empty, broken, smaller than `MIN_SIDE`, too large, has more than 8 bits
@@ -104,7 +104,7 @@ def raster_to_rgb(raster: Raster) -> Image.Image:
     if raster.values.dtype != np.uint8:
         raise UnusableImage(f"{raster.values.dtype} values, {NO_BLACK_AND_WHITE}")
     valid = raster.valid
-    if raster.opaque is not None and raster.alpha_is_binary:
+    if raster.opaque is not None and raster.alpha.is_mask:
         valid = valid & raster.opaque
     return rgb_image(raster.values, valid)
 

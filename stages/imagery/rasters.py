@@ -46,6 +46,9 @@ GDAL_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     "GDAL_CACHEMAX": 128,  # MB of decoded blocks, per process
 }
+# Of the values of an alpha band that are not 0, the most that may lie below the one that means
+# opaque: resampling makes a few at its edges. Most values of near infrared do.
+MAX_PARTIAL = 0.1
 NO_CODEC = "its compression is not supported"
 NOT_UTF8 = "the name of its file is not UTF-8"
 ORIENTATION_TAG = 274  # of TIFF
@@ -76,14 +79,27 @@ class Mask(NamedTuple):
     valid: tuple[int, ...]  # the values of valid pixels
 
 
+class AlphaCounts(NamedTuple):
+    """How many pixels of a band that is tagged alpha hold which values."""
+
+    full: int = 0  # what means opaque
+    partial: int = 0  # neither that nor 0
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it is a mask, perhaps resampled, and not near infrared that is called alpha."""
+        return self.partial <= MAX_PARTIAL * (self.full + self.partial)
+
+
 class Raster(NamedTuple):
     """The chosen bands of a raster or window."""
 
     values: np.ndarray  # [B, H, W] in the file's type; B is 1 (gray) or 3 (red, green, blue)
     valid: np.ndarray  # bool [H, W]: false where there is no data, NaN or inf
-    # bool [H, W]: where a band that is tagged alpha, and not chosen, is not 0. None: no such band
+    # bool [H, W]: where a band that is tagged alpha, and not chosen, is at least half of what means
+    # opaque. None: no such band
     opaque: np.ndarray | None
-    alpha_is_binary: bool  # that band holds nothing but 0 and one value that means opaque
+    alpha: AlphaCounts  # of that band
     bands: tuple[int, ...]  # numbers of the chosen bands, from 1
     band_list: str  # the same with their names
     type: RasterType  # of the file
@@ -156,9 +172,9 @@ def read_visible(
         visible = _read_validity(dataset, chosen, mask, window, name)
         if np.issubdtype(dataset.dtypes[0], np.floating):
             visible &= np.isfinite(dataset.read(chosen, window=window.area)).all(axis=0)
-        opaque, alpha_is_binary = _read_alpha(dataset, chosen, mask, window, name)
+        opaque, alpha = _read_alpha(dataset, chosen, mask, window, name)
     # A band that is tagged alpha and is 0 in all of a window may be infrared, over water.
-    if opaque is not None and alpha_is_binary and opaque.any():
+    if opaque is not None and alpha.is_mask and opaque.any():
         visible &= opaque
     return visible
 
@@ -301,7 +317,7 @@ def _read(
     values = dataset.read(chosen, window=window.area)
     valid = np.isfinite(values).all(axis=0)
     valid &= _read_validity(dataset, chosen, mask, window, name)
-    opaque, alpha_is_binary = _read_alpha(dataset, chosen, mask, window, name)
+    opaque, alpha = _read_alpha(dataset, chosen, mask, window, name)
     georeference = read_georeference(dataset, window[1:], name)
     if chosen == [1] and dataset.colorinterp[0].name == "palette":
         values = _look_up_colors(dataset, values)
@@ -312,7 +328,7 @@ def _read(
         values,
         valid,
         opaque,
-        alpha_is_binary,
+        alpha,
         tuple(chosen),
         list_bands(dataset, chosen),
         raster_type,
@@ -340,28 +356,30 @@ def _as_displayed(dataset: Any, values: np.ndarray) -> np.ndarray:
 
 def _read_alpha(
     dataset: Any, chosen: list[int], mask: Mask | None, window: RasterWindow, name: str
-) -> tuple[np.ndarray | None, bool]:
-    """`opaque` and `alpha_is_binary` of a window's `Raster`."""
+) -> tuple[np.ndarray | None, AlphaCounts]:
+    """`opaque` and `alpha` of a window's `Raster`."""
     used = list(chosen)
     if mask is not None and mask.band is not None:
         used.append(find_band(dataset, mask.band, name, "fetch_imagery.mask"))
     alpha = alpha_band(dataset, used)
     if alpha is None:
-        return None, True
+        return None, AlphaCounts()
     values = dataset.read(alpha, window=window.area)
-    # PNG's alpha is always alpha.
-    return values != 0, dataset.driver == "PNG" or _is_binary(values)
+    if dataset.driver == "PNG":  # its alpha is always alpha
+        return values != 0, AlphaCounts()
+    full = _opaque_value(values)
+    count = int((values == full).sum())
+    return values >= full / 2, AlphaCounts(count, int((values != 0).sum()) - count)
 
 
-def _is_binary(alpha: np.ndarray) -> bool:
-    """Whether a band tagged alpha holds nothing but 0 and one value that means opaque.
+def _opaque_value(alpha: np.ndarray) -> float:
+    """What means opaque in a band that is tagged alpha, if it is a mask.
 
     GDAL writes 255 for most types (`gdalwarp -dstalpha`), or the type's maximum.
     """
     is_integer = np.issubdtype(alpha.dtype, np.integer)
     maximum = np.iinfo(alpha.dtype).max if is_integer else 1.0
-    values = alpha[alpha != 0]
-    return bool(np.all(values == 255) or np.all(values == maximum))
+    return min((value for value in (255, maximum) if alpha.max() <= value), default=maximum)
 
 
 def _read_validity(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from stages.imagery.bands import ParamsMisfit, RasterType, band_of_file
+from stages.imagery.rasters import AlphaCounts
 from stages.imagery.stretch import (
     MAX_SAMPLES,
     Pair,
@@ -37,6 +38,7 @@ class SourceRasters:
         bands: the bands that were chosen, of each raster.
         band_lists: the same with their names, for the log.
         has_alpha: whether an image has a band that is tagged alpha and was not chosen.
+        alpha: the values of those bands, of all images.
         alpha_that_is_a_band: the name of an image where that band is no mask; "": there is none.
     """
 
@@ -46,6 +48,7 @@ class SourceRasters:
         self.bands: set[tuple[int, ...]] = set()
         self.band_lists: set[str] = set()
         self.has_alpha = False
+        self.alpha = AlphaCounts()
         self.alpha_that_is_a_band = ""  # the name of an image
 
     def check(self, name: str, tile: Tile | ParamsMisfit) -> Tile:
@@ -71,16 +74,18 @@ class SourceRasters:
         if tile.bands:
             self.bands.add(tile.bands)
             self.band_lists.add(tile.band_list)
-        if tile.alpha_is_binary is not None:
+        if tile.alpha is not None:
             self.has_alpha = True
-        if tile.alpha_is_binary is False:
-            self.alpha_that_is_a_band = self.alpha_that_is_a_band or name
+            full, partial = np.add(self.alpha, tile.alpha).tolist()
+            self.alpha = AlphaCounts(full, partial)
+            if not tile.alpha.is_mask:
+                self.alpha_that_is_a_band = self.alpha_that_is_a_band or name
         return tile
 
     @property
     def alpha_is_mask(self) -> bool:
-        """Whether bands that are tagged alpha are masks: each holds 0 and one other value only."""
-        return not self.alpha_that_is_a_band
+        """Whether the bands that are tagged alpha are masks, by the values of all of them."""
+        return self.alpha.is_mask
 
     def describe_bands(self) -> str:
         """What was read of the rasters, in one line; "" without rasters."""
@@ -97,10 +102,10 @@ class SourceRasters:
             text += "; the band tagged alpha masks pixels"
         if left_out:
             text += f"; {left_out} other band(s) left out"
-        if self.alpha_that_is_a_band:
+        if not self.alpha_is_mask:
             text += (
                 f", one of them tagged alpha, but not a mask: {self.alpha_that_is_a_band} holds "
-                "more in it than 0 and 255 or the maximum"
+                "many values in it between 0 and 255 or the maximum"
             )
         return text
 

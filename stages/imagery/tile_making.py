@@ -16,6 +16,7 @@ from stages.imagery.image_decoding import decode_with_pillow, read_encoded, rgb_
 from stages.imagery.near_duplicates import thumbnail_bytes
 from stages.imagery.rasters import (
     SIGNATURE_BYTES,
+    AlphaCounts,
     Mask,
     Raster,
     RasterWindow,
@@ -70,7 +71,7 @@ class Tile(NamedTuple):
     pixel_count: int = 0  # of the source image, if it is a raster
     masked: int = 0  # pixels of the source image without data
     masked_by_alpha: int = 0  # further ones, if the band that is tagged alpha is a mask
-    alpha_is_binary: bool | None = None  # None: no band is tagged alpha
+    alpha: AlphaCounts | None = None  # None: no band is tagged alpha
 
 
 def make_tile(job: tuple[Any, str], reading: Reading) -> Tile | UnusableImage | ParamsMisfit:
@@ -119,7 +120,7 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
     width, height = decoded.rgb.size
     valid = np.ones((height, width), bool) if decoded.valid is None else decoded.valid
     values = np.asarray(decoded.rgb).transpose(2, 0, 1)
-    raster = Raster(values, valid, None, True, (), "", BYTES, georeference)
+    raster = Raster(values, valid, None, AlphaCounts(), (), "", BYTES, georeference)
     if not reading.keeps_bytes:
         return _raster_tile(raster, name, decoded.sha256, reading)
     masked = _count_masked(raster, reading.min_valid)
@@ -151,7 +152,7 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
         pixel_count=raster.valid.size,
         masked=masked,
         masked_by_alpha=transparent,
-        alpha_is_binary=None if raster.opaque is None else raster.alpha_is_binary,
+        alpha=None if raster.opaque is None else raster.alpha,
     )
     if raster.values.dtype == np.uint8 and reading.keeps_bytes and raster.opaque is None:
         rgb = rgb_image(raster.values, raster.valid)
