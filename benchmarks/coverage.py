@@ -6,8 +6,8 @@ Both sets are drawn again and again from known populations: Gaussians, pairs of 
 of its scene, whose features are clustered by scene, and rendered tiles seen by the scene network of
 a finished run (models/scene), against a generator that is off by a known amount. Counted is how
 often a confidence interval holds the truth and a prediction interval, as that of the floor, holds
-the value of other draws. The truth is a metric's mean over the draws; of FID infinity, the FID of
-the populations. Prints Markdown; benchmarks/results/coverage.md keeps it.
+the value of other draws. The truth is a metric's mean over the draws; of FID infinity and of KID,
+the FID and the KID of the populations. Prints Markdown; benchmarks/results/coverage.md keeps it.
 """
 
 from collections import defaultdict
@@ -26,6 +26,7 @@ from stages.evaluation.frechet import (
     frechet_distance,
 )
 from stages.evaluation.intervals import draw_halvings
+from stages.evaluation.kernel import kid
 from stages.evaluation.protocols import (
     compute_distances,
     compute_sinkhorn,
@@ -59,13 +60,21 @@ Sets = tuple[np.ndarray, np.ndarray]  # features of real and of generated images
 Scales = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+class Mixture(NamedTuple):
+    """A population of features: Gaussians of one diagonal covariance."""
+
+    centers: np.ndarray  # [K, D]
+    weights: np.ndarray  # [K]
+    variances: np.ndarray  # [D]
+
+
 class Scenario(NamedTuple):
     """Two populations of features, and how n of each are drawn."""
 
     title: str
     n: int
     draw: Callable[[np.random.Generator], Sets]
-    population_fid: Callable[[], float]
+    truths: Callable[[], dict[str, float]]  # of infinitely many images, by metric
     paired: bool = False  # row i of both sets is drawn together
 
 
@@ -97,7 +106,8 @@ def main() -> None:
     chosen = [scenario for scenario in scenarios() if options.only in scenario.title]
     for scenario in chosen:
         every_fifth = range(0, options.repetitions, SINKHORN_SHARE)
-        draws = simulate(scenario, range(options.repetitions), compute_all)
+        compute = partial(compute_all, paired=scenario.paired)
+        draws = simulate(scenario, range(options.repetitions), compute)
         draws |= simulate(scenario, every_fifth, compute_sinkhorn)
         for metric in METRICS:
             if metric in draws:
@@ -122,21 +132,21 @@ def scenarios() -> Iterator[Scenario]:
                     f"Gaussian, {decay}, {dimensions} dimensions, n = {n}, distance {distance}",
                     n,
                     partial(draw_gaussians, n, scales),
-                    partial(gaussian_fid, scales),
+                    partial(gaussian_truths, scales),
                 )
         scales = gaussian_scales(96, "log-normal", 0.0)
         yield Scenario(
             f"Gaussian, log-normal, 96 dimensions, n = {n}, 10 images per caption",
             n,
             partial(draw_gaussians, n, scales, images=10),
-            partial(gaussian_fid, scales),
+            partial(gaussian_truths, scales),
         )
         for kind in ("perfect", "off", "wrong scenes"):
             yield Scenario(
                 f"pairs of 11 scenes, 24 dimensions, n = {n}, {kind}",
                 n,
                 partial(draw_pairs, n, kind),
-                partial(pairs_fid, kind),
+                partial(pairs_truths, kind),
                 paired=True,
             )
         for generator in ("equal", "half a class", "blended", "blurred", "half the classes"):
@@ -144,7 +154,7 @@ def scenarios() -> Iterator[Scenario]:
                 f"rendered tiles, n = {n}, {generator}",
                 n,
                 partial(draw_tiles, n, generator),
-                partial(tiles_fid, generator),
+                partial(tiles_truths, generator),
             )
 
 
@@ -187,9 +197,9 @@ def simulate(
     }
 
 
-def compute_all(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+def compute_all(real: np.ndarray, fake: np.ndarray, paired: bool = False) -> dict[str, float]:
     """The metrics of all rows, CMMD among them."""
-    return compute_distances(real, fake, "clip")
+    return compute_distances(real, fake, "clip", paired)
 
 
 def summarize(scenario: Scenario, metric: str, draws: Draws, shrink: float = 1.0) -> Coverage:
@@ -201,7 +211,7 @@ def summarize(scenario: Scenario, metric: str, draws: Draws, shrink: float = 1.0
         rows.append((*interval_of(*arguments), *prediction_interval_of(*arguments)))
     low, high, predicted_low, predicted_high = np.array(rows).T
     everything = np.concatenate([draws.values, draws.others])
-    truth = scenario.population_fid() if metric == "fid_infinity" else float(everything.mean())
+    truth = scenario.truths().get(metric, float(everything.mean()))
     inside = (predicted_low[:, None] <= draws.others) & (draws.others <= predicted_high[:, None])
     return Coverage(
         len(draws.values),
@@ -210,6 +220,39 @@ def summarize(scenario: Scenario, metric: str, draws: Draws, shrink: float = 1.0
         float((high - low).mean() / (2 * 1.96 * everything.std(ddof=1))),
         float(inside.mean()),
     )
+
+
+# Truths of Gaussian mixtures --------------------------------------------------------------------
+
+
+def mixture_truths(real: Mixture, fake: Mixture) -> dict[str, float]:
+    kernels = [expected_kernel(*pair) for pair in ((real, real), (fake, fake), (real, fake))]
+    return {
+        "fid_infinity": frechet_distance(mixture_gaussian(real), mixture_gaussian(fake)),
+        "kid_x1000": 1000 * (kernels[0] + kernels[1] - 2 * kernels[2]),
+    }
+
+
+def mixture_gaussian(mixture: Mixture) -> Gaussian:
+    """Mean [D] and root [D, D] of the covariance of a mixture."""
+    mean = mixture.weights @ mixture.centers
+    centered = mixture.centers - mean
+    covariance = centered.T @ (mixture.weights[:, None] * centered) + np.diag(mixture.variances)
+    return mean, np.linalg.cholesky(covariance).T
+
+
+def expected_kernel(a: Mixture, b: Mixture) -> float:
+    """Mean of KID's kernel (x.y / D + 1)^3 over independent x of `a` and y of `b`.
+
+    Around the value of two centers, x.y errs by products of normal values: their mean square and
+    their mean cube follow from the variances.
+    """
+    dimensions = len(a.variances)
+    middle = a.centers @ b.centers.T / dimensions + 1  # [K, L]
+    square = (a.centers**2 @ b.variances)[:, None] + b.centers**2 @ a.variances
+    square = (square + a.variances @ b.variances) / dimensions**2
+    cube = 6 * (a.centers * a.variances * b.variances) @ b.centers.T / dimensions**3
+    return float(a.weights @ (middle**3 + 3 * middle * square + cube) @ b.weights)
 
 
 # Gaussian features ------------------------------------------------------------------------------
@@ -239,9 +282,13 @@ def draw_gaussians(n: int, scales: Scales, generator: np.random.Generator, image
     return (real * deviations).astype(np.float32), fake.astype(np.float32)
 
 
-def gaussian_fid(scales: Scales) -> float:
+def gaussian_truths(scales: Scales) -> dict[str, float]:
     deviations, ratios, shifts = scales
-    return float((shifts**2 + (deviations - deviations * ratios) ** 2).sum())
+    one = np.ones(1)
+    return mixture_truths(
+        Mixture(np.zeros((1, len(shifts))), one, deviations**2),
+        Mixture(shifts[None], one, (deviations * ratios) ** 2),
+    )
 
 
 # Pairs of a tile and an image of its scene ------------------------------------------------------
@@ -257,11 +304,13 @@ def draw_pairs(n: int, kind: str, generator: np.random.Generator) -> Sets:
     return centers[scenes] + noise[0], image_centers[shown] + deviation * noise[1]
 
 
-def pairs_fid(kind: str) -> float:
+def pairs_truths(kind: str) -> dict[str, float]:
     centers, image_centers, deviation, chances = pair_populations(kind)
-    real = mixture_gaussian(centers, np.full(len(centers), 1 / len(centers)), 1.0)
-    fake = mixture_gaussian(image_centers, chances.mean(0), deviation)
-    return frechet_distance(real, fake)
+    scene_count, dimensions = centers.shape
+    return mixture_truths(
+        Mixture(centers, np.full(scene_count, 1 / scene_count), np.ones(dimensions)),
+        Mixture(image_centers, chances.mean(0), np.full(dimensions, deviation**2)),
+    )
 
 
 def pair_populations(kind: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
@@ -278,14 +327,6 @@ def pair_populations(kind: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarr
     return centers, centers, 1.0, chances
 
 
-def mixture_gaussian(centers: np.ndarray, weights: np.ndarray, deviation: float) -> Gaussian:
-    """Mean [D] and root [D, D] of the covariance of Gaussians around centers [K, D]."""
-    mean = weights @ centers
-    covariance = (centers - mean).T @ (weights[:, None] * (centers - mean))
-    covariance += deviation**2 * np.eye(len(mean))
-    return mean, np.linalg.cholesky(covariance).T
-
-
 # Rendered tiles ---------------------------------------------------------------------------------
 
 
@@ -297,9 +338,14 @@ def draw_tiles(n: int, kind: str, generator: np.random.Generator) -> Sets:
     return real[of_real], fake[generator.choice(remaining, n, replace=False)]
 
 
-def tiles_fid(kind: str) -> float:
+@cache
+def tiles_truths(kind: str) -> dict[str, float]:
     real, fake, choice = tile_populations(kind)
-    return fid(real, fake[choice])
+    order = np.concatenate([choice, np.setdiff1d(np.arange(TILES), choice)])
+    return {  # no tile is drawn for both sets
+        "fid_infinity": fid(real, fake[choice]),
+        "kid_x1000": 1000 * kid(real[order], fake[choice], paired=True),
+    }
 
 
 def tile_populations(kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

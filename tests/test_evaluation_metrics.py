@@ -106,12 +106,13 @@ def test_kid_is_torchmetrics_polynomial_mmd():
     assert kid(real, fake) == pytest.approx(float(truth), rel=1e-9)
 
 
-def test_kid_does_not_depend_on_the_block_size(monkeypatch):
+@pytest.mark.parametrize("paired", [False, True])
+def test_kid_does_not_depend_on_the_block_size(monkeypatch, paired):
     real = gaussian_sample(70, 8, 0)
     fake = gaussian_sample(50, 8, 1)
-    in_one_block = kid(real, fake)
+    in_one_block = kid(real, fake, paired)
     monkeypatch.setattr("stages.evaluation.kernel.BLOCK", 16)
-    assert kid(real, fake) == pytest.approx(in_one_block, rel=1e-9)
+    assert kid(real, fake, paired) == pytest.approx(in_one_block, rel=1e-9)
 
 
 def test_kid_is_unbiased_at_few_images():
@@ -121,6 +122,35 @@ def test_kid_is_unbiased_at_few_images():
     ]
     assert abs(np.mean(values)) < 3 * np.std(values) / np.sqrt(len(values))
     assert min(values) < 0
+
+
+@pytest.mark.parametrize("n", [40, 55])  # real tiles; 40 of them have an image
+def test_kid_of_pairs_leaves_out_an_image_with_its_own_tile(n):
+    """Gretton et al. 2012, eq. 4: all three means are over i != j."""
+    real, fake = gaussian_sample(n, 8, 0), gaussian_sample(40, 8, 1, shift=0.5)
+
+    def mean_kernel(x, y):
+        kernel = (x.astype(np.float64) @ y.T / 8 + 1) ** 3
+        return kernel[~np.eye(*kernel.shape, dtype=bool)].mean()
+
+    truth = mean_kernel(real, real) + mean_kernel(fake, fake) - 2 * mean_kernel(real, fake)
+    assert kid(real, fake, paired=True) == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["perfect", "off", "wrong scenes"])
+def test_kid_of_pairs_is_that_of_infinitely_many_images(kind):
+    """Images of the scenes of just these tiles are as alike as their number is small."""
+    rng = np.random.default_rng(0)
+    truth = coverage.pairs_truths(kind)["kid_x1000"]
+    values = []
+    unpaired = []
+    for _ in range(200):
+        sets = coverage.draw_pairs(30, kind, rng)
+        values.append(1000 * kid(*sets, paired=True))
+        unpaired.append(1000 * kid(*sets))
+    error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values) - truth) < 3 * error
+    assert np.mean(unpaired) < truth - 10 * error
 
 
 def test_precision_and_recall_agree_with_torch_fidelity():
@@ -233,7 +263,7 @@ def test_intervals_hold_the_truth_and_are_no_wider(distance):
         "Gaussians",
         100,
         partial(coverage.draw_gaussians, 100, scales),
-        partial(coverage.gaussian_fid, scales),
+        partial(coverage.gaussian_truths, scales),
     )
     draws = coverage.simulate(scenario, range(60), coverage.compute_all)
     for metric, drawn in draws.items():
@@ -254,17 +284,21 @@ def test_a_perfect_generator_that_follows_captions_has_fid_infinity_0():
         "pairs",
         100,
         partial(coverage.draw_pairs, 100, "perfect"),
-        partial(coverage.pairs_fid, "perfect"),
+        partial(coverage.pairs_truths, "perfect"),
         paired=True,
     )
-    compute = partial(compute_distances, extractor="scene")
     draws, unpaired = (
-        coverage.simulate(scenario._replace(paired=paired), range(30), compute)
+        coverage.simulate(
+            scenario._replace(paired=paired),
+            range(30),
+            partial(compute_distances, extractor="scene", paired=paired),
+        )
         for paired in (True, False)
     )
     infinite = draws["fid_infinity"]
     assert abs(infinite.values.mean()) < 0.5 < 5 < -unpaired["fid_infinity"].values.mean()
-    assert coverage.summarize(scenario, "fid_infinity", infinite).held >= 0.9
+    for metric in ("fid_infinity", "kid_x1000"):
+        assert coverage.summarize(scenario, metric, draws[metric]).held >= 0.9
     for metric, drawn in draws.items():
         found = coverage.summarize(scenario, metric, drawn)
         assert found.held >= 0.8, metric
@@ -376,6 +410,12 @@ def test_metrics_of_pairs_are_of_so_many_rows_and_fid_of_all(monkeypatch):
     assert distances["fid"] == fid(real, fake)
     assert distances["kid_x1000"] == 1000 * kid(some_real, some_fake)
     assert distances["recall"] == compute_prdc(some_real, some_fake)["recall"]
+
+    # Pairs stay together, whatever the number of real tiles without an image.
+    pairs = (draw_rows(real[:300], 100), some_fake)
+    assert compute_distances(real, fake, "scene", True)["kid_x1000"] == 1000 * kid(*pairs, True)
+    few = (np.concatenate([real[:60], draw_rows(real[60:], 40)]), fake[:60])
+    assert compute_distances(real, fake[:60], "scene", True)["kid_x1000"] == 1000 * kid(*few, True)
 
 
 def test_real_vs_real_is_of_as_many_images_as_were_generated():

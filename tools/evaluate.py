@@ -9,9 +9,9 @@ docs/data.md; they need neither captions nor classes. What can't be used is skip
 named. Prints FID, KID, precision, recall and so on, each with its 95 % confidence interval.
 
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
-independent. If the images were generated for the captions of just these real ones, FID infinity is
-too low, the intervals are too wide and the floor is too high: a run's own folders give its
-metrics/fid.json but for these three and for rounding. Images of one caption count as one in the
+independent. If the images were generated for the captions of just these real ones, FID infinity and
+KID are too low, the intervals are too wide and the floor is too high: a run's own folders give its
+metrics/fid.json but for these four and for rounding. Images of one caption count as one in the
 intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
 the images' own); in those of FID and so on they count as independent. Neither names nor the order
 of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairs are of 10,000

@@ -1,6 +1,7 @@
 """Maximum mean discrepancies (MMD) of two sets of features: KID and CMMD.
 
-KID: Binkowski et al. 2018, "Demystifying MMD GANs". CMMD: Jayasumana et al. 2024, "Rethinking FID".
+KID: Binkowski et al. 2018, "Demystifying MMD GANs". Its estimators: Gretton et al. 2012, "A Kernel
+Two-Sample Test", section 2.2. CMMD: Jayasumana et al. 2024, "Rethinking FID".
 """
 
 from collections.abc import Callable
@@ -12,22 +13,31 @@ CMMD_SIGMA = 10.0  # width of the Gaussian kernel (CMMD's section 4)
 CMMD_SCALE = 1000.0  # the published numbers are multiplied by this
 
 
-def kid(real: np.ndarray, fake: np.ndarray) -> float:
-    """Squared MMD of features [N, D], [M, D] under the kernel (x.y / D + 1)^3, over all pairs.
+def kid(real: np.ndarray, fake: np.ndarray, paired: bool = False) -> float:
+    """Squared MMD of features [N, D], [M, D] under the kernel (x.y / D + 1)^3.
 
-    The estimator (eq. 4) is unbiased for independent sets: its mean is 0 for two samples of one
-    distribution, at any N, so it may be negative. For images of the captions of just these real
-    ones it is biased downward: 1/N of the third term are pairs of an image and its own real tile,
-    which are alike. Small numbers: report it x 1000.
+    Unbiased: its mean is 0 for two samples of one distribution, at any N, so it may be negative.
+    Small numbers: report it x 1000.
+
+    Args:
+        real: features [N, D].
+        fake: features [M, D], M <= N where paired.
+        paired: row i of `fake` was drawn with row i of `real`, as an image of its caption. The two
+            are alike, so k(real_i, fake_i) is left out (Gretton et al., eq. 4): with it, KID is too
+            low, in proportion to 1/N. Otherwise the sets are independent and all pairs count.
     """
     n = len(real)
     m = len(fake)
     real = real.astype(np.float64)
     fake = fake.astype(np.float64)
+    if paired:
+        between = _cubic_sum_of_distinct_pairs(real, fake) / (m * (n - 1))
+    else:
+        between = _kernel_sum(real, fake, _cubic_kernel) / (n * m)
     return (
-        _cubic_sum_of_distinct_pairs(real) / (n * (n - 1))
-        + _cubic_sum_of_distinct_pairs(fake) / (m * (m - 1))
-        - 2 * _kernel_sum(real, fake, _cubic_kernel) / (n * m)
+        _cubic_sum_of_distinct_pairs(real, real) / (n * (n - 1))
+        + _cubic_sum_of_distinct_pairs(fake, fake) / (m * (m - 1))
+        - 2 * between
     )
 
 
@@ -54,10 +64,10 @@ def _gaussian_mean(x: np.ndarray, y: np.ndarray) -> float:
     return _kernel_sum(x, y, _gaussian_kernel) / (len(x) * len(y))
 
 
-def _cubic_sum_of_distinct_pairs(x: np.ndarray) -> float:
-    """Sum of k(x_i, x_j) over i != j."""
-    diagonal = ((x * x).sum(1) / x.shape[1] + 1) ** 3  # [N]
-    return _kernel_sum(x, x, _cubic_kernel) - float(diagonal.sum())
+def _cubic_sum_of_distinct_pairs(x: np.ndarray, y: np.ndarray) -> float:
+    """Sum of k(x_i, y_j) over i != j of rows [N, D], [M, D], M <= N."""
+    diagonal = _cubic_kernel((x[: len(y)] * y).sum(1), x.shape[1])  # [M]
+    return _kernel_sum(x, y, _cubic_kernel) - float(diagonal.sum())
 
 
 def _kernel_sum(
@@ -72,7 +82,7 @@ def _kernel_sum(
 
 
 def _cubic_kernel(products: np.ndarray, dimensions: int) -> np.ndarray:
-    """(x.y / D + 1)^3 of inner products [B, M], which are overwritten."""
+    """(x.y / D + 1)^3 of inner products [...], which are overwritten."""
     products /= dimensions
     products += 1
     return products * products * products  # `** 3` would call pow for each

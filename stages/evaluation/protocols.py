@@ -11,7 +11,8 @@ there is no floor: FID and others depend on the number.
 The images of a run follow the captions of the test tiles. With a `Pairing`, an image and the tile
 of its caption are drawn together, and so are a floor tile and the test tile whose scene it shows.
 Without one, the sets count as independent. If the images follow the real ones' captions after all,
-FID infinity is then too low, intervals are too wide, and the floor, of random tiles, is too high.
+FID infinity and KID are then too low, intervals are too wide, and the floor, of random tiles, is
+too high.
 """
 
 from collections.abc import Callable, Iterable
@@ -59,10 +60,13 @@ MIN_IMAGES = 8  # quarters of them, as in the FID curve, still have a covariance
 
 
 def compute_metrics(
-    real: np.ndarray, fake: np.ndarray, extractor: str, curve: Curve
+    real: np.ndarray, fake: np.ndarray, extractor: str, curve: Curve, paired: bool = False
 ) -> dict[str, float]:
-    """All metrics of generated features [M, D] against real ones [N, D], and their FID curve."""
-    distances = compute_distances(real, fake, extractor)
+    """All metrics of generated features [M, D] against real ones [N, D], and their FID curve.
+
+    paired: row i of `fake` was drawn with row i of `real`, M <= N.
+    """
+    distances = compute_distances(real, fake, extractor, paired)
     return {
         "fid": distances.pop("fid"),
         "fid_infinity": fid_infinity(curve, real.shape[1]),
@@ -71,11 +75,20 @@ def compute_metrics(
     }
 
 
-def compute_distances(real: np.ndarray, fake: np.ndarray, extractor: str) -> dict[str, float]:
-    """FID of features [N, D], [M, D], and the metrics of pairs of rows, of 10,000 rows at most."""
+def compute_distances(
+    real: np.ndarray, fake: np.ndarray, extractor: str, paired: bool = False
+) -> dict[str, float]:
+    """FID of features [N, D], [M, D], and the metrics of pairs of rows, of 10,000 rows at most.
+
+    paired: as in `compute_metrics`.
+    """
     metrics = {"fid": fid(real, fake)}
+    if paired:  # the same rows of both sets, then real ones without a partner
+        count = len(fake)
+        others = draw_rows(real[count:], max(MAX_PAIRED - count, 0))
+        real = np.concatenate([draw_rows(real[:count], MAX_PAIRED), others])
     real, fake = (draw_rows(features, MAX_PAIRED) for features in (real, fake))
-    metrics["kid_x1000"] = 1000 * kid(real, fake)
+    metrics["kid_x1000"] = 1000 * kid(real, fake, paired)
     metrics |= compute_prdc(real, fake)
     if extractor == "clip":
         metrics["cmmd"] = cmmd(real, fake)
@@ -112,7 +125,7 @@ def estimate_variances(
     some_fake = fake[fake_order[:MAX_HALVED]]
     halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired)
     halves = measure_halves(
-        partial(compute_distances, extractor=extractor),
+        partial(compute_distances, extractor=extractor, paired=paired),
         some_real,
         some_fake,
         progress_bar(halvings, total=count, desc=title),
@@ -164,7 +177,7 @@ def interval_of(
 ) -> tuple[float, float]:
     """95 % interval of where a metric's expectation lies, over draws of both sets at this n.
 
-    That of FID infinity, and of KID of independent sets, is their value for infinitely many images.
+    That of FID infinity and KID, which are unbiased, is their value for infinitely many images.
 
     Args:
         metric: its name.
@@ -242,7 +255,7 @@ def standard_protocol(
     values = {}
     variances = {}
     for name, fake in compared.items():
-        values[name] = compute_metrics(real, fake, extractor, curves[name])
+        values[name] = compute_metrics(real, fake, extractor, curves[name], paired)
         if name != "base":
             draws = rng(seed, "intervals", name)
             variances[name] = estimate_variances(
