@@ -136,7 +136,7 @@ def compare_sets(
         "standard": standard_protocol(sets, curves, config, seed, extractor, pairing),
         "paper": paper_protocol(sets, pairing, config, seed),
     }
-    separability = compare_separability(sets, files, real_indices, seed)
+    separability = compare_separability(sets, files, pairing, seed)
     if separability:
         metrics["separability"] = separability
     padded_file = PADDED_TEST / f"{extractor}.safetensors"

@@ -6,6 +6,7 @@ from scipy.special import ndtr
 
 from stages.evaluation import separability
 from stages.evaluation.intervals import share_interval
+from stages.evaluation.pairing import Pairing
 
 DIMENSIONS = 8
 
@@ -13,6 +14,11 @@ DIMENSIONS = 8
 def own_scenes(count: int) -> list[str]:
     """File names of tiles that were not cut from larger images."""
     return [f"{i}.png" for i in range(count)]
+
+
+def pair(real_indices: np.ndarray, test: int, train: int) -> Pairing:
+    """A pairing with so many test and training tiles, which all show lakes."""
+    return Pairing(real_indices, np.repeat("lake", test), np.repeat("lake", train))
 
 
 def draw(shift: float, count: int, generator: np.random.Generator) -> np.ndarray:
@@ -55,10 +61,11 @@ def test_images_of_one_caption_count_once_and_few_are_not_measured():
     sets = {name: draw(0.0, 100, generator) for name in ("test", "train")}
     sets |= {"tuned": draw(3.0, 300, generator), "base": draw(9.0, 300, generator)}
     files = {name: own_scenes(100) for name in ("test", "train")}
-    told = separability.compare_separability(sets, files, np.repeat(np.arange(100), 3), seed=0)
+    pairing = pair(np.repeat(np.arange(100), 3), 100, 100)
+    told = separability.compare_separability(sets, files, pairing, seed=0)
     assert told["n"] == 100
     assert told["accuracy_floor"] < 0.8 < told["accuracy"] <= told["accuracy_base"]
-    seven = np.repeat(np.arange(7), 3)
+    seven = pairing._replace(real_indices=np.repeat(np.arange(7), 3))
     assert separability.compare_separability(sets, files, seven, seed=0) == {}
 
 
@@ -72,10 +79,36 @@ def test_few_training_tiles_are_compared_with_test_tiles_of_all_scenes():
     train[:, 0] += 3 * np.repeat(np.arange(4.0), 50)
     sets = {"test": test, "train": train, "tuned": tuned, "base": tuned}
     files = {"test": own_scenes(800), "train": own_scenes(200)}
-    told = separability.compare_separability(sets, files, np.arange(800), seed=0)
+    told = separability.compare_separability(sets, files, pair(np.arange(800), 800, 200), seed=0)
     assert told["accuracy_floor"] == pytest.approx(0.5, abs=0.12)
     alone = separability.separability(test[:200], train, own_scenes(200), 0)
     assert alone["accuracy"] > 0.75
+
+
+def test_real_vs_real_has_the_test_tiles_mix_of_scenes():
+    """Balanced test tiles of unbalanced training tiles, and a perfect generator."""
+    generator = np.random.default_rng(5)
+    of_test = np.repeat(np.arange(3), 100)
+    of_train = np.repeat(np.arange(3), [1600, 250, 150])
+    centers = 3 * np.eye(3, DIMENSIONS)
+    test, tuned, train = (
+        centers[scenes] + draw(0.0, len(scenes), generator)
+        for scenes in (of_test, of_test, of_train)
+    )
+    sets = {"test": test, "train": train, "tuned": tuned, "base": tuned}
+    files = {"test": own_scenes(300), "train": own_scenes(2000)}
+    names = np.array(["lake", "park", "road"])
+    pairing = Pairing(np.arange(300), names[of_test], names[of_train])
+    unknown = pairing._replace(test_scenes=np.repeat("", 300), train_scenes=np.repeat("", 2000))
+    floors, of_any_scenes = (
+        [
+            separability.compare_separability(sets, files, known, seed)["accuracy_floor"]
+            for seed in range(6)
+        ]
+        for known in (pairing, unknown)
+    )
+    assert np.mean(floors) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(of_any_scenes) > 0.6
 
 
 def draw_scenes(count: int, per_scene: int, generator: np.random.Generator) -> np.ndarray:
@@ -93,7 +126,7 @@ def test_tiles_of_one_scene_do_not_tell_it_from_a_perfect_generators_images():
         split: [f"{split}{i}_r{row}_c0.tif" for i in range(count) for row in range(per_scene)]
         for split in ("test", "train")
     }
-    every = np.arange(count * per_scene)
+    every = pair(np.arange(count * per_scene), count * per_scene, count * per_scene)
     told = []
     for seed in range(20):
         real, train = (draw_scenes(count, per_scene, generator) for _ in range(2))
@@ -105,4 +138,5 @@ def test_tiles_of_one_scene_do_not_tell_it_from_a_perfect_generators_images():
     held = sum(each["accuracy_lo"] <= 0.5 <= each["accuracy_hi"] for each in told)
     assert held >= 17
     # Tiles of three scenes can't be halved so that an interval follows.
-    assert separability.compare_separability(sets, files, every[: 3 * per_scene], seed=0) == {}
+    few = every._replace(real_indices=np.arange(3 * per_scene))
+    assert separability.compare_separability(sets, files, few, seed=0) == {}

@@ -11,6 +11,7 @@ import numpy as np
 from stages.common.rng import rng
 from stages.evaluation.intervals import share_interval
 from stages.evaluation.labels import scene_of_tile
+from stages.evaluation.pairing import Pairing, draw_in_scenes
 from stages.evaluation.prdc import draw_rows
 
 MIN_PAIRS = 8  # a real tile and an image of its caption each; half of them train
@@ -81,14 +82,17 @@ def classify_pairs(
 
 
 def compare_separability(
-    sets: dict[str, np.ndarray], files: dict[str, list[str]], real_indices: np.ndarray, seed: int
+    sets: dict[str, np.ndarray], files: dict[str, list[str]], pairing: Pairing, seed: int
 ) -> dict[str, float]:
     """Separability of the tuned images, with that of the base's and of training tiles (floor).
 
+    The training tiles show what the test tiles do, lakes for lakes, as far as there are so many:
+    another mix would be told by that alone.
+
     Args:
         sets: features [N, D] of `test`, `train`, `tuned` and `base`.
-        files: file names of the `test` and `train` tiles, which tell their scenes.
-        real_indices: the test tile [M] whose caption each tuned and base image shows.
+        files: file names of the `test` and `train` tiles, which tell what they were cut from.
+        pairing: of `tuned` and `base` with `test`; several images may belong with one tile.
         seed: of the halves.
 
     Returns:
@@ -96,15 +100,16 @@ def compare_separability(
         `MIN_PAIRS` pairs or `MIN_SCENES` scenes, and no floor of fewer training tiles.
     """
     # Of several images of one caption, the first: pairs are independent.
-    captions, first = np.unique(real_indices, return_index=True)
+    captions, first = np.unique(pairing.real_indices, return_index=True)
     scenes = [scene_of_tile(files["test"][i]) for i in captions]
     if not can_be_halved(scenes):
         return {}
     real = sets["test"][captions]
     result = separability(real, sets["tuned"][first], scenes, seed)
     result["accuracy_base"] = separability(real, sets["base"][first], scenes, seed)["accuracy"]
-    count = min(len(real), len(sets["train"]))
-    tiles = rng(seed, "separability floor").permutation(len(sets["train"]))[:count]
+    generator = rng(seed, "separability floor")
+    shown = pairing.test_scenes[generator.permutation(captions)[: len(sets["train"])]]
+    tiles = draw_in_scenes(pairing.train_scenes, shown, generator)
     train_scenes = [scene_of_tile(files["train"][i]) for i in tiles]
     if can_be_halved(train_scenes):
         train = sets["train"][tiles]
