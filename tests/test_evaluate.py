@@ -218,6 +218,23 @@ def test_the_same_images_twice_and_sets_of_two_sizes_are_said(evaluate, tmp_path
     assert "48 px" not in text
 
 
+def test_sets_of_equally_many_images_of_each_scene_are_said(evaluate, tmp_path):
+    """Class-balanced sets match better than independent ones, of which the metrics are."""
+    said = "equally many images of each scene"
+    real, generated = (save_images(tmp_path / f"{seed}", seed=seed) for seed in (0, 7))
+    _, text = evaluate(real, generated)
+    assert said in text
+    (generated / "forest_0.png").unlink()
+    _, text = evaluate(real, generated)
+    assert said not in text
+    (real / "forest_0.png").unlink()
+    for folder in (real, generated):
+        for number, file in enumerate(sorted(folder.iterdir())):
+            file.rename(folder / f"{number}.png")
+    _, text = evaluate(real, generated)
+    assert said not in text, "scenes are not known"
+
+
 def test_images_that_were_enlarged_are_said(evaluate, tmp_path):
     real = save_images(tmp_path / "real")
     (tmp_path / "large").mkdir()

@@ -11,7 +11,9 @@ named. Prints FID, KID, precision, recall and so on, each with its 95 % confiden
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
 independent. If the images were generated for the captions of just these real ones, FID infinity and
 KID are too low, the intervals are too wide and the floor is too high: a run's own folders give its
-metrics/fid.json but for these four and for rounding. Images of one caption count as one in the
+metrics/fid.json but for these four and for rounding. Sets of equally many images of each scene, as
+class-balanced ones are, match in part: there, too, FID infinity and KID are too low and intervals
+too wide, which a note says where scenes are known. Images of one caption count as one in the
 intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
 the images' own); in those of FID and so on they count as independent. Neither names nor the order
 of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairs are of 10,000
@@ -87,7 +89,7 @@ def main() -> None:
             name: read_images(path, Path(temporary) / name, options.resolution, params)
             for name, path in named_paths(options).items()
         }
-        notes = compare_pixels(sets)
+        notes = compare_pixels(sets) + compare_scenes(sets["test"], sets["tuned"])
         lines = read_lines(options.captions, sets["tuned"])
         shown = read_shown(options, sets["tuned"], lines)
         units = caption_units(sets["tuned"], lines)
@@ -214,6 +216,17 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
                 "too; --resolution PX compares both at one size"
             )
     return notes
+
+
+def compare_scenes(real: ImageSet, generated: ImageSet) -> list[str]:
+    """A note where both sets have equally many images of each of several scenes; else []."""
+    counts = Counter(real.scenes)
+    if len(counts) == 1 or counts != Counter(generated.scenes):
+        return []
+    return [
+        "both sets have equally many images of each scene, as independent ones wouldn't: FID "
+        "infinity and KID are too low, their CIs too wide"
+    ]
 
 
 def read_lines(file: Path | None, generated: ImageSet) -> list[dict]:
