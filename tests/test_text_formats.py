@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pypandoc
 import pytest
 import yaml
 from conftest import REPOSITORY
@@ -72,8 +73,6 @@ def corpus_text() -> dict[str, str]:
 
 
 def with_pandoc(source: str, target: Path | str, form: str) -> None:
-    import pypandoc
-
     pypandoc.convert_text(source, form, format="commonmark", outputfile=str(target))
 
 
@@ -272,6 +271,24 @@ def test_text_of_a_page_and_nothing_around_it(tmp_path, name, source, kept, drop
     (tmp_path / name).write_text(source, encoding="utf-8")
     text = " ".join(formats.read(tmp_path / name)[0])
     assert all(word in text for word in kept) and not any(word in text for word in dropped)
+
+
+@pytest.mark.parametrize("suffix", ["tex", "md", "docx", "html", "epub"])
+def test_inline_formulas_are_text_as_in_a_pdf(tmp_path, suffix):
+    paper = tmp_path / f"paper.{suffix}"
+    source = (
+        r"Of 300 km$^2$ at $10\,$m about $\sim$30\% at $45^{\circ}$N have $3\times3$ windows, "
+        r"NO$_2$, $R^2 = 0.83$, $\mu_{x} < \alpha$, $\mathcal{L}_{\text{CE}}$ and $\sqrt{2}$, "
+        r"$$y = hidden.$$ "
+    )
+    if suffix in ("tex", "md"):
+        paper.write_text(source + PROSE)
+    else:
+        options = ["--mathml", "--quiet"]
+        pypandoc.convert_text(source + PROSE, suffix, "latex", options, outputfile=str(paper))
+    text = " ".join(formats.read(paper)[0])
+    assert "Of 300 km2 at 10 m about ∼30% at 45°N have 3 × 3 windows, NO2, R2 = 0.83, μx < " in text
+    assert "< α, LCE and" in text and "sqrt" in text and "hidden" not in text
 
 
 def test_lines_of_a_page_that_end_in_breaks_have_a_reference_list(tmp_path):

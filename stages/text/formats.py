@@ -21,6 +21,7 @@ from stages.text.paper_files import PANDOC_FORMATS, ZIP_SUFFIXES, decode
 
 SECONDS = 60  # per file
 MEGABYTES = 1024  # of memory per file
+INLINE_FORMULAS = Path(__file__).with_name("inline_formulas.lua")
 LINE_CHARACTERS = 90  # about a line of a PDF: papers are held out by their number of lines
 # A file with fewer is an empty page or a form; a table's cell with fewer, data.
 MIN_PROSE_WORDS = 20
@@ -79,7 +80,7 @@ def read(path: Path) -> tuple[list[str], str]:
     # In the sandbox, a file cannot make pandoc read other files.
     command = [
         *(pypandoc.get_pandoc_path(), "+RTS", f"-M{MEGABYTES}m", "-RTS", "--sandbox"),
-        *("--from", PANDOC_FORMATS[suffix], "--to", "json"),
+        *("--from", PANDOC_FORMATS[suffix], "--to", "json", f"--lua-filter={INLINE_FORMULAS}"),
     ]
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=SECONDS)
@@ -199,7 +200,7 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
                 text += " "
             case {"t": "LineBreak"}:
                 text += "\n"
-            case {"t": "Code", "c": [_, code]} | {"t": "Math", "c": [{"t": "InlineMath"}, code]}:
+            case {"t": "Code", "c": [_, code]}:
                 text += code.replace("\n", " ")
             case {"t": "Quoted", "c": [_, inner]}:
                 text += f"“{_inline_text(inner, notes)}”"
@@ -211,7 +212,7 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
             case {"t": "Note", "c": blocks}:
                 notes += blocks
                 text = text.rstrip(" \u00a0")
-            case {"t": "RawInline" | "Image" | "Math"}:
+            case {"t": "RawInline" | "Image" | "Math"}:  # inline formulas are text by now
                 pass
             case {"c": inner}:  # Emph, Strong, Superscript, ...
                 text += _inline_text(inner, notes)
