@@ -265,6 +265,15 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             ["firstword", "lastword"],
             ["codeword"],
         ),
+        (
+            "a.html",
+            f'{WHOLE}<p>Code is online <span class="ltx_note ltx_role_footnote"><sup>7</sup>'
+            '<span class="ltx_note_outer"><span class="ltx_note_content"><sup>7</sup>'
+            '<span class="ltx_tag ltx_tag_note">7</span>A note.</span></span></span>, as data are.'
+            '</p><ul><li><span class="ltx_tag ltx_tag_item">•</span><p>An item.</p></li></ul>',
+            ["Code is online, as data are. A note. An item."],
+            ["7", "•"],
+        ),
     ],
 )
 def test_text_of_a_page_and_nothing_around_it(tmp_path, name, source, kept, dropped):

@@ -33,6 +33,7 @@ FRONT_MATTER = re.compile(
 )
 # The encoding that an HTML or LaTeX file declares.
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
+BLANKS = " \u00a0"
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # Commands that pandoc doesn't know, whose text it would leave out: revisions, a paper's first
 # letter. Of columns it would read their number.
@@ -204,14 +205,21 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
                 text += code.replace("\n", " ")
             case {"t": "Quoted", "c": [_, inner]}:
                 text += f"“{_inline_text(inner, notes)}”"
+            # In arXiv's HTML, a footnote is its mark and, in a span, its mark, number and text.
+            case {"t": "Span", "c": [[_, ["ltx_note", *_], _], [{"t": "Superscript"}, *inner]]}:
+                text = text.rstrip(BLANKS) + _inline_text(inner, notes)
+            case {"t": "Span", "c": [[_, ["ltx_note_content"], _], [_, *inner]]}:
+                notes.append({"t": "Para", "c": inner})
+            case {"t": "Span", "c": [[_, ["ltx_tag", "ltx_tag_note" | "ltx_tag_item"], _], _]}:
+                pass
             case {"t": "Link" | "Span", "c": [_, inner, *_]}:
                 text += _inline_text(inner, notes)
             case {"t": "Cite", "c": [_, inner]}:
                 label = _inline_text(inner, notes)  # empty in LaTeX
-                text = text + label if label else text.rstrip(" \u00a0")
+                text = text + label if label else text.rstrip(BLANKS)
             case {"t": "Note", "c": blocks}:
                 notes += blocks
-                text = text.rstrip(" \u00a0")
+                text = text.rstrip(BLANKS)
             case {"t": "RawInline" | "Image" | "Math"}:  # inline formulas are text by now
                 pass
             case {"c": inner}:  # Emph, Strong, Superscript, ...
