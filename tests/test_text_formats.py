@@ -260,6 +260,14 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             ["gone", "2"],
         ),
         (
+            "a.tex",
+            rf"\begin{{document}}\section{{A}}\label{{sec:a}} {PROSE} We see in \Cref{{sec:a}}, "
+            r"Sec.~\ref{sec:a}, \autoref{eq:b}, Eq.~(\ref{eq:b}) and roads (\citealp{c}), as "
+            r"\citet{d} say. \citet{d} are right.\end{document}",
+            ["in Section 1, Sec. 1, Equation, Eq. and roads, as the authors say. The authors are"],
+            ["eq:b", "("],
+        ),
+        (
             "a.xhtml",
             f'<script src="a.js"/><p>firstword</p>{WHOLE}<script>codeword</script><p>lastword</p>',
             ["firstword", "lastword"],

@@ -34,6 +34,12 @@ FRONT_MATTER = re.compile(
 # The encoding that an HTML or LaTeX file declares.
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
 BLANKS = " \u00a0"
+# What LaTeX's \cref and \autoref write before the number, by the label: "fig:map".
+REFERENCES = {
+    **{"sec": "Section", "app": "Appendix", "fig": "Figure", "tab": "Table"},
+    **{"eq": "Equation", "alg": "Algorithm"},
+}
+EMPTY_PARENTHESES = re.compile(rf"[{BLANKS}]\(\)")  # of a reference or citation without text
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # Commands that pandoc doesn't know, whose text it would leave out: revisions, a paper's first
 # letter. Of columns it would read their number.
@@ -155,7 +161,8 @@ def _texts_of(block: dict) -> Iterator[str]:
     match block:
         case {"t": "Para" | "Plain", "c": inlines} | {"t": "Header", "c": [_, _, inlines]}:
             notes: list[dict] = []
-            yield from _inline_text(inlines, notes).split("\n")
+            text = EMPTY_PARENTHESES.sub("", _inline_text(inlines, notes))
+            yield from text.split("\n")
             yield from _block_texts(notes)
         case {"t": "LineBlock", "c": lines}:
             yield from _block_texts([{"t": "Para", "c": line} for line in lines])
@@ -212,10 +219,15 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
                 notes.append({"t": "Para", "c": inner})
             case {"t": "Span", "c": [[_, ["ltx_tag", "ltx_tag_note" | "ltx_tag_item"], _], _]}:
                 pass
+            case {"t": "Link", "c": [[_, _, [[_, kind], ["reference", label]]], inner, _]}:
+                reference = _reference(kind, label, _inline_text(inner, notes))
+                text = text + reference if reference else text.rstrip(BLANKS)
             case {"t": "Link" | "Span", "c": [_, inner, *_]}:
                 text += _inline_text(inner, notes)
-            case {"t": "Cite", "c": [_, inner]}:
+            case {"t": "Cite", "c": [[{"citationMode": mode}, *_], inner]}:
                 label = _inline_text(inner, notes)  # empty in LaTeX
+                if not label and mode["t"] == "AuthorInText":  # a part of the sentence
+                    label = "the authors" if text[-2:].strip(" .") else "The authors"
                 text = text + label if label else text.rstrip(BLANKS)
             case {"t": "Note", "c": blocks}:
                 notes += blocks
@@ -225,3 +237,13 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
             case {"c": inner}:  # Emph, Strong, Superscript, ...
                 text += _inline_text(inner, notes)
     return text
+
+
+def _reference(kind: str, label: str, number: str) -> str:
+    """Return what LaTeX prints for a reference: "3", or "Section 3" for `\\cref`.
+
+    pandoc knows the numbers of sections, figures and tables; its text of another is "[label]".
+    """
+    word = REFERENCES.get(label.partition(":")[0], "") if kind.lower() == "ref+label" else ""
+    number = "" if number == f"[{label}]" else number
+    return f"{word} {number}".strip()
