@@ -261,6 +261,13 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         ),
         (
             "a.tex",
+            r"\Title{Our \ce{CO2}}\abstract{We say little.}\newcommand{\ie}{own}\begin{document}"
+            rf"{PROSE} At 30\degree C and $5\degree$ lakes \etal freeze, \eg, \ie.\end{{document}}",
+            ["Our CO2 We say little. The fields", "At 30°C and 5° lakes et al. freeze, e.g., own."],
+            [],
+        ),
+        (
+            "a.tex",
             rf"\begin{{document}}\section{{A}}\label{{sec:a}} {PROSE} We see in \Cref{{sec:a}}, "
             r"Sec.~\ref{sec:a}, \autoref{eq:b}, Eq.~(\ref{eq:b}) and roads (\citealp{c}), as "
             r"\citet{d} say. \citet{d} are right.\end{document}",

@@ -42,7 +42,7 @@ REFERENCES = {
 EMPTY_PARENTHESES = re.compile(rf"[{BLANKS}]\(\)")  # of a reference or citation without text
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # Commands that pandoc doesn't know, whose text it would leave out: revisions, a paper's first
-# letter. Of columns it would read their number.
+# letter, chemistry, degrees, CVPR's abbreviations. Of columns it would read their number.
 LATEX_COMMANDS = {
     "added": r"\newcommand{\added}[2][]{#2}",
     "replaced": r"\newcommand{\replaced}[3][]{#2}",
@@ -50,6 +50,11 @@ LATEX_COMMANDS = {
     "rev": r"\newcommand{\rev}[2][]{#2}",
     "highlight": r"\newcommand{\highlight}[2][]{#2}",
     "IEEEPARstart": r"\newcommand{\IEEEPARstart}[2]{#1#2}",
+    "ce": r"\newcommand{\ce}[1]{#1}",
+    "degree": r"\newcommand{\degree}{\ensuremath{^\circ}}",
+    "eg": r"\newcommand{\eg}{e.g.\xspace}",
+    "ie": r"\newcommand{\ie}{i.e.\xspace}",
+    "etal": r"\newcommand{\etal}{et al.\xspace}",
 }
 LATEX_COLUMNS = r"\newenvironment{multicols}[1]{}{}"
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
@@ -109,14 +114,14 @@ def read(path: Path) -> tuple[list[str], str]:
 
 
 def _define_commands(text: str) -> str:
-    """Return a LaTeX file with `LATEX_COMMANDS` before its text, but for those that it defines."""
+    """Return a LaTeX file with `LATEX_COMMANDS` before it, but for those that it defines."""
     definitions = LATEX_COLUMNS
     for name, definition in LATEX_COMMANDS.items():
         command = r"\\(?:(?:re)?newcommand|providecommand|def)\*?\s*\{?\\" + name
         if not re.search(rf"{command}\b", text):
             definitions += definition
-    start = r"\begin{document}"
-    return text.replace(start, definitions + start, 1)
+    # pandoc leaves out the title and the abstract of MDPI and Springer.
+    return definitions + text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\subtitle{")
 
 
 def wrap(paragraph: str) -> list[str]:
@@ -140,8 +145,8 @@ def _decode_as_declared(content: bytes) -> tuple[str, str]:
 
 
 def _document_texts(meta: dict[str, Any], blocks: list[dict]) -> Iterator[str]:
-    """Yield the title, the paragraphs of the abstract and those of the text."""
-    for key in ("title", "abstract"):
+    """Yield the title and subtitle, the paragraphs of the abstract and those of the text."""
+    for key in ("title", "subtitle", "abstract"):
         value = meta.get(key, {})
         if value.get("t") == "MetaInlines":
             yield from _block_texts([{"t": "Para", "c": value["c"]}])
