@@ -694,6 +694,31 @@ def test_a_config_of_another_model_is_one_line(tmp_path, wrong, words):
     assert all(word in line for word in words)
 
 
+def test_only_tokens_that_a_text_may_have_need_an_embedding():
+    """The tokenizer of Gemma 3 1B has a token of images, of which its weights know nothing."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from stages.runtime.pretrained import check_vocabulary
+    from stages.text.writers.generation import generate
+
+    folder = fetch_model.EMBEDDED / "language"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    check_vocabulary(folder, tokenizer, model)
+    inputs = tokenizer(["A lake <image>"], return_tensors="pt")
+    with pytest.raises(SystemExit, match="^error: prompt.writer: .* <image>, of which"):
+        generate(model, tokenizer, inputs, 8, {}, (0, "lake", 0, 0))
+
+    tokenizer.pad_token = "<image>"
+    with pytest.raises(SystemExit, match=f"^error: {folder}: .* up to 2560 .<image>"):
+        check_vocabulary(folder, tokenizer, model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["lake"])
+    with pytest.raises(SystemExit, match=f"^error: {folder}: .* up to 2560 .lake"):
+        check_vocabulary(folder, tokenizer, model)
+
+
 def test_a_model_larger_than_the_memory_is_one_line(tmp_path):
     """Linux would kill the stage without a word. The file is sparse: it takes no room."""
     import torch

@@ -12,6 +12,9 @@ from stages.runtime.damage import explain_damage, note_changed_file
 from stages.runtime.errors import exit_with_error
 from stages.runtime.memory import available_memory
 
+# The special tokens that texts are given. Of others, as `<image_soft_token>` in the tokenizer of
+# Gemma 3, a model of text alone may have no embedding.
+TEXT_TOKENS = ("bos", "eos", "unk", "pad", "cls", "sep")
 STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4}  # of a number in safetensors; others: 2
 
 
@@ -122,7 +125,9 @@ def check_vocabulary(folder: str | Path, tokenizer: Any, model: Any) -> None:
         tokenizer: of transformers.
         model: of transformers, with token embeddings.
     """
-    largest = max(tokenizer.get_vocab().values())
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special -= {getattr(tokenizer, f"{name}_token_id") for name in TEXT_TOKENS}
+    largest = max(set(tokenizer.get_vocab().values()) - special)
     rows = model.get_input_embeddings().weight.shape[0]
     if largest >= rows:
         exit_with_error(

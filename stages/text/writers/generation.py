@@ -70,6 +70,9 @@ def generate(
         sampling: the options of `sampling_options`; a temperature of 0 takes the likeliest token.
         key: the run's seed, the class, the number of the attempt for it and that of the batch:
             what the random numbers depend on.
+
+    Raises:
+        SystemExit: a row is too long for the model, or has a token without an embedding.
     """
     import torch
 
@@ -81,6 +84,12 @@ def generate(
         exit_with_error(
             f"prompt.top_k: the request has {length} tokens, the writer's context allows "
             f"{max_length} beside {max_new_tokens} of the answer (prompt.max_tokens)"
+        )
+    largest = int(inputs["input_ids"].max())
+    if largest >= model.get_input_embeddings().weight.shape[0]:
+        exit_with_error(
+            f"prompt.writer: the request has the token {tokenizer.convert_ids_to_tokens(largest)}, "
+            "of which the model has no embedding"
         )
     stops = model.generation_config.eos_token_id
     # Phi-1.5's configuration names no token that ends a text, and its tokenizer does.
