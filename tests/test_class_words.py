@@ -146,6 +146,21 @@ def test_any_name_gives_ten_prompts(name):
     assert len(composed_prompts(lexicon, name)) >= 10
 
 
+def test_a_composed_prompt_repeats_no_word():
+    """Not in another form either, as "a patchy desert with stony stones"."""
+    words = Words(looks=["stony", "dry", "patchy"], parts=["stones", "wide dunes", "patches"])
+    of_class = lexicon_of("Desert", Desert=words).words["Desert"]
+    of_class = of_class._replace(captions=("a desert",))
+    assert [text for text, *_ in compose_candidates(of_class, [])] == [
+        "a desert",
+        "a desert with dry wide dunes",
+        "a dry desert with stony wide dunes",
+        "a stony desert with patchy wide dunes",
+        "a dry desert with patchy stones",
+        "a patchy desert with dry wide dunes",
+    ]
+
+
 def test_names_that_are_nearly_alike_give_prompts_of_their_own():
     names = [f"Zone {letter} land" for letter in "bcdfghjk"]
     lexicon = lexicon_of(*names)

@@ -103,6 +103,8 @@ def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list
     candidates = [Candidate(caption, []) for caption in captions]
     for i in range(len(parts) if captions else 0):
         look, part = looks[i % len(looks)], parts[i]
+        if look[:4] == part[:4]:  # "stony stones"
+            continue
         sources = [first_passage[word] for word in (look, part) if word in first_passage]
         text = f"{captions[i % len(captions)]} with {look} {part}"
         candidates.append(Candidate(text, sources))
@@ -112,7 +114,7 @@ def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list
         part_look = looks[(2 * i + i // len(looks) + 1) % len(looks)]
         part = parts[(i + i // len(parts)) % len(parts)]
         name = names[i % len(names)]
-        if look == part_look:
+        if len({look[:4], part_look[:4], part[:4]}) < 3:
             continue
         if name.endswith("ial"):
             name = f"{name} area"  # label sets use such adjectives as nouns: "Residential"
