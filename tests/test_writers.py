@@ -97,6 +97,8 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"<desert>\n{PLAIN}\n</desert>\nI hope that these help.\nGoodbye.",
         "\n".join(f"<view_{i}>\n{text}\n</view_{i}>" for i, text in enumerate((A, B, C))),
         "\n".join(f"<view_of_land>\n{text}\n</view_of_land>" for text in (A, B, C)),
+        "\n".join(f"<description>{text}.</description>" for text in (A, B, C)),
+        f"<prompt id='1'>{A}</prompt>\n<caption_2>\n{B}\n</caption_2>\n<item>{C}</item>",
         f"&lt;think&gt;{FINE}&lt;/think&gt;\n{PLAIN}",
         f"**Thinking:**\n{FINE}\n\n**Final answer:**\n{PLAIN}",
         f"{PLAIN}\n\nUser: {FINE}",  # a model that does not stop
@@ -197,6 +199,8 @@ def test_a_refusal_in_another_language_is_named_so(text):
 def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
     found = f"The desert is a wide dry place of pale sand.\n**Descriptions:**\n{PLAIN}"
     assert kept_prompts(Answer(found, False), "chain_of_thought") == [A, B, C]
+    in_line = found.replace("**Descriptions:**\n", "**Descriptions:** ")
+    assert kept_prompts(Answer(in_line, False), "chain_of_thought") == [A, B, C]
     assert kept_prompts(Answer(PLAIN, False), "chain_of_thought") == []
     assert kept_prompts(Answer(NAMED, False), "chain_of_thought") == [A, B, C]
     tagged = f"{FINE}\n<descriptions>\n{PLAIN}\n</descriptions>\n\nGoodbye."

@@ -62,12 +62,16 @@ NEXT_TURN = re.compile(
     r"^(?:#+ *(?:instruction|user|human|input)\b|(?:user|human|instruction|question):)",
     re.I | re.M,
 )
-# Tokens of a chat template that a server did not remove, and tags around the whole answer.
+# Tokens of a chat template that a server did not remove, and tags around the answer or a line.
 FRAME = re.compile(
-    r"<\|[\w ]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|</?(?:answer|output|response)>", re.I
+    r"<\|[\w ]+\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>|"
+    r"</?(?:answer|output|response|description|item|prompt|caption|sentence)(?![a-z])[^<>]*>",
+    re.I,
 )
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
-HEADING_LINE = re.compile(rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}[^\w\n]*$", re.I | re.M)
+HEADING_LINE = re.compile(
+    rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}(?:[^\w\n]*$|[*_]*:[*_ ]*(?=\w))", re.I | re.M
+)
 # "Final answer:", "Here are the descriptions:"
 ANSWER_LINE = re.compile(
     r"^(?![^\S\n]*</)[^\w\n]*(?:'?\w[\w']* ){0,6}"
