@@ -400,7 +400,13 @@ def test_language_model_in_shards_without_code_and_pickles(fetch, tmp_path):
     write_tensors(folder / "model-00002-of-00002.safetensors")
     assert len(fetch("writer", f"path:{folder}")) == 6
     (folder / "tokenizer.json").unlink()
-    assert "tokenizer.json" in refused(fetch, "language", f"path:{folder}")
+    assert "tokenizer.json or vocab.json" in refused(fetch, "language", f"path:{folder}")
+    write_text(folder / "tokenizer.model", "sentencepiece reads it, which is not installed")
+    line = refused(fetch, "language", f"path:{folder}")
+    assert "tokenizer.json is missing, there is only tokenizer.model" in line
+    assert "save_pretrained" in line
+    write_text(folder / "vocab.json", "{}")
+    assert len(fetch("writer", f"path:{folder}")) == 7
 
 
 def test_weights_of_another_name_are_named(fetch, sd, tmp_path):

@@ -249,7 +249,14 @@ def _check_required_files(role: str, root: Path, names: dict[str, Path], label: 
         _require_any(["tokenizer/merges.txt", "tokenizer/tokenizer.json"], names, root, label)
     elif role in ("language", "writer"):
         parts = [""]
-        tokenizers = ["tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model"]
+        tokenizers = ["tokenizer.json", "vocab.json"]
+        others = names.keys() & {"tokenizer.model", "spiece.model"}  # of sentencepiece
+        if others and not names.keys() & set(tokenizers):
+            exit_with_error(
+                f"{label}: tokenizer.json is missing, there is only {min(others)}: where "
+                "sentencepiece is installed, transformers writes it with "
+                "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            )
         _require_any(tokenizers, names, root, label)
     elif role == "embedder":
         parts = [""]
