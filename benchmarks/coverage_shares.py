@@ -213,7 +213,7 @@ def classifier_scenarios() -> Iterator[Scenario]:
             draw = partial(draw_class_accuracy, classify, seeds, tiles, accuracy)
             title = f"{seeds} classifiers, {tiles} tiles of a class"
             yield Scenario(title, draw, seeds, accuracy)
-    for seeds, tiles in ((3, 186), (5, 186), (3, 1093)):
+    for seeds, tiles in ((2, 186), (3, 186), (5, 186), (2, 1093), (3, 1093)):
         title = f"{seeds} classifiers, {tiles} tiles"
         yield Scenario(title, partial(draw_classifiers, classify, seeds, tiles), seeds)
     for rare in (1, 2, 3, 5, 10):
@@ -227,7 +227,7 @@ def classifier_scenarios() -> Iterator[Scenario]:
     stressed = classify._replace(seed_sd=0.3)
     title = "3 classifiers of seeds of sd 0.3, 186 tiles"
     yield Scenario(title, partial(draw_classifiers, stressed, 3, 186), 3)
-    for seeds in (3, 5):
+    for seeds in (2, 3, 5):
         models = (classify, ceiling)
         draw = partial(draw_share_of_ceiling, models, variances["shared_difficulty"], seeds, 186)
         yield Scenario(f"{seeds} classifiers of each kind, 186 tiles", draw, seeds)

@@ -289,6 +289,28 @@ def test_the_spread_over_seeds_widens_the_interval():
     assert width(average_scores(moved, labels)) < width(one)
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_few_classifiers_that_agree_by_chance_leave_the_interval_wide(seeds):
+    """The accuracy on 1,000 images, over trainings whose accuracies have a deviation of 0.03."""
+    rng = np.random.default_rng(0)
+    accuracy, n, repetitions = 0.7, 1000, 1000
+    noise = np.sqrt(accuracy * (1 - accuracy) / n / 2)  # what is shared and what isn't, each
+    samples = accuracy + noise * (rng.normal(size=500) + rng.normal(size=(seeds, 500)))
+    bootstrapped = [{"average_accuracy": sample, "overall_accuracy": sample} for sample in samples]
+    by_class = [np.array([[accuracy], [n]])] * seeds
+    held = 0
+    for _ in range(repetitions):
+        found = accuracy + 0.03 * rng.normal(size=seeds)
+        found += noise * (rng.normal() + rng.normal(size=seeds))
+        scores = [
+            {"average_accuracy": value, "overall_accuracy": value, "n": n, "n_units": n}
+            for value in found
+        ]
+        averages = average_over_seeds(scores, bootstrapped, by_class)
+        held += averages["overall_accuracy_lo"] <= accuracy <= averages["overall_accuracy_hi"]
+    assert 0.935 < held / repetitions < 0.97
+
+
 def test_intervals_have_a_width_where_every_image_is_right():
     """7 of 7 right once gave the average accuracy, jaccard and f1_macro the interval [1, 1]."""
     labels = np.arange(7) % 4

@@ -246,7 +246,8 @@ def _variance_of_seeds(deviation: float, samples: np.ndarray, n: int) -> float:
     """Variance, from training, of the mean of a score over S classifiers.
 
     Part of their spread is noise of the test set that each has for itself: it is in
-    `_variance_of_mean` already.
+    `_variance_of_mean` already. Two or three classifiers may agree by chance; less is then taken
+    off.
 
     Args:
         deviation: standard deviation of the score over the classifiers.
@@ -256,6 +257,7 @@ def _variance_of_seeds(deviation: float, samples: np.ndarray, n: int) -> float:
     count = len(samples)
     of_single = float(samples.var(1, ddof=1).mean()) * (n + GUESSES) / n
     noise = max(of_single - _variance_of_mean(samples, n), 0.0) / (count - 1)
+    noise *= min((count - 1) / 3, 1.0)
     return max(deviation**2 / count - noise, 0.0)
 
 
