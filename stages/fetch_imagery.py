@@ -60,7 +60,8 @@ MIN_VALID = 0.5  # share of a raster's pixels; a tile with fewer valid ones is l
 
 def main() -> None:
     params = load()
-    config, mask = params.fetch_imagery, configured_mask(params.fetch_imagery)
+    config = params.fetch_imagery
+    mask = configured_mask(config)
     source, resolved = open_configured_source(config, params.seed, mask)
     reading = configured_reading(config, source, mask)
     source = cut_scenes(skip_mask_files(source, mask), config.tile, config.labels, reading)
@@ -105,7 +106,8 @@ def main() -> None:
             **dict(sorted(statistics.counts.items())),
             **count_left_out(survey, splits, kept),
             **split_counts,
-            **(count_masked_pixels(tiles) | summarize_label_shares(tiles)),
+            **count_masked_pixels(tiles),
+            **summarize_label_shares(tiles),
         }
         write_json(out / "REPORT.json", report)
         sources.write_source_json(

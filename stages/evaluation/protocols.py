@@ -96,6 +96,7 @@ def compute_distances(
 
 
 def compute_sinkhorn(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+    """Sinkhorn divergence of features [N, D], [M, D]: slow, so apart from the other metrics."""
     return {"sinkhorn": sinkhorn.sinkhorn_divergence(real, fake)}
 
 
@@ -262,7 +263,7 @@ def standard_protocol(
                 real, fake, extractor, config.subsets, draws, name, paired
             )
     sizes = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
-    sizes |= describe_floor(sets, seed, extractor, pairing)
+    sizes |= measure_floor(sets, seed, extractor, pairing)
     sizes["singular"] = int(n <= real.shape[1])
     sizes["infinity_singular"] = int(n // 2 <= real.shape[1])
     return sizes | with_references(values, variances, sizes, config.subsets)
@@ -363,7 +364,10 @@ def paper_protocol(
 def fid_curves(
     sets: dict[str, np.ndarray], seed: int, pairing: Pairing | None = None
 ) -> dict[str, Curve]:
-    """FID curve of each of the `compared_sets` against the test tiles."""
+    """FID curve of each of the `compared_sets` against the test tiles.
+
+    Arguments as in `standard_protocol`.
+    """
     real = align_real(sets["test"], pairing)
     return {
         name: fid_curve(real, fake, rng(seed, "curve"), pairing is not None)
@@ -403,7 +407,8 @@ def compared_sets(
 ) -> dict[str, np.ndarray]:
     """Features of what is compared with the test tiles: the images of each model, and the floor.
 
-    Row i of each belongs with row i of the test tiles in the order of `align_real`.
+    Row i of each [M, D] belongs with row i of the test tiles in the order of `align_real`.
+    Arguments as in `standard_protocol`.
     """
     compared = {"tuned": sets["tuned"]}
     if "base" in sets:
@@ -417,7 +422,7 @@ def compared_sets(
 def floor_tiles(
     sets: dict[str, np.ndarray], seed: int, pairing: Pairing | None
 ) -> np.ndarray | None:
-    """The training tiles of the floor, as many as generated images; None: there are fewer.
+    """Indices [M] of the floor's training tiles, for M generated images; None: there are fewer.
 
     With a pairing, they are of the scenes of the test tiles whose captions the images show, as far
     as there are so many. Otherwise they are random ones.
@@ -432,10 +437,13 @@ def floor_tiles(
     return draw_in_scenes(pairing.train_scenes, wanted, generator)
 
 
-def describe_floor(
+def measure_floor(
     sets: dict[str, np.ndarray], seed: int, extractor: str, pairing: Pairing | None
 ) -> dict[str, int]:
-    """n_floor and n_floor_other_scene of `standard_protocol`; says what the floor lacks."""
+    """n_floor and n_floor_other_scene of `standard_protocol`; logs what the floor lacks.
+
+    Arguments as in `standard_protocol`.
+    """
     tiles = floor_tiles(sets, seed, pairing)
     if tiles is None:
         if "train" in sets:

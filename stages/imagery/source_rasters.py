@@ -161,33 +161,25 @@ def choose_stretch(
     Raises:
         SystemExit: the stretch doesn't fit to the tiles.
     """
-    stretch = _compute_stretch(setting, spool, rasters, split)
-    _check_stretch(setting, stretch, spool, split)
+    raw = [tile for tile in spool.tiles if tile.raw is not None and split in (None, tile.split)]
+    if not raw:
+        return None
+    stretch = fixed_stretch(setting)
+    if stretch is None and (rasters.type is None or rasters.type.dtype == "uint8"):
+        return None
+    if stretch is None and setting == "none":
+        stretch = [(0, 255)]
+    elif stretch is None:
+        limit = FEW_SAMPLES if split is None else MAX_SAMPLES
+        stretch = percentile_stretch(_sample(spool, raw, limit))
+    _check_stretch(setting, stretch, spool, raw)
     return stretch
 
 
-def _compute_stretch(
-    setting: Setting, spool: TileSpool, rasters: SourceRasters, split: str | None
-) -> list[Pair] | None:
-    """The stretch of `choose_stretch`, unchecked."""
-    raw = [tile for tile in spool.tiles if tile.raw is not None and split in (None, tile.split)]
-    fixed = fixed_stretch(setting)
-    if fixed is not None and raw:
-        return fixed
-    if not raw or rasters.type is None or rasters.type.dtype == "uint8":
-        return None
-    if setting == "none":
-        return [(0, 255)]
-    return percentile_stretch(_sample(spool, raw, FEW_SAMPLES if split is None else MAX_SAMPLES))
-
-
 def _check_stretch(
-    setting: Setting, stretch: list[Pair] | None, spool: TileSpool, split: str | None
+    setting: Setting, stretch: list[Pair], spool: TileSpool, raw: list[SpooledTile]
 ) -> None:
-    """Exit with an error if a stretch doesn't fit to the tiles; arguments: see `choose_stretch`."""
-    raw = [tile for tile in spool.tiles if tile.raw is not None and split in (None, tile.split)]
-    if stretch is None or not raw:
-        return
+    """Exit with an error if a stretch doesn't fit to these raw tiles of a spool."""
     samples = list(_sample(spool, raw, FEW_SAMPLES))
     if setting == "auto":
         _check_auto(stretch, samples)

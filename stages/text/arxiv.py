@@ -10,7 +10,9 @@ import re
 import shutil
 import time
 import unicodedata
+from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter, Retry
@@ -41,6 +43,14 @@ BLOCKED = 403  # that of one that refuses a client for a while
 AROUND_ID = re.compile(r"^(https?://(www\.)?arxiv\.org/(abs|pdf)/|arxiv:\s*)|\.pdf$", re.I)
 NGRAM_LETTERS = 8
 MIN_TITLE_OVERLAP = 0.7  # of a paper's title with its first page, see `title_overlap`
+
+
+class Fetched(NamedTuple):
+    """What came of a download."""
+
+    reason: str  # why it failed; "" if it didn't
+    answered: bool  # the server has answered, other than that it is busy or blocks us
+    is_outage: bool  # no answer, one that broke off, or HTTP 403, 429 and server errors
 
 
 def download(list_csv: Path, out: Path) -> tuple[list[Path], dict[str, str], list[str]]:
@@ -119,9 +129,10 @@ def _download_papers(
             time.sleep(0 if is_first_request else pause)
             is_first_request = False
             url = f"{base_url}/pdf/{paper['id']}"
-            reason, answered, is_outage = _fetch(session, url, cached, pause)
-            in_a_row = 0 if answered else in_a_row + 1
-            if is_outage:
+            fetched = _fetch(session, url, cached, pause)
+            reason = fetched.reason
+            in_a_row = 0 if fetched.answered else in_a_row + 1
+            if fetched.is_outage:
                 unanswered.append(paper["id"])
         if not reason:
             reason = _rejection_reason(cached, paper["title"])
@@ -156,16 +167,8 @@ def _make_session(pause: float) -> requests.Session:
     return session
 
 
-def _fetch(
-    session: requests.Session, url: str, target: Path, pause: float
-) -> tuple[str, bool, bool]:
-    """Download one file. Each attempt resumes where the one before it, or a killed run, stopped.
-
-    Returns:
-        The reason of a failure, else ""; whether the server has answered, other than that it is
-        busy or blocks us; and whether it failed for an outage: no answer, one that broke off, or
-        HTTP 403, 429 and server errors.
-    """
+def _fetch(session: requests.Session, url: str, target: Path, pause: float) -> Fetched:
+    """Download one file. Each attempt resumes where the one before it, or a killed run, stopped."""
     part = target.with_suffix(".part")
     deadline = time.monotonic() + PAPER_TIMEOUT
     answered = False
@@ -189,7 +192,7 @@ def _fetch(
             break
     if not reason:
         part.replace(target)
-    return reason, answered, is_outage
+    return Fetched(reason, answered, is_outage)
 
 
 def _request(session: requests.Session, url: str, part: Path) -> requests.Response:
@@ -242,11 +245,8 @@ def _write_body(response: requests.Response, part: Path, mode: str, deadline: fl
 
 def _rejection_reason(path: Path, title: str) -> str:
     """Return why a file is not the paper of that title; "" if its first page has the title."""
-    worker = pdf.Worker(pdf.SECONDS, pdf.MEGABYTES, max_pages=1)
-    try:
+    with closing(pdf.Worker(max_pages=1)) as worker:
         result = worker.read(path)
-    finally:
-        worker.close()
     if "reason" in result:
         return result["reason"]
     if title_overlap(result["pages"][0], title) < MIN_TITLE_OVERLAP:

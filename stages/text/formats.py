@@ -90,10 +90,9 @@ def read(path: Path) -> tuple[list[str], str]:
             text = AROUND_TEXT.sub("", text)
         content = text.encode()
     # In the sandbox, a file cannot make pandoc read other files.
-    command = [
-        *(pypandoc.get_pandoc_path(), "+RTS", f"-M{MEGABYTES}m", "-RTS", "--sandbox"),
-        *("--from", PANDOC_FORMATS[suffix], "--to", "json", f"--lua-filter={INLINE_FORMULAS}"),
-    ]
+    command = [pypandoc.get_pandoc_path(), "+RTS", f"-M{MEGABYTES}m", "-RTS", "--sandbox"]
+    command += ["--from", PANDOC_FORMATS[suffix], "--to", "json"]
+    command.append(f"--lua-filter={INLINE_FORMULAS}")
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:

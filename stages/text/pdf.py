@@ -30,7 +30,9 @@ MEGABYTES = 2048  # of memory per worker
 class Worker:
     """A worker process and the pipes to it."""
 
-    def __init__(self, seconds: float, megabytes: int, max_pages: int | None = None):
+    def __init__(
+        self, seconds: float = SECONDS, megabytes: int = MEGABYTES, max_pages: int | None = None
+    ):
         """Start a worker with these limits; `max_pages` None reads all pages of a file."""
         self.seconds = seconds
         self.errors = tempfile.TemporaryFile()
