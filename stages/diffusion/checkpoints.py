@@ -16,8 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from stages.runtime.errors import exit_with_error
 from stages.runtime.memory import available_memory
-from stages.runtime.progress import log
-from stages.runtime.resume_cache import is_first_process
+from stages.runtime.progress import is_first_process, log
 from stages.runtime.tensor_files import Tensors, load_undamaged, save
 
 MEMORY_SHARE = 0.8  # of the free memory, what a copy of the training state may take
