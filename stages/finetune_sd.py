@@ -171,8 +171,7 @@ def train(
     batches = loader.batches(range(state.step * accumulation, steps * accumulation))
     writer = CheckpointWriter(cache, config.keep_checkpoints)
     losses: list[torch.Tensor] = []  # a scalar per micro-batch since the last checkpoint
-    bar = progress_bar(total=steps, desc="finetune_sd", unit="step")
-    bar.update(state.step)
+    bar = progress_bar(total=steps, initial=state.step, desc="finetune_sd", unit="step")
     first_step = state.step
     started = time.perf_counter()
     while state.step < steps:

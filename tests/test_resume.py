@@ -88,6 +88,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(trained, workspace, k
         (workspace / "dvclive/finetune_sd/metrics.json").write_text("")
     code, log = run(workspace, finetune_sd.main)
     assert code == 0 and resumed_step(log) == resumed
+    assert f" {resumed or 0}/10 [00:00<?" in log  # the bar's rate leaves out what was resumed
     assert outputs(workspace) == outputs(trained)
 
 

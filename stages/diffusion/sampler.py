@@ -234,25 +234,31 @@ def generate_shards(
     group_count = math.ceil(total / sampling.batch_size)
     rows = iter(rows)
     with resume_cache.resume_folder(stage.replace("@", "_"), key) as cache:
-        finished_count = len(list(cache.glob("*.parquet")))
-        if finished_count:
-            log(f"{stage}: {finished_count} finished groups of an earlier run are kept")
+        kept = _count_kept_images(cache, sampling.batch_size, total)
+        if kept:
+            log(f"{stage}: {len(kept)} finished groups of an earlier run are kept")
         sampler = None
         writer = _GroupWriter(cache, schema)
-        bar = progress_bar(total=total, desc=stage, unit="image")
+        bar = progress_bar(total=total, initial=sum(kept.values()), desc=stage, unit="image")
         for number in range(FIRST_GROUP, FIRST_GROUP + group_count):
             group = list(islice(rows, sampling.batch_size))
             is_own = number % state.num_processes == state.process_index
             if is_own and not _is_finished(cache / f"{number}.parquet", len(group)):
                 sampler = sampler or Sampler(model, sampling, state.device)
                 writer.submit(number, *_generate_group(sampler, group, seed, provenance))
-            bar.update(len(group))
+            bar.update(0 if number in kept else len(group))
         writer.wait()
         bar.close()
         state.wait_for_everyone()
         if state.is_main_process:
             _merge_groups(cache, group_count, out, schema)
         state.wait_for_everyone()
+
+
+def _count_kept_images(cache: Path, group_size: int, total: int) -> dict[int, int]:
+    """The images in each group of an earlier run, by its number; the last of all may have fewer."""
+    numbers = [int(file.stem) for file in cache.glob("*.parquet")]
+    return {n: min(group_size, total - group_size * (n - FIRST_GROUP)) for n in numbers}
 
 
 def _is_finished(file: Path, count: int) -> bool:
