@@ -41,11 +41,11 @@ from stages.diffusion.encoding import (
 )
 from stages.diffusion.normalization import read_folded
 from stages.imagery import base_domain
-from stages.params import Encode, Sampling, load
+from stages.params import Encode, FinetuneSD, Sampling, load
 from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
-from stages.runtime.processes import check_precision, process_state
+from stages.runtime.processes import check_precision, check_shared_batch, process_state
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -62,6 +62,7 @@ def main() -> None:
     start = models.start_folder()
     check_config(config, start, state)
     check_sampling(params.sampling, start, state)
+    check_finetuning(params.finetune_sd, start, state)
     latents_bytes = check_latents_size(config, start)
 
     # Start from an empty output folder.
@@ -146,6 +147,15 @@ def check_sampling(sampling: Sampling, start: Path, state: PartialState) -> None
     models.check_resolution("sampling.resolution", sampling.resolution, factor)
     models.check_scheduler(start)
     models.check_steps(start, sampling.scheduler, sampling.steps)
+
+
+def check_finetuning(config: FinetuneSD, start: Path, state: PartialState) -> None:
+    """Exit with an error where `finetune_sd` would, after all was encoded."""
+    if not config.epochs:
+        return
+    check_precision("finetune_sd.precision", config.precision, state.device)
+    check_shared_batch("finetune_sd.batch_size", config.batch_size, state.num_processes)
+    models.load_training_schedule(start, config.zero_terminal_snr, config.min_snr_gamma)
 
 
 def check_latents_size(config: Encode, start: Path) -> int:

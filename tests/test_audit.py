@@ -24,7 +24,7 @@ BY_FILE = (
 )
 # Sections that a stage reads only to end early, in one line, where a later stage would: no output
 # depends on them.
-CHECKED_EARLY = {"encode": {"sampling"}}
+CHECKED_EARLY = {"encode": {"sampling", "finetune_sd"}}
 
 
 def covered(file: str, deps: list[str]) -> bool:

@@ -185,6 +185,19 @@ FAULTS = [
         {},
         [f"{BASE}: ", "caption ''", "NaN", "weights of the text encoder"],
     ),
+    (encode, nothing, {"finetune_sd": {"precision": "fp16"}}, ["finetune_sd.precision: fp16"]),
+    (
+        encode,
+        set_config("scheduler/scheduler_config.json", prediction_type="epsilon"),
+        ZERO_SNR,
+        ["finetune_sd.zero_terminal_snr: ", "v_prediction"],
+    ),
+    (
+        encode,
+        set_config("scheduler/scheduler_config.json", **ZERO_SNR_BASE),
+        {"finetune_sd": {"min_snr_gamma": 5.0}, "sampling": {"scheduler": "ddim"}},
+        ["finetune_sd.min_snr_gamma: ", f"{BASE}/scheduler", "rescale_betas_zero_snr"],
+    ),
     (encode, add_token, {}, [f"{BASE}: ", "satx"]),
     (
         encode,
@@ -297,6 +310,18 @@ def test_bad_input_ends_in_one_line(workspace, stage, spoil, params, named):
     # No value that is in use is advised.
     precision = params.get("sampling", params.get("finetune_sd", {})).get("precision", "fp32")
     assert not re.search(rf"(try|precision) [^;]*\b{precision}\b", errors[0]), errors[0]
+
+
+def test_a_batch_that_processes_cannot_share_ends_before_encoding(workspace):
+    write_params(workspace, finetune_sd={"batch_size": 7})
+    code, log = run(workspace, encode.main, processes=2)
+    assert code == 1 and "error: finetune_sd.batch_size: 7 " in log and "2 processes" in log
+
+
+def test_params_of_no_fine_tuning_are_not_checked_early(workspace):
+    write_params(workspace, finetune_sd={"epochs": 0, "precision": "fp16"})
+    code, log = run(workspace, encode.main)
+    assert code == 0, log
 
 
 def test_a_base_whose_training_diverges_replaces_nothing(workspace):

@@ -180,6 +180,28 @@ def load_scheduler(folder: str | Path, name: str, zero_terminal_snr: bool = Fals
     return getattr(diffusers, SCHEDULERS[name]).from_config(stepping_config(config))
 
 
+def load_training_schedule(
+    folder: str | Path, zero_terminal_snr: bool, min_snr_gamma: float | None
+) -> Any:
+    """Load the noise schedule that `finetune_sd` trains on, a DDPMScheduler.
+
+    Args:
+        folder: the model.
+        zero_terminal_snr, min_snr_gamma: the params of `finetune_sd`.
+
+    Raises:
+        SystemExit: the schedule has zero terminal SNR, and the UNet predicts the noise or the loss
+            is weighted by Min-SNR.
+    """
+    schedule = load_scheduler(folder, "ddpm", zero_terminal_snr)
+    if min_snr_gamma is not None and schedule.config.get("rescale_betas_zero_snr"):
+        exit_with_error(
+            "finetune_sd.min_snr_gamma: gives no weight to pure noise, in which the schedule of "
+            f"{folder}/scheduler ends (rescale_betas_zero_snr): write null"
+        )
+    return schedule
+
+
 def stepping_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a scheduler with the settings of `STEPPING`, no `OTHER_STEPPING`."""
     kept = {name: value for name, value in config.items() if name not in OTHER_STEPPING}

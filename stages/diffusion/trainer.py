@@ -22,7 +22,7 @@ from stages.diffusion.loss import denoising_loss
 from stages.diffusion.muon import Muon
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
-from stages.runtime.processes import check_precision, process_state
+from stages.runtime.processes import check_precision, check_shared_batch, process_state
 from stages.runtime.progress import log
 
 
@@ -36,11 +36,7 @@ def create_accelerator(config: FinetuneSD) -> Accelerator:
         dynamo_backend="no",
     )
     check_precision("finetune_sd.precision", config.precision, accelerator.device)
-    if config.batch_size % accelerator.num_processes:
-        exit_with_error(
-            f"finetune_sd.batch_size: {config.batch_size} images per step cannot be shared evenly "
-            f"by {accelerator.num_processes} processes"
-        )
+    check_shared_batch("finetune_sd.batch_size", config.batch_size, accelerator.num_processes)
     return accelerator
 
 
@@ -98,14 +94,11 @@ class Trainer:
         self.accelerator = accelerator
         self.batch_size = config.batch_size // accelerator.num_processes
 
-        schedule = models.load_scheduler(start, "ddpm", config.zero_terminal_snr)
+        schedule = models.load_training_schedule(
+            start, config.zero_terminal_snr, config.min_snr_gamma
+        )
         self.prediction_type = schedule.config.prediction_type
         self.alphas_cumprod = schedule.alphas_cumprod.to(accelerator.device)
-        if config.min_snr_gamma is not None and schedule.config.get("rescale_betas_zero_snr"):
-            exit_with_error(
-                "finetune_sd.min_snr_gamma: gives no weight to pure noise, in which the schedule "
-                f"of {start}/scheduler ends (rescale_betas_zero_snr): write null"
-            )
 
         self.unet = models.load_trainable_unet(start, config.method, seed)
         self.unet.to(accelerator.device, memory_format=torch.channels_last)
