@@ -122,7 +122,7 @@ FAULTS = [
     (encode, truncate_vae, {}, [f"{BASE}/vae: "]),
     (
         encode,
-        remove_tensor("text_encoder", "final_layer_norm.weight"),
+        remove_tensor("text_encoder", "text_model.final_layer_norm.weight"),
         {},
         [f"{BASE}/text_encoder: ", "final_layer_norm.weight"],
     ),
@@ -181,7 +181,7 @@ FAULTS = [
     ),
     (
         encode,
-        fill_tensor("text_encoder", "final_layer_norm.bias", 1.0e38),
+        fill_tensor("text_encoder", "text_model.final_layer_norm.bias", 1.0e38),
         {},
         [f"{BASE}: ", "caption ''", "NaN", "weights of the text encoder"],
     ),

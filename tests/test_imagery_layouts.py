@@ -1505,12 +1505,16 @@ def test_the_tokenizer_from_scratch_takes_any_text(tmp_path, capsys):
     train_tokenizer(texts[:1], folders["ascii"], ascii_letters)
     train_tokenizer(texts[:1], folders["english"])
     tokenizers = {name: CLIPTokenizer.from_pretrained(path) for name, path in folders.items()}
+    # Of transformers 4, which does not read tokenizer.json.
+    (folders["bytes"] / "tokenizer.json").unlink()
+    of_two_files = CLIPTokenizer.from_pretrained(folders["bytes"])
 
     rng = np.random.default_rng(0)
     codes = [code for code in range(33, 0x2FFFF) if not 0xD800 <= code < 0xE000]
     for text in [*texts, *("".join(map(chr, rng.choice(codes, 8))) for _ in range(200))]:
         ids = tokenizers["bytes"](text, add_special_tokens=False).input_ids
         assert tokenizers["bytes"].unk_token_id not in ids
+        assert of_two_files(text, add_special_tokens=False).input_ids == ids
         normal = unicodedata.normalize("NFC", text).lower()
         decoded = tokenizers["bytes"].decode(ids)
         assert "".join(decoded.split()) == "".join(normal.split())

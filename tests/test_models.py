@@ -677,6 +677,23 @@ def test_weights_that_a_library_leaves_out_are_not_missing(tmp_path):
     assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
 
 
+def test_the_shipped_text_encoder_has_the_names_of_every_stable_diffusion():
+    """transformers 4 and tools that make single files read no others."""
+    from safetensors.torch import load_file
+
+    weights = load_file(fetch_model.EMBEDDED / "diffusion/text_encoder/model.safetensors")
+    assert len(weights) == 36 and all(name.startswith("text_model.") for name in weights)
+
+
+def test_the_shipped_tokenizer_is_the_same_without_tokenizer_json(tmp_path):
+    """As transformers 4 reads it."""
+    folder = shutil.copytree(fetch_model.EMBEDDED / "diffusion/tokenizer", tmp_path / "tokenizer")
+    texts = ["an aerial view of an airport, snow-covered!", "a rivér's bank 12", "河", ""]
+    ids = models.load_tokenizer(tmp_path)(texts).input_ids
+    (folder / "tokenizer.json").unlink()
+    assert models.load_tokenizer(tmp_path)(texts).input_ids == ids
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [

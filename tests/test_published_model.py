@@ -1,5 +1,6 @@
 """What others draw from the published folder is what our sampler draws."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -121,6 +122,18 @@ def test_diffusers_draws_the_same_on_a_zero_terminal_snr_schedule(bases, tmp_pat
     dpm = diffusers.DPMSolverMultistepScheduler
     pipeline.scheduler = dpm.from_config(pipeline.scheduler.config)
     assert np.abs(draw(folder, "dpm") - draw_with_diffusers(pipeline)).max() <= 1
+
+
+@pytest.mark.parametrize("base_prefix", ["", "text_model."])
+def test_the_text_encoder_has_the_names_of_every_stable_diffusion(bases, tmp_path, base_prefix):
+    """transformers 4 reads no others; 5 writes them without the prefix."""
+    base = shutil.copytree(bases["epsilon"], tmp_path / "base")
+    file = "text_encoder/model.safetensors"
+    weights = {name.removeprefix("text_model."): w for name, w in load_file(base / file).items()}
+    save_file({base_prefix + name: w for name, w in weights.items()}, base / file, {"format": "pt"})
+    published = load_file(publish(base, tmp_path / "published", DATASET) / file)
+    assert published.keys() == {f"text_model.{name}" for name in weights}
+    assert all(torch.equal(weight, published[f"text_model.{n}"]) for n, weight in weights.items())
 
 
 def test_the_published_model_keeps_its_colors_as_the_next_base(bases, tmp_path):

@@ -135,6 +135,8 @@ def test_a_killed_adaptation_resumes_and_ends_with_the_same_bytes(tmp_path):
     start = tmp_path / "one/models/start"
     assert same_parts(base, start) == ["model_index.json", "scheduler", "unet"]
     assert read_json(start / "text_encoder/config.json")["hidden_size"] == 16  # as the UNet reads
+    names = load_file(start / "text_encoder/model.safetensors")
+    assert all(name.startswith("text_model.") for name in names)  # as in every Stable Diffusion
     assert read_json(start / "start.json") == {
         "folder": "models/start",
         "base": "models/base/diffusion",

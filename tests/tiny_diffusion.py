@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 from stages.common.artifacts import IMAGE, encode_png, write_json, write_shards
+from stages.diffusion import models
 
 TEXT = pa.string()
 IMAGERY = pa.schema(
@@ -64,7 +65,7 @@ def save_text_encoder(folder: Path, width: int) -> None:
         vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=77
     )
     tokenizer.save_pretrained(folder / "tokenizer")
-    CLIPTextModel(
+    text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(vocab),
             hidden_size=width,
@@ -76,7 +77,8 @@ def save_text_encoder(folder: Path, width: int) -> None:
             eos_token_id=len(vocab) - 1,
             pad_token_id=len(vocab) - 1,
         )
-    ).save_pretrained(folder / "text_encoder")
+    )
+    models.save_text_encoder(text_encoder, folder / "text_encoder")
 
 
 def save_scheduler(folder: Path, prediction_type: str) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from stages.common.artifacts import read_json, write_json
 from stages.common.rng import rng
 from stages.common.torch_setup import device_type, torch_generator
+from stages.diffusion import models
 from stages.diffusion.resumable import MinuteCheckpoints
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
@@ -138,6 +139,8 @@ def train_tokenizer(
         vocab=vocabulary, merges=learned, model_max_length=TEXT_TOKENS, pad_token="<|endoftext|>"
     )
     tokenizer.save_pretrained(folder)
+    # vocab.json and merges.txt: CLIPTokenizer reads nothing else in transformers 4.
+    tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def _learn_merges(
@@ -348,7 +351,13 @@ def save_pipeline(
 
 def save_part(folder: Path, model: Any, dtype: torch.dtype = torch.float32) -> None:
     """Save a model of a pipeline in its folder."""
-    copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder)
+    from transformers import CLIPTextModel
+
+    model = copy.deepcopy(model).to("cpu", dtype)
+    if isinstance(model, CLIPTextModel):
+        models.save_text_encoder(model, folder)
+    else:
+        model.save_pretrained(folder)
     config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)  # a path of this machine
     write_json(folder / "config.json", config)

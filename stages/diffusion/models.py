@@ -12,6 +12,7 @@ import numpy as np
 
 from stages.common.artifacts import digest, read_json
 from stages.runtime.errors import exit_with_error
+from stages.runtime.file_modes import follow_umask
 from stages.runtime.pretrained import load_pretrained
 from stages.runtime.progress import log
 
@@ -129,6 +130,18 @@ def load(folder: str | Path, part: str) -> Any:
         model_class = diffusers.AutoencoderKL if part == "vae" else diffusers.UNet2DConditionModel
     model = load_pretrained(model_class, folder, part, dtype=torch.float32)
     return model.eval().requires_grad_(False)
+
+
+def save_text_encoder(text_encoder: Any, folder: Path) -> None:
+    """Save a CLIPTextModel under the names that every published Stable Diffusion has.
+
+    transformers 5 leaves out their prefix; version 4 then takes every weight for missing, and makes
+    it at random.
+    """
+    weights = {f"text_model.{name}": value for name, value in text_encoder.state_dict().items()}
+    # The original format would be the prefix again, where the weights were read with it.
+    text_encoder.save_pretrained(folder, state_dict=weights, save_original_format=False)
+    follow_umask(folder)
 
 
 def load_tokenizer(folder: str | Path) -> Any:

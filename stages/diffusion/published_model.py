@@ -14,6 +14,7 @@ from stages.diffusion.models import (
     ZERO_TERMINAL_SNR,
     load,
     read_config,
+    save_text_encoder,
     stepping_config,
 )
 from stages.diffusion.normalization import FOLDED, load_folded_vae, read_folded
@@ -80,7 +81,7 @@ def _save(start: Path, target: Path, weights: dict[str, dict[str, Any]]) -> None
     for part, tensors in weights.items():
         save_file(tensors, target / part / WEIGHTS, metadata={"format": "pt"})
     # diffusers loads its parts as float32 however they are stored, transformers as they are stored.
-    load(start, "text_encoder").save_pretrained(target / "text_encoder")
+    save_text_encoder(load(start, "text_encoder"), target / "text_encoder")
     follow_umask(target)
     scheduler = stepping_config(read_config(target, "scheduler"))
     write_json(target / "scheduler" / CONFIG_FILES["scheduler"], scheduler)
