@@ -85,6 +85,35 @@ def test_processes_wait_for_each_other_for_hours(probe):
     assert done.stdout.splitlines() == ["24.0 hours"] * 2, done.stderr
 
 
+FAILING = """import os, time
+from stages.runtime.errors import exit_with_error
+if os.environ["RANK"] == "0":  # the launcher ends it when the other one has failed
+    time.sleep(600)
+exit_with_error("finetune_sd.batch_size: 7 images")
+"""
+KILLED = """import os, signal
+from stages.runtime.processes import process_state
+state = process_state()
+if state.process_index == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+state.wait_for_everyone()
+"""
+
+
+@pytest.mark.parametrize(
+    "stage, words",
+    [(FAILING, "finetune_sd.batch_size: 7 images"), (KILLED, "process 1 of the stage was ended")],
+    ids=["failing", "killed"],
+)
+def test_the_error_of_two_processes_is_a_line_of_each(probe, stage, words):
+    """Nothing of torch's launcher follows, which would hide it."""
+    (probe / "stages/encode.py").write_text(stage)
+    done = run(probe, TWO_PROCESSES)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and words in lines[-1], done.stderr
+    assert len(lines) <= 2 and all("error: " in line for line in lines), done.stderr
+
+
 SLEEPING = """import os, time
 os.write(1, f"{os.getpid()}\\n".encode())
 time.sleep(600)
@@ -98,9 +127,14 @@ subprocess.run(command, shell=True, env=os.environ | {"DVC_STAGE": "encode", "DV
 TWO_PROCESSES = "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n"
 
 
-def start_sleeping(probe, processes: int, *command: str) -> tuple[subprocess.Popen, list[int]]:
-    """Start a stage that sleeps in this number of processes; returns also their ids."""
-    (probe / "stages/encode.py").write_text(IN_A_STAGE + SLEEPING)
+def start_sleeping(
+    probe, processes: int, *command: str, imports: str = IN_A_STAGE
+) -> tuple[subprocess.Popen, list[int]]:
+    """Start a stage that sleeps in this number of processes; returns also their ids.
+
+    `imports` is what it does before.
+    """
+    (probe / "stages/encode.py").write_text(imports + SLEEPING)
     home = probe / "hub/accelerate"
     home.mkdir(parents=True)
     if processes == 2:
@@ -111,21 +145,34 @@ def start_sleeping(probe, processes: int, *command: str) -> tuple[subprocess.Pop
         cwd=probe,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         preexec_fn=heed_signals,
     )
     return started, [int(started.stdout.readline()) for _ in range(processes)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_to_the_launcher_end_its_processes(probe, number):
-    launch = ("-m", "stages.runtime.launch", "encode")
-    with start_sleeping(probe, 2, *launch)[0] as launcher:
+LAUNCH = ("-m", "stages.runtime.launch", "encode")
+
+
+@pytest.mark.parametrize(
+    "number, imports",
+    [
+        (signal.SIGINT, ""),
+        (signal.SIGINT, IN_A_STAGE),
+        (signal.SIGTERM, IN_A_STAGE),
+        (signal.SIGHUP, IN_A_STAGE),
+    ],
+    ids=["importing", "SIGINT", "SIGTERM", "SIGHUP"],
+)
+def test_signals_to_the_launcher_end_its_processes(probe, number, imports):
+    with start_sleeping(probe, 2, *LAUNCH, imports=imports)[0] as launcher:
         stage = psutil.Process(launcher.pid).children(recursive=True)
         launcher.send_signal(number)
-        assert launcher.wait(120) != 0
+        assert launcher.wait(120) == 128 + number
         assert not any(alive(process.pid) for process in stage)
+        said = "interrupted\n" if number == signal.SIGINT else ""
+        assert launcher.stderr.read() == said
 
 
 @pytest.mark.parametrize("processes", [1, 2])

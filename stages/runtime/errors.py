@@ -1,5 +1,6 @@
 """Errors that a user can mend end the process with one line and exit code 1."""
 
+import os
 import subprocess
 import sys
 import traceback
@@ -27,12 +28,13 @@ def excepthook(
     error_type: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Print one line for a file that cannot be read or written, a command that is not installed,
-    too little memory, and Ctrl-C.
+    too little memory, another process that ended, and Ctrl-C.
 
     Any other error gets its traceback. `start_process` installs it as `sys.excepthook`.
     """
     if issubclass(error_type, KeyboardInterrupt):  # Python itself ends with the signal
-        print("interrupted", file=sys.stderr)
+        if "LOCAL_RANK" not in os.environ:  # of several processes: stages.runtime.supervise says it
+            print("interrupted", file=sys.stderr)
         return
     library = error_type.__module__.partition(".")[0]
     missing_file = isinstance(error, FileNotFoundError) and not _raised_by_subprocess(trace)
@@ -47,6 +49,8 @@ def excepthook(
         message = f"{error.filename}: {error.strerror}"
     elif error_type.__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # of torch
         message = f"out of memory: {str(error)[:200]}: a smaller batch, context or model needs less"
+    elif "logs of the remote worker" in str(error):  # of gloo, which connects processes on CPUs
+        message = "another process of the stage has ended; its own line says why"
     elif missing_file and " " not in str(error):  # pyarrow names the file and nothing else
         message = f"{error}: No such file or directory"
     elif isinstance(error, OSError) or library in ("pyarrow", "safetensors"):

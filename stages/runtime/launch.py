@@ -36,6 +36,8 @@ SINGLE_PROCESS = (
     "classify",
 )
 
+# The variable that tells how many processes were launched (stages.runtime.processes).
+PROCESSES = "REMOTE_DIFFUSION_PROCESSES"
 DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # of accelerate
 
 
@@ -50,23 +52,24 @@ def main() -> None:
 
 def launch(stage: str, arguments: list[str]) -> None:
     """Run `stages.<stage>` with these arguments; ends the process where others do the work."""
-    module = f"stages.{stage}"
+    if PROCESSES in os.environ:  # this is one of those others
+        run_here(stage, arguments)
+        return
     config = read_config(config_file())
     on_cpu = config["use_cpu"] or config["distributed_type"] == "MULTI_CPU"
     if not on_cpu and config["num_machines"] == 1:
         limit_to_visible_devices(config)
     if stage in SINGLE_PROCESS or config["num_processes"] == config["num_machines"] == 1:
         choose_device(config)
-        sys.argv = [stage, *arguments]
-        runpy.run_module(module, run_name="__main__")
+        run_here(stage, arguments)
         return
     environment = dict(os.environ)
     # The stage checks that all these processes started (stages.runtime.processes).
-    environment["REMOTE_DIFFUSION_PROCESSES"] = str(config["num_processes"])
+    environment[PROCESSES] = str(config["num_processes"])
     if on_cpu and config["num_machines"] == 1:
         # `accelerate launch --cpu` starts only one process without MPI.
         launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node"]
-        launcher += [str(config["num_processes"]), "--module", module]
+        launcher += [str(config["num_processes"])]
         environment["ACCELERATE_USE_CPU"] = "true"
         environment["ACCELERATE_MIXED_PRECISION"] = config["mixed_precision"]
     else:
@@ -74,19 +77,29 @@ def launch(stage: str, arguments: list[str]) -> None:
             check_gpu_count(config)
         launcher = ["accelerate.commands.launch", "--config_file", str(config_file())]
         launcher += ["--num_processes", str(config["num_processes"])]
-        launcher += ["--gpu_ids", config["gpu_ids"], "--module", module]
-    sys.exit(run_to_its_end([sys.executable, "-m", *launcher, *arguments], environment))
+        launcher += ["--gpu_ids", config["gpu_ids"]]
+    # Each process runs this module too, so that errors are lines from its first imports on.
+    command = [sys.executable, "-m", "stages.runtime.supervise", *launcher]
+    command += ["--module", "stages.runtime.launch", stage, *arguments]
+    sys.exit(run_to_its_end(command, environment))
+
+
+def run_here(stage: str, arguments: list[str]) -> None:
+    """Run a stage in this process."""
+    sys.argv = [stage, *arguments]
+    runpy.run_module(f"stages.{stage}", run_name="__main__")
 
 
 def run_to_its_end(command: list[str], environment: dict[str, str]) -> int:
     """Run a command and return its exit status; signals that would end this process end it."""
-    # A second signal would interrupt `torch.distributed.run` while it ends its processes. In its
-    # own session it gets only those that are sent here, not Ctrl-C or `kill` of a process group.
+    # A second signal would interrupt torch's launcher while it ends its processes. In its own
+    # session it gets only those that are sent here, not Ctrl-C or `kill` of a process group.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
             signal.signal(number, lambda number, _: process.send_signal(number))
-    return process.wait()
+    status = process.wait()
+    return status if status >= 0 else 128 - status  # as a shell counts what a signal ended
 
 
 def limit_to_visible_devices(config: dict) -> None:
