@@ -110,14 +110,9 @@ def main() -> None:
             **summarize_label_shares(tiles),
         }
         write_json(out / "REPORT.json", report)
-        sources.write_source_json(
-            out,
-            config.source,
-            **resolved,
-            **describe_pixels(reading.bands, rasters, stretch),
-            images=len(tiles),
-            images_sha256=statistics.images_sha256,
-        )
+        facts = describe_pixels(reading.bands, rasters, stretch)
+        facts |= {"images": len(tiles), "images_sha256": statistics.images_sha256}
+        sources.write_source_json(out, config.source, **resolved, **facts)
     counts = ", ".join(f"{count} {split}" for split, count in tile_counts.items())
     log(f"fetch_imagery: {counts}; skipped: {skipped}")
 

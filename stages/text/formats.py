@@ -229,10 +229,8 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
             case {"t": "Link" | "Span", "c": [_, inner, *_]}:
                 text += _inline_text(inner, notes)
             case {"t": "Cite", "c": [[{"citationMode": mode}, *_], inner]}:
-                label = _inline_text(inner, notes)  # empty in LaTeX
-                if not label and mode["t"] == "AuthorInText":  # a part of the sentence
-                    label = "the authors" if text[-2:].strip(" .") else "The authors"
-                text = text + label if label else text.rstrip(BLANKS)
+                citation = _inline_text(inner, notes) or _citation(mode["t"], text)
+                text = text + citation if citation else text.rstrip(BLANKS)
             case {"t": "Note", "c": blocks}:
                 notes += blocks
                 text = text.rstrip(BLANKS)
@@ -241,6 +239,16 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
             case {"c": inner}:  # Emph, Strong, Superscript, ...
                 text += _inline_text(inner, notes)
     return text
+
+
+def _citation(mode: str, before: str) -> str:
+    """Return what stands for a citation of LaTeX after the text `before`; "" if nothing has to.
+
+    pandoc doesn't know its text. Only that of `\\citet` is a part of the sentence.
+    """
+    if mode != "AuthorInText":
+        return ""
+    return "the authors" if before[-2:].strip(" .") else "The authors"
 
 
 def _reference(kind: str, label: str, number: str) -> str:
