@@ -23,7 +23,7 @@ from stages.common.artifacts import decode_image, read_json
 from stages.imagery.captions import caption_fields, caption_from_scene, usable_captions
 from stages.imagery.mask_files import refuse_unnamed_masks
 from stages.imagery.rasters import Mask
-from stages.imagery.readers.items import label_value, scene_of, split_value
+from stages.imagery.readers.items import label_value, split_value
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import match_splits, name_hash
@@ -1116,39 +1116,6 @@ def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch
     assert "load_from_disk(folder).to_parquet('train.parquet')" in line
 
 
-@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "captions.json", "texts"])
-@pytest.mark.parametrize(
-    "files, scenes",
-    [
-        (["a/x_1.png", "b/y_1.png", "b/y_2.png"], ["a", "b", "b"]),
-        (["val/a/x_1.png", "a/x_1.png", "train/b /y_1.png"], ["a", "a", "b"]),
-        (["a/1.png", "b/1.png", "a_1.png", "c_1.png"], ["a", "b", "a", ""]),
-        (["imgs/x_1.png", "imgs/y_1.png"], ["x", "y"]),  # one folder tells no classes apart
-        (["train/x_1.png", "val/y_1.png"], ["x", "y"]),
-        (["00000/x_1.png", "00001/y_1.png"], ["x", "y"]),  # parts, as img2dataset has them
-    ],
-)
-def test_class_folders_of_captioned_images_count_where_nothing_else_gives_classes(
-    tmp_path, name, files, scenes
-):
-    rows = [{"file_name": file, "text": f"seen from above {file}"} for file in files]
-    draw(tmp_path, "masks/other.png")  # which the list does not name
-    if name == "texts":
-        draw(tmp_path, *files)
-        for row in rows:
-            (tmp_path / row["file_name"]).with_suffix(".txt").write_text(row["text"])
-    else:
-        write_source(tmp_path, name, rows)
-    source = open_source(tmp_path, KEY)
-    found = {item.name: scene_of(item) for item in source.read_items(True) if item.image}
-    assert found == dict(zip(files, scenes))
-    if name != "texts":  # where one line has a class, folders give none
-        rows[0]["scene"] = "lake"
-        write_source(tmp_path, name, [{"scene": ""} | row for row in rows])
-        items = [item for item in open_source(tmp_path, KEY).read_items(False) if item.image]
-        assert {item.scene for item in items} == {"lake", ""}
-
-
 # Folders without captions
 
 
@@ -1234,7 +1201,7 @@ def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, cap
         write_csv(tmp_path / "metadata.csv", named)
         source = open_source(tmp_path, KEY)
         check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
-        line = "classes from folders or file names; not read: land_cover (a class field is named "
+        line = "classes from file names; not read: land_cover (a class field is named scene, "
         assert (line in capsys.readouterr().err) == told
     # Names that are numbers give none.
     draw(tmp_path / "numbers", "1.png", "2.png")

@@ -237,13 +237,13 @@ def _refuse_unread_files(
 
 
 def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> None:
-    """Log the columns of a table or list that may hold the classes, where no field tells them."""
+    """Log the columns of a table or list that may hold the classes, where file names tell them."""
     read = {*NAME_FIELDS, *SCENE_FIELDS, *caption_fields(source.columns), "image", "split"}
     unread = [name for name in source.columns if name.lower() not in read and name not in read]
     if scenes and unread and first_field(SCENE_FIELDS, source.columns) is None:
         log(
-            f"{key}: classes from folders or file names; not read: {', '.join(unread[:20])} (a "
-            f"class field is named {', '.join(SCENE_FIELDS)})"
+            f"{key}: classes from file names; not read: {', '.join(unread[:20])} (a class field is "
+            f"named {', '.join(SCENE_FIELDS)})"
         )
 
 

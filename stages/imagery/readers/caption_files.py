@@ -11,7 +11,7 @@ from pathlib import Path
 
 from stages.imagery.captions import holds_boxes
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.class_folders import find_class_folders, scene_of_folder
+from stages.imagery.readers.class_folders import class_folder, folder_in_name
 from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
 from stages.imagery.untrusted_text import valid_utf8
 from stages.runtime.errors import exit_with_error
@@ -73,7 +73,8 @@ def open_caption_files(
             f"{key}: {odd[0].relative_to(root)} and {len(odd) - 1} more caption file(s) are not "
             f"UTF-8: convert them, such as by `iconv -f {code} -t utf-8`"
         )
-    classes = find_class_folders(text_of_image, root)
+    folders = {class_folder(image, root) for image in text_of_image} - {""}
+    classes = folders if len(folders) > 1 else None
     read_items = partial(_read_items, text_of_image, files, root, classes)
     return ImageSource([], read_items, has_captions=True)
 
@@ -109,10 +110,13 @@ def _read_items(
 
 
 def _item(image: Path, text: Path, root: Path, classes: set[str] | None) -> SourceItem:
+    scene = None
+    if classes is not None:
+        scene = class_folder(image, root) or folder_in_name(image, classes)
     item = SourceItem(
         split=split_folder(image.relative_to(root).parts[:-1]),
         name=valid_utf8(image.relative_to(root).as_posix()),
-        scene=scene_of_folder(image, root, classes),
+        scene=scene,
         image=image,
     )
     try:

@@ -18,7 +18,6 @@ from typing import Any
 
 from stages.imagery.captions import caption_fields, count_words, field_value
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.class_folders import with_class_folders
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     SEVERAL_LABELS,
@@ -87,7 +86,7 @@ def open_captions_json(
         entries += of_file
     has_splits = any(first_field(("split",), entry) for entry in entries)
     misnamed = None if has_splits else misnamed_split(entries)
-    read_items = with_class_folders(partial(_read_items, json_files, files, root), root)
+    read_items = partial(_read_items, json_files, files, root)
     return ImageSource(json_files, read_items, has_captions=True, misnamed_split=misnamed)
 
 

@@ -2,18 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.items import (
-    ImageSource,
-    ReadItems,
-    SourceItem,
-    skipped_file,
-    split_folder,
-)
+from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
 from stages.imagery.untrusted_text import valid_utf8
 
 NO_SCENE = "no class folder and no captions"
@@ -48,44 +42,6 @@ def class_folder(file: Path, root: Path) -> str:
     if split:
         folders.remove(split)
     return valid_utf8(folders[-1]).strip() if folders else ""
-
-
-def find_class_folders(images: Iterable[Path], root: Path) -> set[str] | None:
-    """The folders of captioned images, if they are their classes; None: file names tell these.
-
-    One folder tells no classes apart, and numbers are parts of a data set, as img2dataset has them.
-    """
-    folders = {class_folder(image, root) for image in images} - {""}
-    named = [folder for folder in folders if not folder.isdigit()]
-    return folders if len(folders) > 1 and named else None
-
-
-def scene_of_folder(image: Path, root: Path, classes: set[str] | None) -> str | None:
-    """The class of a captioned image by `find_class_folders`; "": none, None: its name tells it."""
-    if classes is None:
-        return None
-    return class_folder(image, root) or folder_in_name(image, classes)
-
-
-def with_class_folders(read_items: ReadItems, root: Path) -> ReadItems:
-    """Give the images of a list in which none has a class those of their folders, if they are any.
-
-    Args:
-        read_items: of the list: yields paths of images, and scenes that are None without classes.
-        root: the folder of the source.
-    """
-    items = read_items(False)
-    images = (item.image for item in items if item.image is not None and item.scene is None)
-    classes = find_class_folders(images, root)
-    return read_items if classes is None else partial(_by_folder, read_items, root, classes)
-
-
-def _by_folder(
-    read_items: ReadItems, root: Path, classes: set[str], with_images: bool
-) -> Iterator[SourceItem]:
-    for item in read_items(with_images):
-        is_image = item.image is not None
-        yield item._replace(scene=scene_of_folder(item.image, root, classes)) if is_image else item
 
 
 def _read_items(

@@ -51,15 +51,12 @@ class SourceItem(NamedTuple):
     label_share: float | None = None  # of a label raster's valid pixels: those of its class
 
 
-ReadItems = Callable[[bool], Iterator[SourceItem]]
-
-
 class ImageSource(NamedTuple):
     """An opened source."""
 
     files: list[Path]  # tables and lists, whose hashes SOURCE.json records
     # read_items(with_images) yields the same items in the same order each time.
-    read_items: ReadItems
+    read_items: Callable[[bool], Iterator[SourceItem]]
     has_captions: bool  # it has a caption field
     unread_captions: str | None = None  # a file that seems to hold captions in another layout
     columns: Sequence[str] = ()  # of its first table

@@ -24,7 +24,6 @@ from stages.imagery.captions import (
     field_value,
     misnamed_captions,
 )
-from stages.imagery.readers.class_folders import with_class_folders
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     PLURAL_SCENE_FIELDS,
@@ -80,8 +79,7 @@ def open_metadata_lists(
     has_classes = first_field(SCENE_FIELDS, columns) is not None and any(
         row_label(row) is not None for row in _all_rows(metadata)
     )
-    items = partial(_read_items, metadata, files, root, has_classes)
-    read_items = with_class_folders(items, root)
+    read_items = partial(_read_items, metadata, files, root, has_classes)
     misnamed = None if "split" in columns else misnamed_split(_all_rows(metadata))
     return ImageSource(metadata, read_items, has_captions, columns=columns, misnamed_split=misnamed)
 
