@@ -23,7 +23,7 @@ from stages.common.artifacts import decode_image, read_json
 from stages.imagery.captions import caption_fields, caption_from_scene, usable_captions
 from stages.imagery.mask_files import refuse_unnamed_masks
 from stages.imagery.rasters import Mask
-from stages.imagery.readers.items import label_value, split_value
+from stages.imagery.readers.items import label_value, scene_of, split_value
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import match_splits, name_hash
@@ -1258,6 +1258,24 @@ def test_classes_of_other_imagery_are_one_line(tmp_path):
         check_classes(survey, {"Woods": ["forrest"]})
     check_classes(survey, {"Built": ["airport"], "Water": ["lake"]})
     check_classes(survey, {"Built": [], "Water": []})
+
+
+@pytest.mark.parametrize("names", [["1.png", "2.png"], ["north_1.png", "south_2.png"]])
+def test_class_folders_beside_a_list_are_told(tmp_path, names):
+    files = [f"{folder}/{name}" for folder, name in zip(("lake", "forest"), names)]
+    write_source(tmp_path, "metadata.csv", [{"file_name": f, "text": "from above"} for f in files])
+    survey = survey_items(open_source(tmp_path, KEY), SkipReport())
+    with pytest.raises(SystemExit, match="^error: classes: lake: these are folders .*`scene`"):
+        check_classes(survey, {"Water": ["lake"], "Crops": ["farmland"]})
+    check_classes(survey, {"Crops": ["farmland"]})  # names give other scenes, or none
+
+
+def test_folders_that_are_numbers_are_parts_of_captioned_images(tmp_path):
+    for file in ("00000/x_1.png", "00001/y_1.png"):  # as img2dataset writes them
+        draw(tmp_path, file)
+        (tmp_path / file).with_suffix(".txt").write_text("seen from above")
+    items = open_source(tmp_path, KEY).read_items(False)
+    assert {scene_of(item) for item in items if item.image} == {"x", "y"}
 
 
 def test_names_of_captioned_tiles_that_are_no_classes_are_told(tmp_path, capsys):

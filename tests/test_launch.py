@@ -98,12 +98,17 @@ if state.process_index == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 state.wait_for_everyone()
 """
+ENDED = KILLED.replace("SIGKILL", "SIGTERM").replace("state.wait_for_everyone()", "")
 
 
 @pytest.mark.parametrize(
     "stage, words",
-    [(FAILING, "finetune_sd.batch_size: 7 images"), (KILLED, "process 1 of the stage was ended")],
-    ids=["failing", "killed"],
+    [
+        (FAILING, "finetune_sd.batch_size: 7 images"),
+        (KILLED, "process 1 of the stage was ended"),
+        (ENDED, "a process of the stage was ended by SIGTERM"),
+    ],
+    ids=["failing", "killed", "ended"],
 )
 def test_the_error_of_two_processes_is_a_line_of_each(probe, stage, words):
     """Nothing of torch's launcher follows, which would hide it."""

@@ -43,6 +43,7 @@ class Survey(NamedTuple):
     scenes: Counter[str]  # scene -> number of usable items; "": no scene
     further_captions: dict[int, list]  # item number -> captions of further rows of its image
     given_scenes: set[str]  # by class folders, labels or a field; not by names beside captions
+    folders: set[str]  # in which the images lie: their names, without those above
 
     def image_counts(self) -> dict[str | None, int]:
         """The number of usable items in each split of the source."""
@@ -69,7 +70,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
     Several rows may be of one image: the first usable one stands for it and gets the captions of
     the others.
     """
-    survey = Survey({}, Counter(), {}, set())
+    survey = Survey({}, Counter(), {}, set(), set())
     images: dict[str, FirstRow] = {}  # of each name
     unusable: dict[str, tuple[str, list]] = {}  # name -> reason, captions of its rows so far
     for number, item in enumerate(source.read_items(False)):
@@ -88,6 +89,8 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
                 continue
         file = item.image if isinstance(item.image, Path) else None
         images[name] = FirstRow(number, item.split, scene, file)
+        if file is not None:
+            survey.folders.add(file.parent.name.strip())
         if name in unusable:
             survey.further_captions[number] = unusable.pop(name)[1]
         survey.scenes[scene] += 1
@@ -267,10 +270,16 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
     """
     scenes = sorted(scene for scene in survey.scenes if scene)
     _check_slugs(scenes)
-    if len(scenes) < MIN_SCENES:
-        return
     mapped = [scene for class_scenes in classes.values() for scene in class_scenes]
     missing = [scene for scene in mapped if scene not in scenes]
+    folders = [scene for scene in missing if scene in survey.folders]
+    if folders and len(missing) == len(mapped):
+        exit_with_error(
+            f"classes: {', '.join(folders)}: these are folders of the images, but where a list or "
+            "a JSON file has the captions, folders are no classes: give it a field `scene`"
+        )
+    if len(scenes) < MIN_SCENES:
+        return
     named = ", ".join(map(partial(_with_hint, scenes), missing))
     if mapped and len(missing) == len(mapped):
         line = (

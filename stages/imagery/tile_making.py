@@ -30,9 +30,7 @@ from stages.imagery.stretch import Pair, to_8_bit
 from stages.imagery.unusable_image import UnusableImage
 
 TOO_FEW_VALID = "too few of its pixels are valid"
-ONE_VALUE = (
-    "all of its pixels have one value: a fill value? Declare it, gdal_edit.py -a_nodata <value>"
-)
+ONE_VALUE = "all of its pixels have one value"
 BYTES = RasterType(None, "uint8")  # of an image that Pillow decodes
 
 

@@ -30,6 +30,8 @@ def main() -> None:
                     f"process {rank} of the stage was ended by {failure.signal_name()}; with "
                     "SIGKILL, the system frees memory where there is too little"
                 )
+        if all(failure.exitcode == -signal.SIGTERM for failure in error.failures.values()):
+            exit_with_error("a process of the stage was ended by SIGTERM")
         sys.exit(1)
     except SignalException as error:
         if error.sigval == signal.SIGINT:

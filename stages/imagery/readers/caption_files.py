@@ -61,7 +61,8 @@ def open_caption_files(
     """A source of images with caption files. An image without one is skipped.
 
     If the images lie in several folders, these are their classes, and an image outside has none,
-    unless its name begins with that of one.
+    unless its name begins with that of one. Folders that are numbers alone are none: img2dataset
+    names the parts of a data set so.
 
     Raises:
         SystemExit: more than one caption file is not UTF-8. The message starts with `key`.
@@ -74,7 +75,8 @@ def open_caption_files(
             f"UTF-8: convert them, such as by `iconv -f {code} -t utf-8`"
         )
     folders = {class_folder(image, root) for image in text_of_image} - {""}
-    classes = folders if len(folders) > 1 else None
+    is_parts = all(folder.isdigit() for folder in folders)
+    classes = folders if len(folders) > 1 and not is_parts else None
     read_items = partial(_read_items, text_of_image, files, root, classes)
     return ImageSource([], read_items, has_captions=True)
 
