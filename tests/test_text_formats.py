@@ -268,6 +268,20 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         ),
         (
             "a.tex",
+            "\\documentclass{sn-jnl}\\title{Land}\\subtitle{A study}\\abstract{\\textbf{Aim:} Maps."
+            "\n\n\\begin{itemize}\\item Methods\\end{itemize}}\n\\begin{document}\\maketitle\n"
+            f"{PROSE}\\end{{document}}",
+            ["Land A study Aim: Maps. Methods The fields"],
+            [],
+        ),
+        (
+            "a.tex",
+            f"\\begin{{document}}\\abstract{{Maps.\n\nMethods.}}{PROSE}\\end{{document}}",
+            ["Maps. Methods. The fields"],
+            [],
+        ),
+        (
+            "a.tex",
             rf"\begin{{document}}\section{{A}}\label{{sec:a}} {PROSE} We see in \Cref{{sec:a}}, "
             r"Sec.~\ref{sec:a}, \autoref{eq:b}, Eq.~(\ref{eq:b}) and roads (\citealp{c}), as "
             r"\citet{d} say. \citet{d} are right.\end{document}",

@@ -55,6 +55,9 @@ LATEX_COMMANDS = {
     "eg": r"\newcommand{\eg}{e.g.\xspace}",
     "ie": r"\newcommand{\ie}{i.e.\xspace}",
     "etal": r"\newcommand{\etal}{et al.\xspace}",
+    # \abstract may stand before \begin{document}, where pandoc reads only the commands of a title
+    # page; of their text only a footnote may have paragraphs.
+    "paperabstract": r"\newcommand{\paperabstract}[1]{\extratitle{\footnote{#1}}}",
 }
 LATEX_COLUMNS = r"\newenvironment{multicols}[1]{}{}"
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
@@ -120,7 +123,8 @@ def _define_commands(text: str) -> str:
         if not re.search(rf"{command}\b", text):
             definitions += definition
     # pandoc leaves out the title and the abstract of MDPI and Springer.
-    return definitions + text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\subtitle{")
+    text = text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\paperabstract{")
+    return definitions + text
 
 
 def wrap(paragraph: str) -> list[str]:
@@ -145,7 +149,7 @@ def _decode_as_declared(content: bytes) -> tuple[str, str]:
 
 def _document_texts(meta: dict[str, Any], blocks: list[dict]) -> Iterator[str]:
     """Yield the title and subtitle, the paragraphs of the abstract and those of the text."""
-    for key in ("title", "subtitle", "abstract"):
+    for key in ("title", "subtitle", "abstract", "extratitle"):
         value = meta.get(key, {})
         if value.get("t") == "MetaInlines":
             yield from _block_texts([{"t": "Para", "c": value["c"]}])
