@@ -201,6 +201,10 @@ def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
     assert kept_prompts(Answer(found, False), "chain_of_thought") == [A, B, C]
     in_line = found.replace("**Descriptions:**\n", "**Descriptions:** ")
     assert kept_prompts(Answer(in_line, False), "chain_of_thought") == [A, B, C]
+    each = f"{FINE}\nDESCRIPTIONS: {A}\nDESCRIPTIONS: {B}\nDESCRIPTIONS: {C}"
+    assert kept_prompts(Answer(each, False), "chain_of_thought") == [A, B, C]
+    closed = f"{FINE}\nDESCRIPTIONS\n{NUMBERED}\n\nDescriptions: all are seen from above."
+    assert kept_prompts(Answer(closed, False), "chain_of_thought") == [A, B, C]
     assert kept_prompts(Answer(PLAIN, False), "chain_of_thought") == []
     assert kept_prompts(Answer(NAMED, False), "chain_of_thought") == [A, B, C]
     tagged = f"{FINE}\n<descriptions>\n{PLAIN}\n</descriptions>\n\nGoodbye."

@@ -69,9 +69,8 @@ FRAME = re.compile(
     re.I,
 )
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
-HEADING_LINE = re.compile(
-    rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}(?:[^\w\n]*$|[*_]*:[*_ ]*(?=\w))", re.I | re.M
-)
+HEADING_LINE = re.compile(rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}[^\w\n]*$", re.I | re.M)
+HEADING_IN_LINE = re.compile(rf"^[^\w\n]*{ANSWER_HEADING}[*_]*:[*_ ]*(?=\w)", re.I | re.M)
 # "Final answer:", "Here are the descriptions:"
 ANSWER_LINE = re.compile(
     r"^(?![^\S\n]*</)[^\w\n]*(?:'?\w[\w']* ){0,6}"
@@ -192,7 +191,8 @@ def find_candidates(
             text = "\n\n".join(strings)
             is_cut = False  # a string that was cut off is not among them
         elif technique.startswith("chain_of_thought"):
-            text = text_below(HEADING_LINE, text)
+            in_lines = "".join(HEADING_IN_LINE.split(text)[1:])  # before each line, or the first
+            text = text_below(HEADING_LINE, text) or in_lines
         else:
             text = text_below(ANSWER_LINE, text) or text
         for line in read_lines(text, label, classes, is_cut):
