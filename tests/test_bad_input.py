@@ -235,6 +235,7 @@ def test_a_single_paper_of_an_odd_name(project, name, monkeypatch):
     [
         *(b"id,title\na\0b,A title\n", b"id,title\n2101.00001\n", b"id,title\n../x y,A title\n"),
         *(b"id,title\n2101.00001,A title, and more\n", b"id,title\n,\n"),
+        b"id,title\nexport.arxiv.org/abs/2101.00001,A title\n",
     ],
 )
 def test_rows_that_are_no_papers_end_the_stage_before_a_download(project, content):

@@ -113,9 +113,10 @@ def stall_then_give(handler, number):
 def test_ids_are_read_as_arxiv_writes_them(server):
     run, requests, _, folder = server
     run(**{"2405.04717": lambda h, n: h.give()})
-    addresses = ("https://arxiv.org/abs/2405.04717", "http://arxiv.org/pdf/2405.04717.pdf")
-    rows = [f'{name}, "{TITLE}",\n' for name in ("arXiv:2405.04717", "2405.04717 ", *addresses)]
-    (folder / "list.csv").write_text("".join(["ID, Title\n", *rows, ",\n"]))
+    names = ["arXiv:2405.04717", "2405.04717 ", "https://arxiv.org/abs/2405.04717/"]
+    names += ["http://arxiv.org/pdf/2405.04717.pdf", "arxiv.org/html/2405.04717"]
+    rows = [f'{name}, "{TITLE}",\n' for name in names]
+    (folder / "list.csv").write_text("".join(["ID, Title\n", *rows, ",\n,,,\n"]))
     files, failed, _ = arxiv.download(folder / "list.csv", folder / "out")
     assert [file.name for file in files] == ["2405.04717.pdf"] and not failed
     assert len(requests) == 1

@@ -40,7 +40,9 @@ MAX_UNANSWERED = 3
 BUSY = (429, 500, 502, 503, 504)  # HTTP states of a server that may answer later
 BLOCKED = 403  # that of one that refuses a client for a while
 # What stands around the id 2405.04717 where arXiv itself names a paper.
-AROUND_ID = re.compile(r"^(https?://(www\.)?arxiv\.org/(abs|pdf)/|arxiv:\s*)|\.pdf$", re.I)
+AROUND_ID = re.compile(
+    r"^((https?://)?(www\.)?arxiv\.org/(abs|pdf|html)/|arxiv:\s*)|(\.pdf|/)$", re.I
+)
 NGRAM_LETTERS = 8
 MIN_TITLE_OVERLAP = 0.7  # of a paper's title with its first page, see `title_overlap`
 
@@ -85,14 +87,14 @@ def _read_list(list_csv: Path) -> list[dict[str, str]]:
         with open(list_csv, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, skipinitialspace=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
-            papers = [paper for paper in reader if any(paper.values())]
+            papers = [paper for paper in reader if any("".join(v or "") for v in paper.values())]
     except (UnicodeDecodeError, csv.Error, IsADirectoryError) as error:
         exit_with_error(f"{list_csv}: not a CSV file in UTF-8 ({error})")
     if not papers or not {"id", "title"} <= set(papers[0]):
         exit_with_error(f"{list_csv}: expected the columns id and title, and a row per paper")
     for paper in papers:
         paper["id"] = AROUND_ID.sub("", (paper["id"] or "").strip())
-        if not paper["title"] or not re.fullmatch(r"[\w./-]{1,100}", paper["id"]):
+        if not paper["title"] or not re.fullmatch(r"[\w.-]{1,50}(/\w{1,50})?", paper["id"]):
             exit_with_error(
                 f"{list_csv}: expected the id (2405.04717) and the title of a paper, not "
                 f"{paper['id'][:40]!a} and {str(paper['title'])[:40]!a}"
