@@ -277,9 +277,10 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         ),
         (
             "a.tex",
-            f"\\begin{{document}}\\abstract{{Maps.\n\nMethods.}}{PROSE}\\end{{document}}",
+            f"\\begin{{document}}\\abstract{{Maps.\n\nMethods.}}\n\\degree{{Doctor}}\n{PROSE}"
+            "\\end{document}",
             ["Maps. Methods. The fields"],
-            [],
+            ["°", "Doctor"],
         ),
         (
             "a.tex",

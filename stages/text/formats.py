@@ -122,6 +122,7 @@ def _define_commands(text: str) -> str:
         command = r"\\(?:(?:re)?newcommand|providecommand|def)\*?\s*\{?\\" + name
         if not re.search(rf"{command}\b", text):
             definitions += definition
+    text = re.sub(r"^\\degree(?={\w)", r"\\thesisdegree", text, flags=re.MULTILINE)  # a thesis
     # pandoc leaves out the title and the abstract of MDPI and Springer.
     text = text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\paperabstract{")
     return definitions + text
