@@ -78,7 +78,7 @@ def shell(
     )
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 600) -> None:
     """Return when the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

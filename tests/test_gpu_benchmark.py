@@ -86,7 +86,7 @@ def test_a_row_that_is_stopped_ends_what_it_started(tmp_path, monkeypatch):
     stopped = gpu.run_row(Row("hanging", 15, hang_with_another), tmp_path, True, limit=15)
     assert stopped == {"not measured:": "stopped after 15 s"}
     pid = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", 10)
+    wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
 
 
 def test_every_row_has_its_own_outcome(tmp_path):

@@ -174,7 +174,7 @@ def test_signals_to_the_launcher_end_its_processes(probe, number, imports):
     with start_sleeping(probe, 2, *LAUNCH, imports=imports)[0] as launcher:
         stage = psutil.Process(launcher.pid).children(recursive=True)
         launcher.send_signal(number)
-        assert launcher.wait(120) == 128 + number
+        assert launcher.wait(600) == 128 + number
         assert not any(alive(process.pid) for process in stage)
         said = "interrupted\n" if number == signal.SIGINT else ""
         assert launcher.stderr.read() == said

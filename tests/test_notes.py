@@ -112,7 +112,7 @@ def test_bytes_do_not_depend_on_time_or_folder(pdfs, tmp_path):
         cwd=tmp_path,
         env=env,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     later = sorted((tmp_path / "a/b").iterdir())
     assert [pdf.name for pdf in later] == [pdf.name for pdf in pdfs]

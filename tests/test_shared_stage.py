@@ -57,8 +57,8 @@ def test_a_waiting_run_goes_on_after_a_kill_and_another_takes_what_it_finished(t
     # A run that was killed while it waited keeps no finished work from being removed.
     for name in "DA":
         runs[name].send_signal(signal.SIGKILL)
-        runs[name].wait(120)
-    assert [runs[name].wait(120) for name in "BC"] == [0, 0]
+        runs[name].wait(600)
+    assert [runs[name].wait(600) for name in "BC"] == [0, 0]
     results = {(tmp_path / f"{name}.out").read_text() for name in "BC"}
     assert results in ({"AAABB"}, {"AAACC"})
     assert [path.name for path in folder.parent.iterdir()] == ["fingerprint.lock"]
