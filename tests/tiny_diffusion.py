@@ -235,7 +235,7 @@ def run(workspace: Path, function, *args, processes: int = 1) -> tuple[int, str]
     for child in children:
         child.start()
     for child in children:
-        child.join(120)
+        child.join(600)
     return children[0].exitcode, (workspace / "stderr0.txt").read_text()
 
 
