@@ -91,17 +91,15 @@ def refused(function, *args) -> str:
 
 E5 = {"query": "query: ", "passage": "passage: "}
 NOMIC = {"search_query": "query: ", "search_document": "passage: "}
-
-
 FOR_ALL = {"instruct": "passage: "}
 
 
 @pytest.mark.parametrize(
     "prompts, default, prompt, query_prompt",
     [
-        ({"query": "query: ", "passage": "passage: "}, "query", "passage: ", "query: "),  # E5
-        ({"search_query": "query: ", "search_document": "passage: "}, None, "passage: ", "query: "),
-        ({"instruct": "passage: "}, "instruct", "passage: ", "passage: "),
+        (E5, "query", "passage: ", "query: "),
+        (NOMIC, None, "passage: ", "query: "),
+        (FOR_ALL, "instruct", "passage: ", "passage: "),
         ({}, None, "", ""),
     ],
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import make_parser, start_process
+from stages.runtime.process import PROCESSES, make_parser, start_process
 
 # Stages that share their work between processes.
 DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
@@ -36,8 +36,6 @@ SINGLE_PROCESS = (
     "classify",
 )
 
-# The variable that tells how many processes were launched (stages.runtime.processes).
-PROCESSES = "REMOTE_DIFFUSION_PROCESSES"
 DISTRIBUTED_TYPES = ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP")  # of accelerate
 
 

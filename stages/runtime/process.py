@@ -22,6 +22,7 @@ import psutil
 from stages.runtime.environment import clear_variables
 from stages.runtime.errors import excepthook
 
+PROCESSES = "REMOTE_DIFFUSION_PROCESSES"  # the variable with the number that was launched
 POLL = 0.5  # seconds between two looks at the parents of this process
 GRACE = 10.0  # seconds between SIGTERM and the end of a process
 
@@ -134,7 +135,7 @@ def _was_started(process: psutil.Process) -> bool:
 
 def _is_of_a_stage(environment: dict[str, str]) -> bool:
     """Whether an environment has DVC's variable, or the launcher's."""
-    return "DVC_STAGE" in environment or "REMOTE_DIFFUSION_PROCESSES" in environment
+    return "DVC_STAGE" in environment or PROCESSES in environment
 
 
 def _use_utf8() -> None:

@@ -7,6 +7,7 @@ import torch
 from accelerate import PartialState
 
 from stages.runtime.errors import exit_with_error
+from stages.runtime.process import PROCESSES
 
 # How long processes wait for each other. NCCL's ten minutes would end a run in which the first one
 # merges shards, moves files or publishes a model, or in which one GPU is slower.
@@ -22,9 +23,7 @@ def process_state() -> PartialState:
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     # Where there is no CUDA, `PartialState` would take the GPU of a Mac, which lacks float64.
     state = PartialState(cpu=on_cpu or not torch.cuda.is_available(), timeout=TIMEOUT)
-    launched = int(
-        os.environ.get("REMOTE_DIFFUSION_PROCESSES") or os.environ.get("WORLD_SIZE") or 1
-    )
+    launched = int(os.environ.get(PROCESSES) or os.environ.get("WORLD_SIZE") or 1)
     if state.num_processes != launched:
         exit_with_error(
             f"accelerate config: of {launched} processes {state.num_processes} came up; "
