@@ -79,6 +79,20 @@ def test_a_home_folder_is_expanded_and_an_unknown_one_is_said(root, monkeypatch)
         resume_cache.cache_root()
 
 
+def test_a_lock_of_another_account_is_named_as_such(root, monkeypatch):
+    """As root, which tests may run as, no file refuses to be opened."""
+
+    def refuse(*args, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(resume_cache.FileLock, "acquire", refuse)
+    with (
+        pytest.raises(SystemExit, match="another account.*REMOTE_DIFFUSION_SCRATCH"),
+        resume_folder("finetune_sd", "cccc"),
+    ):
+        pass
+
+
 def test_a_full_disk_is_answered_by_copying_what_is_finished(root, monkeypatch):
     with pytest.raises(SystemExit) as stopped, resume_folder("finetune_sd", "aaaa"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

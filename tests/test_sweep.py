@@ -294,6 +294,18 @@ def test_a_shallow_clone_is_refused_before_anything_runs(repository):
         assert line.startswith("error: ") and "git fetch --unshallow" in line
 
 
+def test_a_cache_path_that_dvc_cannot_write_is_refused_before_anything_runs(repository):
+    """DVC writes it into the settings of a temporary copy, in ASCII."""
+    folder, run = repository
+    clone = folder.parent / "München"
+    run("git", "clone", "-q", str(folder), str(clone))
+    (line,) = run("python", "-m", "tools.sweep", "guidance", cwd=clone, code=1).stderr.splitlines()
+    assert line.startswith("error: ") and "München/.dvc/cache" in line
+    run("dvc", "cache", "dir", "--local", str(folder.parent / "cache"), cwd=clone)
+    done = run("python", "-m", "tools.sweep", "guidance", "5", cwd=clone)
+    assert started(done.stderr) == ["guidance-2.0-28"]
+
+
 def test_a_sweep_of_what_a_selected_set_does_not_have_is_refused(repository):
     folder, run = repository
     params = (REPOSITORY / "params/demo.yaml").read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ from queue import Queue
 from typing import Any
 
 import pyarrow.parquet as pq
+from dvc.repo import Repo
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 
@@ -123,6 +124,14 @@ def refuse_repository() -> None:
         exit_with_error(
             "sweep: this clone is shallow, and DVC loses what an experiment in a temporary copy of "
             "it has found: `git fetch --unshallow`"
+        )
+    with Repo() as repo:
+        cache = repo.cache.local.path
+    if not cache.isascii():  # DVC writes it into the copy's settings, in ASCII
+        exit_with_error(
+            f"sweep: {cache}: DVC can't run an experiment in a temporary copy where the path of "
+            "its cache has letters outside ASCII: move this clone, or name another folder, `dvc "
+            "cache dir --local /a/path`"
         )
 
 

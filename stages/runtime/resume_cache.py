@@ -156,6 +156,11 @@ def try_lock(lock: FileLock, timeout: float) -> bool:
             acquired = [True]
         except Timeout:
             pass
+        except PermissionError:
+            exit_with_error(
+                f"{lock.lock_file}: Permission denied: it belongs to another account: set "
+                "REMOTE_DIFFUSION_SCRATCH to a folder of your own"
+            )
         except OSError as error:
             exit_with_error(
                 f"{lock.lock_file}: {error.strerror}: set REMOTE_DIFFUSION_SCRATCH to a folder on "
