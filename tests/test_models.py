@@ -383,7 +383,8 @@ def test_missing_file_is_named(fetch, sd, gone):
         assert "model.bin" in line  # the pickle that is there instead
 
 
-def test_language_model_in_shards_without_code_and_pickles(fetch, tmp_path):
+@pytest.mark.parametrize("stem", ["model", "model.safetensors"])
+def test_language_model_in_shards_without_code_and_pickles(fetch, tmp_path, stem):
     folder = write_language_model(tmp_path / "phi")
     assert set(fetch("language", f"path:{folder}")) == {
         "SOURCE.json",
@@ -392,12 +393,12 @@ def test_language_model_in_shards_without_code_and_pickles(fetch, tmp_path):
         "tokenizer.json",
     }
     (folder / "model.safetensors").unlink()
-    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
-    write_text(folder / "model.safetensors.index.json", {"weight_map": shards})
-    write_tensors(folder / "model-00001-of-00002.safetensors")
+    first, second = (f"{stem}-{number:05d}-of-00002.safetensors" for number in (1, 2))
+    write_text(folder / "model.safetensors.index.json", {"weight_map": {"a": first, "b": second}})
+    write_tensors(folder / first)
     line = refused(fetch, "writer", f"path:{folder}")
-    assert "model-00002-of-00002.safetensors is missing" in line and "only" not in line
-    write_tensors(folder / "model-00002-of-00002.safetensors")
+    assert f"{second} is missing" in line and "only" not in line
+    write_tensors(folder / second)
     assert len(fetch("writer", f"path:{folder}")) == 6
     (folder / "tokenizer.json").unlink()
     assert "tokenizer.json or vocab.json" in refused(fetch, "language", f"path:{folder}")

@@ -45,8 +45,11 @@ CONFIG_AND_TOKENIZER = [
     "sentencepiece.bpe.model",
     "preprocessor_config.json",
 ]
-SHARDS = "model-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors"
-WEIGHTS = ["model.safetensors", SHARDS, "model.safetensors.index.json"]
+SHARDS = [
+    "model-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors",
+    "model.safetensors-*-of-[0-9][0-9][0-9][0-9][0-9].safetensors",  # of Qwen3.5
+]
+WEIGHTS = ["model.safetensors", *SHARDS, "model.safetensors.index.json"]
 DIFFUSERS_WEIGHTS = [name.replace("model", "diffusion_pytorch_model", 1) for name in WEIGHTS]
 DIFFUSION_PARTS = {
     "unet": ["config.json", *DIFFUSERS_WEIGHTS],
