@@ -808,6 +808,26 @@ def test_a_neural_embedder_may_lack_a_pooler_but_no_other_weights(tmp_path):
         NeuralEmbedder(folder)
 
 
+def test_of_an_embedder_on_t5_the_encoder_is_read_alone(tmp_path):
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+    from stages.text.embedder import NeuralEmbedder
+
+    config = T5Config(vocab_size=4096, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    T5EncoderModel(config).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(fetch_model.EMBEDDED / "language")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path)
+    assert NeuralEmbedder(tmp_path).embed(["land", "water"]).shape == (2, 16)
+    weights = load_file(tmp_path / "model.safetensors")
+    removed = "encoder.block.0.layer.0.SelfAttention.k.weight"
+    del weights[removed]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit, match=f"lack {removed}: "):
+        NeuralEmbedder(tmp_path)
+
+
 @pytest.mark.parametrize(
     "file, content, key",
     [

@@ -22,7 +22,7 @@ def load_pretrained(
     model_class: Any,
     folder: str | Path,
     subfolder: str = "",
-    unused_prefix: str | None = None,
+    unused_prefixes: tuple[str, ...] = (),
     **options: Any,
 ) -> Any:
     """Load `model_class.from_pretrained(folder)` and check that every weight came from the file.
@@ -33,7 +33,7 @@ def load_pretrained(
         model_class: a model class of transformers or diffusers.
         folder: the model folder, or the folder of a diffusers pipeline.
         subfolder: the part of the pipeline; "" for a model folder.
-        unused_prefix: weights whose names begin with it may be missing, because nothing reads them.
+        unused_prefixes: weights whose names begin so may be missing, because nothing reads them.
         options: further arguments of `from_pretrained`.
 
     Raises:
@@ -75,7 +75,7 @@ def load_pretrained(
         if changed := note_changed_file():
             message += f"; {changed}"
         exit_with_error(message)
-    _check_weights(path, model, loading_info, unused_prefix)
+    _check_weights(path, model, loading_info, unused_prefixes)
     return model
 
 
@@ -138,11 +138,9 @@ def check_vocabulary(folder: str | Path, tokenizer: Any, model: Any) -> None:
         )
 
 
-def _check_weights(path: Path, model: Any, loading_info: dict, unused_prefix: str | None) -> None:
+def _check_weights(path: Path, model: Any, loading_info: dict, unused: tuple[str, ...]) -> None:
     """Exit with an error that names the first weight that is missing, misshapen or not finite."""
-    missing = sorted(loading_info["missing_keys"])
-    if unused_prefix is not None:
-        missing = [name for name in missing if not name.startswith(unused_prefix)]
+    missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith(unused))
     if missing:
         exit_with_error(
             f"{path}: its weights lack {missing[0]}{_count_more(missing)}: the file is incomplete, "

@@ -114,7 +114,9 @@ class NeuralEmbedder:
         from transformers import AutoModel
 
         # SentenceTransformer does not report missing weights, so they are checked here first.
-        encoder = load_pretrained(AutoModel, folder, unused_prefix="pooler.")
+        # Of a T5 it reads the encoder alone.
+        unused = ("pooler.", "decoder.block.", "decoder.final_layer_norm.")
+        encoder = load_pretrained(AutoModel, folder, unused_prefixes=unused)
         try:
             self.model = SentenceTransformer(str(folder), trust_remote_code=False)
         except (
