@@ -377,6 +377,38 @@ def test_wrong_target_module_is_named(name):
         lora.add_lora(tiny_phi(), make_config(target_modules=[name]))
 
 
+def test_of_a_model_that_reads_images_the_text_model_alone_is_adapted(tmp_path):
+    from transformers import AutoModelForCausalLM, Gemma4Config, Gemma4ForConditionalGeneration
+
+    from stages.text import lora
+
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    text = sizes | {
+        "vocab_size": 40,
+        "vocab_size_per_layer_input": 40,
+        "hidden_size_per_layer_input": 8,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["full_attention"],
+    }
+    config = Gemma4Config(text_config=text, vision_config=sizes, audio_config=None)
+    Gemma4ForConditionalGeneration(config).save_pretrained(tmp_path)
+    gemma = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert gemma.get_submodule("model.vision_tower.encoder.layers.0.self_attn.q_proj.linear")
+    with pytest.raises(SystemExit, match="finetune_llm.target_modules: .*no linear"):
+        lora.add_lora(gemma, make_config(target_modules=["linear"]))
+    model = lora.add_lora(gemma, make_config(target_modules=["q_proj"]))
+    trained = [name for name, weights in model.named_parameters() if weights.requires_grad]
+    assert len(trained) == 2 and all("language_model" in name for name in trained)
+
+
 def test_four_bit_training_after_an_evaluation(tmp_path):
     """On CPUs with AVX512-BF16, bitsandbytes would repack the weights in the evaluation."""
     from stages.text import lora

@@ -4,6 +4,7 @@ The base model can be quantized to 4 bits (QLoRA, Dettmers et al. 2023).
 """
 
 import math
+import re
 import shutil
 import sys
 from functools import partial
@@ -25,6 +26,8 @@ CHECKPOINTS_PER_RUN = 10
 KEPT_CHECKPOINTS = 2
 LOGS_PER_RUN = 50
 DIGESTS = "sha256.json"  # in a checkpoint: a hash of each of its files
+# Modules that read images and sound. Text trains none of them.
+OTHER_INPUTS = re.compile(".*(vision|visual|audio).*")
 
 
 def load_base(folder: Path, quantization: str) -> Any:
@@ -92,15 +95,19 @@ def _load_4bit(folder: Path) -> Any:
 def add_lora(model: Any, config: FinetuneLLM) -> Any:
     """Wrap a model in trainable LoRA adapters; the model's own weights are frozen.
 
+    Of a model that reads images or sound as well, its text model alone is adapted.
+
     Raises:
-        SystemExit: the model has no layer with a weight matrix of a name in `target_modules`.
+        SystemExit: the text model has no layer with a weight matrix of a name in `target_modules`.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    modules = dict(model.named_modules())
+    others = {name for name in modules if OTHER_INPUTS.fullmatch(name)}
     adaptable = set()
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         weight = getattr(module, "weight", None)
-        if weight is not None and weight.dim() == 2:
+        if weight is not None and weight.dim() == 2 and name not in others:
             adaptable.add(name.rpartition(".")[2])
     missing = [name for name in config.target_modules if name not in adaptable]
     if missing:
@@ -122,6 +129,7 @@ def add_lora(model: Any, config: FinetuneLLM) -> Any:
         lora_dropout=config.dropout,
         task_type="CAUSAL_LM",
         target_modules=sorted(config.target_modules),
+        exclude_modules=OTHER_INPUTS.pattern if others else None,
     )
     return get_peft_model(model, lora_config)
 
