@@ -15,6 +15,7 @@ from typing import Any
 
 from stages.common import sources
 from stages.common.model_folder import (
+    ADAPTER_CONFIG,
     FILE_PATTERNS,
     HALF_PRECISION_WEIGHTS,
     copy_model,
@@ -84,13 +85,13 @@ def download_model(role: str, source: str, key: str) -> tuple[Path, dict[str, An
 
     A diffusion model of another kind is refused before its weights are downloaded.
     """
-    patterns = FILE_PATTERNS[role]
+    patterns = [*FILE_PATTERNS[role], ADAPTER_CONFIG]
     if role == "diffusion":
         folder, _ = sources.download_from_hub(source, key, "model", list(CONFIG_FILES))
         check_kind(folder, f"{key}: {source}")
     folder, resolved = sources.download_from_hub(source, key, "model", patterns)
     if role == "diffusion" and parts_without_weights(folder):
-        patterns = FILE_PATTERNS[role] + HALF_PRECISION_WEIGHTS
+        patterns += HALF_PRECISION_WEIGHTS
         folder, resolved = sources.download_from_hub(source, key, "model", patterns)
     return folder, resolved
 

@@ -447,6 +447,31 @@ def test_embedder_with_its_modules(fetch, tmp_path):
     }
 
 
+def test_static_embeddings_and_adapters_are_named(fetch, tmp_path, monkeypatch):
+    static = write_language_model(tmp_path / "potion")
+    kind = "sentence_transformers.models.StaticEmbedding"
+    write_text(static / "modules.json", [{"path": "", "type": kind}])
+    assert "static embeddings" in refused(fetch, "embedder", f"path:{static}")
+    (static / "config.json").unlink()
+    assert "static embeddings" in refused(fetch, "embedder", f"path:{static}")
+
+    adapter = tmp_path / "adapter"
+    write_tensors(adapter / "adapter_model.safetensors")
+    write_text(adapter / "adapter_config.json", {"peft_type": "LORA"})
+    for role in ("language", "writer", "embedder"):
+        assert "is a LoRA adapter" in refused(fetch, role, f"path:{adapter}")
+
+    def download(source, key, repo_type, patterns):
+        assert "adapter_config.json" in patterns
+        return adapter, {"repo": "a/b", "commit": "c0ffee", "license": None}
+
+    monkeypatch.setattr(sources, "download_from_hub", download)
+    assert "is a LoRA adapter" in refused(fetch, "language", "hub:a/b")
+    # A whole model beside an adapter is read, without it.
+    write_language_model(adapter)
+    assert "adapter_config.json" not in fetch("language", f"path:{adapter}")
+
+
 def test_none_and_embedded(fetch):
     for role in ("writer", "classifier", "vision"):
         assert f"fetch_model.{role}: embedded" in refused(fetch, role, "embedded")

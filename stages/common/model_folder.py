@@ -92,6 +92,8 @@ WEIGHTS_NAME = re.compile(
     r"(diffusion_pytorch_)?model\.safetensors\.index\.json"
 )
 
+ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter; never copied
+
 # role -> patterns of the files that are copied from a folder, or downloaded from a hub repository.
 FILE_PATTERNS = {
     "diffusion": [
@@ -243,6 +245,8 @@ def _check_required_files(role: str, root: Path, names: dict[str, Path], label: 
 
     names: path in the copy -> file.
     """
+    if role in ("language", "writer", "embedder"):
+        _refuse_other_kinds(root, names, label)
     parts = []  # subfolders with a config.json and weights, each with its "/"; "" is the root
     if role == "diffusion":
         parts = ["unet/", "vae/", "text_encoder/"]
@@ -275,6 +279,21 @@ def _check_required_files(role: str, root: Path, names: dict[str, Path], label: 
     for part in parts:
         _require_any([part + "config.json"], names, root, label)
         _check_weight_files(part, root, names, label)
+
+
+def _refuse_other_kinds(root: Path, names: dict[str, Path], label: str) -> None:
+    """Exit with an error where a folder holds a LoRA adapter or static embeddings."""
+    if (root / ADAPTER_CONFIG).exists() and "config.json" not in names:
+        exit_with_error(
+            f"{label}: is a LoRA adapter; peft merges it into its base with merge_and_unload and "
+            "save_pretrained, `python -m tools.export llm` does so with this repository's own"
+        )
+    modules = names.get("modules.json")
+    if modules and b"StaticEmbedding" in modules.read_bytes():
+        exit_with_error(
+            f"{label}: modules.json names static embeddings, which are not read; take an embedder "
+            "on a transformers model, such as sentence-transformers/all-MiniLM-L6-v2"
+        )
 
 
 def _check_weight_files(part: str, root: Path, names: dict[str, Path], label: str) -> None:
