@@ -183,7 +183,7 @@ def make_config(**changed):
     return FinetuneLLM(**values | changed)
 
 
-def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
+def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path, capsys):
     import torch
 
     from stages.text import lora
@@ -208,7 +208,11 @@ def test_tuned_model_stops_and_a_killed_run_resumes(tmp_path):
     checkpoints = (tmp_path / "killed").glob("checkpoint-*")
     last = max(checkpoints, key=lambda path: int(path.name.partition("-")[2]))
     (last / "trainer_state.json").unlink()
+    assert re.search(r"finetune_llm: +0%.* 0/110 .*110/110 .*loss=", capsys.readouterr().err, re.S)
     assert lora.train(resumed, sequences, EOS, config, 0, tmp_path / "killed") == loss_log
+    captured = capsys.readouterr()
+    assert re.search(r"finetune_llm: +91%.* 100/110 .*110/110 .*loss=", captured.err, re.S)
+    assert captured.out == ""
     # As another run would take it: the last checkpoint is there. The steps end inside an epoch.
     finished = lora.add_lora(tiny_phi(), config)
     assert lora.train(finished, sequences, EOS, config, 0, tmp_path / "whole") == loss_log

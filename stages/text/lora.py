@@ -6,7 +6,6 @@ The base model can be quantized to 4 bits (QLoRA, Dettmers et al. 2023).
 import math
 import re
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from stages.params import FinetuneLLM
 from stages.runtime.atomic import sync_to_disk
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained
-from stages.runtime.progress import log
+from stages.runtime.progress import log, progress_bar
 from stages.runtime.tracking import open_dvclive
 from stages.text import tokens
 
@@ -160,20 +159,8 @@ def train(
     """
     from accelerate.utils import extract_model_from_parallel
     from peft import load_peft_weights, set_peft_model_state_dict
-    from transformers import Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer
     from transformers.integrations import DVCLiveCallback
-
-    class StopAtNonFiniteLoss(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-            if not math.isfinite(logs.get("loss", 0.0)):
-                exit_with_error(
-                    f"finetune_llm.lr: the loss is NaN or inf by step {state.global_step}; "
-                    f"try a lower lr than {config.lr}"
-                )
-
-    class PublishCheckpoints(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs) -> None:
-            publish_checkpoint(unfinished / f"checkpoint-{state.global_step}", folder)
 
     unfinished = folder / "unfinished"  # where `Trainer` writes, file by file
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -187,12 +174,51 @@ def train(
         args=_training_arguments(config, seed, unfinished),
         train_dataset=[{"input_ids": ids} for ids in sequences],
         data_collator=partial(tokens.collate, pad=pad),
-        callbacks=[StopAtNonFiniteLoss(), PublishCheckpoints(), DVCLiveCallback(live)],
+        callbacks=[_watch_training(config, unfinished, folder), DVCLiveCallback(live)],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=checkpoint)
     # `Trainer` leaves the model in bfloat16 autocast, in which the base model was not measured.
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
     return losses_by_step(trainer.state)
+
+
+def _watch_training(config: FinetuneLLM, unfinished: Path, folder: Path) -> Any:
+    """Return a `transformers.TrainerCallback`: a bar, the check of the loss, checkpoints.
+
+    Args:
+        config: the section `finetune_llm`.
+        unfinished: where `Trainer` writes checkpoints.
+        folder: where they are moved to.
+    """
+    from transformers import TrainerCallback
+
+    class WatchTraining(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs) -> None:
+            self.bar = progress_bar(
+                total=config.steps, initial=state.global_step, desc="finetune_llm", unit="step"
+            )
+
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            self.bar.update()
+
+        def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+            if "loss" not in logs:  # the means of the whole run
+                return
+            if not math.isfinite(logs["loss"]):
+                exit_with_error(
+                    f"finetune_llm.lr: the loss is NaN or inf by step {state.global_step}; "
+                    f"try a lower lr than {config.lr}"
+                )
+            self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
+
+        def on_save(self, args, state, control, **kwargs) -> None:
+            publish_checkpoint(unfinished / f"checkpoint-{state.global_step}", folder)
+
+        def on_train_end(self, args, state, control, **kwargs) -> None:
+            self.bar.close()
+
+    return WatchTraining()
 
 
 def publish_checkpoint(written: Path, folder: Path) -> None:
@@ -282,7 +308,7 @@ def _training_arguments(config: FinetuneLLM, seed: int, folder: Path) -> Any:
         report_to="none",
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
-        disable_tqdm=not sys.stderr.isatty(),
+        disable_tqdm=True,  # `_watch_training` has a bar for log files, too
         dataloader_pin_memory=has_gpu,
     )
     if arguments.n_gpu > 1:  # Trainer would multiply the batch by the number of GPUs

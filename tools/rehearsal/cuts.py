@@ -392,7 +392,6 @@ def work_in_bars(stage: str, params: Params, images: Counts) -> float:
 # Stages without a progress bar run twice, the second time with more of these: the difference is
 # the time of a unit.
 SECOND_RUN = {
-    "finetune_llm": "finetune_llm.steps",
     "ceiling": "classifier.epochs",
     "classify@lulc": "classifier.epochs",
     "classify@scenes": "classifier.epochs",

@@ -22,6 +22,7 @@ BAR = re.compile(r"\d+%\|")
 SPEED = r" \[.*?, +(?P<number>[\d.]+)(?P<inverse>s/)?\w+"
 FINISHED = re.compile(r"(?P<title>.*): 100%\|.*\| (?P<done>\d+)/\d+" + SPEED)
 WITHOUT_TOTAL = re.compile(r"(?P<title>.*): (?P<done>\d+)[a-z]+" + SPEED)
+NOT_CUT = ("perplexity",)  # bars of work that a rehearsal does whole
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Measurement:
 
     Attributes:
         seconds: from its start to its end.
-        bar_seconds: of these, the time in its progress bars.
+        bar_seconds: of these, the time in the progress bars of work that a rehearsal cuts.
         memory: the highest sum of the resident memory of its processes, bytes. It includes the
             pages of memory-mapped files; those that processes share count in each.
         gpu_memory: the highest use of the GPU less that before the start, bytes; None: there is no
@@ -121,7 +122,7 @@ def end_tree(pid: int) -> None:
 
 
 def bar_seconds(log: str) -> float:
-    """The seconds that the finished progress bars of a log have taken.
+    """The seconds that the finished progress bars of a log have taken, without those of `NOT_CUT`.
 
     tqdm's last line of a bar has the mean rate, as `1.23tile/s` or `12.3s/tile`. After a slow item
     it prints that line twice, the second time over the first.
@@ -131,7 +132,7 @@ def bar_seconds(log: str) -> float:
     for line in log.split("\n"):
         last = line.rstrip("\r").rpartition("\r")[2]
         match = FINISHED.search(last) or WITHOUT_TOTAL.search(last)
-        if not match or not float(match["number"]):
+        if not match or not float(match["number"]) or match["title"] in NOT_CUT:
             continue
         rate = float(match["number"])
         seconds = int(match["done"]) * (rate if match["inverse"] else 1 / rate)
