@@ -191,7 +191,17 @@ def test_a_split_beside_images_in_no_split_needs_params():
 
 
 @pytest.mark.parametrize(
-    "where", ["train/part-0.parquet", "all/train/00000.parquet", "train-00000-of-00001.parquet"]
+    "where",
+    [
+        "train/part-0.parquet",
+        "all/train/00000.parquet",
+        "train-00000-of-00001.parquet",
+        "data/EuroSAT-train-00000-of-00001.parquet",
+        "eurosat_train.parquet",
+        "eurosat-train/0000.parquet",
+        "train_set_a/data.parquet",
+        "train/a_dev_1.parquet",
+    ],
 )
 def test_split_of_a_table(tmp_path, where):
     write_parquet(tmp_path / where, good_rows(1))

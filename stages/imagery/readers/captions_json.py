@@ -10,7 +10,6 @@ class. The images lie in any folder below the root.
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from stages.imagery.readers.items import (
     skipped_file,
     split_folder,
     split_value,
+    split_word,
     standard_split,
 )
 from stages.imagery.readers.listed_images import ListedImages
@@ -214,5 +214,4 @@ def _split(entry: dict, json_file: Path, image: Path) -> str | None:
     split = split_value(entry.get(first_field(("split",), entry) or ""))
     if split:
         return split
-    in_name = [word for word in re.split("[_.-]", json_file.stem) if standard_split(word)]
-    return in_name[0] if len(in_name) == 1 else split_folder(image.parts[:-1])
+    return split_word(json_file.stem) or split_folder(image.parts[:-1])

@@ -154,6 +154,17 @@ def standard_split(name: str) -> str | None:
     return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name.strip().lower()))
 
 
+def split_words(name: str) -> list[str]:
+    """The words of a name that mean a split: `test` of EuroSAT-test-2."""
+    return [word for word in re.split("[ _.-]", name) if standard_split(word)]
+
+
+def split_word(name: str) -> str | None:
+    """The word of a name that means a split, if exactly one does."""
+    words = split_words(name)
+    return words[0] if len(words) == 1 else None
+
+
 def misnamed_split(rows: Iterable[dict]) -> str | None:
     """The first field that names a split in each row that has it, and several in all; or None."""
     read = {*NAME_FIELDS, *SCENE_FIELDS, "split"}

@@ -34,6 +34,7 @@ from stages.imagery.readers.items import (
     skipped_file,
     split_folder,
     split_value,
+    split_word,
     standard_split,
 )
 from stages.imagery.untrusted_text import parse_json_object, posix_path, valid_utf8
@@ -252,18 +253,19 @@ def _find_misnamed_split(tables: list[Table]) -> str | None:
 def _split(path: Path, root: Path, only_table: bool) -> str | None:
     """The split of a table, which its file name or a folder tells.
 
-    It is `train` for train.parquet, data/train-00000-of-00002.parquet, train/00000.parquet and
-    train/part-0.parquet.
+    It is `train` for train.parquet, data/train-00000-of-00002.parquet, train/part-0.parquet,
+    EuroSAT-train-00000-of-00001.parquet and EuroSAT_train/00000.parquet.
     """
     name = path.stem.partition("-")[0]
     folders = path.relative_to(root).parts[:-1]
-    if not standard_split(name) and split_folder(folders):
-        return split_folder(folders)
+    if standard_split(name):
+        return name
+    words = (split_word(part) for part in (path.stem, *folders))
+    if split := split_folder(folders) or next(filter(None, words), None):
+        return split
     if name.isdigit():
         return folders[-1] if folders else None
-    if only_table and not standard_split(name):
-        return None
-    return name
+    return None if only_table else name
 
 
 def _class_names(schema: pa.Schema, column: str | None) -> list:

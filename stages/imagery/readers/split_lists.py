@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.items import standard_split
+from stages.imagery.readers.items import split_words, standard_split
 from stages.imagery.untrusted_text import valid_utf8
 
 HEAD = 2**16  # bytes of a text file that are looked at
@@ -61,7 +61,7 @@ def _lists_of_splits(file: Path) -> Iterator[list[str]]:
         with open(file, "rb") as stream:
             lines = stream.read(HEAD).decode(errors="replace").splitlines()
         entries = list(filter(str.strip, lines))[:MAX_ENTRIES]
-    is_named = any(map(standard_split, re.split(r"[-_. ]", file.stem))) and not is_object
+    is_named = split_words(file.stem) and not is_object
     yield [entry if is_named or _names_split(entry) else "" for entry in entries]
 
 
