@@ -1059,6 +1059,37 @@ def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, na
     assert "its field 'subset' seems to hold splits: name it `split`, or remove it" in line
 
 
+@pytest.mark.parametrize("list_name", [None, "metadata.csv", "captions.json", "tiles.parquet"])
+@pytest.mark.parametrize(
+    "folders, seem_splits",
+    [
+        (["AID_test", "AID_train"], True),
+        (["all/Images-test", "all/Images-trainval"], True),
+        (["test_a", "train_a", "test"], True),
+        (["bus_station", "train_station"], False),
+        (["test_run", "all/train_station"], False),
+    ],
+)
+def test_folders_that_seem_to_be_splits_are_one_line(
+    tmp_path, monkeypatch, list_name, folders, seem_splits
+):
+    """Also where params name the one split that is read as such."""
+    names = [f"{folder}/{scene}/{i}.png" for i, scene in enumerate("ab") for folder in folders]
+    rows = [{"file_name": name, "text": "from above", "label": name[-7]} for name in names]
+    root = tmp_path / "in"
+    if list_name is None:
+        draw(root, *names)
+    elif list_name == "tiles.parquet":
+        table = [row | {"image": cell(i, None)} for i, row in enumerate(rows)]
+        write_table(root / list_name, table)
+    else:
+        write_source(root, list_name, rows)
+    splits = {"train": None, "valid": None, "test": "test" if "test" in folders else "none"}
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}", splits=splits)
+    named = ", ".join(Path(folder).name for folder in folders if folder != "test")
+    assert (f"{named} seem to be splits: name them " in line) == seem_splits
+
+
 def test_the_case_of_the_field_of_splits_in_json_does_not_count(tmp_path):
     splits = {"1.png": "train", "2.png": "test"}
     draw(tmp_path, *splits)

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from stages.common.class_names import slug
@@ -24,6 +24,7 @@ from stages.imagery.readers.items import (
     first_field,
     image_name,
     scene_of,
+    split_word,
     standard_split,
 )
 from stages.imagery.skip_report import SkipReport
@@ -44,6 +45,7 @@ class Survey(NamedTuple):
     further_captions: dict[int, list]  # item number -> captions of further rows of its image
     given_scenes: set[str]  # by class folders, labels or a field; not by names beside captions
     folders: set[str]  # in which the images lie: their names, without those above
+    unsplit_folders: set[PurePosixPath]  # of the images in no split, and those above
 
     def image_counts(self) -> dict[str | None, int]:
         """The number of usable items in each split of the source."""
@@ -70,7 +72,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
     Several rows may be of one image: the first usable one stands for it and gets the captions of
     the others.
     """
-    survey = Survey({}, Counter(), {}, set(), set())
+    survey = Survey({}, Counter(), {}, set(), set(), set())
     images: dict[str, FirstRow] = {}  # of each name
     unusable: dict[str, tuple[str, list]] = {}  # name -> reason, captions of its rows so far
     for number, item in enumerate(source.read_items(False)):
@@ -91,6 +93,8 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
         images[name] = FirstRow(number, item.split, scene, file)
         if file is not None:
             survey.folders.add(file.parent.name.strip())
+        if item.split is None:
+            survey.unsplit_folders.update(PurePosixPath(item.name).parents)
         if name in unusable:
             survey.further_captions[number] = unusable.pop(name)[1]
         survey.scenes[scene] += 1
@@ -224,6 +228,11 @@ def _refuse_unread_files(
             "(docs/data.md), or move the file away to get captions from the class names"
         )
     named = {standard_split(split) for split in survey.usable if split is not None} - {None}
+    if folders := _folders_like_splits(survey.unsplit_folders):
+        exit_with_error(
+            f"{key}: the folders {', '.join(folders[:20])} seem to be splits: name them train, "
+            "valid and test, or give a list or table with a field `split`"
+        )
     has_params = any(config.splits.model_dump().values())
     # One name, such as that of the only table, train-00000-of-00001.parquet, tells no splits apart.
     if source.misnamed_split is not None and len(named) < 2 and not has_params:
@@ -237,6 +246,20 @@ def _refuse_unread_files(
             "valid/ and test/, or write metadata.csv with file_name, scene (or text) and split, or "
             "move the file away"
         )
+
+
+def _folders_like_splits(folders: set[PurePosixPath]) -> list[str]:
+    """The first folders side by side whose names hold the words of several splits, if any.
+
+    X_train and X_test seem to be splits; train_station alone may be a class.
+    """
+    splits_in: dict[PurePosixPath, dict[str, str | None]] = {}  # of each folder that holds some
+    for folder in sorted(folders):
+        # Pascal VOC's trainval, which is train and val, is no name of a split elsewhere.
+        if word := split_word(folder.name.lower().replace("trainval", "train")):
+            splits_in.setdefault(folder.parent, {})[folder.name] = standard_split(word)
+    several = (splits for splits in splits_in.values() if len(set(splits.values())) > 1)
+    return list(next(several, {}))
 
 
 def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> None:
