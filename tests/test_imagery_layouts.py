@@ -1110,23 +1110,52 @@ def test_numbers_in_a_table_about_a_split_are_no_names_of_images(tmp_path):
         assert open_source(tmp_path, KEY).unread_split == ("test.json" if is_list else None)
 
 
-def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path, monkeypatch):
-    draw(tmp_path / "coco", "train2017/1.jpg")
-    annotations = [{"image_id": 1, "caption": caption} for caption in ("a lake", "water")]
-    coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": annotations}
-    (tmp_path / "coco/annotations").mkdir()
-    (tmp_path / "coco/annotations/captions_train2017.json").write_text(json.dumps(coco))
-    assert "COCO" in (line := refusal(tmp_path / "coco")) and "metadata.jsonl" in line
+def run_snippet(before: str) -> None:
+    """Run the Python of docs/data.md that stands after some text."""
     docs = (Path(__file__).parents[1] / "docs/data.md").read_text()
-    snippet = docs.partition("COCO captions are converted by:\n\n```python\n")[2]
-    monkeypatch.chdir(tmp_path / "coco")
-    exec(snippet.partition("```")[0])
-    assert captions_of(tmp_path / "coco") == {"train2017/1.jpg": ["a lake", "water"]}
-    (tmp_path / "shards").mkdir()
-    with tarfile.open(tmp_path / "shards/00000.tar", "w") as archive:
-        archive.add(tmp_path / "coco/train2017/1.jpg", "1.jpg")
-    assert "WebDataset" in (line := refusal(tmp_path / "shards")) and "tar -xf" in line
-    assert "tar -xf" in refusal(tmp_path / "shards/00000.tar")
+    exec(docs.partition(before)[2].partition("```python\n")[2].partition("```")[0])
+
+
+def test_coco_captions_say_how_to_convert_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("annotations").mkdir()
+    for i, split in enumerate(("train2017", "val2017")):
+        draw(tmp_path, f"{split}/1.jpg", start=i)
+        annotations = [{"image_id": 1, "caption": caption} for caption in (split, "water")]
+        coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": annotations}
+        Path(f"annotations/captions_{split}.json").write_text(json.dumps(coco))
+    assert "COCO" in (line := refusal(tmp_path)) and "metadata.jsonl" in line
+    run_snippet("COCO captions are converted by:")
+    assert {name: item["split"] for name, item in read(tmp_path)[0].items()} == {
+        "train2017/1.jpg": "train2017",
+        "val2017/1.jpg": "val2017",
+    }
+    assert captions_of(tmp_path)["val2017/1.jpg"] == ["val2017", "water"]
+
+
+@pytest.mark.parametrize("shards", [["train-0000", "train-0001", "test-0000"], ["test/0", "val/0"]])
+def test_shards_say_how_to_unpack_them_with_their_splits_and_equal_keys(
+    tmp_path, monkeypatch, shards
+):
+    root = tmp_path / "in"
+    for i, shard in enumerate(shards):
+        draw(tmp_path, "0.jpg", start=i)
+        (tmp_path / "0.txt").write_text(f"of {shard}")
+        (root / shard).parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(root / f"{shard}.tar", "w") as archive:
+            for name in ("0.jpg", "0.txt"):
+                archive.add(tmp_path / name, name)
+    for path in (root, root / f"{shards[0]}.tar"):
+        line = refusal(path)
+        assert "unpack each WebDataset shard into a folder of its own" in line
+    monkeypatch.chdir(root)
+    run_snippet("WebDataset shards are unpacked")
+    items, _ = read(root)
+    found = {(item["split"], *item["captions"]) for item in items.values()}
+    assert found == {(shard.split("/")[0], f"of {shard}") for shard in shards}
+
+
+def test_layouts_that_are_not_read_say_how_to_convert_them(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "disk/data-00000-of-00001.arrow").write_bytes(b"x")
     line = refusal(tmp_path / "disk")

@@ -33,8 +33,8 @@ READ_SUFFIXES = {
 }
 # What holds data sets in a form that is not read -> what to do with it.
 CONVERSIONS = {
-    ".tar": "unpack WebDataset shards, `for t in *.tar; do tar -xf $t; done`: the .txt files "
-    "beside the images are then read as captions",
+    ".tar": "unpack each WebDataset shard into a folder of its own (docs/data.md shows how): the "
+    ".txt files beside the images are then read as captions",
     ".arrow": "write each split as Parquet, `for name, split in "
     "datasets.load_from_disk(folder).items(): split.to_parquet(f'{name}.parquet')`, or without "
     "splits `datasets.load_from_disk(folder).to_parquet('train.parquet')`",
