@@ -182,11 +182,24 @@ def test_class_folders_beside_a_list_are_told(tmp_path, names):
 
 
 def test_folders_that_are_numbers_are_parts_of_captioned_images(tmp_path):
-    for file in ("00000/x_1.png", "00001/y_1.png"):  # as img2dataset writes them
+    """As img2dataset writes them, with a table of what it downloaded beside each."""
+    for file in ("00000/x_1.png", "00001/y_1.png"):
         draw(tmp_path, file)
         (tmp_path / file).with_suffix(".txt").write_text("seen from above")
-    items = open_source(tmp_path, KEY).read_items(False)
+        table = (tmp_path / file).parent.with_suffix(".parquet")
+        write_table(table, [{"url": "https://", "caption": "seen from above", "key": "000"}])
+        table.with_name(f"{table.stem}_stats.json").write_text('{"count": 1, "successes": 1}')
+    items = list(open_source(tmp_path, KEY).read_items(False))
     assert {scene_of(item) for item in items if item.image} == {"x", "y"}
+    assert {item.name for item in items if item.skip_reason == "not read: .parquet"} == {
+        "00000.parquet",
+        "00001.parquet",
+    }
+    # Without caption files, the tables may be those of the images.
+    for text in tmp_path.rglob("*.txt"):
+        text.unlink()
+    with pytest.raises(SystemExit, match="00000.parquet has no column `image`; it has url, capt"):
+        open_source(tmp_path, KEY)
 
 
 def test_names_of_captioned_tiles_that_are_no_classes_are_told(tmp_path, capsys):

@@ -1145,6 +1145,7 @@ def test_shards_say_how_to_unpack_them_with_their_splits_and_equal_keys(
         with tarfile.open(root / f"{shard}.tar", "w") as archive:
             for name in ("0.jpg", "0.txt"):
                 archive.add(tmp_path / name, name)
+    write_table(root / "stats.parquet", [{"url": "https://", "caption": "of a shard"}])
     for path in (root, root / f"{shards[0]}.tar"):
         line = refusal(path)
         assert "unpack each WebDataset shard into a folder of its own" in line

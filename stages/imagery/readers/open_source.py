@@ -114,7 +114,10 @@ def _open_folder(
 ) -> ImageSource:
     """Open a folder with the reader of its layout."""
     tables = [file for file in files if _is_table(file)]
-    if tables:
+    text_of_image = find_caption_files(files)
+    is_packed = not images and any(file.suffix.lower() == ".tar" for file in files)
+    # Beside caption files or shards, img2dataset writes tables of what it downloaded.
+    if any(map(_holds_images, tables)) or (tables and not text_of_image and not is_packed):
         beside = [file for file in files if _is_metadata(file)]
         return open_parquet(tables, images + beside, path, key, caption, images_only)
     metadata = [file for file in files if _is_metadata(file)]
@@ -125,7 +128,6 @@ def _open_folder(
     captions_json = find_captions_json(files, path, key)
     if captions_json:
         return open_captions_json(captions_json, files, path, key)
-    text_of_image = find_caption_files(files)
     if text_of_image:
         source = open_caption_files(text_of_image, files, path, key)
         others = [image for image in images if image not in text_of_image]
@@ -160,12 +162,14 @@ def _is_metadata(file: Path) -> bool:
 
 def _is_table(file: Path) -> bool:
     """Whether it is a Parquet file, and not metadata.parquet, a list of image files."""
-    if file.suffix.lower() != ".parquet" or not os.path.isfile(file):
-        return False
-    if file.name.lower() not in METADATA_NAMES:
-        return True
+    is_parquet = file.suffix.lower() == ".parquet" and os.path.isfile(file)
+    return is_parquet and (file.name.lower() not in METADATA_NAMES or _holds_images(file))
+
+
+def _holds_images(table: Path) -> bool:
+    """Whether a Parquet file has a column of images, or can't be read."""
     try:
-        return "image" in pq.read_schema(file).names
+        return "image" in pq.read_schema(table).names
     except (pa.ArrowException, OSError, ValueError):
         return True  # its reader says what is wrong
 
