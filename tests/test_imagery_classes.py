@@ -83,6 +83,7 @@ def test_a_folder_of_masks_is_no_class(tmp_path):
         ("train/0_sat.jpg", "train/0_mask.png", True),
         ("lake/0.jpg", "lake/0_label.png", True),
         ("0.jpg", "labels/0.png", True),
+        ("images/0.tif", "masks/0.png", True),
         ("lake/0.jpg", "label/0.png", False),
         ("images/lake/0.jpg", "images/Label/0.png", False),
         ("train/images/0.jpg", "test/masks/0.png", False),
@@ -96,8 +97,18 @@ def test_masks_that_no_params_name_are_one_line(tmp_path, image, mask, is_mask):
     if not is_mask:
         refuse_unnamed_masks(source, KEY)
         return
-    with pytest.raises(SystemExit, match=f"such as {mask} of {image}: move them elsewhere"):
+    with pytest.raises(SystemExit, match=f"such as {mask} of {image}: move them elsewhere") as stop:
         refuse_unnamed_masks(source, KEY)
+    # Params name masks of rasters alone.
+    assert ("fetch_imagery.labels" in str(stop.value)) == image.endswith(".tif")
+
+
+def test_labels_of_images_that_are_no_rasters_say_how_to_convert_these(tmp_path, monkeypatch):
+    draw(tmp_path / "in", "images/0.png", "masks/0.png")
+    labels = {"file": "../masks/{stem}.png", "classes": {1: "lake", 2: "sea"}}
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in", labels=labels)
+    assert "gdal_translate a.png a.tif (images/0.png " in line
+    assert "fetch_imagery.caption" not in line
 
 
 def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, capsys):

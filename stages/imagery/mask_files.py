@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from stages.imagery.rasters import Mask, mask_file
+from stages.imagery.image_decoding import read_encoded
+from stages.imagery.rasters import SIGNATURE_BYTES, Mask, mask_file, raster_driver
 from stages.imagery.readers.items import ImageSource, SourceItem
+from stages.imagery.unusable_image import UnusableImage
 from stages.runtime.errors import exit_with_error
 
 IS_MASK = "mask of another image"
@@ -49,29 +51,37 @@ def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
     if source.has_captions or source.files:
         return
     masks_of_key = defaultdict(list)
-    for name in _read_names(source):
+    for name, _ in _read_images(source):
         for key in _mask_keys(name):
             masks_of_key[key].append(name)
     if not masks_of_key:
         return
-    image_of_mask: dict[str, str] = {}
-    for name in _read_names(source):
+    image_of_mask: dict[str, tuple[str, Path]] = {}
+    for name, file in _read_images(source):
         for key in _image_keys(name):
-            image_of_mask |= dict.fromkeys(masks_of_key.get(key, []), name)
+            image_of_mask |= dict.fromkeys(masks_of_key.get(key, []), (name, file))
     if image_of_mask:
-        mask, image = min(image_of_mask.items())
+        mask, (image, file) = min(image_of_mask.items())
+        params = ", or name them by fetch_imagery.mask or fetch_imagery.labels"
         exit_with_error(
             f"{label}: {len(image_of_mask)} image(s) seem to be masks or labels of others, such as "
-            f"{mask} of {image}: move them elsewhere, or name them by fetch_imagery.mask or "
-            "fetch_imagery.labels"
+            f"{mask} of {image}: move them elsewhere{params if _is_raster(file) else ''}"
         )
 
 
-def _read_names(source: ImageSource) -> Iterator[str]:
-    """Yield the names of the files that would be read as images."""
+def _is_raster(file: Path) -> bool:
+    """Whether it is a raster, which alone may have a mask or labels in params."""
+    try:
+        return raster_driver(read_encoded(file, SIGNATURE_BYTES)) is not None
+    except UnusableImage:
+        return False
+
+
+def _read_images(source: ImageSource) -> Iterator[tuple[str, Path]]:
+    """Yield the names and paths of the files that would be read as images."""
     for item in source.read_items(False):
         if isinstance(item.image, Path) and not item.skip_reason:
-            yield item.name
+            yield item.name, item.image
 
 
 def _image_keys(name: str) -> Iterator[tuple[str, ...]]:

@@ -26,7 +26,10 @@ from stages.runtime.progress import log, progress_bar
 IS_LABEL_RASTER = "a label raster"
 IS_PREVIEW = "a preview of a scene that is cut"
 PREVIEW_SUFFIXES = {".jpg", ".jpeg", ".png"}
-LABELS_ARE_FOR_RASTERS = "labels are for rasters (TIFF, JPEG 2000, 16-bit PNG)"
+LABELS_ARE_FOR_RASTERS = (
+    "labels are for rasters (TIFF, JPEG 2000, 16-bit PNG): convert the image, "
+    "gdal_translate a.png a.tif"
+)
 
 
 class Scene(NamedTuple):

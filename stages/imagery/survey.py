@@ -189,7 +189,7 @@ def check_survey(
         if source.columns and not source.has_captions:
             read = ", ".join(CAPTION_FIELDS + SCENE_FIELDS)
             reasons += f"; its columns: {', '.join(source.columns)}; those read: {read}"
-        if not source.has_captions:
+        if not source.has_captions and config.labels is None:
             reasons += f"; {ONE_CAPTION}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
     scenes = sorted(scene for scene in survey.scenes if scene)
