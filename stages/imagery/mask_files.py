@@ -13,12 +13,15 @@ from stages.imagery.unusable_image import UnusableImage
 from stages.runtime.errors import exit_with_error
 
 IS_MASK = "mask of another image"
-# Folders and endings of names, in lower case, of masks and labels, and of the images beside them.
-FORMAT = "(?:[ _-](?:png|jpe?g|tiff?))?"
-MASK_FOLDER = re.compile(f"(?:masks?|labels?|gt|ground[ _-]?truth|annotations?){FORMAT}")
-IMAGE_FOLDER = re.compile(f"(?:images?|imgs?|rgb|sat|jpegimages){FORMAT}")
-MASK_ENDING = re.compile("(?:^|[_-])(?:masks?|labels?|gt)$")
-IMAGE_ENDING = re.compile("(?:^|[_-])(?:images?|img|rgb|sat)$")
+# Words of names, in lower case, of masks and labels, and of the images beside them.
+WORD = "(?:^|[ ._-])(?:{})(?=$|[ ._-])"
+MASK_WORD = re.compile(
+    WORD.format(
+        "masks?|msks?|labels?|lab|gt|ground[ _-]?truth|annotations?|targets?|"
+        "segmentation(?:class|object)?"  # Pascal VOC's folders
+    )
+)
+IMAGE_WORD = re.compile(WORD.format("images?|imgs?|rgb|sat|jpegimages"))
 
 
 def skip_mask_files(source: ImageSource, mask: Mask | None) -> ImageSource:
@@ -40,9 +43,9 @@ def _read_items(source: ImageSource, files: set[Path], with_images: bool) -> Ite
 def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
     """Exit with an error if images seem to be masks or labels of other images.
 
-    Such an image lies in a folder of masks, or has a name that ends so, and another image has its
-    name in the same place otherwise, or in a folder of images beside that of the masks. Images
-    that a list names, or that have captions, are not looked at.
+    Such an image, or a folder above it, has a word for masks in its name, and another image has its
+    name without that word, in the same place or in a folder of images beside that of the masks.
+    Images that a list names, or that have captions, are not looked at.
 
     Args:
         source: without the files that params name as masks.
@@ -87,23 +90,32 @@ def _read_images(source: ImageSource) -> Iterator[tuple[str, Path]]:
 def _image_keys(name: str) -> Iterator[tuple[str, ...]]:
     """Yield what the keys of an image's mask may be."""
     *folders, stem = PurePosixPath(name.lower()).with_suffix("").parts
-    stem = IMAGE_ENDING.sub("", stem)
+    stem = _without(IMAGE_WORD, stem)
     yield (*folders, stem)
-    yield from _keys_without(IMAGE_FOLDER, folders, stem)
+    yield from _keys_without(IMAGE_WORD, folders, stem)
 
 
 def _mask_keys(name: str) -> Iterator[tuple[str, ...]]:
     """Yield the keys of the image of which a file is the mask; none if it isn't named so."""
     *folders, stem = PurePosixPath(name.lower()).with_suffix("").parts
-    base = MASK_ENDING.sub("", stem)
-    if base != stem:
+    base = _without(IMAGE_WORD, _without(MASK_WORD, stem))
+    if MASK_WORD.search(stem):
         yield (*folders, base)
-    yield from _keys_without(MASK_FOLDER, folders, IMAGE_ENDING.sub("", base))
+    yield from _keys_without(MASK_WORD, folders, base)
 
 
-def _keys_without(kind: re.Pattern, folders: list[str], stem: str) -> Iterator[tuple[str, ...]]:
-    """Yield the path without each folder of a kind, and the stem at the place of that folder."""
+def _keys_without(word: re.Pattern, folders: list[str], stem: str) -> Iterator[tuple[str, ...]]:
+    """Yield the path without each folder whose name has such a word, and without the word alone.
+
+    Then the stem at the place of the folder, which is the same for images and masks beside them. A
+    folder with words of both kinds, such as rgb_masks, holds masks.
+    """
     for depth, folder in enumerate(folders):
-        if kind.fullmatch(folder):
+        if word.search(folder) and (word is MASK_WORD or not MASK_WORD.search(folder)):
             yield (*folders[:depth], *folders[depth + 1 :], stem)
+            yield (*folders[:depth], _without(word, folder), *folders[depth + 1 :], stem)
             yield (*folders[:depth], "/", stem)
+
+
+def _without(word: re.Pattern, name: str) -> str:
+    return word.sub("", name).strip(" ._-")
