@@ -1,6 +1,7 @@
 """The Makefile's environment, another Python, missing commands, other locales: real commands."""
 
 import ast
+import errno
 import os
 import shutil
 import subprocess
@@ -54,6 +55,13 @@ def test_too_little_memory_is_one_line(error, capsys):
     excepthook(type(error), error, None)
     line = capsys.readouterr().err
     assert line.startswith(f"error: out of memory: {error}") and line.count("\n") == 1
+
+
+def test_a_full_disk_is_that_of_the_copy(capsys):
+    """shutil.copyfile names both files; the first was read."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "hub/model", None, "models/copy")
+    excepthook(OSError, error, None)
+    assert capsys.readouterr().err.startswith("error: models/copy: No space left on device")
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from tools.rehearsal.measuring import (
     watch_gpus,
 )
 from tools.rehearsal.stages import (
+    INTERRUPTED,
     Rehearsal,
     count_images_and_cut_epochs,
     count_work,
@@ -365,6 +366,15 @@ def test_a_sum_says_what_it_leaves_out(tmp_path, capsys):
     without = "without what is unknown of select, fid"
     assert f"- time of the full run: at least 90 min, {without}" in printed
     assert "- cost: at least 3.00 USD" in printed
+
+
+def test_an_interrupted_rehearsal_has_found_no_fault(tmp_path, capsys):
+    rows = [Row("scrape", measured()), Row("fid", fault=INTERRUPTED)]
+    last = print_report(paper_rehearsal(tmp_path), rows, capsys)[-1]
+    assert last.startswith("Interrupted: 1 ") and "cannot" not in last
+    rows.append(Row("chunk", fault="no"))
+    last = print_report(paper_rehearsal(tmp_path), rows, capsys)[-1]
+    assert last.startswith("This machine cannot run it: 1 ")
 
 
 def test_what_stops_the_full_run_is_in_table_and_verdict(tmp_path, capsys):

@@ -41,6 +41,7 @@ from tools.rehearsal.inputs import SourceCounts
 from tools.rehearsal.measuring import folder_size
 from tools.rehearsal.stages import (
     FIGURES,
+    INTERRUPTED,
     Rehearsal,
     run_apart,
     run_stages,
@@ -241,7 +242,8 @@ def model_downloads(rehearsal: Rehearsal) -> dict[str, int]:
 def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
     """Whether this machine can run the scale, and if not, why."""
     reasons = []
-    faults = sum(bool(row.fault) for row in rows)
+    interrupted = sum(row.fault == INTERRUPTED for row in rows)
+    faults = sum(bool(row.fault) for row in rows) - interrupted
     if faults:
         reasons.append(f"{faults} stages failed or were not rehearsed")
     reasons += [f"{row.stage}: {row.full_fault}" for row in rows if row.full_fault]
@@ -260,6 +262,8 @@ def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
         reasons.append(f"the disk lacks {format_size(missing_disk)}")
     if reasons:
         return f"This machine cannot run it: {'; '.join(reasons)}."
+    if interrupted:
+        return f"Interrupted: {interrupted} stages were not rehearsed; the others can run here."
     return "This machine can run it."
 
 

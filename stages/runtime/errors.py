@@ -1,5 +1,6 @@
 """Errors that a user can mend end the process with one line and exit code 1."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def excepthook(
     elif isinstance(error, FileNotFoundError) and not missing_file:
         message = f"{error.filename}: command not found; install it or put it on PATH"
     elif isinstance(error, OSError) and error.filename and error.strerror:
-        message = f"{error.filename}: {error.strerror}"
+        # Of a copy onto a full disk, the second file is the one that could not be written.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        message = f"{(full and error.filename2) or error.filename}: {error.strerror}"
     elif error_type.__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):  # of torch
         message = f"out of memory: {str(error)[:200]}: a smaller batch, context or model needs less"
     elif "logs of the remote worker" in str(error):  # of gloo, which connects processes on CPUs

@@ -31,6 +31,7 @@ FIGURES = Path("stages/embedded/figures.csv")
 IMAGES_PER_FIGURE = 4  # as stages/sample.py has it, whose import takes seconds
 # Stages that take longer the more text there is.
 TEXT_STAGES = ("scrape", "chunk", "index_rag", "finetune_llm")
+INTERRUPTED = "not rehearsed: interrupted"
 
 
 @dataclass
@@ -93,7 +94,7 @@ def run_stages(rehearsal: Rehearsal, stages: list[Stage]) -> list[Row]:
         except KeyboardInterrupt:
             later = rows[rows.index(row) :]
             for unfinished in later:
-                unfinished.fault = "not rehearsed: interrupted"
+                unfinished.fault = INTERRUPTED
             break
         # The stages that ran can be forecast all the same. BrokenExecutor: a process of `run_apart`
         # was killed.
