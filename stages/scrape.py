@@ -11,9 +11,9 @@ The status is ok; failed (no text could be read); copy (another paper has the sa
 newer version); skipped (`fetch_papers` found no paper in it). Only papers that are ok are counted,
 held out and written.
 
-A text file does not list the papers in it. It is cut behind its reference lists, or into blocks
-of lines where it has fewer than three, and each part counts as a paper (page 0; `min_papers`
-applies only where there are other files). A file that is not UTF-8 text has failed.
+A file is a paper. A text file that is the only file may hold many, which it does not list: it is
+cut behind its reference lists, or into blocks of lines where it has fewer than three, and each part
+counts as a paper (page 0; `min_papers` does not apply). A file that is not UTF-8 text has failed.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ from stages.text.clean import Cuts
 from stages.text.duplicates import find_copies, sketch
 from stages.text.language import is_english
 from stages.text.paper_files import SUFFIXES
-from stages.text.papers import Paper, choose_test_papers, describe_cuts, read_papers
+from stages.text.papers import Paper, choose_test_papers, describe_cuts, is_corpus, read_papers
 from stages.text.parquet_writer import parquet_writer
 from stages.text.sentences import join_lines
 
@@ -90,8 +90,7 @@ def main() -> None:
                 writer.write_table(paper_table(paper))
         report = [*mark_copies(report, sketches, characters), *skipped_files()]
         counts = Counter(row.status for row in report)
-        has_only_text = all(path.suffix.lower() == ".txt" for path in paths)
-        refuse_few_papers(report, 1 if has_only_text else config.min_papers)
+        refuse_few_papers(report, 1 if is_corpus(paths) else config.min_papers)
 
         # Hold whole papers out, by the hashes of their names.
         line_counts = {row.paper: row.lines for row in report if row.status == "ok"}
@@ -173,9 +172,10 @@ def refuse_few_papers(report: list[ReportRow], min_papers: int) -> None:
     readable = len(papers) - len(unusable)
     if readable < min_papers:
         reasons = "; ".join(f"{row.paper}: {row.reason}" for row in unusable)
+        rule = "none failed; a text file is cut into papers only where it is the only file"
         exit_with_error(
             f"scrape.min_papers: {readable} of {len(papers)} papers are readable and no copies, "
-            f"fewer than {min_papers}: {reasons[:1000] or 'none failed'}"
+            f"fewer than {min_papers}: {reasons[:1000] or rule}"
         )
 
 

@@ -471,5 +471,6 @@ def test_pages_of_a_text_file(tmp_path):
     text = bodies(6, 20)
     pages = [["A Workshop 2023", *number_lines([body], "left", 1, True)[0]] for body in text]
     (tmp_path / "paper.txt").write_text("\f".join("\n".join(page) for page in pages))
-    (paper,) = papers.read_text_file(tmp_path / "paper.txt", True)
+    (paper,) = papers.read_text_file(tmp_path / "paper.txt", True, False)
     assert [line for _, line in paper.lines] == sum(text, [])
+    assert paper.name == "paper" and paper.cuts == clean.Cuts(running_lines=6, line_numbers=120)

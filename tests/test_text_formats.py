@@ -493,24 +493,44 @@ def test_of_two_copies_the_longer_text_stays(collect):
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, 190)]
     Path("papers/whole.txt").write_text("\n".join(lines))
     rows, _ = collect(min_test_papers=1)
-    assert rows["note0"]["status"] == "copy" and rows["whole_001"]["status"] == "ok"
-    assert int(rows["note0"]["lines"]) > int(rows["whole_001"]["lines"])
+    assert rows["note0"]["status"] == "copy" and rows["whole"]["status"] == "ok"
+    assert int(rows["note0"]["lines"]) > int(rows["whole"]["lines"])
 
 
 def test_papers_of_one_name_stay_apart(collect):
-    for name, number in (("survey_001", 0), ("SURVEY_002", 1), ("survey_abc", 2), ("x", 3)):
+    for name, number in (("survey", 0), ("SURVEY_2", 1), ("x", 2)):
         note_pdf(f"papers/{name}.pdf", number)
     Path("papers/survey.txt").write_text("\n".join(f"Line {n} about land." for n in range(1500)))
-    Path("papers/survey_001.txt").write_text(note(4))
+    Path("papers/x_2.txt").write_text(note(4))
     rows, _ = collect(min_test_papers=1)
-    assert list(rows) == [
-        *("SURVEY_002", "survey_001", "survey_abc", "x"),
-        *("survey_001_2", "survey_002_2", "survey_001_2_001"),
-    ]
-    assert set(corpus_text()) == set(rows) and read_json("metrics/corpus.json")["papers"] == 7
-    assert corpus_text()["survey_001_2"].startswith("Line 0 about land.")
+    assert list(rows) == ["SURVEY_2", "survey", "x", "survey_3", "x_2"]
+    assert set(corpus_text()) == set(rows) and read_json("metrics/corpus.json")["papers"] == 5
+    assert corpus_text()["survey_3"].startswith("Line 0 about land.")
     # Composed and decomposed letters are one name on some disks.
     assert unused_name("re\u0301sume\u0301", {"r\u00e9sum\u00e9"}) == "re\u0301sume\u0301_2"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_text_file_is_one_paper_unless_it_is_the_only_file(collect, count):
+    """However many reference lists it has."""
+    for number in range(count):
+        lines = [f"Line {n} of paper {number} is about land {n * 7}." for n in range(1200)]
+        for chapter in range(3 if number else 0):
+            lines[400 * chapter + 300 : 400 * chapter + 302] = ["References", "[1] A. Smith. 2020."]
+        Path(f"papers/paper{number}.txt").write_text("\n".join(lines))
+    rows, _ = collect(min_papers=3, min_test_papers=1)
+    names = ["paper0", "paper1", "paper2"] if count == 3 else ["paper0_001", "paper0_002"]
+    assert list(rows) == names
+    table = pq.read_table("data/corpus.parquet")
+    papers = set(zip(table["paper"].to_pylist(), table["split"].to_pylist()))
+    assert sorted(name for name, _ in papers) == names  # each in one split
+
+
+def test_too_few_text_files_are_refused(collect):
+    Path("papers/many.txt").write_text("A line about land.\n" * 1200)
+    Path("papers/readme.txt").write_text("These papers are about land.\n" * 10)
+    error, _ = collect()
+    assert error.startswith("error: scrape.min_papers: 2 of 2 ") and "only file" in error
 
 
 @pytest.mark.parametrize("count, held_out", [(1, 0), (2, 1), (3, 1), (7, 3)])
@@ -598,11 +618,11 @@ def test_persian_and_a_word_without_end_are_read(collect):
     Path("papers/error.txt").write_text("error")
     started = time.process_time()
     rows, log = collect(min_test_papers=1)
-    assert rows["fa_001"]["status"] == rows["word_001"]["status"] == "ok"
-    assert rows["error_001"]["status"] == "failed"
-    assert rows["error_001"]["reason"] == "part 1 has fewer than 20 words"
-    assert "scrape: error.txt skipped: part 1 has" in log
-    assert "می‌خواهم" in corpus_text()["fa_001"]
+    assert rows["fa"]["status"] == rows["word"]["status"] == "ok"
+    assert rows["error"]["status"] == "failed"
+    assert rows["error"]["reason"] == "fewer than 20 words"
+    assert "scrape: error.txt skipped: fewer than" in log
+    assert "می‌خواهم" in corpus_text()["fa"]
     assert time.process_time() - started < 60  # ten minutes when it was quadratic
 
 

@@ -219,7 +219,7 @@ def test_text_file_is_cut_behind_its_reference_lists(tmp_path):
         text += [f"A line about the fields of paper {n}."] * 30
         text += ["References", "[1] A. Smith. Fields. 2020."]
     (tmp_path / "corpus.txt").write_text("\n".join(text))
-    parts = papers.read_text_file(tmp_path / "corpus.txt", True)
+    parts = papers.read_text_file(tmp_path / "corpus.txt", True, True)
     assert [part.name for part in parts] == [f"corpus_{n:03d}" for n in (1, 2, 3, 4)]
     assert [part.cuts.references for part in parts] == [2] * 4
     assert all("Smith" not in line for part in parts for _, line in part.lines)
@@ -234,7 +234,7 @@ def test_text_file_whose_lines_are_paragraphs_is_read_as_one_with_short_lines(tm
             lines += [f"{section + 1} A section", f"{text}Since 2015 satellites see them all."]
         lines += ["References", *(f"[{i}] A. Smith. Fields. 20{i}." for i in range(10, 20))]
     (tmp_path / "corpus.txt").write_text("\n".join(lines))
-    parts = papers.read_text_file(tmp_path / "corpus.txt", True)
+    parts = papers.read_text_file(tmp_path / "corpus.txt", True, True)
     assert [part.cuts.references for part in parts] == [11] * 4
     kept = " ".join(line for part in parts for _, line in part.lines)
     assert kept == " ".join(line for line in lines if not line.startswith(("[", "References")))

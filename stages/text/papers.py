@@ -20,6 +20,8 @@ from stages.text.running_lines import PAGE_NUMBER
 PARAGRAPH_CHARACTERS = 200  # a longer line of a text file is a paragraph
 BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of this length
 MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
+FEW_WORDS = f"fewer than {formats.MIN_PROSE_WORDS} words"
+NO_CUTS = Cuts()
 LARGE_CUT = 0.5  # a paper that loses more of its lines is named in the log
 
 
@@ -32,15 +34,15 @@ class Paper(NamedTuple):
     status: str  # ok or failed
     reason: str  # why it failed, what was not read, how it was cut out of a text file; else ""
     pages_read: int = 0  # with words
-    cuts: Cuts = Cuts()
+    cuts: Cuts = NO_CUTS
 
 
 def read_papers(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
-    """Yield every PDF as a paper, then Markdown, LaTeX and the like, then parts of text files.
+    """Yield every PDF as a paper, then Markdown, LaTeX and the like, then text files.
 
-    Each name is unique: a part of `survey.txt` that would be named as `survey_001.pdf` is, gets a
-    number more. Words that are hyphenated at a line's end are joined as the whole corpus writes
-    them: the papers wait in a temporary file until the last one is read.
+    A text file that is a corpus is cut into papers. Each name is unique: that of `survey.txt` gets
+    a number beside `survey.pdf`. Words that are hyphenated at a line's end are joined as all papers
+    write them: the papers wait in a temporary file until the last one is read.
     """
     words: Counter[str] = Counter()
     count = 0
@@ -57,6 +59,11 @@ def read_papers(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
             yield paper._replace(lines=lines)
 
 
+def is_corpus(paths: list[Path]) -> bool:
+    """Return whether the files are a single text file, which may hold many papers."""
+    return [path.suffix.lower() for path in paths] == [".txt"]
+
+
 def _read_files(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
     """Yield the papers of `read_papers` with the line ends of the files."""
     pdfs = [path for path in paths if path.suffix.lower() == ".pdf"]
@@ -69,7 +76,7 @@ def _read_files(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
             yield _read_with_pandoc(path, cut_references)
     for path in paths:
         if path.suffix.lower() == ".txt":
-            for paper in read_text_file(path, cut_references):
+            for paper in read_text_file(path, cut_references, is_corpus(paths)):
                 name = unused_name(paper.name, names)
                 names.add(name_key(name))
                 yield paper._replace(name=name)
@@ -129,9 +136,16 @@ def _read_with_pandoc(path: Path, cut_references: bool) -> Paper:
         return _failed(path, reason)
     if reason:
         log(f"scrape: {path.name}: {reason}")
+    return _paper_of_lines(path.stem, lines, cut_references, reason)
+
+
+def _paper_of_lines(
+    name: str, lines: list[str], cut_references: bool, reason: str, cuts: Cuts = NO_CUTS
+) -> Paper:
+    """Return the paper of these lines, without reference lists; `cuts`: what was cut out before."""
     cut = clean.indices_of(reference_lists(lines)) if cut_references else set()
     kept = [(0, line) for index, line in enumerate(lines) if index not in cut]
-    paper = Paper(path.stem, 0, kept, "ok", reason, cuts=Cuts(references=len(cut)))
+    paper = Paper(name, 0, kept, "ok", reason, cuts=cuts._replace(references=len(cut)))
     _name_large_cut(paper)
     return paper
 
@@ -145,12 +159,10 @@ def _wrap_paragraphs(page: str) -> str:
     return "\n".join(lines)
 
 
-def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
-    """Read the parts of a text file as papers; one paper that failed where it has no text.
+def read_text_file(path: Path, cut_references: bool, cut_into_papers: bool) -> list[Paper]:
+    """Read a text file as one paper, or cut it into papers; one that failed where it has no text.
 
-    It is cut behind its reference lists, or into blocks of lines where it has too few lists. A part
-    with fewer than `formats.MIN_PROSE_WORDS` words has failed. Form feeds divide its pages, as in
-    the output of pdftotext.
+    Form feeds divide its pages, as in the output of pdftotext.
     """
     text, reason = decode(path.read_bytes())
     if reason:
@@ -159,6 +171,19 @@ def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
     unknown: list[list[float | None]] = [[None] * len(page.splitlines()) for page in pages]
     bodies, running_lines, line_numbers = clean.page_bodies(pages, unknown)
     lines = [line for body in bodies for line in body if not PAGE_NUMBER.match(line)]
+    running_lines += sum(map(len, bodies)) - len(lines)
+    cuts = Cuts(running_lines=running_lines, line_numbers=line_numbers)
+    if cut_into_papers:
+        return _cut_corpus(path, lines, cut_references, cuts)
+    paper = _paper_of_lines(path.stem, lines, cut_references, "", cuts)
+    return [paper if _is_prose(paper.lines) else _failed(path, FEW_WORDS)]
+
+
+def _cut_corpus(path: Path, lines: list[str], cut_references: bool, cuts: Cuts) -> list[Paper]:
+    """Cut the lines of a text file into papers; those of few words have failed.
+
+    It is cut behind its reference lists, or into blocks of lines where it has too few lists.
+    """
     ranges = reference_lists(lines)
     if len(ranges) >= MIN_REFERENCE_LISTS:
         ends = [end for _, end in ranges]
@@ -173,21 +198,24 @@ def read_text_file(path: Path, cut_references: bool) -> list[Paper]:
         kept = [(0, lines[index]) for index in range(start, end) if index not in references]
         if kept:
             name = f"{path.stem}_{number:03d}"
-            if len(find_words(" ".join(line for _, line in kept))) < formats.MIN_PROSE_WORDS:
-                reason = f"part {number} has fewer than {formats.MIN_PROSE_WORDS} words"
-                parts.append(_failed(path, reason, name))
+            if not _is_prose(kept):
+                parts.append(_failed(path, f"part {number} has {FEW_WORDS}", name))
                 continue
-            cuts = Cuts(references=end - start - len(kept))
-            parts.append(Paper(name, 0, kept, "ok", how, cuts=cuts))
+            cut = Cuts(references=end - start - len(kept))
+            parts.append(Paper(name, 0, kept, "ok", how, cuts=cut))
             _name_large_cut(parts[-1])
     if not parts:
         return [_failed(path, "no text left after cleaning")]
-    running_lines += sum(map(len, bodies)) - len(lines)
     log(
-        f"scrape: {path.name} cut into {len(parts)}: {how}; without {running_lines} headers, "
-        f"footers, stamps and page numbers, and {line_numbers} line numbers"
+        f"scrape: {path.name} cut into {len(parts)}: {how}; without {cuts.running_lines} headers, "
+        f"footers, stamps and page numbers, and {cuts.line_numbers} line numbers"
     )
     return parts
+
+
+def _is_prose(lines: Lines) -> bool:
+    """Return whether lines have the words that a paper needs."""
+    return len(find_words(" ".join(line for _, line in lines))) >= formats.MIN_PROSE_WORDS
 
 
 def choose_test_papers(line_counts: dict[str, int], fraction: float, min_papers: int) -> set[str]:
