@@ -600,7 +600,8 @@ class Prompt(Section):
         description="rounds of asking a writer; later ones replace rejected prompts"
     )
     positive_cues: str = Field(
-        description="text that every image prompt begins with (paper, section 3: positive cues)"
+        description="text before every image prompt (paper, section 3: positive cues), except one "
+        "that begins with its class's only training caption"
     )
     negative_prompt: str = Field(
         description="prompt that guidance leads away from (paper, section 3)"

@@ -96,8 +96,9 @@ def main() -> None:
     if training.of_scenes:
         log(
             f"prompt: all training captions are written from {len(training.of_scenes)} class "
-            "names: the fine-tuned model has learned no other words. prompt.per_class: 1 and more "
-            "generate.images_per_prompt draw images of these captions alone"
+            "names: the fine-tuned model has learned no other words. To draw images of these "
+            "captions alone: prompt.writer extractive, prompt.per_class 1, no `names` in "
+            "prompt.words, more generate.images_per_prompt"
         )
 
 

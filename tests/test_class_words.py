@@ -152,7 +152,6 @@ def test_a_composed_prompt_repeats_no_word():
     of_class = lexicon_of("Desert", Desert=words).words["Desert"]
     of_class = of_class._replace(captions=("a desert",))
     assert [text for text, *_ in compose_candidates(of_class, [])] == [
-        "a desert",
         "a desert with dry wide dunes",
         "a dry desert with stony wide dunes",
         "a stony desert with patchy wide dunes",

@@ -282,7 +282,9 @@ def test_a_paper_that_gives_orders_changes_no_prompt(demo, tmp_path, monkeypatch
     assert len(rows) == len(before) and len(unchanged) > 0.9 * len(before)
 
 
-def write_prompts(folder: Path, models: Path, classes: dict, per_class: int | dict) -> list[dict]:
+def write_prompts(
+    folder: Path, models: Path, classes: dict, per_class: int | dict, cues: str = ""
+) -> list[dict]:
     """Write the prompts of a label set without words in a folder; return their rows."""
     import pyarrow.parquet as pq
     import yaml
@@ -291,7 +293,7 @@ def write_prompts(folder: Path, models: Path, classes: dict, per_class: int | di
 
     values = yaml.safe_load((models.parent / "params.yaml").read_text())
     values["classes"] = classes
-    values["prompt"] |= {"words": {}, "per_class": per_class}
+    values["prompt"] |= {"words": {}, "per_class": per_class, "positive_cues": cues}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
     for linked in (models, models.parent / "stages"):
         (folder / linked.name).symlink_to(linked)
@@ -340,25 +342,37 @@ def test_ten_class_names_alone_give_prompts_and_passages(demo, tmp_path):
     assert sum(bool(set(found[label]) & set(notes)) for label, notes in EUROSAT.items()) >= 7, found
 
 
+@pytest.mark.parametrize("cues", ["", "satellite image, wide view"])
 def test_prompts_of_derived_words_begin_with_the_only_captions_that_were_trained(
-    demo, tmp_path, capsys
+    demo, tmp_path, capsys, cues
 ):
+    """The cues are words that such a model has not learned."""
     scenes = ("Nadelwald", "Offenes Wasser", "Heide")
     write_captions(tmp_path, {name: f"a satellite image of {name.lower()}" for name in scenes})
     classes = {"Wald": ["Nadelwald"], "Open water": ["Offenes Wasser"], "Moor": ["Moorsee"]}
-    rows = write_prompts(tmp_path, demo / "models", classes, 3)
+    rows = write_prompts(tmp_path, demo / "models", classes, 3, cues)
     prompts = {name: [row["prompt"] for row in rows if row["label"] == name] for name in classes}
     assert prompts["Wald"][0] == "a satellite image of nadelwald"
     assert all(
         text.startswith("a satellite image of nadelwald with") for text in prompts["Wald"][1:]
     )
     assert prompts["Open water"][0] == "a satellite image of offenes wasser"
-    assert len({*prompts["Wald"]}) == 3 and prompts["Moor"][0].startswith("a green moor with")
+    start = f"{cues}, a green moor with" if cues else "a green moor with"
+    assert len({*prompts["Wald"]}) == 3 and prompts["Moor"][0].startswith(start)
     log = capsys.readouterr().err
     assert (
         '3 of 9 prompts name their class by words that no training caption holds ("a green' in log
     )
     assert "all training captions are written from 3 class names" in log
+
+
+def test_the_only_caption_of_a_class_comes_before_what_papers_say_of_it(demo, tmp_path):
+    captions = {name: f"a satellite image of {name.lower()}" for name in ("Forest", "River")}
+    write_captions(tmp_path, captions)
+    rows = write_prompts(tmp_path, demo / "models", {name: [name] for name in captions}, 2)
+    prompts = [row["prompt"] for row in rows]
+    assert prompts[::2] == list(captions.values())
+    assert all(row["passages"] for row in rows[1::2])
 
 
 def test_chinese_classes_without_prompts_are_left_out(demo, tmp_path, capsys):

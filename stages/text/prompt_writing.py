@@ -19,7 +19,7 @@ class ImagePrompt:
 
     label: str
     text: str  # without the positive cues
-    prompt: str  # with them
+    prompt: str  # with them, where it has any
     tokens: int  # CLIP tokens of `prompt`
     passages: list[Passage]  # what the text rests on
 
@@ -131,9 +131,14 @@ class PromptCollector:
         return kept, rejections
 
     def add_cues(self, label: str, candidate: Candidate) -> ImagePrompt:
-        """Put the positive cues before a candidate and count the tokens."""
+        """Put the positive cues before a candidate and count the tokens.
+
+        A model that was trained on a few captions alone reads these as they are, without cues.
+        """
         text = candidate.text
-        prompt = f"{self.positive_cues}, {text}" if self.positive_cues else text
+        captions = self.classes.words[label].captions
+        has_cues = self.positive_cues and not text.startswith(captions)
+        prompt = f"{self.positive_cues}, {text}" if has_cues else text
         return ImagePrompt(label, text, prompt, self.count_tokens(prompt), candidate.passages)
 
 

@@ -19,7 +19,8 @@ class ExtractiveWriter:
 
     Image models know the plain names of scenes. Sentences with a rarer name ("vineyard") are
     therefore held back until the last attempt. After them come prompts that are composed of the
-    class's words, for papers that describe no views.
+    class's words, for papers that describe no views. The captions of a class that was trained on a
+    few alone come first.
     """
 
     def __init__(self, classes: ClassLexicon):
@@ -36,9 +37,11 @@ class ExtractiveWriter:
         self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
     ) -> list[Candidate]:
         """Propose the sentences with a plain name of the class; all others at the last attempt."""
-        if attempt == 0:
-            self.held_back, self.seen, self.passages = [], set(), []
         plain = []
+        if attempt == 0:
+            captions = self.classes.words[label].captions
+            plain = [Candidate(caption, []) for caption in captions]
+            self.held_back, self.seen, self.passages = [], set(captions), []
         for candidate in extract_candidates(label, self.classes, passages):
             if candidate.text in self.seen:
                 continue
@@ -89,8 +92,8 @@ def score_sentence(sentence: str, label: str, classes: ClassLexicon) -> float:
 def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list[Candidate]:
     """Compose prompts such as "a dry desert with narrow tracks" of a class's looks and parts.
 
-    Words that occur in the passages come first; a prompt rests on the first passage of each. A
-    class that was trained on a few captions alone begins with them, as they are and with details.
+    Words that occur in the passages come first; a prompt rests on the first passage of each. Those
+    of a class that was trained on a few captions alone begin with these.
     """
     first_passage: dict[str, Passage] = {}  # of each word
     for passage in passages:
@@ -100,7 +103,7 @@ def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list
     looks = sorted(class_words.looks, key=lambda word: word not in first_passage)
     parts = sorted(class_words.parts, key=lambda word: word not in first_passage)
     captions = class_words.captions
-    candidates = [Candidate(caption, []) for caption in captions]
+    candidates = []
     for i in range(len(parts) if captions else 0):
         look, part = looks[i % len(looks)], parts[i]
         if look[:4] == part[:4]:  # "stony stones"
