@@ -114,11 +114,14 @@ def test_derived_looks_and_parts_name_no_class():
         ("เห็นทะเลสาบใหญ่", {"ทะเลสาบ": 1}),
         (unicodedata.normalize("NFD", "une FORÊT NOIRE"), {"Forêt noire": 1}),
         ("a foret noire", {}),
+        ("non-forest and non forest beside a canon forest", {"Forest": 1}),
+        ("non-cities and a non city around a city", {"Non-city": 2, "City": 1}),
     ],
 )
 def test_the_longest_name_counts(text, counts):
     lexicon = lexicon_of(
         *("Forest", "Evergreen Forest", "Sea", "Ice", "City", "Mangroves", "Prairies"),
+        "Non-city",
         *("Avalanches", "Buses", "Volcanoes", "Houses", "Boxes", "Roses"),
         *("水", "ทะเลสาบ", "Forêt noire"),
         Ice=Words(names=["ice"], kinds=["sea ice"]),

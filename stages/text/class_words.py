@@ -26,7 +26,8 @@ PARTS = tuple(
 HYPHENS = r"[\s\-\u2010\u2011]"
 # A name starts and ends with a word; in scripts that do not separate words, it may do so anywhere.
 SPACED_LETTER = rf"[^\W{UNSPACED}]"
-START = rf"(?:(?<!{SPACED_LETTER})|(?=[{UNSPACED}]))"
+# "Non-forest" names no forest.
+START = rf"(?:(?<!{SPACED_LETTER})(?<!\bnon{HYPHENS})|(?=[{UNSPACED}]))"
 END = rf"(?:(?!{SPACED_LETTER})|(?<=[{UNSPACED}]))"
 # Endings of regular plurals, and those of their singular.
 PLURALS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("sses", "ss"), ("s", ""))
