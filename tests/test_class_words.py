@@ -18,6 +18,7 @@ from stages.text.class_words import (
 )
 from stages.text.writers.extractive import compose_candidates, score_sentence
 from stages.text.writers.instructions import FEW_SHOT_EXAMPLES, few_shot_examples, format_request
+from stages.text.writers.one_by_one import format_dialogues
 
 ODD_NAMES = [
     "Forêt / Wald",
@@ -147,6 +148,29 @@ def test_a_rarer_name_that_holds_a_plain_one_is_plain():
 def test_any_name_gives_ten_prompts(name):
     lexicon = lexicon_of(*ODD_NAMES)
     assert len(composed_prompts(lexicon, name)) >= 10
+
+
+@pytest.mark.parametrize(
+    "look, name, opening, place",
+    [
+        ("green", "solar panels", "green solar panels", "solar panels"),
+        ("uniform", "meadow", "a uniform meadow", "a meadow"),
+        ("unirrigated", "field", "an unirrigated field", "a field"),
+        ("used", "orchard", "a used orchard", "an orchard"),
+        ("even", "meadow", "an even meadow", "a meadow"),
+        ("dark", "residential", "a dark residential area", "a residential area"),
+        ("green", "agricultural", "a green agricultural area", "an agricultural area"),
+        ("dark", "built up", "a dark built up area", "a built up area"),
+    ],
+)
+def test_names_are_nouns_behind_their_article(look, name, opening, place):
+    """In composed prompts and in requests to small models."""
+    lexicon = lexicon_of("Own", Own=Words(names=[name], looks=[look, "x", "y"], parts=["z"]))
+    prompts = [prompt for prompt, *_ in compose_candidates(lexicon.words["Own"], [])]
+    assert any(prompt.startswith(f"{opening} with") for prompt in prompts)
+    dialogue = format_dialogues("Own", "zero_shot", lexicon, [], 1, 0)[0]
+    assert dialogue.opening == opening
+    assert f"Describe {place}, seen" in dialogue.messages[0]["content"]
 
 
 def test_a_composed_prompt_repeats_no_word():

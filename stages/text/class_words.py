@@ -35,6 +35,10 @@ PLURALS = (("ies", "y"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"), ("sses", 
 TAKES_ES = re.compile("(?:[sxzo]|[cs]h)es$")
 NO_PLURALS = ("ss", "us", "is")
 TAKES_IES = re.compile("[^aeiou]y$")
+# Label sets use adjectives as nouns: "Residential", "agricultural", "Urban", "Built-up".
+ADJECTIVE_ENDINGS = ("ial", "ural", "urban", "built", "built up", "bare")
+# At the start of a word; "eucalyptus", "uniform", "used" and "utility" sound otherwise.
+VOWEL_SOUND = re.compile("(?!eu|uni[^imnr]|use|uti)[aeiou]", re.I)
 HIDDEN = "area"  # stands for a class's name in a text whose other words are checked
 
 
@@ -216,6 +220,18 @@ class ClassLexicon:
 def is_plural(term: str) -> bool:
     """Return whether a term is a regular plural, as "parking lots" is."""
     return _singular(term) != term
+
+
+def as_noun(name: str) -> str:
+    """Return the name of a class as a noun: "residential area" for "residential"."""
+    return f"{name} area" if name.endswith(ADJECTIVE_ENDINGS) else name
+
+
+def with_article(words: str) -> str:
+    """Return words that end in a noun behind "a" or "an", if they are no plural."""
+    if is_plural(words):
+        return words
+    return f"an {words}" if VOWEL_SOUND.match(words) else f"a {words}"
 
 
 def _singular(term: str) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from stages.text import lexicon
-from stages.text.class_words import ClassLexicon, ClassWords, is_plural
+from stages.text.class_words import ClassLexicon, ClassWords, as_noun, with_article
 from stages.text.duplicates import words
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
@@ -116,12 +116,10 @@ def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list
         look = looks[i % len(looks)]
         part_look = looks[(2 * i + i // len(looks) + 1) % len(looks)]
         part = parts[(i + i // len(parts)) % len(parts)]
-        name = names[i % len(names)]
+        name = as_noun(names[i % len(names)])
         if len({look[:4], part_look[:4], part[:4]}) < 3:
             continue
-        if name.endswith("ial"):
-            name = f"{name} area"  # label sets use such adjectives as nouns: "Residential"
-        article = "" if is_plural(name) else "an " if look[0] in "aeiou" else "a "
         sources = [first_passage[word] for word in (look, part_look, part) if word in first_passage]
-        candidates.append(Candidate(f"{article}{look} {name} with {part_look} {part}", sources))
+        text = f"{with_article(f'{look} {name}')} with {part_look} {part}"
+        candidates.append(Candidate(text, sources))
     return candidates

@@ -6,7 +6,7 @@ of the answer are given, another look and name of the class in each, so that the
 
 from typing import NamedTuple
 
-from stages.text.class_words import ClassLexicon
+from stages.text.class_words import ClassLexicon, as_noun, with_article
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
 from stages.text.writers.answers import CUT, TALK, TALK_WORDS, Answer, find_copy
@@ -59,7 +59,7 @@ def format_dialogues(
     notes = named or sentences or [""]
     dialogues = []
     for i in range(first, first + CANDIDATES * count):
-        name = words.names[i % len(words.names)]
+        name = as_noun(words.names[i % len(words.names)])
         look = words.looks[i // len(words.names) % len(words.looks)]
         note = notes[i % len(notes)]
         messages = [*turns, ask(with_article(name), note)]
@@ -76,11 +76,6 @@ def ask(place: str, note: str) -> dict[str, str]:
 def answer(text: str) -> dict[str, str]:
     """The message of a model's answer, or of its first words."""
     return {"role": "assistant", "content": text}
-
-
-def with_article(words: str) -> str:
-    """The words after "a" or "an"."""
-    return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
 
 
 def read_descriptions(
