@@ -57,6 +57,13 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         QUOTED,
         f"“{A}.”\n“{B}.”\n“{C}.”",
         QUOTED.replace("\n", " "),
+        NUMBERED.replace("\n", " "),
+        f"{A.capitalize()}. {B.capitalize()}. {C.capitalize()}.",
+        f"Sure! {A.capitalize()}. {B.capitalize()}. {C.capitalize()}. Let me know what you think.",
+        str([A, B, C]),
+        f"Here is the list:\n```python\ndescriptions = {[A, B, C]}\n```",
+        str({"thoughts": "a desert is a wide dry place of sand", "descriptions": [A, B, C]}),
+        str([{"text": A}, {"text": B}, {"text": C}]),
         f"“{A}.”,“{B}.”; “{C}.”",
         LABELLED,
         f"Option A - {A}\nOption B - {B}\nOption C - {C}",
@@ -140,7 +147,8 @@ def test_the_descriptions_of_an_answer_are_found(text):
         (Answer(NAMED[:50], True), []),
         (Answer("", False), []),
         (Answer("I'm sorry, but I can't help with that request.", False), []),
-        (Answer(f"['{A}', '{B}']", False), []),
+        (Answer(f"['{A}', '{B}", False), []),
+        (Answer(f"{A.capitalize()}. {B.capitalize()}. {C.capitalize()[:-5]}", True), [A, B]),
         (Answer(f'{{"text": "{A}', False), []),
         (Answer(f'"text": "{A}",\n"note": "{B}"', False), []),
         (Answer(f"analysis{FINE}", True), []),
@@ -157,7 +165,7 @@ def test_half_sentences_thoughts_and_broken_markup_are_refused(answer, expected)
 DEGENERATE = [
     *"[-—_'*`|=\"\n",
     *("- ", "1. ", "desert ", " *a", "**a ", '{"a":', "[\n", "|--|\n", "#\n", "\n ", "== "),
-    *("<think>", "<think>a</think>", "</think>", "<a", "```\n", "a\n"),
+    *("['", "{'a':", "<think>", "<think>a</think>", "</think>", "<a", "```\n", "a\n"),
 ]
 
 

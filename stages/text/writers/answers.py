@@ -4,6 +4,7 @@ Models wrap what they were asked for: in thoughts, JSON, tables, lists, labels, 
 type, with words before and after it. Such wrapping goes. A line that is no description is refused.
 """
 
+import ast
 import html
 import json
 import re
@@ -79,6 +80,7 @@ ANSWER_LINE = re.compile(
 )
 MARKDOWN_HEADING = re.compile(r"#+\s+\D")
 JSON_START = re.compile(r"(?=[\[{]\s*[\"\[{])")
+PYTHON_START = re.compile(r"[\[{]\s*(?:[\[{]\s*)?'")
 TRAILING_COMMA = re.compile(r",(?=\s*[\]}])")
 # The keys whose values are descriptions: text, descriptions, prompt_2, 3, ...
 DESCRIPTION_KEY = re.compile(
@@ -246,7 +248,7 @@ def find_json_strings(text: str) -> list[str]:
 
     Of a value that is cut off the complete strings count.
     """
-    text = TRAILING_COMMA.sub("", text)
+    text = TRAILING_COMMA.sub("", rewrite_python(text))
     values = []
     position = 0
     while start := JSON_START.search(text, position):
@@ -265,6 +267,19 @@ def find_json_strings(text: str) -> list[str]:
         ]
     # Some strings are JSON again.
     return [inner for string in strings for inner in find_json_strings(string) or [string]]
+
+
+def rewrite_python(text: str) -> str:
+    """Return a text with JSON in place of the list or dict of Python that it holds, if any."""
+    start = PYTHON_START.search(text)
+    if not start:
+        return text
+    end = max(text.rfind("]"), text.rfind("}")) + 1
+    try:
+        value = ast.literal_eval(text[start.start() : end])
+        return text[: start.start()] + json.dumps(value) + text[end:]
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def description_strings(
@@ -329,13 +344,20 @@ def refuse_odd_ends(lines: list[Line]) -> list[Line]:
 
 
 def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
-    """Split a text into lines; an item that goes on in the line below it is joined."""
+    """Split a text into lines; an item that goes on in the line below it is joined.
+
+    Of a text of one line, each sentence is a line.
+    """
     lines: list[Line] = []
     follows_item = False
     rows = [""]
-    for row in text.splitlines():
+    written = text.strip().splitlines()
+    for row in written:
         is_quoted = row.strip().startswith(('"', "“", "”"))
-        rows += QUOTED_COMMA.split(row) if is_quoted else [row]
+        if is_quoted:
+            rows += QUOTED_COMMA.split(row)
+        else:
+            rows += split_sentences(row) if len(written) == 1 else [row]
     rows.append("")
     for above, raw, below in zip(rows, rows[1:], rows[2:]):
         if TABLE_RULE.fullmatch(raw) and lines:
