@@ -29,7 +29,7 @@ SOURCES = {
     "scenes": ("data/samples/tuned", "scene", "filename"),
 }
 TEST = "data/imagery/test"
-FEW_SCENES = 5
+FEW_SITES = 5
 
 
 def main(label_set: str) -> None:
@@ -61,7 +61,7 @@ def main(label_set: str) -> None:
     without_images = names_without(class_names, source.labels)
     refuse_one_class(folder, len(class_names) - len(without_images))
     unused = [name for name in params.classes if name not in classes]
-    log_few_scenes(real.units)
+    log_few_sites(real.units)
     log_left_out(folder, unused if label_set == "lulc" else [], without_images, unknown)
 
     # Train and test a classifier for each seed. After a kill, those that were finished are kept.
@@ -90,11 +90,11 @@ def main(label_set: str) -> None:
         write_plots(label_set, class_names, real.labels, real.units, results)
 
 
-def log_few_scenes(units: np.ndarray) -> None:
-    """Log if the real tiles were cut from few rasters. units: number of each tile's raster [N]."""
-    scenes = len(np.unique(units))
-    if scenes < min(FEW_SCENES, len(units)):
-        log(f"classify: the test tiles were cut from {scenes} raster(s): the intervals are wide")
+def log_few_sites(units: np.ndarray) -> None:
+    """Log if the real tiles were cut from few sites. units: number of each tile's site [N]."""
+    sites = len(np.unique(units))
+    if sites < min(FEW_SITES, len(units)):
+        log(f"classify: the test tiles were cut from {sites} site(s): the intervals are wide")
 
 
 def log_left_out(

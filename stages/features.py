@@ -61,8 +61,7 @@ def main(which: str) -> None:
             extract_sets(which, name, rows, features, state, cache)
         if state.is_main_process:
             for folder, kept_rows in rows.items():
-                table = pa.Table.from_pylist(kept_rows).select(columns)
-                write_table(FEATURES / folder / "rows.parquet", table)
+                write_table(FEATURES / folder / "rows.parquet", pa.Table.from_pylist(kept_rows))
 
 
 def run_fingerprint(which: str, features: Features) -> str:
@@ -118,7 +117,7 @@ def extract_sets(
 
 
 def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
-    """The rows of each folder whose features are extracted.
+    """The rows of each folder whose features are extracted, with the site of tiles that have one.
 
     Further samples of the same captions come after all first ones: the rows are those up to where
     file names begin to repeat.
@@ -128,7 +127,7 @@ def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
     """
     rows = {}
     for folder, images in SOURCES[which].items():
-        all_rows = read_rows(images, columns)
+        all_rows = read_rows(images, columns, optional=["site"])
         if not all_rows:
             exit_with_error(f"{images}: no images in it")
         if "filename" in columns:

@@ -30,6 +30,7 @@ from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
     draw_in_class_mix,
 )
+from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.memorization import (
     compare_with_training_images,
     nearest_neighbors,
@@ -129,14 +130,14 @@ def compare_sets(
         seed: of the run.
     """
     scenes = {name: np.array(rows[name]["scene"]) for name in ("test", "train")}
-    files = {name: rows[name]["filename"] for name in ("test", "train")}
+    sites = {name: rows[name]["site"] for name in ("test", "train")}
     pairing = Pairing(real_indices, scenes["test"], scenes["train"])
     curves = fid_curves(sets, seed, pairing)
     metrics: dict = {
         "standard": standard_protocol(sets, curves, config, seed, extractor, pairing),
         "paper": paper_protocol(sets, pairing, config, seed),
     }
-    separability = compare_separability(sets, files, pairing, seed)
+    separability = compare_separability(sets, sites, pairing, seed)
     if separability:
         metrics["separability"] = separability
     padded_file = PADDED_TEST / f"{extractor}.safetensors"
@@ -180,6 +181,8 @@ def read_finite(file: Path) -> dict[str, np.ndarray]:
 def read_image_rows() -> dict[str, dict[str, list]]:
     """Columns of each set of `SETS`: filename and scene, or row and label of synthetic images.
 
+    Real tiles have further the site that they were cut from.
+
     Raises:
         SystemExit: a set holds fewer than two images.
     """
@@ -195,6 +198,8 @@ def read_image_rows() -> dict[str, dict[str, list]]:
                 f"at least 2 of each{hint}"
             )
         rows[name] = table.to_pydict()
+        if name in ("test", "train"):
+            rows[name]["site"] = sites_of_tiles(table.to_pylist())
     return rows
 
 
@@ -255,7 +260,7 @@ def measure_caption_agreement(
     logits = {name: values["logits"] for name, values in features.items()}
     wanted = {name: rows[name]["scene"] for name in ("tuned", "base", "test")}
     scenes = read_json("models/scene/config.json")["scenes"]
-    agreement, table = caption_agreement(logits, wanted, scenes, rows["test"]["filename"])
+    agreement, table = caption_agreement(logits, wanted, scenes, rows["test"]["site"])
     if not is_selected:
         prompts = rows["synthetic"]["row"]
         agreement |= class_agreement(

@@ -44,7 +44,8 @@ def folder(tmp_path_factory):
         }
         save_network("models/scene", create_network("test_byobnet", 3, 32, "test"), config)
         write_shards("data/imagery/train", tile_rows(0, 40), SCHEMA)
-        write_shards("data/imagery/test", tile_rows(40, 30), SCHEMA)
+        dates = [row | {"site": "day0.tif"} for row in tile_rows(40, 30)]  # of one place
+        write_shards("data/imagery/test", dates, SCHEMA.append(pa.field("site", pa.string())))
         write_shards("data/samples/tuned", tile_rows(40, 30, seed=7), SCHEMA)
         write_shards("data/samples/base", tile_rows(40, 30, seed=8), SCHEMA)
         synthetic = [
@@ -120,6 +121,9 @@ def test_the_folders_of_a_run_give_its_metrics_up_to_rounding(evaluate):
     agreement = json.loads(Path("metrics/caption_agreement.json").read_text())
     for key in ("caption_agreement", "caption_agreement_lo", "ceiling"):
         assert result["captions"][key] == agreement[key]
+    for metrics in (agreement, result["captions"]):
+        assert (metrics["ceiling_lo"], metrics["ceiling_hi"]) == (0, 1)
+    assert "separability" not in json.loads(Path("metrics/fid.json").read_text())["scene"]
 
 
 def test_tiles_of_one_scene_and_images_of_one_caption_count_as_one():
@@ -129,14 +133,14 @@ def test_tiles_of_one_scene_and_images_of_one_caption_count_as_one():
     logits = np.eye(2)[[0, 0, 0, 0, 1, 1, 1, 1]]
     outputs = {"tuned": {"logits": logits}, "test": {"logits": logits}}
     wanted = {"tuned": ["lake"] * 8, "test": ["lake"] * 8}  # half of them is seen rightly
-    files = [f"{'ab'[i // 4]}_r0_c{i}.tif" for i in range(8)]
+    sites = [f"{'ab'[i // 4]}.tif" for i in range(8)]
     each = np.arange(8)
     of_scenes, of_tiles, of_captions = (
         measure_agreement(outputs, wanted, ["lake", "forest"], names, units)
         for names, units in (
-            (files, each),
+            (sites, each),
             ([f"{i}.tif" for i in range(8)], each),
-            (files, each // 2),
+            (sites, each // 2),
         )
     )
     for metrics in (of_scenes, of_tiles):
@@ -145,7 +149,7 @@ def test_tiles_of_one_scene_and_images_of_one_caption_count_as_one():
     assert of_scenes["caption_agreement_lo"] == of_tiles["caption_agreement_lo"]
     assert of_captions["caption_agreement_lo"] < of_tiles["caption_agreement_lo"] - 0.05
     unknown = {"tuned": ["dune", *["lake"] * 7], "test": ["lake"] * 8}
-    metrics = measure_agreement(outputs, unknown, ["lake", "forest"], files, each)
+    metrics = measure_agreement(outputs, unknown, ["lake", "forest"], sites, each)
     assert metrics["caption_agreement_n"] == 7
 
 

@@ -734,6 +734,25 @@ def test_tiles_that_were_cut_from_one_scene_are_told_by_their_names():
     assert [scene_of_tile(name) for name in names] == scenes
 
 
+def test_tiles_of_one_place_at_several_dates_are_one_unit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"day{day}_r0_c{column}.tif" for day in range(3) for column in range(2)] + ["a.tif"]
+    site_of = {"day0": "day0.tif", "day1": "day1.tif", "day2": "day0.tif"}
+    rows = [
+        {
+            "image": {"bytes": encode_png(Image.new("RGB", (16, 16))), "path": None},
+            "scene": "lake",
+            "filename": name,
+            "site": site_of.get(name[:4]),
+        }
+        for name in names
+    ]
+    schema = pa.schema([("image", IMAGE), *((key, pa.string()) for key in list(rows[0])[1:])])
+    write_shards("data/imagery/test", rows, schema)
+    images, _ = read_labeled_images("data/imagery/test", "scene", {"lake": 0}, 16)
+    assert images.units.tolist() == [1, 1, 2, 2, 1, 1, 0]
+
+
 def test_tiles_without_a_scene_are_of_no_class(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [{"scene": "lake"}, {"scene": ""}, {"scene": "forest"}]

@@ -308,6 +308,9 @@ def test_scenes_of_the_same_ground_and_neighbors_lie_apart_too(tmp_path, monkeyp
         rows = fetch(tmp_path / f"out_{name}", monkeypatch, tmp_path / name)
         assert smallest_gap(rows) >= 160
         assert report_of(tmp_path / f"out_{name}")["buffer"] > 0
+        for row in (row for of_split in rows.values() for row in of_split):
+            quad = row["filename"].split("_")[0] + ".tif"
+            assert row["site"] == ("day0.tif" if name == "dates" else quad)
 
 
 def test_the_splits_of_the_source_stay(tmp_path, monkeypatch, capsys):
@@ -336,6 +339,7 @@ def test_close_tiles_of_files_are_said(tmp_path, monkeypatch, capsys, stride):
         if any(gap(row, tile) < 160 for other in others for tile in rows[other])
     }
     warning = f"warning: {len(close)} tiles of train or valid overlap a tile of another split"
+    assert not any("site" in row for row in rows["test"])
     text = capsys.readouterr().err
     assert bool(close) == (stride < 320) == (warning in text) == ("fetch_imagery.tile" in text)
 

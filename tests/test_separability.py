@@ -11,8 +11,8 @@ from stages.evaluation.pairing import Pairing
 DIMENSIONS = 8
 
 
-def own_scenes(count: int) -> list[str]:
-    """File names of tiles that were not cut from larger images."""
+def own_sites(count: int) -> list[str]:
+    """Sites of tiles that were not cut from larger images."""
     return [f"{i}.png" for i in range(count)]
 
 
@@ -33,10 +33,10 @@ def test_accuracy_is_that_of_the_best_classifier(shift, accuracy):
     """Of two Gaussians at a distance d, the best classifier is right in Phi(d / 2)."""
     generator = np.random.default_rng(0)
     real, fake = draw(0.0, 8000, generator), draw(shift, 8000, generator)
-    told = separability.separability(real, fake, own_scenes(8000), seed=1)
+    told = separability.separability(real, fake, own_sites(8000), seed=1)
     assert told["accuracy"] == pytest.approx(accuracy, abs=0.012) and told["n"] == 8000
     assert told["accuracy_lo"] < told["accuracy"] <= told["accuracy_hi"] + 1e-9
-    assert told == separability.separability(real, fake, own_scenes(8000), seed=1)
+    assert told == separability.separability(real, fake, own_sites(8000), seed=1)
 
 
 def test_the_interval_holds_the_classifiers_accuracy():
@@ -60,13 +60,13 @@ def test_images_of_one_caption_count_once_and_few_are_not_measured():
     generator = np.random.default_rng(2)
     sets = {name: draw(0.0, 100, generator) for name in ("test", "train")}
     sets |= {"tuned": draw(3.0, 300, generator), "base": draw(9.0, 300, generator)}
-    files = {name: own_scenes(100) for name in ("test", "train")}
+    sites = {name: own_sites(100) for name in ("test", "train")}
     pairing = pair(np.repeat(np.arange(100), 3), 100, 100)
-    told = separability.compare_separability(sets, files, pairing, seed=0)
+    told = separability.compare_separability(sets, sites, pairing, seed=0)
     assert told["n"] == 100
     assert told["accuracy_floor"] < 0.8 < told["accuracy"] <= told["accuracy_base"]
     seven = pairing._replace(real_indices=np.repeat(np.arange(7), 3))
-    assert separability.compare_separability(sets, files, seven, seed=0) == {}
+    assert separability.compare_separability(sets, sites, seven, seed=0) == {}
 
 
 def test_few_training_tiles_are_compared_with_test_tiles_of_all_scenes():
@@ -78,10 +78,10 @@ def test_few_training_tiles_are_compared_with_test_tiles_of_all_scenes():
     train = draw(0.0, 200, generator)
     train[:, 0] += 3 * np.repeat(np.arange(4.0), 50)
     sets = {"test": test, "train": train, "tuned": tuned, "base": tuned}
-    files = {"test": own_scenes(800), "train": own_scenes(200)}
-    told = separability.compare_separability(sets, files, pair(np.arange(800), 800, 200), seed=0)
+    sites = {"test": own_sites(800), "train": own_sites(200)}
+    told = separability.compare_separability(sets, sites, pair(np.arange(800), 800, 200), seed=0)
     assert told["accuracy_floor"] == pytest.approx(0.5, abs=0.12)
-    alone = separability.separability(test[:200], train, own_scenes(200), 0)
+    alone = separability.separability(test[:200], train, own_sites(200), 0)
     assert alone["accuracy"] > 0.75
 
 
@@ -96,13 +96,13 @@ def test_real_vs_real_has_the_test_tiles_mix_of_scenes():
         for scenes in (of_test, of_test, of_train)
     )
     sets = {"test": test, "train": train, "tuned": tuned, "base": tuned}
-    files = {"test": own_scenes(300), "train": own_scenes(2000)}
+    sites = {"test": own_sites(300), "train": own_sites(2000)}
     names = np.array(["lake", "park", "road"])
     pairing = Pairing(np.arange(300), names[of_test], names[of_train])
     unknown = pairing._replace(test_scenes=np.repeat("", 300), train_scenes=np.repeat("", 2000))
     floors, of_any_scenes = (
         [
-            separability.compare_separability(sets, files, known, seed)["accuracy_floor"]
+            separability.compare_separability(sets, sites, known, seed)["accuracy_floor"]
             for seed in range(6)
         ]
         for known in (pairing, unknown)
@@ -122,8 +122,8 @@ def test_tiles_of_one_scene_do_not_tell_it_from_a_perfect_generators_images():
     """Tiles of one scene in both halves would: a classifier learns the scenes by heart."""
     generator = np.random.default_rng(4)
     count, per_scene = 12, 20
-    files = {
-        split: [f"{split}{i}_r{row}_c0.tif" for i in range(count) for row in range(per_scene)]
+    sites = {
+        split: [f"{split}{i}.tif" for i in range(count) for _ in range(per_scene)]
         for split in ("test", "train")
     }
     every = pair(np.arange(count * per_scene), count * per_scene, count * per_scene)
@@ -132,11 +132,11 @@ def test_tiles_of_one_scene_do_not_tell_it_from_a_perfect_generators_images():
         real, train = (draw_scenes(count, per_scene, generator) for _ in range(2))
         perfect = draw_scenes(count * per_scene, 1, generator)  # each image of a scene of its own
         sets = {"test": real, "train": train, "tuned": perfect, "base": perfect}
-        told.append(separability.compare_separability(sets, files, every, seed))
+        told.append(separability.compare_separability(sets, sites, every, seed))
     for key in ("accuracy", "accuracy_base", "accuracy_floor"):
         assert np.mean([each[key] for each in told]) == pytest.approx(0.5, abs=0.04)
     held = sum(each["accuracy_lo"] <= 0.5 <= each["accuracy_hi"] for each in told)
     assert held >= 17
     # Tiles of three scenes can't be halved so that an interval follows.
     few = every._replace(real_indices=np.arange(3 * per_scene))
-    assert separability.compare_separability(sets, files, few, seed=0) == {}
+    assert separability.compare_separability(sets, sites, few, seed=0) == {}

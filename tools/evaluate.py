@@ -35,16 +35,16 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from stages.common.artifacts import read_json, write_json
+from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.sources import file_hashes
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.caption_agreement import (
     clip_score_with_interval,
     judge_scenes,
     share_with_interval,
-    units_of_tiles,
 )
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
+from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.protocols import fid_curves, standard_protocol
 from stages.features import extract
 from stages.imagery.captions import caption_fields, field_value, usable_captions
@@ -103,7 +103,8 @@ def main() -> None:
     if options.features == "scene":
         scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]
         wanted = {"tuned": shown, "test": sets["test"].scenes}
-        captions = measure_agreement(outputs, wanted, scenes, sets["test"].names, units)
+        sites = read_sites(sets["test"])
+        captions = measure_agreement(outputs, wanted, scenes, sites, units)
     elif shown:
         folder = weights_folder("clip", options.weights)
         embeddings = caption_embeddings(network, shown, params.features.batch_size, folder)
@@ -279,6 +280,14 @@ def read_shown(options: argparse.Namespace, generated: ImageSet, lines: list[dic
     return [caption_of_row(name, row, options.captions) for name, row in lines_of_images]
 
 
+def read_sites(real: ImageSet) -> list[str]:
+    """The site [N] that each real tile was cut from, which a run's own shards tell."""
+    has_shards = any(real.path.glob("*.parquet"))
+    rows = read_rows(real.path, [], ["filename", "site"]) if has_shards else []
+    site_of = {row.get("filename"): row.get("site") for row in rows}
+    return sites_of_tiles({"filename": name, "site": site_of.get(name)} for name in real.names)
+
+
 def caption_units(generated: ImageSet, lines: list[dict]) -> np.ndarray:
     """Number [N] of each generated image's caption; without one, an image has its own number.
 
@@ -363,19 +372,19 @@ def measure_agreement(
     outputs: dict[str, dict[str, np.ndarray]],
     wanted: dict[str, list[str]],
     scenes: list[str],
-    test_files: list[str],
+    test_sites: list[str],
     caption_numbers: np.ndarray,
 ) -> dict[str, float]:
     """Share of images in which the scene classifier sees the wanted scene, and of real ones.
 
     Images of scenes that it doesn't know are left out; {} where it knows none of the generated.
     The interval of generated images counts their captions (numbers [N] of `caption_units`), that of
-    real tiles the scenes that `test_files` were cut from.
+    real tiles the sites that they were cut from.
     """
     metrics: dict[str, float] = {}
     units = {
         "tuned": caption_numbers[np.isin(wanted["tuned"], scenes)],
-        "test": units_of_tiles(test_files, wanted["test"], scenes),
+        "test": np.array(test_sites)[np.isin(wanted["test"], scenes)],
     }
     for key, name in (("caption_agreement", "tuned"), ("ceiling", "test")):
         correct, _ = judge_scenes(outputs[name]["logits"], wanted[name], scenes)

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +112,20 @@ def shard_paths(folder: str | Path) -> list[Path]:
     return shards
 
 
-def read_rows(folder: str | Path, columns: list[str] | None = None) -> list[dict]:
-    """All rows of a folder of shards. With `image` among the columns they may fill the memory."""
-    return [
-        row
-        for shard in shard_paths(folder)
-        for row in pq.read_table(shard, columns=columns).to_pylist()
-    ]
+def read_rows(
+    folder: str | Path, columns: list[str] | None = None, optional: Collection[str] = ()
+) -> list[dict]:
+    """All rows of a folder of shards. With `image` among the columns they may fill the memory.
+
+    Args:
+        folder: the shards.
+        columns: those to read; None: all.
+        optional: further ones that the shards need not have.
+    """
+    shards = shard_paths(folder)
+    if columns is not None:
+        columns = columns + [name for name in pq.read_schema(shards[0]).names if name in optional]
+    return [row for shard in shards for row in pq.read_table(shard, columns=columns).to_pylist()]
 
 
 def stream_rows(

@@ -4,7 +4,6 @@ import numpy as np
 
 from stages.common.class_names import slug
 from stages.evaluation.intervals import share_interval, squared_margin
-from stages.evaluation.labels import scene_of_tile
 
 SAME_CAPTION = 99.999  # 100 x cosine of two captions' embeddings, at least
 
@@ -13,7 +12,7 @@ def caption_agreement(
     logits: dict[str, np.ndarray],
     wanted: dict[str, list[str]],
     scenes: list[str],
-    test_files: list[str],
+    test_sites: list[str],
 ) -> tuple[dict, list[dict]]:
     """Share of images in which a classifier of real tiles sees the scene of their caption.
 
@@ -24,8 +23,8 @@ def caption_agreement(
         logits: the classifier's [N, S] for the images of `tuned`, `base` and `test`.
         wanted: the scene that each of these images should show.
         scenes: names [S] of the classifier's outputs.
-        test_files: file names of the test tiles: those of one scene are alike, so that the interval
-            of `ceiling` counts scenes.
+        test_sites: what the test tiles were cut from: those of one site are alike, so that the
+            interval of `ceiling` counts sites.
 
     Returns:
         Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right,
@@ -41,7 +40,7 @@ def caption_agreement(
     metrics["n"] = len(correct["tuned"])
     metrics["n_unknown_scene"] = len(wanted["tuned"]) - len(correct["tuned"])
     metrics |= share_with_interval("caption_agreement_base", correct["base"])
-    units = units_of_tiles(test_files, wanted["test"], scenes)
+    units = np.array(test_sites)[np.isin(wanted["test"], scenes)]
     metrics |= share_with_interval("ceiling", correct["test"], units)
 
     table = agreement_by_scene(correct, known_wanted, scenes)
@@ -105,18 +104,6 @@ def judge_scenes(
     known = np.isin(wanted, scenes)
     known_wanted = np.array(wanted)[known]
     return np.array(scenes)[logits.argmax(1)][known] == known_wanted, known_wanted
-
-
-def units_of_tiles(files: list[str], wanted: list[str], scenes: list[str]) -> np.ndarray:
-    """The scene that each of the N tiles of `judge_scenes` was cut from.
-
-    Args:
-        files: names [M] of the tiles.
-        wanted: what each of them shows [M].
-        scenes: those that the classifier knows.
-    """
-    known = np.array(files)[np.isin(wanted, scenes)]
-    return np.array([scene_of_tile(file) for file in known])
 
 
 def agreement_by_scene(

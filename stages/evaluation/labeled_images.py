@@ -1,4 +1,4 @@
-"""Labeled images of classifiers: read from shards, drawn by class, split by prompt or scene."""
+"""Labeled images of classifiers: read from shards, drawn by class, split by prompt or site."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -7,7 +7,7 @@ import numpy as np
 
 from stages.common.artifacts import read_rows
 from stages.common.rng import rng
-from stages.evaluation.labels import scene_of_tile
+from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.networks import load_images
 
 SPLITS = 3  # train, valid, test
@@ -18,7 +18,7 @@ class LabeledImages(NamedTuple):
 
     images: np.ndarray  # uint8 [N, R, R, 3]
     labels: np.ndarray  # int64 [N]
-    # Number of each image's unit (prompt or scene), int64 [N]: images of one unit are alike.
+    # Number of each image's unit (prompt or site), int64 [N]: images of one unit are alike.
     units: np.ndarray
 
     def take(self, indices: np.ndarray) -> "LabeledImages":
@@ -44,9 +44,9 @@ def read_labeled_images(
         max_per_class: images drawn at random of each class, at most; None = all.
         seed: of that draw.
         unit_column: says which unit an image belongs to, such as its prompt; images of one unit
-            are alike. None: real tiles, whose unit is the scene that they were cut from.
+            are alike. None: real tiles, whose unit is the site that they were cut from.
     """
-    rows = read_rows(folder, [column, unit_column or "filename"])
+    rows = read_rows(folder, [column, unit_column or "filename"], optional=["site"])
     values = [row[column] for row in rows]
     unlabeled = Counter(value for value in values if value not in class_of)
     indices = [i for i, value in enumerate(values) if value in class_of]
@@ -59,7 +59,7 @@ def read_labeled_images(
     if unit_column:
         units = [rows[i][unit_column] for i in indices]
     else:
-        units = [scene_of_tile(rows[i]["filename"]) for i in indices]
+        units = sites_of_tiles(rows[i] for i in indices)
     _, numbers = np.unique(units, return_inverse=True)
     return LabeledImages(images, class_numbers, numbers), unlabeled
 

@@ -10,32 +10,31 @@ import numpy as np
 
 from stages.common.rng import rng
 from stages.evaluation.intervals import share_interval
-from stages.evaluation.labels import scene_of_tile
 from stages.evaluation.pairing import Pairing, draw_in_scenes
 from stages.evaluation.prdc import draw_rows
 
 MIN_PAIRS = 8  # a real tile and an image of its caption each; half of them train
-MIN_SCENES = 4  # that the tiles were cut from; half of them train
+MIN_SITES = 4  # that the tiles were cut from; half of them train
 
 
 def separability(
-    real: np.ndarray, fake: np.ndarray, scenes: list[str], seed: int
+    real: np.ndarray, fake: np.ndarray, sites: list[str], seed: int
 ) -> dict[str, float]:
     """Accuracy of a classifier of real against generated images, with its 95 % interval.
 
-    The pairs of half of the scenes train the classifier, those of the other half test it: tiles of
-    one scene are alike. The interval is that of this classifier's accuracy on other scenes.
+    The pairs of half of the sites train the classifier, those of the other half test it: tiles of
+    one site are alike. The interval is that of this classifier's accuracy on other sites.
 
     Args:
         real: features [N, D] of real tiles.
         fake: features [N, D] of images generated for the captions of these tiles.
-        scenes: the scene [N] that each real tile was cut from.
+        sites: the site [N] that each real tile was cut from.
         seed: of the halves.
 
     Returns:
         accuracy, accuracy_lo, accuracy_hi, n (images that it was tested on).
     """
-    train, test, units = halve_by_scene(scenes, seed)
+    train, test, units = halve_by_site(sites, seed)
     correct = classify_pairs(real[train], fake[train], real[test], fake[test])  # [M, 2]
     low, high = share_interval(correct.ravel(), np.repeat(units, 2))
     return {
@@ -46,20 +45,20 @@ def separability(
     }
 
 
-def halve_by_scene(scenes: list[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw half of the scenes.
+def halve_by_site(sites: list[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw half of the sites.
 
     Args:
-        scenes: the scene [N] of each tile.
+        sites: the site [N] of each tile.
         seed: of the drawing.
 
     Returns:
-        Indices of the tiles of the scenes drawn; those of the other tiles, and a number for the
-        scene of each of these.
+        Indices of the tiles of the sites drawn; those of the other tiles, and a number for the
+        site of each of these.
     """
-    numbers = {scene: i for i, scene in enumerate(dict.fromkeys(scenes))}
-    positions = np.argsort(rng(seed, "separability").permutation(len(numbers)))  # of each scene
-    units = positions[[numbers[scene] for scene in scenes]]  # [N], the position of a tile's scene
+    numbers = {site: i for i, site in enumerate(dict.fromkeys(sites))}
+    positions = np.argsort(rng(seed, "separability").permutation(len(numbers)))  # of each site
+    units = positions[[numbers[site] for site in sites]]  # [N], the position of a tile's site
     order = np.argsort(units, kind="stable")
     is_drawn = units[order] % 2 == 0
     test = order[~is_drawn]
@@ -82,7 +81,7 @@ def classify_pairs(
 
 
 def compare_separability(
-    sets: dict[str, np.ndarray], files: dict[str, list[str]], pairing: Pairing, seed: int
+    sets: dict[str, np.ndarray], sites: dict[str, list[str]], pairing: Pairing, seed: int
 ) -> dict[str, float]:
     """Separability of the tuned images, with that of the base's and of training tiles (floor).
 
@@ -91,51 +90,51 @@ def compare_separability(
 
     Args:
         sets: features [N, D] of `test`, `train`, `tuned` and `base`.
-        files: file names of the `test` and `train` tiles, which tell what they were cut from.
+        sites: what the `test` and `train` tiles were cut from, of `sites_of_tiles`.
         pairing: of `tuned` and `base` with `test`; several images may belong with one tile.
         seed: of the halves.
 
     Returns:
         The keys of `separability`, accuracy_base and accuracy_floor; nothing of fewer than
-        `MIN_PAIRS` pairs or `MIN_SCENES` scenes, and no floor of fewer training tiles.
+        `MIN_PAIRS` pairs or `MIN_SITES` sites, and no floor of fewer training tiles.
     """
     # Of several images of one caption, the first: pairs are independent.
     captions, first = np.unique(pairing.real_indices, return_index=True)
-    scenes = [scene_of_tile(files["test"][i]) for i in captions]
-    if not can_be_halved(scenes):
+    of_pairs = [sites["test"][i] for i in captions]
+    if not can_be_halved(of_pairs):
         return {}
     real = sets["test"][captions]
-    result = separability(real, sets["tuned"][first], scenes, seed)
-    result["accuracy_base"] = separability(real, sets["base"][first], scenes, seed)["accuracy"]
+    result = separability(real, sets["tuned"][first], of_pairs, seed)
+    result["accuracy_base"] = separability(real, sets["base"][first], of_pairs, seed)["accuracy"]
     generator = rng(seed, "separability floor")
     shown = pairing.test_scenes[generator.permutation(captions)[: len(sets["train"])]]
     tiles = draw_in_scenes(pairing.train_scenes, shown, generator)
-    train_scenes = [scene_of_tile(files["train"][i]) for i in tiles]
-    if can_be_halved(train_scenes):
+    of_train = [sites["train"][i] for i in tiles]
+    if can_be_halved(of_train):
         train = sets["train"][tiles]
-        result["accuracy_floor"] = floor_accuracy(real, train, scenes, train_scenes, seed)
+        result["accuracy_floor"] = floor_accuracy(real, train, of_pairs, of_train, seed)
     return result
 
 
-def can_be_halved(scenes: list[str]) -> bool:
-    """Whether N tiles of these scenes can be halved."""
-    return len(scenes) >= MIN_PAIRS and len(set(scenes)) >= MIN_SCENES
+def can_be_halved(sites: list[str]) -> bool:
+    """Whether N tiles of these sites can be halved."""
+    return len(sites) >= MIN_PAIRS and len(set(sites)) >= MIN_SITES
 
 
 def floor_accuracy(
-    real: np.ndarray, train: np.ndarray, scenes: list[str], train_scenes: list[str], seed: int
+    real: np.ndarray, train: np.ndarray, sites: list[str], train_sites: list[str], seed: int
 ) -> float:
-    """Accuracy of a classifier of test against training tiles, each halved by their own scenes.
+    """Accuracy of a classifier of test against training tiles, each halved by their own sites.
 
     Args:
         real: features [N, D] of test tiles.
         train: features [M, D] of training tiles.
-        scenes: the scene [N] that each test tile was cut from.
-        train_scenes: the same [M] of the training tiles.
+        sites: the site [N] that each test tile was cut from.
+        train_sites: the same [M] of the training tiles.
         seed: of the halves.
     """
-    *halves, _ = halve_by_scene(scenes, seed)
-    *train_halves, _ = halve_by_scene(train_scenes, seed)
+    *halves, _ = halve_by_site(sites, seed)
+    *train_halves, _ = halve_by_site(train_sites, seed)
     pairs = []
     for half, train_half in zip(halves, train_halves):
         count = min(len(half), len(train_half))

@@ -130,6 +130,14 @@ def _split_units(
     return units, np.argsort([name_hash(name) for name in names], kind="stable"), False
 
 
+def name_sites(tiles: list[SpooledTile]) -> None:
+    """Set the `site` of the tiles that were cut from scenes: the name of a scene of their site."""
+    is_cut = [tile.window is not None for tile in tiles]
+    sites, names = find_sites(find_places(tiles), is_cut)
+    for tile, site in zip(tiles, sites.tolist()):
+        tile.site = names[site] if tile.window is not None else None
+
+
 def find_sites(places: Places, is_cut: list[bool]) -> tuple[np.ndarray, list[str]]:
     """The site of each tile, int [N], and the names of the sites."""
     from scipy.sparse import coo_array

@@ -19,6 +19,7 @@ FURTHER_FIELDS = [
     pa.field("bounds", pa.list_(pa.float64())),  # left, bottom, right, top
     pa.field("gsd", pa.float64()),  # meters per pixel of the tile
     pa.field("date", pa.string()),  # YYYY-MM-DD
+    pa.field("site", pa.string()),  # the ground of a tile cut from a scene: scene_splits.py
     pa.field("label_share", pa.float64()),  # of a label raster's pixels: those of the scene's class
 ]
 

@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from stages.imagery.scene_splits import carve_scenes, count_close_tiles, leave_out_buffer
+from stages.imagery.scene_splits import (
+    carve_scenes,
+    count_close_tiles,
+    leave_out_buffer,
+    name_sites,
+)
 from stages.imagery.splits import carve_splits
 from stages.imagery.tile_spool import SpooledTile
 from stages.params import FetchImagery
@@ -19,10 +24,10 @@ MAX_LOGGED = 20  # scenes
 def split_tiles(
     tiles: list[SpooledTile], groups: np.ndarray, missing: list[str], config: FetchImagery
 ) -> dict[str, Any]:
-    """Decide on the split of each tile, and which tiles are left out.
+    """Decide on the split of each tile, and which tiles are left out; name the sites of scenes.
 
     Args:
-        tiles: their `split` is changed in place.
+        tiles: their `split` and `site` are changed in place.
         groups: [N], the group of near-duplicates of each tile.
         missing: which of "valid" and "test" to fill.
         config: the sizes of the splits.
@@ -31,6 +36,8 @@ def split_tiles(
         What REPORT.json says about it.
     """
     counts: dict[str, Any] = {}
+    if has_windows(tiles):
+        name_sites(tiles)
     if missing:
         counts = _carve_missing_splits(tiles, groups, missing, config)
     are_located = has_windows(tiles) or any(tile.georeference.bounds for tile in tiles)

@@ -30,6 +30,7 @@ class SpooledTile:
     masked: int  # pixels of the source image without data
     masked_by_alpha: int  # further ones, if the band that is tagged alpha is a mask
     label_share: float | None = None  # of a label raster's valid pixels: those of its class
+    site: str | None = None  # the ground that its scene shows; None: it wasn't cut from a scene
 
 
 class TileSpool:
@@ -55,6 +56,9 @@ class TileSpool:
         further = tile.georeference._asdict() | {"label_share": item.label_share}
         further = {column: value for column, value in further.items() if value is not None}
         self.columns |= set(further)
+        window = item.image if isinstance(item.image, RasterWindow) else None
+        if window is not None:
+            self.columns.add("site")
         header = json.dumps({"captions": captions, "scene": scene} | further).encode()
         self.file.write(header + tile.pixels)
         self.tiles.append(
@@ -62,7 +66,7 @@ class TileSpool:
                 item.name,
                 split,
                 scene,
-                item.image if isinstance(item.image, RasterWindow) else None,
+                window,
                 tile.georeference,
                 self.size,
                 len(header),
@@ -79,7 +83,7 @@ class TileSpool:
     def read(self, tile: SpooledTile) -> tuple[dict, bytes]:
         """Read a tile: its row of the imagery schema without the image, and its pixels."""
         self.file.seek(tile.offset)
-        header = json.loads(self.file.read(tile.header_size))
+        header = json.loads(self.file.read(tile.header_size)) | {"site": tile.site}
         pixels = self.file.read(tile.pixels_size)
         columns = [field.name for field in FURTHER_FIELDS if field.name in self.columns]
         further = {column: header.get(column) for column in columns}
