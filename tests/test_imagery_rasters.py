@@ -880,6 +880,12 @@ def test_the_georeference_of_real_tiles_goes_in_and_out_again(tmp_path, monkeypa
             tmp_path / f"in/{name}/T32UQD_202006{i + 1:02}T101031_{i}.tif", values, **place
         )
     write_raster(tmp_path / "in/lake/nowhere.tif", scene_values(16, 3, 48).astype(np.uint16))
+    # As an orthophoto with a world file; and in pixels, which is no place.
+    for name, corner in (("world", (360_000, 5_614_000)), ("pixels", (0, 0))):
+        place = {"transform": from_origin(*corner, 10, 10)}
+        seed = corner[0] + 17
+        values = scene_values(seed, 3, 48).astype(np.uint16)
+        write_raster(tmp_path / f"in/lake/{name}.tif", values, **place)
     fetch(tmp_path / "run", monkeypatch, tmp_path / "in")
     rows = {row["filename"]: row for split in rows_of(tmp_path / "run").values() for row in split}
     row = rows["forest/T32UQD_20200605T101031_4.tif"]
@@ -889,8 +895,10 @@ def test_the_georeference_of_real_tiles_goes_in_and_out_again(tmp_path, monkeypa
     assert row["gsd"] == 12.5  # 40 pixels of 10 m in 32
     degrees = rows["lake/T32UQD_20200616T101031_15.tif"]
     assert degrees["crs"] == "EPSG:4326" and 13.8 < degrees["gsd"] < 14
-    nowhere = rows["lake/nowhere.tif"]
-    assert [nowhere[column] for column in ("crs", "bounds", "gsd", "date")] == [None] * 4
+    for name, bounds in (("nowhere", None), ("pixels", None), ("world", [360_000, 5_613_520])):
+        row = rows[f"lake/{name}.tif"]
+        assert [row["crs"], row["gsd"], row["date"]] == [None] * 3
+        assert row["bounds"] == (bounds and [*bounds, 360_480, 5_614_000])
 
     (low, high), *_ = stretch = read_json("data/imagery/SOURCE.json")["stretch"]
     assert f"{low}" in quote_pixel_values() and "byte / 255" in quote_pixel_values()
@@ -898,18 +906,17 @@ def test_the_georeference_of_real_tiles_goes_in_and_out_again(tmp_path, monkeypa
         export_geotiffs(split, tmp_path / "out" / split)
         assert read_json(tmp_path / "out" / split / "pixel_values.json")["stretch"] == stretch
     exported = sorted((tmp_path / "out").rglob("*.tif"))
-    assert len(exported) == 17
+    assert len(exported) == 19
     for path in exported:
         name = next(name for name in rows if name.endswith(path.name.partition("_")[2]))
         with rasterio.open(path) as dataset:
             pixels = dataset.read()
             assert np.array_equal(pixels.transpose(1, 2, 0), decode_image(rows[name]["image"]))
-            if rows[name]["crs"]:
+            if rows[name]["bounds"]:
                 np.testing.assert_allclose(dataset.bounds, rows[name]["bounds"])
-                assert dataset.crs == rows[name]["crs"]
-                assert dataset.tags()["ACQUISITION_DATE"] == rows[name]["date"]
-            else:
-                assert dataset.crs is None
+            assert dataset.transform.is_identity == (rows[name]["bounds"] is None)
+            assert dataset.crs == rows[name]["crs"]
+            assert dataset.tags().get("ACQUISITION_DATE") == rows[name]["date"]
             assert dataset.tags()["SCENE"] == rows[name]["scene"]
             values = (
                 pixels * np.array(dataset.scales)[:, None, None]

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreference
 TILE = {"size": 16, "stride": 16, "min_valid": 0.9}
 
 
-def located(east: float = 0, crs: str = "EPSG:32632") -> dict:
+def located(east: float = 0, crs: str | None = "EPSG:32632") -> dict:
     """A grid of 10 m whose upper left corner is `east` meters east of a point."""
     return {"crs": crs, "transform": from_origin(500_000 + east, 5_000_000, 10, 10)}
 
@@ -299,11 +299,12 @@ def test_ten_scenes_or_more_are_split_whole(tmp_path, monkeypatch):
     assert set(split_of.values()) == {"train", "valid", "test"}
 
 
-def test_scenes_of_the_same_ground_and_neighbors_lie_apart_too(tmp_path, monkeypatch):
-    # Twelve dates of one place; and twelve places side by side.
+@pytest.mark.parametrize("crs", ["EPSG:32632", None])
+def test_scenes_of_the_same_ground_and_neighbors_lie_apart_too(tmp_path, monkeypatch, crs):
+    # Twelve dates of one place; and twelve places side by side. Places need no CRS.
     for i in range(12):
-        write_raster(tmp_path / f"dates/day{i}.tif", terrain(i, 96), **located())
-        write_raster(tmp_path / f"quads/quad{i}.tif", terrain(i, 64), **located(640 * i))
+        write_raster(tmp_path / f"dates/day{i}.tif", terrain(i, 96), **located(crs=crs))
+        write_raster(tmp_path / f"quads/quad{i}.tif", terrain(i, 64), **located(640 * i, crs))
     for name in ("dates", "quads"):
         rows = fetch(tmp_path / f"out_{name}", monkeypatch, tmp_path / name)
         assert smallest_gap(rows) >= 160

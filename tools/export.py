@@ -160,9 +160,9 @@ def write_geotiff(path: Path, row: dict, tags: dict[str, str], stretch: Stretch 
 
     pixels = np.asarray(decode_image(row["image"])).transpose(2, 0, 1)  # [3, H, W]
     place = {}
-    if row.get("crs") and row.get("bounds"):
+    if row.get("bounds"):
         transform = from_bounds(*row["bounds"], pixels.shape[2], pixels.shape[1])
-        place = {"crs": row["crs"], "transform": transform}
+        place = {"crs": row.get("crs"), "transform": transform}
     profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "photometric": "rgb"}
     profile |= {"height": pixels.shape[1], "width": pixels.shape[2], "compress": "deflate"}
     with rasterio_settings(), rasterio.open(path, "w", **profile, **place) as dataset:

@@ -41,7 +41,8 @@ class Georeference(NamedTuple):
     """Where and when an image was taken. None: its file doesn't say."""
 
     crs: str | None = None  # EPSG:<code>, or WKT
-    bounds: tuple[float, float, float, float] | None = None  # left, bottom, right, top, in the CRS
+    # left, bottom, right, top, in the CRS or, without one, in the units of the file
+    bounds: tuple[float, float, float, float] | None = None
     gsd: float | None = None  # meters per pixel
     date: str | None = None  # of acquisition, YYYY-MM-DD
 
@@ -55,11 +56,12 @@ def read_georeference(dataset: Any, window: tuple[int, int, int, int], name: str
         name: the file's name, which may hold the date.
 
     Returns:
-        The georeference. A rotated raster has no bounds.
+        The georeference. A rotated raster has no bounds. One without a CRS may have them, as the
+        world file of an orthophoto tells; at (0, 0) they are pixels.
     """
     day = find_date(dataset.tags(), name)
     crs, transform = dataset.crs, dataset.transform
-    if not crs or transform.is_identity:
+    if transform.is_identity or not (crs or transform.c or transform.f):
         return Georeference(date=day)
     row, column, height, width = window
     side = min(height, width)
@@ -71,9 +73,9 @@ def read_georeference(dataset: Any, window: tuple[int, int, int, int], name: str
         bounds = (x0, y1, x1, y0)
     # The height of a pixel, because a degree of longitude has another length at each latitude.
     _, y = transform * (left + side / 2, top + side / 2)
-    meters = _meters_per_unit(crs, y)
+    meters = _meters_per_unit(crs, y) if crs else None
     gsd = hypot(transform.b, transform.e) * meters if meters else None
-    return Georeference(_crs_name(crs), bounds, gsd, day)
+    return Georeference(_crs_name(crs) if crs else None, bounds, gsd, day)
 
 
 def _meters_per_unit(crs: Any, y: float) -> float | None:

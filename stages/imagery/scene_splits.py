@@ -27,7 +27,7 @@ GIVES_WAY = {"valid": ("test",), "train": ("valid", "test")}
 class Places(NamedTuple):
     """Where tiles are. Lengths are in sides of the largest tile of a frame."""
 
-    frames: np.ndarray  # int [N]: a CRS, or a scene without one
+    frames: np.ndarray  # int [N]: a CRS or, without bounds, a scene
     scenes: np.ndarray  # int [N]
     scene_names: list[str]
     centers: np.ndarray  # float64 [N, 2]
@@ -37,11 +37,12 @@ def find_places(tiles: list[SpooledTile]) -> Places:
     """The places of tiles. An image that is no window of a scene is a scene of its own."""
     frames, scenes, boxes = [], [], []
     for tile in tiles:
-        crs, bounds, window = tile.georeference.crs, tile.georeference.bounds, tile.window
+        bounds, window = tile.georeference.bounds, tile.window
         scene = tile.name if window is None else _scene_name(tile.name)
         scenes.append(scene)
-        frames.append(f"crs {crs}" if crs and bounds else f"scene {scene}")
-        if not (crs and bounds):
+        # Bounds without a CRS are all in one frame: in a data set, equal numbers are equal ground.
+        frames.append(f"crs {tile.georeference.crs}" if bounds else f"scene {scene}")
+        if not bounds:
             left, top, width, height = (0, 0, 1, 1)
             if window is not None:
                 left, top, width, height = window.column, window.row, window.width, window.height
@@ -75,7 +76,7 @@ def carve_scenes(tiles: list[SpooledTile], valid: float, test: float) -> list[st
     test, valid = (size if size >= 1 else size * len(tiles) for size in (test, valid))
     smallest_share = min(size for size in (test, valid, len(tiles)) if size) / len(tiles)
     is_cut = [tile.window is not None for tile in tiles]
-    if len({tile.georeference.crs for tile in tiles} - {None}) > 1:
+    if len({tile.georeference.crs for tile in tiles if tile.georeference.bounds}) > 1:
         log(
             "fetch_imagery.tile: warning: distances between tiles are measured within each CRS: "
             "where scenes of two CRS show the same ground, leave one of them out"
