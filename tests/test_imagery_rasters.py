@@ -542,6 +542,22 @@ def test_params_that_do_not_fit_the_rasters_are_one_line(
     assert not (tmp_path / "run/data/imagery").exists()
 
 
+@pytest.mark.parametrize("band, is_read", [(2, True), (1, False)])
+def test_files_of_different_scale_or_offset_are_one_line(tmp_path, monkeypatch, band, is_read):
+    """As Sentinel-2's before and since 25 January 2022; a band that isn't chosen doesn't count."""
+    write_classes(tmp_path / "in", 8, "uint16")
+    for path in sorted((tmp_path / "in").rglob("*.tif")):
+        with rasterio.open(path, "r+") as dataset:
+            dataset.scales = [1e-4] * 3
+            if path.name == "lake_3.tif":
+                dataset.offsets = [-0.1 if number == band else 0 for number in (1, 2, 3)]
+    if is_read:
+        line = fault(tmp_path / "run", monkeypatch, tmp_path / "in", bands=[2])
+        assert "_3.tif" in line and "scale 0.0001 and offset 0" in line and "-0.1" in line
+    else:
+        fetch(tmp_path / "run", monkeypatch, tmp_path / "in", bands=[2])
+
+
 @pytest.mark.parametrize(
     "endings, band_files",
     [

@@ -102,6 +102,7 @@ class Raster(NamedTuple):
     alpha: AlphaCounts  # of that band
     bands: tuple[int, ...]  # numbers of the chosen bands, from 1
     band_list: str  # the same with their names
+    scaling: tuple[tuple[float, float], ...]  # the file's (scale, offset) of each; not applied
     type: RasterType  # of the file
     georeference: Georeference  # of the center square
 
@@ -331,6 +332,7 @@ def _read(
         alpha,
         tuple(chosen),
         list_bands(dataset, chosen),
+        tuple((dataset.scales[band - 1], dataset.offsets[band - 1]) for band in chosen),
         raster_type,
         georeference,
     )

@@ -47,6 +47,8 @@ class SourceRasters:
         self.first_name = ""  # of an image of that type
         self.bands: set[tuple[int, ...]] = set()
         self.band_lists: set[str] = set()
+        # Of each number of chosen bands, the first image and its (scale, offset) of each band.
+        self.scaling_of_count: dict[int, tuple[str, tuple[tuple[float, float], ...]]] = {}
         self.has_alpha = False
         self.alpha = AlphaCounts()
         self.alpha_that_is_a_band = ""  # the name of an image
@@ -57,7 +59,8 @@ class SourceRasters:
         Images that Pillow decodes match rasters of bytes, and 8-bit gray matches 8-bit RGB.
 
         Raises:
-            SystemExit: it differs from the images before, or it isn't clear which bands to read.
+            SystemExit: it differs from the images before in its type or its scale and offset, or it
+                isn't clear which bands to read.
         """
         this = tile.raster_type
         if self.type is None:
@@ -74,6 +77,7 @@ class SourceRasters:
         if tile.bands:
             self.bands.add(tile.bands)
             self.band_lists.add(tile.band_list)
+            self._check_scaling(name, tile)
         if tile.alpha is not None:
             self.has_alpha = True
             full, partial = np.add(self.alpha, tile.alpha).tolist()
@@ -81,6 +85,18 @@ class SourceRasters:
             if not tile.alpha.is_mask:
                 self.alpha_that_is_a_band = self.alpha_that_is_a_band or name
         return tile
+
+    def _check_scaling(self, name: str, tile: Tile) -> None:
+        """Exit with an error if values of two images differ in meaning, as their files say."""
+        first, scaling = self.scaling_of_count.setdefault(len(tile.bands), (name, tile.scaling))
+        for (scale, offset), (other_scale, other_offset) in zip(scaling, tile.scaling):
+            if (scale, offset) != (other_scale, other_offset):
+                exit_with_error(
+                    f"fetch_imagery.source: {first} has scale {scale:g} and offset {offset:g}, "
+                    f"{name} has {other_scale:g} and {other_offset:g}, so equal values differ in "
+                    "meaning: bring values and tags of all files to one scale and offset "
+                    "(docs/data.md, Stretch)"
+                )
 
     @property
     def alpha_is_mask(self) -> bool:

@@ -66,6 +66,7 @@ class Tile(NamedTuple):
     raster_type: RasterType = BYTES
     bands: tuple[int, ...] = ()  # that were chosen of a raster
     band_list: str = ""  # the same with their names
+    scaling: tuple[tuple[float, float], ...] = ()  # the file's (scale, offset) of each
     pixel_count: int = 0  # of the source image, if it is a raster
     masked: int = 0  # pixels of the source image without data
     masked_by_alpha: int = 0  # further ones, if the band that is tagged alpha is a mask
@@ -118,7 +119,7 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
     width, height = decoded.rgb.size
     valid = np.ones((height, width), bool) if decoded.valid is None else decoded.valid
     values = np.asarray(decoded.rgb).transpose(2, 0, 1)
-    raster = Raster(values, valid, None, AlphaCounts(), (), "", BYTES, georeference)
+    raster = Raster(values, valid, None, AlphaCounts(), (), "", (), BYTES, georeference)
     if not reading.keeps_bytes:
         return _raster_tile(raster, name, decoded.sha256, reading)
     masked = _count_masked(raster, reading.min_valid)
@@ -147,6 +148,7 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
         raster_type=raster.type,
         bands=raster.bands,
         band_list=raster.band_list,
+        scaling=raster.scaling,
         pixel_count=raster.valid.size,
         masked=masked,
         masked_by_alpha=transparent,
