@@ -1,5 +1,6 @@
 """Scenes: cut into tiles, split so that tiles of different splits lie apart, labeled by rasters."""
 
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -297,6 +298,16 @@ def test_ten_scenes_or_more_are_split_whole(tmp_path, monkeypatch):
             assert split_of.setdefault(scene, split) == split
     assert len(split_of) == 12 and report_of(tmp_path / "out")["buffer"] == 0
     assert set(split_of.values()) == {"train", "valid", "test"}
+
+
+@pytest.mark.parametrize("side, unit", [(32, "block"), (12, "line")])
+def test_one_scene_that_is_larger_than_train_leaves_no_split_empty(capsys, side, unit):
+    small = [tile for i in range(11) for tile in grid_of_tiles(2, 2, 16, f"small{i}")]
+    tiles = grid_of_tiles(side, side, 16) + small
+    counts = Counter(carve_scenes(tiles, 0.2, 0.25))
+    assert f"scenes of 12 site(s), split by {unit}" in capsys.readouterr().err
+    assert counts["valid"] == pytest.approx(0.2 * len(tiles), rel=0.2)
+    assert counts["test"] == pytest.approx(0.25 * len(tiles), rel=0.2)
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", None])

@@ -1,9 +1,10 @@
 """Splits of tiles that were cut from scenes: tiles of different splits lie apart on the ground.
 
 A site is a scene, or several that show the same ground. Of `MIN_SITES` sites or more each is in
-one split. Fewer sites are cut into square blocks, or where these would be small into lines of
-tiles: test takes the first lines, valid the last. Then tiles that are closer than a tile's side to
-a tile of another split are left out: the buffer.
+one split. Fewer sites, or those of which one holds more tiles than train is to have, are cut into
+square blocks, or where these would be small into lines of tiles: test takes the first lines, valid
+the last. Then tiles that are closer than a tile's side to a tile of another split are left out: the
+buffer.
 """
 
 from pathlib import PurePosixPath
@@ -81,7 +82,8 @@ def carve_scenes(tiles: list[SpooledTile], valid: float, test: float) -> list[st
             "fetch_imagery.tile: warning: distances between tiles are measured within each CRS: "
             "where scenes of two CRS show the same ground, leave one of them out"
         )
-    units, order, are_lines = _split_units(find_places(tiles), is_cut, smallest_share)
+    train = len(tiles) - test - valid
+    units, order, are_lines = _split_units(find_places(tiles), is_cut, smallest_share, train)
     unit_sizes = np.bincount(units, minlength=len(order))
     split_of = np.full(len(order), "train", dtype=object)
     for split, size, ordered in (("test", test, order), ("valid", valid, order[::-1])):
@@ -92,7 +94,7 @@ def carve_scenes(tiles: list[SpooledTile], valid: float, test: float) -> list[st
 
 
 def _split_units(
-    places: Places, is_cut: list[bool], smallest_share: float
+    places: Places, is_cut: list[bool], smallest_share: float, train: float
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """Group the tiles into units, each of which is in one split.
 
@@ -100,6 +102,7 @@ def _split_units(
         places: of the tiles.
         is_cut: whether each tile is one of a scene.
         smallest_share: of the tiles that a split gets. A block is not larger.
+        train: the number of tiles that train is to have. A site with more is cut.
 
     Returns:
         The unit of each tile, int [N]; the order in which test takes the units; and whether they
@@ -112,7 +115,7 @@ def _split_units(
     area = sides[cut_sites].prod(axis=1).sum()
     block = max(MIN_BLOCK, int(np.sqrt(area * min(1 / BLOCKS, smallest_share))))
     offsets = places.centers - low[sites]
-    if len(cut_sites) >= MIN_SITES:
+    if len(cut_sites) >= MIN_SITES and np.bincount(sites).max() <= train:
         unit_kind, cells = "scene", np.zeros_like(offsets)
     elif area >= BLOCKS * MIN_BLOCK**2:
         unit_kind = f"block of about {block} x {block} tiles"
