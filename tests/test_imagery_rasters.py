@@ -420,7 +420,7 @@ def test_an_undeclared_fill_value_is_one_line(tmp_path, monkeypatch, dtype, fill
         write_raster(tmp_path / f"in/{['forest', 'lake'][i % 2]}/{i}.tif", values)
     line = fault(tmp_path / "run", monkeypatch, tmp_path / "in")
     assert "fetch_imagery.stretch: auto takes " in line and f"{fill} " in line
-    assert "gdal_edit.py -a_nodata" in line
+    assert "rio edit-info --nodata" in line
 
 
 def test_a_gap_lies_between_the_middle_of_a_stretch_and_one_of_its_ends():
@@ -809,10 +809,10 @@ def test_a_mask_of_several_bands_or_that_is_broken_is_said(tmp_path):
     write_raster(tmp_path / "a.tif", scene_values(0, 3).astype(np.uint16), **UTM)
     mask = Mask(None, "{stem}_mask.tif", (1,))
     write_raster(tmp_path / "a_mask.tif", np.ones((3, 32, 32), np.uint8), **UTM)
-    with pytest.raises(ParamsMisfit, match="mask: a_mask.tif has 3 bands .* gdal_translate -b"):
+    with pytest.raises(ParamsMisfit, match="mask: a_mask.tif has 3 bands .* `rio stack --bidx"):
         read_raster(tmp_path / "a.tif", None, mask, "a.tif")
     colors = np.ones((3, 32, 32), np.uint8)
-    for blue, advice in ((1, "gdal_translate -b"), (2, "which hold colors: .* a number for each")):
+    for blue, advice in ((1, "rio stack --bidx"), (2, "which hold colors: .* a number for each")):
         colors[2] = blue
         write_raster(tmp_path / "a_mask.tif", colors, photometric="rgb", **UTM)
         with pytest.raises(ParamsMisfit, match=advice):

@@ -1,5 +1,6 @@
 """Scenes: cut into tiles, split so that tiles of different splits lie apart, labeled by rasters."""
 
+import shlex
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from click.testing import CliRunner
+from rasterio.rio.main import main_group
 from rasterio.transform import from_origin
 from test_imagery import error_of, picture, rows_of, run, write_params
 from test_imagery_rasters import shard_bytes, write_raster
@@ -546,7 +550,7 @@ def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):
     ):
         write_raster(tmp_path / "in/scene_lc.tif", values, **grid)
         message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
-        for word in ("fetch_imagery.labels: scene_lc.tif", "scene.tif", "-ts 64 64", "-te 500000"):
+        for word in ("fetch_imagery.labels: scene_lc.tif", "scene.tif", "`rio warp"):
             assert word in message
     write_raster(tmp_path / "in/scene_lc.tif", classes.astype(np.float32), **located())
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
@@ -555,12 +559,50 @@ def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):
         tmp_path / "in/scene_lc.tif", classes.repeat(2, 0), names=["old", "new"], **located()
     )
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
-    assert "scene_lc.tif has 2 bands (1 old, 2 new)" in message and "gdal_translate -b" in message
+    assert "scene_lc.tif has 2 bands (1 old, 2 new)" in message and "rio stack --bidx" in message
     write_raster(tmp_path / "in/scene_lc.tif", classes, compress="deflate", **located())
     whole = (tmp_path / "in/scene_lc.tif").read_bytes()
     (tmp_path / "in/scene_lc.tif").write_bytes(whole[:-20])
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
     assert "scene_lc.tif is unreadable or truncated" in message
+
+
+def test_the_command_in_the_message_brings_labels_onto_the_grid_of_the_scene(tmp_path, monkeypatch):
+    """In a CRS without a code, whose WKT is long; a shell would cut the name at its space."""
+    place = located(crs="+proj=aea +lat_1=29.5 +lat_2=45.5 +lat_0=23 +lon_0=-96")
+    coarse = np.random.default_rng(0).choice([1, 2], (1, 64, 64)).astype(np.uint8)
+    write_raster(tmp_path / "in/a scene.tif", terrain(0, 64), **place)
+    fine = place | {"transform": place["transform"] @ Affine.scale(0.5)}
+    write_raster(tmp_path / "in/a scene_lc.tif", coarse.repeat(2, 1).repeat(2, 2), **fine)
+    labels = {"file": "{stem}_lc.tif", "classes": {1: "a", 2: "b"}}
+    message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
+    _, command, _ = message.split("`")
+    assert "GEOGCS" not in message and shlex.split(command)[0] == "rio"
+    done = CliRunner().invoke(main_group, shlex.split(command)[1:])
+    assert done.exit_code == 0
+    with (
+        rasterio.open(tmp_path / "in/a scene.tif") as scene,
+        rasterio.open(tmp_path / "in/a scene_lc_warped.tif") as warped,
+    ):
+        assert (warped.crs, warped.transform) == (scene.crs, scene.transform)
+        assert np.array_equal(warped.read(), coarse)
+
+
+def test_heights_in_a_crs_make_no_other_grid(tmp_path, monkeypatch):
+    """Software for drones writes EPSG:25832+7837; masks and labels of QGIS are in EPSG:25832."""
+    plain = located(crs="EPSG:25832")
+    classes = np.ones((1, 128, 128), np.uint8)
+    classes[:, :64] = 2
+    write_raster(tmp_path / "in/scene.tif", terrain(0, 128), **located(crs="EPSG:25832+7837"))
+    write_raster(tmp_path / "in/scene_lc.tif", classes, **plain)
+    write_raster(tmp_path / "in/scene_mask.tif", classes, **plain)
+    settings = {
+        "labels": {"file": "{stem}_lc.tif", "classes": {1: "a", 2: "b"}},
+        "mask": {"file": "{stem}_mask.tif", "valid": [1, 2]},
+        "caption": None,
+    }
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", **settings)
+    assert {row["crs"] for of_split in rows.values() for row in of_split} == {"EPSG:25832"}
 
 
 def test_label_rasters_may_be_png_in_another_folder_and_count_for_source_json(

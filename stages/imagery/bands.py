@@ -14,6 +14,7 @@ BAND_OF_FILE = re.compile(
     r"ms_(?:g|r|re|nir)|(?<=img_\d{4}_)(?:[1-6]|10))"
     r"(?:_\d+m|_vcid_\d)?$"
 )
+ONE_BAND = "`rio stack --bidx <number> <file> <new file>`"  # writes one band of a file
 
 
 class RasterType(NamedTuple):
@@ -148,7 +149,7 @@ def one_band_advice(dataset: Any) -> str:
         if (red != green).any() or (red != blue).any():
             # Several classes may have the same red.
             return f"{said}, which hold colors: write a file of one band, a number for each color"
-    return f"{said}: write the one that counts into a file of its own, gdal_translate -b <number>"
+    return f"{said}: write the one that counts into a file of its own, {ONE_BAND}"
 
 
 def alpha_band(dataset: Any, used: Collection[int]) -> int | None:

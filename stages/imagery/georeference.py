@@ -60,7 +60,7 @@ def read_georeference(dataset: Any, window: tuple[int, int, int, int], name: str
         world file of an orthophoto tells; at (0, 0) they are pixels.
     """
     day = find_date(dataset.tags(), name)
-    crs, transform = dataset.crs, dataset.transform
+    crs, transform = horizontal_crs(dataset.crs), dataset.transform
     if transform.is_identity or not (crs or transform.c or transform.f):
         return Georeference(date=day)
     row, column, height, width = window
@@ -96,6 +96,21 @@ def _is_mercator(crs: Any) -> bool:
 
 
 @lru_cache(maxsize=64)
+def horizontal_crs(crs: Any) -> Any:
+    """A CRS without heights: EPSG:25832 of EPSG:25832+7837, which software for drones writes."""
+    from rasterio.crs import CRS
+
+    if not crs or not crs.to_wkt().startswith("COMPD_CS"):
+        return crs
+    return CRS.from_user_input(crs.to_dict(projjson=True)["components"][0])
+
+
+def short_name(crs: str) -> str:
+    """EPSG:<code>, or the name in a WKT, which is long."""
+    return crs.split('"')[1] if '"' in crs else crs
+
+
+@lru_cache(maxsize=64)
 def _crs_name(crs: Any) -> str:
     """EPSG:<code> if the CRS has one, or else its WKT. Cached: PROJ takes long to find a code."""
     return str(crs.to_string())
@@ -103,12 +118,12 @@ def _crs_name(crs: Any) -> str:
 
 def log_systems(georeferences: Iterable[Georeference]) -> None:
     """Log whether rasters are in several CRS, or in none."""
-    systems = Counter(georeference.crs for georeference in georeferences)
-    count, without = systems.total(), systems.pop(None, 0)
+    systems = Counter(georeference.crs or "" for georeference in georeferences)
+    count, without = systems.total(), systems.pop("", 0)
     if without:
         log(f"fetch_imagery: {without} of {count} tiles of rasters have no CRS")
     if len(systems) > 1:
-        names = ", ".join(f"{count} in {name}" for name, count in systems.most_common())
+        names = ", ".join(f"{count} in {short_name(crs)}" for crs, count in systems.most_common())
         log(f"fetch_imagery: tiles are in several CRS, each with its bounds in its own: {names}")
 
 

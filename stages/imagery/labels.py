@@ -1,6 +1,7 @@
 """Classes of tiles from label rasters, such as WorldCover, Dynamic World or CORINE."""
 
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.imagery.bands import ParamsMisfit, one_band_advice
+from stages.imagery.georeference import horizontal_crs, short_name
 from stages.imagery.rasters import (
     RasterWindow,
     close_scenes,
@@ -96,19 +98,24 @@ def _check_grid(scene: Any, dataset: Any, path: Path, file: Path) -> None:
     if scene.crs and dataset.crs:
         pixel = abs(scene.transform.a) + abs(scene.transform.b)
         corners = np.abs(np.subtract(scene.bounds, dataset.bounds))
-        same = same and scene.crs == dataset.crs and bool(np.all(corners < pixel / 2))
+        same = same and horizontal_crs(scene.crs) == horizontal_crs(dataset.crs)
+        same = same and bool(np.all(corners < pixel / 2))
     if not same:
-        (height, width), (left, bottom, right, top) = scene.shape, scene.bounds
+        advice = "give it that grid"
+        if scene.crs and dataset.crs:
+            warped = file.with_name(f"{file.stem}_warped.tif")
+            command = ["rio", "warp", file, warped, "--like", path, "--resampling", "nearest"]
+            advice = f"`{shlex.join(map(str, command))}`, and put {warped.name} in its place"
         exit_with_error(
             f"{KEY}: {file.name} ({_describe(dataset)}) is of another grid than {path.name} "
-            f"({_describe(scene)}): warp it, gdalwarp -r near -t_srs {scene.crs or 'CRS'} "
-            f"-te {left:.12g} {bottom:.12g} {right:.12g} {top:.12g} -ts {width} {height}"
+            f"({_describe(scene)}): {advice}"
         )
 
 
 def _describe(dataset: Any) -> str:
+    crs = short_name(dataset.crs.to_string()) if dataset.crs else "no CRS"
     origin = f"{dataset.transform.c:.12g}, {dataset.transform.f:.12g}"
-    return f"{dataset.height} x {dataset.width} pixels, {dataset.crs or 'no CRS'}, origin {origin}"
+    return f"{dataset.height} x {dataset.width} pixels, {crs}, origin {origin}"
 
 
 def _visible(window: RasterWindow, reading: Reading) -> np.ndarray:

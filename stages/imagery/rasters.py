@@ -26,7 +26,7 @@ from stages.imagery.bands import (
     list_bands,
     one_band_advice,
 )
-from stages.imagery.georeference import Georeference, read_georeference
+from stages.imagery.georeference import Georeference, horizontal_crs, read_georeference
 from stages.imagery.unusable_image import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -459,7 +459,8 @@ def _same_ground(dataset: Any, mask_dataset: Any) -> bool:
         return dataset.shape == mask_dataset.shape
     pixel = max(abs(dataset.transform.a), abs(dataset.transform.e))
     differences = np.subtract(dataset.bounds, mask_dataset.bounds)
-    return dataset.crs == mask_dataset.crs and bool(np.all(np.abs(differences) < pixel / 2))
+    same_crs = horizontal_crs(dataset.crs) == horizontal_crs(mask_dataset.crs)
+    return same_crs and bool(np.all(np.abs(differences) < pixel / 2))
 
 
 def _turn_upright(raster: Raster, orientation: int) -> Raster:

@@ -154,7 +154,7 @@ def refuse_band_files(tiles: list[SpooledTile]) -> None:
         first, second = list(name_of_band.values())[:2]
         exit_with_error(
             f"fetch_imagery.source: {first} and {second} seem to hold one band of an image each: "
-            "stack its bands into one file, `gdalbuildvrt -separate` and `gdal_translate`; to read "
+            "stack its bands into one file, `rio stack <red> <green> <blue> <new file>`; to read "
             "each file as a gray image, write fetch_imagery.bands: [1]"
         )
 
@@ -222,7 +222,8 @@ def _check_auto(stretch: list[Pair], samples: list[np.ndarray]) -> None:
         exit_with_error(
             f"fetch_imagery.stretch: auto takes {low:g} to {high:g} (2nd to 98th percentile), but "
             "half of this range has hardly a pixel: do the files hold a fill value that they don't "
-            "declare as nodata? Declare it, gdal_edit.py -a_nodata <value>, or write [low, high]"
+            "declare as nodata? Declare it, `rio edit-info --nodata <value> <file>`, or write "
+            "[low, high]"
         )
 
 
