@@ -567,6 +567,14 @@ def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):
     assert "scene_lc.tif is unreadable or truncated" in message
 
 
+def test_labels_in_a_band_of_the_scene_are_one_line(tmp_path, monkeypatch):
+    for i in range(3):  # as Earth Engine exports an image to which labels were added
+        write_raster(tmp_path / f"in/{i}.tif", terrain(i, 64, bands=4), **located(9_000 * i))
+    labels = {"file": "{stem}.tif", "classes": {1: "a", 2: "b"}}
+    message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels, caption=None)
+    assert "fetch_imagery.labels.file" in message and "0.tif" in message and "rio stack" in message
+
+
 def test_the_command_in_the_message_brings_labels_onto_the_grid_of_the_scene(tmp_path, monkeypatch):
     """In a CRS without a code, whose WKT is long; a shell would cut the name at its space."""
     place = located(crs="+proj=aea +lat_1=29.5 +lat_2=45.5 +lat_0=23 +lon_0=-96")

@@ -7,8 +7,9 @@ from itertools import product, repeat
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from stages.imagery.bands import ONE_BAND
 from stages.imagery.image_decoding import read_encoded
-from stages.imagery.labels import TileLabel, label_file, label_windows
+from stages.imagery.labels import KEY, TileLabel, label_file, label_windows
 from stages.imagery.rasters import (
     SIGNATURE_BYTES,
     RasterWindow,
@@ -21,6 +22,7 @@ from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
 from stages.imagery.tile_making import Reading
 from stages.imagery.unusable_image import UNREADABLE, UnusableImage
 from stages.params import Labels, TileGrid
+from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log, progress_bar
 
 IS_LABEL_RASTER = "a label raster"
@@ -56,7 +58,7 @@ def cut_scenes(
         scenes that are cut are skipped: they would show the scene in any split.
 
     Raises:
-        SystemExit: a label raster is of another grid than its scene.
+        SystemExit: a label raster is of another grid than its scene, or is the scene.
     """
     if grid is None and labels is None:
         return source
@@ -65,6 +67,11 @@ def cut_scenes(
     label_files = {path: label_file(path, labels) for path in paths} if labels else {}
     own_labels: set[Path | None] = set(label_files.values())
     images = sorted(paths - own_labels)
+    if own_labels and not images:
+        exit_with_error(
+            f"{KEY}.file: it names the scenes themselves ({min(paths).name}): write their labels "
+            f"into files of their own; of one band of a scene, {ONE_BAND}"
+        )
     scenes: dict[Path | None, Scene] = {}
     with rasterio_settings():
         for path in progress_bar(images, desc="scenes", unit="file"):
