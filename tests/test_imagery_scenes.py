@@ -554,7 +554,7 @@ def test_a_label_raster_of_another_grid_is_one_line(tmp_path, monkeypatch):
             assert word in message
     write_raster(tmp_path / "in/scene_lc.tif", classes.astype(np.float32), **located())
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
-    assert "scene_lc.tif holds float32" in message
+    assert "scene_lc.tif holds float32" in message and "gdal_rasterize -ot Byte" in message
     write_raster(
         tmp_path / "in/scene_lc.tif", classes.repeat(2, 0), names=["old", "new"], **located()
     )
@@ -675,6 +675,9 @@ def test_bad_scenes_are_one_line_or_named(tmp_path, monkeypatch):
     write_raster(tmp_path / "few/d.tif", terrain(1, 48), **located())
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "few")
     assert "the train split is empty" in message and "buffer: 3" in message
+    (tmp_path / "mosaic").mkdir()
+    (tmp_path / "mosaic/all.vrt").write_text("<VRTDataset/>")
+    assert "rio convert" in fault(tmp_path / "out", monkeypatch, tmp_path / "mosaic")
     for key, tile in (("size", TILE | {"size": 8}), ("min_valid", TILE | {"min_valid": 2.0})):
         assert f"fetch_imagery.tile.{key}" in run(tmp_path / "out", tile=tile).stderr
 

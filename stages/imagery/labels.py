@@ -93,7 +93,10 @@ def _check_grid(scene: Any, dataset: Any, path: Path, file: Path) -> None:
     if dataset.count != 1:
         exit_with_error(f"{KEY}: {file.name} {one_band_advice(dataset)}")
     if not np.issubdtype(dataset.dtypes[0], np.integer):
-        exit_with_error(f"{KEY}: {file.name} holds {dataset.dtypes[0]}: labels are integers")
+        exit_with_error(
+            f"{KEY}: {file.name} holds {dataset.dtypes[0]}: labels are integers, as "
+            "`gdal_rasterize -ot Byte` writes them"
+        )
     same = scene.shape == dataset.shape
     if scene.crs and dataset.crs:
         pixel = abs(scene.transform.a) + abs(scene.transform.b)

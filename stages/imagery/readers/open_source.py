@@ -38,6 +38,7 @@ CONVERSIONS = {
     ".arrow": "write each split as Parquet, `for name, split in "
     "datasets.load_from_disk(folder).items(): split.to_parquet(f'{name}.parquet')`, or without "
     "splits `datasets.load_from_disk(folder).to_parquet('train.parquet')`",
+    ".vrt": "write the mosaic as a file, `rio convert <file>.vrt <file>.tif`",
     **dict.fromkeys((".zip", ".gz", ".tgz", ".bz2", ".xz", ".rar", ".7z"), "unpack it"),
     **dict.fromkeys(
         (".h5", ".hdf5", ".nc", ".npy", ".npz", ".mat", ".pkl", ".tfrecord", ".lmdb", ".mdb"),
