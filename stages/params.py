@@ -54,8 +54,8 @@ def _check_source(source: str) -> str:
     if not is_known or needs_location != bool(location.strip()):
         raise ValueError(
             "a source is embedded, path:<folder or file>, hub:<repo>[@revision], "
-            "arxiv:<csv> (papers only), torchgeo:<data set> (imagery only), package:<name> or none "
-            "(models only)"
+            "arxiv:<csv> (papers only), torchgeo:<data set> (imagery only), package:<name> (models "
+            "only) or none"
         )
     if kind == "hub" and not HUB_NAME.fullmatch(location):
         raise ValueError("write hub:<owner>/<name>, and @<revision> where it is not the newest")
@@ -159,7 +159,7 @@ def _check_stretch(stretch: Any) -> Any:
     if len(pairs) in (1, 3) and all(map(_is_stretch_pair, pairs)):
         return stretch
     raise ValueError(
-        "write auto, none, a divisor, [low, high], or such a pair for each of three bands"
+        "write auto, none, a divisor, [low, high] with low <= high, or three such pairs"
     )
 
 
@@ -890,7 +890,7 @@ class Params(Section):
         if start != "scratch" and self.fetch_model.diffusion == "none":
             raise ValueError(
                 f"fetch_model.diffusion: none leaves train_base.source: {start} nothing to start "
-                "from; say scratch"
+                "from: write train_base.source: scratch"
             )
         if self.fetch_imagery.source == "embedded" and self.fetch_imagery.max_images is None:
             raise ValueError(
@@ -898,8 +898,9 @@ class Params(Section):
             )
         if self.train_scene.source == "embedded" and self.fetch_imagery.source != "embedded":
             raise ValueError(
-                "train_scene.source: embedded judges the embedded scenes only; for "
-                f"fetch_imagery.source: {self.fetch_imagery.source} say scratch"
+                "train_scene.source: embedded knows the embedded scenes only, and "
+                f"fetch_imagery.source is {self.fetch_imagery.source}: write train_scene.source: "
+                "scratch"
             )
 
     def _check_base_domain(self) -> None:
@@ -908,12 +909,14 @@ class Params(Section):
         if self.encode.base_domain != "none" and self.train_base.source == "adapt" and adapted:
             raise ValueError(
                 f"encode.base_domain: {self.encode.base_domain} measures what fine-tuning forgets; "
-                "train_base.source: adapt changes what the base knows before it: say none"
+                "train_base.source: adapt changes what the base knows before it: write "
+                "encode.base_domain: none"
             )
         if self.encode.base_domain == "embedded" and base != "embedded":
             raise ValueError(
-                "encode.base_domain: embedded shows the scenes of the embedded base; for "
-                f"fetch_model.diffusion: {base} say none, or name captioned images of its domain"
+                "encode.base_domain: embedded shows the scenes of the embedded base, and "
+                f"fetch_model.diffusion is {base}: write encode.base_domain: none, or name "
+                "captioned images of your model's domain"
             )
 
     def _check_split_sizes(self) -> None:
@@ -1280,6 +1283,8 @@ def _explain(fault: ErrorDetails) -> str:
         return message  # a line for each of `Params._check_together`
     if location[:-1] == ["prompt", "words"] and fault["input"] is None:
         return f"{key}: is empty; write {{}} or leave it out"
+    if fault["type"] == "model_type":
+        message = f"write {{{', '.join(f'{name}: ...' for name in _fields(location))}}} or null"
     if fault["type"] == "bool_type":
         message = "should be true or false"
     message = message.replace("Input should", "should")

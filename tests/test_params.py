@@ -87,7 +87,7 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
         (
             "  source: embedded             # the scene",
             "  source: path:tiles           # the scene",
-            ["train_scene.source", "path:tiles", "say scratch"],
+            ["train_scene.source", "path:tiles", "train_scene.source: scratch"],
         ),
         (
             "base_domain: embedded",

@@ -276,8 +276,8 @@ def test_a_ceiling_of_fewer_real_tiles_says_so(metrics):
 def test_one_training_run_shows_no_spread(metrics, seeds, covers):
     scores = metrics["classify_lulc"] | {"seeds": seeds}
     note = tables.classifier_table(scores, metrics["ceiling_lulc"], run_on_rsicd()).note
-    (sentence,) = re.findall(r"The intervals cover[^.]*\.", note)
-    assert ("not the spread" not in sentence) == covers
+    (sentence,) = re.findall(r"The intervals include[^.]*\.", note)
+    assert ("not that of the training" not in sentence) == covers
 
 
 def test_a_standard_deviation_over_draws_says_that_they_share_images(metrics):

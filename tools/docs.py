@@ -28,7 +28,7 @@ that it uses.
 
 A source is `embedded` (part of this repository), `path:<folder or file>`,
 `hub:<repo>[@revision]` (the Hugging Face hub), `arxiv:<csv>` (papers only), `torchgeo:<data set>`
-(imagery only), `package:<name>` (an installed Python package, models only) or `none` (models only):
+(imagery only), `package:<name>` (an installed Python package, models only) or `none`:
 [data.md](data.md).
 
 ## Which params run what again

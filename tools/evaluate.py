@@ -10,14 +10,14 @@ named. Prints FID, KID, precision, recall and so on, each with its 95 % confiden
 
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
 independent. If the images were generated for the captions of just these real ones, FID infinity and
-KID are too low, the intervals are too wide and the floor is too high: a run's own folders give its
-metrics/fid.json but for these four and for rounding. Sets of equally many images of each scene, as
+KID are too low, the intervals are too wide and the floor is too high: on a run's own folders all
+other numbers equal metrics/fid.json, to rounding. Sets of equally many images of each scene, as
 class-balanced ones are, match in part: there, too, FID infinity and KID are too low and intervals
 too wide, which a note says where scenes are known. Images of one caption count as one in the
 intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
 the images' own); in those of FID and so on they count as independent. Neither names nor the order
-of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairs are of 10,000
-images at most, the Sinkhorn divergence of 2,000: of larger sets these are others than the run's.)
+of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairwise distances
+use 10,000 images at most, Sinkhorn 2,000: of larger sets, another subset than the run's.)
 The temporary folder holds each image twice. docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:

@@ -80,10 +80,10 @@ def parse_arguments() -> argparse.Namespace:
         help="models of random weights, rendered tiles and field notes in place of the hub's",
     )
     parser.add_argument(
-        "--layers", type=positive(int), help="--random-weights: at most so many layers"
+        "--layers", type=positive(int), help="with --random-weights: most layers per model"
     )
     parser.add_argument(
-        "--imagery", type=Path, metavar="FOLDER", help="Parquet files of the hub's imagery"
+        "--imagery", type=Path, metavar="FOLDER", help="local Parquet files of the hub's imagery"
     )
     parser.add_argument(
         "--card-gb", type=positive(float), help="memory of the GPU that the full run will have"

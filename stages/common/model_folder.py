@@ -285,8 +285,8 @@ def _refuse_other_kinds(root: Path, names: dict[str, Path], label: str) -> None:
     """Exit with an error where a folder holds a LoRA adapter or static embeddings."""
     if (root / ADAPTER_CONFIG).exists() and "config.json" not in names:
         exit_with_error(
-            f"{label}: is a LoRA adapter; peft merges it into its base with merge_and_unload and "
-            "save_pretrained, `python -m tools.export llm` does so with this repository's own"
+            f"{label}: is a LoRA adapter: merge it into its base (peft: merge_and_unload, "
+            "save_pretrained; one trained here: `python -m tools.export llm`)"
         )
     modules = names.get("modules.json")
     if modules and b"StaticEmbedding" in modules.read_bytes():

@@ -106,8 +106,8 @@ def match_splits(
     parts_of = {re.sub(r"[ _.-]\d+$", "", name) for name in names}
     if not matched and len(image_counts) > 1 and (len(parts_of) > 1 or None in image_counts):
         exit_with_error(
-            f"{key}: {available} as its own splits: say which is train, valid, test "
-            "(null: carved out of train)"
+            f"{key}: {available}: name its train, valid and test split (train: null takes the "
+            "others; valid or test: null is carved out of train)"
         )
     matched |= _further_parts(names, matched)
     if "train" not in own:

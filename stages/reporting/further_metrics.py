@@ -29,7 +29,7 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
     note = (
         "Real tiles: the same metric of held-out real tiles. Trained on real tiles: the same "
         f"network, trained on {real_tiles}. Real vs. real and base model: as above. "
-        "The intervals cover other images, not another training of the diffusion model. "
+        "The intervals include the sampling of images, not the diffusion model's training. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
         "tiles are (for the synthetic set: of tiles in its mix of classes); a generator that "
         f"copies nothing scores the expected share on average. {unexpected_note(metrics['images'])}"

@@ -75,9 +75,9 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         for name in SCORES
     ]
     seeds = scores["seeds"]
-    spread = f"and the spread over {seeds} training runs"
+    spread = f"and the variance of {seeds} training runs"
     if seeds == 1:
-        spread = "but not the spread between training runs: there was one"
+        spread = "but not that of the training: there was one run"
     note = (
         "Tested on held-out generated images, as in the paper, and on held-out real tiles. "
         "TorchGeo's F1 is micro-averaged and therefore equals the overall accuracy, in the paper "
@@ -85,7 +85,7 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         "Trained on real tiles: the same network, trained on "
         f"{describe_real_tiles(scores, ceiling)}. "
         "Majority class: the score of naming the most frequent class of the real tiles always. "
-        f"The intervals cover the size of the test set {spread}."
+        f"The intervals include the sampling of the test set {spread}."
     )
     missing = context.classifiers["lulc"].get("classes_without_real")
     if missing:
@@ -275,7 +275,7 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
         f"so many, {describe_floor(fid)}; 95 % PI: prediction interval, where 95 % of other "
         "samples of real tiles put that value. "
         "Base model: before fine-tuning. "
-        "The FID of a few hundred images depends on their number as much as on the model. "
+        "The FID falls as the number of images grows: compare equal numbers only. "
         f"Images are resized, antialiased, before the features: {describe_resizes(fid)}."
     )
     if any("fid_std" in values for by_protocol in fid.values() for values in by_protocol.values()):

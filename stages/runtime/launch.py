@@ -4,7 +4,8 @@
 
 `dvc.yaml` holds this same command on every machine; `accelerate config`, answered once per machine,
 decides how many processes run it, on which devices; $CUDA_VISIBLE_DEVICES may name others.
-Without a config, or for a single process, the stage runs right here. Results don't depend on it.
+Without a config, or for a single process, the stage runs right here. docs/scale.md
+says what several processes change.
 """
 
 import argparse
