@@ -216,6 +216,9 @@ def classifier_scenarios() -> Iterator[Scenario]:
     for seeds, tiles in ((2, 186), (3, 186), (5, 186), (2, 1093), (3, 1093)):
         title = f"{seeds} classifiers, {tiles} tiles"
         yield Scenario(title, partial(draw_classifiers, classify, seeds, tiles), seeds)
+    for seeds in (2, 3, 5):
+        title = f"{seeds} classifiers trained on real tiles, 186 tiles"
+        yield Scenario(title, partial(draw_classifiers, ceiling, seeds, 186), seeds)
     for rare in (1, 2, 3, 5, 10):
         title = f"3 classifiers, 186 tiles, {rare} of the last class"
         draw = partial(draw_classifiers, classify, 3, 186, rare=rare)

@@ -325,7 +325,7 @@ def finished_metrics(
         "ceiling_scenes": classifier_scores(0.9, 96) | TRAINED | TILES,
         "classify_lulc": {
             "synthetic_test": classifier_scores(0.81, 70),
-            "real_test": classifier_scores(0.7, 72),
+            "real_test": classifier_scores(0.7, 72) | SHARE_OF_CEILING,
             "chance": 1 / len(classes),
             "majority": 0.25,
             **TRAINED,
@@ -356,6 +356,11 @@ def selection_counts(kept: int) -> dict[str, int]:
 
 TRAINED = {"n_train": 245, "seeds": 3, "cpu_threads": 1}
 TILES = {"n_tiles": 350, "n_wanted": 350}
+SHARE_OF_CEILING = {
+    "share_of_ceiling": 0.753,
+    "share_of_ceiling_lo": 0.6,
+    "share_of_ceiling_hi": 0.95,
+}
 FIXED_METRICS: dict[str, dict] = {
     "corpus": {
         "papers": 21,

@@ -106,10 +106,12 @@ def test_table_has_every_line_of_the_papers_tables(made):
     assert re.findall(r"\d+\.\d+", reference) == ["0.500", "0.600", "21.00"]
     assert paper == "245.3629"
     assert comparable.startswith("no: ")
-    cells = table_row(text, "Test Overall Accuracy, real tiles")
+    cells = table_row(text, "Test Overall Accuracy, real tiles |")
     assert cells[1:3] == ["0.700", "0.650 to 0.750"]
-    assert re.findall(r"\d+\.\d+", cells[3]) == ["0.143", "0.250", "0.930"]
-    # Chance, the majority class, the classifier trained on real tiles.
+    assert re.findall(r"\d+\.\d+", cells[3]) == ["0.143", "0.250", "0.930", "0.880", "0.980"]
+    # Chance, the majority class, the classifier trained on real tiles with its interval.
+    cells = table_row(text, "Test Overall Accuracy, real tiles / that of")
+    assert cells[1:3] == ["0.753", "0.600 to 0.950"]
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         columns = {len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1, table
@@ -936,9 +938,12 @@ def test_references_keep_two_digits_of_their_own():
         "its 95 % PI": (0.0, 0.517),
         "chance": 0.25,
         "base model": 74.3,
+        "trained on real tiles": 81.94,
+        "its 95 % CI": (81.2, 82.4),
     }
     row = rows.Row("key", "metric", 25.75, "", interval=(12.92, 42.95), references=references)
     shown = page.summary_texts(row)
     assert shown["value"] == "26" and shown["references"] == (
-        "real vs. real 0.18, its 95 % PI 0.00 to 0.52, chance 0.25, base model 74"
+        "real vs. real 0.18, its 95 % PI 0.00 to 0.52, chance 0.25, base model 74, "
+        "trained on real tiles 81.9, its 95 % CI 81.2 to 82.4"
     )

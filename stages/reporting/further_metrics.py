@@ -2,7 +2,7 @@
 
 from stages.common.ceiling_tiles import describe_real_tiles
 from stages.reporting.context import RunContext
-from stages.reporting.rows import Row, Table, make_row, order_extractors
+from stages.reporting.rows import Row, Table, make_row, order_extractors, with_interval
 
 DISTRIBUTION_METRICS = {
     "kid_x1000": "KID x 1000",
@@ -48,7 +48,7 @@ def agreement_rows(agreement: dict) -> list[Row]:
             "caption_agreement.caption_agreement",
             "Caption agreement: generated images classified as the scene of their caption",
             agreement,
-            references={"real tiles": agreement["ceiling"]},
+            references=with_interval("real tiles", agreement, "ceiling"),
         )
     ]
     if "class_agreement" in agreement:
@@ -156,27 +156,31 @@ def scene_accuracy_rows(scenes: dict, ceiling: dict, context: RunContext) -> lis
     references = {
         "chance": scenes["chance"],
         "majority class": scenes["majority"],
-        "trained on real tiles": ceiling["overall_accuracy"],
+        **with_interval("trained on real tiles", ceiling, "overall_accuracy"),
     }
-    rows = [
-        make_row(
-            "classify_scenes.real_test.overall_accuracy",
-            "Classification accuracy score: "
-            "scene accuracy on real tiles, classifier trained on generated images",
-            values,
-            comparable,
-            references=references,
-        )
-    ]
-    if "share_of_ceiling" in values:
-        rows.append(
-            make_row(
-                "classify_scenes.real_test.share_of_ceiling",
-                "Classification accuracy score / that of the classifier trained on real tiles",
-                values,
-            )
-        )
-    return rows
+    accuracy = make_row(
+        "classify_scenes.real_test.overall_accuracy",
+        "Classification accuracy score: "
+        "scene accuracy on real tiles, classifier trained on generated images",
+        values,
+        comparable,
+        references=references,
+    )
+    return [accuracy, *share_rows("classify_scenes", "Classification accuracy score", values)]
+
+
+def share_rows(file: str, title: str, values: dict) -> list[Row]:
+    """An accuracy over that of the classifiers trained on real tiles; [] where either is 0.
+
+    Args:
+        file: name of the metrics file.
+        title: of the accuracy.
+        values: its `real_test`.
+    """
+    if "share_of_ceiling" not in values:
+        return []
+    metric = f"{title} / that of the classifier trained on real tiles"
+    return [make_row(f"{file}.real_test.share_of_ceiling", metric, values)]
 
 
 def artifacts_note(artifacts: dict) -> str:

@@ -34,6 +34,7 @@ REFERENCES = {
     "its 95 % PI": "the interval in which that floor would lie for other tiles",
     "base model": "the model before fine-tuning",
     "real tiles": "the same measure of held-out real tiles",
+    "its 95 % CI": "the confidence interval of the number before it",
     "chance": "guessing among all classes alike",
     "majority class": "always answering the most frequent class",
     "trained on real tiles": "the same network trained on {real_tiles}, the ceiling",
@@ -97,11 +98,12 @@ def summary_texts(row: Row) -> dict[str, str]:
 
 
 def _reference_texts(row: Row, decimals: int | None) -> Iterator[str]:
-    of_floor = row.references.get("its 95 % PI")
-    for name, value in row.references.items():
+    values = list(row.references.values())
+    # The interval of a reference is the one after it.
+    for (name, value), following in zip(row.references.items(), [*values[1:], None]):
         shown = decimals
         if decimals is not None:
-            interval = of_floor if name == "real vs. real" else value
+            interval = value if isinstance(value, tuple) else following
             number = value[0] if isinstance(value, tuple) else value
             own = interval if isinstance(interval, tuple) else None
             shown = reference_decimals(number, own, decimals)

@@ -1,6 +1,6 @@
 """Tables that set this run's numbers beside the paper's, and their text for people."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stages.common.markdown import escape_markdown
@@ -37,7 +37,7 @@ def make_row(
     values: dict,
     comparable: str = "",
     paper: str = "",
-    references: dict[str, float | tuple[float, float]] | None = None,
+    references: Mapping[str, float | tuple[float, float] | None] | None = None,
 ) -> Row:
     """Make the row of one number.
 
@@ -48,7 +48,7 @@ def make_row(
             value for real against real images (`_floor`) and of the base model (`_base`).
         comparable: whether the number compares with the paper's.
         paper: the paper's number.
-        references: what the number is judged by, besides `_floor` and `_base`.
+        references: what the number is judged by, besides `_floor` and `_base`; None is left out.
     """
     name = key.rpartition(".")[2]
     interval = read_interval(values, name)
@@ -67,10 +67,20 @@ def make_row(
         interval=interval,
         references={
             title: value
-            for title, value in (measured | (references or {})).items()
+            for title, value in (measured | dict(references or {})).items()
             if value is not None
         },
     )
+
+
+def with_interval(
+    title: str, values: dict, name: str
+) -> dict[str, float | tuple[float, float] | None]:
+    """Return a reference of `make_row`, the number `name` of `values`, and its interval.
+
+    Both are None where it has none.
+    """
+    return {title: values.get(name), "its 95 % CI": read_interval(values, name)}
 
 
 def order_extractors(names: Iterable[str]) -> list[str]:

@@ -8,8 +8,15 @@ from stages.common.ceiling_tiles import describe_real_tiles
 from stages.common.class_names import slug
 from stages.common.csv_files import read_csv
 from stages.reporting.context import RunContext
-from stages.reporting.further_metrics import further_metrics_table
-from stages.reporting.rows import Row, Table, format_number, make_row, order_extractors
+from stages.reporting.further_metrics import further_metrics_table, share_rows
+from stages.reporting.rows import (
+    Row,
+    Table,
+    format_number,
+    make_row,
+    order_extractors,
+    with_interval,
+)
 
 # The paper's values as it prints them: Tables 1 to 3 and the text of section 5.
 TABLE_1 = {
@@ -74,6 +81,7 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         for test in ("synthetic_test", "real_test")
         for name in SCORES
     ]
+    rows += share_rows("classify_lulc", "Test Overall Accuracy, real tiles", scores["real_test"])
     seeds = scores["seeds"]
     spread = f"and the variance of {seeds} training runs"
     if seeds == 1:
@@ -112,15 +120,14 @@ def score_row(test: str, name: str, scores: dict, ceiling: dict, context: RunCon
         "f1": scores["chance"],
         "overall_accuracy": scores["chance"],
     }
-    references = {"chance": chances[name]} if name in chances else {}
+    references: dict[str, float | tuple[float, float] | None] = {"chance": chances.get(name)}
     if test == "real_test":
         images = "real tiles"
         if name in ("f1", "overall_accuracy"):
             references["majority class"] = scores["majority"]
         paper = ""
         comparable = "no: the paper tested on generated images only"
-        if name in ceiling:
-            references["trained on real tiles"] = ceiling[name]
+        references |= with_interval("trained on real tiles", ceiling, name)
     else:
         images = "generated images"
         paper = TABLE_1[name]
