@@ -33,6 +33,7 @@ from stages.evaluation.compression_artifacts import (
 from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.memorization import (
     compare_with_training_images,
+    describe_copies,
     nearest_neighbors,
     nearest_neighbors_dihedral,
 )
@@ -47,6 +48,7 @@ from stages.evaluation.separability import compare_separability
 from stages.params import Fid, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
+from stages.runtime.progress import log
 
 FEATURES = Path("data/features")
 # The sets of images that are compared, each with its folder in `FEATURES`.
@@ -98,6 +100,11 @@ def main() -> None:
             write_nearest_training(closest, rows)
             if is_selected:
                 del image_metrics["scene"]["synthetic"]
+    for name, shares in describe_copies(image_metrics).items():
+        log(
+            f"fid: {name}: warning: more near-copies of training images than chance explains "
+            f"({shares}); distances, recall and accuracies reward copies"
+        )
 
     # Captions: do images show the scene, or the text, that they were asked for?
     agreement = measure_caption_agreement(rows, params.classes, is_selected)

@@ -344,7 +344,7 @@ def change_images(folder: str, change) -> None:
     write_shards(folder, rows, SCHEMA)
 
 
-def test_a_generator_that_copies_training_tiles_is_caught(in_copy):
+def test_a_generator_that_copies_training_tiles_is_caught(in_copy, capsys):
     """Copies, plain or rotated or mirrored, in pixels; plain ones in features too."""
     from stages.common.artifacts import decode_image
 
@@ -352,10 +352,13 @@ def test_a_generator_that_copies_training_tiles_is_caught(in_copy):
     extract_features("real", "base", "synthetic")
     change_images("data/samples/tuned", lambda image, i: train[i].transpose(i % 7))
     extract_features("tuned")
+    capsys.readouterr()
     run_fid()
     images = read_metrics("images")
     assert images["pixels"]["tuned"]["memorized"] > 0.9
     assert images["pixels"]["synthetic"]["memorized"] < 0.3
+    (warning,) = re.findall("fid: tuned: .*copies.*pixels: ([0-9.]+),", capsys.readouterr().err)
+    assert float(warning) == pytest.approx(images["pixels"]["tuned"]["memorized"], abs=0.0006)
 
     change_images("data/samples/tuned", lambda image, i: train[i])
     extract_features("tuned")

@@ -139,6 +139,25 @@ def memorization_scores(
     }
 
 
+def describe_copies(images: dict[str, dict]) -> dict[str, str]:
+    """Say which sets have more near-copies of training images than chance explains.
+
+    Args:
+        images: metrics/images.json.
+
+    Returns:
+        Image set -> its shares that are too high, such as "pixels: 0.900, expected 0.014".
+    """
+    shares: dict[str, list[str]] = {}
+    for space, image_sets in images.items():
+        for name, values in image_sets.items():
+            expected = values.get("memorized_expected")
+            if expected is not None and values["memorized_lo"] > expected:
+                share = f"{space}: {values['memorized']:.3f}, expected {expected:.3f}"
+                shares.setdefault(name, []).append(share)
+    return {name: "; ".join(found) for name, found in shares.items()}
+
+
 def near_copy_interval(
     copies: float, n: float, rank: float, held_out_count: int
 ) -> tuple[float, float]:

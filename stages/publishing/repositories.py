@@ -9,6 +9,7 @@ EVALUATION_DATA = {
     "real-valid": "real validation tiles",
     "generated-test": "images generated from the captions of held-out real tiles",
     "synthetic": "these images, by the scene classifier of real tiles",
+    "synthetic-pixels": "these images, by their pixels",
     "synthetic-test": "held-out synthetic images",
     "papers-test": "held-out papers",
 }
@@ -92,7 +93,12 @@ REPOSITORIES = {
         misuse=MISUSE,
         params=("seed", "classes", "prompt", "generate", "sampling"),
         inputs=SYNTHETIC_INPUTS,
-        metrics=(CLASS_AGREEMENT, ACCURACY_ON_SYNTHETIC, ACCURACY_ON_REAL),
+        metrics=(
+            CLASS_AGREEMENT,
+            ACCURACY_ON_SYNTHETIC,
+            ACCURACY_ON_REAL,
+            Metric("images", "pixels.synthetic.memorized", "near_copies", "synthetic-pixels"),
+        ),
         card_data={
             "pretty_name": "Synthetic land use and land cover",
             "task_categories": ["image-classification"],
@@ -120,6 +126,7 @@ REPOSITORIES = {
             Metric("fid", "scene.standard.recall", "recall", "real-test"),
             Metric("fid", "scene.separability.accuracy", "accuracy", "real-test"),
             CAPTION_AGREEMENT,
+            Metric("images", "pixels.tuned.memorized", "near_copies", "generated-test"),
         ),
         card_data={
             "library_name": "diffusers",
