@@ -240,6 +240,7 @@ def format_metric(metric: Metric) -> dict[str, str]:
         "value": format_decimals(values[name], decimals),
         "interval": interval,
         "references": ", ".join(texts) or "-",
+        "better": metric.better,
     }
 
 
