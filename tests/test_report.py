@@ -756,13 +756,17 @@ def test_same_bytes_at_another_time_and_place(made, tmp_path, monkeypatch):
 def test_a_refused_fid_is_in_the_table_and_a_missing_input_is_an_error(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    refused = {"refused": 1, "n": 5, "n_needed": 8}
+    refused = {"refused": 1, "n": 5, "n_needed": 8, "infinity_singular": 1}
     write_json("metrics/fid.json", {"scene": {"standard": refused, "paper": refused}})
     Path("metrics/plots/accuracy_by_class_lulc.csv").write_text("class,accuracy,n\n")
     report.main()
     cells = table_row(Path("metrics/table.md").read_text(), "FID, scene features, all 5")
     assert cells[1] == "-"
     assert re.findall(r"\d+", cells[-1]) == ["5", "8"]
+    page = Path("metrics/report/index.html").read_text()
+    assert "Here that is far too high" in page
+    cards = re.findall(r'<div class="card"><strong>(.*?)</strong>', page)
+    assert len(cards) == 3 and "-" not in cards
     Path("metrics/caption_agreement.json").unlink()
     done = subprocess.run(
         [sys.executable, "-m", "stages.report"],

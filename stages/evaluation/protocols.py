@@ -241,14 +241,20 @@ def standard_protocol(
         interval `_floor_lo`, `_floor_hi` (with enough of `train`), and its `_base` (with `base`).
         A singular FID infinity has no intervals: its bias isn't known. Nor has a distance that is
         the same in all halves. Of too few images:
-        refused = 1, n, n_needed.
+        refused = 1, n, n_needed, infinity_singular (of the curve, which has any n).
     """
     n = min(len(sets["test"]), len(sets["tuned"]))
+    infinity_singular = int(n // 2 <= sets["test"].shape[1])
     n_needed = max(config.standard_min_n, MIN_IMAGES)
     if n < n_needed:
         larger = f"{n_needed}, the larger of fid.standard_min_n and {MIN_IMAGES}"
         log(f"fid: {n} images are fewer than {larger}: no standard protocol for {extractor}")
-        return {"refused": 1, "n": n, "n_needed": n_needed}
+        return {
+            "refused": 1,
+            "n": n,
+            "n_needed": n_needed,
+            "infinity_singular": infinity_singular,
+        }
 
     real = align_real(sets["test"], pairing)
     paired = pairing is not None
@@ -265,7 +271,7 @@ def standard_protocol(
     sizes = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
     sizes |= measure_floor(sets, seed, extractor, pairing)
     sizes["singular"] = int(n <= real.shape[1])
-    sizes["infinity_singular"] = int(n // 2 <= real.shape[1])
+    sizes["infinity_singular"] = infinity_singular
     return sizes | with_references(values, variances, sizes, config.subsets)
 
 

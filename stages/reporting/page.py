@@ -60,7 +60,9 @@ def write_page(
         variables: what else the template report.html shows.
     """
     rows = {row.key: row for table in tables for row in table.rows}
-    summary = [(rows[key], title) for key, title in SUMMARY.items() if key in rows]
+    # A table has a row, without a number, of an FID of too few images.
+    measured = {key: row for key, row in rows.items() if row.ours is not None}
+    summary = [(measured[key], title) for key, title in SUMMARY.items() if key in measured]
     real_tiles = describe_real_tiles(metrics["classify_lulc"], metrics["ceiling_lulc"])
     judge = ""
     if context.trained_judge:
