@@ -222,6 +222,19 @@ def test_the_same_images_twice_and_sets_of_two_sizes_are_said(evaluate, tmp_path
     assert "48 px" not in text
 
 
+def test_copies_of_training_images_and_repeated_images_are_said(evaluate, tmp_path):
+    real, train = (save_images(tmp_path / name, seed=i) for i, name in enumerate(("real", "train")))
+    generated = shutil.copytree(train, tmp_path / "generated")
+    _, text = evaluate(real, generated, "--train", train)
+    assert f"12 images are both in {generated} and in {train}" in text
+    assert "copies of others" not in text
+    for file in sorted(generated.iterdir())[:3]:
+        shutil.copy(file, file.with_stem(f"{file.stem}1"))
+    _, text = evaluate(real, generated, "--train", train)
+    assert f"12 images are both in {generated} and in {train}" in text
+    assert f"{generated}: 3 of 15 images are copies of others" in text
+
+
 def test_sets_of_equally_many_images_of_each_scene_are_said(evaluate, tmp_path):
     """Class-balanced sets match better than independent ones, of which the metrics are."""
     said = "equally many images of each scene"

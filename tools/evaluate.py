@@ -29,6 +29,7 @@ import hashlib
 import os
 import tempfile
 from collections import Counter
+from itertools import combinations
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
@@ -195,10 +196,10 @@ def is_writable(file: Path) -> bool:
 
 
 def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
-    """Notes on what two sets have in common, on sizes that differ, and on enlarged images."""
+    """Notes on images that are in a set, or in two, more than once, and on their sizes."""
     notes = []
     real = sets["test"]
-    for name, images in sets.items():
+    for images in sets.values():
         side = images.side
         small = [source_side for source_side in images.source_sides if source_side < side]
         if small:
@@ -206,16 +207,22 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
                 f"{images.path}: {len(small)} of {len(images.names)} images were enlarged to "
                 f"{side} px, the smallest from {min(small)} px"
             )
-        if name == "test":
-            continue
-        shared = len(set(real.hashes) & set(images.hashes))
-        if shared:
-            notes.append(f"{shared} images are both in {real.path} and in {images.path}")
+        copies = len(images.hashes) - len(set(images.hashes))
+        if copies:
+            notes.append(
+                f"{images.path}: {copies} of {len(images.names)} images are copies of others in "
+                "it, but count as independent: with many copies, CIs are too narrow and precision "
+                "or recall too low"
+            )
         if side != real.side:
             notes.append(
                 f"{real.path} has {real.side} px, {images.path} {side} px: FID measures that "
                 "too; --resolution PX compares both at one size"
             )
+    for some, others in combinations(sets.values(), 2):
+        shared = len(set(some.hashes) & set(others.hashes))
+        if shared:
+            notes.append(f"{shared} images are both in {some.path} and in {others.path}")
     return notes
 
 
