@@ -235,9 +235,31 @@ def test_copies_of_training_images_and_repeated_images_are_said(evaluate, tmp_pa
     assert f"{generated}: 3 of 15 images are copies of others" in text
 
 
-def test_sets_of_equally_many_images_of_each_scene_are_said(evaluate, tmp_path):
+@pytest.mark.parametrize(
+    "real, generated, is_alike",
+    [
+        ([17] * 12, [34] * 12, True),  # in one proportion
+        ([18] * 12, [18] * 11 + [17], True),  # all but one file
+        ([300, 100, 30], [300, 100, 30], True),
+        ([18] * 12, [25, 11] * 6, False),  # as independent sets
+        ([18] * 12, [18] * 11, False),
+        ([18], [34], False),
+    ],
+)
+def test_sets_whose_scenes_are_more_alike_than_by_chance_are_said(real, generated, is_alike):
+    from tools.evaluate import compare_scenes
+    from tools.image_sets import ImageSet
+
+    sets = [
+        ImageSet(Path(), Path(), scenes=np.repeat(range(len(counts)), counts).astype(str).tolist())
+        for counts in (real, generated)
+    ]
+    assert bool(compare_scenes(*sets)) == is_alike
+
+
+def test_sets_of_the_same_share_of_images_of_each_scene_are_said(evaluate, tmp_path):
     """Class-balanced sets match better than independent ones, of which the metrics are."""
-    said = "equally many images of each scene"
+    said = "nearly the same share of images of each scene"
     real, generated = (save_images(tmp_path / f"{seed}", seed=seed) for seed in (0, 7))
     _, text = evaluate(real, generated)
     assert said in text

@@ -11,14 +11,14 @@ named. Prints FID, KID, precision, recall and so on, each with its 95 % confiden
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
 independent. If the images were generated for the captions of just these real ones, FID infinity and
 KID are too low, the intervals are too wide and the floor is too high: on a run's own folders all
-other numbers equal metrics/fid.json, to rounding. Sets of equally many images of each scene, as
-class-balanced ones are, match in part: there, too, FID infinity and KID are too low and intervals
-too wide, which a note says where scenes are known. Images of one caption count as one in the
-intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
-the images' own); in those of FID and so on they count as independent. Neither names nor the order
-of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairwise distances
-use 10,000 images at most, Sinkhorn 2,000: of larger sets, another subset than the run's.)
-The temporary folder holds each image twice. docs/protocol.md says how to compare published models.
+other numbers equal metrics/fid.json, to rounding. Sets with the same share of images of each scene,
+such as class-balanced ones, match in part: there, too, FID infinity and KID are too low and
+intervals too wide, which a note says where scenes are known. Images of one caption count as one in
+the intervals of caption agreement and of the CLIP score, where captions are known (by --captions,
+or as the images' own); in those of FID and so on they count as independent. Neither names nor the
+order of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairwise distances
+use 10,000 images at most, Sinkhorn 2,000: of larger sets, another subset than the run's.) The
+temporary folder holds each image twice. docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.
@@ -35,6 +35,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+from scipy.stats import chi2_contingency
 
 from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.sources import file_hashes
@@ -59,6 +60,7 @@ from stages.runtime.process import interrupt_on_signals, make_parser, start_proc
 from stages.runtime.processes import process_state
 from tools.image_sets import ImageSet, read_images
 
+ALIKE = 0.99  # quantile: 1 % of independent pairs of sets are more alike (4 % of two even scenes)
 TITLES = {
     "fid": "FID",
     "fid_infinity": "FID infinity",
@@ -227,13 +229,17 @@ def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
 
 
 def compare_scenes(real: ImageSet, generated: ImageSet) -> list[str]:
-    """A note where both sets have equally many images of each of several scenes; else []."""
-    counts = Counter(real.scenes)
-    if len(counts) == 1 or counts != Counter(generated.scenes):
+    """A note where the shares of several scenes are more alike in both sets than by chance."""
+    counts = [Counter(images.scenes) for images in (real, generated)]
+    scenes = sorted(counts[0] | counts[1])
+    if len(scenes) == 1:
+        return []
+    table = [[count[scene] for scene in scenes] for count in counts]
+    if chi2_contingency(table, correction=False).pvalue < ALIKE:
         return []
     return [
-        "both sets have equally many images of each scene, as independent ones wouldn't: FID "
-        "infinity and KID are too low, their CIs too wide"
+        "both sets have nearly the same share of images of each scene, as independent ones "
+        "wouldn't: FID infinity and KID are too low, their CIs too wide"
     ]
 
 
