@@ -416,6 +416,27 @@ def test_captions_give_the_scenes_or_the_clip_score(evaluate, tmp_path):
     assert "no use" in line
 
 
+def test_captions_that_are_not_read_and_captions_without_a_scene_are_said(evaluate, tmp_path):
+    real = save_images(tmp_path / "real")
+    generated = tmp_path / "generated"
+    generated.mkdir()
+    lines = ["file_name,text"]
+    for number, file in enumerate(sorted(save_images(tmp_path / "named", seed=7).iterdir())):
+        file.rename(generated / f"{number}.png")
+        lines.append(f"{number}.png,a picture of a lake")
+    captions = generated / "captions.csv"
+    captions.write_text("\n".join(lines))
+    result, text = evaluate(real, generated)
+    assert f"{generated}: captions.csv seems to hold captions" in text
+    assert "12 images of 1 caption(s)" not in text and "no scene" not in text
+    result, text = evaluate(real, generated, "--captions", captions)
+    assert "seems to hold" not in text and "12 images of 1 caption(s)" in text
+    assert not result["captions"] and f"{captions} has no scene" in text
+    captions.rename(generated / "metadata.csv")
+    _, text = evaluate(real, generated)
+    assert "seems to hold" not in text and "12 images of 1 caption(s)" in text
+
+
 def write_clip(folder: Path) -> None:
     """A tiny CLIP with random weights, in the layout of the Hugging Face hub."""
     import torch

@@ -93,6 +93,11 @@ def main() -> None:
             for name, path in named_paths(options).items()
         }
         notes = compare_pixels(sets) + compare_scenes(sets["test"], sets["tuned"])
+        if options.captions is None and sets["tuned"].unread_captions is not None:
+            notes.append(
+                f"{options.generated}: {sets['tuned'].unread_captions} seems to hold captions, "
+                "which aren't read: write them as metadata.jsonl or metadata.csv (docs/data.md)"
+            )
         lines = read_lines(options.captions, sets["tuned"])
         shown = read_shown(options, sets["tuned"], lines)
         units = caption_units(sets["tuned"], lines)
@@ -108,6 +113,11 @@ def main() -> None:
         wanted = {"tuned": shown, "test": sets["test"].scenes}
         sites = read_sites(sets["test"])
         captions = measure_agreement(outputs, wanted, scenes, sites, units)
+        if options.captions is not None and not captions:
+            notes.append(
+                f"{options.captions} has no scene that the classifier knows, nor have file names: "
+                "no caption agreement"
+            )
     elif shown:
         folder = weights_folder("clip", options.weights)
         embeddings = caption_embeddings(network, shown, params.features.batch_size, folder)

@@ -41,6 +41,7 @@ class ImageSet:
     hashes: list[str] = field(default_factory=list)  # SHA-256 of the pixels
     source_sides: list[int] = field(default_factory=list)  # pixels; the shorter, before scaling
     skipped: SkipReport = field(default_factory=SkipReport)
+    unread_captions: str | None = None  # a file that seems to hold captions in another layout
 
 
 def read_images(path: Path, shards: Path, resolution: int | None, params: Params) -> ImageSet:
@@ -50,7 +51,7 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
         SystemExit: there are too few, or without a resolution they are no squares of one size.
     """
     source = open_source(path, "evaluate", images_only=True)
-    images = ImageSet(path, shards)
+    images = ImageSet(path, shards, unread_captions=source.unread_captions)
     with tempfile.TemporaryFile(dir=shards.parent) as pixels:
         for tile in square_tiles(source, images, resolution):
             pixels.write(tile.tobytes())
