@@ -19,6 +19,7 @@ from model_files import files_below, write_text
 from safetensors.numpy import save_file
 from test_imagery_rasters import write_raster
 
+from stages.params import load_yaml
 from tools import rehearse
 from tools.rehearsal import copying, cuts, inputs, stages
 from tools.rehearsal.copying import Stage
@@ -39,7 +40,7 @@ from tools.rehearsal.stages import (
     note_cache,
 )
 from tools.rehearsal.table import Row, render
-from tools.scale import compose, load_text
+from tools.scale import compose
 
 FILE_LIMIT = 10_000_000  # bytes of a file: the embedded models are smaller
 
@@ -195,7 +196,7 @@ REHEARSED = {"train": 4, "valid": 4, "test": 4, "figures": 4}
 
 def params_of(*scales: str) -> dict:
     """The values of params.yaml at these scales."""
-    return load_text(compose(list(scales), REPOSITORY)[0])
+    return load_yaml(compose(list(scales), REPOSITORY)[0])
 
 
 def make_rehearsal(folder: Path, full: dict, large_on_cpu: bool) -> Rehearsal:

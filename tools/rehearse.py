@@ -29,6 +29,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from stages.params import load_yaml
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.progress import log
@@ -48,7 +49,7 @@ from tools.rehearsal.stages import (
     training_bytes,
 )
 from tools.rehearsal.table import HOUR, Row, duration, render
-from tools.scale import compose, load_text, scale_names
+from tools.scale import compose, scale_names
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
     if not arguments.scale:
         exit_with_error(f"name a scale: {', '.join(scale_names())} (make rehearse SCALE=paper)")
     interrupt_on_signals()  # the table of what was done is printed
-    full = load_text(compose(arguments.scale)[0])
+    full = load_yaml(compose(arguments.scale)[0])
     device = find_device()
     free = shutil.disk_usage(".").free  # without the rehearsal's own files
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:

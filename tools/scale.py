@@ -31,7 +31,7 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from stages.common.artifacts import write_atomically
-from stages.params import RENAMED, Params, Section, check, read
+from stages.params import RENAMED, Params, Section, check, load_yaml, read
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
 
@@ -62,7 +62,7 @@ def main() -> None:
         exit_with_error(f"name a scale: {', '.join(scale_names())} (make scale SCALE=paper)")
 
     text, _ = compose(arguments.scale)
-    new = flatten(load_text(text))
+    new = flatten(load_yaml(text))
     present = read_present(arguments.force)
     edits = [] if arguments.force or not present else find_edits(present, new)
     if edits:
@@ -149,7 +149,7 @@ def _space_sections(text: str) -> str:
     """
     spaced = re.sub(r"\n{2,}(?=  )", "\n", re.sub(r"\n+(?=\w)", "\n\n", text))
     # A value of several lines may hold blank ones itself.
-    return spaced if load_text(spaced) == load_text(text) else text
+    return spaced if load_yaml(spaced) == load_yaml(text) else text
 
 
 def _replace_values(target: CommentedMap, source: CommentedMap) -> None:
@@ -267,11 +267,6 @@ def _short_name(scale: str) -> str:
     return path.stem if path.parent == Path("params") and path.suffix == ".yaml" else scale
 
 
-def load_text(text: str) -> dict[str, Any]:
-    """Return the values of a params file's text, as `stages.params.read` reads them."""
-    return YAML(typ="safe").load(text)
-
-
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
     """`{section: {key: value}}` as `{section.key: value}`."""
     flat: dict[str, Any] = {}
@@ -319,7 +314,7 @@ def find_edits(present: dict[str, Any], new: dict[str, Any]) -> list[str]:
             f"{PARAMS}: its first line names the scales {names}, which can't be read "
             f"({str(fault).removeprefix('error: ')}); nothing written, --force writes over it"
         )
-    scale = flatten(load_text(text))
+    scale = flatten(load_yaml(text))
     written: dict[str, Any] = {}
     if WRITTEN.exists() and _first_line(WRITTEN) == first_line:
         try:

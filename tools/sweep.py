@@ -25,9 +25,8 @@ from typing import Any
 import pyarrow.parquet as pq
 from dvc.repo import Repo
 from pydantic import ValidationError
-from ruamel.yaml import YAML
 
-from stages.params import WRITER_TECHNIQUES, Params, check, read
+from stages.params import WRITER_TECHNIQUES, Params, check, load_yaml, read
 from stages.runtime.dvc_lock import current_entries, has_params
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
@@ -245,7 +244,7 @@ def list_refs(experiment: str) -> list[str]:
 
 def read_yaml(ref: str, file: str) -> Any:
     """Return the values of a YAML file in a commit."""
-    return YAML(typ="safe").load(git("show", f"{ref}:./{file}") or "")
+    return load_yaml(git("show", f"{ref}:./{file}") or "")
 
 
 def set_params(values: dict[str, Any], params: dict[str, str]) -> dict[str, Any]:
@@ -253,7 +252,7 @@ def set_params(values: dict[str, Any], params: dict[str, str]) -> dict[str, Any]
     values = copy.deepcopy(values)
     for name, text in params.items():
         section, _, key = name.partition(".")
-        values.setdefault(section, {})[key] = YAML(typ="safe").load(text)
+        values.setdefault(section, {})[key] = load_yaml(text)
     return values
 
 
