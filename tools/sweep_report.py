@@ -62,9 +62,7 @@ def read_metric(content: str, metric: Metric) -> Value | str:
     value = section.get(key)
     if value is None:
         return f"not in {metric.file}"
-    bounds = [section.get(f"{key}_{bound}") for bound in ("lo", "hi")]
-    lo, hi = (value if bound is None else bound for bound in bounds)
-    return Value(value, lo, hi)
+    return Value(value, section.get(f"{key}_lo", value), section.get(f"{key}_hi", value))
 
 
 def pareto_front(name: str, points: dict[str, tuple[Value, Value]]) -> set[str]:
