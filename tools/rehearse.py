@@ -138,7 +138,8 @@ def prepare(arguments: argparse.Namespace, full: Params, device: Device, root: P
         params["fetch_imagery"]["source"] = f"path:{root / 'imagery'}"
     if arguments.random_weights:
         log("rehearse: makes models of random weights")
-        sizes, params = run_apart(make_models, params, root / "models", arguments.layers)
+        models = root / "models"
+        sizes, params = run_apart(inputs.make_models, params, models, arguments.layers)
     if arguments.random_weights and full["fetch_papers"]["source"].startswith("hub:"):
         params["fetch_papers"]["source"] = "embedded"
         params["scrape"]["min_papers"] = 5
@@ -159,12 +160,6 @@ def hub_counts(source: str) -> SourceCounts:
             f"{', '.join(inputs.HUB_IMAGES)} only; name its Parquet files with --imagery"
         )
     return inputs.HUB_IMAGES[name]
-
-
-def make_models(params: Params, folder: Path, layers: int | None) -> tuple[dict[str, int], Params]:
-    """`inputs.make_models` for another process, whose changes of `params` are returned."""
-    sizes = inputs.make_models(params, folder, layers)
-    return sizes, params
 
 
 # The report.

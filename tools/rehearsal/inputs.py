@@ -82,11 +82,11 @@ def write_text(params: Params, file: Path) -> None:
     file.write_text("\n".join(parts), encoding="utf-8")
 
 
-def make_models(params: Params, folder: Path, layers: int | None) -> dict[str, int]:
-    """Make models of random weights for the sources that are not here, and set these in `params`.
+def make_models(params: Params, folder: Path, layers: int | None) -> tuple[dict[str, int], Params]:
+    """Make models of random weights for the sources that are not here.
 
     Returns:
-        role -> bytes that the hub's model has.
+        role -> bytes that the hub's model has; `params` with the models as sources.
     """
     from tools.rehearsal.models import MODELS, make_model
 
@@ -106,7 +106,7 @@ def make_models(params: Params, folder: Path, layers: int | None) -> dict[str, i
             exit_with_error(f"fetch_model.{role}: {source}: --random-weights makes only {known}")
         sizes[role] = make_model(name, folder / role, text, layers)
         params["fetch_model"][role] = f"path:{folder / role}"
-    return sizes
+    return sizes, params
 
 
 def count_images(params: Params, source: str) -> dict[str, int]:
