@@ -51,8 +51,8 @@ def describe_difference(new: dict, old: dict) -> str:
         if part in HASHED:
             differences.append(f"other {HASHED[part]}")
         else:
-            name, unit = (part[:-3], " px") if part.endswith("_px") else (part, "")
-            name = name.replace("_", " ")
+            name = part.removesuffix("_px").replace("_", " ")
+            unit = " px" if part.endswith("_px") else ""
             values = f"{new.get(part, 'none')}{unit}, was {old.get(part, 'none')}"
             differences.append(f"{name} {values}")
     return "; ".join(differences)
