@@ -14,7 +14,7 @@ from conftest import REPOSITORY, shell
 
 from stages.reporting import sweeps
 from stages.runtime.dvc_lock import current_entries
-from tools.sweep import fetched, is_finished, list_experiments
+from tools.sweep import fetched_hashes, is_finished, list_experiments
 from tools.sweep_report import Row, Value, report
 
 # The FID falls with the steps and has its minimum at guidance 2; the accuracy rises with guidance.
@@ -173,9 +173,9 @@ def test_an_unfinished_run_and_one_of_other_data_are_not_done():
     assert is_finished(locked(7, "a", "a"), params)
     assert not is_finished(locked(14, "a", "a"), params), "sample has not run since"
     assert not is_finished(locked(7, "b", "a"), params), "nor with the tiles that were fetched"
-    assert fetched(locked(7, "a", "a"), params) == {"tiles": "a"}
+    assert fetched_hashes(locked(7, "a", "a"), params) == {"tiles": "a"}
     other = {"fetch_imagery": {"source": "embedded"}}
-    assert fetched(locked(7, "a", "a"), params | other) == {}, "it is fetched again"
+    assert fetched_hashes(locked(7, "a", "a"), params | other) == {}, "it is fetched again"
 
 
 def test_what_dvc_lock_keeps_of_removed_stages_is_not_looked_at(repository):

@@ -179,8 +179,8 @@ def read_workspace() -> Workspace:
     params = read()
     stages = read("dvc.yaml")["stages"]
     locked = read("dvc.lock")["stages"] if Path("dvc.lock").exists() else {}
-    fetched_files = fetched(current_entries(locked, stages), params)
-    return Workspace(params, stages, commit.strip(), fetched_files)
+    fetched = fetched_hashes(current_entries(locked, stages), params)
+    return Workspace(params, stages, commit.strip(), fetched)
 
 
 def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> str | None:
@@ -200,7 +200,7 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
         locked = current_entries(read_yaml(ref, "dvc.lock")["stages"], workspace.stages)
         if not is_finished(locked, expected):
             continue
-        if not workspace.fetched.items() <= fetched(locked, expected).items():
+        if not workspace.fetched.items() <= fetched_hashes(locked, expected).items():
             continue
         inputs = {dep["path"] for stage in locked.values() for dep in stage.get("deps", [])}
         inputs -= {out["path"] for stage in locked.values() for out in stage.get("outs", [])}
@@ -212,7 +212,9 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
 
 def is_finished(locked: dict[str, dict], params: dict[str, Any]) -> bool:
     """Whether all stages of a dvc.lock ran with these params and with each other's outputs."""
-    outs = {out["path"]: out.get("md5") for s in locked.values() for out in s.get("outs", [])}
+    outs = {
+        out["path"]: out.get("md5") for stage in locked.values() for out in stage.get("outs", [])
+    }
     for stage in locked.values():
         if not has_params(stage, params):
             return False
@@ -222,7 +224,7 @@ def is_finished(locked: dict[str, dict], params: dict[str, Any]) -> bool:
     return True
 
 
-def fetched(locked: dict[str, dict], params: dict[str, Any]) -> dict[str, str]:
+def fetched_hashes(locked: dict[str, dict], params: dict[str, Any]) -> dict[str, str]:
     """Return path -> hash of what the fetch_* stages fetched: a source's files may have changed.
 
     Stages that ran with other params are left out: they will run again.
@@ -345,8 +347,8 @@ def add_identity(environment: Mapping[str, str]) -> dict[str, str]:
 def free_name(experiment: str) -> str:
     """Return the name of an experiment, with a number where an earlier run has it."""
     taken = {ref.rpartition("/")[2] for ref in list_refs(experiment)}
-    names = (f"{experiment}-run{number}" for number in count(2))
-    return experiment if experiment not in taken else next(n for n in names if n not in taken)
+    names = chain([experiment], (f"{experiment}-run{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def read_row(name: str, ref: str) -> Row:
