@@ -11,8 +11,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from stages.runtime.dvc_lock import current_entries
+
+
+class LockedFile(NamedTuple):
+    """A file of an output in dvc.lock."""
+
+    path: Path
+    md5: str
+    stage: str
+    out: str  # the output: the file itself, or its folder
 
 
 def explain_damage() -> str | None:
@@ -22,10 +32,7 @@ def explain_damage() -> str | None:
     as damaged: see `note_changed_file`.
     """
     changed = find_changed_file() if "DVC_STAGE" in os.environ else None
-    if changed is None:
-        return None
-    stage, out, file, md5 = changed
-    return explain(file, stage, out, object_path(cache_folder(), md5), md5)
+    return explain(changed) if changed else None
 
 
 def note_changed_file() -> str:
@@ -36,11 +43,10 @@ def note_changed_file() -> str:
     changed = find_changed_file() if "DVC_STAGE" not in os.environ else None
     if changed is None:
         return ""
-    stage, _, file, _ = changed
-    return f"note: {file} is not the file of dvc.lock (stage {stage})"
+    return f"note: {changed.path} is not the file of dvc.lock (stage {changed.stage})"
 
 
-def find_changed_file() -> tuple[str, str, Path, str] | None:
+def find_changed_file() -> LockedFile | None:
     """Return the first of `list_outputs` whose MD5 is another; None if there is none.
 
     Within a run of DVC, only inputs of its stage are looked at.
@@ -54,10 +60,10 @@ def find_changed_file() -> tuple[str, str, Path, str] | None:
     stages = current_entries(*(content.get("stages", {}) for content in contents))
     reader = stages.get(os.environ.get("DVC_STAGE", ""), {})
     inputs = [dep["path"] for dep in reader.get("deps", [])]
-    for stage, out, file, md5 in list_outputs(stages, cache_folder()):
-        is_input = not inputs or any(file.is_relative_to(path) for path in inputs)
-        if is_input and file.is_file() and hash_file(file) != md5:
-            return stage, out, file, md5
+    for file in list_outputs(stages, cache_folder()):
+        is_input = not inputs or any(file.path.is_relative_to(path) for path in inputs)
+        if is_input and file.path.is_file() and hash_file(file.path) != file.md5:
+            return file
     return None
 
 
@@ -73,12 +79,12 @@ def object_path(cache: Path, md5: str) -> Path:
     return cache / md5[:2] / md5[2:]
 
 
-def list_outputs(stages: dict, cache: Path) -> Iterator[tuple[str, str, Path, str]]:
-    """Yield (stage, output, file, MD5) for each file of the outputs in dvc.lock."""
+def list_outputs(stages: dict, cache: Path) -> Iterator[LockedFile]:
+    """Yield each file of the outputs in dvc.lock."""
     for stage, entry in stages.items():
         for out in entry.get("outs", []):
-            for file, md5 in list_files(out, cache):
-                yield stage, out["path"], file, md5
+            for path, md5 in list_files(out, cache):
+                yield LockedFile(path, md5, stage, out["path"])
 
 
 def list_files(out: dict, cache: Path) -> Iterator[tuple[Path, str]]:
@@ -98,9 +104,10 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def explain(file: Path, stage: str, out: str, cached: Path, md5: str) -> str:
+def explain(file: LockedFile) -> str:
     """Say what mends a damaged file: its object in the cache, or what made it."""
-    line = f"{file} is damaged: it is not what the stage {stage} wrote. "
-    if cached.is_file() and hash_file(cached) == md5:
-        return f"{line}Type `rm -f {file}; dvc checkout {out}`"
-    return f"{line}Type `rm -f {file} {cached}`, then `dvc pull {out}` or `dvc repro`"
+    line = f"{file.path} is damaged: it is not what the stage {file.stage} wrote. "
+    cached = object_path(cache_folder(), file.md5)
+    if cached.is_file() and hash_file(cached) == file.md5:
+        return f"{line}Type `rm -f {file.path}; dvc checkout {file.out}`"
+    return f"{line}Type `rm -f {file.path} {cached}`, then `dvc pull {file.out}` or `dvc repro`"
