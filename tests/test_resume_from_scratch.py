@@ -16,7 +16,7 @@ from tiny_diffusion import make_imagery, make_pipeline, run, write_params
 from stages import train_base
 from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
 from stages.diffusion import checkpoints, from_scratch, models, resumable, train_decoder
-from stages.embedded import train_diffusion
+from stages.embedded import train_diffusion, train_models
 from stages.embedded.scenes import render
 from stages.imagery.base_domain import UNSEEN_SCENES
 
@@ -207,7 +207,7 @@ AMOUNTS = train_diffusion.Amounts(
 )
 
 
-def train_shipped_base(kill_part=None, kill_step=0, parts=train_diffusion.PARTS):
+def train_shipped_base(kill_part=None, kill_step=0, parts=train_models.PARTS):
     """The shipped base's training, much smaller, in `model`."""
     checkpoint_every_step(kill_part, kill_step)
     train_diffusion.VAE_CHANNELS = [8, 8, 8]

@@ -45,7 +45,6 @@ from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
 from stages.runtime.tensor_files import Tensors, compute_checksum, load_undamaged, save
 
-PARTS = ("vae", "decoder", "text_encoder", "unet")
 SEED = 20260101  # no run uses it: base imagery and domain imagery never share a tile
 HELD_OUT_SEED = 2**32 + SEED  # seeds of runs are below 2**32
 HELD_OUT_TILES = 512
@@ -508,7 +507,7 @@ def record(
 
     Args:
         folder: of the model.
-        part: one of `PARTS`.
+        part: one of `train_models.PARTS`.
         steps: done.
         images: seen in these steps.
         tiles: that were trained on.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from stages.runtime.process import make_parser, start_process
 
+PARTS = ("vae", "decoder", "text_encoder", "unet")  # of the diffusion model
 # How much of the diffusion model is trained: `stages.embedded.train_diffusion.Amounts`.
 AMOUNTS = {
     "both_looks_tiles": "tiles that the VAE and the text encoder see",
@@ -36,8 +37,8 @@ def main() -> None:
     diffusion.add_argument(
         "--parts",
         nargs="+",
-        choices=["vae", "decoder", "text_encoder", "unet"],
-        default=["vae", "decoder", "text_encoder", "unet"],
+        choices=PARTS,
+        default=PARTS,
         help="train only these; the others stay as they are",
     )
     diffusion.add_argument(
