@@ -44,8 +44,7 @@ def largest_batch(try_batch: Callable[[int], object], batch_size: int) -> int:
     """The largest of batch_size / 2, / 4, ... 1 that fits into the GPU's memory; 0 if none does."""
     while batch_size > 1:
         batch_size //= 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
         try:
             try_batch(batch_size)
             return batch_size
