@@ -59,8 +59,8 @@ def copy_repository(target: Path, data: list[Path]) -> None:
             shutil.copyfile(name, target / name)
     # DVCLive asks for the last commit.
     settings = [word for setting in GIT_SETTINGS for word in ("-c", setting)]
+    environment = without_git(os.environ)
     for command in (["init", "-q"], [*settings, "commit", "-q", "--allow-empty", "-m", "copy"]):
-        environment = without_git(os.environ)
         finished = run_command("git", "-C", str(target), *command, environment=environment)
         if finished.returncode:
             exit_with_error(finished.stderr)
