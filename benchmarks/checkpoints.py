@@ -100,7 +100,7 @@ def time_checkpoint(
             checkpoints.save_step(folder, tensors, state, keep=1)
             copy_seconds.append(copied - started)
             write_seconds.append(time.perf_counter() - copied)
-            size = sum(tensor.nbytes for tensor in tensors.values()) / 1e9
+            size = checkpoints.count_bytes(tensors) / 1e9
             del tensors  # before the next copy is made
     return size, statistics.median(copy_seconds), statistics.median(write_seconds)
 
