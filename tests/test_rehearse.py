@@ -322,7 +322,7 @@ def test_the_cache_of_lora_and_of_images_is_scaled(tmp_path):
     full = params_of("paper")
     full["finetune_sd"] |= {"method": "lora", "ema_decay": 0, "keep_checkpoints": 3}
     rehearsal = make_rehearsal(tmp_path, full, True)
-    assert cuts.checkpoints(rehearsal.params, REHEARSED) == 1
+    assert cuts.count_checkpoints(rehearsal.params, REHEARSED) == 1
     lora = Row("finetune_sd", measured(), full_cache=16_000)  # 12 and 4 bytes of 1000 weights
     count_work(rehearsal, lora)
     assert lora.full_cache == pytest.approx(1000 * (4 * 12 + 2 * 4))
@@ -495,18 +495,18 @@ def test_balanced_images_are_counted(balance, draw, counts, kept, drawn):
     params["prompt"]["per_class"] = dict(zip("abc", counts))
     params["generate"] |= {"balance": balance, "keep": {"draw": draw} if draw else None}
     assert params["generate"]["images_per_prompt"] == 5
-    assert (cuts.kept(params), cuts.generated(params)) == (kept, drawn)
+    assert (cuts.count_kept(params), cuts.count_drawn(params)) == (kept, drawn)
 
 
 def test_balanced_images_are_cut():
     params = params_of("demo")
     params["generate"]["balance"] = {"to": 500}
     cut = cuts.cut_params(params, False, ("fp32",))
-    assert (cuts.generated(params), cuts.generated(cut)) == (7 * 500, 7 * 3 * 2)
+    assert (cuts.count_drawn(params), cuts.count_drawn(cut)) == (7 * 500, 7 * 3 * 2)
     changed = cuts.changes(params, cut)
     assert changed["generate.balance"] == "500 of each class -> 6 of each class"
     on_cpu = cuts.cut_params(params, True, ("fp32",))
-    assert cuts.generated(on_cpu) == 2 * 2
+    assert cuts.count_drawn(on_cpu) == 2 * 2
 
 
 @pytest.mark.parametrize(

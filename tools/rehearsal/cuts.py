@@ -192,7 +192,7 @@ def fit_training(params: Params, images: Counts, large_on_cpu: bool) -> None:
 # The work of each stage.
 
 
-def prompts(params: Params) -> int:
+def count_prompts(params: Params) -> int:
     """The number of prompts of all classes."""
     return sum(prompts_per_class(params).values())
 
@@ -218,12 +218,12 @@ def kept_per_class(params: Params) -> dict[str, int]:
     return share_among_classes(config["balance"], counts, config["images_per_prompt"], tiles)
 
 
-def kept(params: Params) -> int:
+def count_kept(params: Params) -> int:
     """The number of images of the synthetic data set."""
     return sum(kept_per_class(params).values())
 
 
-def generated(params: Params) -> int:
+def count_drawn(params: Params) -> int:
     """The number of images that `generate` draws, rounded up for each prompt as it does."""
     keep = params["generate"]["keep"]
     draw = Fraction(str(keep["draw"])) if keep else 1
@@ -235,15 +235,15 @@ def generated(params: Params) -> int:
     )
 
 
-def padded(images: int, batch_size: int) -> int:
+def pad(images: int, batch_size: int) -> int:
     """Images with those that fill the last batch."""
     return math.ceil(images / batch_size) * batch_size
 
 
-def sampled(params: Params, images: int) -> float:
+def guided_steps(params: Params, images: int) -> float:
     """Guided steps of drawing so many images, their decoding included."""
     steps = params["sampling"]["steps"] + DECODING_STEPS
-    return padded(images, params["sampling"]["batch_size"]) * steps
+    return pad(images, params["sampling"]["batch_size"]) * steps
 
 
 def training_steps(params: Params, images: Counts) -> int:
@@ -270,11 +270,11 @@ def training_passes(params: Params, images: Counts) -> int:
     config = params["finetune_sd"]
     steps = training_steps(params, images)
     per_step = config["batch_size"] * config["gradient_accumulation"]
-    measured = checkpoints(params, images) * measuring_passes(params, images)
+    measured = count_checkpoints(params, images) * measuring_passes(params, images)
     return TRAINING_PASSES * steps * per_step + measured
 
 
-def checkpoints(params: Params, images: Counts) -> int:
+def count_checkpoints(params: Params, images: Counts) -> int:
     """The number of checkpoints of fine-tuning."""
     return math.ceil(training_steps(params, images) / params["finetune_sd"]["checkpoint_steps"])
 
@@ -287,7 +287,7 @@ def checkpoint_bytes(params: Params, images: Counts) -> int:
     """
     config = params["finetune_sd"]
     weights = WEIGHT_BYTES * (2 if config["ema_decay"] else 1)
-    written = checkpoints(params, images)
+    written = count_checkpoints(params, images)
     whole = min(written, config["keep_checkpoints"] + 1)
     return whole * (weights + OPTIMIZER_BYTES[config["optimizer"]]) + WEIGHT_BYTES * min(written, 2)
 
@@ -295,7 +295,7 @@ def checkpoint_bytes(params: Params, images: Counts) -> int:
 def classifier_images(params: Params, images: int) -> int:
     """Images that the training of all seeds sees, with the padding of the last batch."""
     config = params["classifier"]
-    return config["seeds"] * config["epochs"] * padded(images, config["batch_size"])
+    return config["seeds"] * config["epochs"] * pad(images, config["batch_size"])
 
 
 def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
@@ -317,40 +317,40 @@ def work(stage: str, params: Params, images: Counts) -> tuple[str, float]:
             config = params["finetune_llm"]
             return "sequences", config["steps"] * config["batch_size"]
         case "prompt":
-            return "prompts", prompts(params) + compared_prompts(params)
+            return "prompts", count_prompts(params) + compared_prompts(params)
         case "encode":
-            training = params["encode"]["variants"] * padded(images["train"], encode_batch)
+            training = params["encode"]["variants"] * pad(images["train"], encode_batch)
             measured = [images["valid"], base_images(params)]
-            return "encodings", training + sum(padded(count, encode_batch) for count in measured)
+            return "encodings", training + sum(pad(count, encode_batch) for count in measured)
         case "finetune_sd":
             passes = training_passes(params, images) + measuring_passes(params, images)
             return "UNet passes", passes
         case "sample@base":
-            return "guided steps", sampled(params, images["test"])
+            return "guided steps", guided_steps(params, images["test"])
         case "sample@tuned":
-            return "guided steps", sampled(params, images["test"] * copies)
+            return "guided steps", guided_steps(params, images["test"] * copies)
         case "sample@figures":
-            return "guided steps", sampled(params, images["figures"])
+            return "guided steps", guided_steps(params, images["figures"])
         case "generate":
-            return "guided steps", sampled(params, generated(params))
+            return "guided steps", guided_steps(params, count_drawn(params))
         case "select":
-            return "images", generated(params)
+            return "images", count_drawn(params)
         case "features@real":
-            test = (1 + params["features"]["padded"]) * padded(images["test"], features_batch)
-            return "images", padded(images["train"], features_batch) + test
+            test = (1 + params["features"]["padded"]) * pad(images["test"], features_batch)
+            return "images", pad(images["train"], features_batch) + test
         case "features@base" | "features@tuned":
-            return "images", padded(images["test"], features_batch)
+            return "images", pad(images["test"], features_batch)
         case "features@synthetic":
-            return "images", padded(kept(params), features_batch)
+            return "images", pad(count_kept(params), features_batch)
         case "fid":
             return "halvings", params["fid"]["subsets"] + params["fid"]["paper_draws"]
         case "ceiling":
             # As many real tiles as there are images of each label set, all of the training split.
-            wanted = [kept(params), images["test"] * copies]
+            wanted = [count_kept(params), images["test"] * copies]
             drawn = [min(count, images["train"]) for count in wanted]
             return "images", sum(classifier_images(params, count) for count in drawn)
         case "classify@lulc":
-            return "images", classifier_images(params, kept(params))
+            return "images", classifier_images(params, count_kept(params))
         case "classify@scenes":
             return "images", classifier_images(params, images["test"] * copies)
     return "", 0
@@ -371,9 +371,9 @@ def stored_images(stage: str, params: Params, images: Counts) -> int:
         case "sample@figures":
             return images["figures"]
         case "generate":
-            return generated(params)
+            return count_drawn(params)
         case "select" | "features@synthetic":
-            return kept(params)
+            return count_kept(params)
         case "features@real":
             return images["train"] + (1 + params["features"]["padded"]) * images["test"]
     return 0
@@ -385,7 +385,7 @@ def work_in_bars(stage: str, params: Params, images: Counts) -> float:
         case "finetune_sd":
             return training_passes(params, images)
         case "prompt":
-            return prompts(params)
+            return count_prompts(params)
     return work(stage, params, images)[1]
 
 
