@@ -133,6 +133,7 @@ def format_reader(stage: str, keys: list[str]) -> str:
     """Return the name of a stage and the keys that it reads of a section.
 
     Args:
+        stage: its name.
         keys: "" is the whole section, `${item}` a key per item of the stage.
     """
     named = [f"`{key}`" for key in keys if key and not key.startswith("$")]
