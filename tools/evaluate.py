@@ -38,6 +38,7 @@ import torch
 from scipy.stats import chi2_contingency
 
 from stages.common.artifacts import read_json, read_rows, write_json
+from stages.common.rounding import read_interval
 from stages.common.sources import file_hashes
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.caption_agreement import (
@@ -54,7 +55,7 @@ from stages.imagery.readers.items import SCENE_FIELDS, SourceItem, scene_of
 from stages.imagery.readers.metadata_lists import read_metadata
 from stages.imagery.unusable_image import MIN_SIDE
 from stages.params import Extractor, Params, load
-from stages.reporting.rows import format_number, read_interval
+from stages.reporting.rows import format_number
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.processes import process_state

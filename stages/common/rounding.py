@@ -3,6 +3,13 @@
 import math
 
 
+def read_interval(values: dict, name: str) -> tuple[float, float] | None:
+    """Return the interval of a number in metrics, or None where it has none."""
+    if f"{name}_lo" not in values:
+        return None
+    return values[f"{name}_lo"], values[f"{name}_hi"]
+
+
 def interval_decimals(low: float, high: float) -> int:
     """Return the decimals that an interval allows: 0.8532 in 0.791 to 0.912 becomes 0.85.
 

@@ -11,7 +11,12 @@ from stages.common.artifacts import read_json
 from stages.common.ceiling_tiles import describe_real_tiles
 from stages.common.class_names import slug
 from stages.common.markdown import code_span, escape_markdown
-from stages.common.rounding import format_decimals, interval_decimals, reference_decimals
+from stages.common.rounding import (
+    format_decimals,
+    interval_decimals,
+    read_interval,
+    reference_decimals,
+)
 from stages.params import read
 from stages.publishing.pixel_values import describe_pixel_values
 from stages.publishing.repositories import EVALUATION_DATA, FID, Metric, Repository
@@ -224,14 +229,12 @@ def format_metric(metric: Metric) -> dict[str, str]:
     if name == "overall_accuracy" and chance is not None:
         references["chance"] = chance
     decimals, interval = 3, "-"
-    if f"{name}_lo" in values:
-        ends = values[f"{name}_lo"], values[f"{name}_hi"]
+    if ends := read_interval(values, name):
         decimals = interval_decimals(*ends)
         interval = " to ".join(format_decimals(end, decimals) for end in ends)
     texts = []
     for reference, value in references.items():
-        key = f"{name}_{reference}"
-        its_own = (values[f"{key}_lo"], values[f"{key}_hi"]) if f"{key}_lo" in values else None
+        its_own = read_interval(values, f"{name}_{reference}")
         shown = format_decimals(value, reference_decimals(value, its_own, decimals))
         texts.append(f"{reference} {shown}")
     return {

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from stages.common.markdown import escape_markdown
-from stages.common.rounding import format_decimals
+from stages.common.rounding import format_decimals, read_interval
 
 NUMERIC = ("ours", "95 % CI", "paper")  # column titles, aligned right
 
@@ -87,13 +87,6 @@ def order_extractors(names: Iterable[str]) -> list[str]:
     """The feature extractors: the paper's first, then the run's scene classifier."""
     first = ("inception2048", "scene")
     return sorted(names, key=lambda name: (first.index(name) if name in first else 2, name))
-
-
-def read_interval(values: dict, name: str) -> tuple[float, float] | None:
-    """Return the interval of a number, or None where it has none."""
-    if f"{name}_lo" not in values:
-        return None
-    return values[f"{name}_lo"], values[f"{name}_hi"]
 
 
 def format_number(value: float | tuple[float, float] | None, decimals: int | None = None) -> str:
