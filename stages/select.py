@@ -169,7 +169,7 @@ def describe_selection(
         "rejected_duplicate": selection.rejected_duplicate,
         "rejected_diversity": selection.rejected_diversity,
         "rejection_rate": (selection.rejected_caption + selection.rejected_duplicate) / drawn,
-        "unknown_scenes": int(known == set()),
+        "unknown_scenes": int(known is not None and not known),
     }
 
 
