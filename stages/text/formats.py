@@ -36,8 +36,12 @@ ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{input
 BLANKS = " \u00a0"
 # What LaTeX's \cref and \autoref write before the number, by the label: "fig:map".
 REFERENCES = {
-    **{"sec": "Section", "app": "Appendix", "fig": "Figure", "tab": "Table"},
-    **{"eq": "Equation", "alg": "Algorithm"},
+    "sec": "Section",
+    "app": "Appendix",
+    "fig": "Figure",
+    "tab": "Table",
+    "eq": "Equation",
+    "alg": "Algorithm",
 }
 EMPTY_PARENTHESES = re.compile(rf"[{BLANKS}]\(\)")  # of a reference or citation without text
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
@@ -105,7 +109,7 @@ def read(path: Path) -> tuple[list[str], str]:
         return [], f"broken: {' '.join(message.split())}"[:200]
     try:
         document = json.loads(done.stdout)
-        paragraphs = [*map(normalize, _document_texts(document["meta"], document["blocks"]))]
+        paragraphs = list(map(normalize, _document_texts(document["meta"], document["blocks"])))
     except RecursionError:
         return [], "nested too deeply"
     lines = [line for paragraph in paragraphs for line in wrap(paragraph)]
