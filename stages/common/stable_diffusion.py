@@ -8,11 +8,13 @@ another kind has inputs that no stage fills. Most kinds tell by their configurat
 import math
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from stages.common.artifacts import read_json
 from stages.runtime.errors import exit_with_error
+from stages.runtime.pretrained import count_more
 from stages.runtime.progress import log
 
 # Their parts are alike.
@@ -70,11 +72,15 @@ def check_kind(folder: Path, label: str) -> None:
         exit_with_error(
             f"{label}: model_index.json is missing{_advice_without_index(folder, label)}"
         )
-    configs = {name: read_json_object(folder / name, label) for name in CONFIG_FILES}
+    index, unet, vae, text, scheduler = (
+        read_json_object(folder / name, label) for name in CONFIG_FILES
+    )
     tokenizer = read_json_object(folder / "tokenizer/tokenizer.json", label)
-    for fault in _find_faults(*configs.values()):
-        exit_with_error(f"{label}: {fault}")
-    for fault in _tokenizer_faults(folder / "tokenizer", tokenizer, label):
+    faults = chain(
+        _find_faults(index, unet, vae, text, scheduler),
+        _tokenizer_faults(folder / "tokenizer", tokenizer, label),
+    )
+    if fault := next(faults, None):
         exit_with_error(f"{label}: {fault}")
 
 
@@ -260,8 +266,7 @@ def check_unet_weights(folder: Path, label: str) -> None:
         ([name for name in needed if stored.get(name) != needed[name]], "hold {} in another shape"),
     ):
         if names:
-            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             exit_with_error(
-                f"{label}: unet: its weights {fault.format(min(names))}{more}: unet/config.json "
-                "belongs to another model, or the UNet is of another kind"
+                f"{label}: unet: its weights {fault.format(min(names))}{count_more(names)}: "
+                "unet/config.json belongs to another model, or the UNet is of another kind"
             )

@@ -5,6 +5,7 @@ The libraries initialize weights that a file lacks at random and only warn.
 
 import logging
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _check_weights(path: Path, model: Any, loading_info: dict, unused: tuple[str
     missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith(unused))
     if missing:
         exit_with_error(
-            f"{path}: its weights lack {missing[0]}{_count_more(missing)}: the file is incomplete, "
+            f"{path}: its weights lack {missing[0]}{count_more(missing)}: the file is incomplete, "
             "or its config.json belongs to another model"
         )
     mismatched = sorted(loading_info["mismatched_keys"])
@@ -151,13 +152,13 @@ def _check_weights(path: Path, model: Any, loading_info: dict, unused: tuple[str
         name, stored_shape, config_shape = mismatched[0]
         exit_with_error(
             f"{path}: {name} is {list(stored_shape)} in its weights, {list(config_shape)} by its "
-            f"config.json{_count_more(mismatched)}"
+            f"config.json{count_more(mismatched)}"
         )
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():
             exit_with_error(f"{path}: {name} holds NaN or inf")
 
 
-def _count_more(names: list) -> str:
+def count_more(names: Collection) -> str:
     """` (and 2 more)` for three names, "" for one."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
