@@ -85,9 +85,9 @@ class Gallery:
     """Collect the pictures of the page. One that stands in several places is stored once.
 
     Attributes:
-        judged: number of synthetic images that the classifier can judge.
-        unjudged: classes of the others in alphabetical order: it knows no scene of them. Both are
-            empty where it selected the images.
+        judged: number of synthetic images that the classifier can judge; 0 where it selected them.
+        unjudged: classes whose scenes it doesn't know, in alphabetical order; none where it
+            selected the images.
         items: address of a picture -> what the page tells of it. All values are text: JavaScript
             would round a 63-bit seed.
     """
