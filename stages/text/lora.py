@@ -249,7 +249,9 @@ def file_digests(checkpoint: Path) -> dict[str, str]:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder, in the order of their steps."""
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    return sorted(
+        folder.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-"))
+    )
 
 
 def last_checkpoint(folder: Path) -> tuple[str | None, Any]:
