@@ -130,7 +130,8 @@ def _find_original(
 
 def _version(name: str) -> int:
     """Return the version number in a paper's name, 1 without one."""
-    return int([1, *VERSION.findall(name.lower())][-1])
+    found = VERSION.findall(name.lower())
+    return int(found[-1]) if found else 1
 
 
 def _without_version(name: str) -> str:
