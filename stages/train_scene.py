@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from stages.common.artifacts import fingerprint, read_rows
 from stages.common.dihedral import dihedral
 from stages.common.rng import rng
-from stages.common.sources import file_hashes
+from stages.common.sources import file_hash
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
 from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.resumable import MinuteCheckpoints
@@ -75,7 +75,7 @@ def copy_embedded(folder: Path) -> None:
     """
     for name, sha256 in SHA256.items():
         path = EMBEDDED / name
-        if not path.is_file() or file_hashes([path]) != {name: sha256}:
+        if not path.is_file() or file_hash(path) != sha256:
             exit_with_error(
                 f"{path}: missing, or not the file that this version ships (SHA-256 {sha256}); "
                 "`git checkout` it, or train a judge (train_scene.source: scratch)"

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from stages.common.artifacts import read_json, write_json
-from stages.common.sources import MODEL_PACKAGES, file_hashes
+from stages.common.sources import MODEL_PACKAGES, file_hash
 from stages.common.stable_diffusion import SINGLE_FILE_ADVICE, check_kind, read_json_object
 from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
@@ -210,7 +210,7 @@ def _select_files(role: str, root: Path) -> dict[Path, str]:
     if converted:
         # A pickle is needed only where its converted weights are not there.
         for file in [file for file in files if file.suffix == ".pth"]:
-            if ALLOWED_PICKLES.get(_sha256(file)) in (None, *converted):
+            if ALLOWED_PICKLES.get(file_hash(file)) in (None, *converted):
                 del files[file]
     return files
 
@@ -373,13 +373,9 @@ def _remove_unused_parts(index_file: Path) -> None:
     write_json(index_file, index)
 
 
-def _sha256(file: Path) -> str:
-    return file_hashes([file])[file.name]
-
-
 def _convert_pickle(role: str, pickle: Path, target: Path, label: str) -> None:
     """Convert an allowed pickle to safetensors in the folder `target`; refuse any other unread."""
-    sha256 = _sha256(pickle)
+    sha256 = file_hash(pickle)
     if sha256 not in ALLOWED_PICKLES:
         exit_with_error(
             f"{label}: {pickle.name} is a pickle not on the allow-list (SHA-256 {sha256[:16]}...): "

@@ -256,7 +256,7 @@ def package_file(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]
     file = Path(str(installed.locate_file(package.file)))
     if not file.is_file():
         exit_with_error(f"{key}: {source}: {file} is missing; {advice}")
-    sha256 = file_hashes([file])[file.name]
+    sha256 = file_hash(file)
     if sha256 != package.sha256:
         exit_with_error(
             f"{key}: {source}: {file} is not the published one (SHA-256 {sha256[:16]}...); {advice}"
@@ -279,6 +279,11 @@ def file_hashes(paths: list[Path], root: Path | None = None) -> dict[str, str]:
         name = path.relative_to(root).as_posix() if root else path.name
         # A file name need not be UTF-8, but JSON must be.
         name = os.fsencode(name).decode(errors="replace")
-        with open(path, "rb") as stream:
-            hashes[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+        hashes[name] = file_hash(path)
     return hashes
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
