@@ -1,10 +1,12 @@
-"""Deterministic torch, and torch generators that are seeded per item."""
+"""Deterministic torch, its number formats, and torch generators that are seeded per item."""
 
 import os
 
 import torch
 
 from stages.common.rng import rng
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_deterministic(seed: int) -> None:
@@ -28,6 +30,11 @@ def device_type() -> str:
 def cpu_threads(device: torch.device) -> int:
     """Threads of this process on a CPU; 0 on a GPU. Another number gives other bytes."""
     return torch.get_num_threads() if device.type == "cpu" else 0
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Compute in this number format, a key of `DTYPES`, within the block."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def torch_generator(seed: int, *item: int | str) -> torch.Generator:

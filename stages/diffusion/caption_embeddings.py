@@ -13,21 +13,15 @@ import pyarrow.parquet as pq
 import torch
 
 from stages.common.artifacts import read_json
+from stages.common.torch_setup import autocast
 from stages.diffusion import models
 from stages.diffusion.latents import memory_map
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.processes import check_precision
 
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # In data/latents, where it holds no embeddings: {precision, batch_size} to compute them with.
 EMBEDDING_SETTINGS = "captions.json"
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Compute in this number format within the block."""
-    dtype = AUTOCAST_DTYPES[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 def overflow_advice(precision: str, part: str) -> str:

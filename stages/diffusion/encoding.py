@@ -26,13 +26,9 @@ from stages.common.artifacts import (
     write_table,
 )
 from stages.common.dihedral import dihedral
+from stages.common.torch_setup import autocast
 from stages.diffusion import models
-from stages.diffusion.caption_embeddings import (
-    EMBEDDING_SETTINGS,
-    CaptionEncoder,
-    autocast,
-    overflow_advice,
-)
+from stages.diffusion.caption_embeddings import EMBEDDING_SETTINGS, CaptionEncoder, overflow_advice
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.grouped_arrays import GroupedArrays
 from stages.diffusion.normalization import load_folded_vae

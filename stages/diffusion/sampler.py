@@ -24,6 +24,7 @@ from torch import nn
 
 from stages.common.artifacts import fingerprint, stream_rows, write_shard, write_shards
 from stages.common.rng import rng
+from stages.common.torch_setup import DTYPES, autocast
 from stages.diffusion import models
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.denoising import denoise
@@ -36,7 +37,6 @@ from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.processes import check_precision, process_state
 from stages.runtime.progress import log, progress_bar
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Added to a group's number, so that all file names have the same length and sort by number.
 FIRST_GROUP = 10**8
 # Columns that say how an image was made. `generate_shards` fills them in.
@@ -161,7 +161,7 @@ class Sampler:
 
         With guidance text is [2B, L, D], the negative prompts first.
         """
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.sampling.precision, self.device):
             latents = denoise(
                 self.unet,
                 deepcopy(self.scheduler),  # it keeps a history, and threads work side by side

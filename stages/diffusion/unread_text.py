@@ -26,6 +26,7 @@ def log_unread_prompts(stage: str, model: Path, prompts: Iterable[str]) -> None:
     """
     tokenizer = models.load_tokenizer(model)
     positions = models.read_config(model, "text_encoder").get("max_position_embeddings", 77)
+    # `models.context_length`, without the encoder's weights.
     length = min(tokenizer.model_max_length, positions)
     distinct = pa.array([prompt for prompt in dict.fromkeys(prompts) if prompt], pa.string())
     log_truncated(stage, "prompts", distinct, tokenizer, length)
