@@ -358,10 +358,10 @@ def save_part(folder: Path, model: Any, dtype: torch.dtype = torch.float32) -> N
         models.save_text_encoder(model, folder)
     else:
         model.save_pretrained(folder)
+        follow_umask(folder)
     config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)  # a path of this machine
     write_json(folder / "config.json", config)
-    follow_umask(folder)
 
 
 def make_scheduler() -> Any:

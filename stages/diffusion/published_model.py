@@ -80,9 +80,9 @@ def _save(start: Path, target: Path, weights: dict[str, dict[str, Any]]) -> None
         _copy_part(start / part, target / part, with_weights)
     for part, tensors in weights.items():
         save_file(tensors, target / part / WEIGHTS, metadata={"format": "pt"})
+        follow_umask(target / part)
     # diffusers loads its parts as float32 however they are stored, transformers as they are stored.
     save_text_encoder(load(start, "text_encoder"), target / "text_encoder")
-    follow_umask(target)
     scheduler = stepping_config(read_config(target, "scheduler"))
     write_json(target / "scheduler" / CONFIG_FILES["scheduler"], scheduler)
     index = read_json(start / "model_index.json")
