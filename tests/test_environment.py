@@ -57,6 +57,13 @@ def test_too_little_memory_is_one_line(error, capsys):
     assert line.startswith(f"error: out of memory: {error}") and line.count("\n") == 1
 
 
+def test_an_error_of_a_library_that_is_interrupted_is_one_line(capsys):
+    error = AttributeError("type object 'tqdm' has no attribute '_lock'")
+    error.__context__ = KeyboardInterrupt()
+    excepthook(AttributeError, error, None)
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_full_disk_is_that_of_the_copy(capsys):
     """shutil.copyfile names both files; the first was read."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "hub/model", None, "models/copy")

@@ -33,7 +33,8 @@ def excepthook(
 
     Any other error gets its traceback. `start_process` installs it as `sys.excepthook`.
     """
-    if issubclass(error_type, KeyboardInterrupt):  # Python itself ends with the signal
+    # Python itself ends with the signal. A library may answer it by an error of its own.
+    if KeyboardInterrupt in (error_type, type(error.__context__)):
         if "LOCAL_RANK" not in os.environ:  # of several processes: stages.runtime.supervise says it
             print("interrupted", file=sys.stderr)
         return
