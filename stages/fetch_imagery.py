@@ -88,7 +88,7 @@ def main() -> None:
         # percentiles of all of them; the stretch of the training tiles needs the splits.
         log_systems(tile.georeference for tile in tiles if tile.pixel_count)
         stretch = choose_stretch(config.stretch, spool, rasters)
-        finish = Finish(config.resolution, stretch, rasters.alpha_is_mask)
+        finish = Finish(config.resolution, stretch, rasters.alpha.is_mask)
         fill_in_thumbnails(spool, statistics, finish)
         groups = group_near_duplicates(statistics.thumbnails)
         split_counts = split_tiles(tiles, groups, missing_splits, config)

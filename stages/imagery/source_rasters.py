@@ -80,8 +80,9 @@ class SourceRasters:
             self._check_scaling(name, tile)
         if tile.alpha is not None:
             self.has_alpha = True
-            full, partial = np.add(self.alpha, tile.alpha).tolist()
-            self.alpha = AlphaCounts(full, partial)
+            self.alpha = AlphaCounts(
+                self.alpha.full + tile.alpha.full, self.alpha.partial + tile.alpha.partial
+            )
             if not tile.alpha.is_mask:
                 self.alpha_that_is_a_band = self.alpha_that_is_a_band or name
         return tile
@@ -98,11 +99,6 @@ class SourceRasters:
                     "(docs/data.md, Stretch)"
                 )
 
-    @property
-    def alpha_is_mask(self) -> bool:
-        """Whether the bands that are tagged alpha are masks, by the values of all of them."""
-        return self.alpha.is_mask
-
     def describe_bands(self) -> str:
         """What was read of the rasters, in one line; "" without rasters."""
         if not self.bands or self.type is None:
@@ -113,12 +109,12 @@ class SourceRasters:
             role = "colors" if "palette" in chosen else "gray"
         text = f"rasters of {self.type}: {role} from band {chosen}"
         left_out = (self.type.band_count or 0) - max(len(set(bands)) for bands in self.bands)
-        if self.has_alpha and self.alpha_is_mask:
+        if self.has_alpha and self.alpha.is_mask:
             left_out -= 1
             text += "; the band tagged alpha masks pixels"
         if left_out:
             text += f"; {left_out} other band(s) left out"
-        if not self.alpha_is_mask:
+        if not self.alpha.is_mask:
             text += (
                 f", one of them tagged alpha, but not a mask: {self.alpha_that_is_a_band} holds "
                 "many values in it between 0 and 255 or the maximum"

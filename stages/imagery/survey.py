@@ -4,7 +4,6 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -303,7 +302,7 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
         )
     if len(scenes) < MIN_SCENES:
         return
-    named = ", ".join(map(partial(_with_hint, scenes), missing))
+    named = ", ".join(_with_hint(scene, scenes) for scene in missing)
     if mapped and len(missing) == len(mapped):
         line = (
             f"classes: no image shows any of their scenes ({named}), which the evaluation needs; "
@@ -354,6 +353,6 @@ def _check_slugs(scenes: list[str]) -> None:
             )
 
 
-def _with_hint(scenes: list[str], missing: str) -> str:
+def _with_hint(missing: str, scenes: list[str]) -> str:
     similar = difflib.get_close_matches(missing, scenes, n=1)
     return f"{missing} (did you mean {similar[0]}?)" if similar else missing

@@ -38,10 +38,10 @@ from stages.imagery.untrusted_text import posix_path, valid_utf8
 from stages.runtime.errors import exit_with_error
 
 # Names of a single list of images in JSON that are no class.
-LIST_NAMES = {
-    *("annotations", "captions", "data", "dataset", "entries", "examples", "files", "images"),
-    *("items", "list", "records", "results", "root", "rows", "samples", "tiles"),
-}
+LIST_NAMES = frozenset(
+    "annotations captions data dataset entries examples files images items list records results "
+    "root rows samples tiles".split()
+)
 
 
 def find_captions_json(files: list[Path], root: Path, key: str) -> list[Path]:
