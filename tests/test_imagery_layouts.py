@@ -1125,7 +1125,7 @@ def test_coco_captions_say_how_to_convert_them(tmp_path, monkeypatch):
         coco = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": annotations}
         Path(f"annotations/captions_{split}.json").write_text(json.dumps(coco))
     assert "COCO" in (line := refusal(tmp_path)) and "metadata.jsonl" in line
-    run_snippet("COCO captions are converted by:")
+    run_snippet("Convert COCO captions by:")
     assert {name: item["split"] for name, item in read(tmp_path)[0].items()} == {
         "train2017/1.jpg": "train2017",
         "val2017/1.jpg": "val2017",
@@ -1150,7 +1150,7 @@ def test_shards_say_how_to_unpack_them_with_their_splits_and_equal_keys(
         line = refusal(path)
         assert "unpack each WebDataset shard into a folder of its own" in line
     monkeypatch.chdir(root)
-    run_snippet("WebDataset shards are unpacked")
+    run_snippet("Unpack WebDataset shards")
     items, _ = read(root)
     found = {(item["split"], *item["captions"]) for item in items.values()}
     assert found == {(shard.split("/")[0], f"of {shard}") for shard in shards}

@@ -555,11 +555,11 @@ def test_files_of_different_scale_or_offset_are_one_line(tmp_path, monkeypatch, 
         line = fault(tmp_path / "run", monkeypatch, tmp_path / "in", bands=[2])
         assert "_3.tif" in line and "scale 0.0001 and offset 0" in line and "-0.1" in line
         docs = (Path(__file__).parents[1] / "docs/data.md").read_text()
-        snippet = docs.partition("subtract them; 0 is nodata:\n\n```python\n")[2]
+        snippet = docs.partition("0 stays nodata:\n\n```python\n")[2].partition("```")[0]
         path = tmp_path / "in/lake/lake_3.tif"
         with rasterio.open(path) as dataset:
             values = dataset.read().astype(int)
-        exec(snippet.partition("```")[0], {"np": np, "rasterio": rasterio, "path": path})
+        exec(snippet.replace("scene.tif", str(path)), {})
         with rasterio.open(path) as dataset:
             assert np.array_equal(dataset.read(), np.maximum(values - 1000, values > 0))
     fetch(tmp_path / "run", monkeypatch, tmp_path / "in", bands=[2])
