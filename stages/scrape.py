@@ -11,9 +11,9 @@ The status is ok; failed (no text could be read); copy (another paper has the sa
 newer version); skipped (`fetch_papers` found no paper in it). Only papers that are ok are counted,
 held out and written.
 
-A file is a paper. A text file that is the only file may hold many, which it does not list: it is
-cut behind its reference lists, or into blocks of lines where it has fewer than three, and each part
-counts as a paper (page 0; `min_papers` does not apply). A file that is not UTF-8 text has failed.
+A file is a paper. But a text file with three or more reference lists is cut behind these, and one
+without, if it is the only file, into blocks of lines; each part counts as a paper (page 0).
+`min_papers` does not apply to an only file. A file that is not UTF-8 text has failed.
 """
 
 from collections import Counter
@@ -172,7 +172,7 @@ def refuse_few_papers(report: list[ReportRow], min_papers: int) -> None:
     readable = len(papers) - len(unusable)
     if readable < min_papers:
         reasons = "; ".join(f"{row.paper}: {row.reason}" for row in unusable)
-        rule = "none failed; a text file is cut into papers only where it is the only file"
+        rule = "none failed; a text file without reference lists is cut only if it is the only file"
         exit_with_error(
             f"scrape.min_papers: {readable} of {len(papers)} papers are readable and no copies, "
             f"fewer than {min_papers}: {reasons[:1000] or rule}"

@@ -156,6 +156,7 @@ def test_any_name_gives_ten_prompts(name):
         ("green", "solar panels", "green solar panels", "solar panels"),
         ("uniform", "meadow", "a uniform meadow", "a meadow"),
         ("unirrigated", "field", "an unirrigated field", "a field"),
+        ("unidentified", "one-way road", "an unidentified one-way road", "a one-way road"),
         ("used", "orchard", "a used orchard", "an orchard"),
         ("even", "meadow", "an even meadow", "a meadow"),
         ("dark", "residential", "a dark residential area", "a residential area"),

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import os
+import random
 import resource
 import shutil
 import textwrap
@@ -25,6 +26,7 @@ from stages.text import clean, duplicates, formats, latex, sentences, tokens
 from stages.text.paper_files import unused_name
 from stages.text.references import reference_lists
 
+WORDS = "river field forest town road coast cloud snow sensor image pixel class map".split()
 NOTES = sorted((REPOSITORY / "stages/embedded/notes").glob("*.md"))
 
 
@@ -510,16 +512,23 @@ def test_papers_of_one_name_stay_apart(collect):
     assert unused_name("re\u0301sume\u0301", {"r\u00e9sum\u00e9"}) == "re\u0301sume\u0301_2"
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_text_file_is_one_paper_unless_it_is_the_only_file(collect, count):
-    """However many reference lists it has."""
-    for number in range(count):
-        lines = [f"Line {n} of paper {number} is about land {n * 7}." for n in range(1200)]
-        for chapter in range(3 if number else 0):
+@pytest.mark.parametrize(
+    "lists, names",
+    [
+        ([0], ["file0_001", "file0_002"]),
+        ([0, 2, 0], ["file0", "file1", "file2"]),
+        ([3, 0], ["file0_001", "file0_002", "file0_003", "file0_004", "file1"]),
+    ],
+)
+def test_a_text_file_of_several_reference_lists_or_alone_is_cut_into_papers(collect, lists, names):
+    """lists: the number of reference lists of each file."""
+    for number, count in enumerate(lists):
+        drawn = random.Random(number)
+        lines = [f"{' '.join(drawn.choices(WORDS, k=7))} of land." for _ in range(1200)]
+        for chapter in range(count):
             lines[400 * chapter + 300 : 400 * chapter + 302] = ["References", "[1] A. Smith. 2020."]
-        Path(f"papers/paper{number}.txt").write_text("\n".join(lines))
+        Path(f"papers/file{number}.txt").write_text("\n".join(lines))
     rows, _ = collect(min_papers=3, min_test_papers=1)
-    names = ["paper0", "paper1", "paper2"] if count == 3 else ["paper0_001", "paper0_002"]
     assert list(rows) == names
     table = pq.read_table("data/corpus.parquet")
     papers = set(zip(table["paper"].to_pylist(), table["split"].to_pylist()))

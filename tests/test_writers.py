@@ -149,6 +149,7 @@ def test_the_descriptions_of_an_answer_are_found(text):
         (Answer("I'm sorry, but I can't help with that request.", False), []),
         (Answer(f"['{A}', '{B}", False), []),
         (Answer(f"{A.capitalize()}. {B.capitalize()}. {C.capitalize()[:-5]}", True), [A, B]),
+        (Answer(f"The image shows {A}. It is {B}.", False), []),
         (Answer(f'{{"text": "{A}', False), []),
         (Answer(f'"text": "{A}",\n"note": "{B}"', False), []),
         (Answer(f"analysis{FINE}", True), []),

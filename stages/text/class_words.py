@@ -38,7 +38,7 @@ TAKES_IES = re.compile("[^aeiou]y$")
 # Label sets use adjectives as nouns: "Residential", "agricultural", "Urban", "Built-up".
 ADJECTIVE_ENDINGS = ("ial", "ural", "urban", "built", "built up", "bare")
 # At the start of a word; "eucalyptus", "uniform", "used" and "utility" sound otherwise.
-VOWEL_SOUND = re.compile("(?!eu|uni[^imnr]|use|uti)[aeiou]", re.I)
+VOWEL_SOUND = re.compile(r"(?!eu|one\b|u-|uni[^dimnr]|us[eu]|uti)[aeiou]", re.I)
 HIDDEN = "area"  # stands for a class's name in a text whose other words are checked
 
 

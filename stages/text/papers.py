@@ -159,8 +159,10 @@ def _wrap_paragraphs(page: str) -> str:
     return "\n".join(lines)
 
 
-def read_text_file(path: Path, cut_references: bool, cut_into_papers: bool) -> list[Paper]:
+def read_text_file(path: Path, cut_references: bool, is_only_file: bool) -> list[Paper]:
     """Read a text file as one paper, or cut it into papers; one that failed where it has no text.
+
+    It is cut if it has several reference lists, or is the only file.
 
     Form feeds divide its pages, as in the output of pdftotext.
     """
@@ -173,7 +175,7 @@ def read_text_file(path: Path, cut_references: bool, cut_into_papers: bool) -> l
     lines = [line for body in bodies for line in body if not PAGE_NUMBER.match(line)]
     running_lines += sum(map(len, bodies)) - len(lines)
     cuts = Cuts(running_lines=running_lines, line_numbers=line_numbers)
-    if cut_into_papers:
+    if is_only_file or len(reference_lists(lines)) >= MIN_REFERENCE_LISTS:
         return _cut_corpus(path, lines, cut_references, cuts)
     paper = _paper_of_lines(path.stem, lines, cut_references, "", cuts)
     return [paper if _is_prose(paper.lines) else _failed(path, FEW_WORDS)]

@@ -122,6 +122,8 @@ WORD_COUNT = re.compile(r"(?<![\s–—-])[\s–—-]*[\[(]?\b\d+ words[\])]?$")
 TITLE = re.compile(r"[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
 MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
 TABLE_RULE = re.compile(r"(?=.*\|)(?=.*--)[|\s:+-]+")
+# The start of a sentence whose subject another sentence names, or the image is.
+GOES_ON = re.compile(r"(its?|they|th(is|ese|ere)|the (image|picture|photo|scene))\b", re.I)
 # Lines before and after the descriptions, and thoughts without tags. Lines with "I", "you",
 # "please" or "should" are found by `stages.text.checks`.
 TALK_WORDS = re.compile(
@@ -346,18 +348,18 @@ def refuse_odd_ends(lines: list[Line]) -> list[Line]:
 def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
     """Split a text into lines; an item that goes on in the line below it is joined.
 
-    Of a text of one line, each sentence is a line.
+    Of a text of one line, each sentence is a line, unless one goes on about what another shows.
     """
     lines: list[Line] = []
     follows_item = False
     rows = [""]
     written = text.strip().splitlines()
+    sentences = split_sentences(text.strip()) if len(written) == 1 else []
+    if sentences and not any(map(GOES_ON.match, sentences)):
+        written = sentences
     for row in written:
         is_quoted = row.strip().startswith(('"', "“", "”"))
-        if is_quoted:
-            rows += QUOTED_COMMA.split(row)
-        else:
-            rows += split_sentences(row) if len(written) == 1 else [row]
+        rows += QUOTED_COMMA.split(row) if is_quoted else [row]
     rows.append("")
     for above, raw, below in zip(rows, rows[1:], rows[2:]):
         if TABLE_RULE.fullmatch(raw) and lines:
