@@ -320,7 +320,8 @@ def finished_metrics(
         "fid": fid_metrics(count),
         "images": image_metrics(count),
         "caption_agreement": AGREEMENT
-        | {"n": count, "per_scene": {slug(scene): 0.8 for scene in scenes}},
+        | {"n": count, "per_scene": {slug(scene): 0.8 for scene in scenes}}
+        | {"caption_agreement_chance": 1 / len(scenes)},
         "ceiling_lulc": classifier_scores(0.93, 72) | TRAINED | TILES,
         "ceiling_scenes": classifier_scores(0.9, 96) | TRAINED | TILES,
         "classify_lulc": {
@@ -419,6 +420,7 @@ AGREEMENT = {
     "class_agreement": 0.9,
     "class_agreement_lo": 0.8,
     "class_agreement_hi": 0.95,
+    "class_agreement_chance": 0.15,
     "class_agreement_n": 21,
 }
 DISTANCES = {

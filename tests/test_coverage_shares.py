@@ -157,6 +157,18 @@ def test_agreement_by_scene_has_intervals_and_the_synthetic_set_counts_prompts()
     assert metrics["class_agreement_lo"] < wilson_interval(4, 6)[0] + 0.02
 
 
+def test_chance_of_agreement_is_that_of_guessing_among_the_scenes():
+    scenes = ["forest", "lake", "river"]
+    wanted = {name: scenes for name in ("tuned", "base", "test")}
+    logits = dict.fromkeys(wanted, np.eye(3))
+    metrics, _ = caption_agreement(logits, wanted, scenes, scenes)
+    assert metrics["caption_agreement_chance"] == pytest.approx(1 / 3)
+    classes = {"Woody": ["forest"], "Water": ["lake", "river"], "Ice": ["snow"]}
+    labels = ["Woody", "Woody", "Woody", "Water", "Ice"]  # the judge knows no snow
+    metrics = class_agreement(np.eye(3)[[0] * 5], labels, [0, 1, 2, 3, 4], scenes, classes)
+    assert metrics["class_agreement_chance"] == pytest.approx((3 * 1 / 3 + 2 / 3) / 4)
+
+
 def test_clip_score_of_equal_images_has_no_interval():
     captions = np.ones((5, 4))
     images = dict.fromkeys(("tuned", "base", "real"), np.ones((5, 4)))

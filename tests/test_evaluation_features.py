@@ -502,7 +502,9 @@ def test_shuffled_captions_bring_agreement_to_chance(in_copy):
     write_shards("data/samples/tuned", shuffled, SCHEMA)
     extract_features("real", "tuned", "base", "synthetic")
     distances, agreement = run_fid()
-    assert agreement["caption_agreement_lo"] < 1 / 3 < agreement["caption_agreement_hi"]
+    chance = agreement["caption_agreement_chance"]
+    assert agreement["caption_agreement_lo"] < chance < agreement["caption_agreement_hi"]
+    assert (chance, agreement["class_agreement_chance"]) == pytest.approx((1 / 3, 1 / 3))
     # The images themselves are as good as before.
     assert distances["standard"]["fid"] < distances["standard"]["fid_base"] / 3
 

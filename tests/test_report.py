@@ -124,6 +124,10 @@ def test_table_has_intervals_references_and_near_copies(made):
     # Real vs. real, its prediction interval, the base model.
     assert re.findall(r"\d+\.\d+", reference) == ["0.275", "0.138", "0.550", "9.900"]
     assert table_row(text, "Sinkhorn divergence")[1] == "0.300"
+    # The base model, chance among twelve scenes, real tiles.
+    reference = table_row(text, "Caption agreement: generated")[3]
+    assert reference == "base model 0.300, chance 0.083, real tiles 0.980"
+    assert table_row(text, "Class agreement: synthetic")[3] == "chance 0.150"
     cells = table_row(text, "Near-copies of training images, images of the test captions, pixels")
     assert cells[1:3] == ["0.020", "0.010 to 0.050"]
     assert cells[3].endswith("0.014")

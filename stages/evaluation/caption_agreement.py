@@ -1,5 +1,7 @@
 """Does an image show what it was asked for: by a classifier of real tiles, and by CLIP."""
 
+from collections import Counter
+
 import numpy as np
 
 from stages.common.class_names import slug
@@ -28,8 +30,9 @@ def caption_agreement(
 
     Returns:
         Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right,
-        and `per_scene`, by the `slug` of each scene; and the shares by scene, as rows {scene,
-        tuned, tuned_lo, tuned_hi, base, real, n}.
+        `caption_agreement_chance`, that of guessing among all scenes alike, and `per_scene`, by the
+        `slug` of each scene; and the shares by scene, as rows {scene, tuned, tuned_lo, tuned_hi,
+        base, real, n}.
     """
     correct = {}
     known_wanted = {}
@@ -40,6 +43,7 @@ def caption_agreement(
     metrics["n"] = len(correct["tuned"])
     metrics["n_unknown_scene"] = len(wanted["tuned"]) - len(correct["tuned"])
     metrics |= share_with_interval("caption_agreement_base", correct["base"])
+    metrics["caption_agreement_chance"] = 1 / len(scenes)
     units = np.array(test_sites)[np.isin(wanted["test"], scenes)]
     metrics |= share_with_interval("ceiling", correct["test"], units)
 
@@ -70,7 +74,8 @@ def class_agreement(
         classes: scenes of each class.
 
     Returns:
-        Metrics; {} where the classifier knows no class.
+        Metrics, among them `class_agreement_chance`, the share of guessing among all scenes alike;
+        {} where the classifier knows no class.
     """
     class_of_scene = {scene: name for name, members in classes.items() for scene in members}
     class_of_output = [class_of_scene.get(scene) for scene in scenes]  # [S]
@@ -80,8 +85,11 @@ def class_agreement(
         return {}
     matches = np.array([seen == label for seen, label in zip(predicted, labels)])[known]
     known_prompts = np.array(prompts)[known]
+    scene_counts = Counter(class_of_output)
+    chances = np.array([scene_counts[label] / len(scenes) for label in labels])[known]
     return {
         **share_with_interval("class_agreement", matches, known_prompts),
+        "class_agreement_chance": float(chances.mean()),
         "class_agreement_n": len(matches),
         "class_agreement_n_unknown": int((~known).sum()),
         "class_agreement_prompts": len(set(known_prompts.tolist())),

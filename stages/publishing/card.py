@@ -222,7 +222,7 @@ def format_metric(metric: Metric) -> dict[str, str]:
     values, name = read_metric(metric)
     references = {
         reference: values[f"{name}_{reference}"]
-        for reference in ("floor", "base", "expected")
+        for reference in ("floor", "base", "chance", "expected")
         if f"{name}_{reference}" in values
     }
     chance = read_json(f"metrics/{metric.file}.json").get("chance")

@@ -35,7 +35,7 @@ REFERENCES = {
     "base model": "the model before fine-tuning",
     "real tiles": "the same measure of held-out real tiles",
     "its 95 % CI": "the confidence interval of the number before it",
-    "chance": "guessing among all classes alike",
+    "chance": "guessing among all classes or scenes alike",
     "majority class": "always answering the most frequent class",
     "trained on real tiles": "the same network trained on {real_tiles}, the ceiling",
 }

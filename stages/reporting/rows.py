@@ -45,10 +45,11 @@ def make_row(
         key: dotted key in metrics/*.json, the last part of which is the number's key in `values`.
         metric: what is measured, for people.
         values: the number, with its interval (`_lo`, `_hi`) or standard deviation (`_std`), its
-            value for real against real images (`_floor`) and of the base model (`_base`).
+            value for real against real images (`_floor`), of the base model (`_base`) and of
+            guessing (`_chance`).
         comparable: whether the number compares with the paper's.
         paper: the paper's number.
-        references: what the number is judged by, besides `_floor` and `_base`; None is left out.
+        references: what the number is judged by, besides these; None is left out.
     """
     name = key.rpartition(".")[2]
     interval = read_interval(values, name)
@@ -57,6 +58,7 @@ def make_row(
         "real vs. real": values.get(f"{name}_floor"),
         "its 95 % PI": read_interval(values, f"{name}_floor"),
         "base model": values.get(f"{name}_base"),
+        "chance": values.get(f"{name}_chance"),
     }
     return Row(
         key,
