@@ -276,6 +276,16 @@ def test_an_fid_compares_on_rsicd_at_the_papers_n(protocol):
         assert all(words in text for words in said)
 
 
+@pytest.mark.parametrize("source, said", [("hub:arampacha/rsicd", True), ("path:tiles", False)])
+def test_scene_accuracy_compares_with_the_published_on_rsicd_alone(metrics, source, said):
+    context = run_on_rsicd()
+    context = replace(context, sources=context.sources | {"imagery": {"source": source}})
+    row, *_ = further_metrics.scene_accuracy_rows(
+        metrics["classify_scenes"], metrics["ceiling_scenes"], context
+    )
+    assert (row.comparable[:9], "0.903" in row.comparable) == ("in part: " * said, said)
+
+
 def test_a_ceiling_of_fewer_real_tiles_says_so(metrics):
     fewer = metrics["ceiling_lulc"] | {"n_train": 31, "n_tiles": 45}
     changed = {"ceiling_lulc": fewer, "ceiling_scenes": fewer}

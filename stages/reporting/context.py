@@ -33,6 +33,11 @@ class RunContext:
         return self.sources[role]["source"] == "embedded"
 
     @property
+    def is_on_rsicd(self) -> bool:
+        """Whether the imagery is the paper's."""
+        return "rsicd" in self.sources["imagery"]["source"].lower()
+
+    @property
     def scale(self) -> str:
         if self.is_embedded("imagery"):
             return DEMO

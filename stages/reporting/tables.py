@@ -361,11 +361,10 @@ def distance_rows(extractor: str, protocol: str, values: dict, context: RunConte
 def fid_comparable(extractor: str, protocol: str, values: dict, context: RunContext) -> str:
     """State whether an FID compares with the paper's."""
     n = values["n"]
-    imagery = context.sources["imagery"]["source"]
     differences = []
     if extractor != "inception2048":
         differences.append(f"{extractor} features; the paper's are Inception-2048")
-    if "rsicd" not in imagery.lower():
+    if not context.is_on_rsicd:
         differences.append("other imagery than the paper's RSICD")
     if n != PAPER_N:
         differences.append(f"the paper's N is {PAPER_N}, ours {n}")
