@@ -13,11 +13,13 @@ A prompt that a writer proposes is kept when it passes `stages.text.checks`. Too
 class are an error.
 """
 
+import math
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
+import yaml
 
 from stages.common.artifacts import stream_rows, write_json, write_table
 from stages.diffusion.models import start_folder
@@ -94,12 +96,9 @@ def main() -> None:
     log(line)
     log_unread_names(collector, classes, training)
     if training.of_scenes:
-        log(
-            f"prompt: all training captions are written from {len(training.of_scenes)} class "
-            "names: the fine-tuned model has learned no other words. To draw images of these "
-            "captions alone: prompt.writer extractive, prompt.per_class 1, no `names` in "
-            "prompt.words, more generate.images_per_prompt"
-        )
+        log_trained_captions(params.classes, counts, training)
+    if prompt.writer == "extractive":
+        log_left_out_captions(collector, classes, counts)
 
 
 def read_training_captions(
@@ -181,6 +180,47 @@ def log_unread_names(
             f'that no training caption holds ("{unread[0].text}"): the fine-tuned model has not '
             f"learned them; give {unread[0].label} such names in prompt.words, names"
         )
+
+
+def log_trained_captions(
+    classes: dict[str, list[str]], counts: dict[str, int], training: TrainingCaptions
+) -> None:
+    """Log how to draw images of the training captions alone, one prompt for each of them.
+
+    Args:
+        classes: the scenes of each class.
+        counts: the number of prompts of each class that is used.
+        training: its captions are written from class names.
+    """
+    captions = {
+        label: {training.of_scenes[scene] for scene in scenes if scene in training.of_scenes}
+        for label, scenes in classes.items()
+    }
+    per_class = {label: max(1, len(captions[label])) if label in counts else 0 for label in classes}
+    text = yaml.safe_dump(
+        per_class, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    log(
+        f"prompt: all training captions are written from {len(training.of_scenes)} class names: "
+        "the fine-tuned model has learned no other words. To draw images of these captions alone: "
+        f"prompt.writer extractive, prompt.per_class {text.strip()}, no `names` in prompt.words, "
+        "more generate.images_per_prompt"
+    )
+
+
+def log_left_out_captions(
+    collector: PromptCollector, classes: ClassLexicon, counts: dict[str, int]
+) -> None:
+    """Log the classes that have fewer prompts than training captions, each of another scene."""
+    texts = {(kept.label, kept.text) for kept in collector.kept}
+    for label, count in counts.items():
+        captions = classes.words[label].captions
+        if count < len(captions):
+            left_out = [caption for caption in captions if (label, caption) not in texts]
+            log(
+                f"prompt: {label}: prompts for {count} of its {len(captions)} training captions: "
+                f'none is "{left_out[0]}"; raise prompt.per_class'
+            )
 
 
 def describe_answers(counts: Counter[str], prompt: Prompt) -> str:

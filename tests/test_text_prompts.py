@@ -366,6 +366,21 @@ def test_prompts_of_derived_words_begin_with_the_only_captions_that_were_trained
     assert "all training captions are written from 3 class names" in log
 
 
+def test_a_class_with_fewer_prompts_than_captions_is_named(demo, tmp_path, capsys):
+    """And the advice for images of the captions alone counts the scenes of each class."""
+    captions = {name: f"a satellite image of {name}" for name in ("forest", "wheat", "maize")}
+    write_captions(tmp_path, captions)
+    classes = {"Fields": ["wheat", "maize"], "Forest": ["forest"], "Moor": ["heath"]}
+    per_class = {"Fields": 1, "Forest": 1, "Moor": 0}
+    rows = write_prompts(tmp_path, demo / "models", classes, per_class)
+    assert [row["prompt"] for row in rows] == [captions["wheat"], captions["forest"]]
+    log = capsys.readouterr().err
+    assert re.findall(r"prompt: (\w+): prompts for (.*maize)", log) == [
+        ("Fields", '1 of its 2 training captions: none is "a satellite image of maize')
+    ]
+    assert "prompt.per_class {Fields: 2, Forest: 1, Moor: 0}, " in log
+
+
 def test_the_only_caption_of_a_class_comes_before_what_papers_say_of_it(demo, tmp_path):
     captions = {name: f"a satellite image of {name.lower()}" for name in ("Forest", "River")}
     write_captions(tmp_path, captions)
