@@ -91,7 +91,7 @@ class PromptCollector:
         if not known:
             log(
                 f"prompt: {label}: without passages: the corpus has none of its words: give "
-                f"prompt.words.{label}.description in the papers' language"
+                f"prompt.words.{label}.description words that the papers use, in their language"
             )
         return known
 
