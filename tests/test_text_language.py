@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import REPOSITORY
 
 from stages.common.artifacts import read_json
 from stages.common.rng import rng
+from stages.runtime.pretrained import load_pretrained
 from stages.text import perplexity, tokens
 
 EOS = 0
@@ -623,7 +625,9 @@ def test_export_merges_the_adapter(tmp_path, monkeypatch):
         export.export_language_model(Path("out"))
     Path("models/base").mkdir(parents=True)
     Path("models/base/language").symlink_to(SHIPPED_MODEL)
-    model = lora.add_lora(AutoModelForCausalLM.from_pretrained(SHIPPED_MODEL), make_config())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model = lora.add_lora(load_pretrained(AutoModelForCausalLM, SHIPPED_MODEL), make_config())
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights, std=0.1)

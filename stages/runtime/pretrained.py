@@ -5,6 +5,7 @@ The libraries initialize weights that a file lacks at random and only warn.
 
 import logging
 import math
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def load_pretrained(
     # On a missing weight the libraries log a table that advises to train the model.
     for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
         logging.getLogger(name).disabled = True
+    # peft reads this property of every model that it wraps.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     path = Path(folder) / subfolder
     if "quantization_config" not in options:
         _refuse_too_large(path, options.get("dtype"))
