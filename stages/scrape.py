@@ -90,7 +90,7 @@ def main() -> None:
                 writer.write_table(paper_table(paper))
         report = [*mark_copies(report, sketches, characters), *skipped_files()]
         counts = Counter(row.status for row in report)
-        refuse_few_papers(report, 1 if is_corpus(paths) else config.min_papers)
+        refuse_few_papers(report, paths, config.min_papers)
 
         # Hold whole papers out, by the hashes of their names.
         line_counts = {row.paper: row.lines for row in report if row.status == "ok"}
@@ -165,18 +165,27 @@ def paper_table(paper: Paper) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def refuse_few_papers(report: list[ReportRow], min_papers: int) -> None:
-    """Exit with an error that lists the unusable papers, where too few are readable."""
+def refuse_few_papers(report: list[ReportRow], paths: list[Path], min_papers: int) -> None:
+    """Exit with an error that lists the unusable papers, where too few are readable.
+
+    One paper of a corpus (`is_corpus`) is enough.
+    """
     papers = [row for row in report if row.status != "skipped"]
     unusable = [row for row in papers if row.status != "ok"]
     readable = len(papers) - len(unusable)
-    if readable < min_papers:
+    if readable < (1 if is_corpus(paths) else min_papers):
+        message = f"scrape.min_papers: {readable} of {len(papers)} papers are readable and no "
+        message += f"copies, fewer than {min_papers}"
         reasons = "; ".join(f"{row.paper}: {row.reason}" for row in unusable)
-        rule = "none failed; a text file without reference lists is cut only if it is the only file"
-        exit_with_error(
-            f"scrape.min_papers: {readable} of {len(papers)} papers are readable and no copies, "
-            f"fewer than {min_papers}: {reasons[:1000] or rule}"
-        )
+        if reasons:
+            message += f": {reasons[:1000]}"
+        if any(path.suffix.lower() == ".txt" for path in paths):
+            message += (
+                "; a text file without reference lists is cut into papers only if it is the only "
+                "file"
+            )
+        remedy = "lower scrape.min_papers and scrape.min_test_papers, or " if readable else ""
+        exit_with_error(f"{message}; {remedy}add papers")
 
 
 def refuse_few_test_papers(count: int, min_papers: int, counts: Counter[str]) -> None:

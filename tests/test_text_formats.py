@@ -542,6 +542,18 @@ def test_too_few_text_files_are_refused(collect):
     assert error.startswith("error: scrape.min_papers: 2 of 2 ") and "only file" in error
 
 
+@pytest.mark.parametrize("count, is_readable", [(3, True), (1, False)])
+def test_too_few_pdfs_are_refused_with_both_params_that_can_be_lowered(collect, count, is_readable):
+    """None of them where no paper can be read."""
+    for number in range(count):
+        note_pdf(f"papers/note{number}.pdf", number)
+        if not is_readable:
+            Path(f"papers/note{number}.pdf").write_bytes(b"%PDF-1.4")
+    error, _ = collect()
+    assert "only file" not in error and error.rstrip().endswith("add papers")
+    assert ("scrape.min_test_papers" in error) == is_readable
+
+
 @pytest.mark.parametrize("count, held_out", [(1, 0), (2, 1), (3, 1), (7, 3)])
 def test_small_collections_run(collect, count, held_out):
     for number in range(count):
