@@ -160,6 +160,11 @@ def test_the_page_shows_the_names_and_no_markup_in_them(selected):
     assert not [label for label in page.labels if "⟨" in label]
 
 
+def test_the_page_says_that_the_figures_are_of_other_classes(selected):
+    page = (selected / "metrics/report/index.html").read_text(encoding="utf-8")
+    assert "Figure 4: Bare Land" in page and "of the paper's classes, none of which" in page
+
+
 def test_a_class_without_images_and_one_without_real_tiles_are_shown(tmp_path, monkeypatch):
     """And one of 0 prompts is not."""
     import yaml

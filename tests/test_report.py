@@ -161,6 +161,11 @@ def test_table_warns_of_sets_with_more_near_copies_than_chance_explains(metrics)
     assert warning == "pixels: 0.900, expected 0.014"
 
 
+def test_figures_of_the_runs_own_classes_need_no_note(made):
+    page = (made / "metrics/report/index.html").read_text()
+    assert "Figure 4: Bare Land" in page and "of the paper's classes, none of which" not in page
+
+
 def test_bold_words_of_a_note_keep_the_spaces_around_them():
     row = rows.Row("key", "metric", 1.0, "")
     text = rows.to_markdown([rows.Table("", [row], "On average. **Blur** differs by * 2.")], "s")

@@ -289,7 +289,8 @@ class Gallery:
             figure_of: prompt -> number of the figure.
 
         Returns:
-            {name, prompt, unseen: words that no caption of a training tile has, items} per prompt.
+            {name, label, prompt, unseen: words that no caption of a training tile has, items} per
+            prompt.
         """
         # `scene` is the class of the prompt.
         samples = read_rows(FIGURES, ["scene", *SAMPLING_COLUMNS])
@@ -300,6 +301,7 @@ class Gallery:
             label = samples[rows[0]]["scene"]
             entry = {
                 "name": name_figure(figure_of.get(prompt), label),
+                "label": label,
                 "prompt": prompt,
                 "unseen": [word for word in split_words(prompt) if word not in known],
                 "items": [
