@@ -119,7 +119,7 @@ def test_labels_of_images_that_are_no_rasters_say_how_to_convert_these(tmp_path,
     draw(tmp_path / "in", "images/0.png", "masks/0.png")
     labels = {"file": "../masks/{stem}.png", "classes": {1: "lake", 2: "sea"}}
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in", labels=labels)
-    assert "gdal_translate a.png a.tif (images/0.png " in line
+    assert "rio convert a.png a.tif (images/0.png " in line
     assert "fetch_imagery.caption" not in line
 
 

@@ -30,7 +30,7 @@ IS_PREVIEW = "a preview of a scene that is cut"
 PREVIEW_SUFFIXES = {".jpg", ".jpeg", ".png"}
 LABELS_ARE_FOR_RASTERS = (
     "labels are for rasters (TIFF, JPEG 2000, 16-bit PNG): convert the image, "
-    "gdal_translate a.png a.tif"
+    "rio convert a.png a.tif"
 )
 
 
