@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -563,6 +564,35 @@ def test_files_of_different_scale_or_offset_are_one_line(tmp_path, monkeypatch, 
         with rasterio.open(path) as dataset:
             assert np.array_equal(dataset.read(), np.maximum(values - 1000, values > 0))
     fetch(tmp_path / "run", monkeypatch, tmp_path / "in", bands=[2])
+
+
+@pytest.mark.parametrize(
+    "dtype, tags, is_refused",
+    [
+        ("uint16", [(1e-4, 0), (float(np.float32(1e-4)), 0)], False),
+        ("uint16", [(1e-4, -0.1), (1e-4, float(np.float32(-0.1)))], False),
+        ("uint16", [(np.nan, np.nan), (np.nan, 0), (1, 0)], False),
+        ("uint16", [(1, 0), (1e-4, 0), (np.nan, 0)], False),  # software drops tags
+        ("uint16", [(1, 0), (1, 0), (1e-4, 0), (2e-4, 0)], True),
+        ("uint16", [(1e-4, 0), (1, 0), (2e-4, 0)], True),
+        ("uint16", [(1e-4, 0), (1.0001e-4, 0)], True),
+        ("uint16", [(1, 0), (1e-4, -0.1)], True),
+        ("uint16", [(1, -1000), (1, 0)], True),
+        ("uint8", [(1, 0), (1 / 255, 0), (1 / 127, -1)], False),
+    ],
+)
+def test_tags_count_where_they_tell_that_values_differ(tmp_path, dtype, tags, is_refused):
+    reading = Reading(32, None, None, keeps_bytes=True, needs_bytes=False, min_valid=0.5)
+    rasters = SourceRasters()
+    with pytest.raises(SystemExit) if is_refused else nullcontext() as stop:
+        for i, (scale, offset) in enumerate(tags):
+            path = tmp_path / f"{i}.tif"
+            write_raster(path, (scene_values(i, 3) / 40).astype(dtype))
+            with rasterio.open(path, "r+") as dataset:
+                dataset.scales, dataset.offsets = [scale] * 3, [offset] * 3
+            rasters.check(path.name, make_tile((path, path.name), reading))
+    if is_refused:
+        assert all(f"{number:.8g}" in str(stop.value) for number in tags[-1])
 
 
 @pytest.mark.parametrize(

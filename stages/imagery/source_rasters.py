@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from math import isclose, isnan
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,6 +27,7 @@ from stages.runtime.progress import log
 
 MAX_BAND_LISTS = 4  # that the log shows
 FEW_SAMPLES = 2**18  # pixels; for what needs no exact percentiles
+ROUNDING = 1e-6  # relative; of a scale or offset that a program kept as float32
 MAX_EXTREME = 0.5  # share of the pixels that a fixed stretch may make black or white
 
 
@@ -47,8 +49,9 @@ class SourceRasters:
         self.first_name = ""  # of an image of that type
         self.bands: set[tuple[int, ...]] = set()
         self.band_lists: set[str] = set()
-        # Of each number of chosen bands, the first image and its (scale, offset) of each band.
-        self.scaling_of_count: dict[int, tuple[str, tuple[tuple[float, float], ...]]] = {}
+        # Of each (number of chosen bands, position), an image and its scale and offset: the first
+        # one that is tagged, if there is one.
+        self.scalings: dict[tuple[int, int], tuple[str, float, float]] = {}
         self.has_alpha = False
         self.alpha = AlphaCounts()
         self.alpha_that_is_a_band = ""  # the name of an image
@@ -59,8 +62,8 @@ class SourceRasters:
         Images that Pillow decodes match rasters of bytes, and 8-bit gray matches 8-bit RGB.
 
         Raises:
-            SystemExit: it differs from the images before in its type or its scale and offset, or it
-                isn't clear which bands to read.
+            SystemExit: it differs from the images before in its type, or its scale or offset says
+                that its values mean something else, or it isn't clear which bands to read.
         """
         this = tile.raster_type
         if self.type is None:
@@ -88,16 +91,29 @@ class SourceRasters:
         return tile
 
     def _check_scaling(self, name: str, tile: Tile) -> None:
-        """Exit with an error if values of two images differ in meaning, as their files say."""
-        first, scaling = self.scaling_of_count.setdefault(len(tile.bands), (name, tile.scaling))
-        for (scale, offset), (other_scale, other_offset) in zip(scaling, tile.scaling):
-            if (scale, offset) != (other_scale, other_offset):
+        """Exit with an error if values of two images differ in meaning, as their files say.
+
+        A file without tags, (1, 0), says nothing of its scale: software drops the tags of equal
+        values. Bytes are shown as they are, whatever their tags say.
+        """
+        if tile.raster_type.dtype == "uint8":
+            return
+        for position, (scale, offset) in enumerate(tile.scaling):
+            scale, offset = 1 if isnan(scale) else scale, 0 if isnan(offset) else offset
+            key = len(tile.bands), position
+            first, first_scale, first_offset = self.scalings.setdefault(key, (name, scale, offset))
+            are_tagged = (1, 0) not in ((first_scale, first_offset), (scale, offset))
+            if not isclose(offset, first_offset, rel_tol=ROUNDING) or (
+                are_tagged and not isclose(scale, first_scale, rel_tol=ROUNDING)
+            ):
                 exit_with_error(
-                    f"fetch_imagery.source: {first} has scale {scale:g} and offset {offset:g}, "
-                    f"{name} has {other_scale:g} and {other_offset:g}, so equal values differ in "
-                    "meaning: bring values and tags of all files to one scale and offset "
+                    f"fetch_imagery.source: {first} has scale {first_scale:.8g} and offset "
+                    f"{first_offset:.8g}, {name} has {scale:.8g} and {offset:.8g}, so equal values "
+                    "differ in meaning: bring values and tags of all files to one scale and offset "
                     "(docs/data.md, Stretch)"
                 )
+            if not are_tagged and (scale, offset) != (1, 0):
+                self.scalings[key] = name, scale, offset
 
     def describe_bands(self) -> str:
         """What was read of the rasters, in one line; "" without rasters."""
