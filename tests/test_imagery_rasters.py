@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
+from affine import Affine
 from PIL import Image, TiffImagePlugin
 from rasterio.enums import ColorInterp
 from rasterio.transform import from_origin
@@ -26,7 +27,13 @@ from stages.diffusion.marked_png import SETTINGS
 from stages.imagery.bands import ParamsMisfit
 from stages.imagery.georeference import find_date
 from stages.imagery.image_decoding import decode_rgb
-from stages.imagery.rasters import Mask, read_raster
+from stages.imagery.rasters import (
+    Mask,
+    RasterWindow,
+    close_scenes,
+    read_raster,
+    read_window,
+)
 from stages.imagery.raw_tiles import RawTile
 from stages.imagery.source_rasters import SourceRasters, refuse_band_files
 from stages.imagery.stretch import (
@@ -977,6 +984,32 @@ def test_the_georeference_of_real_tiles_goes_in_and_out_again(tmp_path, monkeypa
             )
         inverse = [b / 255 * (high - low) + low for b, (low, high) in zip(pixels, stretch)]
         np.testing.assert_allclose(values, inverse)
+
+
+@pytest.mark.parametrize(
+    "transform, is_place",
+    [
+        (from_origin(360_000, 5_614_000, 10, 10), True),
+        (from_origin(-360_000, -5_614_000, 10, 10), True),
+        (from_origin(0, 40, 1, 1), False),
+        (from_origin(0, 40 * 0.1, 0.1, 0.1), False),
+        (from_origin(-0.5, 39.5, 1, 1), False),
+        (from_origin(-20, 20, 1, 1), False),
+        (from_origin(96, 0, 1, 1), False),  # a patch of a photo
+        (Affine(1, 0, 48, 0, 1, 0), False),
+        (from_origin(96, 120.1, 0.3, 0.3), True),
+    ],
+)
+def test_coordinates_that_begin_in_a_raster_are_no_place(tmp_path, transform, is_place):
+    """The raster's bounds count, not those of a window."""
+    path = tmp_path / "a.tif"
+    values = scene_values(1, 3, 40).astype(np.uint16)
+    for crs in (None, "EPSG:32632"):
+        write_raster(path, values, transform=transform, crs=crs)
+        for window in ((0, 0, 40, 40), (16, 16, 8, 8)):
+            raster = read_window(RasterWindow(path, *window), None, None, path.name)
+            assert (raster.georeference.bounds is not None) == (is_place or crs is not None)
+        close_scenes()
 
 
 def test_generated_geotiffs_say_that_they_are_synthetic(tmp_path, monkeypatch):

@@ -290,10 +290,13 @@ def test_files_of_one_name_in_two_formats_are_two_scenes():
     assert find_places(tiles).scene_names == ["scene.jp2", "scene.tif"]
 
 
-def test_ten_scenes_or_more_are_split_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("is_local", [False, True])
+def test_ten_scenes_or_more_are_split_whole(tmp_path, monkeypatch, is_local):
     for i in range(12):
-        east = 5_000 * i
-        write_raster(tmp_path / f"in/scene{i}.tif", terrain(i, 48 + 16 * (i % 2)), **located(east))
+        side = 48 + 16 * (i % 2)
+        # Local coordinates begin in each scene, so equal ones are not equal ground.
+        place = {"transform": from_origin(0, side, 1, 1)} if is_local else located(5_000 * i)
+        write_raster(tmp_path / f"in/scene{i}.tif", terrain(i, side), **place)
     rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in")
     split_of = {}
     for split, split_rows in rows.items():
@@ -686,7 +689,8 @@ def test_mixed_and_missing_crs_are_said_once(tmp_path, monkeypatch, capsys):
     write_raster(tmp_path / "in/a.tif", terrain(0, 64), **located())
     write_raster(tmp_path / "in/b.tif", terrain(1, 64), **located(crs="EPSG:32633"))
     write_raster(tmp_path / "in/c.tif", terrain(2, 64))
+    write_raster(tmp_path / "in/d.tif", terrain(3, 32), **located(crs=None))
     fetch(tmp_path / "out", monkeypatch, tmp_path / "in")
     text = capsys.readouterr().err
-    assert text.count("16 of 48 tiles of rasters have no CRS") == 1
+    assert text.count("20 of 52 tiles of rasters have no CRS; 4 of them have coordinates") == 1
     assert text.count("16 in EPSG:32632, 16 in EPSG:32633") == 1

@@ -57,11 +57,11 @@ def read_georeference(dataset: Any, window: tuple[int, int, int, int], name: str
 
     Returns:
         The georeference. A rotated raster has no bounds. One without a CRS may have them, as the
-        world file of an orthophoto tells; at (0, 0) they are pixels.
+        world file of an orthophoto tells, unless they are local, such as pixels.
     """
     day = find_date(dataset.tags(), name)
     crs, transform = horizontal_crs(dataset.crs), dataset.transform
-    if transform.is_identity or not (crs or transform.c or transform.f):
+    if transform.is_identity or (not crs and _are_local(*dataset.bounds)):
         return Georeference(date=day)
     row, column, height, width = window
     side = min(height, width)
@@ -76,6 +76,17 @@ def read_georeference(dataset: Any, window: tuple[int, int, int, int], name: str
     meters = _meters_per_unit(crs, y) if crs else None
     gsd = hypot(transform.b, transform.e) * meters if meters else None
     return Georeference(_crs_name(crs) if crs else None, bounds, gsd, day)
+
+
+def _are_local(left: float, bottom: float, right: float, top: float) -> bool:
+    """Whether a raster's bounds touch or cross x = 0 or y = 0: its coordinates start in it.
+
+    Those of a map don't, except for degrees at the equator and at Greenwich.
+    """
+    return any(
+        abs(low + high) <= abs(high - low) * (1 + 1e-9)  # 1e-9: for rounding
+        for low, high in ((left, right), (bottom, top))
+    )
 
 
 def _meters_per_unit(crs: Any, y: float) -> float | None:
@@ -118,10 +129,17 @@ def _crs_name(crs: Any) -> str:
 
 def log_systems(georeferences: Iterable[Georeference]) -> None:
     """Log whether rasters are in several CRS, or in none."""
-    systems = Counter(georeference.crs or "" for georeference in georeferences)
+    systems: Counter[str] = Counter()
+    located = 0
+    for georeference in georeferences:
+        systems[georeference.crs or ""] += 1
+        located += georeference.crs is None and georeference.bounds is not None
     count, without = systems.total(), systems.pop("", 0)
     if without:
-        log(f"fetch_imagery: {without} of {count} tiles of rasters have no CRS")
+        text = f"fetch_imagery: {without} of {count} tiles of rasters have no CRS"
+        if located:
+            text += f"; {located} of them have coordinates, which are taken as in one CRS"
+        log(text)
     if len(systems) > 1:
         names = ", ".join(f"{count} in {short_name(crs)}" for crs, count in systems.most_common())
         log(f"fetch_imagery: tiles are in several CRS, each with its bounds in its own: {names}")
