@@ -61,7 +61,7 @@ def _lists_of_splits(file: Path) -> Iterator[list[str]]:
         with open(file, "rb") as stream:
             lines = stream.read(HEAD).decode(errors="replace").splitlines()
         entries = list(filter(str.strip, lines))[:MAX_ENTRIES]
-    is_named = split_words(file.stem) and not is_object
+    is_named = bool(split_words(file.stem)) and not is_object
     yield [entry if is_named or _names_split(entry) else "" for entry in entries]
 
 
