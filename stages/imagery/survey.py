@@ -33,6 +33,10 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
 MIN_SCENES = 2  # that a scene classifier, and with it the evaluation, needs
+NAME_SPLITS = (
+    "move the images into train/, valid/ and test/, or give a list (metadata.csv) or table with "
+    "the field `split`"
+)
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 
 
@@ -229,8 +233,8 @@ def _refuse_unread_files(
     named = {standard_split(split) for split in survey.usable if split is not None} - {None}
     if folders := _folders_like_splits(survey.unsplit_folders):
         exit_with_error(
-            f"{key}: the folders {', '.join(folders[:20])} seem to be splits: name them train, "
-            "valid and test, or give a list or table with a field `split`"
+            f"{key}: the folders {', '.join(folders[:20])} seem to be splits: {NAME_SPLITS}; if "
+            "they are classes, rename them"
         )
     has_params = any(config.splits.model_dump().values())
     # One name, such as that of the only table, train-00000-of-00001.parquet, tells no splits apart.
@@ -241,24 +245,23 @@ def _refuse_unread_files(
         )
     if source.unread_split is not None and not named and not has_params:
         exit_with_error(
-            f"{key}: {source.unread_split} seems to list a split: move the images into train/, "
-            "valid/ and test/, or write metadata.csv with file_name, scene (or text) and split, or "
-            "move the file away"
+            f"{key}: {source.unread_split} seems to list a split: {NAME_SPLITS}, or move the file "
+            "away"
         )
 
 
 def _folders_like_splits(folders: set[PurePosixPath]) -> list[str]:
-    """The first folders side by side whose names hold the words of several splits, if any.
+    """The first folders side by side that each have the word of a split, and several in all.
 
-    X_train and X_test seem to be splits; train_station alone may be a class.
+    X_train and X_test seem to be splits; beside forest, train_station and test_site are classes.
     """
     splits_in: dict[PurePosixPath, dict[str, str | None]] = {}  # of each folder that holds some
-    for folder in sorted(folders):
+    for folder in sorted(folder for folder in folders if folder.name):
         # Pascal VOC's trainval, which is train and val, is no name of a split elsewhere.
-        if word := split_word(folder.name.lower().replace("trainval", "train")):
-            splits_in.setdefault(folder.parent, {})[folder.name] = standard_split(word)
-    several = (splits for splits in splits_in.values() if len(set(splits.values())) > 1)
-    return list(next(several, {}))
+        word = split_word(folder.name.lower().replace("trainval", "train"))
+        splits_in.setdefault(folder.parent, {})[folder.name] = word and standard_split(word)
+    found = (splits for splits in splits_in.values() if None not in splits.values())
+    return list(next((splits for splits in found if len(set(splits.values())) > 1), {}))
 
 
 def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> None:
