@@ -96,6 +96,11 @@ def test_a_folder_of_masks_is_no_class(tmp_path):
         ("rgb_masks/lake/0.png", "rgb_masks/river/0.png", False),
         ("labels/images/0.png", "labels/images/river/0.png", False),
         ("lake/0.jpg", "target range/0.jpg", False),
+        ("ground/0.jpg", "ground target/0.jpg", False),
+        ("images_of_ships/0.jpg", "target/0.jpg", False),
+        ("sat_0.jpg", "target_0.jpg", False),
+        ("building/0.jpg", "building lab/0.jpg", False),
+        ("images/a.png", "targets/a.png", True),
         ("lake/0.jpg", "label/0.png", False),
         ("images/lake/0.jpg", "images/Label/0.png", False),
         ("train/images/0.jpg", "test/masks/0.png", False),
@@ -113,6 +118,9 @@ def test_masks_that_no_params_name_are_one_line(tmp_path, image, mask, is_mask):
         refuse_unnamed_masks(source, KEY)
     # Params name masks of rasters alone.
     assert ("fetch_imagery.labels" in str(stop.value)) == image.endswith(".tif")
+    rows = [{"file_name": name, "scene": name[0]} for name in (image, mask)]
+    write_csv(tmp_path / "metadata.csv", rows)
+    refuse_unnamed_masks(open_source(tmp_path, KEY), KEY)
 
 
 def test_labels_of_images_that_are_no_rasters_say_how_to_convert_these(tmp_path, monkeypatch):

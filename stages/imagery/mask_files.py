@@ -15,12 +15,13 @@ from stages.runtime.errors import exit_with_error
 IS_MASK = "mask of another image"
 # Words of names, in lower case, of masks and labels, and of the images beside them.
 WORD = "(?:^|[ ._-])(?:{})(?=$|[ ._-])"
-MASK_WORD = re.compile(
-    WORD.format(
-        "masks?|msks?|labels?|lab|gt|ground[ _-]?truth|annotations?|targets?|"
-        "segmentation(?:class|object)?"  # Pascal VOC's folders
-    )
+MASK_WORD = WORD.format(
+    "masks?|msks?|labels?|gt|ground[ _-]?truth|annotations?|"
+    "segmentation(?:class|object)?"  # Pascal VOC's folders
 )
+# Elsewhere in a name, these words are of classes: target_1.jpg, `ground target`, `lab`.
+MASK_FOLDER = re.compile(f"{MASK_WORD}|^targets$")  # xBD's folder
+MASK_STEM = re.compile(f"{MASK_WORD}|(?:^|[ ._-])(?:lab|targets?)$")  # FloodNet's and xBD's files
 IMAGE_WORD = re.compile(WORD.format("images?|imgs?|rgb|sat|jpegimages"))
 
 
@@ -68,7 +69,8 @@ def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
         params = ", or name them by fetch_imagery.mask or fetch_imagery.labels"
         exit_with_error(
             f"{label}: {len(image_of_mask)} image(s) seem to be masks or labels of others, such as "
-            f"{mask} of {image}: move them elsewhere{params if _is_raster(file) else ''}"
+            f"{mask} of {image}: move them elsewhere{params if _is_raster(file) else ''}; if "
+            "they show classes, list the images in metadata.csv"
         )
 
 
@@ -98,10 +100,10 @@ def _image_keys(name: str) -> Iterator[tuple[str, ...]]:
 def _mask_keys(name: str) -> Iterator[tuple[str, ...]]:
     """Yield the keys of the image of which a file is the mask; none if it isn't named so."""
     *folders, stem = PurePosixPath(name.lower()).with_suffix("").parts
-    base = _without(IMAGE_WORD, _without(MASK_WORD, stem))
-    if MASK_WORD.search(stem):
+    base = _without(IMAGE_WORD, _without(MASK_STEM, stem))
+    if MASK_STEM.search(stem):
         yield (*folders, base)
-    yield from _keys_without(MASK_WORD, folders, base)
+    yield from _keys_without(MASK_FOLDER, folders, base)
 
 
 def _keys_without(word: re.Pattern, folders: list[str], stem: str) -> Iterator[tuple[str, ...]]:
@@ -111,7 +113,7 @@ def _keys_without(word: re.Pattern, folders: list[str], stem: str) -> Iterator[t
     folder with words of both kinds, such as rgb_masks, holds masks.
     """
     for depth, folder in enumerate(folders):
-        if word.search(folder) and (word is MASK_WORD or not MASK_WORD.search(folder)):
+        if word.search(folder) and (word is MASK_FOLDER or not MASK_FOLDER.search(folder)):
             yield (*folders[:depth], *folders[depth + 1 :], stem)
             yield (*folders[:depth], _without(word, folder), *folders[depth + 1 :], stem)
             yield (*folders[:depth], "/", stem)
