@@ -212,6 +212,12 @@ def test_split_of_a_table(tmp_path, where):
     }
 
 
+def test_a_word_in_the_folder_of_one_table_is_no_split(tmp_path):
+    for where in ("site_a", "test_site"):
+        write_parquet(tmp_path / where / "data.parquet", good_rows(1))
+    assert len({item.split for item in open_source(tmp_path, "key").read_items(False)}) == 1
+
+
 def test_metadata_in_the_root_leaves_images_in_the_splits_of_their_folders(tmp_path):
     rows = [
         {"file_name": f"{split}/lake_{i}.png", "text": "a lake"}

@@ -9,7 +9,7 @@ same name: then their contents tell them apart.
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -104,7 +104,8 @@ def open_parquet(
         SystemExit: a table cannot be read, has no column of encoded images, or has several labels
             per tile.
     """
-    tables = [_open_table(file, root, key, only_table=len(files) == 1) for file in files]
+    splits = _splits(files, root)
+    tables = [_open_table(file, root, key, split) for file, split in zip(files, splits)]
     _log_joined_folders(tables, root, key)
     _refuse_lists_in_text(tables)
     has_captions = any(table.caption_columns for table in tables)
@@ -123,7 +124,7 @@ def open_parquet(
     )
 
 
-def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
+def _open_table(path: Path, root: Path, key: str, split: str | None) -> Table:
     """Read the schema of a table. Exits with an error if it has no column of encoded images."""
     label = f"{key}: {path.relative_to(root)}"
     try:
@@ -154,7 +155,7 @@ def _open_table(path: Path, root: Path, key: str, only_table: bool) -> Table:
         path,
         label,
         row_name=valid_utf8(path.relative_to(root).with_suffix("").as_posix()),
-        split=_split(path, root, only_table),
+        split=split,
         caption_columns=caption_fields(schema.names),
         name_column=first_field(NAME_FIELDS, schema.names),
         scene_column=scene_column,
@@ -250,17 +251,27 @@ def _find_misnamed_split(tables: list[Table]) -> str | None:
     return misnamed_split(rows)
 
 
-def _split(path: Path, root: Path, only_table: bool) -> str | None:
-    """The split of a table, which its file name or a folder tells.
+def _splits(paths: list[Path], root: Path) -> list[str | None]:
+    """The split of each table, which its file name or a folder tells.
 
     It is `train` for train.parquet, data/train-00000-of-00002.parquet, train/part-0.parquet,
-    EuroSAT-train-00000-of-00001.parquet and EuroSAT_train/00000.parquet.
+    EuroSAT-train-00000-of-00001.parquet and, where a folder of each table has the word of a split,
+    EuroSAT_train/00000.parquet: beside site_a, test_site is no split.
     """
-    name = path.stem.partition("-")[0]
-    folders = path.relative_to(root).parts[:-1]
+    folders_of = [path.relative_to(root).parts[:-1] for path in paths]
+    have_words = all(any(map(split_word, folders)) for folders in folders_of)
+    only_table = len(paths) == 1
+    return [
+        _split(path.stem, folders, have_words, only_table)
+        for path, folders in zip(paths, folders_of)
+    ]
+
+
+def _split(stem: str, folders: Sequence[str], have_words: bool, only_table: bool) -> str | None:
+    name = stem.partition("-")[0]
     if standard_split(name):
         return name
-    words = (split_word(part) for part in (path.stem, *folders))
+    words = map(split_word, (stem, *folders) if have_words else (stem,))
     if split := split_folder(folders) or next(filter(None, words), None):
         return split
     if name.isdigit():
