@@ -244,6 +244,8 @@ def test_copies_of_training_images_and_repeated_images_are_said(evaluate, tmp_pa
         ([18] * 12, [25, 11] * 6, False),  # as independent sets
         ([18] * 12, [18] * 11, False),
         ([18], [34], False),
+        ([1] * 100, [1] * 50 + [0] * 50 + [1] * 50, False),  # scenes of one image each
+        ([1] * 100, [2] * 100, True),
     ],
 )
 def test_sets_whose_scenes_are_more_alike_than_by_chance_are_said(real, generated, is_alike):
