@@ -33,7 +33,7 @@ from stages.evaluation.compression_artifacts import (
 from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.memorization import (
     compare_with_training_images,
-    describe_copies,
+    describe_near_copies,
     nearest_neighbors,
     nearest_neighbors_dihedral,
 )
@@ -100,11 +100,8 @@ def main() -> None:
             write_nearest_training(closest, rows)
             if is_selected:
                 del image_metrics["scene"]["synthetic"]
-    for name, shares in describe_copies(image_metrics).items():
-        log(
-            f"fid: {name}: warning: more near-copies of training images than chance explains "
-            f"({shares}); distances, recall and accuracies reward copies"
-        )
+    for name, described in describe_near_copies(image_metrics).items():
+        log(f"fid: {name}: warning: {described}")
 
     # Captions: do images show the scene, or the text, that they were asked for?
     agreement = measure_caption_agreement(rows, params.classes, is_selected)

@@ -1,5 +1,6 @@
 """Distances between sets of features, against closed forms and the field's own implementations."""
 
+import re
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.memorization import (
     THUMBNAIL_SIDE,
     compare_with_training_images,
+    describe_near_copies,
     draw_class_mix,
     memorization_scores,
     nearest_neighbors,
@@ -680,6 +682,28 @@ def test_a_copying_generator_is_caught_and_a_fair_one_is_not():
     # Where held-out images are in the training set, only exact copies count.
     real[:20] = 0
     assert memorization_scores(np.array([0, 0.5, 1]), real)["memorized"] == pytest.approx(1 / 3)
+
+
+def test_copies_are_warned_of_in_words_that_hold_for_images_of_little_variety_too():
+    """Images nearer to the mean of the data are nearer to every training tile: they copy nothing.
+
+    Features have numbers, but no warning.
+    """
+    train, held_out, fresh = (gaussian_sample(n, 64, n) for n in (1000, 256, 250))
+    real, _ = nearest_neighbors(held_out, train)
+    warnings = {}
+    for name, generated in {
+        "honest": fresh,
+        "copies": train[:250] + 0.01 * fresh,
+        "collapsed": 0.5 * fresh,
+    }.items():
+        scores = memorization_scores(nearest_neighbors(generated, train)[0], real)
+        assert (scores["memorized"] > 0.9) == (name != "honest")
+        assert describe_near_copies({"pixels": {}, "scene": {"tuned": scores}}) == {}
+        warnings[name] = describe_near_copies({"pixels": {"tuned": scores}})
+    assert warnings["honest"] == {}
+    assert warnings["copies"] == warnings["collapsed"]
+    assert re.search("copies, or .*variety", warnings["collapsed"]["tuned"])
 
 
 def test_of_large_sets_a_sample_is_compared(monkeypatch):

@@ -1,7 +1,7 @@
 """Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
 
 from stages.common.ceiling_tiles import describe_real_tiles
-from stages.evaluation.memorization import describe_copies
+from stages.evaluation.memorization import describe_near_copies
 from stages.reporting.context import RunContext
 from stages.reporting.rows import Row, Table, make_row, order_extractors, with_interval
 
@@ -34,7 +34,7 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
         "tiles are (for the synthetic set: of tiles in its mix of classes); a generator that "
         f"copies nothing scores the expected share on average. {unexpected_note(metrics['images'])}"
-        f"{copies_note(metrics['images'])}"
+        f"{near_copies_note(metrics['images'])}"
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"
         "Groups of near-duplicates in both the training and the test split: "
         f"{near_duplicates.get('train_test', 0)}; test tiles excluded for that: "
@@ -143,12 +143,11 @@ def unexpected_note(images: dict) -> str:
     )
 
 
-def copies_note(images: dict) -> str:
-    """Warn of sets with more near-copies than chance explains. images: metrics/images.json."""
+def near_copies_note(images: dict) -> str:
+    """Warn of sets with more near-copies than expected. images: metrics/images.json."""
     return "".join(
-        f"**More near-copies of training images than chance explains, {IMAGE_SETS[name]}** "
-        f"({shares}): distances, recall and accuracies reward copies. "
-        for name, shares in describe_copies(images).items()
+        f"**Warning, {IMAGE_SETS[name]}**: {described}. "
+        for name, described in describe_near_copies(images).items()
     )
 
 
