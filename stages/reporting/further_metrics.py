@@ -32,8 +32,8 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         f"network, trained on {real_tiles}. Real vs. real and base model: as above. "
         "The intervals include the sampling of images, not the diffusion model's training. "
         "Near-copies: generated images nearer to a training tile than 99 % of the held-out real "
-        "tiles are (for the synthetic set: of tiles in its mix of classes); a generator that "
-        f"copies nothing scores the expected share on average. {unexpected_note(metrics['images'])}"
+        "tiles are (for the synthetic set: of tiles in its mix of classes); other real "
+        f"tiles score the expected share on average. {unexpected_note(metrics['images'])}"
         f"{near_copies_note(metrics['images'])}"
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"
         "Groups of near-duplicates in both the training and the test split: "
@@ -121,7 +121,7 @@ def near_copy_rows(images: dict) -> list[Row]:
         for image_set, values in images[space].items():
             references = {}
             if "memorized_expected" in values:
-                references["expected without copies"] = values["memorized_expected"]
+                references["expected of other real tiles"] = values["memorized_expected"]
             rows.append(
                 make_row(
                     f"images.{space}.{image_set}.memorized",
