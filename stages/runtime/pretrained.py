@@ -45,11 +45,7 @@ def load_pretrained(
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
-    # On a missing weight the libraries log a table that advises to train the model.
-    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
-        logging.getLogger(name).disabled = True
-    # peft reads this property of every model that it wraps.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    _silence_libraries()
     path = Path(folder) / subfolder
     if "quantization_config" not in options:
         _refuse_too_large(path, options.get("dtype"))
@@ -81,6 +77,15 @@ def load_pretrained(
         exit_with_error(message)
     _check_weights(path, model, loading_info, unused_prefixes)
     return model
+
+
+def _silence_libraries() -> None:
+    """Leave out what the libraries say and a user can do nothing about."""
+    # On a missing weight the libraries log a table that advises to train the model.
+    for name in ("transformers.modeling_utils", "diffusers.models.modeling_utils"):
+        logging.getLogger(name).disabled = True
+    # peft reads this property of every model that it wraps.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
 
 def _refuse_too_large(path: Path, dtype: Any) -> None:
