@@ -13,7 +13,7 @@ held out and written.
 
 A file is a paper. But a text file with three or more reference lists is cut behind these, and one
 without, if it is the only file, into blocks of lines; each part counts as a paper (page 0).
-`min_papers` does not apply to an only file. A file that is not UTF-8 text has failed.
+`min_papers` does not apply to a text file that is the only file. One that is not UTF-8 has failed.
 """
 
 from collections import Counter

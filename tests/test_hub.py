@@ -45,9 +45,6 @@ def run(tmp_path_factory) -> Path:
         folder / "metrics",
         ignore=shutil.ignore_patterns("report", "review", "diffusion_grid"),
     )
-    agreement = folder / "metrics/caption_agreement.json"
-    values = json.loads(agreement.read_text()) | {"caption_agreement_chance": 1 / 12}
-    agreement.write_text(json.dumps(values))
     shutil.copytree(EMBEDDED / "diffusion", folder / "models/diffusion")
     shutil.copytree(EMBEDDED / "language", folder / "models/base/language")
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED / "language")

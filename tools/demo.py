@@ -9,8 +9,8 @@ reads   sampling, prompt, seed, fetch_model, train_base; models/diffusion, model
         models of the prompt writer
 
 Before fine-tuning it draws with the base model, the one in this repository where params name no
-other, and says so. Prompts from papers need the stage `index_rag`
-and the models of the prompt writer.
+other, and says so. Prompts from papers need the stage `index_rag` and the models of the prompt
+writer.
 
 Sampler, retriever, writer and checks are those of the pipeline: the prompt, negative prompt, seed,
 steps and guidance of an image in the report give that image again (to rounding). One request runs

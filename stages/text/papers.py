@@ -162,9 +162,8 @@ def _wrap_paragraphs(page: str) -> str:
 def read_text_file(path: Path, cut_references: bool, is_only_file: bool) -> list[Paper]:
     """Read a text file as one paper, or cut it into papers; one that failed where it has no text.
 
-    It is cut if it has several reference lists, or is the only file.
-
-    Form feeds divide its pages, as in the output of pdftotext.
+    It is cut if it has several reference lists, or is the only file. Form feeds divide its pages,
+    as in the output of pdftotext.
     """
     text, reason = decode(path.read_bytes())
     if reason:
@@ -175,18 +174,21 @@ def read_text_file(path: Path, cut_references: bool, is_only_file: bool) -> list
     lines = [line for body in bodies for line in body if not PAGE_NUMBER.match(line)]
     running_lines += sum(map(len, bodies)) - len(lines)
     cuts = Cuts(running_lines=running_lines, line_numbers=line_numbers)
-    if is_only_file or len(reference_lists(lines)) >= MIN_REFERENCE_LISTS:
-        return _cut_corpus(path, lines, cut_references, cuts)
+    ranges = reference_lists(lines)
+    if is_only_file or len(ranges) >= MIN_REFERENCE_LISTS:
+        return _cut_corpus(path, lines, ranges, cut_references, cuts)
     paper = _paper_of_lines(path.stem, lines, cut_references, "", cuts)
     return [paper if _is_prose(paper.lines) else _failed(path, FEW_WORDS)]
 
 
-def _cut_corpus(path: Path, lines: list[str], cut_references: bool, cuts: Cuts) -> list[Paper]:
+def _cut_corpus(
+    path: Path, lines: list[str], ranges: list[tuple[int, int]], cut_references: bool, cuts: Cuts
+) -> list[Paper]:
     """Cut the lines of a text file into papers; those of few words have failed.
 
     It is cut behind its reference lists, or into blocks of lines where it has too few lists.
+    ranges: of the lists' lines.
     """
-    ranges = reference_lists(lines)
     if len(ranges) >= MIN_REFERENCE_LISTS:
         ends = [end for _, end in ranges]
         how = "part of a text file, split behind its reference lists"
