@@ -72,6 +72,19 @@ def test_emptying_keeps_what_a_run_uses_and_what_is_not_the_caches(root, monkeyp
     assert not (root / "features_tuned/bbbb").exists()
 
 
+def test_a_kill_while_a_finished_folder_is_removed_leaves_no_half_of_it(root, monkeypatch):
+    def kill(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume_cache.shutil, "rmtree", kill)
+        with pytest.raises(KeyboardInterrupt), resume_folder("generate", "bbbb"):
+            pass
+    with resume_folder("generate", "bbbb") as folder:
+        assert not list(folder.iterdir())
+    assert [path.suffix for path in (root / "generate").iterdir()] == [".lock"]
+
+
 def test_a_home_folder_is_expanded_and_an_unknown_one_is_said(root, monkeypatch):
     assert resume_cache.cache_root() == root and not Path("~").exists()
     monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", "~no-such-user/cache")

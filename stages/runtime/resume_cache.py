@@ -89,8 +89,14 @@ def advise_on_full_disk() -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder of the cache, which this process has locked, and what lies beside it."""
-    shutil.rmtree(path)
+    """Remove a folder of the cache, which this process has locked, and what lies beside it.
+
+    It is renamed first: where this process is killed meanwhile, no later run takes the rest for
+    finished work. The next folder that is removed takes the rest with it.
+    """
+    path.rename(side_file(path, f"{uuid.uuid4().hex}.removed"))
+    for removed in path.parent.glob("*.removed"):
+        shutil.rmtree(removed, ignore_errors=True)  # another run may be removing it, too
     for kind in SIDE_FILES:
         side_file(path, kind).unlink(missing_ok=True)
 
@@ -199,7 +205,8 @@ def side_file(path: Path, kind: str) -> Path:
 
 def log_unused_folders(stage: str, used: Path) -> None:
     """Log the number of folders, of runs with other params or inputs, beside the used one."""
-    unused = [path for path in used.parent.iterdir() if path.is_dir() and path != used]
+    folders = [path for path in used.parent.iterdir() if path.is_dir() and not path.suffix]
+    unused = [path for path in folders if path != used]
     if unused:
         log(
             f"{stage}: {len(unused)} run(s) with other params or inputs, unfinished or at work, "
