@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.generator import ROWS, Tiles, make_measure, reconstruct
 from stages.common.artifacts import decode_image, stream_rows
-from stages.diffusion.image_detail import mean_psnr
+from stages.embedded.image_detail import mean_psnr
 from stages.runtime.process import make_parser, start_process
 
 

@@ -25,7 +25,7 @@ from scipy.special import stdtrit
 from benchmarks.evaluation import extract
 from benchmarks.workspace import REPOSITORY, make_inputs, run_module
 from stages.common.artifacts import IMAGE, fingerprint, read_json, write_atomically, write_json
-from stages.diffusion.image_detail import mean_psnr, relative_detail
+from stages.embedded.image_detail import mean_psnr, relative_detail
 from stages.runtime.process import make_parser, start_process
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder

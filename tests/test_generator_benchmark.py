@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import generator
 from stages.common.artifacts import write_json
-from stages.diffusion.image_detail import OCTAVES, mean_psnr, octave_powers, relative_detail
+from stages.embedded.image_detail import OCTAVES, mean_psnr, octave_powers, relative_detail
 
 CYCLES = (3, 6, 12, 24)  # of waves inside each octave
 

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from stages.diffusion import from_scratch, train_decoder
-from stages.diffusion.image_detail import LUMA
+from stages.diffusion.train_decoder import LUMA
 
 
 @pytest.fixture

@@ -25,11 +25,11 @@ from stages.diffusion.from_scratch import (
     random_crop,
     reconstruction_loss,
 )
-from stages.diffusion.image_detail import LUMA
 from stages.diffusion.resumable import MinuteCheckpoints
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import progress_bar
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
 LR = 3e-4
 DISCRIMINATOR_LR = 4e-4
 BETAS = (0.5, 0.95)  # a discriminator changes: the usual 0.9 would follow its past

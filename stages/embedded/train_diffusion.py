@@ -34,9 +34,9 @@ from stages.common.rng import rng
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
 from stages.diffusion import from_scratch, loss, models, muon, train_decoder
 from stages.diffusion.ema import update_ema
-from stages.diffusion.image_detail import mean_psnr, relative_detail
 from stages.diffusion.muon import Muon
 from stages.diffusion.resumable import MinuteCheckpoints
+from stages.embedded.image_detail import mean_psnr, relative_detail
 from stages.embedded.scenes import SCENES, render_tiles
 from stages.imagery.base_domain import UNSEEN_SCENES
 from stages.runtime.atomic import atomic_folder

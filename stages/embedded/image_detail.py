@@ -5,8 +5,9 @@ Images are uint8 [N, H, W, 3], H = W a power of two, at least 32.
 
 import numpy as np
 
+from stages.diffusion.train_decoder import LUMA
+
 OCTAVES = ((2, 4), (4, 8), (8, 16), (16, 32))  # cycles per image side, from coarse to fine
-LUMA = np.array([0.299, 0.587, 0.114])  # of red, green, blue: ITU-R BT.601
 
 
 def mean_psnr(images: np.ndarray, reconstructions: np.ndarray) -> float:
