@@ -44,6 +44,7 @@ SOURCES = {
 SECONDS = 60.0  # between two files of finished batches: what a kill may cost
 
 Outputs = dict[str, torch.Tensor]
+Prepare = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main(which: str) -> None:
@@ -93,27 +94,18 @@ def extract_sets(
     """
     network = load_extractor(name).to(state.device)
     batch_size = features.batch_size
-    for folder, images in SOURCES[which].items():
-        count = len(rows[folder])
-        title = f"{name} of {folder}"
+    sets: list[tuple[str, str, Prepare | None]] = [(key, key, None) for key in SOURCES[which]]
+    if which == "real" and features.padded and name != "pixels":
+        sets.append(("real/test_padded", "real/test", add_black_frame))
+    for folder, source, prepare in sets:
+        images, count = SOURCES[which][source], len(rows[source])
+        title = f"{name} of {'padded tiles' if prepare else folder}"
         finished = FinishedBatches(cache / name / folder)
-        outputs = extract(network, images, count, batch_size, state, title, finished=finished)
+        outputs = extract(network, images, count, batch_size, state, title, prepare, finished)
         if name == "clip" and which in ("base", "tuned"):
             captions = [row["caption"] for row in read_rows(images, ["caption"])]
             outputs["captions"] = caption_embeddings(network, captions[:count], batch_size)
         write_features(folder, name, outputs, state)
-    if which == "real" and features.padded and name != "pixels":
-        outputs = extract(
-            network,
-            SOURCES["real"]["real/test"],
-            len(rows["real/test"]),
-            batch_size,
-            state,
-            f"{name} of padded tiles",
-            add_black_frame,
-            FinishedBatches(cache / name / "real/test_padded"),
-        )
-        write_features("real/test_padded", name, outputs, state)
 
 
 def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
@@ -183,7 +175,7 @@ def extract(
     batch_size: int,
     state: PartialState,
     title: str,
-    prepare: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    prepare: Prepare | None = None,
     finished: FinishedBatches | None = None,
 ) -> Outputs:
     """Each output of the network for the first images of a folder of shards, float32 [N, ...].
