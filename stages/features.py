@@ -23,10 +23,11 @@ from stages.common.artifacts import fingerprint, read_rows, stream_rows, write_t
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation import networks
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
-from stages.evaluation.networks import add_black_frame, batched, decode_batch
+from stages.evaluation.networks import add_black_frame, decode_batch
 from stages.params import Features, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
+from stages.runtime.parallel import batched
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log, progress_bar

@@ -15,7 +15,6 @@ class are an error.
 
 import math
 from collections import Counter
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from stages.diffusion.models import start_folder
 from stages.imagery.captions import caption_from_scene
 from stages.params import Prompt, Technique, Words, Writer, load
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import batched
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics
@@ -109,8 +109,7 @@ def read_training_captions(
     held: set[str] = set()
     of_scenes: dict[str, str] = {}
     from_names = True
-    tiles = stream_rows(TRAIN, ["captions", "scene"])
-    while batch := list(islice(tiles, TILES_BATCH)):
+    for batch in batched(stream_rows(TRAIN, ["captions", "scene"]), TILES_BATCH):
         text = ". ".join(dict.fromkeys(text for tile in batch for text in tile["captions"]))
         held |= terms_in(text, terms - held)
         for tile in batch:

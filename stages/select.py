@@ -32,6 +32,7 @@ from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_byte
 from stages.params import load
 from stages.runtime.atomic import atomic_folder, link_or_copy
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import batched
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 
@@ -128,7 +129,7 @@ def judge_images(seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
 
     from stages.common.torch_setup import device_type, make_deterministic
     from stages.evaluation.extractors import load_extractor
-    from stages.evaluation.networks import batched, decode_batch
+    from stages.evaluation.networks import decode_batch
 
     make_deterministic(seed)
     device = device_type()

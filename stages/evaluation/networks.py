@@ -1,8 +1,7 @@
 """timm networks that classify tiles: their input, and the folder of the scene network."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from stages.common.artifacts import (
 )
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
+from stages.runtime.parallel import batched
 
 DECODING_BATCH = 256  # images
 
@@ -77,13 +77,6 @@ def load_images(folder: str | Path, resolution: int, indices: Iterable[int]) -> 
         first = number * DECODING_BATCH
         images[first : first + len(batch)] = resized
     return images
-
-
-def batched(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    """Lists of `size` rows, the last one shorter (`itertools.batched` of Python 3.12)."""
-    rows = iter(rows)
-    while batch := list(islice(rows, size)):
-        yield batch
 
 
 def decode_batch(rows: list[dict]) -> torch.Tensor:

@@ -24,6 +24,13 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter (`itertools.batched` of Python 3.12)."""
+    items = iter(items)
+    while batch := list(islice(items, size)):
+        yield batch
+
+
 def ordered_map(
     function: Callable, items: Iterable[tuple], batch: int = 16, processes: int | None = None
 ) -> Iterator[tuple]:
@@ -40,10 +47,9 @@ def ordered_map(
     Raises:
         BrokenProcessPool: a worker process was killed.
     """
-    remaining = iter(items)
     if processes is None:
         processes = min(available_cores(), MAX_PROCESSES)
-    batches = iter(lambda: list(islice(remaining, batch)), [])
+    batches = batched(items, batch)
     submitted: deque[tuple[tuple, Future]] = deque()
     with ProcessPoolExecutor(processes, initializer=_exit_with_parent) as pool:
         while True:

@@ -4,16 +4,17 @@ from collections import Counter
 from pathlib import Path
 
 from stages.params import Prompt
+from stages.runtime.parallel import batched
 from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.sentences import split_sentences
 from stages.text.writers.answers import CUT, find_copy
 from stages.text.writers.cleaning import clean_sentence
 from stages.text.writers.generation import (
+    BATCH,
     generate,
     load_language_model,
     sampling_options,
-    split_batches,
 )
 from stages.text.writers.instructions import few_shot_examples
 from stages.text.writers.interface import Candidate
@@ -56,7 +57,7 @@ class DomainWriter:
         beginnings = [f"the {names[i % len(names)]}" for i in range(count)]
         texts = [f"{context}Seen from above, {beginning}" for beginning in beginnings]
         completions = []
-        for number, batch in enumerate(split_batches(texts)):
+        for number, batch in enumerate(batched(texts, BATCH)):
             inputs = self.tokenizer(
                 batch, return_tensors="pt", padding=True
             )  # input_ids, attention_mask: [B, T]

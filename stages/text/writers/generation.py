@@ -47,11 +47,6 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
     return model.to("cuda" if has_gpu else "cpu").eval(), tokenizer
 
 
-def split_batches(texts: list[str]) -> list[list[str]]:
-    """Split texts into batches of `BATCH`, the last of which may be smaller."""
-    return [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
-
-
 def generate(
     model: Any,
     tokenizer: Any,

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import batched
 from stages.text.class_words import ClassLexicon
 from stages.text.retrieval import Passage
 from stages.text.writers import instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.answers import Answer, find_candidates, opening_thought
 from stages.text.writers.generation import (
+    BATCH,
     generate,
     load_language_model,
     sampling_options,
-    split_batches,
 )
 from stages.text.writers.interface import Candidate
 
@@ -106,7 +107,7 @@ class InstructedWriter:
     def complete(self, texts: list[str], label: str, attempt: int) -> list[Answer]:
         """Generate what follows each text, in batches; those of an earlier run are kept."""
         answers = []
-        for number, batch in enumerate(split_batches(texts)):
+        for number, batch in enumerate(batched(texts, BATCH)):
             key = (self.seed, label, attempt, number)
             asked = {
                 "texts": batch,
