@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,11 @@ MAX_TERMS = 20_000  # the most frequent words and word pairs
 # sentence-transformers ignores "passage" beside "query", and the names that are not its own.
 QUERY_PROMPTS = ("query", "search_query", "retrieval.query", "s2p_query", "web_search_query")
 PASSAGE_PROMPTS = ("document", "passage", "corpus", "search_document", "retrieval.passage")
+ENCODING: dict[str, Any] = {
+    "batch_size": 64,
+    "normalize_embeddings": True,
+    "show_progress_bar": False,
+}
 
 
 class LatentSemanticEmbedder:
@@ -152,23 +157,11 @@ class NeuralEmbedder:
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Return the unit vectors of passages, [N, D] float32."""
-        return self.model.encode_document(
-            texts,
-            prompt=self.passage_prompt,
-            batch_size=64,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
+        return self.model.encode_document(texts, prompt=self.passage_prompt, **ENCODING)
 
     def embed_queries(self, texts: list[str]) -> np.ndarray:
         """Return the unit vectors of queries, [N, D] float32."""
-        return self.model.encode_query(
-            texts,
-            prompt=self.query_prompt,
-            batch_size=64,
-            normalize_embeddings=True,
-            show_progress_bar=False,
-        )
+        return self.model.encode_query(texts, prompt=self.query_prompt, **ENCODING)
 
     def save(self, folder: Path) -> None:
         """Write embedder.json, by which `load_embedder` recognizes the model."""
