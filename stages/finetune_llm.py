@@ -33,12 +33,17 @@ from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder
 from stages.text import lora, tokens
-from stages.text.perplexity import document_losses, perplexity, perplexity_interval
+from stages.text.perplexity import (
+    MIN_DOCUMENTS,
+    count_text_tokens,
+    document_losses,
+    perplexity,
+    perplexity_metrics,
+)
 
 BASE = Path("models/base/language")
 CHUNKS = Path("data/chunks.parquet")
 OUT = Path("models/llm")
-MIN_DOCUMENTS = 4  # held-out papers; fewer give no useful interval, and none is written
 
 
 def main() -> None:
@@ -81,6 +86,7 @@ def main() -> None:
             documents, document_ids, base_losses = leave_out_unscored(
                 documents, document_ids, base_losses
             )
+            refuse_infinite_perplexity(base_losses)
         loss_log = lora.train(model, sequences, pad, config, seed, folder)
         losses = document_losses(
             model, document_ids, config.context, start, folder / "losses.json"
@@ -137,7 +143,7 @@ def leave_out_unscored(
         losses: of the base model, [documents, 2].
 
     Raises:
-        SystemExit: no paper has one, or the losses are NaN or inf.
+        SystemExit: no paper has one.
     """
     scored = np.flatnonzero(losses[:, 1])
     if len(scored) < len(documents):
@@ -147,12 +153,20 @@ def leave_out_unscored(
         )
     if not len(scored):
         exit_with_error(f"{CHUNKS}: no held-out paper has a token to score")
-    if not math.isfinite(perplexity(losses)):
+    return [documents[i] for i in scored], [document_ids[i] for i in scored], losses[scored]
+
+
+def refuse_infinite_perplexity(base_losses: np.ndarray) -> None:
+    """Exit with an error where the base model's perplexity is NaN or inf.
+
+    Args:
+        base_losses: [documents, 2].
+    """
+    if not math.isfinite(perplexity(base_losses)):
         exit_with_error(
             f"{BASE}: its perplexity is NaN or inf before any training: its weights are too large "
             "for float32"
         )
-    return [documents[i] for i in scored], [document_ids[i] for i in scored], losses[scored]
 
 
 def make_sequences(train_ids: list[np.ndarray], config: FinetuneLLM, seed: int) -> list[np.ndarray]:
@@ -182,50 +196,6 @@ def run_fingerprint(config: FinetuneLLM, seed: int) -> str:
     """Return the fingerprint of everything that a checkpoint depends on."""
     code = [__file__, lora.__file__, tokens.__file__, getfile(document_losses)]
     return fingerprint({**config.model_dump(), "seed": seed}, [CHUNKS, BASE, *code])
-
-
-def count_text_tokens(document_ids: list[list[np.ndarray]], start: list[int]) -> np.ndarray:
-    """Return the number of tokens of each document, without start and end tokens, [documents]."""
-    added = len(start) + 1
-    return np.array([sum(len(ids) - added for ids in texts) for texts in document_ids])
-
-
-def perplexity_metrics(
-    losses: np.ndarray,
-    base_losses: np.ndarray,
-    documents: list[list[str]],
-    text_tokens: np.ndarray,
-) -> dict[str, float]:
-    """Return the metrics of held-out documents, with 95 % intervals over enough documents.
-
-    Args:
-        losses: of the tuned model, [documents, 2].
-        base_losses: of the base model, [documents, 2].
-        documents: the texts of each document.
-        text_tokens: the number of tokens of each document's texts, [documents].
-    """
-    values = {
-        "perplexity": (perplexity(losses), perplexity_interval(losses)),
-        "perplexity_base": (perplexity(base_losses), perplexity_interval(base_losses)),
-        "perplexity_ratio": (
-            perplexity(losses) / perplexity(base_losses),
-            perplexity_interval(losses, base_losses),
-        ),
-    }
-    metrics: dict[str, float] = {}
-    for key, (value, interval) in values.items():
-        metrics[key] = value
-        if interval is not None and len(documents) >= MIN_DOCUMENTS:
-            metrics[f"{key}_lo"], metrics[f"{key}_hi"] = interval
-    characters = sum(len(text) for texts in documents for text in texts)
-    # Where windows begin, tokens are not scored: they count as the others of their document do.
-    weights = text_tokens / losses[:, 1] / characters / math.log(2)  # [documents]
-    return metrics | {
-        "bits_per_character": float(losses[:, 0] @ weights),
-        "bits_per_character_base": float(base_losses[:, 0] @ weights),
-        "n": len(documents),
-        "tokens": int(losses[:, 1].sum()),
-    }
 
 
 def mean_of_last_tenth(values: list[float]) -> float:

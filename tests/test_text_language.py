@@ -500,13 +500,11 @@ def test_few_held_out_papers_give_no_interval_and_none_no_perplexity(finetune, h
 
 def test_bits_per_character_count_the_tokens_at_the_start_of_windows_too():
     """A model that gives each token 2 bits, and texts of 3 characters a token: 2 / 3, not less."""
-    from stages import finetune_llm
-
     documents = [["abc" * 60], ["abc" * 8, "abc" * 5]]
     document_ids = [[np.array([1] * 60 + [EOS])], [np.array([1] * n + [EOS]) for n in (8, 5)]]
-    assert finetune_llm.count_text_tokens(document_ids, []).tolist() == [60, 13]
+    assert perplexity.count_text_tokens(document_ids, []).tolist() == [60, 13]
     losses = np.array([[56, 56], [12, 12]]) * [2 * np.log(2), 1]
-    metrics = finetune_llm.perplexity_metrics(losses, 2 * losses * [1, 0.5], documents, [60, 13])
+    metrics = perplexity.perplexity_metrics(losses, 2 * losses * [1, 0.5], documents, [60, 13])
     assert metrics["bits_per_character"] == pytest.approx(2 / 3)
     assert metrics["bits_per_character_base"] == pytest.approx(4 / 3)
 

@@ -15,6 +15,7 @@ from stages.runtime.progress import progress_bar
 
 MAX_EXPONENT = 709  # exp of more overflows a float
 SAVE_SECONDS = 10  # between two times that the losses are kept
+MIN_DOCUMENTS = 4  # fewer give no useful interval, and none is written
 
 
 def document_losses(
@@ -126,3 +127,47 @@ def perplexity_interval(
         of_one = (weights * deviations**2).sum() / (1 - (weights**2).sum())
         margin = stdtrit(count - 1, 0.975) * np.sqrt(of_one * (weights**2).sum())
         return float(np.exp(log_perplexity - margin)), float(np.exp(log_perplexity + margin))
+
+
+def count_text_tokens(document_ids: list[list[np.ndarray]], start: list[int]) -> np.ndarray:
+    """Return the number of tokens of each document, without start and end tokens, [documents]."""
+    added = len(start) + 1
+    return np.array([sum(len(ids) - added for ids in texts) for texts in document_ids])
+
+
+def perplexity_metrics(
+    losses: np.ndarray,
+    base_losses: np.ndarray,
+    documents: list[list[str]],
+    text_tokens: np.ndarray,
+) -> dict[str, float]:
+    """Return the metrics of held-out documents, with 95 % intervals over enough documents.
+
+    Args:
+        losses: of the tuned model, [documents, 2].
+        base_losses: of the base model, [documents, 2].
+        documents: the texts of each document.
+        text_tokens: the number of tokens of each document's texts, [documents].
+    """
+    values = {
+        "perplexity": (perplexity(losses), perplexity_interval(losses)),
+        "perplexity_base": (perplexity(base_losses), perplexity_interval(base_losses)),
+        "perplexity_ratio": (
+            perplexity(losses) / perplexity(base_losses),
+            perplexity_interval(losses, base_losses),
+        ),
+    }
+    metrics: dict[str, float] = {}
+    for key, (value, interval) in values.items():
+        metrics[key] = value
+        if interval is not None and len(documents) >= MIN_DOCUMENTS:
+            metrics[f"{key}_lo"], metrics[f"{key}_hi"] = interval
+    characters = sum(len(text) for texts in documents for text in texts)
+    # Where windows begin, tokens are not scored: they count as the others of their document do.
+    weights = text_tokens / losses[:, 1] / characters / math.log(2)  # [documents]
+    return metrics | {
+        "bits_per_character": float(losses[:, 0] @ weights),
+        "bits_per_character_base": float(base_losses[:, 0] @ weights),
+        "n": len(documents),
+        "tokens": int(losses[:, 1].sum()),
+    }
