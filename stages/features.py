@@ -8,31 +8,25 @@ Of several images of one caption the first is taken.
 """
 
 import shutil
-import time
-from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from stages.common.artifacts import fingerprint, read_rows, stream_rows, write_table
+from stages.common.artifacts import fingerprint, read_rows, write_table
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation import networks
+from stages.evaluation.extraction import FinishedBatches, Outputs, Prepare, extract
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
-from stages.evaluation.networks import add_black_frame, decode_batch
+from stages.evaluation.networks import add_black_frame
 from stages.params import Features, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
-from stages.runtime.parallel import batched
 from stages.runtime.process import run_stage
 from stages.runtime.processes import process_state
-from stages.runtime.progress import log, progress_bar
+from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder
-from stages.runtime.tensor_files import load_undamaged, save
 
 FEATURES = Path("data/features")
 # Argument of the stage -> {folder in data/features: folder of images}.
@@ -42,10 +36,6 @@ SOURCES = {
     "tuned": {"tuned": "data/samples/tuned"},
     "synthetic": {"synthetic": "data/synthetic"},
 }
-SECONDS = 60.0  # between two files of finished batches: what a kill may cost
-
-Outputs = dict[str, torch.Tensor]
-Prepare = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main(which: str) -> None:
@@ -70,7 +60,8 @@ def run_fingerprint(which: str, features: Features) -> str:
     """`fingerprint` of all that decides the outputs: params, images, weights and this code."""
     inputs: list[str | Path] = [*SOURCES[which].values()]
     weights = [weights_folder(name) for name in features.extractors]
-    inputs += [folder for folder in weights if folder.exists()]  # reported where they are loaded
+    # A missing one ends the stage later, in `load_extractor`.
+    inputs += [folder for folder in weights if folder.exists()]
     inputs += [Path(__file__), *sorted(Path(networks.__file__).parent.glob("*.py"))]
     return fingerprint({"features": features.model_dump()}, inputs)
 
@@ -128,95 +119,6 @@ def read_first_rows(which: str, columns: list[str]) -> dict[str, list[dict]]:
             all_rows = all_rows[: len(filenames)]
         rows[folder] = all_rows
     return rows
-
-
-class FinishedBatches:
-    """Outputs of finished batches in a folder of the resume cache, one file a minute."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.unwritten: dict[int, Outputs] = {}  # by number of batch
-        self.written = time.monotonic()
-
-    def read(self) -> dict[int, Outputs]:
-        """The outputs of earlier runs by number of batch. Damaged files are named in the log."""
-        finished: dict[int, Outputs] = {}
-        for path in sorted(self.folder.glob("*.safetensors")):
-            kept = load_undamaged(path)
-            for name, value in (kept[0] if kept else {}).items():
-                number, key = name.split(".", 1)
-                finished.setdefault(int(number), {})[key] = value
-        return finished
-
-    def add(self, number: int, outputs: Outputs) -> None:
-        """Keep the outputs of a batch; write all that are new a minute after the last file."""
-        self.unwritten[number] = outputs
-        if time.monotonic() - self.written > SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        """Write the new outputs to a file, complete or not at all, that the first batch names."""
-        if self.unwritten:
-            tensors = {
-                f"{number}.{key}": value
-                for number, outputs in self.unwritten.items()
-                for key, value in outputs.items()
-            }
-            save(self.folder / f"{min(self.unwritten)}.safetensors", tensors, {})
-        self.unwritten = {}
-        self.written = time.monotonic()
-
-
-@torch.inference_mode()
-def extract(
-    network: torch.nn.Module,
-    images: str,
-    count: int,
-    batch_size: int,
-    state: PartialState,
-    title: str,
-    prepare: Prepare | None = None,
-    finished: FinishedBatches | None = None,
-) -> Outputs:
-    """Each output of the network for the first images of a folder of shards, float32 [N, ...].
-
-    Args:
-        network: an extractor.
-        images: the folder.
-        count: N.
-        batch_size: images per forward pass; the last batch is padded to it.
-        state: of the processes, which share the batches.
-        title: of the progress bar.
-        prepare: changes images uint8 [B, 3, H, W] before they enter the network.
-        finished: those of earlier runs, which are not repeated, and where new ones are kept.
-    """
-    earlier = finished.read() if finished else {}
-    if earlier:
-        log(f"features: {title}: {len(earlier)} finished batches of an earlier run are kept")
-    numbered_outputs = []
-    batches = batched(islice(stream_rows(images, ["image"]), count), batch_size)
-    for number, rows in enumerate(progress_bar(batches, desc=title, unit="batch")):
-        if number % state.num_processes != state.process_index:
-            continue
-        outputs = earlier.get(number)
-        if outputs is None:
-            padding = [rows[-1]] * (batch_size - len(rows))
-            x = decode_batch(rows + padding).to(state.device)  # [B, 3, H, W]
-            if prepare:
-                x = prepare(x)
-            outputs = {key: value[: len(rows)].float().cpu() for key, value in network(x).items()}
-            if finished:
-                finished.add(number, outputs)
-        numbered_outputs.append((number, outputs))
-    if finished:
-        finished.write()
-    gathered = sorted(gather_object(numbered_outputs), key=lambda item: item[0])
-    first_outputs = gathered[0][1]
-    return {
-        key: torch.cat([outputs[key] for _, outputs in gathered]).contiguous()
-        for key in first_outputs
-    }
 
 
 def write_features(folder: str, name: str, outputs: Outputs, state: PartialState) -> None:

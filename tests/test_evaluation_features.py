@@ -424,9 +424,10 @@ def extract_counting(which: str, kill_after: int = -1) -> None:
     The first process is killed when this number of files of batches is written.
     """
     from stages import features
+    from stages.evaluation import extraction
 
-    features.SECONDS = 0
-    save = features.save
+    extraction.SECONDS = 0
+    save = extraction.save
     written: list[Path] = []
 
     def save_then_kill(path: Path, *content: dict) -> None:
@@ -435,7 +436,7 @@ def extract_counting(which: str, kill_after: int = -1) -> None:
         if len(written) == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    features.save = save_then_kill
+    extraction.save = save_then_kill
     features.main(which)
     Path("batches.txt").write_text(str(len(written)))
 
