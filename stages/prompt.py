@@ -13,12 +13,9 @@ A prompt that a writer proposes is kept when it passes `stages.text.checks`. Too
 class are an error.
 """
 
-import math
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-import yaml
 
 from stages.common.artifacts import stream_rows, write_json, write_table
 from stages.diffusion.models import start_folder
@@ -30,6 +27,12 @@ from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text import checks, lexicon, prompt_metrics
 from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words, terms_in
+from stages.text.prompt_advice import (
+    describe_answers,
+    log_left_out_captions,
+    log_trained_captions,
+    log_unread_names,
+)
 from stages.text.prompt_writing import PromptCollector, describe_rejections
 from stages.text.retrieval import EMBEDDER, INDEX, Retriever
 from stages.text.writers import INSTRUCTED, make_writer
@@ -162,77 +165,6 @@ def collect_data_set(collector: PromptCollector, prompt: Prompt, counts: dict[st
             f"prompt: {composed} of {len(collector.kept)} prompts are composed of the classes' "
             "words: too few sentences of the passages describe a class from above"
         )
-
-
-def log_unread_names(
-    collector: PromptCollector, classes: ClassLexicon, training: TrainingCaptions
-) -> None:
-    """Log how many prompts name their class by words that no training caption holds."""
-    unread = []
-    for kept in collector.kept:
-        words = classes.words[kept.label]
-        if training.terms.isdisjoint(terms_in(kept.text, words.names + words.kinds)):
-            unread.append(kept)
-    if unread:
-        log(
-            f"prompt: {len(unread)} of {len(collector.kept)} prompts name their class by words "
-            f'that no training caption holds ("{unread[0].text}"): the fine-tuned model has not '
-            f"learned them; give {unread[0].label} such names in prompt.words, names"
-        )
-
-
-def log_trained_captions(
-    classes: dict[str, list[str]], counts: dict[str, int], training: TrainingCaptions
-) -> None:
-    """Log how to draw images of the training captions alone, one prompt for each of them.
-
-    Args:
-        classes: the scenes of each class.
-        counts: the number of prompts of each class that is used.
-        training: its captions are written from class names.
-    """
-    captions = {
-        label: {training.of_scenes[scene] for scene in scenes if scene in training.of_scenes}
-        for label, scenes in classes.items()
-    }
-    per_class = {label: max(1, len(captions[label])) if label in counts else 0 for label in classes}
-    text = yaml.safe_dump(
-        per_class, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
-    )
-    log(
-        f"prompt: all training captions are written from {len(training.of_scenes)} class names: "
-        "the fine-tuned model has learned no other words. To draw images of these captions alone: "
-        f"prompt.writer extractive, prompt.per_class {text.strip()}, no `names` in prompt.words, "
-        "more generate.images_per_prompt"
-    )
-
-
-def log_left_out_captions(
-    collector: PromptCollector, classes: ClassLexicon, counts: dict[str, int]
-) -> None:
-    """Log the classes that have fewer prompts than training captions, each of another scene."""
-    texts = {(kept.label, kept.text) for kept in collector.kept}
-    for label, count in counts.items():
-        captions = classes.words[label].captions
-        if count < len(captions):
-            left_out = [caption for caption in captions if (label, caption) not in texts]
-            log(
-                f"prompt: {label}: prompts for {count} of its {len(captions)} training captions: "
-                f'none is "{left_out[0]}"; raise prompt.per_class'
-            )
-
-
-def describe_answers(counts: Counter[str], prompt: Prompt) -> str:
-    """Say how many answers of a model had no text or were cut off; "" if none."""
-    text = ""
-    if counts["answers_empty"]:
-        text += f"; {counts['answers_empty']} of {counts['answers']} answers had no text"
-        text += " beside thoughts"
-    if counts["answers_cut"]:
-        text += f"; {counts['answers_cut']} of {counts['answers']} answers were cut off"
-        if prompt.writer == "openai" or not prompt.one_by_one:
-            text += f": raise prompt.max_tokens, now {prompt.max_tokens}"
-    return text
 
 
 def write_prompts(collector: PromptCollector, prompt: Prompt) -> None:
