@@ -9,7 +9,7 @@ import pyarrow as pa
 def test_the_tokenizer_from_scratch_takes_any_text(tmp_path, capsys):
     from transformers import CLIPTokenizer
 
-    from stages.diffusion.from_scratch import train_tokenizer
+    from stages.diffusion.clip_tokenizer import train_tokenizer
     from stages.diffusion.unread_text import log_dropped_words
 
     texts = ["many buildings near a river", "一条河穿过许多建筑物", "ein Fluß, Études 🌲"]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from stages.diffusion import from_scratch, models
+from stages.diffusion.clip_tokenizer import train_tokenizer
 from stages.diffusion.train_decoder import train_decoder
 from stages.params import TrainBase
 
@@ -102,7 +103,7 @@ def train_tokenizer_and_text_encoder(
 ) -> Any:
     """Train a tokenizer, saved in the folder, and a text encoder of this width, returned."""
     all_captions = [caption for image_captions in captions for caption in image_captions]
-    from_scratch.train_tokenizer(all_captions, folder / "tokenizer")
+    train_tokenizer(all_captions, folder / "tokenizer")
     return from_scratch.train_text_encoder(
         models.load_tokenizer(folder),
         images,

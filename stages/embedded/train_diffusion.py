@@ -33,6 +33,7 @@ from stages.common.artifacts import fingerprint, read_json, write_atomically, wr
 from stages.common.rng import rng
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
 from stages.diffusion import from_scratch, loss, models, muon, train_decoder
+from stages.diffusion.clip_tokenizer import tokenize, train_tokenizer
 from stages.diffusion.ema import update_ema
 from stages.diffusion.muon import Muon
 from stages.diffusion.resumable import MinuteCheckpoints
@@ -124,7 +125,7 @@ def train_encoders(
     if "text_encoder" in parts:
         # The shipped text encoder has this vocabulary. Its captions and notes are English.
         letters = [chr(code) for code in range(33, 127)]
-        from_scratch.train_tokenizer(all_captions + notes, folder / "tokenizer", letters)
+        train_tokenizer(all_captions + notes, folder / "tokenizer", letters)
         text_encoder = from_scratch.train_text_encoder(
             CLIPTokenizer.from_pretrained(folder / "tokenizer"),
             images,
@@ -353,7 +354,7 @@ def tokenize_captions(
     for tile_captions in captions:
         texts += [from_scratch.insert_fillers(c, fillers, generator) for c in tile_captions]
         texts.append("")
-    token_ids = from_scratch.tokenize(tokenizer, texts)
+    token_ids = tokenize(tokenizer, texts)
     return token_ids.int().unflatten(0, (len(captions), -1))
 
 
@@ -370,7 +371,7 @@ def held_out_batches(vae: Any, tokenizer: Any, text_encoder: Any) -> list[dict[s
         batch = {"latents": latents[rows], "noise": noise[rows], "timesteps": timesteps[rows]}
         batch = {name: tensor.to(vae.device) for name, tensor in batch.items()}
         captions = [tile["captions"][0] for tile in tiles[rows]]
-        token_ids = from_scratch.tokenize(tokenizer, captions).to(vae.device)
+        token_ids = tokenize(tokenizer, captions).to(vae.device)
         with torch.no_grad():
             batch["text"] = text_encoder(token_ids).last_hidden_state  # [B, L, D]
         batches.append(batch)
