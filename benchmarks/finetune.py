@@ -190,7 +190,7 @@ def run_reference_loop() -> NoReturn:
     from torch.utils.data import DataLoader
 
     from stages.common.artifacts import read_rows
-    from stages.diffusion import models
+    from stages.diffusion import models, schedulers
     from stages.diffusion.loss import add_noise, min_snr_weight, target
     from stages.params import load
 
@@ -206,7 +206,7 @@ def run_reference_loop() -> NoReturn:
     unet = models.load(start, "unet").requires_grad_(True).train()
     vae = models.load(start, "vae").to(device, dtype)
     text_encoder = models.load(start, "text_encoder").to(device, dtype)
-    schedule = models.load_scheduler(start, "ddpm")
+    schedule = schedulers.load_scheduler(start, "ddpm")
     prediction_type = schedule.config.prediction_type
     alphas_cumprod = schedule.alphas_cumprod.to(device)  # [T]
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.lr, weight_decay=config.weight_decay)

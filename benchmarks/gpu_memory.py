@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_
 
 from benchmarks.workspace import REPOSITORY, build_part
 from stages.common.artifacts import read_json
-from stages.diffusion import models, normalization
+from stages.diffusion import models, normalization, schedulers
 from stages.params import Encode, FinetuneLLM, FinetuneSD, Sampling
 from stages.runtime.process import make_parser
 from tools.rehearsal.models import CONFIGS
@@ -522,7 +522,7 @@ def count_sampling(sampling: Sampling) -> int:
 
     precision = "fp32" if sampling.precision == "fp32" else "bf16"
     # Timesteps are numbers that steps are checked by; fake tensors have none.
-    with fake_gpu() as counter, patch.object(models, "check_steps", lambda *arguments: None):
+    with fake_gpu() as counter, patch.object(schedulers, "check_steps", lambda *arguments: None):
         sampler = Sampler(EMBEDDED_MODEL, sampling.model_copy(update={"precision": precision}))
         sampler.scheduler = OneStep()
         sampler.latent_shape = (4, sampling.resolution // 8, sampling.resolution // 8)

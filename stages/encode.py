@@ -28,7 +28,7 @@ from stages.common.artifacts import (
     write_table,
 )
 from stages.common.torch_setup import make_deterministic
-from stages.diffusion import models
+from stages.diffusion import models, schedulers
 from stages.diffusion.encoding import (
     GB,
     VaeEncoder,
@@ -145,8 +145,8 @@ def check_sampling(sampling: Sampling, start: Path, state: PartialState) -> None
     check_precision("sampling.precision", sampling.precision, state.device)
     factor = models.downsampling_factor(start)
     models.check_resolution("sampling.resolution", sampling.resolution, factor)
-    models.check_scheduler(start)
-    models.check_steps(start, sampling.scheduler, sampling.steps)
+    schedulers.check_scheduler(start)
+    schedulers.check_steps(start, sampling.scheduler, sampling.steps)
 
 
 def check_finetuning(config: FinetuneSD, start: Path, state: PartialState) -> None:
@@ -155,7 +155,7 @@ def check_finetuning(config: FinetuneSD, start: Path, state: PartialState) -> No
         return
     check_precision("finetune_sd.precision", config.precision, state.device)
     check_shared_batch("finetune_sd.batch_size", config.batch_size, state.num_processes)
-    models.load_training_schedule(start, config.zero_terminal_snr, config.min_snr_gamma)
+    schedulers.load_training_schedule(start, config.zero_terminal_snr, config.min_snr_gamma)
 
 
 def check_latents_size(config: Encode, start: Path) -> int:

@@ -17,7 +17,7 @@ from tiny_diffusion import IMAGERY, on_threads, run, write_params
 
 from stages import encode, fetch_model, finetune_sd, sample
 from stages.common.artifacts import digest, encode_png, read_json, write_json, write_shards
-from stages.diffusion import models, trainer
+from stages.diffusion import models, schedulers, trainer
 from stages.diffusion.caption_embeddings import CachedEmbeddings, load_embeddings
 from stages.diffusion.latents import Latents, memory_map
 from stages.diffusion.validation import validation_loss
@@ -58,7 +58,7 @@ def test_the_published_weights_have_the_measured_validation_loss(trained):
     folder = trained / "models/diffusion"
     finetune_sd_params = load(trained / "params.yaml").finetune_sd
     assert finetune_sd_params.ema_decay > 0
-    schedule = models.load_scheduler(folder, "ddpm")
+    schedule = schedulers.load_scheduler(folder, "ddpm")
     latents = trained / "data/latents"
     one_process = SimpleNamespace(
         device=torch.device("cpu"),
@@ -227,7 +227,7 @@ def test_zero_terminal_snr_is_published_and_sampled(workspace):
     assert run(workspace, finetune_sd.main)[0] == 0
     published = workspace / "models/diffusion"
     assert models.read_config(published, "scheduler")["rescale_betas_zero_snr"] is True
-    assert models.load_scheduler(published, "ddpm").alphas_cumprod[-1] == 0
+    assert schedulers.load_scheduler(published, "ddpm").alphas_cumprod[-1] == 0
     assert run(workspace, sample.main, "tuned")[0] == 0
     write_params(workspace)
     code, log = run(workspace, sample.main, "tuned")

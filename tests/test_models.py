@@ -17,7 +17,7 @@ from tiny_diffusion import make_pipeline, save_text_encoder
 from stages import fetch_model
 from stages.common import model_folder, sources
 from stages.common.artifacts import read_json
-from stages.diffusion import models
+from stages.diffusion import models, schedulers
 from stages.runtime.process import run_stage
 
 REPO = Path(__file__).parents[1]
@@ -313,20 +313,20 @@ SCHEDULERS = {
 @pytest.mark.parametrize("kind", SCHEDULERS)
 def test_a_noise_schedule_that_no_scheduler_can_step_is_one_line(sd, kind):
     spoil, named = SCHEDULERS[kind]
-    models.check_scheduler(sd)
+    schedulers.check_scheduler(sd)
     spoil(sd)
     with pytest.raises(SystemExit) as error:
-        models.check_scheduler(sd)
+        schedulers.check_scheduler(sd)
     line = str(error.value)
     assert "\n" not in line and all(part in line for part in named), line
 
 
 def test_settings_of_other_steps_are_left_out(fetch, sd):
-    steps = models.load_scheduler(sd, "dpm")
+    steps = schedulers.load_scheduler(sd, "dpm")
     steps.set_timesteps(4)
     set_scheduler(use_karras_sigmas=True, use_exponential_sigmas=True, thresholding=True)(sd)
     fetch("diffusion", f"path:{sd}")
-    same = models.load_scheduler("models/base/diffusion", "dpm")
+    same = schedulers.load_scheduler("models/base/diffusion", "dpm")
     same.set_timesteps(4)
     assert same.timesteps.tolist() == steps.timesteps.tolist()
     assert not same.config.thresholding

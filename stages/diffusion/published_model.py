@@ -9,15 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.artifacts import read_json, write_json
-from stages.diffusion.models import (
-    CONFIG_FILES,
-    ZERO_TERMINAL_SNR,
-    load,
-    read_config,
-    save_text_encoder,
-    stepping_config,
-)
+from stages.diffusion.models import CONFIG_FILES, load, read_config, save_text_encoder
 from stages.diffusion.normalization import FOLDED, load_folded_vae, read_folded
+from stages.diffusion.schedulers import ZERO_TERMINAL_SNR, stepping_config
 from stages.runtime.file_modes import follow_umask
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of the UNet and the VAE

@@ -25,7 +25,7 @@ from torch import nn
 from stages.common.artifacts import fingerprint, stream_rows, write_shard, write_shards
 from stages.common.rng import rng
 from stages.common.torch_setup import DTYPES, autocast
-from stages.diffusion import models
+from stages.diffusion import models, schedulers
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.denoising import denoise
 from stages.diffusion.marked_png import encode_marked_png
@@ -70,7 +70,7 @@ class Sampler:
     ) -> None:
         factor = models.downsampling_factor(folder)
         models.check_resolution("sampling.resolution", sampling.resolution, factor)
-        models.check_steps(folder, sampling.scheduler, sampling.steps)
+        schedulers.check_steps(folder, sampling.scheduler, sampling.steps)
         self.device = torch.device(device)
         check_precision("sampling.precision", sampling.precision, self.device)
         self.folder = folder
@@ -81,7 +81,7 @@ class Sampler:
         self.tokenizer = models.load_tokenizer(folder)
         self.text_encoder = models.load(folder, "text_encoder").to(device)
         check_vocabulary(folder, self.tokenizer, self.text_encoder)
-        self.scheduler = models.load_scheduler(folder, sampling.scheduler)
+        self.scheduler = schedulers.load_scheduler(folder, sampling.scheduler)
         self.scaling_factor = models.scaling_factor(folder)
         latent_size = sampling.resolution // factor
         self.latent_shape = (self.unet.config.in_channels, latent_size, latent_size)  # (C, h, w)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import GradientAccumulationPlugin
 
-from stages.diffusion import checkpoints, models
+from stages.diffusion import checkpoints, models, schedulers
 from stages.diffusion.batches import Batch
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
@@ -94,7 +94,7 @@ class Trainer:
         self.accelerator = accelerator
         self.batch_size = config.batch_size // accelerator.num_processes
 
-        schedule = models.load_training_schedule(
+        schedule = schedulers.load_training_schedule(
             start, config.zero_terminal_snr, config.min_snr_gamma
         )
         self.prediction_type = schedule.config.prediction_type

@@ -13,7 +13,7 @@ from PIL import Image
 
 from stages.common.artifacts import encode_png, read_json, write_atomically
 from stages.common.rng import rng
-from stages.diffusion import models
+from stages.diffusion import models, schedulers
 from stages.diffusion.denoising import denoise
 from stages.diffusion.latents import Latents, TextEmbeddings
 from stages.diffusion.loss import denoising_loss, stratified_timesteps
@@ -73,7 +73,7 @@ class Evaluator:
                 trainer, trainer.model, data, images, trainer.prediction_type
             )
         device = trainer.accelerator.device
-        scheduler = models.load_scheduler(self.start, "dpm", self.config.zero_terminal_snr)
+        scheduler = schedulers.load_scheduler(self.start, "dpm", self.config.zero_terminal_snr)
         samples = sample_captions(
             trainer.model,
             self.valid,
