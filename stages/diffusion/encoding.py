@@ -32,7 +32,7 @@ from stages.diffusion.caption_embeddings import EMBEDDING_SETTINGS, CaptionEncod
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.grouped_arrays import GroupedArrays
 from stages.diffusion.normalization import load_folded_vae
-from stages.diffusion.unread_text import log_dropped_words, log_truncated
+from stages.diffusion.unread_text import find_truncated, log_dropped_words
 from stages.params import Encode
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
@@ -78,7 +78,7 @@ def encode_captions(
                 f"pass encode.cache_gb ({config.cache_gb:,g} GB): finetune_sd will embed captions "
                 "while it trains"
             )
-        truncated = log_truncated("encode", "captions", captions, encoder.tokenizer, shape[1])
+        truncated = find_truncated("encode", "captions", captions, encoder.tokenizer, shape[1])
         log_dropped_words("encode", "captions", captions, encoder.tokenizer)
         _write_caption_table(captions, truncated, out / "captions.parquet")
     if not is_cached:

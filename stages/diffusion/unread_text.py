@@ -29,7 +29,7 @@ def log_unread_prompts(stage: str, model: Path, prompts: Iterable[str]) -> None:
     # `models.context_length`, without the encoder's weights.
     length = min(tokenizer.model_max_length, positions)
     distinct = pa.array([prompt for prompt in dict.fromkeys(prompts) if prompt], pa.string())
-    log_truncated(stage, "prompts", distinct, tokenizer, length)
+    find_truncated(stage, "prompts", distinct, tokenizer, length)
     log_dropped_words(stage, "prompts", distinct, tokenizer)
 
 
@@ -39,7 +39,7 @@ def text_batches(texts: pa.Array) -> Iterator[list[str]]:
         yield texts.slice(begin, TOKENIZER_BATCH).to_pylist()
 
 
-def log_truncated(
+def find_truncated(
     stage: str, kind: str, texts: pa.Array, tokenizer: Any, length: int
 ) -> np.ndarray:
     """Whether each of N texts is longer than `length` tokens, bool [N]; logs how many are.
