@@ -2,10 +2,14 @@
 
     python -m stages.runtime.launch ceiling
 
-For classes, that is the number of images of each that the synthetic data set keeps.
+reads   classifier, classes, prompt.per_class, seed; data/imagery/{train,test},
+        metrics/select.json, models/base/classifier
+writes  metrics/ceiling_<label set>.json          scores on real tiles
+        models/ceiling/<label set>.safetensors    bootstrapped accuracies, with which `classify`
+                                                  compares its own
+
+Of each class, it gets as many tiles as the synthetic data set keeps images.
 One stage for both label sets, classes and scenes: starting up costs as much as training.
-Writes metrics/ceiling_<label set>.json, and models/ceiling/<label set>.safetensors, the
-bootstrapped accuracies that `classify` compares its own with.
 """
 
 from collections import Counter

@@ -2,9 +2,17 @@
 
     python -m stages.runtime.launch classify lulc|scenes
 
+reads   classifier, classes, prompt.per_class, generate.keep, seed; data/synthetic (lulc) or
+        data/samples/tuned (scenes), data/imagery/test, models/base/classifier, models/scene,
+        models/ceiling, metrics/ceiling_<label set>.json
+writes  metrics/classify_<label set>.json                 scores on real and synthetic test images
+        metrics/plots/confusion_<label set>.csv           actual, predicted: of each real tile, by
+                                                          the classifier of each seed
+        metrics/plots/accuracy_by_class_<label set>.csv   class, accuracy, its interval, n
+        models/classifier/<label set>                     the classifier of the first seed
+
 lulc (land use and land cover) trains on the synthetic data set, with the classes of params.yaml;
-scenes on the tuned model's images of the test captions (zero-shot accuracy). Writes
-metrics/classify_<label set>.json, the plots beside it, and models/classifier/<label set>.
+scenes on the tuned model's images of the test captions (zero-shot accuracy).
 """
 
 from collections import Counter

@@ -2,11 +2,13 @@
 
     python -m stages.runtime.launch encode
 
-Reads the training and validation imagery, images of the base model's own domain
-(`encode.base_domain`), and the model that `models/start` names. Writes `data/latents/`, whose files
-`stages/diffusion/latents.py` describes. Text embeddings that would take too much space are left to
-`finetune_sd`. One process or several write the same bytes. A run that was killed goes on with what
-is missing.
+reads   encode, seed (sampling and finetune_sd: to refuse early what these stages would refuse);
+        data/imagery/{train,valid}, the source encode.base_domain, models/start, the VAE and the
+        text encoder of the model that it names
+writes  data/latents, whose files stages/diffusion/latents.py describes
+
+Text embeddings that would take too much space are left to `finetune_sd`. One process or several
+write the same bytes. A run that was killed goes on with what is missing.
 """
 
 import shutil

@@ -2,6 +2,14 @@
 
     python -m stages.runtime.launch features real|base|tuned|synthetic
 
+reads   features, seed; models/scene, models/base/vision; data/imagery/{train,test} (real),
+        data/samples/{base,tuned} (base, tuned) or data/synthetic (synthetic)
+writes  data/features/<set>/<extractor>.safetensors    features [N, D]; logits (scene), captions
+                                                       (clip), blocking and detail (pixels)
+        data/features/<set>/rows.parquet               filename, scene (of synthetic: row, label),
+                                                       site
+
+The sets of real are real/train, real/test and, with black frames, real/test_padded.
 Images go through in fixed batches, the last one padded, dealt out over the processes: the bytes are
 the same for any number of them. Finished batches are kept in the resume cache until all are done.
 Of several images of one caption the first is taken.

@@ -2,11 +2,13 @@
 
     python -m stages.fetch_model diffusion|language|writer|embedder|classifier|vision
 
-SOURCE.json records what the source resolved to. It is the only file for the source `none`, and for
-the embedded embedder, which `index_rag` fits on the corpus. `stages.common.model_folder` lists the
-files of each role. A vision folder holds any of inception2048/model.safetensors and
-efficientnet/model.safetensors (or their published .pth, which are converted), dinov2/ and clip/
-(transformers folders).
+reads   fetch_model.<role>; the source
+writes  models/base/<role>/: the model's files; SOURCE.json (what the source resolved to, hashes)
+
+SOURCE.json is the only file for the source `none`, and for the embedded embedder, which `index_rag`
+fits on the corpus. `stages.common.model_folder` lists the files of each role. A vision folder holds
+any of inception2048/model.safetensors and efficientnet/model.safetensors (or their published .pth,
+which are converted), dinov2/ and clip/ (transformers folders).
 """
 
 from pathlib import Path

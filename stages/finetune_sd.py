@@ -2,6 +2,13 @@
 
     python -m stages.runtime.launch finetune_sd
 
+reads   finetune_sd, seed; data/latents, models/start, the model that it names
+writes  models/diffusion                    that model with the best weights, whole by itself
+        metrics/diffusion.json              losses and diversity of the best checkpoint, of the
+                                            model before fine-tuning (_base) and at the end (_last)
+        metrics/plots/diffusion_loss.csv    the same of each checkpoint, by step
+        metrics/plots/diffusion_grid        the grid of samples at each checkpoint
+
 It runs in one process or in several (data parallel, with the same global batch). A run that was
 killed resumes from its last checkpoint and ends with the same bytes. The loop is the standard one
 (Ho et al. 2020, algorithm 1; the text-to-image example of diffusers) without the VAE and, where its

@@ -2,8 +2,12 @@
 
     python -m stages.runtime.launch generate
 
-Reads `data/prompts.parquet` and `data/images_per_prompt.csv`, writes `data/generated/`, of which
-`select` makes the synthetic data set. One process or several write the same bytes.
+reads   generate.keep, sampling, seed; data/prompts.parquet, data/images_per_prompt.csv,
+        models/diffusion
+writes  data/generated    image, row (the prompt's number), label, prompt, negative_prompt, writer,
+                          technique, passages, seed, scheduler, steps, guidance_scale, model
+
+`select` makes the synthetic data set of these images. One process or several write the same bytes.
 """
 
 import math

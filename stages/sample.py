@@ -2,11 +2,16 @@
 
     python -m stages.runtime.launch sample base|tuned|figures
 
+reads   sampling, seed, classifier.images_per_caption (tuned); data/imagery/test or
+        stages/embedded/figures.csv (figures); models/diffusion or, for base, models/start and the
+        model before fine-tuning
+writes  data/samples/<which>    image, filename, scene, caption, prompt, negative_prompt, seed,
+                                scheduler, steps, guidance_scale, model (its digest)
+
 `base` and `tuned` generate the same captions from the same noise, so that their images can be
 compared pair by pair. `tuned` then generates further images of each caption, as many as
 `classifier.images_per_caption` asks for. `figures` generates the prompts of the paper's Figures 4
-to 10 with the fine-tuned model. Writes `data/samples/<which>/`; one process or several write the
-same bytes.
+to 10 with the fine-tuned model. One process or several write the same bytes.
 """
 
 from collections.abc import Iterator

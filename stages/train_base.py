@@ -2,12 +2,16 @@
 
     python -m stages.runtime.launch train_base
 
-With `train_base.source: base` that is the fetched model; only `models/start/start.json` is written,
-which points at it. With `source: adapt` the VAE of the fetched model is trained further on this
-run's imagery and, with `text_steps`, a new text encoder on its captions; the UNet is the fetched
-one. With `source: scratch` (compact latent diffusion, no weights from elsewhere) both begin
-untrained, and so does the UNet, which `finetune_sd` trains. A killed run resumes from its last
-checkpoints, in the resume cache.
+reads   train_base, seed; models/base/diffusion (source: base or adapt), data/imagery/train
+        (source: adapt or scratch)
+writes  models/start: start.json, which names the model's folder; unless that is the fetched one,
+        the model itself
+
+With `train_base.source: base` the start is the fetched model. With `source: adapt` the VAE of the
+fetched model is trained further on this run's imagery and, with `text_steps`, a new text encoder on
+its captions; the UNet is the fetched one. With `source: scratch` (compact latent diffusion, no
+weights from elsewhere) both begin untrained, and so does the UNet, which `finetune_sd` trains. A
+killed run resumes from its last checkpoints, in the resume cache.
 """
 
 from pathlib import Path

@@ -2,6 +2,10 @@
 
     python -m stages.runtime.launch train_scene
 
+reads   train_scene, seed; data/imagery/{train,valid}, stages/embedded/models/scene
+        (source: embedded)
+writes  models/scene: model.safetensors, config.json (timm's, with scenes, mean, std, ...)
+
 It is the `scene` feature extractor (what lies before its last layer), and it judges whether an
 image shows the scene of its caption. Training that was killed resumes from its last checkpoint.
 """
