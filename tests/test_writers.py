@@ -66,10 +66,15 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         str([{"text": A}, {"text": B}, {"text": C}]),
         f"“{A}.”,“{B}.”; “{C}.”",
         LABELLED,
+        LABELLED.replace(".\n", ". The desert looks rough and wide from above.\n"),
+        "\n".join(f"- **Summer desert.** {text.capitalize()}." for text in (A, B, C)),
         f"Option A - {A}\nOption B - {B}\nOption C - {C}",
         f"Bare Land: {A}\nBare Land: {B}\nBare Land: {C}",
         f"| # | description |\n|---|---|\n| 1 | {A} |\n| 2 | {B} |\n| 3 | {C} |",
         json.dumps([A, B, C]),
+        json.dumps(
+            [f"{text.capitalize()}. The desert looks rough and wide." for text in (A, B, C)]
+        ),
         f"```json\n{json.dumps([A, B, C], indent=2)}\n```",
         f"Here they are:\n\n```\n{PLAIN}\n```\nAll of them show the desert in the dry season.",
         f"Here is the list:\n{json.dumps([A, B, C])}\nThese capture the desert in summer.",
@@ -156,6 +161,7 @@ def test_the_descriptions_of_an_answer_are_found(text):
         (Answer(f'{{\n"thoughts":\n["{A}"],\n"descriptions": ["{B}', True), []),
         (Answer(f"1 {A}\n2 {B}", False), []),
         (Answer(f"{A} / {B}", False), []),
+        (Answer(f"{A.capitalize()}. It looks rough.\n{B.capitalize()}. It looks wide.", False), []),
         (Answer("As a language model, no desert can be seen from above.", False), []),
     ],
 )

@@ -200,10 +200,23 @@ def find_candidates(
         else:
             text = text_below(ANSWER_LINE, text) or text
         for line in read_lines(text, label, classes, is_cut):
-            sentence = line.text if line.refusal else clean_sentence(line.text)
+            sentence = line.text
+            if not line.refusal:
+                if line.is_item or strings:
+                    sentence = first_description(sentence, label, classes)
+                sentence = clean_sentence(sentence)
             refusal = line.refusal or find_copy(sentence, sources)
             candidates.append(Candidate(sentence, passages, refusal))
     return candidates
+
+
+def first_description(text: str, label: str, classes: ClassLexicon) -> str:
+    """Return the first sentence that names the class and is no title; the text if none does."""
+    for sentence in split_sentences(text):
+        is_title = len(sentence.split()) <= MAX_TITLE_WORDS
+        if not is_title and label in classes.count_class_names(sentence):
+            return sentence
+    return text
 
 
 def find_copy(text: str, sources: list[str]) -> str:
