@@ -30,6 +30,8 @@ FINE = (
 PLAIN = f"{A}\n{B}\n{C}"
 QUOTED = f'"{A}",\n"{B}",\n"{C}"'
 NUMBERED = f"1. {A}.\n2. {B}.\n3. {C}."
+SUB_ITEM = "   - "
+SUB_ITEMS = f"\n{SUB_ITEM}Color: pale desert tones with brown\n\t* rough desert with long lines"
 LABELLED = f"Description 1: {A}.\nDescription 2: {B}.\nDescription 3: {C}."
 OBJECTS = json.dumps({"items": [{"id": 1, "note": "seen in spring", "text": t} for t in (A, B, C)]})
 NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descriptions": [A, B, C]})
@@ -52,6 +54,9 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"**{A}**\n**{B}**\n**{C}**",
         f"**Dunes:** {A}\n**Plain:** {B}\n**Rocks:** {C}",
         f"1. **Golden dunes**\n   {A}\n2. **Plain**\n   {B}\n3. **Rocks**\n   {C}",
+        NUMBERED.replace("\n", f"{SUB_ITEMS}\n") + SUB_ITEMS,
+        f"- **Summer**\n{SUB_ITEM}{A}.\n{SUB_ITEM}{B}.\n- **Winter**\n{SUB_ITEM}{C}.",
+        NUMBERED.replace("\n", "\n   "),  # a server has stripped the answer
         NUMBERED.replace(" across", "\n   across"),  # wrapped lines
         NUMBERED.replace(", ", ",\n   "),
         QUOTED,

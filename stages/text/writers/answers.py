@@ -158,6 +158,7 @@ class Line(NamedTuple):
     is_item: bool = False  # of a list or a table, or in quotes
     is_bold: bool = False
     is_alone: bool = False  # between blank lines
+    indent: int = 0  # the number of blanks before it
 
 
 def find_candidates(
@@ -213,10 +214,14 @@ def find_candidates(
 def first_description(text: str, label: str, classes: ClassLexicon) -> str:
     """Return the first sentence that names the class and is no title; the text if none does."""
     for sentence in split_sentences(text):
-        is_title = len(sentence.split()) <= MAX_TITLE_WORDS
-        if not is_title and label in classes.count_class_names(sentence):
+        if may_describe(sentence, label, classes):
             return sentence
     return text
+
+
+def may_describe(text: str, label: str, classes: ClassLexicon) -> bool:
+    """Whether a text names the class and is no title."""
+    return len(text.split()) > MAX_TITLE_WORDS and label in classes.count_class_names(text)
 
 
 def find_copy(text: str, sources: list[str]) -> str:
@@ -338,7 +343,23 @@ def read_lines(text: str, label: str, classes: ClassLexicon, is_cut: bool) -> li
         read.append(line)
     if is_cut and read:
         read[-1] = read[-1]._replace(refusal=CUT)
-    return refuse_odd_ends(read)
+    return refuse_odd_ends(refuse_sub_items(read, label, classes))
+
+
+def refuse_sub_items(lines: list[Line], label: str, classes: ClassLexicon) -> list[Line]:
+    """Refuse what a list below a description says about it, such as its color.
+
+    The indents of a single item tell nothing: it may be the first one, without its indent.
+    """
+    indents = [
+        line.indent
+        for line in lines
+        if line.is_item and not line.refusal and may_describe(line.text, label, classes)
+    ]
+    if not indents or indents.count(indents[0]) == 1:
+        return lines
+    limit = indents[0] + 1  # numbers that end in one column start in two
+    return [line._replace(refusal=TALK) if line.indent > limit else line for line in lines]
 
 
 def refuse_odd_ends(lines: list[Line]) -> list[Line]:
@@ -385,11 +406,11 @@ def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
         if follows_item and not line.is_item and not line.refusal:
             item = lines[-1]
             if len(item.text.split()) <= MAX_TITLE_WORDS:
-                line = line._replace(is_item=True)
+                line = line._replace(is_item=True, indent=item.indent)
                 lines.pop()
             elif line.text[0].islower() and not item.text.endswith((".", "!", "?", ":")):
                 comma = "," if above.rstrip().endswith(",") else ""  # `read_line` removed it
-                line = line._replace(text=f"{item.text}{comma} {line.text}", is_item=True)
+                line = item._replace(text=f"{item.text}{comma} {line.text}")
                 lines.pop()
         lines.append(line)
         follows_item = line.is_item
@@ -399,6 +420,7 @@ def split_lines(text: str, label: str, classes: ClassLexicon) -> list[Line]:
 def read_line(raw: str, label: str, classes: ClassLexicon) -> Line:
     """Remove the marker, label, quotes and emphasis of a line."""
     text = raw.strip()
+    indent = len(raw.expandtabs()) - len(raw.expandtabs().lstrip())
     if MARKDOWN_HEADING.match(text):
         return Line(text.lstrip("# "), TALK)
     if JSON_KEY.match(text):
@@ -423,4 +445,5 @@ def read_line(raw: str, label: str, classes: ClassLexicon) -> Line:
     is_title = title and not TALK_WORDS.search(title[0])
     if title and is_title and label in classes.count_class_names(text[title.end() :]):
         text = text[title.end() :]
-    return Line(text, MARKUP if ITEM_INSIDE.search(text) else "", is_item, is_bold)
+    refusal = MARKUP if ITEM_INSIDE.search(text) else ""
+    return Line(text, refusal, is_item, is_bold, indent=indent)
