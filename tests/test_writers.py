@@ -47,6 +47,15 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"({1}) {A}\n(2) {B}\n(3) {C}",
         f"[1] {A}\n[2] {B}\n[3] {C}",
         f"1\\. {A}\n2\\. {B}\n3\\. {C}",
+        f"1- {A}\n2– {B}\n3 . {C}",
+        f"<ul>\n<li>{A}.</li>\n<li>{B}.</li>\n<li>{C}.</li>\n</ul>",
+        f"<ol><li>{A}</li><li>{B}</li><li>{C}</li></ol>",
+        f"<p>{A}</p><p class='a'>{B}</p><p>{C}</p>",
+        f"{A}<br>{B}<br/>{C}",
+        json.dumps([f"<p>{A}</p>", f"<p>{B}</p>", f"<p>{C}</p>"]),
+        f"\\begin{{itemize}}\n\\item {A}\n\\item {B}\n\\item {C}\n\\end{{itemize}}",
+        f"{A}.\\\n{B}.\\\n{C}.",
+        f"[Bare Land] {A}\n[In summer] {B}\n[9 words] {C}",
         f"a) {A}.\nb) {B}.\nc) {C}.",
         f"i. {A}\nii. {B}\niii. {C}",
         f"- {A}\n• {B}\n* {C}",
@@ -177,7 +186,7 @@ def test_half_sentences_thoughts_and_broken_markup_are_refused(answer, expected)
 DEGENERATE = [
     *"[-—_'*`|=\"\n",
     *("- ", "1. ", "desert ", " *a", "**a ", '{"a":', "[\n", "|--|\n", "#\n", "\n ", "== "),
-    *("['", "{'a':", "<think>", "<think>a</think>", "</think>", "<a", "```\n", "a\n"),
+    *("['", "{'a':", "<think>", "<think>a</think>", "</think>", "<a", "<li ", "```\n", "a\n"),
 ]
 
 
@@ -194,6 +203,12 @@ def test_a_model_that_repeats_itself_is_read_fast(unit, technique):
         started = time.process_time()
         kept_prompts(Answer(text, False), technique)
         assert time.process_time() - started < limit
+
+
+def test_a_range_of_numbers_is_no_marker():
+    text = "10- to 20-meter wide strips of pale desert lie along a road"
+    found = find_candidates([Answer(text, False)], "Bare Land", "zero_shot", CLASSES, [], Counter())
+    assert [candidate.text for candidate in found] == [text]
 
 
 def test_a_dash_in_a_sentence_ends_no_title():

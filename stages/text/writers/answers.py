@@ -69,6 +69,8 @@ FRAME = re.compile(
     r"</?(?:answer|output|response|description|item|prompt|caption|sentence)(?![a-z])[^<>]*>",
     re.I,
 )
+HTML_ITEM = re.compile(r"<li(?: [^<>]*)?>", re.I)
+HTML_BREAK = re.compile(r"</?(?:p|br|div|ul|ol|li)(?:[ /][^<>]*)?>", re.I)
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
 HEADING_LINE = re.compile(rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}[^\w\n]*$", re.I | re.M)
 HEADING_IN_LINE = re.compile(rf"^[^\w\n]*{ANSWER_HEADING}[*_]*:[*_ ]*(?=\w)", re.I | re.M)
@@ -97,13 +99,14 @@ EMPHASIS = re.compile(r"(?<!\w)(\*\*|__|\*|_|`)(?=\S)((?:(?!\1).)+)(?<=\S)\1(?!\
 QUOTED_COMMA = re.compile(r"(?<=[\"”])\s*[,;]\s*(?=[\"“])")  # between descriptions on one line
 QUOTES = "\"'“”„‟‘’′«»‹›`「」『』《》❝❞"
 MARKERS = [
-    r"[-*+>\\–—]+\s+",
+    r"(?:[-*+>\\–—]+|\\item)\s+",
     rf"[^\w\s\x00-\x7f{QUOTES}–—]+\s*",  # bullets and emoji
     r"\[[ xX]?\]\s+",  # of a list of tasks
     r"[❶-➓]\s*",
     r"No\.? ?\d{1,3}[^\w\s]*\s+",
     r"[\[(#]*\d{1,3}(?: ?(?:/|of) ?\d{1,3})?\\?[.):\]、]+\s*(?=\D)",  # "1. ", "(2) ", "3 of 6: "
-    r"#?\d{1,3}(?:\s+[-–—]\s+|\t\s*|\s+(?=[A-Z]))",  # "4 - ", "#5 Pale"
+    # "4 - ", "4- " but not "10- to 20-meter", "4 . ", "#5 Pale"
+    r"#?\d{1,3}(?:\s*[-–—]\s+(?!(?:to|or|and)\b)|\s+\.\s+|\t\s*|\s+(?=[A-Z]))",
     r"\d{1,3}[^\w\s\x00-\x7f]+\s+",  # a digit on a key
     r"[\[(]?(?:[a-zA-Z]|[ivxIVX]{2,5})[.):\]]+\s+",  # "a) ", "iv. "
 ]
@@ -118,8 +121,8 @@ LABEL = re.compile(
 )
 ITEM_INSIDE = re.compile(r"\s\(\d{1,2}\)\s")  # of a list on one line
 WORD_COUNT = re.compile(r"(?<![\s–—-])[\s–—-]*[\[(]?\b\d+ words[\])]?$")
-# "Golden dunes: ", "In summer - " before a capital letter
-TITLE = re.compile(r"[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
+# "[Golden dunes] ", "Golden dunes: ", "In summer - " before a capital letter
+TITLE = re.compile(r"\[[^\[\]]{1,40}\]\s+|[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
 MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
 TABLE_RULE = re.compile(r"(?=.*\|)(?=.*--)[|\s:+-]+")
 # The start of a sentence whose subject another sentence names, or the image is.
@@ -330,6 +333,7 @@ def read_lines(text: str, label: str, classes: ClassLexicon, is_cut: bool) -> li
     Where there is a list, only its items are descriptions; where lines stand together, none that
     stands alone.
     """
+    text = HTML_BREAK.sub("\n", HTML_ITEM.sub("\n- ", text))
     lines = split_lines("\n".join(FENCE.findall(text)) or text, label, classes)
     has_list = sum(line.is_item for line in lines) >= 2
     has_plain = not all(line.is_bold for line in lines)
@@ -433,7 +437,7 @@ def read_line(raw: str, label: str, classes: ClassLexicon) -> Line:
     rest = ""
     while rest != text:
         rest = text
-        text = text.strip(" \t,;")
+        text = text.strip(" \t,;").rstrip("\\")  # of a line break in Markdown
         is_item |= len(text) > 1 and text[0] in QUOTES and text[-1] in QUOTES
         text = text.strip(QUOTES)
         for pattern in (MARKER, LABEL):
