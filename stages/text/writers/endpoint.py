@@ -339,4 +339,8 @@ def read_completion(body: bytes) -> Answer:
         texts = [part for part in content if part.get("type") in ("text", "output_text")]
         content = "".join(str(part.get("text", "")) for part in texts)
     content = redact(without_surrogates(content))
-    return Answer(content, (choice.finish_reason or "").lower() in ("length", "max_tokens"))
+    reason = (choice.finish_reason or "stop").lower()
+    is_cut = reason in ("length", "max_tokens")
+    if not content.strip() and reason != "stop" and not is_cut:  # a filter, a call of a tool
+        log(f"prompt: an answer has no text: finish_reason {shorten(reason)}")
+    return Answer(content, is_cut)
