@@ -333,6 +333,23 @@ def test_inline_formulas_are_text_as_in_a_pdf(tmp_path, suffix):
     assert "< α, LCE and" in text and "sqrt" in text and "hidden" not in text
 
 
+def test_formulas_and_tables_of_pdf_converters_in_markdown(tmp_path):
+    """Nougat, Mathpix and olmOCR write LaTeX; others escape parentheses and brackets of prose."""
+    table = "\\begin{table}\n\\begin{tabular}{c c}\n hidden & 2 \\\\\n\\end{tabular}\n\\end{table}"
+    paragraphs = [
+        r"Of \(10\,\mathrm{m}\), \( R^2=0.8 \), \(n\), \(\text{CO}_2\) \(as before\) [\[3\]](#a).",
+        "\\[\n\\mathcal{L}=hidden\\tag{1}\n\\]",
+        f"{table}\nTable 1: Lakes.",
+        f"{PROSE}\n",
+        *(r"\[Drawn by hand\]", r"\[1\] A. Smith. Lakes.", r"\[2\]"),
+    ]
+    (tmp_path / "a.md").write_text("\n\n".join(paragraphs))
+    lines, _ = formats.read(tmp_path / "a.md")
+    text = " ".join(lines)
+    assert text.startswith("Of 10 m, R2 = 0.8, n, CO2 (as before) [3]. Table 1: Lakes. ")
+    assert text.endswith(" [Drawn by hand] [1] A. Smith. Lakes. [2]") and "hidden" not in text
+
+
 def test_thousands_of_formulas_are_read_fast_and_stand_where_they_belong(tmp_path):
     """In less than half of the CPU time that pandoc takes where it writes each on its own."""
     numbers = [number % 200 for number in range(3000)]

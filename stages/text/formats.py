@@ -63,6 +63,11 @@ LATEX_COMMANDS = {
     # page; of their text only a footnote may have paragraphs.
     "paperabstract": r"\newcommand{\paperabstract}[1]{\extratitle{\footnote{#1}}}",
 }
+# Formulas \(x\) and \[x\] and tables of LaTeX, as Nougat, Mathpix and olmOCR write into Markdown.
+MARKDOWN_FORMULA = re.compile(
+    r"(?<!\\)\\\((.+?)\\\)|^ *\\\[((?:(?!\\\]|\n\n)[\s\S])+)\\\] *$", re.MULTILINE
+)
+MARKDOWN_TABLE = re.compile(r"\\begin\{(table\*?|tabular)\}.*?\\end\{\1\}", re.DOTALL)
 LATEX_COLUMNS = r"\newenvironment{multicols}[1]{}{}"
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
@@ -89,7 +94,8 @@ def read(path: Path) -> tuple[list[str], str]:
         if reason:
             return [], reason
         if suffix in (".md", ".markdown"):
-            text = FRONT_MATTER.sub("", text)
+            text = MARKDOWN_TABLE.sub("", FRONT_MATTER.sub("", text))
+            text = MARKDOWN_FORMULA.sub(_with_dollars, text)
         elif suffix == ".tex":
             text = _define_commands(text)
         elif PANDOC_FORMATS[suffix] == "html":
@@ -117,6 +123,15 @@ def read(path: Path) -> tuple[list[str], str]:
         return [], f"fewer than {MIN_PROSE_WORDS} words"
     missing = MISSING_FILE.findall(message)
     return lines, f"without {', '.join(missing)}"[:200] if missing else ""
+
+
+def _with_dollars(formula: re.Match) -> str:
+    """Return a formula in dollars; prose in escaped parentheses or brackets stays as it is."""
+    inline, display = formula.groups()
+    tex = (inline or display).strip()
+    is_tex = re.search(r"[\\^_=]", tex) or (inline and " " not in tex)
+    dollars = "$" if inline else "$$"
+    return f"{dollars}{tex}{dollars}" if is_tex else formula[0]
 
 
 def _define_commands(text: str) -> str:
