@@ -4,8 +4,8 @@
     python -m benchmarks.finetune 224       Stable Diffusion v1.5's size at 224 px, or at 512 (GPU)
 
 The reference is diffusers' text-to-image example as released: decode and augment an image, encode
-it with the VAE, encode its caption, step. Model, images, batch size and precision are the same; the
-reference is not compiled. Each run is a new process, and only steps count.
+it with the VAE, encode its caption, step. Model, images, batch size, precision and optimizer are
+the same; the reference is not compiled. Each run is a new process, and only steps count.
 """
 
 import tempfile
@@ -19,7 +19,13 @@ from torch.utils.data import Dataset
 
 from benchmarks.flops import training_flops
 from benchmarks.interleaved import compare
-from benchmarks.workspace import make_demo, make_stable_diffusion, run_module, write_params
+from benchmarks.workspace import (
+    make_demo,
+    make_stable_diffusion,
+    read_scale,
+    run_module,
+    write_params,
+)
 from stages.runtime.process import make_parser
 
 WARM_UP_STEPS = 3
@@ -56,15 +62,13 @@ def compare_loops(size: str) -> None:
         "checkpoint_steps": 10**6,
         "validation_images": 2,
         "grid_captions": 1,
+        "optimizer": "adamw",  # the reference's
     }
     encoding: dict[str, Any] = {"base_domain": "none"}
     if size != "demo":
-        training |= {
-            "batch_size": 16 if size == "224" else 8,
-            "precision": "bf16",
-            "ema_decay": 0,
-            "lr": 1.0e-6,
-        }
+        batch_size = 16 if size == "224" else 8
+        changes = {"batch_size": batch_size, "gradient_accumulation": 1, "precision": "bf16"}
+        training = read_scale("paper")["finetune_sd"] | training | changes
         encoding = {"precision": "bf16"}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

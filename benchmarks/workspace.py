@@ -47,9 +47,15 @@ class Usage(NamedTuple):
         return f"{self.wall:.1f} s (cpu {self.cpu:.1f} s), {self.peak:.0f} MB"
 
 
+def read_scale(name: str) -> dict[str, Any]:
+    """The values of params/<name>.yaml; only `demo` has all keys."""
+    # Not by tools.scale: the machine of benchmarks.gpu lacks its YAML library.
+    return yaml.safe_load((REPOSITORY / f"params/{name}.yaml").read_text(encoding="utf-8"))
+
+
 def write_params(folder: Path, seed: int = 0, **sections: dict[str, Any]) -> None:
     """Write the demo's params.yaml to the folder, with this seed and these values in sections."""
-    params = yaml.safe_load((REPOSITORY / "params/demo.yaml").read_text(encoding="utf-8"))
+    params = read_scale("demo")
     params["seed"] = seed
     for name, values in sections.items():
         params[name] |= values
@@ -162,8 +168,7 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
 
     `steps` cut the training of the autoencoder and the text encoder. Returns the folder.
     """
-    # Not by tools.scale: the machine of benchmarks.gpu lacks its YAML library.
-    scale = yaml.safe_load((REPOSITORY / "params/rsicd.yaml").read_text(encoding="utf-8"))
+    scale = read_scale("rsicd")
     training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1, "warmup_steps": 0}
     make_inputs(
         folder,

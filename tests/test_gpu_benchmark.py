@@ -14,8 +14,9 @@ import yaml
 from conftest import REPOSITORY, wait_until
 from packaging.requirements import Requirement
 
-from benchmarks import gpu, workspace
+from benchmarks import finetune, gpu, workspace
 from benchmarks.gpu import Row
+from stages.params import load
 from tools.scale import compose
 
 # What the docstring of benchmarks/gpu.py says that it needs.
@@ -167,6 +168,28 @@ def test_no_other_packages_are_needed(tmp_path):
         timeout=500,
     )
     assert finished.returncode == 0, finished.stderr
+
+
+def test_fine_tuning_is_the_papers(tmp_path, monkeypatch):
+    """The reference loop's optimizer and no extras; the demo's would be Muon with an average."""
+    monkeypatch.chdir(tmp_path)
+    gpu.write_training_params(False, {"precision": "bf16"})
+    written = load(tmp_path / "params.yaml").finetune_sd.model_dump()
+    assert (written["optimizer"], written["ema_decay"]) == ("adamw", 0)
+    paper = compose(["paper"], REPOSITORY)[1].finetune_sd.model_dump()
+    length = {"epochs", "checkpoint_steps", "validation_images", "grid_captions", "grid_steps"}
+    assert {name for name in paper if written[name] != paper[name]} <= length | {"precision"}
+
+
+def test_both_loops_are_compared_with_one_optimizer(monkeypatch):
+    written = []
+    monkeypatch.setattr(finetune, "write_params", lambda _, **sections: written.append(sections))
+    monkeypatch.setattr(finetune, "run_module", lambda *arguments: "1.0")
+    monkeypatch.setattr(finetune, "make_demo", lambda *arguments, **sections: None)
+    monkeypatch.setattr(finetune, "make_stable_diffusion", lambda *arguments, **sections: None)
+    for size in ("demo", "224", "512"):
+        finetune.compare_loops(size)
+    assert {sections["finetune_sd"]["optimizer"] for sections in written} == {"adamw"}
 
 
 def test_the_scale_rsicd_has_the_values_of_make_scale(tmp_path, monkeypatch):
