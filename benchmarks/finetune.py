@@ -189,7 +189,10 @@ def time_reference_loop() -> float:
 
 
 def run_reference_loop() -> NoReturn:
-    """The loop of train_text_to_image.py. Raises TimingDone after a few steps."""
+    """The loop of train_text_to_image.py. Raises TimingDone after a few steps.
+
+    Raises RuntimeError where the training tiles don't fill a batch.
+    """
     from accelerate import Accelerator
     from torch.utils.data import DataLoader
 
@@ -206,6 +209,8 @@ def run_reference_loop() -> NoReturn:
     device = accelerator.device
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[config.precision]
     tiles = CaptionedTiles(read_rows(Path("data/imagery/train")), models.load_tokenizer(start))
+    if len(tiles) < config.batch_size:  # an epoch would have no step, and the loop no end
+        raise RuntimeError(f"{len(tiles)} training tiles don't fill a batch of {config.batch_size}")
     loader = DataLoader(tiles, batch_size=config.batch_size, shuffle=True, drop_last=True)
     unet = models.load(start, "unet").requires_grad_(True).train()
     vae = models.load(start, "vae").to(device, dtype)

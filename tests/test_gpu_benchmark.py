@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from benchmarks import finetune, gpu, workspace
 from benchmarks.gpu import Row
+from stages.common import artifacts
 from stages.params import load
 from tools.scale import compose
 
@@ -190,6 +191,16 @@ def test_both_loops_are_compared_with_one_optimizer(monkeypatch):
     for size in ("demo", "224", "512"):
         finetune.compare_loops(size)
     assert {sections["finetune_sd"]["optimizer"] for sections in written} == {"adamw"}
+
+
+def test_the_reference_loop_ends_where_tiles_do_not_fill_a_batch(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gpu.write_training_params(True, {})
+    model = REPOSITORY / "stages/embedded/models/diffusion"
+    artifacts.write_json(tmp_path / "models/start/start.json", {"folder": str(model)})
+    monkeypatch.setattr(artifacts, "read_rows", lambda _: [{}] * 3)
+    with pytest.raises(RuntimeError, match="3 training tiles don't fill a batch of 4"):
+        finetune.time_reference_loop()
 
 
 def test_the_scale_rsicd_has_the_values_of_make_scale(tmp_path, monkeypatch):
