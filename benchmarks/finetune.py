@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from benchmarks.flops import training_flops
 from benchmarks.interleaved import compare
 from benchmarks.workspace import (
+    LITTLE_MEASURING,
     make_demo,
     make_stable_diffusion,
     read_scale,
@@ -60,9 +61,8 @@ def compare_loops(size: str) -> None:
     training: dict[str, Any] = {
         "epochs": 1000,
         "checkpoint_steps": 10**6,
-        "validation_images": 2,
-        "grid_captions": 1,
         "optimizer": "adamw",  # the reference's
+        **LITTLE_MEASURING,
     }
     encoding: dict[str, Any] = {"base_domain": "none"}
     if size != "demo":

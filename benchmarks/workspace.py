@@ -36,6 +36,10 @@ TEXT_ENCODER: dict[str, Any] = {
 }
 
 
+# Of what finetune_sd does besides its steps, as little as it can.
+LITTLE_MEASURING = {"validation_images": 2, "grid_captions": 1, "grid_steps": 1}
+
+
 class Usage(NamedTuple):
     """What a stage used."""
 
@@ -169,7 +173,7 @@ def make_rsicd_scale(folder: Path, images: int, **steps: int) -> Path:
     `steps` cut the training of the autoencoder and the text encoder. Returns the folder.
     """
     scale = read_scale("rsicd")
-    training: dict[str, Any] = {"validation_images": 2, "grid_captions": 1, "warmup_steps": 0}
+    training: dict[str, Any] = LITTLE_MEASURING | {"warmup_steps": 0}
     make_inputs(
         folder,
         {

@@ -54,7 +54,7 @@ folder = Path.cwd()
 gpu.prepare(folder, True)
 gpu.measure_encoding(folder, True, 512)
 gpu.measure_training(folder, True, **gpu.FULL_512)
-gpu.measure_generation(folder, True, **gpu.DPM_20)
+gpu.measure_generation(folder, True, {"dpm": 2})
 gpu.measure_checkpoint(folder, True)
 """
 
@@ -123,13 +123,13 @@ def test_training_and_generation_rows_run_at_the_size_of_the_demo(tmp_path, monk
         Row("tiles", 300, gpu.prepare),
         Row("encode", 300, gpu.measure_encoding, {"resolution": 512}),
         Row("train", 300, gpu.measure_training, training),
-        Row("generate", 300, gpu.measure_generation, {"scheduler": "dpm", "steps": 2}),
+        Row("generate", 300, gpu.measure_generation, {"schedules": {"dpm": 2, "pndm": 3}}),
     ]
     table = tmp_path / "gpu.md"
     gpu.run_rows(rows, tmp_path, True, table, time_limit=600)
     text = table.read_text()
     assert "not measured" not in text and "failed" not in text, text
-    assert text.count("images/s") == 2 and "tiles/s" in text
+    assert text.count("images/s") == 3 and "tiles/s" in text
 
 
 def with_needs(names):
@@ -209,7 +209,7 @@ def test_the_scale_rsicd_has_the_values_of_make_scale(tmp_path, monkeypatch):
     written = yaml.safe_load((tmp_path / "params.yaml").read_text(encoding="utf-8"))
     scale = compose(["rsicd"], REPOSITORY)[1].model_dump()
     scale["train_base"]["vae_steps"] = 10
-    scale["finetune_sd"] |= {"validation_images": 2, "grid_captions": 1, "warmup_steps": 0}
+    scale["finetune_sd"] |= workspace.LITTLE_MEASURING | {"warmup_steps": 0}
     for section in ("train_base", "encode", "finetune_sd"):
         assert written[section] == scale[section]
     assert written["fetch_imagery"]["max_images"] == 64
