@@ -80,7 +80,7 @@ def fill_state(adamw: torch.optim.Optimizer) -> None:
 
 
 def time_checkpoint(
-    unet: Any, adamw: torch.optim.Optimizer, with_ema: bool
+    unet: Any, adamw: torch.optim.Optimizer, with_ema: bool, rounds: int = ROUNDS
 ) -> tuple[float, float, float]:
     """Size in GB, and the median seconds in which a checkpoint is copied and then written."""
     adamw.zero_grad()
@@ -93,7 +93,7 @@ def time_checkpoint(
     state = TrainingState(step=1, best_step=1)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             started = time.perf_counter()
             tensors = checkpoints.copy_tensors(checkpoints.training_tensors(weights, ema, adamw))
             copied = time.perf_counter()

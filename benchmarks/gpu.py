@@ -107,23 +107,25 @@ def format_row(row: Row, folder: Path, tiny: bool, time_left: float) -> str:
 def run_row(row: Row, folder: Path, tiny: bool, limit: float) -> Results:
     """Run a measurement in a new process; what it returned, or why it returned nothing.
 
-    What it started ends with it.
+    What it started ends with it, and its temporary files are removed: a checkpoint alone takes
+    many gigabytes, and a row that is killed removes none.
     """
     context = multiprocessing.get_context("spawn")  # CUDA allows no fork
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(row, folder, tiny, sender))
-    process.start()
-    sender.close()
-    try:
-        if not receiver.poll(limit):
-            return {"not measured:": f"stopped after {limit:.0f} s"}
-        return receiver.recv()
-    except EOFError:
-        process.join()
-        return {"not measured:": f"ended with exit code {process.exitcode}"}
-    finally:
-        kill_session(process)
-        process.join()
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as temporary:
+        process = context.Process(target=_measure, args=(row, folder, temporary, tiny, sender))
+        process.start()
+        sender.close()
+        try:
+            if not receiver.poll(limit):
+                return {"not measured:": f"stopped after {limit:.0f} s"}
+            return receiver.recv()
+        except EOFError:
+            process.join()
+            return {"not measured:": f"ended with exit code {process.exitcode}"}
+        finally:
+            kill_session(process)
+            process.join()
 
 
 def kill_session(process: BaseProcess) -> None:
@@ -134,8 +136,9 @@ def kill_session(process: BaseProcess) -> None:
     process.kill()
 
 
-def _measure(row: Row, folder: Path, tiny: bool, sender: Connection) -> None:
+def _measure(row: Row, folder: Path, temporary: str, tiny: bool, sender: Connection) -> None:
     os.setsid()
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary
     start_process()  # as a stage starts: it keeps compiled modules, which saves seconds a row
     try:
         sender.send(row.measure(folder, tiny, **row.options))
@@ -314,7 +317,7 @@ def measure_checkpoint(folder: Path, tiny: bool) -> Results:
     unet.to(device_type())
     adamw = torch.optim.AdamW(unet.parameters(), lr=1e-6, fused=True)
     fill_state(adamw)
-    size, copying, writing = time_checkpoint(unet, adamw, with_ema=True)
+    size, copying, writing = time_checkpoint(unet, adamw, with_ema=True, rounds=1)
     return {
         "size": f"{size:.2f} GB",
         "training waits": f"{copying:.2f} s",

@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
 
 import psutil
 import pytest
@@ -76,7 +78,8 @@ def hang(folder, tiny):
 
 
 def hang_with_another(folder, tiny):
-    """Wait for a process that this one started."""
+    """Wait for a process that this one started, with a temporary file."""
+    (folder / "temporary").write_text(tempfile.mkdtemp())
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     (folder / "pid").write_text(str(process.pid))
     process.wait()
@@ -89,6 +92,7 @@ def test_a_row_that_is_stopped_ends_what_it_started(tmp_path, monkeypatch):
     assert stopped == {"not measured:": "stopped after 15 s"}
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
+    assert not Path((tmp_path / "temporary").read_text()).exists()
 
 
 def test_every_row_has_its_own_outcome(tmp_path):
