@@ -343,7 +343,8 @@ def print_report(rehearsal: Rehearsal, rows: list[Row], capsys, free: float = 1e
 
 def test_outputs_models_of_the_hub_and_the_largest_cache_need_disk(tmp_path, capsys):
     rehearsal = paper_rehearsal(tmp_path)
-    rehearsal.model_bytes = {"diffusion": 4_000_000_000, "vision": 10**9}  # vision is on this disk
+    rehearsal.full["fetch_model"] = {"diffusion": "hub:a/b", "vision": "path:vision"}
+    rehearsal.model_bytes = {"diffusion": 4_000_000_000, "vision": 10**9}
     rows = [
         Row("finetune_sd", measured(), disk=10**9, full_cache=40e9),
         Row("generate", measured(), disk=10**9, disk_ratio=19, full_cache=19e9),
@@ -367,6 +368,22 @@ def test_a_sum_says_what_it_leaves_out(tmp_path, capsys):
     without = "without what is unknown of select, fid"
     assert f"- time of the full run: at least 90 min, {without}" in printed
     assert "- cost: at least 3.00 USD" in printed
+
+
+def test_models_that_could_not_be_fetched_are_missing_from_the_sums(tmp_path, capsys):
+    rehearsal = paper_rehearsal(tmp_path)
+    rehearsal.full["fetch_model"] = {"writer": "hub:a/b", "embedder": "hub:c/d"}
+    (tmp_path / "models/base/embedder").mkdir(parents=True)
+    rows = [
+        Row("fetch_model@writer", measured(), disk=10**9, fault="gated"),
+        Row("generate", measured(), disk=10**9, full_cache=19e9),
+    ]
+    printed = print_report(rehearsal, rows, capsys, 10e9)
+    assert "- downloads of models: writer unknown, embedder 0 B" in printed
+    without = "without what is unknown of fetch_model@writer"
+    assert [line for line in printed if line.startswith(f"- disk: at least 2.0 GB, {without}: ")]
+    assert "- resume cache: at least 19.0 GB, of generate" in printed
+    assert printed[-1].endswith("; the disk lacks at least 11.0 GB.")
 
 
 def test_an_interrupted_rehearsal_has_found_no_fault(tmp_path, capsys):

@@ -190,16 +190,23 @@ def report(
         print("- activations are not counted: docs/scale.md has what fits a card")
     disk = sum(row.full_disk for row in ran)
     downloads = model_downloads(rehearsal)
-    needed = 2 * disk + sum(downloads.values())
-    in_hub_cache = f", and {format_size(sum(downloads.values()))} in the hub's" if downloads else ""
+    downloaded = sum(size or 0 for size in downloads.values())
+    needed = 2 * disk + downloaded
+    least, without = describe_unknown([row.stage for row in rows if row.fault])
+    in_hub_cache = f", and {format_size(downloaded)} in the hub's" if downloaded else ""
     print(
-        f"- disk: {format_size(needed)}: outputs of {format_size(disk)}, and as much in DVC's "
-        f"cache where the disk has no reflinks{in_hub_cache}; {format_size(free)} are free"
+        f"- disk: {least}{format_size(needed)}{without}: outputs of {format_size(disk)}, and as "
+        f"much in DVC's cache where the disk has no reflinks{in_hub_cache}; {format_size(free)} "
+        "are free"
     )
     largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
     if largest.full_cache >= 1e6:
-        print(f"- resume cache: {format_size(largest.full_cache)} at most, of {largest.stage}")
-    sizes = ", ".join(f"{role} {format_size(size)}" for role, size in downloads.items())
+        most = "" if least else " at most"
+        print(f"- resume cache: {least}{format_size(largest.full_cache)}{most}, of {largest.stage}")
+    sizes = ", ".join(
+        f"{role} {'unknown' if size is None else format_size(size)}"
+        for role, size in downloads.items()
+    )
     print(f"- downloads of models: {sizes or 'none'}")
     print(f"\n{verdict(rehearsal, rows, needed + largest.full_cache - free)}")
 
@@ -212,8 +219,7 @@ def describe_time(rows: list[Row], usd_per_hour: float | None) -> list[str]:
     rehearsed = sum(row.measured.seconds for row in rows if row.measured)
     unknown = [row.stage for row in rows if row.fault or row.lacks_time]
     seconds = sum(row.full_seconds for row in rows if not row.fault)
-    least = "at least " if unknown else ""
-    without = f", without what is unknown of {', '.join(unknown)}" if unknown else ""
+    least, without = describe_unknown(unknown)
     lines = [
         f"time of the rehearsal: {duration(rehearsed)}",
         f"time of the full run: {least}{duration(seconds)}{without}",
@@ -223,15 +229,22 @@ def describe_time(rows: list[Row], usd_per_hour: float | None) -> list[str]:
     return lines
 
 
-def model_downloads(rehearsal: Rehearsal) -> dict[str, int]:
-    """Role -> bytes of the model that the full run downloads."""
-    downloads = {}
+def describe_unknown(stages: list[str]) -> tuple[str, str]:
+    """What stands before and after a sum that leaves out these stages."""
+    if not stages:
+        return "", ""
+    return "at least ", f", without what is unknown of {', '.join(stages)}"
+
+
+def model_downloads(rehearsal: Rehearsal) -> dict[str, int | None]:
+    """Role -> bytes of the model that the full run downloads; None: it wasn't fetched here."""
+    downloads: dict[str, int | None] = {}
     for role, source in rehearsal.full["fetch_model"].items():
         folder = rehearsal.folder / "models/base" / role
         if source.startswith("hub:") and role in rehearsal.model_bytes:
             downloads[role] = rehearsal.model_bytes[role]
-        elif source.startswith("hub:") and folder.exists():
-            downloads[role] = folder_size(folder)
+        elif source.startswith("hub:"):
+            downloads[role] = folder_size(folder) if folder.exists() else None
     return downloads
 
 
@@ -255,7 +268,8 @@ def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
             "memory"
         )
     if missing_disk > 0:
-        reasons.append(f"the disk lacks {format_size(missing_disk)}")
+        least = "at least " if faults or interrupted else ""
+        reasons.append(f"the disk lacks {least}{format_size(missing_disk)}")
     if reasons:
         return f"This machine cannot run it: {'; '.join(reasons)}."
     if interrupted:
