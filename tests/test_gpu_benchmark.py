@@ -197,6 +197,17 @@ def test_both_loops_are_compared_with_one_optimizer(monkeypatch):
     assert {sections["finetune_sd"]["optimizer"] for sections in written} == {"adamw"}
 
 
+@pytest.mark.parametrize("tiny", [True, False])
+def test_the_gradient_scaler_is_resumed_on_a_gpu(tmp_path, monkeypatch, tiny):
+    monkeypatch.setattr(workspace, "run_module", lambda *arguments: "")
+    monkeypatch.setattr(gpu, "enter", lambda *arguments: None)
+    monkeypatch.setattr(gpu, "run_stage", lambda *arguments, **options: None)
+    monkeypatch.setattr(gpu, "read_validation_loss", lambda: 0.5)
+    gpu.measure_resuming(tmp_path, tiny)
+    written = load(tmp_path / "resuming/params.yaml").finetune_sd
+    assert (written.precision == "fp16") == (not tiny)
+
+
 def test_the_reference_loop_ends_where_tiles_do_not_fill_a_batch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     gpu.write_training_params(True, {})
