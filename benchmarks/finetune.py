@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.data import Dataset
 
-from benchmarks.flops import training_flops
+from benchmarks.flops import UNET_TRAINING, training_flops
 from benchmarks.interleaved import compare
 from benchmarks.workspace import (
     LITTLE_MEASURING,
@@ -31,8 +31,11 @@ from stages.runtime.process import make_parser
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 12
-# Dense bf16 FLOP/s, by the manufacturer.
+# Dense bf16 FLOP/s, by the manufacturer. The first name that a device's holds counts.
 PEAK_FLOPS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
@@ -89,13 +92,22 @@ def compare_loops(size: str) -> None:
         if device != "CPU":
             runs["encode once, compiled"] = lambda: images_per_second("stage", compile=True)
         rates = compare(f"fine-tuning, {size}, {device}", runs)
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
-    if size != "demo" and peak:
-        flops = training_flops(int(size))["UNet, forward and backward"]
+    if size != "demo":
         shares = [
-            f"{name} {flops * rate / peak:.1%}" for name, rate in rates.items() if "once" in name
+            f"{name} {describe_mfu(int(size), rate, device)}"
+            for name, rate in rates.items()
+            if "once" in name
         ]
-        print("\nMFU of bf16 peak: " + ", ".join(shares))
+        print("\nMFU: " + ", ".join(shares))
+
+
+def describe_mfu(resolution: int, rate: float, device: str) -> str:
+    """The share of the device's dense bf16 peak that `rate` images a second take, and the peak."""
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device), None)
+    if peak is None:
+        return f"unknown: benchmarks/finetune.py has no peak of {device}"
+    flops = training_flops(resolution)[UNET_TRAINING]
+    return f"{flops * rate / peak:.1%} of {peak / 1e12:.0f} TFLOP/s"
 
 
 class TimingDone(Exception):

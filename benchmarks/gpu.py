@@ -31,8 +31,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.finetune import PEAK_FLOPS, time_reference_loop, time_stage_loop
-from benchmarks.flops import training_flops
+from benchmarks.finetune import describe_mfu, time_reference_loop, time_stage_loop
 from benchmarks.workspace import (
     LITTLE_MEASURING,
     REPOSITORY,
@@ -223,11 +222,9 @@ def measure_training(
     with without_dvclive():
         rate = time_reference_loop() if reference else time_stage_loop()
     results = {"images/s": f"{rate:.1f}"} | peak_memory()
-    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device_name()), None)
-    is_full = not reference and changes.get("method") != "lora"  # the FLOPs below are of that
-    if peak and not tiny and is_full:
-        flops = training_flops(resolution)["UNet, forward and backward"]
-        results["MFU"] = f"{flops * rate / peak:.1%}"
+    is_full = not reference and changes.get("method") != "lora"  # the FLOPs are of that
+    if not tiny and is_full:
+        results["MFU"] = describe_mfu(resolution, rate, device_name())
     return results
 
 

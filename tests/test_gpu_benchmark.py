@@ -235,8 +235,22 @@ def test_flops_are_those_of_full_fine_tuning(tmp_path, monkeypatch, method, has_
     monkeypatch.setattr(gpu, "enter", lambda *arguments: None)
     monkeypatch.setattr(gpu, "write_training_params", lambda *arguments: None)
     monkeypatch.setattr(gpu, "time_stage_loop", lambda: 10.0)
-    monkeypatch.setattr(gpu, "training_flops", lambda _: {"UNet, forward and backward": 1e12})
-    name = next(iter(gpu.PEAK_FLOPS))
-    monkeypatch.setattr(gpu, "device_name", lambda: name)
+    monkeypatch.setattr(gpu, "describe_mfu", lambda *arguments: "10%")
     results = gpu.measure_training(tmp_path, False, 512, method=method)
     assert ("MFU" in results) == has_mfu
+
+
+@pytest.mark.parametrize(
+    ("device", "mfu"),
+    [
+        ("NVIDIA H100 80GB HBM3", "10.0% of 989 TFLOP/s"),
+        ("NVIDIA H100 PCIe", "13.1% of 756 TFLOP/s"),
+        ("NVIDIA H100 NVL", "11.8% of 835 TFLOP/s"),
+        ("NVIDIA H200", "10.0% of 989 TFLOP/s"),
+        ("NVIDIA L40S", "27.3% of 362 TFLOP/s"),
+        ("NVIDIA L40", "unknown: benchmarks/finetune.py has no peak of NVIDIA L40"),
+    ],
+)
+def test_mfu_is_of_the_peak_of_the_very_card(monkeypatch, device, mfu):
+    monkeypatch.setattr(finetune, "training_flops", lambda _: {finetune.UNET_TRAINING: 1e12})
+    assert finetune.describe_mfu(512, 98.9, device) == mfu
