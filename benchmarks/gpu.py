@@ -4,9 +4,10 @@
     python -m benchmarks.gpu --seconds 900   with time for the last row, whose model is compiled
     python -m benchmarks.gpu --tiny          the demo's model, to try the script itself (any device)
 
-The rows run in order of worth, each in a process of its own with its own time limit. The table
-benchmarks/results/gpu.md is written after every row (not with --tiny): an interruption loses
-nothing that was measured. A row that fails or finds no time left says so.
+The rows run in order of worth, each in a process of its own with its own time limit. The table is
+written after every row (not with --tiny), at the end of benchmarks/results/gpu.md, which keeps what
+it had: an interruption loses nothing that was measured. A row that fails or finds no time left says
+so.
 
 Needs only torch, diffusers, transformers, accelerate, peft, safetensors, pyarrow, pydantic, pillow,
 tqdm, pyyaml, filelock and platformdirs. No network: tiles are rendered, weights are random.
@@ -41,7 +42,7 @@ from benchmarks.workspace import (
     read_scale,
     write_params,
 )
-from stages.common.artifacts import read_json
+from stages.common.artifacts import read_json, write_atomically
 from stages.common.torch_setup import device_type
 from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 
@@ -81,7 +82,8 @@ def main() -> None:
 def run_rows(
     rows: list[Row], folder: Path, tiny: bool, table: Path | None, time_limit: float
 ) -> None:
-    """Run the rows one after another until the time is over; print each, and write the table."""
+    """Run the rows one after another until the time is over; print each, and append the table."""
+    earlier = table.read_text(encoding="utf-8") + "\n" if table and table.exists() else ""
     started = time.monotonic()
     lines: list[str] = []
     for row in rows:
@@ -90,7 +92,8 @@ def run_rows(
         print(line, flush=True)
         lines.append(line)
         if table:
-            table.write_text(format_table(lines, time.monotonic() - started), encoding="utf-8")
+            section = format_table(lines, time.monotonic() - started)
+            write_atomically(table, (earlier + section).encode())
 
 
 def format_row(row: Row, folder: Path, tiny: bool, time_left: float) -> str:
@@ -148,16 +151,16 @@ def _measure(row: Row, folder: Path, temporary: str, tiny: bool, sender: Connect
 
 
 def format_table(lines: list[str], seconds: float) -> str:
-    """The whole file: device, versions, commit and the rows so far, in Markdown."""
+    """A section of Markdown: device, versions, commit and the rows so far."""
     libraries = ("torch", "diffusers", "transformers", "accelerate", "peft")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     return "\n".join(
         [
-            "# Speed and memory on a GPU",
+            f"## {device_name()}, commit {commit()}",
             "",
-            f"`python -m benchmarks.gpu` on {device_name()}, {versions}, commit {commit()}; "
-            f"{seconds:.0f} s so far. Stable Diffusion v1.5's size with random weights, rendered "
-            "tiles, unless a row says otherwise. MFU: share of the dense bf16 peak.",
+            f"`python -m benchmarks.gpu`, {versions}; {seconds:.0f} s so far. Stable Diffusion "
+            "v1.5's size with random weights, rendered tiles, unless a row says otherwise. MFU: "
+            "share of the dense bf16 peak.",
             "",
             "| what | measured | took |",
             "|---|---|---|",
@@ -271,8 +274,9 @@ def measure_generation(
 
     enter(folder, "512")
     settings = load().sampling.model_dump()
+    settings["batch_size"] = 4 if tiny else 16
     if not tiny:
-        settings |= {"resolution": 512, "batch_size": 16, "precision": "fp16"}
+        settings |= {"resolution": 512, "precision": "fp16"}
     model = Path("models/base/diffusion").resolve()
     device = torch.device(device_type())
     if pipeline:
@@ -399,7 +403,7 @@ def peak_memory() -> Results:
 
 
 # Rows, in order of worth. A limit is 1.5 to 2 times what the row took on an H200 or, where it has
-# not run yet, should take by those that have. By the same times all but the last fit 480 s.
+# not run yet, should take by those that have. By the same times all but the last take some 480 s.
 
 FULL_512 = {
     "resolution": 512,

@@ -97,6 +97,7 @@ def test_a_row_that_is_stopped_ends_what_it_started(tmp_path, monkeypatch):
 
 def test_every_row_has_its_own_outcome(tmp_path):
     table = tmp_path / "gpu.md"
+    table.write_text("# Runs\n\n| earlier | images/s 56 |\n\nA note.\n", encoding="utf-8")
     rows = [
         Row("first", 60, succeed, {"images": 12}),
         Row("failing", 60, fail),
@@ -110,6 +111,8 @@ def test_every_row_has_its_own_outcome(tmp_path):
     assert "ValueError: no such card" in lines["failing"]
     assert "exit code 7" in lines["dying"]
     assert "stopped after 1 s" in lines["hanging"]
+    # What the file had stays.
+    assert "images/s 56" in lines["earlier"] and "\nA note.\n\n## " in table.read_text()
     assert "torch " in table.read_text() and "commit" in table.read_text()
 
 
