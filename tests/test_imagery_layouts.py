@@ -18,7 +18,7 @@ from test_imagery import encoded, error_of, picture, rows_of, write_params
 from stages import fetch_imagery
 from stages.common.artifacts import read_json
 from stages.imagery.captions import caption_fields, usable_captions
-from stages.imagery.readers.items import label_value, split_value
+from stages.imagery.readers.items import label_value, misnamed_split, split_value
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import match_splits
@@ -1056,7 +1056,29 @@ def test_a_field_of_splits_of_another_name_is_one_line(tmp_path, monkeypatch, na
     else:
         write_source(root, name, rows)
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}")
-    assert "its field 'subset' seems to hold splits: name it `split`, or remove it" in line
+    assert "its field 'subset' seems to hold splits: name it `split`, " in line
+
+
+@pytest.mark.parametrize("name", [*WRITERS, "captions.json", "train-00000-of-00001.parquet"])
+def test_a_field_of_yes_and_no_that_is_named_as_a_split_is_one_line(tmp_path, monkeypatch, name):
+    root = tmp_path / "in"
+    rows: list[dict] = [{"file_name": f"{i}.png", "text": f"tile {i}"} for i in range(4)]
+    write_source(root, name, [row | {"is_test": i == 3} for i, row in enumerate(rows)])
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}")
+    assert "its field 'is_test' seems to hold splits: name it `split`, " in line
+    # Another value, one value alone, a label, and words of no split tell none.
+    others = [
+        {"test": 0.5 * i, "is_valid": 1, "train_station": i % 2, "test_score": i % 2, "image_1": i}
+        for i in range(4)
+    ]
+    write_source(root, name, [row | other for row, other in zip(rows, others)])
+    assert open_source(root, KEY).misnamed_split is None
+
+
+@pytest.mark.parametrize("name", ["test", "is_valid", "isTrain", "is_training_image", "in_val_set"])
+@pytest.mark.parametrize("values", [[0, 1], [1.0, 0.0], ["True", "False"], [False, True, None]])
+def test_a_field_of_yes_and_no_that_is_named_as_a_split(name, values):
+    assert misnamed_split({"label": 0, name: value} for value in values) == name
 
 
 @pytest.mark.parametrize("list_name", [None, "metadata.csv", "captions.json", "tiles.parquet"])

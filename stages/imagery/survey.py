@@ -240,8 +240,8 @@ def _refuse_unread_files(
     # One name, such as that of the only table, train-00000-of-00001.parquet, tells no splits apart.
     if source.misnamed_split is not None and len(named) < 2 and not has_params:
         exit_with_error(
-            f"{key}: its field {source.misnamed_split!r} seems to hold splits: name it `split`, or "
-            "remove it"
+            f"{key}: its field {source.misnamed_split!r} seems to hold splits: name it `split`, "
+            "with the values train, valid and test, or remove it"
         )
     if source.unread_split is not None and not named and not has_params:
         exit_with_error(

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -32,6 +33,8 @@ FLAGS = {"0", "1", "0.0", "1.0", "false", "true"}
 LIST_IN_TEXT = re.compile(r"[\[(].*[,'\"].*[\])]", re.DOTALL)
 # What may stand after the name of a split: val2017, test_set.
 SPLIT_ENDING = re.compile(r"[ _-]?(set|data|images|\d+)$")
+# What may stand around it in the name of a field of 0 and 1: is_valid, isTest, is_training_image.
+AROUND_FLAG = re.compile(r"^(is|in)[ _-]?|[ _-]?(image|split)$")
 
 
 class SourceItem(NamedTuple):
@@ -165,15 +168,27 @@ def split_word(name: str) -> str | None:
     return words[0] if len(words) == 1 else None
 
 
+@lru_cache(maxsize=256)  # the rows of a source have the same few fields
+def is_split_flag(name: str) -> bool:
+    """Whether a field of 0 and 1 of this name tells which rows are of a split: is_valid, test."""
+    return standard_split(AROUND_FLAG.sub("", name.lower())) is not None
+
+
 def misnamed_split(rows: Iterable[dict]) -> str | None:
-    """The first field that names a split in each row that has it, and several in all; or None."""
+    """The first field that names a split in each row that has it, and several in all; or None.
+
+    A field that is named as a split (is_test) may also hold 0 and 1, or true and false.
+    """
     read = {*NAME_FIELDS, *SCENE_FIELDS, "split"}
     splits: dict[str, set[str | None]] = {}  # that each field names; None: something else
     for row in rows:
         for name, value in row.items():
             found = splits.setdefault(name, set())
-            is_open = None not in found and name.lower() not in read
-            if is_open and (text := split_value(value)) is not None:
+            if None in found or name.lower() in read:
+                continue
+            if is_split_flag(name) and str(value).lower() in FLAGS:
+                found.add(str(value).lower())
+            elif (text := split_value(value)) is not None:
                 found.add(standard_split(text))
     fields = (name for name, found in splits.items() if len(found) > 1 and None not in found)
     return next(fields, None)

@@ -29,6 +29,7 @@ from stages.imagery.readers.items import (
     first_field,
     flag_fields,
     holds_several_labels,
+    is_split_flag,
     label_value,
     misnamed_split,
     skipped_file,
@@ -246,7 +247,11 @@ def _find_misnamed_split(tables: list[Table]) -> str | None:
     rows: Iterator[dict] = iter(())
     for table in tables:
         known = (*table.caption_columns, table.name_column, table.scene_column)
-        columns = [name for name in table.text_columns if name not in known]
+        columns = [
+            name
+            for name in table.schema.names
+            if name not in known and (name in table.text_columns or is_split_flag(name))
+        ]
         rows = chain(rows, _read_rows(table, columns) if columns else ())
     return misnamed_split(rows)
 
