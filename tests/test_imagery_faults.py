@@ -68,6 +68,7 @@ def broken_images() -> dict[str, bytes]:
         ("train/forest/1.png", "train", "forest", None),
         ("Forest/Val/1.png", "Val", "Forest", None),
         ("EuroSAT/train/forest/1.png", "train", "forest", None),
+        ("split=train/forest/1.png", "split=train", "forest", None),
         ("Train /forest /1.png", "Train ", "forest", None),
         ("train/test/1.png", "train", "test", None),
         ("test/airport_1.png", "test", "airport", None),
@@ -200,6 +201,7 @@ def test_a_split_beside_images_in_no_split_needs_params():
         "eurosat_train.parquet",
         "eurosat-train/0000.parquet",
         "train_set_a/data.parquet",
+        "subset=train/part-0.parquet",
         "train/a_dev_1.parquet",
     ],
 )

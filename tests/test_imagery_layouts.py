@@ -786,6 +786,27 @@ def test_tables_of_several_folders_that_are_joined_are_told(tmp_path, capfd):
     assert "the tables in fold0, fold1 are read as one data set" in capfd.readouterr().err
 
 
+def test_the_folders_of_partitioned_tables(tmp_path):
+    """As pandas, DuckDB and Spark write them: the columns stand in the names of the folders."""
+    rows = [
+        {"image": encoded(picture(i)), "text": "a lake", "split": split, "label": label}
+        for i, split in enumerate(("train", "test"))
+        for label in "ab"
+    ]
+    table = pa.Table.from_pylist(rows)
+    root = tmp_path / "splits"
+    pq.write_to_dataset(table, root, partition_cols=["split"])
+    matched, missing = match_splits(
+        survey_items(open_source(root, KEY), SkipReport()).image_counts(),
+        dict.fromkeys(("train", "valid", "test")),
+        "fetch_imagery.splits",
+    )
+    assert matched == {"split=train": "train", "split=test": "test"} and missing == ["valid"]
+    pq.write_to_dataset(table, tmp_path / "labels", partition_cols=["split", "label"])
+    assert "partitioned by 'label' is not read: write it as" in refusal(tmp_path / "labels")
+    open_source(tmp_path / "labels", KEY, images_only=True)
+
+
 def test_an_image_in_two_tables_is_kept_in_one_split(tmp_path):
     for i, split in enumerate(("train", "test")):
         rows = [

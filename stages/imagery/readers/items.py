@@ -153,13 +153,17 @@ def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
 
 
 def standard_split(name: str) -> str | None:
-    """Which of train, valid and test a name means (Train, dev, val2017, test_set), if any."""
-    return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name.strip().lower()))
+    """Which of train, valid and test a name means (Train, dev, val2017, test_set), if any.
+
+    split=test is a folder of a table that is partitioned by `split`.
+    """
+    name = name.strip().lower().removeprefix("split=")
+    return SPLIT_NAMES.get(SPLIT_ENDING.sub("", name))
 
 
 def split_words(name: str) -> list[str]:
-    """The words of a name that mean a split: `test` of EuroSAT-test-2."""
-    return [word for word in re.split("[ _.-]", name) if standard_split(word)]
+    """The words of a name that mean a split: `test` of EuroSAT-test-2 and of subset=test."""
+    return [word for word in re.split("[ _.=-]", name) if standard_split(word)]
 
 
 def split_word(name: str) -> str | None:

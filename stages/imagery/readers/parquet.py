@@ -102,11 +102,13 @@ def open_parquet(
         images_only: captions and classes may be missing, or have other names.
 
     Raises:
-        SystemExit: a table cannot be read, has no column of encoded images, or has several labels
-            per tile.
+        SystemExit: a table cannot be read, has no column of encoded images, has several labels per
+            tile, or is partitioned by its labels.
     """
     splits = _splits(files, root)
     tables = [_open_table(file, root, key, split) for file, split in zip(files, splits)]
+    if not images_only:
+        _refuse_label_partitions(tables, root)
     _log_joined_folders(tables, root, key)
     _refuse_lists_in_text(tables)
     has_captions = any(table.caption_columns for table in tables)
@@ -209,6 +211,18 @@ def _refuse_label_lists(tables: list[Table]) -> None:
         is_list = plural is not None and _is_list(table.schema.field(plural).type)
         if table.scene_column is None and is_list:
             exit_with_error(f"{table.label}: column {plural}: {SEVERAL_LABELS}")
+
+
+def _refuse_label_partitions(tables: list[Table], root: Path) -> None:
+    """Exit with an error if folders hold the labels (label=forest/0.parquet), not the tables."""
+    for table in tables:
+        for folder in table.path.relative_to(root).parts[:-1]:
+            name, equals, _ = folder.partition("=")
+            if equals and name.lower() in SCENE_FIELDS and table.scene_column is None:
+                exit_with_error(
+                    f"{table.label}: a table partitioned by {name!r} is not read: write it as a "
+                    "file, `pandas.read_parquet(folder).to_parquet(file)`"
+                )
 
 
 def _refuse_one_hot_labels(tables: list[Table]) -> None:
