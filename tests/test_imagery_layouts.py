@@ -911,6 +911,10 @@ def test_text_files_beside_the_images_are_captions(tmp_path):
         ("data.yml", "- image: lake/lake_1.png\n  caption: lake\n"),
         ("metadata.xlsx", "binary"),
         ("metadata.jsonl.gz", "binary"),
+        ("lake/lake_1_0.txt", "a blue lake"),
+        ("lake/lake_1.2.txt", "a blue lake"),
+        ("tiles.csv", "id,description\nlake_1,a wide blue lake\nriver_1,a river in a forest"),
+        ("tiles.tsv", "lake_1#0\ta wide blue lake\nriver_1#0\ta river in a forest"),
     ],
 )
 def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name, content):
@@ -921,11 +925,40 @@ def test_captions_in_another_layout_are_not_ignored(tmp_path, monkeypatch, name,
     assert name in error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
 
 
+CAPTION = "a small blue lake with many trees around it"
+
+
+@pytest.mark.parametrize(
+    "name, entry, is_unread",
+    [
+        ("tiles.csv", f"{{0:03d}},{CAPTION} {{0}}\n", True),
+        ("tiles.csv", f'"{{0:03d}}";Forest;"{CAPTION} {{0}}"\n', True),
+        ("tiles.json", f'"{{0:03d}}": "{CAPTION} {{0}}",', True),
+        ("tiles.json", f'"{{0:03d}}": ["{CAPTION} {{0}}", "{CAPTION}"],', True),
+        ("tiles.csv", "{0:03d},Annual crop land,{0}.5,Bern {0}\n", False),
+        ("tiles.json", '"{0:03d}": ["Annual crop land", "dry season"],', False),
+    ],
+)
+def test_captions_of_numbers_are_not_ignored_where_most_images_have_one(
+    tmp_path, name, entry, is_unread
+):
+    """Of fewer entries, the numbers may be ids of classes; texts that repeat may be labels."""
+    draw(tmp_path, *(f"{'lake' if i < 5 else 'sea'}/{i:03d}.png" for i in range(10)))
+    for count in (4, 10):
+        content = "".join(map(entry.format, range(count)))
+        content = f"{{{content[:-1]}}}" if name.endswith(".json") else content
+        (tmp_path / name).write_text(content)
+        found = open_source(tmp_path, KEY).unread_captions
+        assert found == (name if is_unread and count == 10 else None)
+
+
 def test_long_words_beside_an_image_name_are_read_in_no_time(tmp_path):
     draw(tmp_path, "lake/lake_1.png", "river/river_1.png")
     (tmp_path / "thumbnails.tsv").write_text("iVBORw0KGgo/" * 3000 + "/lake_1.png\n")
     (tmp_path / "thumbnails.tab").write_text("lake_1.png\t" + "iVBORwKGgo/" * 3000)
     (tmp_path / "blank.yaml").write_text("\n" * 20_000)
+    (tmp_path / "words.csv").write_text("word " * 20_000)
+    (tmp_path / "words.json").write_text('"word": "' * 20_000)
     start = time.perf_counter()
     assert open_source(tmp_path, KEY).unread_captions is None
     assert time.perf_counter() - start < 2

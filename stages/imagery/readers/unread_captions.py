@@ -35,6 +35,8 @@ ABOUT_THE_DATA = {"readme", "license", "licence", "citation"}  # names of files 
 HEAD_OF_LIST = 2**20  # bytes of a file that are looked at
 HEAD_OF_SIDECAR = 2**16  # the same of a file that is named as an image: there may be many of them
 CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
+MAX_CLASSES = 100  # as in params: a list of more texts is no table of classes
+NUMBER_OF_TEXT = re.compile(r"[ _.#-]\d+$")  # of several texts of an image: a_0.txt, a_1.txt
 NAME_LETTER = r"[^\s\"'/\\,;:]"
 IMAGE_NAME = re.compile(
     rf"(?<!{NAME_LETTER}){NAME_LETTER}+(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\b",
@@ -50,6 +52,9 @@ JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 DESCRIPTION = re.compile(
     r'"(prompt|desc(?:ription)?)s?"\s*:\s*\[?\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE
 )
+# A name without suffix and a text, in a line of a table and in JSON.
+LINE_OF_STEM = re.compile(r'^"?([^",;\t|\n]+?)(?:#\d+)?"?[,;\t|](.*)', re.MULTILINE)
+JSON_OF_STEM = re.compile(r'"([^"\\]+)"\s*:\s*\[?\s*"((?:[^"\\]|\\.)*)"')
 STAC_ITEM = re.compile(r'"stac_version"\s*:')
 MEDIA_TYPE = re.compile(r"(image|application|text|video)/[\w.+-]+(;|$)")
 JSON_LETTER = re.compile(r"\\u([0-9a-fA-F]{4})")
@@ -75,7 +80,9 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
             # In a folder of images are also files of other kinds, such as world files.
             told = file.name if file.parent in image_folders else f"{path.parent.name}/{file.name}"
         may_be_list = is_text or not suffix
-        if "caption" in told.lower() or (may_be_list and _holds_captions(file, names, stems)):
+        if "caption" in told.lower() or (
+            may_be_list and _holds_captions(file, names, stems, len(images))
+        ):
             return valid_utf8(str(path)) + _json_error(file)
         # metadata.xml is that of a product (ISO 19115).
         is_metadata = file.name.lower().startswith("metadata.") and suffix != ".xml"
@@ -112,18 +119,20 @@ def _json_error(file: Path) -> str:
     return ""
 
 
-def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
+def _holds_captions(file: Path, names: set[str], stems: set[str], image_count: int) -> bool:
     """Whether a JSON or text file begins with captions of images that it, or its name, names.
 
     Args:
         file: to look into.
         names: of the images, in lower case.
         stems: the names without suffix.
+        image_count: how many images there are; in several folders, some may have one name.
     """
     suffix = _unpacked(file).suffix.lower()
     stem = valid_utf8(_unpacked(file).stem).lower()  # a, or a.png, of a.png.txt
     # Without a suffix, it may be a raster of ENVI.
-    is_of_image = suffix not in MIXED_SUFFIXES and (stem in stems or stem in names)
+    is_named = any(name in stems or name in names for name in (stem, NUMBER_OF_TEXT.sub("", stem)))
+    is_of_image = suffix not in MIXED_SUFFIXES and is_named
     head = _head(file, HEAD_OF_SIDECAR if is_of_image else HEAD_OF_LIST)
     is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     if b"\0" in head and not is_utf16:
@@ -137,7 +146,10 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
             return False
         if is_of_image and any(_is_description(*match) for match in DESCRIPTION.findall(text)):
             return True
-        return any(_captions_image(part, names, stems) for part in re.split(r"[{}]", text))
+        if any(_captions_image(part, names, stems) for part in re.split(r"[{}]", text)):
+            return True
+        entries = JSON_OF_STEM.findall(text)
+        return _captions_stems(entries, stems, image_count, CAPTION_WORDS)
     lines = text.splitlines()
     header = re.split(r"[,;\t|]", lines[0].replace('"', "")) if lines else []
     header = [field.strip() for field in header]
@@ -155,7 +167,9 @@ def _holds_captions(file: Path, names: set[str], stems: set[str]) -> bool:
         return count_words(text) >= CAPTION_WORDS
     if suffix == ".md":  # notes, which may name images
         return False
-    return any(_is_captioned_image(line, names, min_words) for line in lines)
+    if any(_is_captioned_image(line, names, min_words) for line in lines):
+        return True
+    return _captions_stems(LINE_OF_STEM.findall(text), stems, image_count, min_words)
 
 
 def _is_description(key: str, text: str) -> bool:
@@ -174,6 +188,22 @@ def _captions_image(part: str, names: set[str], stems: set[str]) -> bool:
         return True
     min_words = LONG_TEXT if first_field(SCENE_FIELDS, strings) else CAPTION_WORDS
     return any(count_words(string) >= min_words for string in strings)
+
+
+def _captions_stems(
+    entries: list[tuple[str, str]], stems: set[str], image_count: int, min_words: int
+) -> bool:
+    """Whether (stem, cells) entries hold texts that differ, of more than half of the images.
+
+    A table of classes, whose ids may be stems of images, too, has fewer entries; one of labels has
+    fewer texts.
+    """
+    texts = {}
+    for stem, cells in entries:
+        text = max(re.split(r"[,;\t|]", cells), key=count_words)
+        if stem.lower() in stems and count_words(text) >= min_words:
+            texts[stem] = text
+    return len(set(texts.values())) > min(image_count / 2, MAX_CLASSES)
 
 
 def _is_captioned_image(line: str, names: set[str], min_words: int) -> bool:
