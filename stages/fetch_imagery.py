@@ -27,7 +27,7 @@ from stages.imagery.scene_tiles import cut_scenes
 from stages.imagery.schema import imagery_schema
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.source_rasters import choose_stretch, describe_pixels
-from stages.imagery.splits import match_splits, name_hash
+from stages.imagery.splits import match_splits, name_hash, take_named_folders
 from stages.imagery.stretch import fixed_stretch
 from stages.imagery.survey import (
     check_classes,
@@ -64,7 +64,8 @@ def main() -> None:
     mask = configured_mask(config)
     source, resolved = open_configured_source(config, params.seed, mask)
     reading = configured_reading(config, source, mask)
-    source = cut_scenes(skip_mask_files(source, mask), config.tile, config.labels, reading)
+    source = take_named_folders(skip_mask_files(source, mask), config.splits.model_dump())
+    source = cut_scenes(source, config.tile, config.labels, reading)
     skipped = SkipReport()
 
     # First pass, without images: which items are usable, and which of them are kept.

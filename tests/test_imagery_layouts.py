@@ -748,6 +748,28 @@ def test_several_labels_in_json_are_one_line(tmp_path):
     assert "captions.json: several labels per tile" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("folders", [["lake", "sea"], ["train", "sea"]])
+def test_lists_in_folders_are_of_one_data_set(tmp_path, monkeypatch, folders):
+    """Folders with a list of their own are splits where they are named so, or where params say."""
+    root = tmp_path / "in"
+    for start, folder in enumerate(folders):
+        names = [f"{i}.png" for i in range(10)]
+        draw(root / folder, *names, start=10 * start)
+        rows = [{"file_name": name, "text": "from above", "scene": folder * 2} for name in names]
+        write_json_lines(root / folder / "metadata.jsonl", rows)
+    assert {item["split"] for item in read(root)[0].values()} == {
+        folder if folder == "train" else None for folder in folders
+    }
+    settings: dict[str, Any] = {"source": f"path:{root}", "max_images": None, "valid": 2, "test": 2}
+    splits = {"train": folders[0], "valid": None, "test": folders[1]}
+    rows_of_split = fetch(tmp_path / "named", monkeypatch, splits=splits, **settings)
+    assert {row["scene"] for row in rows_of_split["test"]} == {folders[1] * 2}
+    assert {row["scene"] for row in rows_of_split["train"]} == {folders[0] * 2}
+    if "train" not in folders:
+        rows_of_split = fetch(tmp_path / "carved", monkeypatch, **settings)
+        assert [len(rows_of_split[split]) for split in rows_of_split] == [16, 2, 2]
+
+
 def test_spaces_after_the_commas_of_a_list_are_no_part_of_its_values(tmp_path):
     draw(tmp_path, "a.png", "b.png")
     lines = ["label, file_name, split, text", 'x y, a.png, train, "a, b"', "z, b.png, test, c "]

@@ -2,10 +2,12 @@
 
 import hashlib
 import re
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
-from stages.imagery.readers.items import standard_split
+from stages.imagery.readers.items import ImageSource, SourceItem, standard_split
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
@@ -68,6 +70,24 @@ def _take_groups(
             taken += len(group)
             for i in group:
                 splits[i] = split
+
+
+def take_named_folders(source: ImageSource, requested: dict[str, str | None]) -> ImageSource:
+    """The source in which an image in no split is of its first folder, where that is requested.
+
+    Args:
+        source: an opened source.
+        requested: "train", "valid" and "test" -> the name of the source's split, or None.
+    """
+    folders = {name for name in requested.values() if name is not None}
+    return source._replace(read_items=partial(_read_items, source, folders)) if folders else source
+
+
+def _read_items(source: ImageSource, folders: set[str], with_images: bool) -> Iterator[SourceItem]:
+    for item in source.read_items(with_images):
+        folder = item.name.partition("/")[0]
+        is_split = item.split is None and folder in folders and folder != item.scene
+        yield item._replace(split=folder) if is_split else item
 
 
 def match_splits(

@@ -1,8 +1,8 @@
 """Read images that metadata.jsonl, .csv or .parquet lists, as the `imagefolder` of `datasets` does.
 
 A line holds file_name, captions (text) or a class (scene), and optionally split. There is one list
-in the root, or one in each split's folder. The case of field names doesn't count. Lines of one
-image are merged, so that each may hold another caption.
+in the root, or one in each of several folders, such as train and test. The case of field names
+doesn't count. Lines of one image are merged, so that each may hold another caption.
 """
 
 import csv
@@ -273,7 +273,7 @@ def _item(
         return SourceItem(None, valid_utf8((folder / file_name).as_posix()), skip_reason=missing)
     path = file.relative_to(root)
     return SourceItem(
-        split=_split(row, path, folder),
+        split=_split(row, path),
         name=valid_utf8(path.as_posix()),
         captions=field_value(row, caption_fields(row)),
         scene=label_value(row_label(row)),
@@ -295,7 +295,6 @@ def _fault(row: dict) -> str | None:
     return None
 
 
-def _split(row: dict, path: Path, metadata_folder: Path) -> str | None:
-    """The split that the row names, or the image's split folder, or the metadata's first folder."""
-    split = split_value(row.get("split"))
-    return split or split_folder(path.parts[:-1]) or next(iter(metadata_folder.parts), None)
+def _split(row: dict, path: Path) -> str | None:
+    """The split that the row names, or the image's split folder."""
+    return split_value(row.get("split")) or split_folder(path.parts[:-1])
