@@ -311,7 +311,7 @@ def test_parquet_with_bad_items_and_own_splits(tmp_path):
 
 def test_test_tiles_that_look_like_training_tiles_are_left_out_when_asked(tmp_path):
     twins = [
-        (f"rsicd_images/river_{900 + i}.jpg", ["a twin"], encoded(picture(i), "JPEG", quality=80))
+        (f"rsicd_images/pond_{900 + i}.jpg", ["a twin"], encoded(picture(i), "JPEG", quality=80))
         for i in range(3)
     ]
     write_parquet(tmp_path / "in/train.parquet", good_rows(12))
@@ -322,7 +322,10 @@ def test_test_tiles_that_look_like_training_tiles_are_left_out_when_asked(tmp_pa
         "splits": {"train": "train", "valid": "valid", "test": "test"},
     }
     for name, asked in (("kept", False), ("left_out", True)):
-        assert run(tmp_path / name, exclude_near_duplicates=asked, **own).returncode == 0
+        result = run(tmp_path / name, exclude_near_duplicates=asked, **own)
+        assert result.returncode == 0
+        told = "3 of 9 test tiles look like a training tile and are left out; test has no .* pond"
+        assert bool(re.search(told, result.stderr)) == asked
         report = read_json(tmp_path / name / "data/imagery/REPORT.json")
         assert report["near_duplicates"]["train_test"] == 3
         assert report["near_duplicates"]["excluded_from_test"] == 3 * asked

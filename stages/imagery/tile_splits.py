@@ -103,14 +103,24 @@ def _exclude_near_duplicates(
         The number of tiles that are left out, for REPORT.json.
     """
     splits = ["test", "valid"] if has_windows(tiles) else ["test"]
-    counts = dict.fromkeys((f"excluded_from_{split}" for split in splits), 0)
     training_groups = {
         group for tile, group in zip(tiles, groups.tolist()) if tile.split == "train"
     }
-    for tile, group in zip(tiles, groups.tolist()):
-        if is_wanted and tile.split in splits and group in training_groups:
-            counts[f"excluded_from_{tile.split}"] += 1
-            tile.split = "excluded"
+    counts = {}
+    for split in splits:
+        held_out = [i for i, tile in enumerate(tiles) if tile.split == split]
+        excluded = [i for i in held_out if is_wanted and int(groups[i]) in training_groups]
+        for i in excluded:
+            tiles[i].split = "excluded"
+        counts[f"excluded_from_{split}"] = len(excluded)
+        if excluded:
+            scenes = {tiles[i].scene for i in excluded} - {""}
+            lost = sorted(scenes.difference(tile.scene for tile in tiles if tile.split == split))
+            log(
+                f"fetch_imagery.exclude_near_duplicates: {len(excluded)} of {len(held_out)} "
+                f"{split} tiles look like a training tile and are left out"
+                + (f"; {split} has no tile left of {', '.join(lost[:MAX_LOGGED])}" if lost else "")
+            )
     return counts
 
 
