@@ -202,6 +202,35 @@ def test_classes_of_other_imagery_are_one_line(tmp_path):
     check_classes(survey, {"Built": [], "Water": []})
 
 
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("labels.csv", "filename,label\nnorth_1.png,lake\nsouth_1.png,sea", "has north, south: "),
+        ("all.tsv", "id\tclass\nnorth_1\tlake\nsouth_1\tsea", "has north, south: "),
+        ("labels.json", '{"north_1.png": "lake", "south_1.png": "sea"}', "has north, south: "),
+        ("a.json", '[{"id": "north_1", "label": 0}, {"id": "south_1"}]', "has north, south: "),
+        ("train.csv", "id,label\nnorth_1,lake\nsouth_1,sea", "seems to list a split and the cl"),
+    ],
+)
+def test_a_list_of_classes_under_another_name_is_told_where_names_are_no_classes(
+    tmp_path, monkeypatch, name, content, words
+):
+    draw(tmp_path / "in", "north_1.png", "south_1.png")
+    (tmp_path / "in" / name).write_text(content)
+    settings: dict = {"classes": {"Water Body": ["lake"]}, "source": f"path:{tmp_path}/in"}
+    line = error_of(tmp_path / "run", monkeypatch, **settings)
+    assert words in line and f"{name} seems to list" in line and "file_name" in line
+    assert "folder" not in line
+
+
+def test_a_list_of_classes_is_told_in_place_of_one_caption(tmp_path, monkeypatch):
+    draw(tmp_path / "in", "train/a1.png", "train/a2.png", "test/b1.png")
+    (tmp_path / "in/train.csv").write_text("id,label\na1,lake\na2,sea")
+    (tmp_path / "in/sample_submission.csv").write_text("id,label\nb1,lake")
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+    assert "train.csv seems to list the classes" in line and "fetch_imagery.caption" not in line
+
+
 @pytest.mark.parametrize("names", [["1.png", "2.png"], ["north_1.png", "south_2.png"]])
 def test_class_folders_beside_a_list_are_told(tmp_path, names):
     files = [f"{folder}/{name}" for folder, name in zip(("lake", "forest"), names)]

@@ -187,13 +187,14 @@ def check_survey(
     """
     key = f"fetch_imagery.source: {config.source}"
     _refuse_unread_files(survey, source, config, key)
+    advice = _advise_on_classes(source.unread_classes) or ONE_CAPTION
     if not survey.usable:
         reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
         if source.columns and not source.has_captions:
             read = ", ".join(CAPTION_FIELDS + SCENE_FIELDS)
             reasons += f"; its columns: {', '.join(source.columns)}; those read: {read}"
         if not source.has_captions and config.labels is None:
-            reasons += f"; {ONE_CAPTION}"
+            reasons += f"; {advice}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
     scenes = sorted(scene for scene in survey.scenes if scene)
     _log_unread_columns(source, scenes, key)
@@ -210,7 +211,7 @@ def check_survey(
     if not source.has_captions and scenes:
         exit_with_error(
             f"{key}: {found}; the pipeline classifies scenes: give class folders, a `scene` column "
-            f"or field, captions, or names such as airport_1.jpg; {ONE_CAPTION}; skipped: {skipped}"
+            f"or field, captions, or names such as airport_1.jpg; {advice}; skipped: {skipped}"
         )
     if not source.has_captions:
         log(f"{key}: no captions and no classes: all images get fetch_imagery.caption")
@@ -244,10 +245,26 @@ def _refuse_unread_files(
             "with the values train, valid and test, or remove it"
         )
     if source.unread_split is not None and not named and not has_params:
+        has_class_folders = not survey.folders.isdisjoint(survey.scenes)
+        if source.unread_split == source.unread_classes and not has_class_folders:
+            exit_with_error(
+                f"{key}: {source.unread_split} seems to list a split and the classes of the images"
+                ": write it as metadata.csv with the fields file_name, scene and split"
+            )
         exit_with_error(
             f"{key}: {source.unread_split} seems to list a split: {NAME_SPLITS}, or move the file "
             "away"
         )
+
+
+def _advise_on_classes(class_list: str | None) -> str:
+    """What to do with a file that seems to list the classes of the images; "" without one."""
+    if class_list is None:
+        return ""
+    return (
+        f"{class_list} seems to list the classes of the images: write it as metadata.csv with the "
+        "fields file_name and scene"
+    )
 
 
 def _folders_like_splits(folders: set[PurePosixPath]) -> list[str]:
@@ -286,8 +303,15 @@ def _log_numbers(scenes: list[str], key: str) -> None:
         )
 
 
-def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
+def check_classes(
+    survey: Survey, classes: Mapping[str, Sequence[str]], class_list: str | None = None
+) -> None:
     """Log the scenes of the classes in params.yaml that no image shows.
+
+    Args:
+        survey: of the source.
+        classes: those in params.yaml.
+        class_list: a file that seems to list the classes of the images, but is not read.
 
     Raises:
         SystemExit: no image shows a scene of any class, though the source gives scenes; two scenes
@@ -311,10 +335,16 @@ def check_classes(survey: Survey, classes: Mapping[str, Sequence[str]]) -> None:
             f"classes: no image shows any of their scenes ({named}), which the evaluation needs; "
             f"the imagery has {', '.join(scenes[:60])}"
         )
-        if survey.given_scenes:
-            advice = "without a label, the innermost folder is a tile's class: docs/data.md"
-            exit_with_error(f"{line}: write classes with these ({advice})")
-        log(f"{line} by its file names: ceiling and classify will fail")
+        advice = _advise_on_classes(class_list)
+        if not survey.given_scenes:
+            more = f"; {advice}" if advice else ""
+            log(f"{line} by its file names: ceiling and classify will fail{more}")
+            return
+        if not advice:
+            advice = "write classes with these"
+            if not survey.folders.isdisjoint(scenes):
+                advice += " (without a label, the innermost folder is a tile's class: docs/data.md)"
+        exit_with_error(f"{line}: {advice}")
     elif missing:
         log(f"classes: no image shows {named}")
 

@@ -64,6 +64,7 @@ class ImageSource(NamedTuple):
     unread_captions: str | None = None  # a file that seems to hold captions in another layout
     columns: Sequence[str] = ()  # of its first table
     unread_split: str | None = None  # a file that seems to list the images of a split
+    unread_classes: str | None = None  # a file that seems to list the classes of the images
     misnamed_split: str | None = None  # a field of another name that seems to hold splits
     # Of its rasters, if it says so; see fetch_imagery.bands.
     rgb_bands: list[int | str] | None = None

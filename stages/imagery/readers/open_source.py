@@ -19,7 +19,7 @@ from stages.imagery.readers.class_folders import open_class_folders
 from stages.imagery.readers.items import ImageSource, split_folder
 from stages.imagery.readers.metadata_lists import METADATA_NAMES, open_metadata_lists
 from stages.imagery.readers.parquet import open_parquet
-from stages.imagery.readers.split_lists import find_split_list
+from stages.imagery.readers.split_lists import find_class_list, find_split_list
 from stages.imagery.readers.unread_captions import find_unread_captions
 from stages.imagery.untrusted_text import refuse_odd_names
 from stages.runtime.errors import exit_with_error
@@ -76,6 +76,8 @@ def open_source(
         listed = set(source.files)
         beside = [file for file in files if file not in listed]
         source = source._replace(unread_captions=find_unread_captions(beside, images, path))
+    if not source.files:
+        source = source._replace(unread_classes=find_class_list(files, images, path))
     return _with_split_list(source, files, path)
 
 

@@ -1,6 +1,6 @@
-"""Find a file that lists the images of a split, such as test.txt, which no reader knows.
+"""Find a file that lists splits or classes of images, such as test.txt, which no reader knows.
 
-Without it, images of a published test split would be trained on.
+Without the first, images of a published test split would be trained on.
 """
 
 import json
@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.items import split_words, standard_split
+from stages.imagery.readers.items import (
+    PLURAL_SCENE_FIELDS,
+    SCENE_FIELDS,
+    first_field,
+    split_words,
+    standard_split,
+)
 from stages.imagery.untrusted_text import valid_utf8
 
 HEAD = 2**16  # bytes of a text file that are looked at
@@ -36,42 +42,68 @@ def find_split_list(files: list[Path], images: list[Path], root: Path) -> str | 
     return None
 
 
+def find_class_list(files: list[Path], images: list[Path], root: Path) -> str | None:
+    """The first file, relative to `root`, that seems to list the classes of images; or None.
+
+    It, or a field of its first entry, has the name of a class field (labels.csv), and more than
+    half of its entries hold the name of an image.
+    """
+    stems = {valid_utf8(image.stem).lower() for image in images}
+    for file in files:
+        if valid_utf8(file.stem).lower() in stems or not os.path.isfile(file):
+            continue
+        if "submission" in file.stem.lower():  # Kaggle's has the same label for all test images
+            continue
+        value = _read_list(file)
+        first = next(iter(value.values() if isinstance(value, dict) else value), None)
+        fields = first if isinstance(first, dict) else re.split(r"[,;\t|]", str(first))
+        names = [file.stem, *(field.strip(" \"'") for field in fields)]
+        if first_field((*SCENE_FIELDS, *PLURAL_SCENE_FIELDS), names):
+            entries = _entries(value)
+            if sum(_names_image(entry, stems) for entry in entries) > len(entries) / 2:
+                return valid_utf8(file.relative_to(root).as_posix())
+    return None
+
+
 def _lists_of_splits(file: Path) -> Iterator[list[str]]:
     """Yield the beginning of each list: lines of text, a field of a JSON object, or all of JSON.
 
     Of a list that isn't named as a split, entries that don't name one are blank.
     """
-    suffix = file.suffix.lower()
-    entries: list[str] = []
-    is_object = False
-    if suffix == ".json":
-        value = _read_json(file)
-        is_object = isinstance(value, dict)
-        fields = value.items() if isinstance(value, dict) else ()
-        for name, listed in fields:
+    value = _read_list(file)
+    is_object = isinstance(value, dict)
+    if isinstance(value, dict):
+        for name, listed in value.items():
             if standard_split(name) and isinstance(listed, list):
                 yield [str(entry) for entry in listed[:MAX_ENTRIES]]
-        if isinstance(value, dict):
-            value = [
-                {"": name} | (entry if isinstance(entry, dict) else {"value": entry})
-                for name, entry in islice(fields, MAX_ENTRIES)
-            ]
-        entries = list(map(_as_line, value[:MAX_ENTRIES]))
-    elif suffix in (".txt", ".csv", ".tsv", ".lst"):
-        with open(file, "rb") as stream:
-            lines = stream.read(HEAD).decode(errors="replace").splitlines()
-        entries = list(filter(str.strip, lines))[:MAX_ENTRIES]
     is_named = bool(split_words(file.stem)) and not is_object
-    yield [entry if is_named or _names_split(entry) else "" for entry in entries]
+    yield [entry if is_named or _names_split(entry) else "" for entry in _entries(value)]
 
 
-def _read_json(file: Path) -> dict | list:
-    """The object or array that a JSON file holds; [] if it holds neither."""
-    try:
-        value = json.loads(file.read_bytes())  # in UTF-8, 16 or 32
-    except (ValueError, RecursionError, OSError):
+def _read_list(file: Path) -> dict | list:
+    """The object or array of a JSON file, or the first lines of text; [] of other files."""
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        try:
+            value = json.loads(file.read_bytes())  # in UTF-8, 16 or 32
+        except (ValueError, RecursionError, OSError):
+            return []
+        return value if isinstance(value, dict | list) else []
+    if suffix not in (".txt", ".csv", ".tsv", ".lst"):
         return []
-    return value if isinstance(value, dict | list) else []
+    with open(file, "rb") as stream:
+        lines = stream.read(HEAD).decode("utf-8-sig", errors="replace").splitlines()
+    return list(filter(str.strip, lines))
+
+
+def _entries(value: dict | list) -> list[str]:
+    """The first entries of a list as lines of text; of an object, with their names."""
+    if isinstance(value, dict):
+        value = [
+            {"": name} | (entry if isinstance(entry, dict) else {"value": entry})
+            for name, entry in islice(value.items(), MAX_ENTRIES)
+        ]
+    return list(map(_as_line, value[:MAX_ENTRIES]))
 
 
 def _as_line(entry: Any) -> str:
