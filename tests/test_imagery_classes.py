@@ -131,28 +131,27 @@ def test_labels_of_images_that_are_no_rasters_say_how_to_convert_these(tmp_path,
     assert "fetch_imagery.caption" not in line
 
 
-def test_fields_that_may_be_the_class_are_told_where_names_give_it(tmp_path, capsys):
-    draw(tmp_path, *(f"tile_{i}.png" for i in range(3)))
+@pytest.mark.parametrize("name", ["tile_{}.png", "{}.png"])
+@pytest.mark.parametrize(
+    "field, value, told",
+    [
+        ("land_cover", "water", True),
+        ("label", {"id": 0, "name": "water"}, True),
+        ("category", "water", False),
+    ],
+)
+def test_fields_that_may_be_the_class_are_told_where_none_gives_it(
+    tmp_path, capsys, name, field, value, told
+):
     rows = [
-        {"file_name": f"tile_{i}.png", "text": "a lake", "land_cover": "water", "split": "train"}
+        {"file_name": name.format(i), "text": "a lake", field: value, "split": "train"}
         for i in range(3)
     ]
+    write_source(tmp_path, "metadata.jsonl", rows)
     config = load(REPOSITORY / "params/demo.yaml").fetch_imagery
-    for field, told in (("land_cover", True), ("category", False)):
-        named = [{field if key == "land_cover" else key: row[key] for key in row} for row in rows]
-        write_csv(tmp_path / "metadata.csv", named)
-        source = open_source(tmp_path, KEY)
-        check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
-        line = "classes from file names; not read: land_cover (a class field is named scene, "
-        assert (line in capsys.readouterr().err) == told
-    # Names that are numbers give none.
-    draw(tmp_path / "numbers", "1.png", "2.png")
-    rows = [{"file_name": f"{i}.png", "text": "a lake", "cloud_cover": i} for i in (1, 2)]
-    write_csv(tmp_path / "numbers/metadata.csv", rows)
-    source = open_source(tmp_path / "numbers", KEY)
+    source = open_source(tmp_path, KEY)
     check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
-    log = capsys.readouterr().err
-    assert "0 scene(s)" in log and "classes from" not in log
+    assert (f"no field gives a class; not read: {field} (" in capsys.readouterr().err) == told
 
 
 def test_classes_without_letters_are_told_where_captions_are_written_from_them(tmp_path, capsys):

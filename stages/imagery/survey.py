@@ -20,7 +20,6 @@ from stages.imagery.readers.items import (
     SCENE_FIELDS,
     ImageSource,
     SourceItem,
-    first_field,
     image_name,
     scene_of,
     split_word,
@@ -197,7 +196,7 @@ def check_survey(
             reasons += f"; {advice}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
     scenes = sorted(scene for scene in survey.scenes if scene)
-    _log_unread_columns(source, scenes, key)
+    _log_unread_columns(survey, source, key)
     if config.caption is not None and (source.has_captions or scenes):
         log(f"{key}: it has captions or classes, so fetch_imagery.caption is not used")
     shown = ", ".join(scenes[:20]) + (" ..." if len(scenes) > 20 else "")
@@ -281,14 +280,14 @@ def _folders_like_splits(folders: set[PurePosixPath]) -> list[str]:
     return list(next((splits for splits in found if len(set(splits.values())) > 1), {}))
 
 
-def _log_unread_columns(source: ImageSource, scenes: list[str], key: str) -> None:
-    """Log the columns of a table or list that may hold the classes, where file names tell them."""
-    read = {*NAME_FIELDS, *SCENE_FIELDS, *caption_fields(source.columns), "image", "split"}
+def _log_unread_columns(survey: Survey, source: ImageSource, key: str) -> None:
+    """Log the columns of a table or list that may hold the classes, where none gives one."""
+    read = {*NAME_FIELDS, *caption_fields(source.columns), "image", "split"}
     unread = [name for name in source.columns if name.lower() not in read and name not in read]
-    if scenes and unread and first_field(SCENE_FIELDS, source.columns) is None:
+    if unread and not survey.given_scenes:
         log(
-            f"{key}: classes from file names; not read: {', '.join(unread[:20])} (a class field is "
-            f"named {', '.join(SCENE_FIELDS)})"
+            f"{key}: no field gives a class; not read: {', '.join(unread[:20])} (a class field "
+            f"holds names or numbers, and is named {', '.join(SCENE_FIELDS)})"
         )
 
 
