@@ -92,16 +92,25 @@ def usable_captions(field: Any) -> tuple[list[str], str]:
 def caption_list(field: Any) -> list:
     """The values of a caption field, of which each may be a caption.
 
-    Karpathy's sentences are objects: {"raw": "a lake", "tokens": ["a", "lake"]} is "a lake".
+    Karpathy's sentences are objects: {"raw": "a lake", "tokens": ["a", "lake"]} is "a lake". A list
+    in a list is a sentence where most of its strings are words, else several captions.
     """
     captions: list[Any] = []
     for value in field if isinstance(field, (list, tuple)) else [field]:
         listed = _list_in_string(value.strip()) if isinstance(value, str) else None
         for caption in [value] if listed is None else listed:
             fields = caption_fields(caption) if isinstance(caption, dict) else []
-            of_object = field_value(caption, fields) if fields else caption
-            captions += of_object if isinstance(of_object, list) else [of_object]
+            texts = field_value(caption, fields) if fields else _joined_words(caption)
+            captions += texts if isinstance(texts, list) else [texts]
     return captions
+
+
+def _joined_words(caption: Any) -> Any:
+    """The sentence of a list of words; other lists and values as they are."""
+    if not isinstance(caption, list) or not all(isinstance(text, str) for text in caption):
+        return caption
+    words = [text for text in caption if count_words(text) < 2]
+    return " ".join(caption) if len(words) > max(1, len(caption) / 2) else caption
 
 
 def misnamed_captions(rows: Iterable[dict]) -> str | None:
@@ -141,11 +150,12 @@ def _list_in_string(text: str) -> list | None:
         return value if isinstance(value, list) else None
     except (ValueError, RecursionError):
         pass
-    if "{" in text:
+    if "{" in text or re.match(r"\[\s*\[", text):
         try:
             return list(ast.literal_eval(text))
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-            return None
+            if "{" in text:
+                return None
     # numpy writes no commas, so that Python would join the strings: take them one by one.
     strings = []
     try:
