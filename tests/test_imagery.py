@@ -21,6 +21,7 @@ from stages.common.artifacts import IMAGE, decode_image, encode_png, read_json, 
 from stages.imagery.captions import usable_captions
 from stages.imagery.image_decoding import decode_rgb
 from stages.imagery.near_duplicates import group_near_duplicates, thumbnail_bytes
+from stages.imagery.readers.open_source import open_source
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.splits import carve_splits, name_hash
 from stages.imagery.unusable_image import UnusableImage
@@ -170,6 +171,24 @@ def test_odd_image_becomes_the_rgb_picture_it_shows(name):
 def test_bad_image_is_refused(name):
     with pytest.raises(UnusableImage):
         decode_rgb(BAD[name])
+
+
+@pytest.mark.parametrize(
+    "suffix, image_format, options",
+    [
+        (".jfif", "JPEG", {"quality": 95}),
+        (".avif", "AVIF", {"quality": 95}),
+        (".j2k", "JPEG2000", {"no_jp2": True}),
+    ],
+)
+def test_files_of_further_suffixes_are_images(tmp_path, suffix, image_format, options):
+    for i in range(2):
+        (tmp_path / f"{i}").mkdir()
+        path = tmp_path / f"{i}/tile{suffix}"
+        path.write_bytes(encoded(picture(i), image_format, **options))
+    for i, item in enumerate(open_source(tmp_path, "key").read_items(True)):
+        difference = np.subtract(decode_rgb(item.image).rgb, picture(i), dtype=float)
+        assert np.abs(difference).mean() < 5
 
 
 def test_transparent_is_black():

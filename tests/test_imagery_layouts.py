@@ -330,6 +330,15 @@ def test_rows_of_one_image_are_merged_and_contradictions_are_counted(tmp_path):
     }
 
 
+def test_a_list_that_names_other_files_is_one_line_without_other_advice(tmp_path, monkeypatch):
+    draw(tmp_path / "in", "000.png", "001.png")
+    rows = [{"file_name": name, "label": "lake"} for name in ("000", "images/001.png")]
+    write_csv(tmp_path / "in/metadata.csv", rows)
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+    assert "2 listed file is missing (000 ...)" in line
+    assert "its columns" not in line and "fetch_imagery.caption" not in line
+
+
 ROW = '{"file_name": "a_1.png", "text": "a lake"}'
 
 

@@ -25,7 +25,8 @@ from stages.imagery.unusable_image import (
     UnusableImage,
 )
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2"}
+# .jfif: a JPEG, as browsers save it on Windows.
+IMAGE_SUFFIXES = set(".jpg .jpeg .jfif .png .tif .tiff .bmp .gif .webp .avif .jp2 .j2k".split())
 # The formats that Pillow decodes, independent of a file's suffix. It knows more, but some are
 # dangerous: EPS would start Ghostscript.
 PILLOW_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF")

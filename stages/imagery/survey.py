@@ -25,6 +25,7 @@ from stages.imagery.readers.items import (
     split_word,
     standard_split,
 )
+from stages.imagery.readers.listed_images import NAME_FAULTS
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import name_hash
 from stages.params import FetchImagery
@@ -189,10 +190,12 @@ def check_survey(
     advice = _advise_on_classes(source.unread_classes) or ONE_CAPTION
     if not survey.usable:
         reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
-        if source.columns and not source.has_captions:
+        # Where a list names no files of the source, neither columns nor a caption would help.
+        names_match = NAME_FAULTS.isdisjoint(skipped.reasons)
+        if source.columns and not source.has_captions and names_match:
             read = ", ".join(CAPTION_FIELDS + SCENE_FIELDS)
             reasons += f"; its columns: {', '.join(source.columns)}; those read: {read}"
-        if not source.has_captions and config.labels is None:
+        if not source.has_captions and config.labels is None and names_match:
             reasons += f"; {advice}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
     scenes = sorted(scene for scene in survey.scenes if scene)

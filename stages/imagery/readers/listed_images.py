@@ -11,6 +11,7 @@ MISSING = "listed file is missing"
 OUTSIDE = "file_name outside the folder"
 ABSOLUTE = "absolute file_name that is not in the folder: write it relative to the list"
 AMBIGUOUS = "listed file is one of several of that name"
+NAME_FAULTS = {MISSING, OUTSIDE, ABSOLUTE, AMBIGUOUS}
 
 
 class ListedImages:
