@@ -434,6 +434,9 @@ def test_captions_that_are_not_read_and_captions_without_a_scene_are_said(evalua
     result, text = evaluate(real, generated, "--captions", captions)
     assert "seems to hold" not in text and "12 images of 1 caption(s)" in text
     assert not result["captions"] and f"{captions} has no scene" in text
+    of_excel = tmp_path / "captions.csv"
+    of_excel.write_text("\n".join(lines).replace(",", ";"))
+    assert "separate them by commas" in refusal(evaluate, real, generated, "--captions", of_excel)
     captions.rename(generated / "metadata.csv")
     _, text = evaluate(real, generated)
     assert "seems to hold" not in text and "12 images of 1 caption(s)" in text

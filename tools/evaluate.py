@@ -52,7 +52,7 @@ from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.protocols import fid_curves, standard_protocol
 from stages.imagery.captions import caption_fields, field_value, usable_captions
 from stages.imagery.readers.items import SCENE_FIELDS, SourceItem, scene_of
-from stages.imagery.readers.metadata_lists import read_metadata
+from stages.imagery.readers.metadata_lists import csv_fields, read_metadata
 from stages.imagery.unusable_image import MIN_SIDE
 from stages.params import Extractor, Params, load
 from stages.reporting.rows import format_number
@@ -263,10 +263,11 @@ def read_lines(file: Path | None, generated: ImageSet) -> list[dict]:
     """The lines of --captions, one for each generated image, in their order; [] without a file.
 
     Raises:
-        SystemExit: it lacks an image, or has several lines for one.
+        SystemExit: it lacks an image, has several lines for one, or no commas between its fields.
     """
     if file is None:
         return []
+    csv_fields(file, f"evaluate: {file}")
     rows: dict[str, dict] = {}
     for line, row in read_metadata(file, f"evaluate: {file}"):
         if not isinstance(row.get("file_name"), str):

@@ -88,7 +88,7 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
     """The fields of a list. Exits with an error if no line of it can be used, and says why."""
     if file.suffix.lower() != ".parquet":
         _refuse_encoding(file, label)
-    fields = dict.fromkeys(_header(file, label))  # in order
+    fields = dict.fromkeys(csv_fields(file, label))  # in order
     for line_number, row in read_metadata(file, label):
         fields |= dict.fromkeys(name for name in row if not name.startswith("\0"))
         if holds_several_labels(row_label(row)):
@@ -124,7 +124,7 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
     return list(fields)
 
 
-def _header(file: Path, label: str) -> list[str]:
+def csv_fields(file: Path, label: str) -> list[str]:
     """The fields of a CSV file; [] for other lists.
 
     Raises:
