@@ -185,6 +185,7 @@ def test_a_damaged_store_is_built_again(workspace, capfd):
     first = nearest()
     assert nearest() == first and "damaged" not in capfd.readouterr().err
     (store,) = (workspace / "scratch/chroma").glob("*/")
+    assert store.stat().st_mode == store.parent.stat().st_mode, "other accounts may read it, too"
     files = {file.name for file in store.rglob("*") if file.is_file()}
     assert "chroma.sqlite3" in files
     for name in sorted(files):

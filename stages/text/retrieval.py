@@ -142,6 +142,7 @@ def open_collection(passages: Path, folder: Path) -> "Collection":
         if not is_kept:
             add_passages(collection, passages)
             hash_file.unlink(missing_ok=True)
+            shutil.copymode(store, folder)  # else the store gets that of a temporary folder, 0700
             shutil.rmtree(store)
             shutil.copytree(folder, store)
             write_atomically(hash_file, hash_store(store))
