@@ -92,6 +92,13 @@ def test_a_home_folder_is_expanded_and_an_unknown_one_is_said(root, monkeypatch)
         resume_cache.cache_root()
 
 
+def test_a_relative_folder_is_refused_as_each_working_folder_has_another(root, monkeypatch):
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", "scratch")
+    with pytest.raises(SystemExit, match="REMOTE_DIFFUSION_SCRATCH=scratch: .*absolute"):
+        resume_cache.cache_root()
+    assert not Path("scratch").exists()
+
+
 def test_a_lock_of_another_account_is_named_as_such(root, monkeypatch):
     """As root, which tests may run as, no file refuses to be opened."""
 

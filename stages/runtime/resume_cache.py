@@ -39,6 +39,11 @@ def cache_root() -> Path:
     try:
         # No shell expands the ~ of a `.env` file, a Dockerfile or a service.
         path = path.expanduser()
+        if not path.is_absolute():
+            exit_with_error(
+                f"REMOTE_DIFFUSION_SCRATCH={path}: write an absolute path: else each temporary "
+                "copy of an experiment has another such folder, and resumes nothing"
+            )
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
