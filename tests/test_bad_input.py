@@ -84,6 +84,17 @@ def test_a_relative_source_that_an_experiment_lacks_gets_a_hint(project, monkeyp
         sources.local_path("path:/mine", "key")
 
 
+@pytest.mark.parametrize("source", ["$RD_DATA/tiles", "${RD_DATA}/tiles", "${RD_DATA}"])
+def test_a_variable_may_stand_in_braces(project, monkeypatch, source):
+    monkeypatch.delenv("RD_DATA", raising=False)
+    with pytest.raises(SystemExit, match="variable RD_DATA is not set"):
+        sources.local_path(f"path:{source}", "key")
+    (project / "in/tiles").mkdir(parents=True)
+    monkeypatch.setenv("RD_DATA", str(project / "in"))
+    path = sources.local_path(f"path:{source}", "key")
+    assert path == project / ("in/tiles" if "tiles" in source else "in")
+
+
 @pytest.mark.parametrize("stage", ["fetch_papers", "fetch_imagery"])
 def test_links_from_a_source_to_an_output_folder_are_refused(project, stage):
     """The old output, which the links lead to, is deleted when the new one is complete."""

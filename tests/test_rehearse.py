@@ -895,7 +895,9 @@ def test_relative_sources_are_read_where_they_are(tmp_path, monkeypatch):
     assert copied == {"lists/papers.csv", "stages/new.py"}
 
 
-@pytest.mark.parametrize("source", ["path:data/imagery/mine", "path:$MINE/mine"])
+@pytest.mark.parametrize(
+    "source", ["path:data/imagery/mine", "path:$MINE/mine", "path:${MINE}/mine"]
+)
 def test_a_source_that_a_run_replaces_is_refused(tmp_path, monkeypatch, source):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINE", "data/imagery")

@@ -88,7 +88,8 @@ def kind(source: str) -> str:
 def local_path(source: str, key: str) -> Path:
     """The file or folder that a `path:` or `arxiv:` source names.
 
-    It is absolute, or relative to the repository. A `$VARIABLE` or `~` at its start is expanded.
+    It is absolute, or relative to the repository. A `$VARIABLE`, `${VARIABLE}` or `~` at its start
+    is expanded.
 
     Args:
         source: such as `path:$RD_DATA/tiles`.
@@ -100,10 +101,10 @@ def local_path(source: str, key: str) -> Path:
     """
     text = source.partition(":")[2]
     if text.startswith("$"):
-        variable, slash, rest = text[1:].partition("/")
+        variable, rest = split_variable(text)
         if variable not in os.environ:
             exit_with_error(f"{key}: {source}: the environment variable {variable} is not set")
-        text = os.environ[variable] + slash + rest
+        text = os.environ[variable] + rest
     path = Path(os.path.expanduser(text))  # unlike Path's, it raises nothing for unknown users
     if not path.exists():
         hint = ""
@@ -112,6 +113,12 @@ def local_path(source: str, key: str) -> Path:
         exit_with_error(f"{key}: {source}: no such file or folder{hint}")
     refuse_output_folders(path, f"{key}: {source}")
     return path
+
+
+def split_variable(text: str) -> tuple[str, str]:
+    """The name of the `$VARIABLE` or `${VARIABLE}` that a path begins with, and the path's rest."""
+    variable, slash, rest = text[1:].partition("/")
+    return variable.removeprefix("{").removesuffix("}"), slash + rest
 
 
 def refuse_output_folders(path: Path, label: str) -> None:

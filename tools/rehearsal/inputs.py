@@ -46,10 +46,10 @@ def resolve_paths(params: Params) -> list[Path]:
     for section, name, kind, location in local_sources(params):
         text = location
         if location.startswith("$"):
-            variable, slash, rest = location[1:].partition("/")
+            variable, rest = sources.split_variable(location)
             if variable not in os.environ:  # the stage says so
                 continue
-            text = os.environ[variable] + slash + rest
+            text = os.environ[variable] + rest
         path = Path(os.path.abspath(os.path.expanduser(text)))
         # The stage would not notice: it runs in the copy, whose outputs lie elsewhere.
         label = f"{section}.{name}: {kind}:{location}"
@@ -64,7 +64,7 @@ def absolute_variables(params: Params) -> dict[str, str]:
     """The variables that sources are located by, made absolute: a stage runs in the copy."""
     variables = {}
     names = [
-        location[1:].partition("/")[0]
+        sources.split_variable(location)[0]
         for _, _, _, location in local_sources(params)
         if location.startswith("$")
     ]
