@@ -178,10 +178,14 @@ def count_tiles(tiles: list[SpooledTile], skipped: SkipReport) -> dict[str, int]
     if empty:
         left_out = Counter(tile.split for tile in tiles if tile.split not in SPLITS)
         further = "".join(f"; {split}: {count}" for split, count in sorted(left_out.items()))
+        keys = "splits,valid,test"
+        if left_out["excluded"]:
+            further += " as near-duplicates of training tiles"
+            keys += ",exclude_near_duplicates"
         more_tiles = ", give more scenes, or smaller tiles" if has_windows(tiles) else ""
         exit_with_error(
             f"fetch_imagery: the {empty[0]} split is empty ({counts}{further}; skipped: "
-            f"{skipped}): change fetch_imagery.{{splits,valid,test}}{more_tiles}"
+            f"{skipped}): change fetch_imagery.{{{keys}}}{more_tiles}"
         )
     return counts
 

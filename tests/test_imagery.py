@@ -353,6 +353,30 @@ def test_test_tiles_that_look_like_training_tiles_are_left_out_when_asked(tmp_pa
     assert not names.intersection(name for name, _, _ in twins)
 
 
+@pytest.mark.parametrize("own, carved", [("test", "valid"), ("valid", "test")])
+def test_a_carved_split_holds_no_copies_of_the_own_one(tmp_path, monkeypatch, own, carved):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "in/train.parquet", good_rows(24))
+    copies = [(f"copy_{name}", *cells) for name, *cells in good_rows(12)]
+    write_parquet(tmp_path / f"in/{own}.parquet", copies)
+    write_params(tmp_path, None, source=f"path:{tmp_path}/in", valid=0.5, test=0.5)
+    fetch_imagery.main()
+    counts = read_json("data/imagery/REPORT.json")["near_duplicates"]
+    assert counts[f"train_{own}"] == 12 and counts["valid_test"] == 0
+    assert rows_of(tmp_path)[carved]
+
+
+def test_a_test_split_of_nothing_but_near_duplicates_is_named_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "valid", "test"):
+        rows = [(f"{split}_{name}", *cells) for name, *cells in good_rows(12)]
+        write_parquet(tmp_path / f"in/{split}.parquet", rows)
+    write_params(tmp_path, None, source=f"path:{tmp_path}/in", exclude_near_duplicates=True)
+    message = "test split is empty .*excluded: 12 as near-duplicates .*exclude_near_duplicates"
+    with pytest.raises(SystemExit, match=message):
+        fetch_imagery.main()
+
+
 def test_splits_stay_when_images_are_added_and_twins_stay_together(tmp_path):
     twins = [
         (

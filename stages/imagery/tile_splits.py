@@ -57,7 +57,8 @@ def _carve_missing_splits(
 ) -> dict[str, int]:
     """Move tiles from train to the splits that the source doesn't have.
 
-    Near-duplicates stay together; tiles of scenes by where they are.
+    Near-duplicates stay together; tiles of scenes by where they are. Near-duplicates of tiles of
+    the source's own valid or test split stay in train.
 
     Args:
         tiles: their `split` is changed in place.
@@ -70,7 +71,10 @@ def _carve_missing_splits(
     """
     if has_windows(tiles):
         leave_out_buffer(tiles)  # around the source's own splits, if there are any
-    pool = [i for i, tile in enumerate(tiles) if tile.split == "train"]
+    own = {group for tile, group in zip(tiles, groups.tolist()) if tile.split in ("valid", "test")}
+    pool = [
+        i for i, tile in enumerate(tiles) if tile.split == "train" and int(groups[i]) not in own
+    ]
     valid = config.valid if "valid" in missing else 0
     test = config.test if "test" in missing else 0
     train = [tiles[i] for i in pool]
