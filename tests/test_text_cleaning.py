@@ -474,3 +474,12 @@ def test_pages_of_a_text_file(tmp_path):
     (paper,) = papers.read_text_file(tmp_path / "paper.txt", True, False)
     assert [line for _, line in paper.lines] == sum(text, [])
     assert paper.name == "paper" and paper.cuts == clean.Cuts(running_lines=6, line_numbers=120)
+
+
+def test_columns_of_a_text_file_are_put_in_order(tmp_path):
+    """As pdftotext -layout writes them."""
+    columns = [prose(number, 36)[:20] for number in range(4)]
+    rows = ["\n".join(f"{a:<40}{b}" for a, b in zip(*columns[page : page + 2])) for page in (0, 2)]
+    (tmp_path / "paper.txt").write_text("\f".join(rows))
+    (paper,) = papers.read_text_file(tmp_path / "paper.txt", True, False)
+    assert [line for _, line in paper.lines] == sum(columns, [])

@@ -14,6 +14,7 @@ from stages.text.clean import Cuts, Lines
 from stages.text.hyphens import join_hyphens, word_counts
 from stages.text.language import find_words
 from stages.text.paper_files import PANDOC_FORMATS, decode, name_key, unused_name
+from stages.text.reading_order import split_columns
 from stages.text.references import reference_lists
 from stages.text.running_lines import PAGE_NUMBER
 
@@ -163,12 +164,12 @@ def read_text_file(path: Path, cut_references: bool, is_only_file: bool) -> list
     """Read a text file as one paper, or cut it into papers; one that failed where it has no text.
 
     It is cut if it has several reference lists, or is the only file. Form feeds divide its pages,
-    as in the output of pdftotext.
+    as in the output of pdftotext; columns that stand side by side are put in order.
     """
     text, reason = decode(path.read_bytes())
     if reason:
         return [_failed(path, reason)]
-    pages = [_wrap_paragraphs(page) for page in text.split("\f")]
+    pages = [_wrap_paragraphs(split_columns(page) or page) for page in text.split("\f")]
     unknown: list[list[float | None]] = [[None] * len(page.splitlines()) for page in pages]
     bodies, running_lines, line_numbers = clean.page_bodies(pages, unknown)
     lines = [line for body in bodies for line in body if not PAGE_NUMBER.match(line)]
