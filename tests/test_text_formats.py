@@ -181,6 +181,7 @@ def test_declared_encoding_is_read(tmp_path, name, source, encoding):
 
 
 PROSE = "The fields of the north are green and wide, and rows of trees stand between them. " * 2
+TABULAR = r"\begin{tabular}{c}cell\end{tabular}"
 WHOLE = f"<p>{PROSE}</p>"
 
 
@@ -256,11 +257,17 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             rf"\newcommand{{\rev}}[1]{{own #1}}\begin{{document}}{PROSE}\rev{{words}}. "
             r"Roads~\cite{a}, lakes \citep[p. 1]{b} and paths \label{c}exist "
             r"\footnote{A note.}. \added{New \emph{words} \cite{d}}; \replaced[id=1]{here}{gone}."
-            r"\IEEEPARstart{T}{hen} \begin{multicols}{2}columns\end{multicols}"
+            r"\IEEEPARstart{T}{hen} \begin{multicols*}{2}columns\end{multicols*}"
+            r"\begin{spacing}{1.5}spaced\end{spacing} \begin{adjustwidth}{2cm}{2cm}adjusted"
+            r"\end{adjustwidth} \begin{IEEEeqnarray*}{rCl}a &=& b\end{IEEEeqnarray*}"
+            r"\begin{wrapfigure}[12]{r}{2cm}\caption{A wrapped figure.}\end{wrapfigure}"
+            rf"\begin{{wraptable}}{{r}}{{2cm}}\caption{{A wrapped table.}}{TABULAR}\end{{wraptable}}"
+            rf"\begin{{sidewaystable}}[t]\caption{{A turned one.}}{TABULAR}\end{{sidewaystable}}"
             r"\newcommand{\highlight}[1]{late #1} \highlight{word}\end{document}",
             ["Roads, lakes and paths exist. New words; here.", "own words", "Then", "A note."]
-            + ["late word"],
-            ["gone", "2"],
+            + ["late word", "spaced", "adjusted"]
+            + ["A wrapped figure.", "A wrapped table.", "A turned one."],
+            ["gone", "2", "1.5", "rCl", "&", "cell"],
         ),
         (
             "a.tex",

@@ -46,7 +46,7 @@ REFERENCES = {
 EMPTY_PARENTHESES = re.compile(rf"[{BLANKS}]\(\)")  # of a reference or citation without text
 MISSING_FILE = re.compile(r"Could not load include file (.+) at line")
 # Commands that pandoc doesn't know, whose text it would leave out: revisions, a paper's first
-# letter, chemistry, degrees, CVPR's abbreviations. Of columns it would read their number.
+# letter, chemistry, degrees, CVPR's abbreviations.
 LATEX_COMMANDS = {
     "added": r"\newcommand{\added}[2][]{#2}",
     "replaced": r"\newcommand{\replaced}[3][]{#2}",
@@ -68,7 +68,21 @@ MARKDOWN_FORMULA = re.compile(
     r"(?<!\\)\\\((.+?)\\\)|^ *\\\[((?:(?!\\\]|\n\n)[\s\S])+)\\\] *$", re.MULTILINE
 )
 MARKDOWN_TABLE = re.compile(r"\\begin\{(table\*?|tabular)\}.*?\\end\{\1\}", re.DOTALL)
-LATEX_COLUMNS = r"\newenvironment{multicols}[1]{}{}"
+# Environments that pandoc doesn't know: it would read their arguments as text, and lose captions.
+LATEX_ENVIRONMENTS = r"""
+\newenvironment{multicols}[1]{\par}{\par}
+\newenvironment{spacing}[1]{\par}{\par}
+\newenvironment{adjustwidth}[2]{\par}{\par}
+\newenvironment{adjustbox}[1]{}{}
+\newenvironment{wrapfigure}[3][]{\begin{figure}}{\end{figure}}
+\newenvironment{wraptable}[3][]{\begin{table}}{\end{table}}
+\newenvironment{SCfigure}[1][]{\begin{figure}}{\end{figure}}
+\newenvironment{teaserfigure}{\begin{figure}}{\end{figure}}
+\newenvironment{sidewaysfigure}{\begin{figure}}{\end{figure}}
+\newenvironment{sidewaystable}{\begin{table}}{\end{table}}
+\newenvironment{IEEEeqnarray}[1]{\begin{align}}{\end{align}}
+"""
+STARRED = re.compile(r"(\\(?:begin|end){(?:multicols|sideways\w+|IEEEeqnarray))\*}")
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
 AROUND_TEXT = re.compile(
@@ -135,13 +149,14 @@ def _with_dollars(formula: re.Match) -> str:
 
 
 def _define_commands(text: str) -> str:
-    """Return a LaTeX file with `LATEX_COMMANDS` before it, but for those that it defines."""
-    definitions = LATEX_COLUMNS
+    """Return a LaTeX file behind `LATEX_ENVIRONMENTS` and those `LATEX_COMMANDS` it lacks."""
+    definitions = LATEX_ENVIRONMENTS
     for name, definition in LATEX_COMMANDS.items():
         command = r"\\(?:(?:re)?newcommand|providecommand|def)\*?\s*\{?\\" + name
         if not re.search(rf"{command}\b", text):
             definitions += definition
     text = re.sub(r"^\\degree(?={\w)", r"\\thesisdegree", text, flags=re.MULTILINE)  # a thesis
+    text = STARRED.sub(r"\1}", text)
     # pandoc leaves out the title and the abstract of MDPI and Springer.
     text = text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\paperabstract{")
     return definitions + text
