@@ -227,6 +227,15 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             ["menuword"],
         ),
         (
+            "a.html",
+            f"{WHOLE}<p>For <span class='MathJax_Preview'></span><span class='MathJax'><nobr><span "
+            "class='math'>R2</span></nobr><span class='MJX_Assistive_MathML'><math><msup><mi>R</mi>"
+            "<mn>2</mn></msup></math></span></span><script type='math/tex'>R^2</script> it costs "
+            "$5 and $6. <span class='mathjax-tex'>$$\\mathcal{L}=x$$</span></p>",
+            ["For R2 it costs $5 and $6."],
+            ["R2R2", "mathcal"],
+        ),
+        (
             "a.md",
             f'<div align="center">\nfirstword &amp; x\n</div>\n\n{PROSE}\n\n'
             "<table><tr><td>cellword</td></tr></table>\n\n<!-- noteword -->\n",
@@ -261,12 +270,12 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             r"\begin{spacing}{1.5}spaced\end{spacing} \begin{adjustwidth}{2cm}{2cm}adjusted"
             r"\end{adjustwidth} \begin{IEEEeqnarray*}{rCl}a &=& b\end{IEEEeqnarray*}"
             r"\begin{wrapfigure}[12]{r}{2cm}\caption{A wrapped figure.}\end{wrapfigure}"
-            rf"\begin{{wraptable}}{{r}}{{2cm}}\caption{{A wrapped table.}}{TABULAR}\end{{wraptable}}"
+            rf"\begin{{wraptable}}{{r}}{{2cm}}\caption{{A wrapped one.}}{TABULAR}\end{{wraptable}}"
             rf"\begin{{sidewaystable}}[t]\caption{{A turned one.}}{TABULAR}\end{{sidewaystable}}"
             r"\newcommand{\highlight}[1]{late #1} \highlight{word}\end{document}",
             ["Roads, lakes and paths exist. New words; here.", "own words", "Then", "A note."]
             + ["late word", "spaced", "adjusted"]
-            + ["A wrapped figure.", "A wrapped table.", "A turned one."],
+            + ["A wrapped figure.", "A wrapped one.", "A turned one."],
             ["gone", "2", "1.5", "rCl", "&", "cell"],
         ),
         (
@@ -322,8 +331,18 @@ def test_text_of_a_page_and_nothing_around_it(tmp_path, name, source, kept, drop
     assert all(word in text for word in kept) and not any(word in text for word in dropped)
 
 
-@pytest.mark.parametrize("suffix", ["tex", "md", "docx", "html", "epub"])
-def test_inline_formulas_are_text_as_in_a_pdf(tmp_path, suffix):
+@pytest.mark.parametrize(
+    "suffix, formulas",
+    [
+        ("tex", ""),
+        ("md", ""),
+        ("docx", "--mathml"),
+        ("html", "--mathml"),
+        ("html", "--mathjax"),
+        ("epub", "--mathml"),
+    ],
+)
+def test_inline_formulas_are_text_as_in_a_pdf(tmp_path, suffix, formulas):
     paper = tmp_path / f"paper.{suffix}"
     source = (
         r"Of 300 km$^2$ at $10\,$m about $\sim$30\% at $45^{\circ}$N have $3\times3$ windows, "
@@ -333,7 +352,7 @@ def test_inline_formulas_are_text_as_in_a_pdf(tmp_path, suffix):
     if suffix in ("tex", "md"):
         paper.write_text(source + PROSE)
     else:
-        options = ["--mathml", "--quiet"]
+        options = [formulas, "--quiet"]
         pypandoc.convert_text(source + PROSE, suffix, "latex", options, outputfile=str(paper))
     text = " ".join(formats.read(paper)[0])
     assert "Of 300 km2 at 10 m about ∼30% at 45°N have 3 × 3 windows, NO2, R2 = 0.83, μx < " in text

@@ -17,7 +17,7 @@ import pypandoc
 
 from stages.text.clean import normalize
 from stages.text.language import find_words
-from stages.text.paper_files import PANDOC_FORMATS, ZIP_SUFFIXES, decode
+from stages.text.paper_files import HTML, PANDOC_FORMATS, ZIP_SUFFIXES, decode
 
 SECONDS = 60  # per file
 MEGABYTES = 1024  # of memory per file
@@ -112,7 +112,7 @@ def read(path: Path) -> tuple[list[str], str]:
             text = MARKDOWN_FORMULA.sub(_with_dollars, text)
         elif suffix == ".tex":
             text = _define_commands(text)
-        elif PANDOC_FORMATS[suffix] == "html":
+        elif PANDOC_FORMATS[suffix] == HTML:
             text = SELF_CLOSING.sub("", text) if suffix == ".xhtml" else text
             text = AROUND_TEXT.sub("", text)
         content = text.encode()
@@ -262,6 +262,9 @@ def _inline_text(inlines: list[dict], notes: list[dict]) -> str:
                 notes.append({"t": "Para", "c": inner})
             case {"t": "Span", "c": [[_, ["ltx_tag", "ltx_tag_note" | "ltx_tag_item"], _], _]}:
                 pass
+            # In a page that was saved after MathJax 2 ran, a formula is drawn, and again as MathML.
+            case {"t": "Span", "c": [[_, ["MathJax", *_], _], [drawn, *formula]]}:
+                text += _inline_text(formula or [drawn], notes)
             case {"t": "Link", "c": [[_, _, [[_, kind], ["reference", label]]], inner, _]}:
                 reference = _reference(kind, label, _inline_text(inner, notes))
                 text = text + reference if reference else text.rstrip(BLANKS)

@@ -3,14 +3,15 @@
 import unicodedata
 from collections.abc import Container
 
+HTML = "html+tex_math_dollars+tex_math_single_backslash"  # for pages that MathJax is to run on
 # The suffix of a file that pandoc reads -> pandoc's name of its format.
 PANDOC_FORMATS = {
     ".md": "commonmark_x+east_asian_line_breaks",
     ".markdown": "commonmark_x+east_asian_line_breaks",
     ".tex": "latex",
-    ".html": "html",
-    ".htm": "html",
-    ".xhtml": "html",
+    ".html": HTML,
+    ".htm": HTML,
+    ".xhtml": HTML,
     ".docx": "docx",
     ".odt": "odt",
     ".epub": "epub",
