@@ -205,10 +205,9 @@ def find_candidates(
             text = text_below(ANSWER_LINE, text) or text
         for line in read_lines(text, label, classes, is_cut):
             sentence = line.text
-            if not line.refusal:
-                if line.is_item or strings:
-                    sentence = first_description(sentence, label, classes)
-                sentence = clean_sentence(sentence)
+            if not line.refusal and (line.is_item or strings):
+                sentence = first_description(sentence, label, classes)
+            sentence = sentence if line.refusal else clean_sentence(sentence)
             refusal = line.refusal or find_copy(sentence, sources)
             candidates.append(Candidate(sentence, passages, refusal))
     return candidates
