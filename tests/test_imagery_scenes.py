@@ -1,5 +1,6 @@
 """Scenes: cut into tiles, split so that tiles of different splits lie apart, labeled by rasters."""
 
+import re
 import shlex
 from collections import Counter
 from itertools import combinations
@@ -10,6 +11,7 @@ import pytest
 import rasterio
 from affine import Affine
 from click.testing import CliRunner
+from conftest import REPOSITORY, shell
 from rasterio.rio.main import main_group
 from rasterio.transform import from_origin
 from test_imagery import error_of, picture, rows_of, run, write_params
@@ -584,8 +586,8 @@ def test_the_command_in_the_message_brings_labels_onto_the_grid_of_the_scene(tmp
     coarse = np.random.default_rng(0).choice([1, 2], (1, 64, 64)).astype(np.uint8)
     write_raster(tmp_path / "in/a scene.tif", terrain(0, 64), **place)
     fine = place | {"transform": place["transform"] @ Affine.scale(0.5)}
-    write_raster(tmp_path / "in/a scene_lc.tif", coarse.repeat(2, 1).repeat(2, 2), **fine)
-    labels = {"file": "{stem}_lc.tif", "classes": {1: "a", 2: "b"}}
+    write_raster(tmp_path / "in/all.tif", coarse.repeat(2, 1).repeat(2, 2), **fine)
+    labels = {"file": "all.tif", "classes": {1: "a", 2: "b"}}
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", labels=labels)
     _, command, _ = message.split("`")
     assert "GEOGCS" not in message and shlex.split(command)[0] == "rio"
@@ -593,10 +595,32 @@ def test_the_command_in_the_message_brings_labels_onto_the_grid_of_the_scene(tmp
     assert done.exit_code == 0
     with (
         rasterio.open(tmp_path / "in/a scene.tif") as scene,
-        rasterio.open(tmp_path / "in/a scene_lc_warped.tif") as warped,
+        rasterio.open(tmp_path / "in/a scene_warped_labels.tif") as warped,
     ):
         assert (warped.crs, warped.transform) == (scene.crs, scene.transform)
         assert np.array_equal(warped.read(), coarse)
+
+
+def test_the_loop_of_the_docs_warps_one_label_raster_for_each_scene(tmp_path, monkeypatch):
+    """The raster lies beside the scenes, and stays whole."""
+    codes = np.random.default_rng(0).choice([10, 80], (4, 12)).astype(np.uint8)
+    fine = located() | {"transform": located()["transform"] @ Affine.scale(0.5)}
+    covering = codes.repeat(32, 0).repeat(32, 1)[None]
+    write_raster(tmp_path / "scenes/WorldCover.tif", covering, **fine)
+    for i in range(3):
+        write_raster(tmp_path / f"scenes/S2_{i}.tif", terrain(i, 64), **located(640 * i))
+    docs = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+    (loop,) = re.findall(r"```sh\n(for scene in.*?)```", docs, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    commands = shell("bash", "-c", f'rio() {{ echo "$@"; }}\n{loop}', cwd=tmp_path).stdout
+    for command in commands.replace("WorldCover", "scenes/WorldCover").splitlines():
+        assert CliRunner().invoke(main_group, command.split()).exit_code == 0
+    labels = {"file": "{stem}_warped_labels.tif", "classes": {10: "Trees", 80: "Water"}}
+    rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "scenes", labels=labels, caption=None)
+    for row in sum(rows.values(), []):
+        west, _, _, north = row["bounds"]
+        code = codes[round((5_000_000 - north) / 160), round((west - 500_000) / 160)]
+        assert (row["scene"], row["label_share"]) == (labels["classes"][code], 1)
 
 
 def test_heights_in_a_crs_make_no_other_grid(tmp_path, monkeypatch):

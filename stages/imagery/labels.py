@@ -23,6 +23,7 @@ from stages.params import Labels, TileGrid
 from stages.runtime.errors import exit_with_error
 
 KEY = "fetch_imagery.labels"
+WARPED = "_warped_labels.tif"  # behind a scene's name, in the advice for labels of another grid
 
 
 class TileLabel(NamedTuple):
@@ -106,9 +107,12 @@ def _check_grid(scene: Any, dataset: Any, path: Path, file: Path) -> None:
     if not same:
         advice = "give it that grid"
         if scene.crs and dataset.crs:
-            warped = file.with_name(f"{file.stem}_warped.tif")
+            warped = path.with_name(path.stem + WARPED)
             command = ["rio", "warp", file, warped, "--like", path, "--resampling", "nearest"]
-            advice = f"`{shlex.join(map(str, command))}`, and put {warped.name} in its place"
+            advice = (
+                f"warp it for each scene, `{shlex.join(map(str, command))}`, and write "
+                f'labels.file: "{{stem}}{WARPED}" (docs/data.md, Labels)'
+            )
         exit_with_error(
             f"{KEY}: {file.name} ({_describe(dataset)}) is of another grid than {path.name} "
             f"({_describe(scene)}): {advice}"
