@@ -623,6 +623,38 @@ def test_the_loop_of_the_docs_warps_one_label_raster_for_each_scene(tmp_path, mo
         assert (row["scene"], row["label_share"]) == (labels["classes"][code], 1)
 
 
+def test_the_command_of_the_docs_makes_a_label_raster_of_polygons(tmp_path, monkeypatch):
+    """On the grid of any scene, and without what only its own values can have."""
+    import geopandas
+    from shapely import box
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    shapes = [box(500_000, 4_999_360, 500_320, 5_000_000), box(500_320, 4_999_360, 500_480, 5e6)]
+    polygons = geopandas.GeoDataFrame({"code": [1, 2]}, geometry=shapes, crs=32632)
+    polygons.to_crs(4326).to_file("polygons.gpkg")
+    docs = (REPOSITORY / "docs/data.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(python -c .import geopandas.*?)```", docs, re.DOTALL)
+    stand_in = 'rio() { cat > polygons.geojson; echo "$@"; }'
+    command = shell("bash", "-c", f"{stand_in}\n{block}", cwd=folder).stdout
+    expected = np.zeros((64, 64), np.uint8)
+    expected[:, :32], expected[:, 32:48] = 1, 2
+    jpeg = {"compress": "jpeg", "photometric": "ycbcr"}
+    for name, dtype, profile in (("a", "uint8", jpeg), ("b", "float32", {"nodata": -9999})):
+        write_raster(folder / f"{name}.tif", terrain(0, 64, dtype=dtype), **located(), **profile)
+        words = command.replace("ortho", name).split()
+        with open("polygons.geojson") as geojson:
+            assert CliRunner().invoke(main_group, words, input=geojson).exit_code == 0
+        with rasterio.open(f"{name}.tif") as scene, rasterio.open(f"{name}_labels.tif") as labels:
+            assert (labels.crs, labels.transform) == (scene.crs, scene.transform)
+            assert (labels.dtypes, labels.nodata) == (("uint8",), 0)
+            assert np.array_equal(labels.read(1), expected)
+    given = {"file": "polygons.gpkg", "classes": {1: "Trees", 2: "Soil"}}
+    message = fault(tmp_path / "out", monkeypatch, folder, labels=given)
+    assert "polygons.gpkg is no TIFF" in message and "`rio rasterize`" in message
+
+
 def test_heights_in_a_crs_make_no_other_grid(tmp_path, monkeypatch):
     """Software for drones writes EPSG:25832+7837; masks and labels of QGIS are in EPSG:25832."""
     plain = located(crs="EPSG:25832")

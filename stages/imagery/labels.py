@@ -85,7 +85,10 @@ def _open_labels(file: Path) -> Any:
     """Open a label raster. Exits with an error if it is of another format."""
     dataset = open_mask_or_labels(file)
     if dataset is None:
-        exit_with_error(f"{KEY}: {file.name} is no TIFF, JPEG 2000 or PNG")
+        exit_with_error(
+            f"{KEY}: {file.name} is no TIFF, JPEG 2000 or PNG; `rio rasterize` makes a raster of "
+            "polygons (docs/data.md, Labels)"
+        )
     return dataset
 
 
