@@ -12,6 +12,7 @@ import pytest
 from stages.runtime import resume_cache
 from stages.runtime.resume_cache import resume_folder
 from tools import cache
+from tools.rehearsal.measuring import folder_size
 
 
 @pytest.fixture
@@ -70,6 +71,24 @@ def test_emptying_keeps_what_a_run_uses_and_what_is_not_the_caches(root, monkeyp
         raise InterruptedError
     run_tool(monkeypatch, "empty", "features@tuned")
     assert not (root / "features_tuned/bbbb").exists()
+
+
+@pytest.mark.parametrize("measure", [cache.measure_size, folder_size])
+def test_a_folder_that_is_removed_while_it_is_measured_counts_nothing(
+    tmp_path, monkeypatch, measure
+):
+    (tmp_path / "kept/deep").mkdir(parents=True)
+    (tmp_path / "kept/deep/file").write_bytes(bytes(8192))
+    (tmp_path / "gone").mkdir()
+    scandir = os.scandir
+
+    def remove_and_scan(path):
+        if Path(path).name == "gone":
+            Path(path).rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", remove_and_scan)
+    assert measure(tmp_path) == 8192 and not (tmp_path / "gone").exists()
 
 
 def test_a_kill_while_a_finished_folder_is_removed_leaves_no_half_of_it(root, monkeypatch):

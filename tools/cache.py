@@ -114,9 +114,10 @@ def locked(path: Path) -> Iterator[bool]:
 
 def read_stats(path: Path) -> Iterator[os.stat_result]:
     """Of a folder and all below it; a running stage may remove files meanwhile."""
-    for file in (path, *path.rglob("*")):
-        with suppress(FileNotFoundError):
-            yield file.lstat()
+    for root, _, names in os.walk(path):
+        for name in ("", *names):  # "": the folder itself
+            with suppress(FileNotFoundError):
+                yield os.lstat(os.path.join(root, name))
 
 
 def measure_size(path: Path) -> int:

@@ -1,11 +1,12 @@
 """Run a command and measure it: time, memory of its processes, memory of the GPU, disk."""
 
+import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,13 +160,11 @@ def folder_size(folder: Path) -> int:
     if folder.is_file():
         return folder.stat().st_size
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file() and not path.is_symlink():
+    for root, _, names in os.walk(folder):  # passes over folders that are removed meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):  # a finished checkpoint was removed
                 # What is allocated: some files are made large and filled later.
-                total += path.stat().st_blocks * 512
-        except FileNotFoundError:  # a finished checkpoint was removed
-            continue
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
     return total
 
 
