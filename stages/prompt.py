@@ -97,7 +97,7 @@ def main() -> None:
     if collector.rejections:
         line += f"; rejected: {describe_rejections(collector.rejections, collector.examples)}"
     log(line)
-    log_unread_names(collector, classes, training)
+    log_unread_names(collector, classes, params.classes, training)
     if training.of_scenes:
         log_trained_captions(params.classes, counts, training)
     if prompt.writer == "extractive":
@@ -119,7 +119,7 @@ def read_training_captions(
             scene = tile["scene"]
             of_scenes[scene] = of_scenes.get(scene) or caption_from_scene(scene)
             from_names = from_names and tile["captions"] == [of_scenes[scene]]
-    return TrainingCaptions(frozenset(held), of_scenes if from_names else {})
+    return TrainingCaptions(frozenset(held), of_scenes if from_names else {}, frozenset(of_scenes))
 
 
 def check_negative_prompt(text: str, count_tokens: checks.ClipTokenCounter) -> None:

@@ -8,14 +8,16 @@ import pytest
 from conftest import REPOSITORY
 from test_label_set_runs import EUROSAT
 
+from stages.imagery.captions import caption_from_scene
 from stages.imagery.splits import match_splits
 from stages.params import Params, read
 from stages.text.checks import rejection_reason
-from stages.text.class_words import ClassLexicon, complete_words
+from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words, terms_in
 from stages.text.writers.extractive import compose_candidates
 from tools.scale import compose
 
 LABEL_SETS = {"seven": 7, "eurosat": 10, "rsicd30": 30, "worldcover": 11}
+DERIVED_NAMES = ["eurosat", "worldcover"]  # those of captions, which are written from the labels
 SCALES = ["demo", "paper", "recommended", "rsicd", "rsicd_cpu", "small"]
 
 
@@ -55,7 +57,9 @@ def test_what_is_said_of_a_class_names_no_other(name):
     """Descriptions, looks and parts go into requests and prompts, which name one class."""
     params = params_of(name)
     words = complete_words(params.classes, params.prompt.words)
-    assert all(all(said.model_dump().values()) for said in params.prompt.words.values())
+    derived = {"names"} if name in DERIVED_NAMES else set()
+    for given in params.prompt.words.values():
+        assert {key for key, value in given.model_dump().items() if not value} == derived
     lexicon = ClassLexicon(words)
     for label, said in words.items():
         for text in (*said.names, said.description, *said.looks, *said.parts):
@@ -79,8 +83,20 @@ def test_the_words_of_a_class_make_ten_prompts_without_a_paper(name):
         assert len(kept) >= 10, label
 
 
+@pytest.mark.parametrize("name", DERIVED_NAMES)
+def test_prompts_name_a_class_as_the_captions_that_are_written_from_its_label(name):
+    params = params_of(name)
+    scenes = [scene for of_class in params.classes.values() for scene in of_class]
+    captions = {scene: caption_from_scene(scene) for scene in scenes}
+    terms = ClassLexicon(complete_words(params.classes, params.prompt.words)).terms
+    held = frozenset(terms_in(". ".join(captions.values()), terms))
+    training = TrainingCaptions(held, captions)
+    for said in complete_words(params.classes, params.prompt.words, training).values():
+        assert said.captions and terms_in(said.captions[0], said.names) == {*said.names}
+
+
 @pytest.mark.parametrize("scales", [[], ["rsicd"]])
-@pytest.mark.parametrize("name", ["eurosat", "worldcover"])
+@pytest.mark.parametrize("name", DERIVED_NAMES)
 def test_the_tiles_that_a_label_set_names_show_its_classes(name, scales, tmp_path):
     """The lines of params/mine.yaml in its header, alone and after a scale."""
     header = (REPOSITORY / f"params/{name}.yaml").read_text().partition("\n\n")[0]

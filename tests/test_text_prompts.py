@@ -11,6 +11,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.common.artifacts import write_shards
-from stages.params import load
+from stages.params import Words, load
 from stages.text import checks
-from stages.text.class_words import ClassLexicon, complete_words
+from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words
 from stages.text.duplicates import trigram_similarity
 from stages.text.embedder import LatentSemanticEmbedder
 from stages.text.writers import endpoint as endpoint_module
@@ -364,6 +365,27 @@ def test_prompts_of_derived_words_begin_with_the_only_captions_that_were_trained
         '3 of 9 prompts name their class by words that no training caption holds ("a green' in log
     )
     assert "all training captions are written from 3 class names" in log
+    assert "prompt.per_class {Moor: 0, Open water: 1, Wald: 1}, " in log
+
+
+def test_what_the_log_advises_for_words_that_no_caption_holds_can_be_done(capsys):
+    """Of three such classes two have training tiles; no tile shows Ice."""
+    from stages.prompt import log_trained_captions, log_unread_names
+
+    classes = {"Wood": ["wood"], "Lake": ["lake"], "Field": ["field"], "Ice": ["ice"]}
+    words = {"Wood": Words(names=["forest"]), "Field": Words(names=["field"], kinds=["orchard"])}
+    lexicon = ClassLexicon(complete_words(classes, words))
+    texts = ["a green forest", "a blue lake", "an orchard with rows", "white ice"]
+    kept = [SimpleNamespace(label=label, text=text) for label, text in zip(classes, texts)]
+    captions = {"wood": "a satellite image of wood"}
+    scenes = frozenset({"wood", "lake", "field"})
+    training = TrainingCaptions(frozenset({"lake", "field"}), captions, scenes)
+    log_unread_names(SimpleNamespace(kept=kept), lexicon, classes, training)
+    log = capsys.readouterr().err
+    assert "3 of 4 prompts" in log and "give Wood, Field only `names` and `kinds`" in log
+    assert "no training tile shows Ice: 0 in prompt.per_class" in log
+    log_trained_captions(classes, dict.fromkeys(classes, 10), training)  # a caption of one class
+    assert not capsys.readouterr().err
 
 
 def test_a_class_with_fewer_prompts_than_captions_is_named(demo, tmp_path, capsys):

@@ -58,6 +58,7 @@ class TrainingCaptions(NamedTuple):
 
     terms: frozenset[str]  # the names and kinds of classes that a caption holds
     of_scenes: dict[str, str]  # each scene's, where all are written from class names; else empty
+    scenes: frozenset[str] = frozenset()  # that the tiles show
 
 
 NO_CAPTIONS = TrainingCaptions(frozenset(), {})

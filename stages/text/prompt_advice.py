@@ -12,20 +12,33 @@ from stages.text.prompt_writing import PromptCollector
 
 
 def log_unread_names(
-    collector: PromptCollector, classes: ClassLexicon, training: TrainingCaptions
+    collector: PromptCollector,
+    lexicon: ClassLexicon,
+    classes: dict[str, list[str]],
+    training: TrainingCaptions,
 ) -> None:
     """Log how many prompts name their class by words that no training caption holds."""
     unread = []
     for kept in collector.kept:
-        words = classes.words[kept.label]
+        words = lexicon.words[kept.label]
         if training.terms.isdisjoint(terms_in(kept.text, words.names + words.kinds)):
             unread.append(kept)
-    if unread:
-        log(
-            f"prompt: {len(unread)} of {len(collector.kept)} prompts name their class by words "
-            f'that no training caption holds ("{unread[0].text}"): the fine-tuned model has not '
-            f"learned them; give {unread[0].label} such names in prompt.words, names"
-        )
+    if not unread:
+        return
+    text = (
+        f"prompt: {len(unread)} of {len(collector.kept)} prompts name their class by words "
+        f'that no training caption holds ("{unread[0].text}"): the fine-tuned model has not '
+        "learned them"
+    )
+    labels = list(dict.fromkeys(kept.label for kept in unread))
+    shown = [label for label in labels if training.scenes.intersection(classes[label])]
+    if shown:
+        names = ", ".join(shown)
+        text += f"; in prompt.words, give {names} only `names` and `kinds` that captions hold"
+    if len(shown) < len(labels):
+        others = ", ".join(label for label in labels if label not in shown)
+        text += f"; no training tile shows {others}: 0 in prompt.per_class leaves a class out"
+    log(text)
 
 
 def log_trained_captions(
@@ -42,7 +55,9 @@ def log_trained_captions(
         label: {training.of_scenes[scene] for scene in scenes if scene in training.of_scenes}
         for label, scenes in classes.items()
     }
-    per_class = {label: max(1, len(captions[label])) if label in counts else 0 for label in classes}
+    per_class = {label: len(captions[label]) if label in counts else 0 for label in classes}
+    if sum(map(bool, per_class.values())) < 2:  # params ask for prompts of two classes
+        return
     text = yaml.safe_dump(
         per_class, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
     )
