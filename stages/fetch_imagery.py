@@ -115,6 +115,8 @@ def main() -> None:
         facts |= {"images": len(tiles), "images_sha256": statistics.images_sha256}
         sources.write_source_json(out, config.source, **resolved, **facts)
     counts = ", ".join(f"{count} {split}" for split, count in tile_counts.items())
+    if split_counts.get("buffer"):
+        counts += f"; {split_counts['buffer']} left out between the splits"
     log(f"fetch_imagery: {counts}; skipped: {skipped}")
 
 

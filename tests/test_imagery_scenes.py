@@ -320,7 +320,7 @@ def test_one_scene_that_is_larger_than_train_leaves_no_split_empty(capsys, side,
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", None])
-def test_scenes_of_the_same_ground_and_neighbors_lie_apart_too(tmp_path, monkeypatch, crs):
+def test_scenes_of_the_same_ground_and_neighbors_lie_apart_too(tmp_path, monkeypatch, capsys, crs):
     # Twelve dates of one place; and twelve places side by side. Places need no CRS.
     for i in range(12):
         write_raster(tmp_path / f"dates/day{i}.tif", terrain(i, 96), **located(crs=crs))
@@ -328,7 +328,8 @@ def test_scenes_of_the_same_ground_and_neighbors_lie_apart_too(tmp_path, monkeyp
     for name in ("dates", "quads"):
         rows = fetch(tmp_path / f"out_{name}", monkeypatch, tmp_path / name)
         assert smallest_gap(rows) >= 160
-        assert report_of(tmp_path / f"out_{name}")["buffer"] > 0
+        buffer = report_of(tmp_path / f"out_{name}")["buffer"]
+        assert buffer > 0 and f" test; {buffer} left out" in capsys.readouterr().err
         for row in (row for of_split in rows.values() for row in of_split):
             quad = row["filename"].split("_")[0] + ".tif"
             assert row["site"] == ("day0.tif" if name == "dates" else quad)
