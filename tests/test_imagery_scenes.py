@@ -406,7 +406,7 @@ def test_test_tiles_that_equal_a_training_tile_are_left_out(tmp_path, monkeypatc
 # Labels
 
 
-def test_the_class_is_that_of_the_largest_share(tmp_path, monkeypatch):
+def test_the_class_is_that_of_the_largest_share(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(6)
     side, names = 160, {10: "Trees", 20: "Trees", 80: "Water"}
     for scene in ("a", "b"):
@@ -424,6 +424,8 @@ def test_the_class_is_that_of_the_largest_share(tmp_path, monkeypatch):
     report = report_of(tmp_path / "out")
     assert report["skipped"]["a label raster"]["count"] == 2
     assert report["skipped"]["its label raster is missing"]["count"] == 16
+    tried = tmp_path / "in/lc/unlabeled_lc.tif"
+    assert f"labels: 1 of 3 scenes have none: there is no {tried}\n" in capsys.readouterr().err
     few = other = 0
     tiles = {row["filename"]: row for split in rows.values() for row in split}
     for scene in ("a", "b"):

@@ -81,6 +81,10 @@ def cut_scenes(
                 scene = scene._replace(labels=tile_labels)
             if scene is not None:
                 scenes[path] = scene
+    expected = [file for path, file in sorted(label_files.items()) if path in scenes]
+    missing = [file for file in expected if not file.is_file()]
+    if missing:
+        log(f"{KEY}: {len(missing)} of {len(scenes)} scenes have none: there is no {missing[0]}")
     if grid is not None:
         cut = [len(scene.windows) for scene in scenes.values() if scene.is_cut]
         log(
