@@ -332,14 +332,15 @@ def measure_resuming(folder: Path, tiny: bool) -> Results:
     On a GPU in fp16, so that the state of the gradient scaler is resumed, too.
     """
     config: dict[str, Any] = LITTLE_MEASURING | {
-        "epochs": 1,
+        "epochs": 1,  # 10 steps
+        "batch_size": 8,
         "warmup_steps": 4,
         "checkpoint_steps": 4,
         "validation_images": 16,
     }
     if not tiny:
         config |= {"precision": "fp16", "optimizer": "adamw", "lr": 1.0e-4}
-    make_demo(folder / "resuming", 400, finetune_sd=config, encode={"base_domain": "none"})
+    make_demo(folder / "resuming", 100, finetune_sd=config, encode={"base_domain": "none"})
     enter(folder, "resuming")
     run_stage("encode")
     run_stage("finetune_sd")
