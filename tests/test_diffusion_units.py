@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from stages.common.artifacts import read_json, write_json
 from stages.common.dihedral import dihedral
 from stages.diffusion import checkpoints, from_scratch, models
+from stages.diffusion.batches import BatchLoader
 from stages.diffusion.caption_embeddings import CachedEmbeddings
 from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
+from stages.diffusion.ema import update_ema
 from stages.diffusion.latents import Latents, allocate, memory_map
 from stages.diffusion.loss import (
     add_noise,
@@ -25,8 +27,15 @@ from stages.diffusion.loss import (
     stratified_timesteps,
     target,
 )
-from stages.diffusion.trainer import check_shapes
-from stages.diffusion.validation import relative_diversity, rms_distance
+from stages.diffusion.trainer import check_shapes, create_optimizer
+from stages.diffusion.validation import (
+    GRID_GUIDANCE,
+    relative_diversity,
+    rms_distance,
+    sample_captions,
+    validation_loss,
+)
+from stages.finetune_sd import learning_rate
 from stages.runtime import tensor_files
 from stages.runtime.gpu_memory import largest_batch, report_out_of_memory
 
@@ -148,7 +157,7 @@ def test_an_epoch_is_every_image_once_in_one_of_its_variants(data):
     values = [int(example["latents"][0, 0, 0, 0] / 0.5) for example in examples]
     rows = [value // 8 for value in values]
     assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
-    assert values[:10] != values[10:] and len({value % 8 for value in values}) > 3
+    assert rows[:10] != rows[10:] and len({value % 8 for value in values}) > 3
     # The same numbers at any batch size, others with another seed.
     batch = data.training_batch(range(20), 0, 1000, 0.0, False)
     for name in batch:
@@ -164,10 +173,85 @@ def test_captions_are_dropped_at_the_given_rate(data):
 
 
 def test_the_posterior_is_sampled(data):
-    sampled = data.training_batch(range(1000), 0, 1000, 0.0, True)["latents"]
+    batch = data.training_batch(range(1000), 0, 1000, 0.0, True)
+    sampled = batch["latents"]
     mean = data.training_batch(range(1000), 0, 1000, 0.0, False)["latents"]
     # A logvar of 0 is a standard deviation of 1, which is scaled by 0.5.
     assert abs((sampled - mean).std() - 0.5) < 0.02
+    # Its noise is not the diffusion's, which is the target of the training.
+    both = torch.stack([(sampled - mean).flatten(), batch["noise"].flatten()])
+    assert abs(torch.corrcoef(both)[0, 1]) < 0.05
+
+
+def test_all_timesteps_are_trained(data):
+    timesteps = data.training_batch(range(1000), 0, 1000, 0.0, False)["timesteps"]
+    assert torch.histc(timesteps.float(), 10, 0, 1000).min() > 60  # of 100 expected
+
+
+@pytest.mark.parametrize("caption_dropout, latent", [(0.0, "mean"), (1.0, "sample")])
+def test_batches_follow_the_params(data, caption_dropout, latent):
+    config = SimpleNamespace(batch_size=20, caption_dropout=caption_dropout, latent=latent)
+    process = SimpleNamespace(num_processes=2, process_index=1)
+    batch = BatchLoader(data, config, 7, 1000, process).batch(3)
+    # The second half of the fourth micro-batch.
+    expected = data.training_batch(range(70, 80), 7, 1000, caption_dropout, latent == "sample")
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
+def test_weights_decay(optimizer):
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.zeros(4, 4)
+    config = SimpleNamespace(optimizer=optimizer, lr=0.1, weight_decay=0.3)
+    create_optimizer({"w": weight}, config).step()
+    torch.testing.assert_close(weight.detach(), torch.full((4, 4), 1 - 0.1 * 0.3))
+
+
+@pytest.mark.parametrize(
+    "schedule, rates", [("cosine", [0.5, 1, 1, 0.5, 0.0381]), ("constant", [0.5, 1, 1, 1, 1])]
+)
+def test_the_learning_rate_is_warmed_up_and_falls_to_zero(schedule, rates):
+    config = SimpleNamespace(lr=1.0, warmup_steps=2, lr_schedule=schedule)
+    computed = [learning_rate(step, 10, config) for step in (0, 1, 2, 6, 9)]
+    assert computed == pytest.approx(rates, abs=1e-4)
+
+
+@pytest.mark.parametrize("step, moved", [(0, 0.9), (10**6, 0.001)])
+def test_the_average_follows_the_weights_faster_at_first(step, moved):
+    ema = {"w": torch.zeros(1)}
+    update_ema(ema, {"w": torch.ones(1)}, step, decay=0.999)
+    assert ema["w"].item() == pytest.approx(moved, rel=1e-3)
+
+
+def test_validation_is_of_all_timesteps_with_the_first_captions(data):
+    one_process = SimpleNamespace(
+        device="cpu", num_processes=1, process_index=0, reduce=lambda tensor, _: tensor
+    )
+    trainer = SimpleNamespace(accelerator=one_process, batch_size=2, alphas_cumprod=ALPHAS_CUMPROD)
+    data.scale = 0.0  # what is noisy is the noise, scaled by sigma
+    sigma = (1 - ALPHAS_CUMPROD).sqrt()[:, None, None, None]
+    seen = []
+
+    def predict_noise_plus_one(noisy, timesteps, text, return_dict):
+        seen.append((timesteps, text))
+        return (noisy / sigma[timesteps] + 1,)
+
+    loss = validation_loss(trainer, predict_noise_plus_one, data, 5, "epsilon")
+    assert loss == pytest.approx(1, rel=1e-5)  # whatever params weigh in training
+    timesteps, text = map(torch.cat, zip(*seen))
+    assert sorted(timesteps.tolist()) == [100, 300, 500, 700, 900]
+    assert text.shape == (5, 77, 5) and (text == 1).all()
+
+
+def test_the_grid_is_guided_away_from_the_empty_caption(data):
+    from diffusers import DDIMScheduler
+
+    def predict_image(noisy, timestep, text, return_dict):
+        return (text[:, :1, :1, None].expand(noisy.shape),)  # 0 for the empty caption, else 1
+
+    scheduler = DDIMScheduler(prediction_type="sample", clip_sample=False)
+    (latents,) = sample_captions(predict_image, data, 1, 1, scheduler, torch.device("cpu"))
+    assert latents.shape == (4, 4, 2, 2) and (latents == GRID_GUIDANCE).all()
 
 
 def test_checkpoints_are_safetensors_of_any_type(tmp_path):
