@@ -20,6 +20,7 @@ from stages.common.artifacts import digest, encode_png, read_json, write_json, w
 from stages.diffusion import models, schedulers, trainer
 from stages.diffusion.caption_embeddings import CachedEmbeddings, load_embeddings
 from stages.diffusion.latents import Latents, memory_map
+from stages.diffusion.loss import denoising_loss
 from stages.diffusion.validation import validation_loss
 from stages.embedded.scenes.render import render
 from stages.params import load
@@ -53,7 +54,7 @@ def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
     assert not list((trained / "scratch/finetune_sd").glob("*/"))  # the checkpoints are removed
 
 
-def test_the_published_weights_have_the_measured_validation_loss(trained):
+def test_the_published_weights_have_the_measured_losses(trained):
     """They are the averaged weights of the best step."""
     folder = trained / "models/diffusion"
     finetune_sd_params = load(trained / "params.yaml").finetune_sd
@@ -71,18 +72,38 @@ def test_the_published_weights_have_the_measured_validation_loss(trained):
         batch_size=finetune_sd_params.batch_size,
         alphas_cumprod=schedule.alphas_cumprod,
     )
-    loss = validation_loss(
-        trainer,
-        models.load(folder, "unet"),
-        Latents(latents, "valid", models.scaling_factor(folder), CachedEmbeddings(latents)),
-        finetune_sd_params.validation_images,
-        schedule.config.prediction_type,
-    )
+    unet = models.load(folder, "unet")
     metrics = read_json(trained / "metrics/diffusion.json")
-    assert loss == pytest.approx(metrics["validation_loss"], rel=1e-5)
+    for split, name in (("valid", "validation_loss"), ("base", "base_domain_loss")):
+        scale = models.scaling_factor(folder)
+        data = Latents(latents, split, scale, CachedEmbeddings(latents))
+        images = finetune_sd_params.validation_images  # more than `base` has
+        loss = validation_loss(trainer, unet, data, images, schedule.config.prediction_type)
+        assert loss == pytest.approx(metrics[name], rel=1e-5)
     assert metrics["validation_loss"] == pytest.approx(
         min(row["validation_loss"] for row in read_curve(trained).values()), rel=1e-6
     )
+
+
+def test_training_begins_with_the_loss_of_the_base_model_under_the_params(trained):
+    base = trained / "models/base/diffusion"
+    latents = trained / "data/latents"
+    params = load(trained / "params.yaml")
+    config = params.finetune_sd
+    schedule = models.load_scheduler(base, "ddpm")
+    data = Latents(latents, "train", models.scaling_factor(base), CachedEmbeddings(latents))
+    batch = data.training_batch(
+        range(config.batch_size),
+        params.seed,
+        len(schedule.alphas_cumprod),
+        config.caption_dropout,
+        config.latent == "sample",
+    )
+    unet = models.load(base, "unet")
+    kind = schedule.config.prediction_type
+    with torch.no_grad():
+        losses = denoising_loss(unet, batch, schedule.alphas_cumprod, kind, config.min_snr_gamma)
+    assert read_curve(trained)[0]["train_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
 def test_the_best_checkpoint_is_published_not_the_last(workspace):
