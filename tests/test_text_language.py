@@ -146,6 +146,44 @@ def test_the_batch_does_not_grow_with_the_number_of_gpus(tmp_path, monkeypatch):
     assert lora._training_arguments(config, 0, tmp_path).train_batch_size == config.batch_size
 
 
+def test_params_and_seed_reach_the_training(tmp_path):
+    from stages.text import lora
+
+    config = make_config(dropout=0.2, weight_decay=0.3)
+    arguments = lora._training_arguments(config, 7, tmp_path)
+    assert (arguments.seed, arguments.data_seed, arguments.weight_decay) == (7, 7, 0.3)
+    assert lora.add_lora(tiny_phi(), config).peft_config["default"].lora_dropout == 0.2
+
+
+def test_texts_are_packed_in_an_order_of_the_seed():
+    from stages import finetune_llm
+
+    texts = [np.full(6, n, np.int32) for n in range(1, 12)]
+    config = make_config(packing=True)
+    first, again, other = (
+        np.concatenate(finetune_llm.make_sequences(texts, config, seed)) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_a_run_of_other_params_seed_text_or_base_has_its_own_checkpoints(tmp_path, monkeypatch):
+    from stages import finetune_llm
+
+    monkeypatch.chdir(tmp_path)
+    finetune_llm.BASE.mkdir(parents=True)
+    finetune_llm.CHUNKS.parent.mkdir()
+    inputs = [finetune_llm.BASE / "model.safetensors", finetune_llm.CHUNKS]
+    for file in inputs:
+        file.write_text("")
+    runs = [finetune_llm.run_fingerprint(make_config(), 0)]
+    runs.append(finetune_llm.run_fingerprint(make_config(lr=1e-2), 0))
+    runs.append(finetune_llm.run_fingerprint(make_config(), 1))
+    for file in inputs:
+        file.write_text("other")
+        runs.append(finetune_llm.run_fingerprint(make_config(), 0))
+    assert len(set(runs)) == 5
+
+
 def test_interval_of_equally_long_documents_is_students():
     log_perplexity = np.array([4.0, 4.2, 4.1, 4.5])
     losses = np.stack([100 * log_perplexity, np.full(4, 100.0)], axis=1)
