@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import wait_until
+from conftest import replace_in_params, wait_until
 from safetensors.torch import load_file
-from tiny_diffusion import run, write_params
+from tiny_diffusion import run, save_scheduler, save_unet, write_params
 
 from stages import finetune_sd
 from stages.common.artifacts import digest, read_json
@@ -284,13 +284,30 @@ def test_a_full_disk_ends_the_step_after_the_checkpoint(workspace):
     assert not (workspace / "step_6_began").exists()
 
 
-def test_a_run_with_other_params_starts_from_the_base_model(workspace):
-    assert run(workspace, kill_at, 8)[0] == -signal.SIGKILL
-    write_params(workspace, finetune_sd={"lr": 2.0e-3})
-    code, log = run(workspace, finetune_sd.main)
-    assert code == 0 and resumed_step(log) is None
-    # One folder, of the killed run, is counted in the folder of all runs of the stage.
-    assert re.search(rf"\b1 .*{re.escape(str(workspace / 'scratch/finetune_sd'))}(?!/)", log)
+def kill_at_the_start():
+    """finetune_sd, killed where it measures the base model, which a run that resumes does not."""
+    finetune_sd.measure_base = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    finetune_sd.main()
+
+
+def test_a_run_of_other_params_or_inputs_starts_from_the_base_model(workspace):
+    assert run(workspace, kill_at, 4)[0] == -signal.SIGKILL
+    base = workspace / "models/base/diffusion"
+    changes = (
+        lambda: write_params(workspace, finetune_sd={"lr": 2.0e-3}),
+        lambda: replace_in_params(workspace, "seed: 0\n", "seed: 1\n"),
+        lambda: (workspace / "data/latents/other").touch(),
+        lambda: save_scheduler(base / "scheduler", "epsilon"),
+        lambda: save_unet(base / "unet", (8, 16, 16), 16, 8),  # other random weights
+    )
+    for killed_runs, change in enumerate(changes, 1):
+        write_params(workspace)
+        change()
+        code, log = run(workspace, kill_at_the_start)
+        assert code == -signal.SIGKILL and resumed_step(log) is None
+        # The folders of the killed runs are counted in the folder of all runs of the stage.
+        folder = re.escape(str(workspace / "scratch/finetune_sd"))
+        assert re.search(rf"\b{killed_runs} .*{folder}(?!/)", log)
 
 
 def test_a_run_goes_on_on_another_disk_and_under_params_that_change_no_weight(trained, workspace):
