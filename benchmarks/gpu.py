@@ -268,8 +268,8 @@ def measure_generation(
     `schedules`: scheduler -> denoising steps.
     """
     from benchmarks.generate import load_pipeline, time_pipeline, time_sampler
-    from stages.diffusion.models import load_scheduler
     from stages.diffusion.sampler import Sampler
+    from stages.diffusion.schedulers import load_scheduler
     from stages.params import Sampling, load
 
     enter(folder, "512")
