@@ -549,7 +549,7 @@ def run_stage(stage: str, cores: int, kill_at: int | None = None) -> tuple[int |
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
-    process.join(60)
+    process.join(600)
     process.kill()
     seeds = [int(line) for line in Path("trained").read_text().splitlines()]
     Path("trained").unlink()

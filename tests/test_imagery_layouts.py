@@ -1001,9 +1001,9 @@ def test_long_words_beside_an_image_name_are_read_in_no_time(tmp_path):
     (tmp_path / "blank.yaml").write_text("\n" * 20_000)
     (tmp_path / "words.csv").write_text("word " * 20_000)
     (tmp_path / "words.json").write_text('"word": "' * 20_000)
-    start = time.perf_counter()
+    start = time.process_time()
     assert open_source(tmp_path, KEY).unread_captions is None
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
