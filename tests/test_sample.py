@@ -64,6 +64,17 @@ def test_the_base_is_the_fetched_model_where_train_base_adapted_it(sampled, tmp_
     assert digest(work / "data/samples/base") == digest(sampled / "data/samples/base")
 
 
+def test_another_seed_gives_other_captions_and_noise(sampled, workspace):
+    params = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(params.replace("seed: 0\n", "seed: 1\n"))
+    code, log = run(workspace, sample.main, "base")
+    assert code == 0, log
+    of_seeds = [read_rows(folder / "data/samples/base") for folder in (sampled, workspace)]
+    for column in ("caption", "seed"):
+        first, second = ([row[column] for row in rows] for rows in of_seeds)
+        assert first != second, column
+
+
 def kill_after_groups(count, main, *args):
     """Run a stage and kill it when it has written this number of groups."""
     write_shard = sampler.write_shard
