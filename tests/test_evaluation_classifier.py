@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,8 @@ from stages.evaluation.classification import (
     SENTINEL2_WHITE,
     LabeledImageDataModule,
     TrainingJob,
+    augmentation,
+    jobs_fingerprint,
     train_and_test,
     train_and_test_all,
 )
@@ -136,6 +139,20 @@ def test_only_train_is_augmented():
         assert views[0].shape == (3, 32, 32)
     normalized = (data.test.samples.images[0].astype(np.float32) / 255 - 0.5) / 0.25
     assert np.allclose(data.test[0]["image"].numpy(), normalized.transpose(2, 0, 1), atol=1e-5)
+    of_other_seed = LabeledImageDataModule(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 1)
+    assert not np.array_equal(of_other_seed.test.samples.images, data.test.samples.images)
+
+
+def test_augmentation_turns_images_by_each_right_angle():
+    """The order of four corners by their brightness tells the angle."""
+    corners = np.array([[0, 80], [160, 240]], np.uint8)
+    image = np.kron(corners[..., None], np.ones((16, 16, 3), np.uint8))
+    transform = augmentation(32, [0] * 3, [1] * 3, seed=0)
+    seen = set()
+    for _ in range(50):
+        means = transform(image=image)["image"].reshape(2, 16, 2, 16, 3).mean((1, 3, 4))  # [2, 2]
+        seen.add(tuple(means.ravel().argsort()))
+    assert {tuple(np.rot90(corners, k).ravel().argsort()) for k in range(4)} <= seen
 
 
 def test_it_learns_and_gives_the_same_scores_twice():
@@ -458,12 +475,14 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
         for i in range(start, start + count):
             scene = (*CLASSES, "airport")[i % 4]
             image = render_cell(scene, i)
-            rows.append({"image": image, "filename": f"{scene}_{i}.png", "scene": scene})
+            # The test tiles of a scene were cut from one site.
+            name = f"{scene}_r{i}_c0.png" if split == "test" else f"{scene}_{i}.png"
+            rows.append({"image": image, "filename": name, "scene": scene})
         write_shards(f"data/imagery/{split}", rows, SCHEMA)
-    synthetic_rows = [
-        {"image": render_cell(scene, i), "row": i, "label": CLASSES[scene]}
-        for i in range(100, 108)
-        for scene in CLASSES
+    synthetic_rows = [  # two images of each of four prompts of a class
+        {"image": render_cell(scene, 100 + i), "row": 4 * number + i // 2, "label": CLASSES[scene]}
+        for i in range(8)
+        for number, scene in enumerate(CLASSES)
     ]
     write_shards("data/synthetic", synthetic_rows, LABELED_SCHEMA)
     write_json("models/base/classifier/SOURCE.json", {"source": "none"})
@@ -473,13 +492,15 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
 def test_metrics_and_plots_of_the_stages(folder):
     from stages import ceiling, classify
 
-    change_params("classifier", {"seeds": 2})
+    change_params("classifier", {"seeds": 2, "images_per_caption": 2})
     ceiling.main()
     classify.main("lulc")
     metrics = read_json("metrics/classify_lulc.json")
     expected = {"loss", "average_accuracy", "f1", "jaccard", "overall_accuracy", "n"}
     assert expected <= set(metrics["synthetic_test"])
-    assert metrics["real_test"]["n"] == 12
+    assert metrics["real_test"]["n"] == 12 and metrics["real_test"]["n_units"] == 3
+    # The two images of a prompt are in one split.
+    assert metrics["synthetic_test"]["n"] == 2 * metrics["synthetic_test"]["n_units"] > 0
     ceiling_metrics = read_json("metrics/ceiling_lulc.json")
     share = metrics["real_test"]["overall_accuracy"] / ceiling_metrics["overall_accuracy"]
     assert metrics["real_test"]["share_of_ceiling"] == pytest.approx(share)
@@ -495,9 +516,18 @@ def test_metrics_and_plots_of_the_stages(folder):
     header, *lines = Path("metrics/plots/confusion_lulc.csv").read_text().splitlines()
     assert header == "actual,predicted"
     assert len(lines) == 12 * 2, "the tiles of the classifiers of both seeds"
-    assert pairs_that_agree(lines) / len(lines) == metrics["real_test"]["overall_accuracy"]
+    share = pairs_that_agree(lines) / len(lines)
+    assert share == pytest.approx(metrics["real_test"]["overall_accuracy"])
+    actual = Counter(actual for actual, _ in csv.reader(lines))
+    assert actual == dict.fromkeys(CLASSES.values(), 4 * 2)
+    # Four tiles of each class, of one site: they tell nothing of other sites.
+    with open("metrics/plots/accuracy_by_class_lulc.csv", newline="") as file:
+        rows = [(row["n"], row["accuracy_lo"], row["accuracy_hi"]) for row in csv.DictReader(file)]
+    assert rows == [("4", "0.0", "1.0")] * 3
 
-    assert read_json("metrics/ceiling_scenes.json")["n"] == 16
+    of_scenes = read_json("metrics/ceiling_scenes.json")
+    assert of_scenes["n"] == 16
+    assert of_scenes["n_wanted"] == of_scenes["n_tiles"] == 16 * 2  # images per caption
     assert ceiling_metrics["n"] == 12
     # 6 tiles of each of 3 classes, less valid and test.
     assert ceiling_metrics["n_train"] == 12
@@ -603,10 +633,30 @@ def test_a_damaged_result_is_trained_again_and_one_of_other_inputs_is_not_used(f
     kill()
     change_params("classifier", {"lr": 3e-3})
     assert run_stage("classify", 1) == (0, [first, first + 1])
-    change_params("classifier", {"lr": CONFIG.lr})
-    rows = read_rows("data/synthetic")
-    write_shards("data/synthetic", [rows[-1], *rows[1:-1], rows[0]], LABELED_SCHEMA)
-    assert run_stage("classify", 1) == (0, [first, first + 1])
+
+
+def test_results_of_other_inputs_have_another_fingerprint(tmp_path):
+    images = brightness_images(9)
+    changed = [
+        images._replace(images=255 - images.images),
+        images._replace(labels=2 - images.labels),
+        images._replace(units=images.units // 2),
+    ]
+    job = brightness_job()
+    jobs = [job._replace(**{name: other}) for name in ("source", "real") for other in changed]
+    jobs += [
+        job._replace(class_names=list("abd")),
+        job._replace(config=CONFIG.model_copy(update={"lr": 3e-3})),
+        job._replace(seed=1),
+    ]
+    for number in range(2):
+        weights = tmp_path / str(number) / "model.safetensors"
+        weights.parent.mkdir()
+        weights.write_bytes(bytes([number]))
+        jobs.append(job._replace(weights=weights))
+    fingerprints = [jobs_fingerprint([each]) for each in (job, *jobs)]
+    assert len(set(fingerprints)) == 1 + len(jobs)
+    assert jobs_fingerprint([brightness_job()]) == fingerprints[0]
 
 
 def test_a_class_of_0_prompts_is_left_out_with_its_real_tiles(folder, capsys):
@@ -718,14 +768,16 @@ def test_a_network_of_one_fixed_size_is_built_for_the_resolution():
 
 
 def test_the_number_of_images_per_class_is_limited(folder):
+    """They are drawn: the first ones may be of one place."""
     class_of = {scene: i for i, scene in enumerate(CLASSES)}
-    images, unlabeled = read_labeled_images(
-        "data/imagery/train", "scene", class_of, 16, {0: 5, 1: 2, 2: 99}, load().seed
-    )
+    limited = ("data/imagery/train", "scene", class_of, 16, {0: 5, 1: 2, 2: 99})
+    images, unlabeled = read_labeled_images(*limited, load().seed)
     assert np.bincount(images.labels).tolist() == [5, 2, 10]
     assert unlabeled == {"airport": 10}
     assert images.images.shape == (17, 16, 16, 3)
     assert len(set(images.units)) == 17
+    of_other_seed, _ = read_labeled_images(*limited, load().seed + 1)
+    assert not np.array_equal(of_other_seed.images, images.images)
 
 
 def test_tiles_that_were_cut_from_one_scene_are_told_by_their_names():
