@@ -270,6 +270,7 @@ def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
     assert "fid_infinity_floor_lo" not in standard
     assert paper["n"] == 20
     assert paper["fid"] > standard["fid"]  # of fewer images
+    assert paper["fid"] < paper["fid_base"] / 3
     assert paper["fid_std"] > 0
 
     assert agreement["caption_agreement"] > 0.7
@@ -278,8 +279,17 @@ def test_metrics_with_their_intervals_floor_base_and_ceiling(in_folder):
     assert agreement["caption_agreement_base"] == pytest.approx(1 / 3, abs=0.01)  # all forests
     assert set(agreement["per_scene"]) == set(SCENES)
     assert min(agreement["per_scene"].values()) == agreement["per_scene_min"]
-    table = Path("metrics/plots/caption_agreement_by_scene.csv").read_text()
-    assert table.startswith("scene,tuned,tuned_lo,tuned_hi,base,real,n\n")
+    with open("metrics/plots/caption_agreement_by_scene.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == "scene,tuned,tuned_lo,tuned_hi,base,real,n".split(",")
+    assert [(row["scene"], float(row["base"])) for row in table] == [
+        ("forest", 1),
+        ("lake", 0),
+        ("parking", 0),
+    ]
+    for column, share in (("tuned", "caption_agreement"), ("real", "ceiling")):  # 15 of each scene
+        shares = [float(row[column]) for row in table]
+        assert np.mean(shares) == pytest.approx(agreement[share])
     assert read_curve_sizes() == ["45", "22", "15", "11"]
 
 

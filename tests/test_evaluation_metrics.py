@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from benchmarks import coverage
+from stages.evaluation import protocols
 from stages.evaluation.caption_agreement import class_agreement, clip_score
 from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
@@ -23,6 +24,7 @@ from stages.evaluation.intervals import (
 )
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.memorization import (
+    CLOSEST_PAIRS,
     THUMBNAIL_SIDE,
     compare_with_training_images,
     describe_near_copies,
@@ -42,7 +44,7 @@ from stages.evaluation.protocols import (
     standard_protocol,
 )
 from stages.evaluation.sinkhorn import sinkhorn_divergence
-from stages.fid import read_finite
+from stages.fid import FEATURES, SETS, measure_clip_score, read_finite
 from stages.params import Fid
 
 
@@ -420,6 +422,17 @@ def test_metrics_of_pairs_are_of_so_many_rows_and_fid_of_all(monkeypatch):
     assert compute_distances(real, fake[:60], "scene", True)["kid_x1000"] == 1000 * kid(*few, True)
 
 
+def test_the_variance_of_fid_is_that_of_all_rows_of_which_some_are_halved(monkeypatch):
+    """It falls as 1/n; FID infinity errs as FID does."""
+    monkeypatch.setattr(protocols, "MAX_HALVED", 20)
+    monkeypatch.setattr(protocols, "variance_of", lambda *_: 1.0)
+    real, fake = gaussian_sample(100, 3, 0), gaussian_sample(80, 3, 1)
+    draws = np.random.default_rng(0)
+    variances = protocols.estimate_variances(real, fake, "scene", 2, draws, "tuned")
+    assert variances["fid"] == variances["fid_infinity"] == 20 / 80
+    assert variances["kid_x1000"] == 1
+
+
 def test_real_vs_real_is_of_as_many_images_as_were_generated():
     sets = {name: gaussian_sample(n, 4, n) for name, n in (("test", 50), ("train", 90))}
     sets["tuned"] = gaussian_sample(20, 4, 0)
@@ -495,6 +508,7 @@ def test_fewer_training_tiles_than_images_give_no_floor(capsys):
     """Their FID would be that of fewer images: higher, for no fault of theirs."""
     sizes = {"test": 64, "tuned": 64, "base": 64, "train": 30}
     sets = {name: gaussian_sample(n, 6, seed) for seed, (name, n) in enumerate(sizes.items())}
+    sets["base"] = sets["base"] + 3
     config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=3)
     curves = fid_curves(sets, 0)
     metrics = standard_protocol(sets, curves, config, 0, "scene")
@@ -508,7 +522,7 @@ def test_fewer_training_tiles_than_images_give_no_floor(capsys):
     of_30 = paper_protocol(sets, pairing, config, 0)
     of_31 = paper_protocol(sets, pairing, config.model_copy(update={"paper_n": 31}), 0)
     assert "fid_floor" in of_30 and "fid_floor" not in of_31
-    assert of_31["fid"] > 0 and of_31["fid_base"] > 0
+    assert 0 < of_31["fid"] < of_31["fid_base"] / 10
 
 
 def test_draws_that_share_most_images_have_no_standard_deviation():
@@ -720,7 +734,9 @@ def test_of_large_sets_a_sample_is_compared(monkeypatch):
     scores, pairs = compare_with_training_images(sets, prompts, labels, nearest_neighbors, seed=0)
     assert scores["tuned"]["n"] == scores["synthetic"]["n"] == 40
     assert scores["tuned"]["memorized"] > 0.9 and scores["synthetic"]["memorized"] < 0.2
+    assert scores["tuned"]["median"] < 0.1 < scores["tuned"]["median_real"]
     assert all(pair["training"] == 100 + pair["generated"] for pair in pairs)
+    assert [pair["real_percentile"] for pair in pairs] == [0] * CLOSEST_PAIRS
 
 
 def sample_classes(counts: dict[str, int], seed: int) -> tuple[np.ndarray, list[str]]:
@@ -822,3 +838,18 @@ def test_the_clip_score_of_other_captions_is_not_of_the_same_text():
     assert clip_score(images, captions, rng)["clip_score_null"] == pytest.approx(0, abs=0.01)
     images = dict.fromkeys(images, captions[:150])
     assert "clip_score_null" not in clip_score(images, captions[:150], rng)
+
+
+def test_the_clip_score_of_real_tiles_is_that_of_the_captions_own_tiles(tmp_path, monkeypatch):
+    """The features of the test tiles lie in another order than those of the captions."""
+    monkeypatch.chdir(tmp_path)
+    captions = gaussian_sample(5, 8, 0)
+    order = np.array([3, 0, 4, 1, 2])
+    features = {"test": captions[np.argsort(order)], "base": -captions}
+    for name, folder in SETS.items():
+        (FEATURES / folder).mkdir(parents=True)
+        arrays = {"features": features.get(name, captions), "captions": captions}
+        save_file(arrays, FEATURES / folder / "clip.safetensors")
+    scores = measure_clip_score(order, 0)
+    found = [scores[f"clip_score{suffix}"] for suffix in ("", "_base", "_real")]
+    assert found == pytest.approx([100, 0, 100])
