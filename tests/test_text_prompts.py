@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from stages.common.artifacts import write_shards
+from stages.common.csv_files import read_csv
 from stages.params import Words, load
-from stages.text import checks
+from stages.text import checks, prompt_metrics
 from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_words
 from stages.text.duplicates import trigram_similarity
 from stages.text.embedder import LatentSemanticEmbedder
+from stages.text.prompt_writing import ImagePrompt, PromptCollector
 from stages.text.writers import endpoint as endpoint_module
 from stages.text.writers import generation, instructed, instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
@@ -125,6 +127,11 @@ def test_orders_are_removed_from_passages():
         "guide it. See the rules above."
     )
     assert checks.remove_injected_instructions(harmless) == harmless
+    # So are those of the passages that a writer is given.
+    retriever = SimpleNamespace(nearest=lambda *_: [passage, make_passage(ORDERS)])
+    collector = PromptCollector(None, "retrieval", CLASSES, retriever, len, PARAMS.prompt)
+    given = collector.retrieve("Crop Land", 0, set())
+    assert given[0] == cleaned and not any("castle" in each["text"] for each in given)
 
 
 def test_prompts_are_composed_where_papers_describe_no_views():
@@ -430,6 +437,8 @@ def test_chinese_classes_without_prompts_are_left_out(demo, tmp_path, capsys):
     assert not any(row["passages"] for row in rows)
     retriever = Retriever(demo / "models/index", demo / "models/base/embedder")
     assert retriever.nearest("裸地", 3) == [] and len(retriever.nearest("forest", 3)) == 3
+    passage = retriever.nearest("forest", 3)[2]
+    assert retriever.nearest(passage["text"], 3)[0] == passage
 
 
 class ChatHandler(BaseHTTPRequestHandler):
@@ -520,8 +529,6 @@ def make_hosted_writer(url: str, technique: str, cache: Path, **values) -> Hoste
 
 @pytest.mark.parametrize("technique", ["zero_shot", "few_shot", "chain_of_thought_retrieval"])
 def test_prompts_of_a_hosted_writer_are_checked(demo, endpoint, technique, tmp_path):
-    from stages.text import prompt_metrics
-    from stages.text.prompt_writing import PromptCollector
     from stages.text.retrieval import Retriever
 
     url, requests, errors = endpoint
@@ -974,8 +981,6 @@ def test_similarity_is_the_mean_over_the_pairs_of_each_group():
 
 
 def test_a_prompt_without_a_known_word_is_near_to_no_class_and_to_no_prompt(demo):
-    from stages.text import prompt_metrics
-    from stages.text.prompt_writing import ImagePrompt, PromptCollector
     from stages.text.retrieval import Retriever
 
     collector = PromptCollector(
@@ -992,12 +997,28 @@ def test_a_prompt_without_a_known_word_is_near_to_no_class_and_to_no_prompt(demo
         metrics = prompt_metrics.evaluate_prompts(collector, labels)
         assert metrics["class_agreement"] == 1 / 2, labels
         assert metrics["similarity"] > 0.3
+        assert metrics["corpus_words"] == pytest.approx(6 / 9), "a and of are no content words"
         assert "groundedness" not in metrics, "no passage"
-    passage = make_passage("A lake of dark water.")
+    passage = make_passage("A lake of dark sand.")
     collector.kept[0] = dataclasses.replace(collector.kept[0], passages=[passage])
-    assert prompt_metrics.evaluate_prompts(collector, labels)["groundedness"] == 1
+    assert prompt_metrics.evaluate_prompts(collector, labels)["groundedness"] == 2 / 3
     collector.kept = collector.kept[:2]
     assert "similarity" not in prompt_metrics.evaluate_prompts(collector, labels)
+
+
+@pytest.mark.parametrize("nearer, recall", [(2, 1), (3, 0)])
+def test_recall_is_of_the_three_nearest_passages(nearer, recall):
+    """Of so many passages that are nearer to each question than its paper."""
+    paper_of = {row["question"]: row["paper"] for row in read_csv(prompt_metrics.QUESTIONS)}
+
+    def nearest(query: str, count: int) -> list[dict]:
+        passage = make_passage("A lake of dark water.")
+        return [*[passage] * nearer, passage | {"paper": paper_of.get(query)}, passage][:count]
+
+    retriever = SimpleNamespace(papers=set(paper_of.values()), nearest=nearest)
+    metrics = prompt_metrics.evaluate_retrieval(retriever, CLASSES, ["Water Body", "Snow Ice"])
+    assert metrics["recall_at_3"] == recall
+    assert metrics["retrieval_top3_about_class"] == 1 / 2
 
 
 def test_the_passages_added_to_a_collection_are_counted_in_a_bar(tmp_path, capsys, monkeypatch):
@@ -1024,8 +1045,6 @@ def test_a_request_without_passages_speaks_of_no_excerpts():
 
 def test_self_bleu_of_many_texts_is_that_of_some_drawn_with_a_fixed_seed(monkeypatch):
     from sacrebleu.metrics import BLEU
-
-    from stages.text import prompt_metrics
 
     compared = []
     score = BLEU.sentence_score
