@@ -74,6 +74,28 @@ def test_chunks_end_at_full_stops():
     assert chunk.split_into_chunks("A short paper.", 500) == ["A short paper."]
 
 
+def test_held_out_text_that_repeats_the_training_text_is_dropped(tmp_path, monkeypatch, capsys):
+    """Two sentences in three of one held-out paper are a training paper's, of another one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(__file__).parents[1] / "params/demo.yaml", "params.yaml")
+    numbers = {"training": range(20), "copy": (3, 4, 31), "own": (5, 32, 33), "new": range(40, 43)}
+    rows = [
+        {
+            "paper": paper,
+            "text": " ".join(f"Word{n}x{i}" for i in range(20)) + ".",
+            "split": "train" if paper == "training" else "test",
+        }
+        for paper, sentence_numbers in numbers.items()
+        for n in sentence_numbers
+    ]
+    Path("data").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), "data/corpus.parquet")
+    chunk.main()
+    chunks = pq.read_table("data/chunks.parquet").to_pylist()
+    assert {row["paper"] for row in chunks if row["split"] == "test"} == {"own", "new"}
+    assert " 1 near-duplicate" in capsys.readouterr().err
+
+
 def test_shingles_find_copies_only():
     known = duplicates.shingles(" ".join(f"word{n}" for n in range(200)))
     copy = duplicates.shingles(" ".join(f"Word{n}," for n in range(50, 90)))
@@ -142,9 +164,9 @@ def test_zip_bomb_and_hang_do_not_stop_the_others(tmp_path):
 
 def test_held_out_papers_are_whole_and_leave_half_of_the_lines():
     lines = {f"paper{n}": 100 for n in range(20)}
-    test = papers.choose_test_papers(lines, 0.2, 4)
-    assert len(test) == 4
-    assert test == papers.choose_test_papers(dict(reversed(lines.items())), 0.2, 4)
+    test = papers.choose_test_papers(lines, 0.3, 2)
+    assert len(test) == 6 and len(papers.choose_test_papers(lines, 0.1, 4)) == 4
+    assert test == papers.choose_test_papers(dict(reversed(lines.items())), 0.3, 2)
     book = {**{f"leaflet{n}": 1 for n in range(10)}, "book": 1000}
     assert "book" not in papers.choose_test_papers(book, 0.2, 4)
 
