@@ -56,11 +56,11 @@ class Finish(NamedTuple):
 class Tile(NamedTuple):
     """A tile: finished, or of raw values that wait for the stretch of the whole data set."""
 
-    pixels: bytes  # a PNG, or raw values of the layout `raw`
-    raw: RawLayout | None
-    thumbnail: bytes | None  # for near-duplicates; None: it waits for the stretch, too
     mode: str  # Pillow mode of the source image, or the type of its values
     sha256: str  # of the encoded source image or a window's values, and its mask; "" if rendered
+    pixels: bytes = b""  # a PNG, or raw values of the layout `raw`
+    raw: RawLayout | None = None
+    thumbnail: bytes | None = None  # for near-duplicates; None: it waits for the stretch, too
     captions: list[str] | None = None  # of a rendered tile
     georeference: Georeference = Georeference()
     raster_type: RasterType = BYTES
@@ -78,7 +78,7 @@ def make_tile(job: tuple[Any, str], reading: Reading) -> Tile | UnusableImage | 
     image, name = job
     if isinstance(image, SceneId):
         rendered, captions = render_scene(image, reading.size)
-        return _finished(rendered, Tile(b"", None, b"", "RGB", "", captions))
+        return _finished(rendered, Tile("RGB", "", captions=captions))
     try:
         if isinstance(image, RasterWindow):
             raster = read_window(image, reading.bands, reading.mask, name)
@@ -119,13 +119,23 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
     width, height = decoded.rgb.size
     valid = np.ones((height, width), bool) if decoded.valid is None else decoded.valid
     values = np.asarray(decoded.rgb).transpose(2, 0, 1)
-    raster = Raster(values, valid, None, AlphaCounts(), (), "", (), BYTES, georeference)
+    raster = Raster(
+        values,
+        valid,
+        opaque=None,
+        alpha=AlphaCounts(),
+        bands=(),
+        band_list="",
+        scaling=(),
+        type=BYTES,
+        georeference=georeference,
+    )
     if not reading.keeps_bytes:
         return _raster_tile(raster, name, decoded.sha256, reading)
     masked = _count_masked(raster, reading.min_valid)
     square = scale_and_crop(decoded.rgb, reading.size)
     located = _of_tile(georeference, decoded.rgb.size, reading.size)
-    tile = Tile(b"", None, b"", decoded.mode, decoded.sha256, georeference=located, masked=masked)
+    tile = Tile(decoded.mode, decoded.sha256, georeference=located, masked=masked)
     return _finished(square, tile)
 
 
@@ -139,9 +149,6 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
     masked = _count_masked(raster, reading.min_valid)
     transparent = 0 if raster.opaque is None else int((raster.valid & ~raster.opaque).sum())
     tile = Tile(
-        b"",
-        None,
-        None,
         raster.mode(),
         sha256,
         georeference=_of_tile(raster.georeference, raster.valid.shape, reading.size),

@@ -63,19 +63,19 @@ class TileSpool:
         self.file.write(header + tile.pixels)
         self.tiles.append(
             SpooledTile(
-                item.name,
-                split,
-                scene,
-                window,
-                tile.georeference,
-                self.size,
-                len(header),
-                len(tile.pixels),
-                tile.raw,
-                tile.pixel_count,
-                tile.masked,
-                tile.masked_by_alpha,
-                item.label_share,
+                name=item.name,
+                split=split,
+                scene=scene,
+                window=window,
+                georeference=tile.georeference,
+                offset=self.size,
+                header_size=len(header),
+                pixels_size=len(tile.pixels),
+                raw=tile.raw,
+                pixel_count=tile.pixel_count,
+                masked=tile.masked,
+                masked_by_alpha=tile.masked_by_alpha,
+                label_share=item.label_share,
             )
         )
         self.size += len(header) + len(tile.pixels)
