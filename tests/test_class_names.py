@@ -66,9 +66,9 @@ def test_scenes_that_metrics_cannot_tell_apart_are_one_line(scenes, words, capsy
     from stages.imagery.survey import Survey, check_classes
 
     with pytest.raises(SystemExit) as error:
-        check_classes(Survey({}, Counter(scenes), {}, set(), set(), set()), {})
+        check_classes(Survey(scenes=Counter(scenes)), {})
     assert "\n" not in str(error.value) and all(word in str(error.value) for word in words)
-    check_classes(Survey({}, Counter(NAMES), {}, set(), set(), set()), {NAMES[0]: NAMES[:1]})
+    check_classes(Survey(scenes=Counter(NAMES)), {NAMES[0]: NAMES[:1]})
 
 
 # The report --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import difflib
 import os
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -40,15 +41,25 @@ NAME_SPLITS = (
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 
 
-class Survey(NamedTuple):
-    """What the first pass found: the usable items of a source."""
+@dataclass
+class Survey:
+    """What the first pass found: the usable items of a source.
 
-    usable: dict[str | None, list[tuple[float, int]]]  # split -> (name hash, item number) of each
-    scenes: Counter[str]  # scene -> number of usable items; "": no scene
-    further_captions: dict[int, list]  # item number -> captions of further rows of its image
-    given_scenes: set[str]  # by class folders, labels or a field; not by names beside captions
-    folders: set[str]  # in which the images lie: their names, without those above
-    unsplit_folders: set[PurePosixPath]  # of the images in no split, and those above
+    Attributes:
+        usable: split -> (name hash, item number) of each.
+        scenes: scene -> number of usable items; "": no scene.
+        further_captions: item number -> captions of further rows of its image.
+        given_scenes: by class folders, labels or a field; not by names beside captions.
+        folders: in which the images lie: their names, without those above.
+        unsplit_folders: of the images in no split, and those above.
+    """
+
+    usable: dict[str | None, list[tuple[float, int]]] = field(default_factory=dict)
+    scenes: Counter[str] = field(default_factory=Counter)
+    further_captions: dict[int, list] = field(default_factory=dict)
+    given_scenes: set[str] = field(default_factory=set)
+    folders: set[str] = field(default_factory=set)
+    unsplit_folders: set[PurePosixPath] = field(default_factory=set)
 
     def image_counts(self) -> dict[str | None, int]:
         """The number of usable items in each split of the source."""
@@ -75,7 +86,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
     Several rows may be of one image: the first usable one stands for it and gets the captions of
     the others.
     """
-    survey = Survey({}, Counter(), {}, set(), set(), set())
+    survey = Survey()
     images: dict[str, FirstRow] = {}  # of each name
     unusable: dict[str, tuple[str, list]] = {}  # name -> reason, captions of its rows so far
     for number, item in enumerate(source.read_items(False)):
