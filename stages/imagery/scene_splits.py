@@ -115,6 +115,7 @@ def _split_units(
     area = sides[cut_sites].prod(axis=1).sum()
     block = max(MIN_BLOCK, int(np.sqrt(area * min(1 / BLOCKS, smallest_share))))
     offsets = places.centers - low[sites]
+    are_lines = False
     if len(cut_sites) >= MIN_SITES and np.bincount(sites).max() <= train:
         unit_kind, cells = "scene", np.zeros_like(offsets)
     elif area >= BLOCKS * MIN_BLOCK**2:
@@ -122,13 +123,13 @@ def _split_units(
         counts = np.maximum(np.rint(sides / block), 1)[sites]
         cells = np.floor(offsets / sides[sites] * counts)
     else:
-        unit_kind = "line of tiles"
+        unit_kind, are_lines = "line of tiles", True
         is_longer = sides == sides.max(axis=1, keepdims=True)
         is_longer[:, 1] &= ~is_longer[:, 0]
         cells = np.round(offsets * is_longer[sites], 6)
     log(f"fetch_imagery.tile: scenes of {len(cut_sites)} site(s), split by {unit_kind}")
     keys, units = np.unique(np.column_stack([sites, cells]), axis=0, return_inverse=True)
-    if unit_kind == "line of tiles":
+    if are_lines:
         return units, np.arange(len(keys)), True
     names = [f"{site_names[int(site)]} {x:g} {y:g}" for site, x, y in keys]
     return units, np.argsort([name_hash(name) for name in names], kind="stable"), False
