@@ -199,16 +199,15 @@ def choose_stretch(
         stretch = [(0, 255)]
     elif stretch is None:
         limit = FEW_SAMPLES if split is None else MAX_SAMPLES
-        stretch = percentile_stretch(_sample(spool, raw, limit))
-    _check_stretch(setting, stretch, spool, raw)
+        stretch = percentile_stretch(_sample(spool, rasters, raw, limit))
+    _check_stretch(setting, stretch, raw, list(_sample(spool, rasters, raw, FEW_SAMPLES)))
     return stretch
 
 
 def _check_stretch(
-    setting: Setting, stretch: list[Pair], spool: TileSpool, raw: list[SpooledTile]
+    setting: Setting, stretch: list[Pair], raw: list[SpooledTile], samples: list[np.ndarray]
 ) -> None:
-    """Exit with an error if a stretch doesn't fit to these raw tiles of a spool."""
-    samples = list(_sample(spool, raw, FEW_SAMPLES))
+    """Exit with an error if a stretch doesn't fit to raw tiles, or to samples [B, N] of them."""
     if setting == "auto":
         _check_auto(stretch, samples)
         return
@@ -239,9 +238,12 @@ def _check_auto(stretch: list[Pair], samples: list[np.ndarray]) -> None:
         )
 
 
-def _sample(spool: TileSpool, tiles: list[SpooledTile], limit: int) -> Iterator[np.ndarray]:
+def _sample(
+    spool: TileSpool, rasters: SourceRasters, tiles: list[SpooledTile], limit: int
+) -> Iterator[np.ndarray]:
     """Yield valid pixels [B, N] of each raw tile, about `limit` in all."""
-    return sample_pixels(spool.read_raw(tiles), sum(tile.pixel_count for tile in tiles), limit)
+    pixel_count = sum(tile.pixel_count for tile in tiles)
+    return sample_pixels(spool.read_raw(tiles, rasters.alpha.is_mask), pixel_count, limit)
 
 
 def describe_pixels(

@@ -98,7 +98,6 @@ def read_tiles(
             images_sha256.update(f"{scene}\0{item.label_share}\n".encode())
     if reading.bands is None and rasters.type is not None and rasters.type.band_count == 1:
         refuse_band_files(spool.tiles)
-    spool.alpha_is_mask = rasters.alpha.is_mask
     statistics = TileStatistics(
         np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
         counts,

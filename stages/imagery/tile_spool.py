@@ -39,7 +39,6 @@ class TileSpool:
     Attributes:
         tiles: the tiles in the order in which they were added.
         columns: the further columns that at least one tile has.
-        alpha_is_mask: whether bands that are tagged alpha mask the raw tiles.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -47,7 +46,6 @@ class TileSpool:
         self.tiles: list[SpooledTile] = []
         self.size = 0  # bytes
         self.columns: set[str] = set()
-        self.alpha_is_mask = True
 
     def add(
         self, item: SourceItem, split: str, captions: list[str], scene: str, tile: Tile
@@ -89,8 +87,8 @@ class TileSpool:
         further = {column: header.get(column) for column in columns}
         return {"filename": tile.name, **header, **further}, pixels
 
-    def read_raw(self, tiles: Iterable[SpooledTile]) -> Iterator[RawTile]:
-        """Yield the raw tiles among `tiles`."""
+    def read_raw(self, tiles: Iterable[SpooledTile], alpha_is_mask: bool) -> Iterator[RawTile]:
+        """Yield the raw tiles among `tiles`. `alpha_is_mask`: see `unpack`."""
         for tile in tiles:
             if tile.raw is not None:
-                yield unpack(self.read(tile)[1], tile.raw, self.alpha_is_mask)
+                yield unpack(self.read(tile)[1], tile.raw, alpha_is_mask)
