@@ -143,6 +143,15 @@ def _label(
     classes: dict[int, str],
     min_valid: float,
 ) -> TileLabel:
+    """The class of a window; none where too few of its pixels are visible or labeled.
+
+    Args:
+        dataset: the open label raster.
+        window: of the scene, whose grid is that of the labels.
+        visible: bool [H, W]: which pixels of the window its tile shows.
+        classes: value -> class.
+        min_valid: the least share of visible, and of labeled pixels.
+    """
     from rasterio.enums import MaskFlags
 
     if has_too_few_valid(visible.size, visible.size - int(visible.sum()), min_valid):

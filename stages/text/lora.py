@@ -52,6 +52,10 @@ def load_base(folder: Path, quantization: str) -> Any:
 
 
 def _load_4bit(folder: Path) -> Any:
+    """Load the base in 4-bit NormalFloat, quantized doubly (Dettmers et al. 2023, section 3).
+
+    It computes in bfloat16 on a GPU, in float32 on a CPU.
+    """
     try:
         import bitsandbytes
     except (ImportError, OSError) as error:

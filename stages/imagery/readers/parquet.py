@@ -287,6 +287,17 @@ def _splits(paths: list[Path], root: Path) -> list[str | None]:
 
 
 def _split(stem: str, folders: Sequence[str], have_words: bool, only_table: bool) -> str | None:
+    """The split of one table: of the beginning of its name, a folder, or a word in its name.
+
+    Else the name up to the first "-" is its split; of a numbered table, the last folder; of the
+    only table, there is none.
+
+    Args:
+        stem: the file's name without suffix.
+        folders: those above the file, from the source's down.
+        have_words: a folder of each table has the word of a split: such words count, too.
+        only_table: the source has no other.
+    """
     name = stem.partition("-")[0]
     if standard_split(name):
         return name
@@ -395,6 +406,7 @@ def _content(row: dict) -> str:
 
 
 def _item(table: Table, row_number: int, row: dict, shared: set[str | None]) -> SourceItem:
+    """The item of a row. Where its name is in `shared`, the hash of the image tells it apart."""
     name = _row_name(table, row)
     image = _image_cell(row).get("bytes")
     content_name = None
