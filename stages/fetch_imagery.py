@@ -5,6 +5,20 @@
 SOURCE.json records what the source resolved to. REPORT.json counts and names the bad images and
 captions, and the files that are no images, which are skipped. Images are never all in memory:
 finished tiles wait in an unnamed temporary file until their splits are known.
+
+The modules of stages/imagery, in the order of the data:
+
+    readers/, embedded_scenes, torchgeo_datasets  the items of a source
+    mask_files                                    files that are masks of others
+    scene_tiles, labels                           windows of scenes, and the class of each
+    survey                                        first pass: which items are usable and kept
+    tile_reading, tile_making                     second pass: tiles of the items that are kept
+    rasters, bands, georeference                  pixels of a raster, its place and date
+    image_decoding, scale_and_crop                pixels of another image; the square of a tile
+    tile_spool, raw_tiles                         where tiles wait for their splits
+    source_rasters, stretch                       what rasters have in common; bytes of raw values
+    near_duplicates                               tiles that must be in one split
+    tile_splits, splits, scene_splits             train, valid and test; by ground, of scenes
 """
 
 import tempfile
