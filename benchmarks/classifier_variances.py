@@ -20,7 +20,7 @@ from scipy.stats import multivariate_normal
 
 from stages.ceiling import count_kept
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.labels import number_scenes, read_label_set
+from stages.evaluation.label_sets import number_scenes, read_label_set
 from stages.params import load
 from stages.runtime.process import make_parser, start_process
 from stages.runtime.resume_cache import resume_folder

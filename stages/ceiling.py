@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.class_names import slug
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.labels import LABEL_SETS, number_scenes, read_label_set, refuse_one_class
+from stages.evaluation.label_sets import LABEL_SETS, number_scenes, read_label_set, refuse_one_class
 from stages.params import load
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from stages.common.artifacts import read_json, write_json
 from stages.common.csv_files import write_csv
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.labels import LABEL_SETS, read_label_set, refuse_one_class
+from stages.evaluation.label_sets import LABEL_SETS, read_label_set, refuse_one_class
 from stages.evaluation.scores import class_accuracy, share_of_ceiling
 from stages.params import load
 from stages.runtime.process import run_stage

@@ -10,7 +10,7 @@ The modules of stages/imagery, in the order of the data:
 
     readers/, embedded_scenes, torchgeo_datasets  the items of a source
     mask_files                                    files that are masks of others
-    scene_tiles, labels                           windows of scenes, and the class of each
+    scene_tiles, label_rasters                    windows of scenes, and the class of each
     survey                                        first pass: which items are usable and kept
     tile_reading, tile_making                     second pass: tiles of the items that are kept
     rasters, bands, georeference                  pixels of a raster, its place and date

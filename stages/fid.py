@@ -30,7 +30,6 @@ from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
     draw_in_class_mix,
 )
-from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.memorization import (
     compare_with_training_images,
     describe_near_copies,
@@ -45,6 +44,7 @@ from stages.evaluation.protocols import (
     standard_protocol,
 )
 from stages.evaluation.separability import compare_separability
+from stages.evaluation.sites import sites_of_tiles
 from stages.params import Fid, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage

@@ -41,12 +41,12 @@ from stages.evaluation.classification import (
     train_and_test_all,
 )
 from stages.evaluation.intervals import wilson_interval
+from stages.evaluation.label_sets import read_label_set
 from stages.evaluation.labeled_images import (
     LabeledImages,
     read_labeled_images,
     stratified_split,
 )
-from stages.evaluation.labels import read_label_set, scene_of_tile
 from stages.evaluation.scores import (
     accuracy_by_class,
     average_by_class,
@@ -56,6 +56,7 @@ from stages.evaluation.scores import (
     classification_scores,
     share_of_ceiling,
 )
+from stages.evaluation.sites import source_file
 from stages.params import Classifier, load
 from stages.runtime.parallel import available_cores
 
@@ -783,7 +784,7 @@ def test_the_number_of_images_per_class_is_limited(folder):
 def test_tiles_that_were_cut_from_one_scene_are_told_by_their_names():
     names = ["a_r0_c0.tif", "a_r0_c256.tif", "a_b.tif", "b_r12_c0", "b.v2_r1_c3.png", "r1_c3.png"]
     scenes = ["a.tif", "a.tif", "a_b.tif", "b", "b.v2.png", "r1_c3.png"]
-    assert [scene_of_tile(name) for name in names] == scenes
+    assert [source_file(name) for name in names] == scenes
 
 
 def test_tiles_of_one_place_at_several_dates_are_one_unit(tmp_path, monkeypatch):

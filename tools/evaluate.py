@@ -48,8 +48,8 @@ from stages.evaluation.caption_agreement import (
 )
 from stages.evaluation.extraction import extract
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
-from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.protocols import fid_curves, standard_protocol
+from stages.evaluation.sites import sites_of_tiles
 from stages.imagery.captions import caption_fields, field_value, usable_captions
 from stages.imagery.readers.items import SCENE_FIELDS, SourceItem, scene_of
 from stages.imagery.readers.metadata_lists import csv_fields, read_metadata

@@ -7,8 +7,8 @@ import numpy as np
 
 from stages.common.artifacts import read_rows
 from stages.common.rng import rng
-from stages.evaluation.labels import sites_of_tiles
 from stages.evaluation.networks import load_images
+from stages.evaluation.sites import sites_of_tiles
 
 SPLITS = 3  # train, valid, test
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stages.imagery.bands import ONE_BAND
 from stages.imagery.image_decoding import read_encoded
-from stages.imagery.labels import KEY, TileLabel, label_file, label_windows
+from stages.imagery.label_rasters import KEY, TileLabel, label_file, label_windows
 from stages.imagery.rasters import (
     SIGNATURE_BYTES,
     RasterWindow,

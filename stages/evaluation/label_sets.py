@@ -1,30 +1,12 @@
 """The two label sets of the classifiers: the classes of params.yaml, or the scenes."""
 
 import difflib
-import re
-from collections.abc import Iterable
 
 from stages.common.artifacts import read_rows
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
 LABEL_SETS = ("lulc", "scenes")
-
-
-def scene_of_tile(filename: str) -> str:
-    """The file that a tile was cut from; the file name itself of an image that wasn't cut.
-
-    `fetch_imagery` names the tiles of scene.tif scene_r<row>_c<column>.tif.
-    """
-    return re.sub(r"_r\d+_c\d+(?=(\.[^.]*)?$)", "", filename)
-
-
-def sites_of_tiles(rows: Iterable[dict]) -> list[str]:
-    """What tiles were cut from, by their filename and, where `fetch_imagery` cut them, their site.
-
-    A site is the ground of a scene: scenes of several dates may have one.
-    """
-    return [row.get("site") or scene_of_tile(row["filename"]) for row in rows]
 
 
 def read_label_set(
