@@ -34,7 +34,6 @@ FILE_NAME_DATES = [
     # NAIP: m_3807708_ne_18_060_20200601, and after it perhaps the date of processing
     re.compile(rf"^m_\d{{7}}_[ns][ew]_\d{{1,2}}_[0-9a-z]+_{DAY}(?:_|$)", re.IGNORECASE),
 ]
-COLUMNS = ("crs", "bounds", "gsd", "date")
 
 
 class Georeference(NamedTuple):
