@@ -144,16 +144,17 @@ def test_only_train_is_augmented():
     assert not np.array_equal(of_other_seed.test.samples.images, data.test.samples.images)
 
 
-def test_augmentation_turns_images_by_each_right_angle():
-    """The order of four corners by their brightness tells the angle."""
+def test_augmentation_flips_and_turns_images_in_all_eight_ways():
+    """The order of four corners by their brightness tells which."""
     corners = np.array([[0, 80], [160, 240]], np.uint8)
     image = np.kron(corners[..., None], np.ones((16, 16, 3), np.uint8))
     transform = augmentation(32, [0] * 3, [1] * 3, seed=0)
     seen = set()
-    for _ in range(50):
+    for _ in range(100):
         means = transform(image=image)["image"].reshape(2, 16, 2, 16, 3).mean((1, 3, 4))  # [2, 2]
         seen.add(tuple(means.ravel().argsort()))
-    assert {tuple(np.rot90(corners, k).ravel().argsort()) for k in range(4)} <= seen
+    turned = [np.rot90(image, k) for image in (corners, corners.T) for k in range(4)]
+    assert {tuple(image.ravel().argsort()) for image in turned} == seen
 
 
 def test_it_learns_and_gives_the_same_scores_twice():

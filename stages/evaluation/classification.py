@@ -6,6 +6,7 @@ It is trained on generated images (`classify`) and, as the ceiling, on as many r
 
 import hashlib
 import logging
+import random
 import tempfile
 import warnings
 from pathlib import Path
@@ -121,7 +122,7 @@ class LabeledImageDataModule(LightningDataModule):
 
 def augmentation(resolution: int, mean: list[float], std: list[float], seed: int) -> A.Compose:
     """Random crops, flips, rotations, brightness, contrast and noise, then normalization."""
-    return A.Compose(
+    transforms = A.Compose(
         [
             # Border mode 2 mirrors the image, so that a crop never shows a frame.
             A.Pad(resolution // 8, border_mode=2),
@@ -133,9 +134,12 @@ def augmentation(resolution: int, mean: list[float], std: list[float], seed: int
             # Real tiles have sensor noise, generated images have none.
             A.GaussNoise(std_range=(0.01, 0.06)),
             A.Normalize(mean, std),
-        ],
-        seed=seed,
+        ]
     )
+    # One generator for all: by `seed=` each transform would get its own, of the same seed, and an
+    # image would be flipped left to right where it is flipped upside down, and nowhere else.
+    transforms.set_random_state(np.random.default_rng(seed), random.Random(seed))
+    return transforms
 
 
 class SizedClassificationTask(ClassificationTask):
