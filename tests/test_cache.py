@@ -91,7 +91,7 @@ def test_a_folder_that_is_removed_while_it_is_measured_counts_nothing(
     assert measure(tmp_path) == 8192 and not (tmp_path / "gone").exists()
 
 
-def test_a_kill_while_a_finished_folder_is_removed_leaves_no_half_of_it(root, monkeypatch):
+def test_a_kill_while_a_folder_is_removed_leaves_no_half_of_it(root, monkeypatch, capsys):
     def kill(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -99,8 +99,18 @@ def test_a_kill_while_a_finished_folder_is_removed_leaves_no_half_of_it(root, mo
         patch.setattr(resume_cache.shutil, "rmtree", kill)
         with pytest.raises(KeyboardInterrupt), resume_folder("generate", "bbbb"):
             pass
-    with resume_folder("generate", "bbbb") as folder:
+    (rest,) = root.glob("generate/bbbb.*.removed")
+    run_tool(monkeypatch)
+    assert f"{rest.relative_to(root)}  rest of a removed entry" in capsys.readouterr().out
+    with pytest.raises(InterruptedError), resume_folder("generate", "bbbb") as folder:
         assert not list(folder.iterdir())
+        run_tool(monkeypatch, "empty", "generate")
+        assert rest.exists()
+        raise InterruptedError
+    run_tool(monkeypatch, "empty", f"generate/{rest.name}")
+    assert not rest.exists() and folder.exists()
+    with resume_folder("generate", "bbbb"):
+        rest.mkdir()
     assert [path.suffix for path in (root / "generate").iterdir()] == [".lock"]
 
 

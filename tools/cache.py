@@ -46,9 +46,17 @@ def main() -> None:
 
 
 def list_entries(root: Path) -> list[Path]:
-    """The folders of the cache. Each has a lock beside it: other folders are not the cache's."""
+    """The folders of the cache. Each has a lock beside it: other folders are not the cache's.
+
+    Of one that was removed, a kill may have left a part: `<name>.<id>.removed`.
+    """
     folders = [*root.glob("*/"), *root.glob("*/*/")]
-    return sorted(path for path in folders if resume_cache.side_file(path, "lock").exists())
+    return sorted(path for path in folders if lock_file(path).exists())
+
+
+def lock_file(path: Path) -> Path:
+    """The lock of an entry, which what is left of a removed one has in common with it."""
+    return path.with_name(path.name.partition(".")[0] + ".lock")
 
 
 def choose(root: Path, entries: list[Path], names: list[str]) -> list[Path]:
@@ -76,6 +84,8 @@ def describe(root: Path, path: Path) -> str:
     """What an entry is, where its run worked, and which process is using it."""
     stage = path.relative_to(root).parts[0]
     words = KINDS.get(stage, "unfinished run")
+    if path.suffix == ".removed":
+        words = "rest of a removed entry"
     origin = resume_cache.side_file(path, "origin")
     with suppress(FileNotFoundError):
         folder = origin.read_text(encoding="utf-8")
@@ -100,7 +110,7 @@ def empty(root: Path, entries: list[Path]) -> None:
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Hold the lock of an entry in the block, if it is free; yields whether it is."""
-    lock = FileLock(resume_cache.side_file(path, "lock"))
+    lock = FileLock(lock_file(path))
     try:
         lock.acquire(timeout=0)
     except Timeout:
