@@ -612,8 +612,8 @@ class Encode(Section):
     variants: Count = Field(
         le=8,
         description="flips and rotations that are cached of each training image, of the 8 of a "
-        "square: 1 = none, 2 = mirrored left to right, too (shadows still fall up, or down), "
-        "4 = turned by half, too, 8 = all; an epoch shows each image in one of them",
+        "square: 1 = none, 2 = also mirrored left to right (shadows still fall the same way, up or "
+        "down), 4 = also rotated by 180 degrees, 8 = all; an epoch shows each image in one of them",
     )
     cache_gb: PositiveNumber = Field(
         description="GB (10^9 bytes) that the latents and the text embeddings may take; where both "
