@@ -376,6 +376,15 @@ def test_formulas_and_tables_of_pdf_converters_in_markdown(tmp_path):
     assert text.endswith(" [Drawn by hand] [1] A. Smith. Lakes. [2]") and "hidden" not in text
 
 
+def test_a_table_of_markdown_without_its_end_takes_no_prose_with_it(tmp_path):
+    torn = "\\begin{table}\n\\begin{tabular}{c c}\n1 & 2 \\\\ 1"  # cut off by Nougat's limit
+    table = "\\begin{table}\n\\begin{tabular}{c}\n hidden \\\\\n\\end{tabular}\n\\end{table}"
+    paragraphs = ["# Lakes", torn, "## Results", "Lakes are dark.", table, "Table 2: Lakes.", PROSE]
+    (tmp_path / "a.md").write_text("\n\n".join(paragraphs))
+    text = " ".join(formats.read(tmp_path / "a.md")[0])
+    assert "Results Lakes are dark. Table 2: Lakes." in text and "hidden" not in text
+
+
 def test_thousands_of_formulas_are_read_fast_and_stand_where_they_belong(tmp_path):
     """In less than half of the CPU time that pandoc takes where it writes each on its own."""
     numbers = [number % 200 for number in range(3000)]

@@ -67,7 +67,10 @@ LATEX_COMMANDS = {
 MARKDOWN_FORMULA = re.compile(
     r"(?<!\\)\\\((.+?)\\\)|^ *\\\[((?:(?!\\\]|\n\n)[\s\S])+)\\\] *$", re.MULTILINE
 )
-MARKDOWN_TABLE = re.compile(r"\\begin\{(table\*?|tabular)\}.*?\\end\{\1\}", re.DOTALL)
+# Of a table without its end, as of one longer than Nougat's limit, the next one is no part.
+MARKDOWN_TABLE = re.compile(
+    r"\\begin\{(table\*?|tabular)\}(?:(?!\\begin\{\1\}).)*?\\end\{\1\}", re.DOTALL
+)
 # Environments that pandoc doesn't know: it would read their arguments as text, and lose captions.
 LATEX_ENVIRONMENTS = r"""
 \newenvironment{multicols}[1]{\par}{\par}
