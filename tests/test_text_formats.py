@@ -376,6 +376,20 @@ def test_formulas_and_tables_of_pdf_converters_in_markdown(tmp_path):
     assert text.endswith(" [Drawn by hand] [1] A. Smith. Lakes. [2]") and "hidden" not in text
 
 
+def test_prose_in_escaped_parentheses_of_markdown_is_no_formula(tmp_path):
+    """As converters write that escape each sign, such as mammoth of .docx."""
+    source = (
+        r"\(NDVI\) \(see Smith et al\., 2019\) \(10\-m pixels\) \(mixed\-forest\) \(Sentinel-2\) "
+        r"\(p=0\.05\) \(with N=20 samples\) \(a\_map\) but \(16\) \(100\%\) \(\{a, b\}\) \(f(x)\)."
+    )
+    (tmp_path / "a.md").write_text(f"{source}\n\n\\[A\\_map\\]\n\n{PROSE}")
+    text = " ".join(formats.read(tmp_path / "a.md")[0])
+    assert text.startswith(
+        "(NDVI) (see Smith et al., 2019) (10-m pixels) (mixed-forest) (Sentinel-2) "
+        "(p=0.05) (with N=20 samples) (a_map) but 16 100% {a, b} f(x). [A_map] "
+    )
+
+
 def test_a_table_of_markdown_without_its_end_takes_no_prose_with_it(tmp_path):
     torn = "\\begin{table}\n\\begin{tabular}{c c}\n1 & 2 \\\\ 1"  # cut off by Nougat's limit
     table = "\\begin{table}\n\\begin{tabular}{c}\n hidden \\\\\n\\end{tabular}\n\\end{table}"

@@ -67,6 +67,9 @@ LATEX_COMMANDS = {
 MARKDOWN_FORMULA = re.compile(
     r"(?<!\\)\\\((.+?)\\\)|^ *\\\[((?:(?!\\\]|\n\n)[\s\S])+)\\\] *$", re.MULTILINE
 )
+# Converters that escape each sign of Markdown write prose as \(see Smith et al\., 2019\).
+TEX_COMMAND = re.compile(r"\\[A-Za-z{|,;:% \\]")
+PROSE_INSIDE = re.compile(r"\\[-+.]|[A-Za-z]{2},? | [A-Za-z]{2}")
 # Of a table without its end, as of one longer than Nougat's limit, the next one is no part.
 MARKDOWN_TABLE = re.compile(
     r"\\begin\{(table\*?|tabular)\}(?:(?!\\begin\{\1\}).)*?\\end\{\1\}", re.DOTALL
@@ -146,9 +149,13 @@ def _with_dollars(formula: re.Match) -> str:
     """Return a formula in dollars; prose in escaped parentheses or brackets stays as it is."""
     inline, display = formula.groups()
     tex = (inline or display).strip()
-    is_tex = re.search(r"[\\^_=]", tex) or (inline and " " not in tex)
+    is_tex = re.search(r"(?<!\\)[\^_=]", tex) or (
+        inline and not re.search(r"[A-Za-z]{2}|[\\\s]", tex)
+    )
     dollars = "$" if inline else "$$"
-    return f"{dollars}{tex}{dollars}" if is_tex else formula[0]
+    if TEX_COMMAND.search(tex) or (is_tex and not PROSE_INSIDE.search(tex)):
+        return f"{dollars}{tex}{dollars}"
+    return formula[0]
 
 
 def _define_commands(text: str) -> str:
