@@ -65,7 +65,9 @@ LATEX_COMMANDS = {
 }
 # Formulas \(x\) and \[x\] and tables of LaTeX, as Nougat, Mathpix and olmOCR write into Markdown.
 MARKDOWN_FORMULA = re.compile(
-    r"(?<!\\)\\\((.+?)\\\)|^ *\\\[((?:(?!\\\]|\n\n)[\s\S])+)\\\] *$", re.MULTILINE
+    r"(?<!\\)\\\(((?:\\[^()\n]|[^\\\n])+)\\\)|"
+    r"^ *\\\[((?:\\[^\[\]\n]|[^\\\n]|\n(?!\n))+)\\\] *$",
+    re.MULTILINE,
 )
 # Converters that escape each sign of Markdown write prose as \(see Smith et al\., 2019\).
 TEX_COMMAND = re.compile(r"\\[A-Za-z{|,;:% \\]")
