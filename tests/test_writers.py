@@ -205,6 +205,14 @@ def test_a_model_that_repeats_itself_is_read_fast(unit, technique):
         assert time.process_time() - started < limit
 
 
+@pytest.mark.parametrize("bold", ["**", ""])
+def test_descriptions_below_titles_that_name_the_class_are_found(bold):
+    titles = ["golden desert dunes in summer", "brown desert beside a road"]
+    rows = [f"- {bold}{titles[0].capitalize()}{bold}", f"{SUB_ITEM}{A}", f"{SUB_ITEM}{B}"]
+    rows += [f"- {bold}{titles[1].capitalize()}{bold}", f"{SUB_ITEM}{C}"]
+    assert kept_prompts(Answer("\n".join(rows), False)) == [titles[0], A, B, titles[1], C]
+
+
 def test_a_range_of_numbers_is_no_marker():
     text = "10- to 20-meter wide strips of pale desert lie along a road"
     found = find_candidates([Answer(text, False)], "Bare Land", "zero_shot", CLASSES, [], Counter())

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
+from statistics import mean
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -352,16 +353,21 @@ def read_lines(text: str, label: str, classes: ClassLexicon, is_cut: bool) -> li
 def refuse_sub_items(lines: list[Line], label: str, classes: ClassLexicon) -> list[Line]:
     """Refuse what a list below a description says about it, such as its color.
 
-    The indents of a single item tell nothing: it may be the first one, without its indent.
+    The indents of a single item tell nothing: it may be the first one, without its indent. Items
+    with fewer words than those below them are titles.
     """
-    indents = [
-        line.indent
+    items = [
+        line
         for line in lines
         if line.is_item and not line.refusal and may_describe(line.text, label, classes)
     ]
-    if not indents or indents.count(indents[0]) == 1:
+    if sum(line.indent == items[0].indent for line in items) < 2:
         return lines
-    limit = indents[0] + 1  # numbers that end in one column start in two
+    limit = items[0].indent + 1  # numbers that end in one column start in two
+    above = [len(line.text.split()) for line in items if line.indent <= limit]
+    below = [len(line.text.split()) for line in items if line.indent > limit]
+    if below and mean(below) > mean(above):
+        return lines
     return [line._replace(refusal=TALK) if line.indent > limit else line for line in lines]
 
 
