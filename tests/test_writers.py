@@ -52,6 +52,8 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"<ol><li>{A}</li><li>{B}</li><li>{C}</li></ol>",
         f"<p>{A}</p><p class='a'>{B}</p><p>{C}</p>",
         f"{A}<br>{B}<br/>{C}",
+        PLAIN.replace(" across", "<br>across").replace(", ", ", <br /> "),
+        f"| 1 | {A} |\n| 2 | {B} |\n| 3 | {C} |".replace(", ", ",<br>"),
         json.dumps([f"<p>{A}</p>", f"<p>{B}</p>", f"<p>{C}</p>"]),
         f"\\begin{{itemize}}\n\\item {A}\n\\item {B}\n\\item {C}\n\\end{{itemize}}",
         f"{A}.\\\n{B}.\\\n{C}.",
@@ -187,6 +189,7 @@ DEGENERATE = [
     *"[-—_'*`|=\"\n",
     *("- ", "1. ", "desert ", " *a", "**a ", '{"a":', "[\n", "|--|\n", "#\n", "\n ", "== "),
     *("['", "{'a':", "<think>", "<think>a</think>", "</think>", "<a", "<li ", "```\n", "a\n"),
+    "<br>a",
 ]
 
 

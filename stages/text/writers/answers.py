@@ -71,6 +71,8 @@ FRAME = re.compile(
     re.I,
 )
 HTML_ITEM = re.compile(r"<li(?: [^<>]*)?>", re.I)
+# Of HTML within a sentence, if what follows it doesn't name the class by itself.
+BREAK_INSIDE = re.compile(r"(?<![\s.!?:;>]) ?<br ?/?> ?(?=([a-z][^\n<]*))")
 HTML_BREAK = re.compile(r"</?(?:p|br|div|ul|ol|li)(?:[ /][^<>]*)?>", re.I)
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
 HEADING_LINE = re.compile(rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}[^\w\n]*$", re.I | re.M)
@@ -333,6 +335,9 @@ def read_lines(text: str, label: str, classes: ClassLexicon, is_cut: bool) -> li
     Where there is a list, only its items are descriptions; where lines stand together, none that
     stands alone.
     """
+    text = BREAK_INSIDE.sub(
+        lambda found: found[0] if label in classes.count_class_names(found[1]) else " ", text
+    )
     text = HTML_BREAK.sub("\n", HTML_ITEM.sub("\n- ", text))
     lines = split_lines("\n".join(FENCE.findall(text)) or text, label, classes)
     has_list = sum(line.is_item for line in lines) >= 2
