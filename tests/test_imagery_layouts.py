@@ -1167,11 +1167,16 @@ def test_a_field_of_yes_and_no_that_is_named_as_a_split_is_one_line(tmp_path, mo
         {"test": 0.5 * i, "is_valid": 1, "train_station": i % 2, "test_score": i % 2, "image_1": i}
         for i in range(4)
     ]
-    write_source(root, name, [row | other for row, other in zip(rows, others)])
-    assert open_source(root, KEY).misnamed_split is None
+    # Alone, `valid` may be a flag of quality, and beside other flags, each may be a class.
+    one_hot = [{"test": i == 3, "harbor": i % 2, "airport": 0} for i in range(4)]
+    for fields in (others, one_hot, [{"valid": i % 2, "invalid": 1 - i % 2} for i in range(4)]):
+        write_source(root, name, [row | other for row, other in zip(rows, fields)])
+        assert open_source(root, KEY).misnamed_split is None
 
 
-@pytest.mark.parametrize("name", ["test", "is_valid", "isTrain", "is_training_image", "in_val_set"])
+@pytest.mark.parametrize(
+    "name", ["test", "is_valid", "isTrain", "is_training_image", "in_val_set", "val_split"]
+)
 @pytest.mark.parametrize("values", [[0, 1], [1.0, 0.0], ["True", "False"], [False, True, None]])
 def test_a_field_of_yes_and_no_that_is_named_as_a_split(name, values):
     assert misnamed_split({"label": 0, name: value} for value in values) == name

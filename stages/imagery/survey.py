@@ -255,7 +255,8 @@ def _refuse_unread_files(
     if source.misnamed_split is not None and len(named) < 2 and not has_params:
         exit_with_error(
             f"{key}: its field {source.misnamed_split!r} seems to hold splits: name it `split`, "
-            "with the values train, valid and test, or remove it"
+            "with the values train, valid and test, or remove it; if it holds something else, "
+            "rename it"
         )
     if source.unread_split is not None and not named and not has_params:
         has_class_folders = not survey.folders.isdisjoint(survey.scenes)

@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -33,8 +32,10 @@ FLAGS = {"0", "1", "0.0", "1.0", "false", "true"}
 LIST_IN_TEXT = re.compile(r"[\[(].*[,'\"].*[\])]", re.DOTALL)
 # What may stand after the name of a split: val2017, test_set.
 SPLIT_ENDING = re.compile(r"[ _-]?(set|data|images|\d+)$")
-# What may stand around it in the name of a field of 0 and 1: is_valid, isTest, is_training_image.
-AROUND_FLAG = re.compile(r"^(is|in)[ _-]?|[ _-]?(image|split)$")
+# The name of a field of 0 and 1 that tells a split: is_valid, isTest, is_training_image, val_split.
+SPLIT_FLAG = re.compile(
+    r"(?:is[ _-]?|in[ _-])(.+?)(?:[ _-](?:image|split))?|(.+)[ _-]split", re.IGNORECASE
+)
 
 
 class SourceItem(NamedTuple):
@@ -173,10 +174,14 @@ def split_word(name: str) -> str | None:
     return words[0] if len(words) == 1 else None
 
 
-@lru_cache(maxsize=256)  # the rows of a source have the same few fields
-def is_split_flag(name: str) -> bool:
-    """Whether a field of 0 and 1 of this name tells which rows are of a split: is_valid, test."""
-    return standard_split(AROUND_FLAG.sub("", name.lower())) is not None
+def _is_split_flag(name: str, flags: Collection[str]) -> bool:
+    """Whether a field of 0 and 1 of this name tells which rows are of a split: is_valid, test.
+
+    Alone, `valid` may be a flag of quality, and `train` a class; beside other `flags`, `test` too.
+    """
+    if found := SPLIT_FLAG.fullmatch(name):
+        return standard_split(found[1] or found[2]) is not None
+    return name.lower() == "test" and len(flags) == 1
 
 
 def misnamed_split(rows: Iterable[dict]) -> str | None:
@@ -185,18 +190,22 @@ def misnamed_split(rows: Iterable[dict]) -> str | None:
     A field that is named as a split (is_test) may also hold 0 and 1, or true and false.
     """
     read = {*NAME_FIELDS, *SCENE_FIELDS, "split"}
-    splits: dict[str, set[str | None]] = {}  # that each field names; None: something else
+    found: dict[str, set[str | None]] = {}  # the splits or flags of each field; None: other values
     for row in rows:
         for name, value in row.items():
-            found = splits.setdefault(name, set())
-            if None in found or name.lower() in read:
+            values = found.setdefault(name, set())
+            if None in values or name.lower() in read or not isinstance(value, str | int | float):
                 continue
-            if is_split_flag(name) and str(value).lower() in FLAGS:
-                found.add(str(value).lower())
+            if (flag := str(value).strip().lower()) in FLAGS:
+                values.add(flag)
             elif (text := split_value(value)) is not None:
-                found.add(standard_split(text))
-    fields = (name for name, found in splits.items() if len(found) > 1 and None not in found)
-    return next(fields, None)
+                values.add(standard_split(text))
+    flags = [name for name, values in found.items() if values and values <= FLAGS]
+    for name, values in found.items():
+        is_split = _is_split_flag(name, flags) if name in flags else FLAGS.isdisjoint(values)
+        if is_split and len(values) > 1 and None not in values:
+            return name
+    return None
 
 
 def split_folder(folders: Sequence[str]) -> str | None:

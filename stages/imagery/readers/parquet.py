@@ -29,7 +29,6 @@ from stages.imagery.readers.items import (
     first_field,
     flag_fields,
     holds_several_labels,
-    is_split_flag,
     label_value,
     misnamed_split,
     skipped_file,
@@ -45,7 +44,7 @@ from stages.runtime.progress import log
 # The Arrow types of encoded images. "null": no row has an image.
 IMAGE_TYPES = ("binary", "large_binary", "fixed_size_binary", "dictionary<values=binary", "null")
 ROWS_LOOKED_AT = 100  # for captions in columns of other names
-# The Arrow types of one-hot labels.
+# The Arrow types of flags, such as one-hot labels.
 NUMBERS = (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating)
 ROWS_PER_BATCH = 4096
 ROWS_PER_BATCH_WITH_IMAGES = 64
@@ -236,10 +235,11 @@ def _refuse_one_hot_labels(tables: list[Table]) -> None:
 
 def _one_hot_columns(table: Table) -> list[str]:
     """The columns that hold 0 and 1, or true and false, alone; [] if there are fewer than two."""
-    columns = [
-        field.name for field in table.schema if any(is_kind(field.type) for is_kind in NUMBERS)
-    ]
-    return flag_fields(islice(_read_rows(table, columns), ROWS_LOOKED_AT))
+    return flag_fields(islice(_read_rows(table, _number_columns(table)), ROWS_LOOKED_AT))
+
+
+def _number_columns(table: Table) -> list[str]:
+    return [field.name for field in table.schema if any(is_kind(field.type) for is_kind in NUMBERS)]
 
 
 def _refuse_misnamed_captions(tables: list[Table]) -> None:
@@ -262,9 +262,7 @@ def _find_misnamed_split(tables: list[Table]) -> str | None:
     for table in tables:
         known = (*table.caption_columns, table.name_column, table.scene_column)
         columns = [
-            name
-            for name in table.schema.names
-            if name not in known and (name in table.text_columns or is_split_flag(name))
+            name for name in (*table.text_columns, *_number_columns(table)) if name not in known
         ]
         rows = chain(rows, _read_rows(table, columns) if columns else ())
     return misnamed_split(rows)
