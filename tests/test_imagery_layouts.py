@@ -979,6 +979,10 @@ CAPTION = "a small blue lake with many trees around it"
         ("tiles.json", f'"{{0:03d}}": ["{CAPTION} {{0}}", "{CAPTION}"],', True),
         ("tiles.csv", "{0:03d},Annual crop land,{0}.5,Bern {0}\n", False),
         ("tiles.json", '"{0:03d}": ["Annual crop land", "dry season"],', False),
+        ("tiles.json", '"{0:03d}": "North Rhine Westphalia, district {0}",', False),
+        ("tiles.csv", "{0:03d},station number {0} of the north,2020\n", False),
+        ("tiles.csv", "{0:03d};CC BY SA 4.0, photo number {0} by Jane Doe;http://x\n", False),
+        ("log.txt", "{0:03d}\tread file and wrote tile {0}\n", False),
     ],
 )
 def test_captions_of_numbers_are_not_ignored_where_most_images_have_one(
@@ -992,6 +996,14 @@ def test_captions_of_numbers_are_not_ignored_where_most_images_have_one(
         (tmp_path / name).write_text(content)
         found = open_source(tmp_path, KEY).unread_captions
         assert found == (name if is_unread and count == 10 else None)
+
+
+def test_numbered_texts_of_most_images_are_captions_and_one_may_hold_notes(tmp_path):
+    draw(tmp_path, *(f"{scene}/{scene}_{i}.png" for scene in ("lake", "sea") for i in range(2)))
+    (tmp_path / "lake/lake_0_1.txt").write_text("tile of the sensor S2")
+    assert open_source(tmp_path, KEY).unread_captions is None
+    (tmp_path / "sea/sea_1_1.txt").write_text("a blue sea")
+    assert open_source(tmp_path, KEY).unread_captions == "lake/lake_0_1.txt"
 
 
 def test_long_words_beside_an_image_name_are_read_in_no_time(tmp_path):
@@ -1077,6 +1089,7 @@ def test_captions_in_a_packed_list_are_not_ignored(tmp_path):
         ("lake/@eaDir/lake_1.png/SYNOPHOTO_THUMB_M.png", "a thumbnail"),
         ("#recycle/sea/1.png", "deleted"),
         ("lake/lake_1.json", '{"width": 40, "sensor": "Sentinel-2"}'),
+        ("tiles.csv", "id,region\nlake_1,Bern North District\nriver_1,Bern South District"),
     ],
 )
 def test_lists_without_captions_do_no_harm_to_class_folders(tmp_path, name, content):

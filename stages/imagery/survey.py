@@ -241,8 +241,9 @@ def _refuse_unread_files(
     if source.unread_captions is not None:
         exit_with_error(
             f"{key}: {source.unread_captions} seems to hold captions, but not in a layout that is "
-            "read: write them as metadata.jsonl or metadata.csv with the fields file_name and text "
-            "(docs/data.md), or move the file away to get captions from the class names"
+            "read: if it holds none, move it away to get captions from the class names; else write "
+            "them as metadata.jsonl or metadata.csv with the fields file_name and text "
+            "(docs/data.md)"
         )
     named = {standard_split(split) for split in survey.usable if split is not None} - {None}
     if folders := _folders_like_splits(survey.unsplit_folders):

@@ -35,6 +35,7 @@ ABOUT_THE_DATA = {"readme", "license", "licence", "citation"}  # names of files 
 HEAD_OF_LIST = 2**20  # bytes of a file that are looked at
 HEAD_OF_SIDECAR = 2**16  # the same of a file that is named as an image: there may be many of them
 CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
+SENTENCE = 8  # words of a text that is no name of a place, license or line of a log
 MAX_CLASSES = 100  # as in params: a list of more texts is no table of classes
 NUMBER_OF_TEXT = re.compile(r"[ _.#-]\d+$")  # of several texts of an image: a_0.txt, a_1.txt
 NAME_LETTER = r"[^\s\"'/\\,;:]"
@@ -52,6 +53,12 @@ JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
 DESCRIPTION = re.compile(
     r'"(prompt|desc(?:ription)?)s?"\s*:\s*\[?\s*"((?:[^"\\]|\\.)*)"', re.IGNORECASE
 )
+# A cell of the first line of a table of captions: image_description, prompt 2, or airport_0#1.
+CAPTION_CELL = re.compile(
+    rf"(?:\w*[ _-])?(?:{'|'.join(CAPTION_FIELDS)}|desc(?:ription)?s?|prompts?){NUMBER_OF_FIELD}"
+    r"|.+#\d+",
+    re.IGNORECASE,
+)
 # A name without suffix and a text, in a line of a table and in JSON.
 LINE_OF_STEM = re.compile(r'^"?([^",;\t|\n]+?)(?:#\d+)?"?[,;\t|](.*)', re.MULTILINE)
 JSON_OF_STEM = re.compile(r'"([^"\\]+)"\s*:\s*\[?\s*"((?:[^"\\]|\\.)*)"')
@@ -68,6 +75,7 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
     names = {valid_utf8(image.name).lower() for image in images}
     stems = {valid_utf8(image.stem).lower() for image in images}
     image_folders = {image.parent for image in images}
+    texts_of_images = _texts_of_images(files, names | stems, len(stems))
     for file in files:
         suffix = file.suffix.lower()
         path = file.relative_to(root)
@@ -81,7 +89,7 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
             told = file.name if file.parent in image_folders else f"{path.parent.name}/{file.name}"
         may_be_list = is_text or not suffix
         if "caption" in told.lower() or (
-            may_be_list and _holds_captions(file, names, stems, len(images))
+            may_be_list and _holds_captions(file, names, stems, texts_of_images, len(images))
         ):
             return valid_utf8(str(path)) + _json_error(file)
         # metadata.xml is that of a product (ISO 19115).
@@ -89,6 +97,24 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
         if suffix in OPAQUE_SUFFIXES and is_metadata:
             return valid_utf8(str(path))
     return None
+
+
+def _texts_of_images(files: list[Path], names: set[str], image_count: int) -> set[str]:
+    """What texts of one image are named: as the image, numbered too if half of the images have one.
+
+    A single numbered file may hold notes.
+    """
+    numbered: dict[str, str] = {}  # name of a text -> its image's
+    for file in files:
+        name = _text_name(file)
+        if file.suffix.lower() not in IMAGE_SUFFIXES and NUMBER_OF_TEXT.sub("", name) in names:
+            numbered[name] = NUMBER_OF_TEXT.sub("", name)
+    return names | numbered.keys() if len(set(numbered.values())) >= image_count / 2 else names
+
+
+def _text_name(file: Path) -> str:
+    """The name of a file without its suffix, in lower case: a, or a.png, of a.png.txt."""
+    return valid_utf8(_unpacked(file).stem).lower()
 
 
 def _unpacked(file: Path) -> Path:
@@ -119,20 +145,21 @@ def _json_error(file: Path) -> str:
     return ""
 
 
-def _holds_captions(file: Path, names: set[str], stems: set[str], image_count: int) -> bool:
+def _holds_captions(
+    file: Path, names: set[str], stems: set[str], texts_of_images: set[str], image_count: int
+) -> bool:
     """Whether a JSON or text file begins with captions of images that it, or its name, names.
 
     Args:
         file: to look into.
         names: of the images, in lower case.
         stems: the names without suffix.
+        texts_of_images: the names of files of one image, without suffix.
         image_count: how many images there are; in several folders, some may have one name.
     """
     suffix = _unpacked(file).suffix.lower()
-    stem = valid_utf8(_unpacked(file).stem).lower()  # a, or a.png, of a.png.txt
     # Without a suffix, it may be a raster of ENVI.
-    is_named = any(name in stems or name in names for name in (stem, NUMBER_OF_TEXT.sub("", stem)))
-    is_of_image = suffix not in MIXED_SUFFIXES and is_named
+    is_of_image = suffix not in MIXED_SUFFIXES and _text_name(file) in texts_of_images
     head = _head(file, HEAD_OF_SIDECAR if is_of_image else HEAD_OF_LIST)
     is_utf16 = head.startswith((b"\xff\xfe", b"\xfe\xff"))
     if b"\0" in head and not is_utf16:
@@ -148,8 +175,7 @@ def _holds_captions(file: Path, names: set[str], stems: set[str], image_count: i
             return True
         if any(_captions_image(part, names, stems) for part in re.split(r"[{}]", text)):
             return True
-        entries = JSON_OF_STEM.findall(text)
-        return _captions_stems(entries, stems, image_count, CAPTION_WORDS)
+        return _captions_stems(JSON_OF_STEM.findall(text), stems, image_count, SENTENCE)
     lines = text.splitlines()
     header = re.split(r"[,;\t|]", lines[0].replace('"', "")) if lines else []
     header = [field.strip() for field in header]
@@ -169,6 +195,8 @@ def _holds_captions(file: Path, names: set[str], stems: set[str], image_count: i
         return False
     if any(_is_captioned_image(line, names, min_words) for line in lines):
         return True
+    if not any(map(CAPTION_CELL.fullmatch, header)):
+        min_words = SENTENCE  # a table of places or licenses has names without suffixes, too
     return _captions_stems(LINE_OF_STEM.findall(text), stems, image_count, min_words)
 
 
