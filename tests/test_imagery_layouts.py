@@ -768,8 +768,8 @@ def test_several_labels_in_json_are_one_line(tmp_path):
     assert "captions.json: several labels per tile" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("folders", [["lake", "sea"], ["train", "sea"]])
-def test_lists_in_folders_are_of_one_data_set(tmp_path, monkeypatch, folders):
+@pytest.mark.parametrize("folders", [["lake", "sea"], ["train", "sea"], ["train_new", "sea"]])
+def test_lists_in_folders_are_of_one_data_set(tmp_path, monkeypatch, capfd, folders):
     """Folders with a list of their own are splits where they are named so, or where params say."""
     root = tmp_path / "in"
     for start, folder in enumerate(folders):
@@ -785,9 +785,14 @@ def test_lists_in_folders_are_of_one_data_set(tmp_path, monkeypatch, folders):
     rows_of_split = fetch(tmp_path / "named", monkeypatch, splits=splits, **settings)
     assert {row["scene"] for row in rows_of_split["test"]} == {folders[1] * 2}
     assert {row["scene"] for row in rows_of_split["train"]} == {folders[0] * 2}
-    if "train" not in folders:
+    if folders == ["lake", "sea"]:
+        capfd.readouterr()
         rows_of_split = fetch(tmp_path / "carved", monkeypatch, **settings)
         assert [len(rows_of_split[split]) for split in rows_of_split] == [16, 2, 2]
+        assert "the lists in lake, sea are read as one data set" in capfd.readouterr().err
+    if folders == ["train_new", "sea"]:
+        line = error_of(tmp_path / "carved", monkeypatch, **settings)
+        assert "train_new seems to be a split: name them in fetch_imagery.splits, or " in line
 
 
 def test_spaces_after_the_commas_of_a_list_are_no_part_of_its_values(tmp_path):
@@ -1225,6 +1230,8 @@ def test_folders_that_seem_to_be_splits_are_one_line(
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{root}", splits=splits)
     named = ", ".join(Path(folder).name for folder in folders if folder != "test")
     assert (f"{named} seem to be splits: " in line) == seem_splits
+    is_nested = "/" in folders[0]
+    assert ("name them in fetch_imagery.splits" in line) == (seem_splits and not is_nested)
 
 
 def test_the_case_of_the_field_of_splits_in_json_does_not_count(tmp_path):

@@ -38,6 +38,7 @@ NAME_SPLITS = (
     "move the images into train/, valid/ and test/, or give a list (metadata.csv) or table with "
     "the field `split`"
 )
+NAME_FOLDERS = "name them in fetch_imagery.splits, or "
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 
 
@@ -198,6 +199,8 @@ def check_survey(
     """
     key = f"fetch_imagery.source: {config.source}"
     _refuse_unread_files(survey, source, config, key)
+    if not any(config.splits.model_dump().values()):
+        _check_list_folders(survey, source, key)
     advice = _advise_on_classes(source.unread_classes) or ONE_CAPTION
     if not survey.usable:
         reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
@@ -247,9 +250,13 @@ def _refuse_unread_files(
         )
     named = {standard_split(split) for split in survey.usable if split is not None} - {None}
     if folders := _folders_like_splits(survey.unsplit_folders):
+        names = [folder.name for folder in folders]
+        # Where fetch_imagery.splits is of no use: below a folder, and where they are the classes.
+        is_nested = any(len(folder.parts) > 1 for folder in folders)
+        advice = "" if is_nested or not survey.scenes.keys().isdisjoint(names) else NAME_FOLDERS
         exit_with_error(
-            f"{key}: the folders {', '.join(folders[:20])} seem to be splits: {NAME_SPLITS}; if "
-            "they are classes, rename them"
+            f"{key}: the folders {', '.join(names[:20])} seem to be splits: {advice}{NAME_SPLITS}; "
+            "if they are classes, rename them"
         )
     has_params = any(config.splits.model_dump().values())
     # One name, such as that of the only table, train-00000-of-00001.parquet, tells no splits apart.
@@ -282,18 +289,50 @@ def _advise_on_classes(class_list: str | None) -> str:
     )
 
 
-def _folders_like_splits(folders: set[PurePosixPath]) -> list[str]:
+def _check_list_folders(survey: Survey, source: ImageSource, key: str) -> None:
+    """Log the folders that have a list each and are no splits: they are read as one data set.
+
+    Exits with an error if one is named as a split that others are not: train_new beside holdout.
+    """
+    folders = {
+        next(iter(folder.parts), "the root")
+        for folder in source.list_folders
+        if folder in survey.unsplit_folders
+    }
+    if len(folders) < 2:
+        return
+    named = ", ".join(sorted(folders)[:20])
+    splits = {folder: _split_in_name(folder) for folder in sorted(folders)}
+    if len(set(splits.values())) > 1:
+        like_split = next(folder for folder, split in splits.items() if split)
+        exit_with_error(
+            f"{key}: of the folders with lists, {named}, {like_split} seems to be a split: "
+            f"{NAME_FOLDERS}{NAME_SPLITS}; if it is none, rename it"
+        )
+    log(
+        f"{key}: the lists in {named} are read as one data set; if they are splits, name them in "
+        "fetch_imagery.splits"
+    )
+
+
+def _folders_like_splits(folders: set[PurePosixPath]) -> list[PurePosixPath]:
     """The first folders side by side that each have the word of a split, and several in all.
 
     X_train and X_test seem to be splits; beside forest, train_station and test_site are classes.
     """
-    splits_in: dict[PurePosixPath, dict[str, str | None]] = {}  # of each folder that holds some
+    # Of each folder that holds some.
+    splits_in: dict[PurePosixPath, dict[PurePosixPath, str | None]] = {}
     for folder in sorted(folder for folder in folders if folder.name):
-        # Pascal VOC's trainval, which is train and val, is no name of a split elsewhere.
-        word = split_word(folder.name.lower().replace("trainval", "train"))
-        splits_in.setdefault(folder.parent, {})[folder.name] = word and standard_split(word)
+        splits_in.setdefault(folder.parent, {})[folder] = _split_in_name(folder.name)
     found = (splits for splits in splits_in.values() if None not in splits.values())
     return list(next((splits for splits in found if len(set(splits.values())) > 1), {}))
+
+
+def _split_in_name(folder: str) -> str | None:
+    """Which of train, valid and test a word of a folder's name means, if exactly one does."""
+    # Pascal VOC's trainval, which is train and val, is no name of a split elsewhere.
+    word = split_word(folder.lower().replace("trainval", "train"))
+    return word and standard_split(word)
 
 
 def _log_unread_columns(survey: Survey, source: ImageSource, key: str) -> None:

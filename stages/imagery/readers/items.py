@@ -64,6 +64,7 @@ class ImageSource(NamedTuple):
     has_captions: bool  # it has a caption field
     unread_captions: str | None = None  # a file that seems to hold captions in another layout
     columns: Sequence[str] = ()  # of its first table
+    list_folders: Sequence[PurePosixPath] = ()  # of its metadata lists, below its root
     unread_split: str | None = None  # a file that seems to list the images of a split
     unread_classes: str | None = None  # a file that seems to list the classes of the images
     misnamed_split: str | None = None  # a field of another name that seems to hold splits

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
 import pyarrow as pa
@@ -81,7 +81,14 @@ def open_metadata_lists(
     )
     read_items = partial(_read_items, metadata, files, root, has_classes)
     misnamed = None if "split" in columns else misnamed_split(_all_rows(metadata))
-    return ImageSource(metadata, read_items, has_captions, columns=columns, misnamed_split=misnamed)
+    return ImageSource(
+        metadata,
+        read_items,
+        has_captions,
+        columns=columns,
+        list_folders=[PurePosixPath(file.parent.relative_to(root)) for file in metadata],
+        misnamed_split=misnamed,
+    )
 
 
 def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
