@@ -197,6 +197,8 @@ def test_classes_of_other_imagery_are_one_line(tmp_path):
     assert len(str(stop.value).splitlines()) == 1
     with pytest.raises(SystemExit, match=r"forrest \(did you mean forest\?\)"):
         check_classes(survey, {"Woods": ["forrest"]})
+    with pytest.raises(SystemExit, match="has forest, lake: write classes with these"):
+        check_classes(survey, {"Built": ["airport"]}, "labels.csv")  # which repeats the folders
     check_classes(survey, {"Built": ["airport"], "Water": ["lake"]})
     check_classes(survey, {"Built": [], "Water": []})
 

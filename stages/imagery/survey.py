@@ -389,14 +389,15 @@ def check_classes(
             f"classes: no image shows any of their scenes ({named}), which the evaluation needs; "
             f"the imagery has {', '.join(scenes[:60])}"
         )
-        advice = _advise_on_classes(class_list)
+        are_folders = not survey.folders.isdisjoint(scenes)
+        advice = "" if are_folders else _advise_on_classes(class_list)
         if not survey.given_scenes:
             more = f"; {advice}" if advice else ""
             log(f"{line} by its file names: ceiling and classify will fail{more}")
             return
         if not advice:
             advice = "write classes with these"
-            if not survey.folders.isdisjoint(scenes):
+            if are_folders:
                 advice += " (without a label, the innermost folder is a tile's class: docs/data.md)"
         exit_with_error(f"{line}: {advice}")
     elif missing:
