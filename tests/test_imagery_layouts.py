@@ -454,6 +454,8 @@ def test_lines_are_counted_by_what_is_wrong_with_them(tmp_path):
         ),
         ([["lake"], ["一条河", "很多树"]], ["lake", "一条河", "很多树"], ""),
         (["lake", "sea"], ["lake", "sea"], ""),
+        ("[['a lake' 'a sea']]", ["a lake", "a sea"], ""),
+        ("[['a lake'\n  \"it's blue\"]]", ["a lake", "it's blue"], ""),
         ("[['a lake' 'a sea']\n ['a pond' 'a bay']]", ["a lake", "a sea", "a pond", "a bay"], ""),
         ("array(['a lake'], dtype=object)", [], "not text"),
         ({"en": "a lake"}, [], "not text"),

@@ -150,13 +150,14 @@ def _list_in_string(text: str) -> list | None:
         return value if isinstance(value, list) else None
     except (ValueError, RecursionError):
         pass
-    if "{" in text or re.match(r"\[\s*\[", text):
+    # numpy writes no commas, so that Python would join the strings: take them one by one, below.
+    is_nested = re.match(r"\[\s*\[", text) and not re.search(r"['\"]\s+['\"]", text)
+    if "{" in text or is_nested:
         try:
             return list(ast.literal_eval(text))
         except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             if "{" in text:
                 return None
-    # numpy writes no commas, so that Python would join the strings: take them one by one.
     strings = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
