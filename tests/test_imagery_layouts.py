@@ -337,6 +337,12 @@ def test_a_list_that_names_other_files_is_one_line_without_other_advice(tmp_path
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
     assert "2 listed file is missing (000 ...)" in line
     assert "its columns" not in line and "fetch_imagery.caption" not in line
+    # Where other lines name images, the columns are told.
+    rows = [{"file_name": name, "label": "", "landcover": "sea"} for name in ("000.png", "a.png")]
+    write_csv(tmp_path / "in/metadata.csv", rows)
+    line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
+    assert "1 listed file is missing (a.png ...)" in line
+    assert "its columns: file_name, label, landcover; " in line
 
 
 ROW = '{"file_name": "a_1.png", "text": "a lake"}'

@@ -53,6 +53,7 @@ class Survey:
         given_scenes: by class folders, labels or a field; not by names beside captions.
         folders: in which the images lie: their names, without those above.
         unsplit_folders: of the images in no split, and those above.
+        uncaptioned: number of images without a usable caption, and without a class in its place.
     """
 
     usable: dict[str | None, list[tuple[float, int]]] = field(default_factory=dict)
@@ -61,6 +62,7 @@ class Survey:
     given_scenes: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
     unsplit_folders: set[PurePosixPath] = field(default_factory=set)
+    uncaptioned: int = 0
 
     def image_counts(self) -> dict[str | None, int]:
         """The number of usable items in each split of the source."""
@@ -118,6 +120,7 @@ def survey_items(source: ImageSource, skipped: SkipReport) -> Survey:
         survey.usable.setdefault(item.split, []).append((name_hash(name, "keep"), number))
     for name, (reason, _) in unusable.items():
         skipped.add(reason, name)
+    survey.uncaptioned = len(unusable)
     return survey
 
 
@@ -205,7 +208,7 @@ def check_survey(
     if not survey.usable:
         reasons = f"{skipped} (layouts: docs/data.md)" if skipped.reasons else "it is empty"
         # Where a list names no files of the source, neither columns nor a caption would help.
-        names_match = NAME_FAULTS.isdisjoint(skipped.reasons)
+        names_match = survey.uncaptioned > 0 or NAME_FAULTS.isdisjoint(skipped.reasons)
         if source.columns and not source.has_captions and names_match:
             read = ", ".join(CAPTION_FIELDS + SCENE_FIELDS)
             reasons += f"; its columns: {', '.join(source.columns)}; those read: {read}"
