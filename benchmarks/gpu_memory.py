@@ -275,6 +275,8 @@ def fake_gpu() -> Iterator[ByteCounter]:
         # bitsandbytes computes its tables of 256 values in Python, which needs data.
         make_table = patch.object(bitsandbytes.functional, "create_dynamic_map", dynamic_map)
         stack.enter_context(make_table)
+        # It keeps them for the process, which is not to find fake ones after the block.
+        stack.enter_context(patch.dict(bitsandbytes.functional.name2qmap, clear=True))
         for name in ("group_norm", "layer_norm"):
             norm = in_float32(getattr(functional, name))
             stack.enter_context(patch.object(functional, name, norm))

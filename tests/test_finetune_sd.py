@@ -90,7 +90,7 @@ def test_training_begins_with_the_loss_of_the_base_model_under_the_params(traine
     latents = trained / "data/latents"
     params = load(trained / "params.yaml")
     config = params.finetune_sd
-    schedule = models.load_scheduler(base, "ddpm")
+    schedule = schedulers.load_scheduler(base, "ddpm")
     data = Latents(latents, "train", models.scaling_factor(base), CachedEmbeddings(latents))
     batch = data.training_batch(
         range(config.batch_size),
