@@ -272,6 +272,7 @@ def unusual_rows() -> list[tuple]:
     ]
     return [
         *((f"rsicd_images/odd_{i}.jpg", ["a"], image) for i, image in enumerate(BAD.values())),
+        ("rsicd_images/path_1.jpg", ["a"], None),
         *(
             (f"rsicd_images/{name}", ["odd but fine"], encoded(image, image_format))
             for name, image, image_format in odd_images
@@ -306,6 +307,7 @@ def test_parquet_with_bad_items_and_own_splits(tmp_path):
         "no captions": 1,
         "captions are not text": 1,
         "image is empty": 1,
+        "row without the bytes of an image": 1,
         "image is unreadable or truncated": 3,
         "smaller than 16 pixels": 2,
     }

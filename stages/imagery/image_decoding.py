@@ -18,6 +18,7 @@ from stages.imagery.unusable_image import (
     EMPTY,
     MIN_SIDE,
     NO_BLACK_AND_WHITE,
+    NO_BYTES,
     OUT_OF_MEMORY,
     TOO_LARGE,
     TOO_SMALL,
@@ -70,7 +71,7 @@ def read_encoded(source: bytes | Path | None, size: int = -1) -> bytes:
     else:
         encoded = (source or b"")[: None if size < 0 else size]
     if not encoded:
-        raise UnusableImage(EMPTY)
+        raise UnusableImage(NO_BYTES if source is None else EMPTY)
     return encoded
 
 

@@ -3,6 +3,7 @@
 MIN_SIDE = 16  # pixels; a smaller image shows no scene
 MAX_PIXELS = 178_956_970  # Pillow's limit, against files that fill the memory when they are decoded
 EMPTY = "image is empty"
+NO_BYTES = "row without the bytes of an image"
 TOO_SMALL = f"smaller than {MIN_SIDE} pixels"
 TOO_LARGE = "over 179 megapixels"
 UNREADABLE = "image is unreadable or truncated"

@@ -101,11 +101,12 @@ def open_parquet(
         images_only: captions and classes may be missing, or have other names.
 
     Raises:
-        SystemExit: a table cannot be read, has no column of encoded images, has several labels per
-            tile, or is partitioned by its labels.
+        SystemExit: a table cannot be read, has no column of encoded images, holds the paths of
+            images alone, has several labels per tile, or is partitioned by its labels.
     """
     splits = _splits(files, root)
     tables = [_open_table(file, root, key, split) for file, split in zip(files, splits)]
+    _refuse_paths(tables[0])
     if not images_only:
         _refuse_label_partitions(tables, root)
     _log_joined_folders(tables, root, key)
@@ -168,6 +169,22 @@ def _open_table(path: Path, root: Path, key: str, split: str | None) -> Table:
         split_names=_class_names(schema, split_column),
         schema=schema,
     )
+
+
+def _refuse_paths(table: Table) -> None:
+    """Exit with an error if the first rows of a table hold the paths of images, not the images.
+
+    `datasets` writes such a table of images that it has not copied (`to_parquet` of an
+    `imagefolder`).
+    """
+    rows = islice(_read_rows(table, ["image"]), ROWS_LOOKED_AT)
+    cells = map(_image_cell, rows)
+    if {cell.get("bytes") is None and bool(cell.get("path")) for cell in cells} == {True}:
+        exit_with_error(
+            f"{table.label}: column `image` holds the paths of images, not the images: name the "
+            "folder of the images, or write the table by `dataset.save_to_disk(folder)` and "
+            "`datasets.load_from_disk(folder).to_parquet(file)`"
+        )
 
 
 def _log_joined_folders(tables: list[Table], root: Path, key: str) -> None:
