@@ -269,7 +269,9 @@ def test_names_of_captioned_tiles_that_are_no_classes_are_told(tmp_path, capsys)
     draw(tmp_path, *names)
     rows = [{"file_name": name, "text": "a lake"} for name in names]
     write_json_lines(tmp_path / "metadata.jsonl", rows)
-    check_classes(survey_items(open_source(tmp_path, KEY), SkipReport()), {"Built": ["airport"]})
+    survey = survey_items(open_source(tmp_path, KEY), SkipReport())
+    assert survey.scenes == {"IMG": 1, "DSC": 1, "": 1}  # a date and a grid cell are no class
+    check_classes(survey, {"Built": ["airport"]})
     log = capsys.readouterr().err
     assert "classes: no image shows any of their scenes (airport)" in log and "DSC, IMG" in log
     write_json_lines(

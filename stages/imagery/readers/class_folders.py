@@ -1,13 +1,18 @@
 """Read images from class folders: class/image.jpg, or train/class/image.jpg."""
 
 import os
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.readers.items import ImageSource, SourceItem, skipped_file, split_folder
+from stages.imagery.readers.items import (
+    ImageSource,
+    SourceItem,
+    scene_in_name,
+    skipped_file,
+    split_folder,
+)
 from stages.imagery.untrusted_text import valid_utf8
 
 NO_SCENE = "no class folder and no captions"
@@ -75,7 +80,7 @@ def _image_item(
     if caption is not None:
         return item._replace(scene="", captions=caption)
     if classes is None:
-        scene = _scene_in_name(file) or folder
+        scene = scene_in_name(item.name) or folder
     else:
         scene = folder or folder_in_name(file, classes)
     return item._replace(scene=scene, skip_reason=None if scene else NO_SCENE)
@@ -85,12 +90,3 @@ def folder_in_name(file: Path, folders: set[str]) -> str:
     """The class folder that stands before the number of the name of a file outside, or ""."""
     scene = valid_utf8(file.stem).rpartition("_")[0]
     return scene if scene in folders else ""
-
-
-def _scene_in_name(file: Path) -> str:
-    """What stands before the number of a file name, if it is a word: airport_1.jpg, River_20.tif.
-
-    A tile's coordinates or date (T32UMD_20200101_3.tif) are no class.
-    """
-    scene = valid_utf8(file.stem).rpartition("_")[0]
-    return "" if re.search(r"\d", scene) else scene

@@ -131,13 +131,18 @@ def image_name(item: SourceItem) -> str:
 
 
 def scene_of(item: SourceItem) -> str:
-    """The scene that the source gives, or else the file name up to its last underscore.
+    """The scene that the source gives, or else the one in the file name."""
+    return scene_in_name(item.name) if item.scene is None else item.scene
 
-    The second is RSICD's convention: rsicd_images/airport_1.jpg shows an airport.
+
+def scene_in_name(name: str) -> str:
+    """What stands before the last underscore of a file name, or "" if that holds a digit.
+
+    It is RSICD's convention: rsicd_images/airport_1.jpg shows an airport. A tile's coordinates or
+    date (T32UMD_20200101_3.tif) are no class.
     """
-    if item.scene is not None:
-        return item.scene
-    return PurePosixPath(item.name).stem.rpartition("_")[0]
+    scene = PurePosixPath(name).stem.rpartition("_")[0]
+    return "" if re.search(r"\d", scene) else scene
 
 
 def skipped_file(file: Path, root: Path, reason: str = "") -> SourceItem:
