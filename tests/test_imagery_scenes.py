@@ -464,8 +464,13 @@ def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(
             labels[:, :, 15:22] = 50  # in no class
         write_raster(tmp_path / f"in/{i}.tif", terrain(i, 40)[:, :20], **located(9_000 * i))
         write_raster(tmp_path / f"in/{i}_lc.tif", labels, **located(9_000 * i))
+    # A list of the splits needs no classes, then.
+    splits = {f"{i}.tif": ("train", "valid", "test")[i % 3] for i in range(12)}
+    lines = ["file_name,split", *map(",".join, splits.items())]
+    (tmp_path / "in/metadata.csv").write_text("\n".join(lines))
     settings = {"labels": {"file": "{stem}_lc.tif", "classes": {10: "Trees", 80: "Water"}}}
     rows = fetch(tmp_path / "out", monkeypatch, tmp_path / "in", tile=None, **settings)
+    assert {row["filename"]: split for split in rows for row in rows[split]} == splits
     all_rows = [row for split_rows in rows.values() for row in split_rows]
     found = {row["filename"]: (row["scene"], row["label_share"]) for row in all_rows}
     for row in all_rows:  # fetch_imagery.caption is for images without a class
@@ -474,6 +479,8 @@ def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(
     assert found == expected | {"0.tif": ("Water", 0.4)}
     assert report_of(tmp_path / "out")["label_share"] == {"median": 0.875, "tiles_below_half": 1}
     assert "less than half in 1 of 12 tiles" in capsys.readouterr().err
+    message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", tile=None)
+    assert "12 no captions (" in message and "its columns: file_name, split; those" in message
 
 
 @pytest.mark.parametrize("how", ["nodata", "nan", "mask", "alpha", "infrared"])

@@ -69,7 +69,8 @@ def open_metadata_lists(
         images_only: captions and classes may be missing, or have other names.
 
     Raises:
-        SystemExit: a list is not UTF-8, or names no file, or has neither captions nor classes.
+        SystemExit: a list is not UTF-8, or names no file, or has neither captions nor classes nor
+            splits.
     """
     fields = [
         _check_list(file, f"{key}: {file.relative_to(root)}", images_only) for file in metadata
@@ -118,8 +119,9 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
     if images_only:
         return list(fields)
     rows = [row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT)]
-    if not has_labels:
-        is_one_hot = flag_fields(row for row in rows if NOT_JSON not in row)
+    is_one_hot = not has_labels and flag_fields(row for row in rows if NOT_JSON not in row)
+    # Of a list of splits, fetch_imagery.labels may give the classes.
+    if is_one_hot or not (has_labels or "split" in fields):
         advice = f"; {SEVERAL_LABELS}" if is_one_hot else ""
         exit_with_error(
             f"{label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "
