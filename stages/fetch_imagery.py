@@ -85,7 +85,7 @@ def main() -> None:
     # First pass, without images: which items are usable, and which of them are kept.
     survey = survey_items(source, skipped)
     check_survey(survey, source, config, skipped)
-    check_classes(survey, params.classes, source.unread_classes)
+    check_classes(survey, params.classes, source.unread_classes, source.has_captions)
     splits, missing_splits = match_splits(
         survey.image_counts(), config.splits.model_dump(), "fetch_imagery.splits"
     )

@@ -42,7 +42,12 @@ def test_a_flat_folder_is_read_by_its_names_or_gets_one_caption(tmp_path, monkey
     settings: dict[str, Any] = {"source": f"path:{tmp_path}/tiles", "valid": 2, "test": 2}
     line = error_of(tmp_path / "run", monkeypatch, **settings)
     assert "16 no class folder" in line and "fetch_imagery.caption" in line
-    rows = fetch(tmp_path / "run", monkeypatch, caption="a satellite tile", **settings)
+    # With one caption, a single folder is no class either, even if params name it as one.
+    (tmp_path / "tiles").rename(tmp_path / "lake")
+    (tmp_path / "tiles").mkdir()
+    (tmp_path / "lake").rename(tmp_path / "tiles/lake")
+    settings |= {"caption": "a satellite tile", "classes": {"Water Body": ["lake"]}}
+    rows = fetch(tmp_path / "run", monkeypatch, **settings)
     rows_of_all = [row for split_rows in rows.values() for row in split_rows]
     assert len(rows_of_all) == 16
     assert {(row["scene"], *row["captions"]) for row in rows_of_all} == {("", "a satellite tile")}
@@ -238,8 +243,9 @@ def test_class_folders_beside_a_list_are_told(tmp_path, names):
     write_source(tmp_path, "metadata.csv", [{"file_name": f, "text": "from above"} for f in files])
     survey = survey_items(open_source(tmp_path, KEY), SkipReport())
     with pytest.raises(SystemExit, match="^error: classes: lake: these are folders .*`scene`"):
-        check_classes(survey, {"Water": ["lake"], "Crops": ["farmland"]})
-    check_classes(survey, {"Crops": ["farmland"]})  # names give other scenes, or none
+        check_classes(survey, {"Water": ["lake"], "Crops": ["farmland"]}, has_captions=True)
+    # Names give other scenes, or none.
+    check_classes(survey, {"Crops": ["farmland"]}, has_captions=True)
 
 
 def test_folders_that_are_numbers_are_parts_of_captioned_images(tmp_path):
