@@ -410,9 +410,8 @@ def test_class_folders_get_captions_and_max_images_is_kept(tmp_path):
     (tmp_path / "in/sea_lake/.DS_Store").write_bytes(b"x")
     (tmp_path / "in/sea_lake/readme.txt").write_text("x")
     (tmp_path / "in/AnnualCrop/bad.png").write_bytes(b"x")
-    result = run(
-        tmp_path / "a", {"Crop Land": ["AnnualCrop"]}, source=f"path:{tmp_path}/in", max_images=60
-    )
+    settings = {"source": f"path:{tmp_path}/in", "max_images": 60, "resolution": 48}
+    result = run(tmp_path / "a", {"Crop Land": ["AnnualCrop"]}, **settings)
     assert result.returncode == 0, result.stderr
     rows = [row for split_rows in rows_of(tmp_path / "a").values() for row in split_rows]
     assert 59 <= len(rows) <= 60
@@ -421,7 +420,9 @@ def test_class_folders_get_captions_and_max_images_is_kept(tmp_path):
         ("sea_lake", "a satellite image of sea lake"),
     }
     report = read_json(tmp_path / "a/data/imagery/REPORT.json")
-    assert report["captions_from_class_names"] == len(rows)
+    assert report["captions_from_class_names"] == report["enlarged"] == len(rows)
+    enlarged = f"{len(rows)} of {len(rows)} images are smaller than 48 pixels and are enlarged"
+    assert f"fetch_imagery.resolution: {enlarged}" in result.stderr
     assert report["left_out_by_max_images"] == 21  # of 80, and one that proves unreadable
     assert "max_images: 60 of 81 usable images are kept" in result.stderr
 

@@ -687,6 +687,15 @@ def test_transparent_pixels_of_any_format_are_masked(mode, suffix, keeps_bytes):
 
 
 @pytest.mark.parametrize("keeps_bytes", [True, False])
+@pytest.mark.parametrize("suffix", ["PNG", "TIFF"])
+def test_an_image_whose_shorter_side_is_below_the_tiles_is_enlarged(keeps_bytes, suffix):
+    for side, size in ((32, 32), (32, 33)):
+        reading = Reading(size, None, None, keeps_bytes, needs_bytes=False, min_valid=0.5)
+        image = picture(0, 40).crop((0, 0, 40, side))
+        assert make_tile((encoded(image, suffix), "a"), reading).is_enlarged == (side < size)
+
+
+@pytest.mark.parametrize("keeps_bytes", [True, False])
 def test_an_image_of_one_value_shows_nothing(tmp_path, keeps_bytes):
     reading = Reading(32, None, None, keeps_bytes, needs_bytes=False, min_valid=0.5)
 

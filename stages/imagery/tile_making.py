@@ -68,6 +68,7 @@ class Tile(NamedTuple):
     band_list: str = ""  # the same with their names
     scaling: tuple[tuple[float, float], ...] = ()  # the file's (scale, offset) of each
     pixel_count: int = 0  # of the source image, if it is a raster
+    is_enlarged: bool = False  # the source image's shorter side is smaller than the tile's
     masked: int = 0  # pixels of the source image without data
     masked_by_alpha: int = 0  # further ones, if the band that is tagged alpha is a mask
     alpha: AlphaCounts | None = None  # None: no band is tagged alpha
@@ -134,8 +135,13 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
         return _raster_tile(raster, name, decoded.sha256, reading)
     masked = _count_masked(raster, reading.min_valid)
     square = scale_and_crop(decoded.rgb, reading.size)
-    located = _of_tile(georeference, decoded.rgb.size, reading.size)
-    tile = Tile(decoded.mode, decoded.sha256, georeference=located, masked=masked)
+    tile = Tile(
+        decoded.mode,
+        decoded.sha256,
+        georeference=_of_tile(georeference, decoded.rgb.size, reading.size),
+        is_enlarged=min(decoded.rgb.size) < reading.size,
+        masked=masked,
+    )
     return _finished(square, tile)
 
 
@@ -157,6 +163,7 @@ def _raster_tile(raster: Raster, name: str, sha256: str, reading: Reading) -> Ti
         band_list=raster.band_list,
         scaling=raster.scaling,
         pixel_count=raster.valid.size,
+        is_enlarged=min(raster.valid.shape) < reading.size,
         masked=masked,
         masked_by_alpha=transparent,
         alpha=None if raster.opaque is None else raster.alpha,

@@ -86,11 +86,7 @@ def read_tiles(
         tile = rasters.check(item.name, tile)
         scene = scene_of(item)
         captions = _captions_of(item, tile, scene, counts)
-        counts["captions"] += len(captions)
-        if not scene:
-            counts["without_scene"] += 1
-        if tile.mode != "RGB":
-            counts[f"converted_from_{tile.mode}"] += 1
+        _count(tile, captions, scene, counts)
         spool.add(item, splits[item.split], captions, scene, tile)
         thumbnails += tile.thumbnail or blank
         images_sha256.update(f"{item.name}\0{tile.sha256}\n".encode())
@@ -98,6 +94,11 @@ def read_tiles(
             images_sha256.update(f"{scene}\0{item.label_share}\n".encode())
     if reading.bands is None and rasters.type is not None and rasters.type.band_count == 1:
         refuse_band_files(spool.tiles)
+    if enlarged := counts["enlarged"]:
+        log(
+            f"fetch_imagery.resolution: {enlarged} of {len(spool.tiles)} images are smaller than "
+            f"{reading.size} pixels and are enlarged: the model learns their blur"
+        )
     statistics = TileStatistics(
         np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
         counts,
@@ -106,6 +107,17 @@ def read_tiles(
     if rasters.alpha.is_mask:
         statistics = _apply_alpha(spool, statistics, reading.min_valid, skipped)
     return statistics, rasters
+
+
+def _count(tile: Tile, captions: list[str], scene: str, counts: Counter[str]) -> None:
+    """Count what REPORT.json tells of a tile."""
+    counts["captions"] += len(captions)
+    if not scene:
+        counts["without_scene"] += 1
+    if tile.mode != "RGB":
+        counts[f"converted_from_{tile.mode}"] += 1
+    if tile.is_enlarged:
+        counts["enlarged"] += 1
 
 
 def _apply_alpha(
