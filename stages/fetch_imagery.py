@@ -78,7 +78,8 @@ def main() -> None:
     mask = configured_mask(config)
     source, resolved = open_configured_source(config, params.seed, mask)
     reading = configured_reading(config, source, mask)
-    source = take_named_folders(skip_mask_files(source, mask), config.splits.model_dump())
+    requested = config.splits.model_dump()
+    source = take_named_folders(skip_mask_files(source, mask), requested)
     source = cut_scenes(source, config.tile, config.labels, reading)
     skipped = SkipReport()
 
@@ -87,7 +88,7 @@ def main() -> None:
     check_survey(survey, source, config, skipped)
     check_classes(survey, params.classes, source.unread_classes, source.has_captions)
     splits, missing_splits = match_splits(
-        survey.image_counts(), config.splits.model_dump(), "fetch_imagery.splits"
+        survey.image_counts(), requested, "fetch_imagery.splits", survey.first_folders()
     )
     kept = choose_items(survey, splits, config.max_images)
 
@@ -95,8 +96,7 @@ def main() -> None:
         # Second pass: make tiles of the kept items.
         spool = TileSpool(file)
         statistics, rasters = read_tiles(source, kept, splits, reading, spool, skipped)
-        tiles = spool.tiles
-        if not tiles:
+        if not (tiles := spool.tiles):
             exit_with_error(f"fetch_imagery.source: {config.source}: no usable image: {skipped}")
 
         # Splits that keep near-duplicates together. To find these, raw tiles are stretched by the

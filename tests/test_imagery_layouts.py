@@ -789,11 +789,14 @@ def test_lists_in_folders_are_of_one_data_set(tmp_path, monkeypatch, capfd, fold
         folder if folder == "train" else None for folder in folders
     }
     settings: dict[str, Any] = {"source": f"path:{root}", "max_images": None, "valid": 2, "test": 2}
-    splits = {"train": folders[0], "valid": None, "test": folders[1]}
+    splits = {"train": folders[0], "valid": None, "test": f"{folders[1]}/"}
     rows_of_split = fetch(tmp_path / "named", monkeypatch, splits=splits, **settings)
     assert {row["scene"] for row in rows_of_split["test"]} == {folders[1] * 2}
     assert {row["scene"] for row in rows_of_split["train"]} == {folders[0] * 2}
     if folders == ["lake", "sea"]:
+        splits = {"train": None, "valid": None, "test": "see"}
+        line = error_of(tmp_path / "misspelled", monkeypatch, splits=splits, **settings)
+        assert "no split 'see' in the imagery; the source has none, and the folders lake" in line
         capfd.readouterr()
         rows_of_split = fetch(tmp_path / "carved", monkeypatch, **settings)
         assert [len(rows_of_split[split]) for split in rows_of_split] == [16, 2, 2]

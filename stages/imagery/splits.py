@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 import numpy as np
@@ -79,7 +79,7 @@ def take_named_folders(source: ImageSource, requested: dict[str, str | None]) ->
         source: an opened source.
         requested: "train", "valid" and "test" -> the name of the source's split, or None.
     """
-    folders = {name for name in requested.values() if name is not None}
+    folders = {name.rstrip("/") for name in requested.values() if name is not None}
     return source._replace(read_items=partial(_read_items, source, folders)) if folders else source
 
 
@@ -91,7 +91,10 @@ def _read_items(source: ImageSource, folders: set[str], with_images: bool) -> It
 
 
 def match_splits(
-    image_counts: dict[str | None, int], requested: dict[str, str | None], key: str
+    image_counts: dict[str | None, int],
+    requested: dict[str, str | None],
+    key: str,
+    folders: Collection[str] = (),
 ) -> tuple[dict[str | None, str], list[str]]:
     """Match the source's own splits with train, valid and test.
 
@@ -101,6 +104,7 @@ def match_splits(
         image_counts: split of the source -> number of usable images; None: those in no split.
         requested: "train", "valid" and "test" -> the name of the source's split, or None.
         key: the params key of `requested`, for error messages.
+        folders: those of the source that may be requested, too, for error messages.
 
     Returns:
         The source's split -> "train", "valid" or "test", and the names of the splits that have to
@@ -113,10 +117,11 @@ def match_splits(
     available = f"the source has {', '.join(sorted(names)) if names else 'none'}"
     if names and None in image_counts:
         available += " and images in no split"
-    own = {split: name for split, name in requested.items() if name is not None}
+    own = {split: name.rstrip("/") for split, name in requested.items() if name is not None}
     for split, name in own.items():
         if name not in names:
-            exit_with_error(f"{key}.{split}: no split {name!r} in the imagery; {available}")
+            more = f", and the folders {', '.join(sorted(folders)[:20])}" if folders else ""
+            exit_with_error(f"{key}.{split}: no split {name!r} in the imagery; {available}{more}")
         if list(own.values()).count(name) > 1:
             exit_with_error(f"{key}: {name} is named twice; {available}")
     matched: dict[str | None, str] = {name: split for split, name in own.items()}

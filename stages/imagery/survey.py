@@ -68,6 +68,11 @@ class Survey:
         """The number of usable items in each split of the source."""
         return {split: len(items) for split, items in self.usable.items()}
 
+    def first_folders(self) -> set[str]:
+        """The folders of the root that are no classes and hold images in no split."""
+        folders = {folder.name for folder in self.unsplit_folders if len(folder.parts) == 1}
+        return folders - set(self.scenes)
+
     def unused_splits(self, used: Container[str | None]) -> dict[str, int]:
         """The number of usable items in the splits that are not used."""
         counts = self.image_counts().items()
