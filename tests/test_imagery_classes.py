@@ -159,19 +159,34 @@ def test_fields_that_may_be_the_class_are_told_where_none_gives_it(
     assert (f"no field gives a class; not read: {field} (" in capsys.readouterr().err) == told
 
 
-def test_classes_without_letters_are_told_where_captions_are_written_from_them(tmp_path, capsys):
-    rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate((0, 1, 2.0))]
+@pytest.mark.parametrize(
+    "labels, silent",
+    [
+        ([0, 1, 2.0], "0, 1, 2"),
+        (["True", "False"], "False, True"),
+        (["class_0", "class 1", "lake"], "class 1, class_0"),
+        (["01_Trees", "02_Water"], "01_Trees, 02_Water"),
+        (["aGrass", "bField", "cIndustry"], "aGrass, bField, cIndustry"),
+        (["2_lane_road", "4_lane_road"], ""),
+        (["1_lane_road", "lake"], ""),
+        (["aGrass", "lake"], ""),
+        (["Notre Dame", "yesteryear"], ""),
+    ],
+)
+def test_classes_without_plain_names_are_told_where_captions_are_written_from_them(
+    tmp_path, capsys, labels, silent
+):
+    rows = [{"file_name": f"{i}.png", "label": label} for i, label in enumerate(labels)]
     draw(tmp_path, *(row["file_name"] for row in rows))
     config = load(REPOSITORY / "params/demo.yaml").fetch_imagery
-    warning = (
-        "warning: the classes 0, 1, 2 have no letters in their names: captions such as "
-        "'a satellite image of 0' don't say what is shown"
-    )
     for caption in ({}, {"text": "seen from above"}):
         write_csv(tmp_path / "metadata.csv", [row | caption for row in rows])
         source = open_source(tmp_path, KEY)
         check_survey(survey_items(source, SkipReport()), source, config, SkipReport())
-        assert (warning in capsys.readouterr().err) == (not caption)
+        log = capsys.readouterr().err
+        is_told = bool(silent) and not caption
+        assert (f"warning: the classes {silent} have no plain names" in log) == is_told
+        assert ("don't say in words" in log) == is_told
 
 
 def test_classes_of_which_no_image_is_kept_are_told(tmp_path, monkeypatch, capfd):

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,9 @@ NAME_SPLITS = (
     "the field `split`"
 )
 NAME_FOLDERS = "name them in fetch_imagery.splits, or "
+# The names of classes that say nothing of what is shown, and what sorts names.
+SILENT_NAME = re.compile(r"true|false|yes|no|(class|label|category)[\W\d_]*", re.IGNORECASE)
+SORT_MARK = re.compile(r"\d+|[a-z](?=[A-Z])")
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 
 
@@ -228,7 +232,7 @@ def check_survey(
     if len(scenes) >= MIN_SCENES:
         if not source.has_captions:
             log(f"{key}: no captions; they are written from {len(scenes)} class names: {shown}")
-            _log_numbers(scenes, key)
+            _log_silent_names(scenes, key)
         return
     found = f"{len(scenes)} scene(s) in {survey.scenes.total()} usable image(s)"
     found += f": {shown}" if scenes else ""
@@ -354,14 +358,26 @@ def _log_unread_columns(survey: Survey, source: ImageSource, key: str) -> None:
         )
 
 
-def _log_numbers(scenes: list[str], key: str) -> None:
-    """Log the class names without a letter: captions written from them say nothing."""
-    numbers = [scene for scene in scenes if not any(map(str.isalpha, scene))]
-    if numbers:
+def _log_silent_names(scenes: list[str], key: str) -> None:
+    """Log the class names that say nothing in words: so do the captions written from them.
+
+    These are numbers, `true`, `class_1` and the like, and names that are numbered or lettered from
+    the first to the last (01_Trees, 02_Water; aGrass, bField): the captions hold the number, too.
+    """
+    silent = [
+        scene
+        for scene in scenes
+        if not any(map(str.isalpha, scene)) or SILENT_NAME.fullmatch(scene)
+    ]
+    marks = [mark[0] for scene in scenes if (mark := SORT_MARK.match(scene))]
+    places = sorted(int(mark) if mark.isdecimal() else ord(mark) - ord("a") for mark in marks)
+    if places in ([*range(len(scenes))], [*range(1, len(scenes) + 1)]):
+        silent = scenes
+    if silent:
         log(
-            f"{key}: warning: the classes {', '.join(numbers[:20])} have no letters in their "
-            f"names: captions such as {caption_from_scene(numbers[0])!r} don't say what is shown: "
-            "give the classes names, or the images captions"
+            f"{key}: warning: the classes {', '.join(silent[:20])} have no plain names: captions "
+            f"such as {caption_from_scene(silent[0])!r} don't say in words what is shown: rename "
+            "the classes, or give the images captions"
         )
 
 
