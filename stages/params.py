@@ -795,8 +795,8 @@ class Params(Section):
 
     seed: int = Field(ge=0, lt=2**32, description="seed of every random number")
     classes: Annotated[dict[str, list[ClassName]], AfterValidator(_compose_keys)] = Field(
-        description="2 to 100 classes, each with the scenes of the imagery that show it; [] = none "
-        "(paper, Table 2: seven)"
+        description="2 to 100 classes, each with the scenes of the imagery that show it; Ice: [] = "
+        "none (paper, Table 2: seven)"
     )
     sampling: Sampling
     fetch_papers: FetchPapers
