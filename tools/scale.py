@@ -28,6 +28,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from stages.common.artifacts import write_atomically
@@ -92,11 +93,19 @@ class ScaleFile:
     values: CommentedMap
 
 
-class NullRepresenter(RoundTripRepresenter):
-    """Writes `null`, where ruamel leaves the value out."""
+class PlainRepresenter(RoundTripRepresenter):
+    """Writes `null`, where ruamel leaves the value out, and values without their anchors.
+
+    Each place of an alias holds its value, and an anchor that stands twice is an error.
+    """
+
+    def represent_scalar(
+        self, tag: Any, value: Any, style: Any = None, anchor: Any = None
+    ) -> ScalarNode:
+        return super().represent_scalar(tag, value, style=style)
 
 
-NullRepresenter.add_representer(
+PlainRepresenter.add_representer(
     type(None), lambda writer, _: writer.represent_scalar("tag:yaml.org,2002:null", "null")
 )
 
@@ -203,7 +212,7 @@ def _take(target: CommentedMap, source: CommentedMap, key: str) -> None:
 def _yaml() -> YAML:
     """A reader and writer that keeps comments, quotes, and the lines as they are."""
     yaml = YAML()
-    yaml.Representer = NullRepresenter
+    yaml.Representer = PlainRepresenter
     yaml.preserve_quotes = True
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
