@@ -167,7 +167,9 @@ def open_configured_source(
         case "path":
             path = sources.local_path(config.source, key)
         case "hub":
-            path, resolved = sources.download_from_hub(config.source, key, "dataset", ["*.parquet"])
+            path, resolved, _ = sources.download_from_hub(
+                config.source, key, "dataset", ["*.parquet"]
+            )
             if not any(path.rglob("*.parquet")):
                 repository = config.source.partition("@")[0]
                 exit_with_error(

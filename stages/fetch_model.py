@@ -17,19 +17,16 @@ from typing import Any
 
 from stages.common import sources
 from stages.common.model_folder import (
-    ADAPTER_CONFIG,
     FILE_PATTERNS,
     HALF_PRECISION_WEIGHTS,
+    KIND_FILES,
     copy_model,
+    find_files,
     parts_without_weights,
+    refuse_other_kinds,
 )
 from stages.common.packed_models import unpack_model
-from stages.common.stable_diffusion import (
-    CONFIG_FILES,
-    check_kind,
-    check_unet_weights,
-    log_missing_prediction_type,
-)
+from stages.common.stable_diffusion import check_unet_weights, log_missing_prediction_type
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.process import run_stage
@@ -85,16 +82,19 @@ def resolve_source(role: str, source: str) -> tuple[Path | None, dict[str, Any]]
 def download_model(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:
     """Download a role's files from the hub, in half precision if there are no others.
 
-    A diffusion model of another kind is refused before its weights are downloaded.
+    A model of another kind is refused before its weights are downloaded.
     """
-    patterns = [*FILE_PATTERNS[role], ADAPTER_CONFIG]
-    if role == "diffusion":
-        folder, _ = sources.download_from_hub(source, key, "model", list(CONFIG_FILES))
-        check_kind(folder, f"{key}: {source}")
-    folder, resolved = sources.download_from_hub(source, key, "model", patterns)
+    label = f"{key}: {source}"
+    if role not in ("classifier", "vision"):
+        folder, _, listing = sources.download_from_hub(source, key, "model", KIND_FILES)
+        refuse_other_kinds(role, folder, listing, label)
+    patterns = FILE_PATTERNS[role]
+    folder, resolved, listing = sources.download_from_hub(source, key, "model", patterns)
     if role == "diffusion" and parts_without_weights(folder):
-        patterns += HALF_PRECISION_WEIGHTS
-        folder, resolved = sources.download_from_hub(source, key, "model", patterns)
+        patterns = [*patterns, *HALF_PRECISION_WEIGHTS]
+        folder, resolved, _ = sources.download_from_hub(source, key, "model", patterns)
+    # Here, as the names of files that aren't downloaded tell why one is missing.
+    find_files(role, folder, listing, label)
     return folder, resolved
 
 

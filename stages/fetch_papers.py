@@ -57,7 +57,7 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
             return files, {"skipped": skipped} if skipped else {}
         case "hub":
             patterns = ["*.parquet", "*.txt"]
-            folder, resolved = sources.download_from_hub(source, KEY, "dataset", patterns)
+            folder, resolved, _ = sources.download_from_hub(source, KEY, "dataset", patterns)
             files = write_corpus(folder, text_column, out)
             if not files:
                 exit_with_error(f"{KEY}: {source}: no text in its Parquet and .txt files, if any")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -358,7 +359,7 @@ def test_published_configurations_are_of_this_kind(fetch, sd):
     rename_pipeline("StableDiffusionImg2ImgPipeline")(sd)
     fetch("diffusion", f"path:{sd}")
     # The stage leaves this out for the model that it ships.
-    check_kind(fetch_model.EMBEDDED / "diffusion", "test")
+    check_kind(fetch_model.EMBEDDED / "diffusion", set(), "test")
     check_unet_weights(fetch_model.EMBEDDED / "diffusion", "test")
 
 
@@ -447,7 +448,7 @@ def test_embedder_with_its_modules(fetch, tmp_path):
     }
 
 
-def test_static_embeddings_and_adapters_are_named(fetch, tmp_path, monkeypatch):
+def test_static_embeddings_and_adapters_are_named(fetch, tmp_path):
     static = write_language_model(tmp_path / "potion")
     kind = "sentence_transformers.models.StaticEmbedding"
     write_text(static / "modules.json", [{"path": "", "type": kind}])
@@ -461,12 +462,6 @@ def test_static_embeddings_and_adapters_are_named(fetch, tmp_path, monkeypatch):
     for role in ("language", "writer", "embedder"):
         assert "is a LoRA adapter" in refused(fetch, role, f"path:{adapter}")
 
-    def download(source, key, repo_type, patterns):
-        assert "adapter_config.json" in patterns
-        return adapter, {"repo": "a/b", "commit": "c0ffee", "license": None}
-
-    monkeypatch.setattr(sources, "download_from_hub", download)
-    assert "is a LoRA adapter" in refused(fetch, "language", "hub:a/b")
     # A whole model beside an adapter is read, without it.
     write_language_model(adapter)
     assert "adapter_config.json" not in fetch("language", f"path:{adapter}")
@@ -638,14 +633,49 @@ def test_vision_folder(fetch, tmp_path):
         "dinov2",
         "clip",
     }
+    # A single file is read without what lies beside it.
+    write_tensors(tmp_path / "vision/fid.safetensors")
+    files = fetch("vision", f"path:{tmp_path}/vision/fid.safetensors")
+    assert set(files) == {"SOURCE.json", "inception2048/model.safetensors"}
     (tmp_path / "none").mkdir()
     assert "inception2048" in refused(fetch, "vision", f"path:{tmp_path}/none")
+
+
+@pytest.mark.parametrize(
+    ("role", "files", "words"),
+    [
+        ("diffusion", ["v1-5.ckpt", "v1-5.safetensors"], ["v1-5.safetensors", "from_single_file"]),
+        ("diffusion", ["pytorch_lora_weights.safetensors"], ["fuse_lora"]),
+        ("diffusion", ["fp16/model_index.json"], ["fp16/model_index.json", "by path:"]),
+        ("writer", ["README.md", "q4_k_m.gguf"], ["only q4_k_m.gguf", "by path:"]),
+        ("language", ["adapter_config.json", "tokenizer.json"], ["is a LoRA adapter"]),
+        (
+            "language",
+            ["config.json", "pytorch_model.bin", "vocab.json"],
+            ["only pytorch_model.bin"],
+        ),
+        ("embedder", ["config.json", "model.fp16.safetensors"], ["only model.fp16.safetensors"]),
+        ("classifier", ["config.json", "pytorch_model.bin"], ["only pytorch_model.bin"]),
+    ],
+)
+def test_the_files_of_a_hub_tell_why_one_is_missing(
+    fetch, tmp_path, monkeypatch, role, files, words
+):
+    def download(source, key, repo_type, patterns):
+        for name in files:
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                write_text(tmp_path / "hub" / name, {"model_type": "phi", "model": {}})
+        return tmp_path / "hub", {"repo": "a/b", "commit": "c0ffee", "license": None}, set(files)
+
+    monkeypatch.setattr(sources, "download_from_hub", download)
+    line = refused(fetch, role, "hub:a/b")
+    assert "hub:a/b: " in line and all(word in line for word in words), line
 
 
 def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
     snapshot = write_language_model(tmp_path / "snapshot")
     resolved = {"repo": "a/b", "commit": "c0ffee", "license": "mit"}
-    monkeypatch.setattr(sources, "download_from_hub", lambda *_: (snapshot, resolved))
+    monkeypatch.setattr(sources, "download_from_hub", lambda *_: (snapshot, resolved, set()))
     fetch("language", "hub:a/b@v1")
     source = read_json("models/base/language/SOURCE.json")
     assert source["source"] == "hub:a/b@v1"
@@ -657,7 +687,7 @@ def test_weights_are_downloaded_once_the_kind_and_the_precision_are_known(fetch,
 
     def download(source, key, repo_type, patterns):
         asked.append(patterns)
-        return sd, {"repo": "a/b", "commit": "c0ffee", "license": None}
+        return sd, {"repo": "a/b", "commit": "c0ffee", "license": None}, set()
 
     monkeypatch.setattr(sources, "download_from_hub", download)
     fetch("diffusion", "hub:a/b")

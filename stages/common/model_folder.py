@@ -8,11 +8,16 @@ them by SHA-256; they are read with `weights_only=True` and converted.
 import re
 import shutil
 import stat
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.sources import MODEL_PACKAGES, file_hash
-from stages.common.stable_diffusion import SINGLE_FILE_ADVICE, check_kind, read_json_object
+from stages.common.stable_diffusion import (
+    CONFIG_FILES,
+    SINGLE_FILE_ADVICE,
+    check_kind,
+    read_json_object,
+)
 from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
@@ -93,6 +98,7 @@ WEIGHTS_NAME = re.compile(
 )
 
 ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter; never copied
+KIND_FILES = [*CONFIG_FILES, "config.json", "modules.json"]  # what `refuse_other_kinds` reads
 
 # role -> patterns of the files that are copied from a folder, or downloaded from a hub repository.
 FILE_PATTERNS = {
@@ -146,15 +152,9 @@ def copy_model(
         SystemExit: a file is missing, unreadable, or a pickle that isn't allowed.
     """
     if source.is_dir():
-        root = source
-        if role == "diffusion":
-            check_kind(root, label)
-        files = _select_files(role, root)
+        files = find_files(role, source, _list_files(source), label)
     else:
-        root = source.parent
         files = {source: _name_of_single_file(role, source, label)}
-    named = {name: file for file, name in files.items()}
-    _check_required_files(role, root, named, label)
     _check_contents(role, files, label)
     for file, name in sorted(files.items()):
         copy = target / name
@@ -191,6 +191,38 @@ def link_read_only(source: Path, target: Path) -> None:
     except PermissionError:  # another user's cache
         target.unlink()
         shutil.copyfile(file, target)
+
+
+def find_files(role: str, root: Path, listing: set[str], label: str) -> dict[Path, str]:
+    """Find the files of a model folder that a role needs.
+
+    Args:
+        role: a key of `FILE_PATTERNS`.
+        root: the model folder.
+        listing: paths of the model's files, also of those of a hub that weren't downloaded: they
+            tell why a file is missing.
+        label: the start of error messages: params key and source.
+
+    Returns:
+        The files, each with its path in the copy.
+
+    Raises:
+        SystemExit: the model is of another kind, or a file is missing.
+    """
+    refuse_other_kinds(role, root, listing, label)
+    files = _select_files(role, root)
+    _check_required_files(role, root, {name: file for file, name in files.items()}, listing, label)
+    return files
+
+
+def _list_files(root: Path) -> set[str]:
+    """The paths of a folder's files, as deep as a model's lie in one, and in the hub's cache."""
+    return {
+        path.relative_to(root).as_posix()
+        for pattern in ("*", "*/*", "snapshots/*/model_index.json")
+        for path in root.glob(pattern)
+        if path.is_file()
+    }
 
 
 def _select_files(role: str, root: Path) -> dict[Path, str]:
@@ -240,20 +272,19 @@ def _name_of_single_file(role: str, file: Path, label: str) -> str:
     exit_with_error(f"{label}: is a file; a {role} is a folder in its library's own layout")
 
 
-def _check_required_files(role: str, root: Path, names: dict[str, Path], label: str) -> None:
+def _check_required_files(
+    role: str, root: Path, names: dict[str, Path], listing: set[str], label: str
+) -> None:
     """Exit with an error that names the first file of a role's layout that is not in `names`.
 
     names: path in the copy -> file.
     """
-    if role in ("language", "writer", "embedder"):
-        _refuse_other_kinds(root, names, label)
     parts = []  # subfolders with a config.json and weights, each with its "/"; "" is the root
     if role == "diffusion":
         parts = ["unet/", "vae/", "text_encoder/"]
-        _require_any(["model_index.json"], names, root, label)
-        _require_any(["scheduler/scheduler_config.json"], names, root, label)
-        _require_any(["tokenizer/vocab.json", "tokenizer/tokenizer.json"], names, root, label)
-        _require_any(["tokenizer/merges.txt", "tokenizer/tokenizer.json"], names, root, label)
+        _require_any(["scheduler/scheduler_config.json"], names, listing, label)
+        _require_any(["tokenizer/vocab.json", "tokenizer/tokenizer.json"], names, listing, label)
+        _require_any(["tokenizer/merges.txt", "tokenizer/tokenizer.json"], names, listing, label)
     elif role in ("language", "writer"):
         parts = [""]
         tokenizers = ["tokenizer.json", "vocab.json"]
@@ -264,7 +295,13 @@ def _check_required_files(role: str, root: Path, names: dict[str, Path], label: 
                 "sentencepiece is installed, transformers writes it with "
                 "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
-        _require_any(tokenizers, names, root, label)
+        ggufs = sorted(name for name in listing if name.endswith(".gguf"))
+        if ggufs and not any(name.endswith(".safetensors") for name in names):
+            exit_with_error(
+                f"{label}: model.safetensors is missing, there is only {ggufs[0]}: name that file "
+                "itself by path:"
+            )
+        _require_any(tokenizers, names, listing, label)
     elif role == "embedder":
         parts = [""]
     elif role == "vision":
@@ -274,54 +311,68 @@ def _check_required_files(role: str, root: Path, names: dict[str, Path], label: 
                 f"{label}: has none of inception2048/model.safetensors, {INCEPTION_PICKLE}, "
                 "efficientnet/model.safetensors, dinov2/ and clip/"
             )
-    elif role == "classifier" and not names:
-        _require_any(["model.safetensors"], names, root, label)
+    elif role == "classifier" and names.keys() <= {"config.json"}:
+        _require_any(["model.safetensors"], names, listing, label)
     for part in parts:
-        _require_any([part + "config.json"], names, root, label)
-        _check_weight_files(part, root, names, label)
+        _require_any([part + "config.json"], names, listing, label)
+        _check_weight_files(part, names, listing, label)
 
 
-def _refuse_other_kinds(root: Path, names: dict[str, Path], label: str) -> None:
-    """Exit with an error where a folder holds a LoRA adapter or static embeddings."""
-    if (root / ADAPTER_CONFIG).exists() and "config.json" not in names:
+def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> None:
+    """Exit with an error where a model is of a kind that the stages don't read.
+
+    Args:
+        role: a key of `FILE_PATTERNS`.
+        root: a folder with the model's `KIND_FILES`.
+        listing: paths of the model's files.
+        label: the start of error messages: params key and source.
+    """
+    if role == "diffusion":
+        check_kind(root, listing, label)
+    if role not in ("language", "writer", "embedder"):
+        return
+    if ADAPTER_CONFIG in listing and "config.json" not in listing:
         exit_with_error(
             f"{label}: is a LoRA adapter: merge it into its base (peft: merge_and_unload, "
             "save_pretrained; one trained here: `python -m tools.export llm`)"
         )
-    modules = names.get("modules.json")
-    if modules and b"StaticEmbedding" in modules.read_bytes():
+    modules = root / "modules.json"
+    if modules.is_file() and b"StaticEmbedding" in modules.read_bytes():
         exit_with_error(
             f"{label}: modules.json names static embeddings, which are not read; take an embedder "
             "on a transformers model, such as sentence-transformers/all-MiniLM-L6-v2"
         )
 
 
-def _check_weight_files(part: str, root: Path, names: dict[str, Path], label: str) -> None:
+def _check_weight_files(part: str, names: dict[str, Path], listing: set[str], label: str) -> None:
     """Exit with an error if a part has neither one weights file nor all files of its index."""
     stem = "diffusion_pytorch_model" if part in ("unet/", "vae/") else "model"
     single_file = f"{part}{stem}.safetensors"
     index = f"{part}{stem}.safetensors.index.json"
-    _require_any([single_file, index], names, root, label)
+    _require_any([single_file, index], names, listing, label)
     if single_file in names:
         return
     weight_map = read_json_object(names[index], label).get("weight_map") or {}
     for shard in sorted(set(weight_map.values())):
-        _require_any([part + _full_name(shard)], names, root, label)
+        _require_any([part + _full_name(shard)], names, listing, label)
 
 
-def _require_any(alternatives: list[str], names: dict[str, Path], root: Path, label: str) -> None:
+def _require_any(
+    alternatives: list[str], names: dict[str, Path], listing: set[str], label: str
+) -> None:
     """Exit with an error unless one of `alternatives` is in `names`."""
     if names.keys() & set(alternatives):
         return
-    folder = (root / alternatives[0]).parent
-    pickles = [file.name for file in sorted(folder.glob("*")) if file.suffix in PICKLE_SUFFIXES]
+    paths = [PurePosixPath(name) for name in sorted(listing)]
+    beside = [path for path in paths if path.parent == PurePosixPath(alternatives[0]).parent]
+    pickles = [path.name for path in beside if path.suffix in PICKLE_SUFFIXES]
     if pickles and alternatives[0].endswith(".safetensors"):
         exit_with_error(
             f"{label}: {alternatives[0]} is missing, there is only {pickles[0]}: a pickle can run "
             "code when it is read; convert it to safetensors"
         )
     if alternatives[0].endswith("model.safetensors"):
-        weights = [file.name for file in sorted(folder.glob("*.safetensors"))]
+        weights = [path.name for path in beside if path.suffix == ".safetensors"]
         others = [name for name in weights if not WEIGHTS_NAME.fullmatch(name)]
         if others:
             exit_with_error(f"{label}: {alternatives[0]} is missing, there is only {others[0]}")

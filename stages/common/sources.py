@@ -175,7 +175,7 @@ def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()
 
 def download_from_hub(
     source: str, key: str, repo_type: str, patterns: list[str]
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, dict[str, Any], set[str]]:
     """Download the files of a `hub:<repo>[@revision]` source that match `patterns`.
 
     Args:
@@ -185,7 +185,8 @@ def download_from_hub(
         patterns: glob patterns of paths in the repository.
 
     Returns:
-        The local snapshot folder, and what the source resolved to: repo, commit, license.
+        The local snapshot folder; what the source resolved to: repo, commit, license; and the
+        paths of all files of the repository.
 
     Raises:
         SystemExit: the repository can't be reached, doesn't exist or is gated.
@@ -202,7 +203,7 @@ def download_from_hub(
 
     repo, _, revision = source.partition(":")[2].partition("@")
     try:
-        info = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None)
+        info: Any = HfApi().repo_info(repo, repo_type=repo_type, revision=revision or None)
         folder = snapshot_download(
             repo, repo_type=repo_type, revision=info.sha, allow_patterns=patterns
         )
@@ -226,7 +227,8 @@ def download_from_hub(
             f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a local copy"
         )
     card = getattr(info, "card_data", None) or {}
-    return Path(folder), {"repo": repo, "commit": info.sha, "license": card.get("license")}
+    resolved = {"repo": repo, "commit": info.sha, "license": card.get("license")}
+    return Path(folder), resolved, {file.rfilename for file in info.siblings or []}
 
 
 def package_file(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:

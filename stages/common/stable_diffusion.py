@@ -59,19 +59,19 @@ SINGLE_FILE_ADVICE = (
 )
 
 
-def check_kind(folder: Path, label: str) -> None:
+def check_kind(folder: Path, listing: set[str], label: str) -> None:
     """Exit with an error that names what shows that a folder holds no Stable Diffusion.
 
     Files that are missing, and keys that their library writes, are not checked here.
 
     Args:
         folder: as diffusers saves it; weights aren't read.
+        listing: paths of the model's files, also of those of a hub that weren't downloaded.
         label: the start of error messages: params key and source.
     """
     if not (folder / "model_index.json").is_file():
-        exit_with_error(
-            f"{label}: model_index.json is missing{_advice_without_index(folder, label)}"
-        )
+        advice = _advice_without_index(folder, listing, label)
+        exit_with_error(f"{label}: model_index.json is missing{advice}")
     index, unet, vae, text, scheduler = (
         read_json_object(folder / name, label) for name in CONFIG_FILES
     )
@@ -84,21 +84,24 @@ def check_kind(folder: Path, label: str) -> None:
         exit_with_error(f"{label}: {fault}")
 
 
-def _advice_without_index(folder: Path, label: str) -> str:
+def _advice_without_index(folder: Path, listing: set[str], label: str) -> str:
     """What a folder without model_index.json holds instead, and how that becomes a model."""
     # Such as the hub's cache, models--owner--name.
-    for pattern in ("*/model_index.json", "snapshots/*/model_index.json"):
-        for index in sorted(folder.glob(pattern)):
-            return f", there is {index.relative_to(folder)}: name its folder"
+    for index in sorted(name for name in listing if name.endswith("/model_index.json")):
+        return f", there is {index}: name its folder by path:"
     config = read_json_object(folder / "config.json", label)
-    has_part = (folder / "unet").is_dir() and not (folder / "vae").is_dir()
+    parts = {name.partition("/")[0] for name in listing if "/" in name}
+    has_part = "unet" in parts and "vae" not in parts
     if config.get("_class_name") == "UNet2DConditionModel" or has_part:
         return ", there is a UNet alone: put it as unet/ into a copy of its base model's folder"
-    weights = [f for f in sorted(folder.glob("*")) if f.suffix in (".safetensors", ".ckpt")]
+    files = sorted(name for name in listing if "/" not in name)
+    weights = [
+        name for suffix in (".safetensors", ".ckpt") for name in files if name.endswith(suffix)
+    ]
     if not weights:
         return ""
-    beside = f", there is {weights[0].name}"
-    if re.search(r"(?:^|[^a-z])lora(?:[^a-z]|$)", weights[0].name.lower()):
+    beside = f", there is {weights[0]}"
+    if re.search(r"(?:^|[^a-z])lora(?:[^a-z]|$)", weights[0].lower()):
         return (
             f"{beside}: a LoRA is merged into its base by load_lora_weights, fuse_lora, "
             "unload_lora_weights and save_pretrained of its StableDiffusionPipeline"

@@ -47,7 +47,7 @@ def fetch(source: str, count: int, size: int, out: Path) -> None:
         rows = list(_render_rows(count, size))
     else:
         if sources.kind(source) == "hub":
-            path, resolved = sources.download_from_hub(source, KEY, "dataset", ["*.parquet"])
+            path, resolved, _ = sources.download_from_hub(source, KEY, "dataset", ["*.parquet"])
         else:
             path = sources.local_path(source, KEY)
         image_source = open_source(path, KEY)
