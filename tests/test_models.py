@@ -672,6 +672,26 @@ def test_the_files_of_a_hub_tell_why_one_is_missing(
     assert "hub:a/b: " in line and all(word in line for word in words), line
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, ["bitsandbytes"]),
+        ({"quant_method": "fp8"}, ["fp8"]),
+        ({"group_size": 64, "bits": 4}, ["'bits': 4"]),  # of MLX
+    ],
+)
+def test_quantized_weights_are_refused(fetch, tmp_path, method, words):
+    folder = write_language_model(tmp_path / "phi")
+    for role in ("language", "writer", "embedder"):
+        change_json(folder / "config.json", quantization_config=method)
+        line = refused(fetch, role, f"path:{folder}")
+        assert all(word in line for word in ["quantized", "config.json", *words])
+        assert ("finetune_llm.quantization: nf4" in line) == (role == "language")
+        # transformers computes full weights of gpt-oss's.
+        change_json(folder / "config.json", quantization_config={"quant_method": "mxfp4"})
+        assert "model.safetensors" in fetch(role, f"path:{folder}")
+
+
 def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
     snapshot = write_language_model(tmp_path / "snapshot")
     resolved = {"repo": "a/b", "commit": "c0ffee", "license": "mit"}

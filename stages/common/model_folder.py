@@ -99,6 +99,8 @@ WEIGHTS_NAME = re.compile(
 
 ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter; never copied
 KIND_FILES = [*CONFIG_FILES, "config.json", "modules.json"]  # what `refuse_other_kinds` reads
+# Of gpt-oss, which is published in it alone: transformers computes full weights when it loads them.
+FULL_WHEN_LOADED = "mxfp4"
 
 # role -> patterns of the files that are copied from a folder, or downloaded from a hub repository.
 FILE_PATTERNS = {
@@ -341,6 +343,15 @@ def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> 
         exit_with_error(
             f"{label}: modules.json names static embeddings, which are not read; take an embedder "
             "on a transformers model, such as sentence-transformers/all-MiniLM-L6-v2"
+        )
+    config = read_json_object(root / "config.json", label)
+    quantization = config.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if quantization and method != FULL_WHEN_LOADED:
+        advice = "; finetune_llm.quantization: nf4 quantizes it" if role == "language" else ""
+        exit_with_error(
+            f"{label}: its weights are quantized (quantization_config of config.json: "
+            f"{method or quantization}): take the model that was not quantized{advice}"
         )
 
 
