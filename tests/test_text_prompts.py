@@ -854,6 +854,19 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     writer = InstructedWriter(tmp_path, params, "retrieval", CLASSES, 0, cache)
     with pytest.raises(SystemExit, match="^error: prompt.top_k: .*[0-9]+ tokens"):
         writer.propose("Crop Land", [{"text": "field " * 2000}], 2, 0, False)
+    for template, fault in (
+        ("{{ raise_exception('a system role is needed') }}", "a system role is needed"),
+        ("{% for m in messages %}{{ m.content }", "unexpected"),
+        ("{{ date.upper() }}{{ messages[0].content }}", "'date' is undefined"),
+        ("{% for c in messages[0].content %}{{ c.text }}{% endfor %}", "leaves out the request"),
+    ):
+        writer.tokenizer.chat_template = template
+        with pytest.raises(SystemExit, match=f"^error: fetch_model.writer: .*{fault}"):
+            writer.propose("Crop Land", [], 2, 0, False)
+    writer.one_by_one = True
+    writer.tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(SystemExit, match="^error: fetch_model.writer: .*final message"):
+        writer.propose("Crop Land", [], 2, 0, False)
 
 
 def generate_word(word: str) -> Answer:

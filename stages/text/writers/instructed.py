@@ -69,11 +69,10 @@ class InstructedWriter:
             label, self.technique, self.classes, passages, count, self.next_request
         )
         self.next_request += len(requests)
-        texts = self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": request}] for request in requests],
-            add_generation_prompt=True,
-            tokenize=False,
-        )
+        texts = [
+            self.fill_template([{"role": "user", "content": request}], add_generation_prompt=True)
+            for request in requests
+        ]
         # Templates of reasoning models open the thoughts in the request.
         opening = opening_thought(texts[0])
         answers = [
@@ -91,10 +90,9 @@ class InstructedWriter:
         )
         self.next_request += len(dialogues)
         texts = [
-            self.tokenizer.apply_chat_template(
+            self.fill_template(
                 [*dialogue.messages, one_by_one.answer(dialogue.opening)],
                 continue_final_message=True,
-                tokenize=False,
             )
             for dialogue in dialogues
         ]
@@ -103,6 +101,25 @@ class InstructedWriter:
         self.counts["answers_cut"] += sum(answer.is_cut for answer in answers)
         examples = instructions.few_shot_examples(label, self.classes)
         return one_by_one.read_descriptions(dialogues, answers, examples, passages)
+
+    def fill_template(self, messages: list[dict[str, str]], **options: bool) -> str:
+        """Return a dialogue as the model's chat template writes it.
+
+        Raises:
+            SystemExit: the template has a fault, or leaves a message out: that of a model of text
+                and images may take lists alone.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        # A ValueError is a template that leaves out the answer that is to go on.
+        except (TemplateError, TypeError, ValueError) as error:
+            exit_with_error(f"fetch_model.writer: its chat template fails: {str(error)[:300]}")
+        last_line = messages[-1]["content"].splitlines()[-1].strip()
+        if last_line not in text:
+            exit_with_error("fetch_model.writer: its chat template leaves out the request")
+        return text
 
     def complete(self, texts: list[str], label: str, attempt: int) -> list[Answer]:
         """Generate what follows each text, in batches; those of an earlier run are kept."""
