@@ -655,6 +655,11 @@ def test_vision_folder(fetch, tmp_path):
             ["only pytorch_model.bin"],
         ),
         ("embedder", ["config.json", "model.fp16.safetensors"], ["only model.fp16.safetensors"]),
+        (
+            "embedder",
+            ["config.json", "2_Dense/config.json", "2_Dense/pytorch_model.bin"],
+            ["2_Dense/model.safetensors is missing, there is only pytorch_model.bin"],
+        ),
         ("classifier", ["config.json", "pytorch_model.bin"], ["only pytorch_model.bin"]),
     ],
 )

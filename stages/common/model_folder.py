@@ -306,6 +306,9 @@ def _check_required_files(
         _require_any(tokenizers, names, listing, label)
     elif role == "embedder":
         parts = [""]
+        for name in sorted(name for name in names if name.endswith("_Dense/config.json")):
+            weights = name.replace("config.json", "model.safetensors")
+            _require_any([weights], names, listing, label)
     elif role == "vision":
         parts = [part for part in ("dinov2/", "clip/") if (root / part).is_dir()]
         if not names:
