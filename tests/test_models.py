@@ -734,6 +734,22 @@ def test_hub_without_a_network_is_one_line(fetch, monkeypatch):
     assert "fetch_model.language: hub:nobody/nothing" in line
 
 
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (json.JSONDecodeError("Expecting value", "<html>", 0), ["login", "HF_ENDPOINT"]),
+        (UnicodeEncodeError("ascii", "Bearer hf_ä", 10, 11, "not in range"), ["can't encode"]),
+    ],
+)
+def test_a_hub_whose_answer_cannot_be_read_is_one_line(fetch, monkeypatch, answer, words):
+    def repo_info(*_, **options):
+        raise answer
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", repo_info)
+    line = refused(fetch, "language", "hub:a/b")
+    assert "hub:a/b" in line and "path:" in line and all(word in line for word in words), line
+
+
 def test_weights_that_a_library_leaves_out_are_not_missing(tmp_path):
     """Tied weights are stored once; old files have other names, and buffers that aren't weights."""
     import torch

@@ -1,6 +1,7 @@
 """The `source` of an external input: where it comes from, and what it resolved to."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -185,14 +186,13 @@ def download_from_hub(
         patterns: glob patterns of paths in the repository.
 
     Returns:
-        The local snapshot folder; what the source resolved to: repo, commit, license; and the
-        paths of all files of the repository.
+        The local snapshot; its repository, commit and license; the paths of all files there.
 
     Raises:
         SystemExit: the repository can't be reached, doesn't exist or is gated.
     """
     import httpx2
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -221,7 +221,12 @@ def download_from_hub(
         exit_with_error(
             f"{key}: {source}: the hub has no such {repo_type} (or it is private: set HF_TOKEN)"
         )
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+    except json.JSONDecodeError:
+        exit_with_error(
+            f"{key}: {source}: {constants.ENDPOINT} answers no JSON: the network wants a login, or "
+            "HF_ENDPOINT names no hub; use path:<folder> with a local copy"
+        )
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, UnicodeEncodeError) as error:  # of a token
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         exit_with_error(
             f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a local copy"
