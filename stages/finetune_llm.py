@@ -28,7 +28,7 @@ from stages.params import FinetuneLLM, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
-from stages.runtime.pretrained import check_vocabulary
+from stages.runtime.pretrained import check_vocabulary, load_tokenizer
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder
@@ -50,14 +50,12 @@ def main() -> None:
     params = load()
     config = params.finetune_llm
     seed = params.seed
-    from transformers import AutoTokenizer
-
     from stages.common.torch_setup import cpu_threads, make_deterministic
 
     make_deterministic(seed)
 
     # Tokenize the chunks.
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer = load_tokenizer(BASE)
     if tokenizer.eos_token_id is None:
         exit_with_error(f"{BASE}: its tokenizer has no end-of-sequence token")
     train_texts, documents = read_chunks()

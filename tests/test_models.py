@@ -19,6 +19,7 @@ from stages import fetch_model
 from stages.common import model_folder, sources
 from stages.common.artifacts import read_json
 from stages.diffusion import models, schedulers
+from stages.runtime.pretrained import load_tokenizer
 from stages.runtime.process import run_stage
 
 REPO = Path(__file__).parents[1]
@@ -812,6 +813,16 @@ def test_a_config_of_another_model_is_one_line(tmp_path, wrong, words):
     line = str(stopped.value)
     assert line.startswith(f"error: {folder}: ") and "\n" not in line
     assert all(word in line for word in words)
+
+
+@pytest.mark.parametrize("files", [{"vocab.json": {"a": 0}}, {"tokenizer_config.json": []}])
+def test_a_tokenizer_that_cannot_be_loaded_is_one_line(tmp_path, files):
+    write_text(tmp_path / "config.json", {"model_type": "phi"})
+    for name, content in files.items():
+        write_text(tmp_path / name, content)
+    with pytest.raises(SystemExit, match="^error: .*: its tokenizer cannot be loaded: .") as line:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(line.value) and "\n" not in str(line.value)
 
 
 def test_only_tokens_that_a_text_may_have_need_an_embedding():

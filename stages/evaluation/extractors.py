@@ -17,7 +17,7 @@ from stages.evaluation.efficientnet import load_efficientnet
 from stages.evaluation.memorization import THUMBNAIL_SIDE
 from stages.evaluation.networks import load_scene_network, normalize, resize
 from stages.runtime.errors import exit_with_error
-from stages.runtime.pretrained import load_pretrained
+from stages.runtime.pretrained import load_pretrained, load_tokenizer
 
 SCENE = Path("models/scene")
 VISION = Path("models/base/vision")
@@ -195,10 +195,8 @@ def caption_embeddings(
     clip: nn.Module, captions: list[str], batch_size: int, folder: Path = VISION / "clip"
 ) -> torch.Tensor:
     """Embeddings float32 [N, D] of captions by the extractor `clip`, cut at its context length."""
-    from transformers import AutoTokenizer
-
     require_file(folder / "tokenizer_config.json", "a clip folder of the Hugging Face hub")
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     model: Any = clip.network
     embeddings = []
     for start in range(0, len(captions), batch_size):

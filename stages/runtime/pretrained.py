@@ -124,6 +124,24 @@ def _loaded_size(file: Path, dtype: Any) -> int:
     return size
 
 
+def load_tokenizer(folder: str | Path, **options: Any) -> Any:
+    """Load the tokenizer of a language model.
+
+    Args:
+        folder: of the model.
+        options: further arguments of `from_pretrained`.
+
+    Raises:
+        SystemExit: its files are incomplete, or it needs a package that isn't installed.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        exit_with_error(f"{folder}: its tokenizer cannot be loaded: {str(error)[:300]}")
+
+
 def check_vocabulary(folder: str | Path, tokenizer: Any, model: Any) -> None:
     """Exit with an error where a tokenizer makes token ids that a model has no embedding of.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stages.common.rng import rng
 from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
-from stages.runtime.pretrained import check_vocabulary, load_pretrained
+from stages.runtime.pretrained import check_vocabulary, load_pretrained, load_tokenizer
 from stages.text.writers.answers import Answer
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
         `transformers.PreTrainedTokenizerBase` that pads on the left.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     has_gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if has_gpu else torch.float32
@@ -40,7 +40,7 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
 
         model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     # A continuation follows the last token, so the padding goes to the left.
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer = load_tokenizer(folder, padding_side="left")
     check_vocabulary(folder, tokenizer, model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
