@@ -57,6 +57,8 @@ def _check_source(source: str) -> str:
             "arxiv:<csv> (papers only), torchgeo:<data set> (imagery only), package:<name> (models "
             "only) or none"
         )
+    if location != location.lstrip():
+        raise ValueError(f"no blank may follow the colon: write {kind}:{location.lstrip()}")
     if kind == "hub" and not HUB_NAME.fullmatch(location):
         raise ValueError("write hub:<owner>/<name>, and @<revision> where it is not the newest")
     return source
@@ -199,6 +201,7 @@ CountOrZero = Annotated[int, Field(ge=0)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+HeldOutFraction = Annotated[float, Field(gt=0, lt=1)]
 SplitSize = Annotated[
     float,
     Field(ge=0, json_schema_extra={"format": "fraction < 1, or integer >= 0"}),
@@ -755,10 +758,10 @@ class Classifier(Section):
     )
     lr: PositiveNumber = Field(description="learning rate of AdamW (paper, section 5: 3.0e-4)")
     seeds: Count = Field(description="classifiers trained, each from its own seed")
-    valid_fraction: Fraction = Field(
+    valid_fraction: HeldOutFraction = Field(
         description="fraction of the synthetic images of each class for validation, whole prompts"
     )
-    test_fraction: Fraction = Field(
+    test_fraction: HeldOutFraction = Field(
         description="fraction of the synthetic images of each class for testing, whole prompts "
         "(paper: 0.1)"
     )
@@ -1273,8 +1276,11 @@ def _explain(fault: ErrorDetails) -> str:
         if key in RENAMED:
             return f"{key}: is named {RENAMED[key]} now"
         allowed = list(_fields(location[:-1]))
-        similar = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean {similar[0]}?" if similar else f"allowed: {', '.join(allowed)}"
+        similar = keys_of_other_sections(key) or difflib.get_close_matches(
+            str(location[-1]), allowed, n=1, cutoff=0.5
+        )
+        allowed_keys = f"allowed: {', '.join(allowed)}"
+        hint = f"did you mean {' or '.join(similar)}?" if similar else allowed_keys
         return f"{key}: unknown key; {hint}"
     if fault["type"] == "missing":
         field = _fields(location[:-1])[str(location[-1])]
@@ -1293,6 +1299,19 @@ def _explain(fault: ErrorDetails) -> str:
     if isinstance(fault["input"], dict):
         return f"{key}: {message}"
     return f"{key}: {message}, not {fault['input']!r}"
+
+
+def keys_of_other_sections(key: str) -> list[str]:
+    """The keys of the name of this one in other sections: `sampling.steps` for `generate.steps`."""
+    name = key.partition(".")[2]
+    sections = {
+        name: _find_section(field.annotation) for name, field in Params.model_fields.items()
+    }
+    return [
+        f"{section}.{name}"
+        for section, model in sections.items()
+        if model is not None and name in model.model_fields
+    ]
 
 
 def _on_one_line(text: str) -> str:

@@ -22,6 +22,17 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             ["sampling.guidence_scale", "did you mean guidance_scale?"],
         ),
         (
+            "epochs: 15 ",
+            "guidance_scale: 5\n  epochs: 15 ",
+            ["finetune_sd.guidance_scale", "did you mean sampling.guidance_scale?"],
+        ),
+        (
+            "source: embedded             # the scene",
+            'source: "path: /data/tiles"  # the scene',
+            ["fetch_imagery.source", "write path:/data/tiles"],
+        ),
+        ("valid_fraction: 0.1 ", "valid_fraction: 0 ", ["classifier.valid_fraction", "greater"]),
+        (
             "guidance_scale: 2.5",
             "guidance_scale: 0.5",
             ["sampling.guidance_scale", "greater than or equal to 1", "0.5"],
