@@ -52,12 +52,11 @@ def make_stable_diffusion(folder: Path, text: Path, layers: int | None) -> int:
     The bytes returned are those of fp32, which the hub has, too, and `fetch_model` prefers.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     makers = {
         "unet": UNet2DConditionModel.from_config,
         "vae": AutoencoderKL.from_config,
-        "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig(**config)),
+        "text_encoder": new_encoder,
     }
     shutil.copytree(CONFIGS / "stable-diffusion-v1-5", folder)
     size = 0
@@ -86,12 +85,8 @@ def old_name(part: str, name: str) -> str:
 
 def make_phi(folder: Path, text: Path, layers: int | None) -> int:
     """Phi-1.5 in half precision."""
-    from transformers import PhiConfig, PhiForCausalLM
-
     shutil.copytree(CONFIGS / "phi-1_5", folder)
-    size, network = cut_network(
-        folder, lambda config: PhiForCausalLM(PhiConfig(**config)), torch.float16, layers
-    )
+    size, network = cut_network(folder, new_language_model, torch.float16, layers)
     write_shards(folder, "model", random_weights(network))
     tokenizers.write_phi_tokenizer(folder, text)
     return size
@@ -99,12 +94,8 @@ def make_phi(folder: Path, text: Path, layers: int | None) -> int:
 
 def make_mistral(folder: Path, text: Path, layers: int | None) -> int:
     """Mistral-7B-Instruct in shards of bf16. Its answers are lines of `sentences.txt`."""
-    from transformers import MistralConfig, MistralForCausalLM
-
     shutil.copytree(CONFIGS / "Mistral-7B-Instruct-v0.2", folder)
-    size, network = cut_network(
-        folder, lambda config: MistralForCausalLM(MistralConfig(**config)), torch.bfloat16, layers
-    )
+    size, network = cut_network(folder, new_language_model, torch.bfloat16, layers)
     sentences = SENTENCES.read_text(encoding="utf-8").splitlines()
     answer = tokenizers.write_mistral_tokenizer(folder, text, sentences)
     weights = answering_weights(random_weights(network, torch.bfloat16), **answer)
@@ -114,12 +105,8 @@ def make_mistral(folder: Path, text: Path, layers: int | None) -> int:
 
 def make_minilm(folder: Path, text: Path, layers: int | None) -> int:
     """all-MiniLM-L6-v2, a sentence-transformers folder."""
-    from transformers import BertConfig, BertModel
-
     shutil.copytree(CONFIGS / "all-MiniLM-L6-v2", folder)
-    size, network = cut_network(
-        folder, lambda config: BertModel(BertConfig(**config)), torch.float32, layers
-    )
+    size, network = cut_network(folder, new_encoder, torch.float32, layers)
     positions = ("embeddings.position_ids", torch.arange(512)[None])
     write_shards(folder, "model", [*random_weights(network, torch.float32), positions])
     tokenizers.write_bert_tokenizer(folder, text)
@@ -138,18 +125,12 @@ def make_resnet18(folder: Path, text: Path, layers: int | None) -> int:
 
 def make_vision(folder: Path, text: Path, layers: int | None) -> int:
     """The networks of the extractors: torch-fidelity's Inception, DINOv2-B and CLIP-L."""
-    from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
-
-    makers = {
-        "dinov2": lambda config: Dinov2Model(Dinov2Config(**config)),
-        "clip": lambda config: CLIPModel(CLIPConfig(**config)),
-    }
     shutil.copytree(CONFIGS / "vision", folder)
     inception = make_inception()
     size = weight_bytes(inception, torch.float32)
     write_shards(folder / "inception2048", "model", random_weights(inception, torch.float32))
-    for part, make in makers.items():
-        part_size, network = cut_network(folder / part, make, torch.float32, layers)
+    for part in ("dinov2", "clip"):
+        part_size, network = cut_network(folder / part, new_encoder, torch.float32, layers)
         size += part_size
         write_shards(folder / part, "model", random_weights(network, torch.float32))
     shutil.copytree(CONFIGS / "clip-tokenizer", folder / "clip", dirs_exist_ok=True)
@@ -183,6 +164,20 @@ MODELS = {
 
 
 # Configurations.
+
+
+def new_encoder(config: dict[str, Any]) -> torch.nn.Module:
+    """An encoder of transformers, of the kind that its configuration names."""
+    from transformers import AutoConfig, AutoModel
+
+    return AutoModel.from_config(AutoConfig.for_model(**config))
+
+
+def new_language_model(config: dict[str, Any]) -> torch.nn.Module:
+    """A causal language model of transformers, of the kind that its configuration names."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
 
 
 def cut_network(
