@@ -37,26 +37,20 @@ def write_clip_tokenizer(folder: Path, text: Path, fast: bool) -> None:
 def write_phi_tokenizer(folder: Path, text: Path) -> None:
     """GPT-2's kind of byte-level BPE: 50,257 tokens, and Phi's 38 of blanks and tabs."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer
 
     size = 50257
     end = "<|endoftext|>"
     added = [" " * count for count in range(31, 1, -1)]
     added += ["\t" * count for count in range(9, 1, -1)]
-    trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=size - 1, initial_alphabet=letters, show_progress=False)
-    trained.train([str(text)], trainer)
-    model = json.loads(trained.to_str())["model"]
-    vocabulary: dict[str, int] = model["vocab"]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = byte_level.alphabet()
+    vocabulary, merges = train_bpe(text, size - 1, byte_level, initial_alphabet=letters)
     filling = [f"Ġunused{number}" for number in range(size - 1 - len(vocabulary))]
     for token in [*filling, end]:
         vocabulary[token] = len(vocabulary)
-    merges = [tuple(merge) for merge in model["merges"]]
 
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = trained.pre_tokenizer
+    tokenizer.pre_tokenizer = byte_level
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     tokenizer.add_special_tokens([end])
@@ -74,11 +68,11 @@ def write_mistral_tokenizer(folder: Path, text: Path, sentences: list[str]) -> d
     No text is encoded as one of these. Returns the numbers of the sentences and of the tokens
     after which an answer begins, a line ends, and an answer ends.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     size = 32000
     special = ["<unk>", "<s>", "</s>"]
-    merges = trained_merges(text)
+    _, merges = train_bpe(text, 12000, pre_tokenizers.Metaspace())
     letters = [*string.printable.strip()]
     letters += [letter for merge in merges for piece in merge for letter in piece]
     tokens = [*special, *(f"<0x{number:02X}>" for number in range(256)), *letters]
@@ -132,26 +126,25 @@ def write_bert_tokenizer(folder: Path, text: Path) -> None:
 
 def word_merges(text: Path, count: int) -> list[tuple[str, str]]:
     """At most so many merges of a BPE over lower-case words of ASCII that end in </w>."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-    from tokenizers.trainers import BpeTrainer
+    from tokenizers import Regex, normalizers, pre_tokenizers
 
-    suffix = "</w>"
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=suffix))
     only_ascii = normalizers.Replace(Regex("[^ -~]"), " ")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), only_ascii])
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = BpeTrainer(vocab_size=count, end_of_word_suffix=suffix, show_progress=False)
-    tokenizer.train([str(text)], trainer)
-    return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    normalizer = normalizers.Sequence([normalizers.Lowercase(), only_ascii])
+    words = pre_tokenizers.Whitespace()
+    _, merges = train_bpe(text, count, words, normalizer, end_of_word_suffix="</w>")
+    return merges
 
 
-def trained_merges(text: Path) -> list[tuple[str, str]]:
-    """At most 12,000 merges of a BPE over words that begin with ▁."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def train_bpe(
+    text: Path, size: int, pre_tokenizer: Any, normalizer: Any = None, **options: Any
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary, of at most `size` tokens, and merges of a BPE. options: of its trainer."""
+    from tokenizers import Tokenizer, models
     from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = BpeTrainer(vocab_size=12000, show_progress=False)
-    tokenizer.train([str(text)], trainer)
-    return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.normalizer = normalizer
+    tokenizer.train([str(text)], BpeTrainer(vocab_size=size, show_progress=False, **options))
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [tuple(merge) for merge in model["merges"]]
