@@ -18,13 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.common.rng import rng
-from stages.evaluation.frechet import (
-    Gaussian,
-    fid,
-    fid_curve,
-    fid_infinity,
-    frechet_distance,
-)
+from stages.evaluation.frechet import Gaussian, fid, fid_curve, fit_fid_line, frechet_distance
 from stages.evaluation.intervals import draw_halvings
 from stages.evaluation.kernel import kid
 from stages.evaluation.protocols import (
@@ -187,7 +181,7 @@ def simulate(
         dimensions = real.shape[1]
         if "fid" in values and scenario.n // 2 > dimensions:  # otherwise it has no interval
             curve = fid_curve(real, fake, generator, scenario.paired)
-            values["fid_infinity"].append(fid_infinity(curve, dimensions))
+            values["fid_infinity"].append(fit_fid_line(curve, dimensions)[1])
     if "fid_infinity" in values:
         halves["fid_infinity"] = halves["fid"]  # as in `estimate_variances`
         others["fid_infinity"] = values["fid_infinity"]

@@ -14,7 +14,7 @@ from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
     draw_in_class_mix,
 )
-from stages.evaluation.frechet import fid, fid_curve, fid_infinity, fit_gaussian, frechet_distance
+from stages.evaluation.frechet import fid, fid_curve, fit_fid_line, fit_gaussian, frechet_distance
 from stages.evaluation.intervals import (
     draw_halvings,
     root_scale_interval,
@@ -331,13 +331,13 @@ def test_fid_infinity_is_the_closed_form_that_fid_exceeds():
         real, fake = rng.normal(size=(2, 400, 64)) * deviations
         points = fid_curve(real, fake + np.eye(64)[0], rng)
         plain.append(points[0][1])
-        infinite.append(fid_infinity(points, 64))
+        infinite.append(fit_fid_line(points, 64)[1])
     assert [size for size, _ in points] == [400, 200, 133, 100]
     assert np.mean(plain) > 1.2
     assert np.mean(infinite) == pytest.approx(1, abs=0.1)
-    assert fid_infinity([(n, 2 + 30 / n) for n in (10, 20, 40)], 8) == pytest.approx(2)
+    assert fit_fid_line([(n, 2 + 30 / n) for n in (10, 20, 40)], 8) == pytest.approx((30, 2))
     # Fewer images than dimensions: FID isn't straight in 1/N there.
-    assert fid_infinity([(40, 5), (20, 8), (10, 9)], 16) == pytest.approx(2)
+    assert fit_fid_line([(40, 5), (20, 8), (10, 9)], 16)[1] == pytest.approx(2)
 
 
 def test_fid_curve_draws_as_many_of_the_larger_set():

@@ -85,21 +85,15 @@ def fit_fid_line(points: Curve, dimensions: int) -> tuple[float, float]:
 
     FID is straight in 1/N only where N is above the features' dimensions. The other points are
     left out, unless fewer than two would remain.
+
+    The intercept is FID infinity, that of infinitely many images (Chong & Forsyth 2020,
+    "Effectively Unbiased FID and Inception Score"). They vary the number of generated images alone;
+    here both sets shrink, since the real one is as small. Unbiased to first order in 1/N where the
+    subsets of the curve are drawn as the whole sets are (in pairs, or not), so it may fall below 0
+    for sets that are alike. Far too high where half of the images are fewer than the features'
+    dimensions.
     """
     above = [(size, value) for size, value in points if size > dimensions]
     sizes, values = np.array(above if len(above) > 1 else points, dtype=np.float64).T
     slope, intercept = np.polyfit(1 / sizes, values, 1)
     return float(slope), float(intercept)
-
-
-def fid_infinity(points: Curve, dimensions: int) -> float:
-    """FID of infinitely many images, from the points of `fid_curve`.
-
-    It is where the line through (1/N, FID) meets 1/N = 0 (Chong & Forsyth 2020, "Effectively
-    Unbiased FID and Inception Score"). They vary the number of generated images alone; here both
-    sets shrink, since the real one is as small. Unbiased to first order in 1/N where the subsets
-    of the curve are drawn as the whole sets are (in pairs, or not), so it may fall below 0 for sets
-    that are alike. Far too high where half of the images are fewer than the features' dimensions.
-    """
-    _, intercept = fit_fid_line(points, dimensions)
-    return intercept

@@ -22,13 +22,7 @@ import numpy as np
 
 from stages.common.rng import rng
 from stages.evaluation import sinkhorn
-from stages.evaluation.frechet import (
-    Curve,
-    fid,
-    fid_curve,
-    fid_infinity,
-    fit_fid_line,
-)
+from stages.evaluation.frechet import Curve, fid, fid_curve, fit_fid_line
 from stages.evaluation.intervals import (
     MAX_HALVED,
     Rows,
@@ -67,9 +61,10 @@ def compute_metrics(
     paired: row i of `fake` was drawn with row i of `real`, M <= N.
     """
     distances = compute_distances(real, fake, extractor, paired)
+    _, infinity = fit_fid_line(curve, real.shape[1])
     return {
         "fid": distances.pop("fid"),
-        "fid_infinity": fid_infinity(curve, real.shape[1]),
+        "fid_infinity": infinity,
         **distances,
         **compute_sinkhorn(real, fake),
     }
