@@ -63,9 +63,7 @@ def line_chart(name: str, steps: list[float], series: dict[str, list[float]], y_
             markersize=4,
             label=label,
         )
-    axes.set_xlim(left=0)
-    axes.set_xlabel("step")
-    axes.set_ylabel(y_label)
+    axes.set(xlim=(0, None), xlabel="step", ylabel=y_label)
     axes.grid(axis="y", color=LINES, linewidth=0.6)
     if len(series) > 1:
         axes.legend()
@@ -85,9 +83,7 @@ def fid_curve_chart(
     for (label, values), color in zip(points.items(), SERIES):
         axes.plot(line_x, lines[label], color=color, linewidth=1.8, label=label)
         axes.plot(point_x, values, "o", color=color, markersize=4)
-    axes.set_xlim(left=0)
-    axes.set_xlabel("1 / number of images")
-    axes.set_ylabel("FID")
+    axes.set(xlim=(0, None), xlabel="1 / number of images", ylabel="FID")
     axes.grid(axis="y", color=LINES, linewidth=0.6)
     axes.legend()
     return to_svg(figure, name)
@@ -122,8 +118,7 @@ def bar_chart(
     axes.set_yticks([group + 0.4 - height / 2 for group in range(len(groups))], list(labels))
     axes.margins(y=min(0.05, 0.5 / max(len(groups), 1)))
     axes.invert_yaxis()
-    axes.set_xlim(0, 1)
-    axes.set_xlabel(x_label)
+    axes.set(xlim=(0, 1), xlabel=x_label)
     axes.grid(axis="x", color=LINES, linewidth=0.6)
     axes.set_axisbelow(True)
     if len(series) > 1:
@@ -149,8 +144,7 @@ def pareto_chart(
         color = SERIES[0] if on_front else SERIES[2]
         axes.plot(x, y, "o", color=color, markersize=6 if on_front else 4)
         axes.annotate(experiment, (x, y), (5, 4), textcoords="offset points", fontsize=8)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set(xlabel=x_label, ylabel=y_label)
     axes.margins(0.12)
     axes.grid(color=LINES, linewidth=0.6)
     return to_svg(figure, name)
@@ -178,15 +172,13 @@ def confusion_matrix(name: str, pairs: list[tuple[str, str]], classes: list[str]
             if len(classes) <= WIDE:
                 axes.text(column, row, str(count), ha="center", va="center", fontsize=8)
     positions = range(len(classes))
-    axes.set_xlim(-0.5, len(classes) - 0.5)
-    axes.set_ylim(len(classes) - 0.5, -0.5)
+    end = len(classes) - 0.5
+    axes.set(xlim=(-0.5, end), ylim=(end, -0.5), xlabel="predicted", ylabel="actual")
     size = 7 if many else 8
     axes.set_xticks(
         positions, list(columns), rotation=45, ha="right", rotation_mode="anchor", fontsize=size
     )
     axes.set_yticks(positions, list(rows), fontsize=size)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("actual")
     return to_svg(figure, name, columns | rows, scales=len(classes) <= WIDE)
 
 
