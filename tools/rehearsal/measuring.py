@@ -1,17 +1,18 @@
 """Run a command and measure it: time, memory of its processes, memory of the GPU, disk."""
 
-import os
 import re
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 
 import psutil
 
+from tools.cache import read_stats
 from tools.rehearsal.device import visible_gpu
 
 POLL = 0.1  # seconds between two looks at the memory
@@ -159,13 +160,8 @@ def folder_size(folder: Path) -> int:
     """The bytes of the files in a folder, or of a file."""
     if folder.is_file():
         return folder.stat().st_size
-    total = 0
-    for root, _, names in os.walk(folder):  # passes over folders that are removed meanwhile
-        for name in names:
-            with suppress(FileNotFoundError):  # a finished checkpoint was removed
-                # What is allocated: some files are made large and filled later.
-                total += os.lstat(os.path.join(root, name)).st_blocks * 512
-    return total
+    # What is allocated: some files are made large and filled later.
+    return sum(info.st_blocks * 512 for info in read_stats(folder) if S_ISREG(info.st_mode))
 
 
 # GPUs.
