@@ -47,7 +47,7 @@ from stages.params import Encode, FinetuneSD, Sampling, load
 from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
-from stages.runtime.processes import check_precision, check_shared_batch, process_state
+from stages.runtime.processes import check_precision, check_shared_batch, once, process_state
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -67,18 +67,12 @@ def main() -> None:
     check_finetuning(params.finetune_sd, start, state)
     latents_bytes = check_latents_size(config, start)
 
-    # Start from an empty output folder.
-    if state.is_main_process:
-        shutil.rmtree(OUT, ignore_errors=True)
-        OUT.mkdir(parents=True)
-    state.wait_for_everyone()
+    once(state, empty_output)
 
     # The images to encode.
     images = {"train": TRAIN, "valid": VALID}
     if config.base_domain != "none":
-        if state.is_main_process:
-            fetch_base_domain(config)
-        state.wait_for_everyone()
+        once(state, fetch_base_domain, config)
         images["base"] = BASE_IMAGES
     # A run resumes only what the same params made of the same bytes of all inputs.
     inputs: list[str | Path] = [*images.values()]
@@ -88,13 +82,7 @@ def main() -> None:
     with resume_folder("encode", fingerprint({"encode": config.model_dump()}, inputs)) as cache:
         # How pixels are normalized: as the VAE reads them, or by the training tiles' statistics.
         normalization_file = cache / "normalization.json"
-        if state.is_main_process and not normalization_file.exists():
-            by_dataset = config.normalization == "dataset"
-            write_json(
-                normalization_file,
-                dataset_normalization(TRAIN) if by_dataset else read_folded(start),
-            )
-        state.wait_for_everyone()
+        once(state, write_normalization, config, start, normalization_file)
         normalization = read_json(normalization_file)
 
         # Encode each distinct caption once, if the embeddings fit beside the latents.
@@ -111,10 +99,19 @@ def main() -> None:
             posteriors_file = cache / f"{split}.safetensors"
             encode_images(folder, posteriors_file, variants, encoder, config.batch_size, state)
 
-        if state.is_main_process:
-            shutil.rmtree(BASE_IMAGES, ignore_errors=True)
-            copy_to_output(cache)
-        state.wait_for_everyone()
+        once(state, copy_to_output, cache)
+
+
+def empty_output() -> None:
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+
+
+def write_normalization(config: Encode, start: Path, file: Path) -> None:
+    """Write the normalization that the params ask for, unless a killed run has."""
+    if not file.exists():
+        by_dataset = config.normalization == "dataset"
+        write_json(file, dataset_normalization(TRAIN) if by_dataset else read_folded(start))
 
 
 def copy_to_output(cache: Path) -> None:
@@ -123,6 +120,7 @@ def copy_to_output(cache: Path) -> None:
     The cache keeps them until it is removed, so a kill loses none. Where no other run waits for the
     cache, which could write to them, and both are on one disk, the copies are links.
     """
+    shutil.rmtree(BASE_IMAGES, ignore_errors=True)
     is_shared = is_awaited(cache)
     for file in sorted(cache.iterdir()):
         if file.suffix == ".npy":

@@ -34,7 +34,7 @@ from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.pretrained import check_vocabulary
-from stages.runtime.processes import check_precision, process_state
+from stages.runtime.processes import check_precision, once, process_state
 from stages.runtime.progress import log, progress_bar
 
 # Added to a group's number, so that all file names have the same length and sort by number.
@@ -250,9 +250,7 @@ def generate_shards(
         writer.wait()
         bar.close()
         state.wait_for_everyone()
-        if state.is_main_process:
-            _merge_groups(cache, group_count, out, schema)
-        state.wait_for_everyone()
+        once(state, _merge_groups, cache, group_count, out, schema)
 
 
 def _count_kept_images(cache: Path, group_size: int, total: int) -> dict[int, int]:

@@ -1,7 +1,9 @@
 """The processes that run a stage together, and their devices."""
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -30,6 +32,13 @@ def process_state() -> PartialState:
             "without GPUs set use_cpu: true"
         )
     return state
+
+
+def once(state: PartialState, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in the first process, while the others wait until it returns."""
+    if state.is_main_process:
+        function(*arguments)
+    state.wait_for_everyone()
 
 
 def check_shared_batch(key: str, batch_size: int, processes: int) -> None:
