@@ -42,12 +42,13 @@ from stages.diffusion.encoding import (
     tile_size,
 )
 from stages.diffusion.normalization import read_folded
+from stages.diffusion.param_checks import check_sampling, check_training
 from stages.imagery import base_domain
-from stages.params import Encode, FinetuneSD, Sampling, load
+from stages.params import Encode, load
 from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
-from stages.runtime.processes import check_precision, check_shared_batch, once, process_state
+from stages.runtime.processes import check_precision, once, process_state
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -63,8 +64,11 @@ def main() -> None:
     state = process_state()
     start = models.start_folder()
     check_config(config, start, state)
-    check_sampling(params.sampling, start, state)
-    check_finetuning(params.finetune_sd, start, state)
+    # What would end `sample` or `finetune_sd` after hours.
+    schedulers.check_scheduler(start)
+    check_sampling(params.sampling, start, state.device)
+    if params.finetune_sd.epochs:
+        check_training(params.finetune_sd, start, state.device, state.num_processes)
     latents_bytes = check_latents_size(config, start)
 
     once(state, empty_output)
@@ -138,24 +142,6 @@ def check_config(config: Encode, start: Path, state: PartialState) -> None:
     models.check_resolution("fetch_imagery.resolution", tile_size(TRAIN), factor)
     if sources.kind(config.base_domain) == "path":
         sources.local_path(config.base_domain, base_domain.KEY)
-
-
-def check_sampling(sampling: Sampling, start: Path, state: PartialState) -> None:
-    """Exit with an error where `sample` would, after hours of fine-tuning."""
-    check_precision("sampling.precision", sampling.precision, state.device)
-    factor = models.downsampling_factor(start)
-    models.check_resolution("sampling.resolution", sampling.resolution, factor)
-    schedulers.check_scheduler(start)
-    schedulers.check_steps(start, sampling.scheduler, sampling.steps)
-
-
-def check_finetuning(config: FinetuneSD, start: Path, state: PartialState) -> None:
-    """Exit with an error where `finetune_sd` would, after all was encoded."""
-    if not config.epochs:
-        return
-    check_precision("finetune_sd.precision", config.precision, state.device)
-    check_shared_batch("finetune_sd.batch_size", config.batch_size, state.num_processes)
-    schedulers.load_training_schedule(start, config.zero_terminal_snr, config.min_snr_gamma)
 
 
 def check_latents_size(config: Encode, start: Path) -> int:

@@ -32,6 +32,7 @@ from stages.diffusion.batches import Batch, BatchLoader
 from stages.diffusion.caption_embeddings import load_embeddings
 from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
 from stages.diffusion.latents import Latents
+from stages.diffusion.param_checks import check_training
 from stages.diffusion.published_model import save_finetuned, save_unchanged
 from stages.diffusion.trainer import Trainer, check_shapes, create_accelerator
 from stages.diffusion.validation import Evaluator
@@ -63,10 +64,11 @@ def main() -> None:
     config = params.finetune_sd
     make_deterministic(seed)
     accelerator = create_accelerator(config)
+    start = models.start_folder()
+    check_training(config, start, accelerator.device, accelerator.num_processes)
 
     # Data: the latents and text embeddings that `encode` cached, memory-mapped. Embeddings too
     # large for the cache are computed batch by batch.
-    start = models.start_folder()
     embeddings = load_embeddings(LATENTS, start, accelerator.device)
     train_split = Latents(LATENTS, "train", models.scaling_factor(start), embeddings)
     check_shapes(train_split, embeddings.width, start)

@@ -29,12 +29,13 @@ from stages.diffusion import models, schedulers
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.denoising import denoise
 from stages.diffusion.marked_png import encode_marked_png
+from stages.diffusion.param_checks import check_sampling
 from stages.params import Sampling
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
 from stages.runtime.pretrained import check_vocabulary
-from stages.runtime.processes import check_precision, once, process_state
+from stages.runtime.processes import once, process_state
 from stages.runtime.progress import log, progress_bar
 
 # Added to a group's number, so that all file names have the same length and sort by number.
@@ -68,11 +69,8 @@ class Sampler:
     def __init__(
         self, folder: str | Path, sampling: Sampling, device: torch.device | str = "cpu"
     ) -> None:
-        factor = models.downsampling_factor(folder)
-        models.check_resolution("sampling.resolution", sampling.resolution, factor)
-        schedulers.check_steps(folder, sampling.scheduler, sampling.steps)
         self.device = torch.device(device)
-        check_precision("sampling.precision", sampling.precision, self.device)
+        check_sampling(sampling, folder, self.device)
         self.folder = folder
         self.sampling = sampling
         self.dtype = DTYPES[sampling.precision]
@@ -83,7 +81,7 @@ class Sampler:
         check_vocabulary(folder, self.tokenizer, self.text_encoder)
         self.scheduler = schedulers.load_scheduler(folder, sampling.scheduler)
         self.scaling_factor = models.scaling_factor(folder)
-        latent_size = sampling.resolution // factor
+        latent_size = sampling.resolution // models.downsampling_factor(folder)
         self.latent_shape = (self.unet.config.in_channels, latent_size, latent_size)  # (C, h, w)
         self._negative_prompt: str | None = None
         self._negative_embedding: torch.Tensor | None = None

@@ -22,22 +22,19 @@ from stages.diffusion.loss import denoising_loss
 from stages.diffusion.muon import Muon
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
-from stages.runtime.processes import check_precision, check_shared_batch, process_state
+from stages.runtime.processes import process_state
 from stages.runtime.progress import log
 
 
 def create_accelerator(config: FinetuneSD) -> Accelerator:
-    """The devices to train on. Exits with an error where they don't suit `config`."""
+    """The devices to train on."""
     process_state()  # exits where fewer processes came up than were launched
     # Explicit where accelerate would otherwise look into the environment.
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         gradient_accumulation_plugin=GradientAccumulationPlugin(config.gradient_accumulation),
         dynamo_backend="no",
     )
-    check_precision("finetune_sd.precision", config.precision, accelerator.device)
-    check_shared_batch("finetune_sd.batch_size", config.batch_size, accelerator.num_processes)
-    return accelerator
 
 
 def check_shapes(train: Latents, text_width: int, start: Path) -> None:
