@@ -102,8 +102,8 @@ def main() -> None:
         # Splits that keep near-duplicates together. To find these, raw tiles are stretched by the
         # percentiles of all of them; the stretch of the training tiles needs the splits.
         log_systems(tile.georeference for tile in tiles if tile.pixel_count)
-        stretch = choose_stretch(config.stretch, spool, rasters)
-        finish = Finish(config.resolution, stretch, rasters.alpha.is_mask)
+        stretch_of_all = choose_stretch(config.stretch, spool, rasters)
+        finish = Finish(config.resolution, stretch_of_all, rasters.alpha.is_mask)
         fill_in_thumbnails(spool, statistics, finish)
         groups = group_near_duplicates(statistics.thumbnails)
         split_counts = split_tiles(tiles, groups, missing_splits, config)
@@ -111,9 +111,9 @@ def main() -> None:
         scenes = {tile.scene for tile in tiles if tile.split in SPLITS} - {""}
         log_lost_scenes(survey, scenes, params.classes)
 
-        stretch = choose_stretch(config.stretch, spool, rasters, "train")
+        finish = finish._replace(stretch=choose_stretch(config.stretch, spool, rasters, "train"))
         for split in SPLITS:
-            write_split(out, split, spool, finish._replace(stretch=stretch))
+            write_split(out, split, spool, finish)
         report = {
             "kept": tile_counts,
             "scenes": len(scenes),
@@ -125,7 +125,7 @@ def main() -> None:
             **summarize_label_shares(tiles),
         }
         write_json(out / "REPORT.json", report)
-        facts = describe_pixels(reading.bands, rasters, stretch)
+        facts = describe_pixels(reading.bands, rasters, finish.stretch)
         facts |= {"images": len(tiles), "images_sha256": statistics.images_sha256}
         sources.write_source_json(out, config.source, **resolved, **facts)
     counts = ", ".join(f"{count} {split}" for split, count in tile_counts.items())
