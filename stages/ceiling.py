@@ -21,7 +21,9 @@ from safetensors.numpy import save_file
 from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.class_names import slug
 from stages.common.torch_setup import make_deterministic
+from stages.evaluation.classifier_results import ClassifierResult
 from stages.evaluation.label_sets import LABEL_SETS, number_scenes, read_label_set, refuse_one_class
+from stages.evaluation.labeled_images import read_labeled_images
 from stages.params import load
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.process import run_stage
@@ -37,13 +39,13 @@ def main() -> None:
     params = load()
     classifier = params.classifier
     make_deterministic(params.seed)
+    # Imported late: Lightning and TorchGeo need seconds to load.
     from stages.evaluation.classification import (
         average_results,
         jobs_fingerprint,
         jobs_per_seed,
         train_and_test_all,
     )
-    from stages.evaluation.labeled_images import read_labeled_images
 
     # For each label set: draw training tiles, and plan a classifier for each seed.
     classes = params.used_classes()
@@ -93,8 +95,8 @@ def main() -> None:
             write_accuracies(OUT / f"{label_set}.safetensors", of_label_set)
 
 
-def write_accuracies(path: Path, results: list) -> None:
-    """Write the bootstrapped accuracies on real tiles of these `ClassifierResult`s."""
+def write_accuracies(path: Path, results: list[ClassifierResult]) -> None:
+    """Write the bootstrapped accuracies on real tiles of these results."""
     accuracies = [result.bootstrapped["real_test"]["overall_accuracy"] for result in results]
     save_file({"overall_accuracy": np.stack(accuracies)}, path)
     follow_umask(path.parent)

@@ -24,7 +24,10 @@ from safetensors.numpy import load_file
 from stages.common.artifacts import read_json, write_json
 from stages.common.csv_files import write_csv
 from stages.common.torch_setup import make_deterministic
+from stages.evaluation.classifier_results import ClassifierResult
 from stages.evaluation.label_sets import LABEL_SETS, read_label_set, refuse_one_class
+from stages.evaluation.labeled_images import read_labeled_images
+from stages.evaluation.networks import save_network
 from stages.evaluation.scores import class_accuracy, share_of_ceiling
 from stages.params import load
 from stages.runtime.process import run_stage
@@ -45,6 +48,7 @@ def main(label_set: str) -> None:
     classifier = params.classifier
     classes = params.used_classes()
     make_deterministic(params.seed)
+    # Imported late: Lightning and TorchGeo need seconds to load.
     from stages.evaluation.classification import (
         average_results,
         jobs_fingerprint,
@@ -52,8 +56,6 @@ def main(label_set: str) -> None:
         refuse_selector_weights,
         train_and_test_all,
     )
-    from stages.evaluation.labeled_images import read_labeled_images
-    from stages.evaluation.networks import save_network
 
     if label_set == "lulc" and params.generate.keep is not None:
         refuse_selector_weights()
@@ -141,8 +143,10 @@ def names_without(class_names: list[str], labels: np.ndarray) -> list[str]:
     return [name for i, name in enumerate(class_names) if i not in shown]
 
 
-def compare_with_ceiling(label_set: str, scores: dict[str, float], results: list) -> dict:
-    """`share_of_ceiling` of these `ClassifierResult`s and their average scores on real tiles."""
+def compare_with_ceiling(
+    label_set: str, scores: dict[str, float], results: list[ClassifierResult]
+) -> dict:
+    """`share_of_ceiling` of these results and their average scores on real tiles."""
     ceiling = read_json(f"metrics/ceiling_{label_set}.json")
     ceiling_samples = load_file(f"models/ceiling/{label_set}.safetensors")["overall_accuracy"]
     samples = np.stack([result.bootstrapped["real_test"]["overall_accuracy"] for result in results])
@@ -173,7 +177,7 @@ def write_plots(
     class_names: list[str],
     labels: np.ndarray,
     units: np.ndarray,
-    results: list,
+    results: list[ClassifierResult],
 ) -> None:
     """Write the (actual, predicted) pairs of the confusion matrix, and each class's accuracy.
 
@@ -184,7 +188,7 @@ def write_plots(
         class_names: in the order of their numbers.
         labels: class number of each real tile [N].
         units: number of each tile's raster [N].
-        results: the `ClassifierResult` of each seed.
+        results: one for each seed.
     """
     pairs = [
         {"actual": class_names[actual], "predicted": class_names[predicted]}
