@@ -69,25 +69,26 @@ def train_vae(
         generator = rng(seed, "crop", trainer.state.step)
         x = normalize_pixels(random_crop(images[batch], generator, factor))  # [B, 3, H/2, W/2]
         posterior = vae.encode(x).latent_dist
-        noise_generator = torch_generator(seed, "VAE noise", trainer.state.step)
-        y = vae.decode(posterior.sample(noise_generator)).sample.float()  # [B, 3, H/2, W/2]
+        latents = posterior.sample(torch_generator(seed, "VAE noise", trainer.state.step))
+        y = vae.decode(latents).sample.float()  # [B, 3, H/2, W/2]
         trainer.step(reconstruction_loss(x, y) + 1e-6 * posterior.kl().mean())
-    noise_generator = torch_generator(seed, "scaling factor")
-    size = images.shape[1]
-    encoding_batch = max(1, min(ENCODING_BATCH, ENCODING_BATCH * 64**2 // size**2))
-    with torch.no_grad():
-        latents = torch.cat(
-            [
-                vae.encode(normalize_pixels(images[i : i + encoding_batch])).latent_dist.sample(
-                    noise_generator
-                )
-                for i in range(0, min(len(images), SCALING_IMAGES), encoding_batch)
-            ]
-        ).float()  # [N, C, h, w]
-        _check_finite(latents, "VAE", lr)
-        _check_finite(vae.decode(latents[:1]).sample, "VAE", lr)
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 4))
+    vae.register_to_config(scaling_factor=_measure_scaling(vae, images, lr, seed))
     return vae.eval()
+
+
+@torch.no_grad()
+def _measure_scaling(vae: Any, images: np.ndarray, lr: float, seed: int) -> float:
+    """1 / std of the latents of images. Exits with an error where training has diverged."""
+    generator = torch_generator(seed, "scaling factor")
+    batch_size = max(1, min(ENCODING_BATCH, ENCODING_BATCH * 64**2 // images.shape[1] ** 2))
+    samples = []
+    for i in range(0, min(len(images), SCALING_IMAGES), batch_size):
+        posterior = vae.encode(normalize_pixels(images[i : i + batch_size])).latent_dist
+        samples.append(posterior.sample(generator))
+    latents = torch.cat(samples).float()  # [N, C, h, w]
+    _check_finite(latents, "VAE", lr)
+    _check_finite(vae.decode(latents[:1]).sample, "VAE", lr)
+    return round(1 / latents.std().item(), 4)
 
 
 def reconstruction_loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
