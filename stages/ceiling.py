@@ -56,18 +56,16 @@ def main() -> None:
         if label_set == "lulc":
             class_of_train = number_scenes(classes)
             wanted = count_kept(class_names)
-            where = "metrics/select.json"
+            counted_in = "metrics/select.json"
         else:
             class_of_train = class_of_scene
-            scenes = [row["scene"] for row in read_rows(TEST, ["scene"])]
-            test_tiles = Counter(class_of_scene[scene] for scene in scenes if scene)
-            wanted = {i: n * classifier.images_per_caption for i, n in test_tiles.items()}
-            where = TEST
+            wanted = count_sampled(class_of_scene, classifier.images_per_caption)
+            counted_in = TEST
         source, _ = read_labeled_images(
             TRAIN, "scene", class_of_train, classifier.resolution, wanted, params.seed
         )
         real, _ = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
-        refuse_one_class(where, sum(n > 0 for n in wanted.values()))
+        refuse_one_class(counted_in, sum(n > 0 for n in wanted.values()))
         refuse_one_class(TRAIN, len(np.unique(source.labels)))
         n_tiles, n_wanted = len(source.labels), sum(wanted.values())
         sizes[label_set] = {"n_tiles": n_tiles, "n_wanted": n_wanted}
@@ -107,6 +105,13 @@ def count_kept(class_names: list[str]) -> dict[int, int]:
     per_class = read_json("metrics/select.json")["per_class"]
     counts = [per_class.get(slug(name), {"kept": 0}) for name in class_names]
     return {i: of_class["kept"] for i, of_class in enumerate(counts)}
+
+
+def count_sampled(class_of_scene: dict[str, int], images_per_caption: int) -> dict[int, int]:
+    """Class number -> number of its images that `sample@tuned` generates."""
+    scenes = [row["scene"] for row in read_rows(TEST, ["scene"])]
+    test_tiles = Counter(class_of_scene[scene] for scene in scenes if scene)
+    return {i: n * images_per_caption for i, n in test_tiles.items()}
 
 
 if __name__ == "__main__":
