@@ -52,11 +52,16 @@ def check_shapes(train: Latents, text_width: int, start: Path) -> None:
         )
 
 
+def trained_weights(unet: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name: all, or those of a LoRA adapter."""
+    return {name: weight for name, weight in unet.named_parameters() if weight.requires_grad}
+
+
 def create_optimizer(
     weights: dict[str, torch.nn.Parameter], config: FinetuneSD
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019), or its variant with 8-bit state (Dettmers et al. 2022), or
-    Muon (Jordan et al. 2024). weights: the trained ones by name."""
+    Muon (Jordan et al. 2024). weights: `trained_weights`."""
     if config.optimizer == "muon":
         return Muon(weights, config.lr, config.weight_decay)
     if config.optimizer == "adamw8bit":
@@ -108,13 +113,11 @@ class Trainer:
                 "finetune_sd.optimizer: muon needs whole matrices, and each process holds a shard "
                 "of them (FSDP): use adamw"
             )
-        trained = {n: w for n, w in self.unet.named_parameters() if w.requires_grad}
-        self.unwrapped_optimizer = create_optimizer(trained, config)
+        self.unwrapped_optimizer = create_optimizer(trained_weights(self.unet), config)
         self.model, self.optimizer = accelerator.prepare(self.unet, self.unwrapped_optimizer)
 
         # Collected after `prepare`, in which FSDP2 replaces the parameters by shards.
-        named = self.unet.named_parameters()
-        self.weights = {name: weight for name, weight in named if weight.requires_grad}
+        self.weights = trained_weights(self.unet)
         self.ema = {}
         if config.ema_decay:
             self.ema = {name: weight.detach().clone() for name, weight in self.weights.items()}
@@ -182,17 +185,16 @@ class Trainer:
 
     def resume(self, folder: Path) -> TrainingState | None:
         """Load the last complete checkpoint of the folder; None where there is none."""
-        checkpoint = checkpoints.load_latest(folder)
-        step = checkpoint[1].step if checkpoint else 0
+        tensors, state = checkpoints.load_latest(folder) or ({}, None)
+        step = state.step if state else 0
         steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device))
         if steps.min() != steps.max():
             exit_with_error(
                 f"{folder}: not all processes see the same checkpoints: set "
                 "REMOTE_DIFFUSION_SCRATCH to a folder that all machines see"
             )
-        if checkpoint is None:
+        if state is None:
             return None
-        tensors, state = checkpoint
         checkpoints.load_state_dict(tensors, self.weights, self.ema, self.unwrapped_optimizer)
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
