@@ -83,8 +83,7 @@ class Sampler:
         self.scaling_factor = models.scaling_factor(folder)
         latent_size = sampling.resolution // models.downsampling_factor(folder)
         self.latent_shape = (self.unet.config.in_channels, latent_size, latent_size)  # (C, h, w)
-        self._negative_prompt: str | None = None
-        self._negative_embedding: torch.Tensor | None = None
+        self._negative_embedding: dict[str, torch.Tensor] = {}  # by prompt; only the last one's
 
     def _prepare(self, model: Any) -> Any:
         """Move a model to the device; cast its convolutions and linear layers to the precision.
@@ -176,12 +175,10 @@ class Sampler:
 
         Embedded alone in its batch, a prompt has the same embedding in any group.
         """
-        if self._negative_embedding is None or self._negative_prompt != negative_prompt:
-            self._negative_embedding = models.embed_text(
-                self.tokenizer, self.text_encoder, [negative_prompt]
-            )
-            self._negative_prompt = negative_prompt
-        return self._negative_embedding
+        if negative_prompt not in self._negative_embedding:
+            embedding = models.embed_text(self.tokenizer, self.text_encoder, [negative_prompt])
+            self._negative_embedding = {negative_prompt: embedding}
+        return self._negative_embedding[negative_prompt]
 
     def try_group_size(self, count: int) -> None:
         """Use as much memory as `generate_images` does for a group of `count` images."""
