@@ -49,6 +49,7 @@ from stages.runtime.atomic import link_or_copy
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.processes import check_precision, once, process_state
+from stages.runtime.progress import log
 from stages.runtime.resume_cache import is_awaited, resume_folder
 
 TRAIN = Path("data/imagery/train")
@@ -67,6 +68,7 @@ def main() -> None:
     # What would end `sample` or `finetune_sd` after hours.
     schedulers.check_scheduler(start)
     check_sampling(params.sampling, start, state.device)
+    compare_sizes(tile_size(TRAIN), params.sampling.resolution)
     if params.finetune_sd.epochs:
         check_training(params.finetune_sd, start, state.device, state.num_processes)
     latents_bytes = check_latents_size(config, start)
@@ -142,6 +144,15 @@ def check_config(config: Encode, start: Path, state: PartialState) -> None:
     models.check_resolution("fetch_imagery.resolution", tile_size(TRAIN), factor)
     if sources.kind(config.base_domain) == "path":
         sources.local_path(config.base_domain, base_domain.KEY)
+
+
+def compare_sizes(trained: int, sampled: int) -> None:
+    """Log where images are generated at another size [pixels] than the model is trained at."""
+    if sampled != trained:
+        log(
+            f"sampling.resolution: images of {sampled} px from a model that is trained on tiles of "
+            f"{trained} px (fetch_imagery.resolution): the scale of their content may differ"
+        )
 
 
 def check_latents_size(config: Encode, start: Path) -> int:

@@ -123,9 +123,11 @@ def test_a_cache_that_is_too_small_names_the_variants_that_fit(workspace):
     image_bytes = 2 * 2 * 4 * 8 * 8  # mean and logvar in float16
     before = digest(workspace / "data/latents")
     for gigabytes, sizes in (((20 * 2 + 6 + 4) * image_bytes / 1e9, "1 .* 2 "), (1e-6, "1 ")):
-        write_params(workspace, encode={"cache_gb": gigabytes})
+        # Sampling at twice the size of the tiles is allowed, and told.
+        write_params(workspace, encode={"cache_gb": gigabytes}, sampling={"resolution": 64})
         code, log = run(workspace, encode.main)
         assert code == 1 and "Traceback" not in log
+        assert re.search("^sampling.resolution: images of 64 px .* tiles of 32 px", log, re.M)
         (line,) = re.findall("error: encode.cache_gb: .*", log)
         assert re.search(f"encode.variants 8 .*; .*{sizes}", line) and "3 take" not in line
     assert digest(workspace / "data/latents") == before
