@@ -147,6 +147,9 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"「{A}」\n『{B}』\n‹{C}›",
         f"\ufeff{A}\n\u200b{B}\n{C}\x00",
         f"{A} (12 words)\n{B} - 12 words\n{C} [12 words]",
+        f"{A}, as described in excerpt 2.\n{B} (excerpt 3).\n{C} according to the excerpts.",
+        f"Excerpt 1: {A}\n[Excerpt 2] {B}\nAs noted in excerpts 1 and 3, {C}",
+        f"{A} [5].\n{B}. [1, 3]\n{C} [Smith et al., 2020].",
         f"The desert lies wide and dry below the plane.\n\n{PLAIN}\n\nSo much for the dry desert.",
         f"The desert lies wide and dry below the plane.\n{PLAIN}",
         f"{PLAIN}\n\nThese capture the desert from above.\n\nNote: the desert varies with light.",
@@ -178,6 +181,7 @@ def test_the_descriptions_of_an_answer_are_found(text):
         (Answer(f"1 {A}\n2 {B}", False), []),
         (Answer(f"{A} / {B}", False), []),
         (Answer(f"{A.capitalize()}. It looks rough.\n{B.capitalize()}. It looks wide.", False), []),
+        (Answer(f"{A}\n{B}\nThe excerpts speak of a pale desert in the dry season", False), [A, B]),
         (Answer("As a language model, no desert can be seen from above.", False), []),
     ],
 )

@@ -117,7 +117,7 @@ MARKER = re.compile("|".join(MARKERS))
 # "Description 1: ", "Option B - ", "Caption: ", "First, "
 LABEL = re.compile(
     r"(?:(?:image|aerial|scene) )?(?:description|prompt|caption|sentence|image|scene|view|option|"
-    r"variant|variation|version|example|candidate|answer|item|number|no\.?)\s*"
+    r"excerpt|variant|variation|version|example|candidate|answer|item|number|no\.?)\s*"
     r"(?:#?\s*(?:\d+|[a-z])\s*)?(?::|\)|\.\s|[-–—]\s)\s*|"
     r"(?:first|second|third|fourth|fifth|sixth|next|last)(?:ly)?,\s+",
     re.I,
@@ -128,6 +128,13 @@ WORD_COUNT = re.compile(r"(?<![\s–—-])[\s–—-]*[\[(]?\b\d+ words[\])]?$")
 TITLE = re.compile(r"\[[^\[\]]{1,40}\]\s+|[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
 MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
 TABLE_RULE = re.compile(r"(?=.*\|)(?=.*--)[|\s:+-]+")
+# What a description rests on, where a model cites it.
+SOURCE = r"(?:as|according|based|consistent|per)(?: \w+){0,5} (?:excerpts?|the (?:passage|paper)s?)\b"
+ATTRIBUTION = re.compile(
+    rf"^{SOURCE}(?:[\d\s,&]|and)*, |[,;]? \b{SOURCE}[^.!?]*|"
+    r" ?[(\[][^()\[\]]{0,40}\bexcerpts?\b[^()\[\]]{0,40}[)\]]|(?<=\S) ?\[[^\[\]]*\]",
+    re.I,
+)
 # The start of a sentence whose subject another sentence names, or the image is.
 GOES_ON = re.compile(r"(its?|they|th(is|ese|ere)|the (image|picture|photo|scene))\b", re.I)
 # Lines before and after the descriptions, and thoughts without tags. Lines with "I", "you",
@@ -140,7 +147,8 @@ TALK_WORDS = re.compile(
     r"all (of )?(these|them|lines)|all (two|three|four|five|six|seven|eight|nine|ten)|together|"
     r"overall|collectively|end of|notes?:|total|sources?:|title:|land cover:|key features|"
     r"(in )?(summary|conclusion)|final answer|unable to|as an? \w+ (in|model))(?!\w)|"
-    r"\b((image|picture|scene|option|view) \d+|descriptions?|captions?|sentences?|word counts?|"
+    r"\b((image|picture|scene|option|view|passage) \d+|descriptions?|captions?|sentences?|"
+    r"word counts?|excerpts?|"
     r"views|scenes|images|pictures|photo(graph)?s|(all|each|every|different|other) seasons?|"
     r"as requested|land cover class|the class is|other classes|the user|hmm|wait|okay|maybe|"
     r"perhaps|probably|could be|would be|might be|let's|not sure|drafts?|another idea|"
@@ -454,6 +462,7 @@ def read_line(raw: str, label: str, classes: ClassLexicon) -> Line:
             if match := pattern.match(text):
                 is_item = True
                 text = text[match.end() :]
+    text = ATTRIBUTION.sub("", text)
     title = TITLE.match(text)
     # A title adds nothing where the rest names the class by itself.
     is_title = title and not TALK_WORDS.search(title[0])
