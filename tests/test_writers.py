@@ -83,6 +83,7 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"“{A}.”,“{B}.”; “{C}.”",
         LABELLED,
         LABELLED.replace(".\n", ". The desert looks rough and wide from above.\n"),
+        "\n".join(f"{text.capitalize()}. It looks rough in winter." for text in (A, B, C)),
         "\n".join(f"- **Summer desert.** {text.capitalize()}." for text in (A, B, C)),
         f"Option A - {A}\nOption B - {B}\nOption C - {C}",
         f"Bare Land: {A}\nBare Land: {B}\nBare Land: {C}",

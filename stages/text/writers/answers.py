@@ -30,6 +30,7 @@ CUT = "cut"  # the limit of tokens has cut it off
 MARKUP = "markup"
 COPY = "copy"  # of an example or of a sentence of a passage
 
+MIN_ROWS = 3  # lines without markers that are descriptions; fewer may be prose
 COPY_SIMILARITY = 0.8  # Jaccard similarity of the word trigrams
 
 THOUGHT = (
@@ -214,9 +215,11 @@ def find_candidates(
             text = text_below(HEADING_LINE, text) or in_lines
         else:
             text = text_below(ANSWER_LINE, text) or text
-        for line in read_lines(text, label, classes, is_cut):
+        lines = read_lines(text, label, classes, is_cut)
+        has_rows = sum(not line.refusal for line in lines) >= MIN_ROWS
+        for line in lines:
             sentence = line.text
-            if not line.refusal and (line.is_item or strings):
+            if not line.refusal and (line.is_item or strings or has_rows):
                 sentence = first_description(sentence, label, classes)
             sentence = sentence if line.refusal else clean_sentence(sentence)
             refusal = line.refusal or find_copy(sentence, sources)
