@@ -153,6 +153,8 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"{A} [5].\n{B}. [1, 3]\n{C} [Smith et al., 2020].",
         f"The desert lies wide and dry below the plane.\n\n{PLAIN}\n\nSo much for the dry desert.",
         f"The desert lies wide and dry below the plane.\n{PLAIN}",
+        f"{FINE}\nAnswer:\n{PLAIN}\nThese are the descriptions.\nI hope you like the descriptions.",
+        f"{PLAIN}\nThese are the descriptions.\nI hope you like the descriptions.",
         f"{PLAIN}\n\nThese capture the desert from above.\n\nNote: the desert varies with light.",
     ],
 )
@@ -258,8 +260,26 @@ def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
     assert kept_prompts(Answer(closed, False), "chain_of_thought") == [A, B, C]
     assert kept_prompts(Answer(PLAIN, False), "chain_of_thought") == []
     assert kept_prompts(Answer(NAMED, False), "chain_of_thought") == [A, B, C]
+    for heading in (
+        "Final Descriptions:",
+        "Here are the DESCRIPTIONS:",
+        "2. DESCRIPTIONS",
+        "Final answer:",
+        "Step 2: DESCRIPTIONS",
+        "DESCRIPTIONS (Bare Land):",
+        "DESCRIPTIONS of Bare Land",
+    ):
+        headed = f"{FINE}\n**{heading}**\n\n{PLAIN}\nI hope you like these descriptions."
+        assert kept_prompts(Answer(headed, False), "chain_of_thought") == [A, B, C], heading
     tagged = f"{FINE}\n<descriptions>\n{PLAIN}\n</descriptions>\n\nGoodbye."
     assert kept_prompts(Answer(tagged, False), "chain_of_thought") == [A, B, C]
+
+
+@pytest.mark.parametrize("is_cut, refusal", [(False, "no_heading"), (True, "cut")])
+def test_a_chain_of_thought_without_a_heading_is_refused(is_cut, refusal):
+    answers = [Answer(PLAIN, is_cut), Answer("", False)]
+    found = find_candidates(answers, "Bare Land", "chain_of_thought", CLASSES, [], Counter())
+    assert [(candidate.text, candidate.refusal) for candidate in found] == [(A, refusal)]
 
 
 def test_answers_are_counted():

@@ -28,6 +28,7 @@ from stages.text.writers.interface import Candidate
 TALK = "talk"  # it speaks of the descriptions or the task
 CUT = "cut"  # the limit of tokens has cut it off
 MARKUP = "markup"
+NO_HEADING = "no_heading"  # above the descriptions of a chain of thought
 COPY = "copy"  # of an example or of a sentence of a passage
 
 MIN_ROWS = 3  # lines without markers that are descriptions; fewer may be prose
@@ -76,11 +77,15 @@ HTML_ITEM = re.compile(r"<li(?: [^<>]*)?>", re.I)
 BREAK_INSIDE = re.compile(r"(?<![\s.!?:;>]) ?<br ?/?> ?(?=([a-z][^\n<]*))")
 HTML_BREAK = re.compile(r"</?(?:p|br|div|ul|ol|li)(?:[ /][^<>]*)?>", re.I)
 FENCE = re.compile(r"```\w*\n(.*?)(?:```|\Z)", re.S)
-HEADING_LINE = re.compile(rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}[^\w\n]*$", re.I | re.M)
+HEADING_LINE = re.compile(
+    rf"^(?![^\S\n]*</)[^\w\n]*{ANSWER_HEADING}(?: (?:of|for) [^\n.]{{1,60}}| \([^()\n]*\))?"
+    r"[^\w\n]*$",
+    re.I | re.M,
+)
 HEADING_IN_LINE = re.compile(rf"^[^\w\n]*{ANSWER_HEADING}[*_]*:[*_ ]*(?=\w)", re.I | re.M)
-# "Final answer:", "Here are the descriptions:"
+# "Final answer:", "Here are the descriptions:", "Step 2: Descriptions"
 ANSWER_LINE = re.compile(
-    r"^(?![^\S\n]*</)[^\w\n]*(?:'?\w[\w']* ){0,6}"
+    r"^(?![^\S\n]*</)[^\w\n]*(?:'?\w[\w']*[.:)]? ){0,6}"
     r"(?:answer|descriptions|output|response|results?)[^\w\n]*$",
     re.I | re.M,
 )
@@ -130,7 +135,9 @@ TITLE = re.compile(r"\[[^\[\]]{1,40}\]\s+|[^:]{1,40}?(?::\s*(?=[^\d\s])| [-â€“â€
 MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
 TABLE_RULE = re.compile(r"(?=.*\|)(?=.*--)[|\s:+-]+")
 # What a description rests on, where a model cites it.
-SOURCE = r"(?:as|according|based|consistent|per)(?: \w+){0,5} (?:excerpts?|the (?:passage|paper)s?)\b"
+SOURCE = (
+    r"(?:as|according|based|consistent|per)(?: \w+){0,5} (?:excerpts?|the (?:passage|paper)s?)\b"
+)
 ATTRIBUTION = re.compile(
     rf"^{SOURCE}(?:[\d\s,&]|and)*, |[,;]? \b{SOURCE}[^.!?]*|"
     r" ?[(\[][^()\[\]]{0,40}\bexcerpts?\b[^()\[\]]{0,40}[)\]]|(?<=\S) ?\[[^\[\]]*\]",
@@ -212,7 +219,11 @@ def find_candidates(
             is_cut = False  # a string that was cut off is not among them
         elif technique.startswith("chain_of_thought"):
             in_lines = "".join(HEADING_IN_LINE.split(text)[1:])  # before each line, or the first
-            text = text_below(HEADING_LINE, text) or in_lines
+            below = text_below(HEADING_LINE, text) or in_lines or text_below(ANSWER_LINE, text)
+            if text.strip() and not below:
+                first_line = text.strip().splitlines()[0]
+                candidates.append(Candidate(first_line, passages, CUT if is_cut else NO_HEADING))
+            text = below
         else:
             text = text_below(ANSWER_LINE, text) or text
         lines = read_lines(text, label, classes, is_cut)
@@ -274,9 +285,13 @@ def opening_thought(request: str) -> str:
 
 
 def text_below(heading: re.Pattern, text: str) -> str:
-    """Return what follows the last line that is a heading; "" where nothing does."""
+    """Return what follows the last line that is a heading of other lines; "" where none is."""
     headings = list(heading.finditer(text))
-    return text[headings[-1].end() :].strip() if headings else ""
+    ends = [found.start() for found in headings[1:]] + [len(text)]
+    for found, end in reversed(list(zip(headings, ends))):
+        if text[found.end() : end].strip():
+            return text[found.end() :].strip()
+    return ""
 
 
 def find_json_strings(text: str) -> list[str]:
