@@ -78,6 +78,11 @@ HEADING_RUN_IN = re.compile(r"(?<=[a-z] )(A|[A-Z][a-z])\b")
 # ice is". The name in "a Forest is" is inside its sentence.
 BEFORE_NAME = re.compile(r"(?<!\ba)(?<!\ban)(?<!\bthe)(?<!\bof)(?<=[a-z]) $")
 AFTER_NAME = re.compile(r"\s+(is|are|has|have)\b")
+# What stands before and after the name of a class that is not there: "no dense forest", "ice-free".
+ABSENT_BEFORE = re.compile(
+    r"\b(no|not|without|lacks?|lacking|lost|(absence|devoid|free|instead) of)( \w+)? $", re.I
+)
+ABSENT_AFTER = re.compile(r"[-\u2010\u2011]free\b", re.I)
 # Inside a sentence, a capitalized word is a proper name, unless it is a month or part of the name
 # of a class.
 CAPITALIZED_WORD = re.compile(r"(?<=[a-z0-9,;:'\"] )[A-Z][a-z]{2,}")
@@ -156,7 +161,7 @@ def rejection_reason(
     if has_proper_name(nameless, classes):
         return "proper_name"
     named_classes = classes.count_class_names(text)
-    if label not in named_classes:
+    if label not in named_classes or is_absent(text, label, classes):
         return "no_class"
     if len(named_classes) > 1:
         return "other_class"
@@ -211,6 +216,14 @@ def has_heading_before_name(text: str, classes: ClassLexicon) -> bool:
         and AFTER_NAME.match(text[mention.end :])
         for mention in classes.find_mentions(text)
     )
+
+
+def is_absent(text: str, label: str, classes: ClassLexicon) -> bool:
+    """Return whether the first name of a class in a text says that the class is not there."""
+    text = unicodedata.normalize("NFC", text)
+    first = next(mention for mention in classes.find_mentions(text) if mention.label == label)
+    before, after = text[: first.start], text[first.end :]
+    return bool(ABSENT_BEFORE.search(before) or ABSENT_AFTER.match(after))
 
 
 def has_proper_name(text: str, classes: ClassLexicon) -> bool:
