@@ -253,6 +253,8 @@ def _child(workspace: Path, rank: int, world: int, port: str, function, args: tu
             "MASTER_PORT": port,
             "ACCELERATE_USE_CPU": "true",
         }
+    # A stage forks its processes, as outside the tests, and starts no further server for them.
+    multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(1)
     function(*args)
 
