@@ -489,10 +489,9 @@ def test_a_downloaded_image_says_how_it_was_made(address, models):
     }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_the_demo_leaves_no_file_behind(clone, number):
+def test_the_demo_leaves_no_file_behind(clone):
     """And starts where another user owns Gradio's own folder: it uses none that others share."""
-    temporary = clone / f"temporary{number}"
+    temporary = clone / "temporary"
     temporary.mkdir()
     port = str(free_port())
     variables = {**os.environ, "TMPDIR": str(temporary), "GRADIO_SERVER_PORT": port}
@@ -505,7 +504,7 @@ def test_the_demo_leaves_no_file_behind(clone, number):
         wait_until(lambda: demo.poll() is not None or answers(address))
         draw(connect(address), "a lake")
         assert list(temporary.rglob("seed-7.png")) and not (temporary / "gradio").exists()
-        demo.send_signal(number)
+        demo.send_signal(signal.SIGTERM)
         demo.wait(300)  # seconds; a busy machine needs many to close a server
     finally:
         demo.kill()
