@@ -32,7 +32,7 @@ from conftest import REPOSITORY, heed_signals, replace_in_params, wait_until, wr
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from review_run import ODD_NAMES, write_params
 from tiny_diffusion import make_pipeline
 
@@ -121,28 +121,34 @@ def connect(address: str) -> Client:
     return Client(address, verbose=False, download_files=downloads)
 
 
-@contextmanager
-def open_page(address: str) -> Iterator[Page]:
-    """Yield the demo in a new browser; the test fails if it asks any other host."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     if not CHROMIUM:
         pytest.skip("no Chromium on PATH: `apt-get install chromium` brings the one driven here")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
+        )
+        yield started
+        started.close()
+
+
+@contextmanager
+def open_page(browser: Browser, address: str) -> Iterator[Page]:
+    """Yield the demo as a new visitor sees it; the test fails if it asks any other host."""
     outside = []
 
     def note_outside(request) -> None:
         if not request.url.startswith((address, "data:", "blob:")):
             outside.append(request.url)
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] if os.geteuid() == 0 else []
-        )
-        tab = browser.new_page()
-        tab.set_default_timeout(60_000)
-        tab.on("request", note_outside)
-        tab.goto(address)
-        tab.get_by_role("button", name="Draw").wait_for()
-        yield tab
-        browser.close()
+    tab = browser.new_page()
+    tab.set_default_timeout(60_000)
+    tab.on("request", note_outside)
+    tab.goto(address)
+    tab.get_by_role("button", name="Draw").wait_for()
+    yield tab
+    tab.context.close()
     assert not outside
 
 
@@ -153,8 +159,8 @@ def address(models) -> Iterator[str]:
 
 
 @pytest.fixture
-def page(address) -> Iterator[Page]:
-    with open_page(address) as tab:
+def page(browser, address) -> Iterator[Page]:
+    with open_page(browser, address) as tab:
         yield tab
 
 
@@ -231,8 +237,10 @@ def test_a_canceled_request_stops_and_the_next_one_works(page, models, monkeypat
     expect(page.get_by_text("Seeds: 3, 4, 5, 6")).to_be_visible()
 
 
-def test_who_waits_sees_the_time_left_and_the_position_in_the_queue(page, models, monkeypatch):
-    other = page.context.browser.new_page()
+def test_who_waits_sees_the_time_left_and_the_position_in_the_queue(
+    browser, page, models, monkeypatch
+):
+    other = browser.new_page()
     other.goto(page.url)
     other.get_by_label("Prompt", exact=True).fill("a lake")
     monkeypatch.setattr(models, "step_seconds", 0.5)
@@ -244,6 +252,7 @@ def test_who_waits_sees_the_time_left_and_the_position_in_the_queue(page, models
     monkeypatch.undo()
     page.get_by_role("button", name="Cancel").click()
     expect(other.get_by_text("Seeds: ")).to_be_visible()
+    other.context.close()
 
 
 def test_a_link_gives_the_images_again(page, address):
@@ -265,19 +274,17 @@ def test_a_link_gives_the_images_again(page, address):
     assert [page.request.get(image.get_attribute("src")).body() for image in images.all()] == drawn
 
 
-@pytest.mark.parametrize(
-    ("query", "message"),
-    [
-        ("steps=1e400", "Steps is a whole number"),
-        ("images=2.5", "Images is a whole number"),
-        ("guidance=-1", "Guidance is a number"),
-        ("seed=<b>", "The seed is a whole number"),
-    ],
-)
-def test_a_wrong_link_is_said(page, address, query, message):
-    page.goto(f"{address}?prompt=a+lake&{query}")
-    expect(page.get_by_test_id("toast-body").last).to_contain_text(message)
-    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a lake")
+def test_a_wrong_link_is_said(page, address):
+    messages = {
+        "steps=1e400": "Steps is a whole number",
+        "images=2.5": "Images is a whole number",
+        "guidance=-1": "Guidance is a number",
+        "seed=<b>": "The seed is a whole number",
+    }
+    for query, message in messages.items():
+        page.goto(f"{address}?prompt=a+lake&{query}")
+        expect(page.get_by_test_id("toast-body").last).to_contain_text(message)
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("a lake")
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
@@ -580,10 +587,10 @@ def clone(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_where_nothing_has_run_the_page_draws_with_the_base_and_says_so(clone, capfd):
+def test_where_nothing_has_run_the_page_draws_with_the_base_and_says_so(clone, browser, capfd):
     base = demo_models.DemoModels(load())
     assert "not fine-tuned" in capfd.readouterr().err
-    with serve(base) as address, open_page(address) as page:
+    with serve(base) as address, open_page(browser, address) as page:
         expect(page.get_by_text("not fine-tuned")).to_be_visible()
         expect(page.get_by_role("button", name="Write me a prompt")).to_be_disabled()
         expect(page.get_by_text("dvc repro prompt")).to_be_visible()
