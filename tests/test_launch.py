@@ -10,6 +10,8 @@ import psutil
 import pytest
 from conftest import REPOSITORY, alive, heed_signals, shell, wait_until, write_smoke_params
 
+from stages.runtime import launch
+
 # A single write for the line: two processes share the pipe.
 PROBE = """import os, sys
 rank, count = (os.environ.get(name, "-") for name in ("RANK", "WORLD_SIZE"))
@@ -63,26 +65,21 @@ def test_compiled_modules_are_kept_where_the_environment_forbids_it(probe):
     assert list((probe / "stages/runtime/__pycache__").glob("atomic.*.pyc"))
 
 
-def test_two_cpu_processes(probe):
-    done = run(probe, "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n")
-    assert sorted(done.stdout.splitlines()) == ["rank 0 of 2 ['item']", "rank 1 of 2 ['item']"], (
-        done.stderr
-    )
-
-
-WAITING = """import os, torch
+WAITING = """import os, sys, torch
 from stages.runtime.processes import process_state
 process_state()
 timeout = torch.distributed.group.WORLD._get_backend(torch.device("cpu")).options._timeout
-os.write(1, f"{timeout.total_seconds() / 3600} hours\\n".encode())
+hours = timeout.total_seconds() / 3600
+os.write(1, f"rank {os.environ['RANK']} {sys.argv[1:]} waits {hours} hours\\n".encode())
 """
 
 
-def test_processes_wait_for_each_other_for_hours(probe):
+def test_two_cpu_processes_wait_for_each_other_for_hours(probe):
     """While the first one moves files, merges shards or publishes a model."""
     (probe / "stages/encode.py").write_text(WAITING)
-    done = run(probe, "num_processes: 2\ndistributed_type: MULTI_CPU\nuse_cpu: true\n")
-    assert done.stdout.splitlines() == ["24.0 hours"] * 2, done.stderr
+    done = run(probe, TWO_PROCESSES)
+    expected = [f"rank {rank} ['item'] waits 24.0 hours" for rank in (0, 1)]
+    assert sorted(done.stdout.splitlines()) == expected, done.stderr
 
 
 FAILING = """import os, time
@@ -166,9 +163,8 @@ LAUNCH = ("-m", "stages.runtime.launch", "encode")
         (signal.SIGINT, ""),
         (signal.SIGINT, IN_A_STAGE),
         (signal.SIGTERM, IN_A_STAGE),
-        (signal.SIGHUP, IN_A_STAGE),
     ],
-    ids=["importing", "SIGINT", "SIGTERM", "SIGHUP"],
+    ids=["importing", "SIGINT", "SIGTERM"],
 )
 def test_signals_to_the_launcher_end_its_processes(probe, number, imports):
     with start_sleeping(probe, 2, *LAUNCH, imports=imports)[0] as launcher:
@@ -202,34 +198,43 @@ EIGHT_GPUS = "num_processes: 8\ndistributed_type: MULTI_GPU\nuse_cpu: false\n"
 
 
 @pytest.mark.parametrize(
-    "devices, printed",
+    "config, visible, used",
     [
-        ("3", ["rank - of - ['item'] on 3"]),
-        ("3,5", ["rank 0 of 2 ['item'] on 3,5", "rank 1 of 2 ['item'] on 3,5"]),
+        (EIGHT_GPUS, "3,5", "3,5"),
+        (EIGHT_GPUS.replace("8", "2") + "gpu_ids: 0,1\n", "5,2,3", "5,2"),
     ],
 )
-def test_no_more_processes_than_visible_devices(probe, devices, printed):
-    """As one experiment per GPU runs on a machine whose config is for all eight."""
+def test_visible_devices_are_those_of_the_processes(probe, config, visible, used):
+    """As experiments on parts of a machine run there, whose config is for all of it."""
     launcher = probe / "stages/runtime/launch.py"
     count = "torch.cuda.device_count()"  # of a machine that has these GPUs
     assert count in launcher.read_text()
-    launcher.write_text(launcher.read_text().replace(count, str(len(devices.split(",")))))
+    launcher.write_text(launcher.read_text().replace(count, "2"))
     on_devices = PROBE.replace("\\n", " on {os.environ['CUDA_VISIBLE_DEVICES']}\\n")
     (probe / "stages/encode.py").write_text(on_devices)
-    done = run(probe, EIGHT_GPUS, CUDA_VISIBLE_DEVICES=devices)
-    assert sorted(done.stdout.splitlines()) == printed, done.stderr
-
-
-@pytest.mark.parametrize("devices, used", [("2,3", "2,3"), ("5,2,3", "5,2"), ("3,1,0", "0,1")])
-def test_visible_devices_replace_those_of_the_config_that_are_not_among_them(probe, devices, used):
-    launcher = probe / "stages/runtime/launch.py"
-    launcher.write_text(launcher.read_text().replace("torch.cuda.device_count()", "3"))
-    on_devices = PROBE.replace("\\n", " on {os.environ['CUDA_VISIBLE_DEVICES']}\\n")
-    (probe / "stages/encode.py").write_text(on_devices)
-    config = EIGHT_GPUS.replace("8", "2") + "gpu_ids: 0,1\n"
-    done = run(probe, config, CUDA_VISIBLE_DEVICES=devices)
+    done = run(probe, config, CUDA_VISIBLE_DEVICES=visible)
     expected = [f"rank {rank} of 2 ['item'] on {used}" for rank in (0, 1)]
     assert sorted(done.stdout.splitlines()) == expected, done.stderr
+
+
+@pytest.mark.parametrize(
+    "visible, processes, devices",
+    [
+        ("3", 1, "3"),  # one experiment per GPU
+        ("2,3", 2, "2,3"),
+        ("5,2,3", 2, "5,2"),
+        ("3,1,0", 2, "0,1"),  # those of the config are among them
+        (" 3, 5,-1,0", 2, "3,5"),
+    ],
+)
+def test_visible_devices_replace_those_of_the_config_that_are_not_among_them(
+    monkeypatch, visible, processes, devices
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(launch, "check_gpu_count", lambda _: None)
+    config = {"num_processes": 2, "gpu_ids": "0,1"}
+    launch.limit_to_visible_devices(config)
+    assert config == {"num_processes": processes, "gpu_ids": devices}
 
 
 @pytest.mark.parametrize("devices", ["", "-1", "7"])
