@@ -67,6 +67,7 @@ def main() -> None:
     rows = read_image_rows()
     real_indices = match_real_tiles(rows)
     labels = label_images(rows, params.classes)
+    prompts, sites = rows["synthetic"]["row"], rows["test"]["site"]
     fid_metrics: dict = {}
     image_metrics: dict = {}
     curve_tables = {}
@@ -84,7 +85,7 @@ def main() -> None:
     }
     image_metrics["compression_artifacts"]["synthetic"]["class_mix"] = int(has_class_mix)
     image_metrics["pixels"], _ = compare_with_training_images(
-        thumbnails, rows["synthetic"]["row"], labels, nearest_neighbors_dihedral, params.seed
+        thumbnails, prompts, labels, sites, nearest_neighbors_dihedral, params.seed
     )
 
     # Each extractor: distances to real tiles, and near-copies of training images.
@@ -94,7 +95,7 @@ def main() -> None:
             sets, rows, real_indices, extractor, params.fid, params.seed
         )
         image_metrics[extractor], closest = compare_with_training_images(
-            sets, rows["synthetic"]["row"], labels, nearest_neighbors, params.seed
+            sets, prompts, labels, sites, nearest_neighbors, params.seed
         )
         if extractor == "scene":
             write_nearest_training(closest, rows)

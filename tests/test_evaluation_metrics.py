@@ -731,7 +731,10 @@ def test_of_large_sets_a_sample_is_compared(monkeypatch):
     }
     prompts = [number // 4 for number in range(120)]
     labels = {"test": ["Water"] * 200, "synthetic": ["Water"] * 120}
-    scores, pairs = compare_with_training_images(sets, prompts, labels, nearest_neighbors, seed=0)
+    sites = [str(i) for i in range(200)]
+    scores, pairs = compare_with_training_images(
+        sets, prompts, labels, sites, nearest_neighbors, seed=0
+    )
     assert scores["tuned"]["n"] == scores["synthetic"]["n"] == 40
     assert scores["tuned"]["memorized"] > 0.9 and scores["synthetic"]["memorized"] < 0.2
     assert scores["tuned"]["median"] < 0.1 < scores["tuned"]["median_real"]
@@ -756,8 +759,9 @@ def test_synthetic_images_are_judged_by_real_ones_in_their_mix_of_classes():
         fake, fake_labels = sample_classes({"Water": 300, "City": 300}, seed + 2)
         sets = {"train": train, "test": test, "tuned": test, "synthetic": fake}
         labels = {"test": test_labels, "synthetic": fake_labels}
+        sites = [str(i) for i in range(500)]
         scores, _ = compare_with_training_images(
-            sets, list(range(600)), labels, nearest_neighbors, seed
+            sets, list(range(600)), labels, sites, nearest_neighbors, seed
         )
         near.append(scores["synthetic"]["memorized"])
         expected = scores["synthetic"]["memorized_expected"]
@@ -774,11 +778,32 @@ def test_too_few_real_images_in_the_mix_tell_no_expected_share():
     fake, fake_labels = sample_classes({"Water": 30, "City": 30}, 2)
     sets = {"train": train, "test": test, "tuned": test, "synthetic": fake}
     labels = {"test": test_labels, "synthetic": fake_labels}
-    prompts = list(range(60))
-    scores, _ = compare_with_training_images(sets, prompts, labels, nearest_neighbors, 0)
+    prompts, sites = list(range(60)), [str(i) for i in range(100)]
+    scores, _ = compare_with_training_images(sets, prompts, labels, sites, nearest_neighbors, 0)
     assert "memorized_expected" not in scores["synthetic"]
     assert scores["synthetic"]["limit"] == scores["tuned"]["limit"]
     assert "memorized_expected" in scores["tuned"]
+
+
+def test_real_tiles_of_the_training_scenes_are_not_said_to_be_copies():
+    """Tiles of other scenes are farther from the training tiles, however good the generator is."""
+    of_training = gaussian_sample(20, 6, 0)
+    train, fake = (
+        np.repeat(of_training, n, 0) + 0.3 * gaussian_sample(20 * n, 6, n) for n in (50, 10)
+    )
+    test = np.repeat(gaussian_sample(4, 6, 1), 50, 0) + 0.3 * gaussian_sample(200, 6, 2)
+    sets = {"train": train, "test": test, "tuned": fake, "synthetic": fake}
+    labels = {"test": ["Water"] * 200, "synthetic": ["Water"] * 200}
+    warnings = {}
+    for site_count in (200, 4):
+        sites = [str(i * site_count // 200) for i in range(200)]
+        scores, _ = compare_with_training_images(
+            sets, list(range(200)), labels, sites, nearest_neighbors, 0
+        )
+        warnings[site_count] = describe_near_copies({"pixels": scores})
+    assert list(warnings[200]) == ["tuned", "synthetic"]  # taken for tiles of as many scenes
+    assert warnings[4] == {} and scores["tuned"]["memorized"] > 0
+    assert not scores["tuned"].keys() & {"memorized_expected", "memorized_lo", "memorized_hi"}
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,10 @@ def test_the_floor_and_the_expected_share_may_be_missing(metrics):
     cells = table_row(text, "Near-copies of training images, synthetic set, pixels")
     assert cells[3] == "-"
     assert "share isn't known for the synthetic set" in text
+    for key in ("memorized_expected", "memorized_lo", "memorized_hi"):  # of tiles cut from scenes
+        del images["pixels"]["tuned"][key]
+    assert "share isn't known**: the held-out" in further_metrics.unexpected_note(images)
+    assert further_metrics.near_copies_note(images) == ""
     full = rows.to_markdown(tables.build_tables(metrics, run_on_rsicd()), "small")
     assert "isn't known" not in full
 

@@ -24,6 +24,7 @@ def compare_with_training_images(
     sets: dict[str, np.ndarray],
     prompts: list[int],
     labels: dict[str, list[str]],
+    sites: list[str],
     search: Search,
     seed: int,
 ) -> tuple[dict[str, dict[str, float]], list[dict]]:
@@ -37,6 +38,7 @@ def compare_with_training_images(
         sets: features [N, D] of `train`, `test`, `tuned` and `synthetic`.
         prompts: number of each synthetic image's prompt; images of one prompt are alike.
         labels: class of each image of `test` and of `synthetic`.
+        sites: what each image of `test` was cut from.
         search: `nearest_neighbors` or `nearest_neighbors_dihedral`.
         seed: of the drawing.
 
@@ -45,7 +47,7 @@ def compare_with_training_images(
         nearest training image that are closest, as {generated, training: index into the set,
         distance, real_percentile: share of the held-out real images that are as near or nearer}.
         Where too few held-out images show the classes of the synthetic ones, those are judged by
-        all of them, and have no `memorized_expected`.
+        all of them, and have no `memorized_expected`; `drop_unknown` says who else has none.
     """
     compared = {
         name: np.sort(rng(seed, "memorization", name).permutation(len(sets[name]))[:COMPARED])
@@ -67,18 +69,32 @@ def compare_with_training_images(
             np.array(prompts)[compared["synthetic"]],
         ),
     }
-    if not has_mix:
-        del scores["synthetic"]["memorized_expected"]
-    pairs = []
-    for i in np.argsort(tuned, kind="stable")[:CLOSEST_PAIRS]:
-        pair = {
+    drop_unknown(scores, has_mix, sites)
+    pairs = [
+        {
             "generated": int(compared["tuned"][i]),
             "training": int(neighbors[i]),
             "distance": float(tuned[i]),
             "real_percentile": float((held_out <= tuned[i]).mean()),
         }
-        pairs.append(pair)
+        for i in np.argsort(tuned, kind="stable")[:CLOSEST_PAIRS]
+    ]
     return scores, pairs
+
+
+def drop_unknown(scores: dict[str, dict[str, float]], has_mix: bool, sites: list[str]) -> None:
+    """Drop the expected shares that aren't known from scores of `compare_with_training_images`.
+
+    Where held-out images share sites, no set has one, nor an interval: other images of the sites in
+    `train` lie nearer to the training images than those of other sites do, and how much nearer the
+    held-out ones can't tell.
+    """
+    if not has_mix:
+        del scores["synthetic"]["memorized_expected"]
+    if len(set(sites)) < len(sites):
+        for values in scores.values():
+            for key in ("memorized_expected", "memorized_lo", "memorized_hi"):
+                values.pop(key, None)
 
 
 def draw_class_mix(
@@ -145,7 +161,7 @@ def describe_near_copies(images: dict[str, dict]) -> dict[str, str]:
     """Say which sets have more near-copies of training images, in pixels, than expected.
 
     The shares in features aren't judged: each further share would warn of about 2 % of models that
-    copy nothing.
+    copy nothing. Nor are those whose expected share isn't known.
 
     Args:
         images: metrics/images.json.
@@ -158,7 +174,7 @@ def describe_near_copies(images: dict[str, dict]) -> dict[str, str]:
         f"than 99 % of held-out tiles are (expected: {values['memorized_expected']:.3f}): they are "
         "copies, or have too little variety or detail"
         for name, values in images["pixels"].items()
-        if values["memorized_lo"] > values.get("memorized_expected", 1)
+        if values.get("memorized_lo", 0) > values.get("memorized_expected", 1)
     }
 
 

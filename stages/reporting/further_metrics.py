@@ -137,6 +137,11 @@ def unexpected_note(images: dict) -> str:
     """Say where the expected share of near-copies isn't known. images: metrics/images.json."""
     if "memorized_expected" in images["pixels"]["synthetic"]:
         return ""
+    if "memorized_expected" not in images["pixels"]["tuned"]:
+        return (
+            "**That share isn't known**: the held-out tiles were cut from scenes, and other tiles "
+            "of the training scenes may be nearer to the training tiles than they are. "
+        )
     return (
         "**That share isn't known for the synthetic set**: too few held-out tiles show its classes "
         "in its mix, so it was compared with all of them. "
