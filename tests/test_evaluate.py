@@ -107,6 +107,7 @@ def test_the_folders_of_a_run_give_its_metrics_up_to_rounding(evaluate):
     folders = ("data/imagery/test", "data/samples/tuned")
 
     result, text = evaluate(*folders)
+    assert "rendered scenes only" not in text
     found = result["scene"]["standard"]
     assert {key: found[key] for key in same} == pytest.approx(same, rel=1e-5)
     assert found["kid_x1000"] < expected["kid_x1000"]
@@ -151,6 +152,13 @@ def test_tiles_of_one_scene_and_images_of_one_caption_count_as_one():
     unknown = {"tuned": ["dune", *["lake"] * 7], "test": ["lake"] * 8}
     metrics = measure_agreement(outputs, unknown, ["lake", "forest"], sites, each)
     assert metrics["caption_agreement_n"] == 7
+
+
+def test_the_embedded_judge_is_said_to_know_rendered_scenes_only():
+    from tools import evaluate
+
+    (note,) = evaluate.describe_judge(REPOSITORY / "stages/embedded/models/scene")
+    assert "rendered scenes only" in note
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ from scipy.stats import chi2_contingency
 
 from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.rounding import read_interval
-from stages.common.sources import file_hashes
+from stages.common.sources import file_hash, file_hashes
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.caption_agreement import (
     clip_score_with_interval,
@@ -59,6 +59,7 @@ from stages.reporting.rows import format_number
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.processes import process_state
+from stages.train_scene import SHA256
 from tools.image_sets import ImageSet, read_images
 
 # Quantile: 1 % of independent pairs of sets are more alike. Counts of two scenes are often equal by
@@ -96,7 +97,8 @@ def main() -> None:
             name: read_images(path, Path(temporary) / name, options.resolution, params)
             for name, path in named_paths(options).items()
         }
-        notes = compare_pixels(sets) + compare_scenes(sets["test"], sets["tuned"])
+        notes = describe_judge(weights_folder(options.features, options.weights))
+        notes += compare_pixels(sets) + compare_scenes(sets["test"], sets["tuned"])
         if options.captions is None and sets["tuned"].unread_captions is not None:
             notes.append(
                 f"{options.generated}: {sets['tuned'].unread_captions} seems to hold captions, "
@@ -209,6 +211,17 @@ def is_writable(file: Path) -> bool:
 
 
 # Images and captions ----------------------------------------------------------------------------
+
+
+def describe_judge(weights: Path) -> list[str]:
+    """A note if the weights in a folder are those of the embedded judge; [] otherwise."""
+    file = weights / "model.safetensors"
+    if not file.is_file() or file_hash(file) != SHA256[file.name]:
+        return []
+    return [
+        f"{weights} is the embedded judge, which knows rendered scenes only: for other images, use "
+        "--features efficientnet, or --weights of a scene classifier trained on such"
+    ]
 
 
 def compare_pixels(sets: dict[str, ImageSet]) -> list[str]:
