@@ -3,8 +3,9 @@
     python -m benchmarks.coverage [--repetitions 1000] [--only TEXT]
 
 Both sets are drawn again and again from known populations: Gaussians, pairs of a tile and an image
-of its scene, whose features are clustered by scene, and rendered tiles seen by the scene network of
-a finished run (models/scene), against a generator that is off by a known amount. Counted is how
+of its scene, whose features are clustered by scene, tiles that were cut from few sites, and
+rendered tiles seen by the scene network of a finished run (models/scene), against a generator that
+is off by a known amount. Counted is how
 often a confidence interval holds the truth and a prediction interval, as that of the floor, holds
 the value of other draws. The truth is a metric's mean over the draws; of FID infinity and of KID,
 the FID and the KID of the populations. Prints Markdown; benchmarks/results/coverage.md keeps it.
@@ -70,6 +71,12 @@ class Scenario(NamedTuple):
     draw: Callable[[np.random.Generator], Sets]
     truths: Callable[[], dict[str, float]]  # of infinitely many images, by metric
     paired: bool = False  # row i of both sets is drawn together
+    sites: np.ndarray | None = None  # [n] of real rows, which are alike within a site
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom: halvings, or those of fewer sites, as in `standard_protocol`."""
+        return HALVINGS if self.sites is None else min(HALVINGS, int(self.sites.max()))
 
 
 class Draws(NamedTuple):
@@ -143,6 +150,8 @@ def scenarios() -> Iterator[Scenario]:
                 partial(pairs_truths, kind),
                 paired=True,
             )
+        if n == 256:
+            yield from site_scenarios(n)
         for generator in ("equal", "half a class", "blended", "blurred", "half the classes"):
             yield Scenario(
                 f"rendered tiles, n = {n}, {generator}",
@@ -172,7 +181,9 @@ def simulate(
         real, fake = scenario.draw(generator)
         for metric, value in compute(real, fake).items():
             values[metric].append(value)
-        halvings = draw_halvings(scenario.n, scenario.n, HALVINGS, generator, scenario.paired)
+        halvings = draw_halvings(
+            scenario.n, scenario.n, HALVINGS, generator, scenario.paired, scenario.sites
+        )
         for metric, measured in measure_halves(compute, real, fake, halvings).items():
             halves[metric].append(measured)
         for _ in range(OTHER_DRAWS):
@@ -201,7 +212,7 @@ def summarize(scenario: Scenario, metric: str, draws: Draws, shrink: float = 1.0
     rows = []
     for value, halves in zip(draws.values, draws.halves):
         variance = variance_of(metric, halves) * shrink**2
-        arguments = (metric, value, variance, HALVINGS, scenario.n)
+        arguments = (metric, value, variance, scenario.freedom, scenario.n)
         rows.append((*interval_of(*arguments), *prediction_interval_of(*arguments)))
     low, high, predicted_low, predicted_high = np.array(rows).T
     everything = np.concatenate([draws.values, draws.others])
@@ -319,6 +330,45 @@ def pair_populations(kind: str) -> tuple[np.ndarray, np.ndarray, float, np.ndarr
     if kind == "wrong scenes":  # a fifth of the images, most of them of the first two scenes
         chances = 0.8 * chances + 0.2 * np.array([0.4, 0.4, *[0.2 / 9] * 9])
     return centers, centers, 1.0, chances
+
+
+# Tiles of few sites ------------------------------------------------------------------------------
+
+
+def site_scenarios(n: int) -> Iterator[Scenario]:
+    """Sites of equal sizes, of sizes 1, 1/2, 1/3, ..., and with one that has half of the tiles."""
+    for count in (4, 8, 16, 64):
+        for kind, weights in (
+            ("equal", np.ones(count)),
+            ("equal, images of any site", np.ones(count)),
+            ("equal, independent images", np.ones(count)),
+            ("unequal", 1 / np.arange(1, count + 1)),
+            ("one of half", np.append(count - 1, np.ones(count - 1))),
+        ):
+            ends = np.cumsum(weights) / weights.sum() * n
+            sites = np.searchsorted(ends, np.arange(n) + 0.5)
+            yield Scenario(
+                f"tiles of {count} sites, 8 dimensions, n = {n}, {kind}",
+                n,
+                partial(draw_sites, sites, "images" in kind),
+                dict,
+                paired="independent" not in kind,
+                sites=sites,
+            )
+
+
+def draw_sites(sites: np.ndarray, of_any: bool, generator: np.random.Generator) -> Sets:
+    """Features of tiles of sites [n], and of an image for the caption of each.
+
+    Half of the variance lies between sites. Images are a little less diverse than tiles, and
+    beside them. They show what is common to the tile's site or, `of_any`, to a site of their own.
+    """
+    n = len(sites)
+    of_tiles = generator.normal(size=(n, 8))[sites]
+    of_images = generator.normal(size=(n, 8)) if of_any else of_tiles
+    noise = generator.normal(size=(2, n, 8))
+    real, fake = np.sqrt(0.5) * (np.stack([of_tiles, of_images]) + noise)
+    return real, 0.9 * fake + 0.1
 
 
 # Rendered tiles ---------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from stages.evaluation.protocols import (
     standard_protocol,
 )
 from stages.evaluation.separability import compare_separability
-from stages.evaluation.sites import sites_of_tiles
+from stages.evaluation.sites import describe_sites, sites_of_tiles
 from stages.params import Fid, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
@@ -101,6 +101,8 @@ def main() -> None:
             write_nearest_training(closest, rows)
             if is_selected:
                 del image_metrics["scene"]["synthetic"]
+    if described := describe_sites(fid_metrics["scene"]["standard"]):
+        log(f"fid: {described}")
     for name, described in describe_near_copies(image_metrics).items():
         log(f"fid: {name}: warning: {described}")
 
@@ -139,7 +141,9 @@ def compare_sets(
     pairing = Pairing(real_indices, scenes["test"], scenes["train"])
     curves = fid_curves(sets, seed, pairing)
     metrics: dict = {
-        "standard": standard_protocol(sets, curves, config, seed, extractor, pairing),
+        "standard": standard_protocol(
+            sets, curves, config, seed, extractor, pairing, sites["test"]
+        ),
         "paper": paper_protocol(sets, pairing, config, seed),
     }
     separability = compare_separability(sets, sites, pairing, seed)

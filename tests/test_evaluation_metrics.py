@@ -44,6 +44,7 @@ from stages.evaluation.protocols import (
     standard_protocol,
 )
 from stages.evaluation.sinkhorn import sinkhorn_divergence
+from stages.evaluation.sites import describe_sites
 from stages.fid import FEATURES, SETS, measure_clip_score, read_finite
 from stages.params import Fid
 
@@ -221,6 +222,30 @@ def test_halves_of_pairs_hold_both_rows_of_each():
             assert len(real) == 5 and len(fake) == 4
             assert set(real[real < 8]) == set(fake)
         assert len({row for real, _ in halves for row in real}) == 10
+
+
+def test_halves_of_sites_hold_whole_ones():
+    sites = np.array([0, 0, 0, 0, 1, 1, 2, 2, 3, 4, 4])
+    for paired in (False, True):
+        halvings = draw_halvings(11, 8, 20, np.random.default_rng(0), paired, sites)
+        for (a, b), (c, d) in halvings:
+            assert sorted([*a, *c]) == list(range(11)) and sorted([*b, *d]) == list(range(8))
+            assert not set(sites[a]) & set(sites[c])
+            counted = (b, d) if paired else (a, c)  # of 8 rows of four sites, or of all 11 of five
+            assert min(map(len, counted)) >= 2
+            assert not paired or (set(a[a < 8]) == set(b) and set(c[c < 8]) == set(d))
+
+
+def test_variance_of_a_mean_of_sites():
+    """It is s^2 / 12 for 12 sites, however many tiles each has."""
+    variances = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x, sites = np.repeat(rng.normal(size=12), 20), np.repeat(np.arange(12), 20)
+        pairs = draw_halvings(240, 240, 20, rng, sites=sites)
+        means = np.array([[x[a].mean() for a, _ in halves] for halves in pairs])
+        variances.append(smooth_variance(means))
+    assert np.mean(variances) == pytest.approx(1 / 12, rel=0.15)
 
 
 def test_variance_of_a_mean_and_of_a_mean_over_pairs():
@@ -539,6 +564,38 @@ def test_draws_that_share_most_images_have_no_standard_deviation():
     fids = [measure(32, draws)["fid"] for draws in (1, 2)]
     other = 2 * fids[1] - fids[0]  # of the second draw
     assert measure(32, 2)["fid_std"] == pytest.approx(np.std([fids[0], other], ddof=1))
+
+
+def test_intervals_count_the_sites_that_tiles_were_cut_from():
+    of_site = np.repeat(gaussian_sample(8, 4, 0), 8, 0)
+    sets = {"test": of_site + gaussian_sample(64, 4, 1), "tuned": gaussian_sample(64, 4, 2)}
+    sets["train"] = gaussian_sample(90, 4, 3)
+    config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=4)
+    order = np.random.default_rng(0).permutation(64)
+    pairing = Pairing(order, np.repeat("lake", 64), np.repeat("lake", 90))
+    curves = fid_curves(sets, 0, pairing)
+
+    def measure(sites: list[str] | None) -> dict[str, float]:
+        return standard_protocol(sets, curves, config, 0, "scene", pairing, sites)
+
+    of_tiles = measure(None)
+    assert measure([f"{i}.tif" for i in range(64)]) == of_tiles
+    assert describe_sites(of_tiles) == ""
+    of_sites = measure([f"{i // 8}.tif" for i in range(64)])
+    assert of_sites["n_sites"] == 8
+    assert of_sites.keys() - {"n_sites"} == {key for key in of_tiles if "_floor_" not in key} | {
+        "n_floor_other_scene"
+    }
+    for key in ("fid", "kid_x1000"):
+        wide, narrow = (m[f"{key}_hi"] - m[f"{key}_lo"] for m in (of_sites, of_tiles))
+        assert of_sites[key] == of_tiles[key] and wide > 1.5 * narrow
+    assert "64 test tiles were cut from 8 site(s), which" in describe_sites(of_sites)
+    # Three sites, or most tiles of one, don't tell how much sites differ.
+    for numbers in (np.arange(64) % 3, np.maximum(np.arange(64) - 35, 0)):
+        metrics = measure([str(number) for number in numbers])
+        assert not [key for key in metrics if key.endswith("_lo")]
+        assert metrics["recall_floor"] == of_tiles["recall_floor"]
+        assert "too few, or most" in describe_sites(metrics)
 
 
 def test_a_floor_of_few_real_tiles_says_what_other_few_would_give():

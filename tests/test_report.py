@@ -197,6 +197,15 @@ def test_the_floor_and_the_expected_share_may_be_missing(metrics):
     assert "isn't known" not in full
 
 
+def test_the_table_says_that_intervals_count_sites(metrics):
+    standard = metrics["fid"]["scene"]["standard"] | {"n_real": 256, "n_sites": 5}
+    fid = {"scene": metrics["fid"]["scene"] | {"standard": standard}}
+    table = tables.generation_table(fid, metrics["diffusion"], run_on_rsicd())
+    assert "256 test tiles were cut from 5 site(s)" in table.note
+    table = tables.generation_table(metrics["fid"], metrics["diffusion"], run_on_rsicd())
+    assert "site(s)" not in table.note
+
+
 def test_a_judge_trained_in_the_run_is_said_to_know_the_floor(metrics):
     context = run_on_rsicd()
     for trained in (True, False):

@@ -13,12 +13,13 @@ independent. If the images were generated for the captions of just these real on
 KID are too low, the intervals are too wide and the floor is too high: on a run's own folders all
 other numbers equal metrics/fid.json, to rounding. Sets with the same share of images of each scene,
 such as class-balanced ones, match in part: there, too, FID infinity and KID are too low and
-intervals too wide, which a note says where scenes are known. Images of one caption count as one in
-the intervals of caption agreement and of the CLIP score, where captions are known (by --captions,
-or as the images' own); in those of FID and so on they count as independent. Neither names nor the
-order of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairwise distances
-use 10,000 images at most, Sinkhorn 2,000: of larger sets, another subset than the run's.) The
-temporary folder holds each image twice. docs/protocol.md says how to compare published models.
+intervals too wide, which a note says where scenes are known. Where real images were cut from
+scenes, intervals count the sites of these, as in `fid`. Images of one caption count as one in the
+intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
+the images' own); in those of FID and so on they count as independent. Neither names nor the order
+of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairwise distances use
+10,000 images at most, Sinkhorn 2,000: of larger sets, another subset than the run's.) The temporary
+folder holds each image twice. docs/protocol.md says how to compare published models.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.
@@ -49,7 +50,7 @@ from stages.evaluation.caption_agreement import (
 from stages.evaluation.extraction import extract
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.protocols import fid_curves, standard_protocol
-from stages.evaluation.sites import sites_of_tiles
+from stages.evaluation.sites import describe_sites, sites_of_tiles
 from stages.imagery.captions import caption_fields, field_value, usable_captions
 from stages.imagery.readers.items import SCENE_FIELDS, SourceItem, scene_of
 from stages.imagery.readers.metadata_lists import csv_fields, read_metadata
@@ -112,12 +113,14 @@ def main() -> None:
 
     features = {name: values["features"] for name, values in outputs.items()}
     curves = fid_curves(features, params.seed)
-    metrics = standard_protocol(features, curves, params.fid, params.seed, options.features)
+    sites = read_sites(sets["test"])
+    metrics = standard_protocol(
+        features, curves, params.fid, params.seed, options.features, sites=sites
+    )
     captions: dict[str, float] = {}
     if options.features == "scene":
         scenes = read_json(weights_folder("scene", options.weights) / "config.json")["scenes"]
         wanted = {"tuned": shown, "test": sets["test"].scenes}
-        sites = read_sites(sets["test"])
         captions = measure_agreement(outputs, wanted, scenes, sites, units)
         if options.captions is not None and not captions:
             notes.append(
@@ -488,6 +491,8 @@ def print_results(
     if metrics["infinity_singular"]:
         half = "half of the images are not more than the dimensions of the features"
         notes = [*notes, f"{half}: FID infinity is far too high"]
+    if described := describe_sites(metrics):
+        notes = [*notes, described]
     for note in notes:
         print(f"note: {note}")
 

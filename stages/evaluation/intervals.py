@@ -15,7 +15,12 @@ Rows = tuple[np.ndarray, np.ndarray]  # indices of rows of the first set, and of
 
 
 def draw_halvings(
-    n: int, m: int, count: int, rng: np.random.Generator, paired: bool = False
+    n: int,
+    m: int,
+    count: int,
+    rng: np.random.Generator,
+    paired: bool = False,
+    sites: np.ndarray | None = None,
 ) -> Iterator[tuple[Rows, Rows]]:
     """Cut two sets of n and m rows at random into halves of equal size, `count` times.
 
@@ -29,14 +34,21 @@ def draw_halvings(
         rng: draws the halves.
         paired: as in `draw_orders`. Halves of a set that follows the other's captions, drawn
             without it, vary more than the whole does: intervals are too wide.
+        sites: number [n] of the site of each row of the first set: rows of one site are alike, and
+            in one half. Halves are then of nearly equal size. None: each row is its own site.
 
     Yields:
         The rows of the first halves, and those of the second halves.
     """
     for _ in range(count):
         a, b = draw_orders(n, m, rng, paired)
-        real = _halve(a[:m], a[m:]) if paired else _halve(a)
-        fake = _halve(b)
+        if sites is None:
+            real = _halve(a[:m], a[m:]) if paired else _halve(a)
+            fake = _halve(b)
+        else:
+            is_first = _halve_sites(sites, m if paired else n, rng)
+            real = np.flatnonzero(is_first), np.flatnonzero(~is_first)
+            fake = (real[0][real[0] < m], real[1][real[1] < m]) if paired else _halve(b)
         yield (real[0], fake[0]), (real[1], fake[1])
 
 
@@ -57,6 +69,18 @@ def _halve(*orders: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = [order[: len(order) // 2] for order in orders]
     second = [order[len(order) // 2 :][: len(order) // 2] for order in orders]
     return np.sort(np.concatenate(first)), np.sort(np.concatenate(second))
+
+
+def _halve_sites(sites: np.ndarray, m: int, rng: np.random.Generator) -> np.ndarray:
+    """Whether each row [n] is of the sites of the first half, drawn at random.
+
+    Of the first m rows, each half has half of them, as nearly as whole sites allow.
+    """
+    counts = np.bincount(sites[:m], minlength=sites.max() + 1)
+    order = rng.permutation(len(counts))
+    totals = counts[order].cumsum()  # rows of the first site, of the first two, ...
+    end = np.abs(totals[:-1] - m / 2).argmin() + 1
+    return np.isin(sites, order[:end])
 
 
 def smooth_variance(halves: np.ndarray) -> float:

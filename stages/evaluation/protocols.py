@@ -43,6 +43,7 @@ from stages.evaluation.pairing import (
     draw_in_scenes,
 )
 from stages.evaluation.prdc import compute_prdc, draw_rows
+from stages.evaluation.sites import can_tell_spread, shared_sites
 from stages.params import Fid
 from stages.runtime.progress import log, progress_bar
 
@@ -103,6 +104,7 @@ def estimate_variances(
     generator: np.random.Generator,
     name: str,
     paired: bool = False,
+    sites: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Variance of each metric over other draws of both sets, from `count` pairs of halves.
 
@@ -114,12 +116,15 @@ def estimate_variances(
         generator: draws the halves.
         name: of the second set, for the progress bar.
         paired: row i of `fake` was drawn with row i of `real`; otherwise, independently of `real`.
+        sites: number [N] of the site of each real row, which were drawn whole; None: each row is
+            its own site.
     """
     title = f"intervals of {extractor}, {name}"
     real_order, fake_order = draw_orders(len(real), len(fake), generator, paired)
     some_real = real[real_order[:MAX_HALVED]]
     some_fake = fake[fake_order[:MAX_HALVED]]
-    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired)
+    some_sites = None if sites is None else sites[real_order[:MAX_HALVED]]
+    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired, some_sites)
     halves = measure_halves(
         partial(compute_distances, extractor=extractor, paired=paired),
         some_real,
@@ -127,15 +132,18 @@ def estimate_variances(
         progress_bar(halvings, total=count, desc=title),
     )
     variances = {metric: variance_of(metric, values) for metric, values in halves.items()}
-    # FID is of all rows, of which only some were halved: to first order, a variance falls as 1/n.
-    n = min(len(real), len(fake))
-    variances["fid"] *= min(n, MAX_HALVED) / n
+    # FID is of all rows, of which only some were halved: to first order, a variance falls as 1/n,
+    # but not where the rows are of the same few sites.
+    if sites is None:
+        n = min(len(real), len(fake))
+        variances["fid"] *= min(n, MAX_HALVED) / n
     # To second order, FID infinity is FID less its expected bias, and errs as FID does.
     variances["fid_infinity"] = variances["fid"]
 
     some_real = real[real_order[: sinkhorn.MAX_ROWS]]
     some_fake = fake[fake_order[: sinkhorn.MAX_ROWS]]
-    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired)
+    some_sites = None if sites is None else sites[real_order[: sinkhorn.MAX_ROWS]]
+    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired, some_sites)
     halves = measure_halves(
         compute_sinkhorn,
         some_real,
@@ -173,7 +181,8 @@ def interval_of(
 ) -> tuple[float, float]:
     """95 % interval of where a metric's expectation lies, over draws of both sets at this n.
 
-    That of FID infinity and KID, which are unbiased, is their value for infinitely many images.
+    That of FID infinity and KID, which are unbiased, is their value for infinitely many images (of
+    as many sites, where tiles share them).
 
     Args:
         metric: its name.
@@ -217,6 +226,7 @@ def standard_protocol(
     seed: int,
     extractor: str,
     pairing: Pairing | None = None,
+    sites: list[str] | None = None,
 ) -> dict[str, float]:
     """All metrics of all generated images against all real test tiles.
 
@@ -227,47 +237,72 @@ def standard_protocol(
         seed: of the floor's training tiles and of the halves behind the intervals.
         extractor: name of the features.
         pairing: of `tuned` and `base` with `test`; None: none is known.
+        sites: the site [N] that each test tile was cut from; None: each tile is its own.
 
     Returns:
-        refused = 0; n, n_real, n_floor; with a pairing n_floor_other_scene, the floor's tiles that
-        aren't of their test tile's scene; `singular` and `infinity_singular`, 1 where FID and FID
-        infinity compare singular covariances, of fewer images than dimensions; and of each metric
-        its value, a 95 % confidence interval `_lo`, `_hi`, its `_floor` and a 95 % prediction
-        interval `_floor_lo`, `_floor_hi` (with enough of `train`), and its `_base` (with `base`).
+        refused = 0; n, n_real, n_floor; n_sites where test tiles share sites; with a pairing
+        n_floor_other_scene, the floor's tiles that aren't of their test tile's scene; `singular`
+        and `infinity_singular`, 1 where FID and FID infinity compare singular covariances, of fewer
+        images than dimensions; and of each metric its value, a 95 % confidence interval `_lo`,
+        `_hi`, its `_floor` and a 95 % prediction interval `_floor_lo`, `_floor_hi` (with enough of
+        `train`), and its `_base` (with `base`).
         A singular FID infinity has no intervals: its bias isn't known. Nor has a distance that is
-        the same in all halves. Of too few images:
+        the same in all halves. Where test tiles share sites, there is no prediction interval, and
+        of too few sites (`can_tell_spread`) no interval at all. Of too few images:
         refused = 1, n, n_needed, infinity_singular (of the curve, which has any n).
     """
     n = min(len(sets["test"]), len(sets["tuned"]))
-    infinity_singular = int(n // 2 <= sets["test"].shape[1])
+    singular = {"infinity_singular": int(n // 2 <= sets["test"].shape[1])}
     n_needed = max(config.standard_min_n, MIN_IMAGES)
     if n < n_needed:
         larger = f"{n_needed}, the larger of fid.standard_min_n and {MIN_IMAGES}"
         log(f"fid: {n} images are fewer than {larger}: no standard protocol for {extractor}")
-        return {
-            "refused": 1,
-            "n": n,
-            "n_needed": n_needed,
-            "infinity_singular": infinity_singular,
-        }
+        return {"refused": 1, "n": n, "n_needed": n_needed, **singular}
 
     real = align_real(sets["test"], pairing)
     paired = pairing is not None
     compared = compared_sets(sets, seed, pairing)
+    sizes = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
+    shared, names, count = count_sites(sites, pairing, len(compared["tuned"]), config.subsets)
+    if shared is not None:
+        sizes["n_sites"] = int(shared.max()) + 1
     values = {}
-    variances = {}
+    variances: dict[str, dict[str, float]] = {"tuned": {}, "floor": {}}
     for name, fake in compared.items():
         values[name] = compute_metrics(real, fake, extractor, curves[name], paired)
-        if name != "base":
+        if name in names:
             draws = rng(seed, "intervals", name)
             variances[name] = estimate_variances(
-                real, fake, extractor, config.subsets, draws, name, paired
+                real, fake, extractor, config.subsets, draws, name, paired, shared
             )
-    sizes = {"refused": 0, "n": len(compared["tuned"]), "n_real": len(real)}
     sizes |= measure_floor(sets, seed, extractor, pairing)
-    sizes["singular"] = int(n <= real.shape[1])
-    sizes["infinity_singular"] = infinity_singular
-    return sizes | with_references(values, variances, sizes, config.subsets)
+    sizes |= {"singular": int(n <= real.shape[1])} | singular
+    return sizes | with_references(values, variances, sizes, count)
+
+
+def count_sites(
+    sites: list[str] | None, pairing: Pairing | None, n: int, count: int
+) -> tuple[np.ndarray | None, list[str], int]:
+    """What the sites of the test tiles do to the intervals of n images.
+
+    Args:
+        sites: as in `standard_protocol`.
+        pairing: likewise.
+        n: generated images.
+        count: halvings.
+
+    Returns:
+        Number [N] of the site of each tile in the order of `align_real`, None where no two share
+        one; the sets whose metrics have intervals; their degrees of freedom.
+    """
+    shared = None if sites is None else shared_sites(sites)
+    if shared is None:
+        return None, ["tuned", "floor"], count
+    shared = align_real(shared, pairing)
+    halved = shared if pairing is None else shared[:n]
+    # Of the floor, halves don't count the sites of its training tiles. Those of few sites repeat.
+    names = ["tuned"] if can_tell_spread(halved) else []
+    return shared, names, min(count, len(np.unique(halved)) - 1)
 
 
 def with_references(
@@ -280,24 +315,24 @@ def with_references(
 
     Args:
         values: of the metrics of each of the `compared_sets`.
-        variances: theirs, but for `base`.
+        variances: of `tuned` and `floor`; a set whose are empty has no intervals.
         sizes: n, n_real, n_floor and infinity_singular of `standard_protocol`.
-        count: halvings behind the variances.
+        count: halvings behind the variances, or degrees of freedom of fewer sites.
     """
     n = min(sizes["n"], sizes["n_real"], MAX_PAIRED)
     result: dict[str, float] = {}
     for name, value in values["tuned"].items():
         has_intervals = name != "fid_infinity" or not sizes["infinity_singular"]
         result[name] = value
-        variance = variances["tuned"][name]
-        if has_intervals and has_interval(name, value, variance):
+        variance = variances["tuned"].get(name)
+        if has_intervals and variance is not None and has_interval(name, value, variance):
             result[f"{name}_lo"], result[f"{name}_hi"] = interval_of(
                 name, value, variance, count, n
             )
         if "floor" in values:
-            floor, variance = values["floor"][name], variances["floor"][name]
+            floor, variance = values["floor"][name], variances["floor"].get(name)
             result[f"{name}_floor"] = floor
-            if has_intervals and has_interval(name, floor, variance):
+            if has_intervals and variance is not None and has_interval(name, floor, variance):
                 n_floor = min(sizes["n_floor"], sizes["n_real"], MAX_PAIRED)
                 result[f"{name}_floor_lo"], result[f"{name}_floor_hi"] = prediction_interval_of(
                     name, floor, variance, count, n_floor

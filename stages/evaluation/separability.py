@@ -12,9 +12,9 @@ from stages.common.rng import rng
 from stages.evaluation.intervals import share_interval
 from stages.evaluation.pairing import Pairing, draw_in_scenes
 from stages.evaluation.prdc import draw_rows
+from stages.evaluation.sites import MIN_SITES
 
 MIN_PAIRS = 8  # a real tile and an image of its caption each; half of them train
-MIN_SITES = 4  # that the tiles were cut from; half of them train
 
 
 def separability(

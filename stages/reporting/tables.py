@@ -7,6 +7,7 @@ from pathlib import Path
 from stages.common.ceiling_tiles import describe_real_tiles
 from stages.common.class_names import slug
 from stages.common.csv_files import read_csv
+from stages.evaluation.sites import describe_sites
 from stages.reporting.context import RunContext
 from stages.reporting.further_metrics import further_metrics_table, share_rows
 from stages.reporting.rows import (
@@ -289,6 +290,8 @@ def generation_table(fid: dict, diffusion: dict, context: RunContext) -> Table:
         note += (
             " Standard deviation over draws: these draws share images; others would differ more."
         )
+    by_sites = {describe_sites(by_protocol.get("standard", {})) for by_protocol in fid.values()}
+    note += "".join(f" Sites: {described}." for described in sorted(by_sites) if described)
     if context.trained_judge:
         note += (
             " **In scene features, real vs. real is worse than a perfect generator would score**: "
