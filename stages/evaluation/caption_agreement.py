@@ -29,7 +29,8 @@ def caption_agreement(
             interval of `ceiling` counts sites.
 
     Returns:
-        Metrics, among them `ceiling`, the share of real test tiles that the classifier gets right,
+        Metrics, among them `caption_agreement`, whose interval is over other images of the same
+        captions, `ceiling`, the share of real test tiles that the classifier gets right,
         `caption_agreement_chance`, that of guessing among all scenes alike, and `per_scene`, by the
         `slug` of each scene; and the shares by scene, as rows {scene, tuned, tuned_lo, tuned_hi,
         base, real, n}.

@@ -47,7 +47,7 @@ class Assessment(NamedTuple):
     agrees: list[bool]  # the most likely scene is one of its class
     distance: np.ndarray  # [N] to the nearest training tile, in features of the classifier
     training_row: np.ndarray  # [N] row number of that tile
-    percentile: np.ndarray  # [N] share of real test tiles that are nearer to a training tile
+    percentile: np.ndarray  # [N] share of real test tiles that are as near to a training tile
 
 
 def assess(labels: list[str], scenes: list[str], classes: dict[str, list[str]]) -> Assessment:
@@ -164,7 +164,7 @@ class Gallery:
             item["facts"]["predicted scene"] = (
                 f"{assessment.scenes[number]} "
                 f"({'agrees' if agrees else 'disagrees'} with its class, which has probability "
-                f"{assessment.probability[number]:.0%})"
+                f"{assessment.probability[number]:.1%})"
             )
         item["nearest"] = self.nearest_tile(
             int(assessment.training_row[number]),
@@ -186,7 +186,7 @@ class Gallery:
             "picture": self.album.add("training", TRAINING, training_row),
             "file": self.training_files[training_row],
             "distance": f"{distance:.3g}",
-            "closer": f"{percentile:.0%} of real test tiles are nearer to a training tile",
+            "closer": f"{percentile:.1%} of real test tiles are as near to a training tile",
         }
 
     def by_class(

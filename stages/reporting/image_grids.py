@@ -149,7 +149,7 @@ def nearest_grid(pairs: list[dict], tuned: list[dict]) -> Grid:
         groups.append([generated[tuned_row], tiles[training_row]])
         distance = f"distance {float(pair['distance']):.3g}"
         percent = 100 * float(pair["real_percentile"])
-        captions.append((distance, f"{percent:.0f} % of real test tiles are closer"))
+        captions.append((distance, f"{percent:.1f} % of test tiles are as close"))
     grid_rows = [
         GridRow("", "", groups[start : start + 4], captions[start : start + 4])
         for start in range(0, len(groups), 4)
