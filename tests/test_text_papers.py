@@ -52,6 +52,23 @@ def test_sentence_ends(text, count):
     assert "".join(sentences.split_losslessly(text)) == text
 
 
+@pytest.mark.parametrize(
+    "cited, text",
+    [
+        ("The dunes are pale.1,2 The forest", "The dunes are pale. The forest"),
+        ("The dunes are pale.¹⁻³ “A forest", "The dunes are pale. “A forest"),
+        ("They show NDVI (Fig. 2).[3][note 4] The", "They show NDVI (Fig. 2). The"),
+        ("It is, he said, “pale.”12–14", "It is, he said, “pale.”"),
+        ("See Fig.2 The sum of 3.5 in a.2 The rest, approx.3", None),
+        ("Deserts of 2019.3 The file v2.csv.10 has them", None),
+    ],
+)
+def test_citation_behind_a_full_stop_is_dropped(tmp_path, cited, text):
+    (tmp_path / "a.txt").write_text("All of these fields are green and wide. " * 20 + f"\n{cited}")
+    (paper,) = papers.read_papers([tmp_path / "a.txt"], True)
+    assert paper.lines[-1][1] == (text or cited)
+
+
 def test_headings_are_separate_sentences():
     lines = [
         "Bare Land",

@@ -8,6 +8,7 @@ from stages.text.legibility import MIN_PAGE_WORDS, WORD, count_words
 from stages.text.line_numbers import strip_line_numbers
 from stages.text.references import reference_lists
 from stages.text.running_lines import find_running_lines
+from stages.text.sentences import ABBREVIATIONS
 
 # Characters that NFKC keeps: soft hyphens, zero-width characters, byte-order marks, control
 # characters and unpaired surrogates. Behind a letter of Arabic or of India, the zero-width joiner
@@ -27,6 +28,13 @@ ACCENTED = re.compile(
 )
 # What they stand for where they belong to no letter.
 NO_ACCENTS = str.maketrans({"´": "'", "˚": "°", "¨": '"', "˝": '"'})
+
+# Numbers of references or notes right behind a full stop: "above.1,2 The", "above.[3][note 4]".
+CITED_NUMBERS = r"\d{1,3}(?:\s?[,–−-]\s?\d{1,3})*"
+CITATION = re.compile(
+    r"((?<![\w.])[\w.]*[^\W\d_]{2}|[)\]%])([.!?][\"'”’)]*)"
+    rf"(?:{CITED_NUMBERS}|(?:\[[\w ,–-]{{1,20}}\])+)(?=\s+[\"'“‘(]?[A-Z]|$)"
+)
 
 MIN_WORD_SHARE = 1 / 3  # of what stands on a page; tables have less
 # A line of prose on such a page, as a caption, has so many words, and so large a share of them.
@@ -79,6 +87,17 @@ def _compose(match: re.Match) -> str:
     letter = letter.replace("\u0131", "i")
     composed = unicodedata.normalize("NFC", letter + ACCENTS[accent])
     return composed if len(composed) == 1 else match[0]
+
+
+def drop_citations(line: str) -> str:
+    """Return a line without the numbers of references behind full stops, which hide these."""
+    return CITATION.sub(_without_numbers, line)
+
+
+def _without_numbers(match: re.Match) -> str:
+    """The end of a sentence without its citation; "Fig.2" stays."""
+    word, stop = match.groups()
+    return match[0] if word.strip(".").lower() in ABBREVIATIONS else word + stop
 
 
 def clean_pages(

@@ -56,7 +56,8 @@ def read_papers(paths: list[Path], cut_references: bool) -> Iterator[Paper]:
         for _ in range(count):
             paper = pickle.load(waiting)
             joined = join_hyphens([text for _, text in paper.lines], words)
-            lines = [(page, text) for (page, _), text in zip(paper.lines, joined) if text]
+            texts = map(clean.drop_citations, joined)
+            lines = [(page, text) for (page, _), text in zip(paper.lines, texts) if text]
             yield paper._replace(lines=lines)
 
 
