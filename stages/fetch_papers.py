@@ -13,6 +13,7 @@ From here on, the stem of a file's name is the paper's name. A PDF is known by i
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from stages.text.paper_files import SUFFIXES, name_key, unused_name
 
 OUT = Path("data/papers")
 KEY = "fetch_papers.source"
+MAX_LINE_CHARACTERS = 2000  # a longer row of a hub data set is a paper
 MAX_STEM_BYTES = 200  # no file system takes a name of more than 255 bytes
 
 
@@ -154,33 +156,55 @@ def describe(skipped: dict[str, str]) -> str:
 
 
 def write_corpus(folder: Path, text_column: str, out: Path) -> list[Path]:
-    """Write the text lines of a hub data set (.txt, then Parquet files, by name) as `corpus.txt`.
+    """Write the texts of a hub data set: its .txt files as they are, and those of Parquet files.
+
+    A row is a paper, a file of its own, if most rows of its Parquet file are longer than a line
+    (`is_longer_than_a_line`). Else it is a line of `corpus.txt`.
 
     Raises:
-        SystemExit: a Parquet file has no column of strings with the name `text_column`, or a .txt
-            file is not UTF-8.
+        SystemExit: a Parquet file has no column of strings with the name `text_column`.
+    """
+    files = []
+    for path in sorted(folder.rglob("*.txt")):
+        files.append(out / "__".join(path.relative_to(folder).parts))
+        shutil.copyfile(path, files[-1])
+    for path in sorted(folder.rglob("*.parquet")):
+        counts = Counter(map(is_longer_than_a_line, read_rows(path, text_column)))
+        if counts[True] > counts[False]:
+            stem = "__".join(path.relative_to(folder).with_suffix("").parts)
+            for number, text in enumerate(read_rows(path, text_column), 1):
+                files.append(out / f"{stem}_{number:05d}.txt")
+                files[-1].write_text(text, encoding="utf-8")
+        elif counts:
+            corpus = out / "corpus.txt"
+            with open(corpus, "a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in read_rows(path, text_column))
+            files += [] if corpus in files else [corpus]
+    return files
+
+
+def is_longer_than_a_line(text: str) -> bool:
+    """Whether a text has a line break, or more characters than a line or a short paragraph."""
+    return "\n" in text.strip() or len(text) > MAX_LINE_CHARACTERS
+
+
+def read_rows(path: Path, text_column: str) -> Iterator[str]:
+    """Yield the texts of a Parquet file that are not empty.
+
+    Raises:
+        SystemExit: no column of strings has the name `text_column`.
     """
     import pyarrow.parquet as pq
 
-    corpus = out / "corpus.txt"
-    with open(corpus, "w", encoding="utf-8") as file:
-        for path in sorted(folder.rglob("*.txt")):
-            try:
-                text = path.read_text(encoding="utf-8-sig")
-            except UnicodeDecodeError as error:
-                exit_with_error(f"{KEY}: {path.name} is not UTF-8 (byte {error.start} on)")
-            file.write(text.rstrip("\n") + "\n")
-        for path in sorted(folder.rglob("*.parquet")):
-            parquet = pq.ParquetFile(path)
-            columns = string_columns(parquet.schema_arrow)
-            if text_column not in columns:
-                exit_with_error(
-                    f"fetch_papers.text_column: {path.name} has no column of strings named "
-                    f"{text_column}; it has {', '.join(columns) or 'none of strings'}"
-                )
-            for batch in parquet.iter_batches(columns=[text_column]):
-                file.writelines(f"{line}\n" for line in batch.column(0).to_pylist() if line)
-    return [corpus] if corpus.stat().st_size else []
+    parquet = pq.ParquetFile(path)
+    columns = string_columns(parquet.schema_arrow)
+    if text_column not in columns:
+        exit_with_error(
+            f"fetch_papers.text_column: {path.name} has no column of strings named "
+            f"{text_column}; it has {', '.join(columns) or 'none of strings'}"
+        )
+    for batch in parquet.iter_batches(columns=[text_column]):
+        yield from filter(None, batch.column(0).to_pylist())
 
 
 def string_columns(schema: Any) -> list[str]:

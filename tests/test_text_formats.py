@@ -641,24 +641,32 @@ def test_small_collections_run(collect, count, held_out):
     assert error.startswith("error: scrape.min_test_papers: 5 ") and f" of {count}; " in error
 
 
-def test_text_column_of_a_hub_corpus(tmp_path):
-    table = pa.table({"id": ["arxiv-1", "arxiv-2"], "body": ["First\ntext.", None], "n": [1, 2]})
+def test_texts_of_a_hub_data_set(tmp_path):
     hub = tmp_path / "hub"
-    hub.mkdir()
-    pq.write_table(table, hub / "train.parquet")
-    (corpus,) = fetch_papers.write_corpus(hub, "body", tmp_path)
-    assert corpus.read_text() == "First\ntext.\n"
-    # As pandas and Polars write strings.
-    for column in (table["body"].dictionary_encode(), table["body"].cast(pa.string_view())):
-        pq.write_table(pa.table({"id": table["id"], "body": column}), hub / "train.parquet")
-        assert fetch_papers.write_corpus(hub, "body", tmp_path)
-        assert corpus.read_text() == "First\ntext.\n"
-    error = "^error: fetch_papers.text_column: train.parquet .*named text; it has id, body$"
+    (hub / "b").mkdir(parents=True)
+
+    def write(texts: pa.Array) -> dict[str, str]:
+        pq.write_table(pa.table({"n": range(len(texts)), "body": texts}), hub / "b/train.parquet")
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        out = tmp_path / "out"
+        out.mkdir()
+        files = fetch_papers.write_corpus(hub, "body", out)
+        assert sorted(files) == sorted(out.iterdir())
+        return {file.name: file.read_text() for file in files}
+
+    # As pandas and Polars write strings, too. Rows are lines, or papers if most are longer.
+    rows = pa.array(["First.", None, "Two\nlines.", "", "Third."])
+    for column in (rows, rows.dictionary_encode(), rows.cast(pa.string_view())):
+        assert write(column) == {"corpus.txt": "First.\nTwo\nlines.\nThird.\n"}
+    papers = ["First\npaper.", "Second. " * 300, "short"]
+    names = [f"b__train_0000{number}.txt" for number in (1, 2, 3)]
+    assert write(pa.array(papers)) == dict(zip(names, papers))
+    # A text file is a paper, or many in the only file.
+    (hub / "a.txt").write_text("A text.")
+    assert write(pa.array(["", None], pa.string())) == {"a.txt": "A text."}
+    error = "^error: fetch_papers.text_column: train.parquet .*named text; it has body$"
     with pytest.raises(SystemExit, match=error):
         fetch_papers.write_corpus(hub, "text", tmp_path)
-    (hub / "a.txt").write_bytes("Wüste".encode("latin-1"))
-    with pytest.raises(SystemExit, match="^error: fetch_papers.source: a.txt "):
-        fetch_papers.write_corpus(hub, "body", tmp_path)
 
 
 @pytest.mark.parametrize(
