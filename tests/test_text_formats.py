@@ -281,8 +281,12 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         (
             "a.tex",
             r"\Title{Our \ce{CO2}}\abstract{We say little.}\newcommand{\ie}{own}\begin{document}"
-            rf"{PROSE} At 30\degree C and $5\degree$ lakes \etal freeze, \eg, \ie.\end{{document}}",
-            ["Our CO2 We say little. The fields", "At 30°C and 5° lakes et al. freeze, e.g., own."],
+            rf"{PROSE} At 30\degree C and $5\degree$ lakes \etal freeze, \eg, \ie. "
+            r"\NewDocumentCommand\three{O{a} m +m}{#1-#2-#3}"
+            r"\DeclareDocumentCommand{\cf}{}{c.f\onedot} \three{b}{c}, \cf \three[d]{e}{f}."
+            r"\end{document}",
+            ["Our CO2 We say little. The fields", "At 30°C and 5° lakes et al. freeze, e.g., own."]
+            + ["a-b-c, c.f. d-e-f."],
             [],
         ),
         (
@@ -448,17 +452,32 @@ def test_latex_files_that_read_each_other_or_others(tmp_path):
         "d.tex": "D \\import{sub/}{e} \\input{sub/../f.tex}",
         "sub/e.tex": "E% a comment\n",
         "f.tex": "F",
-        "sub.tex": "another paper",
+        "sub.tex": "% \\usepackage{g}\nanother paper \\usepackage[x]{g, none}\n\\usepackage{g}",
+        "g.sty": (
+            "% \\def\\a{old}\n\\newcommand\\a{New\\xspace} % a\n\\def\\b#1{{\\bf #1}\\,\\{}"
+            "\\author{B}\\def\\c{\\c@a}\\NewDocumentCommand{\\d}{O{x} m}{D}\n"
+            "\\newcommand*{\\e}[2][]{E}"
+        ),
     }
     for name, text in contents.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     folder = folder / "sub/.."  # as a person may write it
-    papers = latex.join_papers(sorted(folder.rglob("*.tex")))
+    papers = latex.join_papers(sorted(folder.rglob("*.*")))
     assert list(papers) == [folder / "a.tex", folder / "sub.tex"]
     source, parts = papers[folder / "a.tex"]
     assert source == b"A B \nC D E% a comment\n F\n  50\\% \\input{../secret} \\input{missing}"
     assert {part.name for part in parts} == {"b.tex", "c.tex", "d.tex", "e.tex", "f.tex"}
+    # Of a package, the commands of a text are put in.
+    other, parts = papers[folder / "sub.tex"]
+    commands = [
+        "\\newcommand\\a{New\\xspace}",
+        "\\def\\b#1{{\\bf #1}\\,\\{}",
+        "\\NewDocumentCommand{\\d}{O{x} m}{D}",
+        "\\newcommand*{\\e}[2][]{E}",
+    ]
+    assert [part.name for part in parts] == ["g.sty"]
+    assert other.decode().splitlines()[2:6] == commands and other.count(b"xspace") == 1
     # What is not there is named.
     (folder / "a.tex").write_bytes(source + b" land and water" * 10)
     lines, reason = formats.read(folder / "a.tex")

@@ -59,6 +59,7 @@ LATEX_COMMANDS = {
     "eg": r"\newcommand{\eg}{e.g.\xspace}",
     "ie": r"\newcommand{\ie}{i.e.\xspace}",
     "etal": r"\newcommand{\etal}{et al.\xspace}",
+    "onedot": r"\newcommand{\onedot}{.\xspace}",
     # \abstract may stand before \begin{document}, where pandoc reads only the commands of a title
     # page; of their text only a footnote may have paragraphs.
     "paperabstract": r"\newcommand{\paperabstract}[1]{\extratitle{\footnote{#1}}}",
@@ -90,6 +91,11 @@ LATEX_ENVIRONMENTS = r"""
 \newenvironment{sidewaystable}{\begin{table}}{\end{table}}
 \newenvironment{IEEEeqnarray}[1]{\begin{align}}{\end{align}}
 """
+# LaTeX's own form of \newcommand since 2020: \NewDocumentCommand{\two}{O{x} m}{...}.
+DOCUMENT_COMMAND = re.compile(
+    r"\\(?:New|Renew|Provide|Declare)DocumentCommand\s*\{?\s*(\\[A-Za-z]+)\s*\}?"
+    r"\s*\{\s*(?:\+?(o)|\+?O\s*\{([^{}]*)\})?((?:\s*\+?m)*)\s*\}"
+)
 STARRED = re.compile(r"(\\(?:begin|end){(?:multicols|sideways\w+|IEEEeqnarray))\*}")
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
@@ -168,10 +174,18 @@ def _define_commands(text: str) -> str:
         if not re.search(rf"{command}\b", text):
             definitions += definition
     text = re.sub(r"^\\degree(?={\w)", r"\\thesisdegree", text, flags=re.MULTILINE)  # a thesis
+    text = DOCUMENT_COMMAND.sub(_newcommand, text)
     text = STARRED.sub(r"\1}", text)
     # pandoc leaves out the title and the abstract of MDPI and Springer.
     text = text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\paperabstract{")
     return definitions + text
+
+
+def _newcommand(match: re.Match) -> str:
+    """Return the start of a \\NewDocumentCommand as that of a \\newcommand."""
+    name, optional, default, arguments = match.groups()
+    first = f"[{default or ''}]" if optional or default is not None else ""
+    return rf"\newcommand{{{name}}}[{arguments.count('m') + bool(first)}]{first}"
 
 
 def wrap(paragraph: str) -> list[str]:

@@ -9,25 +9,39 @@ COMMENT_OR_INPUT = re.compile(
     r"(?<!\\)%.*|\\(?:input|include|subfile)\s*\{([^}]+)\}|\\input\s+([^\s{}\\%]+)|"
     r"\\(?:sub)?import\s*\{([^}]*)\}\s*\{([^}]+)\}"
 )
+COMMENT_OR_PACKAGES = re.compile(r"(?<!\\)%.*|\\usepackage\s*(?:\[[^\]]*\])?\s*\{([^}]+)\}")
+# The definition of a command in a package. Those with @ in them are for layout.
+BRACED = r"\{(?:\\.|[^{}@\\])*\}"
+for _ in range(3):
+    BRACED = rf"\{{(?:\\.|[^{{}}@\\]|{BRACED})*\}}"
+DEFINITION = re.compile(
+    r"\\(?:def|newcommand|providecommand|DeclareRobustCommand|\w+DocumentCommand)\*?\s*"
+    rf"(?:\{{\s*\\[A-Za-z]+\s*\}}|\\[A-Za-z]+)(?:\[[^\]@]*\]|#\d|\s)*(?:{BRACED}\s*)?{BRACED}",
+    re.DOTALL,
+)
+COMMENT = re.compile(r"(?<!\\)%.*")
 BODY = re.compile(r"\\begin\s*\{document\}(.*?)\\end\s*\{document\}", re.DOTALL)
 
 
 def join_papers(files: list[Path]) -> dict[Path, tuple[bytes, list[Path]]]:
     """Join the LaTeX files among `files` to papers.
 
-    A file that another one reads is part of that one. Files outside of `files` are never read.
+    A file that another one reads is part of that one. Of a package (.sty), the commands that it
+    defines are read. Files outside of `files` are never read.
 
     Returns:
         For each paper its main file -> its whole source, and the other files in it.
     """
-    paths = sorted(path for path in files if path.suffix.lower() == ".tex" and path.is_file())
+    kinds = (".tex", ".sty")
+    paths = sorted(path for path in files if path.suffix.lower() in kinds and path.is_file())
     sources = {os.path.normpath(path): path for path in paths}
-    joined = {path: _join(path, sources) for path in paths}
+    joined = {path: _join(path, sources) for path in paths if path.suffix.lower() == ".tex"}
     parts = {
         part
         for main, (_, inner) in joined.items()
         for part in inner
-        if main not in joined[part][1] or main < part  # of two that read each other, the first
+        # Of two files that read each other, the first is the main one. A package reads none.
+        if main not in joined.get(part, (b"", []))[1] or main < part
     }
     return {path: joined[path] for path in joined if path not in parts}
 
@@ -51,8 +65,18 @@ def _join(main: Path, sources: dict[str, Path]) -> tuple[bytes, list[Path]]:
         parts.append(part)
         return COMMENT_OR_INPUT.sub(insert, _read_body(part))
 
+    def define(match: re.Match) -> str:
+        definitions = match[0]
+        for name in (match[1] or "").split(","):
+            package = _find(main.parent, f"{name.strip()}.sty", sources)
+            if package and package not in parts:
+                parts.append(package)
+                definitions += f"\n{_read_body(package)}"
+        return definitions
+
     # Latin-1 keeps every byte of any encoding.
-    return COMMENT_OR_INPUT.sub(insert, _read(main)).encode("latin-1"), parts
+    source = COMMENT_OR_INPUT.sub(insert, _read(main))
+    return COMMENT_OR_PACKAGES.sub(define, source).encode("latin-1"), parts
 
 
 def _find(folder: Path, name: str, sources: dict[str, Path]) -> Path | None:
@@ -68,7 +92,13 @@ def _read(path: Path) -> str:
 
 
 def _read_body(path: Path) -> str:
-    r"""Return the source of a file without the preamble that a \subfile has."""
+    r"""Return the source of a file without the preamble that a \subfile has.
+
+    Of a package, return the definitions of commands.
+    """
     text = _read(path)
+    if path.suffix.lower() == ".sty":
+        definitions = DEFINITION.finditer(COMMENT.sub("", text))
+        return "".join(f"{definition[0]}\n" for definition in definitions)
     body = BODY.search(text)
     return body[1] if body else text
