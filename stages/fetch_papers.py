@@ -106,6 +106,8 @@ def copy_papers(origin: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
         elif not suffix:
             kind = utf8(file.suffix) or "a file without a suffix"
             skipped[utf8(name)] = f"not read: {kind}" if file.is_file() else "not read: not a file"
+        elif suffix.lower() == ".tex" and file not in latex_papers:
+            skipped[utf8(name)] = "not read by a main file"
         else:
             stem = Path(name).stem if file.suffix.lower() in SUFFIXES else name
             stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="replace")

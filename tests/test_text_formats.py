@@ -119,9 +119,11 @@ def test_every_file_of_a_folder_is_read_or_named(collect):
     rows, log = collect()
 
     status = {name: row["status"] for name, row in rows.items()}
-    for name in ("more.zip", "slides.pptx", "gone.pdf", "tex__sections__intro.tex"):
+    others = ("more.zip", "slides.pptx", "gone.pdf")
+    for name in (*others, "tex__sections__intro.tex", "tex__sections__old.tex"):
         assert status.pop(name) == "skipped" and name in str(rows)
-    assert "main.tex" in rows["tex__sections__intro.tex"]["reason"]
+    assert rows["tex__sections__intro.tex"]["reason"] == "part of main.tex"
+    assert rows["tex__sections__old.tex"]["reason"] == "not read by a main file"
     assert ".zip" in log and ".pptx" in log
     failed = {name for name in status if status[name] == "failed"}
     assert failed == {"broken", "open", "saved"} and all(rows[name]["reason"] for name in failed)
@@ -130,10 +132,10 @@ def test_every_file_of_a_folder_is_read_or_named(collect):
     assert set(texts) == {
         *(f"note{number}" for number in range(6)),
         *("2405.04717", "deep__really_a", "really_html", "front", "page", "word", "book"),
-        *("tex__main", "tex__sections__old"),
+        "tex__main",
     }
     counts = read_json("metrics/corpus.json")
-    assert (counts["papers"], counts["papers_failed"], counts["files_skipped"]) == (15, 3, 4)
+    assert (counts["papers"], counts["papers_failed"], counts["files_skipped"]) == (14, 3, 5)
 
     # The text of each format, without what is no prose.
     assert "The fields of this page are green & wide, and rows" in texts["page"]
@@ -478,6 +480,12 @@ def test_latex_files_that_read_each_other_or_others(tmp_path):
     ]
     assert [part.name for part in parts] == ["g.sty"]
     assert other.decode().splitlines()[2:6] == commands and other.count(b"xspace") == 1
+    # Beside or below a paper with a class, a file without one is a leftover.
+    (folder / "main.tex").write_text("% \\documentclass{a}\n\\input preamble")
+    (folder / "sub/preamble.tex").write_text("\\documentclass{subfiles}")
+    assert folder / "sub.tex" in latex.join_papers(sorted(folder.rglob("*.*")))
+    (folder / "preamble.tex").write_text("\\documentclass[a4paper]{article}")
+    assert list(latex.join_papers(sorted(folder.rglob("*.*")))) == [folder / "main.tex"]
     # What is not there is named.
     (folder / "a.tex").write_bytes(source + b" land and water" * 10)
     lines, reason = formats.read(folder / "a.tex")

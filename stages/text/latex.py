@@ -20,6 +20,11 @@ DEFINITION = re.compile(
     re.DOTALL,
 )
 COMMENT = re.compile(r"(?<!\\)%.*")
+# The class of a paper, not that of one of its parts or figures.
+PAPER_CLASS = re.compile(
+    rb"^[^%\n]*\\document(?:class|style)\b(?!\s*(?:\[[^\]]*\]\s*)?\{(?:subfiles|standalone)\})",
+    re.M,
+)
 BODY = re.compile(r"\\begin\s*\{document\}(.*?)\\end\s*\{document\}", re.DOTALL)
 
 
@@ -27,7 +32,8 @@ def join_papers(files: list[Path]) -> dict[Path, tuple[bytes, list[Path]]]:
     """Join the LaTeX files among `files` to papers.
 
     A file that another one reads is part of that one. Of a package (.sty), the commands that it
-    defines are read. Files outside of `files` are never read.
+    defines are read. A file without a class, beside or below a paper with one, is a leftover of
+    that paper, and no paper. Files outside of `files` are never read.
 
     Returns:
         For each paper its main file -> its whole source, and the other files in it.
@@ -43,7 +49,12 @@ def join_papers(files: list[Path]) -> dict[Path, tuple[bytes, list[Path]]]:
         # Of two files that read each other, the first is the main one. A package reads none.
         if main not in joined.get(part, (b"", []))[1] or main < part
     }
-    return {path: joined[path] for path in joined if path not in parts}
+    papers = {path: joined[path] for path in joined if path not in parts}
+    classed = {path for path, (source, _) in papers.items() if PAPER_CLASS.search(source)}
+    folders = {path.parent for path in classed}
+    return {
+        path: papers[path] for path in papers if path in classed or folders.isdisjoint(path.parents)
+    }
 
 
 def _join(main: Path, sources: dict[str, Path]) -> tuple[bytes, list[Path]]:
