@@ -254,13 +254,15 @@ def test_folder_without_readable_papers_is_refused(project, odd):
 
 def test_text_file_is_cut_behind_its_reference_lists(tmp_path):
     text = []
-    for n in range(4):
+    headings = ("References", "A last line.REFERENCES", "And another one . References")
+    for n, heading in enumerate([*headings, "8 Bibliography"]):
         text += [f"A line about the fields of paper {n}."] * 30
-        text += ["References", "[1] A. Smith. Fields. 2020."]
+        text += [heading, "[1] A. Smith. Fields. 2020."]
     (tmp_path / "corpus.txt").write_text("\n".join(text))
     parts = papers.read_text_file(tmp_path / "corpus.txt", True, True)
     assert [part.name for part in parts] == [f"corpus_{n:03d}" for n in (1, 2, 3, 4)]
     assert [part.cuts.references for part in parts] == [2] * 4
+    assert [part.lines[-1][1] for part in parts[1:3]] == ["A last line.", "And another one."]
     assert all("Smith" not in line for part in parts for _, line in part.lines)
 
 

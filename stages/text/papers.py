@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from stages.text.running_lines import PAGE_NUMBER
 PARAGRAPH_CHARACTERS = 200  # a longer line of a text file is a paragraph
 BLOCK_LINES = 1000  # a text file without reference lists is cut into blocks of this length
 MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
+# The heading of a reference list right behind the last sentence, as pypdf may write it.
+GLUED_HEADING = re.compile(
+    r"(?<=[A-Za-z)]) ?\. ?(REFERENCES|References|BIBLIOGRAPHY|Bibliography) ?$", re.MULTILINE
+)
 FEW_WORDS = f"fewer than {formats.MIN_PROSE_WORDS} words"
 NO_CUTS = Cuts()
 LARGE_CUT = 0.5  # a paper that loses more of its lines is named in the log
@@ -170,6 +175,7 @@ def read_text_file(path: Path, cut_references: bool, is_only_file: bool) -> list
     text, reason = decode(path.read_bytes())
     if reason:
         return [_failed(path, reason)]
+    text = GLUED_HEADING.sub(r".\n\1", text)
     pages = [_wrap_paragraphs(split_columns(page) or page) for page in text.split("\f")]
     unknown: list[list[float | None]] = [[None] * len(page.splitlines()) for page in pages]
     bodies, running_lines, line_numbers = clean.page_bodies(pages, unknown)
