@@ -246,15 +246,23 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         ),
         (
             "a.md",
-            f"\ufeff+++\ntitle = 'headword'\n+++\n{PROSE}",
-            ["rows of trees"],
-            ["headword", "+"],
+            f"\ufeff+++\ntitle = 'Titleword'\ndraft = false\n+++\n{PROSE}",
+            ["Titleword The fields"],
+            ["draft", "+"],
         ),
         (
             "a.md",
-            f"---\n# a comment\ntitle: headword\ntags:\n- x\n---\n{PROSE}",
+            "---\n# a comment\ntitle: 2024\nabstract: |\n  Maps are *pale*.\n\n  Two.\ntags:\n- x\n"
+            f"date: 2024-13-45\n---\n{PROSE} Paths [see @smith2019, p. 3; -@jones] are, [@me](a.b) "
+            "or [me@a.org], wide [@all].",
+            ["2024 Maps are pale. Two. The fields", "Paths are, @me or [me@a.org], wide."],
+            ["tags", "comment", "date"],
+        ),
+        (
+            "a.md",
+            f"---\ntitle: a: headword\n---\n{PROSE}",
             ["rows of trees"],
-            ["headword", "comment"],
+            ["headword"],
         ),
         (
             "a.md",

@@ -9,11 +9,13 @@ import json
 import re
 import subprocess
 import textwrap
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pypandoc
+import yaml
 
 from stages.text.clean import normalize
 from stages.text.language import find_words
@@ -28,9 +30,11 @@ MIN_PROSE_WORDS = 20
 # YAML or TOML. Text may start with a rule of hyphens, but no text with a key right behind it.
 FRONT_MATTER = re.compile(
     r"\A\s*(---(?=[ \t]*\n(?:#[^\n]*\n)*[\"']?[\w.-]+[\"']?[ \t]*:\s)|\+\+\+)[ \t]*\n"
-    r".*?\n\1[ \t]*\n",
+    r"(.*?\n)\1[ \t]*\n",
     re.DOTALL,
 )
+# "[@smith2019, p. 3; -@jones]" of pandoc, Quarto and R Markdown; not the text of a link.
+MARKDOWN_CITATION = re.compile(r" ?\[[^\[\]@]{0,80}(?<!\w)@\w[^\[\]]{0,300}\](?![(\[:{])")
 # The encoding that an HTML or LaTeX file declares.
 ENCODING = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)|\[([\w-]+)\]\{inputenc\}")
 BLANKS = " \u00a0"
@@ -122,7 +126,8 @@ def read(path: Path) -> tuple[list[str], str]:
         if reason:
             return [], reason
         if suffix in (".md", ".markdown"):
-            text = MARKDOWN_TABLE.sub("", FRONT_MATTER.sub("", text))
+            text = MARKDOWN_TABLE.sub("", FRONT_MATTER.sub(_title_and_abstract, text))
+            text = MARKDOWN_CITATION.sub("", text)
             text = MARKDOWN_FORMULA.sub(_with_dollars, text)
         elif suffix == ".tex":
             text = _define_commands(text)
@@ -151,6 +156,17 @@ def read(path: Path) -> tuple[list[str], str]:
         return [], f"fewer than {MIN_PROSE_WORDS} words"
     missing = MISSING_FILE.findall(message)
     return lines, f"without {', '.join(missing)}"[:200] if missing else ""
+
+
+def _title_and_abstract(front_matter: re.Match) -> str:
+    """Return the title, subtitle and abstract of a front matter as paragraphs."""
+    marks, source = front_matter.groups()
+    try:
+        fields = yaml.load(source, yaml.BaseLoader) if marks == "---" else tomllib.loads(source)
+    except (yaml.YAMLError, tomllib.TOMLDecodeError):
+        return ""
+    texts = [fields.get(key) for key in ("title", "subtitle", "abstract")]
+    return "".join(f"{text}\n\n" for text in texts if isinstance(text, str))
 
 
 def _with_dollars(formula: re.Match) -> str:
