@@ -4,6 +4,7 @@ import json
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from stages.runtime.errors import exit_with_error
 
@@ -41,3 +42,11 @@ def parse_json_object(text: str | bytes) -> dict:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def read_json(file: Path) -> Any:
+    """The value that a JSON file holds; None if it holds none, or can't be read."""
+    try:
+        return json.loads(file.read_bytes())  # in UTF-8, 16 or 32
+    except (ValueError, RecursionError, OSError):
+        return None

@@ -8,7 +8,6 @@ The second is that of NWPU-Captions; a single list may be named `data` or the li
 class. The images lie in any folder below the root.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -34,7 +33,7 @@ from stages.imagery.readers.items import (
     standard_split,
 )
 from stages.imagery.readers.listed_images import ListedImages
-from stages.imagery.untrusted_text import posix_path, valid_utf8
+from stages.imagery.untrusted_text import posix_path, read_json, valid_utf8
 from stages.runtime.errors import exit_with_error
 
 # Names of a single list of images in JSON that are no class.
@@ -58,7 +57,7 @@ def find_captions_json(files: list[Path], root: Path, key: str) -> list[Path]:
         is_json = file.suffix.lower() == ".json" and os.path.isfile(file)
         if not is_json or file.stem in stems:
             continue
-        value = _read_json(file)
+        value = read_json(file)
         if _is_coco(value):
             exit_with_error(
                 f"{key}: {file.relative_to(root)} holds COCO captions: write them as "
@@ -80,7 +79,7 @@ def open_captions_json(
     """
     entries = []
     for file in json_files:
-        of_file = [entry for _, entry in _entries(_read_json(file))]
+        of_file = [entry for _, entry in _entries(read_json(file))]
         if any(holds_several_labels(row_label(entry)) for entry in of_file):
             exit_with_error(f"{key}: {file.relative_to(root)}: {SEVERAL_LABELS}")
         entries += of_file
@@ -88,14 +87,6 @@ def open_captions_json(
     misnamed = None if has_splits else misnamed_split(entries)
     read_items = partial(_read_items, json_files, files, root)
     return ImageSource(json_files, read_items, has_captions=True, misnamed_split=misnamed)
-
-
-def _read_json(file: Path) -> Any:
-    """The value that a JSON file holds; None if it holds none."""
-    try:
-        return json.loads(file.read_bytes())  # in UTF-8, 16 or 32
-    except (ValueError, RecursionError, OSError):
-        return None
 
 
 def _is_coco(value: Any) -> bool:
@@ -164,7 +155,7 @@ def _read_items(
     """
     images = ListedImages(files, root)
     listed = set(json_files)
-    entries_of = {json_file: _entries(_read_json(json_file)) for json_file in json_files}
+    entries_of = {json_file: _entries(read_json(json_file)) for json_file in json_files}
     has_classes = any(
         class_name is not None or row_label(entry) is not None
         for entries in entries_of.values()

@@ -3,7 +3,6 @@
 Without the first, images of a published test split would be trained on.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from stages.imagery.readers.items import (
     split_words,
     standard_split,
 )
-from stages.imagery.untrusted_text import valid_utf8
+from stages.imagery.untrusted_text import read_json, valid_utf8
 
 HEAD = 2**16  # bytes of a text file that are looked at
 MAX_ENTRIES = 100  # of a list that are looked at
@@ -84,10 +83,7 @@ def _read_list(file: Path) -> dict | list:
     """The object or array of a JSON file, or the first lines of text; [] of other files."""
     suffix = file.suffix.lower()
     if suffix == ".json":
-        try:
-            value = json.loads(file.read_bytes())  # in UTF-8, 16 or 32
-        except (ValueError, RecursionError, OSError):
-            return []
+        value = read_json(file)
         return value if isinstance(value, dict | list) else []
     if suffix not in (".txt", ".csv", ".tsv", ".lst"):
         return []
