@@ -75,6 +75,15 @@ def read_encoded(source: bytes | Path | None, size: int = -1) -> bytes:
     return encoded
 
 
+def is_raster(source: bytes | Path | None) -> bool:
+    """Whether an image is a raster by its first bytes, whatever its suffix; else it is Pillow's.
+
+    Raises:
+        UnusableImage: there are no bytes, or they can't be read.
+    """
+    return raster_driver(read_encoded(source, SIGNATURE_BYTES)) is not None
+
+
 def decode_rgb(source: bytes | Path | None) -> DecodedImage:
     """Decode an encoded 8-bit image, or the file that a path names, to RGB.
 
@@ -86,7 +95,7 @@ def decode_rgb(source: bytes | Path | None) -> DecodedImage:
             per value, or its bands are not known as red, green and blue.
     """
     encoded = read_encoded(source)
-    if raster_driver(encoded[:SIGNATURE_BYTES]):
+    if is_raster(encoded):
         try:
             raster = read_raster(source or encoded, None, None, "")
         except ParamsMisfit as error:

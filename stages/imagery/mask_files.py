@@ -3,11 +3,12 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from stages.imagery.image_decoding import read_encoded
-from stages.imagery.rasters import SIGNATURE_BYTES, Mask, mask_file, raster_driver
+from stages.imagery.image_decoding import is_raster
+from stages.imagery.rasters import Mask, mask_file
 from stages.imagery.readers.items import ImageSource, SourceItem
 from stages.imagery.unusable_image import UnusableImage
 from stages.runtime.errors import exit_with_error
@@ -66,20 +67,15 @@ def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
             image_of_mask |= dict.fromkeys(masks_of_key.get(key, []), (name, file))
     if image_of_mask:
         mask, (image, file) = min(image_of_mask.items())
-        params = ", or name them by fetch_imagery.mask or fetch_imagery.labels"
+        params = ""
+        with suppress(UnusableImage):
+            if is_raster(file):  # which alone may have a mask or labels in params
+                params = ", or name them by fetch_imagery.mask or fetch_imagery.labels"
         exit_with_error(
             f"{label}: {len(image_of_mask)} image(s) seem to be masks or labels of others, such as "
-            f"{mask} of {image}: move them elsewhere{params if _is_raster(file) else ''}; if "
+            f"{mask} of {image}: move them elsewhere{params}; if "
             "they show classes, list the images in metadata.csv"
         )
-
-
-def _is_raster(file: Path) -> bool:
-    """Whether it is a raster, which alone may have a mask or labels in params."""
-    try:
-        return raster_driver(read_encoded(file, SIGNATURE_BYTES)) is not None
-    except UnusableImage:
-        return False
 
 
 def _read_images(source: ImageSource) -> Iterator[tuple[str, Path]]:

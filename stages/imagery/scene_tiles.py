@@ -8,15 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from stages.imagery.bands import ONE_BAND
-from stages.imagery.image_decoding import read_encoded
+from stages.imagery.image_decoding import is_raster
 from stages.imagery.label_rasters import KEY, TileLabel, label_file, label_windows
-from stages.imagery.rasters import (
-    SIGNATURE_BYTES,
-    RasterWindow,
-    open_raster,
-    raster_driver,
-    rasterio_settings,
-)
+from stages.imagery.rasters import RasterWindow, open_raster, rasterio_settings
 from stages.imagery.readers.class_folders import NO_SCENE
 from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
 from stages.imagery.tile_making import Reading
@@ -176,10 +170,9 @@ def _is_preview(path: Path, cut: set[Path]) -> bool:
 def _why_unlabeled(path: Path | None) -> str:
     """Why an image that could not be opened as a raster gets no label."""
     try:
-        is_raster = path and raster_driver(read_encoded(path, SIGNATURE_BYTES))
+        return UNREADABLE if path and is_raster(path) else LABELS_ARE_FOR_RASTERS
     except UnusableImage as error:
         return str(error)
-    return UNREADABLE if is_raster else LABELS_ARE_FOR_RASTERS
 
 
 def _tiles(item: SourceItem, windows: list[RasterWindow]) -> Iterator[SourceItem]:

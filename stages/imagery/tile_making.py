@@ -12,15 +12,13 @@ from stages.common.artifacts import encode_png
 from stages.imagery.bands import ParamsMisfit, RasterType
 from stages.imagery.embedded_scenes import SceneId, render_scene
 from stages.imagery.georeference import Georeference
-from stages.imagery.image_decoding import decode_with_pillow, read_encoded, rgb_image
+from stages.imagery.image_decoding import decode_with_pillow, is_raster, read_encoded, rgb_image
 from stages.imagery.near_duplicates import thumbnail_bytes
 from stages.imagery.rasters import (
-    SIGNATURE_BYTES,
     AlphaCounts,
     Mask,
     Raster,
     RasterWindow,
-    raster_driver,
     read_raster,
     read_window,
 )
@@ -100,7 +98,7 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
         ParamsMisfit: the params don't fit.
     """
     georeference = Georeference()
-    if raster_driver(read_encoded(image, SIGNATURE_BYTES)):
+    if is_raster(image):
         raster = read_raster(image, reading.bands, reading.mask, name)
         if isinstance(raster, Raster):
             with open(image, "rb") if isinstance(image, Path) else io.BytesIO(image) as stream:
