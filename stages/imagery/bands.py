@@ -28,6 +28,9 @@ class RasterType(NamedTuple):
         return f"{count}{self.dtype}"
 
 
+BYTES = RasterType(None, "uint8")  # of an image that Pillow decodes
+
+
 class ParamsMisfit(Exception):
     """The params don't fit a raster: it lacks a band, or they don't say which. Ends the stage."""
 

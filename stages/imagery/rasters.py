@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from stages.imagery.bands import (
+    BYTES,
     ParamsMisfit,
     RasterType,
     alpha_band,
@@ -98,13 +99,15 @@ class Raster(NamedTuple):
     valid: np.ndarray  # bool [H, W]: false where there is no data, NaN or inf
     # bool [H, W]: where a band that is tagged alpha, and not chosen, is at least half of what means
     # opaque. None: no such band
-    opaque: np.ndarray | None
-    alpha: AlphaCounts  # of that band
-    bands: tuple[int, ...]  # numbers of the chosen bands, from 1
-    band_list: str  # the same with their names
-    scaling: tuple[tuple[float, float], ...]  # the file's (scale, offset) of each; not applied
-    type: RasterType  # of the file
-    georeference: Georeference  # of the center square
+    opaque: np.ndarray | None = None
+    alpha: AlphaCounts = AlphaCounts()  # of that band
+    # Of the chosen bands: their numbers, from 1; the same with their names; and the file's
+    # (scale, offset) of each, not applied. Empty: Pillow decoded the image
+    bands: tuple[int, ...] = ()
+    band_list: str = ""
+    scaling: tuple[tuple[float, float], ...] = ()
+    type: RasterType = BYTES  # of the file
+    georeference: Georeference = Georeference()  # of the center square
 
     def mode(self) -> str:
         """Pillow's word for 8-bit gray and RGB, or else the type of the values."""
@@ -324,17 +327,16 @@ def _read(
         values = _look_up_colors(dataset, values)
     else:
         values = _as_displayed(dataset, values)
-    raster_type = RasterType(dataset.count, str(values.dtype))
     return Raster(
         values,
         valid,
         opaque,
         alpha,
-        tuple(chosen),
-        list_bands(dataset, chosen),
-        tuple((dataset.scales[band - 1], dataset.offsets[band - 1]) for band in chosen),
-        raster_type,
-        georeference,
+        bands=tuple(chosen),
+        band_list=list_bands(dataset, chosen),
+        scaling=tuple((dataset.scales[band - 1], dataset.offsets[band - 1]) for band in chosen),
+        type=RasterType(dataset.count, str(values.dtype)),
+        georeference=georeference,
     )
 
 

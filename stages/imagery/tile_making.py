@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from stages.common.artifacts import encode_png
-from stages.imagery.bands import ParamsMisfit, RasterType
+from stages.imagery.bands import BYTES, ParamsMisfit, RasterType
 from stages.imagery.embedded_scenes import SceneId, render_scene
 from stages.imagery.georeference import Georeference
 from stages.imagery.image_decoding import decode_with_pillow, is_raster, read_encoded, rgb_image
@@ -29,7 +29,6 @@ from stages.imagery.unusable_image import UnusableImage
 
 TOO_FEW_VALID = "too few of its pixels are valid"
 ONE_VALUE = "all of its pixels have one value"
-BYTES = RasterType(None, "uint8")  # of an image that Pillow decodes
 
 
 class Reading(NamedTuple):
@@ -118,17 +117,7 @@ def _file_tile(image: Any, name: str, reading: Reading) -> Tile:
     width, height = decoded.rgb.size
     valid = np.ones((height, width), bool) if decoded.valid is None else decoded.valid
     values = np.asarray(decoded.rgb).transpose(2, 0, 1)
-    raster = Raster(
-        values,
-        valid,
-        opaque=None,
-        alpha=AlphaCounts(),
-        bands=(),
-        band_list="",
-        scaling=(),
-        type=BYTES,
-        georeference=georeference,
-    )
+    raster = Raster(values, valid, georeference=georeference)
     if not reading.keeps_bytes:
         return _raster_tile(raster, name, decoded.sha256, reading)
     masked = _count_masked(raster, reading.min_valid)
