@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from test_imagery import encoded, picture, rows_of, run
+from test_imagery_scenes import grid_of_tiles
 from test_real import DATA
 
 from stages.common.artifacts import read_json
@@ -18,10 +19,8 @@ from stages.imagery.near_duplicates import (
 )
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.splits import name_hash
-from stages.imagery.tile_splits import (
-    count_groups_of_several_scenes,
-    find_scenes_outside_train,
-)
+from stages.imagery.tile_splits import count_groups_of_several_scenes, find_scenes_outside_train
+from stages.imagery.tile_spool import SpooledTile
 
 SIZE = 64  # pixels of the tiles
 
@@ -144,24 +143,31 @@ def test_a_class_that_is_grouped_out_of_train_is_named(tmp_path):
     assert scenes.count("water") > 30 < scenes.count("forest")
 
 
+def tiles_of(scenes: list[str], splits: list[str]) -> list[SpooledTile]:
+    tiles = grid_of_tiles(1, len(scenes), 16)
+    for tile, scene, split in zip(tiles, scenes, splits):
+        tile.scene, tile.split = scene, split
+    return tiles
+
+
 def test_groups_of_several_scenes_are_counted(capfd):
-    scenes = ["forest", "river", "river", "", "forest", "forest"]
+    tiles = tiles_of(["forest", "river", "river", "", "forest", "forest"], ["train"] * 6)
     groups = np.array([0, 0, 2, 2, 4, 4])
-    assert count_groups_of_several_scenes(scenes, groups) == {"several_scenes": 1}
+    assert count_groups_of_several_scenes(tiles, groups) == {"several_scenes": 1}
     line = capfd.readouterr().err
     assert "1 group(s) of near-duplicates hold several scenes, such as one image with two" in line
     assert "kept" not in line  # a copy in test may be excluded
-    assert count_groups_of_several_scenes(scenes, np.arange(6)) == {}
+    assert count_groups_of_several_scenes(tiles, np.arange(6)) == {}
 
 
 def test_scenes_outside_train_are_counted():
     scenes = ["sea"] * 5 + ["town"] * 4 + ["ice"] * 5 + ["dam"]
     groups = np.array([0, 0, 0, *range(3, 15)])
     splits = ["test"] * 3 + ["train", "valid"] + ["train"] * 4 + ["test", "valid"] * 3
-    assert find_scenes_outside_train(scenes, groups, splits) == {
+    assert find_scenes_outside_train(tiles_of(scenes, splits), groups) == {
         "scenes_outside_train": {
             "ice": {"tiles": 5, "train": 0, "largest_group": 1},
             "sea": {"tiles": 5, "train": 1, "largest_group": 3},
         }
     }
-    assert find_scenes_outside_train(scenes, groups, ["train"] * 15) == {}
+    assert find_scenes_outside_train(tiles_of(scenes, ["train"] * 15), groups) == {}

@@ -1,4 +1,7 @@
-"""Decide on the split of each tile, what is left out, and what to say of near-duplicates."""
+"""Decide on the split of each tile, what is left out, and what to say of near-duplicates.
+
+`groups` [N] is the group of near-duplicates of each tile, as `group_near_duplicates` returns them.
+"""
 
 from collections import Counter
 from itertools import combinations
@@ -28,7 +31,7 @@ def split_tiles(
 
     Args:
         tiles: their `split` and `site` are changed in place.
-        groups: [N], the group of near-duplicates of each tile.
+        groups: see above.
         missing: which of "valid" and "test" to fill.
         config: the sizes of the splits.
 
@@ -43,12 +46,10 @@ def split_tiles(
     are_located = has_windows(tiles) or any(tile.georeference.bounds for tile in tiles)
     if are_located and not (missing and has_windows(tiles)):  # else there is a buffer
         _warn_of_close_tiles(tiles, are_carved=bool(missing))
-    near_duplicates = count_near_duplicates(groups, [tile.split for tile in tiles])
+    near_duplicates = _count_near_duplicates(tiles, groups)
     near_duplicates |= _exclude_near_duplicates(tiles, groups, config.exclude_near_duplicates)
-    scenes = [tile.scene for tile in tiles]
-    near_duplicates |= count_groups_of_several_scenes(scenes, groups)
-    splits = [tile.split for tile in tiles]
-    outside_train = find_scenes_outside_train(scenes, groups, splits)
+    near_duplicates |= count_groups_of_several_scenes(tiles, groups)
+    outside_train = find_scenes_outside_train(tiles, groups)
     return {"near_duplicates": near_duplicates} | counts | outside_train
 
 
@@ -62,7 +63,7 @@ def _carve_missing_splits(
 
     Args:
         tiles: their `split` is changed in place.
-        groups: [N], the group of near-duplicates of each tile.
+        groups: see above.
         missing: which of "valid" and "test" to fill.
         config: the sizes of the splits.
 
@@ -134,34 +135,31 @@ def has_windows(tiles: list[SpooledTile]) -> bool:
 
 
 def find_scenes_outside_train(
-    scenes: list[str], groups: np.ndarray, splits: list[str]
+    tiles: list[SpooledTile], groups: np.ndarray
 ) -> dict[str, dict[str, dict[str, int]]]:
     """Find and log the scenes that training hardly sees.
 
     These are scenes of which one group of near-duplicates outside train holds more than half of the
     tiles, and scenes of at least `MANY_TILES` tiles of which none is in train.
 
-    Args:
-        scenes: the scene of each image; "": none.
-        groups: [N], as `group_near_duplicates` returns them.
-        splits: the split of each image.
-
     Returns:
         For REPORT.json: of each such scene the number of tiles in all, in train and in its largest
         group; {} if there is none.
     """
-    tiles_of: dict[str, list[int]] = {}
-    for i, scene in enumerate(scenes):
-        tiles_of.setdefault(scene, []).append(i)
+    groups_of: dict[str, list[int]] = {}  # the group of each tile of a scene
+    train_groups_of: dict[str, list[int]] = {}  # the same of its tiles in train
+    for tile, group in zip(tiles, groups.tolist()):
+        groups_of.setdefault(tile.scene, []).append(group)
+        if tile.split == "train":
+            train_groups_of.setdefault(tile.scene, []).append(group)
     outside: dict[str, dict[str, int]] = {}
-    for scene in sorted(tiles_of.keys() - {""}):
-        tiles = tiles_of[scene]
-        train = sum(splits[i] == "train" for i in tiles)
-        group, size = Counter(groups[tiles].tolist()).most_common(1)[0]
-        group_in_train = any(splits[i] == "train" and groups[i] == group for i in tiles)
-        is_grouped_out = size > max(1, len(tiles) / 2) and not group_in_train
-        if is_grouped_out or (not train and len(tiles) >= MANY_TILES):
-            outside[scene] = {"tiles": len(tiles), "train": train, "largest_group": size}
+    for scene in sorted(groups_of.keys() - {""}):
+        count = len(groups_of[scene])
+        in_train = train_groups_of.get(scene, [])
+        largest, size = Counter(groups_of[scene]).most_common(1)[0]
+        is_grouped_out = size > max(1, count / 2) and largest not in in_train
+        if is_grouped_out or (not in_train and count >= MANY_TILES):
+            outside[scene] = {"tiles": count, "train": len(in_train), "largest_group": size}
     if not outside:
         return {}
     parts = [f"{found['train']} of {found['tiles']} of {name}" for name, found in outside.items()]
@@ -173,18 +171,14 @@ def find_scenes_outside_train(
     return {"scenes_outside_train": outside}
 
 
-def count_near_duplicates(groups: np.ndarray, splits: list[str]) -> dict[str, int]:
-    """Count the groups of two or more images, and those that are in two splits.
+def _count_near_duplicates(tiles: list[SpooledTile], groups: np.ndarray) -> dict[str, int]:
+    """Count the groups of two or more tiles, and those that are in two splits.
 
     Only splits that the source itself has can share a group: `carve_splits` keeps groups together.
-
-    Args:
-        groups: [N], as `group_near_duplicates` returns them.
-        splits: the split of each image.
     """
-    splits_of: dict[int, list[str]] = {}  # the split of each image of a group
-    for group, split in zip(groups.tolist(), splits):
-        splits_of.setdefault(group, []).append(split)
+    splits_of: dict[int, list[str]] = {}  # the split of each tile of a group
+    for tile, group in zip(tiles, groups.tolist()):
+        splits_of.setdefault(group, []).append(tile.split)
     duplicates = [group_splits for group_splits in splits_of.values() if len(group_splits) > 1]
     counts = {
         "groups": len(duplicates),
@@ -198,20 +192,16 @@ def count_near_duplicates(groups: np.ndarray, splits: list[str]) -> dict[str, in
     return counts
 
 
-def count_groups_of_several_scenes(scenes: list[str], groups: np.ndarray) -> dict[str, int]:
-    """Count and log the groups whose images are of several scenes: one image with two labels.
-
-    Args:
-        scenes: the scene of each image; "": none.
-        groups: [N], as `group_near_duplicates` returns them.
+def count_groups_of_several_scenes(tiles: list[SpooledTile], groups: np.ndarray) -> dict[str, int]:
+    """Count and log the groups whose tiles are of several scenes: one image with two labels.
 
     Returns:
         For REPORT.json; {} if there is none.
     """
     scenes_of: dict[int, set[str]] = {}  # of each group
-    for group, scene in zip(groups.tolist(), scenes):
-        if scene:
-            scenes_of.setdefault(group, set()).add(scene)
+    for tile, group in zip(tiles, groups.tolist()):
+        if tile.scene:
+            scenes_of.setdefault(group, set()).add(tile.scene)
     several = Counter(" and ".join(sorted(found)) for found in scenes_of.values() if len(found) > 1)
     if not several:
         return {}
