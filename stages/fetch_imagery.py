@@ -34,7 +34,6 @@ from stages.imagery.embedded_scenes import open_embedded_scenes
 from stages.imagery.georeference import log_systems
 from stages.imagery.mask_files import refuse_unnamed_masks, skip_mask_files
 from stages.imagery.near_duplicates import group_near_duplicates
-from stages.imagery.rasters import Mask
 from stages.imagery.readers.items import ImageSource
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.scene_tiles import cut_scenes
@@ -75,11 +74,10 @@ MIN_VALID = 0.5  # share of a raster's pixels; a tile with fewer valid ones is l
 def main() -> None:
     params = load()
     config = params.fetch_imagery
-    mask = configured_mask(config)
-    source, resolved = open_configured_source(config, params.seed, mask)
-    reading = configured_reading(config, source, mask)
+    source, resolved = open_configured_source(config, params.seed)
+    reading = configured_reading(config, source)
     requested = config.splits.model_dump()
-    source = take_named_folders(skip_mask_files(source, mask), requested)
+    source = take_named_folders(skip_mask_files(source, config.mask), requested)
     source = cut_scenes(source, config.tile, config.labels, reading)
     skipped = SkipReport()
 
@@ -134,29 +132,19 @@ def main() -> None:
     log(f"fetch_imagery: {counts}; skipped: {skipped}")
 
 
-def configured_mask(config: FetchImagery) -> Mask | None:
-    """The band or file that `fetch_imagery.mask` names, and its valid values; None without one."""
-    if config.mask is None:
-        return None
-    band, file = config.mask.get("band"), config.mask.get("file")
-    return Mask(band, file, tuple(config.mask["valid"]))
-
-
-def configured_reading(config: FetchImagery, source: ImageSource, mask: Mask | None) -> Reading:
+def configured_reading(config: FetchImagery, source: ImageSource) -> Reading:
     """How the params, or else the source, want images to be read."""
     return Reading(
         config.resolution,
         config.bands or source.rgb_bands,
-        mask,
+        config.mask,
         keeps_bytes=fixed_stretch(config.stretch) is None,
         needs_bytes=config.stretch == "none",
         min_valid=MIN_VALID if config.tile is None else config.tile.min_valid,
     )
 
 
-def open_configured_source(
-    config: FetchImagery, seed: int, mask: Mask | None
-) -> tuple[ImageSource, dict[str, Any]]:
+def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource, dict[str, Any]]:
     """Open the source of the params; also returns what it resolved to, for SOURCE.json."""
     key = "fetch_imagery.source"
     resolved: dict[str, Any] = {"license": None}
@@ -182,9 +170,9 @@ def open_configured_source(
 
             source, of_dataset = open_torchgeo(config.source, key, config.download)
             return source, resolved | of_dataset
-    source = open_source(path, key, config.caption, mask)
+    source = open_source(path, key, config.caption, config.mask)
     if config.labels is None:
-        refuse_unnamed_masks(skip_mask_files(source, mask), f"{key}: {config.source}")
+        refuse_unnamed_masks(skip_mask_files(source, config.mask), f"{key}: {config.source}")
     root = path if path.is_dir() else path.parent
     return source, resolved | {"files": sources.file_hashes(source.files, root)}
 

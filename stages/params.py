@@ -292,6 +292,14 @@ class Splits(Section):
     )
 
 
+class Mask(Section):
+    """Where the validity of pixels is read: a band of the image, or else a file of one band."""
+
+    band: int | str | None = None  # its number or name
+    file: str | None = None  # relative to the image's folder; {stem}: its name without suffix
+    valid: list[int | float]  # the values of valid pixels
+
+
 class TileGrid(Section):
     size: int = Field(ge=16, description="pixels along a side")
     stride: Count = Field(description="pixels from one tile to the next")
@@ -338,7 +346,7 @@ class FetchImagery(Section):
         "2nd to the 98th percentile of the training tiles; [low, high], or a pair per band; a "
         "divisor (white; 10000 for Sentinel-2); none = values from 0 to 255 as they are",
     )
-    mask: Annotated[dict[str, Any] | None, BeforeValidator(_check_mask)] = Field(
+    mask: Annotated[Mask | None, BeforeValidator(_check_mask)] = Field(
         json_schema_extra={"format": "{band, valid}, {file, valid} or `null`"},
         description="which pixels of rasters are valid: {band: <number or name>, valid: [<value>, "
         "...]}, or {file: <path>, valid: [...]} with {stem} for the image's name; null = those "

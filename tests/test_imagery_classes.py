@@ -21,13 +21,12 @@ from test_imagery_layouts import (
 from stages.common.artifacts import read_json
 from stages.imagery.captions import caption_from_scene
 from stages.imagery.mask_files import refuse_unnamed_masks
-from stages.imagery.rasters import Mask
 from stages.imagery.readers.items import scene_of
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.splits import match_splits, name_hash
 from stages.imagery.survey import check_classes, check_survey, survey_items
-from stages.params import load
+from stages.params import Mask, load
 
 
 def test_a_flat_folder_is_read_by_its_names_or_gets_one_caption(tmp_path, monkeypatch, capfd):
@@ -66,7 +65,7 @@ def test_a_flat_folder_is_read_by_its_names_or_gets_one_caption(tmp_path, monkey
 
 def test_a_folder_of_masks_is_no_class(tmp_path):
     draw(tmp_path, *(f"{folder}/{name}_1.png" for folder in ("x", "masks") for name in "ab"))
-    mask = Mask(None, "../masks/{stem}.png", (1,))
+    mask = Mask(file="../masks/{stem}.png", valid=[1])
     scenes = {
         item.name: item.scene
         for item in open_source(tmp_path, KEY, None, mask).read_items(False)

@@ -28,7 +28,6 @@ from stages.imagery.bands import ParamsMisfit
 from stages.imagery.georeference import find_date
 from stages.imagery.image_decoding import decode_rgb
 from stages.imagery.rasters import (
-    Mask,
     RasterWindow,
     close_scenes,
     read_raster,
@@ -46,6 +45,7 @@ from stages.imagery.stretch import (
 )
 from stages.imagery.tile_making import Reading, make_tile
 from stages.imagery.unusable_image import UnusableImage
+from stages.params import Mask
 from stages.publishing.card import quote_pixel_values
 from tools.export import export_geotiffs
 
@@ -334,10 +334,10 @@ def test_values_are_shown_as_the_file_says(tmp_path):
 
     five = np.concatenate([rgb, 255 * valid[None].astype(np.uint8), rgb[:1]])
     write_raster(path, five, photometric="rgb", alpha="yes")
-    for mask in (None, Mask(5, None, tuple(range(256)))):
+    for mask in (None, Mask(band=5, valid=list(range(256)))):
         raster = read_raster(path, None, mask, "")
         assert np.array_equal(raster.opaque, valid) and raster.alpha.is_mask
-    assert read_raster(path, None, Mask(4, None, (255,)), "").opaque is None
+    assert read_raster(path, None, Mask(band=4, valid=[255]), "").opaque is None
 
 
 # The stretch of a data set
@@ -860,7 +860,7 @@ def test_bands_by_name_and_masks_by_band_and_file(tmp_path, monkeypatch):
 
 def test_a_mask_of_several_bands_or_that_is_broken_is_said(tmp_path):
     write_raster(tmp_path / "a.tif", scene_values(0, 3).astype(np.uint16), **UTM)
-    mask = Mask(None, "{stem}_mask.tif", (1,))
+    mask = Mask(file="{stem}_mask.tif", valid=[1])
     write_raster(tmp_path / "a_mask.tif", np.ones((3, 32, 32), np.uint8), **UTM)
     with pytest.raises(ParamsMisfit, match="mask: a_mask.tif has 3 bands .* `rio stack --bidx"):
         read_raster(tmp_path / "a.tif", None, mask, "a.tif")

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from stages.imagery.image_decoding import is_raster
-from stages.imagery.rasters import Mask, mask_file
+from stages.imagery.rasters import mask_file
 from stages.imagery.readers.items import ImageSource, SourceItem
 from stages.imagery.unusable_image import UnusableImage
+from stages.params import Mask
 from stages.runtime.errors import exit_with_error
 
 IS_MASK = "mask of another image"

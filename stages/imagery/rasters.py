@@ -37,6 +37,7 @@ from stages.imagery.unusable_image import (
     UNREADABLE,
     UnusableImage,
 )
+from stages.params import Mask
 
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 JPEG2000_SIGNATURES = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
@@ -70,14 +71,6 @@ class RasterWindow(NamedTuple):
     def area(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(first row, row behind the last), (first column, column behind the last)."""
         return (self.row, self.row + self.height), (self.column, self.column + self.width)
-
-
-class Mask(NamedTuple):
-    """Where the validity of pixels is read: a band of the image, or a file of one band."""
-
-    band: int | str | None  # its number or name
-    file: str | None  # relative to the image's folder; {stem}: the image's name without suffix
-    valid: tuple[int, ...]  # the values of valid pixels
 
 
 class AlphaCounts(NamedTuple):

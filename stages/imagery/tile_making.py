@@ -16,7 +16,6 @@ from stages.imagery.image_decoding import decode_with_pillow, is_raster, read_en
 from stages.imagery.near_duplicates import thumbnail_bytes
 from stages.imagery.rasters import (
     AlphaCounts,
-    Mask,
     Raster,
     RasterWindow,
     read_raster,
@@ -26,6 +25,7 @@ from stages.imagery.raw_tiles import RawLayout, pack, unpack
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.stretch import Pair, to_8_bit
 from stages.imagery.unusable_image import UnusableImage
+from stages.params import Mask
 
 TOO_FEW_VALID = "too few of its pixels are valid"
 ONE_VALUE = "all of its pixels have one value"

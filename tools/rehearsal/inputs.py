@@ -121,17 +121,16 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     Returns:
         split -> images.
     """
-    from stages.fetch_imagery import configured_mask, configured_reading, open_configured_source
+    from stages.fetch_imagery import configured_reading, open_configured_source
     from stages.imagery.mask_files import skip_mask_files
     from stages.imagery.scene_tiles import cut_scenes
     from stages.imagery.skip_report import SkipReport
     from stages.imagery.survey import survey_items
 
     config = FetchImagery(**params["fetch_imagery"] | {"source": source})
-    mask = configured_mask(config)
-    opened, _ = open_configured_source(config, params["seed"], mask)
-    images = skip_mask_files(opened, mask)
-    reading = configured_reading(config, opened, mask)
+    opened, _ = open_configured_source(config, params["seed"])
+    images = skip_mask_files(opened, config.mask)
+    reading = configured_reading(config, opened)
     survey = survey_items(cut_scenes(images, config.tile, config.labels, reading), SkipReport())
     return count_splits(params, survey.image_counts())
 

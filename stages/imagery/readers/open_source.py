@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from stages.common.sources import visible_files
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.rasters import Mask, mask_file
+from stages.imagery.rasters import mask_file
 from stages.imagery.readers.caption_files import (
     CAPTION_SUFFIXES,
     find_caption_files,
@@ -22,6 +22,7 @@ from stages.imagery.readers.parquet import open_parquet
 from stages.imagery.readers.split_lists import find_class_list, find_split_list
 from stages.imagery.readers.unread_captions import find_unread_captions
 from stages.imagery.untrusted_text import refuse_odd_names
+from stages.params import Mask
 from stages.runtime.errors import exit_with_error
 
 READ_SUFFIXES = {
