@@ -1,6 +1,5 @@
 """Classes of tiles from label rasters, such as WorldCover, Dynamic World or CORINE."""
 
-import os
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -13,6 +12,7 @@ from stages.imagery.georeference import horizontal_crs, short_name
 from stages.imagery.rasters import (
     RasterWindow,
     close_scenes,
+    file_of_image,
     open_mask_or_labels,
     open_raster,
     read_visible,
@@ -32,11 +32,6 @@ class TileLabel(NamedTuple):
     scene: str | None  # None: it has no label
     share: float | None  # of its labeled pixels: those of the class
     skip_reason: str | None = None  # why it has no label
-
-
-def label_file(path: Path, labels: Labels) -> Path:
-    """The label raster of an image file. It need not exist."""
-    return Path(os.path.normpath(path.parent / labels.file.replace("{stem}", path.stem)))
 
 
 def label_windows(
@@ -64,7 +59,7 @@ def label_windows(
     """
     from rasterio.errors import RasterioError
 
-    file = label_file(path, labels)
+    file = file_of_image(path, labels.file)
     if not file.is_file():
         return [TileLabel(None, None, "its label raster is missing")] * len(windows)
     min_valid = 0 if grid is None else grid.min_valid

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from stages.imagery.image_decoding import is_raster
-from stages.imagery.rasters import mask_file
+from stages.imagery.rasters import file_of_image
 from stages.imagery.readers.items import ImageSource, SourceItem
 from stages.imagery.unusable_image import UnusableImage
 from stages.params import Mask
@@ -32,7 +32,8 @@ def skip_mask_files(source: ImageSource, mask: Mask | None) -> ImageSource:
     if mask is None or mask.file is None:
         return source
     items = source.read_items(False)
-    files = {mask_file(item.image, mask) for item in items if isinstance(item.image, Path)}
+    images = (item.image for item in items if isinstance(item.image, Path))
+    files = {file_of_image(image, mask.file) for image in images}
     return source._replace(read_items=partial(_read_items, source, files))
 
 

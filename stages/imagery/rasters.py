@@ -403,7 +403,7 @@ def _read_mask(dataset: Any, mask: Mask, window: RasterWindow, name: str) -> np.
     if mask.band is not None:
         number = find_band(dataset, mask.band, name, "fetch_imagery.mask")
         return dataset.read(number, window=window.area)
-    path = mask_file(window.path, mask)
+    path = file_of_image(window.path, str(mask.file))
     with (
         _reasons(f"its mask is unreadable or truncated ({mask.file})"),
         _open_mask(path, mask) as mask_dataset,
@@ -442,10 +442,12 @@ def open_mask_or_labels(path: Path) -> Any:
     return rasterio.open(path, driver=driver) if driver else None
 
 
-def mask_file(path: Path, mask: Mask) -> Path:
-    """Where the mask of an image file is, if it is a file."""
-    name = str(mask.file).replace("{stem}", path.stem)
-    return Path(os.path.normpath(path.parent / name))
+def file_of_image(image: Path, name: str) -> Path:
+    """The mask or labels of an image, as params name such a file. It need not exist.
+
+    The name is relative to the image's folder; {stem} stands for the image's name without suffix.
+    """
+    return Path(os.path.normpath(image.parent / name.replace("{stem}", image.stem)))
 
 
 def _same_ground(dataset: Any, mask_dataset: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from stages.imagery.bands import ONE_BAND
 from stages.imagery.image_decoding import is_raster
-from stages.imagery.label_rasters import KEY, TileLabel, label_file, label_windows
-from stages.imagery.rasters import RasterWindow, open_raster, rasterio_settings
+from stages.imagery.label_rasters import KEY, TileLabel, label_windows
+from stages.imagery.rasters import RasterWindow, file_of_image, open_raster, rasterio_settings
 from stages.imagery.readers.class_folders import NO_SCENE
 from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
 from stages.imagery.tile_making import Reading
@@ -58,7 +58,7 @@ def cut_scenes(
         return source
     items = (item for item in source.read_items(False) if item.skip_reason in (None, NO_SCENE))
     paths = {item.image for item in items if isinstance(item.image, Path)}
-    label_files = {path: label_file(path, labels) for path in paths} if labels else {}
+    label_files = {path: file_of_image(path, labels.file) for path in paths} if labels else {}
     own_labels: set[Path | None] = set(label_files.values())
     images = sorted(paths - own_labels)
     if own_labels and not images:

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from stages.common.sources import visible_files
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
-from stages.imagery.rasters import mask_file
+from stages.imagery.rasters import file_of_image
 from stages.imagery.readers.caption_files import (
     CAPTION_SUFFIXES,
     find_caption_files,
@@ -139,7 +139,7 @@ def _open_folder(
             return source
         beside = [file for file in files if file.suffix.lower() not in CAPTION_SUFFIXES]
         return source._replace(unread_captions=find_unread_captions(beside, others, path))
-    masks = {mask_file(image, mask) for image in images} if mask and mask.file else set()
+    masks = {file_of_image(image, mask.file) for image in images} if mask and mask.file else set()
     return open_class_folders(files, path, caption, masks)
 
 
