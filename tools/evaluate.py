@@ -51,7 +51,7 @@ from stages.evaluation.extraction import extract
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
 from stages.evaluation.protocols import fid_curves, standard_protocol
 from stages.evaluation.sites import describe_sites, sites_of_tiles
-from stages.imagery.captions import caption_fields, field_value, usable_captions
+from stages.imagery.captions import row_captions, usable_captions
 from stages.imagery.readers.items import SCENE_FIELDS, SourceItem, scene_of
 from stages.imagery.readers.metadata_lists import csv_fields, read_metadata
 from stages.imagery.unusable_image import MIN_SIDE
@@ -343,7 +343,7 @@ def caption_units(generated: ImageSet, lines: list[dict]) -> np.ndarray:
     """
     texts = generated.captions
     if lines:
-        given = [usable_captions(field_value(row, caption_fields(row)))[0] for row in lines]
+        given = [usable_captions(row_captions(row))[0] for row in lines]
         texts = [" ".join(captions) or own for captions, own in zip(given, texts, strict=True)]
     keys = [text or f"\n{i}" for i, text in enumerate(texts)]  # no caption holds a line break
     return np.unique(keys, return_inverse=True)[1]
@@ -374,7 +374,7 @@ def scene_of_row(name: str, row: dict) -> str:
 
 def caption_of_row(name: str, row: dict, file: Path) -> str:
     """The caption of a line. Exits with an error if it has none or several."""
-    captions, reason = usable_captions(field_value(row, caption_fields(row)))
+    captions, reason = usable_captions(row_captions(row))
     if len(captions) != 1:
         exit_with_error(
             f"evaluate: {file}: {name}: {reason or f'{len(captions)} captions'}; the CLIP score "

@@ -38,12 +38,13 @@ def _group_caption_fields(names: tuple[str, ...]) -> list[list[str]]:
     return [fields for fields in groups if fields]
 
 
-def field_value(row: dict, fields: list[str]) -> Any:
+def row_captions(row: dict) -> Any:
     """The value of a row's caption field; of numbered fields, a list of all their captions.
 
-    Of fields of several names, those with usable captions count, else the first.
+    Of fields of several names, those with usable captions count, else the first. None: the row has
+    no caption field.
     """
-    groups = _group_caption_fields(tuple(fields))
+    groups = _group_caption_fields(tuple(row))
     values = (_value_of_group(row, group) for group in groups)
     if len(groups) > 1:
         values = (value for value in values if usable_captions(value)[0])
@@ -99,8 +100,8 @@ def caption_list(field: Any) -> list:
     for value in field if isinstance(field, (list, tuple)) else [field]:
         listed = _list_in_string(value.strip()) if isinstance(value, str) else None
         for caption in [value] if listed is None else listed:
-            fields = caption_fields(caption) if isinstance(caption, dict) else []
-            texts = field_value(caption, fields) if fields else _joined_words(caption)
+            has_captions = isinstance(caption, dict) and caption_fields(caption)
+            texts = row_captions(caption) if has_captions else _joined_words(caption)
             captions += texts if isinstance(texts, list) else [texts]
     return captions
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from stages.imagery.captions import caption_fields, count_words, field_value
+from stages.imagery.captions import caption_fields, count_words, row_captions
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.readers.items import (
     NAME_FIELDS,
@@ -194,7 +194,7 @@ def _item(
     return SourceItem(
         split=_split(entry, json_file, file.relative_to(root)),
         name=valid_utf8(file.relative_to(root).as_posix()),
-        captions=field_value(entry, caption_fields(entry)),
+        captions=row_captions(entry),
         scene=label_value(row_label(entry) if class_name is None else class_name),
         image=file,
     )

@@ -18,12 +18,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.imagery.captions import (
-    CAPTION_FIELDS,
-    caption_fields,
-    field_value,
-    misnamed_captions,
-)
+from stages.imagery.captions import CAPTION_FIELDS, caption_fields, misnamed_captions, row_captions
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     PLURAL_SCENE_FIELDS,
@@ -284,7 +279,7 @@ def _item(
     return SourceItem(
         split=_split(row, path),
         name=valid_utf8(path.as_posix()),
-        captions=field_value(row, caption_fields(row)),
+        captions=row_captions(row),
         scene=label_value(row_label(row)),
         image=file,
     )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.imagery.captions import caption_fields, field_value, misnamed_captions
+from stages.imagery.captions import caption_fields, misnamed_captions, row_captions
 from stages.imagery.readers.items import (
     NAME_FIELDS,
     PLURAL_SCENE_FIELDS,
@@ -433,7 +433,7 @@ def _item(table: Table, row_number: int, row: dict, shared: set[str | None]) -> 
     return SourceItem(
         split=split_value(split) or table.split,
         name=name or f"{table.row_name}-{row_number:07d}",
-        captions=field_value(row, table.caption_columns),
+        captions=row_captions(row),
         scene=label_value(scene),
         image=image,
         content_name=content_name,
