@@ -73,7 +73,9 @@ def _take_groups(
 
 
 def take_named_folders(source: ImageSource, requested: dict[str, str | None]) -> ImageSource:
-    """The source in which an image in no split is of its first folder, where that is requested.
+    """The source in which requested folders of its root are splits, whatever they are named.
+
+    An image in no split is of the split that its first folder is, unless that is its class.
 
     Args:
         source: an opened source.

@@ -82,11 +82,11 @@ def extreme_share(samples: Iterable[np.ndarray], stretch: list[Pair]) -> float:
 
 
 def find_gap(samples: Iterable[np.ndarray], stretch: list[Pair]) -> Pair | None:
-    """The first pair between whose low, or high, and whose middle is no pixel; or None.
+    """The (low, high) of the first band without a pixel in one half of the range between; or None.
 
-    One of the two is then a value apart from the others, such as -9999. If it can be nothing but a
-    fill value, and many pixels have it in all bands, a few pixels may lie between. A band of two
-    values, such as a mask, has no gap.
+    The low or high beside the empty half is then a value apart from the others, such as -9999. If
+    it can be nothing but a fill value, and many pixels have it in all bands, a few pixels may lie
+    in that half. A band of two values, such as a mask, has no gap.
     """
     values = np.concatenate(list(samples), axis=1)  # [B, N]
     lows, highs = np.array(stretch).T[:, :, None]  # [B, 1]

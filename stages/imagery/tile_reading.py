@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
@@ -137,10 +138,11 @@ def _apply_alpha(
     keep = []
     for tile in spool.tiles:
         tile.masked += tile.masked_by_alpha
-        keep.append(not has_too_few_valid(tile.pixel_count, tile.masked, min_valid))
-        if not keep[-1]:
+        is_kept = not has_too_few_valid(tile.pixel_count, tile.masked, min_valid)
+        keep.append(is_kept)
+        if not is_kept:
             skipped.add(TOO_FEW_VALID, tile.name)
-    spool.tiles = [tile for tile, is_kept in zip(spool.tiles, keep) if is_kept]
+    spool.tiles = list(compress(spool.tiles, keep))
     return statistics._replace(thumbnails=statistics.thumbnails[keep])
 
 

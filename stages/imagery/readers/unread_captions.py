@@ -83,12 +83,13 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
         if suffix in IMAGE_SUFFIXES | CODE_SUFFIXES or is_about or not os.path.isfile(file):
             continue
         is_text = _unpacked(file).suffix.lower() in JSON_SUFFIXES | TEXT_SUFFIXES
-        told = str(path)
+        searched = str(path)  # for the word `caption`
         if not is_text and suffix not in OPAQUE_SUFFIXES:
             # In a folder of images are also files of other kinds, such as world files.
-            told = file.name if file.parent in image_folders else f"{path.parent.name}/{file.name}"
+            is_beside = file.parent in image_folders
+            searched = file.name if is_beside else f"{path.parent.name}/{file.name}"
         may_be_list = is_text or not suffix
-        if "caption" in told.lower() or (
+        if "caption" in searched.lower() or (
             may_be_list and _holds_captions(file, names, stems, texts_of_images, len(images))
         ):
             return valid_utf8(str(path)) + _json_error(file)
@@ -100,9 +101,10 @@ def find_unread_captions(files: list[Path], images: list[Path], root: Path) -> s
 
 
 def _texts_of_images(files: list[Path], names: set[str], image_count: int) -> set[str]:
-    """What texts of one image are named: as the image, numbered too if half of the images have one.
+    """The names, without suffix, that a file with texts of one image has.
 
-    A single numbered file may hold notes.
+    It has the image's; or that and a number (a_0.txt, a_1.txt), if half of the images have such a
+    file: a single one may hold notes.
     """
     numbered: dict[str, str] = {}  # name of a text -> its image's
     for file in files:
