@@ -57,9 +57,9 @@ def choose_bands(dataset: Any, bands: list[int | str] | None, name: str) -> list
         return [find_band(dataset, band, name) for band in bands]
     if dataset.count == 1 or (dataset.count == 2 and alpha_band(dataset, [1]) == 2):
         return [1]
-    *described, interpreted = _band_names(dataset)
-    are_named = _are_named(described[0])
-    for names in described if are_named else [*described, interpreted]:
+    all_names = _band_names(dataset)
+    are_named = _are_named(all_names[0])
+    for names in all_names[:-1] if are_named else all_names:  # the last: color interpretation
         for colors in (RGB_NAMES, RGB_LETTERS):
             if all(names.count(color) == 1 for color in colors):
                 return [names.index(color) + 1 for color in colors]
