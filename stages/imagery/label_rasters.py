@@ -29,8 +29,8 @@ WARPED = "_warped_labels.tif"  # behind a scene's name, in the advice for labels
 class TileLabel(NamedTuple):
     """The class of a tile."""
 
-    scene: str | None  # None: it has no label
-    share: float | None  # of its labeled pixels: those of the class
+    scene: str | None = None  # None: it has no label
+    share: float | None = None  # of its labeled pixels: those of the class
     skip_reason: str | None = None  # why it has no label
 
 
@@ -61,7 +61,7 @@ def label_windows(
 
     file = file_of_image(path, labels.file)
     if not file.is_file():
-        return [TileLabel(None, None, "its label raster is missing")] * len(windows)
+        return [TileLabel(skip_reason="its label raster is missing")] * len(windows)
     min_valid = 0 if grid is None else grid.min_valid
     try:
         with open_raster(path) as scene, _open_labels(file) as dataset:
@@ -150,7 +150,7 @@ def _label(
     from rasterio.enums import MaskFlags
 
     if has_too_few_valid(visible.size, visible.size - int(visible.sum()), min_valid):
-        return TileLabel(None, None, TOO_FEW_VALID)
+        return TileLabel(skip_reason=TOO_FEW_VALID)
     pixels = dataset.read(1, window=window.area)
     if MaskFlags.per_dataset in dataset.mask_flag_enums[0]:
         visible = visible & (dataset.read_masks(1, window=window.area) != 0)
@@ -161,8 +161,8 @@ def _label(
             shares[classes.get(value, value)] += count
     labeled = shares.total()
     if not labeled or labeled < min_valid * pixels.size:
-        return TileLabel(None, None, "too few of its pixels are labeled")
+        return TileLabel(skip_reason="too few of its pixels are labeled")
     ((scene, count),) = shares.most_common(1)  # of several, the one of the smallest value
     if isinstance(scene, int):
-        return TileLabel(None, None, f"label {scene} is in no class of {KEY}")
+        return TileLabel(skip_reason=f"label {scene} is in no class of {KEY}")
     return TileLabel(scene, count / labeled)

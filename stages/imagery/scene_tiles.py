@@ -33,7 +33,7 @@ class Scene(NamedTuple):
 
     windows: list[RasterWindow]
     is_cut: bool  # False: it is one tile, which shows the window
-    labels: list[TileLabel] | None  # of the windows; None: there are no label rasters
+    labels: list[TileLabel] | None = None  # of the windows; None: there are no label rasters
 
 
 def cut_scenes(
@@ -102,8 +102,8 @@ def _open_scene(path: Path, grid: TileGrid | None) -> Scene | None:
     side = min(height, width)
     if grid is None or side < grid.size or (height, width) == (grid.size, grid.size):
         square = RasterWindow(path, (height - side) // 2, (width - side) // 2, side, side)
-        return Scene([square], False, None)
-    return Scene(list(_cut(path, (height, width), blocks, grid)), True, None)
+        return Scene([square], is_cut=False)
+    return Scene(list(_cut(path, (height, width), blocks, grid)), is_cut=True)
 
 
 def _cut(
