@@ -170,8 +170,9 @@ def open_configured_source(config: FetchImagery, seed: int) -> tuple[ImageSource
 
             source, of_dataset = open_torchgeo(config.source, key, config.download)
             return source, resolved | of_dataset
-    source = open_source(path, key, config.caption, config.mask)
-    if config.labels is None:
+    label_rasters = config.labels is not None
+    source = open_source(path, key, config.caption, config.mask, label_rasters=label_rasters)
+    if not label_rasters:
         refuse_unnamed_masks(skip_mask_files(source, config.mask), f"{key}: {config.source}")
     root = path if path.is_dir() else path.parent
     return source, resolved | {"files": sources.file_hashes(source.files, root)}

@@ -343,6 +343,7 @@ def test_a_list_that_names_other_files_is_one_line_without_other_advice(tmp_path
     line = error_of(tmp_path / "run", monkeypatch, source=f"path:{tmp_path}/in")
     assert "1 listed file is missing (a.png ...)" in line
     assert "its columns: file_name, label, landcover; " in line
+    assert "fetch_imagery.caption" not in line  # of a list, no image gets it
 
 
 ROW = '{"file_name": "a_1.png", "text": "a lake"}'

@@ -480,7 +480,7 @@ def test_labels_of_rasters_that_are_not_cut_are_of_their_center_square(
     assert report_of(tmp_path / "out")["label_share"] == {"median": 0.875, "tiles_below_half": 1}
     assert "less than half in 1 of 12 tiles" in capsys.readouterr().err
     message = fault(tmp_path / "out", monkeypatch, tmp_path / "in", tile=None)
-    assert "12 no captions (" in message and "its columns: file_name, split; those" in message
+    assert "metadata.csv has no captions (" in message and "no classes" in message
 
 
 @pytest.mark.parametrize("how", ["nodata", "nan", "mask", "alpha", "infrared"])

@@ -221,7 +221,8 @@ def check_survey(
         if source.columns and not source.has_captions and names_match:
             read = ", ".join(CAPTION_FIELDS + SCENE_FIELDS)
             reasons += f"; its columns: {', '.join(source.columns)}; those read: {read}"
-        if not source.has_captions and config.labels is None and names_match:
+        is_list = bool(source.list_folders)  # whose images get no fetch_imagery.caption
+        if not (source.has_captions or config.labels or is_list) and names_match:
             reasons += f"; {advice}"
         exit_with_error(f"{key}: no usable captioned image: {reasons}")
     scenes = sorted(scene for scene in survey.scenes if scene)

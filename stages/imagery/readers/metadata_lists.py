@@ -52,7 +52,12 @@ csv.field_size_limit(2**31 - 1)  # instead of 131,072 characters
 
 
 def open_metadata_lists(
-    metadata: list[Path], files: list[Path], root: Path, key: str, images_only: bool
+    metadata: list[Path],
+    files: list[Path],
+    root: Path,
+    key: str,
+    images_only: bool,
+    label_rasters: bool,
 ) -> ImageSource:
     """A source of images that metadata lists name.
 
@@ -62,13 +67,14 @@ def open_metadata_lists(
         root: the folder of the source.
         key: the params key of the source, for error messages.
         images_only: captions and classes may be missing, or have other names.
+        label_rasters: these give the classes, so a list of splits needs none.
 
     Raises:
-        SystemExit: a list is not UTF-8, or names no file, or has neither captions nor classes nor
-            splits.
+        SystemExit: a list is not UTF-8, or names no file, or has neither captions nor classes.
     """
     fields = [
-        _check_list(file, f"{key}: {file.relative_to(root)}", images_only) for file in metadata
+        _check_list(file, f"{key}: {file.relative_to(root)}", images_only, label_rasters)
+        for file in metadata
     ]
     has_captions = any(caption_fields(names) for names in fields)
     columns = list(dict.fromkeys(name for names in fields for name in names))
@@ -87,7 +93,7 @@ def open_metadata_lists(
     )
 
 
-def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
+def _check_list(file: Path, label: str, images_only: bool, label_rasters: bool) -> list[str]:
     """The fields of a list. Exits with an error if no line of it can be used, and says why."""
     if file.suffix.lower() != ".parquet":
         _refuse_encoding(file, label)
@@ -115,8 +121,7 @@ def _check_list(file: Path, label: str, images_only: bool) -> list[str]:
         return list(fields)
     rows = [row for _, row in islice(read_metadata(file, label), ROWS_LOOKED_AT)]
     is_one_hot = not has_labels and flag_fields(row for row in rows if NOT_JSON not in row)
-    # Of a list of splits, fetch_imagery.labels may give the classes.
-    if is_one_hot or not (has_labels or "split" in fields):
+    if is_one_hot or not (has_labels or (label_rasters and "split" in fields)):
         advice = f"; {SEVERAL_LABELS}" if is_one_hot else ""
         exit_with_error(
             f"{label} has no captions ({', '.join(CAPTION_FIELDS)}) and no classes "

@@ -54,6 +54,7 @@ def open_source(
     caption: str | None = None,
     mask: Mask | None = None,
     images_only: bool = False,
+    label_rasters: bool = False,
 ) -> ImageSource:
     """Open a Parquet file or a list of images, or a folder of any layout of docs/data.md.
 
@@ -64,15 +65,16 @@ def open_source(
             file names say what is shown.
         mask: where masks are; the folder of their files is no class. None: there are none.
         images_only: captions and classes may be missing, or have other names than docs/data.md's.
+        label_rasters: these give the classes, so a list of splits needs none.
 
     Raises:
         SystemExit: it has none of these layouts, or a table or list cannot be read.
     """
     if path.is_file():
-        return _open_file(path, key, caption, images_only)
+        return _open_file(path, key, caption, images_only, label_rasters)
     files = _list_files(path, key)
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-    source = _open_folder(path, files, images, key, caption, mask, images_only)
+    source = _open_folder(path, files, images, key, caption, mask, images_only, label_rasters)
     if not source.has_captions:
         listed = set(source.files)
         beside = [file for file in files if file not in listed]
@@ -115,6 +117,7 @@ def _open_folder(
     caption: str | None,
     mask: Mask | None,
     images_only: bool,
+    label_rasters: bool,
 ) -> ImageSource:
     """Open a folder with the reader of its layout."""
     tables = [file for file in files if _is_table(file)]
@@ -126,7 +129,7 @@ def _open_folder(
         return open_parquet(tables, images + beside, path, key, caption, images_only)
     metadata = [file for file in files if _is_metadata(file)]
     if metadata:
-        return open_metadata_lists(metadata, files, path, key, images_only)
+        return open_metadata_lists(metadata, files, path, key, images_only, label_rasters)
     if not images:
         _refuse_without_images(path, files, key)
     captions_json = find_captions_json(files, path, key)
@@ -143,14 +146,16 @@ def _open_folder(
     return open_class_folders(files, path, caption, masks)
 
 
-def _open_file(path: Path, key: str, caption: str | None, images_only: bool) -> ImageSource:
+def _open_file(
+    path: Path, key: str, caption: str | None, images_only: bool, label_rasters: bool
+) -> ImageSource:
     """Open a Parquet table, or a list whose images are in its folder."""
     if _is_table(path):
         return open_parquet([path], [], path.parent, key, caption, images_only)
     root = path.parent
     if _is_metadata(path):
         files = _list_files(root, key)
-        source = open_metadata_lists([path], files, root, key, images_only)
+        source = open_metadata_lists([path], files, root, key, images_only, label_rasters)
         return _with_split_list(source, files, root)
     if find_captions_json([path], root, key):
         files = _list_files(root, key)
