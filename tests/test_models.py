@@ -417,6 +417,10 @@ def test_weights_of_another_name_are_named(fetch, sd, tmp_path):
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
     line = refused(fetch, "language", f"path:{folder}")
     assert "model.safetensors is missing, there is only model.fp16.safetensors" in line
+    for name in ("a.Q2_K.gguf", "a.Q8_0.gguf", "pytorch_model.bin"):
+        write_text(folder / name, "")
+    line = refused(fetch, "language", f"path:{folder}")
+    assert "model.safetensors is missing, there is a.Q2_K.gguf, a.Q8_0.gguf: name one such" in line
     for file in sd.glob("unet/*"):
         if "json" not in file.name and "non_ema" not in file.name:
             file.unlink()
@@ -648,7 +652,7 @@ def test_vision_folder(fetch, tmp_path):
         ("diffusion", ["v1-5.ckpt", "v1-5.safetensors"], ["v1-5.safetensors", "from_single_file"]),
         ("diffusion", ["pytorch_lora_weights.safetensors"], ["fuse_lora"]),
         ("diffusion", ["fp16/model_index.json"], ["fp16/model_index.json", "by path:"]),
-        ("writer", ["README.md", "q4_k_m.gguf"], ["only q4_k_m.gguf", "by path:"]),
+        ("writer", ["README.md", "q4_k_m.gguf"], ["is q4_k_m.gguf", "by path:"]),
         ("language", ["adapter_config.json", "tokenizer.json"], ["is a LoRA adapter"]),
         (
             "language",

@@ -300,8 +300,8 @@ def _check_required_files(
         ggufs = sorted(name for name in listing if name.endswith(".gguf"))
         if ggufs and not any(name.endswith(".safetensors") for name in names):
             exit_with_error(
-                f"{label}: model.safetensors is missing, there is only {ggufs[0]}: name that file "
-                "itself by path:"
+                f"{label}: model.safetensors is missing, there is {', '.join(ggufs[:5])}: name one "
+                "such file itself by path:"
             )
         _require_any(tokenizers, names, listing, label)
     elif role == "embedder":
