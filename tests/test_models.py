@@ -694,6 +694,9 @@ def test_quantized_weights_are_refused(fetch, tmp_path, method, words):
     folder = write_language_model(tmp_path / "phi")
     for role in ("language", "writer", "embedder"):
         change_json(folder / "config.json", quantization_config=method)
+        if role == "writer" and words == ["bitsandbytes"]:
+            assert "model.safetensors" in fetch(role, f"path:{folder}")
+            continue
         line = refused(fetch, role, f"path:{folder}")
         assert all(word in line for word in ["quantized", "config.json", *words])
         assert ("finetune_llm.quantization: nf4" in line) == (role == "language")

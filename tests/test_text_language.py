@@ -651,6 +651,24 @@ def test_four_bit_without_bitsandbytes_is_refused():
     assert re.match("error: finetune_llm.quantization: nf4 .*bitsandbytes", done.stderr)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_bitsandbytes_quantized_is_loaded_in_its_own_dtype(tmp_path, dtype):
+    import torch
+    from transformers import BitsAndBytesConfig, PhiForCausalLM
+
+    from stages.runtime.pretrained import load_pretrained
+
+    tiny_phi(64).save_pretrained(tmp_path / "full")
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
+    model = PhiForCausalLM.from_pretrained(
+        tmp_path / "full", quantization_config=four_bit, dtype=dtype
+    )
+    model.save_pretrained(tmp_path / "quantized")
+    for asked in (torch.float32, torch.bfloat16):  # on a CPU, on a GPU
+        loaded = load_pretrained(PhiForCausalLM, tmp_path / "quantized", dtype=asked)
+        assert loaded(torch.tensor([[5, 6]])).logits.dtype == getattr(torch, dtype)
+
+
 def test_export_merges_the_adapter(tmp_path, monkeypatch):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

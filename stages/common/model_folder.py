@@ -350,7 +350,9 @@ def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> 
     config = read_json_object(root / "config.json", label)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if quantization and method != FULL_WHEN_LOADED:
+    # A writer is neither trained nor exported.
+    is_read = method == FULL_WHEN_LOADED or (role == "writer" and method == "bitsandbytes")
+    if quantization and not is_read:
         advice = "; finetune_llm.quantization: nf4 quantizes it" if role == "language" else ""
         exit_with_error(
             f"{label}: its weights are quantized (quantization_config of config.json: "

@@ -3,6 +3,7 @@
 The libraries initialize weights that a file lacks at random and only warn.
 """
 
+import json
 import logging
 import math
 import warnings
@@ -17,7 +18,8 @@ from stages.runtime.memory import available_memory
 # The special tokens that texts are given. Of others, as `<image_soft_token>` in the tokenizer of
 # Gemma 3, a model of text alone may have no embedding.
 TEXT_TOKENS = ("bos", "eos", "unk", "pad", "cls", "sep")
-STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4}  # of a number in safetensors; others: 2
+# Of a number in safetensors; others: 2.
+STORED_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "I8": 1, "U8": 1}
 
 
 def load_pretrained(
@@ -47,6 +49,8 @@ def load_pretrained(
 
     _silence_libraries()
     path = Path(folder) / subfolder
+    if _is_quantized(path):
+        options.pop("dtype", None)  # transformers would convert some of the weights alone
     if "quantization_config" not in options:
         _refuse_too_large(path, options.get("dtype"))
     try:
@@ -77,6 +81,15 @@ def load_pretrained(
         exit_with_error(message)
     _check_weights(path, model, loading_info, unused_prefixes)
     return model
+
+
+def _is_quantized(path: Path) -> bool:
+    """Whether bitsandbytes quantized a model's weights. Damaged files are left to the loader."""
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+        return config["quantization_config"]["quant_method"] == "bitsandbytes"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _silence_libraries() -> None:

@@ -26,8 +26,9 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
     """Load a causal language model, with its LoRA adapter merged in, and its tokenizer.
 
     Returns:
-        A `transformers.PreTrainedModel` on the GPU (bfloat16) or else the CPU (float32), and a
-        `transformers.PreTrainedTokenizerBase` that pads on the left.
+        A `transformers.PreTrainedModel` on the GPU (bfloat16) or else the CPU (float32), one that
+        bitsandbytes quantized in its own dtype, and a `transformers.PreTrainedTokenizerBase` that
+        pads on the left.
     """
     import torch
     from transformers import AutoModelForCausalLM
