@@ -84,7 +84,8 @@ def main() -> None:
     # First pass, without images: which items are usable, and which of them are kept.
     survey = survey_items(source, skipped)
     check_survey(survey, source, config, skipped)
-    check_classes(survey, params.classes, source.unread_classes, source.has_captions)
+    has_list = config.labels is None and (source.has_captions or bool(source.files))
+    check_classes(survey, params.classes, source.unread_classes, has_list)
     splits, missing_splits = match_splits(
         survey.image_counts(), requested, "fetch_imagery.splits", survey.first_folders()
     )

@@ -251,15 +251,23 @@ def test_a_list_of_classes_is_told_in_place_of_one_caption(tmp_path, monkeypatch
     assert "train.csv seems to list the classes" in line and "fetch_imagery.caption" not in line
 
 
+def test_class_folders_beside_a_list_of_classes_are_told(tmp_path, monkeypatch):
+    rows = [{"file_name": f"lake/{i}.png", "label": i % 2} for i in range(4)]
+    write_source(tmp_path / "in", "metadata.csv", rows)
+    settings: dict = {"classes": {"Water Body": ["lake"]}, "source": f"path:{tmp_path}/in"}
+    line = error_of(tmp_path / "run", monkeypatch, **settings)
+    assert line.startswith("error: classes: lake: these are folders") and "`scene`" in line
+
+
 @pytest.mark.parametrize("names", [["1.png", "2.png"], ["north_1.png", "south_2.png"]])
 def test_class_folders_beside_a_list_are_told(tmp_path, names):
     files = [f"{folder}/{name}" for folder, name in zip(("lake", "forest"), names)]
     write_source(tmp_path, "metadata.csv", [{"file_name": f, "text": "from above"} for f in files])
     survey = survey_items(open_source(tmp_path, KEY), SkipReport())
     with pytest.raises(SystemExit, match="^error: classes: lake: these are folders .*`scene`"):
-        check_classes(survey, {"Water": ["lake"], "Crops": ["farmland"]}, has_captions=True)
+        check_classes(survey, {"Water": ["lake"], "Crops": ["farmland"]}, has_list=True)
     # Names give other scenes, or none.
-    check_classes(survey, {"Crops": ["farmland"]}, has_captions=True)
+    check_classes(survey, {"Crops": ["farmland"]}, has_list=True)
 
 
 def test_folders_that_are_numbers_are_parts_of_captioned_images(tmp_path):

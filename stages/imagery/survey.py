@@ -386,7 +386,7 @@ def check_classes(
     survey: Survey,
     classes: Mapping[str, Sequence[str]],
     class_list: str | None = None,
-    has_captions: bool = False,
+    has_list: bool = False,
 ) -> None:
     """Log the scenes of the classes in params.yaml that no image shows.
 
@@ -394,7 +394,7 @@ def check_classes(
         survey: of the source.
         classes: those in params.yaml.
         class_list: a file that seems to list the classes of the images, but is not read.
-        has_captions: a list, a JSON file or the like has the captions.
+        has_list: a list, a JSON file or the like has the captions or classes.
 
     Raises:
         SystemExit: no image shows a scene of any class, though the source gives scenes; two scenes
@@ -405,10 +405,11 @@ def check_classes(
     mapped = [scene for class_scenes in classes.values() for scene in class_scenes]
     missing = [scene for scene in mapped if scene not in scenes]
     folders = [scene for scene in missing if scene in survey.folders]
-    if has_captions and folders and len(missing) == len(mapped):
+    if has_list and folders and len(missing) == len(mapped):
         exit_with_error(
             f"classes: {', '.join(folders)}: these are folders of the images, but where a list or "
-            "a JSON file has the captions, folders are no classes: give it a field `scene`"
+            "a JSON file has the captions or classes, folders are no classes: give it a field "
+            "`scene`"
         )
     if len(scenes) < MIN_SCENES:
         return
