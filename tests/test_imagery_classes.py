@@ -302,6 +302,12 @@ def test_names_of_captioned_tiles_that_are_no_classes_are_told(tmp_path, capsys)
     check_classes(survey, {"Built": ["airport"]})
     log = capsys.readouterr().err
     assert "classes: no image shows any of their scenes (airport)" in log and "DSC, IMG" in log
+    check_classes(survey, {"Built": ["IMG"], "Crops": ["S2A_20210501_T32TQM_0"]})
+    survey.scenes.pop("DSC")  # also where one scene is left
+    check_classes(survey, {"Built": ["IMG"], "Crops": ["S2A_20210501_T32TQM_0"]})
+    check_classes(survey, {"Built": ["IMG"], "Crops": ["farm"]})
+    line = "classes: no image shows S2A_20210501_T32TQM_0; a file name with a digit"
+    assert capsys.readouterr().err.count(line) == 2
     write_json_lines(
         tmp_path / "metadata.jsonl", [row | {"class": f"C{i}"} for i, row in enumerate(rows)]
     )

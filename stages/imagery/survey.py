@@ -411,9 +411,14 @@ def check_classes(
             "a JSON file has the captions or classes, folders are no classes: give it a field "
             "`scene`"
         )
-    if len(scenes) < MIN_SCENES:
-        return
     named = ", ".join(_with_hint(scene, scenes) for scene in missing)
+    has_digit = not survey.given_scenes and any(re.search(r"\d", scene) for scene in missing)
+    if has_digit:
+        named += "; a file name with a digit before its last underscore gives no class"
+    if len(scenes) < MIN_SCENES:
+        if has_digit:
+            log(f"classes: no image shows {named}")
+        return
     if mapped and len(missing) == len(mapped):
         line = (
             f"classes: no image shows any of their scenes ({named}), which the evaluation needs; "
