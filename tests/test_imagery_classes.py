@@ -169,6 +169,7 @@ def test_fields_that_may_be_the_class_are_told_where_none_gives_it(
         (["2_lane_road", "4_lane_road"], ""),
         (["1_lane_road", "lake"], ""),
         (["aGrass", "lake"], ""),
+        (["1 storey", "2 storeys"], ""),
         (["Notre Dame", "yesteryear"], ""),
     ],
 )

@@ -40,9 +40,9 @@ NAME_SPLITS = (
     "the field `split`"
 )
 NAME_FOLDERS = "name them in fetch_imagery.splits, or "
-# The names of classes that say nothing of what is shown, and what sorts names.
+# The names of classes that say nothing of what is shown, and what sorts names (not: 1 storey).
 SILENT_NAME = re.compile(r"true|false|yes|no|(class|label|category)[\W\d_]*", re.IGNORECASE)
-SORT_MARK = re.compile(r"\d+|[a-z](?=[A-Z])")
+SORT_MARK = re.compile(r"\d+(?![\d ])|[a-z](?=[A-Z])")
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 
 
