@@ -380,7 +380,7 @@ def test_an_image_beside_tables_and_one_without_a_scene_are_counted(tmp_path):
         ([1, 2, 3], " int64"),
         (pa.array([{"bytes": "abc", "path": "a.png"}] * 3), " struct<bytes: string"),
         (pa.array([{"path": "a.png"}] * 3), " struct<path"),
-        (pa.array([{"bytes": None, "path": "/in/a.png"}] * 3, IMAGE), " the paths of images"),
+        (pa.array([{"bytes": None, "path": "/in/a.png"}] * 3, IMAGE), "write metadata.csv"),
     ],
 )
 def test_a_column_that_holds_no_images_is_one_line(tmp_path, monkeypatch, column, shown):

@@ -181,8 +181,9 @@ def _refuse_paths(table: Table) -> None:
     cells = map(_image_cell, rows)
     if {cell.get("bytes") is None and bool(cell.get("path")) for cell in cells} == {True}:
         exit_with_error(
-            f"{table.label}: column `image` holds the paths of images, not the images: name the "
-            "folder of the images, or write the table by `dataset.save_to_disk(folder)` and "
+            f"{table.label}: column `image` holds the paths of images, not the images: write "
+            "metadata.csv (file_name, text, ...) into their folder in place of the table, or write "
+            "the table by `dataset.save_to_disk(folder)` and "
             "`datasets.load_from_disk(folder).to_parquet(file)`"
         )
 
