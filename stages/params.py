@@ -1281,15 +1281,7 @@ def _explain(fault: ErrorDetails) -> str:
     key = _key(fault)
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        if key in RENAMED:
-            return f"{key}: is named {RENAMED[key]} now"
-        allowed = list(_fields(location[:-1]))
-        similar = keys_of_other_sections(key) or difflib.get_close_matches(
-            str(location[-1]), allowed, n=1, cutoff=0.5
-        )
-        allowed_keys = f"allowed: {', '.join(allowed)}"
-        hint = f"did you mean {' or '.join(similar)}?" if similar else allowed_keys
-        return f"{key}: unknown key; {hint}"
+        return explain_unknown_key(location)
     if fault["type"] == "missing":
         field = _fields(location[:-1])[str(location[-1])]
         return f"{key}: missing ({field.description or 'a section'})"
@@ -1309,8 +1301,27 @@ def _explain(fault: ErrorDetails) -> str:
     return f"{key}: {message}, not {fault['input']!r}"
 
 
-def keys_of_other_sections(key: str) -> list[str]:
-    """The keys of the name of this one in other sections: `sampling.steps` for `generate.steps`."""
+def explain_unknown_key(location: list[int | str]) -> str:
+    """One line with the key that these keys lead to, and the known keys most like it."""
+    key = ".".join(map(str, location))
+    if key in RENAMED:
+        return f"{key}: is named {RENAMED[key]} now"
+    same_name = _keys_with_name_of(key)
+    if key in same_name:  # written as one key
+        section, _, name = key.partition(".")
+        return f"{key}: unknown key; write the key {name} into the section {section}"
+    same_name = same_name if len(same_name) <= 2 else []  # more are no hint
+    allowed = list(_fields(location[:-1]))
+    similar = difflib.get_close_matches(
+        str(location[-1]), allowed, n=1, cutoff=0.7 if same_name else 0.5
+    )
+    similar += same_name
+    hint = f"did you mean {' or '.join(similar)}?" if similar else f"allowed: {', '.join(allowed)}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _keys_with_name_of(key: str) -> list[str]:
+    """The keys of any section with the name of this one: `sampling.steps` for `generate.steps`."""
     name = key.partition(".")[2]
     sections = {
         name: _find_section(field.annotation) for name, field in Params.model_fields.items()

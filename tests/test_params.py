@@ -27,6 +27,21 @@ DEMO = (REPOSITORY / "params/demo.yaml").read_text()
             ["finetune_sd.guidance_scale", "did you mean sampling.guidance_scale?"],
         ),
         (
+            "epochs: 15 ",
+            "scheduler: cosine\n  epochs: 15 ",
+            ["finetune_sd.scheduler", "did you mean lr_schedule or sampling.scheduler?"],
+        ),
+        (
+            "\nfinetune_llm:",
+            "\nfinetune_llm:\n  epochs: 3",
+            ["finetune_llm.epochs", "did you mean steps?"],
+        ),
+        (
+            "\nsampling:",
+            "\nsampling.steps: 5\nsampling:",
+            ["sampling.steps: ", "write the key steps into the section sampling"],
+        ),
+        (
             "source: embedded             # the scene",
             'source: "path: /data/tiles"  # the scene',
             ["fetch_imagery.source", "write path:/data/tiles"],

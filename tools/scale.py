@@ -32,7 +32,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from stages.common.artifacts import write_atomically
-from stages.params import RENAMED, Params, Section, check, keys_of_other_sections, load_yaml, read
+from stages.params import Params, Section, check, explain_unknown_key, load_yaml, read
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
 
@@ -224,14 +224,9 @@ def _refuse_unknown_keys(file: ScaleFile, demo: ScaleFile) -> None:
     known = flatten(demo.values)
     faults = []
     for key in flatten(file.values).keys() - known.keys():
-        similar = keys_of_other_sections(str(key)) or difflib.get_close_matches(
-            str(key), [*known, *SECTIONS], n=1
-        )
-        all_keys = f"all keys are in {demo.path}"
-        hint = f"did you mean {' or '.join(similar)}?" if similar else all_keys
-        if key in RENAMED:
-            hint = f"it is named {RENAMED[key]} now"
-        faults.append(f"{file.path}: {key}: unknown key; {hint}")
+        section, _, name = str(key).partition(".")
+        location: list[int | str] = [section, name] if section in SECTIONS else [key]
+        faults.append(f"{file.path}: {explain_unknown_key(location)}")
     if faults:
         sys.exit("\n".join(sorted(faults)))
 
