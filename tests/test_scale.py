@@ -371,7 +371,8 @@ def test_an_unknown_scale_is_one_line(project, run):
         "seed: 4\nsampling: {steps: 3, guidance_scale: 2}\n"
         "prompt:\n  negative_prompt: |\n    a\n\n    b\n",
         "seed: &n 4\nsampling: {steps: &s 3, guidance_scale: &g 2}\n"
-        "train_base: {latent_channels: *n}\nclassifier: {seeds: *s}\nencode: {variants: *g}",
+        "train_base: {latent_channels: *n}\nclassifier: {seeds: *s}\nencode: {variants: *g}\n"
+        "finetune_sd: {compile: &b false, gradient_checkpointing: *b}",
         "---\nseed: !!int '4'\n'sampling':\n  \"steps\":\n    3\n  guidance_scale: 2",
     ],
 )

@@ -148,7 +148,7 @@ def compose(scales: list[str], folder: Path = Path()) -> tuple[str, Params]:
     text = io.StringIO()
     _yaml().dump(demo.values, text)
     body = _space_sections(text.getvalue().strip())
-    return "\n".join([*header, "", body, ""]), check(demo.values, name)
+    return "\n".join([*header, "", body, ""]), check(load_yaml(body), name)
 
 
 def _space_sections(text: str) -> str:
