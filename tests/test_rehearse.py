@@ -672,6 +672,16 @@ def test_tiles_are_counted_and_not_rasters_or_masks(tmp_path):
     assert inputs.count_images(params, source) == {"train": 8 - 3 - 2, "valid": 3, "test": 2}
 
 
+def test_folders_that_are_named_as_splits_are_counted(tmp_path):
+    params = params_of("demo")
+    splits = {"train": "siteA", "valid": "siteB", "test": "siteC/"}
+    params["fetch_imagery"] |= {"splits": splits, "max_images": None}
+    for name in ("siteA/lake/", "siteA/desert/", "siteB/lake/", "siteC/lake/"):
+        write_text(tmp_path / f"sites/{name}1.png", "")
+    counts = {"train": 2, "valid": 1, "test": 1}
+    assert inputs.count_images(params, f"path:{tmp_path}/sites") == counts
+
+
 def test_tiles_are_of_the_classes_that_get_prompts_and_of_each_as_many():
     """At the scale paper on a CPU, four tiles have to do for a classifier of two classes."""
     params = params_of("paper")

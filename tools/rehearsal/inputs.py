@@ -125,11 +125,12 @@ def count_images(params: Params, source: str) -> dict[str, int]:
     from stages.imagery.mask_files import skip_mask_files
     from stages.imagery.scene_tiles import cut_scenes
     from stages.imagery.skip_report import SkipReport
+    from stages.imagery.splits import take_named_folders
     from stages.imagery.survey import survey_items
 
     config = FetchImagery(**params["fetch_imagery"] | {"source": source})
     opened, _ = open_configured_source(config, params["seed"])
-    images = skip_mask_files(opened, config.mask)
+    images = take_named_folders(skip_mask_files(opened, config.mask), config.splits.model_dump())
     reading = configured_reading(config, opened)
     survey = survey_items(cut_scenes(images, config.tile, config.labels, reading), SkipReport())
     return count_splits(params, survey.image_counts())
