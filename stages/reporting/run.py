@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from stages.common.artifacts import write_atomically
@@ -104,10 +105,13 @@ def hardware_name() -> str:
 def wall_time(stage: str) -> float | None:
     """Return seconds of the stage's last run here, over all items of a foreach stage.
 
-    None where it never ran here, for example where its outputs were pulled.
+    None where none is known: it never ran here, for example where its outputs were pulled.
     """
     files = [TIMES / stage, *TIMES.glob(f"{stage}@*")]
-    times = [float(file.read_text("utf-8")) for file in files if file.is_file()]
+    times = []
+    for file in files:
+        with suppress(OSError, ValueError):  # a power cut or a full disk may leave an empty file
+            times.append(float(file.read_text("utf-8")))
     return round(sum(times), 1) if times else None
 
 
