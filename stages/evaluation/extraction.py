@@ -1,5 +1,6 @@
 """Run an extractor over a folder of images in fixed batches, kept for a run after a kill."""
 
+import math
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -87,7 +88,8 @@ def extract(
         log(f"features: {title}: {len(earlier)} finished batches of an earlier run are kept")
     numbered_outputs = []
     batches = batched(islice(stream_rows(images, ["image"]), count), batch_size)
-    for number, rows in enumerate(progress_bar(batches, desc=title, unit="batch")):
+    total = math.ceil(count / batch_size)
+    for number, rows in enumerate(progress_bar(batches, total=total, desc=title, unit="batch")):
         if number % state.num_processes != state.process_index:
             continue
         outputs = earlier.get(number)
