@@ -40,6 +40,7 @@ def run_tool(monkeypatch, *arguments: str) -> None:
 def test_entries_are_listed_with_size_age_and_origin(root, tmp_path, monkeypatch, capsys):
     os.utime(root / "generate/bbbb/finished", (0, 0))
     os.utime(root / "generate/bbbb", (0, 0))
+    os.utime(root / "finetune_sd/aaaa", (2**32, 2**32))  # of a clock that is ahead
     run_tool(monkeypatch)
     total, first, second = capsys.readouterr().out.splitlines()
     assert f"{root}: 2 entries, 4 kB" == total

@@ -146,7 +146,7 @@ def format_size(size: float) -> str:
 def format_age(path: Path) -> str:
     """Time since a file of the folder was last written."""
     written = max((info.st_mtime for info in read_stats(path)), default=time.time())
-    hours = (time.time() - written) / 3600
+    hours = max(0, time.time() - written) / 3600  # another machine's clock may be ahead
     if hours < 1:
         return f"{60 * hours:.0f} min"
     return f"{hours:.0f} h" if hours < 48 else f"{hours / 24:.0f} days"
