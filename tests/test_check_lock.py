@@ -1,6 +1,7 @@
 """The check of dvc.lock on clones without data, and of the remote behind it."""
 
 import functools
+import json
 import shutil
 import subprocess
 import threading
@@ -103,6 +104,9 @@ stages:
   two:
     cmd: python -c "open('other.txt', 'w').write('y')"
     outs: [other.txt]
+  folder:
+    cmd: mkdir folder && echo a > folder/a.txt && echo b > folder/b.txt
+    outs: [folder]
 """
 CHECK = ("python", "-m", "tools.check_lock")
 
@@ -194,6 +198,20 @@ def test_a_remote_that_lacks_outputs_is_an_error_and_one_that_fails_a_warning(re
     assert empty.returncode == 1
     (line,) = empty.stderr.splitlines()
     assert "out.txt" in line and "other.txt" in line
+
+
+def test_a_file_of_a_folder_that_the_remote_lost_is_named_and_brought_back_by_the_push(repository):
+    _, store, run = repository
+    (listing,) = store.rglob("*.dir")
+    for entry in json.loads(listing.read_text()):
+        if entry["relpath"] == "a.txt":
+            (store / "files/md5" / entry["md5"][:2] / entry["md5"][2:]).unlink()
+    done = run(*CHECK)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "remote: folder/a.txt, though" in line and ".dir" in line
+    listing.unlink()
+    assert run("dvc", "push", "-q").returncode == 0
+    assert run(*CHECK).returncode == 0
 
 
 def test_a_disk_that_is_not_here_is_a_warning(repository):

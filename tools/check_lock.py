@@ -125,7 +125,7 @@ def check_remote(repo: Repo) -> None:
         print("lock: there is no remote: whether the outputs were pushed is not checked")
         return
     # The exit code is 0 even where outputs are missing: only the JSON tells.
-    finished = run_command("dvc", "data", "status", "--not-in-remote", "--json")
+    finished = run_command("dvc", "data", "status", "--not-in-remote", "--granular", "--json")
     if finished.returncode == CONFIG_ERROR:
         exit_with_error(f"lock: {finished.stderr}")
     if finished.returncode:
@@ -136,10 +136,16 @@ def check_remote(repo: Repo) -> None:
         print("lock: everything that it names is in the remote")
         return
     data = [out for out in repo.index.outs if out.use_cache]
-    reason = why_unreadable(repo, data[0].hash_info.value) if len(missing) == len(data) else None
+    outs = {str(out) for out in data}.intersection(path.rstrip("/") for path in missing)
+    reason = why_unreadable(repo, data[0].hash_info.value) if len(outs) == len(data) else None
     if reason:
         return warn(f"the remote cannot be read: {reason}")
-    exit_with_error(f"lock: not in the remote: {', '.join(missing)}; run `dvc push`")
+    if outs:
+        exit_with_error(f"lock: not in the remote: {', '.join(sorted(outs))}; run `dvc push`")
+    exit_with_error(
+        f"lock: not in the remote: {', '.join(missing[:20])}, though the list of its folder is: "
+        "delete that in the remote (<md5>.dir, whose hash dvc.lock has), and run `dvc push`"
+    )
 
 
 def why_unreadable(repo: Repo, missing: str) -> str | None:
