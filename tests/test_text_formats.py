@@ -466,7 +466,10 @@ def test_latex_files_that_read_each_other_or_others(tmp_path):
         "g.sty": (
             "% \\def\\a{old}\n\\newcommand\\a{New\\xspace} % a\n\\def\\b#1{{\\bf #1}\\,\\{}"
             "\\author{B}\\def\\c{\\c@a}\\NewDocumentCommand{\\d}{O{x} m}{D}\n"
-            "\\newcommand*{\\e}[2][]{E}"
+            "\\newcommand*{\\e}[2][]{E}\n"
+            # LaTeX's own commands stay as pandoc knows them.
+            "\\def\\abstract{\\begin{center}}\n\\def\\endabstract\n{\\par}\n"
+            "\\providecommand{\\section}{}\\newcommand { \\subparagraph}{}"
         ),
     }
     for name, text in contents.items():

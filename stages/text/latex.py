@@ -10,13 +10,19 @@ COMMENT_OR_INPUT = re.compile(
     r"\\(?:sub)?import\s*\{([^}]*)\}\s*\{([^}]+)\}"
 )
 COMMENT_OR_PACKAGES = re.compile(r"(?<!\\)%.*|\\usepackage\s*(?:\[[^\]]*\])?\s*\{([^}]+)\}")
-# The definition of a command in a package. Those with @ in them are for layout.
+# The definition of a command in a package. Those with @ in them, and of LaTeX's own commands, are
+# for layout: pandoc knows \section and \begin{abstract} only without them.
 BRACED = r"\{(?:\\.|[^{}@\\])*\}"
 for _ in range(3):
     BRACED = rf"\{{(?:\\.|[^{{}}@\\]|{BRACED})*\}}"
+OWN_COMMANDS = (
+    r"(?:end\w+|abstract|keywords|title|author|maketitle|thanks|thebibliography|caption|footnote|"
+    r"(?:sub)*section|(?:sub)?paragraph|chapter|cite\w*)\b"
+)
 DEFINITION = re.compile(
     r"\\(?:def|newcommand|providecommand|DeclareRobustCommand|\w+DocumentCommand)\*?\s*"
-    rf"(?:\{{\s*\\[A-Za-z]+\s*\}}|\\[A-Za-z]+)(?:\[[^\]@]*\]|#\d|\s)*(?:{BRACED}\s*)?{BRACED}",
+    rf"(?!\{{?\s*\\{OWN_COMMANDS})(?:\{{\s*\\[A-Za-z]+\s*\}}|\\[A-Za-z]+)"
+    rf"(?:\[[^\]@]*\]|#\d|\s)*(?:{BRACED}\s*)?{BRACED}",
     re.DOTALL,
 )
 COMMENT = re.compile(r"(?<!\\)%.*")
