@@ -456,10 +456,10 @@ def test_latex_files_that_read_each_other_or_others(tmp_path):
     folder = tmp_path / "paper"
     folder.mkdir()
     contents = {
-        "a.tex": "A \\input{b} \\input{b} 50\\% \\input{../secret} \\input missing",
-        "b.tex": "B \\include{a}\n\\subfile{c}",
+        "a.tex": 'A \\input{b} \\input"b" 50\\% \\input{../secret} \\input missing',
+        "b.tex": "B \\include{a}\n\\subfileinclude{c}",
         "c.tex": "\\documentclass{subfiles}\\begin{document}C \\input d\n\\end{document}",
-        "d.tex": "D \\import{sub/}{e} \\input{sub/../f.tex}",
+        "d.tex": 'D \\subimport*{sub/}{e} \\InputIfFileExists{"sub/../f.tex"}',
         "sub/e.tex": "E% a comment\n",
         "f.tex": "F",
         "sub.tex": "% \\usepackage{g}\nanother paper \\usepackage[x]{g, none}\n\\usepackage{g}",
@@ -497,6 +497,12 @@ def test_latex_files_that_read_each_other_or_others(tmp_path):
     assert folder / "sub.tex" in latex.join_papers(sorted(folder.rglob("*.*")))
     (folder / "preamble.tex").write_text("\\documentclass[a4paper]{article}")
     assert list(latex.join_papers(sorted(folder.rglob("*.*")))) == [folder / "main.tex"]
+    # But not one with a body of its own, or beside a paper of which a part is not found.
+    (folder / "x.tex").write_text("\\input macros\n\\begin{document}")
+    whole = [folder / "main.tex", folder / "x.tex"]
+    assert list(latex.join_papers(sorted(folder.rglob("*.*")))) == whole
+    (folder / "main.tex").write_text("\\input preamble \\newcommand\\chap[1]{\\input{ch#1}}")
+    assert folder / "sub.tex" in latex.join_papers(sorted(folder.rglob("*.*")))
     # What is not there is named.
     (folder / "a.tex").write_bytes(source + b" land and water" * 10)
     lines, reason = formats.read(folder / "a.tex")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 # The comment of a line, or a command that reads a file: \input{a}, \input a, \import{folder}{a}.
 COMMENT_OR_INPUT = re.compile(
-    r"(?<!\\)%.*|\\(?:input|include|subfile)\s*\{([^}]+)\}|\\input\s+([^\s{}\\%]+)|"
-    r"\\(?:sub)?import\s*\{([^}]*)\}\s*\{([^}]+)\}"
+    r"(?<!\\)%.*|\\(?:input|include|subfile|subfileinclude|InputIfFileExists)\s*\{([^}]+)\}|"
+    r"\\input(?:\s+|(?=\"))([^\s{}\\%]+)|"
+    r"\\(?:sub)?(?:import|inputfrom|includefrom)\*?\s*\{([^}]*)\}\s*\{([^}]+)\}"
 )
 COMMENT_OR_PACKAGES = re.compile(r"(?<!\\)%.*|\\usepackage\s*(?:\[[^\]]*\])?\s*\{([^}]+)\}")
 # The definition of a command in a package. Those with @ in them, and of LaTeX's own commands, are
@@ -35,11 +36,12 @@ BODY = re.compile(r"\\begin\s*\{document\}(.*?)\\end\s*\{document\}", re.DOTALL)
 
 
 def join_papers(files: list[Path]) -> dict[Path, tuple[bytes, list[Path]]]:
-    """Join the LaTeX files among `files` to papers.
+    r"""Join the LaTeX files among `files` to papers.
 
     A file that another one reads is part of that one. Of a package (.sty), the commands that it
-    defines are read. A file without a class, beside or below a paper with one, is a leftover of
-    that paper, and no paper. Files outside of `files` are never read.
+    defines are read. A file without a class and \begin{document}, beside or below a paper with a
+    class whose parts are all found, is a leftover of that paper, and no paper. Files outside of
+    `files` are never read.
 
     Returns:
         For each paper its main file -> its whole source, and the other files in it.
@@ -57,10 +59,19 @@ def join_papers(files: list[Path]) -> dict[Path, tuple[bytes, list[Path]]]:
     }
     papers = {path: joined[path] for path in joined if path not in parts}
     classed = {path for path, (source, _) in papers.items() if PAPER_CLASS.search(source)}
-    folders = {path.parent for path in classed}
+    folders = {path.parent for path in classed if not _misses_part(papers[path][0])}
     return {
-        path: papers[path] for path in papers if path in classed or folders.isdisjoint(path.parents)
+        path: (source, inner)
+        for path, (source, inner) in papers.items()
+        if path in classed
+        or (b"\\begin{document}" in source and b"\\documentclass" not in source)
+        or folders.isdisjoint(path.parents)
     }
+
+
+def _misses_part(source: bytes) -> bool:
+    """Whether a joined paper reads a file that is not there, or whose name a command computes."""
+    return any(match.lastindex for match in COMMENT_OR_INPUT.finditer(source.decode("latin-1")))
 
 
 def _join(main: Path, sources: dict[str, Path]) -> tuple[bytes, list[Path]]:
@@ -100,7 +111,7 @@ def _find(folder: Path, name: str, sources: dict[str, Path]) -> Path | None:
     """Return the file that a command of a paper in `folder` names, if it is one of `sources`."""
     if not name:  # a comment
         return None
-    path = os.path.normpath(folder / name.strip())
+    path = os.path.normpath(folder / name.strip('" \n'))
     return sources.get(path) or sources.get(f"{path}.tex")
 
 
