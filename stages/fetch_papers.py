@@ -24,11 +24,12 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.text import latex
-from stages.text.paper_files import SUFFIXES, name_key, unused_name
+from stages.text.paper_files import SUFFIXES, decode, name_key, unused_name
 
 OUT = Path("data/papers")
 KEY = "fetch_papers.source"
 MAX_LINE_CHARACTERS = 2000  # a longer row of a hub data set is a paper
+MIN_TEXT_PAPERS = 10  # fewer .txt files of a hub data set may be the splits of one
 MAX_STEM_BYTES = 200  # no file system takes a name of more than 255 bytes
 
 
@@ -158,20 +159,21 @@ def describe(skipped: dict[str, str]) -> str:
 
 
 def write_corpus(folder: Path, text_column: str, out: Path) -> list[Path]:
-    """Write the texts of a hub data set: its .txt files as they are, and those of Parquet files.
+    """Write the texts of a hub data set: those of its Parquet files, else its .txt files.
 
-    A row is a paper, a file of its own, if most rows of its Parquet file are longer than a line
-    (`is_longer_than_a_line`). Else it is a line of `corpus.txt`.
+    A row is a paper, a file of its own, if most rows of its Parquet file are longer than
+    `MAX_LINE_CHARACTERS`. Else it is a line of `corpus.txt`.
 
     Raises:
-        SystemExit: a Parquet file has no column of strings with the name `text_column`.
+        SystemExit: a Parquet file has no column of strings with the name `text_column`, or one of
+            few .txt files is no text.
     """
+    parquets = sorted(folder.rglob("*.parquet"))
+    if not parquets:
+        return write_texts(folder, out)
     files = []
-    for path in sorted(folder.rglob("*.txt")):
-        files.append(out / "__".join(path.relative_to(folder).parts))
-        shutil.copyfile(path, files[-1])
-    for path in sorted(folder.rglob("*.parquet")):
-        counts = Counter(map(is_longer_than_a_line, read_rows(path, text_column)))
+    for path in parquets:
+        counts = Counter(len(text) > MAX_LINE_CHARACTERS for text in read_rows(path, text_column))
         if counts[True] > counts[False]:
             stem = "__".join(path.relative_to(folder).with_suffix("").parts)
             for number, text in enumerate(read_rows(path, text_column), 1):
@@ -185,9 +187,26 @@ def write_corpus(folder: Path, text_column: str, out: Path) -> list[Path]:
     return files
 
 
-def is_longer_than_a_line(text: str) -> bool:
-    """Whether a text has a line break, or more characters than a line or a short paragraph."""
-    return "\n" in text.strip() or len(text) > MAX_LINE_CHARACTERS
+def write_texts(folder: Path, out: Path) -> list[Path]:
+    """Write the .txt files of a folder: many as they are, few, such as splits, as `corpus.txt`.
+
+    Raises:
+        SystemExit: one of few files is no text.
+    """
+    paths = sorted(folder.rglob("*.txt"))
+    if len(paths) >= MIN_TEXT_PAPERS:
+        copies = [out / "__".join(path.relative_to(folder).parts) for path in paths]
+        for path, copy in zip(paths, copies):
+            shutil.copyfile(path, copy)
+        return copies
+    corpus = out / "corpus.txt"
+    for path in paths:
+        text, fault = decode(path.read_bytes())
+        if fault:
+            exit_with_error(f"{KEY}: {path.name}: {fault}")
+        with open(corpus, "a", encoding="utf-8") as file:
+            file.write(text.rstrip("\n") + "\n")
+    return [corpus] if paths else []
 
 
 def read_rows(path: Path, text_column: str) -> Iterator[str]:

@@ -702,15 +702,31 @@ def test_texts_of_a_hub_data_set(tmp_path):
     rows = pa.array(["First.", None, "Two\nlines.", "", "Third."])
     for column in (rows, rows.dictionary_encode(), rows.cast(pa.string_view())):
         assert write(column) == {"corpus.txt": "First.\nTwo\nlines.\nThird.\n"}
-    papers = ["First\npaper.", "Second. " * 300, "short"]
+    papers = ["First. " * 300, "Second\n" * 300, "short"]
     names = [f"b__train_0000{number}.txt" for number in (1, 2, 3)]
     assert write(pa.array(papers)) == dict(zip(names, papers))
-    # A text file is a paper, or many in the only file.
+    # Text files beside Parquet files are none of the corpus.
     (hub / "a.txt").write_text("A text.")
-    assert write(pa.array(["", None], pa.string())) == {"a.txt": "A text."}
+    assert write(pa.array(["First."])) == {"corpus.txt": "First.\n"}
     error = "^error: fetch_papers.text_column: train.parquet .*named text; it has body$"
     with pytest.raises(SystemExit, match=error):
         fetch_papers.write_corpus(hub, "text", tmp_path)
+
+
+def test_text_files_of_a_hub_data_set_are_papers_if_there_are_many(tmp_path):
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "a.txt").write_bytes(b"\xef\xbb\xbfA\r\ntext.\n")
+    (hub / "b.txt").write_text("B.")
+    (corpus,) = fetch_papers.write_corpus(hub, "text", tmp_path)
+    assert corpus == tmp_path / "corpus.txt" and corpus.read_text() == "A\ntext.\nB.\n"
+    (hub / "c.txt").write_bytes(b"\xff")
+    with pytest.raises(SystemExit, match="^error: fetch_papers.source: c.txt: not UTF-8 text"):
+        fetch_papers.write_corpus(hub, "text", tmp_path)
+    for number in range(7):
+        (hub / f"{number}.txt").write_text("More.")
+    papers = fetch_papers.write_corpus(hub, "text", tmp_path)
+    assert [file.name for file in papers] == sorted(file.name for file in hub.iterdir())
 
 
 @pytest.mark.parametrize(
