@@ -155,6 +155,8 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"The desert lies wide and dry below the plane.\n{PLAIN}",
         f"{FINE}\nAnswer:\n{PLAIN}\nThese are the descriptions.\nI hope you like the descriptions.",
         f"{PLAIN}\nThese are the descriptions.\nI hope you like the descriptions.",
+        f"{PLAIN}\nThese are the descriptions.\nLet me know.\nI hope you like the descriptions.",
+        f"{PLAIN}\n\nThese match the descriptions.\nEnjoy!\nEnd of response",
         f"{PLAIN}\n\nThese capture the desert from above.\n\nNote: the desert varies with light.",
     ],
 )
@@ -256,8 +258,12 @@ def test_of_a_chain_of_thought_only_what_follows_the_heading_counts():
     assert kept_prompts(Answer(in_line, False), "chain_of_thought") == [A, B, C]
     each = f"{FINE}\nDESCRIPTIONS: {A}\nDESCRIPTIONS: {B}\nDESCRIPTIONS: {C}"
     assert kept_prompts(Answer(each, False), "chain_of_thought") == [A, B, C]
-    closed = f"{FINE}\nDESCRIPTIONS\n{NUMBERED}\n\nDescriptions: all are seen from above."
-    assert kept_prompts(Answer(closed, False), "chain_of_thought") == [A, B, C]
+    for closing in (
+        "Descriptions: all are seen from above.",
+        f"Descriptions for summer\nI see {A}",
+    ):
+        closed = f"{FINE}\nDESCRIPTIONS\n{NUMBERED}\n\n{closing}"
+        assert kept_prompts(Answer(closed, False), "chain_of_thought") == [A, B, C]
     assert kept_prompts(Answer(PLAIN, False), "chain_of_thought") == []
     assert kept_prompts(Answer(NAMED, False), "chain_of_thought") == [A, B, C]
     for heading in (

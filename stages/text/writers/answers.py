@@ -219,13 +219,15 @@ def find_candidates(
             is_cut = False  # a string that was cut off is not among them
         elif technique.startswith("chain_of_thought"):
             in_lines = "".join(HEADING_IN_LINE.split(text)[1:])  # before each line, or the first
-            below = text_below(HEADING_LINE, text) or in_lines or text_below(ANSWER_LINE, text)
+            below = text_below(HEADING_LINE, text, label, classes) or in_lines
+            below = below or text_below(ANSWER_LINE, text, label, classes)
             if text.strip() and not below:
                 first_line = text.strip().splitlines()[0]
                 candidates.append(Candidate(first_line, passages, CUT if is_cut else NO_HEADING))
             text = below
         else:
-            text = text_below(ANSWER_LINE, text) or text
+            below = text_below(ANSWER_LINE, text, label, classes)
+            text = below if label in classes.count_class_names(below) else text
         lines = read_lines(text, label, classes, is_cut)
         has_rows = sum(not line.refusal for line in lines) >= MIN_ROWS
         for line in lines:
@@ -284,13 +286,23 @@ def opening_thought(request: str) -> str:
     return starts[-1][0] if starts and starts[-1].end() == len(request.rstrip()) else ""
 
 
-def text_below(heading: re.Pattern, text: str) -> str:
-    """Return what follows the last line that is a heading of other lines; "" where none is."""
+def text_below(heading: re.Pattern, text: str, label: str, classes: ClassLexicon) -> str:
+    """Return what follows the last line that is a heading of other lines; "" where none is.
+
+    A heading counts before later ones if only the lines below it name the class, or if only these
+    name it at least `MIN_ROWS` times: closing words look like headings, too.
+    """
     headings = list(heading.finditer(text))
     ends = [found.start() for found in headings[1:]] + [len(text)]
-    for found, end in reversed(list(zip(headings, ends))):
-        if text[found.end() : end].strip():
-            return text[found.end() :].strip()
+    starts = [found.end() for found in headings]
+    filled = [
+        (start, text[start:end]) for start, end in zip(starts, ends) if text[start:end].strip()
+    ]
+    names = [(start, classes.count_class_names(below).get(label, 0)) for start, below in filled]
+    for least in (MIN_ROWS, 1, 0):
+        for start, count in reversed(names):
+            if count >= least:
+                return text[start:].strip()
     return ""
 
 
