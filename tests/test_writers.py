@@ -149,6 +149,8 @@ NAMED = json.dumps({"thoughts": "a desert is a wide dry place of sand", "descrip
         f"\ufeff{A}\n\u200b{B}\n{C}\x00",
         f"{A} (12 words)\n{B} - 12 words\n{C} [12 words]",
         f"{A}, as described in excerpt 2.\n{B} (excerpt 3).\n{C} according to the excerpts.",
+        f"{A}, as excerpts 1, 2, and 3 say.\n{B}. As seen in excerpt 2, it is wide.\n{C}.",
+        PLAIN.replace(", ", ", consistent with excerpts 1 and 2, "),
         f"Excerpt 1: {A}\n[Excerpt 2] {B}\nAs noted in excerpts 1 and 3, {C}",
         f"{A} [5].\n{B}. [1, 3]\n{C} [Smith et al., 2020].",
         f"The desert lies wide and dry below the plane.\n\n{PLAIN}\n\nSo much for the dry desert.",
@@ -225,8 +227,15 @@ def test_descriptions_below_titles_that_name_the_class_are_found(bold):
     assert kept_prompts(Answer("\n".join(rows), False)) == [titles[0], A, B, titles[1], C]
 
 
-def test_a_range_of_numbers_is_no_marker():
-    text = "10- to 20-meter wide strips of pale desert lie along a road"
+@pytest.mark.parametrize(
+    "text",
+    [
+        "10- to 20-meter wide strips of pale desert lie along a road",
+        "pale desert with boats as they enter the passage between narrow dunes",
+        "pale desert with narrow tracks consistent with the paper trail of brown dunes",
+    ],
+)
+def test_a_range_of_numbers_is_no_marker_and_a_passage_between_dunes_no_source(text):
     found = find_candidates([Answer(text, False)], "Bare Land", "zero_shot", CLASSES, [], Counter())
     assert [candidate.text for candidate in found] == [text]
 

@@ -134,12 +134,14 @@ WORD_COUNT = re.compile(r"(?<![\s–—-])[\s–—-]*[\[(]?\b\d+ words[\])]?$")
 TITLE = re.compile(r"\[[^\[\]]{1,40}\]\s+|[^:]{1,40}?(?::\s*(?=[^\d\s])| [-–—] +(?=[A-Z]))")
 MAX_TITLE_WORDS = 4  # of an item that is the title of the line below it
 TABLE_RULE = re.compile(r"(?=.*\|)(?=.*--)[|\s:+-]+")
-# What a description rests on, where a model cites it.
+# What a description rests on, where a model cites it: up to a comma that no other number follows.
 SOURCE = (
-    r"(?:as|according|based|consistent|per)(?: \w+){0,5} (?:excerpts?|the (?:passage|paper)s?)\b"
+    r"(?:as|according|based|consistent|per)(?: \w+){0,5} "
+    r"(?:excerpts?|(?<= in | on | to | by |\bper )the (?:passage|paper)s?)\b"
 )
 ATTRIBUTION = re.compile(
-    rf"^{SOURCE}(?:[\d\s,&]|and)*, |[,;]? \b{SOURCE}[^.!?]*|"
+    rf"^{SOURCE}(?:[\d\s,&]|and)*, |"
+    rf"(?<=[.!?]) {SOURCE}[^.!?]*|[,;]? {SOURCE}(?:[^.!?,]|,(?= ?(?:and )?\d))*|"
     r" ?[(\[][^()\[\]]{0,40}\bexcerpts?\b[^()\[\]]{0,40}[)\]]|(?<=\S) ?\[[^\[\]]*\]",
     re.I,
 )
