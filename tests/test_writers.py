@@ -188,6 +188,8 @@ def test_the_descriptions_of_an_answer_are_found(text):
         (Answer(f"1 {A}\n2 {B}", False), []),
         (Answer(f"{A} / {B}", False), []),
         (Answer(f"{A.capitalize()}. It looks rough.\n{B.capitalize()}. It looks wide.", False), []),
+        # Paragraphs about the class are no descriptions of an image.
+        (Answer("\n\n".join(f"{t.capitalize()}. It is dry." for t in (A, B, C)), False), []),
         (Answer(f"{A}\n{B}\nThe excerpts speak of a pale desert in the dry season", False), [A, B]),
         (Answer("As a language model, no desert can be seen from above.", False), []),
     ],

@@ -231,7 +231,7 @@ def find_candidates(
             below = text_below(ANSWER_LINE, text, label, classes)
             text = below if label in classes.count_class_names(below) else text
         lines = read_lines(text, label, classes, is_cut)
-        has_rows = sum(not line.refusal for line in lines) >= MIN_ROWS
+        has_rows = sum(not line.refusal and not line.is_alone for line in lines) >= MIN_ROWS
         for line in lines:
             sentence = line.text
             if not line.refusal and (line.is_item or strings or has_rows):
