@@ -78,9 +78,12 @@ HEADING_RUN_IN = re.compile(r"(?<=[a-z] )(A|[A-Z][a-z])\b")
 # ice is". The name in "a Forest is" is inside its sentence.
 BEFORE_NAME = re.compile(r"(?<!\ba)(?<!\ban)(?<!\bthe)(?<!\bof)(?<=[a-z]) $")
 AFTER_NAME = re.compile(r"\s+(is|are|has|have)\b")
-# What stands before and after the name of a class that is not there: "no dense forest", "ice-free".
+# What stands before and after the name of a class that is not there: "no dense forest", "ice-free";
+# but "not only forest", "no two forests" and "without doubt forest" are there.
 ABSENT_BEFORE = re.compile(
-    r"\b(no|not|without|lacks?|lacking|lost|(absence|devoid|free|instead) of)( \w+)? $", re.I
+    r"\b((no|without|lacks?|lacking|lost|(absence|devoid|free|instead) of)( (?!(two|doubt)\b)\w+)?|"
+    r"not( any| an?| the| much| many)?) $",
+    re.I,
 )
 ABSENT_AFTER = re.compile(r"[-\u2010\u2011]free\b", re.I)
 # Inside a sentence, a capitalized word is a proper name, unless it is a month or part of the name
