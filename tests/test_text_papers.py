@@ -61,6 +61,8 @@ def test_sentence_ends(text, count):
         ("It is, he said, “pale.”12–14", "It is, he said, “pale.”"),
         ("See Fig.2 The sum of 3.5 in a.2 The rest, approx.3", None),
         ("Deserts of 2019.3 The file v2.csv.10 has them", None),
+        ("Table.1 The results of Alg.2 See a.org/page.12", None),
+        ("They write an algorithm.2 The rest", "They write an algorithm. The rest"),
     ],
 )
 def test_citation_behind_a_full_stop_is_dropped(tmp_path, cited, text):

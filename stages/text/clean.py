@@ -32,8 +32,14 @@ NO_ACCENTS = str.maketrans({"´": "'", "˚": "°", "¨": '"', "˝": '"'})
 # Numbers of references or notes right behind a full stop: "above.1,2 The", "above.[3][note 4]".
 CITED_NUMBERS = r"\d{1,3}(?:\s?[,–−-]\s?\d{1,3})*"
 CITATION = re.compile(
-    r"((?<![\w.])[\w.]*[^\W\d_]{2}|[)\]%])([.!?][\"'”’)]*)"
+    r"((?<![\w./@])[\w.]*[^\W\d_]{2}|[)\]%])([.!?][\"'”’)]*)"
     rf"(?:{CITED_NUMBERS}|(?:\[[\w ,–-]{{1,20}}\])+)(?=\s+[\"'“‘(]?[A-Z]|$)"
+)
+# What a number behind a full stop numbers, where it is capitalized: "Figure.2".
+NUMBERED = frozenset(
+    """
+figure table section equation algorithm alg appendix app theorem lemma def chapter supp suppl
+""".split()
 )
 
 MIN_WORD_SHARE = 1 / 3  # of what stands on a page; tables have less
@@ -95,9 +101,11 @@ def drop_citations(line: str) -> str:
 
 
 def _without_numbers(match: re.Match) -> str:
-    """The end of a sentence without its citation; "Fig.2" stays."""
+    """The end of a sentence without its citation; "Fig.2" and "Figure.2" stay."""
     word, stop = match.groups()
-    return match[0] if word.strip(".").lower() in ABBREVIATIONS else word + stop
+    name = word.strip(".").lower()
+    is_numbered = name in ABBREVIATIONS or (word[0].isupper() and name in NUMBERED)
+    return match[0] if is_numbered else word + stop
 
 
 def clean_pages(
