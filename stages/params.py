@@ -595,7 +595,10 @@ class Prompt(Section):
         "probability (writers huggingface and domain: of the 50 likeliest, unless the model's "
         "generation_config.json says otherwise); null = the model's own",
     )
-    top_k: Count = Field(description="passages retrieved per query (techniques with retrieval)")
+    top_k: Count = Field(
+        description="passages retrieved per attempt, at least one for each scene of the class "
+        "(techniques with retrieval)"
+    )
     per_class: Annotated[
         int | dict[str, int], BeforeValidator(_check_per_class), AfterValidator(_compose_keys)
     ] = Field(

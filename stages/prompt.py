@@ -30,6 +30,7 @@ from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_wor
 from stages.text.prompt_advice import (
     describe_answers,
     log_left_out_captions,
+    log_left_out_scenes,
     log_trained_captions,
     log_unread_names,
 )
@@ -98,6 +99,7 @@ def main() -> None:
         line += f"; rejected: {describe_rejections(collector.rejections, collector.examples)}"
     log(line)
     log_unread_names(collector, classes, params.classes, training)
+    log_left_out_scenes(collector, classes)
     if training.of_scenes:
         log_trained_captions(params.classes, counts, training)
     if prompt.writer == "extractive":

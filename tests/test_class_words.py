@@ -47,7 +47,7 @@ def lexicon_of(*names: str, **words: Words) -> ClassLexicon:
 def composed_prompts(lexicon: ClassLexicon, label: str) -> list[str]:
     """The composed prompts of a class that pass the checks."""
     kept: list[str] = []
-    for text, *_ in compose_candidates(lexicon.words[label], []):
+    for text, *_ in compose_candidates(lexicon.words[label], lexicon.words[label].names, []):
         if not checks.rejection_reason(text, label, lexicon, kept, 20):
             kept.append(text)
     return kept
@@ -56,7 +56,7 @@ def composed_prompts(lexicon: ClassLexicon, label: str) -> list[str]:
 def test_words_are_derived_of_names_and_scenes():
     classes = {"AnnualCrop": ["AnnualCrop"], "Built up": ["denseresidential", "rail_way"]}
     words = complete_words(classes, {})
-    assert words["AnnualCrop"] == (("annual crop",), (), "annual crop", LOOKS, PARTS, ())
+    assert words["AnnualCrop"] == (("annual crop",), (), "annual crop", LOOKS, PARTS, (), ())
     assert words["Built up"].names == ("built up", "denseresidential", "rail way")
     assert words["Built up"].description == "built up, denseresidential, rail way"
 
@@ -83,6 +83,7 @@ def test_given_words_replace_derived_ones_one_by_one():
         "wadi, dry river",
         ("sandy", "stony"),
         PARTS,
+        (),
         (),
     )
 
@@ -167,9 +168,14 @@ def test_any_name_gives_ten_prompts(name):
 def test_names_are_nouns_behind_their_article(look, name, opening, place):
     """In composed prompts and in requests to small models."""
     lexicon = lexicon_of("Own", Own=Words(names=[name], looks=[look, "x", "y"], parts=["z"]))
-    prompts = [prompt for prompt, *_ in compose_candidates(lexicon.words["Own"], [])]
+    prompts = [
+        prompt
+        for prompt, *_ in compose_candidates(lexicon.words["Own"], lexicon.words["Own"].names, [])
+    ]
     assert any(prompt.startswith(f"{opening} with") for prompt in prompts)
-    dialogue = format_dialogues("Own", "zero_shot", lexicon, [], 1, 0)[0]
+    dialogue = format_dialogues("Own", lexicon.words["Own"].names, "zero_shot", lexicon, [], 1, 0)[
+        0
+    ]
     assert dialogue.opening == opening
     assert f"Describe {place}, seen" in dialogue.messages[0]["content"]
 
@@ -179,7 +185,7 @@ def test_a_composed_prompt_repeats_no_word():
     words = Words(looks=["stony", "dry", "patchy"], parts=["stones", "wide dunes", "patches"])
     of_class = lexicon_of("Desert", Desert=words).words["Desert"]
     of_class = of_class._replace(captions=("a desert",))
-    assert [text for text, *_ in compose_candidates(of_class, [])] == [
+    assert [text for text, *_ in compose_candidates(of_class, of_class.names, [])] == [
         "a desert with dry wide dunes",
         "a dry desert with stony wide dunes",
         "a stony desert with patchy wide dunes",
@@ -253,7 +259,9 @@ def test_a_sentence_of_a_class_that_sounds_of_measurement_is_found():
 
 def test_a_request_names_the_class_as_its_prompts_have_to():
     lexicon = lexicon_of("AnnualCrop", "Airport")
-    request = format_request("AnnualCrop", "few_shot", lexicon, [], 3, 0)
+    request = format_request(
+        "AnnualCrop", lexicon.words["AnnualCrop"].names, "few_shot", lexicon, [], 3, 0
+    )
     assert "(annual crop)" in request and FEW_SHOT_EXAMPLES[0] in request
     assert few_shot_examples("Airport", lexicon) == list(FEW_SHOT_EXAMPLES[1:])
 

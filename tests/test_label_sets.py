@@ -77,7 +77,7 @@ def test_the_words_of_a_class_make_ten_prompts_without_a_paper(name):
     lexicon = ClassLexicon(words)
     for label, said in words.items():
         kept: list[str] = []
-        for candidate in compose_candidates(said, []):
+        for candidate in compose_candidates(said, said.names, []):
             if not rejection_reason(candidate.text, label, lexicon, kept, tokens=20):
                 kept.append(candidate.text)
         assert len(kept) >= 10, label

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ from stages.text.writers.instructed import InstructedWriter
 PARAMS = load(Path(__file__).parents[1] / "params/demo.yaml")
 LABELS = list(PARAMS.classes)
 CLASSES = ClassLexicon(complete_words(PARAMS.classes, PARAMS.prompt.words))
+FIELDS = CLASSES.words["Crop Land"].names
 GOOD = "an orchard is a regular grid of dark green crowns separated by pale strips of grass"
 
 
@@ -114,7 +116,9 @@ def test_sentences_that_give_orders_never_become_prompts():
         "round crowns on brown soil."
     )
     label = "Cultivated Vegetation"
-    candidates = ExtractiveWriter(CLASSES).propose(label, [passage], 5, 0, False)
+    candidates = ExtractiveWriter(CLASSES).propose(
+        label, CLASSES.words[label].names, [passage], 5, 0, False
+    )
     kept = [
         text for text, *_ in candidates if not checks.rejection_reason(text, label, CLASSES, [], 20)
     ]
@@ -148,9 +152,9 @@ def test_prompts_are_composed_where_papers_describe_no_views():
     passage = make_passage("We train a network on large green images.")
     for label in LABELS:
         writer = ExtractiveWriter(CLASSES)
-        assert writer.propose(label, [passage], 10, 0, False) == []
+        assert writer.propose(label, CLASSES.words[label].names, [passage], 10, 0, False) == []
         kept = []
-        for text, *_ in writer.propose(label, [passage], 10, 1, True):
+        for text, *_ in writer.propose(label, CLASSES.words[label].names, [passage], 10, 1, True):
             if not checks.rejection_reason(text, label, CLASSES, kept, 20):
                 kept.append(text)
         assert len(kept) >= 10 and set(kept) <= writer.composed
@@ -160,9 +164,80 @@ def test_each_collection_begins_with_the_sentences_of_the_papers():
     """The demo collects one prompt at a time, for one visitor after another."""
     passage = make_passage("An orchard is a green grid of round crowns on brown soil.")
     writer = ExtractiveWriter(CLASSES)
-    (first,) = writer.propose("Cultivated Vegetation", [passage], 1, 0, False)
-    assert writer.propose("Cultivated Vegetation", [passage], 1, 1, False) == []
-    assert writer.propose("Cultivated Vegetation", [passage], 1, 0, False) == [first]
+    (first,) = writer.propose(
+        "Cultivated Vegetation",
+        CLASSES.words["Cultivated Vegetation"].names,
+        [passage],
+        1,
+        0,
+        False,
+    )
+    assert (
+        writer.propose(
+            "Cultivated Vegetation",
+            CLASSES.words["Cultivated Vegetation"].names,
+            [passage],
+            1,
+            1,
+            False,
+        )
+        == []
+    )
+    assert writer.propose(
+        "Cultivated Vegetation",
+        CLASSES.words["Cultivated Vegetation"].names,
+        [passage],
+        1,
+        0,
+        False,
+    ) == [first]
+
+
+BEDS = (
+    "The bare land is pale brown with dark stony ridges and thin cracks.",
+    "Grey gravel covers the bareland in large irregular patches.",
+    "A yellow track crosses the bare land beside small green bushes.",
+    "On the bareland a dry white hollow curves between red slopes.",
+    "Smooth bare land lies in narrow bright stripes around a dark hill.",
+    "A dense net of dry brown lines covers flat bareland.",
+)
+DUNES = (
+    "Large yellow dunes cross the desert in regular curved lines. The desert is flat and pale with "
+    "a straight dark road.",
+    "Narrow dark shadows lie behind bright ridges of the desert. A round green spot stands in the "
+    "brown desert.",
+    "White salt shines in a smooth dry hollow of the desert. Red rocks are scattered over the "
+    "sparse grey desert.",
+)
+
+
+def test_prompts_are_spread_over_the_scenes_of_a_class():
+    """Papers that say more of one scene, and say it first, don't hide the others."""
+    queries = []
+
+    def nearest(query: str, count: int) -> list[dict]:
+        queries.append(query)
+        texts = DUNES if query.startswith("desert") else (" ".join(BEDS),)
+        return [{**make_passage(text), "id": text} for text in texts][:count]
+
+    retriever = SimpleNamespace(nearest=nearest, knows=lambda _: True)
+    writer = ExtractiveWriter(CLASSES)
+    params = PARAMS.prompt.model_copy(update={"positive_cues": "", "top_k": 2})
+    collector = PromptCollector(writer, "retrieval", CLASSES, retriever, len, params)
+
+    def scenes_of(kept: list) -> Counter:
+        return Counter(CLASSES.scene_of(prompt.text, "Bare Land") for prompt in kept)
+
+    assert scenes_of(collector.collect("Bare Land", 8, 5)[0]) == {"bareland": 4, "desert": 4}
+    # Each scene is asked for, until it has its share: two sentences on deserts at a time.
+    assert [query.split(":")[0] for query in queries] == ["bareland", "desert", "desert"]
+    # Of a scene with too little, the others make up for it; one by one they take turns.
+    assert scenes_of(collector.collect("Bare Land", 1, 5)[0]) == {"bareland": 1}
+    assert scenes_of(collector.collect("Bare Land", 1, 5)[0]) == {"desert": 1}
+    # A class of one scene, or of names that are none of its scenes', is asked for as a whole.
+    assert CLASSES.words["Crop Land"].scenes == ()
+    words = complete_words({"A": ["desert", "bareland"], "B": ["lake"]}, {"A": Words(names=["xx"])})
+    assert words["A"].scenes == ()
 
 
 def test_clean_sentence():
@@ -485,7 +560,9 @@ class ChatHandler(BaseHTTPRequestHandler):
         request = body["messages"][0]["content"]
         label = re.search("land cover class '(.+?)'", request)[1]
         start = len(self.requests) * 7 % 40
-        composed = compose_candidates(CLASSES.words[label], [])[start : start + 8]
+        composed = compose_candidates(CLASSES.words[label], CLASSES.words[label].names, [])[
+            start : start + 8
+        ]
         lines = ["First I think of fields.", "DESCRIPTIONS"] if "step by step" in request else []
         for n, candidate in enumerate(composed, 1):
             lines.append(f"{n}. {candidate.text.capitalize()}.")
@@ -631,7 +708,7 @@ def test_an_endpoint_that_does_not_answer_is_one_line(
     writer = make_hosted_writer(url, "zero_shot", tmp_path, openai_timeout=timeout)
     errors += [answer] * times
     with pytest.raises(SystemExit, match=f"^error: prompt.{message}") as stop:
-        writer.propose("Crop Land", [], 2, 0, False)
+        writer.propose("Crop Land", FIELDS, [], 2, 0, False)
     assert len(requests) == times and not errors
     assert "sk-test" not in str(stop.value) and len(str(stop.value).splitlines()) == 1
 
@@ -639,7 +716,7 @@ def test_an_endpoint_that_does_not_answer_is_one_line(
 def test_an_endpoint_without_connection_is_one_line(tmp_path):
     writer = make_hosted_writer("http://127.0.0.1:9/v1", "zero_shot", tmp_path)
     with pytest.raises(SystemExit, match="^error: prompt.openai_base_url: http://127.0.0.1:9/v1"):
-        writer.propose("Crop Land", [], 2, 0, False)
+        writer.propose("Crop Land", FIELDS, [], 2, 0, False)
 
 
 @pytest.mark.parametrize("status", [400, 500])
@@ -657,7 +734,12 @@ def test_parameters_that_an_endpoint_refuses_are_left_out_and_named(
     ]
     values = {"temperature": None, "top_p": None, "max_tokens": 77}
     writer = make_hosted_writer(url, "zero_shot", tmp_path, **values)
-    assert [text for text, *_ in writer.propose("Water Body", [], 2, 0, False)] == [LAKE]
+    assert [
+        text
+        for text, *_ in writer.propose(
+            "Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False
+        )
+    ] == [LAKE]
     first, second, third = [body for _, _, body in requests]
     assert first["max_tokens"] == second["max_completion_tokens"] == 77
     assert first["response_format"]["type"] == "json_schema"
@@ -671,7 +753,9 @@ def test_parameters_that_an_endpoint_refuses_are_left_out_and_named(
 def test_the_reason_of_an_answer_without_text_is_named(endpoint, tmp_path, capsys, reason):
     url, _, errors = endpoint
     errors += [(200, {}, completion(None, reason))] * 2  # with the format, and without it
-    make_hosted_writer(url, "zero_shot", tmp_path).propose("Water Body", [], 2, 0, False)
+    make_hosted_writer(url, "zero_shot", tmp_path).propose(
+        "Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False
+    )
     is_named = reason in ("content_filter", "tool_calls")
     assert (f"finish_reason {reason}" in capsys.readouterr().err) == is_named
 
@@ -705,7 +789,9 @@ def test_no_secret_is_written(endpoint, tmp_path, monkeypatch, capfd, variable, 
     shown = ""
     try:
         writer = make_hosted_writer(url, "zero_shot", tmp_path)
-        shown = str(writer.propose("Water Body", [], 2, 0, False))
+        shown = str(
+            writer.propose("Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False)
+        )
     except SystemExit as stop:
         shown = str(stop)
     kept = "".join(file.read_text() for file in tmp_path.iterdir())
@@ -718,7 +804,12 @@ def test_an_answer_is_read_before_its_secrets_go(endpoint, tmp_path, monkeypatch
     monkeypatch.setenv("GOOGLE_CREDENTIALS", '{"message": "x", "content": "y"}')
     errors.append((200, {}, completion(LAKE)))
     writer = make_hosted_writer(url, "zero_shot", tmp_path)
-    assert [text for text, *_ in writer.propose("Water Body", [], 2, 0, False)] == [LAKE]
+    assert [
+        text
+        for text, *_ in writer.propose(
+            "Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False
+        )
+    ] == [LAKE]
 
 
 def test_half_an_emoji_in_an_answer_is_dropped(endpoint, tmp_path):
@@ -726,7 +817,12 @@ def test_half_an_emoji_in_an_answer_is_dropped(endpoint, tmp_path):
     errors.append((200, {}, completion(f"\ud83d {LAKE}")))
     for _ in range(2):  # the second time from the kept answer
         writer = make_hosted_writer(url, "zero_shot", tmp_path)
-        assert [text for text, *_ in writer.propose("Water Body", [], 2, 0, False)] == [LAKE]
+        assert [
+            text
+            for text, *_ in writer.propose(
+                "Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False
+            )
+        ] == [LAKE]
     assert len(requests) == 1
 
 
@@ -796,7 +892,7 @@ def test_paid_answers_outlive_a_run_that_dies(demo, endpoint, monkeypatch):
 def fail_at_woody_vegetation(handler: ChatHandler, body: dict) -> str | None:
     """Answer with composed descriptions; with nothing that is JSON for the last class."""
     label = re.search("land cover class '(.+?)'", body["messages"][0]["content"])[1]
-    composed = compose_candidates(CLASSES.words[label], [])[:8]
+    composed = compose_candidates(CLASSES.words[label], CLASSES.words[label].names, [])[:8]
     if label == "Woody Vegetation":
         return None
     return json.dumps({"descriptions": [candidate.text for candidate in composed]})
@@ -808,7 +904,7 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
-    text = instructions.format_request("Crop Land", "few_shot", CLASSES, [], 10, 1)
+    text = instructions.format_request("Crop Land", FIELDS, "few_shot", CLASSES, [], 10, 1)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     tokenizer.train_from_iterator(
@@ -842,28 +938,28 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
         InstructedWriter(tmp_path, params, "few_shot", CLASSES, 0, cache)
     fast.chat_template = "{% for m in messages %}user: {{ m.content }}\nassistant: {% endfor %}"
     fast.save_pretrained(tmp_path)
-    requests = instructions.format_requests("Crop Land", "few_shot", CLASSES, [], 12, 0)
+    requests = instructions.format_requests("Crop Land", FIELDS, "few_shot", CLASSES, [], 12, 0)
     assert len(requests) == 2 and len(set(requests)) == 2
     assert all(re.search(r"\b10\b", request) for request in requests)
     writer = InstructedWriter(tmp_path, params, "few_shot", CLASSES, 0, cache)
-    first = writer.propose("Crop Land", [], 12, 0, False)
+    first = writer.propose("Crop Land", FIELDS, [], 12, 0, False)
     assert writer.counts["answers"] == writer.counts["answers_cut"] == 2
-    assert writer.propose("Crop Land", [], 12, 0, False) == first
-    assert writer.propose("Crop Land", [], 12, 1, False) != first
+    assert writer.propose("Crop Land", FIELDS, [], 12, 0, False) == first
+    assert writer.propose("Crop Land", FIELDS, [], 12, 1, False) != first
     small = params.model_copy(update={"one_by_one": True})
     writer = InstructedWriter(tmp_path, small, "few_shot", CLASSES, 0, cache)
-    first = writer.propose("Crop Land", [], 3, 0, False)
+    first = writer.propose("Crop Land", FIELDS, [], 3, 0, False)
     openings = [d.opening for d in one_by_one.format_dialogues(*args(3, 0))]
     assert len(first) == len(openings) == 6 == writer.counts["answers"]
     assert all(candidate.text.startswith(o) for candidate, o in zip(first, openings))
-    assert writer.propose("Crop Land", [], 3, 0, False) == first
+    assert writer.propose("Crop Land", FIELDS, [], 3, 0, False) == first
     # Fewer are missing at the next attempt. It asks for what was not asked for yet.
-    (later, *_) = writer.propose("Crop Land", [], 1, 1, False)
+    (later, *_) = writer.propose("Crop Land", FIELDS, [], 1, 1, False)
     expected = one_by_one.format_dialogues(*args(1, 6))[0].opening
     assert later.text.startswith(expected) and expected not in openings
     writer = InstructedWriter(tmp_path, params, "retrieval", CLASSES, 0, cache)
     with pytest.raises(SystemExit, match="^error: prompt.top_k: .*[0-9]+ tokens"):
-        writer.propose("Crop Land", [{"text": "field " * 2000}], 2, 0, False)
+        writer.propose("Crop Land", FIELDS, [{"text": "field " * 2000}], 2, 0, False)
     for template, fault in (
         ("{{ raise_exception('a system role is needed') }}", "a system role is needed"),
         ("{% for m in messages %}{{ m.content }", "unexpected"),
@@ -872,11 +968,11 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
     ):
         writer.tokenizer.chat_template = template
         with pytest.raises(SystemExit, match=f"^error: fetch_model.writer: .*{fault}"):
-            writer.propose("Crop Land", [], 2, 0, False)
+            writer.propose("Crop Land", FIELDS, [], 2, 0, False)
     writer.one_by_one = True
     writer.tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(SystemExit, match="^error: fetch_model.writer: .*final message"):
-        writer.propose("Crop Land", [], 2, 0, False)
+        writer.propose("Crop Land", FIELDS, [], 2, 0, False)
 
 
 def generate_word(word: str) -> Answer:
@@ -943,7 +1039,7 @@ def test_the_batches_that_an_instructed_writer_has_finished_outlive_a_kill(tmp_p
 
 def args(count: int, first: int, technique: str = "few_shot", passages: tuple = ()) -> tuple:
     """The arguments of `format_dialogues` for crop land."""
-    return "Crop Land", technique, CLASSES, list(passages), count, first
+    return "Crop Land", FIELDS, technique, CLASSES, list(passages), count, first
 
 
 def test_each_description_is_opened_with_another_look_and_name():
@@ -1061,7 +1157,7 @@ def test_the_passages_added_to_a_collection_are_counted_in_a_bar(tmp_path, capsy
 
 
 def test_a_request_without_passages_speaks_of_no_excerpts():
-    options = ("Water Body", "few_shot_retrieval", CLASSES)
+    options = ("Water Body", ("lake",), "few_shot_retrieval", CLASSES)
     assert "excerpts" not in instructions.format_request(*options, [], 2, 0)
     assert "excerpts" in instructions.format_request(*options, [make_passage("A lake.")], 2, 0)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from stages.common.class_names import derived_names
+from stages.common.class_names import derived_names, plain_name
 from stages.params import Words
 from stages.text.lexicon import ASPECTS
 from stages.text.sentences import UNSPACED
@@ -51,6 +51,7 @@ class ClassWords(NamedTuple):
     looks: tuple[str, ...]  # adjectives of its surface from above, for composed prompts
     parts: tuple[str, ...]  # details visible in it, for composed prompts
     captions: tuple[str, ...] = ()  # that composed prompts begin with: its only training captions
+    scenes: tuple[str, ...] = ()  # plain names of its scenes, if there are several
 
 
 class TrainingCaptions(NamedTuple):
@@ -101,8 +102,17 @@ def complete_words(
             _tidy(given[label].looks or _choose_words(LOOKS, terms, names_of_all)),
             _tidy(given[label].parts or _choose_words(PARTS, terms, names_of_all)),
             tuple(dict.fromkeys(shown)),
+            _scenes_in(terms, [name for name in scenes if name in training.scenes] or scenes),
         )
     return completed
+
+
+def _scenes_in(terms: tuple[str, ...], scenes: Sequence[str]) -> tuple[str, ...]:
+    """Return the plain names of the scenes that a class's terms name, if they are several."""
+    squeezed = {_squeeze(_fold(term)) for term in terms}
+    plain = dict.fromkeys(plain_name(scene) for scene in scenes)
+    named = tuple(name for name in plain if _squeeze(_fold(name)) in squeezed)
+    return named if len(named) > 1 else ()
 
 
 def _tidy(texts: Sequence[str]) -> tuple[str, ...]:
@@ -184,9 +194,21 @@ class ClassLexicon:
                 return ranked[0][0]
         return None
 
-    def retrieval_query(self, label: str, attempt: int) -> str:
-        """Return the index query for a class at an attempt, counted from 0."""
-        return f"{self.words[label].description}: {ASPECTS[attempt % len(ASPECTS)]}"
+    def scene_of(self, text: str, label: str) -> str:
+        """Return the scene of a class that a text names first; "" if it names none."""
+        scenes = self.words[label].scenes
+        terms = [_squeeze(term) for owner, term, *_ in self.find_mentions(text) if owner == label]
+        named = (scene for term in terms for scene in scenes if _compile((scene,)).search(term))
+        return next(named, "")
+
+    def retrieval_query(self, label: str, attempt: int, scene: str = "") -> str:
+        """Return the index query for a class, or a scene of it, at an attempt, counted from 0."""
+        return f"{scene or self.words[label].description}: {ASPECTS[attempt % len(ASPECTS)]}"
+
+    def names_of(self, label: str, scenes: Sequence[str]) -> tuple[str, ...]:
+        """Return the plain names of a class that name one of these scenes; all of them if none."""
+        names = self.words[label].names
+        return tuple(name for name in names if self.scene_of(name, label) in scenes) or names
 
     def hide_names(self, text: str, label: str) -> str:
         """Return a text with a plain word in place of each name of a class."""

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import groupby
 
 import yaml
 
@@ -81,6 +82,19 @@ def log_left_out_captions(
             log(
                 f"prompt: {label}: prompts for {count} of its {len(captions)} training captions: "
                 f'none is "{left_out[0]}"; raise prompt.per_class'
+            )
+
+
+def log_left_out_scenes(collector: PromptCollector, classes: ClassLexicon) -> None:
+    """Log the scenes that no prompt of their class names."""
+    for label, kept in groupby(collector.kept, key=lambda prompt: prompt.label):
+        named = {classes.scene_of(prompt.text, label) for prompt in kept}
+        words = classes.words[label]
+        left_out = [scene for scene in words.scenes if scene not in named]
+        if left_out and not words.captions:  # of which another line tells
+            log(
+                f"prompt: {label}: no prompt names {', '.join(left_out)}: raise prompt.per_class, "
+                "add papers that describe it, or leave the scene out of `classes`"
             )
 
 

@@ -1,6 +1,8 @@
 """Collects prompts: asks a writer for a class until enough of its candidates pass the checks."""
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stages.params import Prompt
@@ -56,34 +58,53 @@ class PromptCollector:
     def collect(
         self, label: str, count: int, attempts: int
     ) -> tuple[list[ImagePrompt], Counter[str]]:
-        """Collect prompts of a class.
+        """Collect prompts of a class: as many of each of its scenes, if enough are proposed.
 
         Args:
             label: the class.
-            count: the number of prompts wanted.
+            count: the number of prompts wanted, beside those that the class has.
             attempts: how many times the writer is asked at most.
 
         Returns:
             At most `count` prompts, and how many candidates were rejected for which reason.
         """
-        kept: list[ImagePrompt] = []
+        before = len(self.kept_of(label))
+        wanted = before + count
         rejections: Counter[str] = Counter()
         used_passages: set[str] = set()
+        waiting: list[Candidate] = []  # of scenes that have their share
         with_passages = self.technique.endswith("retrieval") and self.can_retrieve(label)
         for attempt in range(attempts):
+            scenes = self.missing_scenes(label, wanted)
             passages = []
             if with_passages:
-                passages = self.retrieve(label, attempt, used_passages)
-            missing = count - len(kept)
+                passages = self.retrieve(label, attempt, used_passages, scenes)
+            missing = wanted - len(self.kept_of(label))
             is_last = attempt + 1 == attempts
-            candidates = self.writer.propose(label, passages, missing, attempt, is_last)
-            passed, rejected = self.check(label, candidates, missing)
-            kept += passed
+            names = self.classes.names_of(label, scenes)
+            candidates = self.writer.propose(label, names, passages, missing, attempt, is_last)
+            waiting, rejected = self.check(label, waiting + candidates, wanted, is_last)
             rejections += rejected
-            if len(kept) == count:
+            if len(self.kept_of(label)) == wanted:
                 break
         self.rejections += rejections
-        return kept, rejections
+        return self.kept_of(label)[before:], rejections
+
+    def kept_of(self, label: str) -> list[ImagePrompt]:
+        """The prompts of a class."""
+        return [prompt for prompt in self.kept if prompt.label == label]
+
+    def missing_scenes(self, label: str, count: int) -> list[str]:
+        """The scenes that less than an equal share of a class's `count` prompts name.
+
+        The scene that the fewest name is the first one.
+        """
+        scenes = self.classes.words[label].scenes
+        counts = Counter(
+            self.classes.scene_of(prompt.text, label) for prompt in self.kept_of(label)
+        )
+        below = [scene for scene in scenes if counts[scene] * len(scenes) < count]
+        return sorted(below, key=lambda scene: counts[scene])
 
     def can_retrieve(self, label: str) -> bool:
         """Return whether passages can be near to a class; log where they cannot."""
@@ -95,30 +116,52 @@ class PromptCollector:
             )
         return known
 
-    def retrieve(self, label: str, attempt: int, used: set[str]) -> list[Passage]:
+    def retrieve(
+        self, label: str, attempt: int, used: set[str], scenes: Sequence[str] = ()
+    ) -> list[Passage]:
         """Retrieve the nearest passages that no earlier attempt used.
 
         Sentences that give orders to a model are cut out of them. Their ids are added to `used`.
+        Each of several scenes of the class has as many of the `top_k` passages, at least one.
         """
-        query = self.classes.retrieval_query(label, attempt)
-        nearest = self.retriever.nearest(query, self.top_k + len(used))
-        unused = [passage for passage in nearest if passage["id"] not in used][: self.top_k]
-        used.update(passage["id"] for passage in unused)
-        disarmed = [checks.remove_injected_instructions(passage) for passage in unused]
+        top_k = math.ceil(self.top_k / max(1, len(scenes)))
+        found: list[Passage] = []
+        for scene in scenes or [""]:
+            query = self.classes.retrieval_query(label, attempt, scene)
+            nearest = self.retriever.nearest(query, top_k + len(used))
+            unused = [passage for passage in nearest if passage["id"] not in used][:top_k]
+            used.update(passage["id"] for passage in unused)
+            found += unused
+        disarmed = [checks.remove_injected_instructions(passage) for passage in found]
         return [passage for passage in disarmed if passage["text"]]
 
     def check(
-        self, label: str, candidates: list[Candidate], count: int
-    ) -> tuple[list[ImagePrompt], Counter[str]]:
-        """Keep the first `count` candidates that pass the checks."""
-        kept: list[ImagePrompt] = []
+        self, label: str, candidates: list[Candidate], count: int, is_last: bool
+    ) -> tuple[list[Candidate], Counter[str]]:
+        """Keep candidates that pass the checks until the class has `count`, missing scenes first.
+
+        Args:
+            label: the class.
+            candidates: texts for it, best first.
+            count: the number of prompts that the class is to have.
+            is_last: whether no attempt follows. Before, no scene has more than its share.
+
+        Returns:
+            The candidates left over, and how many were rejected for which reason.
+        """
         rejections: Counter[str] = Counter()
-        for candidate in candidates:
-            if len(kept) == count:
+        left = [(self.classes.scene_of(each.text, label), each) for each in candidates]
+        while left and len(self.kept_of(label)) < count:
+            missing = self.missing_scenes(label, count)
+            proposed = {scene for scene, _ in left}
+            due = next((scene for scene in missing if scene in proposed), None)
+            if missing and due is None and not is_last:
                 break
+            turn = next((i for i, (scene, _) in enumerate(left) if scene == due), 0)
+            _, candidate = left.pop(turn)
             self.candidates += 1
             prompt = self.add_cues(label, candidate)
-            kept_texts = [other.text for other in self.kept if other.label == label]
+            kept_texts = [other.text for other in self.kept_of(label)]
             reason = candidate.refusal or checks.rejection_reason(
                 prompt.text, label, self.classes, kept_texts, prompt.tokens
             )
@@ -126,9 +169,8 @@ class PromptCollector:
                 rejections[reason] += 1
                 self.examples[reason] = prompt.text
             else:
-                kept.append(prompt)
                 self.kept.append(prompt)
-        return kept, rejections
+        return [candidate for _, candidate in left], rejections
 
     def add_cues(self, label: str, candidate: Candidate) -> ImagePrompt:
         """Put the positive cues before a candidate and count the tokens.

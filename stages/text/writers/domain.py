@@ -45,7 +45,13 @@ class DomainWriter:
         self.seed = seed
 
     def propose(
-        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+        self,
+        label: str,
+        names: tuple[str, ...],
+        passages: list[Passage],
+        count: int,
+        attempt: int,
+        is_last: bool,
     ) -> list[Candidate]:
         """Complete "Seen from above, the <name of the class>" `count` times, without passages."""
         context = ""
@@ -53,7 +59,6 @@ class DomainWriter:
         if self.technique == "few_shot":
             examples = few_shot_examples(label, self.classes)
             context = " ".join(f"Seen from above, {text}." for text in examples) + " "
-        names = self.classes.words[label].names
         beginnings = [f"the {names[i % len(names)]}" for i in range(count)]
         texts = [f"{context}Seen from above, {beginning}" for beginning in beginnings]
         completions = []

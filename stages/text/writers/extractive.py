@@ -34,7 +34,13 @@ class ExtractiveWriter:
         self.passages: list[Passage] = []
 
     def propose(
-        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+        self,
+        label: str,
+        names: tuple[str, ...],
+        passages: list[Passage],
+        count: int,
+        attempt: int,
+        is_last: bool,
     ) -> list[Candidate]:
         """Propose the sentences with a plain name of the class; all others at the last attempt."""
         plain = []
@@ -53,7 +59,7 @@ class ExtractiveWriter:
         self.passages += passages
         if not is_last:
             return plain
-        composed = compose_candidates(self.classes.words[label], self.passages)
+        composed = compose_candidates(self.classes.words[label], names, self.passages)
         composed = [candidate for candidate in composed if candidate.text not in self.seen]
         self.composed.update(candidate.text for candidate in composed)
         return plain + self.held_back + composed
@@ -89,7 +95,9 @@ def score_sentence(sentence: str, label: str, classes: ClassLexicon) -> float:
     return max(0.1, min(visual_words, 6) - max(0, len(sentence_words) - 25) / 5)
 
 
-def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list[Candidate]:
+def compose_candidates(
+    class_words: ClassWords, names: tuple[str, ...], passages: list[Passage]
+) -> list[Candidate]:
     """Compose prompts such as "a dry desert with narrow tracks" of a class's looks and parts.
 
     Words that occur in the passages come first; a prompt rests on the first passage of each. Those
@@ -99,7 +107,6 @@ def compose_candidates(class_words: ClassWords, passages: list[Passage]) -> list
     for passage in passages:
         for word in words(passage["text"]):
             first_passage.setdefault(word, passage)
-    names = class_words.names
     looks = sorted(class_words.looks, key=lambda word: word not in first_passage)
     parts = sorted(class_words.parts, key=lambda word: word not in first_passage)
     captions = class_words.captions

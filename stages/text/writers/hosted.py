@@ -54,13 +54,19 @@ class HostedWriter:
         }
 
     def propose(
-        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+        self,
+        label: str,
+        names: tuple[str, ...],
+        passages: list[Passage],
+        count: int,
+        attempt: int,
+        is_last: bool,
     ) -> list[Candidate]:
         """Send the requests of the attempt one after another."""
         if attempt == 0:
             self.next_request = 0
         requests = instructions.format_requests(
-            label, self.technique, self.classes, passages, count, self.next_request
+            label, names, self.technique, self.classes, passages, count, self.next_request
         )
         self.next_request += len(requests)
         answers = []

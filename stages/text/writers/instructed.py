@@ -58,15 +58,21 @@ class InstructedWriter:
         self.next_request = 0  # its number, counted for each class
 
     def propose(
-        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+        self,
+        label: str,
+        names: tuple[str, ...],
+        passages: list[Passage],
+        count: int,
+        attempt: int,
+        is_last: bool,
     ) -> list[Candidate]:
         """Generate the answers to all requests of the attempt."""
         if attempt == 0:
             self.next_request = 0
         if self.one_by_one:
-            return self.propose_one_by_one(label, passages, count, attempt)
+            return self.propose_one_by_one(label, names, passages, count, attempt)
         requests = instructions.format_requests(
-            label, self.technique, self.classes, passages, count, self.next_request
+            label, names, self.technique, self.classes, passages, count, self.next_request
         )
         self.next_request += len(requests)
         texts = [
@@ -82,11 +88,16 @@ class InstructedWriter:
         return find_candidates(answers, label, self.technique, self.classes, passages, self.counts)
 
     def propose_one_by_one(
-        self, label: str, passages: list[Passage], count: int, attempt: int
+        self,
+        label: str,
+        names: tuple[str, ...],
+        passages: list[Passage],
+        count: int,
+        attempt: int,
     ) -> list[Candidate]:
         """Let the model go on with the first words of descriptions."""
         dialogues = one_by_one.format_dialogues(
-            label, self.technique, self.classes, passages, count, self.next_request
+            label, names, self.technique, self.classes, passages, count, self.next_request
         )
         self.next_request += len(dialogues)
         texts = [

@@ -24,6 +24,7 @@ def few_shot_examples(label: str, classes: ClassLexicon) -> list[str]:
 
 def format_request(
     label: str,
+    names: tuple[str, ...],
     technique: str,
     classes: ClassLexicon,
     passages: list[Passage],
@@ -34,6 +35,7 @@ def format_request(
 
     Args:
         label: the class.
+        names: its names to use.
         technique: zero_shot, few_shot or chain_of_thought, followed by `_retrieval` where
             passages are quoted; `retrieval` alone is zero-shot.
         classes: the words of all classes.
@@ -48,7 +50,7 @@ def format_request(
         f"({class_words.description}) looks in an aerial image.",
         "One description per line, each one sentence of 8 to 30 words: color, texture, shape, "
         "season, neighbors. Name the class in each, by one of its names "
-        f"({', '.join(class_words.names)}). No numbering, no names of people or places, no other "
+        f"({', '.join(names)}). No numbering, no names of people or places, no other "
         "land cover class.",
     ]
     if technique.startswith("few_shot"):
@@ -73,6 +75,7 @@ def format_request(
 
 def format_requests(
     label: str,
+    names: tuple[str, ...],
     technique: str,
     classes: ClassLexicon,
     passages: list[Passage],
@@ -86,7 +89,7 @@ def format_requests(
     requests = -(-3 * count // (2 * MAX_PER_REQUEST))  # rounded up
     per_request = min(MAX_PER_REQUEST, 3 * count)
     return [
-        format_request(label, technique, classes, passages, per_request, number)
+        format_request(label, names, technique, classes, passages, per_request, number)
         for number in range(first, first + requests)
     ]
 

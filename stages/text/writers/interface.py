@@ -29,12 +29,19 @@ class PromptWriter(Protocol):
         ...
 
     def propose(
-        self, label: str, passages: list[Passage], count: int, attempt: int, is_last: bool
+        self,
+        label: str,
+        names: tuple[str, ...],
+        passages: list[Passage],
+        count: int,
+        attempt: int,
+        is_last: bool,
     ) -> list[Candidate]:
         """Propose prompts, best first; fewer or more than `count`, since some will be rejected.
 
         Args:
             label: the class.
+            names: its plain names to write of; without those of scenes that have their share.
             passages: the passages retrieved for this attempt; empty without retrieval.
             count: the number of prompts that are still missing.
             attempt: the number of the attempt for this class, from 0.

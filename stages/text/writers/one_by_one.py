@@ -32,6 +32,7 @@ class Dialogue(NamedTuple):
 
 def format_dialogues(
     label: str,
+    names: tuple[str, ...],
     technique: str,
     classes: ClassLexicon,
     passages: list[Passage],
@@ -42,6 +43,7 @@ def format_dialogues(
 
     Args:
         label: the class.
+        names: its names to use, in turn.
         technique: few_shot gives examples; with retrieval, each request quotes a sentence.
         classes: the words of all classes.
         passages: that sentences are quoted from; those that name the class come first.
@@ -59,8 +61,8 @@ def format_dialogues(
     notes = named or sentences or [""]
     dialogues = []
     for i in range(first, first + CANDIDATES * count):
-        name = as_noun(words.names[i % len(words.names)])
-        look = words.looks[i // len(words.names) % len(words.looks)]
+        name = as_noun(names[i % len(names)])
+        look = words.looks[i // len(names) % len(words.looks)]
         note = notes[i % len(notes)]
         messages = [*turns, ask(with_article(name), note)]
         dialogues.append(Dialogue(messages, with_article(f"{look} {name}"), note))
