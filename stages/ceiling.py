@@ -8,7 +8,8 @@ writes  metrics/ceiling_<label set>.json          scores on real tiles
         models/ceiling/<label set>.safetensors    bootstrapped accuracies, with which `classify`
                                                   compares its own
 
-Of each class, it gets as many tiles as the synthetic data set keeps images.
+Of each class, it gets as many tiles as images were planned, however many `select` left: otherwise
+the ceiling would fall with the images of a class.
 One stage for both label sets, classes and scenes: starting up costs as much as training.
 """
 
@@ -55,11 +56,12 @@ def main() -> None:
         class_names, class_of_scene = read_label_set(label_set, classes)
         if label_set == "lulc":
             class_of_train = number_scenes(classes)
-            wanted = count_kept(class_names)
+            wanted, n_images = count_planned(class_names)
             counted_in = "metrics/select.json"
         else:
             class_of_train = class_of_scene
             wanted = count_sampled(class_of_scene, classifier.images_per_caption)
+            n_images = sum(wanted.values())
             counted_in = TEST
         source, _ = read_labeled_images(
             TRAIN, "scene", class_of_train, classifier.resolution, wanted, params.seed
@@ -67,12 +69,12 @@ def main() -> None:
         real, _ = read_labeled_images(TEST, "scene", class_of_scene, classifier.resolution)
         refuse_one_class(counted_in, sum(n > 0 for n in wanted.values()))
         refuse_one_class(TRAIN, len(np.unique(source.labels)))
-        n_tiles, n_wanted = len(source.labels), sum(wanted.values())
-        sizes[label_set] = {"n_tiles": n_tiles, "n_wanted": n_wanted}
-        if n_tiles < n_wanted:
+        n_tiles = len(source.labels)
+        sizes[label_set] = {"n_tiles": n_tiles, "n_wanted": n_images}
+        if n_tiles != n_images:
             log(
                 f"ceiling: {label_set}: {n_tiles} real training tiles, "
-                f"while {n_wanted} images are generated"
+                f"while there are {n_images} generated images"
             )
         # Tiles of one scene may be in several splits: nothing is scored on these but the real test.
         source = source._replace(units=np.arange(n_tiles))
@@ -100,11 +102,12 @@ def write_accuracies(path: Path, results: list[ClassifierResult]) -> None:
     follow_umask(path.parent)
 
 
-def count_kept(class_names: list[str]) -> dict[int, int]:
-    """Class number -> number of its images in the synthetic data set."""
+def count_planned(class_names: list[str]) -> tuple[dict[int, int], int]:
+    """Class number -> number of its images that were planned, and how many of all were kept."""
     per_class = read_json("metrics/select.json")["per_class"]
-    counts = [per_class.get(slug(name), {"kept": 0}) for name in class_names]
-    return {i: of_class["kept"] for i, of_class in enumerate(counts)}
+    counts = [per_class.get(slug(name), {"kept": 0, "missing": 0}) for name in class_names]
+    planned = {i: of_class["kept"] + of_class["missing"] for i, of_class in enumerate(counts)}
+    return planned, sum(of_class["kept"] for of_class in counts)
 
 
 def count_sampled(class_of_scene: dict[str, int], images_per_caption: int) -> dict[int, int]:

@@ -470,7 +470,7 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
     params = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
     params["classifier"] |= CONFIG.model_dump() | {"epochs": 2}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    kept = {slug(name): {"kept": 6} for name in params["classes"]}
+    kept = {slug(name): {"kept": 6, "missing": 0} for name in params["classes"]}
     write_json("metrics/select.json", {"per_class": kept})
     for split, start, count in (("train", 0, 40), ("test", 40, 16)):
         rows = []

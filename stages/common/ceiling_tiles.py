@@ -2,7 +2,10 @@
 
 
 def describe_real_tiles(scores: dict, ceiling: dict) -> str:
-    """Say on how many real tiles a ceiling was trained: fewer where the imagery has too few.
+    """Say on how many real tiles a ceiling was trained.
+
+    They are fewer than the generated images where the imagery has too few, and more where
+    `select` keeps fewer images than were planned.
 
     Args:
         scores: metrics/classify_<label set>.json.
