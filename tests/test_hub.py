@@ -334,19 +334,27 @@ def test_the_card_of_a_model_has_its_metrics_as_evaluation_results(
 @pytest.mark.parametrize(
     "name, words",
     [
-        ("lulc-synthetic", {"chance", "expected", "ceiling"}),
+        ("lulc-synthetic", {"chance", "majority class", "expected", "ceiling"}),
         ("remote-diffusion", {"floor", "base", "chance", "expected"}),
         ("remote-llm", {"base"}),
-        ("lulc-classifier", {"chance", "ceiling"}),
+        ("lulc-classifier", {"chance", "majority class", "ceiling"}),
     ],
 )
 def test_a_card_explains_the_reference_values_that_it_has(dry, name, words):
     text = (dry / name / "README.md").read_text().split("\n## Metrics\n")[1]
     explanation, table = text.split("\n## ")[0].split("| metric |")
-    for word in ("floor", "base", "chance", "expected", "ceiling"):
+    for word in ("floor", "base", "chance", "majority class", "expected", "ceiling"):
         is_explained = re.search(rf"\b{word}[:`]", explanation, re.I) is not None
         is_shown = re.search(rf"(\| {word}_|\b{word} \d)", table) is not None
         assert is_explained == is_shown == (word in words), word
+    if "majority class" in words:
+        rows = table_rows(text)
+        real, ceiling, synthetic = (
+            rows[f"{key}overall_accuracy"][3]
+            for key in ("classify_lulc real_test.", "ceiling_lulc ", "classify_lulc synthetic_test.")
+        )
+        assert "majority class" in real and "majority class" in ceiling
+        assert synthetic.startswith("chance") and "majority" not in synthetic
 
 
 def table_rows(text: str) -> dict[str, list[str]]:

@@ -225,9 +225,11 @@ def format_metric(metric: Metric) -> dict[str, str]:
         for reference in ("floor", "base", "chance", "expected")
         if f"{name}_{reference}" in values
     }
-    chance = read_json(f"metrics/{metric.file}.json").get("chance")
-    if name == "overall_accuracy" and chance is not None:
-        references["chance"] = chance
+    if metric.type == "accuracy":
+        scores = read_json("metrics/classify_lulc.json")
+        references["chance"] = scores["chance"]
+        if metric.data == "real-test":
+            references["majority class"] = scores["majority"]
     decimals, interval = 3, "-"
     if ends := read_interval(values, name):
         decimals = interval_decimals(*ends)
