@@ -351,7 +351,11 @@ def test_a_card_explains_the_reference_values_that_it_has(dry, name, words):
         rows = table_rows(text)
         real, ceiling, synthetic = (
             rows[f"{key}overall_accuracy"][3]
-            for key in ("classify_lulc real_test.", "ceiling_lulc ", "classify_lulc synthetic_test.")
+            for key in (
+                "classify_lulc real_test.",
+                "ceiling_lulc ",
+                "classify_lulc synthetic_test.",
+            )
         )
         assert "majority class" in real and "majority class" in ceiling
         assert synthetic.startswith("chance") and "majority" not in synthetic
@@ -400,16 +404,26 @@ def test_the_card_of_a_classifier_has_the_inputs_of_its_training_set(run, monkey
     assert not [name for name in made if "{" in made[name].text.split("## ")[0]]
 
 
-def test_the_card_of_a_selected_set_says_how_it_was_selected(run, monkeypatch):
+def test_a_card_says_how_the_images_were_selected_and_which_classes_are_absent(run, monkeypatch):
     monkeypatch.chdir(run)
     kept = {"kept": 10, "unknown_scenes": 0}
     selected = {"drawn": 90, "kept": 20, "per_class": {}}
     selected["per_class"] = {"Lake": kept, "Parking": kept | {"unknown_scenes": 1}}
-    monkeypatch.setattr(card, "read", lambda: {"generate": {"keep": {"draw": 3}}})
-    monkeypatch.setattr(card, "read_json", lambda path: selected)
-    text = card.describe_selection(("classes",), {"Lake": ["lake"], "Parking": [], "Snow": []})
-    assert "Of 90 synthetic images drawn, 20 are kept" in text and "differ most" in text
-    assert "no scene of Parking: " in text and "No image is left of Snow." in text
+    tested = {"classes_without_real": ["Parking"], "classes_without_images": ["Snow_Ice"]}
+    monkeypatch.setattr(
+        card, "read_json", lambda path: tested if "classifier" in path else selected
+    )
+    classes = {"Lake": ["lake"], "Parking": [], "Snow_Ice": ["snow"]}
+    for keep in ({"draw": 3}, None):
+        monkeypatch.setattr(card, "read", lambda keep=keep: {"generate": {"keep": keep}})
+        text = card.describe_classes(("classes",), classes)
+        assert "No test tile shows Parking:" in text
+        assert "No generated image is of Snow\\_Ice:" in text
+        assert ("Of 90 synthetic images drawn, 20 are kept" in text) == bool(keep)
+        assert ("differ most" in text and "no scene of Parking: " in text) == bool(keep)
+    assert card.describe_classes(("seed",), classes) == ""
+    rows = [(row["name"], row["images"]) for row in card.list_classes(classes)]
+    assert rows == [("Lake", "10"), ("Parking", "10"), ("Snow\\_Ice", "0")]
 
 
 def test_a_card_says_that_the_judge_knows_the_tiles_of_the_floor(dry):

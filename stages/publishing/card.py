@@ -8,7 +8,7 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
-from stages.common.ceiling_tiles import describe_real_tiles
+from stages.common.ceiling_tiles import describe_absent_classes, describe_real_tiles
 from stages.common.class_names import slug
 from stages.common.markdown import code_span, escape_markdown
 from stages.common.rounding import (
@@ -62,7 +62,7 @@ def make_card(
         "title": repository.title,
         "about": repository.about.format(weights=describe_weights(scores["seeds"])),
         "use": repository.use.format(real_tiles=describe_real_tiles(scores, ceiling)),
-        "limits": repository.limits + describe_selection(repository.params, classes),
+        "limits": repository.limits + describe_classes(repository.params, classes),
         "misuse": repository.misuse,
         "commit": commit,
         "class_rows": list_classes(classes) if "classes" in repository.params else [],
@@ -104,10 +104,12 @@ def read_sources(inputs: tuple[str, ...]) -> dict[str, dict]:
 
 
 def list_classes(classes: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Return the table rows of the classes: name, and scenes of the real imagery that show it."""
+    """Return the table rows of the classes: name, number of images, scenes that show it."""
+    counts = read_json("metrics/select.json")["per_class"]
     return [
         {
             "name": escape_markdown(name),
+            "images": str(counts.get(slug(name), {"kept": 0})["kept"]),
             "scenes": ", ".join(map(escape_markdown, scenes)) or "none",
         }
         for name, scenes in classes.items()
@@ -127,15 +129,30 @@ def describe_weights(seeds: int) -> str:
     )
 
 
-def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]]) -> str:
-    """Say how the synthetic images were selected, where a repository depends on that; else "".
+def describe_classes(sections: tuple[str, ...], classes: dict[str, list[str]]) -> str:
+    """Say how the synthetic images were selected, and which classes are absent.
+
+    It is "" where a repository does not depend on the classes.
 
     Args:
         sections: of params.yaml that the repository depends on.
         classes: those that are used.
     """
-    if "classes" not in sections or read()["generate"].get("keep") is None:
+    if "classes" not in sections:
         return ""
+    tested = read_json("models/classifier/lulc/context.json")
+    untested, unseen = (
+        [escape_markdown(name) for name in tested.get(key, [])]
+        for key in ("classes_without_real", "classes_without_images")
+    )
+    note = describe_absent_classes(untested, unseen)
+    if read()["generate"].get("keep") is None:
+        return note
+    return describe_selection(classes) + note
+
+
+def describe_selection(classes: dict[str, list[str]]) -> str:
+    """Say how the synthetic images were selected. classes: those that are used."""
     selected = read_json("metrics/select.json")
     note = (
         f" Of {selected['drawn']} synthetic images drawn, {selected['kept']} are kept: of those in "
@@ -150,9 +167,6 @@ def describe_selection(sections: tuple[str, ...], classes: dict[str, list[str]])
             f" It knows no scene of {', '.join(unjudged)}: that their images show their class was "
             "not checked."
         )
-    empty = [escape_markdown(name) for name in classes if not counts[name].get("kept")]
-    if empty:
-        note += f" No image is left of {', '.join(empty)}."
     return note
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from math import log
 from pathlib import Path
 
-from stages.common.ceiling_tiles import describe_real_tiles
+from stages.common.ceiling_tiles import describe_absent_classes, describe_real_tiles
 from stages.common.class_names import slug
 from stages.common.csv_files import read_csv
 from stages.evaluation.sites import describe_sites
@@ -96,15 +96,8 @@ def classifier_table(scores: dict, ceiling: dict, context: RunContext) -> Table:
         "Majority class: the score of naming the most frequent class of the real tiles always. "
         f"The intervals include the sampling of the test set {spread}."
     )
-    missing = context.classifiers["lulc"].get("classes_without_real")
-    if missing:
-        note += (
-            f" No test tile shows {', '.join(missing)}: "
-            "the test on real tiles has the other classes only."
-        )
-    unseen = context.classifiers["lulc"].get("classes_without_images")
-    if unseen:
-        note += f" No generated image is of {', '.join(unseen)}: the classifier never names it."
+    absent = ("classes_without_real", "classes_without_images")
+    note += describe_absent_classes(*(context.classifiers["lulc"].get(key, []) for key in absent))
     return Table(
         "Table 1: downstream evaluation, a land-cover classifier trained on generated images",
         rows,
