@@ -3,9 +3,9 @@
     python -m stages.report
 
 reads   report, classes, prompt.per_class, prompt.words, train_scene.source, what of encode,
-        finetune_sd and finetune_llm decides whether numbers compare; every metrics/*.json,
-        metrics/plots/*.csv and sweeps/*.md, data/imagery, data/samples, data/synthetic,
-        data/features, data/chunks.parquet, models/start
+        finetune_sd, finetune_llm and classifier decides whether numbers compare; every
+        metrics/*.json, metrics/plots/*.csv and sweeps/*.md, data/imagery, data/samples,
+        data/synthetic, data/features, data/chunks.parquet, models/start
 writes  metrics/report/      index.html with its pictures (opens from disk), grids/*.jpg
         metrics/table.md     the paper's tables line by line
         metrics/context.json what each number is in words, and what it was measured on as data
@@ -122,7 +122,14 @@ def main() -> None:
     write_atomically("metrics/table.md", to_markdown(tables, context.scale).encode())
     words = complete_words(params.classes, params.prompt.words)
     described = measured_on(
-        metrics, context, classes, words, params.encode, params.finetune_sd, params.finetune_llm
+        metrics,
+        context,
+        classes,
+        words,
+        params.encode,
+        params.finetune_sd,
+        params.finetune_llm,
+        params.classifier,
     )
     write_json("metrics/context.json", context_json(tables, context, described))
     write_run_script(report_id)

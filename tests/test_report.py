@@ -389,6 +389,7 @@ def describe_here() -> dict[str, dict]:
         params.encode,
         params.finetune_sd,
         params.finetune_llm,
+        params.classifier,
     )
 
 
@@ -449,10 +450,13 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
             row["text"] += " Rivers bend." if row["split"] == split else ""
         pq.write_table(pa.Table.from_pylist(rows), "data/chunks.parquet")
 
-    def rewrite_scenes(scenes: list[str]) -> None:
+    def rewrite_params(section: str, **values) -> None:
         params = yaml.safe_load(Path("params.yaml").read_text())
-        params["classes"]["Bare Land"] = scenes
+        params[section] |= values
         Path("params.yaml").write_text(yaml.safe_dump(params))
+
+    def rewrite_scenes(scenes: list[str]) -> None:
+        rewrite_params("classes", **{"Bare Land": scenes})
 
     on_test_tiles = {"review", "ceiling_lulc", "ceiling_scenes", "classify_lulc", "classify_scenes"}
     on_test_tiles |= {"fid.scene.standard", "fid.scene.paper", "caption_agreement"}
@@ -475,6 +479,12 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
             "seeds 5, was 3",
         ),
         (
+            lambda: rewrite_params("classifier", epochs=3),
+            {f"{name}_{key}" for name in ("ceiling", "classify") for key in ("lulc", "scenes")}
+            | {f"classify_{key}.synthetic_test" for key in ("lulc", "scenes")},
+            "epochs 3, was 1",
+        ),
+        (
             lambda: Path("models/scene/model.safetensors").write_bytes(b"another judge"),
             {"caption_agreement", "caption_agreement.class_agreement", "select"},
             "other weights of the feature extractor",
@@ -494,6 +504,8 @@ def test_a_run_on_other_inputs_differs_where_it_matters(made, tmp_path, monkeypa
         assert changed - parts == expected - parts, reason
         assert {differences[key] for key in changed} <= {reason}
         before = after
+    older = {part: value for part, value in before["ceiling_lulc"].items() if part != "epochs"}
+    assert describe_difference(before["ceiling_lulc"], older) == ""
 
 
 def test_prompts_compare_by_their_numbers_and_by_the_words_of_the_classes(

@@ -20,6 +20,8 @@ HASHED = {
     "passages": "passages",
     "embedder": "embedder",
 }
+# Parts that descriptions of older runs lack.
+ADDED_LATER = ("floor_tiles", "epochs", "batch_size", "lr", "valid_fraction", "test_fraction")
 
 
 def find_description(measured_on: dict[str, dict], metric: str) -> dict | None:
@@ -46,8 +48,8 @@ def describe_difference(new: dict, old: dict) -> str:
     for part in dict.fromkeys([*new, *old]):  # the parts of both, in order, each once
         if part == "device" or new.get(part) == old.get(part):
             continue
-        if part == "floor_tiles" and not (part in new and part in old):
-            continue  # older runs don't name them
+        if part in ADDED_LATER and not (part in new and part in old):
+            continue
         if part in HASHED:
             differences.append(f"other {HASHED[part]}")
         else:

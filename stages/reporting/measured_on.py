@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from stages.common.artifacts import digest, fingerprint, read_json, read_rows, stream_rows
-from stages.params import Encode, FinetuneLLM, FinetuneSD
+from stages.params import Classifier, Encode, FinetuneLLM, FinetuneSD
 from stages.reporting import image_grids
 from stages.reporting.context import RunContext, weight_digests
 from stages.reporting.grids import image_width
@@ -36,6 +36,7 @@ def measured_on(
     encode: Encode,
     finetune_sd: FinetuneSD,
     finetune_llm: FinetuneLLM,
+    classifier: Classifier,
 ) -> dict[str, dict]:
     """Describe every metric of a run.
 
@@ -44,7 +45,7 @@ def measured_on(
         context: what identifies the run.
         classes: scenes of each class that is used.
         words: what is said of each class; further classes may be in it.
-        encode, finetune_sd, finetune_llm: the sections of the params of these names.
+        encode, finetune_sd, finetune_llm, classifier: the sections of the params of these names.
 
     Returns:
         Key of a metric or of a group of metrics -> its description. `device` names the stages that
@@ -71,8 +72,10 @@ def measured_on(
         **image_groups(metrics, context, test, train, mapping),
         **selection_groups(metrics["select"], context),
         **agreement_groups(metrics, context, test | captions, mapping),
-        **classifier_groups("lulc", image_grids.SYNTHETIC, metrics, context, test | mapping, train),
-        **classifier_groups("scenes", image_grids.TUNED, metrics, context, test, train),
+        **classifier_groups(
+            "lulc", image_grids.SYNTHETIC, metrics, context, test | mapping, train, classifier
+        ),
+        **classifier_groups("scenes", image_grids.TUNED, metrics, context, test, train, classifier),
     }
 
 
@@ -283,6 +286,7 @@ def classifier_groups(
     context: RunContext,
     test: dict,
     train: dict,
+    classifier: Classifier,
 ) -> dict[str, dict]:
     """Describe metrics/ceiling_<key>.json and metrics/classify_<key>.json.
 
@@ -293,6 +297,7 @@ def classifier_groups(
         context: what identifies the run.
         test: identifies the real test tiles and their classes.
         train: identifies the real training tiles.
+        classifier: the section of the params.
     """
     ceiling = metrics[f"ceiling_{key}"]
     scores = metrics[f"classify_{key}"]
@@ -301,6 +306,11 @@ def classifier_groups(
         "network_px": context.classifiers[key]["resolution"],
         "start_weights": fingerprint(weight_digests(context.sources["classifier"]), []),
         "seeds": scores["seeds"],
+        "epochs": classifier.epochs,
+        "batch_size": classifier.batch_size,
+        "lr": classifier.lr,
+        "valid_fraction": classifier.valid_fraction,
+        "test_fraction": classifier.test_fraction,
     }
     on_real = test | network | {"n": scores["real_test"]["n"]}
     of_ceiling = train | {"n_train": ceiling["n_train"]}
