@@ -15,7 +15,7 @@ from conftest import REPOSITORY, shell
 from stages.reporting import sweeps
 from stages.runtime.dvc_lock import current_entries
 from tools.sweep import fetched_hashes, is_finished, list_experiments
-from tools.sweep_report import Row, Value, report
+from tools.sweep_report import FID, Row, Value, read_metric, report
 
 # The FID falls with the steps and has its minimum at guidance 2; the accuracy rises with guidance.
 # One combination fails, and one has too few images for a FID.
@@ -113,8 +113,8 @@ def test_a_sweep_runs_one_experiment_per_gpu_and_writes_a_pareto_table(repositor
     assert [name for name, cells in rows.items() if "failed" in cells] == ["guidance-5.0-7"]
     # The log names the failed experiment, then shows the end of what it printed.
     assert re.search(r"guidance-5\.0-7.*this one breaks", done.stderr, re.DOTALL), done.stderr
-    assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2 [0.2, 0.2]"]
-    assert rows["guidance-1.5-7"][:2] == ["no FID (9 of 200 images)", "0.15 [0.15, 0.15]"]
+    assert rows["guidance-2.0-28"][:2] == ["1 [0, 2]", "0.2"]
+    assert rows["guidance-1.5-7"][:2] == ["no FID (9 of 200 images)", "0.15"]
     # The FID is least at guidance 2, and a higher one buys accuracy; a lower one, or fewer steps,
     # buys nothing.
     assert {name for name, cells in rows.items() if cells[2] == "yes"} == {
@@ -239,11 +239,20 @@ def test_a_sweep_without_a_single_fid_says_so_first_and_still_has_its_table(repo
 
 
 def test_the_table_of_one_experiment_whose_interval_is_on_one_side(tmp_path, monkeypatch):
-    """A bootstrap interval need not contain its value."""
+    """A bootstrap interval need not contain its value; a FID of few sites has none."""
     monkeypatch.chdir(tmp_path)
-    row = Row((Value(3.0, 3.5, 4.0), Value(0.5, 0.5, 0.5)))
-    report("guidance", {"guidance-2.0-7": row})
-    assert read_rows(tmp_path) == {"guidance-2.0-7": ["3 [3.5, 4]", "0.5 [0.5, 0.5]", "yes", ""]}
+    few_sites = read_metric('{"scene": {"standard": {"refused": 0, "fid": 4}}}', FID)
+    rows = {
+        "guidance-2.0-7": Row((Value(3.0, (3.5, 4.0)), Value(0.5))),
+        "guidance-3.0-7": Row((few_sites, Value(0.25))),
+    }
+    report("guidance", rows)
+    assert read_rows(tmp_path) == {
+        "guidance-2.0-7": ["3 [3.5, 4]", "0.5", "yes", ""],
+        "guidance-3.0-7": ["4", "0.25", "", ""],
+    }
+    (chart,) = sweeps.sweep_charts(tmp_path / "sweeps")
+    assert chart["text"].startswith("2 experiments;")
 
 
 def submit(folder: Path) -> dict[str, str]:

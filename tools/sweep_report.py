@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from stages.common.rounding import read_interval
+
 OUT = Path("sweeps")
 
 
@@ -23,11 +25,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Value:
-    """The value of a metric with its 95 % interval; the value itself where it has none."""
+    """The value of a metric, and its 95 % interval where it has one."""
 
     value: float
-    lo: float
-    hi: float
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read_metric(content: str, metric: Metric) -> Value | str:
     value = section.get(key)
     if value is None:
         return f"not in {metric.file}"
-    return Value(value, section.get(f"{key}_lo", value), section.get(f"{key}_hi", value))
+    return Value(value, read_interval(section, key))
 
 
 def pareto_front(name: str, points: dict[str, tuple[Value, Value]]) -> set[str]:
@@ -114,4 +115,7 @@ def format_cell(cell: Value | str) -> str:
     """Format a value with its interval, if it has one."""
     if isinstance(cell, str):
         return cell
-    return f"{cell.value:.4g} [{cell.lo:.4g}, {cell.hi:.4g}]"
+    if cell.interval is None:
+        return f"{cell.value:.4g}"
+    lo, hi = cell.interval
+    return f"{cell.value:.4g} [{lo:.4g}, {hi:.4g}]"

@@ -9,7 +9,9 @@ from stages.reporting import charts
 from stages.runtime.errors import exit_with_error
 
 # | experiment | value [interval] | value [interval] | yes, where it is on the Pareto front |
-ROW = re.compile(r"\| ([^|]+) \| (\S+) \[[^|]*\] \| (\S+) \[[^|]*\] \| (yes)? *\|")
+# A value may have no interval.
+CELL = r"(-?\d\S*)(?: \[[^|]*\])?"
+ROW = re.compile(rf"\| ([^|]+) \| {CELL} \| {CELL} \| (yes)? *\|")
 TITLES = re.compile(r"\| experiment \| ([^|]+) \| ([^|]+) \| Pareto \|")
 
 
