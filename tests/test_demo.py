@@ -143,12 +143,14 @@ def open_page(browser: Browser, address: str) -> Iterator[Page]:
             outside.append(request.url)
 
     tab = browser.new_page()
-    tab.set_default_timeout(60_000)
-    tab.on("request", note_outside)
-    tab.goto(address)
-    tab.get_by_role("button", name="Draw").wait_for()
-    yield tab
-    tab.context.close()
+    try:
+        tab.set_default_timeout(60_000)
+        tab.on("request", note_outside)
+        tab.goto(address)
+        tab.get_by_role("button", name="Draw").wait_for()
+        yield tab
+    finally:
+        tab.context.close()
     assert not outside
 
 
@@ -240,19 +242,17 @@ def test_a_canceled_request_stops_and_the_next_one_works(page, models, monkeypat
 def test_who_waits_sees_the_time_left_and_the_position_in_the_queue(
     browser, page, models, monkeypatch
 ):
-    other = browser.new_page()
-    other.goto(page.url)
-    other.get_by_label("Prompt", exact=True).fill("a lake")
-    monkeypatch.setattr(models, "step_seconds", 0.5)
-    start_long_request(page, models)
-    expect(page.get_by_text(re.compile(r"about \d+ s left")).first).to_be_visible()
-    other.get_by_role("button", name="Draw").click()
-    expect(other.get_by_text("queue: 1/1").first).to_be_visible()
-    # The other visitor's turn comes.
-    monkeypatch.undo()
-    page.get_by_role("button", name="Cancel").click()
-    expect(other.get_by_text("Seeds: ")).to_be_visible()
-    other.context.close()
+    with open_page(browser, page.url) as other:
+        other.get_by_label("Prompt", exact=True).fill("a lake")
+        monkeypatch.setattr(models, "step_seconds", 0.5)
+        start_long_request(page, models)
+        expect(page.get_by_text(re.compile(r"about \d+ s left")).first).to_be_visible()
+        other.get_by_role("button", name="Draw").click()
+        expect(other.get_by_text("queue: 1/1").first).to_be_visible()
+        # The other visitor's turn comes.
+        monkeypatch.undo()
+        page.get_by_role("button", name="Cancel").click()
+        expect(other.get_by_text("Seeds: ")).to_be_visible()
 
 
 def test_a_link_gives_the_images_again(page, address):
