@@ -234,7 +234,8 @@ def shipped_base(tmp_path_factory):
 
 def test_the_shipped_bases_training_resumes_and_ends_with_the_same_bytes(shipped_base, tmp_path):
     (tmp_path / "stages").symlink_to(REPOSITORY / "stages")
-    assert run(tmp_path, train_shipped_base, "unet", 6)[0] == -signal.SIGKILL
+    for part, step in (("text_encoder", 3), ("vae", 3), ("decoder", 3), ("unet", 6)):
+        assert run(tmp_path, train_shipped_base, part, step)[0] == -signal.SIGKILL
     # A whole model on the way, which says how far it is.
     assert models.load(tmp_path / "model", "unet")
     assert "| 6 of 7 | 24 | 30 in " in (tmp_path / "model/README.md").read_text()
