@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import multivariate_normal
 
-from stages.ceiling import count_kept
+from stages.ceiling import count_planned
 from stages.common.torch_setup import make_deterministic
 from stages.evaluation.label_sets import number_scenes, read_label_set
 from stages.params import load
@@ -62,7 +62,7 @@ def train_classifiers(seeds: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     config = params.classifier.model_copy(update={"seeds": seeds})
     names, class_of_scene = read_label_set("lulc", params.used_classes())
     class_of_name = {name: i for i, name in enumerate(names)}
-    wanted = count_kept(names)
+    wanted, _ = count_planned(names)
     side = config.resolution
     real, _ = read_labeled_images(TEST, "scene", class_of_scene, side)
     synthetic, _ = read_labeled_images(
