@@ -121,16 +121,8 @@ def main() -> None:
         size = check_size(out)
     write_atomically("metrics/table.md", to_markdown(tables, context.scale).encode())
     words = complete_words(params.classes, params.prompt.words)
-    described = measured_on(
-        metrics,
-        context,
-        classes,
-        words,
-        params.encode,
-        params.finetune_sd,
-        params.finetune_llm,
-        params.classifier,
-    )
+    sections = params.encode, params.finetune_sd, params.finetune_llm, params.classifier
+    described = measured_on(metrics, context, classes, words, *sections)
     write_json("metrics/context.json", context_json(tables, context, described))
     write_run_script(report_id)
     log(f"report: {OUT}/index.html, {size / 1e6:.1f} MB with its pictures")

@@ -133,6 +133,7 @@ def ssh(tmp_path):
             environment={},
             objects=lambda: objects(store),
             corrupt=corrupt_file,
+            delete=Path.unlink,
         )
     finally:
         server.terminate()
@@ -176,6 +177,7 @@ def s3():
             options={"endpointurl": endpoint},
             environment=keys,
             corrupt=corrupt,
+            delete=lambda key: client.delete_object(Bucket="bucket", Key=key),
             objects=lambda: list(stored),
         )
     finally:
@@ -191,6 +193,7 @@ def folder(tmp_path):
         environment={},
         objects=lambda: objects(store),
         corrupt=corrupt_file,
+        delete=Path.unlink,
     )
 
 
@@ -306,3 +309,12 @@ def test_a_corrupted_object_is_noticed_and_not_used(share, remote):
     assert "data/synthetic" in output
     assert not (clone / "data/synthetic").exists()
     assert content(clone / "models/diffusion") == content(share.origin / "models/diffusion")
+
+    # The repair of docs/experiments.md.
+    lock = yaml.safe_load((share.origin / "dvc.lock").read_text())
+    listed = lock["stages"]["generate"]["outs"][0]["md5"]
+    for key in (name, f"{listed[:2]}/{listed[2:]}"):
+        remote.delete(next(stored for stored in remote.objects() if str(stored).endswith(key)))
+    share.run("dvc", "push", cwd=share.origin)
+    share.run("dvc", "pull", cwd=clone)
+    assert content(clone / "data/synthetic") == good

@@ -135,16 +135,23 @@ def check_remote(repo: Repo) -> None:
     if not missing:
         print("lock: everything that it names is in the remote")
         return
-    data = [out for out in repo.index.outs if out.use_cache]
-    outs = {str(out) for out in data}.intersection(path.rstrip("/") for path in missing)
-    reason = why_unreadable(repo, data[0].hash_info.value) if len(outs) == len(data) else None
+    # Where a whole folder is missing, its files are listed, too.
+    data = {str(out): out.hash_info.value for out in repo.index.outs if out.use_cache}
+    outputs = [path for path in missing if path.rstrip("/") in data]
+    reason = why_unreadable(repo, next(iter(data.values()))) if len(outputs) == len(data) else None
     if reason:
         return warn(f"the remote cannot be read: {reason}")
-    if outs:
-        exit_with_error(f"lock: not in the remote: {', '.join(sorted(outs))}; run `dvc push`")
+    if outputs:
+        exit_with_error(f"lock: not in the remote: {', '.join(outputs)}; run `dvc push`")
+    # DVC takes a folder whose list of files is in the remote for complete, and pushes nothing.
+    lists = [
+        f"files/md5/{value[:2]}/{value[2:]}"
+        for path, value in data.items()
+        if any(file.startswith(f"{path}/") for file in missing)
+    ]
     exit_with_error(
-        f"lock: not in the remote: {', '.join(missing[:20])}, though the list of its folder is: "
-        "delete that in the remote (<md5>.dir, whose hash dvc.lock has), and run `dvc push`"
+        f"lock: not in the remote: {', '.join(missing)}; delete {', '.join(lists)} there, which "
+        "says that the folder is complete, then run `dvc push`"
     )
 
 
