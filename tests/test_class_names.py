@@ -263,7 +263,9 @@ def test_exports_keep_the_names_and_make_safe_file_names(tmp_path, monkeypatch):
     with rasterio.open(files[-1]) as tiff:
         assert tiff.tags()["CLASS"] == NAMES[-1]
 
+    write_json("metrics/select.json", {"per_class": {slug(NAMES[0]): {"kept": 3}}})
     rows = list_classes({name: [name] for name in NAMES})
+    assert [row["images"] for row in rows] == ["3"] + ["0"] * (len(NAMES) - 1)
     assert [re.sub(r"\\(.)", r"\1", row["name"]) for row in rows] == NAMES
 
 

@@ -131,7 +131,9 @@ def prompt_groups(
         "embedder": fingerprint(embedder, []),
     }
     prompts = {name: counts["prompts"] for name, counts in sorted(context.class_counts.items())}
-    class_words = {"class_words": fingerprint(words, [])}
+    # The last field, the scenes, says which prompts are written, not what they are compared with.
+    compared = {label: said[:-1] for label, said in words.items()}
+    class_words = {"class_words": fingerprint(compared, [])}
     groups = {}
     for writer, techniques in metrics["prompts"].items():
         for technique, values in techniques.items():
