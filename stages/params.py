@@ -1326,14 +1326,12 @@ def explain_unknown_key(location: list[int | str]) -> str:
 def _keys_with_name_of(key: str) -> list[str]:
     """The keys of any section with the name of this one: `sampling.steps` for `generate.steps`."""
     name = key.partition(".")[2]
-    sections = {
-        name: _find_section(field.annotation) for name, field in Params.model_fields.items()
-    }
-    return [
-        f"{section}.{name}"
-        for section, model in sections.items()
-        if model is not None and name in model.model_fields
-    ]
+    found = []
+    for section, field in Params.model_fields.items():
+        model = _find_section(field.annotation)
+        if model is not None and name in model.model_fields:
+            found.append(f"{section}.{name}")
+    return found
 
 
 def _on_one_line(text: str) -> str:
