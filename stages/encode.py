@@ -123,7 +123,8 @@ def write_normalization(config: Encode, start: Path, file: Path) -> None:
 def copy_to_output(cache: Path) -> None:
     """Copy the finished files, but for the notes of finished groups, to the output folder.
 
-    The cache keeps them until it is removed, so a kill loses none. Where no other run waits for the
+    The images of the base's domain, which are encoded now, are removed from it. The cache keeps
+    the finished files until it is removed, so a kill loses none. Where no other run waits for the
     cache, which could write to them, and both are on one disk, the copies are links.
     """
     shutil.rmtree(BASE_IMAGES, ignore_errors=True)

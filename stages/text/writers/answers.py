@@ -289,10 +289,10 @@ def opening_thought(request: str) -> str:
 
 
 def text_below(heading: re.Pattern, text: str, label: str, classes: ClassLexicon) -> str:
-    """Return what follows the last line that is a heading of other lines; "" where none is.
+    """Return what follows the heading of the descriptions; "" where no line is a heading.
 
-    A heading counts before later ones if only the lines below it name the class, or if only these
-    name it at least `MIN_ROWS` times: closing words look like headings, too.
+    It is the last heading whose lines name the class at least `MIN_ROWS` times, else the last one
+    whose lines name it at all, else the last one with lines: closing words look like headings, too.
     """
     headings = list(heading.finditer(text))
     ends = [found.start() for found in headings[1:]] + [len(text)]
