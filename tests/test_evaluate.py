@@ -19,6 +19,7 @@ from test_evaluation_features import (
     render_cell,
     tile_rows,
 )
+from test_imagery_rasters import UTM, write_raster
 
 from stages.common.artifacts import decode_image, write_shards
 
@@ -204,12 +205,13 @@ def test_images_of_any_format_mode_and_size(evaluate, tmp_path):
     assert "broken.png" in text
 
 
-def test_16_bit_tiles_are_told_where_8_bit_ones_are(evaluate, tmp_path):
+@pytest.mark.parametrize("bands", [1, 4])
+def test_16_bit_tiles_are_told_where_8_bit_ones_are(evaluate, tmp_path, bands):
+    """A run decodes them by its `stretch` and `bands`."""
     generated = save_images(tmp_path / "generated", seed=7)
-    (tmp_path / "real").mkdir()
-    deep = np.full((32, 32), 3000, np.uint16)
+    deep = np.full((bands, 32, 32), 3000, np.uint16)
     for number in range(12):
-        Image.fromarray(deep + number).save(tmp_path / f"real/forest_{number}.png")
+        write_raster(tmp_path / f"real/forest_{number}.tif", deep + number, **UTM)
     line = refusal(evaluate, tmp_path / "real", generated)
     assert "data/imagery/test" in line and "tools.export imagefolder test <folder>" in line
 

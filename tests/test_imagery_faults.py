@@ -364,7 +364,8 @@ def test_an_image_beside_tables_and_one_without_a_scene_are_counted(tmp_path):
     write_parquet(tmp_path / "in/train.parquet", rows)
     write_images(tmp_path / "in", "forest", 2, 60)
     (tmp_path / "in/README.md").write_text("x")
-    assert run(tmp_path / "run", source=f"path:{tmp_path}/in").returncode == 0
+    result = run(tmp_path / "run", source=f"path:{tmp_path}/in")
+    assert result.returncode == 0 and "1 of 41 images have captions and no class" in result.stderr
     assert skip_counts(tmp_path / "run") == {"image beside Parquet tables": 2}
     assert read_json(tmp_path / "run/data/imagery/REPORT.json")["without_scene"] == 1
 

@@ -20,7 +20,7 @@ from stages.imagery.readers.items import ImageSource, SourceItem, scene_of, stan
 from stages.imagery.readers.open_source import open_source
 from stages.imagery.scale_and_crop import scale_and_crop
 from stages.imagery.skip_report import SkipReport
-from stages.imagery.unusable_image import NO_BLACK_AND_WHITE, UnusableImage
+from stages.imagery.unusable_image import NO_BLACK_AND_WHITE, NO_RED, UnusableImage
 from stages.params import Params
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log, progress_bar
@@ -62,16 +62,16 @@ def read_images(path: Path, shards: Path, resolution: int | None, params: Params
         exit_with_error(
             f"evaluate: {path}: {count} usable image(s); at least {needed} are needed "
             "(fid.standard_min_n in params.yaml): the FID of fewer mostly measures their number; "
-            f"skipped: {images.skipped}{advise_on_deep_values(images.skipped)}"
+            f"skipped: {images.skipped}{advise_on_rasters(images.skipped)}"
         )
     if images.skipped.reasons:
         log(f"evaluate: {path}: {count} images; skipped: {images.skipped}")
     return images
 
 
-def advise_on_deep_values(skipped: SkipReport) -> str:
-    """Say what to do about images of more than 8 bits per value; "" where none was skipped."""
-    if not any(reason.endswith(NO_BLACK_AND_WHITE) for reason in skipped.reasons):
+def advise_on_rasters(skipped: SkipReport) -> str:
+    """Say what to do about images that a run decodes by its params; "" where none was skipped."""
+    if not any(reason.endswith((NO_BLACK_AND_WHITE, NO_RED)) for reason in skipped.reasons):
         return ""
     return (
         "; give the run's data/imagery/test, or export it: python -m tools.export imagefolder "

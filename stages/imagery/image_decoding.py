@@ -19,6 +19,7 @@ from stages.imagery.unusable_image import (
     MIN_SIDE,
     NO_BLACK_AND_WHITE,
     NO_BYTES,
+    NO_RED,
     OUT_OF_MEMORY,
     TOO_LARGE,
     TOO_SMALL,
@@ -99,7 +100,7 @@ def decode_rgb(source: bytes | Path | None) -> DecodedImage:
         try:
             raster = read_raster(source or encoded, None, None, "")
         except ParamsMisfit as error:
-            raise UnusableImage(f"{error.raster_type}, and none is named red") from None
+            raise UnusableImage(f"{error.raster_type}, {NO_RED}") from None
         if isinstance(raster, Raster):
             sha256 = hashlib.sha256(encoded).hexdigest()
             return DecodedImage(raster_to_rgb(raster), raster.mode(), sha256)

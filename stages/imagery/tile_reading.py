@@ -100,6 +100,11 @@ def read_tiles(
             f"fetch_imagery.resolution: {enlarged} of {len(spool.tiles)} images are smaller than "
             f"{reading.size} pixels and are enlarged: the model learns their blur"
         )
+    if 0 < counts["without_scene"] < len(spool.tiles):
+        log(
+            f"fetch_imagery: {counts['without_scene']} of {len(spool.tiles)} images have captions "
+            "and no class: no classifier learns or judges them"
+        )
     statistics = TileStatistics(
         np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
         counts,

@@ -8,6 +8,7 @@ TOO_SMALL = f"smaller than {MIN_SIDE} pixels"
 TOO_LARGE = "over 179 megapixels"
 UNREADABLE = "image is unreadable or truncated"
 NO_BLACK_AND_WHITE = "which have no fixed black and white"  # values of more than 8 bits
+NO_RED = "and none is named red"  # of several bands
 OUT_OF_MEMORY = "image needs more memory than there is"
 
 
