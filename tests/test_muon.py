@@ -34,6 +34,28 @@ def test_a_convolution_is_updated_as_its_matrix(memory_format):
     assert step.square().mean().sqrt() == pytest.approx(3 * 0.1 * UPDATE_SIZE, rel=0.2)
 
 
+def test_an_update_does_not_depend_on_the_number_of_cores():
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 3, 128, 1152, generator=generator)
+    threads = torch.get_num_threads()
+    updated = []
+    try:
+        for cores in (1, 2, 3):
+            torch.set_num_threads(cores)
+            # Of three shapes: stacks of one matrix, whose products torch divides among the cores.
+            weights = [
+                torch.nn.Parameter(weight[:, : 1152 - i].clone()) for i, weight in enumerate(start)
+            ]
+            optimizer = Muon({str(i): weight for i, weight in enumerate(weights)}, 0.1, 0.01)
+            for i, weight in enumerate(weights):
+                weight.grad = gradient[i, :, : 1152 - i]
+            optimizer.step()
+            updated.append(torch.cat(weights, 1).detach())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(updated[0], updated[1]) and torch.equal(updated[0], updated[2])
+
+
 def test_a_weight_without_a_gradient_stays():
     used, unused = torch.nn.Parameter(torch.ones(3, 4)), torch.nn.Parameter(torch.ones(3, 4))
     used.grad = torch.randn(3, 4)

@@ -6,6 +6,9 @@ CPUs have no arithmetic.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -16,7 +19,10 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic polynomial (Jordan et
 UPDATE_SIZE = 0.2  # root mean square of an update, as of AdamW's (Liu et al. 2025, 2502.16982)
 BETAS = (0.9, 0.999)  # of AdamW
 EPSILON = 1e-8
-STACKED = 2**22  # elements of the matrices that are made orthogonal together
+# Elements of the matrices that are made orthogonal together. One by one, a small model's many small
+# matrices would leave a GPU waiting.
+STACKED = 2**22
+STACKED_ON_CPU = 2**18  # so that every core has some
 
 
 class Muon(torch.optim.Optimizer):
@@ -44,15 +50,26 @@ class Muon(torch.optim.Optimizer):
             (hidden if is_hidden else others).append(weight)
         groups = [{"params": hidden, "is_hidden": True}, {"params": others, "is_hidden": False}]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
+        # On a CPU, small products take longer on two cores than on one. A core for each stack takes
+        # half the time, and the update doesn't depend on the number of cores.
+        self.cores = ThreadPoolExecutor(
+            torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
+        )
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
-            update = self.muon_update if group["is_hidden"] else self.adam_update
-            for stack in stacks(weights):
-                torch._foreach_mul_(stack, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(stack, update(stack), alpha=-group["lr"])
+            on_gpu = any(weight.is_cuda for weight in weights)
+            run, limit = (map, STACKED) if on_gpu else (self.cores.map, STACKED_ON_CPU)
+            list(run(partial(self.update_stack, group), stacks(weights, limit)))
+
+    @torch.no_grad()  # a thread of `cores` starts with gradients
+    def update_stack(self, group: dict[str, Any], weights: list[torch.Tensor]) -> None:
+        """Update weights of one shape, of a group."""
+        update = self.muon_update if group["is_hidden"] else self.adam_update
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(weights, update(weights), alpha=-group["lr"])
 
     def muon_update(self, weights: list[torch.Tensor]) -> list[torch.Tensor]:
         """Nesterov momentum, orthogonalized, of weights of one shape."""
@@ -92,16 +109,13 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_div(updates, roots))
 
 
-def stacks(weights: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Groups of weights of one shape, of at most `STACKED` elements or of one weight.
-
-    One by one, a small model's many small matrices would leave a GPU waiting.
-    """
+def stacks(weights: Sequence[torch.Tensor], limit: int) -> Iterator[list[torch.Tensor]]:
+    """Groups of weights of one shape, of at most `limit` elements or of one weight."""
     by_shape = defaultdict(list)
     for weight in weights:
         by_shape[weight.shape].append(weight)
     for shape, group in by_shape.items():
-        count = max(1, STACKED // shape.numel())
+        count = max(1, limit // shape.numel())
         for begin in range(0, len(group), count):
             yield group[begin : begin + count]
 
