@@ -423,6 +423,43 @@ def test_wrong_target_module_is_named(name):
         lora.add_lora(tiny_phi(), make_config(target_modules=[name]))
 
 
+@pytest.mark.parametrize(
+    "model_type, cause, refused",
+    [
+        ("opt", "shares its weight", ["lm_head", "embed_tokens"]),
+        ("opt", "no embed_positions", ["embed_positions"]),
+        ("gpt2", "shares its weight", ["wte"]),
+        ("qwen3_moe", "no gate", ["gate"]),  # the router of the experts
+    ],
+)
+def test_layers_offered_as_target_modules_can_be_adapted_and_merged(model_type, cause, refused):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from stages.text import lora
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"vocab_size": 40, "intermediate_size": 32, "word_embed_proj_dim": 32}
+    sizes |= {"moe_intermediate_size": 8, "num_experts": 2, "num_experts_per_tok": 1}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 16, "ffn_dim": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes))
+    for name in refused:
+        expected = f"^error: finetune_llm.target_modules: .*{cause}.*; names to choose from: "
+        with pytest.raises(SystemExit, match=expected) as stopped:
+            lora.add_lora(model, make_config(target_modules=[name]))
+        offered = str(stopped.value).rpartition(": ")[2].split(", ")
+        assert name not in offered
+    adapted = lora.add_lora(model, make_config(target_modules=offered)).eval()
+    for name, weights in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weights, std=0.1)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected_logits = adapted(ids).logits
+        merged_logits = adapted.merge_and_unload()(ids).logits
+    assert torch.allclose(merged_logits, expected_logits, atol=1e-4)
+
+
 def test_of_a_model_that_reads_images_the_text_model_alone_is_adapted(tmp_path):
     from transformers import AutoModelForCausalLM, Gemma4Config, Gemma4ForConditionalGeneration
 

@@ -6,6 +6,7 @@ The base model can be quantized to 4 bits (QLoRA, Dettmers et al. 2023).
 import math
 import re
 import shutil
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,23 +102,12 @@ def add_lora(model: Any, config: FinetuneLLM) -> Any:
     Of a model that reads images or sound as well, its text model alone is adapted.
 
     Raises:
-        SystemExit: the text model has no layer with a weight matrix of a name in `target_modules`.
+        SystemExit: a name in `target_modules` is no layer of the text model that can be adapted.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    modules = dict(model.named_modules())
-    others = {name for name in modules if OTHER_INPUTS.fullmatch(name)}
-    adaptable = set()
-    for name, module in modules.items():
-        weight = getattr(module, "weight", None)
-        if weight is not None and weight.dim() == 2 and name not in others:
-            adaptable.add(name.rpartition(".")[2])
-    missing = [name for name in config.target_modules if name not in adaptable]
-    if missing:
-        exit_with_error(
-            f"finetune_llm.target_modules: the base model has no {missing[0]} to adapt; it has "
-            f"{', '.join(sorted(adaptable))}"
-        )
+    refuse_target_modules(model, config.target_modules)
+    others = any(OTHER_INPUTS.fullmatch(name) for name, _ in model.named_modules())
     if config.quantization == "nf4":
         # Activations are computed again in the backward pass, as in QLoRA: the same values, in a
         # fraction of the memory (benchmarks/results/gpu_memory.md).
@@ -135,6 +125,40 @@ def add_lora(model: Any, config: FinetuneLLM) -> Any:
         exclude_modules=OTHER_INPUTS.pattern if others else None,
     )
     return get_peft_model(model, lora_config)
+
+
+def refuse_target_modules(model: Any, names: list[str]) -> None:
+    """Exit with an error where a name is none of a linear or embedding layer of the text model.
+
+    Layers that share a weight, as embeddings and output layer often do, are refused: the update of
+    one, merged into the weight, would change the other, too.
+    """
+    from torch.nn import Embedding, Linear
+    from transformers.pytorch_utils import Conv1D
+
+    weights = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
+    adaptable, shared, unsupported = set(), set(), set()
+    for path, module in model.named_modules():
+        if OTHER_INPUTS.fullmatch(path):
+            continue
+        name = path.rpartition(".")[2]
+        # Classes that are derived from Embedding read other inputs than token ids (OPT).
+        if not isinstance(module, (Linear, Conv1D)) and type(module) is not Embedding:
+            unsupported.add(name)
+        elif weights[id(module.weight)] > 1:
+            shared.add(name)
+        else:
+            adaptable.add(name)
+    adaptable -= shared | unsupported
+    for name in names:
+        if name not in adaptable:
+            cause = f"the base model has no {name} to adapt"
+            if name in shared:
+                cause = f"{name} shares its weight with another layer and can't be adapted alone"
+            exit_with_error(
+                f"finetune_llm.target_modules: {cause}; names to choose from: "
+                f"{', '.join(sorted(adaptable))}"
+            )
 
 
 def train(
