@@ -969,6 +969,18 @@ def test_an_instructed_writer_answers_requests_in_a_batch(tmp_path, monkeypatch)
         writer.tokenizer.chat_template = template
         with pytest.raises(SystemExit, match=f"^error: fetch_model.writer: .*{fault}"):
             writer.propose("Crop Land", FIELDS, [], 2, 0, False)
+    dated = (  # as of Llama 3.2 and of gpt-oss, which calls it in a macro
+        "\n{%- macro now() -%}{{ strftime_now('%d %b %Y') }}{%- endmacro -%}"
+        "{% if strftime_now is defined %}{{ now() + strftime_now('%Y') }} {% endif %}"
+        "{{ messages[0].content }}"
+    )
+    for template, text in (
+        (dated, "2026-01-012026-01-01 a"),
+        ("\n a", "\n a"),
+        ("  {% if 1 %} a{% endif %}", " a"),
+    ):
+        writer.tokenizer.chat_template = template
+        assert writer.fill_template([{"role": "user", "content": "a"}]) == text
     writer.one_by_one = True
     writer.tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(SystemExit, match="^error: fetch_model.writer: .*final message"):

@@ -20,6 +20,10 @@ from stages.text.writers.generation import (
 )
 from stages.text.writers.interface import Candidate
 
+# A line before a chat template: prompts don't depend on the day. The macro hides transformers'
+# function of this name.
+FIXED_DATE = "{% macro strftime_now(format) %}2026-01-01{% endmacro %}\n"
+
 
 class InstructedWriter:
     """An instruction-tuned causal language model with a chat template (`fetch_model.writer`)."""
@@ -114,7 +118,7 @@ class InstructedWriter:
         return one_by_one.read_descriptions(dialogues, answers, examples, passages)
 
     def fill_template(self, messages: list[dict[str, str]], **options: bool) -> str:
-        """Return a dialogue as the model's chat template writes it.
+        """Return a dialogue as the model's chat template writes it, with one date for all days.
 
         Raises:
             SystemExit: the template has a fault, or leaves a message out: that of a model of text
@@ -123,7 +127,10 @@ class InstructedWriter:
         from jinja2 import TemplateError
 
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, **options)
+            template = FIXED_DATE + self.tokenizer.get_chat_template()
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, **options
+            )
         # A ValueError is a template that leaves out the answer that is to go on.
         except (TemplateError, TypeError, ValueError) as error:
             exit_with_error(f"fetch_model.writer: its chat template fails: {str(error)[:300]}")
