@@ -28,7 +28,7 @@ from stages.params import FinetuneLLM, load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
-from stages.runtime.pretrained import check_vocabulary, load_tokenizer
+from stages.runtime.pretrained import check_vocabulary, load_tokenizer, max_context
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
 from stages.runtime.resume_cache import resume_folder
@@ -182,7 +182,7 @@ def make_sequences(train_ids: list[np.ndarray], config: FinetuneLLM, seed: int) 
 
 def refuse_long_context(base: Any, context: int) -> None:
     """Exit with an error where the base model has fewer positions than `context`."""
-    positions = getattr(base.config, "max_position_embeddings", None) or math.inf
+    positions = max_context(base)
     if context > positions:
         exit_with_error(
             f"finetune_llm.context: {context} tokens are more than the {positions} that {BASE} "

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 
 from stages.common.artifacts import read_json
 from stages.common.rng import rng
-from stages.runtime.pretrained import load_pretrained
+from stages.runtime.pretrained import load_pretrained, max_context
 from stages.text import perplexity, tokens
 
 EOS = 0
@@ -596,6 +596,24 @@ def test_held_out_papers_without_a_scored_token_are_left_out_before_training(fin
     assert "2 of 3 held-out papers left out" in capsys.readouterr().err
     error = finetune([("a", "train"), ("c", "test")], text=texts)
     assert error == "error: data/chunks.parquet: no held-out paper has a token to score"
+
+
+@pytest.mark.parametrize(
+    "model_type, values, expected",
+    [
+        ("phi", {"max_position_embeddings": 64}, 64),
+        ("gemma3", {"text_config": {"max_position_embeddings": 8192}}, 8192),
+        ("mpt", {"max_seq_len": 256}, 256),
+        ("mamba", {}, np.inf),
+    ],
+)
+def test_the_context_of_a_language_model_is_read_under_each_name(model_type, values, expected):
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig
+
+    model = SimpleNamespace(config=AutoConfig.for_model(model_type, **values))
+    assert max_context(model) == expected
 
 
 @pytest.mark.parametrize(

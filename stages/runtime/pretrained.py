@@ -178,6 +178,15 @@ def check_vocabulary(folder: str | Path, tokenizer: Any, model: Any) -> None:
         )
 
 
+def max_context(model: Any) -> float:
+    """Return how many tokens a language model of transformers reads; inf where it has no limit."""
+    config = model.config.get_text_config(decoder=True)  # a part of that of Gemma 3
+    for name in ("max_position_embeddings", "max_seq_len"):  # the second is MPT's
+        if positions := getattr(config, name, None):
+            return positions
+    return math.inf
+
+
 def _check_weights(path: Path, model: Any, loading_info: dict, unused: tuple[str, ...]) -> None:
     """Exit with an error that names the first weight that is missing, misshapen or not finite."""
     missing = sorted(name for name in loading_info["missing_keys"] if not name.startswith(unused))

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 from stages.common.rng import rng
 from stages.params import Prompt
 from stages.runtime.errors import exit_with_error
-from stages.runtime.pretrained import check_vocabulary, load_pretrained, load_tokenizer
+from stages.runtime.pretrained import (
+    check_vocabulary,
+    load_pretrained,
+    load_tokenizer,
+    max_context,
+)
 from stages.text.writers.answers import Answer
 
 if TYPE_CHECKING:
@@ -75,7 +80,7 @@ def generate(
     seed, label, attempt, batch = key
     torch.manual_seed(int(rng(seed, "writer", label, attempt).integers(2**31, size=batch + 1)[-1]))
     length = inputs["input_ids"].shape[1]
-    max_length = getattr(model.config, "max_position_embeddings", 4096) - max_new_tokens
+    max_length = max_context(model) - max_new_tokens
     if length > max_length:
         exit_with_error(
             f"prompt.top_k: the request has {length} tokens, the writer's context allows "
