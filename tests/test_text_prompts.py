@@ -27,8 +27,8 @@ from stages.text.class_words import ClassLexicon, TrainingCaptions, complete_wor
 from stages.text.duplicates import trigram_similarity
 from stages.text.embedder import LatentSemanticEmbedder
 from stages.text.prompt_writing import ImagePrompt, PromptCollector
+from stages.text.writers import domain, generation, instructed, instructions, one_by_one
 from stages.text.writers import endpoint as endpoint_module
-from stages.text.writers import generation, instructed, instructions, one_by_one
 from stages.text.writers.answer_cache import AnswerCache
 from stages.text.writers.answers import Answer
 from stages.text.writers.cleaning import clean_sentence
@@ -1024,6 +1024,31 @@ def generate_word(word: str) -> Answer:
 def test_the_space_before_a_continuation_stays_and_the_tokenizers_end_token_ends_it():
     assert generate_word("▁is") == Answer(" is is is", is_cut=True)
     assert generate_word("</s>") == Answer("", is_cut=False)
+
+
+def test_the_writer_domain_goes_on_with_texts_that_its_tokenizer_ends(monkeypatch):
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    fast = Tokenizer(models.WordLevel({"</s>": 0, "<s>": 1, "words": 2}, unk_token="words"))
+    fast.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 0)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    asked = []
+
+    def generate(model, tokenizer, inputs, *options):
+        asked.append({name: rows.tolist() for name, rows in inputs.items()})
+        return [Answer(" is brown.", is_cut=False)] * len(inputs["input_ids"])
+
+    monkeypatch.setattr(domain, "load_language_model", lambda base, adapter: (None, tokenizer))
+    monkeypatch.setattr(domain, "generate", generate)
+    writer = domain.DomainWriter(Path(), Path(), PARAMS.prompt, "zero_shot", CLASSES, 0)
+    (candidate,) = writer.propose("Crop Land", ("field",), [], 1, 0, False)
+    assert candidate == ("the field is brown", [], "")
+    assert asked[0]["input_ids"] == [[1, 2]] and asked[0]["attention_mask"] == [[1, 1]]
 
 
 def test_the_batches_that_an_instructed_writer_has_finished_outlive_a_kill(tmp_path, monkeypatch):

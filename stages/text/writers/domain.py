@@ -66,6 +66,9 @@ class DomainWriter:
             inputs = self.tokenizer(
                 batch, return_tensors="pt", padding=True
             )  # input_ids, attention_mask: [B, T]
+            if inputs["input_ids"][0, -1] == self.tokenizer.eos_token_id:
+                # This tokenizer ends texts. Behind the end the model would begin another text.
+                inputs = {name: rows[:, :-1] for name, rows in inputs.items()}
             completions += generate(
                 self.model,
                 self.tokenizer,
