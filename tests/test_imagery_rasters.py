@@ -39,6 +39,7 @@ from stages.imagery.stretch import (
     MAX_SAMPLES,
     extreme_share,
     find_gap,
+    find_unit_mix,
     percentile_stretch,
     sample_pixels,
     to_8_bit,
@@ -478,6 +479,45 @@ def test_a_constant_background_is_no_fill_value():
         assert find_gap([sample], percentile_stretch([sample])) is None
     levels = np.repeat([[1, 2, 3]], [90, 5, 5], axis=1)
     assert find_gap([levels], [(1, 3)]) is None
+
+
+def test_files_in_two_units_are_one_line(tmp_path, monkeypatch, capsys):
+    """Reflectance, and two files of it times 10,000: by their percentiles the others are black."""
+    for i in range(16):
+        values = scene_values(i, 3).astype(np.float32) / (10_000 if i > 1 else 1)
+        write_raster(tmp_path / f"in/{['forest', 'lake'][i % 2]}/{i}.tif", values)
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "in")
+    assert "fetch_imagery.source: forest/10.tif holds 0." in line
+    assert "forest/0.tif holds " in line and "write fetch_imagery.stretch: [low, high]" in line
+    fetch(tmp_path / "run", monkeypatch, tmp_path / "in", stretch=[0, 1])
+    assert "warning: forest/10.tif holds 0." in capsys.readouterr().err
+
+
+def test_dark_and_bright_tiles_are_in_one_unit():
+    rng = np.random.default_rng(0)
+    reflectance = [rng.uniform(low, high, (3, 900)) for low, high in ((0, 0.02), (0.2, 0.9))]
+    cloud = rng.uniform(0.9, 1.8, (3, 900))
+    numbers = [1e4 * values for values in (*reflectance, cloud)]
+    filled = np.concatenate([numbers[1], np.zeros((3, 900))], axis=1)
+    decibels = rng.normal(-12, 3, (1, 900))
+    linear = 10 ** (decibels / 10)
+    dark, town, city = (rng.exponential(mean, (1, 900)) for mean in (0.3, 3, 60))
+    assert find_unit_mix([cloud, *reflectance, filled]) == (1, 3)
+    assert find_unit_mix([decibels, linear]) == (1, 0)
+    shadow = np.round(dark)  # digital numbers: 0, 1 and 2
+    fill = np.where(rng.random((3, 900)) < 0.7, -9999, reflectance[1])
+    for one_unit in (
+        [*reflectance, cloud],
+        [*numbers, filled, shadow],
+        [dark, town, city + 6],  # lights at night
+        [dark, city],
+        [*reflectance, fill],
+        [decibels, decibels + 8],
+        [reflectance[0], np.zeros((3, 0))],
+    ):
+        one_type = [values.astype(np.float32) for values in one_unit]
+        assert find_unit_mix(one_type) is None
+        assert find_unit_mix([np.rint(values).astype(np.int16) for values in one_unit]) is None
 
 
 @pytest.mark.filterwarnings("error")

@@ -16,6 +16,7 @@ from stages.imagery.stretch import (
     Setting,
     extreme_share,
     find_gap,
+    find_unit_mix,
     fixed_stretch,
     percentile_stretch,
     sample_pixels,
@@ -200,7 +201,10 @@ def choose_stretch(
     elif stretch is None:
         limit = FEW_SAMPLES if split is None else MAX_SAMPLES
         stretch = percentile_stretch(_sample(spool, rasters, raw, limit))
-    _check_stretch(setting, stretch, raw, list(_sample(spool, rasters, raw, FEW_SAMPLES)))
+    samples = list(_sample(spool, rasters, raw, FEW_SAMPLES))
+    _check_stretch(setting, stretch, raw, samples)
+    if split is None:
+        _check_units(setting, raw, samples)
     return stretch
 
 
@@ -236,6 +240,24 @@ def _check_auto(stretch: list[Pair], samples: list[np.ndarray]) -> None:
             "declare as nodata? Declare it, `rio edit-info --nodata <value> <file>`, or write "
             "[low, high]"
         )
+
+
+def _check_units(setting: Setting, raw: list[SpooledTile], samples: list[np.ndarray]) -> None:
+    """Exit with an error if tiles seem to differ in unit; warn where the params fix a stretch."""
+    if mix := find_unit_mix(samples):
+        first, second = (
+            f"{raw[i].name} holds {samples[i].min():g} to {samples[i].max():g}" for i in mix
+        )
+        text = (
+            f"{first}, {second}, and no tile lies between: are they in different units "
+            "(reflectance, digital numbers, decibels)? Bring all files to one unit"
+        )
+        if setting == "auto":
+            exit_with_error(
+                f"fetch_imagery.source: {text}, or, if they are in one, write "
+                "fetch_imagery.stretch: [low, high]"
+            )
+        log(f"fetch_imagery: warning: {text}")
 
 
 def _sample(

@@ -21,6 +21,12 @@ MAX_STRAYS = 0.1
 # from most pixels than these from each other.
 MAX_FILL = -9999
 FAR = 10
+# Magnitudes of most values of a tile: those of reflectance and of linear backscatter lie below 1,
+# in clouds and cities below 2; digital numbers and decibels, which are negative, lie beyond.
+MAX_FRACTION = 1
+MAX_BRIGHT_FRACTION = 2
+MIN_NUMBER = 20
+MIN_DECIBELS = 5
 
 
 def fixed_stretch(setting: Setting) -> list[Pair] | None:
@@ -106,6 +112,28 @@ def find_gap(samples: Iterable[np.ndarray], stretch: list[Pair]) -> Pair | None:
         if np.sum(inside >= middle) <= high_count * MAX_STRAYS * high_is_fill:
             return low, high
     return None
+
+
+def find_unit_mix(samples: list[np.ndarray]) -> tuple[int, int] | None:
+    """The positions of two samples [B, N] that seem to be in two units; None: all may be in one.
+
+    One is of fractions, such as reflectance, the other of large values, such as digital numbers or
+    decibels, and no sample lies between or reaches from the ones to the others, as dark and bright
+    tiles of one unit do. Zeros tell nothing: they may be a fill value.
+    """
+    fraction = large = None
+    for i, sample in enumerate(samples):
+        values = sample[sample != 0]
+        if sample.dtype.kind != "f" or not values.size:
+            continue
+        low, high = np.percentile(np.abs(values), (10, 90))
+        if low > (MIN_NUMBER if np.median(values) > 0 else MIN_DECIBELS):
+            large = i if large is None else large
+        elif high > MAX_BRIGHT_FRACTION:
+            return None
+        elif high < MAX_FRACTION:
+            fraction = i if fraction is None else fraction
+    return None if fraction is None or large is None else (fraction, large)
 
 
 def to_8_bit(values: np.ndarray, stretch: list[Pair]) -> np.ndarray:
