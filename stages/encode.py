@@ -114,10 +114,9 @@ def empty_output() -> None:
 
 
 def write_normalization(config: Encode, start: Path, file: Path) -> None:
-    """Write the normalization that the params ask for, unless a killed run has."""
-    if not file.exists():
-        by_dataset = config.normalization == "dataset"
-        write_json(file, dataset_normalization(TRAIN) if by_dataset else read_folded(start))
+    """Write the normalization that the params ask for."""
+    by_dataset = config.normalization == "dataset"
+    write_json(file, dataset_normalization(TRAIN) if by_dataset else read_folded(start))
 
 
 def copy_to_output(cache: Path) -> None:

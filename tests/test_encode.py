@@ -292,6 +292,7 @@ def test_a_truncated_cache_is_encoded_again(workspace):
         assert run(workspace, encode_until_copied, 3)[0] == 9
         (cached,) = (workspace / "scratch/encode").glob(f"*/{name}")
         os.truncate(cached, cached.stat().st_size // 2)
+        os.truncate(cached.with_name("normalization.json"), 9)
         code, log = run(workspace, encode.main)
         assert code == 0 and f"{name}: damaged" in log
         assert digest(workspace / "data/latents") == whole

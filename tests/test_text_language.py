@@ -75,7 +75,9 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
     assert losses[:, 1].tolist() == [6, 37]
 
 
-def test_the_papers_that_a_killed_run_has_scored_are_not_scored_again(tmp_path, monkeypatch):
+def test_the_papers_that_a_killed_run_has_scored_are_not_scored_again(
+    tmp_path, monkeypatch, capsys
+):
     documents = [[[3, 4, 5, EOS]], [[6, 7, EOS]], [[8, 9, 3, EOS]]]
     model = tiny_phi()
     whole = perplexity.document_losses(model, documents, 16)
@@ -96,6 +98,9 @@ def test_the_papers_that_a_killed_run_has_scored_are_not_scored_again(tmp_path, 
     resumed = perplexity.document_losses(model, documents, 16, (), tmp_path / "losses.json")
     assert np.array_equal(resumed, whole)
     assert scored == [documents[0], documents[1], "killed", documents[2]]
+    (tmp_path / "losses.json").write_text("[[1.5, 2")
+    again = perplexity.document_losses(model, documents, 16, (), tmp_path / "losses.json")
+    assert np.array_equal(again, whole) and "losses.json: damaged" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_begins_texts_with_a_token_does_so_in_training_and_scoring(monkeypatch):

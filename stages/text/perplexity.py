@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from stages.common.artifacts import read_json, write_atomically
-from stages.runtime.progress import progress_bar
+from stages.runtime.progress import log, progress_bar
 
 MAX_EXPONENT = 709  # exp of more overflows a float
 SAVE_SECONDS = 10  # between two times that the losses are kept
@@ -42,7 +42,12 @@ def document_losses(
         [documents, 2] float64.
     """
     model.eval()
-    losses = read_json(kept) if kept and kept.exists() else []
+    losses = []
+    if kept and kept.exists():
+        try:
+            losses = read_json(kept)
+        except ValueError:
+            log(f"{kept}: damaged: scoring all papers again")
     saved = time.monotonic()
     unscored = documents[len(losses) :]
     total = len(documents)
