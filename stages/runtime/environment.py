@@ -12,6 +12,9 @@ from stages.runtime.progress import log
 # Of accelerate. Where `accelerate launch` or torchrun has started this process, they hold what the
 # machine's accelerate config says.
 LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+# The number of a process among those of a launcher, which find each other by $MASTER_ADDR. Without
+# it they are left over, and torch would end.
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 PREFIXES = (
     # Compiled code: fast math, fusion, autotuning, or no compilation at all.
     "TORCHDYNAMO_",
@@ -81,9 +84,11 @@ KEPT = {
 def clear_variables() -> None:
     """Remove the variables that would change a result, and name them in the log."""
     prefixes: tuple[str, ...] = PREFIXES
-    if "RANK" not in os.environ:  # no launcher has started this process
+    names: tuple[str, ...] = NAMES
+    if not {"RANK", "MASTER_ADDR"} <= os.environ.keys():  # no launcher has started this process
         prefixes += LAUNCHER_PREFIXES
-    found = [name for name in os.environ if name.startswith(prefixes) or name in NAMES]
+        names += RANKS
+    found = [name for name in os.environ if name.startswith(prefixes) or name in names]
     cleared = sorted(set(found) - KEPT)
     for name in cleared:
         del os.environ[name]
