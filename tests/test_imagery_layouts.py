@@ -372,6 +372,11 @@ ROW = '{"file_name": "a_1.png", "text": "a lake"}'
             b"file_name,label,title\na_1.png,a,a lake with blue water\nb_1.png,b,a wide open sea x",
             ["'title'", "`text`"],
         ),
+        (
+            "metadata.csv",
+            b"file_name,label,blip_caption\na_1.png,a,a small lake\nb_1.png,b,the wide sea",
+            ["'blip_caption'", "`text`"],
+        ),
         ("metadata.csv", b"image,caption\na_1.png,a lake", ["file_name", "'image', 'caption'"]),
         ("metadata.csv", b"file_name,lon\na_1.png,5.1", ["captions", "'file_name', 'lon'"]),
         ("metadata.csv", b"patch_id,labels,split\na_1,['Forest'],train", ["labels", "one label"]),

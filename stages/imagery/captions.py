@@ -19,6 +19,7 @@ CAPTION_FIELDS = ("captions", "caption", "text", "raw", "sentences", "sentence")
 # What pandas reads as, or writes for, a missing value.
 MISSING_VALUES = {"nan", "-nan", "none", "null", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"}
 NUMBER_OF_FIELD = r"(?:[ ._-]?\d+)?"
+CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
 LONG_TEXT = 5  # words of a text that is no class name, but may be a caption
 CHARACTER = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # Chinese and Japanese write no spaces
 
@@ -115,12 +116,16 @@ def _joined_words(caption: Any) -> Any:
 
 
 def misnamed_captions(rows: Iterable[dict]) -> str | None:
-    """The first field that seems to hold captions: different texts of several words; or None."""
+    """The first field that seems to hold captions: different texts of several words; or None.
+
+    Fewer words are enough where the field's name says so: blip_caption.
+    """
     first_texts: dict[str, str] = {}
     cells = ((name, value) for row in rows for name, value in row.items())
     for name, value in cells:
+        min_words = CAPTION_WORDS if "caption" in name.lower() else LONG_TEXT
         for text in value if isinstance(value, list) else [value]:
-            is_long = isinstance(text, str) and count_words(text) >= LONG_TEXT
+            is_long = isinstance(text, str) and count_words(text) >= min_words
             if is_long and first_texts.setdefault(name, text) != text:
                 return name
     return None

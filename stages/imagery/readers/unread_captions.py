@@ -12,6 +12,7 @@ from pathlib import Path
 
 from stages.imagery.captions import (
     CAPTION_FIELDS,
+    CAPTION_WORDS,
     LONG_TEXT,
     NUMBER_OF_FIELD,
     caption_fields,
@@ -34,7 +35,6 @@ CODE_SUFFIXES = {".py", ".ipynb", ".sh", ".m", ".r"}
 ABOUT_THE_DATA = {"readme", "license", "licence", "citation"}  # names of files that are no list
 HEAD_OF_LIST = 2**20  # bytes of a file that are looked at
 HEAD_OF_SIDECAR = 2**16  # the same of a file that is named as an image: there may be many of them
-CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
 SENTENCE = 8  # words of a text that is no name of a place, license or line of a log
 MAX_CLASSES = 100  # as in params: a list of more texts is no table of classes
 NUMBER_OF_TEXT = re.compile(r"[ _.#-]\d+$")  # of several texts of an image: a_0.txt, a_1.txt
