@@ -2,9 +2,9 @@
 
     python -m stages.runtime.launch classify lulc|scenes
 
-reads   classifier, classes, prompt.per_class, generate.keep, seed; data/synthetic (lulc) or
-        data/samples/tuned (scenes), data/imagery/test, models/base/classifier, models/scene,
-        models/ceiling, metrics/ceiling_<label set>.json
+reads   classifier, classes, prompt.per_class, seed; data/synthetic (lulc) or
+        data/samples/tuned (scenes), data/imagery/test, models/base/classifier, models/ceiling,
+        metrics/ceiling_<label set>.json
 writes  metrics/classify_<label set>.json                 scores on real and synthetic test images
         metrics/plots/confusion_<label set>.csv           actual, predicted: of each real tile, by
                                                           the classifier of each seed
@@ -53,12 +53,8 @@ def main(label_set: str) -> None:
         average_results,
         jobs_fingerprint,
         jobs_per_seed,
-        refuse_selector_weights,
         train_and_test_all,
     )
-
-    if label_set == "lulc" and params.generate.keep is not None:
-        refuse_selector_weights()
 
     # Read the generated images and the real test tiles.
     class_names, class_of_scene = read_label_set(label_set, classes)

@@ -696,29 +696,6 @@ def test_the_ceiling_trains_on_scenes_that_no_test_tile_shows(folder):
     assert metrics["n"] == 8, "tiles of two classes are tested on"
 
 
-def test_a_selected_set_is_not_judged_from_the_weights_that_selected_it(folder):
-    """The same weights, or those in half precision, are refused; those of another seed are not."""
-    from safetensors.torch import save_file
-
-    from stages.evaluation.classification import BACKBONE, SCENE, refuse_selector_weights
-    from stages.evaluation.networks import create_network
-
-    torch.manual_seed(0)
-    selector = create_network("test_resnet", 4, 32, "train_scene.model").state_dict()
-    other = create_network("test_resnet", 4, 32, "train_scene.model").state_dict()
-    for path in (SCENE, BACKBONE):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(selector, SCENE)
-    refuse_selector_weights()  # there is no backbone
-    save_file(other, BACKBONE)
-    refuse_selector_weights()
-    for weights in (selector, {name: value.half() for name, value in selector.items()}):
-        backbone = {name: value for name, value in weights.items() if not name.startswith("fc.")}
-        save_file(backbone, BACKBONE)
-        with pytest.raises(SystemExit, match=r"fetch_model\.classifier: .*generate\.keep"):
-            refuse_selector_weights()
-
-
 def test_an_unknown_label_set_is_a_usage_error(folder):
     result = subprocess.run(
         [sys.executable, "-m", "stages.classify", "classes"],

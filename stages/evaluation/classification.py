@@ -43,7 +43,6 @@ from stages.runtime.progress import log
 # are scaled to reflectance for weights without a config.json that says otherwise.
 SENTINEL2_WHITE = 0.3558
 BACKBONE = Path("models/base/classifier/model.safetensors")
-SCENE = Path("models/scene/model.safetensors")
 
 
 class TrainingJob(NamedTuple):
@@ -390,27 +389,6 @@ def load_backbone(task: ClassificationTask, weights: Path) -> None:
             )
         backbone[name] = stored[name]
     task.model.load_state_dict(backbone, strict=False)
-
-
-def refuse_selector_weights() -> None:
-    """Exit with an error if the classifier starts from the weights that selected its images.
-
-    They count as the same where all tensors of the same name and shape hold the same numbers,
-    give or take the rounding of a conversion to half precision.
-    """
-    if not BACKBONE.exists():
-        return
-    backbone, selector = load_file(BACKBONE), load_file(SCENE)
-    shared = [
-        (value.float(), selector[name].float())
-        for name, value in backbone.items()
-        if name in selector and selector[name].shape == value.shape and value.ndim > 1
-    ]
-    if shared and all(torch.allclose(x, y, rtol=1e-2, atol=1e-4) for x, y in shared):
-        exit_with_error(
-            f"fetch_model.classifier: {BACKBONE.parent} holds the weights of {SCENE.parent}, which "
-            "generate.keep selects the images by: a classifier that judges them needs other weights"
-        )
 
 
 def silence_lightning() -> None:
