@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 
 from stages.common.artifacts import read_json
-from stages.common.ceiling_tiles import describe_absent_classes, describe_real_tiles
 from stages.common.class_names import slug
+from stages.common.classifier_inputs import describe_absent_classes, describe_real_tiles
 from stages.common.markdown import code_span, escape_markdown
 from stages.common.rounding import (
     format_decimals,

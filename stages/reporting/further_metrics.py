@@ -1,6 +1,6 @@
 """Metrics that the paper lacks: caption agreement, KID, precision, near-copies, accuracy score."""
 
-from stages.common.ceiling_tiles import describe_real_tiles
+from stages.common.classifier_inputs import describe_real_tiles
 from stages.evaluation.memorization import describe_near_copies
 from stages.reporting.context import RunContext
 from stages.reporting.rows import Row, Table, make_row, order_extractors, with_interval

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from stages.common.ceiling_tiles import describe_real_tiles
+from stages.common.classifier_inputs import describe_real_tiles
 from stages.common.rounding import interval_decimals, reference_decimals
 from stages.reporting import charts, templates
 from stages.reporting.context import RunContext

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from math import log
 from pathlib import Path
 
-from stages.common.ceiling_tiles import describe_absent_classes, describe_real_tiles
 from stages.common.class_names import slug
+from stages.common.classifier_inputs import describe_absent_classes, describe_real_tiles
 from stages.common.csv_files import read_csv
 from stages.evaluation.sites import describe_sites
 from stages.reporting.context import RunContext
