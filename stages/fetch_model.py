@@ -6,9 +6,9 @@ reads   fetch_model.<role>; the source
 writes  models/base/<role>/: the model's files; SOURCE.json (what the source resolved to, hashes)
 
 SOURCE.json is the only file for the source `none`, and for the embedded embedder, which `index_rag`
-fits on the corpus. `stages.common.model_folder` lists the files of each role. A vision folder holds
-any of inception2048/model.safetensors and efficientnet/model.safetensors (or their published .pth,
-which are converted), dinov2/ and clip/ (transformers folders).
+fits on the corpus. `stages.fetching.model_folder` lists the files of each role. A vision folder
+holds any of inception2048/model.safetensors and efficientnet/model.safetensors (or their published
+.pth, which are converted), dinov2/ and clip/ (transformers folders).
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from stages.common import sources
-from stages.common.model_folder import (
+from stages.fetching.model_folder import (
     FILE_PATTERNS,
     HALF_PRECISION_WEIGHTS,
     KIND_FILES,
@@ -25,8 +25,8 @@ from stages.common.model_folder import (
     parts_without_weights,
     refuse_other_kinds,
 )
-from stages.common.packed_models import unpack_model
-from stages.common.stable_diffusion import check_unet_weights, log_missing_prediction_type
+from stages.fetching.packed_models import unpack_model
+from stages.fetching.stable_diffusion import check_unet_weights, log_missing_prediction_type
 from stages.params import load
 from stages.runtime.atomic import atomic_folder
 from stages.runtime.process import run_stage

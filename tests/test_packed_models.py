@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 from model_files import refused, write_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from stages.common import packed_models
+from stages.fetching import packed_models
 
 HEADS = 2
 WIDTH = 16

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tiny_diffusion import make_pipeline
 
 from stages.common.artifacts import read_json, write_json
-from stages.common.model_folder import copy_model
 from stages.diffusion import models
 from stages.diffusion.encoding import VaeEncoder
 from stages.diffusion.normalization import VAE_NORMALIZATION, load_folded_vae, read_folded
 from stages.diffusion.published_model import save_finetuned
 from stages.diffusion.sampler import Sampler
+from stages.fetching.model_folder import copy_model
 from stages.params import Sampling
 
 # A data set of dark, greenish tiles of little contrast.

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from stages.common.model_folder import FILE_PATTERNS
+from stages.fetching.model_folder import FILE_PATTERNS
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
 from stages.runtime.memory import available_memory

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from stages.common.artifacts import read_json, write_json
 from stages.common.sources import MODEL_PACKAGES, file_hash
-from stages.common.stable_diffusion import (
+from stages.fetching.stable_diffusion import (
     CONFIG_FILES,
     SINGLE_FILE_ADVICE,
     check_kind,
