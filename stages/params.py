@@ -1196,13 +1196,6 @@ def _is_control(letter: str) -> bool:
     return is_control or "\u202a" <= letter <= "\u202e" or "\u2066" <= letter <= "\u2069"
 
 
-# Old key -> new key.
-RENAMED = {
-    "encode.normalisation": "encode.normalization",
-    "finetune_sd.optimiser": "finetune_sd.optimizer",
-}
-
-
 def load(path: str | Path = "params.yaml") -> Params:
     """Read and check a whole params file.
 
@@ -1222,9 +1215,7 @@ def check(values: dict[str, Any], name: str | Path) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as invalid:
-        # The line about an old key replaces the one about the missing new key.
-        replaced = {new for old, new in RENAMED.items() if _has_key(values, old)}
-        faults = [fault for fault in invalid.errors() if _key(fault) not in replaced]
+        faults = invalid.errors()
         missing = [fault for fault in faults if fault["type"] == "missing"]
         if len(missing) > 10:  # no whole file lacks that many
             scale = str(name) if Path(name).parent != Path() else "<its name>"
@@ -1262,11 +1253,6 @@ def read(path: str | Path = "params.yaml") -> dict[str, Any]:
     if not isinstance(values, dict):
         sys.exit(f"{path}: expected sections, found {type(values).__name__}")
     return values
-
-
-def _has_key(values: dict, key: str) -> bool:
-    section, _, name = key.partition(".")
-    return isinstance(values.get(section), dict) and name in values[section]
 
 
 def _location(fault: ErrorDetails) -> list[int | str]:
@@ -1307,8 +1293,6 @@ def _explain(fault: ErrorDetails) -> str:
 def explain_unknown_key(location: list[int | str]) -> str:
     """One line with the key that these keys lead to, and the known keys most like it."""
     key = ".".join(map(str, location))
-    if key in RENAMED:
-        return f"{key}: is named {RENAMED[key]} now"
     same_name = _keys_with_name_of(key)
     if key in same_name:  # written as one key
         section, _, name = key.partition(".")

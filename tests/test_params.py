@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY, shell
 
 from stages.common.class_names import derived_names, plain_name, slug
-from stages.params import RENAMED, Params, check, load, read
+from stages.params import Params, check, load, read
 
 DEMO = (REPOSITORY / "params/demo.yaml").read_text()
 
@@ -298,32 +298,6 @@ def test_experiments_set_small_floats_and_classes_with_a_blank(tmp_path):
     expected["finetune_sd"]["lr"] = 1e-5
     expected["prompt"]["per_class"] = numbers
     assert load(tmp_path / "queued.yaml").model_dump() == expected
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("finetune_sd.optimiser", "finetune_sd.optimizer"),
-        ("encode.normalisation", "encode.normalization"),
-    ],
-)
-def test_an_old_key_is_one_line_that_names_the_new_one(tmp_path, old, new):
-    old_name = old.partition(".")[2]
-    new_name = new.partition(".")[2]
-    assert DEMO.count(f"  {new_name}: ") == 1, "the test's own premise"
-    file = tmp_path / "params.yaml"
-    file.write_text(DEMO.replace(f"  {new_name}: ", f"  {old_name}: "))
-    done = shell("python", "-m", "stages.params", str(file), cwd=REPOSITORY)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert all(word in line for word in (str(file), old, new))
-
-
-def test_renamed_keys_lead_to_keys_of_the_schema():
-    for old, new in RENAMED.items():
-        section, _, name = new.partition(".")
-        model = Params.model_fields[section].annotation
-        assert name in model.model_fields and old.partition(".")[2] not in model.model_fields
 
 
 def test_values_that_do_not_fit_together_are_a_line_each(tmp_path):

@@ -321,7 +321,6 @@ def test_params_that_are_missing_or_broken(project, run):
         (b"smpling:\n  steps: 3\n", ["smpling", "did you mean sampling?"]),
         (b"generate:\n  guidance_scale: 3\n", ["did you mean sampling.guidance_scale?"]),
         (b"sampling.steps: 3\n", ["write the key steps into the section sampling"]),
-        (b"encode:\n  normalisation: vae\n", ["encode.normalisation", "encode.normalization"]),
         (b"sampling:\n  steps: 0\n", ["sampling.steps", "greater than 0"]),
         (b"prompt:\n  per_class: {Bare Land: 3}\n", ["prompt.per_class", "Crop Land"]),
         (
