@@ -60,7 +60,7 @@ from stages.reporting.rows import format_number
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.processes import process_state
-from stages.train_scene import SHA256
+from stages.train_scene import EMBEDDED
 from tools.image_sets import ImageSet, read_images
 
 # Quantile: 1 % of independent pairs of sets are more alike. Counts of two scenes are often equal by
@@ -219,7 +219,7 @@ def is_writable(file: Path) -> bool:
 def describe_judge(weights: Path) -> list[str]:
     """A note if the weights in a folder are those of the embedded judge; [] otherwise."""
     file = weights / "model.safetensors"
-    if not file.is_file() or file_hash(file) != SHA256[file.name]:
+    if not file.is_file() or file_hash(file) != file_hash(EMBEDDED / file.name):
         return []
     return [
         f"{weights} is the embedded judge, which knows rendered scenes only: for other images, use "

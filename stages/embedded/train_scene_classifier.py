@@ -5,7 +5,7 @@
 It judges the embedded scenes: a classifier that each run trained for itself would differ between
 CPUs, and with it every metric of its features. The tiles are rendered, as a run's are, from seeds
 that no run can have. It takes ten minutes on one core, and one thread. Another kind of CPU gives
-other weights; `SHA256` of `stages/train_scene.py` pins those that ship.
+other weights, so they ship with the repository.
 """
 
 from pathlib import Path
