@@ -20,8 +20,6 @@ HASHED = {
     "passages": "passages",
     "embedder": "embedder",
 }
-# Parts that descriptions of older runs lack.
-ADDED_LATER = ("floor_tiles", "epochs", "batch_size", "lr", "valid_fraction", "test_fraction")
 
 
 def find_description(measured_on: dict[str, dict], metric: str) -> dict | None:
@@ -47,8 +45,6 @@ def describe_difference(new: dict, old: dict) -> str:
     differences = []
     for part in dict.fromkeys([*new, *old]):  # the parts of both, in order, each once
         if part == "device" or new.get(part) == old.get(part):
-            continue
-        if part in ADDED_LATER and not (part in new and part in old):
             continue
         if part in HASHED:
             differences.append(f"other {HASHED[part]}")
