@@ -53,6 +53,8 @@ CURVE_COLUMNS = ("tuned", "base", "floor")
 MAX_PAIRED = 10_000  # rows of a set whose distances to all others are computed
 MIN_IMAGES = 8  # quarters of them, as in the FID curve, still have a covariance
 
+Compute = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # metrics of real and fake rows
+
 
 def compute_metrics(
     real: np.ndarray, fake: np.ndarray, extractor: str, curve: Curve, paired: bool = False
@@ -121,17 +123,18 @@ def estimate_variances(
     """
     title = f"intervals of {extractor}, {name}"
     real_order, fake_order = draw_orders(len(real), len(fake), generator, paired)
-    some_real = real[real_order[:MAX_HALVED]]
-    some_fake = fake[fake_order[:MAX_HALVED]]
-    some_sites = None if sites is None else sites[real_order[:MAX_HALVED]]
-    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired, some_sites)
-    halves = measure_halves(
-        partial(compute_distances, extractor=extractor, paired=paired),
-        some_real,
-        some_fake,
-        progress_bar(halvings, total=count, desc=title),
-    )
-    variances = {metric: variance_of(metric, values) for metric, values in halves.items()}
+
+    def variances_of(compute: Compute, limit: int, title: str) -> dict[str, float]:
+        some_real, some_fake = real[real_order[:limit]], fake[fake_order[:limit]]
+        some_sites = None if sites is None else sites[real_order[:limit]]
+        sizes = len(some_real), len(some_fake)
+        halvings = draw_halvings(*sizes, count, generator, paired, some_sites)
+        bar = progress_bar(halvings, total=count, desc=title)
+        halves = measure_halves(compute, some_real, some_fake, bar)
+        return {metric: variance_of(metric, values) for metric, values in halves.items()}
+
+    distances = partial(compute_distances, extractor=extractor, paired=paired)
+    variances = variances_of(distances, MAX_HALVED, title)
     # FID is of all rows, of which only some were halved: to first order, a variance falls as 1/n,
     # but not where the rows are of the same few sites.
     if sites is None:
@@ -139,22 +142,11 @@ def estimate_variances(
         variances["fid"] *= min(n, MAX_HALVED) / n
     # To second order, FID infinity is FID less its expected bias, and errs as FID does.
     variances["fid_infinity"] = variances["fid"]
-
-    some_real = real[real_order[: sinkhorn.MAX_ROWS]]
-    some_fake = fake[fake_order[: sinkhorn.MAX_ROWS]]
-    some_sites = None if sites is None else sites[real_order[: sinkhorn.MAX_ROWS]]
-    halvings = draw_halvings(len(some_real), len(some_fake), count, generator, paired, some_sites)
-    halves = measure_halves(
-        compute_sinkhorn,
-        some_real,
-        some_fake,
-        progress_bar(halvings, total=count, desc=f"{title}, Sinkhorn"),
-    )
-    return variances | {"sinkhorn": variance_of("sinkhorn", halves["sinkhorn"])}
+    return variances | variances_of(compute_sinkhorn, sinkhorn.MAX_ROWS, f"{title}, Sinkhorn")
 
 
 def measure_halves(
-    compute: Callable[[np.ndarray, np.ndarray], dict[str, float]],
+    compute: Compute,
     real: np.ndarray,
     fake: np.ndarray,
     halvings: Iterable[tuple[Rows, Rows]],
