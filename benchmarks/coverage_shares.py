@@ -21,8 +21,8 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from stages.common.artifacts import read_json
 from stages.evaluation import scores as evaluation_scores
-from stages.evaluation.caption_agreement import clip_score_with_interval, share_with_interval
-from stages.evaluation.intervals import Z, wilson_interval
+from stages.evaluation.caption_agreement import clip_score_with_interval
+from stages.evaluation.intervals import Z, share_with_interval, wilson_interval
 from stages.evaluation.memorization import memorization_scores
 from stages.evaluation.scores import (
     accuracy_by_class,

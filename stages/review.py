@@ -30,7 +30,7 @@ from scipy.special import stdtrit
 
 from stages.common.artifacts import write_json
 from stages.common.class_names import slug
-from stages.evaluation.intervals import share_interval, squared_margin
+from stages.evaluation.intervals import share_with_interval, squared_margin
 from stages.reporting.ratings import ARTIFACTS, CANNOT_TELL, TRUTHS, Rating, read_filed, read_key
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log
@@ -122,13 +122,8 @@ def share(key: str, ratings: list[Rating], successes: np.ndarray) -> dict[str, f
     It is Wilson's, with the effective number of ratings, which depend on each other where they are
     of one tile or of one expert.
     """
-    low, high = share_interval(successes, *rating_units(ratings))
-    return {
-        key: float(successes.mean()),
-        f"{key}_lo": low,
-        f"{key}_hi": high,
-        f"{key}_n": len(successes),
-    }
+    metrics = share_with_interval(key, successes, *rating_units(ratings))
+    return metrics | {f"{key}_n": len(successes)}
 
 
 def is_given(rating: Rating, field: str) -> bool:

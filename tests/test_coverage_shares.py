@@ -58,13 +58,13 @@ def test_narrower_intervals_would_not_pass(title):
 
 
 def test_counting_images_or_forgetting_the_noise_of_the_limit_would_not_pass(monkeypatch):
-    def count_images(successes: np.ndarray, _: np.ndarray) -> tuple[float, float]:
+    def count_images(successes: np.ndarray, *_: np.ndarray) -> tuple[float, float]:
         return wilson_interval(successes.sum(), len(successes))
 
     def forget_limit(copies: float, n: float, *_: float) -> tuple[float, float]:
         return wilson_interval(copies, n)
 
-    monkeypatch.setattr("stages.evaluation.caption_agreement.share_interval", count_images)
+    monkeypatch.setattr("stages.evaluation.intervals.share_interval", count_images)
     monkeypatch.setattr("stages.evaluation.memorization.near_copy_interval", forget_limit)
     assert held(PROMPTS) < 0.85
     assert held(COPIES) < 0.85

@@ -42,13 +42,10 @@ from stages.common.artifacts import read_json, read_rows, write_json
 from stages.common.rounding import read_interval
 from stages.common.sources import file_hash, file_hashes
 from stages.common.torch_setup import make_deterministic
-from stages.evaluation.caption_agreement import (
-    clip_score_with_interval,
-    judge_scenes,
-    share_with_interval,
-)
+from stages.evaluation.caption_agreement import clip_score_with_interval, judge_scenes
 from stages.evaluation.extraction import extract
 from stages.evaluation.extractors import caption_embeddings, load_extractor, weights_folder
+from stages.evaluation.intervals import share_with_interval
 from stages.evaluation.protocols import fid_curves, standard_protocol
 from stages.evaluation.sites import describe_sites, sites_of_tiles
 from stages.imagery.captions import row_captions, usable_captions

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from stages.common.class_names import slug
-from stages.evaluation.intervals import share_interval, squared_margin
+from stages.evaluation.intervals import share_with_interval, squared_margin
 
 SAME_CAPTION = 99.999  # 100 x cosine of two captions' embeddings, at least
 
@@ -194,17 +194,3 @@ def clip_similarity(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
     products = (images.astype(np.float64) * captions).sum(1)  # [N]
     cosines = products / np.linalg.norm(images, axis=1) / np.linalg.norm(captions, axis=1)
     return 100 * np.maximum(cosines, 0)
-
-
-def share_with_interval(
-    key: str, successes: np.ndarray, units: np.ndarray | None = None
-) -> dict[str, float]:
-    """Share of true values of bool [N] under `key`, with its 95 % interval; 0 where N is 0.
-
-    `units` [N] says which values depend on each other; None: each stands for itself.
-    """
-    if units is None:
-        units = np.arange(len(successes))
-    low, high = share_interval(successes, units)
-    share = float(successes.mean()) if len(successes) else 0.0
-    return {key: share, f"{key}_lo": low, f"{key}_hi": high}

@@ -240,3 +240,21 @@ def share_interval(
         return 0.0, 1.0
     effective = effective_size(successes, units, raters)
     return wilson_interval(float(np.mean(successes)) * effective, effective)
+
+
+def share_with_interval(
+    key: str,
+    successes: np.ndarray,
+    units: np.ndarray | None = None,
+    raters: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Share of true values of bool [N] under `key`, with its 95 % interval; 0 where N is 0.
+
+    `units` [N] says which values depend on each other; None: each stands for itself. `raters` as
+    in `effective_size`.
+    """
+    if units is None:
+        units = np.arange(len(successes))
+    low, high = share_interval(successes, units, raters)
+    share = float(successes.mean()) if len(successes) else 0.0
+    return {key: share, f"{key}_lo": low, f"{key}_hi": high}

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.special import stdtrit
 
-from stages.evaluation.intervals import Z, effective_size, share_interval, wilson_interval
+from stages.evaluation.intervals import Z, effective_size, share_with_interval, wilson_interval
 
 BOOTSTRAP_SAMPLES = 500
 GUESSES = 4  # images added to a bootstrap: two classified rightly, two wrongly
@@ -217,8 +217,7 @@ def class_accuracy(correct: np.ndarray, units: np.ndarray) -> dict[str, float]:
         units: as in `bootstrap_scores`, of these images.
     """
     seeds, images = np.indices(correct.shape)
-    low, high = share_interval(correct.ravel(), units[images].ravel(), seeds.ravel())
-    return {"accuracy": float(correct.mean()), "accuracy_lo": low, "accuracy_hi": high}
+    return share_with_interval("accuracy", correct.ravel(), units[images].ravel(), seeds.ravel())
 
 
 def _margins_of_class_mean(by_class: list[np.ndarray]) -> tuple[float, float]:

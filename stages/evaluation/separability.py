@@ -9,7 +9,7 @@ images that it hasn't seen is 0.5 where nothing sets them apart, and 1 where all
 import numpy as np
 
 from stages.common.rng import rng
-from stages.evaluation.intervals import share_interval
+from stages.evaluation.intervals import share_with_interval
 from stages.evaluation.pairing import Pairing, draw_in_scenes
 from stages.evaluation.prdc import draw_rows
 from stages.evaluation.sites import MIN_SITES
@@ -36,13 +36,8 @@ def separability(
     """
     train, test, units = halve_by_site(sites, seed)
     correct = classify_pairs(real[train], fake[train], real[test], fake[test])  # [M, 2]
-    low, high = share_interval(correct.ravel(), np.repeat(units, 2))
-    return {
-        "accuracy": float(correct.mean()),
-        "accuracy_lo": low,
-        "accuracy_hi": high,
-        "n": correct.size,
-    }
+    metrics = share_with_interval("accuracy", correct.ravel(), np.repeat(units, 2))
+    return metrics | {"n": correct.size}
 
 
 def halve_by_site(sites: list[str], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
