@@ -20,10 +20,10 @@ MIN_DETAIL_RATIO = 0.8
 def draw_in_class_mix(
     real: dict[str, np.ndarray], labels: dict[str, list[str]], seed: int
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """The measures [M] of test tiles in the synthetic images' mix of classes, and if they have it.
+    """Measures [M] of test tiles drawn in the synthetic images' mix of classes, and True.
 
     Some classes have less detail than others. Where too few test tiles show the synthetic images'
-    classes, the measures are those of all test tiles.
+    classes, the measures are those of all test tiles, and the second value is False.
 
     Args:
         real: measures [N] of each test tile.

@@ -192,7 +192,8 @@ def near_copy_interval(
     Args:
         copies: near-copies found.
         n: generated images; both numbers may be effective ones, of dependent images.
-        rank: of the limit among the held-out images, from 1; fractional between two.
+        rank: that of the limit among the held-out images' distances, from 1; a fraction where the
+            limit lies between two of them.
         held_out_count: number of held-out images.
     """
     chances = betaincinv(rank, held_out_count + 1 - rank, QUANTILES)  # [100]

@@ -22,10 +22,10 @@ LEVEL = 256  # steps of a thumbnail's values per gray level
 # Of two tiles, all root mean square. The contrast is the larger one of the two: what the channels
 # differ from their means.
 MAX_COLOR_DIFFERENCE = 2.0  # gray levels, of the channels' means
-MAX_COLOR_BY_CONTRAST = 2.0  # the same in units of the contrast
+MAX_COLOR_BY_CONTRAST = 2.0  # the same in units of the contrast; the smaller of the two counts
 MAX_PATTERN_DIFFERENCE = 2.0  # gray levels, of the channels without their means
-MAX_PATTERN_BY_CONTRAST = 0.2  # the same in units of the contrast: the larger limit counts, but
-WEAK_PATTERN_BY_CONTRAST = 0.6  # upper limit
+MAX_PATTERN_BY_CONTRAST = 0.2  # the same in units of the contrast; the larger of the two counts
+WEAK_PATTERN_BY_CONTRAST = 0.6  # in units of the contrast: the limit is never above it
 MIN_CORRELATION = (1 - WEAK_PATTERN_BY_CONTRAST**2) ** 0.5  # implied by the limit above
 BLOCK = 512  # images that are compared at once
 PART = 8 * BLOCK  # centers that they are compared with

@@ -3,9 +3,9 @@
     python -m stages.runtime.launch <stage> [item]
 
 `dvc.yaml` holds this same command on every machine; `accelerate config`, answered once per machine,
-decides how many processes run it, on which devices; $CUDA_VISIBLE_DEVICES may name others.
-Without a config, or for a single process, the stage runs right here. docs/scale.md
-says what several processes change.
+decides how many processes run it, on which devices; $CUDA_VISIBLE_DEVICES may name others. Without
+a config, or for a single process, the stage runs right here. docs/scale.md says what several
+processes change.
 """
 
 import argparse
