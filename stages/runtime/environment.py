@@ -11,7 +11,7 @@ from stages.runtime.progress import log
 
 # Of accelerate. Where `accelerate launch` or torchrun has started this process, they hold what the
 # machine's accelerate config says.
-LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "MEGATRON_LM_", "PARALLELISM_CONFIG_")
+LAUNCHER_PREFIXES = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
 # The number of a process among those of a launcher, which find each other by $MASTER_ADDR. Without
 # it they are left over, and torch would end.
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -20,7 +20,6 @@ PREFIXES = (
     "TORCHDYNAMO_",
     "TORCHINDUCTOR_",
     "TORCH_COMPILE_",
-    "PYTORCH_NVFUSER_",
     "PYTORCH_TENSOREXPR",
     "PYTORCH_TUNABLEOP_",
     # Arguments of Lightning's Trainer that are not given, such as its precision.
@@ -32,17 +31,14 @@ NAMES = (
     # Kernels of torch, on GPUs and CPUs.
     "ATEN_CPU_CAPABILITY",
     "NVIDIA_TF32_OVERRIDE",
-    "PYTORCH_MPS_FAST_MATH",
     "PYTORCH_SUM_INNER_TREE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "TORCH_BLAS_PREFER_CUBLASLT",
-    "TORCH_BLAS_PREFER_HIPBLASLT",
     "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
     "TORCH_CUDNN_V8_API_DISABLED",
     "TORCH_DISABLE_NATIVE_AOT",
     "TORCH_DISABLE_NATIVE_JIT",
     "TORCH_LINALG_PREFER_CUSOLVER",
-    "TORCH_LINALG_PREFER_HIPSOLVER",
     "TORCH_LINEAR_FLATTEN_3D",
     "TORCH_MKLDNN_MATMUL_MIN_DIM",
     "TORCH_MKLDNN_MATMUL_MIN_SIZE",
@@ -58,10 +54,6 @@ NAMES = (
     "DIFFUSERS_ATTN_BACKEND",
     "TRANSFORMERS_SDPA_FORCE_GQA",
     "USE_HUB_KERNELS",
-    "USE_TORCH_XLA",
-    "XLA_DOWNCAST_BF16",
-    "XLA_USE_BF16",
-    "XLA_USE_F16",
     # The seed of Lightning where none is given.
     "PL_GLOBAL_SEED",
 )
