@@ -173,16 +173,16 @@ def write_corpus(folder: Path, text_column: str, out: Path) -> list[Path]:
         return write_texts(folder, out)
     files = []
     for path in parquets:
-        counts = Counter(len(text) > MAX_LINE_CHARACTERS for text in read_rows(path, text_column))
+        counts = Counter(len(text) > MAX_LINE_CHARACTERS for text in read_texts(path, text_column))
         if counts[True] > counts[False]:
             stem = "__".join(path.relative_to(folder).with_suffix("").parts)
-            for number, text in enumerate(read_rows(path, text_column), 1):
+            for number, text in enumerate(read_texts(path, text_column), 1):
                 files.append(out / f"{stem}_{number:05d}.txt")
                 files[-1].write_text(text, encoding="utf-8")
         elif counts:
             corpus = out / "corpus.txt"
             with open(corpus, "a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in read_rows(path, text_column))
+                file.writelines(f"{line}\n" for line in read_texts(path, text_column))
             files += [] if corpus in files else [corpus]
     return files
 
@@ -209,7 +209,7 @@ def write_texts(folder: Path, out: Path) -> list[Path]:
     return [corpus] if paths else []
 
 
-def read_rows(path: Path, text_column: str) -> Iterator[str]:
+def read_texts(path: Path, text_column: str) -> Iterator[str]:
     """Yield the texts of a Parquet file that are not empty.
 
     Raises:
