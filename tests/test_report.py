@@ -231,7 +231,7 @@ def run_on_rsicd() -> RunContext:
         image_counts={},
         class_counts=dict.fromkeys(CLASSES, counts),
         unused_classes=["Woody Vegetation"],
-        near_duplicates={},
+        near_duplicates={"train_test": 0, "excluded_from_test": 0},
         trained_judge=True,
     )
 

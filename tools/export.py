@@ -33,6 +33,7 @@ import numpy as np
 from stages.common.artifacts import decode_image, stream_rows, write_atomically, write_json
 from stages.common.class_names import slug
 from stages.diffusion.marked_png import DESCRIPTION, SETTINGS
+from stages.imagery.georeference import Georeference
 from stages.imagery.rasters import rasterio_settings
 from stages.params import load
 from stages.publishing.folders import add_card_and_metrics, copy_output, hide_folders_in_model
@@ -48,7 +49,6 @@ from tools.commands import run_command
 
 IMAGERY = Path("data/imagery")
 SYNTHETIC = Path("data/synthetic")
-GEOREFERENCE = ("crs", "bounds", "gsd", "date")  # columns of tiles whose source has them
 MAX_NAME_BYTES = 200  # of a file name; file systems take up to 255
 
 
@@ -101,7 +101,7 @@ def export_imagefolder(split: str, folder: Path) -> None:
         else:
             metadata |= {"text": row["captions"][0], "captions": row["captions"]}
             metadata["scene"] = row["scene"]
-            metadata |= {key: row[key] for key in GEOREFERENCE if row.get(key) is not None}
+            metadata |= {key: row[key] for key in Georeference._fields if row.get(key) is not None}
         lines.append(json.dumps(metadata, ensure_ascii=False) + "\n")
     write_atomically(folder / "metadata.jsonl", "".join(lines).encode())
 

@@ -72,7 +72,7 @@ def read_context(
         image_counts=Counter(row["label"] for row in synthetic),
         class_counts={name: counts[name] for name in classes},
         unused_classes=[name for name in counts if name not in classes],
-        near_duplicates=read_json("data/imagery/REPORT.json").get("near_duplicates", {}),
+        near_duplicates=read_json("data/imagery/REPORT.json")["near_duplicates"],
         trained_judge=trained_judge,
     )
 

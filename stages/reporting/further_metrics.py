@@ -37,8 +37,8 @@ def further_metrics_table(metrics: dict[str, dict], context: RunContext) -> Tabl
         f"{near_copies_note(metrics['images'])}"
         f"{artifacts_note(metrics['images']['compression_artifacts'])}"
         "Groups of near-duplicates in both the training and the test split: "
-        f"{near_duplicates.get('train_test', 0)}; test tiles excluded for that: "
-        f"{near_duplicates.get('excluded_from_test', 0)}."
+        f"{near_duplicates['train_test']}; test tiles excluded for that: "
+        f"{near_duplicates['excluded_from_test']}."
     )
     return Table("Not in the paper", rows, note)
 
