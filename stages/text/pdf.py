@@ -89,9 +89,7 @@ class Worker:
         self.errors.close()
 
 
-def read_all(
-    paths: list[Path], seconds: float = SECONDS, megabytes: int = MEGABYTES
-) -> Iterator[tuple[Path, dict]]:
+def read_all(paths: list[Path]) -> Iterator[tuple[Path, dict]]:
     """Yield (path, result of `Worker.read`) in the order of `paths`, with one worker per core."""
     of_thread = local()
     workers: list[Worker] = []
@@ -99,7 +97,7 @@ def read_all(
     def read(path: Path) -> dict:
         worker = getattr(of_thread, "worker", None)
         if worker is None or worker.process.poll() is not None:
-            worker = Worker(seconds, megabytes)
+            worker = Worker()
             of_thread.worker = worker
             workers.append(worker)
         return worker.read(path)
