@@ -749,17 +749,22 @@ def test_run_js_has_the_stages_in_the_order_data_flows(made):
 
 
 def test_a_stage_that_dvc_runs_leaves_its_time(tmp_path):
-    """Only its first process does, and only where DVC runs it."""
-    start = "from stages.runtime.process import start_process; start_process()"
-    code = f"import subprocess, sys, time; {start}; time.sleep(0.3); "
-    code += f"subprocess.run([sys.executable, '-c', {start!r}], check=True)"
+    """Only its first process does, only where DVC runs it, and not where it fails."""
+    run_stage = "import sys, time; from stages.runtime.process import run_stage; run_stage"
+    inner = f"{run_stage}(lambda: None, None)"
+    starts_inner = f"subprocess.run([sys.executable, '-c', {inner!r}], check=True)"
+    code = f"import subprocess; {run_stage}(lambda: time.sleep(0.3) or {starts_inner}, None)"
+    failing = f"{run_stage}(lambda: sys.exit('error: a key'), None)"
     environment = {
         "PYTHONPATH": str(REPOSITORY),
         "DVC_STAGE": "features@real",
         "DVC_ROOT": str(tmp_path),
     }
-    for env in (environment, {"PYTHONPATH": str(REPOSITORY)}):
-        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+    elsewhere = {"PYTHONPATH": str(REPOSITORY)}
+    runs = ((code, environment), (code, elsewhere), (failing, environment | {"DVC_STAGE": "fid"}))
+    for program, env in runs:
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env)
+        assert done.returncode == (program == failing)
     (file,) = (file for file in tmp_path.rglob("*") if file.is_file())
     assert file == tmp_path / ".dvc/tmp/stage_times/features@real"
     assert 0.3 <= float(file.read_text()) < 60

@@ -103,9 +103,10 @@ def hardware_name() -> str:
 
 
 def wall_time(stage: str) -> float | None:
-    """Return seconds of the stage's last run here, over all items of a foreach stage.
+    """Return seconds of the stage's last complete run here, over all items of a foreach stage.
 
-    None where none is known: it never ran here, for example where its outputs were pulled.
+    Where that run was resumed, those since then. None where none is known: the stage never ran
+    here, for example where its outputs were pulled.
     """
     files = [TIMES / stage, *TIMES.glob(f"{stage}@*")]
     times = []

@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 
 from stages.runtime.errors import exit_with_error
-from stages.runtime.process import PROCESSES, make_parser, start_process
+from stages.runtime.process import PROCESSES, make_parser, note_time, start_process
 
 # Stages that share their work between processes.
 DISTRIBUTED = ("encode", "finetune_sd", "sample", "generate", "features")
@@ -80,7 +80,10 @@ def launch(stage: str, arguments: list[str]) -> None:
     # Each process runs this module too, so that errors are lines from its first imports on.
     command = [sys.executable, "-m", "stages.runtime.supervise", *launcher]
     command += ["--module", "stages.runtime.launch", stage, *arguments]
-    sys.exit(run_to_its_end(command, environment))
+    status = run_to_its_end(command, environment)
+    if status == 0:
+        note_time()
+    sys.exit(status)
 
 
 def run_here(stage: str, arguments: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Start the process of a script: arguments, environment, speed, readable errors, its wall time."""
 
 import argparse
-import atexit
 import ctypes
 import gc
 import io
@@ -23,6 +22,7 @@ from stages.runtime.environment import clear_variables
 from stages.runtime.errors import excepthook
 
 PROCESSES = "REMOTE_DIFFUSION_PROCESSES"  # the variable with the number that was launched
+TIMED_BY = "REMOTE_DIFFUSION_TIMED_BY"  # the variable with the id of a stage's first process
 POLL = 0.5  # seconds between two looks at the parents of this process
 GRACE = 10.0  # seconds between SIGTERM and the end of a process
 
@@ -44,6 +44,7 @@ def run_stage(main: Callable[..., None], doc: str | None, **choices: Iterable[st
     arguments = parser.parse_args()
     start_process()
     main(*(getattr(arguments, name) for name in choices))
+    note_time()
 
 
 def make_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
@@ -75,8 +76,25 @@ def start_process() -> None:
     # kernels that nothing here uses.
     logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
     _keep_freed_memory()
-    _note_time_at_exit()
+    if "DVC_STAGE" in os.environ:
+        os.environ.setdefault(TIMED_BY, str(os.getpid()))
     _end_with_parents()
+
+
+def note_time() -> None:
+    """Leave the wall time of a stage that DVC runs in `.dvc/tmp/stage_times/<stage>`, in seconds.
+
+    DVC keeps no times; the report's table of stages shows these. Called where a stage has done its
+    work, so that a run that fails leaves the time of the one before. Only the first process of a
+    stage leaves its time, not those that it starts.
+    """
+    if os.environ.get(TIMED_BY) != str(os.getpid()):
+        return
+    started = psutil.Process().create_time()  # before the imports, s since the epoch
+    file = Path(os.environ["DVC_ROOT"]) / ".dvc/tmp/stage_times" / os.environ["DVC_STAGE"]
+    with suppress(OSError):  # the disk may be full, with the outputs complete
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{time.time() - started:.2f}\n", "utf-8")
 
 
 def interrupt_on_signals() -> None:
@@ -160,27 +178,3 @@ def _keep_freed_memory() -> None:
         m_mmap_threshold = -3
         libc.mallopt(m_mmap_threshold, 32 << 20)
         libc.mallopt(m_trim_threshold, 256 << 20)
-
-
-def _note_time_at_exit() -> None:
-    """Leave the wall time of a stage that DVC runs in `.dvc/tmp/stage_times/<stage>`, in seconds.
-
-    DVC keeps no times; the report's table of stages shows these. Only the first process of a stage
-    leaves its time, not those that it starts.
-    """
-    stage = os.environ.get("DVC_STAGE")
-    root = os.environ.get("DVC_ROOT")
-    process = str(os.getpid())
-    if not stage or not root:
-        return
-    if os.environ.setdefault("REMOTE_DIFFUSION_TIMED_BY", process) != process:
-        return
-    started = psutil.Process().create_time()  # before the imports, s since the epoch
-
-    def note_time() -> None:
-        folder = Path(root) / ".dvc/tmp/stage_times"
-        with suppress(OSError):  # a full disk was already reported by the stage
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / stage).write_text(f"{time.time() - started:.2f}\n", "utf-8")
-
-    atexit.register(note_time)
