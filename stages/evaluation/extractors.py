@@ -135,7 +135,7 @@ class EfficientNetExtractor(nn.Module):
 
     That is 112 features. The last layer's 1280 are too many for the covariance of a few hundred
     images: with 256 rendered tiles, real vs. real scores 54 % of the fine-tuned model's FID in
-    them, and 14 % in these. It resizes to 128 px, antialiased: a third of the time that its own
+    them, and 12 % in these. It resizes to 128 px, antialiased: a third of the time that its own
     224 px take.
     """
 
