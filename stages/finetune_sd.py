@@ -30,7 +30,7 @@ from stages.common.torch_setup import cpu_threads, make_deterministic
 from stages.diffusion import checkpoints, models, training_log
 from stages.diffusion.batches import Batch, BatchLoader
 from stages.diffusion.caption_embeddings import load_embeddings
-from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
+from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.latents import Latents
 from stages.diffusion.param_checks import check_training
 from stages.diffusion.published_model import save_finetuned, save_unchanged
@@ -39,6 +39,7 @@ from stages.diffusion.validation import Evaluator
 from stages.params import FinetuneSD, load
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.parallel import BackgroundWriter
 from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.runtime.resume_cache import resume_folder
@@ -178,7 +179,7 @@ def train(
     config = trainer.config
     accumulation = config.gradient_accumulation
     batches = loader.batches(range(state.step * accumulation, steps * accumulation))
-    writer = CheckpointWriter(cache, config.keep_checkpoints)
+    writer = BackgroundWriter()
     losses: list[torch.Tensor] = []  # a scalar per micro-batch since the last checkpoint
     bar = progress_bar(total=steps, initial=state.step, desc="finetune_sd", unit="step")
     first_step = state.step
@@ -210,7 +211,7 @@ def train(
             training_log.exit_if_diverged(row, state, writer, config)
             losses.clear()
             state.record(row)
-            trainer.save_checkpoint(writer, state)
+            trainer.save_checkpoint(writer, cache, state)
             measured = {name: row[name] for name in training_log.MEASURED if name in row}
             log_metrics(state.step, measured, grid_file)
     bar.close()

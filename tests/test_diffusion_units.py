@@ -328,6 +328,7 @@ def test_a_checkpoint_restores_weights_average_and_optimizer(tmp_path, memory_fo
 
 
 def test_an_incomplete_checkpoint_is_never_loaded(tmp_path, capsys):
+    (tmp_path / "step_00000002.part").write_bytes(b"left by a kill while it was written")
     for step in (3, 6, 9):
         tensors = {"weight.w": torch.full((100,), float(step))}
         state = TrainingState(step, best_step=3, best_loss=0.1 + 0.2)

@@ -6,8 +6,6 @@ step so far, which are the ones to publish.
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -51,39 +49,13 @@ class TrainingState:
             self.best_step = self.step
 
 
-class CheckpointWriter:
-    """Writes checkpoints in another thread, one at a time, while training goes on."""
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
-        self.thread = ThreadPoolExecutor(1)
-        self.pending: Future[None] | None = None
-        for unfinished in folder.glob("*.part"):  # left by a kill
-            unfinished.unlink(missing_ok=True)
-
-    def submit(self, tensors: Tensors, state: TrainingState) -> None:
-        """Start to write a checkpoint; `state` may change from here on, `tensors` may not."""
-        self.pending = self.thread.submit(
-            save_step, self.folder, tensors, deepcopy(state), self.keep
-        )
-
-    def wait(self) -> None:
-        """Return when the last checkpoint is on disk; raise what went wrong in writing it."""
-        if self.pending:
-            self.pending.result()
-
-    def raise_if_failed(self) -> None:
-        """Raise what went wrong in writing the last checkpoint, without waiting for its end."""
-        if self.pending and self.pending.done():
-            self.pending.result()
-
-
 def save_step(folder: Path, tensors: Tensors, state: TrainingState, keep: int) -> None:
     """Write the checkpoint of `state.step`, and its weights as the best ones where they are.
 
     Then remove all but the last `keep`, and those of later steps, which could not be resumed from.
     """
+    for unfinished in folder.glob("*.part"):  # left by a kill
+        unfinished.unlink()
     path = step_file(folder, state.step)
     save(path, tensors, asdict(state))
     if state.best_step == state.step:

@@ -9,7 +9,6 @@ until all are done.
 import io
 import math
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -34,6 +33,7 @@ from stages.params import Sampling
 from stages.runtime import resume_cache
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.parallel import BackgroundWriter
 from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.processes import once, process_state
 from stages.runtime.progress import log, progress_bar
@@ -233,14 +233,15 @@ def generate_shards(
         if kept:
             log(f"{stage}: {len(kept)} finished groups of an earlier run are kept")
         sampler = None
-        writer = _GroupWriter(cache, schema)
+        writer = BackgroundWriter()  # of a group, while the next one is on the GPU
         bar = progress_bar(total=total, initial=sum(kept.values()), desc=stage, unit="image")
         for number in range(FIRST_GROUP, FIRST_GROUP + group_count):
             group = list(islice(rows, sampling.batch_size))
             is_own = number % state.num_processes == state.process_index
             if is_own and not _is_finished(cache / f"{number}.parquet", len(group)):
                 sampler = sampler or Sampler(model, sampling, state.device)
-                writer.submit(number, *_generate_group(sampler, group, seed, provenance))
+                finished = _generate_group(sampler, group, seed, provenance)
+                writer.submit(_write_group, cache, number, schema, *finished)
             bar.update(0 if number in kept else len(group))
         writer.wait()
         bar.close()
@@ -285,29 +286,13 @@ def _generate_group(
     return finished, images
 
 
-class _GroupWriter:
-    """Compresses and writes a group to the resume cache while the next one is on the GPU."""
-
-    def __init__(self, cache: Path, schema: pa.Schema) -> None:
-        self.cache = cache
-        self.schema = schema
-        self.thread = ThreadPoolExecutor(1)
-        self.pending: Future[None] | None = None
-
-    def submit(self, number: int, rows: list[dict], images: np.ndarray) -> None:
-        """Write a group's rows with their images [B, H, W, 3], once the one before is written."""
-        self.wait()
-        self.pending = self.thread.submit(self._write, number, rows, images)
-
-    def wait(self) -> None:
-        """Wait until all is written; raises what writing raised."""
-        if self.pending:
-            self.pending.result()
-
-    def _write(self, number: int, rows: list[dict], images: np.ndarray) -> None:
-        for row, image in zip(rows, images):
-            row["image"] = {"bytes": encode_marked_png(image, row), "path": None}
-        write_shard(self.cache, number, rows, self.schema)
+def _write_group(
+    cache: Path, number: int, schema: pa.Schema, rows: list[dict], images: np.ndarray
+) -> None:
+    """Write a group's rows with their images [B, H, W, 3] to the resume cache."""
+    for row, image in zip(rows, images):
+        row["image"] = {"bytes": encode_marked_png(image, row), "path": None}
+    write_shard(cache, number, rows, schema)
 
 
 def _merge_groups(cache: Path, group_count: int, out: Path, schema: pa.Schema) -> None:

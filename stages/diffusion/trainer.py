@@ -6,6 +6,7 @@ or several with a shard each (FSDP2).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from stages.diffusion import checkpoints, models, schedulers
 from stages.diffusion.batches import Batch
-from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
+from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.cpu_chunks import CpuChunks
 from stages.diffusion.ema import update_ema
 from stages.diffusion.latents import Latents
@@ -22,6 +23,7 @@ from stages.diffusion.loss import denoising_loss
 from stages.diffusion.muon import Muon
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import BackgroundWriter
 from stages.runtime.processes import process_state
 from stages.runtime.progress import log
 
@@ -201,8 +203,8 @@ class Trainer:
         log(f"finetune_sd: resuming from step {state.step}")
         return state
 
-    def save_checkpoint(self, writer: CheckpointWriter, state: TrainingState) -> None:
-        """Copy all that resuming needs; the copy is written while training goes on.
+    def save_checkpoint(self, writer: BackgroundWriter, folder: Path, state: TrainingState) -> None:
+        """Copy all that resuming needs; the copy is written to `folder` while training goes on.
 
         Where a copy doesn't fit the free memory, training waits instead.
         """
@@ -214,7 +216,8 @@ class Trainer:
         if copied:
             tensors = checkpoints.copy_tensors(tensors)
         if self.accelerator.is_main_process:
-            writer.submit(tensors, state)
+            keep = self.config.keep_checkpoints
+            writer.submit(checkpoints.save_step, folder, tensors, deepcopy(state), keep)
         if not copied:
             size = checkpoints.count_bytes(tensors) / 1e9
             log(

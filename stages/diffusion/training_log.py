@@ -9,9 +9,10 @@ from PIL import Image
 
 from stages.common.artifacts import write_json
 from stages.common.csv_files import write_csv
-from stages.diffusion.checkpoints import CheckpointWriter, TrainingState
+from stages.diffusion.checkpoints import TrainingState
 from stages.params import FinetuneSD
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import BackgroundWriter
 from stages.runtime.progress import log
 
 LOSSES = ("train_loss", "validation_loss", "base_domain_loss")
@@ -33,7 +34,7 @@ def has_finite_losses(row: dict[str, float]) -> bool:
 
 
 def exit_if_diverged(
-    row: dict[str, float], state: TrainingState, writer: CheckpointWriter, config: FinetuneSD
+    row: dict[str, float], state: TrainingState, writer: BackgroundWriter, config: FinetuneSD
 ) -> None:
     """Exit with an error where a loss is NaN or infinite.
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stages.runtime.process import end_after
 
@@ -72,6 +72,29 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
         while (item := upcoming.result()) is not None:
             upcoming = thread.submit(next, items, None)
             yield item
+
+
+class BackgroundWriter:
+    """Calls functions that write files in another thread, one at a time."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1)
+        self.pending: Future[None] | None = None
+
+    def submit(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Start a call once the one before has ended; raises what that one raised."""
+        self.wait()
+        self.pending = self.thread.submit(function, *arguments)
+
+    def wait(self) -> None:
+        """Return when the last call has ended; raises what it raised."""
+        if self.pending:
+            self.pending.result()
+
+    def raise_if_failed(self) -> None:
+        """Raise what the last call raised, without waiting for its end."""
+        if self.pending and self.pending.done():
+            self.pending.result()
 
 
 def _exit_with_parent() -> None:
