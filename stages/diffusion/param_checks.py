@@ -10,13 +10,18 @@ import torch
 
 from stages.diffusion import models, schedulers
 from stages.params import FinetuneSD, Sampling
-from stages.runtime.processes import check_precision, check_shared_batch
+from stages.runtime.errors import exit_with_error
+from stages.runtime.processes import check_precision
 
 
 def check_training(config: FinetuneSD, start: Path, device: torch.device, processes: int) -> None:
     """Exit with an error where a model, `start`, can't be fine-tuned by these params."""
     check_precision("finetune_sd.precision", config.precision, device)
-    check_shared_batch("finetune_sd.batch_size", config.batch_size, processes)
+    if config.batch_size % processes:
+        exit_with_error(
+            f"finetune_sd.batch_size: {config.batch_size} images per step cannot be shared evenly "
+            f"by {processes} processes"
+        )
     schedulers.load_training_schedule(start, config.zero_terminal_snr, config.min_snr_gamma)
 
 

@@ -41,14 +41,6 @@ def once(state: PartialState, function: Callable[..., None], *arguments: Any) ->
     state.wait_for_everyone()
 
 
-def check_shared_batch(key: str, batch_size: int, processes: int) -> None:
-    """Exit with an error where processes can't share a batch, the value of a key, evenly."""
-    if batch_size % processes:
-        exit_with_error(
-            f"{key}: {batch_size} images per step cannot be shared evenly by {processes} processes"
-        )
-
-
 def check_precision(key: str, precision: str, device: torch.device) -> None:
     """Exit with an error where a device can't compute in a number format, the value of a key."""
     if precision == "fp16" and device.type != "cuda":
