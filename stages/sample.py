@@ -50,23 +50,19 @@ def main(which: str) -> None:
     make_deterministic(params.seed)
     if which == "figures":
         inputs = [FIGURES]
-        rows = figure_rows()
-        prompts = [row["prompt"] for row in figure_rows()]
-        total = len(prompts)
+        rows = list(figure_rows())
     else:
         inputs = shard_paths(TEST_IMAGERY)
         copies = params.classifier.images_per_caption if which == "tuned" else 1
-        rows = caption_rows(params.seed, copies)
-        prompts = [row["prompt"] for row in caption_rows(params.seed, 1)]
-        total = copies * len(prompts)
+        rows = list(caption_rows(params.seed, copies))
     model = models.base_folder() if which == "base" else Path("models/diffusion")
-    log_unread_prompts(f"sample@{which}", model, prompts)
+    log_unread_prompts(f"sample@{which}", model, [row["prompt"] for row in rows])
     generate_shards(
         stage=f"sample@{which}",
         out=Path("data/samples") / which,
         model=model,
         rows=rows,
-        total=total,
+        total=len(rows),
         schema=SCHEMA,
         sampling=params.sampling,
         seed=params.seed,
