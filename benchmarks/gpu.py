@@ -386,7 +386,7 @@ def _stage(name: str, kill_at_step: int | None) -> None:
 
 
 def read_validation_loss() -> float:
-    """The validation loss at the last step, also where an earlier one is published."""
+    """The validation loss at the last step, also where an earlier one is saved."""
     return read_json("metrics/diffusion.json")["validation_loss_last"]
 
 

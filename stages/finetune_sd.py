@@ -33,7 +33,7 @@ from stages.diffusion.caption_embeddings import load_embeddings
 from stages.diffusion.checkpoints import TrainingState
 from stages.diffusion.latents import Latents
 from stages.diffusion.param_checks import check_training
-from stages.diffusion.published_model import save_finetuned, save_unchanged
+from stages.diffusion.saved_model import save_finetuned, save_unchanged
 from stages.diffusion.trainer import Trainer, check_shapes, create_accelerator
 from stages.diffusion.validation import Evaluator
 from stages.params import FinetuneSD, load
@@ -109,9 +109,9 @@ def main() -> None:
 
         train(trainer, loader, evaluator, state, steps, cache, log_metrics)
 
-        # Publish the best checkpoint as a complete pipeline, with its metrics.
+        # Save the best checkpoint as a complete pipeline, with its metrics.
         if accelerator.is_main_process:
-            publish(cache, start, config, seed, evaluator, state)
+            save_model(cache, start, config, seed, evaluator, state)
             training_log.write(state, steps, cpu_threads(accelerator.device), cache, LATENTS)
         accelerator.wait_for_everyone()
 
@@ -247,7 +247,7 @@ def learning_rate(step: int, steps: int, config: FinetuneSD) -> float:
     return config.lr * 0.5 * (1 + math.cos(angle))
 
 
-def publish(
+def save_model(
     cache: Path,
     start: Path,
     config: FinetuneSD,

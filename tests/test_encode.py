@@ -326,7 +326,7 @@ def test_long_captions_are_counted_and_images_without_any_are_kept(workspace):
     assert read_json(workspace / "metrics/diffusion.json")["truncated_captions"] == 1
 
 
-def test_the_normalization_of_the_data_set_is_published_in_the_vae(workspace):
+def test_the_normalization_of_the_data_set_is_saved_in_the_vae(workspace):
     write_params(workspace, encode={"normalization": "dataset"}, finetune_sd={"epochs": 0.5})
     # As dvc.yaml does: worker processes must find what they are to run.
     command = ("python", "-m", "stages.runtime.launch", "encode")
@@ -338,10 +338,10 @@ def test_the_normalization_of_the_data_set_is_published_in_the_vae(workspace):
     np.testing.assert_allclose(normalization["mean"], images.mean((0, 1, 2)))
     np.testing.assert_allclose(normalization["std"], images.std((0, 1, 2)))
     assert run(workspace, finetune_sd.main)[0] == 0
-    published = workspace / "models/diffusion"
-    assert read_folded(published) == normalization
-    # The VAE that encoded the training tiles is the one that is published.
+    saved = workspace / "models/diffusion"
+    assert read_folded(saved) == normalization
+    # The VAE that encoded the training tiles is the one that is saved.
     x = torch.from_numpy(images[:1] * 2 - 1).float().permute(0, 3, 1, 2)  # [1, 3, H, W]
-    posterior = models.load(published, "vae").encode(x).latent_dist
+    posterior = models.load(saved, "vae").encode(x).latent_dist
     latents = load_file(workspace / "data/latents/train.safetensors")["mean"][0, :1].float()
     torch.testing.assert_close(latents, posterior.mean, atol=5e-3, rtol=2e-3)

@@ -15,7 +15,7 @@ from stages import features
 from stages.common.sources import file_hashes
 from stages.diffusion import checkpoints, from_scratch, models
 from stages.diffusion.normalization import VAE_NORMALIZATION
-from stages.diffusion.published_model import save_finetuned
+from stages.diffusion.saved_model import save_finetuned
 from stages.evaluation.networks import create_network, save_network
 from stages.fetching import model_folder
 from stages.runtime.processes import process_state

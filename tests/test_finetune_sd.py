@@ -39,7 +39,7 @@ def read_curve(folder) -> dict[int, dict[str, float | None]]:
         }
 
 
-def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
+def test_training_learns_and_saves_a_pipeline_that_diffusers_reads(trained):
     from diffusers import StableDiffusionPipeline
 
     metrics = read_json(trained / "metrics/diffusion.json")
@@ -54,7 +54,7 @@ def test_training_learns_and_publishes_a_pipeline_that_diffusers_reads(trained):
     assert not list((trained / "scratch/finetune_sd").glob("*/"))  # the checkpoints are removed
 
 
-def test_the_published_weights_have_the_measured_losses(trained):
+def test_the_saved_weights_have_the_measured_losses(trained):
     """They are the averaged weights of the best step."""
     folder = trained / "models/diffusion"
     finetune_sd_params = load(trained / "params.yaml").finetune_sd
@@ -106,7 +106,7 @@ def test_training_begins_with_the_loss_of_the_base_model_under_the_params(traine
     assert read_curve(trained)[0]["train_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
 
 
-def test_the_best_checkpoint_is_published_not_the_last(workspace):
+def test_the_best_checkpoint_is_saved_not_the_last(workspace):
     write_params(workspace, finetune_sd=OVERSHOOTS)
     code, log = run(workspace, finetune_sd.main)
     assert code == 0, log
@@ -231,7 +231,7 @@ def test_out_of_gpu_memory_names_a_batch_that_fits(workspace):
     assert re.search(r"\b2\b", error) and "gradient_accumulation" in error
 
 
-def test_zero_terminal_snr_is_published_and_sampled(workspace):
+def test_zero_terminal_snr_is_saved_and_sampled(workspace):
     zero = {"epochs": 0.5, "zero_terminal_snr": True, "min_snr_gamma": None}
     weighted = zero | {"min_snr_gamma": 5.0}
     for sections, key in (
@@ -246,9 +246,9 @@ def test_zero_terminal_snr_is_published_and_sampled(workspace):
         assert code == 1 and f"params.yaml: {key}: " in log
     write_params(workspace, finetune_sd=zero, sampling={"scheduler": "ddim"})
     assert run(workspace, finetune_sd.main)[0] == 0
-    published = workspace / "models/diffusion"
-    assert models.read_config(published, "scheduler")["rescale_betas_zero_snr"] is True
-    assert schedulers.load_scheduler(published, "ddpm").alphas_cumprod[-1] == 0
+    saved = workspace / "models/diffusion"
+    assert models.read_config(saved, "scheduler")["rescale_betas_zero_snr"] is True
+    assert schedulers.load_scheduler(saved, "ddpm").alphas_cumprod[-1] == 0
     assert run(workspace, sample.main, "tuned")[0] == 0
     write_params(workspace)
     code, log = run(workspace, sample.main, "tuned")
@@ -374,7 +374,7 @@ def test_a_validation_split_of_equal_tiles_is_trained_on_without_diversity(works
     assert {row["diversity"] for row in read_curve(workspace).values()} == {None}
 
 
-def test_zero_epochs_publish_the_base_model_as_it_is(workspace):
+def test_zero_epochs_save_the_base_model_as_it_is(workspace):
     write_params(workspace, finetune_sd={"epochs": 0})
     assert run(workspace, finetune_sd.main)[0] == 0
     metrics = read_json(workspace / "metrics/diffusion.json")
@@ -385,11 +385,11 @@ def test_zero_epochs_publish_the_base_model_as_it_is(workspace):
     )
     assert metrics["best_step"] == 0
     for part in ("unet", "vae", "text_encoder", "tokenizer"):
-        published = workspace / "models/diffusion" / part
-        assert digest(published) == digest(workspace / "models/base/diffusion" / part)
+        saved = workspace / "models/diffusion" / part
+        assert digest(saved) == digest(workspace / "models/base/diffusion" / part)
 
 
-def test_lora_is_merged_into_the_published_unet(workspace):
+def test_lora_is_merged_into_the_saved_unet(workspace):
     write_params(workspace, finetune_sd={"method": "lora"})
     code, log = run(workspace, finetune_sd.main)
     assert code == 0, log

@@ -75,7 +75,7 @@ os.write(1, f"rank {os.environ['RANK']} {sys.argv[1:]} waits {hours} hours\\n".e
 
 
 def test_two_cpu_processes_wait_for_each_other_for_hours(probe):
-    """While the first one moves files, merges shards or publishes a model. They leave one time."""
+    """While the first one moves files, merges shards or saves a model. They leave one time."""
     (probe / "stages/encode.py").write_text(WAITING)
     done = run(probe, TWO_PROCESSES, DVC_STAGE="encode", DVC_ROOT=str(probe))
     expected = [f"rank {rank} ['item'] waits 24.0 hours" for rank in (0, 1)]

@@ -190,7 +190,7 @@ def test_checkpoints_that_cannot_be_used_do_not_get_in_the_way(tmp_path, capfd):
     save_steps(folder, (6, 6), (9, 6))
     best.unlink()
     assert latest_step(folder) == 6
-    # Those of a step without a checkpoint: a run that starts again must not publish its first best
+    # Those of a step without a checkpoint: a run that starts again must not save its first best
     # weights under the name of a later step.
     save_steps(folder, (9, 6), (12, 6))
     best.unlink()
@@ -199,7 +199,7 @@ def test_checkpoints_that_cannot_be_used_do_not_get_in_the_way(tmp_path, capfd):
     assert latest_step(folder) == 3
 
 
-def test_where_the_best_weights_are_gone_the_best_that_are_kept_are_published(tmp_path, capfd):
+def test_where_the_best_weights_are_gone_the_best_that_are_kept_are_saved(tmp_path, capfd):
     """`best.safetensors` of a killed run may be of a step that the run after it never measures."""
     folder = tmp_path / "checkpoints"
     save_steps(folder, (9, 9), (4, 4), (8, 4))
@@ -350,7 +350,7 @@ def test_a_run_goes_on_where_other_steps_and_grids_are_measured_and_says_so(trai
 
 
 def test_a_finished_run_does_not_hand_over_the_diversity_of_other_grids(workspace):
-    assert run(workspace, stop_at_publishing)[0] == -signal.SIGKILL
+    assert run(workspace, stop_at_saving)[0] == -signal.SIGKILL
     write_params(workspace, finetune_sd={"grid_steps": 2})
     code, log = run(workspace, finetune_sd.main)
     assert code == 0 and resumed_step(log) == 10 and "but for the diversity" in log
@@ -359,15 +359,15 @@ def test_a_finished_run_does_not_hand_over_the_diversity_of_other_grids(workspac
     assert metrics["validation_loss"] > 0
 
 
-def stop_at_publishing():
-    finetune_sd.publish = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+def stop_at_saving():
+    finetune_sd.save_model = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     finetune_sd.main()
 
 
 def test_damaged_best_weights_are_written_again(trained, workspace):
-    """Each time, where a run ends before it publishes."""
+    """Each time, where a run ends before it saves the model."""
     for _ in range(2):
-        assert run(workspace, stop_at_publishing)[0] == -signal.SIGKILL
+        assert run(workspace, stop_at_saving)[0] == -signal.SIGKILL
         (best,) = (workspace / "scratch/finetune_sd").glob("*/best.safetensors")
         best.write_bytes(best.read_bytes()[:1000])
     code, log = run(workspace, finetune_sd.main)
@@ -403,7 +403,7 @@ def hold_at_step_5():
     finetune_sd.main()
 
 
-def test_two_processes_wait_together_and_publish_the_bytes_of_the_first_run(
+def test_two_processes_wait_together_and_save_the_bytes_of_the_first_run(
     trained, workspace, tmp_path
 ):
     """Two processes sum gradients in another order: equal bytes were taken, not trained."""

@@ -1,7 +1,7 @@
 """Checkpoints of training: tensors and state in one safetensors file each, complete or absent.
 
 `step_<step>.safetensors` holds all that resuming needs; `best.safetensors` the weights of the best
-step so far, which are the ones to publish.
+step so far, which are those of models/diffusion in the end.
 """
 
 import math
@@ -102,7 +102,7 @@ def load_best(folder: Path, state: TrainingState) -> Tensors:
         if path.exists() and (checkpoint := load_undamaged(path)):
             log(
                 f"{folder}: the weights of the best step, {state.best_step}, are gone: those of "
-                f"step {step} are published, validation loss {row['validation_loss']:.4g}"
+                f"step {step} are taken, validation loss {row['validation_loss']:.4g}"
             )
             state.best_step = step
             state.best_loss = row["validation_loss"]
@@ -130,7 +130,7 @@ def load_latest(folder: Path) -> tuple[Tensors, TrainingState] | None:
 
 
 def has_best(folder: Path, tensors: Tensors, state: TrainingState) -> bool:
-    """Whether the best weights of a checkpoint can be published in the end.
+    """Whether the best weights of a checkpoint can be saved as the model in the end.
 
     Where `best.safetensors` is missing or older, it is written again if the checkpoint itself is
     the best. One of a later step will do: training comes to that step again.

@@ -3,7 +3,7 @@
 A VAE of Stable Diffusion reads and writes pixels in [-1, 1]. `encode.normalization: dataset` feeds
 it (x - mean) / std of pixels x in [0, 1] instead. Per channel both differ by an affine map, which
 is folded into the VAE's first and last convolution. So a model is the same to every reader of
-its weights: latents are encoded, and images decoded, by the VAE that is published.
+its weights: latents are encoded, and images decoded, by the VAE that is saved with the model.
 
 A normalization is {normalization, mean [3], std [3]}, per RGB channel.
 """

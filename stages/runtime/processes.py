@@ -12,7 +12,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.process import PROCESSES
 
 # How long processes wait for each other. NCCL's ten minutes would end a run in which the first one
-# merges shards, moves files or publishes a model, or in which one GPU is slower.
+# merges shards, moves files or saves a model, or in which one GPU is slower.
 TIMEOUT = timedelta(days=1)
 
 

@@ -1,4 +1,4 @@
-"""What others draw from the published folder is what our sampler draws."""
+"""What others draw from the saved folder is what our sampler draws."""
 
 import shutil
 import warnings
@@ -16,8 +16,8 @@ from stages.common.artifacts import read_json, write_json
 from stages.diffusion import models
 from stages.diffusion.encoding import VaeEncoder
 from stages.diffusion.normalization import VAE_NORMALIZATION, load_folded_vae, read_folded
-from stages.diffusion.published_model import save_finetuned
 from stages.diffusion.sampler import Sampler
+from stages.diffusion.saved_model import save_finetuned
 from stages.fetching.model_folder import copy_model
 from stages.params import Sampling
 
@@ -51,7 +51,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
     return folders
 
 
-def publish(base: Path, target: Path, normalization: dict, zero_terminal_snr: bool = False) -> Path:
+def save(base: Path, target: Path, normalization: dict, zero_terminal_snr: bool = False) -> Path:
     """The base's UNet as if it had been fine-tuned on latents of these pixels."""
     unet = {name: value * 1.01 for name, value in models.load(base, "unet").state_dict().items()}
     save_finetuned(base, target, unet, normalization, SIZE // 4, zero_terminal_snr)
@@ -101,7 +101,7 @@ def test_diffusers_draws_what_the_sampler_draws(
     bases, tmp_path, caplog, normalization, prediction_type
 ):
     diffusers.utils.logging.enable_propagation()
-    folder = publish(bases[prediction_type], tmp_path / "published", normalization)
+    folder = save(bases[prediction_type], tmp_path / "saved", normalization)
     pipeline = load_pipeline(folder)
     own = pipeline.scheduler
     ddim = diffusers.DDIMScheduler.from_config(own.config)
@@ -116,7 +116,7 @@ def test_diffusers_draws_what_the_sampler_draws(
 
 def test_diffusers_draws_the_same_on_a_zero_terminal_snr_schedule(bases, tmp_path):
     base = bases["v_prediction"]
-    folder = publish(base, tmp_path / "published", DATASET, zero_terminal_snr=True)
+    folder = save(base, tmp_path / "saved", DATASET, zero_terminal_snr=True)
     pipeline = load_pipeline(folder)
     assert np.abs(draw(folder, "ddim") - draw_with_diffusers(pipeline)).max() <= 1
     dpm = diffusers.DPMSolverMultistepScheduler
@@ -131,16 +131,16 @@ def test_the_text_encoder_has_the_names_of_every_stable_diffusion(bases, tmp_pat
     file = "text_encoder/model.safetensors"
     weights = {name.removeprefix("text_model."): w for name, w in load_file(base / file).items()}
     save_file({base_prefix + name: w for name, w in weights.items()}, base / file, {"format": "pt"})
-    published = load_file(publish(base, tmp_path / "published", DATASET) / file)
-    assert published.keys() == {f"text_model.{name}" for name in weights}
-    assert all(torch.equal(weight, published[f"text_model.{n}"]) for n, weight in weights.items())
+    saved = load_file(save(base, tmp_path / "saved", DATASET) / file)
+    assert saved.keys() == {f"text_model.{name}" for name in weights}
+    assert all(torch.equal(weight, saved[f"text_model.{n}"]) for n, weight in weights.items())
 
 
-def test_the_published_model_keeps_its_colors_as_the_next_base(bases, tmp_path):
-    published = publish(bases["epsilon"], tmp_path / "published", DATASET)
+def test_the_saved_model_keeps_its_colors_as_the_next_base(bases, tmp_path):
+    saved = save(bases["epsilon"], tmp_path / "saved", DATASET)
     fetched = tmp_path / "fetched"
-    copy_model("diffusion", published, fetched, "fetch_model.diffusion")
-    assert np.array_equal(draw(fetched, "ddim"), draw(published, "ddim"))
+    copy_model("diffusion", saved, fetched, "fetch_model.diffusion")
+    assert np.array_equal(draw(fetched, "ddim"), draw(saved, "ddim"))
     assert not np.allclose(draw(fetched, "ddim"), draw(bases["epsilon"], "ddim"), atol=20)
     # It was trained on latents of this normalization: to say so again folds nothing twice.
     tiles = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
@@ -175,11 +175,11 @@ def test_a_folded_vae_is_the_vae_around_an_affine_map(bases):
 
 def test_one_normalization_replaces_another(bases, tmp_path):
     other = DATASET | {"mean": [0.5, 0.4, 0.4], "std": [0.2, 0.3, 0.25]}
-    published = publish(bases["epsilon"], tmp_path / "published", DATASET)
-    twice = load_folded_vae(published, other).state_dict()
+    saved = save(bases["epsilon"], tmp_path / "saved", DATASET)
+    twice = load_folded_vae(saved, other).state_dict()
     once = load_folded_vae(bases["epsilon"], other).state_dict()
     for name, weight in once.items():
         torch.testing.assert_close(twice[name], weight)
-    plain = load_folded_vae(published, VAE_NORMALIZATION).state_dict()
+    plain = load_folded_vae(saved, VAE_NORMALIZATION).state_dict()
     for name, weight in models.load(bases["epsilon"], "vae").state_dict().items():
         torch.testing.assert_close(plain[name], weight)
