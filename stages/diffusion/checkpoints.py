@@ -133,7 +133,7 @@ def has_best(folder: Path, tensors: Tensors, state: TrainingState) -> bool:
     """Whether the best weights of a checkpoint can be saved as the model in the end.
 
     Where `best.safetensors` is missing or older, it is written again if the checkpoint itself is
-    the best. One of a later step will do: training comes to that step again.
+    the best. One of a step after the checkpoint's will do: training reaches that step again.
     """
     if not state.best_step:
         return True
