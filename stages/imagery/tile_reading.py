@@ -95,16 +95,7 @@ def read_tiles(
             images_sha256.update(f"{scene}\0{item.label_share}\n".encode())
     if reading.bands is None and rasters.type is not None and rasters.type.band_count == 1:
         refuse_band_files(spool.tiles)
-    if enlarged := counts["enlarged"]:
-        log(
-            f"fetch_imagery.resolution: {enlarged} of {len(spool.tiles)} images are smaller than "
-            f"{reading.size} pixels and are enlarged: the model learns their blur"
-        )
-    if 0 < counts["without_scene"] < len(spool.tiles):
-        log(
-            f"fetch_imagery: {counts['without_scene']} of {len(spool.tiles)} images have captions "
-            "and no class: no classifier learns or judges them"
-        )
+    _log_counts(counts, len(spool.tiles), reading.size)
     statistics = TileStatistics(
         np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
         counts,
@@ -124,6 +115,20 @@ def _count(tile: Tile, captions: list[str], scene: str, counts: Counter[str]) ->
         counts[f"converted_from_{tile.mode}"] += 1
     if tile.is_enlarged:
         counts["enlarged"] += 1
+
+
+def _log_counts(counts: Counter[str], tiles: int, size: int) -> None:
+    """Log what users may not expect of their tiles; size: pixels per side of a tile."""
+    if counts["enlarged"]:
+        log(
+            f"fetch_imagery.resolution: {counts['enlarged']} of {tiles} images are smaller than "
+            f"{size} pixels and are enlarged: the model learns their blur"
+        )
+    if 0 < counts["without_scene"] < tiles:
+        log(
+            f"fetch_imagery: {counts['without_scene']} of {tiles} images have captions and no "
+            "class: no classifier learns or judges them"
+        )
 
 
 def _apply_alpha(
