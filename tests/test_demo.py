@@ -356,7 +356,7 @@ def test_images_are_drawn_in_groups_of_the_batch_size(models, monkeypatch):
         assert np.array_equal(np.asarray(Image.open(file).convert("RGB")), image)
 
 
-def test_bad_input_is_reported_and_generates_nothing(page, models):
+def test_bad_input_is_reported_and_generates_nothing(page, models, capfd):
     models.denoising_steps.clear()
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_test_id("toast-body").last).to_contain_text("prompt")
@@ -364,7 +364,7 @@ def test_bad_input_is_reported_and_generates_nothing(page, models):
     page.get_by_label("Seed").fill("-1")
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_models.MAX_SEED))
-    assert not models.denoising_steps
+    assert not models.denoising_steps and "Traceback" not in capfd.readouterr().err
 
 
 # Over HTTP, without a browser.

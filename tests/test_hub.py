@@ -319,6 +319,8 @@ def test_the_card_of_a_model_has_its_metrics_as_evaluation_results(
     assert card.data.license == license and card.data.pipeline_tag == task
     assert "remote-sensing" in card.data.tags and card.data.library_name
     assert metrics <= {result.metric_type for result in card.data.eval_results}
+    # Another network's metric is no result of this model.
+    assert not any(result.metric_name.startswith("ceiling") for result in card.data.eval_results)
     rows = table_rows(card.text)
     for result in card.data.eval_results:
         file, key = result.metric_name.split()

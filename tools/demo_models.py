@@ -59,6 +59,13 @@ class RequestCanceled(Exception):
     """The visitor canceled the request, or closed the page."""
 
 
+class Refusal(gr.Error):
+    """What a visitor can mend: the page shows the message, and the terminal no traceback."""
+
+    def __init__(self, message: str):
+        super().__init__(message, print_exception=False)
+
+
 class DemoModels:
     """The sampler and the prompt writer, used by one request at a time."""
 
@@ -146,12 +153,12 @@ class DemoModels:
         """Return (images, their seeds with what else there is to say) for the page.
 
         Raises:
-            gr.Error: there is no prompt, or none that the model can read, a setting is out of
+            Refusal: there is no prompt, or none that the model can read, a setting is out of
                 range, the seed is no whole number, or the images are NaN or inf.
         """
         prompt, negative_prompt = valid_utf8(prompt or ""), valid_utf8(negative_prompt or "")
         if not prompt.strip():
-            raise gr.Error("Write a prompt first, or let one be written.")
+            raise Refusal("Write a prompt first, or let one be written.")
         steps = check_number("Steps", steps, self.largest["steps"], whole=True)
         guidance = check_number("Guidance", guidance, self.largest["guidance"], whole=False)
         guidance = float(guidance)
@@ -171,7 +178,7 @@ class DemoModels:
             except RequestCanceled:
                 return gr.skip(), gr.skip()
             except SystemExit as error:  # from `exit_with_error`
-                raise gr.Error(str(error)) from None
+                raise Refusal(str(error)) from None
             described = self.describe_images(prompt, negative_prompt)
         self.forget_images(request)
         folder = self.folders[request.session_hash] = mkdtemp(dir=self.images.name)
@@ -223,7 +230,7 @@ class DemoModels:
         """Say what the model doesn't read of a prompt: characters it has no token for, and the end.
 
         Raises:
-            gr.Error: it has no token for any of the text.
+            Refusal: it has no token for any of the text.
         """
         tokenizer = self.sampler.tokenizer
         tokens = tokenizer(
@@ -236,7 +243,7 @@ class DemoModels:
         unknown = dict.fromkeys(span for token, span in pairs if token == tokenizer.unk_token_id)
         characters = "".join(text[start:end] for start, end in unknown)
         if spans and len(unknown) == len(set(spans)):
-            raise gr.Error(f"The model can read nothing of the {name}: {shorten(characters)}")
+            raise Refusal(f"The model can read nothing of the {name}: {shorten(characters)}")
         notes = []
         if characters:
             notes.append(f"Not in the model's vocabulary, of the {name}: {shorten(characters)}")
@@ -287,21 +294,21 @@ class DemoModels:
         """Return the next prompt for a class, and the passages that it rests on as HTML.
 
         Raises:
-            gr.Error: there is no such class, the writer cannot be used, or none of its candidates
+            Refusal: there is no such class, the writer cannot be used, or none of its candidates
                 passes the checks.
         """
         if label not in self.params.used_classes():
-            raise gr.Error("There is no such class.")
+            raise Refusal("There is no such class.")
         with self.lock:
             try:
                 # Every visitor gets all that the papers give.
                 self.collector.kept = self.given.setdefault(request.session_hash, [])
                 kept, rejections = self.collect_prompt(label)
             except SystemExit as error:  # from `exit_with_error`
-                raise gr.Error(str(error)) from None
+                raise Refusal(str(error)) from None
         if not kept:
             reasons = describe_rejections(rejections, self.collector.examples)
-            raise gr.Error(html.escape(f"No prompt for {label} passes the checks ({reasons})."))
+            raise Refusal(html.escape(f"No prompt for {label} passes the checks ({reasons})."))
         return kept[0].prompt, format_passages(kept[0].passages)
 
     def collect_prompt(self, label: str) -> tuple[list[ImagePrompt], Counter[str]]:
@@ -384,12 +391,12 @@ def check_number(name: str, value: Any, largest: float, whole: bool) -> Any:
     """Return a number that a visitor sent.
 
     Raises:
-        gr.Error: it is none, no whole number where it must be, or not from 1 to `largest`.
+        Refusal: it is none, no whole number where it must be, or not from 1 to `largest`.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (whole and not isinstance(value, int)) or not 1 <= value <= largest:
         kind = "whole number" if whole else "number"
-        raise gr.Error(f"{name} is a {kind} from 1 to {largest:g}.")
+        raise Refusal(f"{name} is a {kind} from 1 to {largest:g}.")
     return value
 
 
@@ -402,7 +409,7 @@ def read_setting(name: str, query: Mapping[str, str], largest: dict[str, float])
         return gr.skip()
     try:
         return parse_setting(name, query[name], largest)
-    except gr.Error as error:
+    except Refusal as error:
         gr.Warning(f"Of the link: {error.message}")
         return gr.skip()
 
@@ -411,7 +418,7 @@ def parse_setting(name: str, text: str, largest: dict[str, float]) -> str | int 
     """Return a value of a link as its field takes it.
 
     Raises:
-        gr.Error: the field doesn't take it.
+        Refusal: the field doesn't take it.
     """
     if name == "seed":
         return str(parse_seed(text))
@@ -434,13 +441,13 @@ def parse_seed(text: str) -> int:
     """Return the seed that a visitor typed, or a random one where the field is empty.
 
     Raises:
-        gr.Error: the text is no whole number from 0 to 2**63 - 1.
+        Refusal: the text is no whole number from 0 to 2**63 - 1.
     """
     text = str(text).strip()
     if not text:
         return secrets.randbelow(2**31)
     if not text.isdecimal() or len(text) > 20 or int(text) > MAX_SEED:
-        raise gr.Error(
+        raise Refusal(
             f"The seed is a whole number from 0 to {MAX_SEED}, or nothing for a random one."
         )
     return int(text)

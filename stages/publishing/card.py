@@ -19,7 +19,13 @@ from stages.common.rounding import (
 )
 from stages.params import read
 from stages.publishing.pixel_values import describe_pixel_values
-from stages.publishing.repositories import EVALUATION_DATA, FID, Metric, Repository
+from stages.publishing.repositories import (
+    CEILING,
+    EVALUATION_DATA,
+    FID,
+    Metric,
+    Repository,
+)
 
 TEMPLATE = Path(__file__).parent / "card.md"
 # Input of a run -> the folder whose SOURCE.json names its source.
@@ -86,7 +92,8 @@ def make_card(
     model_data = ModelCardData(
         license=license,
         model_name=repository.title,
-        eval_results=[make_eval_result(metric, task) for metric in metrics],
+        # The ceiling is another network's.
+        eval_results=[make_eval_result(each, task) for each in metrics if each != CEILING],
         **repository.card_data,
     )
     return ModelCard.from_template(model_data, template_path=str(TEMPLATE), **sections)
