@@ -512,6 +512,7 @@ def test_dark_and_bright_tiles_are_in_one_unit():
         [dark, town, city + 6],  # lights at night
         [dark, city],
         [*reflectance, fill],
+        [*reflectance, np.where(rng.random((3, 900)) < 0.95, -9999, reflectance[1])],
         [decibels, decibels + 8],
         [reflectance[0], np.zeros((3, 0))],
     ):

@@ -20,6 +20,8 @@ CAPTION_FIELDS = ("captions", "caption", "text", "raw", "sentences", "sentence")
 MISSING_VALUES = {"nan", "-nan", "none", "null", "na", "n/a", "<na>", "#na", "#n/a", "#n/a n/a"}
 NUMBER_OF_FIELD = r"(?:[ ._-]?\d+)?"
 CAPTION_WORDS = 3  # a text of so many words beside an image is taken for its caption
+# blip_caption, caption_2 or caption_en hold captions; caption_source says something of them.
+CAPTION_NAME = re.compile(r"captions?([ ._-]?(\d+|[a-z]{2}))?$", re.I)
 LONG_TEXT = 5  # words of a text that is no class name, but may be a caption
 CHARACTER = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")  # Chinese and Japanese write no spaces
 
@@ -123,7 +125,7 @@ def misnamed_captions(rows: Iterable[dict]) -> str | None:
     first_texts: dict[str, str] = {}
     cells = ((name, value) for row in rows for name, value in row.items())
     for name, value in cells:
-        min_words = CAPTION_WORDS if "caption" in name.lower() else LONG_TEXT
+        min_words = CAPTION_WORDS if CAPTION_NAME.search(name) else LONG_TEXT
         for text in value if isinstance(value, list) else [value]:
             is_long = isinstance(text, str) and count_words(text) >= min_words
             if is_long and first_texts.setdefault(name, text) != text:

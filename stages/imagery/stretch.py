@@ -119,11 +119,11 @@ def find_unit_mix(samples: list[np.ndarray]) -> tuple[int, int] | None:
 
     One is of fractions, such as reflectance, the other of large values, such as digital numbers or
     decibels, and no sample lies between or reaches from the ones to the others, as dark and bright
-    tiles of one unit do. Zeros tell nothing: they may be a fill value.
+    tiles of one unit do. Zeros, and what may be another fill value, tell nothing.
     """
     fraction = large = None
     for i, sample in enumerate(samples):
-        values = sample[sample != 0]
+        values = sample[(sample != 0) & (sample > MAX_FILL)]
         if sample.dtype.kind != "f" or not values.size:
             continue
         low, high = np.percentile(np.abs(values), (10, 90))
