@@ -307,6 +307,7 @@ SCHEDULERS = {
     ),
     "another solver": (set_scheduler(solver_type="foo"), ["DPMSolverMultistepScheduler", "foo"]),
     "NaN as beta": (set_scheduler(beta_end=float("nan")), ["scheduler_config.json", "beta"]),
+    "inf that no step uses": (set_scheduler(sample_max_value=float("inf")), ["sample_max_value"]),
     "a beta above 1": (set_scheduler(beta_end=5.0), ["scheduler_config.json", "beta"]),
     "text as timesteps": (set_scheduler(num_train_timesteps="1000"), ["scheduler_config.json"]),
     "no timesteps": (set_scheduler(num_train_timesteps=0), ["scheduler_config.json", " 0"]),

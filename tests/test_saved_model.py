@@ -136,6 +136,24 @@ def test_the_text_encoder_has_the_names_of_every_stable_diffusion(bases, tmp_pat
     assert all(torch.equal(weight, saved[f"text_model.{n}"]) for n, weight in weights.items())
 
 
+def test_a_base_with_dpm_solver_and_attention_outputs_is_saved(bases, tmp_path):
+    """diffusers writes -Infinity for the one; transformers saves no config with the other."""
+    base = shutil.copytree(bases["epsilon"], tmp_path / "base")
+    dpm = diffusers.DPMSolverMultistepScheduler
+    dpm.from_pretrained(base / "scheduler").save_pretrained(base / "scheduler")
+    assert "-Infinity" in (base / "scheduler/scheduler_config.json").read_text()
+    for name, values in (
+        ("model_index.json", {"scheduler": ["diffusers", dpm.__name__]}),
+        ("text_encoder/config.json", {"output_attentions": True}),
+    ):
+        write_json(base / name, read_json(base / name) | values)
+    folder = save(base, tmp_path / "saved", DATASET)
+    pipeline = load_pipeline(folder)
+    assert isinstance(pipeline.scheduler, dpm)
+    pipeline.scheduler = dpm.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
+    assert np.abs(draw(folder, "dpm") - draw_with_diffusers(pipeline)).max() <= 1
+
+
 def test_the_saved_model_keeps_its_colors_as_the_next_base(bases, tmp_path):
     saved = save(bases["epsilon"], tmp_path / "saved", DATASET)
     fetched = tmp_path / "fetched"

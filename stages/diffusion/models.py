@@ -106,6 +106,8 @@ def save_text_encoder(text_encoder: Any, folder: Path) -> None:
     it at random.
     """
     weights = {f"text_model.{name}": value for name, value in text_encoder.state_dict().items()}
+    # No stage reads its attention, and where a base asks for it, transformers saves no config.
+    text_encoder.config.output_attentions = False
     # The original format would be the prefix again, where the weights were read with it.
     text_encoder.save_pretrained(folder, state_dict=weights, save_original_format=False)
     follow_umask(folder)

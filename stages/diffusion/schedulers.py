@@ -1,5 +1,6 @@
 """Load the noise schedule of a diffusion model, with the schedulers that step through it."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -100,18 +101,30 @@ def load_training_schedule(
 
 
 def stepping_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a scheduler with the settings of `STEPPING`, no `OTHER_STEPPING`."""
-    kept = {name: value for name, value in config.items() if name not in OTHER_STEPPING}
+    """The configuration of a scheduler with the settings of `STEPPING`, no `OTHER_STEPPING`.
+
+    DPM-Solver's classes save their default of `lambda_min_clipped`, -Infinity, which JSON hasn't.
+    It is left out, which stands for the same.
+    """
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in OTHER_STEPPING and value != -math.inf
+    }
     return kept | STEPPING
 
 
 def check_scheduler(folder: Path) -> None:
     """Exit with an error where a scheduler can't step through the noise schedule of a model.
 
-    `sample` would end in that after hours of fine-tuning. `folder` is the model.
+    `sample` would end in that after hours of fine-tuning; so would `finetune_sd` where a number is
+    NaN or infinite, which it can't save. `folder` is the model.
     """
     config = read_config(folder, "scheduler")
     file = folder / "scheduler" / CONFIG_FILES["scheduler"]
+    for key, value in stepping_config(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            exit_with_error(f"{file}: {key} is {value}, which is no number of JSON")
     for name, scheduler_class in SCHEDULERS.items():
         if name == "pndm" and config.get("rescale_betas_zero_snr"):
             continue  # `check_steps` refuses it
