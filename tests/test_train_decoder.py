@@ -1,7 +1,9 @@
 """Training a VAE's decoder further: its losses."""
 
+import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from stages.diffusion import from_scratch, train_decoder
@@ -70,3 +72,15 @@ def test_a_decoder_that_diverges_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match="train_base.decoder_steps: .* NaN or inf"):
         train_decoder.train_decoder(vae, tiles, steps=1, batch_size=2, seed=0, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_decoder_is_trained_and_saved_without_a_warning(tmp_path, caplog):
+    diffusers.utils.logging.enable_propagation()
+    vae = from_scratch.make_vae([8, 16], 4, 32)
+    tiles = torch.zeros(2, 32, 32, 3, dtype=torch.uint8).numpy()
+    vae = train_decoder.train_decoder(vae, tiles, steps=0, batch_size=2, seed=0, cache=tmp_path)
+    from_scratch.save_part(tmp_path / "vae", vae, torch.float16)
+    assert "should be kept in float32" not in caplog.text
+    saved = load_file(tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {torch.float16}
+    assert {weight.dtype for weight in vae.parameters()} == {torch.float32}

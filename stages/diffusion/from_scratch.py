@@ -267,7 +267,8 @@ def save_part(folder: Path, model: Any, dtype: torch.dtype = torch.float32) -> N
     """Save a model of a pipeline in its folder."""
     from transformers import CLIPTextModel
 
-    model = copy.deepcopy(model).to("cpu", dtype)
+    # The method `to` of diffusers' class warns of modules to keep in float32, though it has none.
+    model = torch.nn.Module.to(copy.deepcopy(model), "cpu", dtype)
     if isinstance(model, CLIPTextModel):
         models.save_text_encoder(model, folder)
     else:

@@ -62,7 +62,7 @@ def train_decoder(
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
     models = nn.ModuleDict({"decoder": decoder, "discriminator": make_discriminator()})
     for model in (vae, models):
-        model.to(device_type(), torch.float32)
+        model.to(device_type())
         model.to(memory_format=torch.channels_last)
     vae.requires_grad_(False)
     models.requires_grad_(True)
