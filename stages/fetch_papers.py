@@ -41,7 +41,10 @@ def main() -> None:
         skipped = describe(resolved.get("skipped", {}))
         if not files:
             also = f", only {skipped}" if skipped else ""
-            exit_with_error(f"{KEY}: {source}: no PDF or file of {' '.join(SUFFIXES[1:])}{also}")
+            suffixes = " ".join(SUFFIXES[1:])
+            exit_with_error(
+                f"{KEY}: {source}: no PDF, file of {suffixes} or text in a .parquet file{also}"
+            )
         if skipped:
             log(f"fetch_papers: {skipped} not read (data/papers_report.csv)")
         sources.write_source_json(out, source, **resolved, files=sources.file_hashes(files))
@@ -56,7 +59,7 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
 
             return render_all(out), {}
         case "path":
-            files, skipped = copy_papers(sources.local_path(source, KEY), out)
+            files, skipped = copy_local(sources.local_path(source, KEY), text_column, out)
             return files, {"skipped": skipped} if skipped else {}
         case "hub":
             patterns = ["*.parquet", "*.txt"]
@@ -84,23 +87,39 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
             return files, {"failed": failed}
 
 
-def copy_papers(origin: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
-    """Copy one file, or the papers of a folder and its subfolders.
+def copy_local(origin: Path, text_column: str, out: Path) -> tuple[list[Path], dict[str, str]]:
+    """Copy one file, or the papers of a folder and its subfolders, or write the texts of tables.
+
+    Beside Parquet files, as in a copy of a hub data set, nothing else is a paper, such as a card.
+
+    Returns:
+        The papers, and {file: why it is no paper} of all other files, but not of hidden ones.
+    """
+    files = [origin] if origin.is_file() else sorted(sources.visible_files(origin, KEY))
+    tables = [file for file in files if file.suffix.lower() == ".parquet"]
+    if not tables:
+        return copy_papers(files, origin, out)
+    others = sorted(set(files) - set(tables))
+    skipped = {utf8(flat_name(file, origin)): "not read: beside Parquet files" for file in others}
+    return write_rows(tables, origin, text_column, out), skipped
+
+
+def copy_papers(files: list[Path], origin: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
+    """Copy those of some files that are papers.
 
     A copy is named for its path below `origin`. The name is changed where another one differs only
     in case or suffix, or where it is not UTF-8: papers are told apart by their names, on any disk.
     A LaTeX file is copied together with the files that it reads.
 
     Returns:
-        The copies, and {file: why it is no paper} of all other files, but not of hidden ones.
+        The copies, and {file: why it is no paper} of all other files.
     """
-    files = [origin] if origin.is_file() else sorted(sources.visible_files(origin, KEY))
     latex_papers = latex.join_papers(files)
     main_files = {part: main for main, (_, parts) in latex_papers.items() for part in parts}
     copies: dict[str, Path] = {}  # by `name_key` of the stem
     skipped = {}
     for file in files:
-        name = "__".join(file.relative_to(origin).parts) or file.name
+        name = flat_name(file, origin)
         suffix = paper_suffix(file)
         if file in main_files and file not in latex_papers:
             skipped[utf8(name)] = f"part of {utf8(main_files[file].name)}"
@@ -122,6 +141,11 @@ def copy_papers(origin: Path, out: Path) -> tuple[list[Path], dict[str, str]]:
             if copy.name != name:
                 log(f"fetch_papers: {name!a} is stored as {copy.name}")
     return list(copies.values()), skipped
+
+
+def flat_name(file: Path, origin: Path) -> str:
+    """Return the path of a file below `origin`, which may be the file, as one name."""
+    return "__".join(file.relative_to(origin).parts) or file.name
 
 
 def paper_suffix(file: Path) -> str | None:
@@ -161,21 +185,28 @@ def describe(skipped: dict[str, str]) -> str:
 def write_corpus(folder: Path, text_column: str, out: Path) -> list[Path]:
     """Write the texts of a hub data set: those of its Parquet files, else its .txt files.
 
+    Raises:
+        SystemExit: a Parquet file cannot be read or has no column of strings with the name
+            `text_column`, or one of few .txt files is no text.
+    """
+    tables = sorted(folder.rglob("*.parquet"))
+    return write_rows(tables, folder, text_column, out) if tables else write_texts(folder, out)
+
+
+def write_rows(tables: list[Path], origin: Path, text_column: str, out: Path) -> list[Path]:
+    """Write the texts of Parquet files below `origin`.
+
     A row is a paper, a file of its own, if most rows of its Parquet file are longer than
     `MAX_LINE_CHARACTERS`. Else it is a line of `corpus.txt`.
 
     Raises:
-        SystemExit: a Parquet file has no column of strings with the name `text_column`, or one of
-            few .txt files is no text.
+        SystemExit: a file cannot be read, or has no column of strings named `text_column`.
     """
-    parquets = sorted(folder.rglob("*.parquet"))
-    if not parquets:
-        return write_texts(folder, out)
     files = []
-    for path in parquets:
+    for path in tables:
         counts = Counter(len(text) > MAX_LINE_CHARACTERS for text in read_texts(path, text_column))
         if counts[True] > counts[False]:
-            stem = "__".join(path.relative_to(folder).with_suffix("").parts)
+            stem = Path(flat_name(path, origin)).stem
             for number, text in enumerate(read_texts(path, text_column), 1):
                 files.append(out / f"{stem}_{number:05d}.txt")
                 files[-1].write_text(text, encoding="utf-8")
@@ -195,7 +226,7 @@ def write_texts(folder: Path, out: Path) -> list[Path]:
     """
     paths = sorted(folder.rglob("*.txt"))
     if len(paths) >= MIN_TEXT_PAPERS:
-        copies = [out / "__".join(path.relative_to(folder).parts) for path in paths]
+        copies = [out / flat_name(path, folder) for path in paths]
         for path, copy in zip(paths, copies):
             shutil.copyfile(path, copy)
         return copies
@@ -213,11 +244,15 @@ def read_texts(path: Path, text_column: str) -> Iterator[str]:
     """Yield the texts of a Parquet file that are not empty.
 
     Raises:
-        SystemExit: no column of strings has the name `text_column`.
+        SystemExit: the file cannot be read, or no column of strings has the name `text_column`.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(path)
+    try:
+        parquet = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, ValueError) as error:  # as of Git LFS, or of no UTF-8 name
+        exit_with_error(f"{KEY}: {utf8(path.name)} cannot be read: {str(error).splitlines()[0]}")
     columns = string_columns(parquet.schema_arrow)
     if text_column not in columns:
         exit_with_error(

@@ -249,12 +249,10 @@ class Sampling(Section):
 
 class FetchPapers(Section):
     source: Source = Field(
-        description="PDFs, text, Markdown, LaTeX, HTML, ... (paper: appendix A.1); embedded = the "
-        "field notes"
+        description="PDFs, text, Markdown, LaTeX, HTML, Parquet, ... (paper: appendix A.1); "
+        "embedded = the field notes"
     )
-    text_column: Name = Field(
-        description="column of a hub data set's Parquet files that holds the text"
-    )
+    text_column: Name = Field(description="column of Parquet files that holds the text")
 
 
 class Scrape(Section):

@@ -713,6 +713,25 @@ def test_texts_of_a_hub_data_set(tmp_path):
         fetch_papers.write_corpus(hub, "text", tmp_path)
 
 
+def test_texts_of_a_copy_of_a_hub_data_set(tmp_path):
+    """The folder, and one of its tables; the card is no paper."""
+    table = tmp_path / "copy/data/train.parquet"
+    table.parent.mkdir(parents=True)
+    (tmp_path / "copy/.cache").mkdir()
+    (tmp_path / "copy/.cache/old.parquet").write_bytes(b"")
+    (tmp_path / "copy/README.md").write_text("A card.\n" * 100)
+    papers = ["First. " * 300, "Second\n" * 300]
+    pq.write_table(pa.table({"text": papers}), table)
+    skipped = {"skipped": {"README.md": "not read: beside Parquet files"}}
+    for path, stem, resolved in ((tmp_path / "copy", "data__train", skipped), (table, "train", {})):
+        files, also = fetch_papers.fetch(f"path:{path}", "text", tmp_path)
+        assert [file.name for file in files] == [f"{stem}_00001.txt", f"{stem}_00002.txt"]
+        assert [file.read_text() for file in files] == papers and also == resolved
+    table.write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(SystemExit, match="^error: fetch_papers.source: train.parquet cannot be"):
+        fetch_papers.fetch(f"path:{table}", "text", tmp_path)
+
+
 def test_text_files_of_a_hub_data_set_are_papers_if_there_are_many(tmp_path):
     hub = tmp_path / "hub"
     hub.mkdir()
