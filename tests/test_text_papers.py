@@ -46,6 +46,10 @@ def make_pdf(path: Path, pages: list[str], title: str = "Published at a Workshop
         ('He said "it is wet." Then he left.', 2),
         ("It ends at 2. Next one.", 2),
         ("no stop at all", 1),
+        # Without capitals, as some corpora are.
+        ("it rains . the field is wet .", 2),
+        ("it is , as smith et al . saw in fig . 2 there , e.g. an oak . why ? so .", 3),
+        ("The value of v. it grew. Then it fell.", 2),
     ],
 )
 def test_sentence_ends(text, count):

@@ -37,13 +37,20 @@ UNSPACED_BREAK = re.compile(rf"[{UNSPACED}{PLAIN_STOPS}、，][{UNSPACED}{PLAIN_
 
 
 def sentence_ends(text: str) -> list[int]:
-    """Return the offset just past the last character of each sentence."""
+    """Return the offset just past the last character of each sentence.
+
+    Of a text without capitals, as of some corpora ("fig . 2 shows it . here is ..."), any letter
+    starts a sentence, and a space may stand before its stops.
+    """
+    is_lower = text.islower()
     ends = []
     for match in STOP.finditer(text):
         before = text[max(0, match.start() - 30) : match.start()]
+        before = before.rstrip() if is_lower else before
         after = text[match.end() : match.end() + 40].lstrip()
         if after and match[0][0] not in PLAIN_STOPS:
-            if not (_starts_block(after) or after[0] in OPENING_MARKS):
+            starts = is_lower and after[0].isalpha() or _starts_block(after)
+            if not (starts or after[0] in OPENING_MARKS):
                 continue  # no sentence starts with such a character
             if match[0] == "." and not _full_stop_ends_sentence(before):
                 continue
