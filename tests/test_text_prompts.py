@@ -719,6 +719,18 @@ def test_an_endpoint_without_connection_is_one_line(tmp_path):
         writer.propose("Crop Land", FIELDS, [], 2, 0, False)
 
 
+def test_a_server_of_this_machine_is_asked_without_what_the_environment_says(
+    endpoint, tmp_path, monkeypatch
+):
+    url, requests, errors = endpoint
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    errors.append((200, {}, completion(LAKE)))
+    writer = make_hosted_writer(url, "zero_shot", tmp_path)
+    writer.propose("Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False)
+    assert len(requests) == 1
+
+
 @pytest.mark.parametrize("status", [400, 500])
 def test_parameters_that_an_endpoint_refuses_are_left_out_and_named(
     status, endpoint, tmp_path, capsys
@@ -783,6 +795,8 @@ MARKED = "sk-MARKEDSECRET"
 def test_no_secret_is_written(endpoint, tmp_path, monkeypatch, capfd, variable, value, answer):
     """A secret that an endpoint or a library repeats stands in no message, log or kept answer."""
     url, _, errors = endpoint
+    if variable == "HTTP_PROXY":  # which this machine's servers are asked without
+        url = "http://host.invalid/v1"
     monkeypatch.setattr(endpoint_module, "PAUSES", (0.01,))
     monkeypatch.setenv(variable, value)
     errors += [answer] * 2 if answer else []

@@ -15,6 +15,7 @@ from stages.runtime.redaction import redact
 from stages.text.writers.answers import Answer
 
 CONNECT_TIMEOUT = 10  # seconds
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 # Seconds before each repetition of a request, where the endpoint's Retry-After does not say.
 PAUSES = (1, 3, 10, 30)
 MAX_RETRY_AFTER = 120  # seconds; a longer one is not waited for
@@ -82,18 +83,21 @@ class Endpoint:
     def __init__(self, base_url: str, model: str, timeout: int):
         """Make the client with the key in $OPENAI_API_KEY. `timeout`: seconds for an answer."""
         import httpx2
-        from openai import OpenAI
+        from openai import DefaultHttpx2Client, OpenAI
 
         self.base_url = redact(base_url)
         self.model = model
         self.timeout = timeout
         try:
+            is_local = httpx2.URL(base_url).host in LOOPBACK_HOSTS
             self.client = OpenAI(
                 base_url=base_url,
                 # Local servers need no key, but the client insists on one.
                 api_key=read_key() or "none",
                 max_retries=0,
                 timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT),
+                # A proxy of the environment cannot reach a server on this machine.
+                http_client=DefaultHttpx2Client(trust_env=not is_local),
             )
         except (httpx2.InvalidURL, ValueError, ImportError) as error:  # the last: SOCKS proxies
             exit_with_error(f"prompt.openai_base_url, or a proxy of the environment: {error}")
