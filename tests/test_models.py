@@ -749,6 +749,7 @@ def test_hub_without_a_network_is_one_line(fetch, monkeypatch):
     [
         (json.JSONDecodeError("Expecting value", "<html>", 0), ["login", "HF_ENDPOINT"]),
         (UnicodeEncodeError("ascii", "Bearer hf_ä", 10, 11, "not in range"), ["can't encode"]),
+        (FileNotFoundError(2, "No such file"), ["SSL_CERT_FILE"]),
     ],
 )
 def test_a_hub_whose_answer_cannot_be_read_is_one_line(fetch, monkeypatch, answer, words):

@@ -731,6 +731,14 @@ def test_a_server_of_this_machine_is_asked_without_what_the_environment_says(
     assert len(requests) == 1
 
 
+def test_a_certificate_file_that_does_not_exist_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "missing.pem"))
+    with pytest.raises(
+        SystemExit, match="^error: prompt.openai_base_url, .*SSL_CERT_FILE .*No such"
+    ):
+        make_hosted_writer("http://host.invalid/v1", "zero_shot", tmp_path)
+
+
 @pytest.mark.parametrize("status", [400, 500])
 def test_parameters_that_an_endpoint_refuses_are_left_out_and_named(
     status, endpoint, tmp_path, capsys

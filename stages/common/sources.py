@@ -227,13 +227,20 @@ def download_from_hub(
             "HF_ENDPOINT names no hub; use path:<folder> with a local copy"
         )
     except (HfHubHTTPError, httpx2.HTTPError, OSError, UnicodeEncodeError) as error:  # of a token
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         exit_with_error(
-            f"{key}: {source} cannot be reached ({reason}); use path:<folder> with a local copy"
+            f"{key}: {source} cannot be reached ({_first_line(error)}); use path:<folder> with a "
+            "local copy"
         )
     card = getattr(info, "card_data", None) or {}
     resolved = {"repo": repo, "commit": info.sha, "license": card.get("license")}
     return Path(folder), resolved, {file.rfilename for file in info.siblings or []}
+
+
+def _first_line(error: Exception) -> str:
+    """What an error of a connection says, on one line."""
+    if type(error) is FileNotFoundError and not error.filename:  # of the client's certificates
+        return f"SSL_CERT_FILE: {error.strerror}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def package_file(role: str, source: str, key: str) -> tuple[Path, dict[str, Any]]:

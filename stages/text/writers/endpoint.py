@@ -99,8 +99,11 @@ class Endpoint:
                 # A proxy of the environment cannot reach a server on this machine.
                 http_client=DefaultHttpx2Client(trust_env=not is_local),
             )
-        except (httpx2.InvalidURL, ValueError, ImportError) as error:  # the last: SOCKS proxies
-            exit_with_error(f"prompt.openai_base_url, or a proxy of the environment: {error}")
+        # ImportError: of a SOCKS proxy. OSError: of a certificate file that does not exist.
+        except (httpx2.InvalidURL, ValueError, ImportError, OSError) as error:
+            exit_with_error(
+                f"prompt.openai_base_url, or a proxy or SSL_CERT_FILE of the environment: {error}"
+            )
         self.has_answered = False
         self.left_out: set[str] = set()  # parameters that the endpoint refuses
 
