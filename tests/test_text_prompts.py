@@ -615,10 +615,11 @@ def make_hosted_writer(url: str, technique: str, cache: Path, **values) -> Hoste
 
 
 @pytest.mark.parametrize("technique", ["zero_shot", "few_shot", "chain_of_thought_retrieval"])
-def test_prompts_of_a_hosted_writer_are_checked(demo, endpoint, technique, tmp_path):
+def test_prompts_of_a_hosted_writer_are_checked(demo, endpoint, technique, tmp_path, monkeypatch):
     from stages.text.retrieval import Retriever
 
     url, requests, errors = endpoint
+    monkeypatch.setattr(endpoint_module, "PAUSES", (0.01,))
     errors.append((429, {"Retry-After": "0"}, {"error": {"message": "slow down"}}))
     collector = PromptCollector(
         make_hosted_writer(url, technique, tmp_path),
@@ -717,6 +718,18 @@ def test_an_endpoint_without_connection_is_one_line(tmp_path):
     writer = make_hosted_writer("http://127.0.0.1:9/v1", "zero_shot", tmp_path)
     with pytest.raises(SystemExit, match="^error: prompt.openai_base_url: http://127.0.0.1:9/v1"):
         writer.propose("Crop Land", FIELDS, [], 2, 0, False)
+
+
+def test_retry_after_makes_a_pause_longer_but_not_shorter(endpoint, tmp_path, monkeypatch):
+    url, _, errors = endpoint
+    pauses = []
+    monkeypatch.setattr(endpoint_module.time, "sleep", pauses.append)
+    past = "Wed, 21 Oct 2015 07:28:00 GMT"
+    errors += [(429, {"Retry-After": value}, {"error": "busy"}) for value in ("0", past, "60")]
+    errors.append((200, {}, completion(LAKE)))
+    writer = make_hosted_writer(url, "zero_shot", tmp_path)
+    writer.propose("Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False)
+    assert pauses == [1, 3, 60]
 
 
 def test_a_server_of_this_machine_is_asked_without_what_the_environment_says(

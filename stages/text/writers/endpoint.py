@@ -16,7 +16,7 @@ from stages.text.writers.answers import Answer
 
 CONNECT_TIMEOUT = 10  # seconds
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
-# Seconds before each repetition of a request, where the endpoint's Retry-After does not say.
+# Seconds before each repetition of a request, where the endpoint's Retry-After gives no more.
 PAUSES = (1, 3, 10, 30)
 MAX_RETRY_AFTER = 120  # seconds; a longer one is not waited for
 PASSING_STATUS = (408, 409, 429)  # as are those from 500 on, but for 501
@@ -159,7 +159,7 @@ class Endpoint:
 
     def wait_after(self, error: EndpointError, pause: float) -> None:
         """Wait until a request can be sent again; raise the error where that would not help."""
-        wait = pause if error.retry_after is None else error.retry_after
+        wait = max(pause, error.retry_after or 0)
         if not error.is_passing or wait > MAX_RETRY_AFTER:
             raise error
         log(f"prompt: {self.base_url} {error}: asking it again in {wait:.0f} s")
