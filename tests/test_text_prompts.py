@@ -784,11 +784,12 @@ def test_parameters_that_an_endpoint_refuses_are_left_out_and_named(
 
 @pytest.mark.parametrize("reason", ["content_filter", "tool_calls", "stop", "length", None])
 def test_the_reason_of_an_answer_without_text_is_named(endpoint, tmp_path, capsys, reason):
-    url, _, errors = endpoint
+    url, requests, errors = endpoint
     errors += [(200, {}, completion(None, reason))] * 2  # with the format, and without it
     make_hosted_writer(url, "zero_shot", tmp_path).propose(
         "Water Body", CLASSES.words["Water Body"].names, [], 2, 0, False
     )
+    assert len(requests) == (1 if reason == "length" else 2)  # thoughts have filled the limit
     is_named = reason in ("content_filter", "tool_calls")
     assert (f"finish_reason {reason}" in capsys.readouterr().err) == is_named
 

@@ -116,8 +116,10 @@ class Endpoint:
             except EndpointError as error:
                 self.leave_out_refused(error, parameters)
                 continue
-            # Some models fill the limit with spaces where they have to write JSON.
-            if answer.text.strip() or "response_format" not in parameters:
+            # Some models fill the limit with spaces where they have to write JSON. Others fill it
+            # with thoughts, which the format does not change.
+            is_filled = answer.is_cut and not answer.text
+            if answer.text.strip() or is_filled or "response_format" not in parameters:
                 return answer
             self.leave_out("response_format", "answers without text")
 
