@@ -570,9 +570,9 @@ class Prompt(Section):
     )
     compare_count: Count = Field(description="prompts per class of each compared pair")
     openai_base_url: str | None = Field(
-        pattern="^https?://",
-        description="URL of an OpenAI-compatible endpoint (writer openai); its key is read from "
-        "$OPENAI_API_KEY",
+        pattern="^https?://[^?#]*$",
+        description="URL of an OpenAI-compatible endpoint (writer openai), without a query; its "
+        "key is read from $OPENAI_API_KEY",
     )
     openai_model: Name | None = Field(description="model name at that endpoint")
     openai_timeout: Count = Field(description="seconds that endpoint has for an answer")

@@ -1278,6 +1278,11 @@ def test_self_bleu_tells_copies_from_different_texts():
             "prompt.openai_base_url: .*https",
         ),
         (
+            "openai_base_url: null",
+            "openai_base_url: https://host/openai/v1?api-version=preview",
+            "prompt.openai_base_url: .*https",
+        ),
+        (
             "compare: []",
             "compare: [{writer: extractive, technique: retrieval}]",
             "prompt.compare: .*twice",
