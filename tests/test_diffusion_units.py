@@ -172,12 +172,21 @@ def test_captions_are_dropped_at_the_given_rate(data):
     assert (text == 1).any() and (text == 2).any()
 
 
+def test_each_image_has_its_own_captions(data):
+    data.caption_ids, data.caption_begins = np.arange(20), np.arange(0, 21, 2)
+    data.text_embeddings = torch.tensor
+    batch = data.training_batch(range(20), 0, 1000, 0.0, False)
+    rows = (batch["latents"][:, 0, 0, 0] / 0.5).int() // 8
+    assert torch.equal(batch["text"].int() // 2, rows)
+
+
 def test_the_posterior_is_sampled(data):
+    data.logvar = np.full(data.logvar.shape, np.log(4), np.float16)
     batch = data.training_batch(range(1000), 0, 1000, 0.0, True)
     sampled = batch["latents"]
     mean = data.training_batch(range(1000), 0, 1000, 0.0, False)["latents"]
-    # A logvar of 0 is a standard deviation of 1, which is scaled by 0.5.
-    assert abs((sampled - mean).std() - 0.5) < 0.02
+    # A logvar of log 4 is a standard deviation of 2, which is scaled by 0.5.
+    assert abs((sampled - mean).std() - 1) < 0.04
     # Its noise is not the diffusion's, which is the target of the training.
     both = torch.stack([(sampled - mean).flatten(), batch["noise"].flatten()])
     assert abs(torch.corrcoef(both)[0, 1]) < 0.05
@@ -462,10 +471,12 @@ def test_the_rms_distance_of_latents_is_that_of_random_pairs():
     assert rms_distance(latents[:1].repeat(5, 1, 1, 1)) == 0
 
 
-def test_diversity_is_unknown_where_the_real_tiles_are_one(data):
+def test_diversity_is_relative_to_that_of_real_tiles_and_unknown_where_they_are_one(data):
     """`data` holds tiles of different constant values."""
+    real = data.latents(np.arange(10), 0, None)
+    assert relative_diversity([real, real], data) == pytest.approx(1)
+    assert relative_diversity([real, real / 2], data) == pytest.approx(0.75)
     samples = [torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0))]
-    assert relative_diversity(samples, data) > 0
     assert relative_diversity([samples[0] * float("inf")], data) is None
     data.mean = np.repeat(data.mean[:1], 10, axis=0)
     # The same tile may round otherwise in another place of a batch.
