@@ -37,6 +37,8 @@ from stages.evaluation.classification import (
     TrainingJob,
     augmentation,
     jobs_fingerprint,
+    jobs_per_seed,
+    score_predictions,
     train_and_test,
     train_and_test_all,
 )
@@ -142,6 +144,9 @@ def test_only_train_is_augmented():
     assert np.allclose(data.test[0]["image"].numpy(), normalized.transpose(2, 0, 1), atol=1e-5)
     of_other_seed = LabeledImageDataModule(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 1)
     assert not np.array_equal(of_other_seed.test.samples.images, data.test.samples.images)
+    # Images are sorted by class.
+    epochs = [torch.cat([batch["label"] for batch in data.train_dataloader()]) for _ in range(2)]
+    assert not torch.equal(*epochs)
 
 
 def test_augmentation_flips_and_turns_images_in_all_eight_ways():
@@ -155,6 +160,19 @@ def test_augmentation_flips_and_turns_images_in_all_eight_ways():
         seen.add(tuple(means.ravel().argsort()))
     turned = [np.rot90(image, k) for image in (corners, corners.T) for k in range(4)]
     assert {tuple(image.ravel().argsort()) for image in turned} == seen
+
+
+def test_each_classifier_has_its_own_seed():
+    config = CONFIG.model_copy(update={"seeds": 3})
+    images = brightness_images(3)
+    jobs = jobs_per_seed(images, images, list("abc"), config, 5)
+    assert [job.seed for job in jobs] == [5, 6, 7]
+
+
+def test_the_loss_of_a_sure_mistake_is_not_limited():
+    probabilities = torch.full((6, 3), np.exp(-40))
+    scores, *_ = score_predictions(brightness_images(6), probabilities)
+    assert scores["loss"] == pytest.approx(40)
 
 
 def test_it_learns_and_gives_the_same_scores_twice():
@@ -470,7 +488,7 @@ def folder(tmp_path, tmp_path_factory, monkeypatch):
     params = yaml.safe_load((Path(__file__).parent.parent / "params/demo.yaml").read_text())
     params["classifier"] |= CONFIG.model_dump() | {"epochs": 2}
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    kept = {slug(name): {"kept": 6, "missing": 0} for name in params["classes"]}
+    kept = {slug(name): {"kept": 5, "missing": 1} for name in params["classes"]}
     write_json("metrics/select.json", {"per_class": kept})
     for split, start, count in (("train", 0, 40), ("test", 40, 16)):
         rows = []
