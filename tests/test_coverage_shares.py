@@ -6,7 +6,12 @@ from scipy.special import ndtri
 
 from benchmarks.classifier_variances import estimate_model, shared_difficulty
 from benchmarks.coverage_shares import Scenario, measure, scenarios
-from stages.evaluation.caption_agreement import caption_agreement, class_agreement, clip_score
+from stages.evaluation.caption_agreement import (
+    caption_agreement,
+    class_agreement,
+    clip_score,
+    clip_score_with_interval,
+)
 from stages.evaluation.intervals import share_interval, wilson_interval
 from stages.evaluation.memorization import memorization_scores
 
@@ -131,6 +136,9 @@ def test_share_of_units_that_agree_within():
     # All right: nothing tells how alike images of one prompt are.
     assert share_interval(np.ones(350, bool), units) == pytest.approx(wilson_interval(70, 70))
     assert share_interval(successes, np.zeros(350)) == (0, 1)
+    # Values that alternate within units say no more than independent ones.
+    alternating, pairs = np.tile([True, False], 20), np.repeat(np.arange(20), 2)
+    assert share_interval(alternating, pairs) == pytest.approx(wilson_interval(20, 40))
 
 
 def test_agreement_by_scene_has_intervals_and_the_synthetic_set_counts_prompts():
@@ -157,6 +165,23 @@ def test_agreement_by_scene_has_intervals_and_the_synthetic_set_counts_prompts()
     assert metrics["class_agreement_lo"] < wilson_interval(4, 6)[0] + 0.02
 
 
+def test_images_of_unknown_scenes_are_left_out_with_their_sites_and_prompts():
+    """Those that are known are of one site, and of one prompt: they have no interval."""
+    scenes = ["forest", "lake"]
+    real = ["snow"] * 5 + ["forest"] * 5
+    wanted = {"tuned": ["snow", "forest"], "base": ["forest", "forest"], "test": real}
+    logits = {name: np.eye(2)[[0] * len(values)] for name, values in wanted.items()}
+    metrics, _ = caption_agreement(logits, wanted, scenes, [*"abcde", *["f"] * 5])
+    assert metrics["n_unknown_scene"] == 1
+    assert (metrics["ceiling_lo"], metrics["ceiling_hi"]) == (0, 1)
+
+    classes = {"Woody": ["forest"], "Ice": ["snow"]}
+    labels, prompts = ["Ice"] * 5 + ["Woody"] * 5, [*range(5), *[5] * 5]
+    metrics = class_agreement(np.eye(2)[[0] * 10], labels, prompts, scenes, classes)
+    assert metrics["class_agreement_prompts"] == 1
+    assert (metrics["class_agreement_lo"], metrics["class_agreement_hi"]) == (0, 1)
+
+
 def test_chance_of_agreement_is_that_of_guessing_among_the_scenes():
     scenes = ["forest", "lake", "river"]
     wanted = {name: scenes for name in ("tuned", "base", "test")}
@@ -167,6 +192,18 @@ def test_chance_of_agreement_is_that_of_guessing_among_the_scenes():
     labels = ["Woody", "Woody", "Woody", "Water", "Ice"]  # the judge knows no snow
     metrics = class_agreement(np.eye(3)[[0] * 5], labels, [0, 1, 2, 3, 4], scenes, classes)
     assert metrics["class_agreement_chance"] == pytest.approx((3 * 1 / 3 + 2 / 3) / 4)
+
+
+def test_the_clip_score_of_alike_images_counts_their_units():
+    rng = np.random.default_rng(0)
+    captions = np.repeat(rng.normal(size=(10, 16)), 8, 0)
+    images = captions + np.repeat(rng.normal(size=(10, 16)), 8, 0)
+    widths = [
+        scores["clip_score_hi"] - scores["clip_score_lo"]
+        for units in (None, np.repeat(np.arange(10), 8))
+        if (scores := clip_score_with_interval(images, captions, units))
+    ]
+    assert widths[1] > 2 * widths[0]
 
 
 def test_clip_score_of_equal_images_has_no_interval():

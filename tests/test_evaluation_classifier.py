@@ -454,6 +454,7 @@ def test_tiles_of_one_scene_count_as_one():
     low, high = wilson_interval(4, 8)
     assert width(scores) == pytest.approx(high - low, rel=0.25)
     assert scores["n_units"] == 8
+    assert accuracy_by_class(labels, predictions[0], 2, scenes)[1, 0] < 10
 
 
 def test_share_of_ceiling_and_its_interval():
@@ -469,9 +470,14 @@ def test_share_of_ceiling_and_its_interval():
     # Images that are hard for both cancel; that none is hard for one alone may be luck.
     alike = share_of_ceiling(accuracy(0.6), accuracy(0.8), samples, 0.8 + draws[0] * 0.8 / 0.6)
     assert 0.76 < alike["share_of_ceiling_hi"] < 0.78
-    every = accuracy(1.0) | {"n": 7, "n_units": 7}  # 7 of 7 right by both once gave [1, 1]
+    every = accuracy(1.0) | {"n": 35, "n_units": 7}  # all right by both once gave [1, 1]
     right = share_of_ceiling(every, every, np.ones((1, 500)), np.ones((1, 500)))
     assert 0.65 < right["share_of_ceiling_lo"] < 0.85
+    # The spread of two classifiers, of one degree of freedom: t is 12.7.
+    many = accuracy(0.6) | {"overall_accuracy_std": 0.1, "n": 1000, "n_units": 1000}
+    two = share_of_ceiling(many, accuracy(0.8), np.full((2, 500), 0.6), np.full((1, 500), 0.8))
+    ratio = two["share_of_ceiling_hi"] / two["share_of_ceiling"]
+    assert np.log(ratio) == pytest.approx(12.7 * 0.1 / 0.6 / 2**0.5, rel=0.01)
     assert share_of_ceiling(accuracy(0), accuracy(0.8), samples, samples) == {}
 
 

@@ -4,6 +4,8 @@ import re
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
@@ -45,7 +47,14 @@ from stages.evaluation.protocols import (
 )
 from stages.evaluation.sinkhorn import sinkhorn_divergence
 from stages.evaluation.sites import describe_sites
-from stages.fid import FEATURES, SETS, measure_clip_score, read_finite
+from stages.fid import (
+    FEATURES,
+    SETS,
+    compare_sets,
+    measure_clip_score,
+    read_finite,
+    read_image_rows,
+)
 from stages.params import Fid
 
 
@@ -598,6 +607,29 @@ def test_intervals_count_the_sites_that_tiles_were_cut_from():
         assert "too few, or most" in describe_sites(metrics)
 
 
+def test_sites_of_tiles_are_counted_in_the_order_of_the_images():
+    order = np.random.default_rng(0).permutation(64)
+    sites = [f"{i // 8}.tif" for i in range(64)]
+    lake = np.repeat("lake", 64)
+    shared, names, freedom = protocols.count_sites(sites, Pairing(order, lake, lake), 64, 40)
+    assert (shared == order // 8).all() and names == ["tuned"] and freedom == 7
+    of_two_sites = Pairing(np.arange(16), lake, lake)
+    assert protocols.count_sites(sites, of_two_sites, 16, 40)[1] == []
+
+
+def test_sites_of_the_test_tiles_are_told_by_their_file_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{i // 8}_r{i}_c0.tif" for i in range(64)]
+    for folder in SETS.values():
+        (FEATURES / folder).mkdir(parents=True)
+        rows = pa.table({"filename": names, "scene": ["lake"] * 64})
+        pq.write_table(rows, FEATURES / folder / "rows.parquet")
+    sets = {name: gaussian_sample(64, 4, seed) for seed, name in enumerate(SETS)}
+    config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=2)
+    metrics, _ = compare_sets(sets, read_image_rows(), np.arange(64), "scene", config, 0)
+    assert metrics["standard"]["n_sites"] == 8
+
+
 def test_a_floor_of_few_real_tiles_says_what_other_few_would_give():
     """A share of the real tiles is one of so few, however many training tiles there are."""
     sizes = {"test": 40, "tuned": 800, "train": 800}
@@ -605,7 +637,8 @@ def test_a_floor_of_few_real_tiles_says_what_other_few_would_give():
     config = Fid(standard_min_n=8, paper_n=30, paper_draws=2, subsets=4)
     metrics = standard_protocol(sets, fid_curves(sets, 0), config, 0, "scene")
     assert metrics["coverage_floor"] == 1
-    assert metrics["coverage_floor_lo"] < 0.95  # of 40, two may be missed
+    for key in ("coverage", "coverage_floor"):
+        assert metrics[f"{key}_lo"] < 0.95  # of 40, two may be missed
 
 
 def test_features_of_one_point_have_metrics():
@@ -797,6 +830,21 @@ def test_of_large_sets_a_sample_is_compared(monkeypatch):
     assert scores["tuned"]["median"] < 0.1 < scores["tuned"]["median_real"]
     assert all(pair["training"] == 100 + pair["generated"] for pair in pairs)
     assert [pair["real_percentile"] for pair in pairs] == [0] * CLOSEST_PAIRS
+
+
+def test_near_copies_in_a_sample_are_counted_by_their_prompts(monkeypatch):
+    monkeypatch.setattr("stages.evaluation.memorization.COMPARED", 100)
+    train, test = gaussian_sample(400, 8, 0), gaussian_sample(200, 8, 1)
+    prompts = np.arange(200) % 50  # of 25 of them no image is a copy, of the others all are
+    fake = train[prompts] + 9 * (prompts < 25)[:, None] + 0.01 * gaussian_sample(200, 8, 2)
+    sets = {"train": train, "test": test, "tuned": train[:30], "synthetic": fake}
+    labels = {"test": ["Water"] * 200, "synthetic": ["Water"] * 200}
+    sites = [str(i) for i in range(200)]
+    scores, _ = compare_with_training_images(
+        sets, prompts.tolist(), labels, sites, nearest_neighbors, 0
+    )
+    of_prompts = scores["synthetic"]["memorized_hi"] - scores["synthetic"]["memorized_lo"]
+    assert of_prompts > 0.3  # counting images: 0.2
 
 
 def sample_classes(counts: dict[str, int], seed: int) -> tuple[np.ndarray, list[str]]:

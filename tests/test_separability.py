@@ -5,7 +5,7 @@ import pytest
 from scipy.special import ndtr
 
 from stages.evaluation import separability
-from stages.evaluation.intervals import share_interval
+from stages.evaluation.intervals import share_interval, wilson_interval
 from stages.evaluation.pairing import Pairing
 
 DIMENSIONS = 8
@@ -116,6 +116,15 @@ def draw_scenes(count: int, per_scene: int, generator: np.random.Generator) -> n
     scenes = generator.normal(size=(count, 1, 32))
     tiles = scenes + 0.5 * generator.normal(size=(count, per_scene, 32))
     return tiles.reshape(-1, 32)
+
+
+def test_the_interval_counts_the_sites_of_the_tiles():
+    """Half of 8 sites are tested, and all of their tiles are told from the images."""
+    generator = np.random.default_rng(6)
+    real, fake = draw(0.0, 64, generator), draw(20.0, 64, generator)
+    told = separability.separability(real, fake, [str(i // 8) for i in range(64)], seed=0)
+    assert told["accuracy"] == 1
+    assert (told["accuracy_lo"], told["accuracy_hi"]) == wilson_interval(4, 4)
 
 
 def test_tiles_of_one_scene_do_not_tell_it_from_a_perfect_generators_images():
