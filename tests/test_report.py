@@ -256,6 +256,8 @@ def test_comparability_depends_on_what_was_run(metrics):
     assert built[2].note.endswith(padding)
     assert "Snow Ice" in built[0].note
     assert "Woody Vegetation" in built[1].note
+    bare_land = rows["synthetic.Bare-Land"]
+    assert bare_land.ours == 0 and bare_land.references["planned images"] == 1
     assert "demo" not in context.scale
 
 
@@ -902,6 +904,20 @@ def test_chart_text_is_text_and_colors_are_the_pages():
     assert "var(--two)" in svg
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert charts.bar_chart(*arguments) == svg
+
+
+def test_lines_and_shades_are_of_the_values():
+    segment = r'd="M (\S+) \S+\nL (\S+) \S+\n" \S+ style="fill: none; stroke: {}; stroke-width: 1.2'
+    bars = charts.bar_chart("bars", ["a", "b"], {"one": [0.5, 0.9]}, "", [(0.4, 0.6), (0.8, 1.0)])
+    ends = np.array(re.findall(segment.format("currentColor"), bars), float)  # error bars
+    width = ends[1, 1] - ends[0, 0]  # from 0.4 to 1
+    assert np.diff(ends)[:, 0] == pytest.approx([width / 3] * 2, rel=1e-4)
+    points = [("a", 1, 2, True), ("b", 2, 3, True), ("c", 1.5, 4, False)]
+    front = charts.pareto_chart("front", points, "x", "y")
+    assert len(re.findall(segment.format(r"var\(--one\)"), front)) == 1  # past c
+    pairs = [("a", "a")] + [("b", "b")] * 2 + [("b", "a")] * 2
+    shades = re.findall(r"opacity: (\S+)\"", charts.confusion_matrix("matrix", pairs, ["a", "b"]))
+    assert shades == ["0.6", "0.34", "0.34"]  # by their share of the actual class
 
 
 def test_long_names_of_any_script_leave_room_for_a_chart():
