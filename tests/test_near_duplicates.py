@@ -110,6 +110,33 @@ def test_a_group_is_tight_and_many_alike_tiles_are_one_group():
     assert len(group_near_duplicates(mixed[:0])) == 0
 
 
+@pytest.mark.parametrize(
+    "contrasts, pattern, color, alike",
+    [
+        ((50, 50), 9, 0, True),  # 0.2 of the contrast
+        ((50, 50), 15, 0, False),
+        ((50, 61), 0, 0, True),  # of the larger one
+        ((5, 5), 1.8, 0, True),  # 2 levels
+        ((5, 5), 2.5, 0, False),
+        ((2, 2), 1, 0, True),  # 0.6 of a contrast so low
+        ((2, 2), 1.6, 0, False),
+        ((0.5, 0.5), 0, 0.9, True),  # color: twice the contrast
+        ((0.5, 0.5), 0, 1.5, False),
+        ((20, 20), 0, 1.5, True),  # 2 levels
+        ((20, 20), 0, 2.5, False),
+    ],
+)
+def test_near_duplicates_differ_in_pattern_and_color_up_to_the_limits(
+    contrasts, pattern, color, alike
+):
+    values = np.random.default_rng(0).uniform(-1, 1, (2, 3, 64))
+    values -= values.mean(axis=2, keepdims=True)
+    common, other = np.linalg.qr(values.reshape(2, 192).T)[0].T * 192**0.5  # root mean square: 1
+    levels = [128 + contrasts[0] * common, 128 + color + contrasts[1] * common + pattern * other]
+    first, second = group_near_duplicates(np.rint(np.stack(levels) * LEVEL).astype(np.uint16))
+    assert (first == second) == alike
+
+
 def test_color_counts():
     left_red = Image.new("RGB", (SIZE, SIZE), (120, 40, 40))
     left_red.paste((40, 81, 40), (SIZE // 2, 0, SIZE, SIZE))  # as bright in gray
