@@ -61,16 +61,17 @@ def test_packed_sequences_are_full_and_keep_the_tokens():
     assert tokens.pack([], 16, rng(0, "pack")) == []
 
 
-def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
+def test_perplexity_of_a_uniform_model_is_its_number_of_words():
     import torch
 
     model = tiny_phi(32)
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.lm_head.bias.zero_()
+        model.lm_head.bias[EOS] = -40  # a loss of 40 where an end token is scored
     documents = [[[3, 4, 5, 6, 7, EOS], [8, 9, EOS]], [[1] * 40 + [EOS]]]
     losses = perplexity.document_losses(model, documents, 16)
-    assert perplexity.perplexity(losses) == pytest.approx(32, rel=1e-5)
+    assert perplexity.perplexity(losses) == pytest.approx(31, rel=1e-5)
     # The first token of each window and the end tokens are not scored: 9 - 1 - 2, and 41 - 3 - 1.
     assert losses[:, 1].tolist() == [6, 37]
 
@@ -200,6 +201,16 @@ def test_interval_of_equally_long_documents_is_students():
     base[0, 0] += 10
     low, high = perplexity.perplexity_interval(losses, base)
     assert low < np.exp(-0.525) < high < 1
+
+
+def test_interval_of_uneven_documents_counts_their_tokens():
+    """The weights w of 4 documents have the sum of squares 0.52; t is 3.182."""
+    weights, log_perplexity = np.array([0.7, 0.1, 0.1, 0.1]), np.array([4.0, 4.4, 3.7, 4.2])
+    mean = weights @ log_perplexity
+    variance = weights @ (log_perplexity - mean) ** 2 / (1 - 0.52) * 0.52
+    losses = np.stack([1000 * weights * log_perplexity, 1000 * weights], axis=1)
+    expected = np.exp(mean + np.array([-1, 1]) * 3.182446 * variance**0.5)
+    assert perplexity.perplexity_interval(losses) == pytest.approx(expected, rel=1e-6)
 
 
 def test_documents_that_do_not_differ_have_no_interval():
@@ -580,6 +591,13 @@ def test_few_held_out_papers_give_no_interval_and_none_no_perplexity(finetune, h
     assert ("perplexity" in metrics) == bool(held_out) and "perplexity_lo" not in metrics
 
 
+def test_the_training_loss_is_of_the_last_tenth():
+    from stages import finetune_llm
+
+    assert finetune_llm.mean_of_last_tenth(list(range(30))) == 28
+    assert finetune_llm.mean_of_last_tenth([3, 5]) == 5
+
+
 def test_bits_per_character_count_the_tokens_at_the_start_of_windows_too():
     """A model that gives each token 2 bits, and texts of 3 characters a token: 2 / 3, not less."""
     documents = [["abc" * 60], ["abc" * 8, "abc" * 5]]
@@ -593,11 +611,12 @@ def test_bits_per_character_count_the_tokens_at_the_start_of_windows_too():
 
 def test_held_out_papers_without_a_scored_token_are_left_out_before_training(finetune, capsys):
     """Nothing precedes the only token of "error": it has no loss."""
-    texts = {"a": "A green field.", "b": "A lake.", "c": "e", "d": "e"}
+    texts = {"a": 3 * "A green field. ", "b": "A lake.", "c": "e", "d": "e"}
     papers = [("a", "train"), *((name, "test") for name in "bcd")]
     assert finetune(papers, text=texts) == ""
     metrics = read_json("metrics/llm.json")
     assert metrics["n"] == 1 and 1 < metrics["perplexity"] < 1e5
+    assert metrics["tokens_train"] == 20  # of the text, of which 16 are packed
     assert "2 of 3 held-out papers left out" in capsys.readouterr().err
     error = finetune([("a", "train"), ("c", "test")], text=texts)
     assert error == "error: data/chunks.parquet: no held-out paper has a token to score"
