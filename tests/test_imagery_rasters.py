@@ -186,13 +186,14 @@ def test_a_value_that_ends_the_range_of_bytes_is_nodata_only_in_all_bands(
 
 
 def test_percentiles_of_large_data_come_from_every_part_of_every_tile():
-    """A ramp along the columns, which a subsample on a few columns would get wrong."""
-    tile = RawTile(np.tile(np.arange(512.0), (1, 512, 1)), np.ones((512, 512), bool))
-    count = 40 * MAX_SAMPLES
-    samples = list(sample_pixels([tile] * 4, count))
-    assert samples[0].size < 512 * 512 / 39
-    ((low, high),) = percentile_stretch(samples)
-    assert abs(low - 0.02 * 511) < 2 and abs(high - 0.98 * 511) < 2
+    """Ramps along the columns or rows, which a subsample on a few of them would get wrong."""
+    along_columns = np.tile(np.arange(512.0), (1, 512, 1))
+    for ramp in (along_columns, along_columns.swapaxes(1, 2)):
+        tile = RawTile(ramp, np.ones((512, 512), bool))
+        samples = list(sample_pixels([tile] * 4, 40 * MAX_SAMPLES))
+        assert samples[0].size < 512 * 512 / 39
+        ((low, high),) = percentile_stretch(samples)
+        assert abs(low - 0.02 * 511) < 2 and abs(high - 0.98 * 511) < 2
     flat = [np.full((1, 9), 7)]
     assert percentile_stretch(flat) == [(7, 7)]
     assert not to_8_bit(np.full((1, 3, 3), 7), [(7, 7)]).any()

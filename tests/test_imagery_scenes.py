@@ -415,7 +415,11 @@ def test_the_class_is_that_of_the_largest_share(tmp_path, monkeypatch, capsys):
         labels = coarse.repeat(8, 0).repeat(8, 1).astype(np.uint8)
         grid = located(50_000 * (scene == "b"))
         write_raster(tmp_path / f"in/{scene}.tif", terrain(ord(scene), side), **grid)
-        write_raster(tmp_path / f"in/lc/{scene}_lc.tif", labels[None], nodata=0, **grid)
+        path = tmp_path / f"in/lc/{scene}_lc.tif"
+        write_raster(path, labels[None], nodata=0 if scene == "a" else None, **grid)
+    # A mask band says what is not labeled, too.
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(labels > 0)
     write_raster(tmp_path / "in/unlabeled.tif", terrain(9, 64), **located(99_000))
     label_rasters = {"file": "lc/{stem}_lc.tif", "classes": names}
     tile = TILE | {"min_valid": 0.6}
