@@ -56,7 +56,7 @@ def main() -> None:
 
 def read_image_counts(draw: float) -> dict[int, int]:
     """The number of images to draw of each prompt, by its row: `draw` times those to keep."""
-    # `draw` as it was written: 10 x 1.1 is 11.000000000000002 in floats.
+    # `draw` as it was written: 100 x 1.1 is 110.00000000000001 in floats.
     factor = Fraction(str(draw))
     return {
         int(line["row"]): math.ceil(int(line["images"]) * factor)

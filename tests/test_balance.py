@@ -60,7 +60,7 @@ def test_images_are_spread_evenly_over_the_prompts_of_a_class():
 
 
 @pytest.mark.parametrize(
-    "images, draw, drawn", [(5, 1, 5), (5, 3.0, 15), (5, 1.5, 8), (10, 1.1, 11), (0, 2.0, 0)]
+    "images, draw, drawn", [(5, 1, 5), (5, 3.0, 15), (5, 1.5, 8), (100, 1.1, 110), (0, 2.0, 0)]
 )
 def test_images_to_draw_are_rounded_up_as_decimal_numbers(
     tmp_path, monkeypatch, images, draw, drawn
