@@ -11,7 +11,7 @@ import re
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from stages import finetune_sd
 from stages.common.artifacts import digest, read_json
 from stages.diffusion import checkpoints
 from stages.runtime import tensor_files
+from stages.runtime.parallel import BackgroundWriter
 
 
 def outputs(folder):
@@ -258,22 +259,26 @@ def test_without_memory_for_a_copy_a_checkpoint_is_written_from_the_weights(trai
 def run_out_of_disk():
     """finetune_sd on a disk that is full at the first checkpoint, after step 3.
 
-    It leaves a file `step_6_began` if it begins step 6.
+    Its thread has failed when step 4 ends. It leaves a file `step_6_began` if it begins step 6.
     """
     learning_rate = finetune_sd.learning_rate
+    raise_if_failed = BackgroundWriter.raise_if_failed
 
     def sync_to_disk(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def slow_learning_rate(current_step, *rest):
-        if current_step == 4:
-            time.sleep(2)  # meanwhile the checkpoint is written in a thread
+    def note_step_6(current_step, *rest):
         if current_step == 5:
             Path("step_6_began").touch()
         return learning_rate(current_step, *rest)
 
+    def raise_once_done(writer):
+        wait([writer.pending] if writer.pending else [])
+        raise_if_failed(writer)
+
     tensor_files.sync_to_disk = sync_to_disk
-    finetune_sd.learning_rate = slow_learning_rate
+    finetune_sd.learning_rate = note_step_6
+    BackgroundWriter.raise_if_failed = raise_once_done
     finetune_sd.main()
 
 
