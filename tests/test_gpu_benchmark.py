@@ -107,13 +107,13 @@ def test_every_row_has_its_own_outcome(tmp_path):
     table = tmp_path / "gpu.md"
     table.write_text("# Runs\n\n| earlier | images/s 56 |\n\nA note.\n", encoding="utf-8")
     rows = [
-        Row("first", 60, succeed, {"images": 12}),
-        Row("failing", 60, fail),
-        Row("dying", 60, end_the_process),
+        Row("first", 300, succeed, {"images": 12}),
+        Row("failing", 300, fail),
+        Row("dying", 300, end_the_process),
         Row("hanging", 1, hang),
-        Row("last", 60, succeed, {"images": 34}),
+        Row("last", 300, succeed, {"images": 34}),
     ]
-    gpu.run_rows(rows, tmp_path, True, table, time_limit=300)
+    gpu.run_rows(rows, tmp_path, True, table, time_limit=1500)
     lines = {line.split(" | ")[0].strip("| "): line for line in table.read_text().splitlines()}
     assert "images/s 12" in lines["first"] and "images/s 34" in lines["last"]
     assert "ValueError: no such card" in lines["failing"]
