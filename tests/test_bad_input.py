@@ -286,8 +286,8 @@ def test_a_list_of_papers_that_is_not_csv(project, content):
         ("stages.finetune_llm", "models/base/language"),
     ],
 )
-def test_a_stage_run_too_early_names_what_is_missing(project, command, missing):
-    assert missing in error_line(run_module(project, *command.split()))
+def test_a_stage_run_too_early_names_what_is_missing(project, warm_environment, command, missing):
+    assert missing in error_line(run_module(project, *command.split(), **warm_environment))
 
 
 @pytest.mark.parametrize(

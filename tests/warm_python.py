@@ -131,7 +131,8 @@ def run_module(connection: socket.socket) -> int:
     os.environ.update(request["environment"])
     _, module, *arguments = request["arguments"]
     sys.argv = [module, *arguments]
-    sys.path[0] = request["folder"]
+    more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [request["folder"], *more]
     if "TRACES" in os.environ and module.startswith("stages."):
         tracing.trace_me(Path(os.environ["TRACES"], " ".join(request["arguments"])))
     try:
