@@ -326,11 +326,12 @@ def test_long_captions_are_counted_and_images_without_any_are_kept(workspace):
     assert read_json(workspace / "metrics/diffusion.json")["truncated_captions"] == 1
 
 
-def test_the_normalization_of_the_data_set_is_saved_in_the_vae(workspace):
+def test_the_normalization_of_the_data_set_is_saved_in_the_vae(workspace, warm_environment):
     write_params(workspace, encode={"normalization": "dataset"}, finetune_sd={"epochs": 0.5})
     # As dvc.yaml does: worker processes must find what they are to run.
     command = ("python", "-m", "stages.runtime.launch", "encode")
-    done = shell(*command, cwd=workspace, env={"PYTHONPATH": str(REPOSITORY)})
+    environment = {**warm_environment, "PYTHONPATH": str(REPOSITORY)}
+    done = shell(*command, cwd=workspace, env=environment)
     assert done.returncode == 0, done.stderr
     normalization = read_json(workspace / "data/latents/normalization.json")
     rows = read_rows(workspace / "data/imagery/train")
