@@ -17,6 +17,7 @@ from hub_server import serve
 from PIL import Image
 from safetensors.numpy import load, save
 
+from stages import fetch_model
 from stages.common.artifacts import IMAGE, encode_png, read_json, write_shards
 from stages.common.rounding import interval_decimals, reference_decimals
 from stages.fetching import model_folder
@@ -157,6 +158,27 @@ def client(hub, environment, tmp_path):
     return lambda *words, cwd, **more: shell(
         sys.executable, "-m", *words, cwd=cwd, env={**env, **more}
     )
+
+
+@pytest.fixture
+def in_process(hub, tmp_path, monkeypatch):
+    """Runs `fetch_model diffusion` here, as `client` does in a process of seconds of imports."""
+    constants = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_CACHE": str(tmp_path / "cache/hub"),
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in constants.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def fetch(folder: Path) -> None:
+        monkeypatch.chdir(folder)
+        fetch_model.main("diffusion")
+
+    return fetch
 
 
 def one_line(done: subprocess.CompletedProcess) -> str:
@@ -581,16 +603,21 @@ def test_after_a_failed_download_only_the_missing_files_are_fetched(
     assert published.weights in files_of_retry and len(files_of_retry) < len(files)
 
 
-def test_a_source_that_cannot_be_fetched_is_an_error(hub, client, published, tmp_path):
-    def fetch(source: str, **env) -> str:
-        folder = make_run_folder(tmp_path / "run", source)
-        return one_line(client("stages.fetch_model", "diffusion", cwd=folder, **env))
+def test_a_source_that_cannot_be_fetched_is_an_error(
+    hub, client, in_process, published, tmp_path, monkeypatch
+):
+    def fetch(source: str) -> str:
+        with pytest.raises(SystemExit, match="^error: ") as stop:
+            in_process(make_run_folder(tmp_path / "run", source))
+        (line,) = str(stop.value).splitlines()
+        return line
 
     assert "hub:owner/model@nosuch" in fetch("hub:owner/model@nosuch")
     assert "hub:owner/nothing" in fetch("hub:owner/nothing")
-    assert "path:" in fetch("hub:owner/model", HF_ENDPOINT="http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert "path:" in fetch("hub:owner/model")
     hub.gated.add("owner/model")
-    assert "HF_TOKEN" in fetch("hub:owner/model")
+    assert "HF_TOKEN" in one_line(client("stages.fetch_model", "diffusion", cwd=tmp_path / "run"))
     done = client("stages.fetch_model", "diffusion", cwd=tmp_path / "run", HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert not files_with_token(tmp_path)
@@ -598,7 +625,7 @@ def test_a_source_that_cannot_be_fetched_is_an_error(hub, client, published, tmp
 
 @pytest.mark.parametrize("cache_type, rounds, copies", [("copy", 1, 3), ("hardlink", 2, 1)])
 def test_weights_from_the_hub_are_held_once_where_dvc_links(
-    client, published, environment, tmp_path, cache_type, rounds, copies
+    in_process, published, environment, tmp_path, cache_type, rounds, copies
 ):
     """With DVC's copies as well, no name of the hub's file is writable."""
     folder = make_run_folder(tmp_path / "run", "hub:owner/model")
@@ -611,8 +638,7 @@ def test_weights_from_the_hub_are_held_once_where_dvc_links(
     dvc("init", "-q", "--no-scm")
     dvc("config", "cache.type", cache_type)
     for _ in range(rounds):  # the second time over the outputs of the first
-        done = client("stages.fetch_model", "diffusion", cwd=folder)
-        assert done.returncode == 0, done.stderr
+        in_process(folder)
         (blob,) = [
             file.resolve()
             for file in (tmp_path / "cache").rglob(f"snapshots/*/{published.weights}")
