@@ -90,14 +90,16 @@ def fetch(source: str, text_column: str, out: Path) -> tuple[list[Path], dict]:
 def copy_local(origin: Path, text_column: str, out: Path) -> tuple[list[Path], dict[str, str]]:
     """Copy one file, or the papers of a folder and its subfolders, or write the texts of tables.
 
-    Beside Parquet files, as in a copy of a hub data set, nothing else is a paper, such as a card.
+    A copy of a hub data set has Parquet files and few others, such as its card: no papers.
 
     Returns:
         The papers, and {file: why it is no paper} of all other files, but not of hidden ones.
     """
     files = [origin] if origin.is_file() else sorted(sources.visible_files(origin, KEY))
     tables = [file for file in files if file.suffix.lower() == ".parquet"]
-    if not tables:
+    suffixes = [suffix for suffix in map(paper_suffix, files) if suffix]
+    is_of_papers = len(suffixes) >= MIN_TEXT_PAPERS or not {".md", ".txt"}.issuperset(suffixes)
+    if not tables or is_of_papers:
         return copy_papers(files, origin, out)
     others = sorted(set(files) - set(tables))
     skipped = {utf8(flat_name(file, origin)): "not read: beside Parquet files" for file in others}

@@ -99,6 +99,8 @@ class Handler(BaseHTTPRequestHandler):
             repository, kind, revision = match.groups()
         else:
             match = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+            if not match:  # an address of the hub that has nothing to do with a repository
+                return self.send_error_code(404, "EntryNotFound")
             repository, revision, file = match.groups()
             kind = "file"
         if repository not in self.hub.repositories:

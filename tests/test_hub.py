@@ -604,11 +604,12 @@ def test_after_a_failed_download_only_the_missing_files_are_fetched(
 
 
 def test_a_source_that_cannot_be_fetched_is_an_error(
-    hub, client, in_process, published, tmp_path, monkeypatch
+    hub, client, in_process, published, tmp_path, monkeypatch, capfd
 ):
     def fetch(source: str) -> str:
         with pytest.raises(SystemExit, match="^error: ") as stop:
             in_process(make_run_folder(tmp_path / "run", source))
+        assert not capfd.readouterr().err
         (line,) = str(stop.value).splitlines()
         return line
 

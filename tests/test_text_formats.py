@@ -727,6 +727,11 @@ def test_texts_of_a_copy_of_a_hub_data_set(tmp_path):
         files, also = fetch_papers.fetch(f"path:{path}", "text", tmp_path)
         assert [file.name for file in files] == [f"{stem}_00001.txt", f"{stem}_00002.txt"]
         assert [file.read_text() for file in files] == papers and also == resolved
+    # Papers with a table of them are no such copy.
+    (tmp_path / "copy/a.pdf").write_bytes(b"%PDF-1.7")
+    files, also = fetch_papers.fetch(f"path:{tmp_path}/copy", "text", tmp_path)
+    assert [file.name for file in files] == ["README.md", "a.pdf"]
+    assert list(also["skipped"]) == ["data__train.parquet"]
     table.write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(SystemExit, match="^error: fetch_papers.source: train.parquet cannot be"):
         fetch_papers.fetch(f"path:{table}", "text", tmp_path)

@@ -48,6 +48,7 @@ def make_pdf(path: Path, pages: list[str], title: str = "Published at a Workshop
         ("no stop at all", 1),
         # Without capitals, as some corpora are.
         ("it rains . the field is wet .", 2),
+        ("a river about 200 m. wide with boats, etc. on it", 1),
         ("it is , as smith et al . saw in fig . 2 there , e.g. an oak . why ? so .", 3),
         ("The value of v. it grew. Then it fell.", 2),
     ],

@@ -39,17 +39,18 @@ UNSPACED_BREAK = re.compile(rf"[{UNSPACED}{PLAIN_STOPS}、，][{UNSPACED}{PLAIN_
 def sentence_ends(text: str) -> list[int]:
     """Return the offset just past the last character of each sentence.
 
-    Of a text without capitals, as of some corpora ("fig . 2 shows it . here is ..."), any letter
-    starts a sentence, and a space may stand before its stops.
+    In a text without capitals that has a space before its stops, as some corpora have ("fig . 2
+    shows it . here is ..."), any letter starts a sentence.
     """
     is_lower = text.islower()
     ends = []
     for match in STOP.finditer(text):
         before = text[max(0, match.start() - 30) : match.start()]
-        before = before.rstrip() if is_lower else before
+        is_spaced = is_lower and before[-1:].isspace()
+        before = before.rstrip() if is_spaced else before
         after = text[match.end() : match.end() + 40].lstrip()
         if after and match[0][0] not in PLAIN_STOPS:
-            starts = is_lower and after[0].isalpha() or _starts_block(after)
+            starts = is_spaced and after[0].isalpha() or _starts_block(after)
             if not (starts or after[0] in OPENING_MARKS):
                 continue  # no sentence starts with such a character
             if match[0] == "." and not _full_stop_ends_sentence(before):

@@ -15,7 +15,7 @@ from stages.runtime.redaction import redact
 from stages.text.writers.answers import Answer
 
 CONNECT_TIMEOUT = 10  # seconds
-LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "0.0.0.0", "::1")
 # Seconds before each repetition of a request, where the endpoint's Retry-After gives no more.
 PAUSES = (1, 3, 10, 30)
 MAX_RETRY_AFTER = 120  # seconds; a longer one is not waited for
@@ -89,7 +89,9 @@ class Endpoint:
         self.model = model
         self.timeout = timeout
         try:
-            is_local = httpx2.URL(base_url).host in LOOPBACK_HOSTS
+            url = httpx2.URL(base_url)
+            # Of https, the environment may name the certificate.
+            is_local = url.scheme == "http" and url.host in LOOPBACK_HOSTS
             self.client = OpenAI(
                 base_url=base_url,
                 # Local servers need no key, but the client insists on one.
