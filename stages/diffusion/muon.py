@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         groups = [{"params": hidden, "is_hidden": True}, {"params": others, "is_hidden": False}]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
         # On a CPU, small products take longer on two cores than on one. A core for each stack takes
-        # half the time, and the update doesn't depend on the number of cores.
+        # two thirds of the time, and the update doesn't depend on the number of cores.
         self.cores = ThreadPoolExecutor(
             torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)
         )
