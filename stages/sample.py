@@ -50,19 +50,23 @@ def main(which: str) -> None:
     make_deterministic(params.seed)
     if which == "figures":
         inputs = [FIGURES]
-        rows = list(figure_rows())
+        rows = figure_rows()
+        prompts = [row["prompt"] for row in figure_rows()]
+        total = len(prompts)
     else:
         inputs = shard_paths(TEST_IMAGERY)
         copies = params.classifier.images_per_caption if which == "tuned" else 1
-        rows = list(caption_rows(params.seed, copies))
+        rows = caption_rows(params.seed, copies)
+        prompts = [row["prompt"] for row in caption_rows(params.seed, 1)]
+        total = copies * len(prompts)
     model = models.base_folder() if which == "base" else Path("models/diffusion")
-    log_unread_prompts(f"sample@{which}", model, [row["prompt"] for row in rows])
+    log_unread_prompts(f"sample@{which}", model, prompts)
     generate_shards(
         stage=f"sample@{which}",
         out=Path("data/samples") / which,
         model=model,
         rows=rows,
-        total=len(rows),
+        total=total,
         schema=SCHEMA,
         sampling=params.sampling,
         seed=params.seed,
