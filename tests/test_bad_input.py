@@ -327,6 +327,16 @@ def test_only_file_errors_are_one_line(project):
     assert "nowhere.txt" in error_line(run_module(project, "no_file"))
 
 
+def test_a_merge_conflict_in_a_metrics_file_is_one_line(project):
+    (project / "fid.json").write_text("<<<<<<< HEAD\n{}\n")
+    (project / "conflict.py").write_text(
+        "from stages.common.artifacts import read_json\n"
+        "from stages.runtime.process import start_process\n"
+        'start_process()\nread_json("fid.json")\n'
+    )
+    assert "fid.json: not valid JSON" in error_line(run_module(project, "conflict"))
+
+
 def test_ctrl_c_is_one_line(project):
     starts = "from stages.runtime.process import start_process\nstart_process()\n"
     # A shell starts what runs in the background with Ctrl-C ignored.

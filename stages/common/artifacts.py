@@ -30,8 +30,15 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file in UTF-8."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file in UTF-8.
+
+    Raises:
+        OSError: it can't be read, or holds something else, such as the marks of a merge conflict.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise OSError(f"{path}: not valid JSON: {error}") from error
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

@@ -59,8 +59,8 @@ def read_config(folder: str | Path, part: str) -> dict[str, Any]:
         )
     try:
         config = read_json(path)
-    except ValueError as error:
-        exit_with_error(f"{path}: not valid JSON: {error}")
+    except OSError as error:
+        exit_with_error(f"{error}")
     if not isinstance(config, dict):
         exit_with_error(f"{path}: holds no JSON object")
     return config
