@@ -17,6 +17,7 @@ from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
     draw_in_class_mix,
 )
+from stages.evaluation.extractors import THUMBNAIL_SIDE
 from stages.evaluation.frechet import fid, fid_curve, fit_fid_line, fit_gaussian, frechet_distance
 from stages.evaluation.intervals import (
     draw_halvings,
@@ -28,7 +29,6 @@ from stages.evaluation.intervals import (
 from stages.evaluation.kernel import cmmd, kid
 from stages.evaluation.memorization import (
     CLOSEST_PAIRS,
-    THUMBNAIL_SIDE,
     compare_with_training_images,
     describe_near_copies,
     draw_class_mix,

@@ -14,13 +14,13 @@ from torch import nn
 
 from stages.common.artifacts import read_json
 from stages.evaluation.efficientnet import load_efficientnet
-from stages.evaluation.memorization import THUMBNAIL_SIDE
 from stages.evaluation.networks import load_scene_network, normalize, resize
 from stages.runtime.errors import exit_with_error
 from stages.runtime.pretrained import load_pretrained, load_tokenizer
 
 SCENE = Path("models/scene")
 VISION = Path("models/base/vision")
+THUMBNAIL_SIDE = 16  # pixels of the thumbnails in which near-copies are searched
 
 
 def load_extractor(name: str, folder: Path | None = None) -> nn.Module:

@@ -1,5 +1,6 @@
 """Memorization: are generated images nearer to training images than held-out real images are?"""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +12,6 @@ from stages.evaluation.intervals import effective_size
 from stages.evaluation.prdc import row_blocks
 
 PERCENTILE = 1  # of the held-out images' distances; what is nearer is a near-copy
-THUMBNAIL_SIDE = 16  # pixels of the thumbnails that are compared
 CLOSEST_PAIRS = 24  # pairs of generated and training image that are listed
 MIN_HELD_OUT = 50  # held-out images, at least, that tell which share of near-copies to expect
 COMPARED = 10_000  # images of a set, at most: the time is in proportion to the training images
@@ -263,7 +263,8 @@ def nearest_neighbors_dihedral(x: np.ndarray, train: np.ndarray) -> tuple[np.nda
     Training draws from these views of an image, or from some of them (`encode.variants`).
     Distances are root mean squares over the pixels, in gray levels.
     """
-    thumbnails = x.reshape(-1, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    side = math.isqrt(x.shape[1] // 3)
+    thumbnails = x.reshape(-1, 3, side, side)
     view_distances = []
     view_neighbors = []
     for flipped in (thumbnails, thumbnails[..., ::-1]):
