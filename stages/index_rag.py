@@ -30,7 +30,8 @@ from stages.runtime.process import run_stage
 from stages.runtime.progress import log, progress_bar
 from stages.text.embedder import LatentSemanticEmbedder, NeuralEmbedder, is_neural
 from stages.text.parquet_writer import parquet_writer
-from stages.text.sentences import UNSPACED, join_lines, split_losslessly
+from stages.text.scripts import UNSPACED
+from stages.text.sentences import join_lines, split_losslessly
 
 if TYPE_CHECKING:
     from llama_index.core.node_parser import SentenceSplitter

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from stages.common.class_names import derived_names, plain_name
 from stages.params import Words
 from stages.text.lexicon import ASPECTS
-from stages.text.sentences import UNSPACED
+from stages.text.scripts import UNSPACED
 
 # What any surface may look like and show from above, in words that image models draw.
 LOOKS = tuple(

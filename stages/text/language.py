@@ -2,7 +2,7 @@
 
 import re
 
-from stages.text.sentences import UNSPACED
+from stages.text.scripts import UNSPACED
 
 WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 # Frequent in English, and no words of its neighbors. Papers and field notes have 0.15 of them.

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-from stages.text.sentences import UNSPACED
+from stages.text.scripts import UNSPACED
 
 MIN_PAGE_WORDS = 20  # a page with fewer is a scan or a picture
 # Fonts without a Unicode map give signs, control characters, glyph names, or other letters.

@@ -5,6 +5,8 @@ The rules are for English, and know the stops of other scripts and text without 
 
 import re
 
+from stages.text.scripts import UNSPACED
+
 # Written with a full stop that does not end a sentence.
 ABBREVIATIONS = frozenset(
     """
@@ -12,11 +14,6 @@ e.g i.e cf vs viz al fig figs eq eqs eqn sec secs sect ch chap tab tabs ref refs
 ed eds approx resp ca dr prof mr mrs ms st dept univ inc ltd w.r.t a.k.a
 jan feb mar apr jun jul aug sep sept oct nov dec
 """.split()
-)
-# Scripts without spaces between words: Chinese and Japanese, Thai, Lao, Tibetan, Burmese, Khmer.
-UNSPACED = (
-    r"\u3005-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    r"\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff"
 )
 # Stops that mean nothing else: of Chinese, Arabic, Hindi, Armenian, Ethiopic, Tibetan, Burmese,
 # Khmer.
