@@ -33,14 +33,17 @@ from stages.common.class_names import slug
 from stages.embedded.scenes import render
 from stages.evaluation.classification import (
     SENTINEL2_WHITE,
-    LabeledImageDataModule,
+    LabeledImageDataset,
     TrainingJob,
     augmentation,
     jobs_fingerprint,
     jobs_per_seed,
+    normalization,
     score_predictions,
+    split_source,
     train_and_test,
     train_and_test_all,
+    train_loader,
 )
 from stages.evaluation.intervals import wilson_interval
 from stages.evaluation.label_sets import read_label_set
@@ -135,17 +138,23 @@ def test_a_class_of_one_image_is_trained_on():
 
 
 def test_only_train_is_augmented():
-    data = LabeledImageDataModule(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 0)
-    for dataset, varies in ((data.train, True), (data.valid, False), (data.test, False)):
+    splits = split_source(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 0)
+    for name, dataset in splits.items():
         views = [dataset[0]["image"] for _ in range(4)]
-        assert any((views[0] != view).any() for view in views) == varies
+        assert any((views[0] != view).any() for view in views) == (name == "train")
         assert views[0].shape == (3, 32, 32)
-    normalized = (data.test.samples.images[0].astype(np.float32) / 255 - 0.5) / 0.25
-    assert np.allclose(data.test[0]["image"].numpy(), normalized.transpose(2, 0, 1), atol=1e-5)
-    of_other_seed = LabeledImageDataModule(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 1)
-    assert not np.array_equal(of_other_seed.test.samples.images, data.test.samples.images)
-    # Images are sorted by class.
-    epochs = [torch.cat([batch["label"] for batch in data.train_dataloader()]) for _ in range(2)]
+    test = splits["test"]
+    normalized = (test.samples.images[0].astype(np.float32) / 255 - 0.5) / 0.25
+    assert np.allclose(test[0]["image"].numpy(), normalized.transpose(2, 0, 1), atol=1e-5)
+    of_other_seed = split_source(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 1)
+    assert not np.array_equal(of_other_seed["test"].samples.images, test.samples.images)
+
+
+def test_training_images_are_shuffled_each_epoch():
+    """They are sorted by class."""
+    train = split_source(brightness_images(40), CONFIG, [0.5] * 3, [0.25] * 3, 0)["train"]
+    loader = train_loader(train, CONFIG.batch_size, 0)
+    epochs = [torch.cat([batch["label"] for batch in loader]) for _ in range(2)]
     assert not torch.equal(*epochs)
 
 
@@ -233,14 +242,13 @@ def test_weights_are_loaded_and_images_scaled_to_reflectance(tmp_path):
     save_file(backbone, tmp_path / "model.safetensors")
     config = train_and_test(brightness_job(epochs=1, weights=tmp_path / "model.safetensors")).config
     assert config["std"] == [1 / SENTINEL2_WHITE] * 3
-    data = LabeledImageDataModule(brightness_images(9), CONFIG, config["mean"], config["std"], 0)
-    white = data.normalization(image=np.full((32, 32, 3), 255, np.uint8))["image"]
+    transform = normalization(config["mean"], config["std"])
+    white = transform(image=np.full((32, 32, 3), 255, np.uint8))["image"]
     assert np.allclose(white, 0.3558)  # what ESA draws as white, in units of reflectance
     # Bands B4, B3, B2 are red, green, blue, the order of a PNG: red is in the first channel alone.
     pixels = np.tile(np.array([200, 0, 0], np.uint8), (9, 32, 32, 1))
-    red = LabeledImages(pixels, np.arange(9) % 3, np.arange(9))
-    data = LabeledImageDataModule(red, CONFIG, config["mean"], config["std"], 0)
-    channel_means = data.test[0]["image"].mean((1, 2))
+    red = LabeledImageDataset(LabeledImages(pixels, np.arange(9), np.arange(9)), transform)
+    channel_means = red[0]["image"].mean((1, 2))
     assert np.allclose(channel_means, [200 / 255 * 0.3558, 0, 0])
 
     of_13_bands = backbone | {"conv1.0.weight": torch.zeros(16, 13, 3, 3)}

@@ -15,7 +15,7 @@ from typing import NamedTuple, cast
 import albumentations as A
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.trainers import ClassificationTask
@@ -74,50 +74,48 @@ class LabeledImageDataset(Dataset):
         }
 
 
-class LabeledImageDataModule(LightningDataModule):
-    """Train, valid and test splits of one source; only train is augmented."""
-
-    def __init__(
-        self,
-        source: LabeledImages,
-        config: Classifier,
-        mean: list[float],
-        std: list[float],
-        seed: int,
-    ):
-        super().__init__()
-        split = stratified_split(
-            source.labels,
-            source.units,
-            config.valid_fraction,
-            config.test_fraction,
-            rng(seed, "classifier splits"),
+def split_source(
+    source: LabeledImages, config: Classifier, mean: list[float], std: list[float], seed: int
+) -> dict[str, LabeledImageDataset]:
+    """Train, valid and test of one source; only train is augmented."""
+    split = stratified_split(
+        source.labels,
+        source.units,
+        config.valid_fraction,
+        config.test_fraction,
+        rng(seed, "classifier splits"),
+    )
+    if len(split["train"]) < 2:  # batch normalization needs two
+        exit_with_error(
+            f"classifier: of {len(source.labels)} images, some are held out to validate and "
+            "test on; fewer than two are left to train on"
         )
-        if len(split["train"]) < 2:  # batch normalization needs two
-            exit_with_error(
-                f"classifier: of {len(source.labels)} images, some are held out to validate and "
-                "test on; fewer than two are left to train on"
-            )
-        self.batch_size = config.batch_size
-        self.generator = torch_generator(seed, "classifier")
-        self.normalization = A.Compose([A.Normalize(mean, std)])
-        augment = augmentation(config.resolution, mean, std, seed)
-        self.train = LabeledImageDataset(source.take(split["train"]), augment)
-        self.valid = LabeledImageDataset(source.take(split["valid"]), self.normalization)
-        self.test = LabeledImageDataset(source.take(split["test"]), self.normalization)
+    transforms = {
+        "train": augmentation(config.resolution, mean, std, seed),
+        "valid": normalization(mean, std),
+        "test": normalization(mean, std),
+    }
+    return {
+        name: LabeledImageDataset(source.take(split[name]), transform)
+        for name, transform in transforms.items()
+    }
 
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self.train,
-            self.batch_size,
-            shuffle=True,
-            generator=self.generator,
-            # Batch normalization can't train on a last batch of one image.
-            drop_last=len(self.train) > self.batch_size,
-        )
 
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.valid, self.batch_size)
+def train_loader(train: LabeledImageDataset, batch_size: int, seed: int) -> DataLoader:
+    """Batches of the training images, in another order each epoch."""
+    return DataLoader(
+        train,
+        batch_size,
+        shuffle=True,
+        generator=torch_generator(seed, "classifier"),
+        # Batch normalization can't train on a last batch of one image.
+        drop_last=len(train) > batch_size,
+    )
+
+
+def normalization(mean: list[float], std: list[float]) -> A.Compose:
+    """Pixels in [0, 1] to zero mean and unit variance, per channel."""
+    return A.Compose([A.Normalize(mean, std)])
 
 
 def augmentation(resolution: int, mean: list[float], std: list[float], seed: int) -> A.Compose:
@@ -244,7 +242,8 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
         mean, std = read_normalization(job.weights.with_name("config.json"))
     else:
         mean, std = channel_statistics(torch.from_numpy(job.source.images).permute(0, 3, 1, 2))
-    data = LabeledImageDataModule(job.source, config, mean, std, job.seed)
+    splits = split_source(job.source, config, mean, std, job.seed)
+    train = train_loader(splits["train"], config.batch_size, job.seed)
     task = SizedClassificationTask(
         config.resolution, model=config.model, num_classes=len(job.class_names), lr=config.lr
     )
@@ -253,13 +252,13 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
         load_backbone(task, job.weights)
 
     test_sets = {
-        "synthetic_test": data.test,
-        "real_test": LabeledImageDataset(job.real, data.normalization),
+        "synthetic_test": splits["test"],
+        "real_test": LabeledImageDataset(job.real, normalization(mean, std)),
     }
     probabilities = {}
     with tempfile.TemporaryDirectory() as folder:
         trainer = create_trainer(config.epochs, folder)
-        trainer.fit(task, data)
+        trainer.fit(task, train, DataLoader(splits["valid"], config.batch_size))
         for name, test_set in test_sets.items():
             batches = trainer.predict(task, DataLoader(test_set, config.batch_size))
             probabilities[name] = torch.cat(cast(list[torch.Tensor], batches))  # [N, K]
@@ -282,7 +281,7 @@ def train_and_test(job: TrainingJob) -> ClassifierResult:
         "std": std,
     }
     threads = cpu_threads(trainer.strategy.root_device)
-    n_train = len(data.train)
+    n_train = len(splits["train"])
     return ClassifierResult(
         task.model, n_train, threads, scores, bootstrapped, by_class, predictions, network_config
     )
