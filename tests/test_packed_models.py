@@ -12,8 +12,6 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 from model_files import refused, write_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from stages.fetching import packed_models
-
 HEADS = 2
 WIDTH = 16
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -153,7 +151,7 @@ def test_a_gguf_file_that_would_become_another_model_is_refused(
 def test_a_gguf_file_that_does_not_fit_into_memory_is_refused(fetch, tmp_path, llama, monkeypatch):
     file = tmp_path / "gguf/tiny.gguf"
     write_gguf(file, llama)
-    monkeypatch.setattr(packed_models, "available_memory", lambda: 10)
+    monkeypatch.setattr("stages.runtime.memory.available_memory", lambda: 10)
     line = refused(fetch, "writer", f"path:{file}")
     assert "tiny.gguf" in line and "memory" in line
 

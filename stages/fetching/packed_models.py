@@ -10,7 +10,7 @@ from typing import Any
 from stages.fetching.model_folder import FILE_PATTERNS
 from stages.runtime.errors import exit_with_error
 from stages.runtime.file_modes import follow_umask
-from stages.runtime.memory import available_memory
+from stages.runtime.memory import refuse_too_large
 
 GGUF_ROLES = ("language", "writer")
 
@@ -113,12 +113,7 @@ def refuse_unread_parts(reader: Any, label: str) -> None:
         label: the start of error messages.
     """
     needed = 2 * sum(int(tensor.n_elements) for tensor in reader.tensors)  # bytes, in float16
-    free = available_memory()
-    if needed > free:
-        exit_with_error(
-            f"{label}: its weights need {needed / 2**30:.1f} GiB of memory, and "
-            f"{free / 2**30:.1f} GiB are free"
-        )
+    refuse_too_large(label, needed)
     architecture = reader.fields["general.architecture"].contents()
     kind = reader.fields.get(f"{architecture}.rope.scaling.type")
     is_scaled = kind is not None and kind.contents() != "none"

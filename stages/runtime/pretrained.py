@@ -13,7 +13,7 @@ from typing import Any
 
 from stages.runtime.damage import explain_damage, note_changed_file
 from stages.runtime.errors import exit_with_error
-from stages.runtime.memory import available_memory
+from stages.runtime.memory import refuse_too_large
 
 # The special tokens that texts are given. Of others, as `<image_soft_token>` in the tokenizer of
 # Gemma 3, a model of text alone may have no embedding.
@@ -102,9 +102,7 @@ def _silence_libraries() -> None:
 
 
 def _refuse_too_large(path: Path, dtype: Any) -> None:
-    """Exit with an error where the weights don't fit into the free memory of this machine.
-
-    Linux would kill the process without a word. Damaged files are left to the loader.
+    """Exit with an error where the weights don't fit into memory. Damaged files are left alone.
 
     Args:
         path: the folder of the weights.
@@ -116,12 +114,7 @@ def _refuse_too_large(path: Path, dtype: Any) -> None:
         needed = sum(_loaded_size(file, dtype) for file in path.glob("*.safetensors"))
     except (OSError, SafetensorError):
         return
-    free = available_memory()
-    if needed > free:
-        exit_with_error(
-            f"{path}: its weights need {needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} "
-            "GiB are free"
-        )
+    refuse_too_large(str(path), needed)
 
 
 def _loaded_size(file: Path, dtype: Any) -> int:
