@@ -97,7 +97,7 @@ def main() -> None:
         test = choose_test_papers(line_counts, config.test_fraction, config.min_test_papers)
         refuse_few_test_papers(len(test), config.min_test_papers, counts)
     write_corpus(set(line_counts), test)
-    write_report(report)
+    write_csv(REPORT, [row._asdict() for row in report], ReportRow._fields)
     log_cuts(report)
     foreign = [row.paper for row in report if NOT_ENGLISH in row.reason]
     if foreign:
@@ -223,11 +223,6 @@ def log_cuts(report: list[ReportRow]) -> None:
     """Log how much was cut out of all papers."""
     cuts = Cuts(*(sum(getattr(row, name) for row in report) for name in Cuts._fields))
     log(f"scrape: cut out {describe_cuts(cuts)}, and {cuts.line_numbers} line numbers ({REPORT})")
-
-
-def write_report(report: list[ReportRow]) -> None:
-    """Write `REPORT`, a CSV file with a row per paper."""
-    write_csv(REPORT, [row._asdict() for row in report], ReportRow._fields)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from stages.common.artifacts import read_json
@@ -115,7 +116,7 @@ def context_json(tables: list[Table], context: RunContext, measured_on: dict[str
         measured_on: what must be equal for numbers of two runs to compare, as data.
     """
     numbers: dict[str, dict] = {}
-    for row in [row for table in tables for row in table.rows]:
+    for row in chain.from_iterable(table.rows for table in tables):
         numbers[row.key] = {"metric": row.metric}
         if row.paper:
             numbers[row.key]["paper"] = float(row.paper)

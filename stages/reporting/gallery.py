@@ -172,14 +172,6 @@ class Gallery:
             assessment.percentile[number],
         )
 
-    def tuned_item(self, row: dict, number: int, nearest: dict) -> dict:
-        """Add an image of a test caption. row: of data/samples/tuned; number: of that row."""
-        label = self.class_of.get(row["scene"], "")
-        item = self.sample_item("tuned", TUNED, number, row, label, row["scene"])
-        item["facts"]["held-out tile of the caption"] = row["filename"]
-        item["nearest"] = nearest
-        return item
-
     def nearest_tile(self, training_row: int, distance: float, percentile: float) -> dict:
         """Add the training tile that is nearest to an image."""
         return {
@@ -324,12 +316,16 @@ class Gallery:
         items = []
         for pair in pairs:
             number = tuned_row_of[pair["generated"]]
-            nearest = self.nearest_tile(
+            row = tuned[number]
+            label = self.class_of.get(row["scene"], "")
+            item = self.sample_item("tuned", TUNED, number, row, label, row["scene"])
+            item["facts"]["held-out tile of the caption"] = row["filename"]
+            item["nearest"] = self.nearest_tile(
                 training_row_of[pair["training"]],
                 float(pair["distance"]),
                 float(pair["real_percentile"]),
             )
-            items.append(self.tuned_item(tuned[number], number, nearest))
+            items.append(item)
         return items
 
 
