@@ -28,7 +28,7 @@ from stages.evaluation.caption_agreement import (
 )
 from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
-    draw_in_class_mix,
+    match_class_mix,
 )
 from stages.evaluation.memorization import (
     compare_with_training_images,
@@ -78,7 +78,7 @@ def main() -> None:
     # Pixels: compression artifacts, and near-copies of training images.
     pixels = read_features("pixels")
     thumbnails = {name: values["features"] for name, values in pixels.items()}
-    in_mix, has_class_mix = draw_in_class_mix(pixels["test"], labels, params.seed)
+    in_mix, has_class_mix = match_class_mix(pixels["test"], labels, params.seed)
     image_metrics["compression_artifacts"] = {
         name: compare_compression_artifacts(real, pixels[name], name)
         for name, real in (("tuned", pixels["test"]), ("synthetic", in_mix))

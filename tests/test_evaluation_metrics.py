@@ -15,7 +15,7 @@ from stages.evaluation import protocols
 from stages.evaluation.caption_agreement import class_agreement, clip_score
 from stages.evaluation.compression_artifacts import (
     compare_compression_artifacts,
-    draw_in_class_mix,
+    match_class_mix,
 )
 from stages.evaluation.extractors import THUMBNAIL_SIDE
 from stages.evaluation.frechet import fid, fid_curve, fit_fid_line, fit_gaussian, frechet_distance
@@ -697,12 +697,12 @@ def test_detail_is_compared_with_real_tiles_in_the_synthetic_mix_of_classes(caps
     real = {"blocking": np.ones(400), "detail": detail}
     labels = {"test": ["Town"] * 300 + ["Water"] * 100, "synthetic": ["Water"] * 30}
     fake = {"blocking": np.ones(30), "detail": np.full(30, 0.5)}
-    in_mix, has_class_mix = draw_in_class_mix(real, labels, 0)
+    in_mix, has_class_mix = match_class_mix(real, labels, 0)
     assert has_class_mix and capsys.readouterr().err == ""
     assert compare_compression_artifacts(in_mix, fake, "synthetic")["detail_ratio"] == 1
     # Too few test tiles show the class: all are compared.
     labels["test"] = ["Town"] * 390 + ["Water"] * 10
-    in_mix, has_class_mix = draw_in_class_mix(real, labels, 0)
+    in_mix, has_class_mix = match_class_mix(real, labels, 0)
     assert not has_class_mix and "compared with all test tiles" in capsys.readouterr().err
     assert compare_compression_artifacts(in_mix, fake, "synthetic")["detail_ratio"] == 0.5
 

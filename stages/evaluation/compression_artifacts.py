@@ -17,18 +17,19 @@ MAX_BLOCKING_DIFFERENCE = 0.1
 MIN_DETAIL_RATIO = 0.8
 
 
-def draw_in_class_mix(
+def match_class_mix(
     real: dict[str, np.ndarray], labels: dict[str, list[str]], seed: int
 ) -> tuple[dict[str, np.ndarray], bool]:
-    """Measures [M] of test tiles drawn in the synthetic images' mix of classes, and True.
-
-    Some classes have less detail than others. Where too few test tiles show the synthetic images'
-    classes, the measures are those of all test tiles, and the second value is False.
+    """Draw test tiles in the synthetic images' mix of classes: some classes have less detail.
 
     Args:
-        real: measures [N] of each test tile.
+        real: measures [N] of the test tiles.
         labels: class of each image of `test` and of `synthetic`.
         seed: of the drawing.
+
+    Returns:
+        Measures [M] of the tiles to compare with: of those drawn or, where too few test tiles show
+        the synthetic images' classes, of all; whether they are in the mix of classes.
     """
     of_test, of_synthetic = (np.array(labels[name]) for name in ("test", "synthetic"))
     drawn = draw_class_mix(of_test, of_synthetic, rng(seed, "compression mix"))

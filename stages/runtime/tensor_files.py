@@ -16,7 +16,7 @@ from stages.runtime.resume_cache import advise_on_full_disk
 Tensors = dict[str, torch.Tensor]
 
 # Names of the types in a safetensors file.
-DTYPES = {
+SAFETENSORS_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -62,7 +62,7 @@ def write_safetensors(file: BinaryIO, tensors: Tensors, metadata: dict[str, str]
     for name in names:
         begin, end = end, end + tensors[name].nbytes
         header[name] = {
-            "dtype": DTYPES[tensors[name].dtype],
+            "dtype": SAFETENSORS_DTYPES[tensors[name].dtype],
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, end],
         }
