@@ -2,6 +2,9 @@
 
     python -m stages.fetch_imagery
 
+reads   fetch_imagery, classes, seed; the source; $TORCHGEO_DATA (torchgeo)
+writes  data/imagery/: {train,valid,test}/*.parquet, REPORT.json, SOURCE.json
+
 SOURCE.json records what the source resolved to. REPORT.json counts and names the bad images and
 captions, and the files that are no images, which are skipped. Images are never all in memory:
 finished tiles wait in an unnamed temporary file until their splits are known.
