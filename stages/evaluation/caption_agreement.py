@@ -31,9 +31,9 @@ def caption_agreement(
     Returns:
         Metrics, among them `caption_agreement`, whose interval is over other images of the same
         captions, `ceiling`, the share of real test tiles that the classifier gets right,
-        `caption_agreement_chance`, that of guessing among all scenes alike, and `per_scene`, by the
-        `slug` of each scene; and the shares by scene, as rows {scene, tuned, tuned_lo, tuned_hi,
-        base, real, n}.
+        `caption_agreement_chance`, that of uniform guessing among all scenes, and `per_scene`, by
+        the `slug` of each scene; and the shares by scene, as rows {scene, tuned, tuned_lo,
+        tuned_hi, base, real, n}.
     """
     correct = {}
     known_wanted = {}
@@ -75,8 +75,8 @@ def class_agreement(
         classes: scenes of each class.
 
     Returns:
-        Metrics, among them `class_agreement_chance`, the share of guessing among all scenes alike;
-        {} where the classifier knows no class.
+        Metrics, among them `class_agreement_chance`, the share of uniform guessing among all
+        scenes; {} where the classifier knows no class.
     """
     class_of_scene = {scene: name for name, members in classes.items() for scene in members}
     class_of_output = [class_of_scene.get(scene) for scene in scenes]  # [S]

@@ -86,12 +86,13 @@ def _halve_sites(sites: np.ndarray, m: int, rng: np.random.Generator) -> np.ndar
 def smooth_variance(halves: np.ndarray) -> float:
     """Variance of a smooth statistic of all rows, from its values [K, 2] for K pairs of halves.
 
-    To second order, the error of a statistic is a mean over rows, of variance a, and a mean over
-    pairs of rows, of variance b (Hoeffding 1948). Half the difference of two halves varies by
-    a + 2 b; their mean, in which single rows cancel, varies by b. The variance is thus the first
-    less the second. Both are estimates, and intervals of so low a variance hold the truth too
-    rarely: only half of the second is subtracted. Where sets are alike, a is 0, and the difference
-    may come out far too small: a third of the variance of single halves, a + 3 b, is the least.
+    To second order, the error of a statistic is the sum of a mean over rows, of variance a, and a
+    mean over pairs of rows, of variance b (Hoeffding 1948): its variance is a + b. Half the
+    difference of two halves has variance a + 2 b; their mean, in which single rows cancel, has b.
+    So a + b is the first less the second. Both are estimates, and intervals from that difference
+    hold the truth too rarely: only half of the second is subtracted. Where sets are alike, a is 0,
+    and the difference may come out far too small: the least is a third of a single half's
+    variance, a + 3 b.
     """
     differences, means = _variances_of_halves(halves)
     return max(differences - means / 2, (differences + means) / 3)

@@ -15,7 +15,7 @@ PERCENTILE = 1  # of the held-out images' distances; what is nearer is a near-co
 CLOSEST_PAIRS = 24  # pairs of generated and training image that are listed
 MIN_HELD_OUT = 50  # held-out images, at least, that tell which share of near-copies to expect
 COMPARED = 10_000  # images of a set, at most: the time is in proportion to the training images
-QUANTILES = (np.arange(100) + 0.5) / 100  # whose mean stands for that over a distribution
+QUANTILES = (np.arange(100) + 0.5) / 100  # a mean over a distribution is taken at these
 
 Search = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 

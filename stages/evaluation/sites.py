@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-MIN_SITES = 4  # that tell how much sites differ
+MIN_SITES = 4  # at least: fewer don't tell how much sites differ
 MAX_SHARE = 0.5  # of the tiles, in one site
 
 

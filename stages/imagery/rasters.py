@@ -48,8 +48,8 @@ GDAL_OPTIONS = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",
     "GDAL_CACHEMAX": 128,  # MB of decoded blocks, per process
 }
-# Of the values of an alpha band that are not 0, the most that may lie below the one that means
-# opaque: resampling makes a few at its edges. Most values of near infrared do.
+# The largest share of an alpha band's nonzero values that may lie below opaque: resampling makes a
+# few at its edges, while most values of near infrared lie below.
 MAX_PARTIAL = 0.1
 NO_CODEC = "its compression is not supported"
 NOT_UTF8 = "the name of its file is not UTF-8"
@@ -90,8 +90,8 @@ class Raster(NamedTuple):
 
     values: np.ndarray  # [B, H, W] in the file's type; B is 1 (gray) or 3 (red, green, blue)
     valid: np.ndarray  # bool [H, W]: false where there is no data, NaN or inf
-    # bool [H, W]: where a band that is tagged alpha, and not chosen, is at least half of what means
-    # opaque. None: no such band
+    # bool [H, W]: where a band that is tagged alpha, and not chosen, is half opaque or more.
+    # None: no such band
     opaque: np.ndarray | None = None
     alpha: AlphaCounts = AlphaCounts()  # of that band
     # Of the chosen bands: their numbers, from 1; the same with their names; and the file's

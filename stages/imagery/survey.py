@@ -40,8 +40,9 @@ NAME_SPLITS = (
     "the field `split`"
 )
 NAME_FOLDERS = "name them in fetch_imagery.splits, or "
-# The names of classes that say nothing of what is shown, and what sorts names (not: 1 storey).
+# Names of classes that don't say what is shown, such as class_1.
 SILENT_NAME = re.compile(r"true|false|yes|no|(class|label|category)[\W\d_]*", re.IGNORECASE)
+# The number or letter by which names are sorted: 01_Trees, aGrass; not that of "1 storey".
 SORT_MARK = re.compile(r"\d+(?![\d ])|[a-z](?=[A-Z])")
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 

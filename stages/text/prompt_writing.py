@@ -58,7 +58,7 @@ class PromptCollector:
     def collect(
         self, label: str, count: int, attempts: int
     ) -> tuple[list[ImagePrompt], Counter[str]]:
-        """Collect prompts of a class: as many of each of its scenes, if enough are proposed.
+        """Collect prompts of a class, equally many of each scene where enough are proposed.
 
         Args:
             label: the class.
@@ -95,9 +95,9 @@ class PromptCollector:
         return [prompt for prompt in self.kept if prompt.label == label]
 
     def missing_scenes(self, label: str, count: int) -> list[str]:
-        """The scenes that less than an equal share of a class's `count` prompts name.
+        """The scenes that have fewer than their equal share of a class's `count` prompts.
 
-        The scene that the fewest name is the first one.
+        The one that has the fewest comes first.
         """
         scenes = self.classes.words[label].scenes
         counts = Counter(
