@@ -39,7 +39,7 @@ from tiny_diffusion import make_pipeline
 from stages.common.artifacts import decode_image, read_rows, write_json
 from stages.params import load, read
 from stages.text.embedder import LatentSemanticEmbedder
-from tools import demo_models, demo_page
+from tools import demo_fields, demo_models, demo_page
 
 CHROMIUM = shutil.which("chromium")
 VISITOR = SimpleNamespace(session_hash="visitor")
@@ -363,7 +363,7 @@ def test_bad_input_is_reported_and_generates_nothing(page, models, capfd):
     page.get_by_label("Prompt", exact=True).fill("a lake")
     page.get_by_label("Seed").fill("-1")
     page.get_by_role("button", name="Draw").click()
-    expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_models.MAX_SEED))
+    expect(page.get_by_test_id("toast-body").last).to_contain_text(str(demo_fields.MAX_SEED))
     assert not models.denoising_steps and "Traceback" not in capfd.readouterr().err
 
 
@@ -567,12 +567,12 @@ def test_the_settings_of_a_run_are_in_the_range_of_the_page(models):
         fields = demo_page.add_fields(models.params.model_copy(update={"sampling": sampling}))
     assert fields.steps.maximum == fields.steps.value == 250
     assert fields.guidance.maximum == fields.guidance.value == 17.5
-    largest = demo_models.largest_numbers(sampling)
+    largest = demo_fields.largest_numbers(sampling)
     query = {"steps": "250", "guidance": "17.5"}
-    assert demo_models.read_setting("steps", query, largest) == 250
-    assert demo_models.read_setting("guidance", query, largest) == 17.5
+    assert demo_fields.read_setting("steps", query, largest) == 250
+    assert demo_fields.read_setting("guidance", query, largest) == 17.5
     with pytest.raises(gr.Error, match="Steps is a whole number from 1 to 250"):
-        demo_models.parse_setting("steps", "251", largest)
+        demo_fields.parse_setting("steps", "251", largest)
 
 
 # Before anything has run.

@@ -3,13 +3,10 @@
 import html
 import math
 import os
-import re
-import secrets
 import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -27,7 +24,7 @@ from stages.diffusion.marked_png import encode_marked_png
 from stages.diffusion.models import context_length, model_digest
 from stages.diffusion.sampler import Sampler
 from stages.imagery.untrusted_text import valid_utf8
-from stages.params import Params, Sampling, Writer, read
+from stages.params import Params, Writer, read
 from stages.prompt import TRAIN, read_training_captions
 from stages.runtime.dvc_lock import has_params
 from stages.runtime.errors import exit_with_error
@@ -37,33 +34,30 @@ from stages.text.checks import ClipTokenCounter
 from stages.text.class_words import NO_CAPTIONS, ClassLexicon, complete_words
 from stages.text.embedder import is_neural
 from stages.text.prompt_writing import ImagePrompt, PromptCollector, describe_rejections
-from stages.text.retrieval import EMBEDDER, INDEX, Passage, Retriever
+from stages.text.retrieval import EMBEDDER, INDEX, Retriever
 from stages.text.writers import ADAPTER, INSTRUCTED, LANGUAGE, make_writer
 from stages.text.writers.answer_cache import AnswerCache
+from tools.demo_fields import (
+    LINK_FIELDS,
+    MAX_SEED,
+    Refusal,
+    check_number,
+    format_passages,
+    largest_numbers,
+    parse_seed,
+    read_setting,
+    shorten,
+)
 
 TUNED = Path("models/diffusion")
 # The stages whose params decide on what the fine-tuned model is.
 TUNED_BY = ("fetch_imagery", "fetch_model@diffusion", "train_base", "encode", "finetune_sd")
 BASE_NOTE = "the base model, not fine-tuned: `make` fine-tunes it"
 OTHER_PARAMS_NOTE = "a model of other params than params.yaml has: `dvc repro` makes that of these"
-MAX_IMAGES = 9  # per request
-MAX_SEED = 2**63 - 1
-# The largest steps and guidance scale, where those of params.yaml are not larger.
-MAX_STEPS = 100
-MAX_GUIDANCE = 15
-# What a link holds, in the order of the fields.
-LINK_FIELDS = ("prompt", "negative_prompt", "steps", "guidance", "seed", "images")
 
 
 class RequestCanceled(Exception):
     """The visitor canceled the request, or closed the page."""
-
-
-class Refusal(gr.Error):
-    """What a visitor can mend: the page shows the message, and the terminal no traceback."""
-
-    def __init__(self, message: str):
-        super().__init__(message, print_exception=False)
 
 
 class DemoModels:
@@ -378,98 +372,8 @@ def can_write_prompts(writer: Writer) -> bool:
     return all(path.is_file() for path in needed)
 
 
-def largest_numbers(sampling: Sampling) -> dict[str, float]:
-    """Return the largest value of each field that holds a number, by its name in a link."""
-    return {
-        "steps": max(MAX_STEPS, sampling.steps),
-        "guidance": max(MAX_GUIDANCE, sampling.guidance_scale),
-        "images": MAX_IMAGES,
-    }
-
-
-def check_number(name: str, value: Any, largest: float, whole: bool) -> Any:
-    """Return a number that a visitor sent.
-
-    Raises:
-        Refusal: it is none, no whole number where it must be, or not from 1 to `largest`.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or (whole and not isinstance(value, int)) or not 1 <= value <= largest:
-        kind = "whole number" if whole else "number"
-        raise Refusal(f"{name} is a {kind} from 1 to {largest:g}.")
-    return value
-
-
-def read_setting(name: str, query: Mapping[str, str], largest: dict[str, float]) -> Any:
-    """Return a value of a link; where it has none, or a wrong one, the field keeps its own.
-
-    largest: as `largest_numbers` returns it.
-    """
-    if name not in query:
-        return gr.skip()
-    try:
-        return parse_setting(name, query[name], largest)
-    except Refusal as error:
-        gr.Warning(f"Of the link: {error.message}")
-        return gr.skip()
-
-
-def parse_setting(name: str, text: str, largest: dict[str, float]) -> str | int | float:
-    """Return a value of a link as its field takes it.
-
-    Raises:
-        Refusal: the field doesn't take it.
-    """
-    if name == "seed":
-        return str(parse_seed(text))
-    if name not in largest:
-        return text
-    number: int | float | None = None
-    if re.fullmatch(r"\d{1,4}(\.\d{1,4})?", text, re.ASCII):
-        number = float(text) if "." in text else int(text)
-    return check_number(name.title(), number, largest[name], whole=name != "guidance")
-
-
 def save_image(image: Any, seed: int, described: dict[str, Any], folder: Path) -> str:
     """Save an image uint8 [H, W, 3] as a PNG that says how it was made; returns its path."""
     path = folder / f"seed-{seed}.png"
     path.write_bytes(encode_marked_png(image, {**described, "seed": seed}))
     return str(path)
-
-
-def parse_seed(text: str) -> int:
-    """Return the seed that a visitor typed, or a random one where the field is empty.
-
-    Raises:
-        Refusal: the text is no whole number from 0 to 2**63 - 1.
-    """
-    text = str(text).strip()
-    if not text:
-        return secrets.randbelow(2**31)
-    if not text.isdecimal() or len(text) > 20 or int(text) > MAX_SEED:
-        raise Refusal(
-            f"The seed is a whole number from 0 to {MAX_SEED}, or nothing for a random one."
-        )
-    return int(text)
-
-
-def shorten(text: str) -> str:
-    """The start of a visitor's text, on one line, escaped: it is never markup."""
-    line = " ".join(text.split())
-    return html.escape(line if len(line) <= 300 else f"{line[:300]} ...")
-
-
-def format_passages(passages: list[Passage]) -> str:
-    """Format passages as HTML. The text of a paper is escaped: it is never markup."""
-    distinct = {passage["id"]: passage for passage in passages}
-    if not distinct:
-        return "<p>No passage: the writer used none for this prompt.</p>"
-    items = []
-    for passage in distinct.values():
-        title = html.escape(passage["title"])
-        paper = html.escape(passage["paper"])
-        items.append(
-            f"<details open><summary>{title} ({paper}), page {passage['page']}</summary>"
-            f"<blockquote>{html.escape(passage['text'])}</blockquote></details>"
-        )
-    return "<h2>Where this prompt comes from</h2>" + "".join(items)

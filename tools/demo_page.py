@@ -6,7 +6,8 @@ from typing import Any
 import gradio as gr
 
 from stages.params import Params
-from tools.demo_models import MAX_IMAGES, DemoModels, can_write_prompts, largest_numbers
+from tools.demo_fields import MAX_IMAGES, largest_numbers
+from tools.demo_models import DemoModels, can_write_prompts
 
 # Colors and parts of Gradio that people with poor sight, or a screen reader, can't use as they are.
 STYLE = """
