@@ -275,17 +275,20 @@ def test_text_file_is_cut_behind_its_reference_lists(tmp_path):
     assert all("Smith" not in line for part in parts for _, line in part.lines)
 
 
-def test_text_file_whose_lines_are_paragraphs_is_read_as_one_with_short_lines(tmp_path):
-    """A year in each paragraph is no entry of the list before it."""
-    lines = []
+@pytest.mark.parametrize("ending, cut", [("\n", 11), (" ", 5)])
+def test_text_file_of_long_lines_is_read_as_one_with_short_lines(tmp_path, ending, cut):
+    """Of paragraphs or whole papers. A year in each paragraph is no entry of the list before it."""
+    text = kept = ""
     for n in range(4):
-        for section in range(4):
-            text = f"Fields of paper {n}, section {section}, are green and wide in the north. " * 8
-            lines += [f"{section + 1} A section", f"{text}Since 2015 satellites see them all."]
-        lines += ["References", *(f"[{i}] A. Smith. Fields. 20{i}." for i in range(10, 20))]
-    (tmp_path / "corpus.txt").write_text("\n".join(lines))
-    parts = papers.read_text_file(tmp_path / "corpus.txt", True, True)
-    assert [part.cuts.references for part in parts] == [11] * 4
-    kept = " ".join(line for part in parts for _, line in part.lines)
-    assert kept == " ".join(line for line in lines if not line.startswith(("[", "References")))
+        fields = f"Fields of paper {n} are green and wide in the north. " * 9
+        fields += "Since 2015 satel- lites see them all, pre- and post-war. References [3] say so."
+        section = ending.join(["1 A section", fields, "2 A section", fields])
+        heading = ("References", "REFERENCES", "R EFERENCES", "Bibliography")[n]
+        entries = [f"[{i}] A. Smith. Fields. 20{i}." for i in range(10, 20)]
+        text += ending.join([section, heading, *entries]) + "\n"
+        kept += " ".join(section.replace("l- l", "ll").split()) + " "
+    (tmp_path / "corpus.txt").write_text(text)
+    parts = list(papers.read_papers([tmp_path / "corpus.txt"], True))
+    assert [part.cuts.references for part in parts] == [cut] * 4
+    assert " ".join(line for part in parts for _, line in part.lines) == kept.strip()
     assert max(len(line) for part in parts for _, line in part.lines) <= 90

@@ -18,12 +18,17 @@ import pypandoc
 import yaml
 
 from stages.text.clean import normalize
+from stages.text.hyphens import SUSPENDED
 from stages.text.language import find_words
 from stages.text.paper_files import HTML, PANDOC_FORMATS, ZIP_SUFFIXES, decode
 
 SECONDS = 60  # per file
 MEGABYTES = 1024  # of memory per file
 INLINE_FORMULAS = Path(__file__).with_name("inline_formulas.lua")
+# Inside "satel- lite", but not in "pre- and post-processing".
+OLD_LINE_END = re.compile(
+    rf"(?<=[^\W\d_]-) (?=[a-z])(?!(?:{'|'.join(sorted(SUSPENDED))})(?![\w-]))"
+)
 LINE_CHARACTERS = 90  # about a line of a PDF: papers are held out by their number of lines
 # A file with fewer is an empty page or a form; a table's cell with fewer, data.
 MIN_PROSE_WORDS = 20
@@ -205,8 +210,13 @@ def _newcommand(match: re.Match) -> str:
 
 
 def wrap(paragraph: str) -> list[str]:
-    """Return a paragraph as lines of about the length of a PDF's."""
-    return textwrap.wrap(paragraph, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False)
+    """Return a paragraph as lines of about the length of a PDF's; old line ends in words stay."""
+    lines: list[str] = []
+    for part in OLD_LINE_END.split(paragraph):
+        lines += textwrap.wrap(
+            part, LINE_CHARACTERS, break_long_words=False, break_on_hyphens=False
+        )
+    return lines
 
 
 def _decode_as_declared(content: bytes) -> tuple[str, str]:

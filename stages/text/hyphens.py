@@ -8,7 +8,9 @@ WORDS = re.compile(PART)
 COMPOUNDS = re.compile(rf"(?<![^\W\d_])(?=({PART}-{PART}))")  # of "state-of-the-art", three pairs
 HEAD = re.compile(r"(-?)(?<![^\W_])([^\W_]+)-$")  # the last part of a line
 TAIL = re.compile(r"([^\W_]+)(\S*)\s?")  # the first word of the next line: first part, rest
-SUSPENDED = frozenset("and or to und oder bzw et ou y".split())  # "pre- and post-processing"
+SUSPENDED = frozenset(
+    "and or nor to versus vs und oder bzw et ou y".split()
+)  # "pre- and post-processing"
 LINKS = frozenset("of the in on to by and for at".split())  # in "state-of-the-art", "bag-of-words"
 ADVERBS = frozenset("here there where".split())  # in "thereafter", "whereby"
 MIN_PART_LETTERS = 3  # of each part of a compound that no text shows

@@ -26,6 +26,11 @@ MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
 GLUED_HEADING = re.compile(
     r"(?<=[A-Za-z)]) ?\. ?(REFERENCES|References|BIBLIOGRAPHY|Bibliography) ?$", re.MULTILINE
 )
+# The same in the middle of a paragraph, in front of the first entry: "[1] A. Smith", "1. Smith".
+INNER_HEADING = re.compile(
+    r"(?: (R ?EFERENCES|B ?IBLIOGRAPHY)|(?<=[.!?)\]\d]) ?(REFERENCES|References|Bibliography)) "
+    r"(?=(?:\[\w+\] |1\.? )?[A-ZÀ-Þ])"
+)
 FEW_WORDS = f"fewer than {formats.MIN_PROSE_WORDS} words"
 NO_CUTS = Cuts()
 LARGE_CUT = 0.5  # a paper that loses more of its lines is named in the log
@@ -158,11 +163,17 @@ def _paper_of_lines(
 
 
 def _wrap_paragraphs(page: str) -> str:
-    """Return a page with paragraphs of one line wrapped: cleaning goes by the lines of a PDF."""
+    """Return a page with paragraphs of one line wrapped: cleaning goes by the lines of a PDF.
+
+    A heading of references inside a paragraph, as where a paper is one line, gets its own line.
+    """
     lines: list[str] = []
     for line in page.splitlines():
-        is_paragraph = len(line) > PARAGRAPH_CHARACTERS
-        lines += formats.wrap(line) if is_paragraph else [line]
+        if len(line) > PARAGRAPH_CHARACTERS:
+            for part in INNER_HEADING.sub(r"\n\1\2\n", line).split("\n"):
+                lines += formats.wrap(part)
+        else:
+            lines.append(line)
     return "\n".join(lines)
 
 
