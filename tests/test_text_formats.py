@@ -291,12 +291,22 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
         (
             "a.tex",
             r"\Title{Our \ce{CO2}}\abstract{We say little.}\newcommand{\ie}{own}\begin{document}"
+            r"\IEEEtitleabstractindextext{\begin{abstract}We tell more.\end{abstract}}"
+            "\\begin{CCSXML}\n<concept>hidden</concept>\n\\end{CCSXML}"
             rf"{PROSE} At 30\degree C and $5\degree$ lakes \etal freeze, \eg, \ie. "
             r"\NewDocumentCommand\three{O{a} m +m}{#1-#2-#3}"
             r"\DeclareDocumentCommand{\cf}{}{c.f\onedot} \three{b}{c}, \cf \three[d]{e}{f}."
             r"\end{document}",
-            ["Our CO2 We say little. The fields", "At 30°C and 5° lakes et al. freeze, e.g., own."]
-            + ["a-b-c, c.f. d-e-f."],
+            ["Our CO2 We tell more. We say little. The fields", "a-b-c, c.f. d-e-f."]
+            + ["At 30°C and 5° lakes et al. freeze, e.g., own."],
+            ["hidden"],
+        ),
+        (
+            "a.tex",
+            r"\begin{document}\twocolumn[\icmltitle{Our \textbf{maps}}\begin{abstract}We say it."
+            rf"\end{{abstract}}\vskip 1in] {PROSE} Of \chem{{H_2O}}, 5\textpercent{{}} is here."
+            r" \twocolumn The end.\end{document}",
+            ["Our maps We say it. The fields", "them. Of H2O, 5% is here. The end."],
             [],
         ),
         (

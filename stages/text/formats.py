@@ -64,11 +64,17 @@ LATEX_COMMANDS = {
     "highlight": r"\newcommand{\highlight}[2][]{#2}",
     "IEEEPARstart": r"\newcommand{\IEEEPARstart}[2]{#1#2}",
     "ce": r"\newcommand{\ce}[1]{#1}",
+    "chem": r"\newcommand{\chem}[1]{\ensuremath{\mathrm{#1}}}",
+    "textpercent": r"\newcommand{\textpercent}{\%}",
     "degree": r"\newcommand{\degree}{\ensuremath{^\circ}}",
     "eg": r"\newcommand{\eg}{e.g.\xspace}",
     "ie": r"\newcommand{\ie}{i.e.\xspace}",
     "etal": r"\newcommand{\etal}{et al.\xspace}",
     "onedot": r"\newcommand{\onedot}{.\xspace}",
+    # The title of ICML, and the abstracts of others, stand over both columns.
+    "twocolumn": r"\newcommand{\twocolumn}[1][]{#1}",
+    "icmltitle": r"\newcommand{\icmltitle}[1]{\title{#1}}",
+    "IEEEtitleabstractindextext": r"\newcommand{\IEEEtitleabstractindextext}[1]{#1}",
     # \abstract may stand before \begin{document}, where pandoc reads only the commands of a title
     # page; of their text only a footnote may have paragraphs.
     "paperabstract": r"\newcommand{\paperabstract}[1]{\extratitle{\footnote{#1}}}",
@@ -106,6 +112,7 @@ DOCUMENT_COMMAND = re.compile(
     r"\s*\{\s*(?:\+?(o)|\+?O\s*\{([^{}]*)\})?((?:\s*\+?m)*)\s*\}"
 )
 STARRED = re.compile(r"(\\(?:begin|end){(?:multicols|sideways\w+|IEEEeqnarray))\*}")
+ACM_CONCEPTS = re.compile(r"\\begin\{CCSXML\}.*?\\end\{CCSXML\}", re.DOTALL)  # XML
 # What stands around the text of a page. Of a page with <main>, pandoc reads no more than that.
 TAGS_AROUND = "script|style|nav|footer|aside|button|select|noscript|template|iframe"
 AROUND_TEXT = re.compile(
@@ -197,6 +204,7 @@ def _define_commands(text: str) -> str:
     text = re.sub(r"^\\degree(?={\w)", r"\\thesisdegree", text, flags=re.MULTILINE)  # a thesis
     text = DOCUMENT_COMMAND.sub(_newcommand, text)
     text = STARRED.sub(r"\1}", text)
+    text = ACM_CONCEPTS.sub("", text)
     # pandoc leaves out the title and the abstract of MDPI and Springer.
     text = text.replace(r"\Title{", r"\title{").replace(r"\abstract{", r"\paperabstract{")
     return definitions + text
