@@ -238,6 +238,15 @@ def test_other_encodings_and_deep_nesting_are_named(tmp_path, name, content, rea
             ["R2R2", "mathcal"],
         ),
         (
+            "a.html",
+            f"{WHOLE}<p>Of <tex-math>\\begin{{align}} hidden \\end{{align}}</tex-math> <code>"
+            "\\begin{equation}</code> and \\[\\begin{equation} hidden \\end{equation}\\] <math "
+            "display='block'><semantics><mi>E</mi><annotation encoding='application/x-tex'>"
+            "\\begin{align} hidden \\end{align}</annotation></semantics></math> all.</p>",
+            [r"Of \begin{equation} and all."],
+            ["hidden", "$"],
+        ),
+        (
             "a.md",
             f'<div align="center">\nfirstword &amp; x\n</div>\n\n{PROSE}\n\n'
             "<table><tr><td>cellword</td></tr></table>\n\n<!-- noteword -->\n",
@@ -389,6 +398,9 @@ def test_formulas_and_tables_of_pdf_converters_in_markdown(tmp_path):
     paragraphs = [
         r"Of \(10\,\mathrm{m}\), \( R^2=0.8 \), \(n\), \(\text{CO}_2\) \(as before\) [\[3\]](#a).",
         "\\[\n\\mathcal{L}=hidden\\tag{1}\n\\]",
+        "Here\n\\begin{align*}\nhidden &= b \\\\\nc &= d\n\\end{align*}\nis",
+        "$$\n\\begin{equation} hidden \\end{equation}\n$$",
+        "`\\begin{gather}` and\n\nthe `\\end{gather}`.",
         f"{table}\nTable 1: Lakes.",
         f"{PROSE}\n",
         *(r"\[Drawn by hand\]", r"\[1\] A. Smith. Lakes.", r"\[2\]"),
@@ -396,7 +408,8 @@ def test_formulas_and_tables_of_pdf_converters_in_markdown(tmp_path):
     (tmp_path / "a.md").write_text("\n\n".join(paragraphs))
     lines, _ = formats.read(tmp_path / "a.md")
     text = " ".join(lines)
-    assert text.startswith("Of 10 m, R2 = 0.8, n, CO2 (as before) [3]. Table 1: Lakes. ")
+    assert text.startswith("Of 10 m, R2 = 0.8, n, CO2 (as before) [3]. Here is ")
+    assert r" is \begin{gather} and the \end{gather}. Table 1: Lakes. The fields" in text
     assert text.endswith(" [Drawn by hand] [1] A. Smith. Lakes. [2]") and "hidden" not in text
 
 
@@ -423,7 +436,7 @@ def test_a_table_of_markdown_without_its_end_takes_no_prose_with_it(tmp_path):
     assert "Results Lakes are dark. Table 2: Lakes." in text and "hidden" not in text
 
 
-@pytest.mark.parametrize("unit", [r"\( a ", "\\[ a\n", "\\begin{table}\n"])
+@pytest.mark.parametrize("unit", [r"\( a ", "\\[ a\n", "\\begin{table}\n", r"\begin{align}"])
 def test_markdown_with_thousands_of_open_formulas_or_tables_is_read_fast(tmp_path, unit):
     """Where the end of each was sought in all the text, one took 13 s of CPU time."""
     (tmp_path / "a.md").write_text(PROSE + "\n\n" + unit * (50_000 // len(unit)))

@@ -92,6 +92,14 @@ PROSE_INSIDE = re.compile(r"\\[-+.]|[A-Za-z]{2},? | [A-Za-z]{2}")
 MARKDOWN_TABLE = re.compile(
     r"\\begin\{(table\*?|tabular)\}(?:(?!\\begin\{\1\}).)*?\\end\{\1\}", re.DOTALL
 )
+# Displayed formulas that pages for MathJax and notebooks write without dollars or brackets around
+# them; behind what the first group matches, it is a formula already, or code. None has empty lines.
+BARE_FORMULA = re.compile(
+    r"((?:\$|\\[\[(]|`|/x-tex[^<>]*>)\s*)?"
+    r"\\begin\{(equation|align|alignat|flalign|gather|multline|eqnarray|subequations)(\*?)\}"
+    r"(?:(?!\\begin\{\2\*?\}|\n\s*\n|`|</?(?!br\b)[a-z]).)*?\\end\{\2\3\}",
+    re.DOTALL | re.IGNORECASE,
+)
 # Environments that pandoc doesn't know: it would read their arguments as text, and lose captions.
 LATEX_ENVIRONMENTS = r"""
 \newenvironment{multicols}[1]{\par}{\par}
@@ -140,12 +148,12 @@ def read(path: Path) -> tuple[list[str], str]:
         if suffix in (".md", ".markdown"):
             text = MARKDOWN_TABLE.sub("", FRONT_MATTER.sub(_title_and_abstract, text))
             text = MARKDOWN_CITATION.sub("", text)
-            text = MARKDOWN_FORMULA.sub(_with_dollars, text)
+            text = MARKDOWN_FORMULA.sub(_with_dollars, BARE_FORMULA.sub(_as_display, text))
         elif suffix == ".tex":
             text = _define_commands(text)
         elif PANDOC_FORMATS[suffix] == HTML:
             text = SELF_CLOSING.sub("", text) if suffix == ".xhtml" else text
-            text = AROUND_TEXT.sub("", text)
+            text = BARE_FORMULA.sub(_as_display, AROUND_TEXT.sub("", text))
         content = text.encode()
     # In the sandbox, a file cannot make pandoc read other files.
     command = [pypandoc.get_pandoc_path(), "+RTS", f"-M{MEGABYTES}m", "-RTS", "--sandbox"]
@@ -179,6 +187,11 @@ def _title_and_abstract(front_matter: re.Match) -> str:
         return ""
     texts = [fields.get(key) for key in ("title", "subtitle", "abstract")]
     return "".join(f"{text}\n\n" for text in texts if isinstance(text, str))
+
+
+def _as_display(formula: re.Match) -> str:
+    """Return a stand-in for a `BARE_FORMULA`: pandoc reads a displayed formula, to be left out."""
+    return formula[0] if formula[1] else "$$x$$"
 
 
 def _with_dollars(formula: re.Match) -> str:
