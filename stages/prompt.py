@@ -101,7 +101,7 @@ def main() -> None:
     log_unread_names(collector, classes, params.classes, training)
     log_left_out_scenes(collector, classes)
     if training.of_scenes:
-        log_trained_captions(params.classes, counts, training)
+        log_trained_captions(collector, params.classes, counts, training)
     if prompt.writer == "extractive":
         log_left_out_captions(collector, classes, counts)
 

@@ -389,7 +389,8 @@ def write_prompts(
     values["prompt"] |= {"words": {}, "per_class": per_class, "positive_cues": cues}
     (folder / "params.yaml").write_text(yaml.safe_dump(values, allow_unicode=True))
     for linked in (models, models.parent / "stages"):
-        (folder / linked.name).symlink_to(linked)
+        if not (folder / linked.name).exists():
+            (folder / linked.name).symlink_to(linked)
     if not (folder / "data").exists():
         shutil.copytree(models.parent / "data/imagery", folder / "data/imagery")
     with pytest.MonkeyPatch.context() as patch:
@@ -468,15 +469,19 @@ def test_what_the_log_advises_for_words_that_no_caption_holds_can_be_done(capsys
     words = {"Wood": Words(names=["forest"]), "Field": Words(names=["field"], kinds=["orchard"])}
     lexicon = ClassLexicon(complete_words(classes, words))
     texts = ["a green forest", "a blue lake", "an orchard with rows", "white ice"]
-    kept = [SimpleNamespace(label=label, text=text) for label, text in zip(classes, texts)]
+    kept = [
+        SimpleNamespace(label=label, text=text, prompt=text) for label, text in zip(classes, texts)
+    ]
     captions = {"wood": "a satellite image of wood"}
     scenes = frozenset({"wood", "lake", "field"})
     training = TrainingCaptions(frozenset({"lake", "field"}), captions, scenes)
-    log_unread_names(SimpleNamespace(kept=kept), lexicon, classes, training)
+    collector = SimpleNamespace(kept=kept)
+    log_unread_names(collector, lexicon, classes, training)
     log = capsys.readouterr().err
     assert "3 of 4 prompts" in log and "give Wood, Field only `names` and `kinds`" in log
     assert "no training tile shows Ice: 0 in prompt.per_class" in log
-    log_trained_captions(classes, dict.fromkeys(classes, 10), training)  # a caption of one class
+    counts = dict.fromkeys(classes, 10)
+    log_trained_captions(collector, classes, counts, training)  # a caption of one class
     assert not capsys.readouterr().err
 
 
@@ -493,6 +498,9 @@ def test_a_class_with_fewer_prompts_than_captions_is_named(demo, tmp_path, capsy
         ("Fields", '1 of its 2 training captions: none is "a satellite image of maize')
     ]
     assert "prompt.per_class {Fields: 2, Forest: 1, Moor: 0}, " in log
+    rows = write_prompts(tmp_path, demo / "models", classes, per_class | {"Fields": 2})
+    assert {row["prompt"] for row in rows} == set(captions.values())
+    assert "caption" not in capsys.readouterr().err  # the advice was followed
 
 
 def test_the_only_caption_of_a_class_comes_before_what_papers_say_of_it(demo, tmp_path):

@@ -43,9 +43,12 @@ def log_unread_names(
 
 
 def log_trained_captions(
-    classes: dict[str, list[str]], counts: dict[str, int], training: TrainingCaptions
+    collector: PromptCollector,
+    classes: dict[str, list[str]],
+    counts: dict[str, int],
+    training: TrainingCaptions,
 ) -> None:
-    """Log how to draw images of the training captions alone, one prompt for each of them.
+    """Log how to draw images of the training captions alone, unless the prompts are just these.
 
     Args:
         classes: the scenes of each class.
@@ -57,6 +60,9 @@ def log_trained_captions(
         for label, scenes in classes.items()
     }
     per_class = {label: len(captions[label]) if label in counts else 0 for label in classes}
+    wanted = {caption for label in counts for caption in captions[label]}
+    if wanted == {kept.prompt for kept in collector.kept}:
+        return
     if sum(map(bool, per_class.values())) < 2:  # params ask for prompts of two classes
         return
     text = yaml.safe_dump(
