@@ -69,6 +69,16 @@ def test_copies_are_found_whatever_the_contrast_that_jpeg_leaves():
     assert recall([water(i, contrast=2) for i in range(60)], 1) >= 0.98
 
 
+@pytest.mark.parametrize("margin", ["black", "white"])
+@pytest.mark.parametrize("box", [(0, 19, 150, 131), (0, 33, 150, 117), (75, 0, 150, 150)])
+def test_what_lies_inside_a_common_margin_tells_tiles_apart(margin, box):
+    tiles = []
+    for seed in range(30):
+        tiles.append(Image.new("RGB", (150, 150), margin))
+        tiles[-1].paste(water(seed, contrast=5).crop(box), box)
+    assert recall(tiles, 0) == recall(tiles, 1) == 1
+
+
 @pytest.mark.skipif(not (DATA / "rsicd").is_dir(), reason=f"no real data at RD_DATA ({DATA})")
 def test_copies_of_real_tiles_are_found():
     table = pq.read_table(DATA / "rsicd/valid.parquet", columns=["image"])

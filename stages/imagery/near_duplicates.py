@@ -9,6 +9,9 @@ by 0.03 of the contrast (median; largest: 0.39) and by at most 1.7 levels; of di
 the same color within 3 levels, the most similar pair by 0.7 of the contrast. Of 100 rendered tiles
 of water in one color no two are near-duplicates, at a contrast of 0.5 to 4 levels; from 1.5 on all
 copies are found, below it JPEG changes a tile as much as another tile differs.
+
+The same margin is nearly all of the contrast of any two tiles that have it. So what lies inside the
+margins of both must be about the same, too, by its own contrast.
 """
 
 from typing import NamedTuple
@@ -26,9 +29,12 @@ MAX_COLOR_BY_CONTRAST = 2.0  # the same in units of the contrast; the smaller of
 MAX_PATTERN_DIFFERENCE = 2.0  # gray levels, of the channels without their means
 MAX_PATTERN_BY_CONTRAST = 0.2  # the same in units of the contrast; the larger of the two counts
 WEAK_PATTERN_BY_CONTRAST = 0.6  # in units of the contrast: the limit is never above it
+MARGIN = 4  # gray levels that a black or white cell may be off: resampling blurs its edge
+MIN_INSIDE = 0.25  # share of the cells; with fewer inside the margins, the whole tile counts alone
 MIN_CORRELATION = (1 - WEAK_PATTERN_BY_CONTRAST**2) ** 0.5  # implied by the limit above
 BLOCK = 512  # images that are compared at once
 PART = 8 * BLOCK  # centers that they are compared with
+PAIRS = 2**14  # pairs of images whose insides are compared at once
 
 
 def thumbnail_bytes(image: Image.Image) -> bytes:
@@ -103,6 +109,7 @@ class _Looks(NamedTuple):
     colors: np.ndarray  # [N, 3], the means of the channels
     contrasts: np.ndarray  # [N], root mean square of what the channels differ from their means
     patterns: np.ndarray  # [N, 192], these differences as unit vectors; 0 where all are 0
+    margins: np.ndarray  # bool [N, 64], cells that are black or white, or beside such a cell
 
     def take(self, indices: np.ndarray) -> "_Looks":
         return _Looks(*(part[indices] for part in self))
@@ -115,7 +122,15 @@ def _looks_of(levels: np.ndarray) -> _Looks:
     patterns = (channels - colors[:, :, None]).reshape(levels.shape)
     lengths = np.linalg.norm(patterns, axis=1)
     patterns /= np.maximum(lengths, 1e-6)[:, None]
-    return _Looks(colors, lengths / np.sqrt(THUMBNAIL_VALUES), patterns)
+    return _Looks(colors, lengths / np.sqrt(THUMBNAIL_VALUES), patterns, _margins_of(channels))
+
+
+def _margins_of(channels: np.ndarray) -> np.ndarray:
+    """Which cells of thumbnails [N, 3, 64] are black or white, or partly so, as bool [N, 64]."""
+    is_flat = (channels < MARGIN).all(axis=1) | (channels > 255 - MARGIN).all(axis=1)
+    flat = np.pad(is_flat.reshape(-1, SIDE, SIDE), ((0, 0), (1, 1), (1, 1)))
+    beside = flat[:, :-2, 1:-1] | flat[:, 2:, 1:-1] | flat[:, 1:-1, :-2] | flat[:, 1:-1, 2:]
+    return is_flat | beside.reshape(is_flat.shape)
 
 
 def _are_near(some: _Looks, others: _Looks) -> np.ndarray:
@@ -128,9 +143,37 @@ def _are_near(some: _Looks, others: _Looks) -> np.ndarray:
     color_difference = np.square(some.colors[i] - others.colors[j]).mean(axis=1)
     contrast = np.maximum(a, b)
     color_limit = np.minimum(MAX_COLOR_DIFFERENCE, MAX_COLOR_BY_CONTRAST * contrast)
-    pattern_limit = np.minimum(
+    near[i, j] = (color_difference <= color_limit**2) & (
+        pattern_difference <= _pattern_limit(contrast) ** 2
+    )
+    has_margin = some.margins.any(axis=1)[:, None] | others.margins.any(axis=1)
+    i, j = np.nonzero(near & has_margin)
+    for first in range(0, len(i), PAIRS):
+        part = slice(first, first + PAIRS)
+        near[i[part], j[part]] = _are_near_inside(some.take(i[part]), others.take(j[part]))
+    return near
+
+
+def _are_near_inside(some: _Looks, others: _Looks) -> np.ndarray:
+    """Whether the images of pairs [P] have the same pattern inside their margins, as bool [P]."""
+    inside = ~(some.margins | others.margins)[:, None]  # [P, 1, 64]
+    count = np.maximum(inside.sum(axis=2), 1)  # [P, 1]
+    patterns = []
+    for looks in (some, others):
+        pattern = (looks.patterns * looks.contrasts[:, None]).reshape(len(inside), 3, -1) * inside
+        pattern -= inside * (pattern.sum(axis=2) / count)[:, :, None]
+        patterns.append(pattern * np.sqrt(THUMBNAIL_VALUES))
+    first, second, difference = (
+        np.square(pattern).mean(axis=1).sum(axis=1) / count[:, 0]
+        for pattern in (*patterns, patterns[0] - patterns[1])
+    )
+    limit = _pattern_limit(np.sqrt(np.maximum(first, second)))
+    return (difference <= limit**2) | (inside.mean(axis=(1, 2)) < MIN_INSIDE)
+
+
+def _pattern_limit(contrast: np.ndarray) -> np.ndarray:
+    """How much patterns may differ, in gray levels, by the larger contrast of two images."""
+    return np.minimum(
         np.maximum(MAX_PATTERN_DIFFERENCE, MAX_PATTERN_BY_CONTRAST * contrast),
         WEAK_PATTERN_BY_CONTRAST * contrast,
     )
-    near[i, j] = (color_difference <= color_limit**2) & (pattern_difference <= pattern_limit**2)
-    return near
