@@ -3,11 +3,11 @@
 import io
 import json
 import os
+import re
 import struct
 import zlib
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -651,6 +651,7 @@ def test_tags_count_where_they_tell_that_values_differ(tmp_path, dtype, tags, is
         (["_B04_10m", "_B8A_20m", "_SCL_20m"], True),
         (["_SR_B4", "_SR_B5"], True),
         (["_VV", "_VH"], True),
+        (["_B04_(Raw)", "_B03_(Raw)"], True),  # Copernicus Browser's
         (["_red", "_red_edge", "_NIR"], True),
         (["_MS_G", "_MS_NIR"], True),
         (["_1", "_2"], True),  # beside IMG_0001: a drone's
@@ -664,18 +665,24 @@ def test_tags_count_where_they_tell_that_values_differ(tmp_path, dtype, tags, is
 def test_files_of_one_band_of_an_image_are_one_line(endings, band_files):
     stem = "IMG_0001" if endings == ["_1", "_2"] else "T32UMD_20200610_1"
     names = [f"{stem}{ending}.tif" for ending in endings]
-    tiles = [SimpleNamespace(name=f"a/{name}", window=None) for name in names]
+    gray = [f"a/{name}" for name in names]
     if not band_files:
-        refuse_band_files(tiles)
+        refuse_band_files(gray, len(gray), True)
         return
-    with pytest.raises(SystemExit, match=f" {names[0]} and {names[1]} seem"):
-        refuse_band_files(tiles)
+    refuse_band_files(gray, 2 * len(gray), True)  # half of the tiles show colors
+    with pytest.raises(SystemExit, match=re.escape(f" {names[0]} and {names[1]} seem")):
+        refuse_band_files(gray, len(gray), True)
 
 
 def test_files_of_one_band_are_gray_images_if_the_params_say_so(tmp_path, monkeypatch):
     for i in range(16):
         path = tmp_path / f"in/{'ab'[i % 2]}/{i // 4}_B0{i // 2 % 2 + 1}.tif"
         write_raster(path, scene_values(i, 1).astype(np.uint16), **UTM)
+        picture_path = tmp_path / f"bytes/{'ab'[i % 2]}/{path.stem}.png"
+        picture_path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i, 32).convert("L").save(picture_path)
+    line = fault(tmp_path / "run", monkeypatch, tmp_path / "bytes")
+    assert "0_B01.png and 0_B02.png" in line and "rename" in line and "bands: [1]" not in line
     line = fault(tmp_path / "run", monkeypatch, tmp_path / "in")
     assert "0_B01.tif and 0_B02.tif" in line and "bands: [1]" in line
     write_params(tmp_path / "run", None, source=f"path:{tmp_path}/in", bands=[1])

@@ -12,7 +12,7 @@ BAND_OF_FILE = re.compile(
     r"(?:^|[ _.-])"
     r"(b(?:and)?[ _-]?\d{1,2}a?|(?:blue|green|red|red_?edge|nir|swir)\d*|pan|gre|reg|vv|vh|hh|hv|"
     r"ms_(?:g|r|re|nir)|(?<=img_\d{4}_)(?:[1-6]|10))"
-    r"(?:_\d+m|_vcid_\d)?$"
+    r"(?:_\d+m|_vcid_\d|_\(raw\))?$"
 )
 ONE_BAND = "`rio stack --bidx <number> <file> <new file>`"  # writes one band of a file
 

@@ -150,25 +150,28 @@ def _fit(first: RasterType, second: RasterType) -> bool:
     return first.dtype == second.dtype and (any_count or len(counts) == 1 or are_gray_and_rgb)
 
 
-def refuse_band_files(tiles: list[SpooledTile]) -> None:
-    """Exit with an error if most tiles are of rasters whose names end in one of several bands.
+def refuse_band_files(gray: list[str], tile_count: int, are_rasters: bool) -> None:
+    """Exit with an error if most tiles are of gray files whose names end in one of several bands.
 
     Args:
-        tiles: of rasters of one band.
+        gray: the names of the files of gray tiles.
+        tile_count: of all tiles.
+        are_rasters: whether fetch_imagery.bands applies to the files.
     """
     named = 0
     name_of_band: dict[str, str] = {}
-    for tile in tiles:
-        file = PurePosixPath(tile.window.path.name if tile.window else tile.name)
+    for file in map(PurePosixPath, gray):
         if band := band_of_file(file.stem):
             named += 1
             name_of_band.setdefault(band, file.name)
-    if len(name_of_band) > 1 and named > len(tiles) / 2:
+    if len(name_of_band) > 1 and named > tile_count / 2:
         first, second = list(name_of_band.values())[:2]
+        advice = "to read each file as a gray image, write fetch_imagery.bands: [1]"
+        if not are_rasters:
+            advice = "if each file is an image of its own, rename the files"
         exit_with_error(
             f"fetch_imagery.source: {first} and {second} seem to hold one band of an image each: "
-            "stack its bands into one file, `rio stack <red> <green> <blue> <new file>`; to read "
-            "each file as a gray image, write fetch_imagery.bands: [1]"
+            f"stack its bands into one file, `rio stack <red> <green> <blue> <new file>`; {advice}"
         )
 
 

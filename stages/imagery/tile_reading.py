@@ -13,6 +13,7 @@ import numpy as np
 from stages.imagery.bands import ParamsMisfit
 from stages.imagery.captions import caption_from_scene, usable_captions
 from stages.imagery.near_duplicates import THUMBNAIL_VALUES
+from stages.imagery.rasters import RasterWindow
 from stages.imagery.readers.items import ImageSource, SourceItem, scene_of
 from stages.imagery.skip_report import SkipReport
 from stages.imagery.source_rasters import SourceRasters, refuse_band_files
@@ -77,6 +78,7 @@ def read_tiles(
     counts: Counter[str] = Counter()
     images_sha256 = hashlib.sha256()
     rasters = SourceRasters()
+    gray: list[str] = []  # the names of the files of gray tiles
     blank = bytes(2 * THUMBNAIL_VALUES)
     items = kept_items(source, kept)
     tiles = progress_bar(_make_tiles(items, reading), total=len(kept), desc="tiles", unit="tile")
@@ -85,6 +87,8 @@ def read_tiles(
             skipped.add(str(tile), item.name)
             continue
         tile = rasters.check(item.name, tile)
+        if tile.mode == "L" or len(tile.bands) == 1:
+            gray.append(item.image.path.name if isinstance(item.image, RasterWindow) else item.name)
         scene = scene_of(item)
         captions = _captions_of(item, tile, scene, counts)
         _count(tile, captions, scene, counts)
@@ -93,8 +97,8 @@ def read_tiles(
         images_sha256.update(f"{item.name}\0{tile.sha256}\n".encode())
         if item.label_share is not None:
             images_sha256.update(f"{scene}\0{item.label_share}\n".encode())
-    if reading.bands is None and rasters.type is not None and rasters.type.band_count == 1:
-        refuse_band_files(spool.tiles)
+    if reading.bands is None:
+        refuse_band_files(gray, len(spool.tiles), bool(rasters.bands))
     _log_counts(counts, len(spool.tiles), reading.size)
     statistics = TileStatistics(
         np.frombuffer(thumbnails, "<u2").reshape(-1, THUMBNAIL_VALUES),
