@@ -97,7 +97,9 @@ def copy_local(origin: Path, text_column: str, out: Path) -> tuple[list[Path], d
     """
     files = [origin] if origin.is_file() else sorted(sources.visible_files(origin, KEY))
     tables = [file for file in files if file.suffix.lower() == ".parquet"]
-    suffixes = [suffix for suffix in map(paper_suffix, files) if suffix]
+    suffix_of_paper = {file: suffix for file in files if (suffix := paper_suffix(file))}
+    sources.refuse_lfs_pointers([*suffix_of_paper, *tables], KEY)
+    suffixes = list(suffix_of_paper.values())
     is_of_papers = len(suffixes) >= MIN_TEXT_PAPERS or not {".md", ".txt"}.issuperset(suffixes)
     if not tables or is_of_papers:
         return copy_papers(files, origin, out)

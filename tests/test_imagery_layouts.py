@@ -287,6 +287,15 @@ def test_names_that_differ_in_their_unicode_form_alone_are_of_two_files(tmp_path
     assert skipped == {"another file of the same name": ["forêt_1.png"]}
 
 
+@pytest.mark.parametrize("name", ["lake/7.png", "lake/0.txt", "train-0.parquet", "captions.json"])
+def test_files_that_git_lfs_has_not_fetched_are_one_line(tmp_path, name):
+    draw(tmp_path, "lake/0.png", "sea/0.png")
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(SystemExit, match="1 file.* Git LFS pointers, such as .*git lfs pull"):
+            open_source(path, KEY)
+
+
 @pytest.mark.parametrize("as_classes", [False, True])
 def test_names_that_are_not_utf8_are_one_line(tmp_path, monkeypatch, as_classes):
     """As readers would take two such names, without their odd letters, for one."""

@@ -755,9 +755,13 @@ def test_texts_of_a_copy_of_a_hub_data_set(tmp_path):
     files, also = fetch_papers.fetch(f"path:{tmp_path}/copy", "text", tmp_path)
     assert [file.name for file in files] == ["README.md", "a.pdf"]
     assert list(also["skipped"]) == ["data__train.parquet"]
-    table.write_text("version https://git-lfs.github.com/spec/v1\n")
+    table.write_text("PAR1")
     with pytest.raises(SystemExit, match="^error: fetch_papers.source: train.parquet cannot be"):
         fetch_papers.fetch(f"path:{table}", "text", tmp_path)
+    for file in (table, tmp_path / "copy/a.pdf"):
+        file.write_text("version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(SystemExit, match="1 file.* Git LFS pointers, such as .*git lfs pull"):
+            fetch_papers.fetch(f"path:{file}", "text", tmp_path)
 
 
 def test_text_files_of_a_hub_data_set_are_papers_if_there_are_many(tmp_path):

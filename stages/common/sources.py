@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,6 +13,7 @@ from typing import Any
 from stages.common.artifacts import write_json
 from stages.runtime.errors import exit_with_error
 
+MAX_LFS_POINTER = 1024  # bytes, by the specification of Git LFS
 # Folders that stages empty before they fill them, so no source may lie in one.
 OUTPUT_FOLDERS = [
     "data/papers",
@@ -172,6 +173,25 @@ def visible_files(folder: Path, key: str, parents: frozenset[Path] = frozenset()
             yield path
         elif path.resolve() not in parents:
             yield from visible_files(path, key, parents)
+
+
+def refuse_lfs_pointers(files: Iterable[Path], key: str) -> None:
+    """Exit with an error, which starts with `key`, if files are pointers of Git LFS to others."""
+    pointers = [file for file in files if _is_lfs_pointer(file)]
+    if pointers:
+        exit_with_error(
+            f"{key}: {len(pointers)} file(s) are Git LFS pointers, such as {pointers[0].name}: run "
+            "`git lfs pull` in their repository"
+        )
+
+
+def _is_lfs_pointer(file: Path) -> bool:
+    if not file.is_file() or file.stat().st_size > MAX_LFS_POINTER:
+        return False
+    try:
+        return file.read_bytes().startswith(b"version https://git-lfs")
+    except OSError:  # its reader tells why
+        return False
 
 
 def download_from_hub(

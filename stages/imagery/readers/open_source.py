@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.common.sources import visible_files
+from stages.common.sources import refuse_lfs_pointers, visible_files
 from stages.imagery.image_decoding import IMAGE_SUFFIXES
 from stages.imagery.rasters import file_of_image
 from stages.imagery.readers.caption_files import (
@@ -71,6 +71,7 @@ def open_source(
         SystemExit: it has none of these layouts, or a table or list cannot be read.
     """
     if path.is_file():
+        refuse_lfs_pointers([path], key)
         return _open_file(path, key, caption, images_only, label_rasters)
     files = _list_files(path, key)
     images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
@@ -101,11 +102,13 @@ def _list_files(folder: Path, key: str) -> list[Path]:
     """The visible files below a folder.
 
     Raises:
-        SystemExit: the path of an image, caption file, list or table is not UTF-8.
+        SystemExit: the path of an image, caption file, list or table is not UTF-8, or such a file
+            is a Git LFS pointer.
     """
     files = sorted(visible_files(folder, key))
     read = [file for file in files if file.suffix.lower() in READ_SUFFIXES]
     refuse_odd_names(read, folder, f"{key}: {folder.name}")
+    refuse_lfs_pointers(read, key)
     return files
 
 
