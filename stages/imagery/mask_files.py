@@ -23,8 +23,11 @@ MASK_WORD = WORD.format(
 )
 # Elsewhere in a name, these words are of classes: target_1.jpg, `ground target`, `lab`.
 MASK_FOLDER = re.compile(f"{MASK_WORD}|^targets$")  # xBD's folder
-MASK_STEM = re.compile(f"{MASK_WORD}|(?:^|[ ._-])(?:lab|targets?)$")  # FloodNet's and xBD's files
-IMAGE_WORD = re.compile(WORD.format("images?|imgs?|rgb|sat|jpegimages"))
+MASK_STEM = re.compile(
+    f"{MASK_WORD}|(?:^|[ ._-])(?:lab|targets?"  # FloodNet's and xBD's files
+    "|nir|ir|thermal|ds?m|dem|ndsm|depth)$"  # other bands, and heights
+)
+IMAGE_WORD = re.compile(WORD.format("images?|imgs?|rgb|co|tci|sat|jpegimages"))  # co: VEDAI's
 
 
 def skip_mask_files(source: ImageSource, mask: Mask | None) -> ImageSource:
@@ -45,9 +48,9 @@ def _read_items(source: ImageSource, files: set[Path], with_images: bool) -> Ite
 
 
 def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
-    """Exit with an error if images seem to be masks or labels of other images.
+    """Exit with an error if images seem to be masks, labels or other bands of other images.
 
-    Such an image, or a folder above it, has a word for masks in its name, and another image has its
+    Such an image, or a folder above it, has a word for these in its name, and another image has its
     name without that word, in the same place or in a folder of images beside that of the masks.
     Images that a list names, or that have captions, are not looked at.
 
@@ -74,8 +77,8 @@ def refuse_unnamed_masks(source: ImageSource, label: str) -> None:
             if is_raster(file):  # which alone may have a mask or labels in params
                 params = ", or name them by fetch_imagery.mask or fetch_imagery.labels"
         exit_with_error(
-            f"{label}: {len(image_of_mask)} image(s) seem to be masks or labels of others, such as "
-            f"{mask} of {image}: move them elsewhere{params}; if "
+            f"{label}: {len(image_of_mask)} image(s) seem to be masks, labels or other bands of "
+            f"others, such as {mask} of {image}: move them elsewhere{params}; if "
             "they show classes, list the images in metadata.csv"
         )
 
