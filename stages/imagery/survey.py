@@ -44,6 +44,7 @@ NAME_FOLDERS = "name them in fetch_imagery.splits, or "
 SILENT_NAME = re.compile(r"true|false|yes|no|(class|label|category)[\W\d_]*", re.IGNORECASE)
 # The number or letter by which names are sorted: 01_Trees, aGrass; not that of "1 storey".
 SORT_MARK = re.compile(r"\d+(?![\d ])|[a-z](?=[A-Z])")
+CODE = re.compile(r"\d+[_.-]+(\w)")  # such as WorldCover's before a name in capital letters
 ONE_CAPTION = "fetch_imagery.caption gives one caption to all images of a flat folder or table"
 
 
@@ -363,8 +364,9 @@ def _log_unread_columns(survey: Survey, source: ImageSource, key: str) -> None:
 def _log_silent_names(scenes: list[str], key: str) -> None:
     """Log the class names that say nothing in words: so do the captions written from them.
 
-    These are numbers, `true`, `class_1` and the like, and names that are numbered or lettered from
-    the first to the last (01_Trees, 02_Water; aGrass, bField): the captions hold the number, too.
+    These are numbers, `true`, `class_1` and the like, names that are numbered or lettered from the
+    first to the last (01_Trees, 02_Water; aGrass, bField), and names that all begin with a code
+    (10_Trees, 80_Water; not 2_lane_road): the captions hold the number, too.
     """
     silent = [
         scene
@@ -373,7 +375,8 @@ def _log_silent_names(scenes: list[str], key: str) -> None:
     ]
     marks = [mark[0] for scene in scenes if (mark := SORT_MARK.match(scene))]
     places = sorted(int(mark) if mark.isdecimal() else ord(mark) - ord("a") for mark in marks)
-    if places in ([*range(len(scenes))], [*range(1, len(scenes) + 1)]):
+    are_places = places in ([*range(len(scenes))], [*range(1, len(scenes) + 1)])
+    if are_places or all((code := CODE.match(scene)) and code[1].isupper() for scene in scenes):
         silent = scenes
     if silent:
         log(
