@@ -707,6 +707,18 @@ def test_quantized_weights_are_refused(fetch, tmp_path, method, words):
         assert "model.safetensors" in fetch(role, f"path:{folder}")
 
 
+@pytest.mark.parametrize("name", ["RobertaForMaskedLM", "Qwen2ForSequenceClassification"])
+def test_models_that_predict_no_next_token_are_refused(fetch, tmp_path, name):
+    folder = write_language_model(tmp_path / "model")
+    change_json(folder / "config.json", architectures=[name])
+    for role in ("language", "writer"):
+        assert f"config.json says {name}: " in refused(fetch, role, f"path:{folder}")
+    assert "model.safetensors" in fetch("embedder", f"path:{folder}")
+    for causal in ("PhiForCausalLM", "GPT2LMHeadModel", "Gemma4ForConditionalGeneration"):
+        change_json(folder / "config.json", architectures=[causal])
+        assert "model.safetensors" in fetch("language", f"path:{folder}")
+
+
 def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):
     snapshot = write_language_model(tmp_path / "snapshot")
     resolved = {"repo": "a/b", "commit": "c0ffee", "license": "mit"}

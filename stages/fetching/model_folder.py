@@ -101,6 +101,8 @@ ADAPTER_CONFIG = "adapter_config.json"  # of a LoRA adapter; never copied
 KIND_FILES = [*CONFIG_FILES, "config.json", "modules.json"]  # what `refuse_other_kinds` reads
 # Of gpt-oss, which is published in it alone: transformers computes full weights when it loads them.
 FULL_WHEN_LOADED = "mxfp4"
+# In `architectures`: not trained to predict the next token. transformers loads some as causal ones.
+OTHER_HEADS = re.compile(r"\w+For(?:MaskedLM|PreTraining|QuestionAnswering|\w*Classification)\b")
 
 # role -> patterns of the files that are copied from a folder, or downloaded from a hub repository.
 FILE_PATTERNS = {
@@ -348,6 +350,11 @@ def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> 
             "on a transformers model, such as sentence-transformers/all-MiniLM-L6-v2"
         )
     config = read_json_object(root / "config.json", label)
+    other = OTHER_HEADS.search(str(config.get("architectures")))
+    if other and role != "embedder":
+        exit_with_error(
+            f"{label}: config.json says {other[0]}: take a causal language model (ForCausalLM)"
+        )
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     # A writer is neither trained nor exported.
