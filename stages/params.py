@@ -1093,8 +1093,19 @@ class Params(Section):
                 "train_base.vae_steps, train_base.decoder_steps, train_base.text_steps: all are 0, "
                 "so train_base.source: adapt trains nothing; say base"
             )
+        new_inputs = config.source == "adapt" and (config.vae_steps or config.text_steps)
+        if new_inputs and not self.finetune_sd.epochs:
+            raise ValueError(
+                "finetune_sd.epochs: 0 leaves a UNet that never saw the latents and text encoder "
+                "of train_base.vae_steps and train_base.text_steps"
+            )
         if config.source != "scratch":
             return
+        if self.finetune_sd.method == "lora":
+            raise ValueError(
+                "finetune_sd.method: lora adapts a trained UNet, and train_base.source: scratch "
+                "begins with random weights; say full"
+            )
         lengths = {
             "train_base.vae_steps": config.vae_steps,
             "train_base.text_steps": config.text_steps,

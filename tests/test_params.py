@@ -330,6 +330,35 @@ def test_adapting_without_steps_is_one_line(tmp_path):
     assert done.returncode == 1 and "train_base.vae_steps" in line and line.endswith("say base")
 
 
+SCRATCH = {"source": "scratch", "vae_steps": 1, "text_steps": 1}
+
+
+@pytest.mark.parametrize(
+    ("base", "training", "fault"),
+    [
+        (SCRATCH, {"method": "lora"}, "method: lora"),
+        (SCRATCH, {"method": "full"}, ""),
+        ({"source": "adapt", "vae_steps": 1}, {"epochs": 0}, "epochs: 0"),
+        ({"source": "adapt", "text_steps": 1}, {"epochs": 0}, "epochs: 0"),
+        ({"source": "adapt", "text_steps": 1}, {"method": "lora"}, ""),
+        ({"source": "adapt", "decoder_steps": 1}, {"epochs": 0}, ""),  # the latents stay
+        ({"source": "base"}, {"epochs": 0}, ""),
+    ],
+)
+def test_a_unet_is_trained_on_what_train_base_changed(base, training, fault):
+    values = deepcopy(demo_values())
+    values["train_base"] |= base
+    values["finetune_sd"] |= training
+    values["encode"]["base_domain"] = "none"
+    if not fault:
+        assert check(values, "p.yaml").train_base.source == base["source"]
+        return
+    with pytest.raises(SystemExit) as stopped:
+        check(values, "p.yaml")
+    assert stopped.value.code.startswith(f"p.yaml: finetune_sd.{fault} ")
+    assert "\n" not in stopped.value.code
+
+
 def test_a_stage_stops_on_a_typo_in_the_last_section(tmp_path):
     (tmp_path / "params.yaml").write_text(DEMO.replace("gallery_per_class", "galery_per_class"))
     done = shell("python", "-m", "stages.chunk", cwd=tmp_path, env={"PYTHONPATH": str(REPOSITORY)})
