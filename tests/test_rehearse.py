@@ -144,6 +144,8 @@ def test_a_log_and_what_is_made_of_it():
     )
     without_total = "scene: 1batch [00:04,  4.00s/batch]\rscene: 2batch [00:06,  3.00s/batch]\n"
     whole = "perplexity: 100%|.....| 5/5 [00:10<00:00,  2.00s/paper]\n"
+    whole += "scenes: 100%|.....| 24/24 [00:45<00:00,  1.88s/file]\n"
+    whole += "retrieval: 100%|.....| 50/50 [00:05<00:00, 10.00passage/s]\n"
     assert bar_seconds(log + whole + without_total) == 4 * 2 + 8 / 8 + 2 * 3
     slow = "epoch: 100%|.....| 2/2 [01:20<00:00, 40.00s/epoch]"
     assert bar_seconds(f"{slow}\r{slow}\n") == bar_seconds(f"{slow}\r   \rsaved\n\r{slow}\n") == 80

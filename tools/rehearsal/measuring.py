@@ -24,7 +24,7 @@ BAR = re.compile(r"\d+%\|")
 SPEED = r" \[.*?, +(?P<number>[\d.]+)(?P<inverse>s/)?\w+"
 FINISHED = re.compile(r"(?P<title>.*): 100%\|.*\| (?P<done>\d+)/\d+" + SPEED)
 WITHOUT_TOTAL = re.compile(r"(?P<title>.*): (?P<done>\d+)[a-z]+" + SPEED)
-NOT_CUT = ("perplexity",)  # bars of work that a rehearsal does whole
+NOT_CUT = ("perplexity", "scenes", "retrieval")  # bars of work that a rehearsal does whole
 
 
 @dataclass(frozen=True)
