@@ -334,12 +334,29 @@ def test_the_cache_of_lora_and_of_images_is_scaled(tmp_path):
         assert row.full_cache == pytest.approx(1000 * ratio)
 
 
-def print_report(rehearsal: Rehearsal, rows: list[Row], capsys, free: float = 1e15) -> list[str]:
-    """The lines that are printed of a run without a hint that no GPU was used."""
+def print_report(
+    rehearsal: Rehearsal,
+    rows: list[Row],
+    capsys,
+    free: float = 1e15,
+    others: float | None = None,
+    cached: float = 0,
+) -> list[str]:
+    """The lines that are printed of a run without a hint that no GPU was used.
+
+    `others` is what the disks of the two caches have, where these are others.
+    """
+    hub, resume = (
+        rehearse.Disk(Path(name), 1, free)
+        if others is None
+        else rehearse.Disk(Path(name), i, others)
+        for i, name in enumerate(("/hub", "/resume"), 2)
+    )
+    disks = rehearse.Disks(rehearse.Disk(Path("/here"), 1, free), hub, resume)
     rehearsal.full["sampling"]["precision"] = rehearsal.full["finetune_sd"]["precision"] = "fp32"
     rehearsal.full["encode"]["precision"] = "fp32"
     arguments = SimpleNamespace(scale=["paper"], layers=None, usd_per_hour=2)
-    rehearse.report(arguments, rehearsal, rows, free)
+    rehearse.report(arguments, rehearsal, rows, disks, cached)
     return capsys.readouterr().out.splitlines()
 
 
@@ -359,6 +376,44 @@ def test_outputs_models_of_the_hub_and_the_largest_cache_need_disk(tmp_path, cap
     (disk,) = [line for line in printed if line.startswith("- disk: 44.0 GB: ")]
     assert "and 4.0 GB in the hub's;" in disk
     assert "the disk lacks 24.0 GB" in printed[-1]
+
+    # The caches are on disks of their own.
+    assert print_report(rehearsal, rows, capsys, 40e9, 40e9)[-1] == "This machine can run it."
+    printed = print_report(rehearsal, rows, capsys, 39e9, 3e9)
+    assert any(line.startswith("- disk: 40.0 GB: ") for line in printed)
+    assert any("of finetune_sd (in /resume, another disk: 3.0 GB are free)" in x for x in printed)
+    lacks = (
+        "the disk lacks 1.0 GB; the disk of /hub lacks 1.0 GB; the disk of /resume lacks 37.0 GB"
+    )
+    assert printed[-1] == f"This machine cannot run it: {lacks}."
+
+
+def test_models_that_the_cache_of_the_hub_has_are_not_counted_again(tmp_path, capsys):
+    rehearsal = paper_rehearsal(tmp_path)
+    rehearsal.full["fetch_model"] = {"diffusion": "hub:a/b"}
+    folder = rehearsal.folder / "models/base/diffusion"
+    write_text(folder / "weights", "w" * 40_000_000)
+    for cached, expected in ((50e6, "and 40 MB in the hub's; "), (10e6, "and 10 MB"), (0, "")):
+        printed = print_report(rehearsal, [Row("encode", measured())], capsys, cached=cached)
+        (disk,) = [line for line in printed if line.startswith("- disk: ")]
+        assert expected in disk and ("in the hub's" in disk) == bool(expected)
+        assert "- downloads of models: diffusion 40 MB" in printed
+
+
+def test_a_folder_that_the_full_run_refuses_is_refused_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rehearse", "tests/params.yaml"])
+    monkeypatch.setattr(rehearse, "prepare", MagicMock(side_effect=AssertionError))
+    monkeypatch.setattr(rehearse, "interrupt_on_signals", lambda: None)
+    monkeypatch.chdir(REPOSITORY)
+    (tmp_path / "file").touch()
+    for value in ("relative", str(tmp_path / "file/scratch")):
+        monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", value)
+        with pytest.raises(SystemExit, match="REMOTE_DIFFUSION_SCRATCH"):
+            rehearse.main()
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path))
+    monkeypatch.setattr(rehearse.os, "access", lambda *_: False)
+    with pytest.raises(SystemExit, match=f"{tmp_path}: cannot be written"):
+        rehearse.main()
 
 
 def test_a_sum_says_what_it_leaves_out(tmp_path, capsys):

@@ -18,21 +18,27 @@ The forecast of a stage is the time that it took, plus the time of the work that
 (images, steps, ...) times the seconds of a unit, which are taken from the stage's progress bars or
 from a second run with more units. A stage without a unit is taken to need the same time. Peak
 memory is that of the rehearsal. The disk has to hold all outputs twice, as DVC keeps them, the
-hub's models once more, in the hub's cache, and the largest resume cache of a stage.
+hub's models once more, in the hub's cache, and the largest resume cache of a stage. Where one of
+these caches is on another disk, it is compared with what is free there.
 """
 
 import argparse
 import math
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from stages.params import load_yaml
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import interrupt_on_signals, make_parser, start_process
 from stages.runtime.progress import log
+from stages.runtime.resume_cache import cache_root
 from tools.cache import format_size
 from tools.rehearsal import cuts, inputs
 from tools.rehearsal.copying import copy_repository, read_stages, remove_outputs
@@ -52,6 +58,22 @@ from tools.rehearsal.table import HOUR, Row, duration, render
 from tools.scale import compose, scale_names
 
 
+class Disk(NamedTuple):
+    """A folder, the device that it is on, and the bytes that are free there."""
+
+    folder: Path
+    device: int
+    free: float
+
+
+class Disks(NamedTuple):
+    """Where the full run writes; the three may be one."""
+
+    outputs: Disk
+    hub: Disk
+    resume: Disk
+
+
 def main() -> None:
     arguments = parse_arguments()
     start_process()
@@ -60,14 +82,15 @@ def main() -> None:
     interrupt_on_signals()  # the table of what was done is printed
     full = load_yaml(compose(arguments.scale)[0])
     device = find_device()
-    free = shutil.disk_usage(".").free  # without the rehearsal's own files
+    disks = find_disks()  # without the rehearsal's own files
+    cached = size_of_cached_models()
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as temporary:
         root = Path(temporary)
         rehearsal = prepare(arguments, full, device, root)
         stages = read_stages(rehearsal.folder)
         remove_outputs(rehearsal.folder, stages)
         rows = run_stages(rehearsal, stages)
-        report(arguments, rehearsal, rows, free)
+        report(arguments, rehearsal, rows, disks, size_of_cached_models() - cached)
     if any(row.fault or row.full_fault for row in rows):
         sys.exit(1)
 
@@ -162,15 +185,66 @@ def hub_counts(source: str) -> SourceCounts:
     return inputs.HUB_IMAGES[name]
 
 
+# Disks.
+
+
+def find_disks() -> Disks:
+    """The disks of the outputs, of the hub's cache and of the stages' resume cache.
+
+    Raises:
+        SystemExit: no resume cache can be written, with which the full run would stop.
+    """
+    resume = cache_root()
+    if not os.access(resume, os.W_OK | os.X_OK):
+        exit_with_error(f"{resume}: cannot be written; set REMOTE_DIFFUSION_SCRATCH")
+    return Disks(*(find_disk(folder) for folder in (Path.cwd(), Path(HF_HUB_CACHE), resume)))
+
+
+def find_disk(folder: Path) -> Disk:
+    """The disk of a folder, which need not be there yet."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return Disk(folder, existing.stat().st_dev, shutil.disk_usage(existing).free)
+
+
+def size_of_cached_models() -> int:
+    """The bytes of the models in the hub's cache."""
+    return sum(folder_size(folder) for folder in Path(HF_HUB_CACHE).glob("models--*"))
+
+
+def place(disk: Disk, disks: Disks) -> str:
+    """Where a folder lies that is on another disk than the outputs; "" for theirs."""
+    if disk.device == disks.outputs.device:
+        return ""
+    return f" (in {disk.folder}, another disk: {format_size(disk.free)} are free)"
+
+
+def describe_lacks(disks: Disks, needs: tuple[float, float, float], least: str) -> list[str]:
+    """What each disk lacks, of which less is free than `needs` has for its folders, bytes."""
+    lacks = []
+    for device in dict.fromkeys(disk.device for disk in disks):
+        there = [(disk, needed) for disk, needed in zip(disks, needs) if disk.device == device]
+        first = there[0][0]
+        missing = sum(needed for _, needed in there) - first.free
+        name = "the disk" if first is disks.outputs else f"the disk of {first.folder}"
+        if missing > 0:
+            lacks.append(f"{name} lacks {least}{format_size(missing)}")
+    return lacks
+
+
 # The report.
 
 
 def report(
-    arguments: argparse.Namespace, rehearsal: Rehearsal, rows: list[Row], free: float
+    arguments: argparse.Namespace,
+    rehearsal: Rehearsal,
+    rows: list[Row],
+    disks: Disks,
+    newly_cached: float,
 ) -> None:
     """Print the table, the sums and whether this machine can run the scale.
 
-    `free` is what the disk had before the rehearsal, bytes.
+    `disks` are those before the rehearsal; `newly_cached` are the bytes of the models that it has
+    downloaded to the hub's cache.
     """
     scale = " ".join(arguments.scale)
     print(render(rows, f"## {scale}: rehearsed on {rehearsal.device.name}"))
@@ -188,27 +262,44 @@ def report(
     print(f"- peak memory of a stage, as rehearsed: {format_size(peak)}")
     if rehearsal.device.gpu_memory is None and (rehearsal.card or rehearsal.large_on_cpu):
         print("- activations are not counted: docs/scale.md has what fits a card")
+    lacks = report_disks(rehearsal, rows, disks, newly_cached)
+    print(f"\n{verdict(rehearsal, rows, lacks)}")
+
+
+def report_disks(
+    rehearsal: Rehearsal, rows: list[Row], disks: Disks, newly_cached: float
+) -> list[str]:
+    """Print what the full run needs of the disks; return what they lack."""
+    ran = [row for row in rows if row.measured and not row.fault]
     disk = sum(row.full_disk for row in ran)
     downloads = model_downloads(rehearsal)
-    downloaded = sum(size or 0 for size in downloads.values())
-    needed = 2 * disk + downloaded
+    stand_ins = sum(downloads[role] or 0 for role in downloads if role in rehearsal.model_bytes)
+    # Models that the hub's cache had before take no more of it.
+    fetched = sum(size or 0 for size in downloads.values()) - stand_ins
+    downloaded = stand_ins + min(fetched, newly_cached)
+    largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
     least, without = describe_unknown([row.stage for row in rows if row.fault])
+
     in_hub_cache = f", and {format_size(downloaded)} in the hub's" if downloaded else ""
+    in_hub_cache += place(disks.hub, disks) if downloaded else ""
+    needed = 2 * disk + (downloaded if disks.hub.device == disks.outputs.device else 0)
     print(
         f"- disk: {least}{format_size(needed)}{without}: outputs of {format_size(disk)}, and as "
-        f"much in DVC's cache where the disk has no reflinks{in_hub_cache}; {format_size(free)} "
-        "are free"
+        f"much in DVC's cache where the disk has no reflinks{in_hub_cache}; "
+        f"{format_size(disks.outputs.free)} are free"
     )
-    largest = max(ran, key=lambda row: row.full_cache, default=Row(""))
     if largest.full_cache >= 1e6:
         most = "" if least else " at most"
-        print(f"- resume cache: {least}{format_size(largest.full_cache)}{most}, of {largest.stage}")
+        print(
+            f"- resume cache: {least}{format_size(largest.full_cache)}{most}, of {largest.stage}"
+            f"{place(disks.resume, disks)}"
+        )
     sizes = ", ".join(
         f"{role} {'unknown' if size is None else format_size(size)}"
         for role, size in downloads.items()
     )
     print(f"- downloads of models: {sizes or 'none'}")
-    print(f"\n{verdict(rehearsal, rows, needed + largest.full_cache - free)}")
+    return describe_lacks(disks, (2 * disk, downloaded, largest.full_cache), least)
 
 
 def describe_time(rows: list[Row], usd_per_hour: float | None) -> list[str]:
@@ -248,7 +339,7 @@ def model_downloads(rehearsal: Rehearsal) -> dict[str, int | None]:
     return downloads
 
 
-def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
+def verdict(rehearsal: Rehearsal, rows: list[Row], lacks: list[str]) -> str:
     """Whether this machine can run the scale, and if not, why."""
     reasons = []
     interrupted = sum(row.fault == INTERRUPTED for row in rows)
@@ -267,9 +358,7 @@ def verdict(rehearsal: Rehearsal, rows: list[Row], missing_disk: float) -> str:
             f"fine-tuning needs more than {format_size(needed)} of its {format_size(memory)} of "
             "memory"
         )
-    if missing_disk > 0:
-        least = "at least " if faults or interrupted else ""
-        reasons.append(f"the disk lacks {least}{format_size(missing_disk)}")
+    reasons += lacks
     if reasons:
         return f"This machine cannot run it: {'; '.join(reasons)}."
     if interrupted:
