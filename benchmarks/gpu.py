@@ -419,12 +419,7 @@ ROWS = [
     Row("tiles and model", 120, prepare),
     Row("encode, 512 px", 45, measure_encoding, {"resolution": 512}),
     Row("fine-tuning, 512 px, bf16", 70, measure_training, FULL_512),
-    Row(
-        "diffusers' loop, 512 px, bf16",
-        50,
-        measure_training,
-        FULL_512 | {"batch_size": 16, "reference": True},
-    ),
+    Row("diffusers' loop, 512 px, bf16", 60, measure_training, FULL_512 | {"reference": True}),
     Row("generation, 512 px", 65, measure_generation, SCHEDULES),
     Row("pipe(prompt), the same", 50, measure_generation, SCHEDULES | {"pipeline": True}),
     Row("encode, 224 px", 30, measure_encoding, {"resolution": 224}),

@@ -192,6 +192,12 @@ def test_both_loops_are_compared_with_one_optimizer(monkeypatch):
     for size in ("demo", "224", "512"):
         finetune.compare_loops(size)
     assert {sections["finetune_sd"]["optimizer"] for sections in written} == {"adamw"}
+    ours, reference = (
+        row.options
+        for row in gpu.ROWS
+        if row.name.endswith(" loop, 512 px, bf16") or row.name == "fine-tuning, 512 px, bf16"
+    )
+    assert reference == ours | {"reference": True}  # also the batch
 
 
 @pytest.mark.parametrize("tiny", [True, False])
