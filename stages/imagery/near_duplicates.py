@@ -146,7 +146,7 @@ def _are_near(some: _Looks, others: _Looks) -> np.ndarray:
     near[i, j] = (color_difference <= color_limit**2) & (
         pattern_difference <= _pattern_limit(contrast) ** 2
     )
-    has_margin = some.margins.any(axis=1)[:, None] | others.margins.any(axis=1)
+    has_margin = some.margins.any(axis=1, keepdims=True) | others.margins.any(axis=1)
     i, j = np.nonzero(near & has_margin)
     for first in range(0, len(i), PAIRS):
         part = slice(first, first + PAIRS)
