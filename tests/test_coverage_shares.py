@@ -141,6 +141,19 @@ def test_share_of_units_that_agree_within():
     assert share_interval(alternating, pairs) == pytest.approx(wilson_interval(20, 40))
 
 
+@pytest.mark.parametrize("sizes", [[100, 50, 25, 12, 6, 3], [80, 5, 5, 5, 5], [150] + [1] * 50])
+def test_units_of_unequal_sizes_count_as_fewer(sizes):
+    """Counted alike, they would hold the truth in 0.84, 0.61 and 0.42."""
+    rng = np.random.default_rng(0)
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    held = 0
+    for _ in range(400):
+        share = rng.beta(0.8 / 0.3 * 0.7, 0.2 / 0.3 * 0.7, len(sizes))  # correlation 0.3
+        low, high = share_interval(rng.uniform(size=len(units)) < share[units], units)
+        held += low <= 0.8 <= high
+    assert held > 0.92 * 400
+
+
 def test_agreement_by_scene_has_intervals_and_the_synthetic_set_counts_prompts():
     scenes = ["forest", "lake"]
     wanted = {"tuned": ["forest"] * 6 + ["lake"] * 4, "base": scenes, "test": scenes * 5}

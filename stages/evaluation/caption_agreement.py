@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from stages.common.class_names import slug
-from stages.evaluation.intervals import share_with_interval, squared_margin
+from stages.evaluation.intervals import count_units, share_with_interval, squared_margin
 
 SAME_CAPTION = 99.999  # 100 x cosine of two captions' embeddings, at least
 
@@ -183,7 +183,8 @@ def clip_score_with_interval(
     mean = float(scores.mean())
     metrics = {"clip_score": mean}
     if len(np.unique(units)) > 1 and np.ptp(scores) > 1e-6:
-        margin = squared_margin((scores - mean) / len(scores), units) ** 0.5
+        deviations = (scores - mean) / len(scores)
+        margin = squared_margin(deviations, units, unit_count=count_units(units)) ** 0.5
         metrics["clip_score_lo"] = max(mean - margin, 0.0)
         metrics["clip_score_hi"] = min(mean + margin, 100.0)
     return metrics

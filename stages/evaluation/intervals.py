@@ -164,8 +164,24 @@ def wilson_interval(successes: float, n: float) -> tuple[float, float]:
 # tile or of one expert. Coverage and width: `python -m benchmarks.coverage_shares`.
 
 
+def count_units(units: np.ndarray) -> float:
+    """How many units of equal size are as good as those of the values [N] (Kish 1965).
+
+    Where one unit holds most values it is near 1, but at least 1.05: Student's t, of so little
+    freedom, is then so large that an interval is all there is, and still finite.
+
+    Args:
+        units: what was drawn independently [N].
+    """
+    _, sizes = np.unique(units, return_counts=True)
+    return max(float(sizes.sum() ** 2 / (sizes**2).sum()), 1.05)
+
+
 def squared_margin(
-    deviations: np.ndarray, units: np.ndarray, raters: np.ndarray | None = None
+    deviations: np.ndarray,
+    units: np.ndarray,
+    raters: np.ndarray | None = None,
+    unit_count: float | None = None,
 ) -> float:
     """Square of half the width of the 95 % interval of a weighted mean, by Student's t.
 
@@ -175,13 +191,12 @@ def squared_margin(
         raters: a second kind of unit [N], crossed with the first, as tiles are with the experts
             who rate them (two-way clustering: Cameron, Gelbach & Miller 2011). One rater alone says
             nothing of others: the interval is then that of this rater's values.
+        unit_count: their number, as `count_units` tells; None: each counts alike.
 
     Raises:
         ValueError: the values are of a single unit, which says nothing of the spread.
     """
-    variance, count = _variance_between(deviations, units)
-    if count < 2:
-        raise ValueError("the values are of a single unit")
+    variance, count = _variance_between(deviations, units, unit_count)
     margin = stdtrit(count - 1, 0.975) ** 2 * variance
     if raters is not None and len(np.unique(raters)) > 1:
         between_raters, rater_count = _variance_between(deviations, raters)
@@ -194,12 +209,16 @@ def squared_margin(
     return float(margin)
 
 
-def _variance_between(deviations: np.ndarray, units: np.ndarray) -> tuple[float, int]:
-    """Variance of a mean of independent units, and their number."""
+def _variance_between(
+    deviations: np.ndarray, units: np.ndarray, count: float | None = None
+) -> tuple[float, float]:
+    """Variance of a mean of independent units, and their number: `count`, where it is given."""
     _, numbers = np.unique(units, return_inverse=True)
     sums = np.bincount(numbers, deviations)
-    count = len(sums)
-    return float(count / max(count - 1, 1) * (sums**2).sum()), count
+    if len(sums) == 1:
+        raise ValueError("the values are of a single unit")
+    count = count or len(sums)
+    return float(count / (count - 1) * (sums**2).sum()), count
 
 
 def effective_size(
@@ -209,7 +228,7 @@ def effective_size(
 
     It is N / design effect (with Student's t for few units: Korn & Graubard 1998), at most N, and
     N where each value is its own unit. Where all values agree, nothing tells how much those of one
-    unit depend on each other: they then count as one.
+    unit depend on each other: they then count as one. Units of unequal sizes count as fewer.
 
     Args:
         successes: the values.
@@ -218,13 +237,15 @@ def effective_size(
     """
     n = len(successes)
     share = float(np.mean(successes))
-    unit_count = len(np.unique(units))
+    unit_count = count_units(units)
     rater_count = 1 if raters is None else len(np.unique(raters))
     if unit_count == n and rater_count == 1:
         return float(n)
-    if share in (0, 1) or unit_count == 1:
-        return float(unit_count)
-    margin = squared_margin((successes - share) / n, units, raters)
+    if len(np.unique(units)) == 1:
+        return 1.0
+    if share in (0, 1):
+        return unit_count
+    margin = squared_margin((successes - share) / n, units, raters, unit_count)
     return min(share * (1 - share) * Z**2 / max(margin, 1e-12), float(n))
 
 
