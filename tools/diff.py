@@ -367,8 +367,8 @@ def describe_change(metric: MetricKey, metrics: Changes, runs: Runs) -> str:
     if new is None:
         return "gone"
     difference = runs.difference(context_key(metric))
-    if difference:
-        return f"not comparable: {plain_text(difference)}"
+    if difference:  # with the reason of hundreds of other numbers, GitHub would refuse the text
+        return "not comparable" + (f": {plain_text(difference)}" if metric in HEADLINES else "")
     if old == new:
         return "the same"
     if difference is None:
