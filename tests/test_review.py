@@ -291,12 +291,17 @@ def test_ratings_name_classes_of_their_own_run(repository):
     [(",", "\r\n", "\ufeff"), (";", "\r\n", "\ufeff"), (",", "\n", ""), ("\t", "\n", "")],
 )
 def test_changes_of_a_spreadsheet_are_repaired(repository, delimiter, line_end, byte_order_mark):
-    """BOM, semicolons, tabs, CRLF, blank lines, spaces, 4.0; the answers come from the key."""
+    """BOM, semicolons, tabs, CRLF, blank lines, spaces, 4.0; the answers come from the key.
+
+    Excel leaves the last blank fields out where 16 rows have none.
+    """
     rows = saved_rows(
         t0={"realism": "4.0", "artifacts": "blur;wrong scale", "comment": 'gray, "soft"; é'},
         t1={"answer": " real "},
     )
     blank = [""] * len(rows[0])
+    while not rows[-1][-1]:
+        rows[-1].pop()
     rows = [*rows[:3], blank, *rows[3:], blank]
     review_tool.add(write_csv(repository, rows, delimiter, line_end, byte_order_mark))
     (file,) = Path("data/reviews").glob("*.csv")

@@ -32,7 +32,7 @@ def read_table(path: Path, columns: list[str]) -> list[tuple[str, Rating]]:
     """Read a CSV as text.
 
     What spreadsheets change is repaired: a byte-order mark, semicolons or tabs for commas, CRLF,
-    blank lines, spaces around values, 4.0 for 4.
+    blank lines, spaces around values, 4.0 for 4, blank fields that are missing at a row's end.
 
     Args:
         path: the file.
@@ -59,6 +59,7 @@ def read_table(path: Path, columns: list[str]) -> list[tuple[str, Rating]]:
             values = [value.strip() for value in values]
             if not any(values):
                 continue
+            values += [""] * (len(header) - len(values))
             if len(values) != len(header):
                 exit_with_error(f"{where}: expected {len(header)} fields, found {len(values)}")
             row = {name: value for name, value in zip(header, values) if name in columns}
