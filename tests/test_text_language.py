@@ -756,7 +756,7 @@ def test_export_merges_the_adapter(tmp_path, monkeypatch):
     from tools import export
 
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="^error: export: .*models/llm.*finetune_llm"):
+    with pytest.raises(SystemExit, match="^error: export: .*finetune_llm.*dvc pull models/llm"):
         export.export_language_model(Path("out"))
     Path("models/base").mkdir(parents=True)
     Path("models/base/language").symlink_to(SHIPPED_MODEL)

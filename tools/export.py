@@ -111,7 +111,9 @@ def choose_source(split: str) -> Path:
     source = SYNTHETIC if split == "synthetic" else IMAGERY / split
     if not source.is_dir():
         stage = "select" if split == "synthetic" else "fetch_imagery"
-        exit_with_error(f"export: {source} is missing; run `dvc repro {stage}`")
+        exit_with_error(
+            f"export: {source} is missing; run `dvc repro {stage}` or `dvc pull {source}`"
+        )
     return source
 
 
@@ -193,7 +195,10 @@ def choose_file_name(original: str, number: int, taken: set[str], suffix: str = 
 def export_language_model(folder: Path) -> None:
     """Write the fine-tuned language model and its tokenizer. The target must be new or empty."""
     if not (ADAPTER / "adapter_config.json").exists():
-        exit_with_error(f"export: no adapter in {ADAPTER}; run `dvc repro finetune_llm`")
+        exit_with_error(
+            f"export: no adapter in {ADAPTER}; run `dvc repro finetune_llm` or "
+            f"`dvc pull {ADAPTER} {LANGUAGE}`"
+        )
     make_empty(folder)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
