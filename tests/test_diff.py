@@ -455,7 +455,7 @@ def test_what_a_base_cannot_show_is_an_error(clone, refuse, tmp_path, environmen
     here.git("checkout", "-q", "--orphan", "unrelated")
     here.git(*IDENTITY, "commit", "-qm", "unrelated")
     for checkout, revision, named in (
-        (shallow, "origin/main", "--unshallow"),
+        (shallow, "main", "in common; this clone is shallow: `git fetch --unshallow`"),
         (here, "main", "no commit in common"),
         (here, "nosuch", "nosuch"),
     ):

@@ -120,10 +120,12 @@ def main() -> None:
 
 
 def find_merge_base(revision: str) -> str:
-    """Return the commit at which HEAD left `revision`: all 40 digits."""
-    if git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+    """Return the commit at which HEAD left `revision`, or origin's branch: all 40 digits."""
+    names = [revision, f"origin/{revision}"]  # a clone may have no branch main of its own
+    known = [n for n in names if git("rev-parse", "--verify", "--quiet", f"{n}^{{commit}}")]
+    if not known:
         exit_with_error(f"diff: {revision} is no revision of this repository{shallow_hint()}")
-    commit = git("merge-base", revision, "HEAD")
+    commit = git("merge-base", known[0], "HEAD")
     if commit:
         return commit.strip()
     exit_with_error(f"diff: HEAD and {revision} have no commit in common{shallow_hint()}")
