@@ -115,7 +115,7 @@ def read_json_object(path: Path, label: str) -> dict[str, Any]:
         return {}
     try:
         content = read_json(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         exit_with_error(f"{label}: {path.parent.name}/{path.name} is not readable JSON ({error})")
     return content if isinstance(content, dict) else {}
 

@@ -293,7 +293,7 @@ def last_checkpoint(folder: Path) -> tuple[str | None, Any]:
     for path in reversed(checkpoints):
         try:
             undamaged = read_json(path / DIGESTS) == file_digests(path)
-        except (OSError, ValueError):
+        except OSError:
             undamaged = False
         if undamaged:
             log(f"finetune_llm: resumes from {path.name}")

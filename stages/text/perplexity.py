@@ -46,7 +46,7 @@ def document_losses(
     if kept and kept.exists():
         try:
             losses = read_json(kept)
-        except ValueError:
+        except OSError:
             log(f"{kept}: damaged: scoring all papers again")
     saved = time.monotonic()
     unscored = documents[len(losses) :]

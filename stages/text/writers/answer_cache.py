@@ -46,7 +46,7 @@ class AnswerCache:
         if path.exists():
             try:
                 return [Answer(**answer) for answer in read_json(path)]
-            except (ValueError, TypeError):
+            except (OSError, TypeError):
                 log(f"prompt: {path} is damaged: asking again")
         answers = ask()
         if any(answer.text.strip() for answer in answers):
