@@ -414,7 +414,7 @@ HEADER = ",".join(ratings.SAVED_COLUMNS).encode()
         (b"run,rater\n1,2\n", "tile"),
         (b"\xff\xfer\x00", "UTF-8"),
         (b"", "run"),
-        (HEADER + b"\nr,ada,t\n", "ratings.csv:2"),
+        (HEADER + b"\nr,ada,t,real,3,,,,x\n", "ratings.csv:2"),
         (HEADER + b"\n", "ratings"),
         (HEADER + b'\nr,"ada\n', "ratings.csv:2"),
     ],
