@@ -304,8 +304,8 @@ def train_and_save(folder: Path) -> None:
     model.save_pretrained(folder / "adapter")
 
 
-def publish_three(folder: Path) -> None:
-    """Write three more checkpoints as `Trainer` does, file by file, and publish them."""
+def keep_three(folder: Path) -> None:
+    """Write three more checkpoints as `Trainer` does, file by file, and keep them."""
     import torch
 
     from stages.text import lora
@@ -319,7 +319,7 @@ def publish_three(folder: Path) -> None:
         for name in ("adapter_model", "optimizer.pt", "rng_state.pth"):
             torch.save(torch.full((5_000,), step), written / name)
         (written / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
-        lora.publish_checkpoint(written, folder)
+        lora.keep_checkpoint(written, folder)
 
 
 def kill_at_random_moments() -> None:
@@ -360,13 +360,13 @@ def kill_at_random_moments() -> None:
         assert os.waitpid(start(function, folder), 0)[1] == 0
         return time.monotonic() - started
 
-    seconds = measure(publish_three, Path("published"))
+    seconds = measure(keep_three, Path("kept"))
     part = seconds / 15
     for i in range(15):
-        kill(start(publish_three, Path("published")), i * part, (i + 1) * part)
-        for checkpoint in lora.list_checkpoints(Path("published")):
+        kill(start(keep_three, Path("kept")), i * part, (i + 1) * part)
+        for checkpoint in lora.list_checkpoints(Path("kept")):
             assert lora.read_json(checkpoint / lora.DIGESTS) == lora.file_digests(checkpoint)
-    _, state = lora.last_checkpoint(Path("published"))
+    _, state = lora.last_checkpoint(Path("kept"))
     assert state.global_step >= 3
 
     seconds = measure(train_and_save, Path("whole"))
@@ -414,7 +414,7 @@ def test_kills_leave_whole_checkpoints_and_damaged_ones_are_passed_over(tmp_path
     capfd.readouterr()
     assert lora.last_checkpoint(tmp_path / "whole")[0] is None
     assert f"{tmp_path / 'whole'} can be used" in capfd.readouterr().err
-    publish_three(tmp_path / "whole")
+    keep_three(tmp_path / "whole")
     names = [path.name for path in lora.list_checkpoints(tmp_path / "whole")]
     assert names == ["checkpoint-2", "checkpoint-3"]
 

@@ -241,7 +241,7 @@ def _watch_training(config: FinetuneLLM, unfinished: Path, folder: Path) -> Any:
             self.bar.set_postfix(loss=f"{logs['loss']:.4f}", refresh=False)
 
         def on_save(self, args, state, control, **kwargs) -> None:
-            publish_checkpoint(unfinished / f"checkpoint-{state.global_step}", folder)
+            keep_checkpoint(unfinished / f"checkpoint-{state.global_step}", folder)
 
         def on_train_end(self, args, state, control, **kwargs) -> None:
             self.bar.close()
@@ -249,7 +249,7 @@ def _watch_training(config: FinetuneLLM, unfinished: Path, folder: Path) -> Any:
     return WatchTraining()
 
 
-def publish_checkpoint(written: Path, folder: Path) -> None:
+def keep_checkpoint(written: Path, folder: Path) -> None:
     """Move a checkpoint that `Trainer` has written to `folder`.
 
     A kill or a power cut leaves it out of `folder`, or complete in it. Removed are all but the last
@@ -258,13 +258,13 @@ def publish_checkpoint(written: Path, folder: Path) -> None:
     write_json(written / DIGESTS, file_digests(written))
     for path in [*written.iterdir(), written]:
         sync_to_disk(path)
-    published = folder / written.name
-    if published.exists():  # a damaged one that `last_checkpoint` passed over
-        shutil.rmtree(published.rename(written.with_name("damaged")))
-    written.rename(published)
+    kept = folder / written.name
+    if kept.exists():  # a damaged one that `last_checkpoint` passed over
+        shutil.rmtree(kept.rename(written.with_name("damaged")))
+    written.rename(kept)
     sync_to_disk(folder)
     checkpoints = list_checkpoints(folder)
-    end = checkpoints.index(published) + 1
+    end = checkpoints.index(kept) + 1
     for unused in checkpoints[:end][:-KEPT_CHECKPOINTS] + checkpoints[end:]:
         shutil.rmtree(unused.rename(written))
 
