@@ -25,6 +25,7 @@ from stages.common.artifacts import fingerprint, read_json
 from stages.common.rng import rng
 from stages.common.torch_setup import cpu_threads, torch_generator
 from stages.evaluation.classifier_results import ClassifierResult, read_result, write_result
+from stages.evaluation.intervals import count_units
 from stages.evaluation.labeled_images import LabeledImages, stratified_split
 from stages.evaluation.networks import channel_statistics, create_network
 from stages.evaluation.scores import (
@@ -351,7 +352,7 @@ def score_predictions(
     scores = classification_scores(labels[None], predictions[None], losses[None], class_count)
     draws = rng(0, "classifier errors")  # the same for every classifier
     bootstrapped = bootstrap_scores(labels, predictions, losses, class_count, draws, samples.units)
-    sizes = {"n": n, "n_units": len(np.unique(samples.units))}
+    sizes = {"n": n, "n_units": round(count_units(samples.units))}
     by_class = accuracy_by_class(labels, predictions, class_count, samples.units)
     averages = {name: float(values[0]) for name, values in scores.items()}
     return averages | sizes, bootstrapped, by_class

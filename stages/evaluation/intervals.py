@@ -228,7 +228,8 @@ def effective_size(
 
     It is N / design effect (with Student's t for few units: Korn & Graubard 1998), at most N, and
     N where each value is its own unit. Where all values agree, nothing tells how much those of one
-    unit depend on each other: they then count as one. Units of unequal sizes count as fewer.
+    unit depend on each other: they then count as one. Otherwise units of unequal sizes count as
+    fewer.
 
     Args:
         successes: the values.
@@ -237,15 +238,13 @@ def effective_size(
     """
     n = len(successes)
     share = float(np.mean(successes))
-    unit_count = count_units(units)
+    unit_count = len(np.unique(units))
     rater_count = 1 if raters is None else len(np.unique(raters))
     if unit_count == n and rater_count == 1:
         return float(n)
-    if len(np.unique(units)) == 1:
-        return 1.0
-    if share in (0, 1):
-        return unit_count
-    margin = squared_margin((successes - share) / n, units, raters, unit_count)
+    if share in (0, 1) or unit_count == 1:
+        return float(unit_count)
+    margin = squared_margin((successes - share) / n, units, raters, count_units(units))
     return min(share * (1 - share) * Z**2 / max(margin, 1e-12), float(n))
 
 

@@ -138,7 +138,7 @@ def average_over_seeds(
 
     Args:
         scores: of each classifier on one test set, with its size `n` and the number `n_units` of
-            prompts or scenes that are independent.
+            prompts or scenes that are independent (of unequal sizes, `count_units`).
         bootstrapped: of each classifier, its `bootstrap_scores`.
         by_class: of each classifier, its `accuracy_by_class`.
 
