@@ -660,6 +660,7 @@ def test_tags_count_where_they_tell_that_values_differ(tmp_path, dtype, tags, is
         (["_B04", "_B4"], False),
         (["_pan1", "_pan2"], False),
         (["", "_7", "_c2"], False),
+        ([f"_B{i}" for i in range(1, 40)], False),
     ],
 )
 def test_files_of_one_band_of_an_image_are_one_line(endings, band_files):
@@ -672,6 +673,11 @@ def test_files_of_one_band_of_an_image_are_one_line(endings, band_files):
     refuse_band_files(gray, 2 * len(gray), True)  # half of the tiles show colors
     with pytest.raises(SystemExit, match=re.escape(f" {names[0]} and {names[1]} seem")):
         refuse_band_files(gray, len(gray), True)
+
+
+def test_gray_images_of_like_names_are_no_bands_of_one():
+    refuse_band_files(["village_green.png", "lake_blue.png"], 2, False)
+    refuse_band_files([f"IMG_0001_{i}.png" for i in range(1, 5)], 4, False)
 
 
 def test_files_of_one_band_are_gray_images_if_the_params_say_so(tmp_path, monkeypatch):

@@ -400,6 +400,7 @@ def test_formulas_and_tables_of_pdf_converters_in_markdown(tmp_path):
         "\\[\n\\mathcal{L}=hidden\\tag{1}\n\\]",
         "Here\n\\begin{align*}\nhidden &= b \\\\\nc &= d\n\\end{align*}\nis",
         "$$\n\\begin{equation} hidden \\end{equation}\n$$",
+        "$$\n\\tag{1} \\begin{align} hidden \\end{align}\n$$",
         "`\\begin{gather}` and\n\nthe `\\end{gather}`.",
         f"{table}\nTable 1: Lakes.",
         f"{PROSE}\n",

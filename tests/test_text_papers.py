@@ -281,7 +281,8 @@ def test_text_file_of_long_lines_is_read_as_one_with_short_lines(tmp_path, endin
     text = kept = ""
     for n in range(4):
         fields = f"Fields of paper {n} are green and wide in the north. " * 9
-        fields += "Since 2015 satel- lites see them all, pre- and post-war. References [3] say so."
+        fields += "Since 2015 satel- lites see them all, pre- and post-war. References [3] say so. "
+        fields += "References Smith (2019) and Jones do on long- medium- and micro- as macro-scale."
         section = ending.join(["1 A section", fields, "2 A section", fields])
         heading = ("References", "REFERENCES", "R EFERENCES", "Bibliography")[n]
         entries = [f"[{i}] A. Smith. Fields. 20{i}." for i in range(10, 20)]

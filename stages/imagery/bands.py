@@ -28,6 +28,13 @@ class RasterType(NamedTuple):
         return f"{count}{self.dtype}"
 
 
+class FileBand(NamedTuple):
+    """The name of a file that holds one band of an image."""
+
+    before: str  # what stands before the band
+    band: str
+
+
 BYTES = RasterType(None, "uint8")  # of an image that Pillow decodes
 
 
@@ -93,10 +100,12 @@ def find_band(dataset: Any, band: int | str, name: str, key: str = "fetch_imager
     )
 
 
-def band_of_file(stem: str) -> str | None:
+def band_of_file(stem: str) -> FileBand | None:
     """The band that the name of a file without suffix ends in (`x_B04` is of b4), if any."""
     band = BAND_OF_FILE.search(stem.lower())
-    return re.sub(r"\b(b(?:and)?[ _-]?)0+", r"\1", band[1]) if band else None
+    if not band:
+        return None
+    return FileBand(stem[: band.start(1)], re.sub(r"\b(b(?:and)?[ _-]?)0+", r"\1", band[1]))
 
 
 def _are_named(descriptions: list[str]) -> bool:

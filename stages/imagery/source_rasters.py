@@ -27,6 +27,7 @@ from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import log
 
 MAX_BAND_LISTS = 4  # that the log shows
+MAX_BAND_FILES = 13  # of an image, one for each band: Sentinel-2's
 FEW_SAMPLES = 2**18  # pixels; for what needs no exact percentiles
 ROUNDING = 1e-6  # relative; of a scale or offset that a program kept as float32
 MAX_EXTREME = 0.5  # share of the pixels that a fixed stretch may make black or white
@@ -151,21 +152,24 @@ def _fit(first: RasterType, second: RasterType) -> bool:
 
 
 def refuse_band_files(gray: list[str], tile_count: int, are_rasters: bool) -> None:
-    """Exit with an error if most tiles are of gray files whose names end in one of several bands.
+    """Exit with an error if most tiles are of gray files, each of one of several bands by its name.
 
     Args:
         gray: the names of the files of gray tiles.
         tile_count: of all tiles.
         are_rasters: whether fetch_imagery.bands applies to the files.
     """
-    named = 0
-    name_of_band: dict[str, str] = {}
+    images: dict[str, dict[str, list[str]]] = {}  # names by what stands before the band; by band
     for file in map(PurePosixPath, gray):
-        if band := band_of_file(file.stem):
-            named += 1
-            name_of_band.setdefault(band, file.name)
-    if len(name_of_band) > 1 and named > tile_count / 2:
-        first, second = list(name_of_band.values())[:2]
+        band = band_of_file(file.stem)
+        # Only rasters are told by a number alone: IMG_0001_5 may be a photo of a series.
+        if band and (are_rasters or not band.band.isdigit()):
+            of_image = images.setdefault(f"{file.parent}/{band.before}", {})
+            of_image.setdefault(band.band, []).append(file.name)
+    # A number of more bands is that of an image.
+    stacks = [bands for bands in images.values() if 1 < len(bands) <= MAX_BAND_FILES]
+    if sum(len(names) for bands in stacks for names in bands.values()) > tile_count / 2:
+        first, second = [names[0] for names in stacks[0].values()][:2]
         advice = "to read each file as a gray image, write fetch_imagery.bands: [1]"
         if not are_rasters:
             advice = "if each file is an image of its own, rename the files"

@@ -25,9 +25,11 @@ from stages.text.paper_files import HTML, PANDOC_FORMATS, ZIP_SUFFIXES, decode
 SECONDS = 60  # per file
 MEGABYTES = 1024  # of memory per file
 INLINE_FORMULAS = Path(__file__).with_name("inline_formulas.lua")
-# Inside "satel- lite", but not in "pre- and post-processing".
+# Inside "satel- lite", but not in "pre- and post-processing", "micro- as well as macro-scale" and
+# "long- medium- and short-term".
+NOT_IN_WORDS = SUSPENDED | frozenset("as but rather than bis".split())
 OLD_LINE_END = re.compile(
-    rf"(?<=[^\W\d_]-) (?=[a-z])(?!(?:{'|'.join(sorted(SUSPENDED))})(?![\w-]))"
+    rf"(?<=[^\W\d_]-) (?=[a-z])(?!(?:{'|'.join(sorted(NOT_IN_WORDS))})(?![\w-])|[^\W\d_]+-\s)"
 )
 LINE_CHARACTERS = 90  # about a line of a PDF: papers are held out by their number of lines
 # A file with fewer is an empty page or a form; a table's cell with fewer, data.
@@ -93,11 +95,12 @@ MARKDOWN_TABLE = re.compile(
     r"\\begin\{(table\*?|tabular)\}(?:(?!\\begin\{\1\}).)*?\\end\{\1\}", re.DOTALL
 )
 # Displayed formulas that pages for MathJax and notebooks write without dollars or brackets around
-# them; behind what the first group matches, it is a formula already, or code. None has empty lines.
+# them. What the first two groups match is a formula already, or code. None has empty lines.
 BARE_FORMULA = re.compile(
+    r"(\$\$(?:(?!\$\$|\n\s*\n).)+\$\$|\\\[(?:(?!\\[\[\]]|\n\s*\n).)+\\\])|"
     r"((?:\$|\\[\[(]|`|/x-tex[^<>]*>)\s*)?"
     r"\\begin\{(equation|align|alignat|flalign|gather|multline|eqnarray|subequations)(\*?)\}"
-    r"(?:(?!\\begin\{\2\*?\}|\n\s*\n|`|</?(?!br\b)[a-z]).)*?\\end\{\2\3\}",
+    r"(?:(?!\\begin\{\3\*?\}|\n\s*\n|`|</?(?!br\b)[a-z]).)*?\\end\{\3\4\}",
     re.DOTALL | re.IGNORECASE,
 )
 # Environments that pandoc doesn't know: it would read their arguments as text, and lose captions.
@@ -191,7 +194,7 @@ def _title_and_abstract(front_matter: re.Match) -> str:
 
 def _as_display(formula: re.Match) -> str:
     """Return a stand-in for a `BARE_FORMULA`: pandoc reads a displayed formula, to be left out."""
-    return formula[0] if formula[1] else "$$x$$"
+    return formula[0] if formula[1] or formula[2] else "$$x$$"
 
 
 def _with_dollars(formula: re.Match) -> str:

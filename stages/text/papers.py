@@ -26,10 +26,12 @@ MIN_REFERENCE_LISTS = 3  # fewer in a text file do not show where its papers end
 GLUED_HEADING = re.compile(
     r"(?<=[A-Za-z)]) ?\. ?(REFERENCES|References|BIBLIOGRAPHY|Bibliography) ?$", re.MULTILINE
 )
-# The same in the middle of a paragraph, in front of the first entry: "[1] A. Smith", "1. Smith".
+# The same in the middle of a paragraph, in front of the first entry: "[1] A. Smith", "1. Smith",
+# "Smith, A.", "Ann Smith". In capital letters it is a heading in front of any name.
 INNER_HEADING = re.compile(
-    r"(?: (R ?EFERENCES|B ?IBLIOGRAPHY)|(?<=[.!?)\]\d]) ?(REFERENCES|References|Bibliography)) "
-    r"(?=(?:\[\w+\] |1\.? )?[A-ZÀ-Þ])"
+    r"(?: |(?<=[.!?)\]\d]))(R ?EFERENCES|B ?IBLIOGRAPHY) (?=(?:\[\w+\] |1\.? )?[A-ZÀ-Þ])|"
+    r"(?<=[.!?)\]\d]) ?(References|Bibliography) "
+    r"(?=\[\w+\] [A-ZÀ-Þ]|1\.? [A-ZÀ-Þ]|[A-ZÀ-Þ][\w.'’-]*,? [A-ZÀ-Þ])"
 )
 FEW_WORDS = f"fewer than {formats.MIN_PROSE_WORDS} words"
 NO_CUTS = Cuts()
