@@ -422,7 +422,8 @@ class TrainBase(Section):
     )
     decoder_steps: CountOrZero = Field(
         description="optimizer steps of the VAE's decoder alone, after `vae_steps`, against a "
-        "patch discriminator (Isola et al. 2017): sharper images; 0 = none"
+        "patch discriminator (Isola et al. 2017) and with a perceptual loss (Zhang et al. 2018) in "
+        "features of a network that first learns the captions' words: sharper images; 0 = none"
     )
     text_width: int = Field(
         gt=0,

@@ -234,7 +234,13 @@ def shipped_base(tmp_path_factory):
 
 def test_the_shipped_bases_training_resumes_and_ends_with_the_same_bytes(shipped_base, tmp_path):
     (tmp_path / "stages").symlink_to(REPOSITORY / "stages")
-    for part, step in (("text_encoder", 3), ("vae", 3), ("decoder", 3), ("unet", 6)):
+    for part, step in (
+        ("text_encoder", 3),
+        ("vae", 3),
+        ("perceptual", 3),
+        ("decoder", 3),
+        ("unet", 6),
+    ):
         assert run(tmp_path, train_shipped_base, part, step)[0] == -signal.SIGKILL
     # A whole model on the way, which says how far it is.
     assert models.load(tmp_path / "model", "unet")

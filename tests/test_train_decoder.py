@@ -1,13 +1,16 @@
 """Training a VAE's decoder further: its losses."""
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from stages.diffusion import from_scratch, train_decoder
+from stages.diffusion import from_scratch, perceptual, train_decoder
 from stages.diffusion.train_decoder import LUMA
+
+CAPTIONS = [["a lake"], ["a road"]]
 
 
 @pytest.fixture
@@ -65,20 +68,41 @@ def test_the_discriminator_moves_brightness_alone(images):
     torch.testing.assert_close(adversarial, expected, rtol=1e-2, atol=1e-6)
 
 
+def test_a_word_network_learns_the_captions_words_and_its_loss_tells_the_images_apart(tmp_path):
+    """Horizontal or vertical stripes, which have the same brightness and contrast."""
+    rows, columns = np.indices((32, 32))
+    horizontal, vertical = (np.where(stripe % 8 < 4, 60, 190) for stripe in (rows, columns))
+    tiles = np.stack([horizontal, vertical] * 8).astype(np.uint8)[..., None].repeat(3, axis=-1)
+    captions = [["rows of trees", "rows"], ["Columns of trees"]] * 8
+    network = perceptual.train_word_network(tiles, captions, 40, 8, 4, 0, tmp_path)
+    x = from_scratch.normalize_pixels(tiles[:2])
+    # Words by frequency: of, trees, and then one kind's words.
+    seen = network(x)[:, 2:].argmax(1).tolist()
+    assert len(set(seen)) == 2
+    assert (network(x)[:, :2] > 1).all()
+    y = x.clone().requires_grad_()
+    assert perceptual.perceptual_loss(network, x, y).item() == pytest.approx(0, abs=1e-6)
+    brighter = perceptual.perceptual_loss(network, x, x + 0.1)
+    other = perceptual.perceptual_loss(network, x, y.flip(0))
+    assert other > 2 * brighter > 0
+    other.backward()
+    assert y.grad.abs().max() > 0
+
+
 def test_a_decoder_that_diverges_is_one_line(tmp_path):
     vae = from_scratch.make_vae([8, 16], 4, 32)
     vae.decoder.conv_out.bias.data.fill_(float("inf"))
     tiles = torch.zeros(2, 32, 32, 3, dtype=torch.uint8).numpy()
     with pytest.raises(SystemExit, match="train_base.decoder_steps: .* NaN or inf"):
-        train_decoder.train_decoder(vae, tiles, steps=1, batch_size=2, seed=0, cache=tmp_path)
-    assert not list(tmp_path.iterdir())
+        train_decoder.train_decoder(vae, tiles, CAPTIONS, 1, batch_size=2, seed=0, cache=tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_decoder_is_trained_and_saved_without_a_warning(tmp_path, caplog):
     diffusers.utils.logging.enable_propagation()
     vae = from_scratch.make_vae([8, 16], 4, 32)
     tiles = torch.zeros(2, 32, 32, 3, dtype=torch.uint8).numpy()
-    vae = train_decoder.train_decoder(vae, tiles, steps=0, batch_size=2, seed=0, cache=tmp_path)
+    vae = train_decoder.train_decoder(vae, tiles, CAPTIONS, 0, batch_size=2, seed=0, cache=tmp_path)
     from_scratch.save_part(tmp_path / "vae", vae, torch.float16)
     assert "should be kept in float32" not in caplog.text
     saved = load_file(tmp_path / "vae/diffusion_pytorch_model.safetensors")

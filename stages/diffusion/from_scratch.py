@@ -62,7 +62,7 @@ def train_vae(
     vae.requires_grad_(True)
     vae.to(device_type(), memory_format=torch.channels_last)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
-    trainer = _Trainer(vae, "VAE", steps, lr, cache / "vae")
+    trainer = Trainer(vae, "VAE", steps, lr, cache / "vae")
     for batch in trainer.batches(len(images), batch_size, seed):
         # A VAE is convolutional: crops of a quarter of an image teach it as well as whole images,
         # at a quarter of the cost.
@@ -136,7 +136,7 @@ def train_text_encoder(
     ).to(device_type())
     # The logarithm of the logit scale, which starts at 10.
     model.log_scale = nn.Parameter(torch.tensor(2.3, device=device_type()))
-    trainer = _Trainer(model, "text encoder", steps, lr, cache / "text_encoder")
+    trainer = Trainer(model, "text encoder", steps, lr, cache / "text_encoder")
     for batch in trainer.batches(len(images), batch_size, seed):
         generator = rng(seed, "captions", trainer.state.step)
         texts = []
@@ -294,7 +294,7 @@ def make_scheduler() -> Any:
     )
 
 
-class _Trainer:
+class Trainer:
     """AdamW with a one-cycle learning rate (Smith & Topin 2018), and bf16 autocast on a GPU.
 
     It begins where the checkpoints in `cache` end.

@@ -3,8 +3,8 @@
 The L1 losses of `from_scratch.train_vae` ask for the median of all that a latent may stand for, a
 blur. A patch discriminator (Isola et al. 2017, section 3.2.2; Rombach et al. 2022, section 3.1)
 asks for detail as real tiles have it, a loss of local spectra (as in Jiang et al. 2021, section
-3.2, of patches) for as much of it as this tile has. Latents stay the same, so a UNet that was
-trained on them needs no further training.
+3.2, of patches) for as much of it as this tile has, a perceptual loss for what the captions name.
+Latents stay the same, so a UNet that was trained on them needs no further training.
 """
 
 import math
@@ -25,31 +25,41 @@ from stages.diffusion.from_scratch import (
     random_crop,
     reconstruction_loss,
 )
+from stages.diffusion.perceptual import STEPS as PERCEPTUAL_STEPS
+from stages.diffusion.perceptual import perceptual_loss, train_word_network
 from stages.diffusion.resumable import MinuteCheckpoints
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import progress_bar
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green, blue: ITU-R BT.601
-LR = 3e-4
+LR = 6e-4
 DISCRIMINATOR_LR = 4e-4
 BETAS = (0.5, 0.95)  # a discriminator changes: the usual 0.9 would follow its past
 DISCRIMINATOR_WIDTH = 48
 ADVERSARIAL_WEIGHT = 5.0
+PERCEPTUAL_WEIGHT = 0.3
 SPECTRAL_WEIGHT = 0.1
 SPECTRAL_WINDOW = 8  # pixels per side
 SPECTRAL_FLOOR = 0.02  # added to magnitudes: invisible detail hardly counts
 WARMUP_STEPS = 100  # of the learning rates and of the adversarial weight
-EMA_DECAY = 0.998
+EMA_DECAY = 0.999
 
 
 def train_decoder(
-    vae: Any, images: np.ndarray, steps: int, batch_size: int, seed: int, cache: Path
+    vae: Any,
+    images: np.ndarray,
+    captions: list[list[str]],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    cache: Path,
 ) -> Any:
     """Train the decoder of an AutoencoderKL; returns it in eval mode, with averaged weights.
 
     Args:
         vae: the AutoencoderKL; only its decoder is changed.
         images: uint8 [N, H, W, 3].
+        captions: of each image, which the network of the perceptual loss learns.
         steps: of both the decoder and the discriminator.
         batch_size: crops per step.
         seed: of the training.
@@ -58,6 +68,16 @@ def train_decoder(
     Raises:
         SystemExit: the loss is NaN or infinite.
     """
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
+    network = train_word_network(
+        images,
+        captions,
+        min(steps, PERCEPTUAL_STEPS),
+        batch_size,
+        factor,
+        seed,
+        cache / "perceptual",
+    )
     torch.manual_seed(seed)
     decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
     models = nn.ModuleDict({"decoder": decoder, "discriminator": make_discriminator()})
@@ -86,8 +106,9 @@ def train_decoder(
         cosine = 0.5 * (1.02 + math.cos(math.pi * state.step / steps))  # 1.01 down to 0.01: never 0
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * warmup * cosine
-        real, decoded = draw_crops(vae, images, batch_size, seed, state.step)
+        real, decoded = draw_crops(vae, images, batch_size, factor, seed, state.step)
         loss = adversarial_loss(models["discriminator"], real, decoded, warmup)
+        loss = loss + PERCEPTUAL_WEIGHT * perceptual_loss(network, real, decoded)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(models["decoder"].parameters(), 1.0)
@@ -125,12 +146,11 @@ def make_discriminator() -> nn.Sequential:
 
 
 def draw_crops(
-    vae: Any, images: np.ndarray, batch_size: int, seed: int, step: int
+    vae: Any, images: np.ndarray, batch_size: int, factor: int, seed: int, step: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Random crops [B, 3, H/2, W/2] of images, and what the VAE makes of them."""
     generator = rng(seed, "decoder", step)
     rows = generator.integers(len(images), size=batch_size)
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
     x = normalize_pixels(random_crop(images[rows], generator, factor))
     with torch.no_grad():
         latents = vae.encode(x).latent_dist.sample(torch_generator(seed, "decoder noise", step))

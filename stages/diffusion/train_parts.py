@@ -50,7 +50,8 @@ def adapt(
         )
         from_scratch.save_part(folder / "text_encoder", text_encoder)
     if "vae" in replaced:
-        vae = train_vae_and_decoder(models.load(fetched, "vae"), images, config, seed, cache)
+        vae = models.load(fetched, "vae")
+        vae = train_vae_and_decoder(vae, images, captions, config, seed, cache)
         from_scratch.save_part(folder / "vae", vae)
 
 
@@ -81,7 +82,7 @@ def train_from_scratch(
     )
     torch.manual_seed(seed)
     vae = from_scratch.make_vae(config.vae_channels, config.latent_channels, images.shape[1])
-    vae = train_vae_and_decoder(vae, images, config, seed, cache)
+    vae = train_vae_and_decoder(vae, images, captions, config, seed, cache)
     torch.manual_seed(seed)
     unet = from_scratch.make_unet(
         config.unet_channels,
@@ -119,7 +120,12 @@ def train_tokenizer_and_text_encoder(
 
 
 def train_vae_and_decoder(
-    vae: Any, images: np.ndarray, config: TrainBase, seed: int, cache: Path
+    vae: Any,
+    images: np.ndarray,
+    captions: list[list[str]],
+    config: TrainBase,
+    seed: int,
+    cache: Path,
 ) -> Any:
     """Train a VAE, and then its decoder alone."""
     if config.vae_steps:
@@ -134,6 +140,12 @@ def train_vae_and_decoder(
         )
     if config.decoder_steps:
         vae = train_decoder(
-            vae, images, config.decoder_steps, config.batch_size, seed, cache / "decoder"
+            vae,
+            images,
+            captions,
+            config.decoder_steps,
+            config.batch_size,
+            seed,
+            cache / "decoder",
         )
     return vae

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from stages.common.artifacts import fingerprint, read_json, write_atomically, write_json
 from stages.common.rng import rng
 from stages.common.torch_setup import device_type, make_deterministic, torch_generator
-from stages.diffusion import from_scratch, loss, models, muon, train_decoder
+from stages.diffusion import from_scratch, loss, models, muon, perceptual, train_decoder
 from stages.diffusion.clip_tokenizer import tokenize, train_tokenizer
 from stages.diffusion.ema import update_ema
 from stages.diffusion.muon import Muon
@@ -102,7 +102,7 @@ def main(folder: Path, parts: Sequence[str], amounts: Amounts, start: Path | Non
             weights = {n: weight for n, weight in weights.items() if not n.startswith(replaced)}
         settings[part] = compute_checksum(weights, "")
     code: list[str | Path] = [__file__, from_scratch.__file__, loss.__file__]
-    code += [train_decoder.__file__, muon.__file__]
+    code += [train_decoder.__file__, perceptual.__file__, muon.__file__]
     code += [Path(__file__).parent / "scenes", Path(__file__).parent / "notes"]
     with resume_folder("embedded_diffusion", fingerprint(settings, code)) as cache:
         notes = read_notes()
@@ -142,14 +142,19 @@ def train_encoders(
         from_scratch.save_part(folder / "text_encoder", text_encoder, torch.float16)
         seen = amounts.text_steps * TEXT_BATCH
         record(folder, "text_encoder", amounts.text_steps, seen, len(tiles), {})
-    train_vae_parts(folder, parts, amounts, images, cache)
+    train_vae_parts(folder, parts, amounts, images, captions, cache)
     return fillers
 
 
 def train_vae_parts(
-    folder: Path, parts: Sequence[str], amounts: Amounts, images: np.ndarray, cache: Path
+    folder: Path,
+    parts: Sequence[str],
+    amounts: Amounts,
+    images: np.ndarray,
+    captions: list[list[str]],
+    cache: Path,
 ) -> None:
-    """Train the VAE and its decoder further, where asked, on images [N, H, W, 3]."""
+    """Train the VAE and its decoder further, where asked, on captioned images [N, H, W, 3]."""
     if "vae" in parts:
         torch.manual_seed(SEED)
         vae = from_scratch.train_vae(
@@ -166,6 +171,7 @@ def train_vae_parts(
         vae = train_decoder.train_decoder(
             start_of_decoder(folder, cache),
             images,
+            captions,
             amounts.decoder_steps,
             VAE_BATCH,
             SEED,
