@@ -330,8 +330,8 @@ def test_dvc_reads_metrics_and_plots(project, warm_environment):
         "Generated images that are nearest to a training tile",
     ):
         assert title in page, title
-    grids = sorted(path.name for path in (project / "metrics/report/grids").iterdir())
-    assert len(grids) == 7 and all(name in page for name in grids)
+    grids = sorted(path.name for path in (project / "metrics/plots/diffusion_grid").iterdir())
+    assert grids and all(name in page for name in grids)
 
 
 def test_an_artifact_is_registered_and_taken_by_name(committed):
@@ -446,9 +446,29 @@ def test_a_queued_experiment_runs_in_its_own_copy_and_is_compared(committed):
         "validation_loss",
         "FID at infinitely many images",
         "Confusion on real tiles: lulc",
-        "base_tuned.jpg",
+        *(path.name for path in (clone / "metrics/plots/diffusion_grid").iterdir()),
     ):
         assert shown in page, shown
+
+
+def test_an_experiment_is_recorded_where_other_stages_outputs_are_nowhere(committed, tmp_path):
+    """In a clone that pulled nothing."""
+    clone, run = committed
+    run("dvc", "config", "--local", "cache.dir", str(tmp_path / "empty"))
+    for folder in ("data/imagery", "models", "metrics/report", "metrics/plots"):
+        shutil.rmtree(clone / folder)
+    run("git", "checkout", "-q", "metrics")
+    run(
+        "dvc",
+        "exp",
+        "run",
+        "--name",
+        "papers",
+        "-S",
+        "fetch_papers.text_column=other",
+        "fetch_papers",
+    )
+    assert "papers" in run("dvc", "exp", "list", "--name-only").split()
 
 
 def test_committed_metrics_keep_the_demos_promises():

@@ -43,7 +43,7 @@ stages:
   all:
     cmd: python stage.py
     params: [sampling]
-    deps: [stage.py]
+    deps: [stage.py, data/reviews]
     outs: [model]
     metrics:
       - metrics/fid.json: {cache: false}
@@ -63,6 +63,8 @@ def finished(tmp_path_factory, environment) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "metrics").mkdir()
     (folder / "metrics/.gitkeep").touch()
+    (folder / "data/reviews").mkdir(parents=True)
+    (folder / "data/reviews/.gitkeep").touch()
     (folder / "docs").mkdir()
     shutil.copyfile(REPOSITORY / "docs/sweep.slurm", folder / "docs/sweep.slurm")
     (folder / "stage.py").write_text(STAGE)
@@ -205,6 +207,8 @@ def test_what_dvc_lock_keeps_of_removed_stages_is_not_looked_at(repository):
     (ref,) = run("git", "for-each-ref", "--format=%(refname)", EXPERIMENTS).stdout.split()
     assert "old.py" in run("git", "show", f"{ref}:dvc.lock").stdout
     assert read_rows(folder)["guidance-2.0-28"][0] == "1 [0, 2]"
+    # An expert's ratings, which only the report reads, make no other experiment of it.
+    (folder / "data/reviews/expert.csv").write_text("image,rating\n")
     assert not started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
 
 

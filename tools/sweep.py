@@ -27,6 +27,7 @@ from dvc.repo import Repo
 from pydantic import ValidationError
 
 from stages.params import WRITER_TECHNIQUES, Params, check, load_yaml, read
+from stages.reporting.ratings import REVIEWS
 from stages.runtime.dvc_lock import current_entries, has_params
 from stages.runtime.errors import exit_with_error
 from stages.runtime.process import make_parser, start_process
@@ -129,8 +130,8 @@ def refuse_repository() -> None:
     if not cache.isascii():  # DVC writes it into the copy's settings, in ASCII
         exit_with_error(
             f"sweep: {cache}: DVC can't run an experiment in a temporary copy where the path of "
-            "its cache has letters outside ASCII: move this clone, or name another folder, `dvc "
-            "cache dir --local /a/path`"
+            "its cache has letters outside ASCII: move this clone, or the cache: `mv .dvc/cache "
+            "/a/path && dvc cache dir --local /a/path`"
         )
 
 
@@ -204,7 +205,7 @@ def find_ref(experiment: str, params: dict[str, str], workspace: Workspace) -> s
             continue
         inputs = {dep["path"] for stage in locked.values() for dep in stage.get("deps", [])}
         inputs -= {out["path"] for stage in locked.values() for out in stage.get("outs", [])}
-        inputs.discard(str(OUT))  # tables of sweeps: only the report reads them
+        inputs -= {str(OUT), str(REVIEWS)}  # tables and ratings: only the report reads them
         if git("diff", "--name-only", workspace.commit, ref, "--", *sorted(inputs)) == "":
             return ref
     return None
