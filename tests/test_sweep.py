@@ -209,6 +209,7 @@ def test_what_dvc_lock_keeps_of_removed_stages_is_not_looked_at(repository):
     assert read_rows(folder)["guidance-2.0-28"][0] == "1 [0, 2]"
     # An expert's ratings, which only the report reads, make no other experiment of it.
     (folder / "data/reviews/expert.csv").write_text("image,rating\n")
+    run("git", "add", "data/reviews")
     assert not started(run("python", "-m", "tools.sweep", "guidance", "5").stderr)
 
 
