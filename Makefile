@@ -35,8 +35,8 @@ scale: setup
 rehearse: setup
 	$(RUN) tools.rehearse $(SCALE)
 
-# The experiments of this commit side by side: only the params that differ, and the dozen metrics
-# (of some 200) that a person compares.
+# The experiments of this commit side by side: only the params that differ, and the few metrics that
+# a person compares.
 compare: setup
 	$(RUN) dvc exp show --hide-workspace --only-changed --precision 3 --drop '(?!($(SHOWN))$$).*'
 SECTIONS := $(shell sed -n 's/^\([a-z_]*\):.*/\1/p' params/demo.yaml)

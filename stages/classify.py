@@ -183,7 +183,7 @@ def write_plots(
         label_set: lulc or scenes.
         class_names: in the order of their numbers.
         labels: class number of each real tile [N].
-        units: number of each tile's raster [N].
+        units: number of each tile's site [N].
         results: one for each seed.
     """
     pairs = [

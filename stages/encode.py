@@ -127,14 +127,10 @@ def copy_to_output(cache: Path) -> None:
     cache, which could write to them, and both are on one disk, the copies are links.
     """
     shutil.rmtree(BASE_IMAGES, ignore_errors=True)
-    is_shared = is_awaited(cache)
+    copy = shutil.copyfile if is_awaited(cache) else link_or_copy
     for file in sorted(cache.iterdir()):
-        if file.suffix == ".npy":
-            continue
-        if is_shared:
-            shutil.copyfile(file, OUT / file.name)
-        else:
-            link_or_copy(file, OUT / file.name)
+        if file.suffix != ".npy":
+            copy(file, OUT / file.name)
 
 
 def check_config(config: Encode, start: Path, state: PartialState) -> None:

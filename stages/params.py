@@ -668,7 +668,9 @@ class FinetuneSD(Section):
         description="learning rate after the warm-up: constant, or cosine to 0"
     )
     warmup_steps: CountOrZero = Field(description="optimizer steps of linear warm-up")
-    weight_decay: NonNegativeNumber = Field(description="weight decay of the optimizer")
+    weight_decay: NonNegativeNumber = Field(
+        description="weight decay of AdamW and of Muon; the paper doesn't say"
+    )
     max_grad_norm: PositiveNumber = Field(description="L2 norm that gradients are clipped to")
     precision: Precision = Field(
         description="number format under autocast; the weights stay fp32 (paper, section 4: mixed)"

@@ -200,9 +200,9 @@ def refuse_lost_classes(per_class: dict[str, dict[str, float]]) -> None:
     lost = [name for name, counts in per_class.items() if not counts["kept"]]
     if len(per_class) - len(lost) < min(2, len(per_class)):
         exit_with_error(
-            f"generate.keep: images of {len(per_class) - len(lost)} class(es) are left: in none of "
-            f"those drawn for {', '.join(lost)} does the scene classifier see a scene of their "
-            "class; raise draw, train longer, or write null to keep them all"
+            f"generate.keep: images of {len(per_class) - len(lost)} class(es) are left: the scene "
+            f"classifier recognizes none of those drawn for {', '.join(lost)}; raise draw, train "
+            "longer, or write null to keep them all"
         )
 
 

@@ -300,7 +300,7 @@ def test_a_selection_without_images_of_two_classes_is_refused(project, numbers):
     lines = [f"{prompt},2\n" for prompt in sorted({row["row"] for row in rows})]
     Path("data/images_per_prompt.csv").write_text("row,images\n" + "".join(lines))
     Path("data/synthetic").mkdir()
-    error = f"^error: generate.keep: images of {int(0 in numbers)} class.*for Forest does"
+    error = f"^error: generate.keep: images of {int(0 in numbers)} class.*for Forest;"
     with pytest.raises(SystemExit, match=error):
         select.main()
     assert not list(Path("data/synthetic").iterdir())

@@ -29,6 +29,7 @@ from stages.prompt import TRAIN, read_training_captions
 from stages.runtime.dvc_lock import has_params
 from stages.runtime.errors import exit_with_error
 from stages.runtime.gpu_memory import report_out_of_memory
+from stages.runtime.parallel import batched
 from stages.runtime.progress import log
 from stages.text.checks import ClipTokenCounter
 from stages.text.class_words import NO_CAPTIONS, ClassLexicon, complete_words
@@ -194,8 +195,7 @@ class DemoModels:
         """
         images: list[np.ndarray] = []
         group_size = self.sampler.sampling.batch_size
-        for first in range(0, len(seeds), group_size):
-            group = seeds[first : first + group_size]
+        for group in batched(seeds, group_size):
             if self.stop.is_set():
                 raise RequestCanceled
             with report_out_of_memory("sampling.batch_size", group_size, None):

@@ -9,17 +9,10 @@ docs/data.md; they need neither captions nor classes. What can't be used is skip
 named. Prints FID, KID, precision, recall and so on, each with its 95 % confidence interval.
 
 Settings are those of params.yaml (`seed`, `features.batch_size`, `fid`). The sets are taken as
-independent. If the images were generated for the captions of just these real ones, FID infinity and
-KID are too low, the intervals are too wide and the floor is too high: on a run's own folders all
-other numbers equal metrics/fid.json, to rounding. Sets with the same share of images of each scene,
-such as class-balanced ones, match in part: there, too, FID infinity and KID are too low and
-intervals too wide, which a note says where scenes are known. Where real images were cut from
-scenes, intervals count the sites of these, as in `fid`. Images of one caption count as one in the
-intervals of caption agreement and of the CLIP score, where captions are known (by --captions, or as
-the images' own); in those of FID and so on they count as independent. Neither names nor the order
-of the images matter: each set is sorted by its pixels' hashes. (Metrics of pairwise distances use
-10,000 images at most, Sinkhorn 2,000: of larger sets, another subset than the run's.) The temporary
-folder holds each image twice. docs/protocol.md says how to compare published models.
+independent: docs/protocol.md says what that shifts where the images follow the real ones' captions,
+and how to compare published models. Neither names nor the order of the images matter. Metrics of
+pairwise distances use 10,000 images at most, Sinkhorn 2,000. The temporary folder holds each image
+twice.
 
 With --features scene it also measures caption agreement, where the scenes of the images are known:
 by a scene column, a class folder, a name such as airport_1.png, or --captions.

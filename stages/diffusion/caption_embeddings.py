@@ -17,6 +17,7 @@ from stages.common.torch_setup import autocast
 from stages.diffusion import models
 from stages.diffusion.latents import memory_map
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import batched
 from stages.runtime.pretrained import check_vocabulary
 from stages.runtime.processes import check_precision
 
@@ -111,8 +112,7 @@ class ComputedEmbeddings:
         """Embeddings of captions, float32 [B, L, D]. Repeated ones are computed once."""
         distinct, positions = np.unique(np.asarray(caption_ids), return_inverse=True)
         captions = self.captions.take(pa.array(distinct)).to_pylist()
-        size = self.encoder.batch_size
-        groups = [captions[begin : begin + size] for begin in range(0, len(captions), size)]
+        groups = batched(captions, self.encoder.batch_size)
         embeddings = np.concatenate([self.encoder.embed(group) for group in groups])
         return torch.from_numpy(embeddings[positions].astype(np.float32))
 

@@ -173,7 +173,7 @@ def training_tensors(
     return tensors
 
 
-def fit_twice(tensors: Tensors) -> bool:
+def copies_fit(tensors: Tensors) -> bool:
     """Whether copies of the tensors fit into the free memory; in a sharded run they have to."""
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
         return True

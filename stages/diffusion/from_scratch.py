@@ -240,27 +240,15 @@ def save_pipeline(
 
     It predicts the velocity (Salimans & Ho 2022) and samples with PNDM (Liu et al. 2022).
     """
-    import diffusers
+    from diffusers import StableDiffusionPipeline
 
     for name, model in (("vae", vae), ("text_encoder", text_encoder), ("unet", unet)):
         save_part(folder / name, model, dtype)
-    make_scheduler().save_pretrained(folder / "scheduler")
-    write_json(
-        folder / "model_index.json",
-        {
-            "_class_name": "StableDiffusionPipeline",
-            "_diffusers_version": diffusers.__version__,
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "image_encoder": [None, None],
-            "scheduler": ["diffusers", "PNDMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        },
-    )
+    scheduler = make_scheduler()
+    scheduler.save_pretrained(folder / "scheduler")
+    parts = (vae, text_encoder, models.load_tokenizer(folder), unet, scheduler)
+    pipeline = StableDiffusionPipeline(*parts, None, None, requires_safety_checker=False)
+    pipeline.save_config(folder)  # model_index.json
 
 
 def save_part(folder: Path, model: Any, dtype: torch.dtype = torch.float32) -> None:

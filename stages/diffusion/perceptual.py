@@ -20,7 +20,7 @@ from stages.diffusion.from_scratch import Trainer, normalize_pixels, random_crop
 
 CHANNELS = (32, 64, 96, 128)  # of the levels, at 1, 1/2, 1/4 and 1/8 of the images' size
 WORDS = 256  # that are learned, at most: the most frequent
-STEPS = 1500  # at most
+WORD_STEPS = 1500  # of the network's training, at most
 LR = 3e-3
 
 

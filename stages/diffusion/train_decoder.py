@@ -25,8 +25,7 @@ from stages.diffusion.from_scratch import (
     random_crop,
     reconstruction_loss,
 )
-from stages.diffusion.perceptual import STEPS as PERCEPTUAL_STEPS
-from stages.diffusion.perceptual import perceptual_loss, train_word_network
+from stages.diffusion.perceptual import WORD_STEPS, perceptual_loss, train_word_network
 from stages.diffusion.resumable import MinuteCheckpoints
 from stages.runtime.errors import exit_with_error
 from stages.runtime.progress import progress_bar
@@ -70,31 +69,10 @@ def train_decoder(
     """
     factor = 2 ** (len(vae.config.block_out_channels) - 1)  # pixels per latent
     network = train_word_network(
-        images,
-        captions,
-        min(steps, PERCEPTUAL_STEPS),
-        batch_size,
-        factor,
-        seed,
-        cache / "perceptual",
+        images, captions, min(steps, WORD_STEPS), batch_size, factor, seed, cache / "perceptual"
     )
-    torch.manual_seed(seed)
-    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
-    models = nn.ModuleDict({"decoder": decoder, "discriminator": make_discriminator()})
-    for model in (vae, models):
-        model.to(device_type())
-        model.to(memory_format=torch.channels_last)
-    vae.requires_grad_(False)
-    models.requires_grad_(True)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": models["decoder"].parameters(), "peak_lr": LR},
-            {"params": models["discriminator"].parameters(), "peak_lr": DISCRIMINATOR_LR},
-        ],
-        betas=BETAS,
-        weight_decay=0.0,
-        fused=True,
-    )
+    models = make_models(vae, seed)
+    optimizer = make_optimizer(models)
     # With the buffers, which the spectral norms of the discriminator go on from.
     weights = models.state_dict(keep_vars=True)
     ema = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -122,6 +100,32 @@ def train_decoder(
     bar.close()
     models.load_state_dict(ema)
     return vae.eval()
+
+
+def make_models(vae: Any, seed: int) -> nn.ModuleDict:
+    """The decoder of a VAE and an untrained discriminator, ready to train; the encoder isn't."""
+    torch.manual_seed(seed)
+    decoder = nn.ModuleList([vae.post_quant_conv, vae.decoder])
+    models = nn.ModuleDict({"decoder": decoder, "discriminator": make_discriminator()})
+    for model in (vae, models):
+        model.to(device_type())
+        model.to(memory_format=torch.channels_last)
+    vae.requires_grad_(False)
+    models.requires_grad_(True)
+    return models
+
+
+def make_optimizer(models: nn.ModuleDict) -> torch.optim.AdamW:
+    """The optimizer of decoder and discriminator, each with its own peak learning rate."""
+    return torch.optim.AdamW(
+        [
+            {"params": models["decoder"].parameters(), "peak_lr": LR},
+            {"params": models["discriminator"].parameters(), "peak_lr": DISCRIMINATOR_LR},
+        ],
+        betas=BETAS,
+        weight_decay=0.0,
+        fused=True,
+    )
 
 
 def make_discriminator() -> nn.Sequential:

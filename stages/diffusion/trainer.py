@@ -212,7 +212,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler else None
         tensors = checkpoints.training_tensors(self.weights, self.ema, self.unwrapped_optimizer)
-        copied = checkpoints.fit_twice(tensors)
+        copied = checkpoints.copies_fit(tensors)
         if copied:
             tensors = checkpoints.copy_tensors(tensors)
         if self.accelerator.is_main_process:

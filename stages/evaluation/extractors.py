@@ -16,6 +16,7 @@ from stages.common.artifacts import read_json
 from stages.evaluation.efficientnet import load_efficientnet
 from stages.evaluation.networks import load_scene_network, normalize, resize
 from stages.runtime.errors import exit_with_error
+from stages.runtime.parallel import batched
 from stages.runtime.pretrained import load_pretrained, load_tokenizer
 
 SCENE = Path("models/scene")
@@ -200,9 +201,9 @@ def caption_embeddings(
     tokenizer = load_tokenizer(folder)
     model: Any = clip.network
     embeddings = []
-    for start in range(0, len(captions), batch_size):
+    for batch in batched(captions, batch_size):
         tokens = tokenizer(
-            captions[start : start + batch_size],
+            batch,
             padding="max_length",
             truncation=True,
             max_length=model.config.text_config.max_position_embeddings,

@@ -82,7 +82,7 @@ def bootstrap_scores(
         losses: cross-entropy [N].
         class_count: number of classes K.
         rng: draws.
-        units: number [N] of the prompt or scene of each image, whose images are drawn together.
+        units: number [N] of the prompt or site of each image, whose images are drawn together.
     """
     size = (BOOTSTRAP_SAMPLES, GUESSES)
     guess_labels = labels[(rng.random(size) * len(labels)).astype(int)]
@@ -138,7 +138,7 @@ def average_over_seeds(
 
     Args:
         scores: of each classifier on one test set, with its size `n` and the number `n_units` of
-            prompts or scenes that are independent (of unequal sizes, `count_units`).
+            prompts or sites that are independent (of unequal sizes, `count_units`).
         bootstrapped: of each classifier, its `bootstrap_scores`.
         by_class: of each classifier, its `accuracy_by_class`.
 

@@ -1,5 +1,6 @@
 """Tiles of raw values, which wait for the stretch of the whole data set."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,8 @@ def unpack(content: bytes, layout: RawLayout, alpha_is_mask: bool) -> RawTile:
     count = int(np.prod(layout.shape))
     values = np.frombuffer(content, layout.dtype, count).reshape(layout.shape)
     pixels = layout.shape[1] * layout.shape[2]
-    masks = np.frombuffer(content, np.uint8, offset=values.nbytes).reshape(-1, -(-pixels // 8))
+    mask_bytes = math.ceil(pixels / 8)
+    masks = np.frombuffer(content, np.uint8, offset=values.nbytes).reshape(-1, mask_bytes)
     valid, *opaque = np.unpackbits(masks, axis=1, count=pixels).astype(bool)
     if opaque and alpha_is_mask:
         valid = valid & opaque[0]

@@ -1,5 +1,6 @@
 """Cut scenes, which are rasters larger than a tile, into windows of their own grid and CRS."""
 
+import math
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -121,7 +122,7 @@ def _cut(
 
 def _within(positions: range, start: int, stop: int) -> range:
     """The positions from `start` to before `stop`. They begin at 0."""
-    first, last = (-(-bound // positions.step) for bound in (start, stop))
+    first, last = (math.ceil(bound / positions.step) for bound in (start, stop))
     return positions[first:last]
 
 

@@ -4,6 +4,7 @@ A stretch is a list of (low, high) pairs, one per band or one for all bands. `lo
 becomes 255, what lies outside is clipped. The inverse is value = low + byte / 255 * (high - low).
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -53,7 +54,7 @@ def sample_pixels(
         pixel_count: how many pixels all of them have.
         limit: of the samples of all tiles together.
     """
-    step = -(-pixel_count // limit)
+    step = math.ceil(pixel_count / limit)
     step += 1 - step % 2  # odd, so that it doesn't fall on the same columns of each row
     for tile in tiles:
         chosen = np.flatnonzero(tile.valid)[::step]

@@ -60,9 +60,6 @@ class LatentSemanticEmbedder:
                 f"{weights.shape[0]} passages"
             )
         components = TruncatedSVD(rank, random_state=seed).fit(weights).components_  # [D, V]
-        # The sign of a singular vector is arbitrary: make its largest entry positive.
-        largest = components[np.arange(rank), np.abs(components).argmax(axis=1)]  # [D]
-        components = components * np.sign(largest)[:, None]
         return cls(
             list(vectorizer.get_feature_names_out()),
             vectorizer.idf_.astype(np.float32),
@@ -71,9 +68,10 @@ class LatentSemanticEmbedder:
 
     def embed(self, texts: list[str]) -> np.ndarray:
         """Return unit vectors [N, D] float32; zeros for a text without a known word."""
+        from sklearn.preprocessing import normalize
+
         projected = self.vectorizer.transform(texts) @ self.components.T.astype(np.float64)
-        norms = np.linalg.norm(projected, axis=1, keepdims=True)  # [N, 1]
-        return (projected / np.where(norms > 0, norms, 1)).astype(np.float32)
+        return normalize(projected).astype(np.float32)
 
     def embed_queries(self, texts: list[str]) -> np.ndarray:
         """Return the vectors of queries, which are those of `embed`."""

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -103,14 +103,7 @@ class Retriever:
         # Passages at the same distance are ordered by their id.
         ranked = sorted(hits, key=lambda hit: hit[:2])
         return [
-            Passage(
-                id=id,
-                paper=metadata["paper"],
-                title=metadata["title"],
-                page=metadata["page"],
-                text=text,
-            )
-            for _, id, metadata, text in ranked
+            cast(Passage, {"id": id, **metadata, "text": text}) for _, id, metadata, text in ranked
         ]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from stages.runtime.parallel import batched
+
 IGNORE_INDEX = -100  # torch's cross entropy skips positions with this label
 BATCH = 1000  # texts that are tokenized at once
 
@@ -28,14 +30,13 @@ def encode(texts: list[str], tokenizer: Any) -> list[np.ndarray]:
     """
     start = start_ids(tokenizer)
     encoded = []
-    for first in range(0, len(texts), BATCH):
-        batch = tokenizer(
-            texts[first : first + BATCH],
-            add_special_tokens=False,
-            split_special_tokens=True,
-            verbose=False,
+    for batch in batched(texts, BATCH):
+        ids_of_batch = tokenizer(
+            batch, add_special_tokens=False, split_special_tokens=True, verbose=False
         )["input_ids"]
-        encoded += [np.array([*start, *ids, tokenizer.eos_token_id], np.int32) for ids in batch]
+        encoded += [
+            np.array([*start, *ids, tokenizer.eos_token_id], np.int32) for ids in ids_of_batch
+        ]
     return encoded
 
 

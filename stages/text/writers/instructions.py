@@ -1,5 +1,6 @@
 """Requests for descriptions to instruction-tuned language models."""
 
+import math
 import re
 from typing import Any
 
@@ -86,7 +87,7 @@ def format_requests(
 
     Together they ask for at least 1.5 times `count` descriptions, since some will be rejected.
     """
-    requests = -(-3 * count // (2 * MAX_PER_REQUEST))  # rounded up
+    requests = math.ceil(1.5 * count / MAX_PER_REQUEST)
     per_request = min(MAX_PER_REQUEST, 3 * count)
     return [
         format_request(label, names, technique, classes, passages, per_request, number)
