@@ -23,6 +23,7 @@ class Hub:
         # "owner/name" or "datasets/owner/name" -> {file: content}
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()  # repositories that need a token
+        self.withheld: dict[str, str] = {}  # repository -> why a token gets none of its files
         self.objects: dict[str, bytes] = {}  # uploaded large files by SHA-256
         self.breaks: dict[str, int] = {}  # file -> how many of its downloads break off halfway
         self.downloads: list[tuple[str, str | None]] = []  # (file, Range header)
@@ -115,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_tree(files)
         if kind != "file":
             return self.send_repository(repository, commit, files)
+        if repository in self.hub.withheld:
+            return self.send_json(403, {}, {"X-Error-Message": self.hub.withheld[repository]})
         if file not in files:
             return self.send_error_code(404, "EntryNotFound", {"X-Repo-Commit": commit})
         self.send_file(file, files[file], commit)

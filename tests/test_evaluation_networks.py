@@ -259,3 +259,28 @@ def test_a_dinov2_folder_is_an_extractor_and_incomplete_weights_are_refused(tmp_
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SystemExit, match="dinov2: .*layernorm.weight"):
         TransformerExtractor("dinov2", folder)
+
+
+def test_register_tokens_of_a_dinov2_folder_are_used_and_other_models_are_refused(tmp_path):
+    import torch
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    from stages.evaluation.extractors import TransformerExtractor
+
+    config = Dinov2WithRegistersConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    network = Dinov2WithRegistersModel(config).eval()
+    torch.nn.init.normal_(network.embeddings.register_tokens)
+    network.save_pretrained(tmp_path)
+    preprocessing = {"size": 28, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    with torch.inference_mode():
+        output = TransformerExtractor("dinov2", tmp_path)(torch.zeros(1, 3, 28, 28).byte())
+        expected = network(torch.full((1, 3, 28, 28), -1.0)).pooler_output
+    torch.testing.assert_close(output["features"], expected)
+
+    config_file = tmp_path / "config.json"
+    config_file.write_text(config_file.read_text().replace("dinov2_with_registers", "dinov3_vit"))
+    with pytest.raises(SystemExit, match="config.json: model_type is dinov3_vit; .* dinov2 or"):
+        TransformerExtractor("dinov2", tmp_path)

@@ -619,6 +619,11 @@ def test_a_source_that_cannot_be_fetched_is_an_error(
     assert "path:" in fetch("hub:owner/model")
     hub.gated.add("owner/model")
     assert "HF_TOKEN" in one_line(client("stages.fetch_model", "diffusion", cwd=tmp_path / "run"))
+    hub.withheld["owner/model"] = "Enable access in your token settings."
+    done = client("stages.fetch_model", "diffusion", cwd=tmp_path / "run", HF_TOKEN=TOKEN)
+    reason = "hub:owner/model cannot be reached (Enable access in your token settings.)"
+    assert done.returncode == 1 and reason in done.stderr.splitlines()[-1]
+    hub.withheld.clear()
     done = client("stages.fetch_model", "diffusion", cwd=tmp_path / "run", HF_TOKEN=TOKEN)
     assert done.returncode == 0, done.stderr
     assert not files_with_token(tmp_path)

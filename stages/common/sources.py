@@ -260,6 +260,10 @@ def _first_line(error: Exception) -> str:
     """What an error of a connection says, on one line."""
     if type(error) is FileNotFoundError and not error.filename:  # of the client's certificates
         return f"SSL_CERT_FILE: {error.strerror}"
+    # Where the hub refuses a file, the library's error hides the hub's own words in its cause.
+    for refusal in (error, error.__cause__):
+        if message := getattr(refusal, "server_message", None):
+            return message.splitlines()[0]
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

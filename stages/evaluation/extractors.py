@@ -166,15 +166,23 @@ class EfficientNetExtractor(nn.Module):
 class TransformerExtractor(nn.Module):
     """DINOv2's normalized class token, or CLIP's image embedding, from a transformers folder."""
 
+    # A model of another type would be loaded without the weights that only it has.
+    MODEL_TYPES = {"dinov2": ("dinov2", "dinov2_with_registers"), "clip": ("clip",)}
+
     def __init__(self, name: str, folder: Path):
         super().__init__()
-        from transformers import CLIPModel, Dinov2Model
+        from transformers import AutoModel
 
         for file in ("model.safetensors", "config.json", "preprocessor_config.json"):
             require_file(folder / file, f"a {name} folder of the Hugging Face hub")
         self.is_clip = name == "clip"
-        model_class = {"dinov2": Dinov2Model, "clip": CLIPModel}[name]
-        self.network = load_pretrained(model_class, folder).eval()
+        model_type = read_json(folder / "config.json").get("model_type")
+        if model_type not in self.MODEL_TYPES[name]:
+            exit_with_error(
+                f"{folder / 'config.json'}: model_type is {model_type}; as {name} works a model of "
+                f"type {' or '.join(self.MODEL_TYPES[name])}"
+            )
+        self.network = load_pretrained(AutoModel, folder).eval()
         self.preprocessing = read_json(folder / "preprocessor_config.json")
         crop = self.preprocessing.get("crop_size") or self.preprocessing["size"]
         self.size = crop if isinstance(crop, int) else crop.get("height") or crop["shortest_edge"]
