@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, shell
 from safetensors.torch import load_file
-from tiny_diffusion import make_imagery, on_threads, run, write_params
+from tiny_diffusion import make_imagery, on_threads, resume_key, run, write_params
 
 from stages import encode, finetune_sd
 from stages.common.artifacts import decode_image, digest, read_json, read_rows
@@ -178,6 +178,22 @@ def test_a_killed_run_goes_on_and_writes_the_same_bytes(workspace):
     assert run(workspace, encode_until, 6)[0] == 9
     assert run(workspace, encode.main, processes=2)[0] == 0
     assert digest(workspace / "data/latents") == whole
+
+
+def test_what_was_encoded_of_other_inputs_is_not_used(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    start = models.start_folder()
+    inputs = [encode.TRAIN, encode.VALID]
+    inputs += [start / part for part in ("vae", "tokenizer", "text_encoder")]
+    keys = [resume_key(monkeypatch, encode, encode.main)]
+    for folder in inputs:
+        (folder / "other").touch()
+        keys.append(resume_key(monkeypatch, encode, encode.main))
+    write_params(workspace, encode={"base_domain": "path:photographs"})
+    for size in (40, 50):
+        make_imagery(workspace / "photographs", {"test": 9}, size=size)
+        keys.append(resume_key(monkeypatch, encode, encode.main))
+    assert len(set(keys)) == len(inputs) + 3
 
 
 def overwrite_another_group() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, replace_in_params
 from safetensors.torch import load_file
-from tiny_diffusion import make_imagery, make_pipeline, run, write_params
+from tiny_diffusion import make_imagery, make_pipeline, resume_key, run, write_params
 
 from stages import train_base
 from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
@@ -164,6 +164,18 @@ def test_adaptation_leaves_the_parts_of_no_steps_as_they_are(tmp_path):
     )
     changed = {name.split(".")[0] for name in before if not before[name].equal(after[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_parts_of_other_inputs_are_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_adapt_workspace(tmp_path)
+    keys = [resume_key(monkeypatch, train_base, train_base.main)]
+    for folder in (train_base.IMAGERY, train_base.FETCHED):
+        (folder / "other").touch()
+        keys.append(resume_key(monkeypatch, train_base, train_base.main))
+    replace_in_params(tmp_path, "seed: 0\n", "seed: 1\n")
+    keys.append(resume_key(monkeypatch, train_base, train_base.main))
+    assert len(set(keys)) == 4
 
 
 def exhaust_memory():

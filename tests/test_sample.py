@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, replace_in_params
 from PIL import Image
-from tiny_diffusion import on_threads, run, write_params
+from tiny_diffusion import make_imagery, on_threads, resume_key, run, save_unet, write_params
 
 from stages import features, generate, sample, train_scene
 from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
 from stages.diffusion import models, sampler
 from stages.diffusion.marked_png import SETTINGS
 from stages.publishing.folders import write_labeled_shards
+from stages.runtime import resume_cache
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,19 @@ def test_groups_of_other_params_are_not_resumed(workspace):
     assert code == 0, log
     assert (workspace / "written.txt").read_text() == "6"  # 21 images, 4 in a group
     assert len({row["seed"] for row in read_rows(workspace / "data/samples/tuned")}) == 21
+
+
+def test_groups_of_another_seed_model_or_captions_are_not_resumed(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    keys = [resume_key(monkeypatch, resume_cache, sample.main, "base")]
+    replace_in_params(workspace, "seed: 0\n", "seed: 1\n")
+    keys.append(resume_key(monkeypatch, resume_cache, sample.main, "base"))
+    save_unet(workspace / "models/base/diffusion/unet", (8, 16, 16), 16, 8)  # other weights
+    keys.append(resume_key(monkeypatch, resume_cache, sample.main, "base"))
+    make_imagery(workspace / "data/imagery", {"test": 7}, size=16)
+    keys.append(resume_key(monkeypatch, resume_cache, sample.main, "base"))
+    assert len(set(keys)) == 4
+    assert resume_key(monkeypatch, resume_cache, sample.main, "base") == keys[-1]
 
 
 def test_images_are_the_same_from_two_processes(sampled, workspace):

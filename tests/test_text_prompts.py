@@ -29,7 +29,7 @@ from stages.text.embedder import LatentSemanticEmbedder
 from stages.text.prompt_writing import ImagePrompt, PromptCollector
 from stages.text.writers import domain, generation, instructed, instructions, one_by_one
 from stages.text.writers import endpoint as endpoint_module
-from stages.text.writers.answer_cache import AnswerCache
+from stages.text.writers.answer_cache import AnswerCache, open_answer_cache
 from stages.text.writers.answers import Answer
 from stages.text.writers.cleaning import clean_sentence
 from stages.text.writers.extractive import ExtractiveWriter, compose_candidates
@@ -878,6 +878,19 @@ def test_a_damaged_kept_answer_is_asked_for_again(tmp_path, capsys, content):
     assert cache.get({"seed": 0}, lambda: [Answer(LAKE, False)]) == kept
     assert "damaged" in capsys.readouterr().err
     assert cache.get({"seed": 0}, list) == kept
+
+
+def test_the_answers_of_another_run_are_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("REMOTE_DIFFUSION_SCRATCH", str(tmp_path / "scratch"))
+    folders = []
+    for model in ("one", "two"):
+        (tmp_path / "SOURCE.json").write_text(model)
+        for technique in ("few_shot", "retrieval"):
+            params = PARAMS.prompt.model_copy(update={"technique": technique})
+            for seed in (0, 1):
+                with open_answer_cache(params, seed, tmp_path) as cache:
+                    folders.append(cache.folder)
+    assert len(set(folders)) == 8
 
 
 def test_a_traceback_shows_no_secret(tmp_path):

@@ -4,10 +4,12 @@ import json
 import multiprocessing
 import os
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -257,6 +259,24 @@ def _child(workspace: Path, rank: int, world: int, port: str, function, args: tu
     multiprocessing.set_start_method(None, force=True)
     torch.set_num_threads(1)
     function(*args)
+
+
+def resume_key(monkeypatch, module, main, *args) -> str:
+    """The fingerprint for which a stage resumes what a killed run has finished.
+
+    `main(*args)` runs in this process, in this folder, until it asks `module` for the resume cache.
+    """
+    asked = []
+
+    def stop(stage: str, fingerprint: str):
+        asked.append(fingerprint)
+        sys.exit()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "resume_folder", stop)
+        with pytest.raises(SystemExit):
+            main(*args)
+    return asked.pop()
 
 
 def on_threads(count: int, function, *args) -> None:
