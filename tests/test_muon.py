@@ -34,6 +34,21 @@ def test_a_convolution_is_updated_as_its_matrix(memory_format):
     assert step.square().mean().sqrt() == pytest.approx(3 * 0.1 * UPDATE_SIZE, rel=0.2)
 
 
+def test_momentum_is_nesterovs_of_each_weight():
+    gradients = torch.randn(3, 2, 8, 12, generator=torch.Generator().manual_seed(0))
+    weights = {name: torch.nn.Parameter(torch.zeros(8, 12)) for name in "ab"}
+    optimizer = Muon(weights, lr=1.0, weight_decay=0.0)
+    momentum, expected = torch.zeros(2, 8, 12), torch.zeros(2, 8, 12)
+    for of_step in gradients:
+        for weight, gradient in zip(weights.values(), of_step):
+            weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.95 * momentum + 0.05 * of_step
+        update = orthogonalize(0.05 * of_step + 0.95 * momentum)
+        expected -= UPDATE_SIZE * 12**0.5 * update
+    torch.testing.assert_close(torch.stack(list(weights.values())).detach(), expected)
+
+
 def test_an_update_does_not_depend_on_the_number_of_cores():
     generator = torch.Generator().manual_seed(0)
     start, gradient = torch.randn(2, 3, 128, 1152, generator=generator)
@@ -65,7 +80,9 @@ def test_a_weight_without_a_gradient_stays():
 
 def test_vectors_and_outer_layers_get_adamw():
     torch.manual_seed(0)
-    ours = {"norm": torch.nn.Parameter(torch.ones(5)), "conv_in": torch.nn.Parameter(torch.eye(4))}
+    ours = {"norm.weight": torch.nn.Parameter(torch.ones(5))}
+    for name in ("conv_in", "conv_out", "time_embedding.linear_1"):
+        ours[f"{name}.weight"] = torch.nn.Parameter(torch.eye(4))
     theirs = [torch.nn.Parameter(weight.detach().clone()) for weight in ours.values()]
     muon = Muon(ours, lr=0.01, weight_decay=0.1)
     adamw = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
