@@ -16,6 +16,7 @@ from tiny_diffusion import make_imagery, make_pipeline, resume_key, run, write_p
 from stages import train_base
 from stages.common.artifacts import decode_image, digest, read_json, read_rows, write_json
 from stages.diffusion import checkpoints, from_scratch, models, resumable, train_decoder
+from stages.diffusion.clip_tokenizer import train_tokenizer
 from stages.embedded import train_diffusion, train_models
 from stages.embedded.scenes import render
 from stages.imagery.base_domain import UNSEEN_SCENES
@@ -176,6 +177,52 @@ def test_parts_of_other_inputs_are_not_resumed(tmp_path, monkeypatch):
     replace_in_params(tmp_path, "seed: 0\n", "seed: 1\n")
     keys.append(resume_key(monkeypatch, train_base, train_base.main))
     assert len(set(keys)) == 4
+
+
+def test_each_caption_is_contrasted_with_its_image(tmp_path, monkeypatch):
+    """Image i has the gray value i and the caption "i"."""
+    captions = [[f"{i}"] for i in range(10)]
+    images = np.full((10, 16, 16, 3), np.arange(10).reshape(10, 1, 1, 1), np.uint8)
+    train_tokenizer([text for (text,) in captions], tmp_path / "tokenizer")
+    read, seen = [], []
+    tokenize, normalize_pixels = from_scratch.tokenize, from_scratch.normalize_pixels
+
+    def note_texts(tokenizer, texts):
+        read.append([int(text) for text in texts])
+        return tokenize(tokenizer, texts)
+
+    def note_images(batch):
+        seen.append(batch[:, 0, 0, 0].tolist())
+        return normalize_pixels(batch)
+
+    monkeypatch.setattr(from_scratch, "tokenize", note_texts)
+    monkeypatch.setattr(from_scratch, "normalize_pixels", note_images)
+    tokenizer = models.load_tokenizer(tmp_path)
+    from_scratch.train_text_encoder(
+        tokenizer, images, captions, 32, 1, 3, batch_size=4, lr=1e-3, seed=0, cache=tmp_path
+    )
+    assert read[:3] == seen
+    assert len({image for batch in seen for image in batch}) > 4
+
+
+def test_scaled_latents_have_unit_deviation(tmp_path):
+    torch.manual_seed(0)
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    vae = from_scratch.make_vae([8, 16], 4, 32)
+    vae.quant_conv.weight.data[:4] *= 20  # the means'
+    vae = from_scratch.train_vae(vae, images, 0, 4, 1e-3, 0, tmp_path)
+    with torch.no_grad():
+        latents = vae.encode(from_scratch.normalize_pixels(images)).latent_dist.sample()
+    assert abs(latents.std() - 1) > 0.2
+    assert (latents * vae.config.scaling_factor).std().item() == pytest.approx(1, rel=0.02)
+
+
+def test_crops_are_of_every_place():
+    images = np.arange(32 * 32).reshape(1, 32, 32, 1)
+    generator = np.random.default_rng(0)
+    corners = [from_scratch.random_crop(images, generator, 4)[0, 0, 0, 0] for _ in range(300)]
+    rows, columns = np.divmod(corners, 32)
+    assert set(rows) == set(columns) == set(range(17))
 
 
 def exhaust_memory():

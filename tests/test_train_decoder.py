@@ -108,3 +108,35 @@ def test_a_decoder_is_trained_and_saved_without_a_warning(tmp_path, caplog):
     saved = load_file(tmp_path / "vae/diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in saved.values()} == {torch.float16}
     assert {weight.dtype for weight in vae.parameters()} == {torch.float32}
+
+
+def test_rates_warm_up_and_fall_crops_differ_and_weights_are_averaged(tmp_path, monkeypatch):
+    rates, crops = [], []
+    draw_crops = train_decoder.draw_crops
+
+    class NotedAdamW(torch.optim.AdamW):
+        def step(self, closure=None):
+            rates.append([group["lr"] for group in self.param_groups if "peak_lr" in group])
+            return super().step(closure)
+
+    def note_crops(*args):
+        x, y = draw_crops(*args)
+        crops.append(x)
+        return x, y
+
+    monkeypatch.setattr(torch.optim, "AdamW", NotedAdamW)
+    monkeypatch.setattr(train_decoder, "draw_crops", note_crops)
+    monkeypatch.setattr(train_decoder, "WARMUP_STEPS", 2)
+    # As if all weights had been 0 at every step.
+    monkeypatch.setattr(
+        train_decoder, "update_ema", lambda ema, *_: [weight.zero_() for weight in ema.values()]
+    )
+    vae = from_scratch.make_vae([8, 16], 4, 32)
+    tiles = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    train_decoder.train_decoder(vae, tiles, CAPTIONS, 4, batch_size=2, seed=0, cache=tmp_path)
+    factors = np.array([[0.505], [0.8636], [0.51], [0.1564]])
+    expected = factors * [train_decoder.LR, train_decoder.DISCRIMINATOR_LR]
+    np.testing.assert_allclose([step for step in rates if step], expected, rtol=1e-3)
+    assert len(crops) == 4 and not torch.equal(crops[0], crops[1])
+    assert not any(weight.any() for weight in vae.decoder.parameters())
+    assert all(weight.any() for weight in vae.encoder.conv_in.parameters())
