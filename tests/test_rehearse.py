@@ -288,6 +288,51 @@ def test_work_is_what_the_progress_bars_count():
     assert cuts.work("prompt", params, images) == ("prompts", 7 + 2 + 2 * 5 * 2)
 
 
+def test_the_work_of_each_stage():
+    params = params_of("demo")
+    for section, values in {
+        "sampling": {"steps": 10, "batch_size": 8},
+        "finetune_sd": {"batch_size": 4, "gradient_accumulation": 1, "epochs": 2},
+        "train_base": {"source": "scratch", "vae_steps": 10, "decoder_steps": 5, "text_steps": 7},
+        "train_scene": {"source": "scratch", "epochs": 4},
+        "finetune_llm": {"steps": 6, "batch_size": 2},
+        "fid": {"subsets": 4, "paper_draws": 2},
+        "classifier": {"images_per_caption": 2, "seeds": 3, "epochs": 5, "batch_size": 8},
+        "encode": {"base_domain": "embedded", "base_images": 6},
+        "prompt": {"per_class": {"a": 1, "b": 2}},
+        "generate": {"images_per_prompt": 3, "balance": None, "keep": {"draw": 2, "by": "clip"}},
+    }.items():
+        params[section] |= values
+    # The grid and the 3 + 6 held-out images are measured after every second step and at first.
+    grid = {"validation_images": 100, "grid_captions": 2, "grid_steps": 3, "checkpoint_steps": 2}
+    params["finetune_sd"] |= grid
+    params["classes"] = {"a": ["desert"], "b": ["lake"]}
+    images = {"train": 10, "valid": 3, "test": 5, "figures": 4}
+    work = {
+        "finetune_sd": 5 * 4 * 3 + (1 + 3) * (3 + 6 + 2 * 3 * 8),
+        "train_base": 8 * (10 + 5) + 7,
+        "train_scene": 4 * 10,
+        "finetune_llm": 6 * 2,
+        "fid": 4 + 2,
+        "sample@base": 8 * 11.5,
+        "sample@tuned": 16 * 11.5,
+        "generate": 24 * 11.5,  # of twice the 9 images that are kept
+        "classify@lulc": 3 * 5 * 16,
+        "classify@scenes": 3 * 5 * 16,
+    }
+    assert {stage: cuts.work(stage, params, images)[1] for stage in work} == work
+
+
+def test_a_second_run_tells_the_seconds_of_a_unit(tmp_path, monkeypatch):
+    rehearsal = make_rehearsal(tmp_path, params_of("demo"), False)
+    rehearsal.images = {"train": 10, "valid": 3, "test": 5, "figures": 4}
+    row = Row("classify@scenes", measured=measured(seconds=10))
+    row.unit, row.done = cuts.work(row.stage, rehearsal.params, rehearsal.images)
+    monkeypatch.setattr(stages, "measure_stage", lambda *_: measured(seconds=50))
+    seconds = stages.measure_second_run(rehearsal, SimpleNamespace(name=row.stage), row)
+    assert seconds == pytest.approx((50 - 10) / (2 * row.done))  # three times as many epochs
+
+
 # The resume cache and the disk of the full run.
 
 
@@ -318,6 +363,28 @@ def test_the_checkpoints_of_the_full_run_are_computed(tmp_path, changes, bytes_p
     row = Row("finetune_sd", measured(), full_cache=5)
     count_work(rehearsal, row)
     assert row.full_cache == 1000 * bytes_per_weight
+
+
+@pytest.mark.parametrize(
+    "method, ema_decay, optimizer, bytes_per_weight",
+    [
+        ("full", 0, "adamw", 16),
+        ("full", 0.9, "muon", 16),
+        ("full", 0.9, "adamw", 20),
+        ("lora", 0.9, "adamw", 4),
+    ],
+)
+def test_what_training_holds_must_fit_the_card(
+    tmp_path, method, ema_decay, optimizer, bytes_per_weight
+):
+    full = params_of("paper")
+    full["finetune_sd"] |= {"method": method, "ema_decay": ema_decay, "optimizer": optimizer}
+    rehearsal = make_rehearsal(tmp_path, full, True)
+    write_unet(rehearsal.folder / "models/base/diffusion/unet", 1000)
+    rehearsal.card = 1000 * bytes_per_weight
+    assert stages.check_card(rehearsal) == ""
+    rehearsal.card -= 1
+    assert "finetune_sd.method" in stages.check_card(rehearsal)
 
 
 def test_the_cache_of_lora_and_of_images_is_scaled(tmp_path):
