@@ -14,14 +14,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import requests
 import yaml
-from conftest import shell
+from conftest import shell, wait_until
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
 STAGE = """
@@ -122,11 +121,8 @@ def ssh(tmp_path):
         [SSHD, "-D", "-e", "-f", home / "config"], stderr=open(home / "log", "w")
     )
     try:
-        for _ in range(100):
-            if accepts_connections(port):
-                break
-            assert server.poll() is None, (home / "log").read_text()
-            time.sleep(0.1)
+        wait_until(lambda: server.poll() is not None or accepts_connections(port))
+        assert server.poll() is None, (home / "log").read_text()
         yield SimpleNamespace(
             url=f"ssh://{getpass.getuser()}@127.0.0.1:{port}{store}",
             options={"keyfile": str(home / "user")},
