@@ -370,7 +370,7 @@ def kill_at_random_moments() -> None:
     assert state.global_step >= 3
 
     seconds = measure(train_and_save, Path("whole"))
-    for _ in range(4):
+    for _ in range(2):
         kill(start(train_and_save, Path("killed")), 0, seconds)
     measure(train_and_save, Path("killed"))
     assert read_adapter(Path("killed")) == read_adapter(Path("whole"))
