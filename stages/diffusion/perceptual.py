@@ -78,7 +78,8 @@ def train_word_network(
     vocabulary = [word for word, _ in counts.most_common(WORDS)]
     torch.manual_seed(seed)
     network = WordNetwork(len(vocabulary))
-    network.to(device_type(), memory_format=torch.channels_last)
+    network.to(device_type())
+    network.to(memory_format=torch.channels_last)
     trainer = Trainer(network, "perceptual loss", steps, LR, cache)
     for rows in trainer.batches(len(images), batch_size, seed):
         generator = rng(seed, "perceptual crop", trainer.state.step)
