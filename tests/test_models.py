@@ -713,10 +713,26 @@ def test_models_that_predict_no_next_token_are_refused(fetch, tmp_path, name):
     change_json(folder / "config.json", architectures=[name])
     for role in ("language", "writer"):
         assert f"config.json says {name}: " in refused(fetch, role, f"path:{folder}")
-    assert "model.safetensors" in fetch("embedder", f"path:{folder}")
+    if name.endswith("Classification"):
+        assert "reranker" in refused(fetch, "embedder", f"path:{folder}")
+    else:
+        assert "model.safetensors" in fetch("embedder", f"path:{folder}")
     for causal in ("PhiForCausalLM", "GPT2LMHeadModel", "Gemma4ForConditionalGeneration"):
         change_json(folder / "config.json", architectures=[causal])
         assert "model.safetensors" in fetch("language", f"path:{folder}")
+
+
+def test_encoder_decoders_and_models_with_code_of_their_own_are_refused(fetch, tmp_path):
+    folder = write_language_model(tmp_path / "model")
+    change_json(folder / "config.json", is_encoder_decoder=True)
+    for role in ("language", "writer"):
+        assert "says is_encoder_decoder: " in refused(fetch, role, f"path:{folder}")
+    auto_map = {"AutoModelForCausalLM": "modeling_phi.PhiForCausalLM"}
+    change_json(folder / "config.json", is_encoder_decoder=False, auto_map=auto_map)
+    assert "model.safetensors" in fetch("language", f"path:{folder}")  # transformers has Phi
+    change_json(folder / "config.json", model_type="internlm2")
+    for role in ("language", "writer", "embedder"):
+        assert "code of its own" in refused(fetch, role, f"path:{folder}")
 
 
 def test_hub_records_the_commit(fetch, tmp_path, monkeypatch):

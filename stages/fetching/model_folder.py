@@ -325,6 +325,31 @@ def _check_required_files(
         _check_weight_files(part, names, listing, label)
 
 
+def refuse_other_architectures(role: str, config: dict, label: str) -> None:
+    """Exit with an error where a config.json is not that of a causal language model or embedder.
+
+    transformers would load some of them as one, with weights that were not trained for it.
+    """
+    other = OTHER_HEADS.search(str(config.get("architectures")))
+    kind = other[0] if other else ""
+    if role == "embedder":
+        if kind.endswith("Classification"):
+            exit_with_error(f"{label}: config.json says {kind}, as of a reranker: take an embedder")
+    elif kind or config.get("is_encoder_decoder"):
+        exit_with_error(
+            f"{label}: config.json says {kind or 'is_encoder_decoder'}: take a causal language "
+            "model (ForCausalLM)"
+        )
+    if config.get("auto_map"):
+        from transformers import CONFIG_MAPPING
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            exit_with_error(
+                f"{label}: config.json says auto_map: the model needs code of its own, which is "
+                "not run; take one of a type that transformers has"
+            )
+
+
 def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> None:
     """Exit with an error where a model is of a kind that the stages don't read.
 
@@ -350,11 +375,7 @@ def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> 
             "on a transformers model, such as sentence-transformers/all-MiniLM-L6-v2"
         )
     config = read_json_object(root / "config.json", label)
-    other = OTHER_HEADS.search(str(config.get("architectures")))
-    if other and role != "embedder":
-        exit_with_error(
-            f"{label}: config.json says {other[0]}: take a causal language model (ForCausalLM)"
-        )
+    refuse_other_architectures(role, config, label)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     # A writer is neither trained nor exported.

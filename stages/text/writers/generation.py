@@ -49,7 +49,8 @@ def load_language_model(folder: Path, adapter: Path | None = None) -> tuple[Any,
     tokenizer = load_tokenizer(folder, padding_side="left")
     check_vocabulary(folder, tokenizer, model)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # Any token will do: padding is masked.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return model.to("cuda" if has_gpu else "cpu").eval(), tokenizer
 
 
