@@ -2,10 +2,10 @@
 
     python -m stages.embedded.train_models diffusion
 
-It takes an hour and a half on 2 cores. A killed run resumes from its last checkpoint, in the resume
-cache, and ends with the same bytes. While the UNet trains, the folder always holds a whole model:
-the averaged weights so far, with a README.md that says how many steps they took and how good they
-are.
+It takes two and a half hours on 2 cores. A killed run resumes from its last checkpoint, in the
+resume cache, and ends with the same bytes. While the UNet trains, the folder always holds a whole
+model: the averaged weights so far, with a README.md that says how many steps they took and how good
+they are.
 
     python -m stages.embedded.train_models diffusion --start <model> --folder <new folder>
 
@@ -71,9 +71,9 @@ Publish = Callable[[Any, dict], None]  # of a UNet and what `training.json` says
 class Amounts(NamedTuple):
     """How much is trained: tiles of both looks for VAE and text encoder, others for the UNet."""
 
-    both_looks_tiles: int = 6000
+    both_looks_tiles: int = 36000
     vae_steps: int = 2500
-    decoder_steps: int = 600
+    decoder_steps: int = 6000
     text_steps: int = 800
     unet_tiles: int = 24000
     unet_steps: int = 10000
@@ -538,7 +538,7 @@ def readme_lines(notes: dict[str, dict]) -> Iterator[str]:
     """The lines of README.md."""
     shown = {
         "vae": (f"VAE of {VAE_CHANNELS} channels, {LATENT_CHANNELS} in the latents", "both looks"),
-        "decoder": ("its decoder alone, against a discriminator", "both looks"),
+        "decoder": ("its decoder alone, with adversarial and perceptual losses", "both looks"),
         "text_encoder": (f"CLIP text encoder, 2 layers of width {TEXT_WIDTH}", "both looks"),
         "unet": (
             f"UNet of {UNET_CHANNELS} channels, v-prediction",
