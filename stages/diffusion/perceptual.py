@@ -73,9 +73,8 @@ def train_word_network(
         factor: a multiple of it is the size of the crops that the network sees.
         cache: holds the checkpoints.
     """
-    words = [set(" ".join(texts).lower().split()) for texts in captions]
-    counts = Counter(word for image_words in words for word in sorted(image_words))
-    vocabulary = [word for word, _ in counts.most_common(WORDS)]
+    counts = Counter(word for texts in captions for word in sorted(words_of(texts)))
+    vocabulary = [word for word, _ in counts.most_common(WORDS)] or [""]
     torch.manual_seed(seed)
     network = WordNetwork(len(vocabulary))
     network.to(device_type())
@@ -84,10 +83,16 @@ def train_word_network(
     for rows in trainer.batches(len(images), batch_size, seed):
         generator = rng(seed, "perceptual crop", trainer.state.step)
         x = normalize_pixels(random_crop(images[rows], generator, factor))
-        present = [[word in words[row] for word in vocabulary] for row in rows]
+        words = [words_of(captions[row]) for row in rows]
+        present = [[word in image_words for word in vocabulary] for image_words in words]
         target = torch.tensor(present, dtype=torch.float32, device=x.device)  # [B, words]
         trainer.step(F.binary_cross_entropy_with_logits(network(x).float(), target))
     return network.eval().requires_grad_(False)
+
+
+def words_of(texts: list[str]) -> set[str]:
+    """The words of an image's captions, in small letters."""
+    return set(" ".join(texts).lower().split())
 
 
 def perceptual_loss(network: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
