@@ -73,7 +73,7 @@ class Amounts(NamedTuple):
 
     both_looks_tiles: int = 36000
     vae_steps: int = 2500
-    decoder_steps: int = 6000
+    decoder_steps: int = 6600
     text_steps: int = 800
     unet_tiles: int = 24000
     unet_steps: int = 10000
