@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def write_everything(folder: Path, monkeypatch) -> None:
     start = make_pipeline(folder / "start")
     unet, vae, text_encoder = (models.load(start, p) for p in ("unet", "vae", "text_encoder"))
     save_finetuned(start, folder / "tuned", unet.state_dict(), VAE_NORMALIZATION, 8)
+    shutil.copytree(start / "tokenizer", folder / "scratch/tokenizer")
     from_scratch.save_pipeline(folder / "scratch", vae, text_encoder, unet)
     for file in start.rglob("*.safetensors"):  # not written by the code under test
         file.unlink()

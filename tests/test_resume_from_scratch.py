@@ -258,6 +258,7 @@ def test_decoded_tiles_are_not_held_in_memory(tmp_path, monkeypatch):
 AMOUNTS = train_diffusion.Amounts(
     both_looks_tiles=24,
     vae_steps=4,
+    decoder_tiles=24,
     decoder_steps=4,
     text_steps=4,
     unet_tiles=30,

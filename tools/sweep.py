@@ -126,12 +126,12 @@ def refuse_repository() -> None:
             "it has found: `git fetch --unshallow`"
         )
     with Repo() as repo:
-        cache = repo.cache.local.path
+        cache = repo.cache.local_cache_dir
     if not cache.isascii():  # DVC writes it into the copy's settings, in ASCII
         exit_with_error(
             f"sweep: {cache}: DVC can't run an experiment in a temporary copy where the path of "
-            "its cache has letters outside ASCII: move this clone, or the cache: `mv .dvc/cache "
-            "/a/path && dvc cache dir --local /a/path`"
+            "its cache has letters outside ASCII: move this clone, or the cache: `mv "
+            f"'{cache}' /a/new/path && dvc cache dir --local /a/new/path`"
         )
 
 

@@ -91,7 +91,7 @@ def train_word_network(
 
 
 def words_of(texts: list[str]) -> set[str]:
-    """The words of an image's captions, in small letters."""
+    """The words of an image's captions, in lower case."""
     return set(" ".join(texts).lower().split())
 
 

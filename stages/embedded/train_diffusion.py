@@ -69,10 +69,11 @@ Publish = Callable[[Any, dict], None]  # of a UNet and what `training.json` says
 
 
 class Amounts(NamedTuple):
-    """How much is trained: tiles of both looks for VAE and text encoder, others for the UNet."""
+    """How much is trained: VAE, decoder and text encoder on tiles of both looks."""
 
-    both_looks_tiles: int = 36000
+    both_looks_tiles: int = 6000
     vae_steps: int = 2500
+    decoder_tiles: int = 36000
     decoder_steps: int = 6600
     text_steps: int = 800
     unet_tiles: int = 24000
@@ -142,19 +143,14 @@ def train_encoders(
         from_scratch.save_part(folder / "text_encoder", text_encoder, torch.float16)
         seen = amounts.text_steps * TEXT_BATCH
         record(folder, "text_encoder", amounts.text_steps, seen, len(tiles), {})
-    train_vae_parts(folder, parts, amounts, images, captions, cache)
+    train_vae_parts(folder, parts, amounts, images, cache)
     return fillers
 
 
 def train_vae_parts(
-    folder: Path,
-    parts: Sequence[str],
-    amounts: Amounts,
-    images: np.ndarray,
-    captions: list[list[str]],
-    cache: Path,
+    folder: Path, parts: Sequence[str], amounts: Amounts, images: np.ndarray, cache: Path
 ) -> None:
-    """Train the VAE and its decoder further, where asked, on captioned images [N, H, W, 3]."""
+    """Train the VAE, on images [N, H, W, 3], and its decoder further, where asked."""
     if "vae" in parts:
         torch.manual_seed(SEED)
         vae = from_scratch.train_vae(
@@ -168,16 +164,17 @@ def train_vae_parts(
         )
         save_vae(folder, "vae", vae, amounts.vae_steps, len(images))
     if "decoder" in parts:
+        tiles = both_looks_tiles(SEED, amounts.decoder_tiles)
         vae = train_decoder.train_decoder(
             start_of_decoder(folder, cache),
-            images,
-            captions,
+            np.stack([tile["image"] for tile in tiles]),
+            [tile["captions"] for tile in tiles],
             amounts.decoder_steps,
             VAE_BATCH,
             SEED,
             cache / "decoder",
         )
-        save_vae(folder, "decoder", vae, amounts.decoder_steps, len(images))
+        save_vae(folder, "decoder", vae, amounts.decoder_steps, len(tiles))
 
 
 def start_of_decoder(folder: Path, cache: Path) -> Any:

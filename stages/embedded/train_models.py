@@ -16,6 +16,7 @@ PARTS = ("vae", "decoder", "text_encoder", "unet")  # of the diffusion model
 AMOUNTS = {
     "both_looks_tiles": "tiles that the VAE and the text encoder see",
     "vae_steps": "steps of the VAE",
+    "decoder_tiles": "tiles that its decoder is trained further on",
     "decoder_steps": "further steps of its decoder",
     "text_steps": "steps of the text encoder",
     "unet_tiles": "tiles that the UNet sees",

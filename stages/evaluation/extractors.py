@@ -179,8 +179,8 @@ class TransformerExtractor(nn.Module):
         model_type = read_json(folder / "config.json").get("model_type")
         if model_type not in self.MODEL_TYPES[name]:
             exit_with_error(
-                f"{folder / 'config.json'}: model_type is {model_type}; as {name} works a model of "
-                f"type {' or '.join(self.MODEL_TYPES[name])}"
+                f"{folder / 'config.json'}: model_type is {model_type}; the extractor {name} needs "
+                f"{' or '.join(self.MODEL_TYPES[name])}"
             )
         self.network = load_pretrained(AutoModel, folder).eval()
         self.preprocessing = read_json(folder / "preprocessor_config.json")

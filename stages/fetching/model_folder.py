@@ -330,16 +330,6 @@ def refuse_other_architectures(role: str, config: dict, label: str) -> None:
 
     transformers would load some of them as one, with weights that were not trained for it.
     """
-    other = OTHER_HEADS.search(str(config.get("architectures")))
-    kind = other[0] if other else ""
-    if role == "embedder":
-        if kind.endswith("Classification"):
-            exit_with_error(f"{label}: config.json says {kind}, as of a reranker: take an embedder")
-    elif kind or config.get("is_encoder_decoder"):
-        exit_with_error(
-            f"{label}: config.json says {kind or 'is_encoder_decoder'}: take a causal language "
-            "model (ForCausalLM)"
-        )
     if config.get("auto_map"):
         from transformers import CONFIG_MAPPING
 
@@ -348,6 +338,16 @@ def refuse_other_architectures(role: str, config: dict, label: str) -> None:
                 f"{label}: config.json says auto_map: the model needs code of its own, which is "
                 "not run; take one of a type that transformers has"
             )
+    other = OTHER_HEADS.search(str(config.get("architectures")))
+    kind = other[0] if other else ""
+    if role == "embedder":
+        if kind.endswith("SequenceClassification"):
+            exit_with_error(f"{label}: config.json says {kind}, as of a reranker: take an embedder")
+    elif kind or config.get("is_encoder_decoder"):
+        exit_with_error(
+            f"{label}: config.json says {kind or 'is_encoder_decoder'}: take a causal language "
+            "model (ForCausalLM)"
+        )
 
 
 def refuse_other_kinds(role: str, root: Path, listing: set[str], label: str) -> None:
